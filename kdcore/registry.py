@@ -1,0 +1,362 @@
+"""Components by name: what is installed, found without importing it, and imported when its name is asked for.
+
+Every package, kdcore itself included, declares its components as entry points in the groups listed in `ALL`. Code that
+is not installed registers with `register_loss("name")` and its siblings from a file named in a recipe's `imports:`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata, resources
+from typing import Any, TypeVar
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from kdcore.errors import PluginError
+
+Component = TypeVar("Component", bound=type)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A component that an installed package declares: metadata alone, nothing of it is imported.
+
+    Attributes:
+        name: the name that recipes use.
+        value: where the class is, as `module:attribute`.
+        distribution: the package's name, as pip knows it.
+        version: the package's version.
+        group: the entry point group, such as `kdcore.losses`.
+        kdcore: the versions of kdcore that the package asks for, such as `<0.2,>=0.1`; empty if it does not say.
+    """
+
+    name: str
+    value: str
+    distribution: str
+    version: str
+    group: str
+    kdcore: str = ""
+
+    @property
+    def package(self) -> str:
+        """Name and version of the package."""
+        return f"{self.distribution} {self.version}"
+
+    @property
+    def fits(self) -> bool:
+        """Whether the package was built for this kdcore."""
+        return not self.kdcore or Requirement(f"kdcore{self.kdcore}").specifier.contains(_version(), prereleases=True)
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """A class registered by running code; `source` is the recipe's import file, or None outside of one."""
+
+    cls: type
+    source: str | None
+
+
+class Registry:
+    """The components of one kind.
+
+    Args:
+        group: the entry point group.
+        kind: what one component is called in messages, such as `loss`.
+        interface: `module:Class` of the base class; imported only when a component is.
+        needs_config: whether components carry a nested `Config`.
+    """
+
+    def __init__(self, group: str, kind: str, interface: str, *, needs_config: bool = True) -> None:
+        self.group = group
+        self.kind = kind
+        self.interface = interface
+        self.needs_config = needs_config
+        self._registered: dict[str, list[_Registered]] = {}
+        self._causes: dict[Entry, str] = {}
+
+    def entries(self) -> list[Entry]:
+        """What installed packages declare, sorted by name and package."""
+        return list(_installed(_path_state()).get(self.group, ()))
+
+    def names(self) -> list[str]:
+        """All names that can be asked for, sorted."""
+        return sorted({entry.name for entry in self.entries()} | set(self._registered))
+
+    def registered(self) -> dict[str, list[type]]:
+        """Classes that running code has registered, by name."""
+        return {name: [one.cls for one in found] for name, found in self._registered.items()}
+
+    def find(
+        self, name: str, *, where: str | None = None, key: str | None = None, sources: Collection[str] | None = None
+    ) -> Entry | type:
+        """Say what a name stands for, without importing it.
+
+        Args:
+            name: the component's name, or `package:name` where several packages have it.
+            where: file and line that ask, for the error.
+            key: key path that asks, for the error.
+            sources: import files whose registrations count; all if None.
+
+        Raises:
+            PluginError: no package has that name, several have it, or the one that has it is for another kdcore.
+        """
+        package, _, bare = name.rpartition(":")
+        entries = [entry for entry in self.entries() if entry.name == bare]
+        classes: list[_Registered] = []
+        if package:
+            entries = [
+                entry for entry in entries if canonicalize_name(entry.distribution) == canonicalize_name(package)
+            ]
+        else:
+            found = self._registered.get(name, ())
+            classes = [one for one in found if one.source is None or sources is None or one.source in sources]
+        if not entries and not classes:
+            raise self._unknown(name, bare, package, where, key)
+        if len(entries) + len(classes) > 1:
+            places = [f"package {entry.package}" for entry in entries] + [_place(one.cls) for one in classes]
+            choices = [f"{entry.distribution}:{entry.name}" for entry in entries]
+            raise PluginError(
+                f"{self.kind} `{name}` is provided more than once: {' and '.join(places)}",
+                where=where,
+                key=key,
+                allowed=choices or None,
+                hint="Write `package:name` to choose one, or rename the one that is yours.",
+            )
+        if classes:
+            return classes[0].cls
+        entry = entries[0]
+        if not entry.fits:
+            raise PluginError(
+                f"{self.kind} `{name}` comes from {entry.package}, which is built for kdcore{entry.kdcore}; "
+                f"this is kdcore {_version()}",
+                where=where,
+                key=key,
+                hint=f"Try `pip install --upgrade {entry.distribution}`, or install a kdcore that it fits.",
+            )
+        return entry
+
+    def get(
+        self, name: str, *, where: str | None = None, key: str | None = None, sources: Collection[str] | None = None
+    ) -> type[Any]:
+        """Import the component of that name and check it; arguments as for `find`.
+
+        Raises:
+            PluginError: as `find`, or the component cannot be imported, or is not what its kind asks for.
+        """
+        found = self.find(name, where=where, key=key, sources=sources)
+        if not isinstance(found, Entry):
+            return found
+        cause = self._causes.get(found)
+        problem = ""
+        if cause is None:
+            try:
+                cls = _load(found)
+            except (Exception, SystemExit) as error:
+                # A second import of a half-imported module often fails in another, misleading way: keep the first.
+                cause = self._causes[found] = _describe(error)
+            else:
+                problem = self._fault(cls)
+                if not problem:
+                    return cls  # type: ignore[no-any-return]
+        what = f"{self.kind} `{name}` of {found.package} ({found.value}) "
+        raise PluginError(
+            what + (f"cannot be imported: {cause}" if cause is not None else f"cannot be used: {problem}"),
+            where=where,
+            key=key,
+            hint=f"This is a fault of the package {found.distribution}, not of your recipe."
+            if canonicalize_name(found.distribution) != "kdcore"
+            else None,
+        )
+
+    def register(self, name: str) -> Callable[[Component], Component]:
+        """Register the decorated class under a name, for code that is not installed.
+
+        Running the same code again (a notebook's cell, an edited file) replaces what it registered before.
+
+        Raises:
+            PluginError: the class is not what its kind asks for.
+        """
+
+        def decorate(cls: Component) -> Component:
+            problem = self._fault(cls)
+            if problem:
+                raise PluginError(f"{self.kind} `{name}` ({_place(cls)}) cannot be registered: {problem}")
+            if not name or ":" in name:
+                raise PluginError(f"{name!r} cannot be the name of a {self.kind}: it is empty or has a colon")
+            mine = _Registered(cls, _source[-1] if _source else None)
+            others = self._registered.get(name, [])
+            same = (mine.source, cls.__module__, cls.__qualname__)
+            kept = [one for one in others if (one.source, one.cls.__module__, one.cls.__qualname__) != same]
+            self._registered[name] = [*kept, mine]
+            return cls
+
+        return decorate
+
+    def _fault(self, cls: object) -> str:
+        """What keeps an object from being a component of this kind; empty if nothing does."""
+        module, _, attribute = self.interface.partition(":")
+        interface = getattr(importlib.import_module(module), attribute)
+        if not isinstance(cls, type):
+            return f"{cls!r} is not a class"
+        if not issubclass(cls, interface):
+            return f"{cls.__name__} does not derive from {self.interface.replace(':', '.')}"
+        if inspect.isabstract(cls):
+            return f"{cls.__name__} does not define {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}"
+        return self._config_fault(cls, interface) if self.needs_config else ""
+
+    def _config_fault(self, cls: type, interface: type) -> str:
+        config = getattr(cls, "Config", None)
+        pydantic = sys.modules.get("pydantic")  # not imported: then nothing derives from its BaseModel
+        if not isinstance(config, type) or pydantic is None or not issubclass(config, pydantic.BaseModel):
+            return f"{cls.__name__} has no nested class `Config` that derives from kdcore.ComponentConfig"
+        expected = getattr(interface, "Config", None)
+        missing = set(getattr(expected, "model_fields", ())) - set(getattr(config, "model_fields", ()))
+        if isinstance(expected, type) and missing:
+            return f"{cls.__name__}.Config lacks {', '.join(sorted(missing))}; derive it from {_dotted(expected)}"
+        if getattr(config, "model_config", {}).get("extra") != "forbid":
+            return f"{cls.__name__}.Config accepts unknown keys; derive it from kdcore.ComponentConfig"
+        return ""
+
+    def _unknown(self, name: str, bare: str, package: str, where: str | None, key: str | None) -> PluginError:
+        names, elsewhere = self.names(), _known_packages().get(self.group, {})
+        hints = []
+        if package and bare in names:
+            having = [entry.distribution for entry in self.entries() if entry.name == bare]
+            hints.append(f"No installed package {package} has it; these do: {', '.join(having)}.")
+        elif bare in elsewhere:
+            hints.append(f"The package {elsewhere[bare]} provides it: `pip install {elsewhere[bare]}`.")
+        else:
+            for near in difflib.get_close_matches(bare, [*names, *elsewhere], n=3):
+                install = "" if near in names else f" (`pip install {elsewhere[near]}`)"
+                hints.append(f"Did you mean `{near}`{install}?")
+        return PluginError(
+            f"no {self.kind} is called `{name}`",
+            where=where,
+            key=key,
+            allowed=names or "none is installed",
+            hint=" ".join(hints) or f"A package adds one through the entry point group {self.group}.",
+        )
+
+
+_source: list[str] = []
+
+
+@contextmanager
+def registering_from(source: str) -> Iterator[None]:
+    """While this is open, whatever registers does so on behalf of the file `source`."""
+    _source.append(source)
+    try:
+        yield
+    finally:
+        _source.pop()
+
+
+def _load(entry: Entry) -> Any:
+    module, _, attribute = entry.value.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in filter(None, attribute.split(".")):
+        found = getattr(found, part)
+    return found
+
+
+def _describe(error: BaseException) -> str:
+    """The error and the line that raised it, in one line."""
+    text = f"{type(error).__name__}: {error}".replace("\n", " ").strip().removesuffix(":")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.exists(frame.filename)]
+    frames = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
+    return f"{text} ({frames[-1].filename}:{frames[-1].lineno})" if frames else text
+
+
+def _dotted(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _place(cls: object) -> str:
+    if not isinstance(cls, type):
+        return repr(cls)
+    return f"class {cls.__qualname__} in {getattr(sys.modules.get(cls.__module__), '__file__', None) or cls.__module__}"
+
+
+def _path_state() -> tuple[tuple[str, int], ...]:
+    """What discovery depends on: `sys.path` and when its folders changed."""
+    return tuple((path, os.stat(path).st_mtime_ns) for path in sys.path if os.path.isdir(path))
+
+
+@lru_cache(maxsize=1)
+def _installed(_state: tuple[tuple[str, int], ...]) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        points = [point for point in distribution.entry_points if point.group in ALL]
+        # Of two installations of one package Python imports the first on its path.
+        if not points or canonicalize_name(distribution.name) in seen:
+            continue
+        seen.add(canonicalize_name(distribution.name))
+        asked = _kdcore_versions(distribution)
+        for point in points:
+            entry = Entry(point.name, point.value, distribution.name, distribution.version, point.group, asked)
+            found.setdefault(point.group, []).append(entry)
+    for entries in found.values():
+        entries.sort(key=lambda entry: (entry.name, entry.distribution))
+    return found
+
+
+def _kdcore_versions(distribution: metadata.Distribution) -> str:
+    """The versions of kdcore that a package asks for when it is installed without extras."""
+    specifiers = []
+    for line in distribution.requires or ():
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if canonicalize_name(requirement.name) == "kdcore" and (
+            requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ):
+            specifiers.append(str(requirement.specifier))
+    return ",".join(filter(None, specifiers))
+
+
+@lru_cache(maxsize=1)
+def _known_packages() -> dict[str, dict[str, str]]:
+    """Group, then name, then the package that provides it; written by `plugins/index.py`."""
+    text = resources.files("kdcore").joinpath("known_packages.json").read_text(encoding="utf-8")
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def _version() -> str:
+    return metadata.version("kdcore")
+
+
+models = Registry("kdcore.models", "model", "kdcore.models.base:Model")
+tasks = Registry("kdcore.tasks", "task", "kdcore.tasks.base:Task")
+losses = Registry("kdcore.losses", "loss", "kdcore.losses.base:Loss")
+optimizers = Registry("kdcore.optimizers", "optimizer", "kdcore.optimizers.base:Optimizer")
+schedulers = Registry("kdcore.schedulers", "scheduler", "kdcore.schedulers.base:Scheduler")
+corpora = Registry("kdcore.corpora", "corpus", "kdcore.data.base:Corpus")
+trackers = Registry("kdcore.trackers", "tracker", "kdcore.trackers.base:Tracker")
+commands = Registry("kdcore.commands", "command", "kdcore.commands.base:Command", needs_config=False)
+
+ALL: dict[str, Registry] = {
+    registry.group: registry
+    for registry in (models, tasks, losses, optimizers, schedulers, corpora, trackers, commands)
+}
+
+register_model = models.register
+register_task = tasks.register
+register_loss = losses.register
+register_optimizer = optimizers.register
+register_scheduler = schedulers.register
+register_corpus = corpora.register
+register_tracker = trackers.register
+register_command = commands.register
