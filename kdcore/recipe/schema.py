@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
+
+SECTION_DEFAULTS = {"teacher": "transformers", "student": "transformers", "optimizer": "adamw", "scheduler": "linear"}
+"""The component of a section that states no `name`; a loss's is its label."""
 
 
 class RecipePath:
@@ -22,6 +26,21 @@ class RecipePath:
         self.hub = hub
 
 
+class ComponentSection:
+    """Marks a map field as the section of a component of a registry, such as one corpus of a data recipe.
+
+    The loader makes the paths in it absolute and checks its keys with that component's `Config`. The field itself
+    stays a plain map: `Annotated[dict[str, Any], ComponentSection("kdcore.corpora")]`.
+    """
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Leave a mark that `kdcore recipe schema` replaces by the schemas of what is installed."""
+        return {**handler(core_schema), "x-kdcore-components": self.group}
+
+
 PathString = Annotated[str, RecipePath()]
 PathOrHubName = Annotated[str, RecipePath(hub=True)]
 
@@ -32,11 +51,16 @@ class ComponentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _number_as_text(value: Any) -> Any:
+    """`run.id: 1` is as good as `run.id: "1"`."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class RunSettings(ComponentConfig):
     """Where the run lives: `folder/name/id`."""
 
     name: str = Field(min_length=1, pattern=r"^[^/\\]+$", description="Name of the experiment.")
-    id: Annotated[str, Field(coerce_numbers_to_str=True, min_length=1, pattern=r"^[^/\\]+$")] = "1"
+    id: Annotated[str, BeforeValidator(_number_as_text), Field(min_length=1, pattern=r"^[^/\\]+$")] = "1"
     folder: str = Field("runs", description="Parent of all runs, relative to the working folder.")
 
 
@@ -89,6 +113,10 @@ class LoggingSettings(ComponentConfig):
     every: int = Field(10, gt=0, description="Steps between two rows of metrics.")
 
 
+def _default_trackers() -> list[str | dict[str, Any]]:
+    return ["tensorboard", "jsonl"]
+
+
 class RecipeSettings(ComponentConfig):
     """A whole recipe after `extends` and overrides. Component sections are maps with a `name`."""
 
@@ -105,4 +133,4 @@ class RecipeSettings(ComponentConfig):
     validation: ValidationSettings = ValidationSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
     logging: LoggingSettings = LoggingSettings()
-    tracking: list[str | dict[str, Any]] = Field(default_factory=lambda: ["tensorboard", "jsonl"])
+    tracking: list[str | dict[str, Any]] = Field(default_factory=_default_trackers)

@@ -1,0 +1,1 @@
+"""Recipes: the YAML files that say what is trained, and how."""

@@ -1,0 +1,268 @@
+"""Checks plain data against a pydantic model and says in kdcore's own words what is wrong with it, and where."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from kdcore.errors import InputError, Problem, RecipeError
+from kdcore.recipe.fields import Option, at, field_of, inside, keys_of, literals
+from kdcore.recipe.merging import Place
+from kdcore.recipe.paths import resolve_path
+from kdcore.recipe.yaml import Origin, Plain, describe
+from kdcore.registry import ALL
+
+Model = TypeVar("Model", bound=BaseModel)
+Locate = Callable[[Place], Origin]
+
+EXPECTED = {
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "frozen_set_type": "a list",
+    "dict_type": "a map",
+    "model_type": "a map",
+    "model_attributes_type": "a map",
+    "dataclass_type": "a map",
+    "none_required": "null",
+    "path_type": "a path",
+}
+
+
+def dotted(place: Place) -> str:
+    """A place as messages and overrides write it: `losses.hidden_mse.layers.0`."""
+    return ".".join(str(part) for part in place)
+
+
+def check(model: type[Model], data: dict[str, Plain], prefix: Place, locate: Locate) -> Model | list[Problem]:
+    """Build a model from data, or say all that is wrong.
+
+    Types are taken at their word: the text "64" is no number. Lists are good for tuples, integers for numbers.
+
+    Args:
+        model: the pydantic model.
+        data: its keys and values.
+        prefix: where the data stand in the recipe.
+        locate: origin of a place; for one that is not stated, that of the nearest part that is.
+    """
+    try:
+        # Strict checks of JSON are just as strict as a recipe needs; those of Python objects would refuse [1, 2] as
+        # a tuple.
+        return model.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        faults = [_fault(model, data, dict(details)) for details in error.errors(include_url=False)]
+        return [_problem(model, data, fault, prefix, locate) for fault in _choose_branches(faults)]
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """One of pydantic's errors.
+
+    `steps` are keys and indices or, as one-element tuples, tags of a union's branches.
+    """
+
+    steps: tuple[str | int | tuple[str], ...]
+    type: str
+    message: str
+    context: dict[str, Any]
+    found: Any
+
+    @property
+    def place(self) -> Place:
+        return tuple(step for step in self.steps if not isinstance(step, tuple))
+
+    @property
+    def expected(self) -> str | None:
+        """What would have been right, if the value is of a wrong type."""
+        if self.type in ("literal_error", "enum"):
+            return str(self.context["expected"])
+        return EXPECTED.get(self.type) or self.context.get("wanted")
+
+
+def _fault(model: type[BaseModel], data: Plain, details: dict[str, Any]) -> _Fault:
+    steps: list[str | int | tuple[str]] = []
+    value = data
+    location = details["loc"]
+    for position, part in enumerate(location):
+        within = (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        )
+        last = position == len(location) - 1
+        if within:
+            value = value[part]
+            steps.append(part)
+        elif last and (details["type"] == "missing" or isinstance(part, int)):
+            steps.append(part)
+        else:
+            steps.append((str(part),))
+    found = data if details["type"] == "missing" else details["input"]
+    return _Fault(tuple(steps), details["type"], details["msg"], details.get("ctx", {}), found)
+
+
+def _choose_branches(faults: Sequence[_Fault]) -> list[_Fault]:
+    """Pydantic reports a union's every branch; keep the one that the user meant, or join them to one fault."""
+    chosen: list[_Fault] = []
+    unions: dict[tuple[Any, ...], list[_Fault]] = {}
+    for fault in faults:
+        position = next((index for index, step in enumerate(fault.steps) if isinstance(step, tuple)), None)
+        if position is None:
+            chosen.append(fault)
+        else:
+            unions.setdefault(fault.steps[:position], []).append(fault)
+    for union, inside_union in unions.items():
+        branches: dict[Any, list[_Fault]] = {}
+        for fault in inside_union:
+            rest = replace(fault, steps=(*union, *fault.steps[len(union) + 1 :]))
+            branches.setdefault(fault.steps[len(union)], []).append(rest)
+        reduced = [_choose_branches(branch) for branch in branches.values()]
+        meant = [one for one in reduced if not any(fault.steps == union and fault.expected for fault in one)]
+        if meant:
+            chosen += sorted(meant, key=len)[0]
+        elif len(reduced) == 1:
+            chosen += reduced[0]
+        else:
+            at_union = [fault for one in reduced for fault in one if fault.steps == union and fault.expected]
+            wanted = " or ".join(dict.fromkeys(str(fault.expected) for fault in at_union))
+            chosen.append(replace(at_union[0], type="union", context={"wanted": wanted}))
+    return chosen
+
+
+def _problem(model: type[BaseModel], data: Plain, fault: _Fault, prefix: Place, locate: Locate) -> Problem:
+    place = (*prefix, *fault.place)
+    where, key = str(locate(place)), dotted(place) or None
+    around = at(model, fault.place[:-1])
+    if fault.type == "extra_forbidden":
+        allowed = sorted({name for option in around if option.model for name in keys_of(option.model)})
+        near = difflib.get_close_matches(str(fault.place[-1]), allowed, n=1)
+        hint = f"Did you mean `{near[0]}`?" if near else None
+        return Problem(f"unknown key `{fault.place[-1]}`", where, key, allowed or "no keys at all", hint)
+    if fault.type == "missing":
+        name = str(fault.place[-1])
+        fields = [field_of(option.model, name) for option in around if option.model]
+        about = next((field.description for field in fields if field is not None and field.description), None)
+        section = dotted(place[:-1])
+        hint = f"Add `{name}:` under `{section}:`" if section else f"Add `{name}:` to the file"
+        return Problem(f"`{name}` is missing", where, key, hint=f"{hint}: {about}" if about else f"{hint}.")
+    if fault.expected is not None:
+        return _wrong_type(fault, where, key)
+    if fault.type == "value_error":
+        return Problem(str(fault.context.get("error", fault.message)), where, key)
+    if fault.type == "string_pattern_mismatch":
+        return Problem(f"{describe(fault.found)} does not fit the pattern {fault.context['pattern']}", where, key)
+    if fault.type in ("too_short", "string_too_short"):
+        return Problem(f"needs at least {_count(fault.context['min_length'], fault)}", where, key)
+    if fault.type in ("too_long", "string_too_long"):
+        return Problem(f"can have at most {_count(fault.context['max_length'], fault)}", where, key)
+    message = fault.message.removeprefix("Input should be ").removeprefix("Value error, ")
+    if message != fault.message and not fault.message.startswith("Value error"):
+        return Problem(f"must be {message}, found {describe(fault.found)}", where, key)
+    return Problem(f"{message[:1].lower()}{message[1:]}", where, key)
+
+
+def _wrong_type(fault: _Fault, where: str, key: str | None) -> Problem:
+    hint = None
+    text = fault.found if isinstance(fault.found, str) else None
+    if fault.type in ("literal_error", "enum"):
+        allowed = str(fault.context["expected"]).replace(" or ", ", ").replace("'", "")
+        near = difflib.get_close_matches(str(fault.found), allowed.split(", "), n=1)
+        hint = f"Did you mean `{near[0]}`?" if near else None
+        return Problem(f"{describe(fault.found)} is not one of the allowed values", where, key, allowed, hint)
+    if "number" in str(fault.expected) or "integer" in str(fault.expected):
+        hint = "Write it without quotes." if text is not None and text.replace(".", "", 1).isdigit() else None
+    elif "text" in str(fault.expected) and isinstance(fault.found, int | float):
+        hint = "Write it in quotes."
+    return Problem(f"expected {fault.expected}, found {describe(fault.found)}", where, key, hint=hint)
+
+
+def _count(number: int, fault: _Fault) -> str:
+    unit = "character" if fault.type.startswith("string") else "key" if isinstance(fault.found, dict) else "item"
+    return f"{number} {unit}{'' if number == 1 else 's'}"
+
+
+class SectionWalker:
+    """Makes the paths in a section absolute and checks the components that are nested in it.
+
+    Attributes:
+        problems: all that was found wrong so far.
+    """
+
+    def __init__(self, locate: Locate, sources: Sequence[str] | None = None) -> None:
+        self.locate = locate
+        self.sources = sources
+        self.problems: list[Problem] = []
+
+    def walk(self, places: Iterable[Option], value: Plain, place: Place) -> Plain:
+        """The value with absolute paths; `places` are the types that it may have, `place` says where it stands."""
+        places = list(places)
+        if isinstance(value, str):
+            markers = [option.path for option in places if option.path is not None]
+            if markers and value not in literals(places):
+                return self._path(value, any(marker.hub for marker in markers), place)
+        elif isinstance(value, list):
+            return [self.walk(inside(places, index), item, (*place, index)) for index, item in enumerate(value)]
+        elif isinstance(value, dict):
+            for option in places:
+                if option.component is not None:
+                    return self._component(option.component.group, value, place)
+            return {key: self.walk(inside(places, key), item, (*place, key)) for key, item in value.items()}
+        return value
+
+    def _path(self, text: str, hub: bool, place: Place) -> str:
+        origin = self.locate(place)
+        try:
+            return resolve_path(text, origin.folder, hub=hub)
+        except InputError as error:
+            self.problems += [replace(problem, where=str(origin), key=dotted(place)) for problem in error.problems]
+            return text
+
+    def _component(self, group: str, section: dict[str, Plain], place: Place) -> dict[str, Plain]:
+        """A nested section that names a component of another registry, such as a corpus of a data recipe."""
+        name = section.get("name")
+        where, key = str(self.locate(place)), dotted(place)
+        if not isinstance(name, str):
+            kind = ALL[group].kind
+            what = "`name` is missing" if name is None else f"expected text as `name`, found {describe(name)}"
+            self.problems.append(
+                Problem(what, where, key, ALL[group].names(), f"Every {kind} is a map with the `name` of a {kind}.")
+            )
+            return section
+        try:
+            cls = ALL[group].get(name, where=where, key=key, sources=self.sources)
+        except InputError as error:
+            self.problems += error.problems
+            return section
+        own = {key: value for key, value in section.items() if key != "name"}
+        walked = {key: self.walk(inside([Option(cls.Config)], key), item, (*place, key)) for key, item in own.items()}
+        checked = check(cls.Config, walked, place, self.locate)
+        if isinstance(checked, list):
+            self.problems += checked
+        return {"name": name, **walked}
+
+
+def checked_or_raise(model: type[Model], data: dict[str, Plain], locate: Locate) -> Model:
+    """A whole file's model: paths made absolute, nested components checked, everything else too.
+
+    Raises:
+        RecipeError: with all problems.
+    """
+    walker = SectionWalker(locate)
+    walked = walker.walk([Option(model)], data, ())
+    checked = check(model, walked, (), locate)
+    problems = walker.problems + (checked if isinstance(checked, list) else [])
+    if problems or isinstance(checked, list):
+        raise RecipeError(problems)
+    return checked

@@ -1,0 +1,312 @@
+"""From a recipe file to checked settings and to the classes that it names.
+
+`load_recipe` checks all that needs no component: YAML, `extends`, overrides, the core's own keys, and that every name
+is known. `Recipe.components` imports the components and checks their sections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from kdcore.errors import InputError, Problem, RecipeError
+from kdcore.recipe.checking import SectionWalker, check, checked_or_raise, dotted
+from kdcore.recipe.fields import Option, inside
+from kdcore.recipe.imports import run_import
+from kdcore.recipe.merging import Place, load_merged
+from kdcore.recipe.paths import resolve_recipe
+from kdcore.recipe.schema import SECTION_DEFAULTS, RecipeSettings
+from kdcore.recipe.yaml import Node, Origin, Plain, describe, dump_yaml
+from kdcore.registry import Registry, losses, models, optimizers, schedulers, tasks, trackers
+
+__all__ = ["Component", "Components", "Origin", "Recipe", "load_config", "load_recipe"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+REGISTRIES: dict[str, Registry] = {
+    "teacher": models,
+    "student": models,
+    "task": tasks,
+    "losses": losses,
+    "optimizer": optimizers,
+    "scheduler": schedulers,
+    "tracking": trackers,
+}
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component that a recipe names.
+
+    Attributes:
+        name: as the recipe says it.
+        cls: the class.
+        config: the checked instance of its nested `Config`.
+        key: where it stands in the recipe, such as `losses.hidden_mse`.
+    """
+
+    name: str
+    cls: type[Any]
+    config: BaseModel
+    key: str
+
+
+@dataclass(frozen=True)
+class Components:
+    """All components of a recipe."""
+
+    teacher: Component | None
+    student: Component
+    task: Component
+    losses: dict[str, Component]
+    optimizer: Component
+    scheduler: Component
+    trackers: list[Component]
+
+
+@dataclass(frozen=True)
+class _Section:
+    """The part of a recipe that names one component."""
+
+    place: Place
+    name: str
+    settings: dict[str, Plain]
+
+    @property
+    def registry(self) -> Registry:
+        return REGISTRIES[str(self.place[0])]
+
+
+class Recipe:
+    """A recipe after `extends` and overrides, its core keys checked.
+
+    Attributes:
+        path: the file.
+        data: all keys and values that are stated; paths are absolute as far as they are known to be paths: those of
+            components once `components` has been called.
+        settings: the same, as the checked core keys with their defaults.
+    """
+
+    def __init__(self, path: Path, root: Node, data: dict[str, Plain], settings: RecipeSettings) -> None:
+        self.path = path
+        self.data = data
+        self.settings = settings
+        self._root = root
+        self._components: Components | None = None
+
+    def origin(self, key: str) -> Origin:
+        """Where the value at a dotted key is stated; for one that is not, where the nearest part around it is."""
+        return _origin(self._root, tuple(key.split(".")) if key else ())
+
+    def folder_of(self, key: str) -> Path:
+        """What a relative path at a dotted key is relative to."""
+        return self.origin(key).folder
+
+    def components(self) -> Components:
+        """Run the files under `imports:`, import every component that is named, and check its section.
+
+        Raises:
+            PluginError: a file under `imports:` cannot be run.
+            RecipeError: with all problems of all components.
+        """
+        if self._components is None:
+            self._components = self._load_components()
+        return self._components
+
+    def resolved_yaml(self) -> str:
+        """The recipe as one file without `extends`; loading it anywhere gives the same settings.
+
+        Raises:
+            InputError: as `components`, which has to know what is a path.
+        """
+        self.components()
+        return dump_yaml(self.data)
+
+    def _load_components(self) -> Components:
+        for index, file in enumerate(self.settings.imports):
+            place = ("imports", index)
+            run_import(file, where=str(_origin(self._root, place)), key=dotted(place))
+        walker = SectionWalker(lambda place: _origin(self._root, place), self.settings.imports)
+        found: dict[Place, Component] = {}
+        data = dict(self.data)
+        for section in _sections(self.data):
+            where, key = str(walker.locate(section.place)), dotted(section.place)
+            try:
+                cls = section.registry.get(section.name, where=where, key=key, sources=self.settings.imports)
+            except InputError as error:
+                walker.problems += error.problems
+                continue
+            options = [Option(cls.Config)]
+            settings = {
+                key: walker.walk(inside(options, key), value, (*section.place, key))
+                for key, value in section.settings.items()
+            }
+            _put(data, section.place, settings)
+            checked = self._check_section(section, cls, settings)
+            if isinstance(checked, list):
+                walker.problems += checked
+            else:
+                found[section.place] = Component(section.name, cls, checked, key)
+        if walker.problems:
+            raise RecipeError(walker.problems)
+        self.data = data
+        self.settings = RecipeSettings.model_validate(data)
+        return Components(
+            teacher=found.get(("teacher",)),
+            student=found[("student",)],
+            task=found[("task",)],
+            losses={str(place[1]): one for place, one in found.items() if place[0] == "losses"},
+            optimizer=found[("optimizer",)],
+            scheduler=found[("scheduler",)],
+            trackers=[one for place, one in found.items() if place[0] == "tracking"],
+        )
+
+    def _check_section(self, section: _Section, cls: type[Any], settings: dict[str, Plain]) -> Any:
+        own = {key: value for key, value in settings.items() if key != "name"}
+        if section.place[0] == "losses":
+            if "label" in own:
+                key = dotted((*section.place, "label"))
+                what = "a loss's label is its key under `losses`, it cannot be stated again"
+                return [Problem(what, str(self.origin(key)), key)]
+            own |= {"name": section.name, "label": str(section.place[1])}
+        return check(cls.Config, own, section.place, lambda place: _origin(self._root, place))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check all that needs no component; nothing but YAML and metadata is read.
+
+    Args:
+        path: a file, or `kdcore:quickstart.yaml` for one that kdcore ships.
+        overrides: `key=value` each, as on the command line.
+
+    Raises:
+        RecipeError: with all problems, each with its file, line and key.
+    """
+    file = resolve_recipe(str(path), Path.cwd())
+    merged = load_merged(file, overrides, SECTION_DEFAULTS)
+    root = merged.root
+
+    def locate(place: Place) -> Origin:
+        return _origin(root, place)
+
+    problems = [
+        Problem("the loss has no value, which removes it", str(origin), dotted(place), hint="Write `{}` for defaults.")
+        for place, origin in merged.pointless.items()
+        if len(place) == 2 and place[0] == "losses"
+    ]
+    walker = SectionWalker(locate)
+    data = walker.walk([Option(RecipeSettings)], root.plain(), ())
+    settings = check(RecipeSettings, data, (), locate)
+    problems += walker.problems + (settings if isinstance(settings, list) else [])
+    if isinstance(settings, RecipeSettings):
+        problems += _contradictions(settings, root)
+    problems += _unknown_names(data, root)
+    if problems or isinstance(settings, list):
+        raise RecipeError(problems)
+    return Recipe(file, root, data, settings)
+
+
+def load_config(path: str | Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
+    """Read a file that holds one config, such as a data recipe, with `extends`, overrides and the errors of recipes.
+
+    Args:
+        path: the YAML file.
+        model: the config's pydantic model.
+        overrides: `key=value` each.
+
+    Raises:
+        RecipeError: with all problems.
+    """
+    root = load_merged(resolve_recipe(str(path), Path.cwd()), overrides, {}).root
+    return checked_or_raise(model, root.plain(), lambda place: _origin(root, place))
+
+
+def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
+    """Core keys that are right one by one and wrong together."""
+    training = settings.training
+    if training.micro_batch_size is not None and training.batch_size % training.micro_batch_size:
+        key = "training.micro_batch_size"
+        fitting = [size for size in range(1, training.batch_size + 1) if training.batch_size % size == 0]
+        yield Problem(
+            f"the batch size {training.batch_size} cannot be divided into micro batches of {training.micro_batch_size}",
+            str(_origin(root, ("training", "micro_batch_size"))),
+            key,
+            [str(size) for size in fitting],
+        )
+    for label in settings.losses:
+        if "." in label or "/" in label or not label.strip():
+            origin = _origin(root, ("losses", label))
+            yield Problem(f"{label!r} cannot be the label of a loss: no `.` and no `/`", str(origin), "losses")
+
+
+def _unknown_names(data: dict[str, Plain], root: Node) -> list[Problem]:
+    problems: list[Problem] = []
+    sections = _sections(data, problems, root)
+    for section in sections:
+        where, key = str(_origin(root, (*section.place, "name"))), dotted(section.place)
+        try:
+            section.registry.find(section.name, where=where, key=key)
+        except InputError as error:
+            # What is not installed may be registered by a file that has not been run yet.
+            if not data.get("imports") or section.name in section.registry.names():
+                problems += error.problems
+    return problems
+
+
+def _sections(
+    data: dict[str, Plain], problems: list[Problem] | None = None, root: Node | None = None
+) -> list[_Section]:
+    """Every part of a recipe that names a component; with `problems`, what cannot be one is reported there."""
+    stated: dict[Place, Plain] = {(key,): data[key] for key in ("teacher", "student", "task") if key in data}
+    if isinstance(data.get("losses"), dict):
+        stated |= {("losses", label): section for label, section in data["losses"].items()}
+    stated |= {(key,): data.get(key, {}) for key in ("optimizer", "scheduler")}
+    tracking = data.get("tracking", RecipeSettings.model_fields["tracking"].get_default(call_default_factory=True))
+    if isinstance(tracking, list):
+        for index, tracker in enumerate(tracking):
+            stated[("tracking", index)] = {"name": tracker} if isinstance(tracker, str) else tracker
+    found = []
+    for place, section in stated.items():
+        if not isinstance(section, dict):
+            continue  # the check of the core keys tells
+        default = place[1] if place[0] == "losses" else SECTION_DEFAULTS.get(str(place[0]))
+        name = section.get("name", default)
+        if isinstance(name, str):
+            found.append(_Section(place, name, section))
+        elif problems is not None and root is not None:
+            registry = REGISTRIES[str(place[0])]
+            what = "`name` is missing" if name is None else f"expected text, found {describe(name)}"
+            key = dotted((*place, "name"))
+            problems.append(Problem(what, str(_origin(root, (*place, "name"))), key, registry.names()))
+    return found
+
+
+def _put(data: dict[str, Plain], place: Place, section: dict[str, Plain]) -> None:
+    """Replace a section in a recipe's data, copying what is on the way to it; defaults stay unstated."""
+    if place[0] not in data:
+        return
+    if len(place) == 1:
+        data[str(place[0])] = section
+    elif isinstance(place[1], int):
+        if isinstance(data["tracking"][place[1]], dict):
+            data["tracking"] = [section if index == place[1] else one for index, one in enumerate(data["tracking"])]
+    else:
+        data["losses"] = {**data["losses"], place[1]: section}
+
+
+def _origin(root: Node, place: Sequence[str | int]) -> Origin:
+    node = root
+    for part in place:
+        inner: Node | None = None
+        if isinstance(node.value, dict):
+            inner = node.value.get(str(part))
+        elif isinstance(node.value, list) and str(part).isdigit() and int(part) < len(node.value):
+            inner = node.value[int(part)]
+        if inner is None:
+            break
+        node = inner
+    return node.origin

@@ -1,0 +1,174 @@
+"""How a recipe is put together: `extends:`, then the file itself, then overrides.
+
+Maps merge; `null` removes a key; a map that changes its `name` replaces the whole map, because another component's
+settings make no sense to it; lists and everything else replace.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kdcore.errors import InputError, Problem, RecipeError
+from kdcore.recipe.paths import resolve_recipe
+from kdcore.recipe.yaml import Node, Origin, describe, parse_value, read_yaml
+
+Place = tuple[str | int, ...]
+
+
+class Merged:
+    """The outcome: the tree of values, and the keys whose `null` had nothing to remove."""
+
+    def __init__(self, root: Node, pointless: dict[Place, Origin]) -> None:
+        self.root = root
+        self.pointless = pointless
+
+
+def load_merged(file: Path, overrides: Sequence[str], default_names: Mapping[str, str]) -> Merged:
+    """Read a file with all it extends, and apply overrides.
+
+    Args:
+        file: the YAML file.
+        overrides: `a.b.c=value` each.
+        default_names: the `name` of a section that states none, by key.
+
+    Raises:
+        RecipeError: a file cannot be read, `extends` is wrong or runs in a circle, an override is malformed.
+    """
+    merger = _Merger(default_names)
+    root = merger.file(file, ())
+    if overrides:
+        root = merger.merge(root, merger.overlay(overrides), ())
+    if merger.problems:
+        raise RecipeError(merger.problems)
+    return Merged(root, merger.pointless)
+
+
+class _Merger:
+    def __init__(self, default_names: Mapping[str, str]) -> None:
+        self.default_names = default_names
+        self.problems: list[Problem] = []
+        self.pointless: dict[Place, Origin] = {}
+
+    def file(self, file: Path, stack: tuple[Path, ...]) -> Node:
+        if file.resolve() in stack:
+            circle = [*stack[stack.index(file.resolve()) :], file]
+            raise RecipeError(f"`extends` runs in a circle: {' -> '.join(str(one) for one in circle)}", where=str(file))
+        own = read_yaml(file)
+        assert isinstance(own.value, dict)
+        extends = own.value.pop("extends", None)
+        merged = Node({}, own.origin)
+        for base in self.bases(extends):
+            assert isinstance(base.value, str)
+            try:
+                path = resolve_recipe(base.value, file.parent)
+                if not path.is_file():
+                    raise RecipeError(f"the file {path} does not exist")
+            except InputError as error:
+                self.problems += [
+                    Problem(one.what, str(base.origin), "extends", one.allowed, one.hint) for one in error.problems
+                ]
+            else:
+                merged = self.merge(merged, self.file(path, (*stack, file.resolve())), ())
+        return self.merge(merged, own, ())
+
+    def bases(self, extends: Node | None) -> list[Node]:
+        if extends is None or extends.value is None:
+            return []
+        found = extends.value if isinstance(extends.value, list) else [extends]
+        for base in found:
+            if not isinstance(base.value, str):
+                what = f"expected the path of a recipe, found {describe(base.plain())}"
+                self.problems.append(Problem(what, str(base.origin), "extends"))
+        return [base for base in found if isinstance(base.value, str)]
+
+    def merge(self, base: Node, over: Node, place: Place) -> Node:
+        """`over` laid on `base`; neither is changed."""
+        if isinstance(base.value, list) and self.is_indices(over):
+            return self.merge_items(base, over, place)
+        if not isinstance(over.value, dict):
+            return over
+        if not isinstance(base.value, dict) or self.changes_name(base.value, over.value, place):
+            base = Node({}, over.origin)
+        assert isinstance(base.value, dict)
+        merged = dict(base.value)
+        for key, value in over.value.items():
+            if value.value is None:
+                self.remove(merged, key, value.origin, (*place, key))
+            else:
+                merged[key] = self.merge(merged.get(key, Node({}, value.origin)), value, (*place, key))
+        # A section that an override merely reaches into still stands where its file says.
+        return Node(merged, base.origin if over.origin.override is not None else over.origin)
+
+    def remove(self, merged: dict[str, Node], key: str, origin: Origin, place: Place) -> None:
+        if key in merged:
+            del merged[key]
+        elif origin.override is None:
+            self.pointless[place] = origin
+        else:
+            near = difflib.get_close_matches(key, merged, n=1)
+            dotted = ".".join(str(part) for part in place)
+            hint = f"Did you mean `{near[0]}`?" if near else None
+            self.problems.append(Problem("there is nothing to remove", str(origin), dotted, list(merged), hint))
+
+    def changes_name(self, base: dict[str, Node], over: dict[str, Node], place: Place) -> bool:
+        if place in ((), ("run",)) or "name" not in over:  # the name of a run is not the name of a component
+            return False
+        old = base["name"].value if "name" in base else self.default_name(place)
+        return old is not None and old != over["name"].value
+
+    def default_name(self, place: Place) -> str | None:
+        if len(place) == 2 and place[0] == "losses":
+            return str(place[1])
+        return self.default_names.get(str(place[0])) if len(place) == 1 else None
+
+    def is_indices(self, over: Node) -> bool:
+        stated = over.origin.override is not None and isinstance(over.value, dict) and over.value
+        return bool(stated) and all(key.isdigit() for key in over.value)  # type: ignore[union-attr]
+
+    def merge_items(self, base: Node, over: Node, place: Place) -> Node:
+        assert isinstance(base.value, list)
+        assert isinstance(over.value, dict)
+        items = list(base.value)
+        for key, value in over.value.items():
+            if int(key) < len(items):
+                items[int(key)] = self.merge(items[int(key)], value, (*place, int(key)))
+            else:
+                dotted = ".".join(str(part) for part in (*place, key))
+                what = f"the list has {len(items)} items, counted from 0"
+                self.problems.append(Problem(what, str(value.origin), dotted))
+        return Node(items, base.origin)
+
+    def overlay(self, overrides: Sequence[str]) -> Node:
+        """All overrides as one tree, so that `optimizer.lr=1 optimizer.name=x` means the same in any order."""
+        root: dict[str, Node] = {}
+        for override in overrides:
+            origin = Origin(override=override)
+            key, equals, text = override.partition("=")
+            parts = key.strip().split(".")
+            if not equals or not all(parts) or any(part.strip() != part for part in parts):
+                hint = "An override is written key=value, such as training.batch_size=64."
+                self.problems.append(Problem("this is not an override", str(origin), hint=hint))
+            elif not text.strip():
+                hint = f"`{key}=null` removes the key, `{key}=''` makes it an empty text."
+                self.problems.append(Problem("the value is missing", str(origin), hint=hint))
+            elif parts[0] == "extends":
+                hint = "Write a recipe that extends several."
+                self.problems.append(Problem("`extends` cannot be overridden", str(origin), hint=hint))
+            else:
+                try:
+                    self.put(root, parts, parse_value(text, origin))
+                except InputError as error:
+                    self.problems += error.problems
+        return Node(root, Origin(override=" ".join(overrides)))
+
+    def put(self, root: dict[str, Node], parts: Sequence[str], value: Node) -> None:
+        inner = root
+        for part in parts[:-1]:
+            held = inner.get(part)
+            if held is None or not isinstance(held.value, dict):
+                held = inner[part] = Node({}, value.origin)
+            assert isinstance(held.value, dict)
+            inner = held.value
+        inner[parts[-1]] = value

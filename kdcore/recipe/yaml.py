@@ -1,0 +1,254 @@
+"""YAML 1.2 as kdcore reads it: plain data in which every value knows the line that states it.
+
+The values are those of YAML 1.2's core schema (`5e-4` is a number, `no` is text). Tags are refused, so that no recipe
+can run code; duplicate keys are errors; anchors work. Whole numbers may be written `1e5` where an integer is expected.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentEndEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+
+from kdcore.errors import Problem, RecipeError
+
+Plain: TypeAlias = Any
+"""None, bool, int, float, str, or a list or a `dict[str, ...]` of these."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value is stated: in a file, or as an override on the command line."""
+
+    file: Path | None = None
+    line: int | None = None
+    override: str | None = None
+
+    def __str__(self) -> str:
+        if self.override is not None:
+            return f"override `{self.override}`"
+        return str(self.file) if self.line is None else f"{self.file}:{self.line}"
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths stated here are relative to."""
+        return self.file.parent if self.file is not None else Path.cwd()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value with its origin; maps and lists hold nodes."""
+
+    value: bool | int | float | str | list[Node] | dict[str, Node] | None
+    origin: Origin
+
+    def plain(self) -> Plain:
+        """The value without origins."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+
+def read_yaml(file: Path) -> Node:
+    """Read a file that holds one map.
+
+    Raises:
+        RecipeError: the file cannot be read, is empty, is not YAML, or holds something else than a map.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError("the file does not exist", where=str(file), hint=_yaml_files_near(file)) from None
+    except IsADirectoryError:
+        raise RecipeError("this is a folder, not a recipe file", where=str(file), hint=_yaml_files_near(file)) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError("the file is not text in UTF-8", where=f"{file}:{line}") from None
+    except OSError as error:
+        raise RecipeError(f"the file cannot be read: {error.strerror}", where=str(file)) from None
+    node = _parse(text, Origin(file, 1))
+    if node is None or node.value is None:
+        raise RecipeError("the file is empty", where=str(file), hint="A recipe is a map of keys and values in YAML.")
+    if not isinstance(node.value, dict):
+        raise RecipeError(
+            f"the file holds {describe(node.plain())}, not a map",
+            where=str(file),
+            hint="A recipe is a map of keys and values in YAML, such as `seed: 43`.",
+        )
+    return node
+
+
+def parse_value(text: str, origin: Origin) -> Node:
+    """Read the value of an override; every part of it has the same origin."""
+    node = _parse(text, origin)
+    return node if node is not None else Node(None, origin)
+
+
+def dump_yaml(data: Plain) -> str:
+    """Write plain data so that `read_yaml` gives the same data back."""
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False
+    writer.allow_unicode = True
+    writer.width = 4096
+    stream = io.StringIO()
+    writer.dump(data, stream)
+    return stream.getvalue()
+
+
+def describe(value: Plain) -> str:
+    """A value as an error message names it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"the text {value if len(value) <= 60 else value[:57] + '...'!r}"
+    if isinstance(value, list):
+        return "a list"
+    return "a map" if isinstance(value, dict) else f"the number {value}"
+
+
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_WHOLE_WITH_EXPONENT = re.compile(r"([-+]?[0-9]+)[eE]\+?([0-9]{1,2})")
+_BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SPELLINGS: list[tuple[str, bool | float | None]] = [
+    (" ~ null Null NULL", None),
+    ("true True TRUE", True),
+    ("false False FALSE", False),
+    (".inf .Inf .INF +.inf +.Inf +.INF", float("inf")),
+    ("-.inf -.Inf -.INF", float("-inf")),
+    (".nan .NaN .NAN", float("nan")),
+]
+_CONSTANTS = {text: value for texts, value in _SPELLINGS for text in texts.split(" ")}
+
+
+def _scalar(text: str) -> bool | int | float | str | None:
+    """A plain (unquoted) scalar by the core schema of YAML 1.2."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _BASED.fullmatch(text):
+        return int(text, 0)
+    # `steps: 1e5` is meant as a count. An integer is good wherever a number is, so nothing is lost.
+    whole = _WHOLE_WITH_EXPONENT.fullmatch(text)
+    if whole:
+        return int(whole[1] + "0" * int(whole[2]))
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def _parse(text: str, origin: Origin) -> Node | None:
+    try:
+        return _Composer(text, origin).document()
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Origin(origin.file, mark.line + 1) if mark is not None and origin.override is None else origin
+        column = f" (column {mark.column + 1})" if mark is not None else ""
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        raise RecipeError(f"this is not YAML: {what}{column}", where=str(place)) from None
+    except YAMLError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise RecipeError(f"this is not YAML: {first}", where=str(origin)) from None
+
+
+class _Composer:
+    """Builds nodes from ruamel.yaml's events: they still tell plain from quoted scalars and show every tag."""
+
+    def __init__(self, text: str, origin: Origin) -> None:
+        self.origin = origin
+        self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(text)
+        self.anchors: dict[str, Node] = {}
+        self.problems: list[Problem] = []
+
+    def document(self) -> Node | None:
+        node = None
+        for event in self.events:
+            if isinstance(event, DocumentStartEvent):
+                if node is not None:
+                    raise RecipeError("a second document starts here (`---`)", where=str(self.at(event)))
+                node = self.node(next(self.events))
+            elif not isinstance(event, DocumentEndEvent):
+                continue
+        if self.problems:
+            raise RecipeError(self.problems)
+        return node
+
+    def at(self, event: Event) -> Origin:
+        return self.origin if self.origin.file is None else Origin(self.origin.file, event.start_mark.line + 1)
+
+    def node(self, event: Event, origin: Origin | None = None) -> Node:
+        """The node that starts with an event; `origin` is that of its key, if it has one."""
+        origin = origin or self.at(event)
+        if isinstance(event, AliasEvent):
+            if event.anchor not in self.anchors:
+                raise RecipeError(f"`*{event.anchor}` has no anchor `&{event.anchor}` before it", where=str(origin))
+            return Node(self.anchors[event.anchor].value, origin)
+        assert isinstance(event, ScalarEvent | SequenceStartEvent | MappingStartEvent)
+        if event.tag is not None:
+            self.problems.append(
+                Problem(f"the tag `{event.tag}` is not allowed", str(origin), hint="A recipe is plain data, no code.")
+            )
+        node = Node(self.value(event), origin)
+        if event.anchor is not None:
+            self.anchors[event.anchor] = node
+        return node
+
+    def value(self, event: Event) -> bool | int | float | str | list[Node] | dict[str, Node] | None:
+        if isinstance(event, ScalarEvent):
+            return _scalar(event.value) if event.implicit[0] else str(event.value)
+        if isinstance(event, SequenceStartEvent):
+            items = []
+            while not isinstance(item := next(self.events), SequenceEndEvent):
+                items.append(self.node(item))
+            return items
+        assert isinstance(event, MappingStartEvent)
+        return self.map()
+
+    def map(self) -> dict[str, Node]:
+        found: dict[str, Node] = {}
+        while not isinstance(event := next(self.events), MappingEndEvent):
+            origin = self.at(event)
+            if not isinstance(event, ScalarEvent):
+                raise RecipeError("a key must be text", where=str(origin))
+            key = str(event.value)
+            value = self.node(next(self.events), origin)
+            if key == "<<":
+                hint = "Use `extends:`, or repeat the value with an anchor."
+                self.problems.append(Problem("`<<` is not part of YAML 1.2", str(origin), hint=hint))
+            elif key in found:
+                what = f"the key `{key}` stands twice in one map, first in line {found[key].origin.line}"
+                self.problems.append(Problem(what, str(origin), key))
+            else:
+                found[key] = value
+        return found
+
+
+def _yaml_files_near(file: Path) -> str | None:
+    folder = file if file.is_dir() else file.parent
+    if not folder.is_dir():
+        return f"The folder {folder} does not exist either."
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+    if not names:
+        return None
+    return f"YAML files in {folder}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
