@@ -1,0 +1,155 @@
+"""kdcore distils BERT-like encoders: a large teacher, raw text and a recipe in, a small student out.
+
+Everything that other packages may use is a name of this module. Each is imported when it is first asked for, so that
+`import kdcore` costs nothing and brings in neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdcore.commands.base import Command
+    from kdcore.commands.train import train
+    from kdcore.data.base import Corpus, Document
+    from kdcore.errors import (
+        DataError,
+        InputError,
+        KdcoreError,
+        MachineError,
+        PluginError,
+        Problem,
+        RecipeError,
+        TrainingError,
+    )
+    from kdcore.layers import LayerPairs, Projections, resolve_pairs
+    from kdcore.losses.base import Loss, LossConfig
+    from kdcore.models.base import Model
+    from kdcore.optimizers.base import Optimizer
+    from kdcore.progress import Progress
+    from kdcore.recipe.loading import Recipe, load_recipe
+    from kdcore.recipe.schema import ComponentConfig, ComponentSection, PathOrHubName, PathString
+    from kdcore.registry import (
+        register_command,
+        register_corpus,
+        register_loss,
+        register_model,
+        register_optimizer,
+        register_scheduler,
+        register_task,
+        register_tracker,
+    )
+    from kdcore.schedulers.base import Scheduler
+    from kdcore.signals import Batch, ModelInfo, Requests, Signals
+    from kdcore.tasks.base import Task
+    from kdcore.trackers.base import Tracker
+
+    __version__: str
+
+# The public names and where they live; tests hold this table against tests/unit/public_names.txt.
+_HOMES = {
+    "Batch": "kdcore.signals",
+    "Command": "kdcore.commands.base",
+    "ComponentConfig": "kdcore.recipe.schema",
+    "ComponentSection": "kdcore.recipe.schema",
+    "Corpus": "kdcore.data.base",
+    "DataError": "kdcore.errors",
+    "Document": "kdcore.data.base",
+    "InputError": "kdcore.errors",
+    "KdcoreError": "kdcore.errors",
+    "LayerPairs": "kdcore.layers",
+    "Loss": "kdcore.losses.base",
+    "LossConfig": "kdcore.losses.base",
+    "MachineError": "kdcore.errors",
+    "Model": "kdcore.models.base",
+    "ModelInfo": "kdcore.signals",
+    "Optimizer": "kdcore.optimizers.base",
+    "PathOrHubName": "kdcore.recipe.schema",
+    "PathString": "kdcore.recipe.schema",
+    "PluginError": "kdcore.errors",
+    "Problem": "kdcore.errors",
+    "Progress": "kdcore.progress",
+    "Projections": "kdcore.layers",
+    "Recipe": "kdcore.recipe.loading",
+    "RecipeError": "kdcore.errors",
+    "Requests": "kdcore.signals",
+    "Scheduler": "kdcore.schedulers.base",
+    "Signals": "kdcore.signals",
+    "Task": "kdcore.tasks.base",
+    "Tracker": "kdcore.trackers.base",
+    "TrainingError": "kdcore.errors",
+    "load_recipe": "kdcore.recipe.loading",
+    "register_command": "kdcore.registry",
+    "register_corpus": "kdcore.registry",
+    "register_loss": "kdcore.registry",
+    "register_model": "kdcore.registry",
+    "register_optimizer": "kdcore.registry",
+    "register_scheduler": "kdcore.registry",
+    "register_task": "kdcore.registry",
+    "register_tracker": "kdcore.registry",
+    "resolve_pairs": "kdcore.layers",
+    "train": "kdcore.commands.train",
+}
+
+__all__ = [
+    "Batch",
+    "Command",
+    "ComponentConfig",
+    "ComponentSection",
+    "Corpus",
+    "DataError",
+    "Document",
+    "InputError",
+    "KdcoreError",
+    "LayerPairs",
+    "Loss",
+    "LossConfig",
+    "MachineError",
+    "Model",
+    "ModelInfo",
+    "Optimizer",
+    "PathOrHubName",
+    "PathString",
+    "PluginError",
+    "Problem",
+    "Progress",
+    "Projections",
+    "Recipe",
+    "RecipeError",
+    "Requests",
+    "Scheduler",
+    "Signals",
+    "Task",
+    "Tracker",
+    "TrainingError",
+    "__version__",
+    "load_recipe",
+    "register_command",
+    "register_corpus",
+    "register_loss",
+    "register_model",
+    "register_optimizer",
+    "register_scheduler",
+    "register_task",
+    "register_tracker",
+    "resolve_pairs",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("kdcore")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'kdcore' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
