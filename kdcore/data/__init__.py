@@ -1,0 +1,1 @@
+"""Raw text to training sequences: readers, tokenizers, packing, shards on disk."""

@@ -1,0 +1,157 @@
+"""Raw input: finding the files that a path names, opening them whether or not they are compressed, hashing them."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from kdcore.errors import DataError
+
+_FOREIGN_COMPRESSION = {
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\x00": "xz",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+}
+
+
+def input_files(path: str) -> dict[str, Path]:
+    """Find the files that `path` names: one file, all files below a folder, or those that match a glob.
+
+    Hidden files are left out of folders, and a glob's matches are files only.
+
+    Returns:
+        The files in the order of their names. A name is relative to the folder (or to the part of the glob before its
+        first wildcard), so it does not depend on where the data lies.
+
+    Raises:
+        DataError: nothing is there, or nothing to read.
+    """
+    place = Path(path)
+    if place.is_file():
+        return {place.name: place}
+    if place.is_dir():
+        root = place
+        found = [file for file in place.rglob("*") if not _hidden(file.relative_to(place))]
+    elif glob.has_magic(path):
+        root = _fixed_part(place)
+        found = [Path(match) for match in glob.iglob(path, recursive=True)]
+    else:
+        raise DataError("there is no such file or folder", where=path)
+    files = {file.relative_to(root).as_posix(): file for file in found if file.is_file()}
+    if not files:
+        what = "the folder holds no files" if place.is_dir() else "no file matches the pattern"
+        raise DataError(what, where=path, hint="give a text file, a folder of text files or a glob such as texts/*.txt")
+    return dict(sorted(files.items()))
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[IO[bytes]]:
+    """Open a plain, gzip or bzip2 (multistream too) file for reading bytes; its content tells which it is.
+
+    Raises:
+        DataError: also for reads inside the `with` block: the compressed data is damaged or ends too early.
+    """
+    try:
+        with path.open("rb") as raw:
+            head = raw.read(10)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    for magic, kind in _FOREIGN_COMPRESSION.items():
+        if head.startswith(magic):
+            raise DataError(
+                f"is compressed with {kind}, which is not read",
+                where=str(path),
+                allowed="plain text, gzip, bzip2",
+                hint="unpack the file first",
+            )
+    opened: Any = path.open
+    if head.startswith(b"\x1f\x8b"):
+        opened = partial(gzip.open, path)
+    elif head.startswith(b"BZh") and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):
+        opened = partial(bz2.open, path)
+    with opened(mode="rb") as stream:
+        try:
+            yield stream
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _damaged(path, error) from error
+        except OSError as error:
+            # bz2 reports damaged data as an OSError without an errno; one with an errno comes from the disk.
+            if error.errno is not None:
+                raise
+            raise _damaged(path, error) from error
+
+
+class FileHashes:
+    """SHA-256 of files' contents, remembered in a folder by path, size and time of change.
+
+    Hashing a dump of 20 GB takes a minute; a training that starts again must not wait for it each time.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._store = folder / "file-hashes.json" if folder else None
+        self._known: dict[str, list[str | int]] = {}
+        self._changed = False
+        if self._store and self._store.is_file():
+            try:
+                self._known = json.loads(self._store.read_text())
+            except (OSError, ValueError):
+                self._known = {}  # only a cache: a damaged one is written anew
+
+    def sha256(self, path: Path) -> str:
+        """Hash of the whole content of `path`."""
+        key = str(path.resolve())
+        status = path.stat()
+        known = self._known.get(key)
+        if known and known[:2] == [status.st_size, status.st_mtime_ns]:
+            return str(known[2])
+        digest = sha256_of_file(path)
+        self._known[key] = [status.st_size, status.st_mtime_ns, digest]
+        self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Write what was learnt; a concurrent writer's last word wins, which costs no more than hashing again."""
+        if self._store is None or not self._changed:
+            return
+        self._store.parent.mkdir(parents=True, exist_ok=True)
+        staging = self._store.with_name(f".{self._store.name}.{os.uname().nodename}.{os.getpid()}")
+        staging.write_text(json.dumps(self._known))
+        staging.replace(self._store)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"the compressed file is damaged or ends too early ({error})",
+        where=str(path),
+        hint="fetch the file again and compare its size and checksum with those of its source",
+    )
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    fixed = Path(pattern.parts[0])
+    for part in pattern.parts[1:]:
+        if glob.has_magic(part):
+            break
+        fixed /= part
+    return fixed

@@ -1,0 +1,194 @@
+"""MediaWiki markup to plain paragraphs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+# Marks at the start of a line while an article is taken apart; control characters cannot occur in a dump's XML.
+_ITEM = "\x02"
+_HEADING = "\x03"
+
+# fmt: off
+_DROPPED_TAGS = frozenset((
+    "ref", "references", "table", "gallery", "math", "chem", "ce", "timeline", "score", "imagemap",
+    "syntaxhighlight", "source", "pre", "hiero", "graph", "mapframe", "maplink", "templatestyles", "indicator",
+    "inputbox", "categorytree", "section", "includeonly", "style", "script", "poll", "templatedata",
+))
+_BLOCK_TAGS = frozenset((
+    "p", "div", "blockquote", "center", "poem", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "hr",
+    "br", "tr",
+))
+# fmt: on
+_LIST_TAGS = frozenset(("li", "dt", "dd"))
+
+# Templates whose words belong to the sentence around them; without them it would have holes. Which arguments are kept.
+_KEPT_TEMPLATES = {"lang": 2, "nowrap": 1, "nobr": 1, "transl": -1, "transliteration": -1, "quote": 1, "blockquote": 1}
+_CONVERSIONS = frozenset(("convert", "cvt"))
+_RANGE_WORDS = frozenset(("to", "-", "–", "and", "by", "x", "or", "×"))
+
+_BARE_LINK = re.compile(r"(?:https?|ftp)://\S+")
+_MAGIC_WORD = re.compile(r"__[A-Z]{3,}__")
+_EMPHASIS = re.compile(r"'{2,}")
+_DEBRIS = re.compile(
+    r"\[\[(?:File|Image|Category|Media):.*|\[\[|\]\]|\{\{+|\}\}+|"
+    r"</?(?:ref|math|gallery|table|tr|td|th|div|span|blockquote|center|small|big|font|poem|nowiki|sup|sub|br)\b[^<>]*>?",
+    re.IGNORECASE,
+)
+_DEBRIS_LINE = re.compile(r"^(?:\{\||\|[}\-+|]?|!)")
+_HOLLOW_BRACKETS = re.compile(r"\(\s*(?:[,;:/–-]\s*)*\)|\[\s*\]")
+_BRACKET_START = re.compile(r"\((?:\s*[,;:])*\s+|\((?:\s*[,;:])+")
+_BRACKET_END = re.compile(r"(?:\s*[,;:])*\s+\)|(?:\s*[,;:])+\)")
+_SPACE_BEFORE_POINT = re.compile(r"\s+([,.;:!?](?:\s|$))")
+_REPEATED_POINT = re.compile(r"([,;])(?:\s*[,;])+")
+_INTERWIKI = re.compile(r"^[a-z]{2,3}(?:-[a-z-]+)?:(?=\S)|^simple:")
+
+
+class WikitextCleaner:
+    """Turns the markup of an article into paragraphs of plain text.
+
+    Tables, references, galleries, formulae, templates, comments, files and categories go; the words of links, emphasis,
+    headings and lists stay. A heading with nothing left below it goes too.
+
+    Args:
+        hidden_namespaces: names of the namespaces whose links are not text (files, categories), in the wiki's language.
+    """
+
+    def __init__(self, hidden_namespaces: Collection[str] = ()) -> None:
+        self._hidden = {name.casefold() for name in ("File", "Image", "Media", "Category", *hidden_namespaces)}
+
+    def paragraphs(self, wikitext: str, report: Counter[str]) -> list[str]:
+        """Plain paragraphs of `wikitext`; headings are paragraphs of their own.
+
+        What could not be parsed is counted in `report`.
+        """
+        import mwparserfromhell
+
+        kept: list[tuple[str, int]] = []
+        for line, level in _lines(self._render(mwparserfromhell.parse(wikitext))):
+            paragraph = _tidy(line, report)
+            if not paragraph:
+                continue
+            while level and kept and kept[-1][1] >= level:
+                kept.pop()  # the heading before has nothing below it
+            kept.append((paragraph, level))
+        while kept and kept[-1][1]:
+            kept.pop()
+        return [paragraph for paragraph, _ in kept]
+
+    def _render(self, code: Any) -> str:
+        return "".join(self._node(node) for node in code.nodes)
+
+    def _node(self, node: Any) -> str:
+        from mwparserfromhell import nodes
+
+        if isinstance(node, nodes.Text):
+            return str(node.value)
+        if isinstance(node, nodes.Wikilink):
+            return self._link(node)
+        if isinstance(node, nodes.Tag):
+            return self._tag(node)
+        if isinstance(node, nodes.ExternalLink):
+            return self._render(node.title) if node.title is not None else ""
+        if isinstance(node, nodes.Heading):
+            title = " ".join(self._render(node.title).split())
+            return f"\n\n{_HEADING}{node.level}{title}\n\n"
+        if isinstance(node, nodes.HTMLEntity):
+            return _entity(node)
+        if isinstance(node, nodes.Template):
+            return self._template(node)
+        return ""  # comments, arguments
+
+    def _link(self, node: Any) -> str:
+        title = str(node.title).strip()
+        if title.startswith(":"):
+            title = title[1:]
+        else:
+            namespace, colon, _ = title.partition(":")
+            if colon and namespace.strip().casefold() in self._hidden:
+                return ""
+            if node.text is None and _INTERWIKI.match(title):
+                return ""  # the same article in another language
+        if node.text is not None:
+            return self._render(node.text)
+        return self._render(node.title).removeprefix(":")
+
+    def _tag(self, node: Any) -> str:
+        name = str(node.tag).strip().casefold()
+        if name in _LIST_TAGS and node.wiki_markup:
+            return _ITEM
+        if name in _DROPPED_TAGS:
+            return "\n\n" if name in ("table", "gallery", "pre") else ""
+        inside = self._render(node.contents) if node.contents is not None else ""
+        if name == "br":
+            return " "
+        if name in _LIST_TAGS:
+            return f"\n{_ITEM}{inside}\n"
+        return f"\n\n{inside}\n\n" if name in _BLOCK_TAGS else inside
+
+    def _template(self, node: Any) -> str:
+        name = str(node.name).strip().casefold().replace("_", " ")
+        words = [parameter.value for parameter in node.params if not parameter.showkey]
+        if name in _CONVERSIONS and len(words) >= 2:
+            shown = [self._render(word).strip() for word in words]
+            length = 4 if shown[1] in _RANGE_WORDS else 2
+            return " ".join(shown[:length])
+        argument = _KEPT_TEMPLATES.get(name)
+        if argument is None or len(words) < abs(argument):
+            return ""
+        return self._render(words[argument - 1 if argument > 0 else argument])
+
+
+def _entity(node: Any) -> str:
+    try:
+        return str(node.normalize())
+    except (ValueError, KeyError, OverflowError):
+        return ""  # &#xD800; and the like name no character
+
+
+def _lines(rendered: str) -> list[tuple[str, int]]:
+    """Join what is one paragraph: (text, level of the heading or 0). List items and headings stand alone."""
+    paragraphs: list[tuple[str, int]] = []
+    open_lines: list[str] = []
+
+    def close() -> None:
+        if open_lines:
+            paragraphs.append((" ".join(open_lines), 0))
+            open_lines.clear()
+
+    for line in rendered.split("\n"):
+        text = line.strip()
+        if text.startswith(_HEADING):
+            close()
+            paragraphs.append((text[2:], int(text[1])))
+        elif text.startswith(_ITEM):
+            close()
+            paragraphs.append((text.replace(_ITEM, " "), 0))
+        elif not text or _DEBRIS_LINE.match(text):
+            close()
+            if text:
+                paragraphs.append((text, 0))
+        else:
+            open_lines.append(text.replace(_ITEM, " "))
+    close()
+    return paragraphs
+
+
+def _tidy(line: str, report: Counter[str]) -> str:
+    """One paragraph without leftovers of markup and of what was taken out; empty when no word is left."""
+    if _DEBRIS_LINE.match(line):
+        report["lines of unclosed tables dropped"] += 1
+        return ""
+    text, broken = _DEBRIS.subn(" ", line)
+    if broken:
+        report["pieces of broken markup removed"] += broken
+    text = _EMPHASIS.sub("", _MAGIC_WORD.sub("", _BARE_LINK.sub("", text)))
+    text = " ".join(text.split())
+    text = _HOLLOW_BRACKETS.sub("", text)
+    text = _BRACKET_START.sub("(", text)
+    text = _BRACKET_END.sub(")", text)
+    text = _REPEATED_POINT.sub(r"\1", text)
+    text = _SPACE_BEFORE_POINT.sub(r"\1", " ".join(text.split()))
+    return text if any(character.isalnum() for character in text) else ""
