@@ -23,10 +23,10 @@ if TYPE_CHECKING:
         RecipeError,
         TrainingError,
     )
-    from kdcore.layers import LayerPairs, Projections, resolve_pairs
-    from kdcore.losses.base import Loss, LossConfig
-    from kdcore.models.base import Model
-    from kdcore.optimizers.base import Optimizer
+    from kdcore.layers import LayerPairs, Pairs, ProjectionMode, Projections, at_least_float32, resolve_pairs
+    from kdcore.losses.base import Loss, LossConfig, require_teacher
+    from kdcore.models.base import Encoder, Model
+    from kdcore.optimizers.base import Optimizer, OptimizerConfig
     from kdcore.progress import Progress
     from kdcore.recipe.loading import Recipe, load_recipe
     from kdcore.recipe.schema import ComponentConfig, ComponentSection, PathOrHubName, PathString
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         register_tracker,
     )
     from kdcore.schedulers.base import Scheduler
-    from kdcore.signals import Batch, ModelInfo, Requests, Signals
+    from kdcore.signals import Batch, ModelInfo, Requests, SignalRequest, Signals
     from kdcore.tasks.base import Task
     from kdcore.trackers.base import Tracker
 
@@ -56,6 +56,7 @@ _HOMES = {
     "Corpus": "kdcore.data.base",
     "DataError": "kdcore.errors",
     "Document": "kdcore.data.base",
+    "Encoder": "kdcore.models.base",
     "InputError": "kdcore.errors",
     "KdcoreError": "kdcore.errors",
     "LayerPairs": "kdcore.layers",
@@ -65,20 +66,25 @@ _HOMES = {
     "Model": "kdcore.models.base",
     "ModelInfo": "kdcore.signals",
     "Optimizer": "kdcore.optimizers.base",
+    "OptimizerConfig": "kdcore.optimizers.base",
+    "Pairs": "kdcore.layers",
     "PathOrHubName": "kdcore.recipe.schema",
     "PathString": "kdcore.recipe.schema",
     "PluginError": "kdcore.errors",
     "Problem": "kdcore.errors",
     "Progress": "kdcore.progress",
+    "ProjectionMode": "kdcore.layers",
     "Projections": "kdcore.layers",
     "Recipe": "kdcore.recipe.loading",
     "RecipeError": "kdcore.errors",
     "Requests": "kdcore.signals",
     "Scheduler": "kdcore.schedulers.base",
+    "SignalRequest": "kdcore.signals",
     "Signals": "kdcore.signals",
     "Task": "kdcore.tasks.base",
     "Tracker": "kdcore.trackers.base",
     "TrainingError": "kdcore.errors",
+    "at_least_float32": "kdcore.layers",
     "load_recipe": "kdcore.recipe.loading",
     "register_command": "kdcore.registry",
     "register_corpus": "kdcore.registry",
@@ -88,6 +94,7 @@ _HOMES = {
     "register_scheduler": "kdcore.registry",
     "register_task": "kdcore.registry",
     "register_tracker": "kdcore.registry",
+    "require_teacher": "kdcore.losses.base",
     "resolve_pairs": "kdcore.layers",
     "train": "kdcore.commands.train",
 }
@@ -100,6 +107,7 @@ __all__ = [
     "Corpus",
     "DataError",
     "Document",
+    "Encoder",
     "InputError",
     "KdcoreError",
     "LayerPairs",
@@ -109,21 +117,26 @@ __all__ = [
     "Model",
     "ModelInfo",
     "Optimizer",
+    "OptimizerConfig",
+    "Pairs",
     "PathOrHubName",
     "PathString",
     "PluginError",
     "Problem",
     "Progress",
+    "ProjectionMode",
     "Projections",
     "Recipe",
     "RecipeError",
     "Requests",
     "Scheduler",
+    "SignalRequest",
     "Signals",
     "Task",
     "Tracker",
     "TrainingError",
     "__version__",
+    "at_least_float32",
     "load_recipe",
     "register_command",
     "register_corpus",
@@ -133,6 +146,7 @@ __all__ = [
     "register_scheduler",
     "register_task",
     "register_tracker",
+    "require_teacher",
     "resolve_pairs",
     "train",
 ]

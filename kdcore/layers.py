@@ -1,0 +1,146 @@
+"""Which teacher block teaches which student block, and the learned maps between different widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.errors import InputError
+from kdcore.signals import Block
+
+LayerPairs = Literal["last", "uniform", "skip", "first"] | list[tuple[Block, Block]]
+"""How a loss pairs layers: a rule, or explicit `[[teacher, student], ...]` with 0-based blocks or `embeddings`."""
+
+ProjectionMode = Literal["auto", "none"]
+"""`auto` maps the student's states to the teacher's width where widths differ; `none` makes that an error."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Resolved pairs; both tuples have one entry a pair.
+
+    Attributes:
+        teacher: teacher blocks, not negative.
+        student: student blocks, not negative.
+    """
+
+    teacher: tuple[Block, ...]
+    student: tuple[Block, ...]
+
+    def __len__(self) -> int:
+        return len(self.teacher)
+
+    def __iter__(self) -> zip[tuple[Block, Block]]:  # type: ignore[type-arg]
+        return zip(self.teacher, self.student, strict=True)
+
+
+def resolve_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) -> Pairs:
+    """Turn a rule or explicit pairs into blocks counted from 0.
+
+    Args:
+        layers: `last`; `uniform` (student i with teacher (i+1)*T/S-1); `skip` (uniform without the last pair, as
+            Patient KD); `first` (i with i); or explicit (teacher, student) pairs, where -1 is the last block.
+        teacher_layers: number T of teacher blocks.
+        student_layers: number S of student blocks.
+
+    Raises:
+        InputError: a block does not exist, a rule does not fit the two depths, or there is no pair at all.
+    """
+    if isinstance(layers, str):
+        pairs = _rule_pairs(layers, teacher_layers, student_layers)
+    else:
+        pairs = [
+            (_block(t, teacher_layers, "teacher"), _block(s, student_layers, "student")) for t, s in layers
+        ]
+    if not pairs:
+        raise InputError("no layers are paired", key="layers", hint="give at least one [teacher, student] pair")
+    return Pairs(tuple(t for t, _ in pairs), tuple(s for _, s in pairs))
+
+
+def uniform_blocks(teacher_layers: int, student_layers: int) -> list[int]:
+    """Teacher blocks spread evenly over student blocks: 12 to 6 gives 1, 3, 5, 7, 9, 11.
+
+    Raises:
+        InputError: the teacher's depth is not a multiple of the student's.
+    """
+    if teacher_layers % student_layers:
+        nearest = [round((i + 1) * teacher_layers / student_layers) - 1 for i in range(student_layers)]
+        pairs = ", ".join(f"[{t}, {s}]" for s, t in enumerate(nearest))
+        raise InputError(
+            f"`uniform` needs a teacher whose {teacher_layers} blocks are a multiple of the student's {student_layers}",
+            hint=f"say the blocks yourself, for example {nearest}; as pairs [{pairs}]",
+        )
+    return [(i + 1) * teacher_layers // student_layers - 1 for i in range(student_layers)]
+
+
+def _rule_pairs(rule: str, teacher_layers: int, student_layers: int) -> list[tuple[Block, Block]]:
+    if rule == "last":
+        return [(teacher_layers - 1, student_layers - 1)]
+    if rule == "first":
+        if student_layers > teacher_layers:
+            raise InputError(
+                f"`first` pairs block i with block i, but the student has {student_layers} blocks and the teacher "
+                f"{teacher_layers}",
+                key="layers",
+            )
+        return [(i, i) for i in range(student_layers)]
+    pairs: list[tuple[Block, Block]] = [(t, s) for s, t in enumerate(uniform_blocks(teacher_layers, student_layers))]
+    return pairs[:-1] if rule == "skip" else pairs
+
+
+def _block(block: Block, num_layers: int, whose: str) -> Block:
+    if block == "embeddings":
+        return block
+    number = int(block)
+    if not -num_layers <= number < num_layers:
+        raise InputError(
+            f"block {number} does not exist: the {whose} has {num_layers} blocks",
+            key="layers",
+            allowed=f"0 to {num_layers - 1}, -{num_layers} to -1, or embeddings",
+        )
+    return number % num_layers
+
+
+class Projections(nn.Module):
+    """One learned linear map a pair on the student's side, only where the widths differ."""
+
+    def __init__(self, pairs: Sequence[object] | Pairs, student_size: int, teacher_size: int, mode: ProjectionMode):
+        """Make a map for every pair if widths differ.
+
+        Args:
+            pairs: as many maps as pairs.
+            student_size: width of the student's states.
+            teacher_size: width of the teacher's states.
+            mode: `auto` or `none`.
+
+        Raises:
+            InputError: widths differ and `mode` is `none`.
+        """
+        super().__init__()
+        if student_size == teacher_size:
+            self.maps: nn.ModuleList | None = None
+        elif mode == "none":
+            raise InputError(
+                f"the student is {student_size} wide, the teacher {teacher_size}, and `projection: none` forbids a map",
+                key="projection",
+                allowed=("auto", "none"),
+                hint="use `projection: auto`, or give the student the teacher's hidden_size",
+            )
+        else:
+            self.maps = nn.ModuleList(nn.Linear(student_size, teacher_size, bias=False) for _ in range(len(pairs)))
+
+    def forward(self, states: Tensor, pair: int) -> Tensor:
+        """Student states (..., d_s) of pair number `pair`, mapped to (..., d_t), in float32 or better."""
+        states = at_least_float32(states)
+        if self.maps is None:
+            return states
+        return nn.functional.linear(states, self.maps[pair].weight.to(states.dtype))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is that already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,1 @@
+"""Objectives: the interface and the ones that are built in."""

@@ -1,0 +1,75 @@
+"""The interface of an objective."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdcore.errors import InputError
+from kdcore.recipe.schema import ComponentConfig
+from kdcore.signals import Batch, ModelInfo, Requests, Signals
+
+
+class LossConfig(ComponentConfig):
+    """Keys that every entry of `losses` has. A loss's own `Config` adds its keys to these."""
+
+    name: str = Field(description="Registered name of the loss; default: the entry's label.")
+    label: str = Field(description="The entry's key in the map `losses`; metrics carry it.")
+    weight: float = Field(1.0, ge=0, description="Factor on the sum of the loss's terms.")
+
+
+class Loss(ABC, nn.Module):
+    """An objective: says what it reads, counts before the forward passes, sums after them.
+
+    A term's value is its sum divided by its count, both taken over all micro-batches and processes of a step; the
+    trainer divides, the loss never does. So gradients do not depend on how a batch is split. Learned parameters are
+    ordinary submodules: they are optimised, checkpointed and left out of the exported student.
+
+    Subclasses are constructed as `Loss(config, teacher, student)`. What they read must be cast to at least float32
+    (`kdcore.layers.at_least_float32`), and so must their own parameters: the engine keeps both in half precision.
+    """
+
+    class Config(LossConfig):
+        """The keys of this loss's entry in a recipe."""
+
+    couples_batch: ClassVar[bool] = False
+    """Whether sequences influence each other by definition, so that splitting a batch changes the value."""
+
+    zero_when_equal: ClassVar[bool] = True
+    """Whether the loss of a model against itself is 0."""
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def requests(self) -> Requests:
+        """The signals and columns that `forward` reads; asked once, before training."""
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """How many items each term averages over in this micro-batch; on the host, before any forward pass."""
+
+    @abstractmethod
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Sum of each term over this micro-batch, scalars of at least float32, under the names that `counts` gives.
+
+        `teacher` is None when no loss asks the teacher for anything.
+        """
+
+
+def require_teacher(config: LossConfig, teacher: ModelInfo | None) -> ModelInfo:
+    """The teacher's description.
+
+    Raises:
+        InputError: the recipe has no teacher.
+    """
+    if teacher is None:
+        raise InputError(
+            f"the loss `{config.name}` compares with a teacher, but the recipe has none",
+            hint="add `teacher: {path: FOLDER_OR_HUB_NAME}`",
+        )
+    return teacher

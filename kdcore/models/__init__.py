@@ -1,0 +1,1 @@
+"""Models: the interface and the adapter for Hugging Face encoders."""

@@ -1,0 +1,61 @@
+"""One attention function for all Hugging Face encoders: the fused kernel, with a tap on what goes into it.
+
+It is registered with transformers under the name `kdcore`. Query, key and value are read where the kernel gets them, that
+is after rotary embedding and with the block's own mask; hooks on the projections would miss both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from kdcore.signals import AttentionTap
+
+IMPLEMENTATION = "kdcore"
+_TAP = "_kdcore_tap"
+
+
+def set_tap(block: nn.Module, receive: Callable[[AttentionTap], None]) -> None:
+    """Have every attention module inside `block` hand its kernel's inputs to `receive`."""
+    for module in block.modules():
+        setattr(module, _TAP, receive)
+
+
+def tapped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention (the signature is transformers'), handing its inputs to the module's tap."""
+    receive: Callable[[AttentionTap], None] | None = getattr(module, _TAP, None)
+    if receive is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        receive(AttentionTap(query, key, value, attention_mask, scale))
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return output, None
+
+
+def attention_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """The mask for the fused kernel, made without looking at its values.
+
+    transformers asks whether the whole mask is true, which waits for the device at every step. A batch without padding
+    comes with no mask at all, so the question has been answered on the host.
+    """
+    if attention_mask is not None:
+        kwargs["allow_is_bidirectional_skip"] = False
+    mask: Tensor | None = sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return mask
+
+
+AttentionInterface.register(IMPLEMENTATION, tapped_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, attention_mask)
+

@@ -1,0 +1,63 @@
+"""The interface of a model: first described, then loaded for exactly what is asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from kdcore.recipe.schema import ComponentConfig
+from kdcore.signals import Batch, ModelInfo, SignalRequest, Signals
+
+Role = Literal["teacher", "student"]
+
+
+class Encoder(ABC, nn.Module):
+    """A live network that answers signal requests."""
+
+    info: ModelInfo
+
+    @abstractmethod
+    def forward(self, batch: Batch, request: SignalRequest) -> Signals:
+        """Run only as much as `request` needs and answer it."""
+
+    @abstractmethod
+    def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write a Hugging Face folder (weights and configuration) that `AutoModel` loads with no missing key.
+
+        Args:
+            folder: an existing, empty folder.
+            weights: a float32 tensor on the CPU for every name in `self.state_dict()`.
+        """
+
+
+class Model(ABC):
+    """A model as a recipe names it. Constructing it reads descriptions only; weights are loaded when asked for.
+
+    Subclasses are constructed as `Model(config, role, teacher)`; a student gets the recipe's teacher (or None), so that
+    what its configuration does not say can be the teacher's.
+    """
+
+    class Config(ComponentConfig):
+        """The keys of the recipe's `teacher` and `student` sections."""
+
+    info: ModelInfo
+
+    def __init__(self, config: ComponentConfig, role: Role, teacher: Model | None) -> None:
+        self.config = config
+
+    @abstractmethod
+    def load_teacher(self, request: SignalRequest) -> Encoder:
+        """Load as many blocks as `request` needs, in float32, and a head only if it asks for predictions."""
+
+    @abstractmethod
+    def build_student(self, request: SignalRequest) -> Encoder:
+        """Make the whole student in float32: sizes as configured, initialised as configured."""
+
+    @property
+    @abstractmethod
+    def source(self) -> str | None:
+        """Folder or hub name that weights come from; None when they are random."""

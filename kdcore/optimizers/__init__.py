@@ -1,0 +1,1 @@
+"""Optimizers: the interface and the ones that are built in."""

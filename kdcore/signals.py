@@ -1,0 +1,269 @@
+"""The shared words between losses, models and tasks: what is asked for, what a batch holds, what comes back.
+
+A loss says before training which signals it reads (`Requests`); the core asks teacher and student for the union and for
+nothing else; the answers (`Signals`) give real tokens only, so that no loss ever sees how a batch is laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Block = int | Literal["embeddings"]
+"""A place where hidden states are read: a 0-based block, or the embedding output."""
+
+Part = Literal["query", "key", "value"]
+"""One of the three projections inside an attention block."""
+
+Positions = Literal["masked", "all"]
+"""Where predictions over the vocabulary are read: at masked positions, or at all real tokens."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What losses and tasks may know of a model before it is loaded.
+
+    Attributes:
+        architecture: the family, such as `bert`.
+        num_layers: number of blocks of the whole model, whatever part of it is loaded.
+        hidden_size: width d of the hidden states.
+        num_heads: attention heads A of a block.
+        head_size: width d_k of one head.
+        vocab_size: rows of the embedding table.
+        max_length: longest sequence in tokens.
+        has_lm_head: whether trained weights of a masked-LM head come with it.
+    """
+
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    head_size: int
+    vocab_size: int
+    max_length: int
+    has_lm_head: bool
+
+
+@dataclass(frozen=True)
+class SignalRequest:
+    """What one model (teacher or student) is asked for. Combine with `|`.
+
+    Attributes:
+        hidden_blocks: hidden states after these blocks.
+        attention_parts: (part, block) pairs of query, key and value.
+        prediction_positions: where predictions over the vocabulary are read.
+    """
+
+    hidden_blocks: frozenset[Block] = frozenset()
+    attention_parts: frozenset[tuple[Part, int]] = frozenset()
+    prediction_positions: frozenset[Positions] = frozenset()
+
+    def __or__(self, other: SignalRequest) -> SignalRequest:
+        return SignalRequest(
+            self.hidden_blocks | other.hidden_blocks,
+            self.attention_parts | other.attention_parts,
+            self.prediction_positions | other.prediction_positions,
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.hidden_blocks or self.attention_parts or self.prediction_positions)
+
+    def depth(self, num_layers: int) -> int:
+        """Number of blocks, counted from the first, that have to run to answer this request."""
+        if self.prediction_positions:
+            return num_layers
+        blocks = {block for block in self.hidden_blocks if block != "embeddings"}
+        blocks |= {block for _, block in self.attention_parts}
+        return max((int(block) + 1 for block in blocks), default=0)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a loss reads: signals of both models and extra columns of the batch. Combine with `|`.
+
+    Attributes:
+        teacher: asked of the teacher; empty if the loss needs none.
+        student: asked of the student.
+        columns: names of batch columns beyond the standard ones, such as `sample_ids`.
+    """
+
+    teacher: SignalRequest = field(default_factory=SignalRequest)
+    student: SignalRequest = field(default_factory=SignalRequest)
+    columns: frozenset[str] = frozenset()
+
+    def __or__(self, other: Requests) -> Requests:
+        return Requests(self.teacher | other.teacher, self.student | other.student, self.columns | other.columns)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of B sequences, padded on the right to L tokens, with everything counted on the host.
+
+    Attributes:
+        input_ids: (B, L) int64.
+        attention_mask: (B, L) bool, true on real tokens; None when no position is padding.
+        lengths: (B,) int64 NumPy array, real tokens of each sequence; stays on the host.
+        token_index: (N,) int64, flat positions `row * L + column` of the real tokens.
+        masked_index: (M,) int64, flat positions whose token is to be predicted.
+        masked_labels: (M,) int64, the tokens to be predicted there.
+        columns: further columns by name, one row a sequence.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    lengths: np.ndarray
+    token_index: Tensor
+    masked_index: Tensor
+    masked_labels: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_sequences(self) -> int:
+        """B, the number of sequences."""
+        return int(self.input_ids.shape[0])
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the number of real tokens."""
+        return int(self.token_index.shape[0])
+
+    @property
+    def num_masked(self) -> int:
+        """M, the number of tokens to be predicted."""
+        return int(self.masked_index.shape[0])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; copies from pinned memory do not wait."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            attention_mask=None if self.attention_mask is None else move(self.attention_mask),
+            token_index=move(self.token_index),
+            masked_index=move(self.masked_index),
+            masked_labels=move(self.masked_labels),
+            columns={name: move(column) for name, column in self.columns.items()},
+        )
+
+    def pin(self) -> Batch:
+        """The same batch in page-locked memory, from which copies to a GPU run beside its work."""
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.pin_memory(),
+            token_index=self.token_index.pin_memory(),
+            masked_index=self.masked_index.pin_memory(),
+            masked_labels=self.masked_labels.pin_memory(),
+            columns={name: column.pin_memory() for name, column in self.columns.items()},
+        )
+
+
+@dataclass(frozen=True)
+class AttentionTap:
+    """What one block's attention kernel was given.
+
+    Attributes:
+        query: (B, A, L, d_k), after rotary embedding where there is one.
+        key: (B, A, L, d_k), likewise.
+        value: (B, A, L, d_k).
+        mask: the block's own mask (padding, window, bias) as handed to the kernel: bool (true takes part) or additive,
+            broadcastable to (B, A, L, L); None when every position sees every position.
+        scale: factor on `query @ key^T` before the softmax.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+
+
+@dataclass(frozen=True)
+class HeadChunk:
+    """Heads of some of the batch's sequences, laid out for attention.
+
+    Attributes:
+        states: (b, A, l, d_k).
+        mask: the block's own mask, broadcastable to (b, A, l, l): bool or additive; None when nothing is masked.
+        rows: (b, l) bool, true on real tokens; None when there is no padding.
+        scale: the block's own factor on `query @ key^T`.
+    """
+
+    states: Tensor
+    mask: Tensor | None
+    rows: Tensor | None
+    scale: float
+
+
+class Signals:
+    """A model's answers for one micro-batch. Class methods ask, the other methods read.
+
+    | asked with | read with |
+    | --- | --- |
+    | `Signals.hidden(blocks)` | `tokens(block)`, `first(block)` |
+    | `Signals.attention(parts, blocks)` | `heads(part, block)` |
+    | `Signals.predictions(positions)` | `logits(positions)` |
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        hidden: Mapping[Block, Tensor],
+        attention: Mapping[int, AttentionTap],
+        logits: Mapping[Positions, Tensor],
+    ) -> None:
+        self._batch = batch
+        self._hidden = hidden
+        self._attention = attention
+        self._logits = logits
+        self._tokens: dict[Block, Tensor] = {}
+
+    @staticmethod
+    def hidden(blocks: Iterable[Block]) -> SignalRequest:
+        """Ask for hidden states after `blocks`."""
+        return SignalRequest(hidden_blocks=frozenset(blocks))
+
+    @staticmethod
+    def attention(parts: Iterable[Part], blocks: Iterable[int]) -> SignalRequest:
+        """Ask for query, key or value projections inside `blocks`."""
+        parts = tuple(parts)
+        return SignalRequest(attention_parts=frozenset((part, block) for block in blocks for part in parts))
+
+    @staticmethod
+    def predictions(positions: Positions) -> SignalRequest:
+        """Ask for logits over the vocabulary at `positions`."""
+        return SignalRequest(prediction_positions=frozenset({positions}))
+
+    def tokens(self, block: Block) -> Tensor:
+        """Hidden states of the real tokens after `block`: (N, d)."""
+        if block not in self._tokens:
+            self._tokens[block] = select_rows(self._hidden[block], self._batch.token_index)
+        return self._tokens[block]
+
+    def first(self, block: Block) -> Tensor:
+        """Hidden states of each sequence's first token after `block`: (B, d)."""
+        return self._hidden[block][:, 0]
+
+    def heads(self, part: Part, block: int) -> Iterator[HeadChunk]:
+        """Query, key or value of `block`, in chunks of whole sequences; the same chunks for every part and model."""
+        tap = self._attention[block]
+        states: Tensor = getattr(tap, part)
+        yield HeadChunk(states, tap.mask, self._batch.attention_mask, tap.scale)
+
+    def logits(self, positions: Positions) -> Tensor:
+        """Predictions over the vocabulary: (M, V) at masked positions, (N, V) at all real tokens."""
+        return self._logits[positions]
+
+
+def select_rows(states: Tensor, flat_index: Tensor) -> Tensor:
+    """Rows of (B, L, d) at flat positions: (rows, d). No copy when all are taken."""
+    flat = states.reshape(-1, states.shape[-1])
+    return flat if flat_index.shape[0] == flat.shape[0] else flat.index_select(0, flat_index)

@@ -1,0 +1,1 @@
+"""Tasks: data, batches and the kind of head they need."""

@@ -1,0 +1,63 @@
+"""The micro-batches of a step, drawn in the background while the step before it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from kdcore.signals import Batch
+from kdcore.tasks.base import Task
+from kdcore.training.distributed import Processes
+from kdcore.training.sampling import SampleOrder
+
+
+class TrainingBatches:
+    """Gives each step's micro-batches for this process.
+
+    The step's samples depend on the seed alone. They are cut into micro-batches that are dealt to the processes in turn.
+    """
+
+    def __init__(self, task: Task, seed: int, batch_size: int, micro_batch_size: int, processes: Processes) -> None:
+        self._task = task
+        self._order = SampleOrder(task.num_samples("train"), seed)
+        self._batch_size = batch_size
+        self._micro_batch_size = micro_batch_size
+        self._processes = processes
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdcore-batches")
+        self._next: tuple[int, Future[list[Batch]]] | None = None
+
+    def step(self, step: int) -> list[Batch]:
+        """This process's micro-batches of a step, in host memory."""
+        if self._next is not None and self._next[0] == step:
+            batches = self._next[1].result()
+        else:
+            batches = self._draw(step)
+        self._next = (step + 1, self._pool.submit(self._draw, step + 1))
+        return batches
+
+    def close(self) -> None:
+        """Stop drawing."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _draw(self, step: int) -> list[Batch]:
+        samples, epochs = self._order.take(step * self._batch_size, self._batch_size)
+        stride = self._micro_batch_size * self._processes.world_size
+        starts = range(self._processes.rank * self._micro_batch_size, self._batch_size, stride)
+        cuts = [slice(start, start + self._micro_batch_size) for start in starts]
+        batches = [self._task.batch("train", samples[cut], epochs[cut]) for cut in cuts]
+        return [batch.pin() for batch in batches] if _pins(self._processes.device) else batches
+
+
+def held_out_batches(task: Task, batch_size: int, processes: Processes) -> Iterator[Batch]:
+    """This process's share of the held-out samples, masked the same at every validation."""
+    total = task.num_samples("held_out")
+    for start in range(processes.rank * batch_size, total, batch_size * processes.world_size):
+        samples = np.arange(start, min(start + batch_size, total), dtype=np.int64)
+        yield task.batch("held_out", samples, np.zeros_like(samples))
+
+
+def _pins(device: torch.device) -> bool:
+    return device.type == "cuda"

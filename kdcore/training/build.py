@@ -1,0 +1,106 @@
+"""From a checked recipe to live objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcore.errors import InputError
+from kdcore.losses.base import Loss
+from kdcore.models.base import Encoder, Model
+from kdcore.optimizers.base import Optimizer
+from kdcore.recipe.loading import Component, Components, Recipe
+from kdcore.schedulers.base import Scheduler
+from kdcore.signals import Requests
+from kdcore.tasks.base import Task
+from kdcore.training.module import union_of_requests
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run needs, described and checked, with no weights loaded yet."""
+
+    recipe: Recipe
+    components: Components
+    teacher: Model | None
+    student: Model
+    losses: dict[str, Loss]
+    requests: Requests
+    task: Task
+    optimizer: Optimizer
+    scheduler: Scheduler
+
+    def load_teacher(self) -> Encoder | None:
+        """The teacher, as deep as the losses read; None if they read nothing of it."""
+        if self.teacher is None or not self.requests.teacher:
+            return None
+        assert self.components.teacher is not None
+        with located(self.recipe, self.components.teacher.key):
+            return self.teacher.load_teacher(self.requests.teacher)
+
+    def build_student(self) -> Encoder:
+        """The student with its first weights."""
+        torch.manual_seed(self.recipe.settings.seed)
+        with located(self.recipe, self.components.student.key):
+            return self.student.build_student(self.requests.student)
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Describe and check everything that a recipe names; data is prepared here if it has not been.
+
+    Raises:
+        InputError: something does not fit; it names the place in the recipe.
+    """
+    components = recipe.components()
+    settings = recipe.settings
+    torch.manual_seed(settings.seed)
+    np.random.seed(settings.seed % 2**32)
+    teacher = None
+    if components.teacher is not None:
+        with located(recipe, components.teacher.key):
+            teacher = components.teacher.cls(components.teacher.config, "teacher", None)
+    with located(recipe, components.student.key):
+        student = components.student.cls(components.student.config, "student", teacher)
+    losses = {}
+    for label, component in components.losses.items():
+        with located(recipe, component.key):
+            losses[label] = component.cls(component.config, teacher.info if teacher else None, student.info)
+    requests = union_of_requests(losses.values())
+    optimizer = _make(recipe, components.optimizer)
+    scheduler = _make(recipe, components.scheduler)
+    with located(recipe, components.task.key):
+        task = components.task.cls(components.task.config, settings.seed, cache_folder())
+        task.check(student.info, teacher.info if teacher and requests.teacher else None)
+    return Plan(recipe, components, teacher, student, losses, requests, task, optimizer, scheduler)
+
+
+def cache_folder() -> Path:
+    """Where prepared data is kept: the environment variable KDCORE_CACHE, else `~/.cache/kdcore`."""
+    return Path(os.environ.get("KDCORE_CACHE") or Path.home() / ".cache" / "kdcore")
+
+
+def _make(recipe: Recipe, component: Component) -> Any:
+    with located(recipe, component.key):
+        return component.cls(component.config)
+
+
+@contextmanager
+def located(recipe: Recipe, key: str) -> Iterator[None]:
+    """Add the place in the recipe to problems that a component raises about its own keys."""
+    try:
+        yield
+    except InputError as error:
+        problems = []
+        for problem in error.problems:
+            inner = problem.key or ""
+            full = inner if inner.split(".")[0] == key.split(".")[0] else ".".join(part for part in (key, inner) if part)
+            what = problem.what if problem.where is None else f"{problem.where}: {problem.what}"
+            problems.append(replace(problem, what=what, where=str(recipe.origin(full)), key=full))
+        raise type(error)(problems) from error

@@ -1,0 +1,77 @@
+"""The processes of a run: who is who, on which device, and sums over the host network."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among all.
+
+    Attributes:
+        rank: number of this process.
+        world_size: number of processes.
+        device: where this process computes.
+        host_group: process group that reduces tensors in host memory.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    host_group: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is process 0, the one that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sum of each value over all processes, in float64, on the host."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.host_group)
+        result: list[float] = tensor.tolist()
+        return result
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier(group=self.host_group)
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_processes() -> Processes:
+    """Join the other processes as the environment says (torchrun's variables), or be the only one."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(free_port())
+    accelerator = get_accelerator()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    on_cpu = accelerator.device_name() == "cpu"
+    if not on_cpu:
+        accelerator.set_device(local_rank)
+    if not dist.is_initialized():
+        backend = "gloo" if on_cpu else accelerator.communication_backend_name()
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    host_group = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
+    assert host_group is not None
+    device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
+    return Processes(dist.get_rank(), dist.get_world_size(), device, host_group)

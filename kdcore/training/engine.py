@@ -1,0 +1,289 @@
+"""All that is DeepSpeed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcore.errors import InputError, RecipeError, TrainingError
+from kdcore.optimizers.base import Optimizer
+from kdcore.recipe.schema import TrainingSettings
+from kdcore.signals import Batch, Signals
+from kdcore.training.distributed import Processes
+from kdcore.training.module import DistillationModule, Term
+
+_TAG = "engine"
+_OWN_KEYS = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+}
+# DeepSpeed ignores unknown keys at the top of its configuration, so a misspelt one must be found here.
+_PASSED_ON = {
+    "activation_checkpointing",
+    "bf16",
+    "comms_logger",
+    "communication_data_type",
+    "data_types",
+    "dump_state",
+    "flops_profiler",
+    "fp16",
+    "gradient_predivide_factor",
+    "memory_breakdown",
+    "prescale_gradients",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "zero_optimization",
+}
+
+
+def zero_stage(settings: TrainingSettings) -> int:
+    """The ZeRO stage: as configured, else 0 with fp32 and 1 with half precision."""
+    if settings.zero_stage is not None:
+        return settings.zero_stage
+    return 0 if settings.precision == "fp32" else 1
+
+
+def check_precision(settings: TrainingSettings) -> None:
+    """Refuse what the device or DeepSpeed cannot do.
+
+    Raises:
+        RecipeError: the precision does not work here.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    device = accelerator.device_name()
+    if settings.precision == "fp16" and not accelerator.is_fp16_supported():
+        raise RecipeError(
+            f"fp16 does not train on this device ({device})", key="training.precision", allowed=("bf16", "fp32")
+        )
+    if settings.precision == "bf16" and not accelerator.is_bf16_supported():
+        raise RecipeError(
+            f"bf16 does not train on this device ({device})", key="training.precision", allowed=("fp16", "fp32")
+        )
+    if settings.precision == "fp16" and zero_stage(settings) == 0:
+        # Measured with DeepSpeed 0.19.8: the loss is never scaled, yet gradients are divided by the scale.
+        raise RecipeError(
+            "fp16 does not train right at ZeRO stage 0", key="training.zero_stage", allowed=("1", "2")
+        )
+
+
+def check_optimizer(optimizer: Optimizer, name: str, settings: TrainingSettings) -> None:
+    """Refuse optimizers that need whole tensors where ZeRO flattens and splits them.
+
+    Raises:
+        RecipeError: the combination does not work; it names those that do.
+    """
+    stage = zero_stage(settings)
+    if stage > 0 and not optimizer.elementwise:
+        raise RecipeError(
+            f"the optimizer `{name}` needs whole tensors, ZeRO stage {stage} flattens and splits them",
+            key="optimizer.name",
+            allowed=f"`{name}` with `training.zero_stage: 0` and fp32 or bf16, or an element-wise optimizer (adamw)",
+        )
+
+
+def accumulation(settings: TrainingSettings, world_size: int) -> tuple[int, int]:
+    """Micro-batch size, and micro-batches a process and step.
+
+    Raises:
+        RecipeError: batch size, micro batch and processes do not go into each other.
+    """
+    batch_size = settings.batch_size
+    if batch_size % world_size:
+        raise RecipeError(
+            f"batch_size {batch_size} is not a multiple of the number of processes, {world_size}",
+            key="training.batch_size",
+        )
+    micro = settings.micro_batch_size or batch_size // world_size
+    if batch_size % (micro * world_size):
+        raise RecipeError(
+            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro} x {world_size} processes",
+            key="training.micro_batch_size",
+            allowed=f"divisors of {batch_size // world_size}",
+        )
+    return micro, batch_size // (micro * world_size)
+
+
+class Engine:
+    """Forward, backward and update through DeepSpeed; weights and state in and out of it."""
+
+    def __init__(
+        self,
+        module: DistillationModule,
+        reached: set[str],
+        optimizer: Optimizer,
+        settings: TrainingSettings,
+        processes: Processes,
+    ) -> None:
+        """Hand `module` to DeepSpeed; parameters that are not `reached` stay bit for bit as they are.
+
+        Raises:
+            RecipeError: `training.deepspeed` has a key that is kdcore's own or that DeepSpeed does not know.
+        """
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.processes = processes
+        self.peak_lr = optimizer.config.lr
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in reached)
+        # DeepSpeed fills missing gradients with zeros, and weight decay would then move what no loss reaches.
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": optimizer.config.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        module.to(processes.device)
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer.build([group for group in groups if group["params"]]),
+            config=deepspeed_config(settings, processes.world_size),
+            dist_init_required=False,
+        )
+
+    @property
+    def module(self) -> DistillationModule:
+        """The module in training precision."""
+        module: DistillationModule = self._engine.module
+        return module
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The training precision."""
+        return next(self.module.student.parameters()).dtype
+
+    def train_micro_batch(
+        self, batch: Batch, teacher: Signals | None, factors: Mapping[Term, float]
+    ) -> dict[Term, Tensor]:
+        """One forward and backward pass; gives the sum of each term.
+
+        `factors` are weight / global count. DeepSpeed averages gradients over processes, hence the number of processes.
+        """
+        scaled = {term: factor * self.processes.world_size for term, factor in factors.items()}
+        total, sums = self._engine(batch, teacher, scaled)
+        self._engine.backward(total, scale_wrt_gas=False)
+        return sums
+
+    def finish_micro_batch(self, lr: float) -> None:
+        """Tell DeepSpeed that a micro-batch is done; after the step's last one it updates with learning rate `lr`.
+
+        Raises:
+            TrainingError: the loss scale cannot go lower.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        try:
+            self._engine.step()
+        except Exception as error:
+            if "loss scale already at minimum" in str(error):
+                raise TrainingError(
+                    "the loss scale is at its minimum and gradients still overflow: training has diverged; "
+                    "lower optimizer.lr, raise scheduler.warmup or train in bf16"
+                ) from error
+            raise
+
+    def metrics(self) -> dict[str, float]:
+        """Gradient norm, and loss scale and skipped steps in fp16; waits for the device."""
+        metrics = {}
+        norm = self._engine.get_global_grad_norm()
+        if norm is not None:
+            metrics["grad_norm"] = float(norm)
+        if self._engine.fp16_enabled():
+            metrics["loss_scale"] = float(self._engine.optimizer.cur_scale)
+            metrics["skipped_steps"] = float(self._engine.skipped_steps)
+        return metrics
+
+    def float32_student(self) -> dict[str, Tensor]:
+        """The student's weights in float32 on the CPU, from the optimizer's master copy; every process must call this."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole: dict[int, Tensor] = {}
+        weights = {}
+        for name, tensor in self.module.student.state_dict(keep_vars=True).items():
+            if id(tensor) not in whole:
+                master = None
+                if tensor.requires_grad and self._engine.zero_optimization_stage() > 0:
+                    master = safe_get_full_fp32_param(tensor)
+                source = tensor if master is None else master
+                whole[id(tensor)] = source.detach().to("cpu", torch.float32, copy=True)
+            weights[name] = whole[id(tensor)]
+        return weights
+
+    def save(self, folder: Path) -> None:
+        """Write this process's part of the state into `folder`; every process must call this."""
+        self._engine.save_checkpoint(str(folder), tag=_TAG)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote with the same number of processes."""
+        self._engine.load_checkpoint(str(folder), tag=_TAG)
+
+
+def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for these settings.
+
+    Raises:
+        RecipeError: `training.deepspeed` has a key that is kdcore's own or that DeepSpeed does not know.
+    """
+    for key in settings.deepspeed:
+        if key in _OWN_KEYS:
+            raise RecipeError(f"`{key}` is set by kdcore from the recipe's own keys", key=f"training.deepspeed.{key}")
+        if key not in _PASSED_ON:
+            raise RecipeError(
+                f"DeepSpeed would ignore the key `{key}`",
+                key=f"training.deepspeed.{key}",
+                allowed=sorted(_PASSED_ON),
+            )
+    micro, steps = accumulation(settings, world_size)
+    own = {
+        "train_batch_size": settings.batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": steps,
+        "gradient_clipping": settings.gradient_clipping,
+        "zero_optimization": {"stage": zero_stage(settings)},
+        "zero_allow_untested_optimizer": True,
+        "fp16": {"enabled": settings.precision == "fp16"},
+        "bf16": {"enabled": settings.precision == "bf16"},
+    }
+    return _merge(settings.deepspeed, own)
+
+
+def _merge(user: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(user)
+    for key, value in own.items():
+        both_maps = isinstance(value, dict) and isinstance(user.get(key), dict)
+        merged[key] = _merge(user[key], value) if both_maps else value
+    return merged
+
+
+def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
+    """The student's float32 weights out of a folder that `Engine.save` wrote, without an engine.
+
+    Raises:
+        InputError: the folder is not complete.
+    """
+    prefix = "student."
+    try:
+        if stage == 0:
+            state = torch.load(folder / _TAG / "mp_rank_00_model_states.pt", weights_only=False, map_location="cpu")
+            weights = state["module"]
+        else:
+            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"the checkpoint cannot be read: {error}", where=str(folder)) from error
+    return {
+        name.removeprefix(prefix): tensor.to(torch.float32)
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,109 @@
+"""Exported students: Hugging Face folders in float32 with tokenizer and model card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from torch import Tensor
+
+from kdcore.errors import InputError
+from kdcore.models.base import Encoder
+from kdcore.recipe.loading import Recipe, load_recipe
+from kdcore.tasks.base import Task
+from kdcore.training.build import make_plan
+from kdcore.training.checkpoint import checkpoint_folder, latest_checkpoint, read_state
+from kdcore.training.engine import float32_student_of
+
+
+def export_student(
+    folder: Path,
+    student: Encoder,
+    weights: Mapping[str, Tensor],
+    task: Task,
+    recipe: Recipe,
+    step: int,
+    held_out: Mapping[str, float],
+) -> None:
+    """Write the folder beside its place, then rename it: it is whole or not there.
+
+    Args:
+        folder: where the export shall stand; what stands there is replaced.
+        student: the network whose configuration is written.
+        weights: float32 tensors for every name of its state.
+        task: gives the tokenizer.
+        recipe: for the model card.
+        step: steps done.
+        held_out: held-out losses at that step, for the model card.
+    """
+    staging = folder.with_name(f".staging-{folder.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    student.export(staging, weights)
+    task.save_tokenizer(staging)
+    (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staging, folder)
+
+
+def export_run(run: Path, folder: Path, step: int | None) -> Path:
+    """Export a run's student from a checkpoint: the newest, or that of `step`.
+
+    Raises:
+        InputError: there is no such run or checkpoint, or `folder` is not empty.
+    """
+    if not (run / "recipe.yaml").is_file():
+        raise InputError("no run was started in this folder", where=str(run), hint="give a folder runs/NAME/ID")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("the folder exists and is not empty", where=str(folder), hint="give a new folder")
+    checkpoint = latest_checkpoint(run) if step is None else checkpoint_folder(run, step)
+    if checkpoint is None or not checkpoint.is_dir():
+        have = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+        raise InputError(
+            "the run has no checkpoint" if step is None else f"the run has no checkpoint of step {step}",
+            where=str(run),
+            allowed=have or None,
+        )
+    state = read_state(checkpoint)
+    recipe = load_recipe(run / "recipe.yaml")
+    plan = make_plan(recipe)
+    weights = float32_student_of(checkpoint, state.zero_stage)
+    export_student(folder, plan.build_student(), weights, plan.task, recipe, state.step, {})
+    return folder
+
+
+def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[str, float]) -> str:
+    """The export's README.md."""
+    settings = recipe.settings
+    teacher = (settings.teacher or {}).get("path", "none")
+    info = student.info
+    parameters = sum(parameter.numel() for parameter in student.parameters())
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [kdcore, knowledge-distillation]",
+        "---",
+        f"# {settings.run.name}",
+        "",
+        f"An encoder of {info.num_layers} blocks, hidden size {info.hidden_size} and {parameters:,} parameters, "
+        f"distilled with kdcore {metadata.version('kdcore')}.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| teacher | {_short(str(teacher))} |",
+        f"| losses | {', '.join(settings.losses)} |",
+        f"| steps | {step:,} of {settings.training.batch_size} sequences |",
+    ]
+    lines += [f"| held-out {name} | {value:.5g} |" for name, value in held_out.items()]
+    lines += ["", "## Recipe", "", "```yaml", recipe.resolved_yaml().rstrip(), "```", ""]
+    if getattr(student, "pooler", None) is not None:
+        lines += ["The pooler was not trained: no loss reads it.", ""]
+    return "\n".join(lines)
+
+
+def _short(path: str) -> str:
+    """A hub name as it is; a folder by its last two parts."""
+    return "/".join(Path(path).parts[-2:])

@@ -1,0 +1,91 @@
+"""What people see of a run: progress bar, log file, trackers."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from kdcore.progress import Progress
+from kdcore.trackers.base import Tracker
+
+logger = logging.getLogger("kdcore")
+
+
+class _AboveTheBar(logging.Handler):
+    """Prints log lines without tearing the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class Monitor:
+    """Shows and records a run; on other processes than 0 it does nothing."""
+
+    def __init__(self, run_folder: Path, trackers: Sequence[Tracker], *, is_main: bool) -> None:
+        self._trackers = trackers
+        self._is_main = is_main
+        self._bar: tqdm[None] | None = None
+        self._handlers: list[logging.Handler] = []
+        self._last_seen = time.monotonic()
+        if is_main:
+            file = logging.FileHandler(run_folder / "train.log", encoding="utf-8")
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self._handlers = [file, _AboveTheBar()]
+            logger.setLevel(logging.INFO)
+            logger.propagate = False
+            for handler in self._handlers:
+                logger.addHandler(handler)
+
+    def start(self, progress: Progress) -> None:
+        """Training starts or goes on from `progress`; what trackers know beyond it is dropped."""
+        for tracker in self._trackers:
+            tracker.rewind(progress.step)
+        if self._is_main and sys.stderr.isatty():
+            self._bar = tqdm(total=progress.max_steps, initial=progress.step, unit="step", dynamic_ncols=True)
+            if progress.max_steps is None or progress.max_seconds is not None:
+                self._bar.total = None  # time may end the run first; the share of the budget is shown instead
+
+    def stepped(self, progress: Progress) -> None:
+        """A step is done."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def log(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """A row of metrics for trackers and progress bar."""
+        for tracker in self._trackers:
+            tracker.log(progress.step, metrics)
+        if self._bar is not None and "train/loss" in metrics:
+            self._bar.set_postfix_str(
+                f"loss {metrics['train/loss']:.4g}, {metrics['train/tokens_per_second']:,.0f} tokens/s, "
+                f"{time_left(progress)} left"
+            )
+
+    def say(self, text: str) -> None:
+        """A line for people, on screen and in the log file."""
+        if self._is_main:
+            logger.info(text)
+
+    def close(self) -> None:
+        """Write out and let go of everything."""
+        if self._bar is not None:
+            self._bar.close()
+        for tracker in self._trackers:
+            tracker.close()
+        for handler in self._handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def time_left(progress: Progress) -> str:
+    """Time until the budget is used up at the speed so far, such as `2:05:10`; `?` when nothing is known yet."""
+    if progress.fraction <= 0 or progress.seconds <= 0:
+        return "?"
+    seconds = int(progress.seconds / progress.fraction - progress.seconds)
+    minutes, seconds = divmod(max(0, seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

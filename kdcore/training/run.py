@@ -1,0 +1,112 @@
+"""One run from a recipe to an exported student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kdcore.errors import EXIT_INTERRUPTED
+from kdcore.recipe.loading import Recipe
+from kdcore.training import run_folder
+from kdcore.training.build import Plan, located, make_plan
+from kdcore.training.checkpoint import latest_checkpoint
+from kdcore.training.distributed import Processes, start_processes
+from kdcore.training.engine import Engine, accumulation, check_optimizer, check_precision
+from kdcore.training.export import export_student
+from kdcore.training.module import DistillationModule, FrozenTeacher, find_reached
+from kdcore.training.monitor import Monitor
+from kdcore.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        folder: the run folder.
+        export: the exported student; None if the run was interrupted.
+        held_out: the last held-out losses, `loss` being their weighted sum; empty if nothing was trained just now.
+    """
+
+    folder: Path
+    export: Path | None
+    held_out: dict[str, float]
+
+    @property
+    def exit_code(self) -> int:
+        """0 for a finished run, 130 for an interrupted one."""
+        return 0 if self.export is not None else EXIT_INTERRUPTED
+
+
+def train_recipe(recipe: Recipe) -> RunResult:
+    """Train a recipe, or continue where its run folder left it, and export the student.
+
+    Raises:
+        InputError: the recipe, its data or its models cannot be used.
+        TrainingError: training failed.
+    """
+    check_precision(recipe.settings.training)
+    folder = run_folder.run_folder(recipe)
+    plan = make_plan(recipe)
+    check_optimizer(plan.optimizer, plan.components.optimizer.name, recipe.settings.training)
+    processes = start_processes()
+    accumulation(recipe.settings.training, processes.world_size)
+    checkpoint = None
+    if run_folder.exists(folder):
+        run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
+        checkpoint = latest_checkpoint(folder)
+    elif processes.is_main:
+        run_folder.create(folder, recipe, plan.task.fingerprint)
+    processes.barrier()
+    trackers = [entry.cls(entry.config, folder) for entry in plan.components.trackers] if processes.is_main else []
+    monitor = Monitor(folder, trackers, is_main=processes.is_main)
+    try:
+        return _train(plan, folder, checkpoint, monitor, processes)
+    finally:
+        monitor.close()
+
+
+def _train(plan: Plan, folder: Path, checkpoint: Path | None, monitor: Monitor, processes: Processes) -> RunResult:
+    settings = plan.recipe.settings
+    monitor.say(f"run {folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
+    encoder = plan.load_teacher()
+    teacher = None
+    if encoder is not None:
+        teacher = FrozenTeacher(encoder.to(processes.device), plan.requests.teacher)
+    module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
+    reached = _reached(module, teacher, plan, monitor, processes)
+    with located(plan.recipe, "training"):
+        engine = Engine(module, reached, plan.optimizer, settings.training, processes)
+    if encoder is not None:
+        encoder.to(engine.dtype)
+    trainer = Trainer(settings, engine, teacher, plan.task, plan.scheduler, monitor, processes, folder)
+    progress = trainer.train(checkpoint)
+    if not progress.finished:
+        monitor.say(f"step {progress.step}: stopped; start the same command again to continue")
+        return RunResult(folder, None, trainer.last_validation)
+    export = folder / "exports" / "final"
+    weights = engine.float32_student()
+    if processes.is_main:
+        student = engine.module.student
+        export_student(export, student, weights, plan.task, plan.recipe, progress.step, trainer.last_validation)
+    processes.barrier()
+    monitor.say(f"step {progress.step}: finished, student in {export}")
+    return RunResult(folder, export, trainer.last_validation)
+
+
+def _reached(
+    module: DistillationModule, teacher: FrozenTeacher | None, plan: Plan, monitor: Monitor, processes: Processes
+) -> set[str]:
+    """Parameters that the losses move; tells once about parts of the student that nothing reaches."""
+    samples = np.arange(min(2, plan.task.num_samples("train")), dtype=np.int64)
+    batch = plan.task.batch("train", samples, np.zeros_like(samples)).to(processes.device)
+    reached = find_reached(module, batch, None if teacher is None else teacher(batch))
+    total = sum(parameter.numel() for parameter in module.student.parameters())
+    trained = sum(p.numel() for name, p in module.student.named_parameters() if f"student.{name}" in reached)
+    depth, layers = plan.requests.student.depth(plan.student.info.num_layers), plan.student.info.num_layers
+    monitor.say(f"training {trained:,} of the student's {total:,} parameters")
+    if depth < layers:
+        monitor.say(f"no loss reads the student beyond block {depth - 1}: blocks {depth} to {layers - 1} stay as they are")
+    return reached

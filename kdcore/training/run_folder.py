@@ -1,0 +1,121 @@
+"""The run folder: what a run was started with, and whether the same run may go on in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kdcore.errors import Problem, RecipeError
+from kdcore.recipe.loading import Recipe, load_recipe
+from kdcore.training.engine import zero_stage
+
+_RECIPE = "recipe.yaml"
+_ENVIRONMENT = "environment.json"
+_FREE_ON_RESUME = ("training.micro_batch_size", "logging", "validation", "checkpoints", "tracking", "training.budget")
+_PACKAGES = ("kdcore", "torch", "deepspeed", "transformers", "numpy", "pyarrow")
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where the recipe's run lives."""
+    run = recipe.settings.run
+    return Path(run.folder).absolute() / run.name / run.id
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run has come to the end of its budget and exported its student."""
+    return (folder / "exports" / "final").is_dir()
+
+
+def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:
+    """Refuse to continue a run with other settings or data than it was started with.
+
+    Raises:
+        RecipeError: lists the differences.
+    """
+    stored_path = folder / _RECIPE
+    stored = load_recipe(stored_path)
+    problems = []
+    for key, (before, now) in sorted(_differences(stored.data, recipe.data).items()):
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
+            problems.append(Problem(f"the run was started with {before!r}, the recipe now says {now!r}", key=key))
+    for limit in ("steps", "hours"):
+        before, now = (getattr(r.settings.training.budget, limit) for r in (stored, recipe))
+        if (before is None) != (now is None) or (before is not None and now < before):
+            problems.append(
+                Problem(f"a run's budget may only grow: {before} before, {now} now", key=f"training.budget.{limit}")
+            )
+    if zero_stage(stored.settings.training) != zero_stage(recipe.settings.training):
+        problems.append(Problem("the ZeRO stage may not change", key="training.zero_stage"))
+    environment = read_environment(folder)
+    if environment.get("data_fingerprint") not in (None, data_fingerprint):
+        problems.append(Problem("the run was started on other data", key="task.data"))
+    if problems:
+        first = problems[0]
+        raise RecipeError(
+            [Problem("this run folder belongs to another run", where=str(folder)), *problems[:-1]]
+            + [_with_hint(problems[-1] if problems else first)]
+        )
+
+
+def _with_hint(problem: Problem) -> Problem:
+    hint = "start another run with `run.id=NEW`, or take back the changes"
+    return Problem(problem.what, problem.where, problem.key, problem.allowed, hint)
+
+
+def create(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:
+    """Make the folder and store recipe and environment in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / _ENVIRONMENT, json.dumps(_environment() | {"data_fingerprint": data_fingerprint}, indent=2) + "\n")
+    _write(folder / _RECIPE, recipe.resolved_yaml())
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What `create` stored about versions and data."""
+    path = folder / _ENVIRONMENT
+    environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return environment
+
+
+def exists(folder: Path) -> bool:
+    """Whether a run was started here."""
+    return (folder / _RECIPE).is_file()
+
+
+def _environment() -> dict[str, Any]:
+    versions = {}
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name in _PACKAGES or name.startswith("kdcore"):
+            versions[name] = distribution.version
+    return {"python": platform.python_version(), "packages": dict(sorted(versions.items())), "git": _git_state()}
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and cleanliness of the working folder's repository; None outside of one."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "changed": bool(status.strip())}
+
+
+def _write(path: Path, text: str) -> None:
+    staging = path.with_name(f".staging-{path.name}")
+    staging.write_text(text, encoding="utf-8")
+    os.replace(staging, path)
+
+
+def _differences(before: Any, now: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for name in {*before, *now}:
+            inner = f"{key}.{name}" if key else str(name)
+            found |= _differences(before.get(name), now.get(name), inner)
+        return found
+    return {} if before == now else {key: (before, now)}

@@ -1,0 +1,183 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdcore.errors import TrainingError
+from kdcore.progress import Progress
+from kdcore.recipe.schema import RecipeSettings
+from kdcore.schedulers.base import Scheduler
+from kdcore.signals import Batch
+from kdcore.tasks.base import Task
+from kdcore.training.batches import TrainingBatches
+from kdcore.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from kdcore.training.distributed import Processes
+from kdcore.training.engine import Engine, accumulation, zero_stage
+from kdcore.training.interruption import Interruption
+from kdcore.training.module import FrozenTeacher, Term
+from kdcore.training.monitor import Monitor
+from kdcore.training.validation import validate
+
+
+@dataclass
+class _Window:
+    """What has been summed since the last row of metrics."""
+
+    steps: int
+    tokens: float
+    started: float
+    terms: dict[Term, Tensor]
+
+
+class Trainer:
+    """Runs the steps of one run from where its last checkpoint left it to the end of its budget."""
+
+    def __init__(
+        self,
+        settings: RecipeSettings,
+        engine: Engine,
+        teacher: FrozenTeacher | None,
+        task: Task,
+        scheduler: Scheduler,
+        monitor: Monitor,
+        processes: Processes,
+        run_folder: Path,
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.teacher = teacher
+        self.task = task
+        self.scheduler = scheduler
+        self.monitor = monitor
+        self.processes = processes
+        self.run_folder = run_folder
+        training = settings.training
+        self.micro_batch_size, _ = accumulation(training, processes.world_size)
+        self.batches = TrainingBatches(task, settings.seed, training.batch_size, self.micro_batch_size, processes)
+        self.step = 0
+        self.seconds_before = 0.0
+        self.window = self._new_window()
+        self.last_validation: dict[str, float] = {}
+
+    def train(self, checkpoint: Path | None) -> Progress:
+        """Train until the budget is used up or a signal asks to stop; a checkpoint is written at the end of either.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.monitor.start(self._progress(self.seconds_before))
+        self.started = time.monotonic()
+        if self.step == 0:
+            self._validate(self._progress(0.0))
+        with Interruption() as interruption:
+            while True:
+                micro_batches = self.batches.step(self.step)
+                counts, stop, seconds = self._agree(micro_batches, interruption.requested)
+                progress = self._progress(seconds)
+                if stop or progress.finished:
+                    break
+                self._train_step(micro_batches, counts, progress)
+                self.step += 1
+                progress = self._progress(seconds)
+                self.monitor.stepped(progress)
+                if self.step % self.settings.logging.every == 0:
+                    self._log(progress)
+                if self.step % self.settings.validation.every == 0:
+                    self._validate(progress)
+                if self.step % self.settings.checkpoints.every == 0:
+                    self._save(progress)
+        if progress.finished and self.step % self.settings.validation.every:
+            self._validate(progress)
+        if self.step and self.step % self.settings.checkpoints.every:
+            self._save(progress)
+        self.batches.close()
+        return progress
+
+    def _train_step(self, micro_batches: list[Batch], counts: Mapping[Term, float], progress: Progress) -> None:
+        factors = {term: term.weight / count if count else 0.0 for term, count in counts.items()}
+        lr = self.engine.peak_lr * self.scheduler.factor(progress)
+        for host_batch in micro_batches:
+            batch = host_batch.to(self.processes.device)
+            answers = None if self.teacher is None else self.teacher(batch)
+            sums = self.engine.train_micro_batch(batch, answers, factors)
+            self.engine.finish_micro_batch(lr)
+            for term, value in sums.items():
+                share = value / counts[term] if counts[term] else value * 0.0
+                self.window.terms[term] = self.window.terms[term] + share if term in self.window.terms else share
+        self.window.steps += 1
+        self.lr = lr
+
+    def _agree(self, micro_batches: list[Batch], stop: bool) -> tuple[dict[Term, float], bool, float]:
+        """Counts over all processes, whether anyone was asked to stop, and process 0's clock: one host reduction."""
+        local: dict[Term, float] = {}
+        for batch in micro_batches:
+            for term, count in self.engine.module.counts(batch).items():
+                local[term] = local.get(term, 0.0) + count
+        tokens = float(sum(batch.num_tokens for batch in micro_batches))
+        seconds = self.seconds_before + time.monotonic() - self.started if self.processes.is_main else 0.0
+        *counts, total_tokens, stops, clock = self.processes.sum([*local.values(), tokens, float(stop), seconds])
+        self.window.tokens += total_tokens
+        return dict(zip(local, counts, strict=True)), stops > 0, clock
+
+    def _log(self, progress: Progress) -> None:
+        values = torch.stack(list(self.window.terms.values())).to("cpu", torch.float64) / self.window.steps
+        losses = dict(zip(self.window.terms, self.processes.sum(values.tolist()), strict=True))
+        total = sum(term.weight * value for term, value in losses.items())
+        metrics = {f"train/{term}": value for term, value in losses.items()}
+        metrics["train/loss"] = total
+        metrics["train/lr"] = self.lr
+        metrics["train/tokens_per_second"] = self.window.tokens / max(1e-9, time.monotonic() - self.window.started)
+        metrics |= {f"train/{name}": value for name, value in self.engine.metrics().items()}
+        if self.processes.is_main:
+            self.monitor.log(progress, metrics)
+        self.window = self._new_window()
+        if not math.isfinite(total):
+            names = ", ".join(str(term) for term, value in losses.items() if not math.isfinite(value))
+            raise TrainingError(
+                f"the training loss is not finite in the steps up to {progress.step}: {names or 'the sum'} is {total}; "
+                "lower optimizer.lr, raise scheduler.warmup, or look at the data"
+            )
+
+    def _validate(self, progress: Progress) -> None:
+        batch_size = self.settings.validation.batch_size or self.micro_batch_size
+        self.last_validation = validate(self.engine.module, self.teacher, self.task, batch_size, self.processes)
+        if self.processes.is_main:
+            self.monitor.log(progress, {f"held_out/{name}": value for name, value in self.last_validation.items()})
+        self.monitor.say(f"step {progress.step}: held-out loss {self.last_validation['loss']:.5g}")
+
+    def _save(self, progress: Progress) -> None:
+        state = TrainingState(
+            step=progress.step,
+            seconds=progress.seconds,
+            world_size=self.processes.world_size,
+            zero_stage=zero_stage(self.settings.training),
+        )
+        keep = self.settings.checkpoints.keep
+        window = {"steps": self.window.steps, "terms": self.window.terms}
+        folder = save_checkpoint(self.run_folder, state, window, self.engine, self.processes, keep)
+        self.monitor.say(f"step {progress.step}: checkpoint {folder.name}")
+
+    def _restore(self, checkpoint: Path) -> None:
+        stage = zero_stage(self.settings.training)
+        state, window = load_checkpoint(checkpoint, self.engine, self.processes, stage)
+        self.step, self.seconds_before = state.step, state.seconds
+        self.window.steps = window["steps"]
+        self.window.terms = {term: value.to(self.processes.device) for term, value in window["terms"].items()}
+
+    def _progress(self, seconds: float) -> Progress:
+        budget = self.settings.training.budget
+        max_seconds = None if budget.hours is None else budget.hours * 3600
+        return Progress(self.step, seconds, budget.steps, max_seconds)
+
+    def _new_window(self) -> _Window:
+        return _Window(0, 0.0, time.monotonic(), {})

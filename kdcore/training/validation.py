@@ -1,0 +1,45 @@
+"""The training objective on held-out text."""
+
+from __future__ import annotations
+
+import torch
+
+from kdcore.tasks.base import Task
+from kdcore.training.batches import held_out_batches
+from kdcore.training.distributed import Processes
+from kdcore.training.module import DistillationModule, FrozenTeacher, Term
+
+
+@torch.no_grad()
+def validate(
+    module: DistillationModule, teacher: FrozenTeacher | None, task: Task, batch_size: int, processes: Processes
+) -> dict[str, float]:
+    """Each term and the weighted total under `loss`, over all held-out samples and processes."""
+    was_training = module.training
+    module.eval()
+    sums: dict[Term, float] = {}
+    counts: dict[Term, float] = {}
+    try:
+        for host_batch in held_out_batches(task, batch_size, processes):
+            batch = host_batch.to(processes.device)
+            answers = None if teacher is None else teacher(batch)
+            for term, count in module.counts(batch).items():
+                counts[term] = counts.get(term, 0.0) + count
+            for term, value in module.sums(batch, answers).items():
+                sums[term] = sums.get(term, 0.0) + value.item()
+    finally:
+        module.train(was_training)
+    # A process without a batch of its own must still name the same terms in the same order.
+    terms = list(module.counts(next(iter(held_out_batches(task, 1, _first(processes))))))
+    reduced = processes.sum([table.get(term, 0.0) for table in (sums, counts) for term in terms])
+    values = {
+        term: total / count if count else 0.0
+        for term, total, count in zip(terms, reduced[: len(terms)], reduced[len(terms) :], strict=True)
+    }
+    result = {str(term): value for term, value in values.items()}
+    result["loss"] = sum(term.weight * value for term, value in values.items())
+    return result
+
+
+def _first(processes: Processes) -> Processes:
+    return Processes(0, 1, processes.device, processes.host_group)

@@ -1,0 +1,1 @@
+"""Sends kdcore recipes to SLURM."""

@@ -1,0 +1,1 @@
+"""The objective `hidden_mse` for kdcore."""
