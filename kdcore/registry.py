@@ -174,7 +174,7 @@ class Registry:
             what + (f"cannot be imported: {cause}" if cause is not None else f"cannot be used: {problem}"),
             where=where,
             key=key,
-            hint=f"This is a fault of the package {found.distribution}, not of your recipe."
+            hint=f"The fault is in the package {found.distribution}; other packages work without it."
             if canonicalize_name(found.distribution) != "kdcore"
             else None,
         )
@@ -247,6 +247,13 @@ class Registry:
             allowed=names or "none is installed",
             hint=" ".join(hints) or f"A package adds one through the entry point group {self.group}.",
         )
+
+
+def near_names(name: str) -> str | None:
+    """A hint with the components of any kind that are called nearly so, installed or not."""
+    kinds = {near: registry.kind for registry in ALL.values() for near in registry.names()}
+    near = difflib.get_close_matches(name, kinds, n=3)
+    return f"Did you mean {' or '.join(f'the {kinds[one]} `{one}`' for one in near)}?" if near else None
 
 
 _source: list[str] = []

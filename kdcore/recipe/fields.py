@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kdcore.recipe.schema import ComponentSection, RecipePath
+from kdcore.registry import ALL
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,52 @@ def at(model: type[BaseModel], place: Iterable[str | int]) -> list[Option]:
     for part in place:
         found = inside(found, part)
     return found
+
+
+def key_table(
+    model: type[BaseModel], prefix: str = "", without: Collection[str] = ()
+) -> list[tuple[str, str, str, str]]:
+    """Key, type, default and description of every key of a config, those of nested models below theirs."""
+    rows = []
+    for key, field in keys_of(model).items():
+        if key in without:
+            continue
+        default = "required" if field.is_required() else _default(field)
+        rows.append(
+            (f"{prefix}{key}", type_name(field.annotation, tuple(field.metadata)), default, field.description or "")
+        )
+        for option in options(field.annotation):
+            if option.model is not None:
+                rows += key_table(option.model, f"{prefix}{key}.")
+    return rows
+
+
+def type_name(annotation: Any, markers: tuple[Any, ...] = ()) -> str:
+    """A type in the words of a recipe."""
+    names = []
+    for option in options(annotation, markers):
+        origin, arguments = get_origin(option.type), get_args(option.type)
+        if origin is Literal:
+            names += [str(value) for value in arguments]
+        elif option.component is not None:
+            names.append(f"{ALL[option.component.group].kind} (a map with its `name`)")
+        elif option.model is not None:
+            names.append("map")
+        elif isinstance(origin, type) and arguments:
+            inner = [type_name(argument) for argument in arguments if argument is not Ellipsis]
+            names.append(f"map of {inner[-1]}" if issubclass(origin, Mapping) else f"list of {', '.join(inner)}")
+        else:
+            path = "path or hub name" if option.path is not None and option.path.hub else "path"
+            plain = path if option.path is not None else getattr(option.type, "__name__", str(option.type))
+            names.append(_WORDS.get(plain, plain))
+    return " | ".join(dict.fromkeys(names))
+
+
+_WORDS = {"str": "text", "int": "integer", "float": "number", "bool": "true | false", "NoneType": "null", "Any": "any"}
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "see below"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -20,6 +20,7 @@ from kdcore.recipe.imports import run_import
 from kdcore.recipe.merging import Place, load_merged
 from kdcore.recipe.paths import resolve_recipe
 from kdcore.recipe.schema import SECTION_DEFAULTS, RecipeSettings
+from kdcore.recipe.showing import annotated
 from kdcore.recipe.yaml import Node, Origin, Plain, describe, dump_yaml
 from kdcore.registry import Registry, losses, models, optimizers, schedulers, tasks, trackers
 
@@ -125,6 +126,10 @@ class Recipe:
         """
         self.components()
         return dump_yaml(self.data)
+
+    def annotated_yaml(self) -> str:
+        """What is stated and the defaults of the core's keys, each with its origin as a comment; valid YAML itself."""
+        return annotated(self._root, self.settings.model_dump(mode="json"))
 
     def _load_components(self) -> Components:
         for index, file in enumerate(self.settings.imports):

@@ -106,7 +106,7 @@ def parse_value(text: str, origin: Origin) -> Node:
 def dump_yaml(data: Plain) -> str:
     """Write plain data so that `read_yaml` gives the same data back."""
     writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
+    writer.default_flow_style = False  # type: ignore[assignment]
     writer.sort_base_mapping_type_on_output = False
     writer.allow_unicode = True
     writer.width = 4096
@@ -136,14 +136,15 @@ _SPELLINGS: list[tuple[str, bool | float | None]] = [
     (" ~ null Null NULL", None),
     ("true True TRUE", True),
     ("false False FALSE", False),
+    # The numbers that no digits write.
     (".inf .Inf .INF +.inf +.Inf +.INF", float("inf")),
     ("-.inf -.Inf -.INF", float("-inf")),
     (".nan .NaN .NAN", float("nan")),
 ]
-_CONSTANTS = {text: value for texts, value in _SPELLINGS for text in texts.split(" ")}
+_CONSTANTS: dict[str, bool | float | None] = {text: value for texts, value in _SPELLINGS for text in texts.split(" ")}
 
 
-def _scalar(text: str) -> bool | int | float | str | None:
+def plain_scalar(text: str) -> bool | int | float | str | None:
     """A plain (unquoted) scalar by the core schema of YAML 1.2."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
@@ -216,7 +217,7 @@ class _Composer:
 
     def value(self, event: Event) -> bool | int | float | str | list[Node] | dict[str, Node] | None:
         if isinstance(event, ScalarEvent):
-            return _scalar(event.value) if event.implicit[0] else str(event.value)
+            return plain_scalar(event.value) if event.implicit[0] else str(event.value)
         if isinstance(event, SequenceStartEvent):
             items = []
             while not isinstance(item := next(self.events), SequenceEndEvent):

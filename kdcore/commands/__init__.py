@@ -1,0 +1,1 @@
+"""What `kdcore` can do on the command line; one file a command."""

@@ -1,0 +1,52 @@
+"""The interface of commands (registry `kdcore.commands`)."""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+
+class Command(ABC):
+    """One thing that `kdcore NAME` does, NAME being the entry point's name in the group `kdcore.commands`.
+
+    The module of a command is imported for every `kdcore NAME`, `kdcore NAME --help` included: import what takes
+    long, such as torch, inside `run`.
+
+    Attributes:
+        help: one line that says what the command does.
+    """
+
+    help: ClassVar[str]
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - not every command has any
+        """Declare the command's arguments. Optional."""
+
+    @abstractmethod
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it and return the exit code.
+
+        Raises:
+            KdcoreError: shown without a traceback; its exit code is used.
+        """
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """The arguments `RECIPE [key=value ...]`."""
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?" if optional else None,
+        help="recipe file, or kdcore:NAME for one that kdcore ships",
+    )
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """The arguments `[key=value ...]`."""
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="values to use instead of the file's, such as training.batch_size=64; key=null removes a key",
+    )

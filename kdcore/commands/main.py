@@ -1,0 +1,111 @@
+"""`kdcore` and `kdcore-train`: finds the command, runs it, and turns kdcore's errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+from kdcore.commands.base import Command
+from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, InputError, KdcoreError
+from kdcore.registry import Entry, commands
+
+EXIT_BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `kdcore ARGV` and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _dispatch(arguments))
+
+
+def main_train(argv: Sequence[str] | None = None) -> int:
+    """Run `kdcore-train ARGV`, which is `kdcore train ARGV`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _run("train", arguments, "kdcore-train"))
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except KdcoreError as error:
+        problems = error.problems if isinstance(error, InputError) else [error]
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough. Python must not try to flush what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _dispatch(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else EXIT_INPUT
+    if first == "--version":
+        print(f"kdcore {metadata.version('kdcore')}")
+        return 0
+    return _run(first, arguments[1:], f"kdcore {first}")
+
+
+def _run(name: str, arguments: list[str], program: str) -> int:
+    command: Command = commands.get(name)()
+    parser = argparse.ArgumentParser(program, description=type(command).__doc__, formatter_class=_Formatter)
+    command.add_arguments(parser)
+    try:
+        parsed = _parse(parser, arguments)
+    except SystemExit as stop:  # argparse has said what is wrong, or has printed the help
+        return stop.code if isinstance(stop.code, int) else EXIT_INPUT
+    return command.run(parsed)
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    try:
+        return parser.parse_intermixed_args(arguments)  # `RECIPE --smoke key=value` in any order
+    except TypeError:  # a parser with subcommands has an order
+        return parser.parse_args(arguments)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Shows docstrings as they are written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        first, _, rest = text.partition("\n")
+        return first + "\n" + textwrap.dedent(rest) if rest else first
+
+
+def _overview() -> str:
+    """What `kdcore --help` prints. Only kdcore's own commands are imported: they are light."""
+    entries = commands.entries()
+    names = [entry.name for entry in entries]
+    lines = ["usage: kdcore COMMAND ...", "", "Distils BERT-like encoders.", "", "commands:"]
+    for entry in entries:
+        twice = names.count(entry.name) > 1
+        name = f"{entry.distribution}:{entry.name}" if twice else entry.name
+        lines.append(f"  {name:<10} {_help(entry, name)}")
+    lines += ["", "`kdcore COMMAND --help` explains a command; `kdcore --version` prints the version."]
+    return "\n".join(lines)
+
+
+def _help(entry: Entry, name: str) -> str:
+    if entry.distribution != "kdcore":
+        return f"from the package {entry.package}"
+    try:
+        cls: type[Command] = commands.get(name)
+    except KdcoreError:
+        return "broken; `kdcore plugins check` tells why"
+    return cls.help
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The process in which `kdcore plugins check` imports the components of one package.
+
+Its arguments are `group=package:name`; it prints one line of JSON for each, at once, so that a component that ends the
+process is known by its missing line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from kdcore.errors import KdcoreError
+from kdcore.registry import ALL
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Import each component and tell what is wrong with it, or null."""
+    # What a plugin prints while it is imported goes to stderr, not among the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for argument in arguments:
+        group, _, name = argument.partition("=")
+        print(json.dumps({"fault": fault(group, name)}), file=answers, flush=True)
+
+
+def fault(group: str, name: str) -> str | None:
+    """What is wrong with a component; None if nothing is."""
+    try:
+        cls = ALL[group].get(name)
+    except KdcoreError as error:
+        return str(error)
+    if ALL[group].needs_config:
+        try:
+            cls.Config.model_json_schema()
+        except Exception as error:
+            return f"the schema of its Config cannot be told: {error}"
+    return None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

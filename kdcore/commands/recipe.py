@@ -1,0 +1,53 @@
+"""`kdcore recipe`: check a recipe, show what it comes to, print the schema for editors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from kdcore.commands.base import Command, add_recipe_arguments
+from kdcore.errors import InputError
+from kdcore.recipe.loading import load_recipe
+
+
+class RecipeCommand(Command):
+    """Look at recipes without training.
+
+    check RECIPE [key=value ...]   say all that is wrong with a recipe
+    show RECIPE [key=value ...]    print the resolved recipe with the origin of each value
+    schema                         print a JSON Schema of recipes with everything that is installed, for editors
+    """
+
+    help = "check a recipe, show it resolved, or print the schema for editors"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action, RECIPE, overrides."""
+        parser.add_argument("action", choices=["check", "show", "schema"])
+        add_recipe_arguments(parser, optional=True)
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do the action."""
+        if arguments.action == "schema":
+            if arguments.recipe is not None:
+                raise InputError("`kdcore recipe schema` takes no recipe: the schema is that of all recipes")
+            return _schema()
+        if arguments.recipe is None:
+            raise InputError(f"`kdcore recipe {arguments.action}` needs the recipe's file")
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        if arguments.action == "show":
+            print(recipe.annotated_yaml(), end="")
+            return 0
+        components = recipe.components()
+        print(f"{recipe.path}: nothing is wrong with this recipe (losses: {', '.join(components.losses)})")
+        return 0
+
+
+def _schema() -> int:
+    from kdcore.recipe.json_schema import recipe_json_schema
+
+    schema, skipped = recipe_json_schema()
+    for problem in skipped:
+        print(f"warning: left out: {problem}", file=sys.stderr)
+    print(json.dumps(schema, indent=2))
+    return 0
