@@ -100,20 +100,21 @@ class FileHashes:
 
     def __init__(self, folder: Path | None) -> None:
         self._store = folder / "file-hashes.json" if folder else None
-        self._known: dict[str, list[str | int]] = {}
+        self._known: dict[str, Any] = {}
         self._changed = False
         if self._store and self._store.is_file():
             try:
-                self._known = json.loads(self._store.read_text())
+                known = json.loads(self._store.read_text())
             except (OSError, ValueError):
-                self._known = {}  # only a cache: a damaged one is written anew
+                known = None  # only a cache: a damaged one is written anew
+            self._known = known if isinstance(known, dict) else {}
 
     def sha256(self, path: Path) -> str:
         """Hash of the whole content of `path`."""
         key = str(path.resolve())
         status = path.stat()
         known = self._known.get(key)
-        if known and known[:2] == [status.st_size, status.st_mtime_ns]:
+        if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns] and len(known) == 3:
             return str(known[2])
         digest = sha256_of_file(path)
         self._known[key] = [status.st_size, status.st_mtime_ns, digest]

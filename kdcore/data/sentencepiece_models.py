@@ -24,7 +24,8 @@ def convert_sentencepiece(path: Path) -> Any:
     """Turn a SentencePiece unigram or BPE model into a `transformers` fast tokenizer.
 
     Pieces keep their ids. `[CLS]`, `[SEP]`, `[PAD]` and `[MASK]` are the model's own pieces where it has them (also as
-    `<cls>`, `<s>` and the like) and are added after its last piece where it has not.
+    `<cls>`, `<s>` and the like) and are added after its last piece where it has not. Models that number
+    their pieces otherwise than their SentencePiece file (XLM-R) must be loaded from their folder instead.
 
     Raises:
         DataError: the file is no such model.
@@ -32,7 +33,7 @@ def convert_sentencepiece(path: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     proto = _read(path)
-    backend = _backend(proto, path)
+    backend = _backend(proto)
     pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     roles = {role: next((name for name in names if name in pieces), names[0]) for role, names in _ROLE_PIECES.items()}
     backend.add_special_tokens(list(roles.values()))
@@ -57,7 +58,7 @@ def _read(path: Path) -> Any:
     return proto
 
 
-def _backend(proto: Any, path: Path) -> Any:
+def _backend(proto: Any) -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     unknown = next(index for index, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN)
@@ -93,10 +94,12 @@ def _backend(proto: Any, path: Path) -> Any:
     backend.normalizer = normalizers.Sequence(steps)
     scheme = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme)
-    metaspace = decoders.Metaspace(replacement=_SPACE, prepend_scheme=scheme)
-    backend.decoder = (
-        decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), metaspace]) if byte_fallback else metaspace
-    )
+    if byte_fallback:
+        spaces = decoders.Replace(_SPACE, " ")
+        prefix = [decoders.Strip(" ", 1, 0)] if proto.normalizer_spec.add_dummy_prefix else []
+        backend.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse(), *prefix])
+    else:
+        backend.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme=scheme)
     return backend
 
 

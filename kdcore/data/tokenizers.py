@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,15 @@ BATCH_CHARACTERS = 2_000_000
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _OFF_AFTER_USE = "False"  # told apart from the usual "false" that a user may have set
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 _ROLES = ("pad", "cls", "sep", "mask")
 _NEEDED_FOR = "kdcore needs [CLS] and [SEP] around each sequence, [PAD] for short ones and [MASK] for masked-LM"
@@ -125,16 +135,19 @@ def encode_documents(tokenizer: Any, documents: Iterable[Document]) -> Iterator[
     The words of special tokens that a text happens to hold ("[MASK]") are encoded as ordinary text. Documents are
     encoded in batches by all processor cores.
     """
-    backend = _plain_backend(tokenizer)
+    ids = special_ids(tokenizer)
+    # A unigram model knows its control pieces as words and may find them in a text, whatever it is told.
+    forbidden = np.array([index for index in ids.all if index != ids.unk], dtype=np.int32)
+    encode = partial(_encode_batch, _plain_backend(tokenizer), forbidden, ids.unk)
     waiting: list[tuple[Document, list[str]]] = []
     size = 0
     for document in documents:
         waiting.append((document, chunks(document.text)))
         size += len(document.text)
         if size >= BATCH_CHARACTERS:
-            yield from _encode_batch(backend, waiting)
+            yield from encode(waiting)
             waiting, size = [], 0
-    yield from _encode_batch(backend, waiting)
+    yield from encode(waiting)
 
 
 def chunks(text: str, limit: int = CHUNK_CHARACTERS) -> list[str]:
@@ -156,14 +169,17 @@ def chunks(text: str, limit: int = CHUNK_CHARACTERS) -> list[str]:
 
 
 def _encode_batch(
-    backend: Tokenizer, waiting: list[tuple[Document, list[str]]]
+    backend: Tokenizer, forbidden: NDArray[np.int32], unk: int | None, waiting: list[tuple[Document, list[str]]]
 ) -> Iterator[tuple[Document, NDArray[np.int32]]]:
     texts = [piece for _, pieces in waiting for piece in pieces]
     with _all_cores():
         encodings = iter(backend.encode_batch_fast(texts, add_special_tokens=False))
     for document, pieces in waiting:
-        ids = [np.asarray(next(encodings).ids, dtype=np.int32) for _ in pieces]
-        yield document, ids[0] if len(ids) == 1 else np.concatenate(ids)
+        encoded = [np.asarray(next(encodings).ids, dtype=np.int32) for _ in pieces]
+        ids = encoded[0] if len(encoded) == 1 else np.concatenate(encoded)
+        if unk is not None:
+            ids[np.isin(ids, forbidden)] = unk
+        yield document, ids
 
 
 @contextmanager
@@ -173,7 +189,7 @@ def _all_cores() -> Iterator[None]:
     There its threads do not exist: encoding would hang, which the library avoids with a warning at each fork unless the
     variable is set. What the user has set stays.
     """
-    if _PARALLELISM in os.environ and os.environ[_PARALLELISM] != _OFF_AFTER_USE:
+    if _forked or os.environ.get(_PARALLELISM, _OFF_AFTER_USE) != _OFF_AFTER_USE:
         yield
         return
     os.environ[_PARALLELISM] = "true"

@@ -165,15 +165,20 @@ def _lines(rendered: str) -> list[tuple[str, int]]:
             paragraphs.append((text[2:], int(text[1])))
         elif text.startswith(_ITEM):
             close()
-            paragraphs.append((text.replace(_ITEM, " "), 0))
+            paragraphs.append((_without_marks(text), 0))
         elif not text or _DEBRIS_LINE.match(text):
             close()
             if text:
                 paragraphs.append((text, 0))
         else:
-            open_lines.append(text.replace(_ITEM, " "))
+            open_lines.append(_without_marks(text))
     close()
     return paragraphs
+
+
+def _without_marks(line: str) -> str:
+    """A mark inside a line stands for the colon of `; term : meaning`."""
+    return re.sub(rf"\s*{_ITEM}\s*", ": ", line.lstrip(f"{_ITEM} "))
 
 
 def _tidy(line: str, report: Counter[str]) -> str:
