@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcore.data.base import Document
+from kdcore.data.tokenizers import (
+    CHUNK_CHARACTERS,
+    chunks,
+    encode_documents,
+    load_tokenizer,
+    special_ids,
+    tokenizer_fingerprint,
+)
+from kdcore.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder: Path) -> Any:
+    return load_tokenizer(str(tokenizer_folder))
+
+
+def encode(tokenizer: Any, *texts: str) -> list[list[int]]:
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    return [tokens.tolist() for _, tokens in encode_documents(tokenizer, documents)]
+
+
+def random_text(words: int) -> str:
+    choice = random.Random(0)
+    return "".join(
+        "".join(choice.choices(string.ascii_letters, k=choice.randint(1, 9)))
+        + choice.choice([" ", " ", " ", "\n", ", "])
+        for _ in range(words)
+    )
+
+
+def with_settings(folder: Path, target: Path, **settings: Any) -> Path:
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    content = json.loads((target / "tokenizer.json").read_text())
+    (target / "tokenizer.json").write_text(json.dumps({**content, **settings}))
+    return target
+
+
+def test_long_documents_have_the_tokens_of_their_text_taken_at_once(tokenizer: Any) -> None:
+    text = random_text(60_000)
+    assert len(text) > 3 * CHUNK_CHARACTERS
+    expected = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert encode(tokenizer, "before", text, "after")[1] == expected
+
+
+def test_pieces_of_a_text_are_the_text(tokenizer: Any) -> None:
+    for text in ["", "a", random_text(500), "x" * 5000, " " * 5000, "日本" * 2000]:
+        pieces = chunks(text, 1000)
+        assert "".join(pieces) == text
+        assert all(0 < len(piece) <= 1000 for piece in pieces) or text == ""
+
+
+def test_documents_come_back_in_order_each_with_its_own_tokens(tokenizer: Any) -> None:
+    texts = ["the teacher", "", "of the student", "zebra"]
+    assert encode(tokenizer, *texts) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def test_truncation_and_padding_that_a_tokenizer_file_asks_for_lose_nothing(
+    tokenizer: Any, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = with_settings(
+        tokenizer_folder,
+        tmp_path / "t",
+        truncation={"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        padding={
+            "strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]",
+        },
+    )  # fmt: skip
+    limited = load_tokenizer(str(folder))
+    assert encode(limited, "the", "the " * 100) == encode(tokenizer, "the", "the " * 100)
+    assert tokenizer_fingerprint(limited) == tokenizer_fingerprint(tokenizer)
+    limited.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())
+    assert saved["truncation"] is None
+    assert saved["padding"] is None
+    assert "max_length" not in json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+
+
+def test_the_names_of_special_tokens_in_a_text_are_ordinary_text(tokenizer: Any) -> None:
+    (tokens,) = encode(tokenizer, "the [MASK] of [SEP]")
+    assert not {tokenizer.mask_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id} & set(tokens)
+
+
+def test_the_fingerprint_survives_saving_and_changes_with_vocabulary_and_normalisation(
+    tokenizer: Any, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "same")
+    assert tokenizer_fingerprint(load_tokenizer(str(tmp_path / "same"))) == tokenizer_fingerprint(tokenizer)
+    other = load_tokenizer(str(tokenizer_folder))
+    other.add_tokens(["zebra"])
+    content = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    content["normalizer"]["lowercase"] = not content["normalizer"]["lowercase"]
+    cased = with_settings(tokenizer_folder, tmp_path / "cased", **content)
+    config = json.loads((cased / "tokenizer_config.json").read_text())
+    (cased / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    fingerprints = {tokenizer_fingerprint(each) for each in (tokenizer, other, load_tokenizer(str(cased)))}
+    assert len(fingerprints) == 3
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2, "word": 3}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, cls_token="<s>", sep_token="</s>", unk_token="<unk>"
+    ).save_pretrained(tmp_path / "t")
+    with pytest.raises(DataError, match=r"t: the tokenizer has no pad_token, mask_token"):
+        load_tokenizer(str(tmp_path / "t"))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(DataError, match="holds no tokenizer files"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(DataError, match="no tokenizer could be loaded"):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(DataError, match="no tokenizer could be loaded"):
+        load_tokenizer(str(tmp_path / "missing"))
+
+
+def test_encoding_leaves_later_forks_without_warnings_and_the_users_setting_alone(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    encode(tokenizer, "a", "b")
+    assert os.environ["TOKENIZERS_PARALLELISM"].lower() == "false"
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    encode(tokenizer, "a", "b")
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+@pytest.fixture(scope="module")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    choice = random.Random(1)
+    stems = ["".join(choice.choices(string.ascii_letters, k=choice.randint(2, 6))) for _ in range(200)]
+    words = [stem + ending for stem in stems for ending in ("", "s", "ing", "ed", "ness")]
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text("\n".join(" ".join(choice.choices(words, k=30)) for _ in range(500)))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"byte_fallback": True},
+        {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"], "pad_id": 3, "pad_piece": "[PAD]"},
+    ],
+)
+def test_a_sentencepiece_model_gives_the_pieces_of_sentencepiece_and_the_roles_of_an_encoder(
+    tmp_path: Path, corpus_file: Path, kind: str, options: dict[str, Any]
+) -> None:
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus_file),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=500,
+        model_type=kind,
+        minloglevel=2,
+        **options,
+    )
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    tokenizer = load_tokenizer(str(tmp_path / "m.model"))
+    texts = [random_text(300), "Ünïcode ½ ﬁne   wide  spaces\nnext paragraph é 日本語 x", " lead and trail "]
+    assert encode(tokenizer, *texts) == [reference.encode(text) for text in texts]
+
+    tokenizer.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text('{"model_type": "bert"}')  # as in the folder of an exported student
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
+    ids = special_ids(loaded)
+    assert loaded("a")["input_ids"] == [ids.cls, *reference.encode("a"), ids.sep]
+    assert (
+        loaded.convert_tokens_to_ids("[MASK]")
+        == ids.mask
+        == loaded("[MASK]", add_special_tokens=False)["input_ids"][-1]
+    )
+    assert len({ids.pad, ids.cls, ids.sep, ids.mask, ids.unk}) == 5
+    assert loaded.decode(reference.encode("a fine day")) == "a fine day"
+    (in_text,) = encode(tokenizer, "a [MASK] b")
+    assert ids.mask not in in_text
+
+
+def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.model"
+    path.write_bytes(b"no protobuf \xff\xff\xff")
+    with pytest.raises(DataError, match=r"a\.model: is no SentencePiece model"):
+        load_tokenizer(str(path))
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="no piece for unknown text"):
+        load_tokenizer(str(path))

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import bz2
+import html
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kdcore.data.wikipedia import WikipediaCorpus
+from kdcore.data.wikitext import WikitextCleaner
+from kdcore.errors import DataError
+
+
+def page(number: int, text: str, *, namespace: int = 0, extra: str = "", model: str = "wikitext") -> str:
+    return (
+        f"<page><title>T{number}</title><ns>{namespace}</ns><id>{number}</id>{extra}"
+        f"<revision><id>9{number}</id><model>{model}</model><text>{html.escape(text)}</text></revision></page>"
+    )
+
+
+def dump(*pages: str) -> bytes:
+    return (
+        '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/"><siteinfo><namespaces>'
+        '<namespace key="0"/><namespace key="6">Datei</namespace><namespace key="14">Kategorie</namespace>'
+        f"</namespaces></siteinfo>{''.join(pages)}</mediawiki>"
+    ).encode()
+
+
+def read(path: Path) -> tuple[dict[str, str], dict[str, int]]:
+    corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(path)))
+    return {document.id: document.text for document in corpus.documents()}, dict(corpus.report)
+
+
+def clean(wikitext: str) -> list[str]:
+    return WikitextCleaner().paragraphs(wikitext, Counter())
+
+
+def test_articles_are_read_and_everything_else_is_skipped_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "dump.xml"
+    path.write_bytes(
+        dump(
+            page(1, "First."),
+            page(2, "Talk.", namespace=1),
+            page(3, "#REDIRECT [[T1]]"),
+            page(4, "#WEITERLEITUNG [[T1]]", extra='<redirect title="T1"/>'),
+            page(5, "{}", model="json"),
+            page(6, "{{Only a template}}"),
+            page(7, "Last.\n\nAgain."),
+        )
+    )
+    assert read(path) == (
+        {"1": "First.", "7": "Last.\nAgain."},
+        {
+            "pages of other namespaces skipped": 1,
+            "redirects skipped": 2,
+            "pages that are not wikitext skipped": 1,
+            "articles without text skipped": 1,
+        },
+    )
+
+
+def test_a_multistream_dump_is_read_to_its_end(tmp_path: Path) -> None:
+    whole = dump(page(1, "First."), page(2, "Second."))
+    path = tmp_path / "dump.xml.bz2"
+    path.write_bytes(bz2.compress(whole[:300]) + bz2.compress(whole[300:500]) + bz2.compress(whole[500:]))
+    assert read(path)[0] == {"1": "First.", "2": "Second."}
+
+
+def test_a_dump_in_parts_is_one_corpus(tmp_path: Path) -> None:
+    (tmp_path / "part1.xml").write_bytes(dump(page(1, "First.")))
+    (tmp_path / "part2.xml.bz2").write_bytes(bz2.compress(dump(page(2, "Second."))))
+    assert read(tmp_path)[0] == {"1": "First.", "2": "Second."}
+
+
+def test_a_truncated_dump_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "dump.xml.bz2"
+    whole = bz2.compress(dump(*(page(number, f"Text {number}.") for number in range(3000))))
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"dump\.xml\.bz2: the .* damaged or ends too early(.|\n)*fetch the dump again"):
+        read(path)
+    path = tmp_path / "dump.xml"
+    path.write_bytes(dump(page(1, "First."), page(2, "Second."))[:-60])
+    with pytest.raises(DataError, match=r"dump\.xml: the dump is damaged or ends too early, after 1 whole pages"):
+        read(path)
+
+
+def test_what_is_no_dump_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    path.write_bytes(b"<html><body/></html>")
+    with pytest.raises(DataError, match="no MediaWiki dump: its first element is <html>"):
+        read(path)
+    path.write_bytes(dump())
+    with pytest.raises(DataError, match="holds no pages"):
+        read(path)
+    with pytest.raises(DataError, match="no such file"):
+        read(tmp_path / "missing.xml")
+
+
+def test_memory_does_not_grow_with_the_dump(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = tmp_path / "dump.xml"
+    path.write_bytes(dump(*(page(number, "word " * 2000) for number in range(100))))
+    corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(path)))
+    next(corpus.documents())  # imports
+    tracemalloc.start()
+    assert sum(1 for _ in corpus.documents()) == 100
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 3
+
+
+def test_namespaces_of_files_and_categories_are_known_in_the_wikis_language(tmp_path: Path) -> None:
+    path = tmp_path / "dump.xml"
+    path.write_bytes(dump(page(1, "Text[[Datei:Bild.jpg|mini|Ein [[Bild]]]].\n\n[[Kategorie:Text]]")))
+    assert read(path)[0] == {"1": "Text."}
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "expected"),
+    [
+        ("'''Bold''' and ''italic'' text.", ["Bold and italic text."]),
+        ("A [[link]], a [[Target (place)|shown]] one and [[plural]]s.", ["A link, a shown one and plurals."]),
+        ("See [http://x.org the site] or [http://x.org] or http://y.org/a?b now.", ["See the site or or now."]),
+        ("Text.<ref>No.</ref><ref name=x/> More.<!-- no -->", ["Text. More."]),
+        ("A {{template|with={{another}}}} b.", ["A b."]),
+        ("He ran {{convert|5|km|mi|abbr=on}} to {{lang|fr|la [[Ville]]}}.", ["He ran 5 km to la Ville."]),
+        ("A ({{IPA|x}}; {{lang-grc|y}}) b ({{x}}, c).", ["A b (c)."]),
+        ("5&nbsp;km&mdash;far &lt;b&gt; &#233;", ["5 km—far <b> é"]),
+        ("[[File:A.jpg|thumb|A [[caption]] here]]Text.[[Category:C]]", ["Text."]),
+        ("The [[:Category:Dogs]] and [[de:Hund]].", ["The Category:Dogs and."]),
+        ("Before.\n{| class=x\n! a\n|-\n| b || c\n|}\nAfter.", ["Before.", "After."]),
+        ("So <math>x^2</math> is.<gallery>\nFile:A.jpg|no\n</gallery>", ["So is."]),
+        ("One\nparagraph.\n\nAnother.", ["One paragraph.", "Another."]),
+        ("* one\n** two\n# three\n; term : meaning\nText.", ["one", "two", "three", "term: meaning", "Text."]),
+        ("H<sub>2</sub>O<br/>and <code>x</code>", ["H2O and x"]),
+        ("__NOTOC__\nText.", ["Text."]),
+        ("<nowiki>[[not a link]]</nowiki>", ["not a link"]),
+    ],
+)
+def test_markup_becomes_plain_text(wikitext: str, expected: list[str]) -> None:
+    assert clean(wikitext) == expected
+
+
+def test_headings_stay_where_text_follows_them() -> None:
+    wikitext = (
+        "Lead.\n== A ==\n=== A1 ===\nText.\n== Empty ==\n{{gone}}\n=== Empty too ===\n== B ==\n* item\n== End ==\n"
+    )
+    assert clean(wikitext) == ["Lead.", "A", "A1", "Text.", "B", "item"]
+
+
+def test_broken_markup_is_removed_and_counted() -> None:
+    report: Counter[str] = Counter()
+    wikitext = "Good [[text]] and {{broken\n\n| cell\n\nend]] here</div>."
+    assert WikitextCleaner().paragraphs(wikitext, report) == ["Good text and broken", "end here."]
+    assert report == {"pieces of broken markup removed": 3, "lines of unclosed tables dropped": 1}
