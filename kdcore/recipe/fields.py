@@ -129,9 +129,9 @@ def type_name(annotation: Any, markers: tuple[Any, ...] = ()) -> str:
             inner = [type_name(argument) for argument in arguments if argument is not Ellipsis]
             names.append(f"map of {inner[-1]}" if issubclass(origin, Mapping) else f"list of {', '.join(inner)}")
         else:
-            path = "path or hub name" if option.path is not None and option.path.hub else "path"
-            plain = path if option.path is not None else getattr(option.type, "__name__", str(option.type))
-            names.append(_WORDS.get(plain, plain))
+            plain = getattr(option.type, "__name__", str(option.type))
+            path = option.path and ("path or hub name" if option.path.hub else "path")
+            names.append(path or _WORDS.get(plain, plain))
     return " | ".join(dict.fromkeys(names))
 
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic_core import CoreSchema
 
 SECTION_DEFAULTS = {"teacher": "transformers", "student": "transformers", "optimizer": "adamw", "scheduler": "linear"}
@@ -56,11 +64,20 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _folder_name(value: str) -> str:
+    if not value.strip() or value.startswith(".") or not value.isprintable() or set(value) & set("/\\"):
+        raise ValueError(f"{value!r} cannot name a folder: it is empty, starts with a dot or has a slash in it")
+    return value
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
 class RunSettings(ComponentConfig):
     """Where the run lives: `folder/name/id`."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/\\]+$", description="Name of the experiment.")
-    id: Annotated[str, BeforeValidator(_number_as_text), Field(min_length=1, pattern=r"^[^/\\]+$")] = "1"
+    name: FolderName = Field(description="Name of the experiment.")
+    id: Annotated[FolderName, BeforeValidator(_number_as_text)] = "1"
     folder: str = Field("runs", description="Parent of all runs, relative to the working folder.")
 
 

@@ -106,8 +106,8 @@ def parse_value(text: str, origin: Origin) -> Node:
 def dump_yaml(data: Plain) -> str:
     """Write plain data so that `read_yaml` gives the same data back."""
     writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False  # type: ignore[assignment]
-    writer.sort_base_mapping_type_on_output = False
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.allow_unicode = True
     writer.width = 4096
     stream = io.StringIO()

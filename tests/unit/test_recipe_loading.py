@@ -1,0 +1,192 @@
+"""Recipes: core keys, names, contradictions, imports, components."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdcore.errors import PluginError, RecipeError
+from kdcore.recipe.loading import load_recipe
+from kdcore.recipe.paths import shipped_recipes
+
+RECIPE = """\
+run: {name: test, id: 1}
+student: {config: {num_hidden_layers: 2}}
+task: {name: masked_lm, data: data}
+losses:
+  masked_lm: {}
+training:
+  budget: {steps: 10}
+  batch_size: 8
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE, encoding="utf-8")
+    return file
+
+
+def failure(file: Path, *overrides: str) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, overrides)
+    return caught.value
+
+
+def test_what_is_not_said_has_its_default(recipe):
+    loaded = load_recipe(recipe)
+    assert loaded.settings.run.id == "1"
+    assert loaded.settings.training.precision == "fp32"
+    assert loaded.settings.optimizer == {"name": "adamw"}
+    assert loaded.settings.tracking == ["tensorboard", "jsonl"]
+    assert "optimizer" not in loaded.data
+
+
+def test_the_origin_of_every_value_is_known(recipe, monkeypatch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    loaded = load_recipe(recipe, ["training.batch_size=4"])
+    assert str(loaded.origin("training.budget.steps")) == f"{recipe}:7"
+    assert str(loaded.origin("training.batch_size")) == "override `training.batch_size=4`"
+    assert str(loaded.origin("training.precision")) == f"{recipe}:6", "of what is not stated: the section's"
+    assert loaded.folder_of("task.data") == recipe.parent
+    assert loaded.folder_of("training.batch_size") == elsewhere
+
+
+def test_everything_that_is_wrong_is_told_at_once(recipe):
+    error = failure(
+        recipe, "training.precison=fp16", "seed=x", "losses.hiden_mes={}", "task.name=5", "optimizer.name=adamx"
+    )
+    assert {problem.key for problem in error.problems} == {
+        "training.precison",
+        "seed",
+        "losses.hiden_mes",
+        "task.name",
+        "optimizer",
+    }
+
+
+def test_a_micro_batch_has_to_divide_the_batch(recipe):
+    text = str(failure(recipe, "training.micro_batch_size=3"))
+    assert "the batch size 8 cannot be divided into micro batches of 3" in text
+    assert "allowed: 1, 2, 4, 8" in text
+
+
+def test_a_loss_without_a_value_is_told_from_one_that_is_missing(recipe):
+    recipe.write_text(RECIPE.replace("masked_lm: {}", "masked_lm:"), encoding="utf-8")
+    text = str(failure(recipe))
+    assert f"{recipe}:5: losses.masked_lm: the loss has no value, which removes it" in text
+    assert "Write `{}`" in text
+
+
+@pytest.mark.parametrize("label", ["a.b", "a/b", " "])
+def test_a_label_is_usable_as_a_key_and_as_the_name_of_a_metric(recipe, label):
+    recipe.write_text(RECIPE.replace("masked_lm: {}", f"'{label}': {{name: masked_lm}}"), encoding="utf-8")
+    assert "cannot be the label of a loss" in str(failure(recipe))
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
+def test_the_name_of_a_run_cannot_lead_out_of_its_folder(recipe, name):
+    assert "run.name" in str(failure(recipe, f"run.name='{name}'"))
+    assert "run.id" in str(failure(recipe, f"run.id='{name}'"))
+
+
+def test_a_file_under_imports_registers_components(recipe, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from kdcore import ComponentConfig, PathString, Scheduler, register_scheduler\n"
+        "@register_scheduler('from_a_file')\n"
+        "class FromAFile(Scheduler):\n"
+        "    class Config(ComponentConfig):\n"
+        "        table: PathString\n"
+        "    def factor(self, progress):\n"
+        "        return 1.0\n"
+    )
+    recipe.write_text(RECIPE + "imports: [mine.py]\nscheduler: {name: from_a_file, table: t.csv}\n")
+    loaded = load_recipe(recipe)
+    assert loaded.settings.imports == [str(tmp_path / "mine.py")]
+    component = loaded.components().scheduler
+    assert (component.name, component.cls.__name__, component.key) == ("from_a_file", "FromAFile", "scheduler")
+    assert component.config.table == str(tmp_path / "t.csv")
+    assert load_recipe(recipe).components().scheduler.cls is component.cls, "the file is run once"
+
+    without = tmp_path / "without.yaml"
+    without.write_text(RECIPE + "scheduler: {name: from_a_file, table: t.csv}\nimports: []\n")
+    with pytest.raises(RecipeError, match="from_a_file"):
+        load_recipe(without).components()
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("x = 1\n1 / 0\n", r"ZeroDivisionError: division by zero \(line 2\)"),
+        ("def f(:\n", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_file_under_imports_that_fails_is_told_with_its_cause(recipe, tmp_path, code, cause):
+    if code is not None:
+        (tmp_path / "broken.py").write_text(code)
+    loaded = load_recipe(recipe, [f"imports=['{tmp_path}/broken.py']"])
+    for _ in range(2):
+        with pytest.raises(PluginError, match=cause):
+            loaded.components()
+
+
+def test_components_carry_their_checked_configs(recipe):
+    components = load_recipe(recipe, ["losses.second={name: masked_lm, weight: 2}", "tracking=[jsonl]"]).components()
+    assert components.teacher is None
+    assert list(components.losses) == ["masked_lm", "second"]
+    second = components.losses["second"]
+    assert (second.config.name, second.config.label, second.config.weight) == ("masked_lm", "second", 2.0)
+    assert components.task.config.data == str(recipe.parent / "data")
+    assert [(one.name, one.key) for one in components.trackers] == [("jsonl", "tracking.0")]
+
+
+def test_mistakes_in_all_sections_are_told_at_once(recipe):
+    loaded = load_recipe(recipe, ["optimizer.lrr=1", "losses.masked_lm.weight=-1", "task.data=null", "student.pth=x"])
+    with pytest.raises(RecipeError) as caught:
+        loaded.components()
+    assert {problem.key for problem in caught.value.problems} == {
+        "optimizer.lrr",
+        "losses.masked_lm.weight",
+        "task.data",
+        "student.pth",
+    }
+
+
+def test_a_label_cannot_be_stated_twice(recipe):
+    with pytest.raises(RecipeError, match="a loss's label is its key"):
+        load_recipe(recipe, ["losses.masked_lm.label=x"]).components()
+
+
+def test_the_resolved_recipe_says_the_same_from_anywhere(recipe, tmp_path, tmp_path_factory, monkeypatch):
+    child = tmp_path / "child" / "recipe.yaml"
+    child.parent.mkdir()
+    child.write_text("extends: ../recipe.yaml\nrun: {id: 7}\noptimizer: {lr: 5e-4}\n", encoding="utf-8")
+    first = load_recipe(child, ["training.batch_size=4", "tracking=[{name: jsonl}]"])
+    stored = tmp_path_factory.mktemp("run") / "recipe.yaml"
+    stored.write_text(first.resolved_yaml(), encoding="utf-8")
+    monkeypatch.chdir(stored.parent)
+    second = load_recipe("recipe.yaml")
+    assert second.components() == first.components()
+    assert second.settings == first.settings
+    assert second.settings.task["data"] == str(tmp_path / "data")
+
+
+def test_the_annotated_recipe_is_a_recipe_too(recipe, tmp_path):
+    first = load_recipe(recipe, ["run.name='5e-4 # x'", "training.deepspeed={a: [1, {b: null}], c: .inf}"])
+    text = first.annotated_yaml()
+    assert "batch_size: 8" in text
+    assert "recipe.yaml:8\n" in text
+    again = tmp_path / "again.yaml"
+    again.write_text(text, encoding="utf-8")
+    assert load_recipe(again).settings == first.settings
+
+
+def test_every_shipped_recipe_is_right():
+    for file in sorted(shipped_recipes().rglob("*.yaml")):
+        if "base" not in file.parent.parts:
+            load_recipe(f"kdcore:{file.relative_to(shipped_recipes()).as_posix()}")

@@ -1,0 +1,175 @@
+"""Finding components: from metadata, by name, with help for whoever asks for the wrong one."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from kdcore import registry
+from kdcore.errors import EXIT_INPUT, PluginError
+
+SCHEDULER = """
+from kdcore.recipe.schema import ComponentConfig
+from kdcore.schedulers.base import Scheduler
+
+class Constant(Scheduler):
+    class Config(ComponentConfig):
+        value: float = 1.0
+
+    def factor(self, progress):
+        return self.config.value
+"""
+
+
+def test_listing_imports_nothing(packages):
+    code = "raise RuntimeError('imported')"
+    packages.install("kdcore-flat", {"kdcore.schedulers:flat": "flat_a:Constant"}, {"flat_a.py": code})
+    assert "flat" in registry.schedulers.names()
+    entry = next(entry for entry in registry.schedulers.entries() if entry.name == "flat")
+    assert (entry.distribution, entry.version, entry.value) == ("kdcore-flat", "1.0", "flat_a:Constant")
+    assert registry.schedulers.find("flat") == entry
+    assert "flat_a" not in sys.modules
+
+
+def test_a_component_is_imported_when_its_name_is_asked_for(packages):
+    packages.install("kdcore-flat", {"kdcore.schedulers:flat": "flat_b:Constant"}, {"flat_b.py": SCHEDULER})
+    cls = registry.schedulers.get("flat")
+    assert cls.__name__ == "Constant"
+    assert cls(cls.Config(value=0.5)).factor(None) == 0.5
+
+
+def test_an_unknown_name_is_answered_with_near_names_and_all_names():
+    with pytest.raises(PluginError, match="no scheduler is called `linaer`") as caught:
+        registry.schedulers.get("linaer", where="recipe.yaml:7", key="scheduler")
+    text = str(caught.value)
+    assert "Did you mean `linear`?" in text
+    assert text.startswith("recipe.yaml:7: scheduler: ")
+    assert caught.value.exit_code == EXIT_INPUT
+
+
+def test_an_unknown_name_is_answered_with_the_package_that_would_provide_it(monkeypatch):
+    known = {"kdcore.schedulers": {"cosine_restarts": "kdcore-cosine"}}
+    monkeypatch.setattr(registry, "_known_packages", lambda: known)
+    with pytest.raises(PluginError, match="pip install kdcore-cosine"):
+        registry.schedulers.get("cosine_restarts")
+    with pytest.raises(PluginError, match=r"Did you mean `cosine_restarts` \(`pip install kdcore-cosine`\)\?"):
+        registry.schedulers.get("cosine_restart")
+
+
+def test_two_packages_with_one_name_matter_only_when_it_is_asked_for(packages):
+    for letter in "ab":
+        packages.install(
+            f"kdcore-{letter}",
+            {"kdcore.schedulers:twice": f"twice_{letter}:Constant", f"kdcore.schedulers:only_{letter}": "x:Y"},
+            {f"twice_{letter}.py": SCHEDULER},
+        )
+    assert registry.schedulers.get("linear").__module__ == "kdcore.schedulers.linear"
+    with pytest.raises(PluginError, match=r"more than once: package kdcore-a 1\.0 and package kdcore-b 1\.0") as caught:
+        registry.schedulers.get("twice")
+    assert "kdcore-a:twice, kdcore-b:twice" in str(caught.value)
+    assert registry.schedulers.get("kdcore-b:twice").__module__ == "twice_b"
+    assert registry.schedulers.get("KDCORE_A:twice").__module__ == "twice_a"
+    with pytest.raises(PluginError, match="No installed package kdcore-c has it; these do: kdcore-a, kdcore-b"):
+        registry.schedulers.get("kdcore-c:twice")
+
+
+def test_a_package_installed_twice_is_the_one_that_python_imports(packages, tmp_path, monkeypatch):
+    packages.install("kdcore-flat", {"kdcore.schedulers:flat": "flat:New"}, version="2.0")
+    old = type(packages)(tmp_path / "behind")
+    old.install("kdcore-flat", {"kdcore.schedulers:flat": "flat:Old"}, version="1.0")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(old.folder)])
+    found = [entry for entry in registry.schedulers.entries() if entry.name == "flat"]
+    assert [entry.version for entry in found] == ["2.0"]
+
+
+def test_a_broken_plugin_breaks_nobody_else_and_tells_its_cause_each_time(packages):
+    packages.install(
+        "kdcore-bad",
+        {"kdcore.schedulers:bad": "bad_plugin:Constant"},
+        {"bad_plugin.py": "import sys\nimport no_such_module_anywhere\n"},
+    )
+    assert registry.schedulers.get("linear")
+    for _ in range(2):
+        with pytest.raises(PluginError, match=r"ModuleNotFoundError.*no_such_module_anywhere.*bad_plugin\.py:2") as bad:
+            registry.schedulers.get("bad")
+        assert "kdcore-bad 1.0" in str(bad.value)
+
+
+def test_the_first_cause_is_kept_where_a_second_import_would_fail_otherwise(packages):
+    code = "import builtins\nif hasattr(builtins, 'kd_seen'): raise KeyError('again')\nbuiltins.kd_seen = 1\n1 / 0\n"
+    packages.install("kdcore-bad", {"kdcore.schedulers:bad": "bad_twice:Constant"}, {"bad_twice.py": code})
+    for _ in range(2):
+        with pytest.raises(PluginError, match="ZeroDivisionError"):
+            registry.schedulers.get("bad")
+
+
+def test_a_plugin_that_ends_python_when_imported_is_an_error_like_others(packages):
+    packages.install("kdcore-bad", {"kdcore.schedulers:bad": "bad_exit:X"}, {"bad_exit.py": "raise SystemExit(5)"})
+    with pytest.raises(PluginError, match="SystemExit: 5"):
+        registry.schedulers.get("bad")
+
+
+@pytest.mark.parametrize(
+    ("requires", "fits"),
+    [
+        (("kdcore>=0.1,<0.2",), True),
+        (("kdcore>=7",), False),
+        (("kdcore<0.1",), False),
+        (('kdcore>=7; extra == "new"',), True),
+        (("torch>=99", "not a requirement!"), True),
+        ((), True),
+    ],
+)
+def test_a_plugin_for_another_kdcore_is_told_without_importing_it(packages, requires, fits):
+    code = "raise RuntimeError('imported')"
+    packages.install(
+        "kdcore-flat", {"kdcore.schedulers:flat": "flat_c:Constant"}, {"flat_c.py": code}, requires=requires
+    )
+    if fits:
+        assert registry.schedulers.find("flat").fits
+    else:
+        with pytest.raises(PluginError, match=r"built for kdcore[<>].*this is kdcore 0\.1\.0"):
+            registry.schedulers.get("flat")
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        ("X = 5", "5 is not a class"),
+        ("class X: pass", "X does not derive from kdcore.schedulers.base.Scheduler"),
+        ("from kdcore.schedulers.base import Scheduler\nclass X(Scheduler): pass", "X does not define factor"),
+        (SCHEDULER.replace("(ComponentConfig)", "") + "X = Constant", "no nested class `Config`"),
+        (
+            SCHEDULER.replace("value: float", "model_config = {'extra': 'allow'}\n        value: float")
+            + "X = Constant",
+            "accepts unknown keys",
+        ),
+        ("", "AttributeError"),
+    ],
+)
+def test_a_component_that_is_not_what_its_kind_asks_for_is_refused(packages, code, complaint):
+    module = f"refused_{len(code)}"
+    packages.install("kdcore-odd", {"kdcore.schedulers:odd": f"{module}:X"}, {f"{module}.py": code})
+    with pytest.raises(PluginError) as caught:
+        registry.schedulers.get("odd")
+    assert complaint in str(caught.value)
+
+
+def test_a_config_has_to_keep_the_keys_of_its_kind(packages):
+    code = """
+from abc import ABC
+from kdcore.recipe.schema import ComponentConfig
+class Base(ABC):
+    class Config(ComponentConfig):
+        weight: float = 1.0
+class X(Base):
+    class Config(ComponentConfig):
+        pass
+"""
+    packages.install("kdcore-odd", {"kdcore.test:odd": "odd_config:X"}, {"odd_config.py": code})
+    kind = registry.Registry("kdcore.test", "thing", "odd_config:Base")
+    import odd_config
+
+    with pytest.raises(PluginError, match="Config lacks weight; derive it from odd_config"):
+        kind.register("x")(odd_config.X)
