@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -125,10 +125,11 @@ class FileHashes:
         """Write what was learnt; a concurrent writer's last word wins, which costs no more than hashing again."""
         if self._store is None or not self._changed:
             return
-        self._store.parent.mkdir(parents=True, exist_ok=True)
         staging = self._store.with_name(f".{self._store.name}.{os.uname().nodename}.{os.getpid()}")
-        staging.write_text(json.dumps(self._known))
-        staging.replace(self._store)
+        with suppress(OSError):  # a cache that others filled may be read-only
+            self._store.parent.mkdir(parents=True, exist_ok=True)
+            staging.write_text(json.dumps(self._known))
+            staging.replace(self._store)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -35,7 +35,7 @@ from kdcore.data.shards import (
 from kdcore.data.splitting import Splitter
 from kdcore.data.staging import staged_folder
 from kdcore.data.tokenizers import encode_documents, load_tokenizer, special_ids, tokenizer_fingerprint
-from kdcore.errors import DataError, Problem
+from kdcore.errors import DataError, MachineError, Problem
 from kdcore.recipe.checking import check, dotted
 from kdcore.recipe.fields import Option, options
 from kdcore.recipe.schema import ComponentConfig, ComponentSection, PathOrHubName
@@ -119,6 +119,7 @@ def find_or_prepare(data: DataRecipe, cache: str | Path, *, progress: Progress |
 
     Raises:
         DataError: raw text, tokenizer or a folder in the cache cannot be used.
+        MachineError: the disk is full, or the cache cannot be written.
     """
     cache = Path(cache)
     tokenizer = load_tokenizer(data.tokenizer)
@@ -141,7 +142,7 @@ def prepare(
     Args:
         data: the recipe; paths in it are absolute.
         folder: where to; it appears when all is written.
-        progress: called now and then.
+        progress: called after each document.
         corpora: readers to use instead of those that the recipe names.
 
     Raises:
@@ -199,9 +200,12 @@ def _prepare(
     folder: Path,
     progress: Progress | None,
 ) -> PreparedData:
-    with staged_folder(folder, finished=MANIFEST) as staging:
-        if staging is not None:
-            _write(data, corpora, tokenizer, identity, staging, progress)
+    try:
+        with staged_folder(folder, finished=MANIFEST) as staging:
+            if staging is not None:
+                _write(data, corpora, tokenizer, identity, staging, progress)
+    except OSError as error:  # a full disk, a folder that may not be written
+        raise MachineError(f"{folder}: the data could not be prepared: {error}") from error
     prepared = PreparedData.open(folder)
     if prepared.fingerprint != identity.fingerprint:
         raise DataError(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from kdcore.data.base import Corpus, Document
 from kdcore.data.prepare import DataRecipe, PreparationProgress, build_corpora, find_or_prepare, prepare
 from kdcore.data.shards import PreparedData
 from kdcore.data.text import TextCorpus
-from kdcore.errors import DataError, InputError, PluginError
+from kdcore.errors import DataError, InputError, MachineError, PluginError
 
 LENGTH = 16
 
@@ -200,6 +201,17 @@ def test_an_error_half_way_leaves_nothing(tmp_path: Path, texts: Path, tokenizer
     assert [path.name for path in cache.iterdir()] == ["file-hashes.json"]
 
 
+def test_a_full_disk_is_the_machines_failure_and_leaves_nothing(
+    tmp_path: Path, texts: Path, tokenizer_folder: Path
+) -> None:
+    def disk_full(_: PreparationProgress) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(MachineError, match="No space left"):
+        prepare(recipe(texts, tokenizer_folder), tmp_path / "prepared" / "data", progress=disk_full)
+    assert list((tmp_path / "prepared").iterdir()) == []
+
+
 def test_a_full_cache_of_hashes_is_read_back_and_a_damaged_one_ignored(
     tmp_path: Path, texts: Path, tokenizer_folder: Path
 ) -> None:
@@ -334,7 +346,6 @@ def test_of_two_processes_at_once_one_prepares_and_both_get_the_same_folder(
 def test_without_locks_the_first_finished_folder_wins(
     tmp_path: Path, texts: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
     import fcntl
 
     def no_locks(*_: Any) -> None:
