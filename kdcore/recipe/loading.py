@@ -250,14 +250,15 @@ def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
 
 def _unknown_names(data: dict[str, Plain], root: Node) -> list[Problem]:
     problems: list[Problem] = []
-    sections = _sections(data, problems, root)
-    for section in sections:
+    imports = data["imports"] if isinstance(data.get("imports"), list) else []
+    for section in _sections(data, problems, root):
         where, key = str(_origin(root, (*section.place, "name"))), dotted(section.place)
         try:
-            section.registry.find(section.name, where=where, key=key)
+            section.registry.find(section.name, where=where, key=key, sources=imports)
         except InputError as error:
             # What is not installed may be registered by a file that has not been run yet.
-            if not data.get("imports") or section.name in section.registry.names():
+            installed = {entry.name for entry in section.registry.entries()}
+            if not imports or section.name.rpartition(":")[2] in installed:
                 problems += error.problems
     return problems
 

@@ -21,11 +21,16 @@ def resolve_path(text: str, folder: Path, *, hub: bool = False) -> str:
         hub: leave a name as it is that is no existing path and does not look like one: a model on a hub.
 
     Raises:
-        RecipeError: the package is not installed or carries no such file.
+        RecipeError: the path is empty, or the package is not installed or carries no such file.
     """
     if text.startswith("package:"):
         return str(_in_package(text))
-    path = folder / Path(text).expanduser()
+    if not text.strip():
+        raise RecipeError("the path is empty")
+    try:
+        path = folder / Path(text).expanduser()
+    except RuntimeError:
+        raise RecipeError(f"there is no home folder for `{text}`") from None
     if hub and not text.startswith((".", "/", "~")) and not path.exists():
         return text
     # Not Path.resolve(): a link to a folder of data keeps the name under which its owner knows it.

@@ -90,6 +90,8 @@ def load(folder: Path, text: str, *overrides: str) -> Config:
         ("readers: [{name: linaer}]", ["readers.0", "no scheduler is called `linaer`", "Did you mean `linear`?"]),
         ("readers: [{}]", ["readers.0: `name` is missing", "allowed: linear"]),
         ("readers: [{name: linear, warmpu: 3}]", ["readers.0.warmpu: unknown key", "Did you mean `warmup`?"]),
+        ("path: ''", ["path: the path is empty"]),
+        ("path: ~nobody-of-that-name/x", ["path: there is no home folder"]),
         ("path: package:no-such-package/x", ["c.yaml:2: path: ", "not installed", "pip install no-such-package"]),
     ],
 )

@@ -117,6 +117,25 @@ def test_a_file_under_imports_registers_components(recipe, tmp_path):
         load_recipe(without).components()
 
 
+def test_what_one_recipes_file_registers_is_nothing_to_another(tmp_path):
+    code = (
+        "from kdcore import Scheduler, register_scheduler\n"
+        "@register_scheduler('NAME')\n"
+        "class Mine(Scheduler):\n"
+        "    def factor(self, progress):\n"
+        "        return 1.0\n"
+    )
+    for name, scheduler in (("first", "linear"), ("second", "shared"), ("third", "shared")):
+        (tmp_path / f"{name}.py").write_text(code.replace("NAME", scheduler))
+        (tmp_path / f"{name}.yaml").write_text(RECIPE + f"imports: [{name}.py]\nscheduler: {{name: {scheduler}}}\n")
+    (tmp_path / "plain.yaml").write_text(RECIPE)
+    with pytest.raises(RecipeError, match="scheduler `linear` is provided more than once"):
+        load_recipe(tmp_path / "first.yaml").components()
+    assert load_recipe(tmp_path / "plain.yaml").components().scheduler.name == "linear"
+    second, third = (load_recipe(tmp_path / f"{name}.yaml").components() for name in ("second", "third"))
+    assert second.scheduler.cls is not third.scheduler.cls
+
+
 @pytest.mark.parametrize(
     ("code", "cause"),
     [

@@ -1,0 +1,72 @@
+"""The JSON Schema of recipes: everything that is installed is in it, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from kdcore.commands.main import main
+from kdcore.recipe.json_schema import recipe_json_schema
+
+SCHEDULER = """
+from typing import Annotated, Any
+from pydantic import BaseModel, Field
+from kdcore.recipe.schema import ComponentConfig, ComponentSection
+from kdcore.schedulers.base import Scheduler
+
+class Masking(ComponentConfig):
+    depth: int = 1
+
+class Steps(Scheduler):
+    '''Falls in steps.'''
+
+    class Config(ComponentConfig):
+        at: list[int] = Field(description="Where it falls.")
+        masking: Masking = Masking()
+        reader: Annotated[dict[str, Any], ComponentSection("kdcore.corpora")] = Field(default_factory=dict)
+
+    def factor(self, progress):
+        return 1.0
+"""
+
+
+def references(schema: Any) -> set[str]:
+    if isinstance(schema, dict):
+        own = {schema["$ref"]} if "$ref" in schema else set()
+        return own.union(*(references(value) for value in schema.values()))
+    return set().union(*(references(item) for item in schema)) if isinstance(schema, list) else set()
+
+
+def test_the_schema_has_every_section_and_points_at_nothing_that_is_missing():
+    schema, skipped = recipe_json_schema()
+    assert skipped == []
+    assert {"extends", "run", "teacher", "losses", "training", "tracking"} <= set(schema["properties"])
+    assert schema["additionalProperties"] is False
+    assert {reference.removeprefix("#/$defs/") for reference in references(schema)} <= set(schema["$defs"])
+    assert "x-kdcore" not in json.dumps(schema)
+
+
+def test_third_party_components_are_in_the_schema(packages):
+    packages.install("kdcore-steps", {"kdcore.schedulers:steps": "steps_c:Steps"}, {"steps_c.py": SCHEDULER})
+    schema, _ = recipe_json_schema()
+    steps = schema["$defs"]["kdcore.schedulers:kdcore-steps:steps"]
+    assert steps["description"] == "Falls in steps."
+    assert steps["properties"]["name"]["enum"] == ["steps", "kdcore-steps:steps"]
+    assert steps["properties"]["at"]["description"] == "Where it falls."
+    assert steps["additionalProperties"] is False
+    options = schema["properties"]["scheduler"]["anyOf"]
+    assert {"$ref": "#/$defs/kdcore.schedulers:kdcore-steps:steps", "required": ["name"]} in options
+    assert {"$ref": "#/$defs/kdcore.schedulers:kdcore:linear"} in options, "the default needs no name"
+    readers = steps["properties"]["reader"]["anyOf"]
+    assert {"$ref": "#/$defs/kdcore.corpora:kdcore:text", "required": ["name"]} in readers
+    masking = schema["$defs"]["kdcore.schedulers.kdcore-steps.steps.Masking"]
+    assert masking["properties"]["depth"]["default"] == 1, "not to be confused with another package's Masking"
+
+
+def test_broken_plugins_are_left_out_with_a_warning(packages, capsys):
+    packages.install("kdcore-bad", {"kdcore.schedulers:bad": "bad_schema:X"}, {"bad_schema.py": "1 / 0"})
+    assert main(["recipe", "schema"]) == 0
+    output = capsys.readouterr()
+    assert "kdcore.schedulers:kdcore-bad:bad" not in json.loads(output.out)["$defs"]
+    assert output.err.startswith("warning: left out: scheduler `kdcore-bad:bad`")
+    assert "ZeroDivisionError" in output.err
