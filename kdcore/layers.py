@@ -34,7 +34,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.teacher)
 
-    def __iter__(self) -> zip[tuple[Block, Block]]:  # type: ignore[type-arg]
+    def __iter__(self) -> zip[tuple[Block, Block]]:
         return zip(self.teacher, self.student, strict=True)
 
 
@@ -53,9 +53,7 @@ def resolve_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) 
     if isinstance(layers, str):
         pairs = _rule_pairs(layers, teacher_layers, student_layers)
     else:
-        pairs = [
-            (_block(t, teacher_layers, "teacher"), _block(s, student_layers, "student")) for t, s in layers
-        ]
+        pairs = [(_block(t, teacher_layers, "teacher"), _block(s, student_layers, "student")) for t, s in layers]
     if not pairs:
         raise InputError("no layers are paired", key="layers", hint="give at least one [teacher, student] pair")
     return Pairs(tuple(t for t, _ in pairs), tuple(s for _, s in pairs))
@@ -121,24 +119,25 @@ class Projections(nn.Module):
             InputError: widths differ and `mode` is `none`.
         """
         super().__init__()
+        self.maps = nn.ParameterList()
         if student_size == teacher_size:
-            self.maps: nn.ModuleList | None = None
-        elif mode == "none":
+            return
+        if mode == "none":
             raise InputError(
                 f"the student is {student_size} wide, the teacher {teacher_size}, and `projection: none` forbids a map",
                 key="projection",
                 allowed=("auto", "none"),
                 hint="use `projection: auto`, or give the student the teacher's hidden_size",
             )
-        else:
-            self.maps = nn.ModuleList(nn.Linear(student_size, teacher_size, bias=False) for _ in range(len(pairs)))
+        for _ in range(len(pairs)):
+            self.maps.append(nn.Linear(student_size, teacher_size, bias=False).weight)
 
     def forward(self, states: Tensor, pair: int) -> Tensor:
         """Student states (..., d_s) of pair number `pair`, mapped to (..., d_t), in float32 or better."""
         states = at_least_float32(states)
-        if self.maps is None:
+        if not len(self.maps):
             return states
-        return nn.functional.linear(states, self.maps[pair].weight.to(states.dtype))
+        return nn.functional.linear(states, self.maps[pair].to(states.dtype))
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -32,11 +32,9 @@ class TrainCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Train here or in several processes."""
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        load_recipe(arguments.recipe, arguments.overrides)  # mistakes are told before torch is imported
         if arguments.processes is None:
-            from kdcore.training.run import train_recipe
-
-            return train_recipe(recipe, smoke=arguments.smoke).exit_code
+            return train(arguments.recipe, arguments.overrides, smoke=arguments.smoke).exit_code
         if arguments.processes < 1:
             raise InputError("the number of processes must be at least 1", where="--processes")
         from kdcore.training.processes import run_processes
@@ -60,6 +58,10 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = Fa
         InputError: the recipe, its data or its models cannot be used.
         TrainingError: training failed.
     """
+    if smoke:
+        from kdcore.training.smoke import smoke_test
+
+        return smoke_test(recipe, overrides)
     from kdcore.training.run import train_recipe
 
-    return train_recipe(load_recipe(recipe, overrides), smoke=smoke)
+    return train_recipe(load_recipe(recipe, overrides))

@@ -1,7 +1,7 @@
 """One attention function for all Hugging Face encoders: the fused kernel, with a tap on what goes into it.
 
-It is registered with transformers under the name `kdcore`. Query, key and value are read where the kernel gets them, that
-is after rotary embedding and with the block's own mask; hooks on the projections would miss both.
+It is registered with transformers under the name `kdcore`. Query, key and value are read where the kernel gets them,
+that is after rotary embedding and with the block's own mask; hooks on the projections would miss both.
 """
 
 from __future__ import annotations
@@ -58,4 +58,3 @@ def attention_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: A
 
 AttentionInterface.register(IMPLEMENTATION, tapped_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, attention_mask)
-

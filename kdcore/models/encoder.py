@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from kdcore.models.architectures import Architecture
 from kdcore.models.attention import set_tap
@@ -114,5 +115,6 @@ class TransformersEncoder(Encoder):
                 state[f"{prefix}{name}"] = tensor
             else:
                 state[name.removeprefix("network.")] = tensor
-        self.network.config.dtype = torch.float32  # type: ignore[union-attr]
+        self.network.config.dtype = torch.float32
+        transformers_logging.disable_progress_bar()
         self.network.save_pretrained(folder, state_dict=state)  # type: ignore[operator]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from kdcore.errors import DataError, InputError
@@ -47,7 +47,8 @@ class TransformersModel(Model):
 
         path: PathOrHubName | None = Field(None, description="Teacher: folder or hub name.")
         config: dict[str, Any] = Field(
-            default_factory=dict, description="Student: keys of its Hugging Face configuration, such as num_hidden_layers."
+            default_factory=dict,
+            description="Student: keys of its Hugging Face configuration, such as num_hidden_layers.",
         )
         initialize: Initialize | None = Field(None, description="Student: where its first weights come from.")
 
@@ -55,6 +56,7 @@ class TransformersModel(Model):
 
     def __init__(self, config: Config, role: Role, teacher: Model | None) -> None:
         super().__init__(config, role, teacher)
+        self._teacher_source = teacher.source if isinstance(teacher, TransformersModel) else None
         if role == "teacher":
             self.hf_config = self._teacher_config()
         else:
@@ -72,7 +74,6 @@ class TransformersModel(Model):
             return None
         if self.config.initialize.source != "teacher":
             return self.config.initialize.source
-        assert self._teacher_source is not None
         return self._teacher_source
 
     def load_teacher(self, request: SignalRequest) -> TransformersEncoder:
@@ -87,7 +88,9 @@ class TransformersModel(Model):
         shortened = _copy(self.hf_config)
         shortened.num_hidden_layers = request.depth(self.info.num_layers)
         network = _load(self.config.path, shortened, self.architecture, head=bool(request.prediction_positions))
-        return TransformersEncoder(network, self.architecture, self.info)
+        encoder = TransformersEncoder(network, self.architecture, self.info)
+        encoder.pooler = None  # no signal reads it, and a teacher is not exported
+        return encoder
 
     def build_student(self, request: SignalRequest) -> TransformersEncoder:
         """Make the whole student: random weights, then blocks, embeddings and head copied as configured."""
@@ -113,7 +116,6 @@ class TransformersModel(Model):
         for key in ("config", "initialize"):
             if getattr(self.config, key):
                 raise InputError("only a student has this key", key=f"teacher.{key}", allowed=("name", "path"))
-        self._teacher_source = None
         return _read_config(self.config.path)
 
     def _student_config(self, teacher: Model | None) -> PreTrainedConfig:
@@ -124,7 +126,6 @@ class TransformersModel(Model):
                 allowed=("name", "config", "initialize"),
                 hint="to start from a folder: student.initialize: {from: FOLDER}",
             )
-        self._teacher_source = teacher.source if isinstance(teacher, TransformersModel) else None
         initialize = self.config.initialize
         if initialize is not None and initialize.source == "teacher" and self._teacher_source is None:
             raise InputError(
@@ -158,7 +159,7 @@ class TransformersModel(Model):
                     f"`{wanted}` is {tuple(tensor.shape)} in the source and {tuple(target.shape)} in the student",
                     where=self.source,
                     key="student.initialize",
-                    hint="copying needs equal sizes: change student.config, or leave `initialize` out for random weights",
+                    hint="copying needs equal sizes: change student.config, or leave `initialize` out",
                 )
             target.copy_(tensor)
 
@@ -276,10 +277,11 @@ def _changed_config(base: PreTrainedConfig, changes: Mapping[str, Any]) -> PreTr
     return config
 
 
-def _load(path: str, config: PreTrainedConfig, architecture: Architecture, *, head: bool) -> nn.Module:
+def _load(path: str, config: PreTrainedConfig, architecture: Architecture, *, head: bool) -> PreTrainedModel:
     """Load weights in float32; only what is allowed to be missing may be missing."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # blocks and heads that were not asked for are no news
+    transformers_logging.disable_progress_bar()
     try:
         loaded, report = (AutoModelForMaskedLM if head else AutoModel).from_pretrained(
             path, config=config, dtype=torch.float32, attn_implementation=IMPLEMENTATION, output_loading_info=True
@@ -292,7 +294,7 @@ def _load(path: str, config: PreTrainedConfig, architecture: Architecture, *, he
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-    network: nn.Module = loaded
+    network: PreTrainedModel = loaded
     missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
     if missing:
         raise DataError(
@@ -301,17 +303,16 @@ def _load(path: str, config: PreTrainedConfig, architecture: Architecture, *, he
             hint=f"its config.json promises {config.num_hidden_layers} blocks of `{architecture.model_type}`",
         )
     if any("pooler." in key for key in report["missing_keys"]):
-        network.base_model.pooler = None  # type: ignore[union-attr,assignment]
+        network.base_model.pooler = None  # it would be random
     return network
 
 
-def _create(config: PreTrainedConfig, *, head: bool) -> nn.Module:
+def _create(config: PreTrainedConfig, *, head: bool) -> PreTrainedModel:
     """A network with random weights; a pooler stands beside a head, so that `AutoModel` finds one in the export."""
     if not head:
-        network: nn.Module = AutoModel.from_config(config, attn_implementation=IMPLEMENTATION)
-        return network
+        return AutoModel.from_config(config, attn_implementation=IMPLEMENTATION)
     network = AutoModelForMaskedLM.from_config(config, attn_implementation=IMPLEMENTATION)
     bare = AutoModel.from_config(config, attn_implementation=IMPLEMENTATION)
     if getattr(bare, "pooler", None) is not None:
-        network.base_model.pooler = bare.pooler  # type: ignore[union-attr]
+        network.base_model.add_module("pooler", bare.pooler)
     return network

@@ -25,6 +25,4 @@ class AdamW(Optimizer):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
         """One `torch.optim.AdamW` over all groups."""
-        return torch.optim.AdamW(
-            groups, lr=self.config.lr, betas=self.config.betas, eps=self.config.eps, fused=True
-        )
+        return torch.optim.AdamW(groups, lr=self.config.lr, betas=self.config.betas, eps=self.config.eps, fused=True)

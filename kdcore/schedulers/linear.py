@@ -12,8 +12,8 @@ from kdcore.schedulers.base import Scheduler
 class Linear(Scheduler):
     """Rises linearly over the first `warmup` of the budget, then falls linearly to 0 at its end.
 
-    With a budget of N steps and W warm-up steps the factor of step n (from 0) is (n + 1) / (W + 1) while n < W, so that no
-    step is wasted at rate 0, and (N - n) / (N - W) after it.
+    With a budget of N steps and W warm-up steps the factor of step n (from 0) is (n + 1) / (W + 1) while n < W, so that
+    no step is wasted at rate 0, and (N - n) / (N - W) after it.
     """
 
     class Config(ComponentConfig):

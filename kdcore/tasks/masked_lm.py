@@ -41,7 +41,7 @@ class MaskedLM(Task):
         """Keys of the task `masked_lm`."""
 
         data: PathString | DataRecipe = Field(
-            description="A prepared folder, a data recipe's file, or a data recipe: prepared on first use, then found again."
+            description="A prepared folder, or a data recipe or its file: prepared on first use, then found again."
         )
         masking: Masking = Masking()
 

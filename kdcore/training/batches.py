@@ -17,7 +17,7 @@ from kdcore.training.sampling import SampleOrder
 class TrainingBatches:
     """Gives each step's micro-batches for this process.
 
-    The step's samples depend on the seed alone. They are cut into micro-batches that are dealt to the processes in turn.
+    The step's samples depend on the seed alone. Cut into micro-batches, they are dealt to the processes in turn.
     """
 
     def __init__(self, task: Task, seed: int, batch_size: int, micro_batch_size: int, processes: Processes) -> None:
@@ -31,10 +31,8 @@ class TrainingBatches:
 
     def step(self, step: int) -> list[Batch]:
         """This process's micro-batches of a step, in host memory."""
-        if self._next is not None and self._next[0] == step:
-            batches = self._next[1].result()
-        else:
-            batches = self._draw(step)
+        drawn = self._next[1] if self._next is not None and self._next[0] == step else None
+        batches = self._draw(step) if drawn is None else drawn.result()
         self._next = (step + 1, self._pool.submit(self._draw, step + 1))
         return batches
 

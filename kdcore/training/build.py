@@ -100,7 +100,9 @@ def located(recipe: Recipe, key: str) -> Iterator[None]:
         problems = []
         for problem in error.problems:
             inner = problem.key or ""
-            full = inner if inner.split(".")[0] == key.split(".")[0] else ".".join(part for part in (key, inner) if part)
+            full = (
+                inner if inner.split(".")[0] == key.split(".")[0] else ".".join(part for part in (key, inner) if part)
+            )
             what = problem.what if problem.where is None else f"{problem.where}: {problem.what}"
             problems.append(replace(problem, what=what, where=str(recipe.origin(full)), key=full))
         raise type(error)(problems) from error

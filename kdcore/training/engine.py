@@ -72,9 +72,7 @@ def check_precision(settings: TrainingSettings) -> None:
         )
     if settings.precision == "fp16" and zero_stage(settings) == 0:
         # Measured with DeepSpeed 0.19.8: the loss is never scaled, yet gradients are divided by the scale.
-        raise RecipeError(
-            "fp16 does not train right at ZeRO stage 0", key="training.zero_stage", allowed=("1", "2")
-        )
+        raise RecipeError("fp16 does not train right at ZeRO stage 0", key="training.zero_stage", allowed=("1", "2"))
 
 
 def check_optimizer(optimizer: Optimizer, name: str, settings: TrainingSettings) -> None:
@@ -170,6 +168,8 @@ class Engine:
         `factors` are weight / global count. DeepSpeed averages gradients over processes, hence the number of processes.
         """
         scaled = {term: factor * self.processes.world_size for term, factor in factors.items()}
+        total: Tensor
+        sums: dict[Term, Tensor]
         total, sums = self._engine(batch, teacher, scaled)
         self._engine.backward(total, scale_wrt_gas=False)
         return sums
@@ -204,7 +204,7 @@ class Engine:
         return metrics
 
     def float32_student(self) -> dict[str, Tensor]:
-        """The student's weights in float32 on the CPU, from the optimizer's master copy; every process must call this."""
+        """The student's weights in float32 on the CPU, from the master copy; every process must call this."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         whole: dict[int, Tensor] = {}

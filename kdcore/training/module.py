@@ -102,7 +102,7 @@ def find_reached(module: DistillationModule, batch: Batch, teacher: Signals | No
     """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.random.fork_rng():
-        torch.stack([value for value in module.sums(batch, teacher).values()]).sum().backward()
+        torch.autograd.backward(list(module.sums(batch, teacher).values()))
     reached = {name for name, parameter in module.named_parameters() if parameter.grad is not None}
     module.zero_grad(set_to_none=True)
     for name, buffer in module.named_buffers():

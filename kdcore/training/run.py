@@ -108,5 +108,7 @@ def _reached(
     depth, layers = plan.requests.student.depth(plan.student.info.num_layers), plan.student.info.num_layers
     monitor.say(f"training {trained:,} of the student's {total:,} parameters")
     if depth < layers:
-        monitor.say(f"no loss reads the student beyond block {depth - 1}: blocks {depth} to {layers - 1} stay as they are")
+        monitor.say(
+            f"no loss reads the student beyond block {depth - 1}: blocks {depth} to {layers - 1} stay as they are"
+        )
     return reached

@@ -55,16 +55,8 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
     if environment.get("data_fingerprint") not in (None, data_fingerprint):
         problems.append(Problem("the run was started on other data", key="task.data"))
     if problems:
-        first = problems[0]
-        raise RecipeError(
-            [Problem("this run folder belongs to another run", where=str(folder)), *problems[:-1]]
-            + [_with_hint(problems[-1] if problems else first)]
-        )
-
-
-def _with_hint(problem: Problem) -> Problem:
-    hint = "start another run with `run.id=NEW`, or take back the changes"
-    return Problem(problem.what, problem.where, problem.key, problem.allowed, hint)
+        hint = "start another run with `run.id=NEW`, or take back what is listed here"
+        raise RecipeError([Problem("this run folder belongs to another run", str(folder), hint=hint), *problems])
 
 
 def create(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:

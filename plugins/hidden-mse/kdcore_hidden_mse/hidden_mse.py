@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
+from torch import Tensor
+
 from kdcore import (
     Batch,
     LayerPairs,
@@ -17,15 +20,13 @@ from kdcore import (
     require_teacher,
     resolve_pairs,
 )
-from pydantic import Field
-from torch import Tensor
 
 
 class HiddenMSE(Loss):
     """Mean squared error between student and teacher hidden states (How to Distill your BERT, section 3; TinyBERT).
 
-    Term `hidden_mse`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` over real tokens, counted in N * d_t, where P is
-    a learned linear map if the widths differ and nothing otherwise.
+    Term `hidden_mse`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` over real tokens, counted in N * d_t, where
+    P is a learned linear map if the widths differ and nothing otherwise.
     """
 
     class Config(LossConfig):

@@ -1,0 +1,46 @@
+"""A walk through every phase of a run in about a minute, before the long run is started."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdcore.recipe.loading import load_recipe
+from kdcore.training.distributed import start_processes
+from kdcore.training.run import RunResult, train_recipe
+
+_STEPS = 2
+
+
+def smoke_test(path: str | Path, overrides: Sequence[str] = ()) -> RunResult:
+    """Prepare data, train a few steps, validate, write a checkpoint, resume from it in a new engine, and export.
+
+    Everything is written below `.smoke` in the recipe's parent of runs and removed at the end.
+
+    Args:
+        path: the recipe's file.
+        overrides: `key=value` each.
+
+    Raises:
+        KdcoreError: what the long run would have met.
+    """
+    parent = Path(load_recipe(path, overrides).settings.run.folder).absolute() / ".smoke"
+    processes = start_processes()
+    if processes.is_main:
+        shutil.rmtree(parent, ignore_errors=True)
+    processes.barrier()
+    common = [
+        *overrides,
+        f"run.folder={parent}",
+        "logging.every=1",
+        f"validation.every={_STEPS}",
+        f"checkpoints.every={_STEPS}",
+    ]
+    try:
+        train_recipe(load_recipe(path, [*common, f"training.budget={{steps: {_STEPS}}}"]))
+        return train_recipe(load_recipe(path, [*common, f"training.budget={{steps: {2 * _STEPS}}}"]))
+    finally:
+        processes.barrier()
+        if processes.is_main:
+            shutil.rmtree(parent, ignore_errors=True)
