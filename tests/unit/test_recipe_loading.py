@@ -9,6 +9,7 @@ import pytest
 from kdcore.errors import PluginError, RecipeError
 from kdcore.recipe.loading import load_recipe
 from kdcore.recipe.paths import shipped_recipes
+from kdcore.registry import schedulers
 
 RECIPE = """\
 run: {name: test, id: 1}
@@ -117,7 +118,8 @@ def test_a_file_under_imports_registers_components(recipe, tmp_path):
         load_recipe(without).components()
 
 
-def test_what_one_recipes_file_registers_is_nothing_to_another(tmp_path):
+def test_what_one_recipes_file_registers_is_nothing_to_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedulers, "_registered", {})  # other tests must not see a second `linear`
     code = (
         "from kdcore import Scheduler, register_scheduler\n"
         "@register_scheduler('NAME')\n"
