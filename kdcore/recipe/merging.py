@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdcore.errors import InputError, Problem, RecipeError
 from kdcore.recipe.paths import resolve_recipe
-from kdcore.recipe.yaml import Node, Origin, describe, parse_value, read_yaml
+from kdcore.recipe.yaml import Node, Origin, describe, parse_value, read_yaml, yaml_files_near
 
 Place = tuple[str | int, ...]
 
@@ -64,7 +64,7 @@ class _Merger:
             try:
                 path = resolve_recipe(base.value, file.parent)
                 if not path.is_file():
-                    raise RecipeError(f"the file {path} does not exist")
+                    raise RecipeError(f"the file {path} does not exist", hint=yaml_files_near(path))
             except InputError as error:
                 self.problems += [
                     Problem(one.what, str(base.origin), "extends", one.allowed, one.hint) for one in error.problems

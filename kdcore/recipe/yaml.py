@@ -77,9 +77,9 @@ def read_yaml(file: Path) -> Node:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise RecipeError("the file does not exist", where=str(file), hint=_yaml_files_near(file)) from None
+        raise RecipeError("the file does not exist", where=str(file), hint=yaml_files_near(file)) from None
     except IsADirectoryError:
-        raise RecipeError("this is a folder, not a recipe file", where=str(file), hint=_yaml_files_near(file)) from None
+        raise RecipeError("this is a folder, not a recipe file", where=str(file), hint=yaml_files_near(file)) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise RecipeError("the file is not text in UTF-8", where=f"{file}:{line}") from None
@@ -245,7 +245,8 @@ class _Composer:
         return found
 
 
-def _yaml_files_near(file: Path) -> str | None:
+def yaml_files_near(file: Path) -> str | None:
+    """A hint with the recipes that are in the folder where one was looked for."""
     folder = file if file.is_dir() else file.parent
     if not folder.is_dir():
         return f"The folder {folder} does not exist either."
