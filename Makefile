@@ -25,7 +25,7 @@ $(VENV)/.complete: requirements.txt requirements-data.txt constraints.txt pyproj
 
 demo: setup
 	$(BIN)/kdcore-train recipes/quickstart.yaml
-	@$(BIN)/python -m kdcore.evaluation.summary runs/quickstart/1
+	@$(BIN)/kdcore summary runs/quickstart/1
 
 test: setup lint
 	$(BIN)/pytest

@@ -68,4 +68,4 @@ def compare(teacher: Any, student: Any, rows: np.ndarray, lengths: np.ndarray) -
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's rank correlation of two samples (n,) without ties."""
     ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -1,22 +1,31 @@
-"""A short table about a finished run: `python -m kdcore.evaluation.summary runs/NAME/ID`."""
+"""`kdcore summary`: what came out of a finished run."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from kdcore.errors import InputError, KdcoreError
-from kdcore.evaluation.agreement import compare
-from kdcore.recipe.loading import load_recipe
-from kdcore.tasks.masked_lm import MaskedLM
-from kdcore.training.build import make_plan
+from kdcore.commands.base import Command
+from kdcore.errors import InputError
 
 _MOST_SEQUENCES = 512
+
+
+class SummaryCommand(Command):
+    """Print a short table about a finished run: losses, sizes, speed, agreement with the teacher on held-out text."""
+
+    help = "print what came out of a finished run: loss, size, speed, agreement with the teacher"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare RUN."""
+        parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Measure and print."""
+        print(summarise(arguments.run))
+        return 0
 
 
 def summarise(run: Path) -> str:
@@ -25,6 +34,13 @@ def summarise(run: Path) -> str:
     Raises:
         InputError: the folder holds no finished run of the task `masked_lm` with a teacher.
     """
+    import numpy as np
+
+    from kdcore.evaluation.agreement import compare
+    from kdcore.recipe.loading import load_recipe
+    from kdcore.tasks.masked_lm import MaskedLM
+    from kdcore.training.build import make_plan
+
     export = run / "exports" / "final"
     if not export.is_dir():
         raise InputError("there is no finished run in this folder", where=str(run), hint="kdcore-train RECIPE")
@@ -52,12 +68,14 @@ def summarise(run: Path) -> str:
         ),
         ("student", f"{export}  (AutoModel.from_pretrained loads it)"),
         ("curves", f"tensorboard --logdir {run / 'tensorboard'}  (pip install tensorboard)"),
+        ("try next", f"kdcore-train {run / 'recipe.yaml'} run.id=NEW losses.{next(iter(plan.losses))}.layers=uniform"),
     ]
     width = max(len(name) for name, _ in table)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in table)
 
 
 def _load(path: str) -> Any:
+    import torch
     from transformers import AutoModel
     from transformers.utils import logging
 
@@ -70,20 +88,3 @@ def _held_out_losses(run: Path) -> tuple[float, float]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [row["held_out/loss"] for row in rows if "held_out/loss" in row]
     return losses[0], losses[-1]
-
-
-def main() -> int:
-    """Print the table of the run named on the command line."""
-    if len(sys.argv) != 2:
-        print("usage: python -m kdcore.evaluation.summary RUN_FOLDER", file=sys.stderr)
-        return InputError.exit_code
-    try:
-        print(f"\n{summarise(Path(sys.argv[1]))}")
-    except KdcoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
