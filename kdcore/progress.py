@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kdcore.recipe.schema import Budget
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -20,6 +22,11 @@ class Progress:
     seconds: float
     max_steps: int | None
     max_seconds: float | None
+
+    @classmethod
+    def within(cls, budget: Budget, step: int, seconds: float) -> Progress:
+        """Progress of a run with this budget."""
+        return cls(step, seconds, budget.steps, None if budget.hours is None else budget.hours * 3600)
 
     @property
     def fraction(self) -> float:

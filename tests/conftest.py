@@ -56,7 +56,7 @@ class FakePackages:
             (self.folder / file).write_text(code, encoding="utf-8")
 
 
-@pytest.fixture()
+@pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePackages]:
     """Packages that are installed for one test, in this process; others see them through PYTHONPATH."""
     made = FakePackages(tmp_path / "site")
@@ -66,3 +66,89 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePa
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(made.folder)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A small random BERT of 4 blocks with its masked-LM head, its pooler and its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("teacher")
+    BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 documents of very different lengths, one a line."""
+    import random
+
+    generator = random.Random(5)
+    letters = "abcdefgh"
+    lines = []
+    for _ in range(80):
+        words = ["".join(generator.choices(letters, k=generator.randint(1, 5))) for _ in range(generator.randint(1, 30))]
+        lines.append(" ".join(words))
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where prepared data of all tests is kept."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def small_recipe(
+    tmp_path: Path,
+    teacher_folder: Path,
+    corpus_file: Path,
+    cache_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A recipe that trains the small teacher's student for a few steps, below `tmp_path`; override what matters."""
+    monkeypatch.setenv("KDCORE_CACHE", str(cache_folder))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        f"""\
+run: {{name: small, id: 1}}
+seed: 3
+teacher: {{path: {teacher_folder}}}
+student:
+  config: {{num_hidden_layers: 2, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}}
+  initialize: {{from: teacher, blocks: uniform}}
+task:
+  name: masked_lm
+  data:
+    tokenizer: {teacher_folder}
+    sequence_length: 48
+    held_out: 0.1
+    corpora:
+      - {{name: text, path: {corpus_file}, documents: lines}}
+losses:
+  hidden_mse: {{layers: last}}
+optimizer: {{name: adamw, lr: 1.0e-3, betas: [0.9, 0.98], eps: 1.0e-6, weight_decay: 0.01}}
+training: {{budget: {{steps: 6}}, batch_size: 8}}
+validation: {{every: 100}}
+checkpoints: {{every: 100}}
+logging: {{every: 1}}
+tracking: [jsonl]
+""",
+        encoding="utf-8",
+    )
+    return path

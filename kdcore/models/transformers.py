@@ -314,5 +314,5 @@ def _create(config: PreTrainedConfig, *, head: bool) -> PreTrainedModel:
     network = AutoModelForMaskedLM.from_config(config, attn_implementation=IMPLEMENTATION)
     bare = AutoModel.from_config(config, attn_implementation=IMPLEMENTATION)
     if getattr(bare, "pooler", None) is not None:
-        network.base_model.add_module("pooler", bare.pooler)
+        network.base_model.pooler = bare.pooler
     return network

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from kdcore.errors import InputError
+from kdcore.progress import Progress
+from kdcore.recipe.schema import Budget
 from kdcore.training.distributed import Processes
 from kdcore.training.engine import Engine
 
@@ -83,6 +85,12 @@ def read_state(folder: Path) -> TrainingState:
         raise InputError(f"the checkpoint's state cannot be read: {error}", where=str(folder)) from error
 
 
+def progress_at(checkpoint: Path, budget: Budget) -> Progress:
+    """How far a checkpoint is within a budget."""
+    state = read_state(checkpoint)
+    return Progress.within(budget, state.step, state.seconds)
+
+
 def save_checkpoint(
     run_folder: Path,
     state: TrainingState,
@@ -107,8 +115,11 @@ def save_checkpoint(
     processes.barrier()
     if processes.is_main:
         (staging / _STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
+        replaced = folder.with_name(f".replaced-{folder.name}")
+        if folder.exists():  # the same step with a later clock; the old one goes when the new one stands
+            os.replace(folder, replaced)
         os.replace(staging, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         pointer = folder.parent / _LATEST
         pointer_staging = pointer.with_suffix(".staging")
         pointer_staging.write_text(folder.name, encoding="utf-8")

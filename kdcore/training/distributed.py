@@ -6,9 +6,12 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from kdcore.training.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,30 @@ def free_port() -> int:
         return port
 
 
+def find_accelerator() -> Any:
+    """DeepSpeed's view of the device."""
+    with quiet():  # its import tries which operators could be compiled here, and tells of those that could not
+        from deepspeed.accelerator import get_accelerator
+
+        return get_accelerator()
+
+
 def start_processes() -> Processes:
     """Join the other processes as the environment says (torchrun's variables), or be the only one."""
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
         os.environ["MASTER_PORT"] = str(free_port())
-    accelerator = get_accelerator()
+    accelerator = find_accelerator()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_cpu = accelerator.device_name() == "cpu"
     if not on_cpu:
         accelerator.set_device(local_rank)
     if not dist.is_initialized():
         backend = "gloo" if on_cpu else accelerator.communication_backend_name()
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+        with quiet():  # compiles an operator at its first use
+            import deepspeed
+
+            deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     host_group = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
     assert host_group is not None
     device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))

@@ -14,8 +14,9 @@ from kdcore.errors import InputError, RecipeError, TrainingError
 from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.schema import TrainingSettings
 from kdcore.signals import Batch, Signals
-from kdcore.training.distributed import Processes
+from kdcore.training.distributed import Processes, find_accelerator
 from kdcore.training.module import DistillationModule, Term
+from kdcore.training.quiet import quiet
 
 _TAG = "engine"
 _OWN_KEYS = {
@@ -58,9 +59,7 @@ def check_precision(settings: TrainingSettings) -> None:
     Raises:
         RecipeError: the precision does not work here.
     """
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator = get_accelerator()
+    accelerator = find_accelerator()
     device = accelerator.device_name()
     if settings.precision == "fp16" and not accelerator.is_fp16_supported():
         raise RecipeError(
@@ -142,12 +141,12 @@ class Engine:
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         module.to(processes.device)
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer.build([group for group in groups if group["params"]]),
-            config=deepspeed_config(settings, processes.world_size),
-            dist_init_required=False,
-        )
+        config = deepspeed_config(settings, processes.world_size)
+        client = optimizer.build([group for group in groups if group["params"]])
+        with quiet():
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=client, config=config, dist_init_required=False
+            )
 
     @property
     def module(self) -> DistillationModule:

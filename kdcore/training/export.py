@@ -45,8 +45,16 @@ def export_student(
     student.export(staging, weights)
     task.save_tokenizer(staging)
     (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
+    for file in staging.iterdir():
+        file.chmod(0o666 & ~_umask())  # safetensors keeps its files from everybody else
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staging, folder)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def export_run(run: Path, folder: Path, step: int | None) -> Path:

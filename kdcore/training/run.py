@@ -11,7 +11,7 @@ from kdcore.errors import EXIT_INTERRUPTED
 from kdcore.recipe.loading import Recipe
 from kdcore.training import run_folder
 from kdcore.training.build import Plan, located, make_plan
-from kdcore.training.checkpoint import latest_checkpoint
+from kdcore.training.checkpoint import latest_checkpoint, progress_at
 from kdcore.training.distributed import Processes, start_processes
 from kdcore.training.engine import Engine, accumulation, check_optimizer, check_precision
 from kdcore.training.export import export_student
@@ -57,9 +57,9 @@ def train_recipe(recipe: Recipe) -> RunResult:
     if run_folder.exists(folder):
         run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
         checkpoint = latest_checkpoint(folder)
-    elif processes.is_main:
-        run_folder.create(folder, recipe, plan.task.fingerprint)
-    processes.barrier()
+    processes.barrier()  # everybody has looked for an earlier session before process 0 writes anything
+    if processes.is_main:
+        run_folder.store(folder, recipe, plan.task.fingerprint)
     trackers = [entry.cls(entry.config, folder) for entry in plan.components.trackers] if processes.is_main else []
     monitor = Monitor(folder, trackers, is_main=processes.is_main)
     try:
@@ -70,6 +70,10 @@ def train_recipe(recipe: Recipe) -> RunResult:
 
 def _train(plan: Plan, folder: Path, checkpoint: Path | None, monitor: Monitor, processes: Processes) -> RunResult:
     settings = plan.recipe.settings
+    export = folder / "exports" / "final"
+    if checkpoint is not None and export.is_dir() and progress_at(checkpoint, settings.training.budget).finished:
+        monitor.say(f"run {folder} is finished, its student is in {export}; `run.id=NEW` starts another")
+        return RunResult(folder, export, {})
     monitor.say(f"run {folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
     encoder = plan.load_teacher()
     teacher = None
@@ -86,7 +90,6 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None, monitor: Monitor, 
     if not progress.finished:
         monitor.say(f"step {progress.step}: stopped; start the same command again to continue")
         return RunResult(folder, None, trainer.last_validation)
-    export = folder / "exports" / "final"
     weights = engine.float32_student()
     if processes.is_main:
         student = engine.module.student

@@ -26,11 +26,6 @@ def run_folder(recipe: Recipe) -> Path:
     return Path(run.folder).absolute() / run.name / run.id
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the run has come to the end of its budget and exported its student."""
-    return (folder / "exports" / "final").is_dir()
-
-
 def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:
     """Refuse to continue a run with other settings or data than it was started with.
 
@@ -59,15 +54,15 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
         raise RecipeError([Problem("this run folder belongs to another run", str(folder), hint=hint), *problems])
 
 
-def create(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:
-    """Make the folder and store recipe and environment in it."""
+def store(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:
+    """Store the recipe, and what it runs with, in the folder; a resumed run stores what has changed."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / _ENVIRONMENT, json.dumps(_environment() | {"data_fingerprint": data_fingerprint}, indent=2) + "\n")
     _write(folder / _RECIPE, recipe.resolved_yaml())
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """What `create` stored about versions and data."""
+    """What `store` has stored about versions and data."""
     path = folder / _ENVIRONMENT
     environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return environment

@@ -65,7 +65,11 @@ class Trainer:
         self.step = 0
         self.seconds_before = 0.0
         self.window = self._new_window()
+        self.validates = task.num_samples("held_out") > 0
         self.last_validation: dict[str, float] = {}
+        self.validated_step = self.saved_step = -1
+        self.lr = 0.0
+        self.started = time.monotonic()
 
     def train(self, checkpoint: Path | None) -> Progress:
         """Train until the budget is used up or a signal asks to stop; a checkpoint is written at the end of either.
@@ -77,6 +81,8 @@ class Trainer:
             self._restore(checkpoint)
         self.monitor.start(self._progress(self.seconds_before))
         self.started = time.monotonic()
+        if not self.validates:
+            self.monitor.say("the data holds out nothing: no validation")
         if self.step == 0:
             self._validate(self._progress(0.0))
         with Interruption() as interruption:
@@ -96,9 +102,10 @@ class Trainer:
                     self._validate(progress)
                 if self.step % self.settings.checkpoints.every == 0:
                     self._save(progress)
-        if progress.finished and self.step % self.settings.validation.every:
+        if progress.finished and self.validated_step != self.step:
             self._validate(progress)
-        if self.step and self.step % self.settings.checkpoints.every:
+        # Of the same step, a newer checkpoint knows the time at which the budget was used up.
+        if self.step and (self.saved_step != self.step or self.settings.training.budget.hours is not None):
             self._save(progress)
         self.batches.close()
         return progress
@@ -149,6 +156,9 @@ class Trainer:
             )
 
     def _validate(self, progress: Progress) -> None:
+        self.validated_step = self.step
+        if not self.validates:
+            return
         batch_size = self.settings.validation.batch_size or self.micro_batch_size
         self.last_validation = validate(self.engine.module, self.teacher, self.task, batch_size, self.processes)
         if self.processes.is_main:
@@ -165,6 +175,7 @@ class Trainer:
         keep = self.settings.checkpoints.keep
         window = {"steps": self.window.steps, "terms": self.window.terms}
         folder = save_checkpoint(self.run_folder, state, window, self.engine, self.processes, keep)
+        self.saved_step = progress.step
         self.monitor.say(f"step {progress.step}: checkpoint {folder.name}")
 
     def _restore(self, checkpoint: Path) -> None:
@@ -175,9 +186,7 @@ class Trainer:
         self.window.terms = {term: value.to(self.processes.device) for term, value in window["terms"].items()}
 
     def _progress(self, seconds: float) -> Progress:
-        budget = self.settings.training.budget
-        max_seconds = None if budget.hours is None else budget.hours * 3600
-        return Progress(self.step, seconds, budget.steps, max_seconds)
+        return Progress.within(self.settings.training.budget, self.step, seconds)
 
     def _new_window(self) -> _Window:
         return _Window(0, 0.0, time.monotonic(), {})

@@ -1,0 +1,36 @@
+"""Keeps other libraries' chatter off the screen, unless it turns out to matter."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what this process and its children write to stdout and stderr; show it if an exception passes.
+
+    Works on file descriptors, because compilers and linkers that are started inside write there directly.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 1)
+        os.dup2(buffer.fileno(), 2)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, original in zip((1, 2), kept, strict=True):
+                os.dup2(original, number)
+                os.close(original)
+            if failed:
+                buffer.seek(0)
+                sys.stderr.write(buffer.read().decode(errors="replace"))
