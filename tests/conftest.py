@@ -82,6 +82,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: P
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=64,
+        initializer_range=0.2,  # so large that blocks differ and there is something to learn
     )
     torch.manual_seed(7)
     folder = tmp_path_factory.mktemp("teacher")
@@ -99,7 +100,9 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     letters = "abcdefgh"
     lines = []
     for _ in range(80):
-        words = ["".join(generator.choices(letters, k=generator.randint(1, 5))) for _ in range(generator.randint(1, 30))]
+        words = [
+            "".join(generator.choices(letters, k=generator.randint(1, 5))) for _ in range(generator.randint(1, 30))
+        ]
         lines.append(" ".join(words))
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -162,15 +162,13 @@ class Engine:
     def train_micro_batch(
         self, batch: Batch, teacher: Signals | None, factors: Mapping[Term, float]
     ) -> dict[Term, Tensor]:
-        """One forward and backward pass; gives the sum of each term.
-
-        `factors` are weight / global count. DeepSpeed averages gradients over processes, hence the number of processes.
-        """
-        scaled = {term: factor * self.processes.world_size for term, factor in factors.items()}
+        """One forward and backward pass with factors weight / global count; gives the sum of each term."""
         total: Tensor
         sums: dict[Term, Tensor]
-        total, sums = self._engine(batch, teacher, scaled)
-        self._engine.backward(total, scale_wrt_gas=False)
+        total, sums = self._engine(batch, teacher, factors)
+        # DeepSpeed averages gradients over processes, hence the factor. It has to be applied here, even if it is 1: at
+        # stage 0 the gradient of a tensor straight out of the forward pass is divided by the accumulation steps.
+        self._engine.backward(total * self.processes.world_size, scale_wrt_gas=False)
         return sums
 
     def finish_micro_batch(self, lr: float) -> None:
@@ -272,13 +270,13 @@ def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
     """
     prefix = "student."
     try:
-        if stage == 0:
-            state = torch.load(folder / _TAG / "mp_rank_00_model_states.pt", weights_only=False, map_location="cpu")
-            weights = state["module"]
-        else:
-            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+        state = torch.load(folder / _TAG / "mp_rank_00_model_states.pt", weights_only=False, map_location="cpu")
+        weights = dict(state["module"])  # in training precision, with what was not trained
+        if stage > 0:
+            with quiet():
+                from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+                weights |= get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"the checkpoint cannot be read: {error}", where=str(folder)) from error
     return {

@@ -65,7 +65,7 @@ class DistillationModule(nn.Module):
         Args:
             batch: the micro-batch.
             teacher: the teacher's answers, None if nothing was asked of it.
-            factors: what each sum is multiplied with: weight / global count (times what the engine divides by).
+            factors: what each sum is multiplied with: weight / global count.
         """
         sums = self.sums(batch, teacher)
         total = torch.stack([value * factors[term] for term, value in sums.items()]).sum()

@@ -161,6 +161,10 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
     assert exports[0] == exports[1]
 
 
+def _scale(power: int) -> str:
+    return f"training.deepspeed={{fp16: {{initial_scale_power: {power}, hysteresis: 1}}}}"
+
+
 @pytest.fixture
 def half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets DeepSpeed train fp16 with the CPU's own half kernels; for users it stays refused."""
@@ -172,25 +176,34 @@ def half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_fp16_with_a_dynamic_loss_scale_follows_fp32(
-    train: Callable[..., RunResult], half_precision: None, stage: int
-) -> None:
+def test_fp16_follows_fp32(train: Callable[..., RunResult], half_precision: None, stage: int) -> None:
     common = ["training.budget.steps=20", "training.micro_batch_size=4"]
     exact = losses_of(train(*common, "run.id=fp32").folder)
-    half = train(
-        *common,
-        "run.id=fp16",
-        "training.precision=fp16",
-        f"training.zero_stage={stage}",
-        "training.deepspeed={fp16: {initial_scale_power: 20, hysteresis: 1}}",
-    ).folder
+    half = train(*common, "run.id=fp16", "training.precision=fp16", f"training.zero_stage={stage}", _scale(10)).folder
     rows = [row for row in rows_of(half) if "train/loss" in row]
+    assert rows[-1]["train/skipped_steps"] == 0
+    assert exact[-1] < 0.3 * exact[0]
+    np.testing.assert_allclose(losses_of(half), exact, rtol=0.02)
+
+
+def test_fp16_finds_its_loss_scale_from_one_that_overflows(
+    train: Callable[..., RunResult], half_precision: None
+) -> None:
+    rows = rows_of(train("training.precision=fp16", _scale(24), "training.budget.steps=30").folder)
+    rows = [row for row in rows if "train/loss" in row]
     skipped = int(rows[-1]["train/skipped_steps"])
-    scales = [row["train/loss_scale"] for row in rows]
-    assert skipped > 0, "the scale starts too high on purpose, so that the dynamic part is seen"
-    assert scales[0] > scales[-1] >= 1
-    assert exact[-1] < 0.7 * exact[0]
-    assert rows[-1]["train/loss"] == pytest.approx(exact[-1 - skipped], rel=0.1)
+    assert 0 < skipped < 15
+    # Each overflow halves the scale, and a skipped step leaves the weights alone.
+    assert rows[-1]["train/loss_scale"] == 2.0 ** (24 - skipped)
+    assert rows[-1]["train/loss"] < 0.4 * rows[0]["train/loss"]
+
+
+def test_a_loss_scale_at_its_floor_is_a_failed_training(train: Callable[..., RunResult], half_precision: None) -> None:
+    with pytest.raises(kdcore.TrainingError, match="loss scale is at its minimum") as caught:
+        train(
+            "training.precision=fp16", "training.deepspeed={fp16: {initial_scale_power: 26, min_loss_scale: 67108864}}"
+        )
+    assert caught.value.exit_code == 3
 
 
 def test_bf16_follows_fp32(train: Callable[..., RunResult]) -> None:
@@ -326,10 +339,15 @@ def test_the_smoke_walk_ends_well_and_leaves_nothing(small_recipe: Path, tmp_pat
 
 
 def test_export_from_a_checkpoint_equals_the_final_export(train: Callable[..., RunResult], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
     from kdcore.commands.main import main
 
     for stage in (0, 1):
         run = train(f"training.zero_stage={stage}", f"run.id=stage{stage}").folder
         assert main(["export", str(run), str(tmp_path / f"out{stage}")]) == 0
-        exported = (tmp_path / f"out{stage}" / "model.safetensors").read_bytes()
-        assert exported == (run / "exports" / "final" / "model.safetensors").read_bytes()
+        exported = load_file(tmp_path / f"out{stage}" / "model.safetensors")
+        final = load_file(run / "exports" / "final" / "model.safetensors")
+        assert exported.keys() == final.keys()
+        for name, tensor in final.items():
+            assert torch.equal(exported[name], tensor), name
