@@ -129,8 +129,9 @@ def test_neither_processes_nor_micro_batches_change_the_losses(
     for other in (split, two):
         np.testing.assert_allclose(losses_of(other), losses_of(reference), rtol=1e-5)
         np.testing.assert_allclose(held_out_of(other), held_out_of(reference), rtol=1e-5)
-    grad_norms = [[row["train/grad_norm"] for row in rows_of(run) if "train/loss" in row] for run in (reference, two)]
-    np.testing.assert_allclose(grad_norms[0], grad_norms[1], rtol=1e-4)
+    if stage > 0:  # DeepSpeed tells no norm at stage 0
+        norms = [[row["train/grad_norm"] for row in rows_of(run) if "train/loss" in row] for run in (reference, two)]
+        np.testing.assert_allclose(norms[0], norms[1], rtol=1e-4)
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 1), ("bf16", 1), ("fp16", 1), ("fp16", 2)])
