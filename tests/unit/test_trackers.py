@@ -1,0 +1,37 @@
+"""Where metrics go, and what a resumed run finds there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from kdcore.trackers.base import Tracker
+from kdcore.trackers.jsonl import JsonLinesTracker
+from kdcore.trackers.tensorboard import TensorBoardTracker
+
+
+def test_rows_beyond_the_restored_step_are_dropped_with_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    tracker = JsonLinesTracker(Tracker.Config(), tmp_path)
+    for step in (1, 2, 3):
+        tracker.log(step, {"train/loss": step / 2})
+    tracker.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text(encoding="utf-8") + '{"step": 4, "trai', encoding="utf-8")
+    again = JsonLinesTracker(Tracker.Config(), tmp_path)
+    again.rewind(2)
+    again.log(3, {"train/loss": 9.0})
+    again.close()
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert rows == [
+        {"step": 1, "train/loss": 0.5},
+        {"step": 2, "train/loss": 1.0},
+        {"step": 3, "train/loss": 9.0},
+    ]
+
+
+def test_tensorboard_files_hold_what_was_logged(tmp_path: Path) -> None:
+    tracker = TensorBoardTracker(Tracker.Config(), tmp_path)
+    tracker.log(5, {"train/loss": 0.25})
+    tracker.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/loss" in file.read_bytes()
