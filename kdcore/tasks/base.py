@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from kdcore.models.base import Model
 from kdcore.recipe.schema import ComponentConfig
-from kdcore.signals import Batch, ModelInfo
+from kdcore.signals import Batch
 
 Split = Literal["train", "held_out"]
 
@@ -33,8 +34,8 @@ class Task(ABC):
         """Identifies the prepared data; a run is resumed only on the same data."""
 
     @abstractmethod
-    def check(self, student: ModelInfo, teacher: ModelInfo | None) -> None:
-        """Raise an `InputError` if the data does not fit the models."""
+    def check(self, student: Model, teacher: Model | None) -> None:
+        """Raise an `InputError` if the data does not fit the models; `teacher` is None if no loss reads it."""
 
     @abstractmethod
     def num_samples(self, split: Split) -> int:

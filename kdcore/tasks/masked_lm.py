@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from kdcore.data.prepare import DataRecipe, find_or_prepare
+from kdcore.data.prepare import DataRecipe, PreparationProgress, find_or_prepare
 from kdcore.data.shards import PreparedData, Sequences
+from kdcore.data.tokenizers import load_tokenizer
 from kdcore.errors import DataError
+from kdcore.models.base import Model
 from kdcore.recipe.loading import load_config
 from kdcore.recipe.schema import ComponentConfig, PathString
-from kdcore.signals import Batch, ModelInfo
+from kdcore.signals import Batch
 from kdcore.tasks.base import Split, Task
 
+logger = logging.getLogger("kdcore")
+
+_SECONDS_BETWEEN_LINES = 10.0
 _MASKING_STREAM = 1  # second word of the random key: other users of the recipe's seed take other streams
 
 
@@ -63,25 +71,53 @@ class MaskedLM(Task):
         """The prepared data's fingerprint."""
         return self.data.fingerprint
 
-    def check(self, student: ModelInfo, teacher: ModelInfo | None) -> None:
-        """Compare vocabulary and length with both models."""
-        for whose, info in (("teacher", teacher), ("student", student)):
-            if info is None:
+    def check(self, student: Model, teacher: Model | None) -> None:
+        """Compare length and vocabulary with both models."""
+        for whose, model in (("teacher", teacher), ("student", student)):
+            if model is None:
                 continue
-            if self.data.vocab_size > info.vocab_size:
+            if self.data.vocab_size > model.info.vocab_size:
                 raise DataError(
-                    f"the data's tokenizer has {self.data.vocab_size} tokens, the {whose} embeds {info.vocab_size}",
+                    f"the data's tokenizer has {self.data.vocab_size} tokens, the {whose} embeds "
+                    f"{model.info.vocab_size}",
                     where=str(self.data.folder),
                     key="task.data",
                     hint=f"prepare the data with the {whose}'s own tokenizer",
                 )
-            if self.data.sequence_length > info.max_length:
+            if self.data.sequence_length > model.info.max_length:
                 raise DataError(
-                    f"sequences have up to {self.data.sequence_length} tokens, the {whose} takes {info.max_length}",
+                    f"sequences have up to {self.data.sequence_length} tokens, the {whose} takes "
+                    f"{model.info.max_length}",
                     where=str(self.data.folder),
                     key="task.data",
                     hint="prepare the data with a smaller sequence_length",
                 )
+        sources = {
+            model.source: (whose, model) for whose, model in (("student", student), ("teacher", teacher)) if model
+        }
+        for whose, model in sources.values():
+            self._compare_vocabulary(whose, model.vocabulary())
+
+    def _compare_vocabulary(self, whose: str, theirs: Mapping[str, int] | None) -> None:
+        """Every id must mean the same token to data and weights; random weights mean nothing yet."""
+        if theirs is None:
+            return
+        ours: Mapping[str, int] = load_tokenizer(str(self.data.tokenizer_folder)).get_vocab()
+        different = [(number, token) for token, number in ours.items() ^ theirs.items()]
+        if not different:
+            return
+        first = min(number for number, _ in different)
+
+        def token(vocabulary: Mapping[str, int]) -> str:
+            return next((f"`{token}`" for token, number in vocabulary.items() if number == first), "nothing")
+
+        raise DataError(
+            f"the data was made with another vocabulary than the {whose}'s: id {first} is {token(ours)} to the data and "
+            f"{token(theirs)} to the {whose}",
+            where=str(self.data.folder),
+            key="task.data",
+            hint=f"prepare the data with the {whose}'s own tokenizer",
+        )
 
     def num_samples(self, split: Split) -> int:
         """Number of sequences."""
@@ -136,4 +172,16 @@ def open_data(data: str | DataRecipe, cache: Path) -> PreparedData:
         if not path.is_file():
             return PreparedData.open(path)
         data = load_config(path, DataRecipe)
-    return find_or_prepare(data, cache)
+    return find_or_prepare(data, cache, progress=_Teller())
+
+
+class _Teller:
+    """Says now and then how far a preparation has come; nothing if the data is found ready."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, progress: PreparationProgress) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
+            logger.info(f"preparing data: {progress.documents:,} documents, {progress.sequences:,} sequences")

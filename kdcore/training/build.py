@@ -77,7 +77,7 @@ def make_plan(recipe: Recipe) -> Plan:
     scheduler = _make(recipe, components.scheduler)
     with located(recipe, components.task.key):
         task = components.task.cls(components.task.config, settings.seed, cache_folder())
-        task.check(student.info, teacher.info if teacher and requests.teacher else None)
+        task.check(student, teacher if requests.teacher else None)
     return Plan(recipe, components, teacher, student, losses, requests, task, optimizer, scheduler)
 
 

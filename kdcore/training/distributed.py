@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from kdcore.training.quiet import quiet
+
+logger = logging.getLogger("kdcore")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,12 @@ def free_port() -> int:
         return port
 
 
+def _is_compiled() -> bool:
+    """Whether the operator that DeepSpeed needs on CPUs lies in the folder of torch's extensions."""
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+    return any(Path(folder).rglob("deepspeed_shm_comm*.so"))
+
+
 def find_accelerator() -> Any:
     """DeepSpeed's view of the device."""
     with quiet():  # its import tries which operators could be compiled here, and tells of those that could not
@@ -78,7 +88,9 @@ def start_processes() -> Processes:
         accelerator.set_device(local_rank)
     if not dist.is_initialized():
         backend = "gloo" if on_cpu else accelerator.communication_backend_name()
-        with quiet():  # compiles an operator at its first use
+        if on_cpu and not _is_compiled():
+            logger.info("DeepSpeed's first start here compiles an operator, which takes about half a minute")
+        with quiet():
             import deepspeed
 
             deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)

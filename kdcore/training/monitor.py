@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +24,20 @@ class _AboveTheBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+@contextmanager
+def console() -> Iterator[None]:
+    """While entered, what kdcore has to say appears on stderr, on process 0."""
+    handler = _AboveTheBar()
+    is_main = os.environ.get("RANK", "0") == "0"
+    logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 class Monitor:
     """Shows and records a run; on other processes than 0 it does nothing."""
 
@@ -30,16 +45,11 @@ class Monitor:
         self._trackers = trackers
         self._is_main = is_main
         self._bar: tqdm[None] | None = None
-        self._handlers: list[logging.Handler] = []
-        self._last_seen = time.monotonic()
+        self._file: logging.FileHandler | None = None
         if is_main:
-            file = logging.FileHandler(run_folder / "train.log", encoding="utf-8")
-            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            self._handlers = [file, _AboveTheBar()]
-            logger.setLevel(logging.INFO)
-            logger.propagate = False
-            for handler in self._handlers:
-                logger.addHandler(handler)
+            self._file = logging.FileHandler(run_folder / "train.log", encoding="utf-8")
+            self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logger.addHandler(self._file)
 
     def start(self, progress: Progress) -> None:
         """Training starts or goes on from `progress`; what trackers know beyond it is dropped."""
@@ -76,9 +86,9 @@ class Monitor:
             self._bar.close()
         for tracker in self._trackers:
             tracker.close()
-        for handler in self._handlers:
-            logger.removeHandler(handler)
-            handler.close()
+        if self._file is not None:
+            logger.removeHandler(self._file)
+            self._file.close()
 
 
 def time_left(progress: Progress) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcore.errors import EXIT_INTERRUPTED
+from kdcore.errors import EXIT_INTERRUPTED, MachineError
 from kdcore.recipe.loading import Recipe
 from kdcore.training import run_folder
 from kdcore.training.build import Plan, located, make_plan
@@ -16,7 +16,7 @@ from kdcore.training.distributed import Processes, start_processes
 from kdcore.training.engine import Engine, accumulation, check_optimizer, check_precision
 from kdcore.training.export import export_student
 from kdcore.training.module import DistillationModule, FrozenTeacher, find_reached
-from kdcore.training.monitor import Monitor
+from kdcore.training.monitor import Monitor, console
 from kdcore.training.trainer import Trainer
 
 
@@ -47,6 +47,11 @@ def train_recipe(recipe: Recipe) -> RunResult:
         InputError: the recipe, its data or its models cannot be used.
         TrainingError: training failed.
     """
+    with console():
+        return _train_recipe(recipe)
+
+
+def _train_recipe(recipe: Recipe) -> RunResult:
     check_precision(recipe.settings.training)
     folder = run_folder.run_folder(recipe)
     plan = make_plan(recipe)
@@ -64,6 +69,10 @@ def train_recipe(recipe: Recipe) -> RunResult:
     monitor = Monitor(folder, trackers, is_main=processes.is_main)
     try:
         return _train(plan, folder, checkpoint, monitor, processes)
+    except RuntimeError as error:
+        if processes.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
+            raise MachineError("another process of this run is gone; its own message says why") from error
+        raise
     finally:
         monitor.close()
 
