@@ -134,6 +134,15 @@ def test_neither_processes_nor_micro_batches_change_the_losses(
         np.testing.assert_allclose(norms[0], norms[1], rtol=1e-4)
 
 
+def test_torchrun_starts_it_too(train: Callable[..., RunResult], small_recipe: Path) -> None:
+    reference = train("run.id=one").folder
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "kdcore.commands.main", "train", str(small_recipe), "run.id=two"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses_of(reference.with_name("two")), losses_of(reference), rtol=1e-5)
+
+
 @pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 1), ("bf16", 1), ("fp16", 1), ("fp16", 2)])
 def test_a_stopped_run_ends_like_an_undisturbed_one(
     train: Callable[..., RunResult], half_precision: None, precision: str, stage: int
