@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from kdcore.training.processes import free_port
 from kdcore.training.quiet import quiet
 
 logger = logging.getLogger("kdcore")
@@ -52,14 +52,6 @@ class Processes:
         """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier(group=self.host_group)
-
-
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _is_compiled() -> bool:

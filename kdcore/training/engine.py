@@ -100,6 +100,7 @@ def accumulation(settings: TrainingSettings, world_size: int) -> tuple[int, int]
         raise RecipeError(
             f"batch_size {batch_size} is not a multiple of the number of processes, {world_size}",
             key="training.batch_size",
+            allowed=f"multiples of {world_size}",
         )
     micro = settings.micro_batch_size or batch_size // world_size
     if batch_size % (micro * world_size):

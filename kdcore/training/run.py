@@ -13,7 +13,7 @@ from kdcore.training import run_folder
 from kdcore.training.build import Plan, located, make_plan
 from kdcore.training.checkpoint import latest_checkpoint, progress_at
 from kdcore.training.distributed import Processes, start_processes
-from kdcore.training.engine import Engine, accumulation, check_optimizer, check_precision
+from kdcore.training.engine import Engine, check_optimizer, check_precision, deepspeed_config
 from kdcore.training.export import export_student
 from kdcore.training.module import DistillationModule, FrozenTeacher, find_reached
 from kdcore.training.monitor import Monitor, console
@@ -52,12 +52,15 @@ def train_recipe(recipe: Recipe) -> RunResult:
 
 
 def _train_recipe(recipe: Recipe) -> RunResult:
-    check_precision(recipe.settings.training)
+    with located(recipe, "training"):
+        check_precision(recipe.settings.training)
     folder = run_folder.run_folder(recipe)
     plan = make_plan(recipe)
-    check_optimizer(plan.optimizer, plan.components.optimizer.name, recipe.settings.training)
+    with located(recipe, "optimizer"):
+        check_optimizer(plan.optimizer, plan.components.optimizer.name, recipe.settings.training)
     processes = start_processes()
-    accumulation(recipe.settings.training, processes.world_size)
+    with located(recipe, "training"):
+        deepspeed_config(recipe.settings.training, processes.world_size)
     checkpoint = None
     if run_folder.exists(folder):
         run_folder.check_resumable(folder, recipe, plan.task.fingerprint)

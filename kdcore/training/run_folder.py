@@ -37,18 +37,20 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
     problems = []
     for key, (before, now) in sorted(_differences(stored.data, recipe.data).items()):
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
-            problems.append(Problem(f"the run was started with {before!r}, the recipe now says {now!r}", key=key))
+            what = f"the run was started with {before!r}, the recipe now says {now!r}"
+            problems.append(Problem(what, str(recipe.origin(key)), key))
     for limit in ("steps", "hours"):
         before, now = (getattr(r.settings.training.budget, limit) for r in (stored, recipe))
         if (before is None) != (now is None) or (before is not None and now < before):
-            problems.append(
-                Problem(f"a run's budget may only grow: {before} before, {now} now", key=f"training.budget.{limit}")
-            )
+            key = f"training.budget.{limit}"
+            what = f"a run's budget may only grow: {before} before, {now} now"
+            problems.append(Problem(what, str(recipe.origin(key)), key))
     if zero_stage(stored.settings.training) != zero_stage(recipe.settings.training):
-        problems.append(Problem("the ZeRO stage may not change", key="training.zero_stage"))
+        key = "training.zero_stage"
+        problems.append(Problem("the ZeRO stage may not change", str(recipe.origin(key)), key))
     environment = read_environment(folder)
     if environment.get("data_fingerprint") not in (None, data_fingerprint):
-        problems.append(Problem("the run was started on other data", key="task.data"))
+        problems.append(Problem("the run was started on other data", str(recipe.origin("task.data")), "task.data"))
     if problems:
         hint = "start another run with `run.id=NEW`, or take back what is listed here"
         raise RecipeError([Problem("this run folder belongs to another run", str(folder), hint=hint), *problems])
