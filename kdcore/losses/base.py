@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from itertools import pairwise
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdcore.errors import InputError
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.signals import Batch, ModelInfo, Requests, Signals
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class LossConfig(ComponentConfig):
@@ -18,7 +23,34 @@ class LossConfig(ComponentConfig):
 
     name: str = Field(description="Registered name of the loss; default: the entry's label.")
     label: str = Field(description="The entry's key in the map `losses`; metrics carry it.")
-    weight: float = Field(1.0, ge=0, description="Factor on the sum of the loss's terms.")
+    weight: Weight | list[tuple[Fraction, Weight]] = Field(
+        1.0,
+        description="Factor on the sum of the loss's terms; or points [[fraction of the budget, weight], ...] between "
+        "which it moves linearly, constant before the first and after the last.",
+    )
+    active: tuple[Fraction, Fraction] = Field(
+        (0.0, 1.0), description="Fractions of the budget [from, to) in which the loss is computed at all."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> LossConfig:
+        if self.active[0] >= self.active[1]:
+            raise ValueError(f"`active` must be [from, to) with from < to, not {list(self.active)}")
+        if isinstance(self.weight, list):
+            fractions = [fraction for fraction, _ in self.weight]
+            if len(fractions) < 2 or any(b <= a for a, b in pairwise(fractions)):
+                raise ValueError("`weight` as points needs two or more, with rising fractions")
+        return self
+
+    def weight_at(self, fraction: float) -> float:
+        """The weight at a fraction of the budget; 0 where the loss is not active, so that it is not computed."""
+        start, end = self.active
+        if fraction < start or (fraction >= end and end < 1.0):
+            return 0.0
+        if isinstance(self.weight, float):
+            return self.weight
+        fractions, weights = zip(*self.weight, strict=True)
+        return float(np.interp(fraction, fractions, weights))
 
 
 class Loss(ABC, nn.Module):

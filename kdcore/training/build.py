@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from kdcore.errors import InputError
-from kdcore.losses.base import Loss
+from kdcore.errors import InputError, RecipeError
+from kdcore.losses.base import Loss, LossConfig
 from kdcore.models.base import Encoder, Model
 from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.loading import Component, Components, Recipe
@@ -72,6 +73,9 @@ def make_plan(recipe: Recipe) -> Plan:
     for label, component in components.losses.items():
         with located(recipe, component.key):
             losses[label] = component.cls(component.config, teacher.info if teacher else None, student.info)
+    with located(recipe, "losses"):
+        check_schedule(losses)
+    losses = {label: loss for label, loss in losses.items() if is_ever_active(loss.config)}
     requests = union_of_requests(losses.values())
     optimizer = _make(recipe, components.optimizer)
     scheduler = _make(recipe, components.scheduler)
@@ -79,6 +83,37 @@ def make_plan(recipe: Recipe) -> Plan:
         task = components.task.cls(components.task.config, settings.seed, cache_folder())
         task.check(student, teacher if requests.teacher else None)
     return Plan(recipe, components, teacher, student, losses, requests, task, optimizer, scheduler)
+
+
+def is_ever_active(config: LossConfig) -> bool:
+    """Whether there is a part of the budget in which the loss has a weight."""
+    return any(config.weight_at(fraction) > 0 for fraction in _middles([config]))
+
+
+def check_schedule(losses: Mapping[str, Loss]) -> None:
+    """Refuse schedules that leave a part of the budget without any loss.
+
+    Raises:
+        RecipeError: names the part.
+    """
+    configs = [loss.config for loss in losses.values()]
+    for middle, (start, end) in _middles(configs).items():
+        if not any(config.weight_at(middle) > 0 for config in configs):
+            raise RecipeError(
+                f"no loss is active between the fractions {start:g} and {end:g} of the budget",
+                key="losses",
+                hint="let `active` and `weight` of the losses cover the budget from 0 to 1",
+            )
+
+
+def _middles(configs: Iterable[LossConfig]) -> dict[float, tuple[float, float]]:
+    """The stretches of the budget between which weights can change their course, by their middles."""
+    edges = {0.0, 1.0}
+    for config in configs:
+        edges.update(config.active)
+        if isinstance(config.weight, list):
+            edges.update(fraction for fraction, _ in config.weight)
+    return {(start + end) / 2: (start, end) for start, end in pairwise(sorted(edges))}
 
 
 def cache_folder() -> Path:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcore.errors import InputError, RecipeError, TrainingError
 from kdcore.optimizers.base import Optimizer
@@ -118,12 +118,12 @@ class Engine:
     def __init__(
         self,
         module: DistillationModule,
-        reached: set[str],
+        reach: Mapping[str, frozenset[str]],
         optimizer: Optimizer,
         settings: TrainingSettings,
         processes: Processes,
     ) -> None:
-        """Hand `module` to DeepSpeed; parameters that are not `reached` stay bit for bit as they are.
+        """Hand `module` to DeepSpeed. Parameters move only in steps in which a loss of their `reach` is active.
 
         Raises:
             RecipeError: `training.deepspeed` has a key that is kdcore's own or that DeepSpeed does not know.
@@ -133,17 +133,22 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.processes = processes
         self.peak_lr = optimizer.config.lr
+        # DeepSpeed fills missing gradients with zeros, and momentum and weight decay would then move what no active
+        # loss reaches. So parameters of equal reach are a group of their own, whose learning rate is 0 meanwhile.
+        groups: dict[tuple[frozenset[str], bool], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name in reached)
-        # DeepSpeed fills missing gradients with zeros, and weight decay would then move what no loss reaches.
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": optimizer.config.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
+            parameter.requires_grad_(bool(reach[name]))
+            if reach[name]:
+                groups.setdefault((reach[name], parameter.ndim >= 2), []).append(parameter)
+        self._group_reach = [labels for labels, _ in groups]
         module.to(processes.device)
         config = deepspeed_config(settings, processes.world_size)
-        client = optimizer.build([group for group in groups if group["params"]])
+        client = optimizer.build(
+            [
+                {"params": parameters, "weight_decay": optimizer.config.weight_decay if decays else 0.0}
+                for (_, decays), parameters in groups.items()
+            ]
+        )
         with quiet():
             self._engine, *_ = deepspeed.initialize(
                 model=module, optimizer=client, config=config, dist_init_required=False
@@ -172,14 +177,16 @@ class Engine:
         self._engine.backward(total * self.processes.world_size, scale_wrt_gas=False)
         return sums
 
-    def finish_micro_batch(self, lr: float) -> None:
+    def finish_micro_batch(self, lr: float, active: Collection[str]) -> None:
         """Tell DeepSpeed that a micro-batch is done; after the step's last one it updates with learning rate `lr`.
+
+        What none of the `active` losses reaches stays bit for bit as it is.
 
         Raises:
             TrainingError: the loss scale cannot go lower.
         """
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        for group, reach in zip(self._engine.optimizer.param_groups, self._group_reach, strict=True):
+            group["lr"] = 0.0 if reach.isdisjoint(active) else lr
         try:
             self._engine.step()
         except Exception as error:

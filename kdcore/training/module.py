@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,6 @@ class Term:
 
     label: str
     name: str
-    weight: float
 
     def __str__(self) -> str:
         return self.label if self.label == self.name else f"{self.label}/{self.name}"
@@ -32,7 +31,6 @@ class DistillationModule(nn.Module):
         super().__init__()
         self.student = student
         self.losses = nn.ModuleDict(losses)
-        self.requests = union_of_requests(losses.values())
 
     def labelled_losses(self) -> Iterator[tuple[str, Loss]]:
         """The losses by their labels."""
@@ -40,20 +38,30 @@ class DistillationModule(nn.Module):
             assert isinstance(loss, Loss)
             yield label, loss
 
+    def weights_at(self, fraction: float) -> dict[str, float]:
+        """The weight of each loss that is active at a fraction of the budget, by label."""
+        weights = {label: loss.config.weight_at(fraction) for label, loss in self.labelled_losses()}
+        return {label: weight for label, weight in weights.items() if weight > 0}
+
+    def requests(self, labels: Collection[str]) -> Requests:
+        """What the losses with these labels read."""
+        return union_of_requests(loss for label, loss in self.labelled_losses() if label in labels)
+
     def counts(self, batch: Batch) -> dict[Term, int]:
-        """What each term averages over in this micro-batch; on the host, before any forward pass."""
+        """What each term of every loss averages over in this micro-batch; on the host, before any forward pass."""
         return {
-            Term(label, name, loss.config.weight): count
+            Term(label, name): count
             for label, loss in self.labelled_losses()
             for name, count in loss.counts(batch).items()
         }
 
-    def sums(self, batch: Batch, teacher: Signals | None) -> dict[Term, Tensor]:
-        """Run the student and sum every term over this micro-batch."""
-        student = self.student(batch, self.requests.student)
+    def sums(self, batch: Batch, teacher: Signals | None, labels: Collection[str]) -> dict[Term, Tensor]:
+        """Run the student as deep as these losses read it, and sum their terms over this micro-batch."""
+        student = self.student(batch, self.requests(labels).student)
         return {
-            Term(label, name, loss.config.weight): value
+            Term(label, name): value
             for label, loss in self.labelled_losses()
+            if label in labels
             for name, value in loss(student, teacher, batch).items()
         }
 
@@ -65,9 +73,9 @@ class DistillationModule(nn.Module):
         Args:
             batch: the micro-batch.
             teacher: the teacher's answers, None if nothing was asked of it.
-            factors: what each sum is multiplied with: weight / global count.
+            factors: what each sum of the active losses is multiplied with: weight / global count.
         """
-        sums = self.sums(batch, teacher)
+        sums = self.sums(batch, teacher, {term.label for term in factors})
         total = torch.stack([value * factors[term] for term, value in sums.items()]).sum()
         return total, {term: value.detach() for term, value in sums.items()}
 
@@ -75,15 +83,19 @@ class DistillationModule(nn.Module):
 class FrozenTeacher:
     """The teacher: always in eval mode, never with gradients, and run only when something is asked of it."""
 
-    def __init__(self, encoder: Encoder, request: SignalRequest) -> None:
-        encoder.requires_grad_(False)
-        self._encoder = encoder.eval()
-        self._request = request
+    def __init__(self, encoder: Encoder | None) -> None:
+        """Freeze the encoder; None if no loss of the recipe ever reads a teacher."""
+        self._encoder = encoder
+        if encoder is not None:
+            encoder.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Signals:
-        """The teacher's answers for a micro-batch."""
-        signals: Signals = self._encoder(batch, self._request)
+    def __call__(self, batch: Batch, request: SignalRequest) -> Signals | None:
+        """The teacher's answers for a micro-batch; None, without running it, if nothing is asked."""
+        if not request:
+            return None
+        assert self._encoder is not None
+        signals: Signals = self._encoder(batch, request)
         return signals
 
 
@@ -95,16 +107,24 @@ def union_of_requests(losses: Iterable[Loss]) -> Requests:
     return union
 
 
-def find_reached(module: DistillationModule, batch: Batch, teacher: Signals | None) -> set[str]:
-    """Names of the parameters that the losses reach, found by one backward pass over a small batch.
+def find_reach(module: DistillationModule, batch: Batch, teacher: FrozenTeacher) -> dict[str, frozenset[str]]:
+    """Which losses reach which parameters, found by one backward pass of each loss over a small batch.
 
     Buffers, which a loss may move in its forward pass, and random states are put back.
+
+    Returns:
+        The labels of the losses that reach it, for every parameter's name; empty where none does.
     """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    reach: dict[str, set[str]] = {name: set() for name, _ in module.named_parameters()}
     with torch.random.fork_rng():
-        torch.autograd.backward(list(module.sums(batch, teacher).values()))
-    reached = {name for name, parameter in module.named_parameters() if parameter.grad is not None}
-    module.zero_grad(set_to_none=True)
+        for label, _ in module.labelled_losses():
+            answers = teacher(batch, module.requests([label]).teacher)
+            torch.autograd.backward(list(module.sums(batch, answers, [label]).values()))
+            for name, parameter in module.named_parameters():
+                if parameter.grad is not None:
+                    reach[name].add(label)
+            module.zero_grad(set_to_none=True)
     for name, buffer in module.named_buffers():
         buffer.copy_(buffers[name])
-    return reached
+    return {name: frozenset(labels) for name, labels in reach.items()}

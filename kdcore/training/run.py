@@ -15,7 +15,7 @@ from kdcore.training.checkpoint import latest_checkpoint, progress_at
 from kdcore.training.distributed import Processes, start_processes
 from kdcore.training.engine import Engine, check_optimizer, check_precision, deepspeed_config
 from kdcore.training.export import export_student
-from kdcore.training.module import DistillationModule, FrozenTeacher, find_reached
+from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
 from kdcore.training.monitor import Monitor, console
 from kdcore.training.trainer import Trainer
 
@@ -88,13 +88,11 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None, monitor: Monitor, 
         return RunResult(folder, export, {})
     monitor.say(f"run {folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
     encoder = plan.load_teacher()
-    teacher = None
-    if encoder is not None:
-        teacher = FrozenTeacher(encoder.to(processes.device), plan.requests.teacher)
+    teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
     module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
-    reached = _reached(module, teacher, plan, monitor, processes)
+    reach = _reach(module, teacher, plan, monitor, processes)
     with located(plan.recipe, "training"):
-        engine = Engine(module, reached, plan.optimizer, settings.training, processes)
+        engine = Engine(module, reach, plan.optimizer, settings.training, processes)
     if encoder is not None:
         encoder.to(engine.dtype)
     trainer = Trainer(settings, engine, teacher, plan.task, plan.scheduler, monitor, processes, folder)
@@ -111,19 +109,19 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None, monitor: Monitor, 
     return RunResult(folder, export, trainer.last_validation)
 
 
-def _reached(
-    module: DistillationModule, teacher: FrozenTeacher | None, plan: Plan, monitor: Monitor, processes: Processes
-) -> set[str]:
-    """Parameters that the losses move; tells once about parts of the student that nothing reaches."""
+def _reach(
+    module: DistillationModule, teacher: FrozenTeacher, plan: Plan, monitor: Monitor, processes: Processes
+) -> dict[str, frozenset[str]]:
+    """Which losses move which parameters; tells once about parts of the student that nothing reaches."""
     samples = np.arange(min(2, plan.task.num_samples("train")), dtype=np.int64)
     batch = plan.task.batch("train", samples, np.zeros_like(samples)).to(processes.device)
-    reached = find_reached(module, batch, None if teacher is None else teacher(batch))
+    reach = find_reach(module, batch, teacher)
     total = sum(parameter.numel() for parameter in module.student.parameters())
-    trained = sum(p.numel() for name, p in module.student.named_parameters() if f"student.{name}" in reached)
+    trained = sum(p.numel() for name, p in module.student.named_parameters() if reach[f"student.{name}"])
     depth, layers = plan.requests.student.depth(plan.student.info.num_layers), plan.student.info.num_layers
     monitor.say(f"training {trained:,} of the student's {total:,} parameters")
     if depth < layers:
         monitor.say(
             f"no loss reads the student beyond block {depth - 1}: blocks {depth} to {layers - 1} stay as they are"
         )
-    return reached
+    return reach

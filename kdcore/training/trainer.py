@@ -34,7 +34,9 @@ class _Window:
     steps: int
     tokens: float
     started: float
+    objective: Tensor
     terms: dict[Term, Tensor]
+    term_steps: dict[Term, int]
 
 
 class Trainer:
@@ -44,7 +46,7 @@ class Trainer:
         self,
         settings: RecipeSettings,
         engine: Engine,
-        teacher: FrozenTeacher | None,
+        teacher: FrozenTeacher,
         task: Task,
         scheduler: Scheduler,
         monitor: Monitor,
@@ -111,18 +113,23 @@ class Trainer:
         return progress
 
     def _train_step(self, micro_batches: list[Batch], counts: Mapping[Term, float], progress: Progress) -> None:
-        factors = {term: term.weight / count if count else 0.0 for term, count in counts.items()}
-        lr = self.engine.peak_lr * self.scheduler.factor(progress)
-        for host_batch in micro_batches:
+        module, window = self.engine.module, self.window
+        weights = module.weights_at(progress.fraction)
+        # A term that counts nothing in the whole step is 0.
+        shares = {term: 1.0 / count if count else 0.0 for term, count in counts.items() if term.label in weights}
+        factors = {term: weights[term.label] * share for term, share in shares.items()}
+        self.lr = self.engine.peak_lr * self.scheduler.factor(progress)
+        asked_of_teacher = module.requests(weights).teacher
+        for host_batch in micro_batches if weights else ():
             batch = host_batch.to(self.processes.device)
-            answers = None if self.teacher is None else self.teacher(batch)
-            sums = self.engine.train_micro_batch(batch, answers, factors)
-            self.engine.finish_micro_batch(lr)
+            sums = self.engine.train_micro_batch(batch, self.teacher(batch, asked_of_teacher), factors)
+            self.engine.finish_micro_batch(self.lr, weights)
             for term, value in sums.items():
-                share = value / counts[term] if counts[term] else value * 0.0
-                self.window.terms[term] = self.window.terms[term] + share if term in self.window.terms else share
-        self.window.steps += 1
-        self.lr = lr
+                window.objective = window.objective + value * factors[term]
+                window.terms[term] = window.terms.get(term, 0.0) + value * shares[term]
+        for term in shares:
+            window.term_steps[term] = window.term_steps.get(term, 0) + 1
+        window.steps += 1
 
     def _agree(self, micro_batches: list[Batch], stop: bool) -> tuple[dict[Term, float], bool, float]:
         """Counts over all processes, whether anyone was asked to stop, and process 0's clock: one host reduction."""
@@ -137,13 +144,15 @@ class Trainer:
         return dict(zip(local, counts, strict=True)), stops > 0, clock
 
     def _log(self, progress: Progress) -> None:
-        values = torch.stack(list(self.window.terms.values())).to("cpu", torch.float64) / self.window.steps
-        losses = dict(zip(self.window.terms, self.processes.sum(values.tolist()), strict=True))
-        total = sum(term.weight * value for term, value in losses.items())
+        window = self.window
+        own = torch.stack([window.objective, *window.terms.values()]).tolist()
+        objective, *sums = self.processes.sum(own)
+        total = objective / window.steps
+        losses = {term: value / window.term_steps[term] for term, value in zip(window.terms, sums, strict=True)}
         metrics = {f"train/{term}": value for term, value in losses.items()}
         metrics["train/loss"] = total
         metrics["train/lr"] = self.lr
-        metrics["train/tokens_per_second"] = self.window.tokens / max(1e-9, time.monotonic() - self.window.started)
+        metrics["train/tokens_per_second"] = window.tokens / max(1e-9, time.monotonic() - window.started)
         metrics |= {f"train/{name}": value for name, value in self.engine.metrics().items()}
         if self.processes.is_main:
             self.monitor.log(progress, metrics)
@@ -160,7 +169,9 @@ class Trainer:
         if not self.validates:
             return
         batch_size = self.settings.validation.batch_size or self.micro_batch_size
-        self.last_validation = validate(self.engine.module, self.teacher, self.task, batch_size, self.processes)
+        module = self.engine.module
+        weights = module.weights_at(progress.fraction)
+        self.last_validation = validate(module, self.teacher, self.task, batch_size, self.processes, weights)
         if self.processes.is_main:
             self.monitor.log(progress, {f"held_out/{name}": value for name, value in self.last_validation.items()})
         self.monitor.say(f"step {progress.step}: held-out loss {self.last_validation['loss']:.5g}")
@@ -173,7 +184,12 @@ class Trainer:
             zero_stage=zero_stage(self.settings.training),
         )
         keep = self.settings.checkpoints.keep
-        window = {"steps": self.window.steps, "terms": self.window.terms}
+        window = {
+            "steps": self.window.steps,
+            "objective": self.window.objective,
+            "terms": self.window.terms,
+            "term_steps": self.window.term_steps,
+        }
         folder = save_checkpoint(self.run_folder, state, window, self.engine, self.processes, keep)
         self.saved_step = progress.step
         self.monitor.say(f"step {progress.step}: checkpoint {folder.name}")
@@ -182,11 +198,13 @@ class Trainer:
         stage = zero_stage(self.settings.training)
         state, window = load_checkpoint(checkpoint, self.engine, self.processes, stage)
         self.step, self.seconds_before = state.step, state.seconds
-        self.window.steps = window["steps"]
-        self.window.terms = {term: value.to(self.processes.device) for term, value in window["terms"].items()}
+        device = self.processes.device
+        self.window.steps, self.window.term_steps = window["steps"], window["term_steps"]
+        self.window.objective = window["objective"].to(device)
+        self.window.terms = {term: value.to(device) for term, value in window["terms"].items()}
 
     def _progress(self, seconds: float) -> Progress:
         return Progress.within(self.settings.training.budget, self.step, seconds)
 
     def _new_window(self) -> _Window:
-        return _Window(0, 0.0, time.monotonic(), {})
+        return _Window(0, 0.0, time.monotonic(), torch.zeros((), device=self.processes.device), {}, {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from kdcore.tasks.base import Task
@@ -12,9 +14,17 @@ from kdcore.training.module import DistillationModule, FrozenTeacher, Term
 
 @torch.no_grad()
 def validate(
-    module: DistillationModule, teacher: FrozenTeacher | None, task: Task, batch_size: int, processes: Processes
+    module: DistillationModule,
+    teacher: FrozenTeacher,
+    task: Task,
+    batch_size: int,
+    processes: Processes,
+    weights: Mapping[str, float],
 ) -> dict[str, float]:
-    """Each term and the weighted total under `loss`, over all held-out samples and processes."""
+    """Each term of the active losses and their weighted total under `loss`, over all held-out samples and processes.
+
+    `weights` holds the weight of each active loss by its label.
+    """
     was_training = module.training
     module.eval()
     sums: dict[Term, float] = {}
@@ -22,22 +32,23 @@ def validate(
     try:
         for host_batch in held_out_batches(task, batch_size, processes):
             batch = host_batch.to(processes.device)
-            answers = None if teacher is None else teacher(batch)
+            answers = teacher(batch, module.requests(weights).teacher)
             for term, count in module.counts(batch).items():
                 counts[term] = counts.get(term, 0.0) + count
-            for term, value in module.sums(batch, answers).items():
+            for term, value in module.sums(batch, answers, weights).items():
                 sums[term] = sums.get(term, 0.0) + value.item()
     finally:
         module.train(was_training)
     # A process without a batch of its own must still name the same terms in the same order.
-    terms = list(module.counts(next(iter(held_out_batches(task, 1, _first(processes))))))
+    first = next(held_out_batches(task, 1, _first(processes)))
+    terms = [term for term in module.counts(first) if term.label in weights]
     reduced = processes.sum([table.get(term, 0.0) for table in (sums, counts) for term in terms])
     values = {
         term: total / count if count else 0.0
         for term, total, count in zip(terms, reduced[: len(terms)], reduced[len(terms) :], strict=True)
     }
     result = {str(term): value for term, value in values.items()}
-    result["loss"] = sum(term.weight * value for term, value in values.items())
+    result["loss"] = sum(weights[term.label] * value for term, value in values.items())
     return result
 
 
