@@ -1,4 +1,4 @@
-"""What differs between the Hugging Face encoders that kdcore knows: where blocks, norms and heads sit."""
+"""What differs between the Hugging Face encoders that kdcore knows: where blocks, embeddings and heads sit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcore.errors import DataError
+from kdcore.models.mpnet import use_fused_attention
+
+
+def _no_offset(config: Any) -> int:
+    return 0
+
+
+def _padding_offset(config: Any) -> int:
+    return int(config.pad_token_id) + 1
+
+
+def _nothing_to_adapt(base: nn.Module) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -17,23 +30,38 @@ class Architecture:
 
     Attributes:
         model_type: the name in `config.json`.
-        blocks: dotted path of the list of blocks inside the base model.
+        blocks: dotted path of the list of blocks inside the base model. Its forward pass must iterate over the list.
         lm_head: applies the masked-LM head of a `...ForMaskedLM` network to rows (n, d), giving (n, V).
-        lm_head_modules: names of the modules of that network that make up the head.
-        pooler: whether `AutoModel` carries a pooler after the last block.
+        lm_head_classes: classes of transformers that are saved with trained weights of that head.
+        embeddings: modules of the base model that make the embedding output; the last one there is hands it on.
+        intermediate_size: the configuration's key for the width inside a block's feed-forward part.
+        position_offset: rows of the position table that no token uses, given the configuration.
+        first_block_differs: whether the first block lacks weights that the others have.
+        adapt: changes a new or loaded base model so that its attention is kdcore's, where a name is not enough.
     """
 
     model_type: str
     blocks: str
     lm_head: Callable[[Any, Tensor], Tensor]
-    lm_head_modules: tuple[str, ...]
-    pooler: bool
+    lm_head_classes: tuple[str, ...]
+    embeddings: tuple[str, ...] = ("embeddings",)
+    intermediate_size: str = "intermediate_size"
+    position_offset: Callable[[Any], int] = _no_offset
+    first_block_differs: bool = False
+    adapt: Callable[[nn.Module], None] = _nothing_to_adapt
 
     def block_list(self, base: nn.Module) -> nn.ModuleList:
         """The list of blocks of a base model."""
         blocks = base.get_submodule(self.blocks)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
+
+    def embedding_output(self, base: nn.Module) -> nn.Module:
+        """The module whose output the first block receives."""
+        present = [getattr(base, name) for name in self.embeddings if hasattr(base, name)]
+        module = present[-1]
+        assert isinstance(module, nn.Module)
+        return module
 
 
 ARCHITECTURES = {
@@ -43,8 +71,52 @@ ARCHITECTURES = {
             "bert",
             blocks="encoder.layer",
             lm_head=lambda network, rows: network.cls(rows),
-            lm_head_modules=("cls",),
-            pooler=True,
+            lm_head_classes=("BertForMaskedLM", "BertForPreTraining"),
+        ),
+        Architecture(
+            "distilbert",
+            blocks="transformer.layer",
+            lm_head=lambda network, rows: network.vocab_projector(
+                network.vocab_layer_norm(network.activation(network.vocab_transform(rows)))
+            ),
+            lm_head_classes=("DistilBertForMaskedLM",),
+            intermediate_size="hidden_dim",
+        ),
+        Architecture(
+            "electra",
+            blocks="encoder.layer",
+            lm_head=lambda network, rows: network.generator_lm_head(network.generator_predictions(rows)),
+            lm_head_classes=("ElectraForMaskedLM",),  # ElectraForPreTraining is the discriminator
+            embeddings=("embeddings", "embeddings_project"),
+        ),
+        Architecture(
+            "modernbert",
+            blocks="layers",
+            lm_head=lambda network, rows: network.decoder(network.head(rows)),
+            lm_head_classes=("ModernBertForMaskedLM",),
+            first_block_differs=True,  # the embeddings end with the norm that other blocks start with
+        ),
+        Architecture(
+            "mpnet",
+            blocks="encoder.layer",
+            lm_head=lambda network, rows: network.lm_head(rows),
+            lm_head_classes=("MPNetForMaskedLM",),
+            position_offset=lambda config: 2,  # its padding id is 1, whatever the configuration says
+            adapt=use_fused_attention,
+        ),
+        Architecture(
+            "roberta",
+            blocks="encoder.layer",
+            lm_head=lambda network, rows: network.lm_head(rows),
+            lm_head_classes=("RobertaForMaskedLM",),
+            position_offset=_padding_offset,
+        ),
+        Architecture(
+            "xlm-roberta",
+            blocks="encoder.layer",
+            lm_head=lambda network, rows: network.lm_head(rows),
+            lm_head_classes=("XLMRobertaForMaskedLM",),
+            position_offset=_padding_offset,
         ),
     )
 }

@@ -6,7 +6,6 @@ that is after rotary embedding and with the block's own mask; hooks on the proje
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,16 +13,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from kdcore.models.capture import current_capture
 from kdcore.signals import AttentionTap
 
 IMPLEMENTATION = "kdcore"
-_TAP = "_kdcore_tap"
-
-
-def set_tap(block: nn.Module, receive: Callable[[AttentionTap], None]) -> None:
-    """Have every attention module inside `block` hand its kernel's inputs to `receive`."""
-    for module in block.modules():
-        setattr(module, _TAP, receive)
 
 
 def tapped_attention(
@@ -35,11 +28,11 @@ def tapped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention (the signature is transformers'), handing its inputs to the module's tap."""
-    receive: Callable[[AttentionTap], None] | None = getattr(module, _TAP, None)
-    if receive is not None:
+    """Scaled dot-product attention (the signature is transformers'), showing its inputs to the running capture."""
+    capture = current_capture()
+    if capture is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        receive(AttentionTap(query, key, value, attention_mask, scale))
+        capture.tap(AttentionTap(query, key, value, attention_mask, scale))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return output, None
 
@@ -53,6 +46,10 @@ def attention_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: A
     if attention_mask is not None:
         kwargs["allow_is_bidirectional_skip"] = False
     mask: Tensor | None = sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    if attention_mask is not None and mask is not None and kwargs.get("local_size") is not None:
+        # Padding with no real token inside its window would see nothing, and its softmax would be NaN, in kernels as in
+        # losses; a later block would carry that into real tokens. What padding sees is nobody's concern.
+        mask = mask | ~attention_mask[:, None, :, None]
     return mask
 
 

@@ -61,3 +61,10 @@ class Model(ABC):
     @abstractmethod
     def source(self) -> str | None:
         """Folder or hub name that weights come from; None when they are random."""
+
+    def vocabulary(self) -> Mapping[str, int] | None:
+        """Token to id, as the weights that the model starts from know them; None if they are random or it is unknown.
+
+        A task compares it with its data: ids that mean other tokens would pass unnoticed.
+        """
+        return None

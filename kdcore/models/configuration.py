@@ -1,0 +1,236 @@
+"""Configurations of Hugging Face encoders: read, described, checked, and changed for a student."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig
+
+from kdcore.errors import DataError, InputError
+from kdcore.models.architectures import ARCHITECTURES, architecture_of
+from kdcore.signals import ModelInfo
+
+_SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "embedding_size",
+    "local_attention",
+)
+_RHYTHM = "global_attn_every_n_layers"
+_REFUSALS = (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError)
+
+
+def describe(config: PreTrainedConfig) -> ModelInfo:
+    """What losses and tasks may know of a model with this configuration."""
+    architecture = ARCHITECTURES[config.model_type]
+    return ModelInfo(
+        architecture=config.model_type,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        head_size=config.hidden_size // config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        max_length=config.max_position_embeddings - architecture.position_offset(config),
+        has_lm_head=any(name in architecture.lm_head_classes for name in config.architectures or ()),
+    )
+
+
+def block_kinds(config: PreTrainedConfig) -> list[str]:
+    """What each block is, in words; a block can stand in for another of the same kind only."""
+    kinds = [kind.replace("_", " ") for kind in getattr(config, "layer_types", None) or ()]
+    kinds = kinds or ["block"] * config.num_hidden_layers
+    if kinds and ARCHITECTURES[config.model_type].first_block_differs:
+        kinds[0] = f"the first, {kinds[0]}"
+    return kinds
+
+
+def read_config(path: str) -> PreTrainedConfig:
+    """Read a folder's or hub model's configuration; code that comes with it is never run.
+
+    Raises:
+        DataError: there is none, it is broken, or it is of a model that is not supported.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise DataError("the folder holds no config.json", where=path, hint="give a Hugging Face model folder")
+    try:
+        stated, _ = PreTrainedConfig.get_config_dict(path)
+    except (OSError, ValueError) as error:
+        if not folder.exists():
+            raise DataError(
+                "no such folder, and no such model on the hub",
+                where=path,
+                hint=f"check the spelling, or download it first ({first_line(error)})",
+            ) from error
+        raise DataError(f"the model's configuration cannot be read: {first_line(error)}", where=path) from error
+    if not isinstance(stated.get("model_type"), str):
+        raise DataError("its config.json names no model_type", where=path, hint="give a Hugging Face model folder")
+    cls = _config_class(stated["model_type"], path)
+    # What the file says of outputs is for other users of the model; here it would cost time or change their form.
+    outputs = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+    try:
+        config = cls.from_dict(stated | outputs)
+    except _REFUSALS as error:
+        raise DataError(f"the model's configuration cannot be read: {first_line(error)}", where=path) from error
+    problem = _problem(config) or _position_problem(config)
+    if problem is not None:
+        raise DataError(problem, where=path, hint="see its config.json")
+    return config
+
+
+def student_config(base: PreTrainedConfig | None, changes: Mapping[str, Any]) -> PreTrainedConfig:
+    """The student's configuration: `changes`, and what they leave open from `base`.
+
+    A base of another architecture lends its sizes and the ids of special tokens; the rest are defaults.
+
+    Raises:
+        InputError: unknown keys, wrong types, sizes that do not fit, an unsupported architecture.
+    """
+    if base is None and "model_type" not in changes:
+        raise InputError(
+            "without a teacher the student's architecture must be said",
+            key="student.config",
+            hint="add model_type, for example `model_type: bert`",
+        )
+    model_type = changes.get("model_type", base and base.model_type)
+    cls = _config_class(str(model_type), "student.config.model_type")
+    defaults = cls().to_dict()
+    if base is None:
+        stated = defaults
+    elif base.model_type == model_type:
+        stated = base.to_dict()
+    else:
+        stated = defaults | {key: value for key, value in _common(base, model_type).items() if key in defaults}
+    known = stated.keys() | defaults.keys() | cls.attribute_map.keys()
+    _check_keys(changes, known | ({_RHYTHM} if "layer_types" in known else set()), cls)
+    changes = {cls.attribute_map.get(key, key): value for key, value in changes.items()}
+    merged = stated | changes
+    if "layer_types" in merged and "layer_types" not in changes:
+        merged["layer_types"] = _layer_types(stated, merged, changes)
+    return _finish(cls, merged, base, changes)
+
+
+def with_num_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
+    """The same configuration for the model's first blocks; at least one, for none is refused by some."""
+    stated = config.to_dict()
+    stated[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = max(num_layers, 1)
+    if stated.get("layer_types"):
+        stated["layer_types"] = stated["layer_types"][: max(num_layers, 1)]
+    return type(config).from_dict(stated)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, shortened to a line."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if isinstance(error, StrictDataclassError):  # its first line names the field, the next says what is wrong
+        return " ".join(lines[:2])
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    return lines[0] if lines else type(error).__name__
+
+
+def _config_class(model_type: str, where: str) -> type[PreTrainedConfig]:
+    return type(AutoConfig.for_model(architecture_of(model_type, where).model_type))
+
+
+def _common(base: PreTrainedConfig, model_type: str) -> dict[str, Any]:
+    """Sizes and special ids by the names that another architecture's configuration has for them."""
+    architecture, theirs = ARCHITECTURES[model_type], ARCHITECTURES[base.model_type]
+    names = _config_class(model_type, "student.config.model_type").attribute_map
+    sizes = {
+        "hidden_size": base.hidden_size,
+        "num_hidden_layers": base.num_hidden_layers,
+        "num_attention_heads": base.num_attention_heads,
+        "vocab_size": base.vocab_size,
+        architecture.intermediate_size: getattr(base, theirs.intermediate_size),
+    }
+    sizes = {names.get(key, key): value for key, value in sizes.items()}
+    return sizes | {key: getattr(base, key, None) for key in _SPECIAL_IDS}
+
+
+def _check_keys(changes: Mapping[str, Any], known: set[str], cls: type[PreTrainedConfig]) -> None:
+    for key in changes:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise InputError(
+                f"a configuration of `{cls.model_type}` has no key `{key}`",
+                key=f"student.config.{key}",
+                hint=f"did you mean `{near[0]}`?" if near else f"see the documentation of {cls.__name__}",
+            )
+
+
+def _layer_types(stated: Mapping[str, Any], merged: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
+    """Global and local blocks of a student that has another number of them, in the same rhythm."""
+    count = merged["num_hidden_layers"]
+    if _RHYTHM in changes or not isinstance(count, int):
+        return None  # the configuration's own rule, or its own complaint
+    kinds: Sequence[str] = stated["layer_types"]
+    period = next(p for p in range(1, len(kinds) + 1) if kinds[p:] == kinds[: len(kinds) - p])
+    return [kinds[index % period] for index in range(count)]
+
+
+def _finish(
+    cls: type[PreTrainedConfig], merged: dict[str, Any], base: PreTrainedConfig | None, changes: Mapping[str, Any]
+) -> PreTrainedConfig:
+    try:
+        config = cls.from_dict(merged)
+        problem = _problem(config)
+    except _REFUSALS as error:
+        raise InputError(f"the configuration is refused: {first_line(error)}", key="student.config") from error
+    if problem is None:
+        if base is not None and base.model_type != config.model_type and "max_position_embeddings" not in changes:
+            _take_positions(config, describe(base).max_length)
+        problem = _position_problem(config)
+    if problem is not None:
+        raise InputError(problem, key="student.config")
+    config.architectures = None
+    config.dtype = torch.float32
+    return config
+
+
+def _take_positions(config: PreTrainedConfig, longest: int) -> None:
+    """Give a student of another architecture than its teacher's the teacher's longest sequence."""
+    offset = ARCHITECTURES[config.model_type].position_offset(config)
+    if offset > longest:
+        raise InputError(
+            f"`{config.model_type}` counts positions from its pad_token_id on, and here that is {offset - 1}",
+            key="student.config",
+            hint="choose another model_type, or say max_position_embeddings yourself",
+        )
+    config.max_position_embeddings = longest + offset
+
+
+def _problem(config: PreTrainedConfig) -> str | None:
+    """What makes a model of this configuration impossible here, if anything does."""
+    architecture = ARCHITECTURES[config.model_type]
+    for key in (*_SIZES, architecture.intermediate_size):
+        value = getattr(config, key, 1)
+        if not isinstance(value, int) or value < 1:
+            return f"{key} must be a whole number above 0, found {json.dumps(value)}"
+    if config.hidden_size % config.num_attention_heads:
+        return f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        return "it describes a decoder (is_decoder, add_cross_attention), but only encoders are supported"
+    pad = getattr(config, "pad_token_id", None)
+    if pad is None and architecture.position_offset is not ARCHITECTURES["bert"].position_offset:
+        return f"`{config.model_type}` needs a pad_token_id"
+    if pad is not None and not 0 <= pad < config.vocab_size:
+        return f"pad_token_id {pad} is not in the vocabulary of {config.vocab_size}"
+    return None
+
+
+def _position_problem(config: PreTrainedConfig) -> str | None:
+    if describe(config).max_length < 1:
+        return f"max_position_embeddings {config.max_position_embeddings} leave no position for a token"
+    return None

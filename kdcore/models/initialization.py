@@ -1,0 +1,137 @@
+"""A student's first weights: which block of the source each of its blocks copies, and the copying itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from kdcore.errors import InputError
+from kdcore.layers import uniform_blocks
+from kdcore.models.architectures import ARCHITECTURES
+from kdcore.models.configuration import block_kinds
+
+_KEY = "student.initialize.blocks"
+
+
+def choose_blocks(blocks: str | list[int], source: PreTrainedConfig, student: PreTrainedConfig) -> list[int]:
+    """Source blocks that the student's blocks copy, one a student block.
+
+    Raises:
+        InputError: as many blocks as the student has were not given, one does not exist, or one is of another kind
+            than the student's block in its place (global and local attention).
+    """
+    source_kinds, student_kinds = block_kinds(source), block_kinds(student)
+    all_alike = len({*source_kinds, *student_kinds}) == 1
+    what = f"`{blocks}` does not keep the student's rhythm of global and local attention"
+    try:
+        chosen = _numbers(blocks, len(source_kinds), len(student_kinds))
+    except InputError as error:
+        if all_alike or isinstance(blocks, list):
+            raise InputError(replace(problem, key=_KEY) for problem in error.problems) from error
+        # The rule does not even fit the depths; what it would advise instead would not keep the rhythm.
+    else:
+        places = [place for place, block in enumerate(chosen) if source_kinds[block] != student_kinds[place]]
+        if not places:
+            return chosen
+        place, block = places[0], chosen[places[0]]
+        what += (
+            f": block {place} of the student is {student_kinds[place]} and would copy block {block} of the source, "
+            f"which is {source_kinds[block]}"
+        )
+    fitting = fitting_blocks(source_kinds, student_kinds)
+    hint = f"blocks that would do: {fitting}" if fitting else "no blocks would do: change student.config.layer_types"
+    raise InputError(what, key=_KEY, hint=hint)
+
+
+def _numbers(blocks: str | list[int], available: int, wanted: int) -> list[int]:
+    if blocks == "uniform":
+        return uniform_blocks(available, wanted)
+    if isinstance(blocks, str):
+        if wanted > available:
+            raise InputError(f"the student has {wanted} blocks, its source only {available}")
+        return list(range(wanted)) if blocks == "first" else list(range(available - wanted, available))
+    if len(blocks) != wanted:
+        raise InputError(f"{len(blocks)} blocks are given for a student of {wanted}")
+    missing = [block for block in blocks if not -available <= block < available]
+    if missing:
+        raise InputError(f"the source has no block {missing[0]}", allowed=f"0 to {available - 1}")
+    return [block % available for block in blocks]
+
+
+def fitting_blocks(source_kinds: Sequence[str], student_kinds: Sequence[str]) -> list[int] | None:
+    """Increasing source blocks of the kinds that the student has, spread as evenly as that allows; None without any."""
+    spread = (len(source_kinds) - 1) / max(len(student_kinds) - 1, 1)
+    best: dict[int, tuple[float, list[int]]] = {-1: (0.0, [])}  # by the last block taken
+    for place, kind in enumerate(student_kinds):
+        best = {
+            block: min(
+                (cost + abs(block - place * spread), [*taken, block])
+                for last, (cost, taken) in best.items()
+                if last < block
+            )
+            for block in range(len(source_kinds))
+            if source_kinds[block] == kind and any(last < block for last in best)
+        }
+    return min(best.values())[1] if best else None
+
+
+def plan_copy(source: PreTrainedModel, student: PreTrainedModel, chosen: Sequence[int]) -> dict[str, str]:
+    """Which of the student's weights is copied from which of the source's, by the names of the base model.
+
+    All are, but those of a head or a pooler that the source lacks. The networks may be on the meta device.
+
+    Raises:
+        InputError: a weight has another size in the source, or only one of the two has it.
+    """
+    _check_equal_use(source.config, student.config)
+    blocks = f"{ARCHITECTURES[student.config.model_type].blocks}."
+    available, needed = plain_state(source), plain_state(student)
+    plan = {}
+    for name in needed:
+        number, _, rest = name.removeprefix(blocks).partition(".")
+        plan[name] = f"{blocks}{chosen[int(number)]}.{rest}" if name.startswith(blocks) else name
+    kept = {f"{blocks}{block}." for block in chosen}
+    wanted = {name for name in _base_names(source) if not name.startswith(blocks) or name.startswith(tuple(kept))}
+    alone = {plan[name] for name in _base_names(student)} ^ wanted
+    if alone:
+        raise InputError(
+            f"only one of source and student has a `{min(alone)}`",
+            key="student.initialize",
+            hint="copying needs equal blocks: change student.config, or leave `initialize` out",
+        )
+    for name, theirs in plan.items():
+        if theirs in available and needed[name].shape != available[theirs].shape:
+            raise InputError(
+                f"`{theirs}` is {tuple(available[theirs].shape)} in the source and {tuple(needed[name].shape)} in the "
+                "student",
+                key="student.initialize",
+                hint="copying needs equal sizes: change student.config, or leave `initialize` out",
+            )
+    return {name: theirs for name, theirs in plan.items() if theirs in available}
+
+
+def _check_equal_use(source: PreTrainedConfig, student: PreTrainedConfig) -> None:
+    """What the sizes of the weights do not show."""
+    for key in ("num_attention_heads", "tie_word_embeddings"):
+        theirs, ours = getattr(source, key), getattr(student, key)
+        if theirs != ours:
+            raise InputError(
+                f"{key} is {json.dumps(theirs)} in the source and {json.dumps(ours)} in the student, so that copied "
+                "weights would not do the same",
+                key=f"student.config.{key}",
+                hint="leave it as it is in the source, or leave `initialize` out",
+            )
+
+
+def plain_state(network: PreTrainedModel) -> dict[str, Tensor]:
+    """Weights by the names of the base model, whether or not a head is built around it."""
+    prefix = "" if network.base_model is network else f"{network.base_model_prefix}."
+    return {name.removeprefix(prefix): tensor for name, tensor in network.state_dict().items()}
+
+
+def _base_names(network: PreTrainedModel) -> set[str]:
+    return {name for name in network.base_model.state_dict() if not name.startswith("pooler.")}

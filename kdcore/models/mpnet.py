@@ -1,0 +1,62 @@
+"""MPNet's attention on the fused kernel: transformers computes it by hand and offers no way to replace it by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.models.attention import tapped_attention
+
+
+class FusedMPNetAttention(nn.Module):
+    """Stands in for transformers' `MPNetSelfAttention`, whose weights it takes over under the same names.
+
+    The relative position bias, which all blocks share, becomes part of the block's mask.
+    """
+
+    is_causal = False  # read by the kernel
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.num_heads: int = original.num_attention_heads
+        self.q, self.k, self.v, self.o = original.q, original.k, original.v, original.o
+        self.dropout = original.dropout
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor]:
+        """Attend; the signature is transformers'.
+
+        Args:
+            hidden_states: (B, L, d).
+            attention_mask: bool, broadcastable to (B, A, L, L), as kdcore's mask function makes it.
+            position_bias: (B, A, L, L), added to the scores.
+            output_attentions: must be false: the kernel keeps no probabilities.
+        """
+        assert position_bias is not None
+        assert not output_attentions
+        query, key, value = (
+            project(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for project in (self.q, self.k, self.v)
+        )
+        mask = position_bias
+        if attention_mask is not None:
+            mask = torch.where(attention_mask, position_bias, torch.finfo(position_bias.dtype).min)
+        dropout = self.dropout.p if self.training else 0.0
+        output, _ = tapped_attention(self, query, key, value, mask, dropout=dropout)
+        return (self.o(output.flatten(2)),)
+
+
+def use_fused_attention(base: nn.Module) -> None:
+    """Put the fused attention in the place of every block's own; names of parameters stay as they are."""
+    blocks = base.get_submodule("encoder.layer")
+    assert isinstance(blocks, nn.ModuleList)
+    for block in blocks:
+        attention = block.get_submodule("attention")
+        attention.attn = FusedMPNetAttention(attention.attn)
