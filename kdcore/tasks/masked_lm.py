@@ -112,8 +112,8 @@ class MaskedLM(Task):
             return next((f"`{token}`" for token, number in vocabulary.items() if number == first), "nothing")
 
         raise DataError(
-            f"the data was made with another vocabulary than the {whose}'s: id {first} is {token(ours)} to the data and "
-            f"{token(theirs)} to the {whose}",
+            f"the data was made with another vocabulary than the {whose}'s: id {first} is {token(ours)} to the data "
+            f"and {token(theirs)} to the {whose}",
             where=str(self.data.folder),
             key="task.data",
             hint=f"prepare the data with the {whose}'s own tokenizer",
