@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import string
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# The models of the tests are so small that more threads only wait for each other; started processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
