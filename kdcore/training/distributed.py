@@ -68,6 +68,11 @@ def find_accelerator() -> Any:
         return get_accelerator()
 
 
+def number_of_processes() -> int:
+    """How many processes the environment asks for, before they are joined."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 def start_processes() -> Processes:
     """Join the other processes as the environment says (torchrun's variables), or be the only one."""
     if "RANK" not in os.environ:

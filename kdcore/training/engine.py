@@ -74,7 +74,7 @@ def check_precision(settings: TrainingSettings) -> None:
         raise RecipeError("fp16 does not train right at ZeRO stage 0", key="training.zero_stage", allowed=("1", "2"))
 
 
-def check_optimizer(optimizer: Optimizer, name: str, settings: TrainingSettings) -> None:
+def check_optimizer(optimizer: type[Optimizer], name: str, settings: TrainingSettings) -> None:
     """Refuse optimizers that need whole tensors where ZeRO flattens and splits them.
 
     Raises:

@@ -12,7 +12,7 @@ from kdcore.recipe.loading import Recipe
 from kdcore.training import run_folder
 from kdcore.training.build import Plan, located, make_plan
 from kdcore.training.checkpoint import latest_checkpoint, progress_at
-from kdcore.training.distributed import Processes, start_processes
+from kdcore.training.distributed import Processes, number_of_processes, start_processes
 from kdcore.training.engine import Engine, check_optimizer, check_precision, deepspeed_config
 from kdcore.training.export import export_student
 from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
@@ -52,15 +52,16 @@ def train_recipe(recipe: Recipe) -> RunResult:
 
 
 def _train_recipe(recipe: Recipe) -> RunResult:
+    # What is known to fail is told before anything that takes long: data is prepared as part of the plan.
     with located(recipe, "training"):
         check_precision(recipe.settings.training)
+        deepspeed_config(recipe.settings.training, number_of_processes())
+    optimizer = recipe.components().optimizer
+    with located(recipe, optimizer.key):
+        check_optimizer(optimizer.cls, optimizer.name, recipe.settings.training)
     folder = run_folder.run_folder(recipe)
     plan = make_plan(recipe)
-    with located(recipe, "optimizer"):
-        check_optimizer(plan.optimizer, plan.components.optimizer.name, recipe.settings.training)
     processes = start_processes()
-    with located(recipe, "training"):
-        deepspeed_config(recipe.settings.training, processes.world_size)
     checkpoint = None
     if run_folder.exists(folder):
         run_folder.check_resumable(folder, recipe, plan.task.fingerprint)

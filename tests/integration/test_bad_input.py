@@ -1,12 +1,21 @@
 """What a user gets wrong: a message with the words that help, exit code 2, nothing written, no traceback.
 
 One row of the table is one mistake: the arguments of `kdcore`, files beside the recipe, and words of the message.
+Each row is tried with one process and with two. `ROWS` are the mistakes that are found before a process is started;
+`MODEL_ROWS` need models or data, that is each process itself: all of them are tried in one pair of processes.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +48,7 @@ class Row:
         files: files to write beside the recipe, or instead of it.
         arguments: the whole command line, if it is not `train recipe.yaml OVERRIDES`.
         replace: a text of the recipe and what stands there instead.
+        damage: changes models and data that lie beside the recipe.
     """
 
     mistake: str
@@ -47,6 +57,7 @@ class Row:
     files: dict[str, str | bytes] = field(default_factory=dict)
     arguments: list[str] | None = None
     replace: tuple[str, str] = ("", "")
+    damage: Callable[[Path], None] = lambda folder: None
 
 
 ROWS = [
@@ -111,24 +122,365 @@ ROWS = [
 ]  # fmt: skip
 
 
+MODEL_RECIPE = """\
+run: {name: test, id: 1}
+imports: []
+teacher: {path: ./teacher}
+student:
+  config: {num_hidden_layers: 2}
+  initialize: {from: teacher, blocks: uniform}
+task: {name: masked_lm, data: data}
+losses:
+  hidden_mse: {layers: last}
+optimizer: {name: adamw, lr: 5e-4}
+training:
+  budget: {steps: 1}
+  batch_size: 6
+  precision: fp32
+"""
+
+TRUST_RATIO = """
+import torch
+from kdcore import Optimizer, register_optimizer
+
+@register_optimizer("trust_ratio")
+class TrustRatio(Optimizer):
+    elementwise = False
+
+    def build(self, groups):
+        return torch.optim.SGD(groups, lr=self.config.lr)
+"""
+
+
+def edit(file: str, **changes: Any) -> Callable[[Path], None]:
+    """Changes keys of a JSON file."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / file).read_text(encoding="utf-8"))
+        (folder / file).write_text(json.dumps({**content, **changes}), encoding="utf-8")
+
+    return change
+
+
+def remove(*files: str) -> Callable[[Path], None]:
+    """Removes files and folders."""
+
+    def change(folder: Path) -> None:
+        for file in files:
+            shutil.rmtree(folder / file) if (folder / file).is_dir() else (folder / file).unlink()
+
+    return change
+
+
+def cut(file: str) -> Callable[[Path], None]:
+    """Leaves half of a file."""
+
+    def change(folder: Path) -> None:
+        (folder / file).write_bytes((folder / file).read_bytes()[: (folder / file).stat().st_size // 2])
+
+    return change
+
+
+def shuffle_vocabulary(folder: Path) -> None:
+    """As many tokens as before, with other ids."""
+    path = folder / "teacher" / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["teacher"], vocabulary["student"] = vocabulary["student"], vocabulary["teacher"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def start_another_run(folder: Path) -> None:
+    """A run folder as a run with another learning rate leaves it."""
+    run = folder / "runs" / "test" / "1"
+    run.mkdir(parents=True)
+    text = MODEL_RECIPE.replace("5e-4", "1e-3").replace("./teacher", str(folder / "teacher"))
+    (run / "recipe.yaml").write_text(text.replace("data: data", f"data: {folder / 'data'}"), encoding="utf-8")
+    (run / "environment.json").write_text("{}", encoding="utf-8")
+
+
+MODEL_ROWS = [
+    # blocks
+    Row(
+        "a block that the teacher lacks",
+        ["recipe.yaml:9: losses.hidden_mse.layers", "block 9 does not exist: the teacher has 4 blocks", "0 to 3"],
+        replace=("layers: last", "layers: [[9, 1]]"),
+    ),
+    Row(
+        "a block that the student lacks",
+        ["recipe.yaml:9: losses.hidden_mse.layers", "block -3 does not exist: the student has 2 blocks"],
+        replace=("layers: last", "layers: [[3, -3]]"),
+    ),
+    Row(
+        "a block that the source lacks",
+        ["recipe.yaml:6: student.initialize.blocks", "no block 4", "0 to 3"],
+        replace=("blocks: uniform", "blocks: [1, 4]"),
+    ),
+    Row(
+        "too few blocks",
+        ["recipe.yaml:6: student.initialize.blocks", "1 blocks are given for a student of 2"],
+        replace=("blocks: uniform", "blocks: [1]"),
+    ),
+    Row(
+        "no even spread",
+        ["recipe.yaml:", "student", "4 blocks are a multiple of the student's 3", "for example ["],
+        replace=("num_hidden_layers: 2", "num_hidden_layers: 3"),
+    ),
+    # the teacher and the student
+    Row("no teacher", ["recipe.yaml:3: teacher", "no such folder"], replace=("./teacher", "./techer")),
+    Row("no config.json", ["recipe.yaml:3: teacher", "config.json"], damage=remove("teacher/config.json")),
+    Row(
+        "a teacher without weights",
+        ["recipe.yaml:3: teacher", "weights", "model.safetensors"],
+        damage=remove("teacher/model.safetensors"),
+    ),
+    Row("a teacher cut in half", ["recipe.yaml:3: teacher", "weights"], damage=cut("teacher/model.safetensors")),
+    Row(
+        "a teacher of another architecture",
+        ["recipe.yaml:3: teacher", "deberta-v2", "bert"],
+        damage=edit("teacher/config.json", model_type="deberta-v2"),
+    ),
+    Row(
+        "weights of another architecture",
+        ["recipe.yaml:3: teacher", "missing from the model"],
+        damage=edit("teacher/config.json", model_type="roberta"),
+    ),
+    Row(
+        "weights of other sizes",
+        ["recipe.yaml:3: teacher", "config.json"],
+        damage=edit("teacher/config.json", intermediate_size=48),
+    ),
+    Row(
+        "no teacher for a loss that needs one",
+        ["recipe.yaml:9: losses.hidden_mse", "the recipe has none", "add `teacher:"],
+        replace=("teacher: {path: ./teacher}", "teacher: null"),
+        overrides=["student.initialize=null", "student.config={model_type: bert, vocab_size: 200}"],
+    ),
+    Row(
+        "an unknown key of a student",
+        ["recipe.yaml:5: student.config", "num_hiden_layers", "`num_hidden_layers`"],
+        replace=("num_hidden_layers", "num_hiden_layers"),
+    ),
+    Row(
+        "heads that do not divide the width",
+        ["recipe.yaml:5: student.config", "num_attention_heads"],
+        replace=("num_hidden_layers: 2", "num_attention_heads: 5"),
+        overrides=["student.initialize=null"],
+    ),
+    Row(
+        "copying into another width",
+        ["recipe.yaml:6: student.initialize", "copying needs equal sizes"],
+        replace=("num_hidden_layers: 2", "hidden_size: 16, num_hidden_layers: 2"),
+    ),
+    Row(
+        "another width without a projection",
+        ["recipe.yaml:9: losses.hidden_mse.projection", "forbids a map", "auto, none"],
+        replace=("layers: last", "layers: last, projection: none"),
+        overrides=["student.initialize=null", "student.config.hidden_size=16"],
+    ),
+    # data
+    Row("no data", ["recipe.yaml:7: task", "no such folder", "kdcore prepare"], damage=remove("data")),
+    Row("no prepared data", ["recipe.yaml:7: task", "manifest.json"], damage=remove("data/manifest.json")),
+    Row("truncated data", ["recipe.yaml:7: task", "train-00000.arrow", "bytes"], damage=cut("data/train-00000.arrow")),
+    Row("missing data", ["recipe.yaml:7: task", "held_out-00000.arrow"], damage=remove("data/held_out-00000.arrow")),
+    Row("half a manifest", ["recipe.yaml:7: task", "manifest.json", "cannot be"], damage=cut("data/manifest.json")),
+    Row(
+        "data of a newer kdcore",
+        ["recipe.yaml:7: task", "newer kdcore", "99"],
+        damage=edit("data/manifest.json", format_version=99),
+    ),
+    Row(
+        "data of another vocabulary",
+        ["recipe.yaml:7: task", "vocabulary", "teacher"],
+        damage=shuffle_vocabulary,
+    ),
+    Row(
+        "data of a larger vocabulary",
+        ["recipe.yaml:7: task", "5000 tokens"],
+        damage=edit("data/manifest.json", vocab_size=5000),
+    ),
+    Row(
+        "sequences that are too long",
+        ["recipe.yaml:7: task", "72 tokens", "takes 64"],
+        replace=("data: data", "data: long"),
+    ),
+    Row(
+        "no corpus file",
+        ["recipe.yaml:7: task", "nowhere.txt"],
+        replace=("data: data", "data: {tokenizer: ./teacher, corpora: [{name: text, path: nowhere.txt}]}"),
+    ),
+    Row(
+        "no tokenizer",
+        ["recipe.yaml:7: task", "empty: no tokenizer could be loaded", "a folder with tokenizer files"],
+        replace=("data: data", "data: {tokenizer: ./empty, corpora: [{name: text, path: corpus.txt}]}"),
+    ),
+    # training
+    Row(
+        "fp16 on a CPU",
+        ["recipe.yaml:14: training.precision", "fp16 does not train on this device (cpu)", "allowed: bf16, fp32"],
+        replace=("precision: fp32", "precision: fp16"),
+    ),
+    Row(
+        "an optimizer of whole tensors under ZeRO",
+        ["recipe.yaml:10: optimizer.name", "`trust_ratio` needs whole tensors", "ZeRO stage 1", "adamw"],
+        replace=("name: adamw", "name: trust_ratio"),
+        overrides=["imports=[trust.py]", "training.zero_stage=1"],
+        files={"trust.py": TRUST_RATIO},
+    ),
+    Row(
+        "an unknown key for DeepSpeed",
+        ["recipe.yaml:14: training.deepspeed.zero_optimisation", "allowed: ", "zero_optimization"],
+        replace=("precision: fp32", "deepspeed: {zero_optimisation: {}}"),
+    ),
+    Row(
+        "a key for DeepSpeed that is kdcore's",
+        ["recipe.yaml:14: training.deepspeed.gradient_clipping", "recipe's own keys"],
+        replace=("precision: fp32", "deepspeed: {gradient_clipping: 1.0}"),
+    ),
+    Row(
+        "the run folder of another recipe",
+        ["this run folder belongs to another run", "recipe.yaml:10: optimizer.lr", "0.001", "0.0005", "run.id=NEW"],
+        damage=start_another_run,
+    ),
+]  # fmt: skip
+
+TWO_PROCESSES_ROWS = [
+    Row(
+        "a batch that two processes cannot share",
+        ["recipe.yaml:13: training.batch_size", "number of processes, 2", "multiples of 2"],
+        replace=("batch_size: 6", "batch_size: 7"),
+    ),
+    Row(
+        "micro batches that two processes cannot share",
+        ["recipe.yaml:13: training.micro_batch_size", "2 processes", "divisors of 3"],
+        replace=("batch_size: 6", "micro_batch_size: 2\n  batch_size: 6"),
+    ),
+]
+
+
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Every file and folder below, `__pycache__` aside."""
     paths = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.mistake)
-def test_a_mistake_is_answered_with_words_and_exit_code_2(row, tmp_path, monkeypatch, capfd):
-    for name, content in {**FILES, **row.files}.items():
+def lay_out(row: Row, folder: Path, recipe: str) -> None:
+    """Write the recipe and what else the row needs."""
+    for name, content in {"recipe.yaml": recipe, **row.files}.items():
         content = content.replace(*row.replace) if isinstance(content, str) and name == "recipe.yaml" else content
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    row.damage(folder)
+
+
+def assert_helpful(row: Row, code: int, error: str) -> None:
+    assert error.startswith("error: "), error
+    for word in row.words:
+        assert word in error, error
+    assert "Traceback" not in error
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == len(set(lines)), "a message is printed once"
+    assert code == 2
+
+
+def arguments_of(row: Row) -> list[str]:
+    return row.arguments or ["train", "recipe.yaml", *row.overrides]
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one process", "two processes"])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.mistake)
+def test_a_mistake_is_answered_with_words_and_exit_code_2(row, processes, tmp_path, monkeypatch, capfd):
+    lay_out(row, tmp_path, RECIPE)
     monkeypatch.chdir(tmp_path)
     before = snapshot(tmp_path)
-    arguments = row.arguments or ["train", "recipe.yaml", *row.overrides]
-    assert main(arguments) == 2
-    error = capfd.readouterr().err
-    assert error.startswith("error: ")
-    for word in row.words:
-        assert word in error
-    assert "Traceback" not in error
+    arguments = arguments_of(row)
+    if processes and (arguments[0] != "train" or "--processes" in arguments):
+        pytest.skip("this command runs in one process")
+    assert_helpful(row, main([*arguments, *processes]), capfd.readouterr().err)
     assert snapshot(tmp_path) == before
+
+
+@pytest.fixture(scope="session")
+def materials(tmp_path_factory, teacher_folder, corpus_file):
+    """A teacher, prepared data of it and of longer sequences, and an empty folder, to be copied beside a recipe."""
+    from kdcore.data.prepare import DataRecipe, prepare
+
+    folder = tmp_path_factory.mktemp("materials")
+    shutil.copytree(teacher_folder, folder / "teacher")
+    shutil.copyfile(corpus_file, folder / "corpus.txt")
+    (folder / "empty").mkdir()
+    corpora = [{"name": "text", "path": str(corpus_file), "documents": "lines"}]
+    for name, length in (("data", 48), ("long", 72)):
+        recipe = DataRecipe(tokenizer=str(teacher_folder), sequence_length=length, held_out=0.1, corpora=corpora)
+        prepare(recipe, folder / name)
+    return folder
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path_factory):
+    """No hub is asked, and the cache of prepared data is empty."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("KDCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.mark.parametrize("row", MODEL_ROWS, ids=lambda row: row.mistake)
+def test_a_mistake_about_models_and_data_likewise(row, materials, offline, tmp_path, monkeypatch, capfd):
+    folder = tmp_path / "work"
+    shutil.copytree(materials, folder)
+    lay_out(row, folder, MODEL_RECIPE)
+    monkeypatch.chdir(folder)
+    before = snapshot(folder)
+    assert_helpful(row, main(arguments_of(row)), capfd.readouterr().err)
+    assert snapshot(folder) == before
+
+
+# A command that each of two processes runs: it tries one row after the other, as `kdcore train` would, and writes down
+# how each ended. So the rows share the time in which a process imports torch.
+EACH_ROW = """
+import json, os, sys
+from kdcore import Command
+
+class EachRow(Command):
+    help = "try rows"
+
+    def add_arguments(self, parser):
+        parser.add_argument("table")
+
+    def run(self, arguments):
+        from kdcore.commands.main import main
+        results = []
+        for folder, argv in json.load(open(arguments.table)):
+            os.chdir(folder)
+            kept = os.dup(2)
+            with open(f"{folder}.stderr-{os.environ['RANK']}", "w+") as output:
+                os.dup2(output.fileno(), 2)
+                code = main(argv)
+                sys.stderr.flush()
+                os.dup2(kept, 2)
+                output.seek(0)
+                results.append([code, output.read()])
+        with open(f"{arguments.table}.{os.environ['RANK']}", "w") as output:
+            json.dump(results, output)
+        return 0
+"""
+LAUNCH = "import sys; from kdcore.training.processes import run_processes; sys.exit(run_processes(sys.argv[1:], 2))"
+
+
+def test_two_processes_give_the_same_answers(materials, offline, packages, tmp_path):
+    packages.install("each-row", {"kdcore.commands:each_row": "each_row:EachRow"}, {"each_row.py": EACH_ROW})
+    rows = [*MODEL_ROWS, *TWO_PROCESSES_ROWS]
+    folders = [tmp_path / f"row{number}" for number in range(len(rows))]
+    for row, folder in zip(rows, folders, strict=True):
+        shutil.copytree(materials, folder)
+        lay_out(row, folder, MODEL_RECIPE)
+    before = [snapshot(folder) for folder in folders]
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps([[str(f), arguments_of(row)] for row, f in zip(rows, folders, strict=True)]))
+    environment = {**os.environ, "PYTHONPATH": f"{packages.folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-c", LAUNCH, "each_row", str(table)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        results = json.loads(Path(f"{table}.{rank}").read_text(encoding="utf-8"))
+        for row, (code, error) in zip(rows, results, strict=True):
+            assert_helpful(row, code, error)
+    assert [snapshot(folder) for folder in folders] == before
