@@ -1,8 +1,8 @@
 """What a user gets wrong: a message with the words that help, exit code 2, nothing written, no traceback.
 
 One row of the table is one mistake: the arguments of `kdcore`, files beside the recipe, and words of the message.
-Each row is tried with one process and with two. `ROWS` are the mistakes that are found before a process is started;
-`MODEL_ROWS` need models or data, that is each process itself: all of them are tried in one pair of processes.
+Each row is tried with one process and with two. `ROWS` are the mistakes that are found before processes are started.
+The others need components, models or data, and are found by each process: one pair of processes tries them all.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ training:
 FILES: dict[str, str | bytes] = {"recipe.yaml": RECIPE}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One mistake.
 
@@ -102,12 +102,6 @@ ROWS = [
     Row("an unknown optimizer", ["no optimizer is called `adam`", "`adamw`"], ["optimizer.name=adam"]),
     Row("an unknown tracker", ["tracking.0: no tracker is called `tensorbord`"], ["tracking=[tensorbord]"]),
     Row("no task", ["recipe.yaml:4: task.name: `name` is missing", "masked_lm"], replace=("name: masked_lm, ", "")),
-    Row("an unknown key of a loss", ["losses.masked_lm.wieght", "`weight`"], ["losses.masked_lm.wieght=1"]),
-    Row("an unknown key of an optimizer", ["recipe.yaml:7: optimizer.lrr"], replace=("lr: 5e-4", "lrr: 5e-4")),
-    Row("a package's file without the package", ["pip install no-such-one"], ["task.data=package:no-such-one/x"]),
-    # imports
-    Row("no such import", ["imports.0", "mine.py does not exist"], ["imports=[mine.py]"]),
-    Row("an import that fails", ["imports.0", "ZeroDivisionError", "(line 1)"], ["imports=[m.py]"], {"m.py": "1 / 0"}),
     # commands
     Row("no processes", ["--processes", "at least 1"], ["--processes", "0"]),
     Row("an unknown command", ["Did you mean `train`?"], arguments=["tran", "recipe.yaml"]),
@@ -358,6 +352,15 @@ TWO_PROCESSES_ROWS = [
 ]
 
 
+COMPONENT_ROWS = [
+    Row("an unknown key of a loss", ["losses.masked_lm.wieght", "`weight`"], ["losses.masked_lm.wieght=1"]),
+    Row("an unknown key of an optimizer", ["recipe.yaml:7: optimizer.lrr"], replace=("lr: 5e-4", "lrr: 5e-4")),
+    Row("a package's file without the package", ["pip install no-such-one"], ["task.data=package:no-such-one/x"]),
+    Row("no such import", ["imports.0", "mine.py does not exist"], ["imports=[mine.py]"]),
+    Row("an import that fails", ["imports.0", "ZeroDivisionError", "(line 1)"], ["imports=[m.py]"], {"m.py": "1 / 0"}),
+]  # fmt: skip
+
+
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Every file and folder below, `__pycache__` aside."""
     paths = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
@@ -386,17 +389,25 @@ def arguments_of(row: Row) -> list[str]:
     return row.arguments or ["train", "recipe.yaml", *row.overrides]
 
 
-@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one process", "two processes"])
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.mistake)
-def test_a_mistake_is_answered_with_words_and_exit_code_2(row, processes, tmp_path, monkeypatch, capfd):
+def assert_refused(row: Row, folder: Path, capfd: pytest.CaptureFixture[str], *more: str) -> None:
+    before = snapshot(folder)
+    assert_helpful(row, main([*arguments_of(row), *more]), capfd.readouterr().err)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("row", [*ROWS, *COMPONENT_ROWS], ids=lambda row: row.mistake)
+def test_a_mistake_is_answered_with_words_and_exit_code_2(row, tmp_path, monkeypatch, capfd):
     lay_out(row, tmp_path, RECIPE)
     monkeypatch.chdir(tmp_path)
-    before = snapshot(tmp_path)
-    arguments = arguments_of(row)
-    if processes and (arguments[0] != "train" or "--processes" in arguments):
-        pytest.skip("this command runs in one process")
-    assert_helpful(row, main([*arguments, *processes]), capfd.readouterr().err)
-    assert snapshot(tmp_path) == before
+    assert_refused(row, tmp_path, capfd)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if arguments_of(row)[0] == "train"], ids=lambda row: row.mistake)
+def test_two_processes_are_not_started_for_a_mistake_in_the_recipe(row, tmp_path, monkeypatch, capfd):
+    lay_out(row, tmp_path, RECIPE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kdcore.training.processes.run_processes", None)
+    assert_refused(row, tmp_path, capfd, *([] if "--processes" in row.overrides else ["--processes", "2"]))
 
 
 @pytest.fixture(scope="session")
@@ -428,9 +439,7 @@ def test_a_mistake_about_models_and_data_likewise(row, materials, offline, tmp_p
     shutil.copytree(materials, folder)
     lay_out(row, folder, MODEL_RECIPE)
     monkeypatch.chdir(folder)
-    before = snapshot(folder)
-    assert_helpful(row, main(arguments_of(row)), capfd.readouterr().err)
-    assert snapshot(folder) == before
+    assert_refused(row, folder, capfd)
 
 
 # A command that each of two processes runs: it tries one row after the other, as `kdcore train` would, and writes down
@@ -467,11 +476,12 @@ LAUNCH = "import sys; from kdcore.training.processes import run_processes; sys.e
 
 def test_two_processes_give_the_same_answers(materials, offline, packages, tmp_path):
     packages.install("each-row", {"kdcore.commands:each_row": "each_row:EachRow"}, {"each_row.py": EACH_ROW})
-    rows = [*MODEL_ROWS, *TWO_PROCESSES_ROWS]
+    recipes = dict.fromkeys(COMPONENT_ROWS, RECIPE) | dict.fromkeys([*MODEL_ROWS, *TWO_PROCESSES_ROWS], MODEL_RECIPE)
+    rows = list(recipes)
     folders = [tmp_path / f"row{number}" for number in range(len(rows))]
-    for row, folder in zip(rows, folders, strict=True):
+    for (row, recipe), folder in zip(recipes.items(), folders, strict=True):
         shutil.copytree(materials, folder)
-        lay_out(row, folder, MODEL_RECIPE)
+        lay_out(row, folder, recipe)
     before = [snapshot(folder) for folder in folders]
     table = tmp_path / "table.json"
     table.write_text(json.dumps([[str(f), arguments_of(row)] for row, f in zip(rows, folders, strict=True)]))
