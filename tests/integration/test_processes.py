@@ -1,0 +1,104 @@
+"""`--processes 2` with real processes: they end together, with one exit code and each message once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Things that happen to a run in the middle of a step, at the same place each time.
+EVENTFUL = """
+import os
+import signal
+
+from kdcore import Loss, LossConfig, Requests, Signals, register_loss
+
+
+@register_loss("eventful")
+class Eventful(Loss):
+    class Config(LossConfig):
+        pass
+
+    def __init__(self, config, teacher, student):
+        super().__init__(config)
+        self.steps = 0
+
+    def requests(self):
+        return Requests(student=Signals.hidden([1]))
+
+    def counts(self, batch):
+        return {"eventful": batch.num_tokens}
+
+    def forward(self, student, teacher, batch):
+        self.steps += self.training
+        event, rank = os.environ.get("EVENT"), os.environ["RANK"]
+        total = student.tokens(1).square().sum()
+        if self.steps == 3 and event == "interrupt" and rank == "0":
+            os.kill(os.getppid(), signal.SIGINT)
+        if self.steps == 3 and event == "kill" and rank == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"eventful": total * float("nan") if event == "nan" and self.training else total}
+"""
+
+
+@pytest.fixture
+def train(small_recipe: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Trains `small_recipe` in two processes."""
+    (small_recipe.parent / "eventful.py").write_text(EVENTFUL, encoding="utf-8")
+
+    def run(*overrides: str, event: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "kdcore.commands.main", "train", str(small_recipe), *overrides]
+        environment = {**os.environ, "EVENT": event}
+        return subprocess.run(
+            [*command, "--processes", "2"], env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+EVENTS = ("imports=[eventful.py]", "losses={eventful: {}}", "training.budget.steps=40")
+
+
+def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert "Traceback" not in done.stderr, done.stderr
+    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
+def test_wrong_input_is_told_once_and_ends_with_2(train, tmp_path):
+    done = train("losses.hidden_mse.layers=[[9, 1]]")
+    assert done.returncode == 2
+    (error,) = errors(done)
+    assert "block 9 does not exist" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_failed_training_is_told_once_and_ends_with_3(train):
+    done = train(*EVENTS, event="nan")
+    assert done.returncode == 3
+    (error,) = errors(done)
+    assert "the training loss is not finite in the steps up to 1: eventful is nan" in error
+
+
+def test_a_killed_process_is_the_machines_failure_and_ends_with_1(train):
+    done = train(*EVENTS, event="kill")
+    assert done.returncode == 1
+    assert "error: process 1 was ended by signal SIGKILL" in errors(done)
+
+
+def test_an_interrupted_run_ends_with_130_and_the_next_start_continues_it(train, tmp_path):
+    done = train(*EVENTS, event="interrupt")
+    assert done.returncode == 130, done.stderr
+    assert errors(done) == []
+    run = tmp_path / "runs" / "small" / "1"
+    stopped = (run / "checkpoints" / "latest").read_text(encoding="utf-8")
+    assert 0 < int(stopped.removeprefix("step-")) < 40
+    assert not (run / "exports").exists()
+    again = train(*EVENTS)
+    assert again.returncode == 0, again.stderr
+    assert f"continued from {stopped}" in (run / "train.log").read_text(encoding="utf-8")
+    assert (run / "checkpoints" / "latest").read_text(encoding="utf-8") == "step-0000040"
+    assert (run / "exports" / "final" / "model.safetensors").is_file()
