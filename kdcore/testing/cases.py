@@ -1,0 +1,204 @@
+"""Made-up signals and batches for checks of objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore.signals import AttentionTap, Batch, Block, HeadChunk, ModelInfo, Part, Positions, SignalRequest, Signals
+
+Read = tuple[Literal["hidden"], Block] | tuple[Part, int] | tuple[Literal["logits"], Positions]
+"""One signal: its kind and its place."""
+
+
+class UnaskedSignalError(AssertionError):
+    """A loss read what it had not asked for."""
+
+
+class RecordingSignals(Signals):
+    """Signals that note what is read, and refuse what was not asked for."""
+
+    def __init__(self, batch: Batch, tensors: Mapping[Read, Tensor]) -> None:
+        self.read: set[Read] = set()
+        self._own_batch = batch
+        self._tensors = tensors
+        super().__init__(batch, {}, {}, {})
+
+    def _take(self, read: Read) -> Tensor:
+        if read not in self._tensors:
+            raise UnaskedSignalError(f"it reads {read[0]} of {read[1]!r}, which `requests` does not ask for")
+        self.read.add(read)
+        return self._tensors[read]
+
+    def tokens(self, block: Block) -> Tensor:
+        """Hidden states of the real tokens: (N, d)."""
+        states = self._take(("hidden", block))
+        return states.reshape(-1, states.shape[-1]).index_select(0, self._own_batch.token_index)
+
+    def first(self, block: Block) -> Tensor:
+        """Hidden states of the first tokens: (B, d)."""
+        return self._take(("hidden", block))[:, 0]
+
+    def heads(self, part: Part, block: int) -> Iterator[HeadChunk]:
+        """All sequences as one chunk."""
+        states = self._take((part, block))
+        rows = self._own_batch.attention_mask
+        mask = None if rows is None else rows[:, None, None, :]
+        tap = AttentionTap(states, states, states, mask, states.shape[-1] ** -0.5)
+        yield HeadChunk(states, tap.mask, rows, tap.scale)
+
+    def logits(self, positions: Positions) -> Tensor:
+        """Rows of the logits at the positions asked for: (rows, V)."""
+        logits = self._take(("logits", positions))
+        index = self._own_batch.masked_index if positions == "masked" else self._own_batch.token_index
+        return logits.reshape(-1, logits.shape[-1]).index_select(0, index)
+
+
+def reads_of(request: SignalRequest) -> list[Read]:
+    """Every single signal of a request, in a fixed order."""
+    reads: list[Read] = [("hidden", block) for block in request.hidden_blocks]
+    reads += list(request.attention_parts)
+    reads += [("logits", positions) for positions in request.prediction_positions]
+    return sorted(reads, key=str)
+
+
+def make_batch(
+    real: np.ndarray, masked: np.ndarray, labels: np.ndarray, columns: Mapping[str, np.ndarray] | None = None
+) -> Batch:
+    """A batch around made-up signals.
+
+    Args:
+        real: (B, L) bool, true on real tokens.
+        masked: (B, L) bool, true where a token is to be predicted.
+        labels: (B, L) int, the tokens there.
+        columns: further columns, one row a sequence.
+    """
+    flat_masked = np.flatnonzero(masked)
+    return Batch(
+        input_ids=torch.zeros(real.shape, dtype=torch.int64),
+        attention_mask=None if real.all() else torch.from_numpy(real),
+        lengths=real.sum(1),
+        token_index=torch.from_numpy(np.flatnonzero(real)),
+        masked_index=torch.from_numpy(flat_masked),
+        masked_labels=torch.from_numpy(labels.reshape(-1)[flat_masked].astype(np.int64)),
+        columns={name: torch.from_numpy(np.asarray(column)) for name, column in (columns or {}).items()},
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch with the signals of both models, all of whole length L, as `make_case` draws them.
+
+    Attributes:
+        real: (B, L) bool.
+        masked: (B, L) bool.
+        labels: (B, L) int64.
+        columns: one row a sequence.
+        student: a tensor with B rows for every signal asked of the student.
+        teacher: the same of the teacher.
+    """
+
+    real: np.ndarray
+    masked: np.ndarray
+    labels: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    student: Mapping[Read, Tensor]
+    teacher: Mapping[Read, Tensor]
+
+    @property
+    def batch(self) -> Batch:
+        """The batch around the signals."""
+        return make_batch(self.real, self.masked, self.labels, self.columns)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Case:
+        """The case with every signal changed."""
+        sides = ({read: change(tensor) for read, tensor in side.items()} for side in (self.student, self.teacher))
+        student, teacher = sides
+        return replace(self, student=student, teacher=teacher)
+
+    def rows(self, chosen: slice) -> Case:
+        """Only some of the sequences."""
+        part = self.map(lambda tensor: tensor[chosen])
+        columns = {name: column[chosen] for name, column in self.columns.items()}
+        return replace(
+            part, real=self.real[chosen], masked=self.masked[chosen], labels=self.labels[chosen], columns=columns
+        )
+
+    def padded(self, extra: int, generator: np.random.Generator) -> Case:
+        """The case with `extra` more columns of padding, in which signals are noise."""
+
+        def widen(read: Read, tensor: Tensor) -> Tensor:
+            axis = 1 if read[0] in ("hidden", "logits") else 2
+            shape = list(tensor.shape)
+            shape[axis] = extra
+            noise = torch.from_numpy(10 * generator.standard_normal(shape)).to(tensor.dtype)
+            return torch.cat([tensor, noise], dim=axis)
+
+        def grow(array: np.ndarray) -> np.ndarray:
+            return np.pad(array, ((0, 0), (0, extra)))
+
+        return replace(
+            self,
+            real=grow(self.real),
+            masked=grow(self.masked),
+            labels=grow(self.labels),
+            student={read: widen(read, tensor) for read, tensor in self.student.items()},
+            teacher={read: widen(read, tensor) for read, tensor in self.teacher.items()},
+        )
+
+
+def make_case(
+    requests: tuple[SignalRequest, SignalRequest],
+    infos: tuple[ModelInfo, ModelInfo],
+    lengths: Sequence[int],
+    generator: np.random.Generator,
+    columns: Mapping[str, np.ndarray],
+) -> Case:
+    """Draw normally distributed signals.
+
+    Args:
+        requests: of student and teacher.
+        infos: of student and teacher.
+        lengths: real tokens of each sequence.
+        generator: source of the numbers.
+        columns: the batch's further columns.
+    """
+    size, longest = len(lengths), max(lengths)
+    real = np.arange(longest) < np.asarray(lengths)[:, None]
+    masked = (generator.random(real.shape) < 0.4) & real
+    masked[:, 0] = True
+
+    def draw(read: Read, info: ModelInfo) -> Tensor:
+        shape: tuple[int, ...] = (size, longest, info.hidden_size)
+        if read[0] == "logits":
+            shape = (size, longest, info.vocab_size)
+        elif read[0] != "hidden":
+            shape = (size, info.num_heads, longest, info.head_size)
+        return torch.from_numpy(generator.standard_normal(shape))
+
+    student, teacher = (
+        {read: draw(read, info) for read in reads_of(request)} for request, info in zip(requests, infos, strict=True)
+    )
+    labels = generator.integers(0, infos[0].vocab_size, real.shape)
+    return Case(real, masked, labels, columns, student, teacher)
+
+
+def given_reads(arrays: Mapping[str, Any]) -> dict[Read, Tensor]:
+    """Signals out of the mapping that `compute_loss` takes."""
+    reads: dict[Read, Tensor] = {}
+    for block, array in enumerate(arrays.get("hidden", ())):
+        reads["hidden", block] = torch.as_tensor(array)
+    if "embeddings" in arrays:
+        reads["hidden", "embeddings"] = torch.as_tensor(arrays["embeddings"])
+    parts: tuple[Part, ...] = ("query", "key", "value")
+    for part in parts:
+        for block, array in enumerate(arrays.get(part, ())):
+            reads[part, block] = torch.as_tensor(array)
+    if "logits" in arrays:
+        reads["logits", "masked"] = reads["logits", "all"] = torch.as_tensor(arrays["logits"])
+    return reads

@@ -1,0 +1,83 @@
+"""Properties of optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from kdcore.optimizers.base import Optimizer
+from kdcore.progress import Progress
+from kdcore.registry import optimizers, schedulers
+from kdcore.schedulers.base import Scheduler
+
+
+def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | None = None) -> None:
+    """Hold a schedule to what every schedule must do.
+
+    Its factor is finite and not negative from the first to the last step, under budgets of steps, of time and of both;
+    it is a function of progress alone: asking twice, in any order, or from a new object gives the same.
+
+    Args:
+        name: registered name, or class.
+        config: its keys in a recipe, without `name`.
+
+    Raises:
+        AssertionError: says what does not hold.
+    """
+    cls: type[Scheduler] = schedulers.get(name) if isinstance(name, str) else name
+    scheduler = cls(cls.Config(**(config or {})))
+    for max_steps, max_seconds in ((100, None), (None, 50.0), (100, 50.0)):
+        points = [Progress(step, step / 2, max_steps, max_seconds) for step in range(101)]
+        factors = [scheduler.factor(point) for point in points]
+        for point, factor in zip(points, factors, strict=True):
+            assert isinstance(factor, float), f"the factor at {point} is no float but {type(factor).__name__}"
+            assert math.isfinite(factor), f"the factor at {point} is {factor}"
+            assert factor >= 0, f"the factor at {point} is {factor}, below 0"
+        assert any(factor > 0 for factor in factors), "the factor is 0 all the time"
+        again = cls(cls.Config(**(config or {})))
+        for point, factor in reversed(list(zip(points, factors, strict=True))):
+            assert again.factor(point) == factor, f"the factor at {point} depends on what was asked before"
+
+
+def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | None = None) -> None:
+    """Hold an optimizer to what every optimizer must do.
+
+    It brings a quadratic down; learning rate 0 leaves parameters bit for bit as they are; groups keep their own weight
+    decay; what `elementwise` says is true: cutting a tensor into pieces changes its update exactly if it is false.
+
+    Args:
+        name: registered name, or class.
+        config: its keys in a recipe, without `name`.
+
+    Raises:
+        AssertionError: says what does not hold.
+    """
+    cls: type[Optimizer] = optimizers.get(name) if isinstance(name, str) else name
+    keys = {"lr": 0.05, "weight_decay": 0.0} | dict(config or {})
+
+    def run(pieces: int, steps: int, **changes: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        start, target = torch.randn(8, 6), torch.randn(8, 6)
+        parts = [torch.nn.Parameter(part.clone()) for part in start.chunk(pieces)]
+        optimizer = cls(cls.Config(**keys | changes))
+        built = optimizer.build([{"params": parts, "weight_decay": (keys | changes)["weight_decay"]}])
+        for _ in range(steps):
+            built.zero_grad()
+            # Rows of very different scale, so that whatever normalises a tensor notices how it is cut.
+            scale = torch.arange(1.0, 9.0)[:, None] ** 2
+            torch.autograd.backward((scale * (torch.cat(list(parts)) - target)).square().sum())
+            built.step()
+        return torch.cat([part.detach() for part in parts])
+
+    torch.manual_seed(0)
+    start, target = torch.randn(8, 6), torch.randn(8, 6)
+    before, after = (start - target).square().sum(), (run(1, 200) - target).square().sum()
+    assert after < 0.5 * before, f"200 steps bring a quadratic from {before:g} only to {after:g}"
+    assert torch.equal(run(1, 5, lr=0.0, weight_decay=0.1), start), "a learning rate of 0 moves parameters"
+    assert not torch.equal(run(1, 5, weight_decay=0.1), run(1, 5)), "weight decay of a group has no effect"
+    same = torch.allclose(run(1, 5), run(4, 5), rtol=1e-5, atol=1e-7)
+    claim = cls.elementwise
+    assert same == claim, f"`elementwise` is {claim}, but cutting a tensor {'keeps' if same else 'changes'} its update"

@@ -1,0 +1,401 @@
+"""Values and properties of objectives."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore.losses.base import Loss
+from kdcore.registry import losses as registry
+from kdcore.signals import ModelInfo
+from kdcore.testing.cases import Case, Read, RecordingSignals, UnaskedSignalError, given_reads, make_case, reads_of
+
+IGNORED_LABEL = -100
+"""In `labels` of shape (B, L): a position whose token is not to be predicted."""
+
+
+def compute_loss(
+    name: str | type[Loss],
+    config: Mapping[str, Any] | None = None,
+    *,
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any] | None,
+    attention_mask: Any = None,
+    labels: Any = None,
+    sample_ids: Any = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """The value of an objective on given arrays, in their precision (float64 stays float64).
+
+    Args:
+        name: registered name of the loss, or its class.
+        config: its keys in a recipe, without `name`.
+        student: signals: `hidden`, a list with an array (B, L, d) a block; optionally `embeddings` (B, L, d), `query`,
+            `key`, `value`, lists with an array (B, A, L, d_k) a block, and `logits` (B, L, V).
+        teacher: the same of the teacher; None for an objective without one.
+        attention_mask: (B, L), 1 on real tokens; None if all are.
+        labels: (B, L) tokens to be predicted, -100 elsewhere; or (B,) classes, the batch's column `labels`.
+        sample_ids: (B,), the batch's column `sample_ids`.
+        parameters: values for the loss's own parameters and buffers, by name.
+
+    Returns:
+        Each term's sum divided by its count, and under `total` their sum times the loss's weight (its first, if it
+        moves).
+
+    Raises:
+        InputError: the configuration does not fit the models.
+        AssertionError: the loss reads what it does not ask for, or what was not given.
+    """
+    own, theirs = given_reads(student), {} if teacher is None else given_reads(teacher)
+    shape = _shape([*own.items(), *theirs.items()])
+    real = np.ones(shape, dtype=bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+    columns = {} if sample_ids is None else {"sample_ids": np.asarray(sample_ids, dtype=np.int64)}
+    tokens = np.full(shape, IGNORED_LABEL)
+    if labels is not None and np.ndim(labels) == 1:
+        columns["labels"] = np.asarray(labels, dtype=np.int64)
+    elif labels is not None:
+        tokens = np.asarray(labels)
+    infos = _info(own), None if teacher is None else _info(theirs)
+    loss = _build(name, config, infos[0], infos[1])
+    if any(tensor.dtype == torch.float64 for tensor in (*own.values(), *theirs.values())):
+        loss.double()
+    if parameters:
+        known = loss.state_dict()
+        unknown = sorted(set(parameters) - set(known))
+        assert not unknown, f"the loss has no parameter {unknown[0]!r}; it has {sorted(known)}"
+        loss.load_state_dict({key: torch.as_tensor(value) for key, value in parameters.items()}, strict=False)
+    requests = loss.requests()
+    case = Case(
+        real,
+        tokens != IGNORED_LABEL,
+        tokens,
+        columns,
+        _asked(own, reads_of(requests.student), "student"),
+        _asked(theirs, reads_of(requests.teacher), "teacher"),
+    )
+    with torch.no_grad():
+        values, _ = _evaluate(loss, case)
+    terms = {term: value.item() for term, value in values.items()}
+    return terms | {"total": loss.config.weight_at(loss.config.active[0]) * sum(terms.values())}
+
+
+def check_loss(
+    name: str | type[Loss],
+    config: Mapping[str, Any] | None = None,
+    *,
+    teacher: ModelInfo | None = None,
+    student: ModelInfo | None = None,
+    columns: Callable[[int], Mapping[str, np.ndarray]] | None = None,
+    large: bool = True,
+) -> None:
+    """Hold an objective to what every objective must do.
+
+    1. It names the same terms in `counts` and in `forward`; sums are scalars of at least float32.
+    2. It reads what it asks for, all of it and nothing else.
+    3. A model against itself gives 0 (unless `zero_when_equal` is false).
+    4. Gradients reach every signal of the student that it asks for, and equal finite differences in float64.
+    5. Further padding, whatever stands in it, changes neither value nor gradient.
+    6. Splitting a batch changes neither value nor gradient (unless `couples_batch` is true).
+    7. In fp16 and bf16 it is finite and equal to float32 on the same numbers, at 256 sequences, 12 heads, 128 tokens.
+    8. Its state survives saving and loading.
+
+    Args:
+        name: registered name of the loss, or its class.
+        config: its keys in a recipe, without `name`.
+        teacher: the teacher to try it with; default: 4 blocks, 4 heads, 8 wide.
+        student: the student; default: 2 blocks, else like the teacher.
+        columns: makes the batch's further columns for a number of sequences; default: `sample_ids` and `labels`.
+        large: whether to do check 7, which takes some seconds and 1 to 3 GB.
+
+    Raises:
+        AssertionError: says which of these does not hold, and how.
+    """
+    check = _LossCheck(name, config or {}, teacher or tiny(4), student or tiny(2), columns or _default_columns)
+    check.terms()
+    check.reads()
+    check.zero()
+    check.gradients()
+    check.padding()
+    check.splitting()
+    if large:
+        check.half_precision()
+    check.state()
+
+
+def tiny(num_layers: int, hidden_size: int = 8, num_heads: int = 4) -> ModelInfo:
+    """A small model to try a loss with."""
+    return ModelInfo("bert", num_layers, hidden_size, num_heads, hidden_size // num_heads, 11, 512, True)
+
+
+class _LossCheck:
+    """The checks, one a method."""
+
+    def __init__(
+        self,
+        name: str | type[Loss],
+        config: Mapping[str, Any],
+        teacher: ModelInfo,
+        student: ModelInfo,
+        columns: Callable[[int], Mapping[str, np.ndarray]],
+    ) -> None:
+        self.name, self.config = name, config
+        self.teacher, self.student = teacher, student
+        self.columns = columns
+        torch.manual_seed(0)
+        self.loss = self._new()
+        requests = self.loss.requests()
+        self.asked = requests.student, requests.teacher
+
+    def _new(self) -> Loss:
+        return _build(self.name, self.config, self.student, self.teacher)
+
+    def _case(self, lengths: Sequence[int], seed: int = 0) -> Case:
+        infos = self.student, self.teacher
+        generator = np.random.default_rng(seed)
+        return make_case(self.asked, infos, lengths, generator, self.columns(len(lengths)))
+
+    def _double(self) -> Loss:
+        return copy.deepcopy(self.loss).double()
+
+    def terms(self) -> None:
+        case = self._case([4, 2])
+        counts, values = self.loss.counts(case.batch), self._sums(copy.deepcopy(self.loss), case.map(Tensor.float))
+        assert set(counts) == set(values), f"`counts` names {sorted(counts)}, `forward` {sorted(values)}"
+        assert counts, "it has no term"
+        for term, value in values.items():
+            assert value.ndim == 0, f"the sum of `{term}` is not a scalar but of shape {tuple(value.shape)}"
+            assert value.dtype in (torch.float32, torch.float64), f"the sum of `{term}` is {value.dtype}"
+        for term, count in counts.items():
+            assert isinstance(count, int), f"the count of `{term}` is no int but {type(count).__name__}"
+
+    def reads(self) -> None:
+        case = self._case([4, 2]).map(Tensor.float)
+        student, teacher = (RecordingSignals(case.batch, side) for side in (case.student, case.teacher))
+        try:
+            copy.deepcopy(self.loss)(student, teacher if case.teacher else None, case.batch)
+        except UnaskedSignalError as error:
+            raise AssertionError(f"asks for less than it reads: {error}") from error
+        for side, signals, asked in (("student", student, case.student), ("teacher", teacher, case.teacher)):
+            unread = sorted(set(asked) - signals.read, key=str)
+            assert not unread, f"asks the {side} for {unread}, but never reads it"
+
+    def zero(self) -> None:
+        if not self.loss.zero_when_equal:
+            return
+        loss = _build(self.name, self.config, self.teacher, self.teacher)
+        requests = loss.requests()
+        reads = set(reads_of(requests.student)) | set(reads_of(requests.teacher))
+        whole = make_case((requests.student | requests.teacher,) * 2, (self.teacher,) * 2, [4, 2, 3],
+                          np.random.default_rng(0), self.columns(3))  # fmt: skip
+        by_pair = _equal_pairs(loss, whole, reads)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            values, _ = _evaluate(copy.deepcopy(loss), by_pair.map(lambda tensor, dtype=dtype: tensor.to(dtype)))  # type: ignore[misc]
+            for term, value in values.items():
+                assert abs(value.item()) < 1e-6, f"a teacher against itself gives {term} = {value.item():g} in {dtype}"
+
+    def gradients(self) -> None:
+        case = self._case([3, 2])
+        _, gradients = _evaluate(self._double(), case)
+        for read, gradient in gradients.items():
+            assert gradient.abs().max() > 0, f"no gradient reaches {read} of the student"
+        generator = torch.Generator().manual_seed(1)
+        for read, gradient in gradients.items():
+            direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+            step = 1e-6
+            ends = []
+            for sign in (1, -1):
+                moved = {**case.student, read: case.student[read] + sign * step * direction}
+                values, _ = _evaluate(self._double(), _with_student(case, moved))
+                ends.append(sum(values.values()))
+            measured = float(ends[0] - ends[1]) / (2 * step)
+            computed = float((gradient * direction).sum())
+            assert np.isclose(measured, computed, rtol=1e-4, atol=1e-7), (
+                f"the gradient for {read} of the student is {computed:g} along a direction in which finite differences "
+                f"give {measured:g}"
+            )
+
+    def padding(self) -> None:
+        case = self._case([4, 2, 3])
+        wider = case.padded(3, np.random.default_rng(9))
+        values, gradients = _evaluate(self._double(), case)
+        other_values, other_gradients = _evaluate(self._double(), wider)
+        _assert_equal(values, other_values, "further padding changes")
+        for read, gradient in gradients.items():
+            axis = 1 if read[0] in ("hidden", "logits") else 2
+            other = other_gradients[read]
+            kept = other.narrow(axis, 0, gradient.shape[axis])
+            rest = other.narrow(axis, gradient.shape[axis], 3)
+            assert torch.allclose(gradient, kept, rtol=1e-8, atol=1e-12), (
+                f"further padding changes the gradient of {read}"
+            )
+            assert not rest.any(), f"a gradient reaches padding of {read}"
+
+    def splitting(self) -> None:
+        if self.loss.couples_batch:
+            return
+        case = self._case([4, 2, 3, 1])
+        values, gradients = _evaluate(self._double(), case)
+        counts = self.loss.counts(case.batch)
+        sums: dict[str, float] = {}
+        parts: dict[Read, list[Tensor]] = {}
+        for chosen in (slice(0, 1), slice(1, 4)):
+            part = case.rows(chosen)
+            own_values, own_gradients = _evaluate(self._double(), part, counts)
+            for term, value in own_values.items():
+                sums[term] = sums.get(term, 0.0) + value.item()
+            for read, gradient in own_gradients.items():
+                parts.setdefault(read, []).append(gradient)
+        together = {term: torch.tensor(value, dtype=torch.float64) for term, value in sums.items()}
+        _assert_equal(values, together, "splitting a batch changes")
+        for read, gradient in gradients.items():
+            assert torch.allclose(gradient, torch.cat(parts[read]), rtol=1e-8, atol=1e-12), (
+                f"splitting changes the gradient of {read}"
+            )
+
+    def half_precision(self) -> None:
+        teacher, student = (_large(info) for info in (self.teacher, self.student))
+        loss = _build(self.name, self.config, student, teacher)
+        requests = loss.requests()
+        torch_generator = torch.Generator().manual_seed(0)
+        lengths = [128 if row % 4 else 96 for row in range(256)]
+
+        def draw(read: Read, info: ModelInfo) -> Tensor:
+            shape: tuple[int, ...] = (256, 128, info.hidden_size)
+            if read[0] == "logits":
+                shape = (256, 128, info.vocab_size)
+            elif read[0] != "hidden":
+                shape = (256, info.num_heads, 128, info.head_size)
+            return 2 * torch.randn(shape, generator=torch_generator)
+
+        real = np.arange(128) < np.asarray(lengths)[:, None]
+        masked = real & (np.random.default_rng(0).random(real.shape) < 0.15)
+        labels = np.random.default_rng(1).integers(0, student.vocab_size, real.shape)
+        exact = Case(
+            real,
+            masked,
+            labels,
+            self.columns(256),
+            {read: draw(read, student) for read in reads_of(requests.student)},
+            {read: draw(read, teacher) for read in reads_of(requests.teacher)},
+        )
+        for dtype in (torch.float16, torch.bfloat16):
+            rounded = exact.map(lambda tensor, dtype=dtype: tensor.to(dtype))  # type: ignore[misc]
+            with torch.no_grad():
+                half, _ = _evaluate(copy.deepcopy(loss), rounded)
+                single, _ = _evaluate(copy.deepcopy(loss), rounded.map(Tensor.float))
+            for term, value in half.items():
+                assert torch.isfinite(value), f"`{term}` is {value.item()} in {dtype} at 256 x 12 x 128 x 128"
+            _assert_equal(single, half, f"{dtype} instead of float32 on the same numbers changes", rtol=1e-4)
+
+    def state(self) -> None:
+        case = self._case([4, 2, 3]).map(Tensor.float)
+        used = copy.deepcopy(self.loss)
+        _evaluate(used, case)  # whatever it remembers, it remembers now
+        file = io.BytesIO()
+        torch.save(used.state_dict(), file)
+        file.seek(0)
+        again = self._new()
+        again.load_state_dict(torch.load(file, weights_only=True))
+        _assert_equal(_evaluate(used, case)[0], _evaluate(again, case)[0], "saving and loading changes")
+
+    @staticmethod
+    def _sums(loss: Loss, case: Case) -> dict[str, Tensor]:
+        student, teacher = (RecordingSignals(case.batch, side) for side in (case.student, case.teacher))
+        sums: dict[str, Tensor] = loss(student, teacher if case.teacher else None, case.batch)
+        return sums
+
+
+def _evaluate(
+    loss: Loss, case: Case, counts: Mapping[str, int] | None = None
+) -> tuple[dict[str, Tensor], dict[Read, Tensor]]:
+    """Each term divided by its count (or by those given), and the gradient of their sum for the student's signals."""
+    needs_gradient = torch.is_grad_enabled()
+    student = {read: tensor.detach().requires_grad_(needs_gradient) for read, tensor in case.student.items()}
+    batch = case.batch
+    counts = loss.counts(batch) if counts is None else counts
+    teacher = RecordingSignals(batch, case.teacher) if case.teacher else None
+    sums = loss(RecordingSignals(batch, student), teacher, batch)
+    values = {term: value / counts[term] if counts[term] else value * 0 for term, value in sums.items()}
+    gradients: dict[Read, Tensor] = {}
+    if needs_gradient and student:
+        total = torch.stack(list(values.values())).sum()
+        found = torch.autograd.grad(total, list(student.values()), allow_unused=True)
+        for (read, tensor), gradient in zip(student.items(), found, strict=True):
+            gradients[read] = torch.zeros_like(tensor) if gradient is None else gradient
+    return {term: value.detach() for term, value in values.items()}, gradients
+
+
+def _build(
+    name: str | type[Loss], config: Mapping[str, Any] | None, student: ModelInfo, teacher: ModelInfo | None
+) -> Loss:
+    cls: Any = registry.get(name) if isinstance(name, str) else name
+    label = name if isinstance(name, str) else cls.__name__
+    loss: Loss = cls(cls.Config(name=label, label=label, **(config or {})), teacher, student)
+    return loss
+
+
+def _equal_pairs(loss: Loss, whole: Case, reads: set[Read]) -> Case:
+    """Student's and teacher's signals that are equal wherever the loss compares them, whatever the pairs of blocks.
+
+    All blocks of both sides show the same states, so that any pairing compares equal ones.
+    """
+    first: dict[str, Tensor] = {}
+    for read in sorted(reads, key=str):
+        first.setdefault(read[0], whole.student[read])
+    requests = loss.requests()
+    sides = [{read: first[read[0]] for read in reads_of(asked)} for asked in (requests.student, requests.teacher)]
+    return Case(whole.real, whole.masked, whole.labels, whole.columns, sides[0], sides[1])
+
+
+def _with_student(case: Case, student: Mapping[Read, Tensor]) -> Case:
+    return Case(case.real, case.masked, case.labels, case.columns, student, case.teacher)
+
+
+def _large(info: ModelInfo) -> ModelInfo:
+    """The same model with 12 heads of 64 (or less, if it is narrower than another one it is tried with)."""
+    head_size = 64 if info.hidden_size >= 8 else 32
+    return ModelInfo(info.architecture, info.num_layers, 12 * head_size, 12, head_size, 64, 512, info.has_lm_head)
+
+
+def _default_columns(size: int) -> dict[str, np.ndarray]:
+    return {"sample_ids": np.arange(size), "labels": np.arange(size) % 3}
+
+
+def _assert_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, rtol: float = 1e-8) -> None:
+    for term, value in one.items():
+        assert np.isclose(value.item(), other[term].item(), rtol=rtol, atol=1e-12), (
+            f"{what} `{term}` from {value.item():.10g} to {other[term].item():.10g}"
+        )
+
+
+def _shape(reads: Sequence[tuple[Read, Tensor]]) -> tuple[int, int]:
+    """(B, L) of given signals."""
+    assert reads, "no signal is given"
+    read, tensor = reads[0]
+    return int(tensor.shape[0]), int(tensor.shape[1 if read[0] in ("hidden", "logits") else 2])
+
+
+def _info(reads: Mapping[Read, Tensor]) -> ModelInfo:
+    """A description of the model that given signals would come from."""
+    hidden = [tensor for read, tensor in reads.items() if read[0] == "hidden"]
+    heads = [tensor for read, tensor in reads.items() if read[0] in ("query", "key", "value")]
+    logits = [tensor for read, tensor in reads.items() if read[0] == "logits"]
+    num_heads, head_size = (int(heads[0].shape[1]), int(heads[0].shape[3])) if heads else (1, 1)
+    width = int(hidden[0].shape[2]) if hidden else num_heads * head_size
+    blocks = [place for kind, place in reads if kind != "logits" and place != "embeddings"]
+    layers = 1 + max((int(place) for place in blocks), default=0)
+    vocab_size = int(logits[0].shape[2]) if logits else 1
+    head_size = head_size if heads else width
+    return ModelInfo("bert", layers, width, num_heads, head_size, vocab_size, 512, bool(logits))
+
+
+def _asked(reads: Mapping[Read, Tensor], asked: Sequence[Read], side: str) -> dict[Read, Tensor]:
+    missing = [read for read in asked if read not in reads]
+    assert not missing, f"the loss asks the {side} for {missing[0][0]} of {missing[0][1]!r}, which is not given"
+    return {read: reads[read] for read in asked}
