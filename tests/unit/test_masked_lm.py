@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from kdcore import DataError, ModelInfo, load_recipe
+from kdcore import DataError, Encoder, Model, ModelInfo, SignalRequest, load_recipe
 from kdcore.data.shards import PreparedData
 from kdcore.tasks.masked_lm import MaskedLM
 from kdcore.training.build import make_plan
@@ -85,15 +87,48 @@ def test_a_batch_is_no_longer_than_its_longest_sequence_and_has_no_mask_if_all_a
     assert ragged.num_tokens == ragged.lengths.sum()
 
 
-def test_data_that_does_not_fit_the_models_is_refused(task: MaskedLM) -> None:
-    def info(vocab_size: int = 1000, max_length: int = 512) -> ModelInfo:
-        return ModelInfo("bert", 2, 8, 2, 4, vocab_size, max_length, False)
+class DescribedModel(Model):
+    """A model of which nothing is known but its description and perhaps its vocabulary."""
 
-    task.check(info(), None)
+    source = "somewhere"
+
+    def __init__(
+        self, vocab_size: int = 1000, max_length: int = 512, vocabulary: Mapping[str, int] | None = None
+    ) -> None:
+        self.info = ModelInfo("bert", 2, 8, 2, 4, vocab_size, max_length, False)
+        self._vocabulary = vocabulary
+
+    def load_teacher(self, request: SignalRequest) -> Encoder:
+        raise NotImplementedError
+
+    def build_student(self, request: SignalRequest) -> Encoder:
+        raise NotImplementedError
+
+    def vocabulary(self) -> Mapping[str, int] | None:
+        return self._vocabulary
+
+
+def test_data_that_does_not_fit_the_models_is_refused(task: MaskedLM) -> None:
+    task.check(DescribedModel(), None)
     with pytest.raises(DataError, match=r"has \d+ tokens, the student embeds 5"):
-        task.check(info(vocab_size=5), None)
+        task.check(DescribedModel(vocab_size=5), None)
     with pytest.raises(DataError, match=r"up to 48 tokens, the teacher takes 16"):
-        task.check(info(), info(max_length=16))
+        task.check(DescribedModel(), DescribedModel(max_length=16))
+
+
+def test_data_of_another_vocabulary_is_refused_with_the_first_token_that_differs(
+    task: MaskedLM, tokenizer_folder: Path
+) -> None:
+    own: dict[str, int] = AutoTokenizer.from_pretrained(task.data.tokenizer_folder).get_vocab()
+    task.check(DescribedModel(vocabulary=own), DescribedModel(vocabulary=own))
+    first, second = (next(token for token, number in own.items() if number == wanted) for wanted in (7, 9))
+    swapped = own | {first: 9, second: 7}
+    with pytest.raises(DataError) as refused:
+        task.check(DescribedModel(), DescribedModel(vocabulary=swapped))
+    assert f"the teacher's: id 7 is `{first}` to the data and `{second}` to the teacher" in str(refused.value)
+    longer = own | {"more": len(own)}
+    with pytest.raises(DataError, match=rf"student's: id {len(own)} is nothing to the data and `more` to the student"):
+        task.check(DescribedModel(vocabulary=longer), None)
 
 
 def test_prepared_data_is_found_again_as_folder_or_recipe(task: MaskedLM, tmp_path: Path, small_recipe: Path) -> None:
