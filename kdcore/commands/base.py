@@ -48,5 +48,6 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
+        default=[],  # without one argparse calls them required
         help="values to use instead of the file's, such as training.batch_size=64; key=null removes a key",
     )

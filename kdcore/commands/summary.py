@@ -43,7 +43,7 @@ def summarise(run: Path) -> str:
 
     export = run / "exports" / "final"
     if not export.is_dir():
-        raise InputError("there is no finished run in this folder", where=str(run), hint="kdcore-train RECIPE")
+        raise InputError("there is no finished run in this folder", where=str(run), hint="give a folder runs/NAME/ID")
     plan = make_plan(load_recipe(run / "recipe.yaml"))
     if plan.teacher is None or plan.teacher.source is None or not isinstance(plan.task, MaskedLM):
         raise InputError("the table needs a teacher and the task `masked_lm`", where=str(run))

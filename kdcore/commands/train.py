@@ -20,6 +20,8 @@ class TrainCommand(Command):
 
     The run lives in the folder runs/NAME/ID of the recipe's `run`. Started again, it continues where it was; `run.id=2`
     starts another.
+
+    Exit codes: 0 finished, 2 the input is wrong, 3 training failed, 1 the machine failed, 130 interrupted.
     """
 
     help = "train a student as a recipe says, and export it"

@@ -127,7 +127,9 @@ def type_name(annotation: Any, markers: tuple[Any, ...] = ()) -> str:
             names.append("map")
         elif isinstance(origin, type) and arguments:
             inner = [type_name(argument) for argument in arguments if argument is not Ellipsis]
-            names.append(f"map of {inner[-1]}" if issubclass(origin, Mapping) else f"list of {', '.join(inner)}")
+            fixed = issubclass(origin, tuple) and Ellipsis not in arguments
+            many = "map" if issubclass(origin, Mapping) else "list"
+            names.append(f"[{', '.join(inner)}]" if fixed else f"{many} of {inner[-1]}")
         else:
             plain = getattr(option.type, "__name__", str(option.type))
             path = option.path and ("path or hub name" if option.path.hub else "path")
@@ -142,4 +144,5 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "see below"
+    value = list(value) if isinstance(value, tuple) else value
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
