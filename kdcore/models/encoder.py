@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,19 @@ class TransformersEncoder(Encoder):
             index = batch.masked_index if positions == "masked" else batch.token_index
             logits[positions] = self.architecture.lm_head(self.network, select_rows(last, index))
         return Signals(batch, capture.hidden, capture.attention, logits)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the weights; buffers keep their precision.
+
+        Rotary frequencies cast to half precision would turn late positions by wrong angles, and only in training: an
+        exported student has them in float32 again.
+        """
+        precise = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in precise.items():
+            module, _, last = name.rpartition(".")
+            setattr(self.get_submodule(module), last, buffer.to(self.get_buffer(name).device))
+        return self
 
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Write config.json and model.safetensors in float32, with the pooler where `AutoModel` looks for it."""

@@ -107,6 +107,7 @@ def test_a_folder_or_name_that_leads_nowhere_is_refused(folder, tmp_path, monkey
     refused(["no config.json"], lambda: teacher(folder))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_is_read_as_weights_only(folder, tmp_path):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

@@ -225,6 +225,19 @@ def test_a_copied_encoder_answers_for_itself(model_type, loaded, token_batch):
         assert torch.equal(next(signals.heads("key", block)).states, next(expected.heads("key", block)).states)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weights_are_cast_but_rotary_frequencies_are_not(model_type, dtype, loaded, saved_model):
+    module = torch.nn.ModuleDict({"student": copy.deepcopy(loaded(model_type))}).to(dtype)
+    assert {parameter.dtype for parameter in module.parameters()} == {dtype}
+    plain = dict(AutoModel.from_pretrained(saved_model(model_type)).named_buffers())
+    ours = dict(module["student"].network.base_model.named_buffers())
+    assert ours.keys() == plain.keys()
+    assert any("inv_freq" in name for name in ours) == (model_type == "modernbert")
+    for name, buffer in plain.items():
+        assert ours[name].dtype == buffer.dtype
+        assert torch.equal(ours[name], buffer)
+
+
 @torch.no_grad()
 def test_a_model_is_described_before_it_is_loaded(model_type, models, loaded, saved_model, token_batch):
     info = models(model_type).info
