@@ -133,8 +133,8 @@ def with_num_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConf
 def first_line(error: Exception) -> str:
     """What an error of another library says, shortened to a line."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if isinstance(error, StrictDataclassError):  # its first line names the field, the next says what is wrong
-        return " ".join(lines[:2])
+    if isinstance(error, StrictDataclassError) and len(lines) > 1:  # the second says it in whole, after a type
+        return lines[1].partition(": ")[2]
     if isinstance(error, KeyError):
         return f"there is no {error}"
     return lines[0] if lines else type(error).__name__
@@ -220,6 +220,9 @@ def _problem(config: PreTrainedConfig) -> str | None:
             return f"{key} must be a whole number above 0, found {json.dumps(value)}"
     if config.hidden_size % config.num_attention_heads:
         return f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
+    positions = getattr(config, "position_embedding_type", "absolute")
+    if positions != "absolute":
+        return f"position_embedding_type is {positions}, but transformers computes absolute ones only"
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         return "it describes a decoder (is_decoder, add_cross_attention), but only encoders are supported"
     pad = getattr(config, "pad_token_id", None)

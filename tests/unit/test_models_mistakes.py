@@ -71,6 +71,7 @@ def test_an_unknown_model_type_with_code_of_its_own_runs_nothing(folder, tmp_pat
         ({"hidden_size": "32"}, ["cannot be read", "hidden_size"]),
         ({"hidden_size": 30}, ["hidden_size 30 is not a multiple of num_attention_heads 4"]),
         ({"is_decoder": True}, ["decoder"]),
+        ({"position_embedding_type": "relative_key"}, ["relative_key", "absolute"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers", "above 0"]),
         ({"hidden_size": 16}, ["`embeddings.LayerNorm.", "(32,)", "(16,)", "config.json"]),
         ({"vocab_size": 61}, ["word_embeddings.weight", "(60, 32)", "(61, 32)"]),
