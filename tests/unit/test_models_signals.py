@@ -186,6 +186,15 @@ def test_no_more_blocks_run_than_asked_for_and_no_head_and_no_pooler(model_type,
             assert ran == Counter(f"block {index}" for index in range(depth))
 
 
+@torch.no_grad()
+def test_no_row_of_a_blocks_mask_is_empty_even_far_in_the_padding(model_type, loaded, token_batch):
+    signals = loaded(model_type)(token_batch([3, 37]), EVERYTHING)
+    for block in range(LAYERS):
+        mask = next(signals.heads("query", block)).mask
+        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+        assert seen.any(-1).all()
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuses operations whose result the host has to wait for."""
 
