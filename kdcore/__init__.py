@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kdcore.commands.base import Command
     from kdcore.commands.train import train
     from kdcore.data.base import Corpus, Document
+    from kdcore.data.files import input_files
     from kdcore.errors import (
         DataError,
         InputError,
@@ -85,6 +86,7 @@ _HOMES = {
     "Tracker": "kdcore.trackers.base",
     "TrainingError": "kdcore.errors",
     "at_least_float32": "kdcore.layers",
+    "input_files": "kdcore.data.files",
     "load_recipe": "kdcore.recipe.loading",
     "register_command": "kdcore.registry",
     "register_corpus": "kdcore.registry",
@@ -137,6 +139,7 @@ __all__ = [
     "TrainingError",
     "__version__",
     "at_least_float32",
+    "input_files",
     "load_recipe",
     "register_command",
     "register_corpus",

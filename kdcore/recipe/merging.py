@@ -116,7 +116,11 @@ class _Merger:
         if place in ((), ("run",)) or "name" not in over:  # the name of a run is not the name of a component
             return False
         old = base["name"].value if "name" in base else self.default_name(place)
-        return old is not None and old != over["name"].value
+        new = over["name"].value
+        if isinstance(old, str) and isinstance(new, str):
+            # Of `name` and `package:name` one says only more exactly where the component comes from.
+            return old != new and new.rpartition(":")[2] != old and old.rpartition(":")[2] != new
+        return old is not None and old != new
 
     def default_name(self, place: Place) -> str | None:
         if len(place) == 2 and place[0] == "losses":

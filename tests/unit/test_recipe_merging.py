@@ -111,6 +111,17 @@ def test_a_name_that_was_only_implied_is_changed_too(tmp_path):
     }
 
 
+def test_saying_which_package_a_name_is_of_changes_no_name(tmp_path):
+    files = {
+        "b.yaml": "losses: {a: {x: 1}, b: {name: p:c, x: 1}}\noptimizer: {name: adamw, x: 1}\n",
+        "r.yaml": "extends: b.yaml\nlosses: {a: {name: p:a}, b: {name: q:c}}\noptimizer: {name: p:adamw}\n",
+    }
+    assert merged(tmp_path, files) == {
+        "losses": {"a": {"name": "p:a", "x": 1}, "b": {"name": "q:c"}},
+        "optimizer": {"name": "p:adamw", "x": 1},
+    }
+
+
 def test_the_name_of_a_run_is_not_the_name_of_a_component(tmp_path):
     files = {"b.yaml": "run: {name: a, folder: f}\n", "r.yaml": "extends: b.yaml\nrun: {name: b}\n"}
     assert merged(tmp_path, files) == {"run": {"name": "b", "folder": "f"}}
