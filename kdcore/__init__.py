@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kdcore.commands.base import Command
     from kdcore.commands.train import train
     from kdcore.data.base import Corpus, Document
-    from kdcore.data.files import input_files
+    from kdcore.data.files import input_files, open_input
     from kdcore.errors import (
         DataError,
         InputError,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from kdcore.schedulers.base import Scheduler
     from kdcore.signals import Batch, ModelInfo, Requests, SignalRequest, Signals
     from kdcore.tasks.base import Task
+    from kdcore.tasks.masked_lm import MaskedLM
     from kdcore.trackers.base import Tracker
 
     __version__: str
@@ -64,6 +65,7 @@ _HOMES = {
     "Loss": "kdcore.losses.base",
     "LossConfig": "kdcore.losses.base",
     "MachineError": "kdcore.errors",
+    "MaskedLM": "kdcore.tasks.masked_lm",
     "Model": "kdcore.models.base",
     "ModelInfo": "kdcore.signals",
     "Optimizer": "kdcore.optimizers.base",
@@ -88,6 +90,7 @@ _HOMES = {
     "at_least_float32": "kdcore.layers",
     "input_files": "kdcore.data.files",
     "load_recipe": "kdcore.recipe.loading",
+    "open_input": "kdcore.data.files",
     "register_command": "kdcore.registry",
     "register_corpus": "kdcore.registry",
     "register_loss": "kdcore.registry",
@@ -116,6 +119,7 @@ __all__ = [
     "Loss",
     "LossConfig",
     "MachineError",
+    "MaskedLM",
     "Model",
     "ModelInfo",
     "Optimizer",
@@ -141,6 +145,7 @@ __all__ = [
     "at_least_float32",
     "input_files",
     "load_recipe",
+    "open_input",
     "register_command",
     "register_corpus",
     "register_loss",
