@@ -24,7 +24,15 @@ if TYPE_CHECKING:
         RecipeError,
         TrainingError,
     )
-    from kdcore.layers import LayerPairs, Pairs, ProjectionMode, Projections, at_least_float32, resolve_pairs
+    from kdcore.layers import (
+        LayerPairs,
+        Pairs,
+        ProjectionMode,
+        Projections,
+        at_least_float32,
+        resolve_block_pairs,
+        resolve_pairs,
+    )
     from kdcore.losses.base import Loss, LossConfig, require_teacher
     from kdcore.models.base import Encoder, Model
     from kdcore.optimizers.base import Optimizer, OptimizerConfig
@@ -41,6 +49,7 @@ if TYPE_CHECKING:
         register_task,
         register_tracker,
     )
+    from kdcore.relations import ScoreMaps
     from kdcore.schedulers.base import Scheduler
     from kdcore.signals import Batch, ModelInfo, Requests, SignalRequest, Signals
     from kdcore.tasks.base import Task
@@ -82,6 +91,7 @@ _HOMES = {
     "RecipeError": "kdcore.errors",
     "Requests": "kdcore.signals",
     "Scheduler": "kdcore.schedulers.base",
+    "ScoreMaps": "kdcore.relations",
     "SignalRequest": "kdcore.signals",
     "Signals": "kdcore.signals",
     "Task": "kdcore.tasks.base",
@@ -100,6 +110,7 @@ _HOMES = {
     "register_task": "kdcore.registry",
     "register_tracker": "kdcore.registry",
     "require_teacher": "kdcore.losses.base",
+    "resolve_block_pairs": "kdcore.layers",
     "resolve_pairs": "kdcore.layers",
     "train": "kdcore.commands.train",
 }
@@ -136,6 +147,7 @@ __all__ = [
     "RecipeError",
     "Requests",
     "Scheduler",
+    "ScoreMaps",
     "SignalRequest",
     "Signals",
     "Task",
@@ -155,6 +167,7 @@ __all__ = [
     "register_task",
     "register_tracker",
     "require_teacher",
+    "resolve_block_pairs",
     "resolve_pairs",
     "train",
 ]

@@ -59,6 +59,23 @@ def resolve_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) 
     return Pairs(tuple(t for t, _ in pairs), tuple(s for _, s in pairs))
 
 
+def resolve_block_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
+    """The (teacher, student) pairs of `resolve_pairs`, for what only blocks have, such as attention.
+
+    Raises:
+        InputError: as `resolve_pairs`; or a pair names the embeddings.
+    """
+    pairs = resolve_pairs(layers, teacher_layers, student_layers)
+    if "embeddings" in (*pairs.teacher, *pairs.student):
+        raise InputError(
+            "`embeddings` has no attention",
+            key="layers",
+            allowed=f"pairs of blocks: 0 to {teacher_layers - 1} of the teacher, 0 to {student_layers - 1} of the "
+            "student",
+        )
+    return [(int(t), int(s)) for t, s in pairs]
+
+
 def uniform_blocks(teacher_layers: int, student_layers: int) -> list[int]:
     """Teacher blocks spread evenly over student blocks: 12 to 6 gives 1, 3, 5, 7, 9, 11.
 
