@@ -1,1 +1,1 @@
-"""The objective `hidden_mse` for kdcore."""
+"""Objectives on hidden states for kdcore."""

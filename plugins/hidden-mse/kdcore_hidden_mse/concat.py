@@ -1,0 +1,73 @@
+"""Mean squared error between concatenated hidden states of several blocks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from kdcore import (
+    Batch,
+    LayerPairs,
+    Loss,
+    LossConfig,
+    ModelInfo,
+    Requests,
+    Signals,
+    at_least_float32,
+    require_teacher,
+    resolve_pairs,
+)
+
+
+class HiddenMSEConcat(Loss):
+    """Mean squared error after one learned map over all paired blocks (How to Distill your BERT, "combine").
+
+    Term `hidden_mse_concat`: `|W concat_l(h_s^l) - concat_l(h_t^l)|^2` over real tokens, counted in N times the width
+    of the teacher's concatenated states. With `project: teacher` it is `|concat_l(h_s^l) - W concat_l(h_t^l)|^2`, counted
+    in N times the width of the student's: as in the authors' code, where nothing keeps W and the student from shrinking
+    to 0 together.
+    """
+
+    class Config(LossConfig):
+        """Keys of a `hidden_mse_concat` entry."""
+
+        layers: LayerPairs = Field("uniform", description="Which teacher block stands beside which student block.")
+        project: Literal["student", "teacher"] = Field(
+            "student",
+            description="Whose concatenated states the learned map takes. `teacher` admits a collapse: map and student "
+            "may both become 0.",
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
+        super().__init__(config)
+        teacher = require_teacher(config, teacher)
+        self.pairs = resolve_pairs(config.layers, teacher.num_layers, student.num_layers)
+        mapped, kept = student.hidden_size, teacher.hidden_size
+        if config.project == "teacher":
+            mapped, kept = kept, mapped
+        self.width = kept * len(self.pairs)
+        self.weight = nn.Linear(mapped * len(self.pairs), self.width, bias=False).weight
+        if mapped == kept:
+            nn.init.eye_(self.weight)  # training starts from the plain difference
+
+    def requests(self) -> Requests:
+        """Hidden states of the paired blocks."""
+        return Requests(teacher=Signals.hidden(self.pairs.teacher), student=Signals.hidden(self.pairs.student))
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Every component compared of every real token."""
+        return {"hidden_mse_concat": batch.num_tokens * self.width}
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Summed squared differences."""
+        assert teacher is not None
+        own = torch.cat([at_least_float32(student.tokens(block)) for block in self.pairs.student], dim=-1)
+        theirs = torch.cat([at_least_float32(teacher.tokens(block)) for block in self.pairs.teacher], dim=-1)
+        mapped, kept = (own, theirs) if self.config.project == "student" else (theirs, own)
+        return {"hidden_mse_concat": (linear(mapped, self.weight.to(mapped.dtype)) - kept).square().sum()}

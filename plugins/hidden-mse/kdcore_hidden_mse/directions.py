@@ -1,0 +1,49 @@
+"""Objectives that compare the directions of hidden states and leave their lengths free."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from kdcore import LayerPairs
+from kdcore_hidden_mse.pairwise import PairwiseHiddenLoss, squared_distance_of_directions
+
+
+class HiddenCosine(PairwiseHiddenLoss):
+    """Cosine distance between student and teacher hidden states (DistilBERT, section 3).
+
+    Term `hidden_cosine`: sum over pairs (t, s) of blocks of `1 - cos(P h_s, h_t)` over real tokens, counted in N.
+    """
+
+    term = "hidden_cosine"
+
+    def count(self, rows: int) -> int:
+        """Rows."""
+        return rows
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Summed cosine distances."""
+        return squared_distance_of_directions(student, teacher) / 2
+
+
+class HiddenPKD(PairwiseHiddenLoss):
+    """Distance between normalised hidden states of the first token (Patient KD, section 3.2).
+
+    Term `hidden_pkd`: sum over pairs (t, s) of blocks of `|P h_s/|P h_s| - h_t/|h_t||^2` at position 0, counted in B.
+    """
+
+    class Config(PairwiseHiddenLoss.Config):
+        """Keys of a `hidden_pkd` entry."""
+
+        layers: LayerPairs = Field("skip", description="Which teacher block teaches which student block.")
+
+    term = "hidden_pkd"
+    first_only = True
+
+    def count(self, rows: int) -> int:
+        """Rows."""
+        return rows
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Summed squared distances of directions."""
+        return squared_distance_of_directions(student, teacher)
