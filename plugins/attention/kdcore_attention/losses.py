@@ -1,0 +1,120 @@
+"""Objectives on attention scores and value relations between as many heads on both sides."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcore import (
+    Batch,
+    InputError,
+    LayerPairs,
+    Loss,
+    LossConfig,
+    ModelInfo,
+    Requests,
+    ScoreMaps,
+    Signals,
+    require_teacher,
+    resolve_block_pairs,
+)
+
+
+class HeadwiseLoss(Loss):
+    """What the objectives share: paired blocks, head h of the student against head h of the teacher, one term."""
+
+    class Config(LossConfig):
+        """Keys of an entry."""
+
+        layers: LayerPairs = Field("last", description="Which teacher block teaches which student block.")
+
+    config: Config
+    term: ClassVar[str]
+    parts: ClassVar[tuple[Literal["query", "key", "value"], ...]]
+
+    def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
+        super().__init__(config)
+        teacher = require_teacher(config, teacher)
+        if teacher.num_heads != student.num_heads:
+            raise InputError(
+                f"`{config.name}` compares head by head, but the teacher has {teacher.num_heads} heads in a block and "
+                f"the student {student.num_heads}",
+                hint="use the loss `minilm_v2`, which takes other head numbers (pip install kdcore-minilm), or give "
+                f"the student {teacher.num_heads} heads",
+            )
+        self.num_heads = teacher.num_heads
+        self.pairs = resolve_block_pairs(config.layers, teacher.num_layers, student.num_layers)
+
+    def requests(self) -> Requests:
+        """What the scores are made of, in the paired blocks."""
+        theirs, own = zip(*self.pairs, strict=True)
+        return Requests(teacher=Signals.attention(self.parts, theirs), student=Signals.attention(self.parts, own))
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """A * N: every head of every real query."""
+        return {self.term: self.num_heads * batch.num_tokens}
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """The sum over heads, queries and pairs of blocks."""
+        assert teacher is not None
+        sums = [self.distance(student, own, teacher, theirs) for theirs, own in self.pairs]
+        return {self.term: torch.stack(sums).sum()}
+
+    @abstractmethod
+    def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
+        """The sum for one pair of blocks."""
+
+
+class AttentionKL(HeadwiseLoss):
+    """Divergence between attention distributions (MobileBERT, section 3.3; MiniLM, section 3.1).
+
+    Term `attention_kl`: sum over pairs of blocks, heads and real queries of `KL(softmax(S_t) || softmax(S_s))` with
+    `S = q k^T / sqrt(d_k)` (the block's own scale, mask and bias), counted in A * N.
+    """
+
+    term = "attention_kl"
+    parts = ("query", "key")
+
+    def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
+        """The divergence of one pair of blocks."""
+        return ScoreMaps.attention(student, own).kl_from(ScoreMaps.attention(teacher, theirs))
+
+
+class AttentionMSE(HeadwiseLoss):
+    """Squared difference between attention scores before the softmax (TinyBERT, section 3.1).
+
+    Term `attention_mse`: sum over pairs of blocks, heads and pairs of real tokens of `(S_s - S_t)^2`, counted in
+    A * sum_b len_b^2. Pairs outside of a block's window, which have no score, count as equal.
+    """
+
+    term = "attention_mse"
+    parts = ("query", "key")
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """A * sum_b len_b^2: every head of every pair of real tokens."""
+        return {self.term: self.num_heads * int(np.square(batch.lengths, dtype=np.int64).sum())}
+
+    def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
+        """The squared difference of one pair of blocks."""
+        return ScoreMaps.attention(student, own).squared_error_from(ScoreMaps.attention(teacher, theirs))
+
+
+class ValueRelationKL(HeadwiseLoss):
+    """Divergence between relations of values (MiniLM, section 3.2).
+
+    Term `value_relation_kl`: sum over pairs of blocks, heads and real tokens of `KL(softmax(R_t) || softmax(R_s))` with
+    `R = v v^T / sqrt(d_k)`, each side with its own d_k, so that widths may differ; counted in A * N.
+    """
+
+    term = "value_relation_kl"
+    parts = ("value",)
+
+    def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
+        """The divergence of one pair of blocks."""
+        relations = ScoreMaps.relations(student, "value", own)
+        return relations.kl_from(ScoreMaps.relations(teacher, "value", theirs))

@@ -1,0 +1,1 @@
+"""The objective `minilm_v2` for kdcore."""

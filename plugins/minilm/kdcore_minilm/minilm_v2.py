@@ -1,0 +1,111 @@
+"""Relations of queries, keys and values, between any head numbers and widths."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from kdcore import (
+    Batch,
+    ComponentConfig,
+    InputError,
+    LayerPairs,
+    Loss,
+    LossConfig,
+    ModelInfo,
+    Requests,
+    ScoreMaps,
+    Signals,
+    require_teacher,
+    resolve_block_pairs,
+)
+
+Part = Literal["query", "key", "value"]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class RelationWeights(ComponentConfig):
+    """Weights of the relations; 0 leaves one out."""
+
+    query: Weight = Field(1.0, description="Weight of the relations between queries.")
+    key: Weight = Field(1.0, description="Weight of the relations between keys.")
+    value: Weight = Field(1.0, description="Weight of the relations between values.")
+
+
+class MiniLMv2(Loss):
+    """Divergence between relations of queries, keys and values (MiniLMv2, section 3).
+
+    The heads of a block are merged and split again into R relation heads of width d_r, so that teacher and student may
+    differ in width and in heads. Terms `query`, `key` and `value`: weight times the sum over pairs of blocks, relation
+    heads and real tokens of `KL(softmax(x_t x_t^T / sqrt(d_r)) || softmax(x_s x_s^T / sqrt(d_r)))`, each side with its
+    own d_r; counted in R * N each.
+    """
+
+    class Config(LossConfig):
+        """Keys of a `minilm_v2` entry."""
+
+        layers: LayerPairs = Field("last", description="Which teacher block teaches which student block.")
+        relation_heads: PositiveInt | None = Field(
+            None, description="Number of relation heads; it divides both widths. Default: the teacher's heads."
+        )
+        relations: RelationWeights = Field(
+            default_factory=RelationWeights, description="Weights of the relations between queries, keys and values."
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
+        super().__init__(config)
+        teacher = require_teacher(config, teacher)
+        weights = config.relations
+        parts: dict[Part, float] = {"query": weights.query, "key": weights.key, "value": weights.value}
+        self.weights = {part: weight for part, weight in parts.items() if weight > 0}
+        if not self.weights:
+            raise InputError(
+                f"`{config.name}` has no relation left",
+                key="relations",
+                hint="give at least one of query, key and value a weight above 0",
+            )
+        self.relation_heads = _relation_heads(config, teacher, student)
+        self.pairs = resolve_block_pairs(config.layers, teacher.num_layers, student.num_layers)
+
+    def requests(self) -> Requests:
+        """The projections that have a weight, in the paired blocks."""
+        theirs, own = zip(*self.pairs, strict=True)
+        return Requests(teacher=Signals.attention(self.weights, theirs), student=Signals.attention(self.weights, own))
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """R * N for each relation."""
+        return {part: self.relation_heads * batch.num_tokens for part in self.weights}
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Each relation's weighted sum over heads, tokens and pairs of blocks."""
+        assert teacher is not None
+        return {part: weight * self._divergence(part, student, teacher) for part, weight in self.weights.items()}
+
+    def _divergence(self, part: Part, student: Signals, teacher: Signals) -> Tensor:
+        heads = self.relation_heads
+        sums = [
+            ScoreMaps.relations(student, part, own, heads).kl_from(ScoreMaps.relations(teacher, part, theirs, heads))
+            for theirs, own in self.pairs
+        ]
+        return torch.stack(sums).sum()
+
+
+def _relation_heads(config: MiniLMv2.Config, teacher: ModelInfo, student: ModelInfo) -> int:
+    heads = config.relation_heads or teacher.num_heads
+    widths = {"teacher": teacher.num_heads * teacher.head_size, "student": student.num_heads * student.head_size}
+    for whose, width in widths.items():
+        if width % heads:
+            common = math.gcd(*widths.values())
+            origin = "" if config.relation_heads else ", the teacher's number of heads,"
+            raise InputError(
+                f"{heads} relation heads{origin} do not divide the {whose}'s width of {width}",
+                key="relation_heads",
+                allowed=[str(divisor) for divisor in range(1, common + 1) if common % divisor == 0],
+            )
+    return heads
