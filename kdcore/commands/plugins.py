@@ -8,30 +8,48 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from kdcore.commands.base import Command
+from kdcore.commands.plugins_new import KINDS, new_package
 from kdcore.errors import EXIT_INPUT, InputError, PluginError
 from kdcore.registry import ALL, Entry, near_names
 
 
 class PluginsCommand(Command):
-    """Look at the components that recipes can name.
+    """Look at the components that recipes can name, and start a package with new ones.
 
     list        all components with their packages; imports nothing
     show NAME   what a component is and the keys that it takes
     check       import every component, each package in a process of its own, and say which are broken
+    new NAME    write the package NAME with a small working component of each --kind, its tests and a README
+
+    `kdcore plugins new kdcore-my-method --kind loss` writes the folder kdcore-my-method, whose loss recipes call
+    `my_method` once it is installed (`pip install -e kdcore-my-method`). Its tests pass as they are: change the code
+    and let them tell what does not hold any more. docs/writing-a-plugin.md goes on from there.
     """
 
-    help = "list components, show one, check that all of them work"
+    help = "list components, show one, check that all of them work, start a new package"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action and NAME."""
-        parser.add_argument("action", choices=["list", "show", "check"])
-        parser.add_argument("name", metavar="NAME", nargs="?", help="name of a component, or package:name")
+        parser.add_argument("action", choices=["list", "show", "check", "new"])
+        parser.add_argument("name", metavar="NAME", nargs="?", help="a component (or package:name); new: the package")
+        parser.add_argument(
+            "--kind",
+            action="append",
+            choices=list(KINDS),
+            default=[],
+            help="new: what the package adds; may be given several times",
+        )
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Do the action."""
+        if arguments.action == "new":
+            return _new(arguments.name, arguments.kind)
+        if arguments.kind:
+            raise InputError(f"`kdcore plugins {arguments.action}` takes no --kind")
         if arguments.action == "show":
             if arguments.name is None:
                 raise InputError("`kdcore plugins show` needs the name of a component")
@@ -48,6 +66,23 @@ _FROM_PLACE = ("name", "label")
 def _entries() -> Iterator[Entry]:
     for registry in ALL.values():
         yield from registry.entries()
+
+
+def _new(package: str | None, kinds: Sequence[str]) -> int:
+    example = "for example: kdcore plugins new kdcore-my-method --kind loss"
+    if package is None:
+        raise InputError("`kdcore plugins new` needs the name of the package", hint=example)
+    if not kinds:
+        raise InputError("`kdcore plugins new` needs a --kind", allowed=list(KINDS), hint=example)
+    files = new_package(package, kinds, Path.cwd())
+    for file in files:
+        print(file)
+    print(
+        f"\n  cd {package}\n"
+        "  python -m pytest      # its tests pass as they are\n"
+        "  pip install -e .      # recipes can name it from then on\n"
+    )
+    return 0
 
 
 def _list() -> int:

@@ -2,10 +2,20 @@
 
 - `compute_loss`: the value of an objective on given arrays, to compare with an independent computation.
 - `check_loss`: what must hold for every objective (see its docstring for the list).
-- `check_optimizer`, `check_scheduler`: the same for optimizers and schedules.
+- `check_model`, `check_task`, `check_optimizer`, `check_scheduler`, `check_corpus`: the same for the other kinds.
 """
 
 from kdcore.testing.components import check_optimizer, check_scheduler
+from kdcore.testing.data import check_corpus, check_task
 from kdcore.testing.losses import check_loss, compute_loss
+from kdcore.testing.models import check_model
 
-__all__ = ["check_loss", "check_optimizer", "check_scheduler", "compute_loss"]
+__all__ = [
+    "check_corpus",
+    "check_loss",
+    "check_model",
+    "check_optimizer",
+    "check_scheduler",
+    "check_task",
+    "compute_loss",
+]

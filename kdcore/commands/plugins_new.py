@@ -1,0 +1,191 @@
+"""`kdcore plugins new`: a package of one's own to start from."""
+
+from __future__ import annotations
+
+import keyword
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata, resources
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+
+from packaging.version import Version
+
+from kdcore.errors import InputError, MachineError
+from kdcore.registry import ALL, Registry
+
+MAX_NAME = 30
+"""Longest component's name: generated lines stay within the line length of the generated package's own check."""
+
+_PREFIX = "kdcore-"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is written for one kind of component.
+
+    Attributes:
+        what: what the generated one is or does, for the package's README.
+        usage: how a recipe names it.
+    """
+
+    what: str
+    usage: str
+
+
+KINDS = {
+    "loss": Kind(
+        "cosine distance of hidden states",
+        "losses:\n  $name: {layers: last, weight: 1.0}\n",
+    ),
+    "model": Kind(
+        "any encoder that `AutoModel` loads, for losses on hidden states",
+        "teacher: {name: $name, path: bert-base-uncased}\nstudent: {name: $name, config: {num_hidden_layers: 6}}\n",
+    ),
+    "task": Kind(
+        "running text with nothing hidden",
+        "task: {name: $name, data: my-prepared-data}\n",
+    ),
+    "optimizer": Kind(
+        "Adam with Nesterov momentum",
+        "optimizer: {name: $name, lr: 1.0e-3}\n",
+    ),
+    "scheduler": Kind(
+        "half a cosine after a linear warm-up",
+        "scheduler: {name: $name, warmup: 0.06}\n",
+    ),
+    "corpus": Kind(
+        "JSON lines",
+        "task:\n  name: masked_lm\n  data:\n    tokenizer: bert-base-uncased\n    corpora:\n"
+        "      - {name: $name, path: my-text.jsonl, field: text}\n",
+    ),
+    "tracker": Kind(
+        "comma-separated values",
+        "tracking: [$name]\n",
+    ),
+}
+
+
+def new_package(package: str, kinds: Sequence[str], parent: Path) -> list[Path]:
+    """Write a package with one component of each kind, whole or not at all.
+
+    Args:
+        package: its name, which is that of its folder too. Its components are called so as well, without `kdcore-` and
+            with underscores.
+        kinds: keys of `KINDS`.
+        parent: the folder to write it in.
+
+    Returns:
+        The files written, relative to `parent`.
+
+    Raises:
+        InputError: the name cannot be used, or something of that name is there.
+        MachineError: the disk cannot be written.
+    """
+    kinds = list(dict.fromkeys(kinds))
+    module, name = _names(package)
+    folder = parent / package
+    if folder.exists() or folder.is_symlink():
+        raise InputError("is there already", where=str(folder), hint="choose another name, or remove it first")
+    _check_free(package, module, name, kinds)
+    files = _files(package, module, name, kinds)
+    staging: Path | None = None
+    try:
+        staging = Path(tempfile.mkdtemp(dir=parent, prefix=f".{package}.staging-"))
+        for file, text in files.items():
+            (staging / file).parent.mkdir(parents=True, exist_ok=True)
+            (staging / file).write_text(text, encoding="utf-8")
+        staging.chmod((staging / module).stat().st_mode & 0o777)  # as open as any other folder, not a temporary one
+        os.rename(staging, folder)
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be written: {error.strerror}") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+    return [Path(package) / file for file in files]
+
+
+def _names(package: str) -> tuple[str, str]:
+    """The import name and the components' name of a package."""
+    rule = "lower-case letters, digits and single hyphens between them, a letter first, such as kdcore-my-method"
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", package):
+        raise InputError(f"{package!r} cannot be the name of the new package", allowed=rule)
+    bare = package.removeprefix(_PREFIX)
+    module, name = package.replace("-", "_"), bare.replace("-", "_")
+    if not name[0].isalpha() or len(name) > MAX_NAME:
+        raise InputError(
+            f"the components of {package!r} would be called {name!r}",
+            allowed=f"names that start with a letter and have at most {MAX_NAME} characters",
+        )
+    if module == "kdcore" or module in sys.stdlib_module_names or keyword.iskeyword(module):
+        owner = "kdcore itself" if module == "kdcore" else "Python"
+        raise InputError(f"{package!r} cannot be the name of the new package: {owner} has that name", allowed=rule)
+    return module, name
+
+
+def _check_free(package: str, module: str, name: str, kinds: Sequence[str]) -> None:
+    """Refuse what would hide, or be ambiguous with, something that is installed."""
+    if find_spec(module) is not None:
+        raise InputError(
+            f"{package!r} would hide the installed module `{module}`",
+            hint="choose another name; `kdcore-` in front makes it yours",
+        )
+    for kind in kinds:
+        registry = _registry(kind)
+        for entry in registry.entries():
+            if entry.name == name:
+                raise InputError(
+                    f"a {kind} `{name}` is installed already, from the package {entry.package}",
+                    hint="choose another name, so that recipes need not say which of them they mean",
+                )
+
+
+def _files(package: str, module: str, name: str, kinds: Sequence[str]) -> dict[str, str]:
+    """The text of every file, by its path in the package's folder."""
+    camel = "".join(part.capitalize() for part in name.split("_"))
+    common = {
+        "package": package,
+        "module": module,
+        "name": name,
+        "description": f"Adds to kdcore: {', '.join(f'{kind} {name}' for kind in kinds)}.",
+        "components": "".join(f"- {kind} `{name}`: {KINDS[kind].what}\n" for kind in kinds),
+        "requirement": _requirement(),
+        "entry_points": "\n".join(
+            f'[project.entry-points."{_registry(kind).group}"]\n{name} = "{module}.{kind}:{camel}{kind.capitalize()}"\n'
+            for kind in kinds
+        ),
+        "usage": "\n".join(f"```yaml\n{Template(KINDS[kind].usage).substitute(name=name)}```\n" for kind in kinds),
+    }
+    files = {
+        "pyproject.toml": _fill("pyproject.toml", common),
+        "README.md": _fill("README.md", common),
+        f"{module}/__init__.py": f'"""{common["description"]}"""\n',
+        f"{module}/py.typed": "",
+    }
+    for kind in kinds:
+        own = common | {"cls": f"{camel}{kind.capitalize()}"}
+        files[f"{module}/{kind}.py"] = _fill(f"{kind}.py", own)
+        files[f"tests/test_{name}_{kind}.py"] = _fill(f"test_{kind}.py", own)
+    return files
+
+
+def _fill(file: str, values: dict[str, str]) -> str:
+    template = resources.files("kdcore.commands").joinpath("templates", f"{file}.txt").read_text(encoding="utf-8")
+    return Template(template).substitute(values)
+
+
+def _registry(kind: str) -> Registry:
+    return next(registry for registry in ALL.values() if registry.kind == kind)
+
+
+def _requirement() -> str:
+    """From this kdcore up to the next one that may change public names."""
+    version = Version(metadata.version("kdcore"))
+    upper = f"0.{version.minor + 1}" if version.major == 0 else str(version.major + 1)
+    return f"kdcore>={version.major}.{version.minor},<{upper}"

@@ -1,0 +1,155 @@
+"""Properties of corpus readers and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from kdcore.data.base import Corpus, Document
+from kdcore.registry import corpora, tasks
+from kdcore.signals import Batch
+from kdcore.tasks.base import Split, Task
+
+
+def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
+    """Hold a corpus reader to what every reader must do on the given files.
+
+    1. Its files exist, under names that say nothing of where they lie.
+    2. Its documents have a text, of characters that can be written as UTF-8 and without NULs, and ids of their own.
+    3. Reading again, with the same reader or a new one, gives the same documents in the same order.
+    4. What it reports is counted by kind, in words.
+
+    Args:
+        name: registered name, or class.
+        config: its keys in a recipe, without `name`; paths are absolute.
+
+    Raises:
+        AssertionError: says which of these does not hold, and how.
+    """
+    cls: type[Corpus] = corpora.get(name) if isinstance(name, str) else name
+
+    def new() -> Corpus:
+        return cls(cls.Config.model_validate(dict(config)))
+
+    corpus = new()
+    for own, path in corpus.files().items():
+        assert path.is_file(), f"`files` names {path}, which is no file"
+        assert str(path.parent) not in own, f"the name {own!r} of a file says where it lies, so that moving it counts"
+    documents = corpus.documents()
+    assert isinstance(documents, Iterator), "`documents` gives all documents at once; yield one after the other"
+    read = list(documents)
+    assert read, "there is no document in the given files"
+    seen: set[str] = set()
+    for document in read:
+        assert isinstance(document, Document), f"{document!r} is no kdcore.Document"
+        assert document.text.strip(), f"the document {document.id!r} is empty: leave it out and count it in `report`"
+        assert "\0" not in document.text, f"the document {document.id!r} has a NUL character in it"
+        try:
+            document.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise AssertionError(f"the document {document.id!r} cannot be written as UTF-8: {error.reason}") from error
+        assert document.id not in seen, f"two documents have the id {document.id!r}"
+        seen.add(document.id)
+    for what, again in (("again", corpus), ("with a new reader", new())):
+        assert list(again.documents()) == read, f"reading {what} gives other documents"
+    for words, count in corpus.report.items():
+        assert isinstance(words, str), f"`report` has the key {words!r}, which is no text"
+        assert count > 0, f"`report` counts {words!r} as {count}"
+
+
+def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path) -> None:
+    """Hold a task to what every task must do on the given data.
+
+    1. It has samples to train on, and a fingerprint that a new task over the same data has too.
+    2. A batch is consistent: lengths, mask and `token_index` tell the same tokens; what is to be predicted is among
+       them, one label each; columns have a row a sequence.
+    3. A batch depends on seed, samples and epochs alone: asked again, of a new task, or in another order, each sequence
+       is the same.
+    4. The tokenizer that it saves is loaded by `AutoTokenizer`.
+
+    Args:
+        name: registered name, or class.
+        config: its keys in a recipe, without `name`; paths are absolute.
+        cache: folder in which prepared data is kept.
+
+    Raises:
+        AssertionError: says which of these does not hold, and how.
+    """
+    cls: type[Task] = tasks.get(name) if isinstance(name, str) else name
+
+    def new() -> Task:
+        return cls(cls.Config.model_validate(dict(config)), 1, cache)
+
+    task, other = new(), new()
+    assert task.fingerprint == other.fingerprint, "two tasks over the same data have different fingerprints"
+    assert task.num_samples("train") > 0, "there are no samples to train on"
+    splits: tuple[Split, ...] = ("train", "held_out")
+    for split in splits:
+        samples = np.arange(min(task.num_samples(split), 8))
+        if not len(samples):
+            continue
+        epochs = samples % 3
+        batch = task.batch(split, samples, epochs)
+        _check_consistent(batch, len(samples))
+        rows = _rows(batch)
+        order = np.random.default_rng(0).permutation(len(samples))
+        for what, again, asked in (
+            ("asked again", task, np.arange(len(samples))),
+            ("of a new task", other, np.arange(len(samples))),
+            ("in another order", task, order),
+            ("without the sequences beside it", task, np.arange(1)),
+        ):
+            found = _rows(again.batch(split, samples[asked], epochs[asked]))
+            assert found == [rows[row] for row in asked], f"{what}, the same samples of `{split}` give other sequences"
+    _check_tokenizer(task)
+
+
+def _check_consistent(batch: Batch, size: int) -> None:
+    assert batch.num_sequences == size, f"asked for {size} samples, it gives {batch.num_sequences} sequences"
+    length = batch.input_ids.shape[1]
+    real = np.arange(length) < batch.lengths[:, None]
+    if batch.attention_mask is None:
+        assert real.all(), "`attention_mask` is None, but some of `lengths` are shorter than the batch"
+    else:
+        assert np.array_equal(batch.attention_mask.numpy(), real), (
+            "`attention_mask` and `lengths` tell different tokens"
+        )
+    index = batch.token_index.numpy()
+    assert np.array_equal(index, np.flatnonzero(real)), "`token_index` and `lengths` tell different tokens"
+    masked = batch.masked_index.numpy()
+    assert np.isin(masked, index).all(), "`masked_index` names padding"
+    assert len(np.unique(masked)) == len(masked), "`masked_index` names a position twice"
+    assert batch.masked_labels.shape == batch.masked_index.shape, "`masked_labels` has not one label a position"
+    for column, values in batch.columns.items():
+        assert len(values) == size, f"the column `{column}` has {len(values)} rows for {size} sequences"
+
+
+def _rows(batch: Batch) -> list[tuple[list[int], dict[int, int], dict[str, Any]]]:
+    """Each sequence by itself: its tokens, its labels by position, its columns."""
+    width = batch.input_ids.shape[1]
+    labels: list[dict[int, int]] = [{} for _ in range(batch.num_sequences)]
+    for flat, label in zip(batch.masked_index.tolist(), batch.masked_labels.tolist(), strict=True):
+        labels[flat // width][flat % width] = label
+    return [
+        (
+            batch.input_ids[row, : int(length)].tolist(),
+            labels[row],
+            {column: values[row].tolist() for column, values in batch.columns.items()},
+        )
+        for row, length in enumerate(batch.lengths)
+    ]
+
+
+def _check_tokenizer(task: Task) -> None:
+    from transformers import AutoTokenizer
+
+    with TemporaryDirectory() as folder:
+        task.save_tokenizer(Path(folder))
+        try:
+            AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise AssertionError(f"`AutoTokenizer` cannot load the tokenizer that it saves: {error}") from error

@@ -1,0 +1,196 @@
+"""The checks of models, corpora and tasks pass what is right and tell what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdcore import Batch, ComponentConfig, Corpus, Document, MaskedLM, PathString, SignalRequest, Signals
+from kdcore.models.transformers import TransformersModel
+from kdcore.testing import check_corpus, check_model, check_task
+
+STUDENT = {"config": {"num_hidden_layers": 2}, "initialize": {"from": "teacher"}}
+
+
+def test_the_built_in_ones_pass(teacher_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    check_model("transformers", teacher={"path": str(teacher_folder)}, student=STUDENT)
+    check_corpus("text", {"path": str(corpus_file)})
+    check_task("masked_lm", task_config(teacher_folder, corpus_file), cache=tmp_path)
+
+
+def task_config(teacher_folder: Path, corpus_file: Path) -> dict[str, Any]:
+    corpora = [{"name": "text", "path": str(corpus_file)}]
+    return {"data": {"tokenizer": str(teacher_folder), "corpora": corpora, "sequence_length": 48, "held_out": 0.1}}
+
+
+def broken_model(change: Any) -> type[TransformersModel]:
+    """The built-in model with encoders whose forward pass is changed."""
+
+    class Broken(TransformersModel):
+        def load_teacher(self, request: SignalRequest) -> Any:
+            return change(super().load_teacher(request))
+
+        def build_student(self, request: SignalRequest) -> Any:
+            return change(super().build_student(request))
+
+    return Broken
+
+
+def changed_forward(change: Any) -> Any:
+    def wrap(encoder: Any) -> Any:
+        original = encoder.forward
+
+        def forward(batch: Batch, request: SignalRequest) -> Signals:
+            return change(batch, request, original)
+
+        encoder.forward = forward
+        return encoder
+
+    return wrap
+
+
+def without_mask(batch: Batch, request: SignalRequest, original: Any) -> Any:
+    answers = original(replace(batch, attention_mask=None), request)
+    return Signals(batch, answers._hidden, {}, {})
+
+
+def with_noise(batch: Batch, request: SignalRequest, original: Any) -> Any:
+    answers = original(batch, request)
+    return Signals(batch, {key: one + 0.1 * torch.randn_like(one) for key, one in answers._hidden.items()}, {}, {})
+
+
+def detached(batch: Batch, request: SignalRequest, original: Any) -> Any:
+    answers = original(batch, request)
+    states = {key: one.detach().requires_grad_() for key, one in answers._hidden.items()}
+    return Signals(batch, states, {}, {})
+
+
+def half(encoder: Any) -> Any:
+    return encoder.to(torch.bfloat16)
+
+
+def forgetful_export(encoder: Any) -> Any:
+    original = encoder.export
+    encoder.export = lambda folder, weights: original(
+        folder, {name: one for name, one in weights.items() if "layer.1.output" not in name}
+    )
+    return encoder
+
+
+def stale_export(encoder: Any) -> Any:
+    original, own = encoder.export, {name: one.clone() for name, one in encoder.state_dict().items()}
+    encoder.export = lambda folder, weights: original(folder, own)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (changed_forward(without_mask), "padding changes|beside it change"),
+        (changed_forward(with_noise), "chance changes"),
+        (changed_forward(detached), "no gradient reaches the student's weights"),
+        (half, "is torch.bfloat16, not float32"),
+        (forgetful_export, "`AutoModel` misses"),
+        (stale_export, "other states than the weights it was given"),
+    ],
+)
+def test_a_model_is_told_what_it_does_wrong(teacher_folder: Path, change: Any, words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        check_model(broken_model(change), teacher={"path": str(teacher_folder)}, student=STUDENT)
+
+
+class Lines(Corpus):
+    """One document a line, as it should be; the others below are not."""
+
+    class Config(ComponentConfig):
+        path: PathString
+
+    def files(self) -> Mapping[str, Path]:
+        return {"lines": Path(self.config.path)}
+
+    def documents(self) -> Iterator[Document]:
+        for number, line in enumerate(Path(self.config.path).read_text(encoding="utf-8").splitlines()):
+            yield Document(str(number), line)
+
+
+class ByPath(Lines):
+    def files(self) -> Mapping[str, Path]:
+        return {str(path): path for path in super().files().values()}
+
+
+class AtOnce(Lines):
+    def documents(self) -> Any:
+        return list(super().documents())
+
+
+class WithEmpty(Lines):
+    def documents(self) -> Iterator[Document]:
+        yield from super().documents()
+        yield Document("empty", "  ")
+
+
+class OneId(Lines):
+    def documents(self) -> Iterator[Document]:
+        for document in super().documents():
+            yield Document("same", document.text)
+
+
+class Forgetful(Lines):
+    def documents(self) -> Iterator[Document]:
+        if not self.report:
+            yield from super().documents()
+        self.report["runs"] += 1
+
+
+@pytest.mark.parametrize(
+    ("reader", "words"),
+    [
+        (ByPath, "says where it lies"),
+        (AtOnce, "one after the other"),
+        (WithEmpty, "'empty' is empty"),
+        (OneId, "two documents have the id 'same'"),
+        (Forgetful, "reading again gives other documents"),
+    ],
+)
+def test_a_reader_is_told_what_it_does_wrong(corpus_file: Path, reader: type[Corpus], words: str) -> None:
+    check_corpus(Lines, {"path": str(corpus_file)})
+    with pytest.raises(AssertionError, match=words):
+        check_corpus(reader, {"path": str(corpus_file)})
+
+
+class ByChance(MaskedLM):
+    def batch(self, split: Any, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        return super().batch(split, samples, np.random.default_rng().integers(0, 1000, len(epochs)))
+
+
+class ByNeighbours(MaskedLM):
+    def batch(self, split: Any, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        return super().batch(split, samples, epochs + np.arange(len(epochs)))
+
+
+class PaddingScored(MaskedLM):
+    def batch(self, split: Any, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        batch = super().batch(split, samples, epochs)
+        everywhere = torch.arange(batch.input_ids.numel())
+        return replace(batch, masked_index=everywhere, masked_labels=batch.input_ids.reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (ByChance, "asked again, the same samples of `train` give other sequences"),
+        (ByNeighbours, "in another order, the same samples of `train` give other sequences"),
+        (PaddingScored, "`masked_index` names padding"),
+    ],
+)
+def test_a_task_is_told_what_it_does_wrong(
+    teacher_folder: Path, corpus_file: Path, tmp_path: Path, task: type[MaskedLM], words: str
+) -> None:
+    with pytest.raises(AssertionError, match=words):
+        check_task(task, task_config(teacher_folder, corpus_file), cache=tmp_path)
