@@ -27,9 +27,9 @@ class HiddenMSEConcat(Loss):
     """Mean squared error after one learned map over all paired blocks (How to Distill your BERT, "combine").
 
     Term `hidden_mse_concat`: `|W concat_l(h_s^l) - concat_l(h_t^l)|^2` over real tokens, counted in N times the width
-    of the teacher's concatenated states. With `project: teacher` it is `|concat_l(h_s^l) - W concat_l(h_t^l)|^2`, counted
-    in N times the width of the student's: as in the authors' code, where nothing keeps W and the student from shrinking
-    to 0 together.
+    of the teacher's concatenated states. With `project: teacher` it is `|concat_l(h_s^l) - W concat_l(h_t^l)|^2`,
+    counted in N times the width of the student's: as in the authors' code, where nothing keeps W and the student from
+    shrinking to 0 together.
     """
 
     class Config(LossConfig):

@@ -1,0 +1,99 @@
+"""Distillation of predictions over the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import kl_div
+
+from kdcore.errors import InputError
+from kdcore.layers import at_least_float32
+from kdcore.losses.base import Loss, LossConfig, require_teacher
+from kdcore.signals import Batch, ModelInfo, Positions, Requests, Signals
+
+_SLICE_ELEMENTS = 2**24
+"""How many logits are worked on at once: 64 MB in float32, where a whole batch can have gigabytes."""
+
+
+class SoftTargetsLoss(Loss):
+    """Kullback-Leibler divergence of predictions, softened by a temperature (Hinton et al. 2015).
+
+    Term `soft_targets`: sum over scored positions of `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, counted in scored
+    positions. The factor T^2 keeps the gradient's size when T changes.
+    """
+
+    class Config(LossConfig):
+        """Keys of a `soft_targets` entry."""
+
+        temperature: float = Field(1.0, gt=0, description="T; both sides' logits are divided by it.")
+        positions: Positions = Field("masked", description="Which predictions count: of masked or of all real tokens.")
+
+    config: Config
+
+    def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
+        super().__init__(config)
+        teacher = require_teacher(config, teacher)
+        if teacher.vocab_size != student.vocab_size:
+            raise InputError(
+                f"`{config.name}` compares predictions token by token, but the teacher's vocabulary has "
+                f"{teacher.vocab_size} tokens and the student's {student.vocab_size}",
+                hint="give the student the teacher's vocab_size, or use losses on hidden states or attention",
+            )
+
+    def requests(self) -> Requests:
+        """Predictions of both models at the scored positions."""
+        asked = Signals.predictions(self.config.positions)
+        return Requests(teacher=asked, student=asked)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Scored positions."""
+        return {"soft_targets": batch.num_masked if self.config.positions == "masked" else batch.num_tokens}
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Summed divergence."""
+        assert teacher is not None
+        positions = self.config.positions
+        value = _SlicedDivergence.apply(  # type: ignore[no-untyped-call]
+            student.logits(positions), teacher.logits(positions), self.config.temperature
+        )
+        return {"soft_targets": value}
+
+
+class _SlicedDivergence(torch.autograd.Function):
+    """`sum T^2 KL(softmax(z_t / T) || softmax(z_s / T))` over rows, a slice of rows at a time.
+
+    Logits are by far the largest tensors of a step. Autograd would keep several float32 copies of them; the gradient is
+    `T (softmax(z_s / T) - softmax(z_t / T))`, for which the logits themselves are enough.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(student, teacher)
+        ctx.temperature = temperature
+        total = torch.zeros((), dtype=torch.promote_types(student.dtype, torch.float32), device=student.device)
+        for rows in _row_slices(student):
+            own, theirs = (at_least_float32(side[rows]) / temperature for side in (student, teacher))
+            total = total + kl_div(own.log_softmax(-1), theirs.log_softmax(-1), reduction="sum", log_target=True)
+        return total * temperature**2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
+        student, teacher = ctx.saved_tensors
+        gradient = torch.empty_like(student)
+        for rows in _row_slices(student):
+            own, theirs = (at_least_float32(side[rows]) / ctx.temperature for side in (student, teacher))
+            gradient[rows] = (own.softmax(-1) - theirs.softmax(-1)) * (ctx.temperature * factor)
+        return gradient, None, None
+
+
+def _row_slices(logits: Tensor) -> Iterator[slice]:
+    rows, vocab_size = logits.shape
+    size = max(1, _SLICE_ELEMENTS // vocab_size)
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
