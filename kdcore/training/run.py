@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from kdcore.errors import EXIT_INTERRUPTED, MachineError
+from kdcore.models.base import Encoder
 from kdcore.recipe.loading import Recipe
 from kdcore.training import run_folder
 from kdcore.training.build import Plan, located, make_plan
@@ -16,7 +18,7 @@ from kdcore.training.distributed import Processes, number_of_processes, start_pr
 from kdcore.training.engine import Engine, check_optimizer, check_precision, deepspeed_config
 from kdcore.training.export import export_student
 from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
-from kdcore.training.monitor import Monitor, console
+from kdcore.training.monitor import Monitor, console, logger
 from kdcore.training.trainer import Trainer
 
 
@@ -66,13 +68,19 @@ def _train_recipe(recipe: Recipe) -> RunResult:
     if run_folder.exists(folder):
         run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
         checkpoint = latest_checkpoint(folder)
-    processes.barrier()  # everybody has looked for an earlier session before process 0 writes anything
+    export = folder / "exports" / "final"
+    if checkpoint is not None and export.is_dir() and progress_at(checkpoint, recipe.settings.training.budget).finished:
+        logger.info(f"run {folder} is finished, its student is in {export}; `run.id=NEW` starts another")
+        return RunResult(folder, export, {})
+    teacher, student = plan.load_teacher(), plan.build_student()
+    processes.barrier()  # everybody has looked for an earlier session, and can load, before process 0 writes anything
     if processes.is_main:
         run_folder.store(folder, recipe, plan.task.fingerprint)
     trackers = [entry.cls(entry.config, folder) for entry in plan.components.trackers] if processes.is_main else []
     monitor = Monitor(folder, trackers, is_main=processes.is_main)
     try:
-        return _train(plan, folder, checkpoint, monitor, processes)
+        monitor.say(f"run {folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
+        return _train(plan, teacher, student, folder, checkpoint, monitor, processes)
     except RuntimeError as error:
         if processes.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
             raise MachineError("another process of this run is gone; its own message says why") from error
@@ -81,21 +89,25 @@ def _train_recipe(recipe: Recipe) -> RunResult:
         monitor.close()
 
 
-def _train(plan: Plan, folder: Path, checkpoint: Path | None, monitor: Monitor, processes: Processes) -> RunResult:
+def _train(
+    plan: Plan,
+    encoder: Encoder | None,
+    student: Encoder,
+    folder: Path,
+    checkpoint: Path | None,
+    monitor: Monitor,
+    processes: Processes,
+) -> RunResult:
     settings = plan.recipe.settings
     export = folder / "exports" / "final"
-    if checkpoint is not None and export.is_dir() and progress_at(checkpoint, settings.training.budget).finished:
-        monitor.say(f"run {folder} is finished, its student is in {export}; `run.id=NEW` starts another")
-        return RunResult(folder, export, {})
-    monitor.say(f"run {folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
-    encoder = plan.load_teacher()
     teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
-    module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
+    module = DistillationModule(student, plan.losses).to(processes.device)
     reach = _reach(module, teacher, plan, monitor, processes)
     with located(plan.recipe, "training"):
         engine = Engine(module, reach, plan.optimizer, settings.training, processes)
     if encoder is not None:
         encoder.to(engine.dtype)
+    torch.manual_seed(settings.seed + processes.rank)  # each process draws a dropout of its own
     trainer = Trainer(settings, engine, teacher, plan.task, plan.scheduler, monitor, processes, folder)
     progress = trainer.train(checkpoint)
     if not progress.finished:
@@ -103,8 +115,9 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None, monitor: Monitor, 
         return RunResult(folder, None, trainer.last_validation)
     weights = engine.float32_student()
     if processes.is_main:
-        student = engine.module.student
-        export_student(export, student, weights, plan.task, plan.recipe, progress.step, trainer.last_validation)
+        export_student(
+            export, engine.module.student, weights, plan.task, plan.recipe, progress.step, trainer.last_validation
+        )
     processes.barrier()
     monitor.say(f"step {progress.step}: finished, student in {export}")
     return RunResult(folder, export, trainer.last_validation)

@@ -260,7 +260,8 @@ def test_teacher_and_student_run_only_the_blocks_that_a_loss_reads(
 
         def counted(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             side = "teacher" if not torch.is_grad_enabled() else "student"
-            calls[f"{side} {cls.__name__}"] = calls.get(f"{side} {cls.__name__}", 0) + 1
+            if args[0].device.type != "meta":  # a student's sizes are tried without memory and without computing
+                calls[f"{side} {cls.__name__}"] = calls.get(f"{side} {cls.__name__}", 0) + 1
             return forward(self, *args, **kwargs)
 
         monkeypatch.setattr(cls, "forward", counted)
