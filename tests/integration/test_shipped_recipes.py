@@ -1,0 +1,119 @@
+"""Every recipe that kdcore ships is accepted and trains, on small random models of the depth that it is written for."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import kdcore
+from kdcore.recipe.paths import shipped_recipes
+
+FOLDER = shipped_recipes()
+RECIPES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml") if path.parent.name != "base")
+METHODS = {
+    "hidden_mse",
+    "hidden_cls",
+    "hidden_mse_combine",
+    "att_kl",
+    "att_mse",
+    "att_val_og",
+    "minilm_v2",
+    "pear_col",
+    "att_mse_hidden_mse",
+    "att_kl_hidden_mse",
+    "att_val_two_stage",
+}
+NARROW = "student.config={hidden_size: 24, intermediate_size: 48}"
+SMALLER = {
+    "minilm/6x384.yaml": [NARROW],
+    "minilm_v2/6x384.yaml": [NARROW, "losses.minilm_v2.relation_heads=6"],
+    "tinybert/general-4x312.yaml": [NARROW],
+}
+
+
+@pytest.fixture(scope="module")
+def deep_teacher(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A random BERT of 12 blocks and 12 heads, 48 wide, with its masked-LM head."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=96,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("deep-teacher")
+    BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def overrides(
+    deep_teacher: Path, corpus_file: Path, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """What makes a recipe small: models, data, budget and batch; the rest stays as it is shipped."""
+    monkeypatch.setenv("KDCORE_CACHE", str(cache_folder))
+    monkeypatch.chdir(tmp_path)
+    corpora = f"[{{name: text, path: {corpus_file}}}]"
+    data = f"{{tokenizer: {deep_teacher}, sequence_length: 48, held_out: 0.1, corpora: {corpora}}}"
+    return [
+        f"teacher.path={deep_teacher}",
+        f"task.data={data}",
+        "training={budget: {steps: 4}, batch_size: 8, micro_batch_size: 4, precision: fp32}",
+        "logging.every=1",
+        "tracking=[jsonl]",
+    ]
+
+
+def test_there_is_one_for_every_method_of_the_source() -> None:
+    assert {path.stem for path in (FOLDER / "how-to-distill-your-bert").glob("*.yaml")} == METHODS
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "quickstart.yaml"])
+def test_a_recipe_says_what_it_is_and_asks_for_nothing_but_data(recipe: str, deep_teacher: Path) -> None:
+    text = (FOLDER / recipe).read_text(encoding="utf-8")
+    assert text.startswith("# "), "it says at its top what it is, and from where"
+    assert len(text.splitlines()) < 30, "a recipe is short: what it shares stands in a base"
+    with pytest.raises(kdcore.RecipeError) as caught:
+        kdcore.load_recipe(f"kdcore:{recipe}", [f"teacher.path={deep_teacher}"]).components()
+    assert [problem.key for problem in caught.value.problems] == ["task.data"]
+    assert "Add `data:` under `task:`" in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_accepted_and_trains(recipe: str, overrides: list[str], tmp_path: Path) -> None:
+    path = f"kdcore:{recipe}"
+    overrides = [*overrides, *SMALLER.get(recipe, [])]
+    labels = list(kdcore.load_recipe(path, overrides).components().losses)
+    result = kdcore.train(path, overrides)
+    assert result.exit_code == 0
+    assert result.folder.is_relative_to(tmp_path)
+    lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if "train/loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    values = {name: value for row in rows for name, value in row.items() if name.split("/")[0] == "train"}
+    for label in labels:
+        own = [value for name, value in values.items() if name.split("/")[1] == label]
+        assert own, f"`{label}` was never computed"
+        assert all(math.isfinite(value) and value > 0 for value in own), own
+    assert len({row["train/loss"] for row in rows}) == 4, "the student does not move"
+    assert result.export is not None
+
+
+def test_the_second_stage_of_two_starts_where_the_first_one_ends(overrides: list[str]) -> None:
+    """Named after the source's fault 9: its two-stage schedule never runs."""
+    result = kdcore.train("kdcore:how-to-distill-your-bert/att_val_two_stage.yaml", [*overrides, "run.id=stages"])
+    lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if "train/loss" in row]
+    first, second = {"train/masked_lm"}, {"train/attention_kl", "train/value_relation_kl"}
+    assert [row.keys() & (first | second) for row in rows] == [first, first, second, second]
