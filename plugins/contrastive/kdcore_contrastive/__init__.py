@@ -1,0 +1,1 @@
+"""The objective `contrastive` for kdcore."""

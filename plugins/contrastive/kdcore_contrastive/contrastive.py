@@ -1,0 +1,134 @@
+"""Contrastive representation distillation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize, softplus
+
+from kdcore import (
+    Batch,
+    InputError,
+    Loss,
+    LossConfig,
+    ModelInfo,
+    Requests,
+    Signals,
+    at_least_float32,
+    require_teacher,
+)
+from kdcore_contrastive.memory import Memory
+
+_DEFAULT_NEGATIVES = 1024
+
+
+class Contrastive(Loss):
+    """Contrastive representation distillation, CRD (Tian, Krishnan, Isola, ICLR 2020).
+
+    Both sides are embedded, `f = W h / |W h|` of the last block's first token. With `p(x) = exp(x / tau) / Z` and
+    `D(x) = p(x) / (p(x) + K / n)`, a sample's loss towards the teacher is
+    `-(log D(f_s f_t) + sum_k log(1 - D(f_s m_k)))` over K negatives m_k, the teacher's embeddings of other samples in a
+    memory of all n; likewise towards the student with both sides exchanged.
+
+    Term `contrastive`: sum over sequences of the mean of both, counted in B. Z of each direction is n times the mean
+    of `exp(x / tau)` over the first training batch, and stays.
+    """
+
+    class Config(LossConfig):
+        """Keys of a `contrastive` entry."""
+
+        samples: int = Field(ge=2, description="n, the number of training samples; each has a place in the memory.")
+        negatives: int | None = Field(
+            None,
+            ge=1,
+            description=f"K, how many other samples each is held against; default {_DEFAULT_NEGATIVES}, or all others "
+            "if they are fewer.",
+        )
+        other_classes: bool = Field(
+            False, description="Take negatives from other classes only; needs data with the column `labels`."
+        )
+        embedding_size: int = Field(128, ge=1, description="Width of the embeddings.")
+        temperature: float = Field(0.07, gt=0, description="tau; similarities are divided by it.")
+        momentum: float = Field(0.5, ge=0, lt=1, description="How much of its old value a row of the memory keeps.")
+
+        @model_validator(mode="after")
+        def _fewer_than_samples(self) -> Contrastive.Config:
+            if self.negatives is not None and self.negatives >= self.samples:
+                raise ValueError(f"`negatives` must be below `samples`, {self.samples}")
+            return self
+
+    config: Config
+
+    couples_batch = True
+    zero_when_equal = False
+
+    def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
+        super().__init__(config)
+        teacher = require_teacher(config, teacher)
+        self.blocks = student.num_layers - 1, teacher.num_layers - 1
+        self.negatives = config.negatives or min(_DEFAULT_NEGATIVES, config.samples - 1)
+        self.embed_student = nn.Linear(student.hidden_size, config.embedding_size, bias=False)
+        self.embed_teacher = nn.Linear(teacher.hidden_size, config.embedding_size, bias=False)
+        self.memory = Memory(config.samples, config.embedding_size, config.momentum)
+
+    def requests(self) -> Requests:
+        """Hidden states after the last blocks, who the samples are, and their classes where wanted."""
+        own, theirs = self.blocks
+        columns = {"sample_ids", "labels"} if self.config.other_classes else {"sample_ids"}
+        return Requests(teacher=Signals.hidden([theirs]), student=Signals.hidden([own]), columns=frozenset(columns))
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """B, the sequences.
+
+        Raises:
+            InputError: a column is missing, or there are more samples than the memory has places.
+        """
+        ids = self._column(batch, "sample_ids")
+        if self.training and ids.device.type == "cpu" and (largest := int(ids.max())) >= self.config.samples:
+            raise InputError(
+                f"`{self.config.name}` remembers {self.config.samples} samples, but the data has sample {largest}",
+                key=f"losses.{self.config.label}.samples",
+                hint="set it to the number of training samples",
+            )
+        return {"contrastive": batch.num_sequences}
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Summed loss; in training the memory then takes in the samples of all processes."""
+        assert teacher is not None
+        ids = self._column(batch, "sample_ids")
+        labels = self._column(batch, "labels") if self.config.other_classes else None
+        if labels is not None and self.training:
+            self.memory.see_classes(ids, labels)
+        own = _embed(student.first(self.blocks[0]), self.embed_student)
+        theirs = _embed(teacher.first(self.blocks[1]), self.embed_teacher)
+        others = self.memory.draw(ids, labels, self.negatives)
+        own_memory, their_memory = self.memory.embeddings
+        positive = (own * theirs).sum(-1, keepdim=True)
+        towards = [
+            torch.cat([positive, (memory.to(anchor.dtype)[others] @ anchor[..., None]).squeeze(-1)], dim=-1)
+            for anchor, memory in ((own, their_memory), (theirs, own_memory))
+        ]
+        scores = torch.stack(towards) / self.config.temperature
+        # p / (p + K / n) is the logistic function of log p - log(K / n), and log p + log n = score - log(Z / n).
+        logits = scores - (self.memory.log_mean_of(scores) + math.log(self.negatives))[:, None, None]
+        value = (softplus(-logits[..., 0]).sum() + softplus(logits[..., 1:]).sum()) / 2
+        if self.training:
+            self.memory.write(ids, torch.stack([own, theirs]))
+        return {"contrastive": value}
+
+    def _column(self, batch: Batch, name: str) -> Tensor:
+        if name not in batch.columns:
+            raise InputError(
+                f"`{self.config.name}` needs the column `{name}`, which the data does not have",
+                key=f"losses.{self.config.label}",
+                hint="use a task that gives it" if name == "sample_ids" else "leave `other_classes` out",
+            )
+        return batch.columns[name]
+
+
+def _embed(states: Tensor, embed: nn.Linear) -> Tensor:
+    states = at_least_float32(states)
+    return normalize(linear(states, embed.weight.to(states.dtype)), dim=-1)

@@ -1,0 +1,1 @@
+"""The objective `attention_pearson` for kdcore."""

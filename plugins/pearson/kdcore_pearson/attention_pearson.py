@@ -1,0 +1,143 @@
+"""Correlation between attention probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kdcore import (
+    Batch,
+    InputError,
+    LayerPairs,
+    Loss,
+    LossConfig,
+    ModelInfo,
+    Requests,
+    Signals,
+    require_teacher,
+    resolve_block_pairs,
+)
+from kdcore_pearson.correlation import correlation_distance
+from kdcore_pearson.probabilities import BlockAttention
+
+_SLICE_ENTRIES = 2**22
+"""How many probabilities of one side are worked on at once, 16 MB in float32; a backward pass holds some twenty such
+arrays. All of 256 sequences, 12 heads and 128 tokens are 50 million."""
+
+_EVERYTHING = slice(None)
+
+
+class AttentionPearson(Loss):
+    """Pearson correlation between student and teacher attention probabilities (DIST, along every axis).
+
+    Probabilities p are (B, A, L, L), one for every sequence, head, query and key. Four terms, each the sum of `1 - r`
+    over the correlations r between p_s and p_t, counted in correlations; summed over pairs of blocks:
+
+    - `keys`: along keys, one for every sequence, head and query;
+    - `queries`: along queries, one for every sequence, head and key;
+    - `heads`: along heads, one for every sequence, query and key;
+    - `sequences`: along sequences, one for every head, query and key that two sequences of the micro-batch have.
+
+    Only entries between real tokens enter. Values without variance on both sides count as r = 1, on one side as r = 0.
+    """
+
+    class Config(LossConfig):
+        """Keys of an `attention_pearson` entry."""
+
+        layers: LayerPairs = Field("last", description="Which teacher block teaches which student block.")
+
+    config: Config
+
+    couples_batch = True
+
+    def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
+        super().__init__(config)
+        teacher = require_teacher(config, teacher)
+        if teacher.num_heads != student.num_heads:
+            raise InputError(
+                f"`{config.name}` compares head by head, but the teacher has {teacher.num_heads} heads in a block and "
+                f"the student {student.num_heads}",
+                hint="use the loss `minilm_v2`, which takes other head numbers (pip install kdcore-minilm), or give "
+                f"the student {teacher.num_heads} heads",
+            )
+        self.num_heads = student.num_heads
+        self.pairs = resolve_block_pairs(config.layers, teacher.num_layers, student.num_layers)
+
+    def requests(self) -> Requests:
+        """Query and key of the paired blocks."""
+        theirs, own = zip(*self.pairs, strict=True)
+        return Requests(
+            teacher=Signals.attention(("query", "key"), theirs), student=Signals.attention(("query", "key"), own)
+        )
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Correlations along each axis."""
+        rows = self.num_heads * int(batch.lengths.sum())
+        return {
+            "keys": rows,
+            "queries": rows,
+            "heads": int(np.square(batch.lengths).sum()),
+            "sequences": self.num_heads * _shared_length(batch) ** 2,
+        }
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Summed `1 - r`."""
+        assert teacher is not None
+        sums: dict[str, list[Tensor]] = {term: [] for term in ("keys", "queries", "heads", "sequences")}
+        for theirs, own in self.pairs:
+            sides = BlockAttention.of(student, own), BlockAttention.of(teacher, theirs)
+            size, heads, length, _ = sides[0].query.shape
+            for sequences in _slices(size, heads * length**2):
+                parts = _checkpointed(_within_sequences, *sides, sequences)
+                for term, part in zip(("keys", "queries", "heads"), parts, strict=True):
+                    sums[term].append(part)
+            shared = _shared_length(batch)
+            sums["sequences"].append(torch.zeros_like(sums["keys"][0]))
+            for some_heads in _slices(heads if shared else 0, size * shared * length):
+                for queries in _slices(shared, size * length * (some_heads.stop - some_heads.start)):
+                    sums["sequences"].append(_checkpointed(_across_sequences, *sides, some_heads, queries, shared))
+        return {term: torch.stack(parts).sum() for term, parts in sums.items()}
+
+
+def _within_sequences(own: BlockAttention, theirs: BlockAttention, sequences: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums along keys, queries and heads over some sequences."""
+    part = sequences, _EVERYTHING, _EVERYTHING
+    own_logs, their_logs = own.log_probabilities(*part), theirs.log_probabilities(*part)
+    real = own.real(sequences, _EVERYTHING)
+    along_keys, along_queries, along_heads = (
+        correlation_distance(own_logs, their_logs, real, dim) for dim in (3, 2, 1)
+    )
+    return along_keys, along_queries, along_heads
+
+
+def _across_sequences(
+    own: BlockAttention, theirs: BlockAttention, heads: slice, queries: slice, num_keys: int
+) -> Tensor:
+    """Sum along sequences over some heads and queries and the first keys."""
+    part = _EVERYTHING, heads, queries
+    own_logs, their_logs = (side.log_probabilities(*part)[..., :num_keys] for side in (own, theirs))
+    real = own.real(_EVERYTHING, queries)[..., :num_keys]
+    return correlation_distance(own_logs, their_logs, real, 0)
+
+
+def _checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's value; the backward pass calls it again, so that no intermediate values are kept."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _shared_length(batch: Batch) -> int:
+    """How many tokens at least two sequences have; 0 if there is only one sequence."""
+    return int(np.sort(batch.lengths)[-2]) if batch.num_sequences > 1 else 0
+
+
+def _slices(total: int, entries_each: int) -> Iterator[slice]:
+    """Slices of `total` items with that many entries each, as large as may be worked on at once."""
+    step = max(1, _SLICE_ENTRIES // max(1, entries_each))
+    for start in range(0, total, step):
+        yield slice(start, min(start + step, total))

@@ -1,0 +1,93 @@
+"""Attention probabilities out of the query and key of one block, a slice at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from kdcore import Signals, at_least_float32
+
+
+@dataclass(frozen=True)
+class BlockAttention:
+    """What one block's probabilities are computed from, for all sequences of a micro-batch.
+
+    Attributes:
+        query: (B, A, L, d_k).
+        key: likewise.
+        mask: the block's own, of four axes, broadcastable to (B, A, L, L): bool or additive; None without one.
+        rows: (B, L) bool, true on real tokens; None if all are.
+        scale: factor on the products.
+    """
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    rows: Tensor | None
+    scale: float
+
+    @classmethod
+    def of(cls, signals: Signals, block: int) -> BlockAttention:
+        """The attention of `block`; chunks of sequences are put together, for correlations run across them too."""
+        chunks = [
+            cls(query.states, key.states, _four_axes(query.mask), query.rows, query.scale)
+            for query, key in zip(signals.heads("query", block), signals.heads("key", block), strict=True)
+        ]
+        return chunks[0] if len(chunks) == 1 else _join(chunks)
+
+    def log_probabilities(self, sequences: slice, heads: slice, queries: slice) -> Tensor:
+        """Log probabilities (b, a, q, L), float32 or better; minus infinity where nothing is seen and at padding."""
+        scores = at_least_float32(self.query[sequences, heads, queries]) * self.scale
+        scores = scores @ at_least_float32(self.key[sequences, heads]).transpose(-1, -2)
+        if self.mask is not None:
+            mask = self.mask if self.mask.shape[0] == 1 else self.mask[sequences]
+            mask = mask if mask.shape[1] == 1 else mask[:, heads]
+            mask = mask if mask.shape[2] == 1 else mask[:, :, queries]
+            if mask.is_floating_point():
+                scores = scores + mask
+                # As much as hides a key in the mask's precision, be it the lowest number or minus infinity.
+                mask = mask > torch.finfo(mask.dtype).min / 2
+            scores = scores.masked_fill(~mask, -torch.inf)
+        if self.rows is None:
+            return scores.log_softmax(-1)
+        rows = self.rows[sequences]
+        padding = ~rows[:, None, queries, None]
+        scores = scores.masked_fill(~rows[:, None, None, :], -torch.inf)
+        # A query in the padding may see nothing, whose softmax is no number: it is made one, then taken out.
+        return scores.masked_fill(padding, 0).log_softmax(-1).masked_fill(padding, -torch.inf)
+
+    def real(self, sequences: slice, queries: slice) -> Tensor:
+        """Which entries are between real tokens: bool, (b, 1, q, L)."""
+        size, _, length, _ = self.query.shape
+        rows = self.rows
+        if rows is None:
+            rows = torch.ones((size, length), dtype=torch.bool, device=self.query.device)
+        rows = rows[sequences]
+        return rows[:, None, queries, None] & rows[:, None, None, :]
+
+
+def _four_axes(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask[(None,) * (4 - mask.ndim)]
+
+
+def _join(chunks: list[BlockAttention]) -> BlockAttention:
+    """All sequences in one, padded to the longest."""
+    longest = max(chunk.query.shape[2] for chunk in chunks)
+    masked = any(chunk.mask is not None for chunk in chunks)
+    heads = max((chunk.mask.shape[1] for chunk in chunks if chunk.mask is not None), default=1)
+    queries, keys, rows, masks = [], [], [], []
+    for chunk in chunks:
+        size, _, length, _ = chunk.query.shape
+        extra = longest - length
+        everything = torch.ones((size, length), dtype=torch.bool, device=chunk.query.device)
+        queries.append(pad(chunk.query, (0, 0, 0, extra)))
+        keys.append(pad(chunk.key, (0, 0, 0, extra)))
+        rows.append(pad(everything if chunk.rows is None else chunk.rows, (0, extra)))
+        if masked:
+            mask = everything[:, None, None, :] if chunk.mask is None else chunk.mask
+            masks.append(pad(mask.expand(size, heads, length, length), (0, extra, 0, extra)))
+    mask = torch.cat(masks) if masked else None
+    return BlockAttention(torch.cat(queries), torch.cat(keys), mask, torch.cat(rows), chunks[0].scale)
