@@ -47,7 +47,7 @@ class Memory(nn.Module):
         rows, and Z above all, would lose digits each time, and a resumed run would not go on as the stopped one.
         """
         precise = dict(self.named_buffers())
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in precise.items():
             setattr(self, name, buffer.to(getattr(self, name).device))
         return self

@@ -89,5 +89,5 @@ def _join(chunks: list[BlockAttention]) -> BlockAttention:
         if masked:
             mask = everything[:, None, None, :] if chunk.mask is None else chunk.mask
             masks.append(pad(mask.expand(size, heads, length, length), (0, extra, 0, extra)))
-    mask = torch.cat(masks) if masked else None
-    return BlockAttention(torch.cat(queries), torch.cat(keys), mask, torch.cat(rows), chunks[0].scale)
+    whole = torch.cat(masks) if masked else None
+    return BlockAttention(torch.cat(queries), torch.cat(keys), whole, torch.cat(rows), chunks[0].scale)
