@@ -75,9 +75,20 @@ def number_of_processes() -> int:
 
 def start_processes() -> Processes:
     """Join the other processes as the environment says (torchrun's variables), or be the only one."""
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(free_port())
+    if "RANK" in os.environ:
+        return _join()
+    # A process that this one starts later must not take these for its own. LOCAL_RANK stays: each engine asks for it.
+    os.environ["LOCAL_RANK"] = "0"
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    os.environ.update(alone)
+    try:
+        return _join()
+    finally:
+        for name in alone:
+            del os.environ[name]
+
+
+def _join() -> Processes:
     accelerator = find_accelerator()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_cpu = accelerator.device_name() == "cpu"
