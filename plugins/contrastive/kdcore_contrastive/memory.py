@@ -49,7 +49,8 @@ class Memory(nn.Module):
         precise = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in precise.items():
-            setattr(self, name, buffer.to(getattr(self, name).device))
+            if (moved := getattr(self, name)).dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
         return self
 
     def draw(self, ids: Tensor, labels: Tensor | None, count: int) -> Tensor:
