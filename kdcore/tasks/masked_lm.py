@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 from kdcore.data.prepare import DataRecipe, PreparationProgress, find_or_prepare
 from kdcore.data.shards import PreparedData, Sequences
 from kdcore.data.tokenizers import load_tokenizer
-from kdcore.errors import DataError
+from kdcore.errors import DataError, InputError
 from kdcore.models.base import Model
 from kdcore.recipe.loading import load_config
 from kdcore.recipe.schema import ComponentConfig, PathString
@@ -57,7 +58,10 @@ class MaskedLM(Task):
 
     def __init__(self, config: Config, seed: int, cache: Path) -> None:
         super().__init__(config, seed, cache)
-        self.data = open_data(config.data, cache)
+        try:
+            self.data = open_data(config.data, cache)
+        except InputError as error:
+            raise type(error)(replace(problem, key=_place(problem.key)) for problem in error.problems) from error
         self._splits: dict[Split, Sequences] = {
             "train": self.data.split("train"),
             "held_out": self.data.split("held_out"),
@@ -163,6 +167,11 @@ class MaskedLM(Task):
         corrupted = np.where(predicted & (replace < masking.mask), self.data.mask_id, tokens)
         is_random = predicted & (replace >= masking.mask) & (replace < masking.mask + masking.random)
         return np.where(is_random, random_ids, corrupted), predicted
+
+
+def _place(key: str | None) -> str:
+    """Where in a recipe a problem with its data stands."""
+    return "task.data" if key is None else key if key.startswith("task.") else f"task.data.{key}"
 
 
 def open_data(data: str | DataRecipe, cache: Path) -> PreparedData:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ninja
 import torch
 import torch.distributed as dist
 
@@ -98,6 +99,8 @@ def _join() -> Processes:
         backend = "gloo" if on_cpu else accelerator.communication_backend_name()
         if on_cpu and not _is_compiled():
             logger.info("DeepSpeed's first start here compiles an operator, which takes about half a minute")
+        # A build by another ninja than the last one compiles everything again, and there need be none on the PATH.
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
         with quiet():
             import deepspeed
 

@@ -89,6 +89,11 @@ class FrozenTeacher:
         if encoder is not None:
             encoder.eval().requires_grad_(False)
 
+    def to(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on."""
+        if self._encoder is not None:
+            self._encoder.to(dtype)
+
     @torch.no_grad()
     def __call__(self, batch: Batch, request: SignalRequest) -> Signals | None:
         """The teacher's answers for a micro-batch; None, without running it, if nothing is asked."""

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from kdcore.errors import EXIT_INTERRUPTED, MachineError
-from kdcore.models.base import Encoder
 from kdcore.recipe.loading import Recipe
 from kdcore.training import run_folder
 from kdcore.training.build import Plan, located, make_plan
@@ -72,7 +71,11 @@ def _train_recipe(recipe: Recipe) -> RunResult:
     if checkpoint is not None and export.is_dir() and progress_at(checkpoint, recipe.settings.training.budget).finished:
         logger.info(f"run {folder} is finished, its student is in {export}; `run.id=NEW` starts another")
         return RunResult(folder, export, {})
-    teacher, student = plan.load_teacher(), plan.build_student()
+    encoder = plan.load_teacher()
+    teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
+    module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
+    with located(recipe, "losses"):
+        reach = _reach(module, teacher, plan, processes)
     processes.barrier()  # everybody has looked for an earlier session, and can load, before process 0 writes anything
     if processes.is_main:
         run_folder.store(folder, recipe, plan.task.fingerprint)
@@ -80,7 +83,7 @@ def _train_recipe(recipe: Recipe) -> RunResult:
     monitor = Monitor(folder, trackers, is_main=processes.is_main)
     try:
         monitor.say(f"run {folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
-        return _train(plan, teacher, student, folder, checkpoint, monitor, processes)
+        return _train(plan, teacher, module, reach, folder, checkpoint, monitor, processes)
     except RuntimeError as error:
         if processes.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
             raise MachineError("another process of this run is gone; its own message says why") from error
@@ -91,8 +94,9 @@ def _train_recipe(recipe: Recipe) -> RunResult:
 
 def _train(
     plan: Plan,
-    encoder: Encoder | None,
-    student: Encoder,
+    teacher: FrozenTeacher,
+    module: DistillationModule,
+    reach: dict[str, frozenset[str]],
     folder: Path,
     checkpoint: Path | None,
     monitor: Monitor,
@@ -100,13 +104,10 @@ def _train(
 ) -> RunResult:
     settings = plan.recipe.settings
     export = folder / "exports" / "final"
-    teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
-    module = DistillationModule(student, plan.losses).to(processes.device)
-    reach = _reach(module, teacher, plan, monitor, processes)
+    _tell_reach(module, reach, plan, monitor)
     with located(plan.recipe, "training"):
         engine = Engine(module, reach, plan.optimizer, settings.training, processes)
-    if encoder is not None:
-        encoder.to(engine.dtype)
+    teacher.to(engine.dtype)
     torch.manual_seed(settings.seed + processes.rank)  # each process draws a dropout of its own
     trainer = Trainer(settings, engine, teacher, plan.task, plan.scheduler, monitor, processes, folder)
     progress = trainer.train(checkpoint)
@@ -124,12 +125,16 @@ def _train(
 
 
 def _reach(
-    module: DistillationModule, teacher: FrozenTeacher, plan: Plan, monitor: Monitor, processes: Processes
+    module: DistillationModule, teacher: FrozenTeacher, plan: Plan, processes: Processes
 ) -> dict[str, frozenset[str]]:
-    """Which losses move which parameters; tells once about parts of the student that nothing reaches."""
+    """Which losses move which parameters, tried on two samples."""
     samples = np.arange(min(2, plan.task.num_samples("train")), dtype=np.int64)
     batch = plan.task.batch("train", samples, np.zeros_like(samples)).to(processes.device)
-    reach = find_reach(module, batch, teacher)
+    return find_reach(module, batch, teacher)
+
+
+def _tell_reach(module: DistillationModule, reach: dict[str, frozenset[str]], plan: Plan, monitor: Monitor) -> None:
+    """Tell once about parts of the student that no loss reaches."""
     total = sum(parameter.numel() for parameter in module.student.parameters())
     trained = sum(p.numel() for name, p in module.student.named_parameters() if reach[f"student.{name}"])
     depth, layers = plan.requests.student.depth(plan.student.info.num_layers), plan.student.info.num_layers
@@ -138,4 +143,3 @@ def _reach(
         monitor.say(
             f"no loss reads the student beyond block {depth - 1}: blocks {depth} to {layers - 1} stay as they are"
         )
-    return reach

@@ -217,7 +217,7 @@ MODEL_ROWS = [
     ),
     Row(
         "no even spread",
-        ["recipe.yaml:", "student", "4 blocks are a multiple of the student's 3", "for example ["],
+        ["recipe.yaml:", "student.initialize.blocks", "4 blocks are a multiple of the student's 3", "for example ["],
         replace=("num_hidden_layers: 2", "num_hidden_layers: 3"),
     ),
     # the teacher and the student

@@ -307,14 +307,16 @@ def test_a_projection_is_trained_and_left_out_of_the_export(train: Callable[...,
         assert not [name for name in file.keys() if "project" in name or "loss" in name]  # noqa: SIM118
 
 
-def test_a_finished_run_says_so_and_is_left_alone(train: Callable[..., RunResult]) -> None:
+def test_a_finished_run_says_so_and_is_left_alone(
+    train: Callable[..., RunResult], capsys: pytest.CaptureFixture[str]
+) -> None:
     first = train()
     before = (first.folder / "metrics.jsonl").read_text(encoding="utf-8")
     again = train()
     assert again.exit_code == 0
     assert again.export == first.export
     assert (first.folder / "metrics.jsonl").read_text(encoding="utf-8") == before
-    assert "is finished" in (first.folder / "train.log").read_text(encoding="utf-8")
+    assert "is finished" in capsys.readouterr().err
 
 
 def test_a_longer_budget_continues_a_finished_run(train: Callable[..., RunResult]) -> None:
