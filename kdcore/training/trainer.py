@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,7 @@ class Trainer:
             self.monitor.say("the data holds out nothing: no validation")
         if self.step == 0:
             self._validate(self._progress(0.0))
-        with Interruption() as interruption:
+        with Interruption() as interruption, closing(self.batches):
             while True:
                 micro_batches = self.batches.step(self.step)
                 counts, stop, seconds = self._agree(micro_batches, interruption.requested)
@@ -109,7 +110,6 @@ class Trainer:
         # Of the same step, a newer checkpoint knows the time at which the budget was used up.
         if self.step and (self.saved_step != self.step or self.settings.training.budget.hours is not None):
             self._save(progress)
-        self.batches.close()
         return progress
 
     def _train_step(self, micro_batches: list[Batch], counts: Mapping[Term, float], progress: Progress) -> None:
