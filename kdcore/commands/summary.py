@@ -48,13 +48,14 @@ def summarise(run: Path) -> str:
     if plan.teacher is None or plan.teacher.source is None or not isinstance(plan.task, MaskedLM):
         raise InputError("the table needs a teacher and the task `masked_lm`", where=str(run))
     held_out = plan.task.data.split("held_out")
+    if len(held_out) < 2:
+        raise InputError("the table needs held-out text", where=str(run), hint="task.data.held_out: 0.1")
     rows, lengths = held_out.rows(np.arange(min(len(held_out), _MOST_SEQUENCES)))
     teacher, student = _load(plan.teacher.source), _load(str(export))
     agreement = compare(teacher, student, rows, lengths)
-    before, after = _held_out_losses(run)
     sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (teacher, student)]
     table = [
-        ("held-out loss", f"{before:.4f} before, {after:.4f} after: {before / after:.1f} times smaller"),
+        *_held_out_losses(run),
         ("blocks", f"teacher {teacher.config.num_hidden_layers}, student {student.config.num_hidden_layers}"),
         ("parameters", f"teacher {sizes[0]:,}, student {sizes[1]:,}: {sizes[1] / sizes[0]:.0%}"),
         ("inference speed", f"student {agreement.speedup:.2f} times the teacher's, on this machine"),
@@ -68,8 +69,12 @@ def summarise(run: Path) -> str:
         ),
         ("student", f"{export}  (AutoModel.from_pretrained loads it)"),
         ("curves", f"tensorboard --logdir {run / 'tensorboard'}  (pip install tensorboard)"),
-        ("try next", f"kdcore-train {run / 'recipe.yaml'} run.id=NEW losses.{next(iter(plan.losses))}.layers=uniform"),
     ]
+    for label, loss in plan.losses.items():
+        if getattr(loss.config, "layers", "uniform") != "uniform":
+            change = f"run.id=NEW losses.{label}.layers=uniform"
+            table.append(("try next", f"kdcore-train {run / 'recipe.yaml'} {change}"))
+            break
     width = max(len(name) for name, _ in table)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in table)
 
@@ -84,7 +89,19 @@ def _load(path: str) -> Any:
     return AutoModel.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def _held_out_losses(run: Path) -> tuple[float, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    losses = [row["held_out/loss"] for row in rows if "held_out/loss" in row]
-    return losses[0], losses[-1]
+def _held_out_losses(run: Path) -> list[tuple[str, str]]:
+    """A row for each loss with its first held-out value, before training or when it set in, and its last."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    values: dict[str, list[float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        for name, value in json.loads(line).items():
+            kind, _, label = name.partition("/")
+            if kind == "held_out" and label != "loss":
+                values.setdefault(label, []).append(value)
+    rows = []
+    for label, (first, *_, last) in ((label, found) for label, found in values.items() if len(found) > 1):
+        ratio = f": {first / last:.1f} times smaller" if 0 < last < first else ""
+        rows.append((f"held-out {label}", f"{first:.4f} before, {last:.4f} after{ratio}"))
+    return rows

@@ -124,16 +124,16 @@ def save_checkpoint(
         pointer_staging = pointer.with_suffix(".staging")
         pointer_staging.write_text(folder.name, encoding="utf-8")
         os.replace(pointer_staging, pointer)
-        for old in sorted(folder.parent.glob("step-*"))[:-keep]:
+        others = sorted(folder.parent.glob("step-*"), key=_step_of)
+        later = [path for path in others if _step_of(path) > state.step]  # of a past that this run did not continue
+        for old in later + [path for path in others if path not in later][:-keep]:
             shutil.rmtree(old)
     processes.barrier()
     return folder
 
 
-def load_checkpoint(
-    folder: Path, engine: Engine, processes: Processes, zero_stage: int
-) -> tuple[TrainingState, dict[str, Any]]:
-    """Restore engine and random states; give the loop's state and what this process alone remembered.
+def check_layout(folder: Path, processes: Processes, zero_stage: int) -> None:
+    """Refuse a checkpoint that these processes cannot load.
 
     Raises:
         InputError: it was written by another number of processes or at another ZeRO stage.
@@ -146,10 +146,19 @@ def load_checkpoint(
             where=str(folder),
             hint=f"start with {state.world_size} processes and `training.zero_stage={state.zero_stage}`",
         )
+
+
+def load_checkpoint(folder: Path, engine: Engine, processes: Processes) -> tuple[TrainingState, dict[str, Any]]:
+    """Restore engine and random states; give the loop's state and what this process alone remembered."""
+    state = read_state(folder)
     engine.load(folder)
     process_state = torch.load(folder / f"process-{processes.rank}.pt", weights_only=False)
     _restore_random_states(process_state["random"], processes.device)
     return state, process_state["own"]
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:

@@ -57,8 +57,11 @@ class Processes:
 
 def _is_compiled() -> bool:
     """Whether the operator that DeepSpeed needs on CPUs lies in the folder of torch's extensions."""
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
-    return any(Path(folder).rglob("deepspeed_shm_comm*.so"))
+    return any(_extensions_folder().rglob("deepspeed_shm_comm*.so"))
+
+
+def _extensions_folder() -> Path:
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
 
 
 def find_accelerator() -> Any:
@@ -99,6 +102,8 @@ def _join() -> Processes:
         backend = "gloo" if on_cpu else accelerator.communication_backend_name()
         if on_cpu and not _is_compiled():
             logger.info("DeepSpeed's first start here compiles an operator, which takes about half a minute")
+            for lock in _extensions_folder().rglob("deepspeed_shm_comm/lock"):
+                logger.warning(f"if it takes much longer: a start that was killed may have left {lock}; remove it")
         # A build by another ninja than the last one compiles everything again, and there need be none on the PATH.
         os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
         with quiet():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from kdcore.errors import InputError, RecipeError, TrainingError
@@ -27,6 +29,11 @@ _OWN_KEYS = {
     "optimizer",
     "scheduler",
 }
+_OWN_INNER_KEYS = (
+    ("zero_optimization", "stage", "training.zero_stage"),
+    ("fp16", "enabled", "training.precision"),
+    ("bf16", "enabled", "training.precision"),
+)
 # DeepSpeed ignores unknown keys at the top of its configuration, so a misspelt one must be found here.
 _PASSED_ON = {
     "activation_checkpointing",
@@ -69,9 +76,12 @@ def check_precision(settings: TrainingSettings) -> None:
         raise RecipeError(
             f"bf16 does not train on this device ({device})", key="training.precision", allowed=("fp16", "fp32")
         )
-    if settings.precision == "fp16" and zero_stage(settings) == 0:
-        # Measured with DeepSpeed 0.19.8: the loss is never scaled, yet gradients are divided by the scale.
-        raise RecipeError("fp16 does not train right at ZeRO stage 0", key="training.zero_stage", allowed=("1", "2"))
+    if settings.precision != "fp32" and zero_stage(settings) == 0:
+        # Measured with DeepSpeed 0.19.8: in fp16 the loss is never scaled, yet gradients are divided by the scale. In
+        # bf16 the float32 copy of the weights cannot be reached there, so that exports would be rounded.
+        raise RecipeError(
+            f"{settings.precision} does not train right at ZeRO stage 0", key="training.zero_stage", allowed=("1", "2")
+        )
 
 
 def check_optimizer(optimizer: type[Optimizer], name: str, settings: TrainingSettings) -> None:
@@ -85,7 +95,7 @@ def check_optimizer(optimizer: type[Optimizer], name: str, settings: TrainingSet
         raise RecipeError(
             f"the optimizer `{name}` needs whole tensors, ZeRO stage {stage} flattens and splits them",
             key="optimizer.name",
-            allowed=f"`{name}` with `training.zero_stage: 0` and fp32 or bf16, or an element-wise optimizer (adamw)",
+            allowed=f"`{name}` with `training.zero_stage: 0` and fp32, or an element-wise optimizer (adamw)",
         )
 
 
@@ -149,10 +159,15 @@ class Engine:
                 for (_, decays), parameters in groups.items()
             ]
         )
-        with quiet():
-            self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=client, config=config, dist_init_required=False
-            )
+        try:
+            with quiet():
+                self._engine, *_ = deepspeed.initialize(
+                    model=module, optimizer=client, config=config, dist_init_required=False
+                )
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise RecipeError(f"DeepSpeed refuses `{place}`: {first['msg']}", key="training.deepspeed") from error
 
     @property
     def module(self) -> DistillationModule:
@@ -187,6 +202,7 @@ class Engine:
         """
         for group, reach in zip(self._engine.optimizer.param_groups, self._group_reach, strict=True):
             group["lr"] = 0.0 if reach.isdisjoint(active) else lr
+        updates = self._engine.is_gradient_accumulation_boundary()
         try:
             self._engine.step()
         except Exception as error:
@@ -196,6 +212,23 @@ class Engine:
                     "lower optimizer.lr, raise scheduler.warmup or train in bf16"
                 ) from error
             raise
+        if updates:
+            self._forget(active)
+
+    def _forget(self, active: Collection[str]) -> None:
+        """Put the optimizer's state of groups that no active loss reaches back to zero.
+
+        They have just been given gradients of zero. Left alone, their step count would run on without them, and the
+        first real updates, no longer corrected for their bias, would be several times too long.
+        """
+        outer = self._engine.optimizer
+        base = getattr(outer, "optimizer", outer)
+        for group, reach in zip(base.param_groups, self._group_reach, strict=True):
+            if reach.isdisjoint(active):
+                for parameter in group["params"]:
+                    state = base.state[parameter]
+                    for name, value in state.items():
+                        state[name] = value.zero_() if isinstance(value, Tensor) else type(value)(0)
 
     def metrics(self) -> dict[str, float]:
         """Gradient norm, and loss scale and skipped steps in fp16; waits for the device."""
@@ -248,6 +281,11 @@ def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, A
                 key=f"training.deepspeed.{key}",
                 allowed=sorted(_PASSED_ON),
             )
+    for section, key, own_key in _OWN_INNER_KEYS:
+        if key in (settings.deepspeed.get(section) or {}):
+            raise RecipeError(
+                f"`{section}.{key}` is set by kdcore from `{own_key}`", key=f"training.deepspeed.{section}"
+            )
     micro, steps = accumulation(settings, world_size)
     own = {
         "train_batch_size": settings.batch_size,
@@ -285,7 +323,7 @@ def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
                 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
                 weights |= get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, UnpicklingError) as error:
         raise InputError(f"the checkpoint cannot be read: {error}", where=str(folder)) from error
     return {
         name.removeprefix(prefix): tensor.to(torch.float32)

@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from kdcore.errors import InputError
 from kdcore.models.base import Encoder
 from kdcore.recipe.loading import Recipe, load_recipe
+from kdcore.recipe.yaml import dump_yaml
 from kdcore.tasks.base import Task
 from kdcore.training.build import make_plan
 from kdcore.training.checkpoint import checkpoint_folder, latest_checkpoint, read_state
@@ -63,6 +65,7 @@ def export_run(run: Path, folder: Path, step: int | None) -> Path:
     Raises:
         InputError: there is no such run or checkpoint, or `folder` is not empty.
     """
+    folder = folder.absolute()
     if not (run / "recipe.yaml").is_file():
         raise InputError("no run was started in this folder", where=str(run), hint="give a folder runs/NAME/ID")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -106,10 +109,19 @@ def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[st
         f"| steps | {step:,} of {settings.training.batch_size} sequences |",
     ]
     lines += [f"| held-out {name} | {value:.5g} |" for name, value in held_out.items()]
-    lines += ["", "## Recipe", "", "```yaml", recipe.resolved_yaml().rstrip(), "```", ""]
+    lines += ["", "## Recipe", "", "```yaml", dump_yaml(_without_folders(recipe.data)).rstrip(), "```", ""]
     if getattr(student, "pooler", None) is not None:
         lines += ["The pooler was not trained: no loss reads it.", ""]
     return "\n".join(lines)
+
+
+def _without_folders(value: Any) -> Any:
+    """The same without what only means something on this machine: of absolute paths, the last two parts stay."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return _short(value) if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _short(path: str) -> str:

@@ -125,7 +125,9 @@ def find_reach(module: DistillationModule, batch: Batch, teacher: FrozenTeacher)
     with torch.random.fork_rng():
         for label, _ in module.labelled_losses():
             answers = teacher(batch, module.requests([label]).teacher)
-            torch.autograd.backward(list(module.sums(batch, answers, [label]).values()))
+            sums = [value for value in module.sums(batch, answers, [label]).values() if value.requires_grad]
+            if sums:
+                torch.autograd.backward(sums)
             for name, parameter in module.named_parameters():
                 if parameter.grad is not None:
                     reach[name].add(label)

@@ -12,10 +12,11 @@ from kdcore.errors import EXIT_INTERRUPTED, MachineError
 from kdcore.recipe.loading import Recipe
 from kdcore.training import run_folder
 from kdcore.training.build import Plan, located, make_plan
-from kdcore.training.checkpoint import latest_checkpoint, progress_at
+from kdcore.training.checkpoint import check_layout, latest_checkpoint, progress_at
 from kdcore.training.distributed import Processes, number_of_processes, start_processes
-from kdcore.training.engine import Engine, check_optimizer, check_precision, deepspeed_config
+from kdcore.training.engine import Engine, check_optimizer, check_precision, deepspeed_config, zero_stage
 from kdcore.training.export import export_student
+from kdcore.training.interruption import Interruption
 from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
 from kdcore.training.monitor import Monitor, console, logger
 from kdcore.training.trainer import Trainer
@@ -65,12 +66,15 @@ def _train_recipe(recipe: Recipe) -> RunResult:
     processes = start_processes()
     checkpoint = None
     if run_folder.exists(folder):
-        run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
         checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None:  # without one there is nothing that other settings could spoil
+        run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
     export = folder / "exports" / "final"
     if checkpoint is not None and export.is_dir() and progress_at(checkpoint, recipe.settings.training.budget).finished:
         logger.info(f"run {folder} is finished, its student is in {export}; `run.id=NEW` starts another")
         return RunResult(folder, export, {})
+    if checkpoint is not None:
+        check_layout(checkpoint, processes, zero_stage(recipe.settings.training))
     encoder = plan.load_teacher()
     teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
     module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
@@ -83,7 +87,8 @@ def _train_recipe(recipe: Recipe) -> RunResult:
     monitor = Monitor(folder, trackers, is_main=processes.is_main)
     try:
         monitor.say(f"run {folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
-        return _train(plan, teacher, module, reach, folder, checkpoint, monitor, processes)
+        with Interruption() as interruption:
+            return _train(plan, teacher, module, reach, folder, checkpoint, monitor, processes, interruption)
     except RuntimeError as error:
         if processes.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
             raise MachineError("another process of this run is gone; its own message says why") from error
@@ -101,6 +106,7 @@ def _train(
     checkpoint: Path | None,
     monitor: Monitor,
     processes: Processes,
+    interruption: Interruption,
 ) -> RunResult:
     settings = plan.recipe.settings
     export = folder / "exports" / "final"
@@ -109,7 +115,7 @@ def _train(
         engine = Engine(module, reach, plan.optimizer, settings.training, processes)
     teacher.to(engine.dtype)
     torch.manual_seed(settings.seed + processes.rank)  # each process draws a dropout of its own
-    trainer = Trainer(settings, engine, teacher, plan.task, plan.scheduler, monitor, processes, folder)
+    trainer = Trainer(settings, engine, teacher, plan.task, plan.scheduler, monitor, processes, folder, interruption)
     progress = trainer.train(checkpoint)
     if not progress.finished:
         monitor.say(f"step {progress.step}: stopped; start the same command again to continue")
@@ -130,6 +136,8 @@ def _reach(
     """Which losses move which parameters, tried on two samples."""
     samples = np.arange(min(2, plan.task.num_samples("train")), dtype=np.int64)
     batch = plan.task.batch("train", samples, np.zeros_like(samples)).to(processes.device)
+    last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
+    module.counts(plan.task.batch("train", last, np.zeros_like(last)))  # a loss may know fewer samples than there are
     return find_reach(module, batch, teacher)
 
 

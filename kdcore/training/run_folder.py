@@ -35,7 +35,10 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
     stored_path = folder / _RECIPE
     stored = load_recipe(stored_path)
     problems = []
+    settings = stored.settings.model_dump(), recipe.settings.model_dump()
     for key, (before, now) in sorted(_differences(stored.data, recipe.data).items()):
+        if key == "training.zero_stage" or _value(settings[0], key) == _value(settings[1], key) is not None:
+            continue  # what one of them says is what the other leaves to the default
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
             what = f"the run was started with {before!r}, the recipe now says {now!r}"
             problems.append(Problem(what, str(recipe.origin(key)), key))
@@ -98,6 +101,12 @@ def _write(path: Path, text: str) -> None:
     staging = path.with_name(f".staging-{path.name}")
     staging.write_text(text, encoding="utf-8")
     os.replace(staging, path)
+
+
+def _value(settings: Any, key: str) -> Any:
+    for part in key.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
 
 
 def _differences(before: Any, now: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

@@ -16,7 +16,8 @@ _STEPS = 2
 def smoke_test(path: str | Path, overrides: Sequence[str] = ()) -> RunResult:
     """Prepare data, train a few steps, validate, write a checkpoint, resume from it in a new engine, and export.
 
-    Everything is written below `.smoke` in the recipe's parent of runs and removed at the end.
+    Everything is written below `.smoke` in the recipe's parent of runs; it is removed when all went well, and by the
+    next smoke test.
 
     Args:
         path: the recipe's file.
@@ -37,10 +38,10 @@ def smoke_test(path: str | Path, overrides: Sequence[str] = ()) -> RunResult:
         f"validation.every={_STEPS}",
         f"checkpoints.every={_STEPS}",
     ]
-    try:
-        train_recipe(load_recipe(path, [*common, f"training.budget={{steps: {_STEPS}}}"]))
-        return train_recipe(load_recipe(path, [*common, f"training.budget={{steps: {2 * _STEPS}}}"]))
-    finally:
-        processes.barrier()
-        if processes.is_main:
-            shutil.rmtree(parent, ignore_errors=True)
+    result = train_recipe(load_recipe(path, [*common, f"training.budget={{steps: {_STEPS}}}"]))
+    if result.exit_code == 0:
+        result = train_recipe(load_recipe(path, [*common, f"training.budget={{steps: {2 * _STEPS}}}"]))
+    processes.barrier()
+    if processes.is_main:
+        shutil.rmtree(parent, ignore_errors=True)
+    return result

@@ -53,6 +53,7 @@ class Trainer:
         monitor: Monitor,
         processes: Processes,
         run_folder: Path,
+        interruption: Interruption,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -62,6 +63,7 @@ class Trainer:
         self.monitor = monitor
         self.processes = processes
         self.run_folder = run_folder
+        self.interruption = interruption
         training = settings.training
         self.micro_batch_size, _ = accumulation(training, processes.world_size)
         self.batches = TrainingBatches(task, settings.seed, training.batch_size, self.micro_batch_size, processes)
@@ -88,10 +90,10 @@ class Trainer:
             self.monitor.say("the data holds out nothing: no validation")
         if self.step == 0:
             self._validate(self._progress(0.0))
-        with Interruption() as interruption, closing(self.batches):
+        with closing(self.batches):
             while True:
                 micro_batches = self.batches.step(self.step)
-                counts, stop, seconds = self._agree(micro_batches, interruption.requested)
+                counts, stop, seconds = self._agree(micro_batches, self.interruption.requested)
                 progress = self._progress(seconds)
                 if stop or progress.finished:
                     break
@@ -157,12 +159,7 @@ class Trainer:
         if self.processes.is_main:
             self.monitor.log(progress, metrics)
         self.window = self._new_window()
-        if not math.isfinite(total):
-            names = ", ".join(str(term) for term, value in losses.items() if not math.isfinite(value))
-            raise TrainingError(
-                f"the training loss is not finite in the steps up to {progress.step}: {names or 'the sum'} is {total}; "
-                "lower optimizer.lr, raise scheduler.warmup, or look at the data"
-            )
+        self._check_finite(progress, {"loss": total, **{str(term): value for term, value in losses.items()}})
 
     def _validate(self, progress: Progress) -> None:
         self.validated_step = self.step
@@ -175,8 +172,19 @@ class Trainer:
         if self.processes.is_main:
             self.monitor.log(progress, {f"held_out/{name}": value for name, value in self.last_validation.items()})
         self.monitor.say(f"step {progress.step}: held-out loss {self.last_validation['loss']:.5g}")
+        self._check_finite(progress, {f"held-out {name}": value for name, value in self.last_validation.items()})
+
+    def _check_finite(self, progress: Progress, values: Mapping[str, float]) -> None:
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        if wrong:
+            raise TrainingError(
+                f"at step {progress.step} this is not finite: {', '.join(wrong)}; start another run (run.id=NEW) with "
+                "a lower optimizer.lr or a longer scheduler.warmup, or look at the data"
+            )
 
     def _save(self, progress: Progress) -> None:
+        # What has not been logged yet has not been looked at: a good checkpoint must not make room for a ruined one.
+        self._check_finite(progress, {"loss": self.processes.sum([self.window.objective.item()])[0]})
         state = TrainingState(
             step=progress.step,
             seconds=progress.seconds,
@@ -195,8 +203,7 @@ class Trainer:
         self.monitor.say(f"step {progress.step}: checkpoint {folder.name}")
 
     def _restore(self, checkpoint: Path) -> None:
-        stage = zero_stage(self.settings.training)
-        state, window = load_checkpoint(checkpoint, self.engine, self.processes, stage)
+        state, window = load_checkpoint(checkpoint, self.engine, self.processes)
         self.step, self.seconds_before = state.step, state.seconds
         device = self.processes.device
         self.window.steps, self.window.term_steps = window["steps"], window["term_steps"]

@@ -135,3 +135,19 @@ def test_a_loss_of_weight_zero_is_never_computed(
     monkeypatch.setattr(MaskedLMLoss, "forward", must_not_run)
     rows = rows_of(train("losses.masked_lm={weight: 0.0}").folder)
     assert "train/masked_lm" not in rows[0]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_late_losss_first_update_is_as_long_as_any_optimizers_first(
+    train: Callable[..., RunResult], stage: int
+) -> None:
+    """Adam's first update is lr * g / |g|. With a step count that ran on meanwhile it would be another length."""
+    from kdcore.training.checkpoint import checkpoint_folder
+    from kdcore.training.engine import float32_student_of
+
+    late = ["losses.masked_lm={active: [0.5, 1.0]}", "losses.hidden_mse.active=[0.0, 0.5]"]
+    common = ["checkpoints={every: 1, keep: 30}", "optimizer={weight_decay: 0.0, eps: 1e-12}", "scheduler.warmup=0.0"]
+    folder = train(*late, *common, f"training.zero_stage={stage}", "training.budget.steps=20").folder
+    before, after = (head_of(float32_student_of(checkpoint_folder(folder, step), stage)) for step in (10, 11))
+    (lr,) = [row["train/lr"] for row in rows_of(folder) if row["step"] == 11]
+    assert (after - before).abs().median().item() == pytest.approx(lr, rel=1e-2)

@@ -75,6 +75,11 @@ def overrides(
     ]
 
 
+def test_no_two_recipes_train_into_one_folder() -> None:
+    names = [kdcore.load_recipe(f"kdcore:{recipe}", ["task.data=x"]).settings.run.name for recipe in RECIPES]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_there_is_one_for_every_method_of_the_source() -> None:
     assert {path.stem for path in (FOLDER / "how-to-distill-your-bert").glob("*.yaml")} == METHODS
 

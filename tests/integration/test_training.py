@@ -364,3 +364,60 @@ def test_export_from_a_checkpoint_equals_the_final_export(train: Callable[..., R
         assert exported.keys() == final.keys()
         for name, tensor in final.items():
             assert torch.equal(exported[name], tensor), name
+
+
+def test_a_ruined_run_is_neither_checkpointed_nor_exported(train: Callable[..., RunResult], tmp_path: Path) -> None:
+    """The loss is looked at before each checkpoint, not only where a row of metrics is due."""
+    with pytest.raises(kdcore.TrainingError, match="not finite") as caught:
+        train("optimizer.lr=1e30", "logging.every=1000", "scheduler.warmup=0.0", "training.budget.steps=12")
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "runs" / "small" / "1" / "exports").exists()
+    assert not list((tmp_path / "runs" / "small" / "1").glob("checkpoints/step-*"))
+
+
+def test_a_resume_that_cannot_be_leaves_the_run_folder_as_it_was(
+    train: Callable[..., RunResult], train_in_processes: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    folder = train().folder
+    before = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    done = train_in_processes(2, ["training.budget.steps=9"])
+    assert done.returncode == 2, done.stderr
+    assert "written by 1 processes" in done.stderr
+    assert (folder / "recipe.yaml").read_text(encoding="utf-8") == before
+
+
+def test_a_default_that_is_said_is_no_difference_on_resume(train: Callable[..., RunResult]) -> None:
+    train()
+    assert train("training.precision=fp32", "training.zero_stage=0", "training.budget.steps=7").exit_code == 0
+
+
+def test_a_checkpoint_of_an_abandoned_past_does_not_crowd_out_the_new_one(train: Callable[..., RunResult]) -> None:
+    common = ["checkpoints={every: 2, keep: 1}", "training.budget.steps=4"]
+    checkpoints = train(*common).folder / "checkpoints"
+    (checkpoints / "step-0000004").rename(checkpoints / "step-0000009")
+    (checkpoints / "latest").write_text("step-0000009", encoding="utf-8")
+    state = checkpoints / "step-0000009" / "state.json"
+    state.write_text(state.read_text(encoding="utf-8").replace('"step": 4', '"step": 2'), encoding="utf-8")
+    assert train(*common).exit_code == 0
+    assert [path.name for path in checkpoints.glob("step-*")] == ["step-0000004"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("{zero_optimization: {stage: 2}}", "zero_optimization.stage"),
+        ("{fp16: {enabled: true}}", "training.precision"),
+        ("{zero_optimization: {allgather_bucket: 5}}", "allgather_bucket"),
+    ],
+)
+def test_deepspeed_keys_that_are_kdcores_or_unknown_are_refused(
+    train: Callable[..., RunResult], keys: str, words: str
+) -> None:
+    with pytest.raises(kdcore.RecipeError, match=words):
+        train(f"training.deepspeed={keys}", "training.zero_stage=1")
+
+
+def test_the_model_card_tells_no_folder_of_this_machine(train: Callable[..., RunResult], tmp_path: Path) -> None:
+    export = train().export
+    assert export is not None
+    assert str(tmp_path.parent) not in (export / "README.md").read_text(encoding="utf-8")

@@ -86,7 +86,11 @@ def held_out_of(run: Path) -> dict[str, list[float]]:
 
 
 def run(recipe: str, teacher: str, work: Path, name: str, steps: int, overrides: Sequence[str] = ()) -> Path:
-    budget = [f"training.budget={{steps: {steps}}}", f"validation.every={steps // 2}", f"checkpoints.every={steps}"]
+    budget = [
+        f"training.budget={{steps: {steps}}}",
+        f"validation.every={max(1, steps * 2 // 5)}",
+        f"checkpoints.every={steps}",
+    ]
     place = [f"run={{name: {recipe.replace('/', '-')}, id: {name}, folder: {work}}}"]
     sizes = [f"teacher.path={teacher}", "student.config.num_hidden_layers=3"]
     return kdcore.train(f"kdcore:{recipe}", [*COMMON, *sizes, *OWN.get(recipe, []), *budget, *place, *overrides]).folder
