@@ -66,9 +66,8 @@ def _train_recipe(recipe: Recipe) -> RunResult:
     processes = start_processes()
     checkpoint = None
     if run_folder.exists(folder):
-        checkpoint = latest_checkpoint(folder)
-    if checkpoint is not None:  # without one there is nothing that other settings could spoil
         run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
+        checkpoint = latest_checkpoint(folder)
     export = folder / "exports" / "final"
     if checkpoint is not None and export.is_dir() and progress_at(checkpoint, recipe.settings.training.budget).finished:
         logger.info(f"run {folder} is finished, its student is in {export}; `run.id=NEW` starts another")

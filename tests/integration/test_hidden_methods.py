@@ -127,8 +127,12 @@ def test_what_losses_learn_and_remember_is_not_exported(train: Callable[..., Run
         assert not [name for name in file.keys() if "loss" in name or "memory" in name or "embed_" in name]  # noqa: SIM118
 
 
-def test_a_memory_that_is_too_small_is_told_with_the_line(small_recipe: Path) -> None:
-    overrides = ["losses.contrastive={samples: 4}"]
+def test_a_memory_that_is_too_small_is_told_with_the_line(small_recipe: Path, tmp_path: Path) -> None:
+    text = small_recipe.read_text(encoding="utf-8")
+    text = text.replace("losses:\n", "losses:\n  contrastive: {samples: 4}\n")
+    small_recipe.write_text(text, encoding="utf-8")
+    line = text.splitlines().index("  contrastive: {samples: 4}") + 1
     with pytest.raises(kdcore.InputError, match="remembers 4 samples") as caught:
-        kdcore.train(small_recipe, overrides)
-    assert "losses.contrastive.samples" in str(caught.value)
+        kdcore.train(small_recipe)
+    assert f"small.yaml:{line}: losses.contrastive.samples" in str(caught.value)
+    assert not (tmp_path / "runs").exists()

@@ -80,7 +80,7 @@ def test_failed_training_is_told_once_and_ends_with_3(train):
     done = train(*EVENTS, event="nan")
     assert done.returncode == 3
     (error,) = errors(done)
-    assert "the training loss is not finite in the steps up to 1: eventful is nan" in error
+    assert "at step 1 this is not finite: loss, eventful" in error
 
 
 def test_a_killed_process_is_the_machines_failure_and_ends_with_1(train):
