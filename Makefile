@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make demo           distil a real teacher on real text, in minutes on two CPU cores"
 	@echo "make test           check style, types, layers and behaviour"
-	@echo "make test-recipes   train each shipped recipe for 200 steps on real text (a quarter of an hour)"
+	@echo "make test-recipes   train each shipped recipe for 200 steps on real text (half an hour)"
 	@echo "make setup          only set up .venv"
 	@echo "make clean          remove what make has set up here"
 

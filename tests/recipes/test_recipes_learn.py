@@ -35,7 +35,37 @@ COMMON = [
     "tracking=[jsonl]",
 ]
 
-THRESHOLDS: dict[str, dict[str, float]] = {}
+THRESHOLDS: dict[str, dict[str, float]] = {
+    "distilbert/6x768.yaml": {"soft_targets": 0.19, "masked_lm": 8, "hidden_cosine": 0.18},
+    "how-to-distill-your-bert/att_kl.yaml": {"attention_kl": 0.13},
+    "how-to-distill-your-bert/att_kl_hidden_mse.yaml": {"attention_kl": 0.41, "hidden_mse": 0.16},
+    "how-to-distill-your-bert/att_mse.yaml": {"attention_mse": 0.39},
+    "how-to-distill-your-bert/att_mse_hidden_mse.yaml": {"attention_mse": 2.1, "hidden_mse": 0.22},
+    "how-to-distill-your-bert/att_val_og.yaml": {"attention_kl": 0.13, "value_relation_kl": 0.066},
+    "how-to-distill-your-bert/att_val_two_stage.yaml": {
+        "masked_lm": 8.5,
+        "attention_kl": 0.2,
+        "value_relation_kl": 0.11,
+    },
+    "how-to-distill-your-bert/hidden_cls.yaml": {"hidden_mse_cls": 0.012},
+    "how-to-distill-your-bert/hidden_mse.yaml": {"hidden_mse": 0.024},
+    "how-to-distill-your-bert/hidden_mse_combine.yaml": {"hidden_mse_concat": 0.037},
+    "how-to-distill-your-bert/minilm_v2.yaml": {
+        "minilm_v2/query": 0.12,
+        "minilm_v2/key": 0.19,
+        "minilm_v2/value": 0.066,
+    },
+    "how-to-distill-your-bert/pear_col.yaml": {
+        "attention_pearson/keys": 0.093,
+        "attention_pearson/queries": 0.25,
+        "attention_pearson/heads": 0.1,
+        "attention_pearson/sequences": 0.18,
+    },
+    "minilm/6x384.yaml": {"attention_kl": 0.38, "value_relation_kl": 0.29},
+    "minilm_v2/6x384.yaml": {"minilm_v2/query": 0.28, "minilm_v2/key": 0.36, "minilm_v2/value": 0.23},
+    "pkd/6x768.yaml": {"masked_lm": 7.9, "soft_targets": 0.22, "hidden_pkd": 0.0002},
+    "tinybert/general-4x312.yaml": {"hidden_mse": 1.1, "attention_mse": 8.3},
+}
 """For each recipe the largest held-out value at the end of its losses."""
 
 # Written for 12 blocks: here the teacher has 6 and the student 3.
