@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         resolve_block_pairs,
         resolve_pairs,
     )
-    from kdcore.losses.base import Loss, LossConfig, require_teacher
+    from kdcore.losses.base import Loss, LossConfig, require_equal_heads, require_teacher
     from kdcore.models.base import Encoder, Model
     from kdcore.optimizers.base import Optimizer, OptimizerConfig
     from kdcore.progress import Progress
@@ -109,6 +109,7 @@ _HOMES = {
     "register_scheduler": "kdcore.registry",
     "register_task": "kdcore.registry",
     "register_tracker": "kdcore.registry",
+    "require_equal_heads": "kdcore.losses.base",
     "require_teacher": "kdcore.losses.base",
     "resolve_block_pairs": "kdcore.layers",
     "resolve_pairs": "kdcore.layers",
@@ -166,6 +167,7 @@ __all__ = [
     "register_scheduler",
     "register_task",
     "register_tracker",
+    "require_equal_heads",
     "require_teacher",
     "resolve_block_pairs",
     "resolve_pairs",

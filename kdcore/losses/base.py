@@ -79,7 +79,7 @@ class Loss(ABC, nn.Module):
 
     @abstractmethod
     def requests(self) -> Requests:
-        """The signals and columns that `forward` reads; asked once, before training."""
+        """The signals and columns that `forward` reads; asked before training, never during it."""
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -91,6 +91,22 @@ class Loss(ABC, nn.Module):
 
         `teacher` is None when no loss asks the teacher for anything.
         """
+
+
+def require_equal_heads(config: LossConfig, teacher: ModelInfo, student: ModelInfo) -> int:
+    """The number of attention heads of a block in both models.
+
+    Raises:
+        InputError: they differ.
+    """
+    if teacher.num_heads != student.num_heads:
+        raise InputError(
+            f"`{config.name}` compares head by head, but the teacher has {teacher.num_heads} heads in a block and "
+            f"the student {student.num_heads}",
+            hint="use the loss `minilm_v2`, which takes other head numbers (pip install kdcore-minilm), or give "
+            f"the student {teacher.num_heads} heads",
+        )
+    return teacher.num_heads
 
 
 def require_teacher(config: LossConfig, teacher: ModelInfo | None) -> ModelInfo:

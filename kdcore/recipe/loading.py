@@ -103,10 +103,6 @@ class Recipe:
         """Where the value at a dotted key is stated; for one that is not, where the nearest part around it is."""
         return _origin(self._root, tuple(key.split(".")) if key else ())
 
-    def folder_of(self, key: str) -> Path:
-        """What a relative path at a dotted key is relative to."""
-        return self.origin(key).folder
-
     def components(self) -> Components:
         """Run the files under `imports:`, import every component that is named, and check its section.
 

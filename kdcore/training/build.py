@@ -76,7 +76,7 @@ def make_plan(recipe: Recipe) -> Plan:
     with located(recipe, "losses"):
         check_schedule(losses)
     losses = {label: loss for label, loss in losses.items() if is_ever_active(loss.config)}
-    requests = union_of_requests(losses.values())
+    requests = union_of_requests(loss.requests() for loss in losses.values())
     optimizer = _make(recipe, components.optimizer)
     scheduler = _make(recipe, components.scheduler)
     with located(recipe, components.task.key):

@@ -218,8 +218,8 @@ class Engine:
     def _forget(self, active: Collection[str]) -> None:
         """Put the optimizer's state of groups that no active loss reaches back to zero.
 
-        They have just been given gradients of zero. Left alone, their step count would run on without them, and the
-        first real updates, no longer corrected for their bias, would be several times too long.
+        They have just been given gradients of zero. Left alone, their step count would run on without them, and Adam's
+        first real updates would be of another length than its first ones are: half of it after 10 such steps.
         """
         outer = self._engine.optimizer
         base = getattr(outer, "optimizer", outer)

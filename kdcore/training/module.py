@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ class DistillationModule(nn.Module):
         super().__init__()
         self.student = student
         self.losses = nn.ModuleDict(losses)
+        self._requests = {label: loss.requests() for label, loss in losses.items()}
 
     def labelled_losses(self) -> Iterator[tuple[str, Loss]]:
         """The losses by their labels."""
@@ -45,7 +48,7 @@ class DistillationModule(nn.Module):
 
     def requests(self, labels: Collection[str]) -> Requests:
         """What the losses with these labels read."""
-        return union_of_requests(loss for label, loss in self.labelled_losses() if label in labels)
+        return union_of_requests(self._requests[label] for label in labels)
 
     def counts(self, batch: Batch) -> dict[Term, int]:
         """What each term of every loss averages over in this micro-batch; on the host, before any forward pass."""
@@ -104,12 +107,9 @@ class FrozenTeacher:
         return signals
 
 
-def union_of_requests(losses: Iterable[Loss]) -> Requests:
-    """Everything that any of the losses reads."""
-    union = Requests()
-    for loss in losses:
-        union |= loss.requests()
-    return union
+def union_of_requests(requests: Iterable[Requests]) -> Requests:
+    """Everything that any of them asks for."""
+    return reduce(or_, requests, Requests())
 
 
 def find_reach(module: DistillationModule, batch: Batch, teacher: FrozenTeacher) -> dict[str, frozenset[str]]:

@@ -52,8 +52,8 @@ def test_the_origin_of_every_value_is_known(recipe, monkeypatch, tmp_path_factor
     assert str(loaded.origin("training.budget.steps")) == f"{recipe}:7"
     assert str(loaded.origin("training.batch_size")) == "override `training.batch_size=4`"
     assert str(loaded.origin("training.precision")) == f"{recipe}:6", "of what is not stated: the section's"
-    assert loaded.folder_of("task.data") == recipe.parent
-    assert loaded.folder_of("training.batch_size") == elsewhere
+    assert loaded.origin("task.data").folder == recipe.parent
+    assert loaded.origin("training.batch_size").folder == elsewhere
 
 
 def test_everything_that_is_wrong_is_told_at_once(recipe):

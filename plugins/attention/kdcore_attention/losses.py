@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kdcore import (
     Batch,
-    InputError,
     LayerPairs,
     Loss,
     LossConfig,
@@ -20,6 +19,7 @@ from kdcore import (
     Requests,
     ScoreMaps,
     Signals,
+    require_equal_heads,
     require_teacher,
     resolve_block_pairs,
 )
@@ -40,14 +40,7 @@ class HeadwiseLoss(Loss):
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
         teacher = require_teacher(config, teacher)
-        if teacher.num_heads != student.num_heads:
-            raise InputError(
-                f"`{config.name}` compares head by head, but the teacher has {teacher.num_heads} heads in a block and "
-                f"the student {student.num_heads}",
-                hint="use the loss `minilm_v2`, which takes other head numbers (pip install kdcore-minilm), or give "
-                f"the student {teacher.num_heads} heads",
-            )
-        self.num_heads = teacher.num_heads
+        self.num_heads = require_equal_heads(config, teacher, student)
         self.pairs = resolve_block_pairs(config.layers, teacher.num_layers, student.num_layers)
 
     def requests(self) -> Requests:

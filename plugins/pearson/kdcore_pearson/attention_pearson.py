@@ -13,13 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from kdcore import (
     Batch,
-    InputError,
     LayerPairs,
     Loss,
     LossConfig,
     ModelInfo,
     Requests,
     Signals,
+    require_equal_heads,
     require_teacher,
     resolve_block_pairs,
 )
@@ -59,14 +59,7 @@ class AttentionPearson(Loss):
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
         teacher = require_teacher(config, teacher)
-        if teacher.num_heads != student.num_heads:
-            raise InputError(
-                f"`{config.name}` compares head by head, but the teacher has {teacher.num_heads} heads in a block and "
-                f"the student {student.num_heads}",
-                hint="use the loss `minilm_v2`, which takes other head numbers (pip install kdcore-minilm), or give "
-                f"the student {teacher.num_heads} heads",
-            )
-        self.num_heads = student.num_heads
+        self.num_heads = require_equal_heads(config, teacher, student)
         self.pairs = resolve_block_pairs(config.layers, teacher.num_layers, student.num_layers)
 
     def requests(self) -> Requests:
