@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from kdcore.recipe.schema import Budget
 
@@ -16,29 +17,53 @@ class Progress:
         seconds: training time so far by process 0's clock, earlier sessions of the run included.
         max_steps: limit of steps, or None.
         max_seconds: limit of time, or None.
+        exit_seconds: time after which training ends although its budget is not used up, or None.
     """
 
     step: int
     seconds: float
     max_steps: int | None
     max_seconds: float | None
+    exit_seconds: float | None = None
 
     @classmethod
-    def within(cls, budget: Budget, step: int, seconds: float) -> Progress:
-        """Progress of a run with this budget."""
-        return cls(step, seconds, budget.steps, None if budget.hours is None else budget.hours * 3600)
+    def start(cls, budget: Budget, steps_per_epoch: float) -> Progress:
+        """Progress of a run with this budget before its first step.
+
+        Args:
+            budget: the limits.
+            steps_per_epoch: steps that one pass over the training data takes; not whole as a rule.
+        """
+        epochs = None if budget.epochs is None else max(1, math.ceil(budget.epochs * steps_per_epoch - 1e-9))
+        limits = [limit for limit in (budget.steps, epochs) if limit is not None]
+        return cls(
+            0,
+            0.0,
+            max_steps=min(limits, default=None),
+            max_seconds=None if budget.hours is None else budget.hours * 3600,
+            exit_seconds=None if budget.exit_after_hours is None else budget.exit_after_hours * 3600,
+        )
+
+    def at(self, step: int, seconds: float) -> Progress:
+        """The same run's progress at another moment."""
+        return replace(self, step=step, seconds=seconds)
+
+    @property
+    def fraction_of_steps(self) -> float | None:
+        """Used share of the steps, 0 at the start; None where steps are not limited."""
+        return None if self.max_steps is None else self.step / self.max_steps
+
+    @property
+    def fraction_of_time(self) -> float | None:
+        """Used share of the time, 0 at the start; None where time is not limited."""
+        return None if self.max_seconds is None else self.seconds / self.max_seconds
 
     @property
     def fraction(self) -> float:
         """Used share of the budget: the largest over all its limits, 0 at the start, 1 or more when it is used up."""
-        shares = [0.0]
-        if self.max_steps is not None:
-            shares.append(self.step / self.max_steps)
-        if self.max_seconds is not None:
-            shares.append(self.seconds / self.max_seconds)
-        return max(shares)
+        return max(0.0, self.fraction_of_steps or 0.0, self.fraction_of_time or 0.0)
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is used up."""
-        return self.fraction >= 1.0
+        """Whether training ends: the budget is used up, or the time to exit has come."""
+        return self.fraction >= 1.0 or (self.exit_seconds is not None and self.seconds >= self.exit_seconds)

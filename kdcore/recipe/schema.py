@@ -6,6 +6,7 @@ component's own `Config` once that component has been imported (see `kdcore.reci
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -82,16 +83,59 @@ class RunSettings(ComponentConfig):
 
 
 class Budget(ComponentConfig):
-    """When training ends: whichever limit is reached first."""
+    """When training ends: whichever limit is reached first.
+
+    Shares of the budget (schedules, markers) are shares of `steps`, `epochs` or `hours`, whichever is used up most.
+    `exit_after_hours` ends a run before that and leaves shares as they are.
+    """
 
     steps: int | None = Field(None, gt=0, description="Optimizer steps.")
+    epochs: float | None = Field(None, gt=0, description="Passes over the training data.")
     hours: float | None = Field(None, gt=0, description="Hours of training, interruptions not counted.")
+    exit_after_hours: float | None = Field(
+        None, gt=0, description="Hours of training after which the run ends although its budget is not used up."
+    )
 
     @model_validator(mode="after")
-    def _at_least_one(self) -> Budget:
-        if self.steps is None and self.hours is None:
-            raise ValueError("a budget needs `steps`, `hours` or both")
+    def _limits_fit(self) -> Budget:
+        if self.steps is None and self.epochs is None and self.hours is None:
+            raise ValueError("a budget needs at least one of `steps`, `epochs` and `hours`")
+        if self.exit_after_hours is not None and self.hours is not None and self.exit_after_hours > self.hours:
+            raise ValueError(
+                f"`exit_after_hours` ({self.exit_after_hours:g}) comes after `hours` ({self.hours:g}), where the run has "
+                "ended: lower it, raise `hours`, or leave it out"
+            )
         return self
+
+
+class Interval(ComponentConfig):
+    """How often something happens: every so many steps, passes over the training data, or minutes of training."""
+
+    steps: int | None = Field(None, gt=0, description="Optimizer steps.")
+    epochs: float | None = Field(None, gt=0, description="Passes over the training data.")
+    minutes: float | None = Field(None, gt=0, description="Minutes of training, interruptions not counted.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Interval:
+        if sum(value is not None for value in (self.steps, self.epochs, self.minutes)) != 1:
+            raise ValueError("an interval is one of `steps`, `epochs` and `minutes`")
+        return self
+
+
+Steps = Annotated[int, Field(gt=0)]
+Every = Steps | Interval
+"""`500` or `{steps: 500}`, `{epochs: 0.5}`, `{minutes: 30}`."""
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _rising(values: list[float]) -> list[float]:
+    if any(before >= after for before, after in pairwise(values)):
+        raise ValueError("shares of the budget must rise from one to the next")
+    return values
+
+
+Shares = Annotated[list[Share], AfterValidator(_rising)]
 
 
 class TrainingSettings(ComponentConfig):
@@ -107,21 +151,69 @@ class TrainingSettings(ComponentConfig):
     zero_stage: Literal[0, 1, 2] | None = Field(
         None, description="DeepSpeed ZeRO stage; default: 0 with fp32, 1 with bf16 and fp16."
     )
+    stall_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Minutes without a step after which the run is ended; default: by the pace of the run.",
+    )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="Further keys of DeepSpeed's configuration.")
 
 
-class ValidationSettings(ComponentConfig):
-    """Loss on held-out text, at the start, every `every` steps and at the end."""
+class ValidationPhase(ComponentConfig):
+    """A first or last part of the budget in which validation comes at another pace."""
 
-    every: int = Field(500, gt=0, description="Steps between two validations.")
+    share: Share = Field(description="Share of the budget that is this part.")
+    every: Every = Field(description="Between two validations in this part.")
+
+
+class ValidationSettings(ComponentConfig):
+    """Loss on held-out text: before the first step, every `every`, and at the end."""
+
+    every: Every | Literal["never"] = Field(500, description="Between two validations; `never` switches it off.")
+    begin: ValidationPhase | None = Field(None, description="Another pace in the first part of the budget.")
+    end: ValidationPhase | None = Field(None, description="Another pace in the last part of the budget.")
     batch_size: int | None = Field(None, gt=0, description="Sequences a batch and process; default: the micro batch.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ValidationSettings:
+        if self.every == "never" and (self.begin is not None or self.end is not None):
+            raise ValueError("`every: never` switches validation off; `begin` and `end` then mean nothing")
+        if self.begin is not None and self.end is not None and self.begin.share + self.end.share > 1:
+            raise ValueError(
+                f"`begin.share` ({self.begin.share:g}) and `end.share` ({self.end.share:g}) are more than the budget"
+            )
+        return self
 
 
 class CheckpointSettings(ComponentConfig):
-    """Checkpoints to resume from."""
+    """Checkpoints to resume from, and students exported on the way."""
 
-    every: int = Field(500, gt=0, description="Steps between two checkpoints.")
-    keep: int = Field(2, gt=0, description="How many are kept.")
+    every: Every = Field(500, description="Between two checkpoints to resume from.")
+    keep: int = Field(2, gt=0, description="How many of them are kept.")
+    keep_at: Shares = Field(
+        default_factory=list, description="Shares of the budget whose checkpoints are kept for good."
+    )
+    export_at: Shares = Field(
+        default_factory=list,
+        description="Shares of the budget at which the student is exported, to `exports/budget-SHARE`.",
+    )
+    export_at_end: bool = Field(True, description="Whether the finished student is exported, to `exports/final`.")
+
+
+class EarlyStopping(ComponentConfig):
+    """When a run is given up as failed."""
+
+    after_minutes: float | None = Field(None, ge=0, description="Minutes of training from which `max_loss` counts.")
+    max_loss: float | None = Field(None, description="Largest held-out loss that is put up with after that time.")
+    max_steps_at_min_loss_scale: int = Field(
+        100, gt=0, description="Steps in a row that fp16's loss scale may sit at its minimum."
+    )
+
+    @model_validator(mode="after")
+    def _both(self) -> EarlyStopping:
+        if (self.after_minutes is None) != (self.max_loss is None):
+            raise ValueError("`after_minutes` and `max_loss` only mean something together")
+        return self
 
 
 class LoggingSettings(ComponentConfig):
@@ -149,5 +241,6 @@ class RecipeSettings(ComponentConfig):
     training: TrainingSettings
     validation: ValidationSettings = ValidationSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
+    early_stopping: EarlyStopping = EarlyStopping()
     logging: LoggingSettings = LoggingSettings()
     tracking: list[str | dict[str, Any]] = Field(default_factory=_default_trackers)

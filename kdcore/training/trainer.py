@@ -211,7 +211,7 @@ class Trainer:
         self.window.terms = {term: value.to(device) for term, value in window["terms"].items()}
 
     def _progress(self, seconds: float) -> Progress:
-        return Progress.within(self.settings.training.budget, self.step, seconds)
+        return self.start.at(self.step, seconds)
 
     def _new_window(self) -> _Window:
         return _Window(0, 0.0, time.monotonic(), torch.zeros((), device=self.processes.device), {}, {})
