@@ -1,0 +1,53 @@
+"""What every text goes through before it is tokenised: one form of Unicode, and no characters that are no text."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+
+# Other ways to end a line: Windows, old Macintosh, form feed, "next line", and Unicode's own separators.
+_LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+# Control characters but tab and newline; byte order marks; code points that Unicode reserves for no character.
+_NO_TEXT = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\ufeff\ufdd0-\ufdef\ufffe\uffff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SUSPECT = re.compile(
+    "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufdcf\ufdf0-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
+
+
+def clean_text(text: str, report: Counter[str]) -> str:
+    """Bring a text into the form that all documents have, and count in `report` what that changed.
+
+    Unicode is brought into normal form C, so that one word is spelt by the same characters everywhere; what looks the
+    same but is told apart (½ and 1/2, full-width letters) stays. Line ends become newlines. Control characters, byte
+    order marks and code points that are no characters go; halves of surrogate pairs become U+FFFD. White space at
+    both ends of the text goes.
+    """
+    if _SUSPECT.search(text):
+        text = _without_suspects(text, report)
+    if not unicodedata.is_normalized("NFC", text):
+        text = unicodedata.normalize("NFC", text)
+        report["documents brought into Unicode normal form C"] += 1
+    return text.strip()
+
+
+def decode_utf8(raw: bytes, report: Counter[str]) -> str:
+    """Decode UTF-8; each broken sequence of bytes becomes U+FFFD and is counted in `report`."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("utf-8", errors="replace")
+        report["broken UTF-8 replaced"] += text.count("\ufffd") - raw.count("\ufffd".encode())
+        return text
+
+
+def _without_suspects(text: str, report: Counter[str]) -> str:
+    text = _LINE_ENDS.sub("\n", text)
+    text, controls = _NO_TEXT.subn("", text)
+    text, halves = _SURROGATE.subn("\ufffd", text)
+    if controls:
+        report["control characters removed"] += controls
+    if halves:
+        report["halves of surrogate pairs replaced"] += halves
+    return text

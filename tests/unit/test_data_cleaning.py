@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections import Counter
+
+import pytest
+
+from kdcore.data.cleaning import clean_text, decode_utf8
+
+
+def clean(text: str) -> tuple[str, dict[str, int]]:
+    report: Counter[str] = Counter()
+    return clean_text(text, report), dict(report)
+
+
+def test_one_word_spelt_in_two_ways_becomes_one() -> None:
+    assert clean("Zu\u0308rich") == ("Zürich", {"documents brought into Unicode normal form C": 1})
+    assert clean("Zürich") == ("Zürich", {})
+
+
+def test_what_only_looks_alike_stays() -> None:
+    for text in ("½ ﬁ ｆｕｌｌ ² …", "soft\xadhyphen", "zero\u200bwidth", "\u202aleft\u202c", "no\xa0break"):
+        assert clean(text) == (text, {})
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_every_kind_of_line_end_becomes_a_newline(end: str) -> None:
+    assert clean(f"one{end}two") == ("one\ntwo", {})
+
+
+def test_what_is_no_text_goes_and_is_counted() -> None:
+    assert clean("a\0b\x07c\x1bd\x7fe\x80f\ufeffg\uffffh\ti") == ("abcdefgh\ti", {"control characters removed": 7})
+    assert clean("a\ud800b\udfffc") == ("a\ufffdb\ufffdc", {"halves of surrogate pairs replaced": 2})
+
+
+def test_every_code_point_is_kept_or_counted_and_the_result_is_final() -> None:
+    for code in range(sys.maxunicode + 1):
+        text, report = clean(f"x{chr(code)}y")
+        if not report and chr(code) not in "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029":
+            assert text == f"x{chr(code)}y"
+        assert clean(text) == (text, {})
+        assert unicodedata.is_normalized("NFC", text)
+        text.encode("utf-8")
+
+
+def test_broken_bytes_are_replaced_and_counted() -> None:
+    report: Counter[str] = Counter()
+    assert decode_utf8("ä\ufffd".encode() + b"x\xffy\xc3", report) == "ä\ufffdx\ufffdy\ufffd"
+    assert report == {"broken UTF-8 replaced": 2}
