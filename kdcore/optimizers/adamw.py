@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 
-from kdcore.optimizers.base import Optimizer, OptimizerConfig
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
+from kdcore.optimizers.base import Optimizer
+from kdcore.optimizers.moments import MomentConfig, UncorrectedAdam
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), torch's fused kernel."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
-    class Config(OptimizerConfig):
+    torch's fused kernel; without bias correction, as BERT was trained (Devlin et al. 2019), a foreach one.
+    """
+
+    class Config(MomentConfig):
         """AdamW's keys."""
-
-        betas: tuple[Beta, Beta] = (0.9, 0.999)
-        eps: float = Field(1e-8, gt=0)
 
     config: Config
 
-    def build(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-        """One `torch.optim.AdamW` over all groups."""
-        return torch.optim.AdamW(groups, lr=self.config.lr, betas=self.config.betas, eps=self.config.eps, fused=True)
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """One optimizer over all groups."""
+        config = self.config
+        if not config.bias_correction:
+            return UncorrectedAdam(groups, config, decoupled=True)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

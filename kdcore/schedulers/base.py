@@ -23,3 +23,13 @@ class Scheduler(ABC):
     @abstractmethod
     def factor(self, progress: Progress) -> float:
         """Factor on the peak learning rate for the step that starts at `progress`."""
+
+    def check(self, start: Progress) -> None:  # noqa: B027 - most schedules fit any budget
+        """Refuse a budget that the schedule cannot follow, before any model is loaded.
+
+        Args:
+            start: the run's progress before its first step, which carries its limits.
+
+        Raises:
+            RecipeError: its key is relative to the recipe's `scheduler` section.
+        """

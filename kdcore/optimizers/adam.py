@@ -1,0 +1,30 @@
+"""Adam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kdcore.optimizers.base import Optimizer
+from kdcore.optimizers.moments import MomentConfig, UncorrectedAdam
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015), whose weight decay is an L2 penalty: added to the gradient, so that it is averaged
+    and normalised with it, as `torch.optim.Adam` and DeepSpeed's FusedAdam in its adam mode do.
+
+    torch's fused kernel; without bias correction a foreach one.
+    """
+
+    class Config(MomentConfig):
+        """Adam's keys."""
+
+    config: Config
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """One optimizer over all groups."""
+        config = self.config
+        if not config.bias_correction:
+            return UncorrectedAdam(groups, config, decoupled=False)
+        return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

@@ -1,0 +1,82 @@
+"""LAMB."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from kdcore.optimizers.base import Optimizer
+from kdcore.optimizers.moments import MomentConfig, MomentOptimizer, average
+
+
+class LambOptimizer(MomentOptimizer):
+    """The update of LAMB (You et al. 2020, algorithm 2), on any device.
+
+    With Adam's direction r, corrected for bias if asked for, a tensor x moves by
+    -lr * clamp(|x| / |r + weight_decay * x|, min_coeff, max_coeff) * (r + weight_decay * x).
+    The ratio is 1 where either norm is 0.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], config: Lamb.Config) -> None:
+        super().__init__(groups, config)
+        self.bias_correction = config.bias_correction
+        self.min_coeff, self.max_coeff = config.min_coeff, config.max_coeff
+
+    def update(
+        self,
+        group: dict[str, Any],
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        averages: list[Tensor],
+        squares: list[Tensor],
+        steps: list[int],
+    ) -> None:
+        """Take the step of one group."""
+        beta1, beta2 = group["betas"]
+        roots = average(group, gradients, averages, squares)
+        if self.bias_correction:
+            torch._foreach_div_(roots, [(1 - beta2**step) ** 0.5 for step in steps])
+        torch._foreach_add_(roots, group["eps"])
+        directions = list(torch._foreach_div(averages, roots))
+        if self.bias_correction:
+            torch._foreach_div_(directions, [1 - beta1**step for step in steps])
+        if group["weight_decay"]:
+            torch._foreach_add_(directions, parameters, alpha=group["weight_decay"])
+        sizes, lengths = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(directions))
+        ratios = (sizes / lengths).clamp(self.min_coeff, self.max_coeff)
+        ratios = torch.where((sizes > 0) & (lengths > 0), ratios, 1.0)
+        torch._foreach_mul_(directions, list(ratios.unbind()))  # stays on the device: no ratio is waited for
+        torch._foreach_add_(parameters, directions, alpha=-group["lr"])
+
+
+class Lamb(Optimizer):
+    """LAMB: Adam whose update is as long as the tensor it moves, for very large batches (You et al. 2020).
+
+    `max_coeff` and `min_coeff` clamp the ratio of the two lengths as DeepSpeed's FusedLamb does, which needs a GPU and
+    is not used here. Without bias correction both do the same; with it, FusedLamb scales the learning rate alone, while
+    the paper and this class correct the direction before its length and weight decay come in.
+    """
+
+    class Config(MomentConfig):
+        """LAMB's keys."""
+
+        eps: float = Field(1e-6, gt=0, description="Added to the root of the averaged square.")
+        max_coeff: float = Field(10.0, gt=0, description="Largest ratio of a tensor's norm to its update's norm.")
+        min_coeff: float = Field(0.01, ge=0, description="Smallest such ratio.")
+
+        @model_validator(mode="after")
+        def _bounds_fit(self) -> Lamb.Config:
+            if self.min_coeff > self.max_coeff:
+                raise ValueError(f"`min_coeff` ({self.min_coeff:g}) is above `max_coeff` ({self.max_coeff:g})")
+            return self
+
+    elementwise: ClassVar[bool] = False
+
+    config: Config
+
+    def build(self, groups: list[dict[str, Any]]) -> LambOptimizer:
+        """One optimizer over all groups."""
+        return LambOptimizer(groups, self.config)

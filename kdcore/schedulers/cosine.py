@@ -1,0 +1,30 @@
+"""Warm-up, then half a cosine."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from kdcore.progress import Progress
+from kdcore.schedulers.warmup import WarmupConfig, WarmupScheduler
+
+
+class Cosine(WarmupScheduler):
+    """Rises linearly over the warm-up, then falls along half a cosine to `final` (Loshchilov and Hutter 2017, SGDR,
+    without its restarts).
+
+    With t the used share of what follows warm-up, the factor is final + (1 - final) * (1 + cos(pi * t)) / 2.
+    """
+
+    class Config(WarmupConfig):
+        """Cosine's keys."""
+
+        final: float = Field(0.0, ge=0, le=1, description="Share of the peak learning rate at the end.")
+
+    config: Config
+
+    def fall(self, progress: Progress) -> float:
+        """Height of the cosine."""
+        final = self.config.final
+        return final + (1 - final) * (1 + math.cos(math.pi * (1 - self.left(progress)))) / 2
