@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdcore.commands.base import Command
     from kdcore.commands.train import train
-    from kdcore.data.base import Corpus, Document
+    from kdcore.data.base import Corpus, CorpusConfig, Document, Part, TokenizedSequences
     from kdcore.data.files import input_files, open_input
     from kdcore.errors import (
         DataError,
@@ -65,6 +65,7 @@ _HOMES = {
     "ComponentConfig": "kdcore.recipe.schema",
     "ComponentSection": "kdcore.recipe.schema",
     "Corpus": "kdcore.data.base",
+    "CorpusConfig": "kdcore.data.base",
     "DataError": "kdcore.errors",
     "Document": "kdcore.data.base",
     "Encoder": "kdcore.models.base",
@@ -80,6 +81,7 @@ _HOMES = {
     "Optimizer": "kdcore.optimizers.base",
     "OptimizerConfig": "kdcore.optimizers.base",
     "Pairs": "kdcore.layers",
+    "Part": "kdcore.data.base",
     "PathOrHubName": "kdcore.recipe.schema",
     "PathString": "kdcore.recipe.schema",
     "PluginError": "kdcore.errors",
@@ -95,6 +97,7 @@ _HOMES = {
     "SignalRequest": "kdcore.signals",
     "Signals": "kdcore.signals",
     "Task": "kdcore.tasks.base",
+    "TokenizedSequences": "kdcore.data.base",
     "Tracker": "kdcore.trackers.base",
     "TrainingError": "kdcore.errors",
     "at_least_float32": "kdcore.layers",
@@ -122,6 +125,7 @@ __all__ = [
     "ComponentConfig",
     "ComponentSection",
     "Corpus",
+    "CorpusConfig",
     "DataError",
     "Document",
     "Encoder",
@@ -137,6 +141,7 @@ __all__ = [
     "Optimizer",
     "OptimizerConfig",
     "Pairs",
+    "Part",
     "PathOrHubName",
     "PathString",
     "PluginError",
@@ -152,6 +157,7 @@ __all__ = [
     "SignalRequest",
     "Signals",
     "Task",
+    "TokenizedSequences",
     "Tracker",
     "TrainingError",
     "__version__",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from kdcore import registry
-from kdcore.data.base import Corpus
+from kdcore.data.base import Corpus, Document
 from kdcore.data.files import FileHashes
 from kdcore.data.packing import pack_document
 from kdcore.data.shards import (
@@ -269,12 +269,19 @@ def _split(data: DataRecipe, corpora: Sequence[Corpus], tokenizer: Any) -> Itera
     splitter = Splitter(data.held_out, data.seed)
     for number, corpus in enumerate(corpora):
         corpus.report.clear()
-        for document, tokens in encode_documents(tokenizer, corpus.documents()):
+        for document, tokens in encode_documents(tokenizer, _texts(corpus)):
             if tokens.size:
                 yield from splitter.place(f"{number}:{document.id}", tokens)
             else:
                 corpus.report["documents without tokens skipped"] += 1
     yield from splitter.finish()
+
+
+def _texts(corpus: Corpus) -> Iterator[Document]:
+    for document in corpus.documents():
+        if not isinstance(document, Document):
+            raise DataError("sequences that were tokenised elsewhere are not stored yet", where=document.id)
+        yield document
 
 
 def _total(entries: dict[Split, Counter[str]], name: str) -> int:
