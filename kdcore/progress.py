@@ -18,6 +18,7 @@ class Progress:
         max_steps: limit of steps, or None.
         max_seconds: limit of time, or None.
         exit_seconds: time after which training ends although its budget is not used up, or None.
+        exit_steps: steps after which it ends likewise, or None.
     """
 
     step: int
@@ -25,6 +26,7 @@ class Progress:
     max_steps: int | None
     max_seconds: float | None
     exit_seconds: float | None = None
+    exit_steps: int | None = None
 
     @classmethod
     def start(cls, budget: Budget, steps_per_epoch: float) -> Progress:
@@ -65,5 +67,7 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        """Whether training ends: the budget is used up, or the time to exit has come."""
-        return self.fraction >= 1.0 or (self.exit_seconds is not None and self.seconds >= self.exit_seconds)
+        """Whether training ends: the budget is used up, or the moment to exit has come."""
+        time_is_up = self.exit_seconds is not None and self.seconds >= self.exit_seconds
+        steps_are_up = self.exit_steps is not None and self.step >= self.exit_steps
+        return self.fraction >= 1.0 or time_is_up or steps_are_up

@@ -17,6 +17,7 @@ from kdcore.errors import InputError, RecipeError
 from kdcore.losses.base import Loss, LossConfig
 from kdcore.models.base import Encoder, Model
 from kdcore.optimizers.base import Optimizer
+from kdcore.progress import Progress
 from kdcore.recipe.loading import Component, Components, Recipe
 from kdcore.schedulers.base import Scheduler
 from kdcore.signals import Requests
@@ -37,6 +38,12 @@ class Plan:
     task: Task
     optimizer: Optimizer
     scheduler: Scheduler
+
+    @property
+    def start(self) -> Progress:
+        """The run's limits, as its progress before the first step."""
+        training = self.recipe.settings.training
+        return Progress.start(training.budget, self.task.num_samples("train") / training.batch_size)
 
     def load_teacher(self) -> Encoder | None:
         """The teacher, as deep as the losses read; None if they read nothing of it."""
@@ -82,7 +89,34 @@ def make_plan(recipe: Recipe) -> Plan:
     with located(recipe, components.task.key):
         task = components.task.cls(components.task.config, settings.seed, cache_folder())
         task.check(student, teacher if requests.teacher else None)
-    return Plan(recipe, components, teacher, student, losses, requests, task, optimizer, scheduler)
+    plan = Plan(recipe, components, teacher, student, losses, requests, task, optimizer, scheduler)
+    with located(recipe, components.scheduler.key):
+        scheduler.check(plan.start)
+    with located(recipe, "validation"):
+        check_validation(recipe, task)
+    return plan
+
+
+def check_validation(recipe: Recipe, task: Task) -> None:
+    """Refuse validation without held-out data, and early stopping without validation.
+
+    Raises:
+        RecipeError: names both keys.
+    """
+    settings = recipe.settings
+    held_out = task.num_samples("held_out") > 0
+    if "validation" in recipe.data and settings.validation.every != "never" and not held_out:
+        raise RecipeError(
+            "validation is asked for, but `task.data` holds no text out",
+            key="validation",
+            hint="hold some out (`task.data.held_out: 0.02`) or say `validation.every: never`",
+        )
+    if settings.early_stopping.max_loss is not None and (settings.validation.every == "never" or not held_out):
+        raise RecipeError(
+            "`early_stopping.max_loss` bounds the held-out loss, which is never computed here",
+            key="early_stopping.max_loss",
+            hint="let `validation` and `task.data.held_out` ask for it, or leave the bound out",
+        )
 
 
 def is_ever_active(config: LossConfig) -> bool:

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 
 from kdcore.errors import InputError
-from kdcore.progress import Progress
-from kdcore.recipe.schema import Budget
 from kdcore.training.distributed import Processes
 from kdcore.training.engine import Engine
 
@@ -29,15 +27,19 @@ class TrainingState:
 
     Attributes:
         step: steps done.
-        seconds: training time, by process 0's clock.
+        seconds: training time, by process 0's clock, when it was written.
+        done_seconds: training time as all processes last agreed on it; what was due until then has been done.
         world_size: number of processes that wrote the checkpoint.
         zero_stage: ZeRO stage that it was written with.
+        milestone: whether it is kept for good.
     """
 
     step: int
     seconds: float
+    done_seconds: float
     world_size: int
     zero_stage: int
+    milestone: bool = False
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
@@ -83,12 +85,6 @@ def read_state(folder: Path) -> TrainingState:
         return TrainingState(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"the checkpoint's state cannot be read: {error}", where=str(folder)) from error
-
-
-def progress_at(checkpoint: Path, budget: Budget) -> Progress:
-    """How far a checkpoint is within a budget."""
-    state = read_state(checkpoint)
-    return Progress.within(budget, state.step, state.seconds)
 
 
 def save_checkpoint(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from kdcore.errors import EXIT_INTERRUPTED, MachineError
+from kdcore.progress import Progress
 from kdcore.recipe.loading import Recipe
 from kdcore.training import run_folder
 from kdcore.training.build import Plan, located, make_plan
-from kdcore.training.checkpoint import check_layout, latest_checkpoint, progress_at
+from kdcore.training.checkpoint import check_layout, latest_checkpoint, read_state
 from kdcore.training.distributed import Processes, number_of_processes, start_processes
 from kdcore.training.engine import Engine, check_optimizer, check_precision, deepspeed_config, zero_stage
 from kdcore.training.export import export_student
@@ -28,32 +30,38 @@ class RunResult:
 
     Attributes:
         folder: the run folder.
-        export: the exported student; None if the run was interrupted.
-        held_out: the last held-out losses, `loss` being their weighted sum; empty if nothing was trained just now.
+        finished: whether the run came to its end; else it was interrupted and can be continued.
+        export: the exported student; None if there is none.
+        held_out: the last held-out losses, `loss` being their weighted sum; empty if nothing was validated just now.
     """
 
     folder: Path
+    finished: bool
     export: Path | None
     held_out: dict[str, float]
 
     @property
     def exit_code(self) -> int:
         """0 for a finished run, 130 for an interrupted one."""
-        return 0 if self.export is not None else EXIT_INTERRUPTED
+        return 0 if self.finished else EXIT_INTERRUPTED
 
 
-def train_recipe(recipe: Recipe) -> RunResult:
+def train_recipe(recipe: Recipe, *, exit_steps: int | None = None) -> RunResult:
     """Train a recipe, or continue where its run folder left it, and export the student.
+
+    Args:
+        recipe: what to train.
+        exit_steps: end after so many steps, as if the budget were used up; schedules keep to the budget.
 
     Raises:
         InputError: the recipe, its data or its models cannot be used.
         TrainingError: training failed.
     """
     with console():
-        return _train_recipe(recipe)
+        return _train_recipe(recipe, exit_steps)
 
 
-def _train_recipe(recipe: Recipe) -> RunResult:
+def _train_recipe(recipe: Recipe, exit_steps: int | None) -> RunResult:
     # What is known to fail is told before anything that takes long: data is prepared as part of the plan.
     with located(recipe, "training"):
         check_precision(recipe.settings.training)
@@ -63,15 +71,18 @@ def _train_recipe(recipe: Recipe) -> RunResult:
         check_optimizer(optimizer.cls, optimizer.name, recipe.settings.training)
     folder = run_folder.run_folder(recipe)
     plan = make_plan(recipe)
+    start = replace(plan.start, exit_steps=exit_steps)
     processes = start_processes()
     checkpoint = None
     if run_folder.exists(folder):
         run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
         checkpoint = latest_checkpoint(folder)
-    export = folder / "exports" / "final"
-    if checkpoint is not None and export.is_dir() and progress_at(checkpoint, recipe.settings.training.budget).finished:
-        logger.info(f"run {folder} is finished, its student is in {export}; `run.id=NEW` starts another")
-        return RunResult(folder, export, {})
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        export = _final_export(folder, recipe)
+        if start.at(state.step, state.seconds).finished and (export is None or export.is_dir()):
+            logger.info(f"run {folder} is finished; `run.id=NEW` starts another")
+            return RunResult(folder, True, export, {})
     if checkpoint is not None:
         check_layout(checkpoint, processes, zero_stage(recipe.settings.training))
     encoder = plan.load_teacher()
@@ -87,7 +98,7 @@ def _train_recipe(recipe: Recipe) -> RunResult:
     try:
         monitor.say(f"run {folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
         with Interruption() as interruption:
-            return _train(plan, teacher, module, reach, folder, checkpoint, monitor, processes, interruption)
+            return _train(plan, start, teacher, module, reach, folder, checkpoint, monitor, processes, interruption)
     except RuntimeError as error:
         if processes.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
             raise MachineError("another process of this run is gone; its own message says why") from error
@@ -98,6 +109,7 @@ def _train_recipe(recipe: Recipe) -> RunResult:
 
 def _train(
     plan: Plan,
+    start: Progress,
     teacher: FrozenTeacher,
     module: DistillationModule,
     reach: dict[str, frozenset[str]],
@@ -108,25 +120,49 @@ def _train(
     interruption: Interruption,
 ) -> RunResult:
     settings = plan.recipe.settings
-    export = folder / "exports" / "final"
     _tell_reach(module, reach, plan, monitor)
     with located(plan.recipe, "training"):
         engine = Engine(module, reach, plan.optimizer, settings.training, processes)
     teacher.to(engine.dtype)
     torch.manual_seed(settings.seed + processes.rank)  # each process draws a dropout of its own
-    trainer = Trainer(settings, engine, teacher, plan.task, plan.scheduler, monitor, processes, folder, interruption)
+
+    def export(target: Path, progress: Progress, held_out: Mapping[str, float]) -> None:
+        weights = engine.float32_student()
+        if processes.is_main:
+            export_student(target, engine.module.student, weights, plan.task, plan.recipe, progress.step, held_out)
+            monitor.say(f"step {progress.step}: student exported to {target}")
+        processes.barrier()
+
+    def export_share(progress: Progress, share: float, held_out: Mapping[str, float]) -> None:
+        export(folder / "exports" / f"budget-{share:g}", progress, held_out)
+
+    trainer = Trainer(
+        settings,
+        engine,
+        teacher,
+        plan.task,
+        plan.scheduler,
+        monitor,
+        processes,
+        folder,
+        interruption,
+        start,
+        export_share,
+    )
     progress = trainer.train(checkpoint)
     if not progress.finished:
         monitor.say(f"step {progress.step}: stopped; start the same command again to continue")
-        return RunResult(folder, None, trainer.last_validation)
-    weights = engine.float32_student()
-    if processes.is_main:
-        export_student(
-            export, engine.module.student, weights, plan.task, plan.recipe, progress.step, trainer.last_validation
-        )
-    processes.barrier()
-    monitor.say(f"step {progress.step}: finished, student in {export}")
-    return RunResult(folder, export, trainer.last_validation)
+        return RunResult(folder, False, None, trainer.last_validation)
+    final = _final_export(folder, plan.recipe)
+    if final is not None:
+        export(final, progress, trainer.last_validation)
+    monitor.say(f"step {progress.step}: finished")
+    return RunResult(folder, True, final, trainer.last_validation)
+
+
+def _final_export(folder: Path, recipe: Recipe) -> Path | None:
+    """Where the finished student goes; None if the recipe wants none."""
+    return folder / "exports" / "final" if recipe.settings.checkpoints.export_at_end else None
 
 
 def _reach(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from kdcore.recipe.loading import load_recipe
@@ -26,22 +27,27 @@ def smoke_test(path: str | Path, overrides: Sequence[str] = ()) -> RunResult:
     Raises:
         KdcoreError: what the long run would have met.
     """
-    parent = Path(load_recipe(path, overrides).settings.run.folder).absolute() / ".smoke"
+    run = load_recipe(path, overrides).settings.run
+    parent = Path(run.folder).absolute() / ".smoke"
     processes = start_processes()
     if processes.is_main:
-        shutil.rmtree(parent, ignore_errors=True)
+        shutil.rmtree(parent / run.name / run.id, ignore_errors=True)
     processes.barrier()
-    common = [
+    overrides = [
         *overrides,
         f"run.folder={parent}",
         "logging.every=1",
-        f"validation.every={_STEPS}",
         f"checkpoints.every={_STEPS}",
     ]
-    result = train_recipe(load_recipe(path, [*common, f"training.budget={{steps: {_STEPS}}}"]))
-    if result.exit_code == 0:
-        result = train_recipe(load_recipe(path, [*common, f"training.budget={{steps: {2 * _STEPS}}}"]))
+    if load_recipe(path, overrides).settings.validation.every != "never":
+        overrides.append(f"validation.every={_STEPS}")
+    result = train_recipe(load_recipe(path, overrides), exit_steps=_STEPS)
+    if result.finished:
+        result = train_recipe(load_recipe(path, overrides), exit_steps=2 * _STEPS)
     processes.barrier()
     if processes.is_main:
-        shutil.rmtree(parent, ignore_errors=True)
+        shutil.rmtree(parent / run.name / run.id, ignore_errors=True)
+        for folder in (parent / run.name, parent):
+            with suppress(OSError):  # another smoke test may be at work in it
+                folder.rmdir()
     return result

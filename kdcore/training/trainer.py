@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from kdcore.training.engine import Engine, accumulation, zero_stage
 from kdcore.training.interruption import Interruption
 from kdcore.training.module import FrozenTeacher, Term
 from kdcore.training.monitor import Monitor
+from kdcore.training.occasions import Occasions
 from kdcore.training.validation import validate
 
 
@@ -41,7 +42,12 @@ class _Window:
 
 
 class Trainer:
-    """Runs the steps of one run from where its last checkpoint left it to the end of its budget."""
+    """Runs the steps of one run from where its last checkpoint left it to the end of its budget.
+
+    Arguments of the constructor that are not objects of the run:
+        start: the run's limits, as its progress before the first step.
+        export: writes the student at a share of the budget; every process calls it.
+    """
 
     def __init__(
         self,
@@ -54,6 +60,8 @@ class Trainer:
         processes: Processes,
         run_folder: Path,
         interruption: Interruption,
+        start: Progress,
+        export: Callable[[Progress, float, Mapping[str, float]], None],
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -64,13 +72,18 @@ class Trainer:
         self.processes = processes
         self.run_folder = run_folder
         self.interruption = interruption
+        self.export = export
         training = settings.training
         self.micro_batch_size, _ = accumulation(training, processes.world_size)
         self.batches = TrainingBatches(task, settings.seed, training.batch_size, self.micro_batch_size, processes)
+        steps_per_epoch = task.num_samples("train") / training.batch_size
+        self.occasions = Occasions(settings.validation, settings.checkpoints, steps_per_epoch)
+        self.start = start
         self.step = 0
         self.seconds_before = 0.0
+        self.done = start
         self.window = self._new_window()
-        self.validates = task.num_samples("held_out") > 0
+        self.validates = settings.validation.every != "never" and task.num_samples("held_out") > 0
         self.last_validation: dict[str, float] = {}
         self.validated_step = self.saved_step = -1
         self.lr = 0.0
@@ -80,39 +93,53 @@ class Trainer:
         """Train until the budget is used up or a signal asks to stop; a checkpoint is written at the end of either.
 
         Raises:
-            TrainingError: a loss is not finite.
+            TrainingError: a loss is not finite, or early stopping gives the run up.
         """
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.monitor.start(self._progress(self.seconds_before))
+        self.monitor.start(self.start.at(self.step, self.seconds_before))
         self.started = time.monotonic()
-        if not self.validates:
-            self.monitor.say("the data holds out nothing: no validation")
         if self.step == 0:
-            self._validate(self._progress(0.0))
+            self._validate(self.start)
         with closing(self.batches):
             while True:
                 micro_batches = self.batches.step(self.step)
                 counts, stop, seconds = self._agree(micro_batches, self.interruption.requested)
-                progress = self._progress(seconds)
+                progress = self.start.at(self.step, seconds)
                 if stop or progress.finished:
                     break
                 self._train_step(micro_batches, counts, progress)
                 self.step += 1
-                progress = self._progress(seconds)
-                self.monitor.stepped(progress)
-                if self.step % self.settings.logging.every == 0:
-                    self._log(progress)
-                if self.step % self.settings.validation.every == 0:
-                    self._validate(progress)
-                if self.step % self.settings.checkpoints.every == 0:
-                    self._save(progress)
-        if progress.finished and self.validated_step != self.step:
-            self._validate(progress)
-        # Of the same step, a newer checkpoint knows the time at which the budget was used up.
-        if self.step and (self.saved_step != self.step or self.settings.training.budget.hours is not None):
+                self._do_what_is_due(self.start.at(self.step, seconds))
+        if progress.finished:
+            self._finish(progress)
+        elif self.step and self.saved_step != self.step:
             self._save(progress)
         return progress
+
+    def _do_what_is_due(self, progress: Progress) -> None:
+        """After a step: what it carried progress over. The checkpoint comes last, so that it knows of all the rest."""
+        before, self.done = self.done, progress
+        self.monitor.stepped(progress)
+        if self.step % self.settings.logging.every == 0:
+            self._log(progress)
+        if self.occasions.validation(before, progress):
+            self._validate(progress)
+        self._export(before, progress)
+        milestone = self.occasions.milestone(before, progress)
+        if milestone or self.occasions.checkpoint(before, progress):
+            self._save(progress, milestone=milestone)
+
+    def _finish(self, progress: Progress) -> None:
+        """What is due at the end, to which time may have leapt over marks that no step had reached."""
+        before, self.done = self.done, progress
+        if self.validated_step != self.step:
+            self._validate(progress)
+        self._export(before, progress)
+        # Of the same step, a newer checkpoint knows the time at which the budget was used up.
+        timed = progress.max_seconds is not None or progress.exit_seconds is not None
+        if self.step and (self.saved_step != self.step or timed):
+            self._save(progress)
 
     def _train_step(self, micro_batches: list[Batch], counts: Mapping[Term, float], progress: Progress) -> None:
         module, window = self.engine.module, self.window
@@ -140,7 +167,7 @@ class Trainer:
             for term, count in self.engine.module.counts(batch).items():
                 local[term] = local.get(term, 0.0) + count
         tokens = float(sum(batch.num_tokens for batch in micro_batches))
-        seconds = self.seconds_before + time.monotonic() - self.started if self.processes.is_main else 0.0
+        seconds = self._clock() if self.processes.is_main else 0.0
         *counts, total_tokens, stops, clock = self.processes.sum([*local.values(), tokens, float(stop), seconds])
         self.window.tokens += total_tokens
         return dict(zip(local, counts, strict=True)), stops > 0, clock
@@ -168,11 +195,37 @@ class Trainer:
         batch_size = self.settings.validation.batch_size or self.micro_batch_size
         module = self.engine.module
         weights = module.weights_at(progress.fraction)
-        self.last_validation = validate(module, self.teacher, self.task, batch_size, self.processes, weights)
+        with self._pause():
+            values = validate(module, self.teacher, self.task, batch_size, self.processes, weights)
+        self.last_validation = values
         if self.processes.is_main:
-            self.monitor.log(progress, {f"held_out/{name}": value for name, value in self.last_validation.items()})
-        self.monitor.say(f"step {progress.step}: held-out loss {self.last_validation['loss']:.5g}")
-        self._check_finite(progress, {f"held-out {name}": value for name, value in self.last_validation.items()})
+            self.monitor.log(progress, {f"held_out/{name}": value for name, value in values.items()})
+        self.monitor.say(f"step {progress.step}: held-out loss {values['loss']:.5g}")
+        self._check_finite(progress, {f"held-out {name}": value for name, value in values.items()})
+        stopping = self.settings.early_stopping
+        if stopping.max_loss is not None and stopping.after_minutes is not None:
+            minutes = progress.seconds / 60
+            if minutes >= stopping.after_minutes and values["loss"] > stopping.max_loss:
+                raise TrainingError(
+                    f"at step {progress.step}, after {minutes:.1f} minutes, the held-out loss is {values['loss']:.5g}: "
+                    f"more than early_stopping.max_loss ({stopping.max_loss:g}) allows after "
+                    f"early_stopping.after_minutes ({stopping.after_minutes:g})"
+                )
+
+    def _export(self, before: Progress, now: Progress) -> None:
+        for share in self.occasions.exports(before, now):
+            with self._pause():
+                held_out = self.last_validation if self.validated_step == self.step else {}
+                self.export(now, share, held_out)
+
+    @contextmanager
+    def _pause(self) -> Iterator[None]:
+        """What happens here is no training: the speed that is reported leaves its time out."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.window.started += time.monotonic() - began
 
     def _check_finite(self, progress: Progress, values: Mapping[str, float]) -> None:
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
@@ -182,14 +235,16 @@ class Trainer:
                 "a lower optimizer.lr or a longer scheduler.warmup, or look at the data"
             )
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, progress: Progress, *, milestone: bool = False) -> None:
         # What has not been logged yet has not been looked at: a good checkpoint must not make room for a ruined one.
         self._check_finite(progress, {"loss": self.processes.sum([self.window.objective.item()])[0]})
         state = TrainingState(
-            step=progress.step,
-            seconds=progress.seconds,
+            step=self.step,
+            seconds=self._clock(),
+            done_seconds=self.done.seconds,
             world_size=self.processes.world_size,
             zero_stage=zero_stage(self.settings.training),
+            milestone=milestone,
         )
         keep = self.settings.checkpoints.keep
         window = {
@@ -198,20 +253,23 @@ class Trainer:
             "terms": self.window.terms,
             "term_steps": self.window.term_steps,
         }
-        folder = save_checkpoint(self.run_folder, state, window, self.engine, self.processes, keep)
-        self.saved_step = progress.step
-        self.monitor.say(f"step {progress.step}: checkpoint {folder.name}")
+        with self._pause():
+            folder = save_checkpoint(self.run_folder, state, window, self.engine, self.processes, keep)
+        self.saved_step = self.step
+        self.monitor.say(f"step {self.step}: checkpoint {folder.name}")
 
     def _restore(self, checkpoint: Path) -> None:
         state, window = load_checkpoint(checkpoint, self.engine, self.processes)
         self.step, self.seconds_before = state.step, state.seconds
+        self.done = self.start.at(state.step, state.done_seconds)
         device = self.processes.device
         self.window.steps, self.window.term_steps = window["steps"], window["term_steps"]
         self.window.objective = window["objective"].to(device)
         self.window.terms = {term: value.to(device) for term, value in window["terms"].items()}
 
-    def _progress(self, seconds: float) -> Progress:
-        return self.start.at(self.step, seconds)
+    def _clock(self) -> float:
+        """Seconds of training by this process's clock, earlier sessions included."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def _new_window(self) -> _Window:
         return _Window(0, 0.0, time.monotonic(), torch.zeros((), device=self.processes.device), {}, {})

@@ -90,7 +90,24 @@ ROWS = [
     Row("a number too small", ["training.batch_size: must be greater than 0"], ["training.batch_size=0"]),
     Row("no allowed value", ["allowed: fp32, bf16, fp16"], ["training.precision=fp8"]),
     Row("no budget", ["`budget` is missing", "under `training:`"], ["training.budget=null"]),
-    Row("an empty budget", ["needs `steps`, `hours` or both"], ["training.budget.steps=null"]),
+    Row("an empty budget", ["at least one of `steps`, `epochs` and `hours`"], ["training.budget.steps=null"]),
+    Row(
+        "an exit after the end",
+        ["training.budget", "`exit_after_hours` (2) comes after `hours` (1)"],
+        ["training.budget={hours: 1, exit_after_hours: 2}"],
+    ),
+    Row("an exit and no budget", ["at least one of"], ["training.budget={steps: null, exit_after_hours: 2}"]),
+    Row("a marker at the end", ["checkpoints.export_at.1", "less than 1"], ["checkpoints.export_at=[0.5, 1.0]"]),
+    Row("a marker at the start", ["checkpoints.export_at.0", "greater than 0"], ["checkpoints.export_at=[0]"]),
+    Row("markers that fall", ["checkpoints.export_at", "must rise"], ["checkpoints.export_at=[0.5, 0.2]"]),
+    Row("an unknown interval", ["unknown key `step`", "minutes, steps"], ["checkpoints.every={step: 5}"]),
+    Row("two intervals", ["one of `steps`, `epochs` and"], ["validation.every={steps: 5, epochs: 1}"]),
+    Row(
+        "parts that overlap",
+        ["`begin.share` (0.6) and `end.share` (0.6)"],
+        ["validation.begin={share: 0.6, every: 1}", "validation.end={share: 0.6, every: 1}"],
+    ),
+    Row("half a bound", ["`after_minutes` and `max_loss`"], ["early_stopping={max_loss: 2}"]),
     Row("no run", ["recipe.yaml:1: run: `run` is missing"], ["run=null"]),
     Row("a name that is a path", ["run.name", "cannot name a folder"], ["run.name=../x"]),
     Row("no losses", ["losses: needs at least 1 key"], ["losses.masked_lm=null"]),
@@ -99,7 +116,7 @@ ROWS = [
     Row("two mistakes", ["seed: expected", "training.batch_size: expected"], ["seed=x", "training.batch_size=x"]),
     # components
     Row("an unknown loss", ["losses.maskedlm: no loss is called", "Did you mean `masked_lm`?"], ["losses.maskedlm={}"]),
-    Row("an unknown optimizer", ["no optimizer is called `adam`", "`adamw`"], ["optimizer.name=adam"]),
+    Row("an unknown optimizer", ["no optimizer is called `adamww`", "`adamw`"], ["optimizer.name=adamww"]),
     Row("an unknown tracker", ["tracking.0: no tracker is called `tensorbord`"], ["tracking=[tensorbord]"]),
     Row("no task", ["recipe.yaml:4: task.name: `name` is missing", "masked_lm"], replace=("name: masked_lm, ", "")),
     # commands
@@ -219,6 +236,12 @@ MODEL_ROWS = [
         "no even spread",
         ["recipe.yaml:", "student.initialize.blocks", "4 blocks are a multiple of the student's 3", "for example ["],
         replace=("num_hidden_layers: 2", "num_hidden_layers: 3"),
+    ),
+    # validation
+    Row(
+        "a bound on a loss that is never computed",
+        ["early_stopping.max_loss", "never computed", "`validation`"],
+        overrides=["validation.every=never", "early_stopping={after_minutes: 1, max_loss: 2}"],
     ),
     # the teacher and the student
     Row("no teacher", ["recipe.yaml:3: teacher", "no such folder"], replace=("./teacher", "./techer")),

@@ -116,7 +116,7 @@ def test_the_teacher_runs_only_while_a_loss_reads_it(
         return answers
 
     monkeypatch.setattr(FrozenTeacher, "__call__", recorded)
-    train(*TWO_STAGES, "task.data.held_out=0")
+    train(*TWO_STAGES, "task.data.held_out=0", "validation.every=never")
     assert asked[-6:] == [False] * 3 + [True] * 3
 
 

@@ -270,7 +270,9 @@ def test_teacher_and_student_run_only_the_blocks_that_a_loss_reads(
         count(cls)
     # No held-out data, so that without gradients only the teacher runs. Five forward passes: four steps and the one
     # that finds out what the losses reach.
-    train("losses.hidden_mse.layers=[[1, 0]]", "training.budget.steps=4", "task.data.held_out=0")
+    train(
+        "losses.hidden_mse.layers=[[1, 0]]", "training.budget.steps=4", "task.data.held_out=0", "validation.every=never"
+    )
     assert calls == {"teacher BertLayer": 5 * 2, "student BertLayer": 5 * 1}
 
 

@@ -1,0 +1,170 @@
+"""Budgets, markers and validations of real runs, with and without restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdcore
+from kdcore.commands.main import main
+from kdcore.training.run import RunResult
+
+MARKERS = [round(0.05 * number, 2) for number in range(1, 20)]
+SCHEDULE = [
+    "training.budget.steps=12",
+    f"checkpoints.export_at={MARKERS}",
+    "checkpoints.every=5",
+    "validation={every: 4, begin: {share: 0.2, every: 1}, end: {share: 0.2, every: 2}}",
+]
+VALIDATED = [0, 1, 2, 4, 8, 10, 12]
+
+
+def rows_of(run: Path, name: str) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if name in row]
+
+
+def steps_of_exports(run: Path) -> dict[str, str]:
+    """The step in each export's model card, by the export's name."""
+    cards = sorted((run / "exports").glob("budget-*/README.md"))
+    lines = {card.parent.name: card.read_text(encoding="utf-8").splitlines() for card in cards}
+    return {name: next(line for line in text if line.startswith("| steps")).split()[3] for name, text in lines.items()}
+
+
+@pytest.fixture
+def train(small_recipe: Path) -> Callable[..., RunResult]:
+    def run(*overrides: str) -> RunResult:
+        return kdcore.train(small_recipe, list(overrides))
+
+    return run
+
+
+def test_every_marker_and_validation_comes_once_with_and_without_restarts(
+    train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdcore.training.trainer import Trainer
+
+    whole = train(*SCHEDULE, "run.id=whole").folder
+    assert set(steps_of_exports(whole)) == {f"budget-{marker:g}" for marker in MARKERS}
+    assert steps_of_exports(whole)["budget-0.5"] == "6"  # 6 of 12 steps
+    assert steps_of_exports(whole)["budget-0.55"] == "7"
+    assert [row["step"] for row in rows_of(whole, "held_out/loss")] == VALIDATED
+
+    written: list[Path] = []
+    from kdcore.training import run as module
+
+    export_student = module.export_student
+    monkeypatch.setattr(
+        module, "export_student", lambda folder, *rest: (written.append(folder), export_student(folder, *rest))
+    )
+    step_of = Trainer._train_step
+
+    def stopping(trainer: Trainer, *arguments: Any) -> None:
+        step_of(trainer, *arguments)
+        trainer.interruption.requested = trainer.step + 1 in (1, 4, 9)
+
+    monkeypatch.setattr(Trainer, "_train_step", stopping)
+    results = [train(*SCHEDULE, "run.id=restarted") for _ in range(4)]
+    assert [result.finished for result in results] == [False, False, False, True]
+    restarted = results[-1].folder
+    assert len(written) == len(set(written)) == len(MARKERS) + 1
+    assert steps_of_exports(restarted) == steps_of_exports(whole)
+    for name in ("held_out/loss", "train/loss", "train/lr"):
+        assert [(row["step"], row[name]) for row in rows_of(restarted, name)] == [
+            (row["step"], row[name]) for row in rows_of(whole, name)
+        ]
+
+
+def test_an_exit_before_the_end_leaves_schedules_as_they_are(train: Callable[..., RunResult]) -> None:
+    whole = train("training.budget={steps: 20}", "run.id=whole").folder
+    result = train("training.budget={steps: 20, exit_after_hours: 0.00002}", "run.id=exit")
+    assert result.finished
+    assert result.export is not None
+    rates = [row["train/lr"] for row in rows_of(result.folder, "train/lr")]
+    assert 0 < len(rates) < 20
+    assert rates == [row["train/lr"] for row in rows_of(whole, "train/lr")][: len(rates)]
+    assert train("training.budget={steps: 20, exit_after_hours: 0.00002}", "run.id=exit").held_out == {}, "it is over"
+
+
+def test_a_budget_of_epochs_reads_each_sample_so_often(train: Callable[..., RunResult]) -> None:
+    folder = train("training.budget={steps: null, epochs: 0.5}").folder
+    from kdcore.training.build import make_plan
+
+    plan = make_plan(kdcore.load_recipe(folder / "recipe.yaml"))
+    steps = -(-plan.task.num_samples("train") // 16)
+    assert [row["step"] for row in rows_of(folder, "train/loss")] == list(range(1, steps + 1))
+
+
+def test_no_final_export_where_none_is_wanted(train: Callable[..., RunResult]) -> None:
+    result = train("checkpoints.export_at_end=false", "checkpoints.export_at=[0.5]")
+    assert result.finished
+    assert result.export is None
+    assert result.exit_code == 0
+    assert [path.name for path in (result.folder / "exports").iterdir()] == ["budget-0.5"]
+    assert train("checkpoints.export_at_end=false", "checkpoints.export_at=[0.5]").finished
+
+
+def test_milestones_are_kept_for_good(train: Callable[..., RunResult]) -> None:
+    folder = train("checkpoints={every: 1, keep: 2, keep_at: [0.3, 0.5]}").folder
+    names = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    assert names == [f"step-{step:07d}" for step in (2, 3, 5, 6)]
+
+
+@pytest.mark.parametrize(("minutes", "gives_up"), [(0.0, True), (60.0, False)])
+def test_early_stopping_gives_up_after_its_time(
+    minutes: float, gives_up: bool, small_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bound = f"early_stopping={{after_minutes: {minutes}, max_loss: 1.0e-6}}"
+    code = main(["train", str(small_recipe), "validation.every=2", "checkpoints.every=1", bound])
+    assert code == (3 if gives_up else 0)
+    error = capsys.readouterr().err
+    assert ("early_stopping.max_loss" in error) is gives_up
+    if gives_up:
+        run = small_recipe.parent / "runs" / "small" / "1"
+        assert not (run / "exports").exists()
+
+
+def test_without_validation_there_are_no_held_out_rows(train: Callable[..., RunResult]) -> None:
+    result = train("validation.every=never")
+    assert result.held_out == {}
+    assert result.export is not None
+    assert not rows_of(result.folder, "held_out/loss")
+
+
+def test_validation_without_held_out_text_is_refused(small_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(small_recipe), "task.data.held_out=0"]) == 2
+    error = capsys.readouterr().err
+    assert "small.yaml:19: validation: validation is asked for, but `task.data` holds no text out" in error
+    assert "validation.every: never" in error
+    assert not (small_recipe.parent / "runs").exists()
+
+
+CLOCKS_APART = """
+import os, time
+if os.environ.get("RANK") == "1":
+    real = time.monotonic
+    time.monotonic = lambda: real() + 300.0 + (real() - START) * 3
+    START = real()
+"""
+
+
+def test_processes_whose_clocks_differ_by_minutes_stop_at_the_same_step(small_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CLOCKS_APART, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    budget = ["training.budget={steps: 100000, hours: 0.0006}", "validation.every={minutes: 0.01}"]
+    budget += ["checkpoints.export_at=[0.3, 0.6]", "scheduler={name: linear, over: time}"]
+    command = [sys.executable, "-m", "kdcore.commands.main", "train", str(small_recipe), *budget, "--processes", "2"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "small" / "1"
+    assert {path.name for path in (run / "exports").iterdir()} == {"budget-0.3", "budget-0.6", "final"}
+    assert rows_of(run, "train/loss")
