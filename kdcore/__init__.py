@@ -34,7 +34,9 @@ if TYPE_CHECKING:
         resolve_pairs,
     )
     from kdcore.losses.base import Loss, LossConfig, require_equal_heads, require_teacher
+    from kdcore.models.architectures import Architecture
     from kdcore.models.base import Encoder, Model
+    from kdcore.models.transformers import TransformersModel
     from kdcore.optimizers.base import Optimizer, OptimizerConfig
     from kdcore.progress import Progress
     from kdcore.recipe.loading import Recipe, load_recipe
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
 # The public names and where they live; tests hold this table against tests/unit/public_names.txt.
 _HOMES = {
+    "Architecture": "kdcore.models.architectures",
     "Batch": "kdcore.signals",
     "Command": "kdcore.commands.base",
     "ComponentConfig": "kdcore.recipe.schema",
@@ -100,6 +103,7 @@ _HOMES = {
     "TokenizedSequences": "kdcore.data.base",
     "Tracker": "kdcore.trackers.base",
     "TrainingError": "kdcore.errors",
+    "TransformersModel": "kdcore.models.transformers",
     "at_least_float32": "kdcore.layers",
     "input_files": "kdcore.data.files",
     "load_recipe": "kdcore.recipe.loading",
@@ -120,6 +124,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Architecture",
     "Batch",
     "Command",
     "ComponentConfig",
@@ -160,6 +165,7 @@ __all__ = [
     "TokenizedSequences",
     "Tracker",
     "TrainingError",
+    "TransformersModel",
     "__version__",
     "at_least_float32",
     "input_files",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,9 +25,17 @@ def _nothing_to_adapt(base: nn.Module) -> None:
     pass
 
 
+def _save(network: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    network.save_pretrained(folder, state_dict=weights)
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """One `model_type` of transformers.
+    """One `model_type` of transformers, and where its parts are.
+
+    transformers' Auto classes must know the type: those that transformers does not bring are registered with
+    `AutoConfig`, `AutoModel` and `AutoModelForMaskedLM` by whoever brings them. Attention must be called by way of
+    transformers' `AttentionInterface`, as its own models do; then query, key, value and mask are read from there.
 
     Attributes:
         model_type: the name in `config.json`.
@@ -38,6 +47,11 @@ class Architecture:
         position_offset: rows of the position table that no token uses, given the configuration.
         first_block_differs: whether the first block lacks weights that the others have.
         adapt: changes a new or loaded base model so that its attention is kdcore's, where a name is not enough.
+        relatives: other model types whose folders hold the same weights under the same names, each with the
+            configuration's keys that make this architecture compute the same. Their folders are read as this type's.
+        use: the configuration's keys, beside numbers of heads and tied weights, that say what is done with weights
+            without changing their shapes; blocks are copied only where source and student agree in them.
+        save: writes configuration and weights of a network into a folder.
     """
 
     model_type: str
@@ -49,6 +63,14 @@ class Architecture:
     position_offset: Callable[[Any], int] = _no_offset
     first_block_differs: bool = False
     adapt: Callable[[nn.Module], None] = _nothing_to_adapt
+    relatives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    use: tuple[str, ...] = ()
+    save: Callable[[Any, Path, Mapping[str, Tensor]], None] = _save
+
+    @property
+    def needs_padding_id(self) -> bool:
+        """Whether positions are counted in a way that takes a pad_token_id."""
+        return self.position_offset is not _no_offset
 
     def block_list(self, base: nn.Module) -> nn.ModuleList:
         """The list of blocks of a base model."""
@@ -122,17 +144,18 @@ ARCHITECTURES = {
 }
 
 
-def architecture_of(model_type: str, where: str) -> Architecture:
-    """The architecture of a model type.
+def architecture_of(model_type: str, where: str, architectures: Mapping[str, Architecture]) -> Architecture:
+    """The architecture of a model type among those of a recipe's model.
 
     Raises:
-        DataError: kdcore's adapter does not know it.
+        DataError: it is none of them.
     """
-    if model_type not in ARCHITECTURES:
+    if model_type not in architectures:
+        whose = "the model `transformers`" if architectures is ARCHITECTURES else "this model"
         raise DataError(
-            f"the model type `{model_type}` is not supported by the model `transformers`",
+            f"the model type `{model_type}` is not supported by {whose}",
             where=where,
-            allowed=sorted(ARCHITECTURES),
+            allowed=sorted(architectures),
             hint="a package can add one: a class derived from kdcore.Model, registered in the group `kdcore.models`",
         )
-    return ARCHITECTURES[model_type]
+    return architectures[model_type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from kdcore.errors import DataError, InputError
-from kdcore.models.architectures import ARCHITECTURES, architecture_of
+from kdcore.models.architectures import Architecture, architecture_of
 from kdcore.signals import ModelInfo
 
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -30,10 +31,25 @@ _SIZES = (
 _RHYTHM = "global_attn_every_n_layers"
 _REFUSALS = (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError)
 
+Architectures = Mapping[str, Architecture]
+"""What a recipe's model knows, by model type."""
 
-def describe(config: PreTrainedConfig) -> ModelInfo:
+
+@dataclass(frozen=True)
+class Base:
+    """What a student takes its sizes from.
+
+    Attributes:
+        config: the configuration; its model type may be one that the student's model does not know.
+        architecture: that of the configuration.
+    """
+
+    config: PreTrainedConfig
+    architecture: Architecture
+
+
+def describe(config: PreTrainedConfig, architecture: Architecture) -> ModelInfo:
     """What losses and tasks may know of a model with this configuration."""
-    architecture = ARCHITECTURES[config.model_type]
     return ModelInfo(
         architecture=config.model_type,
         num_layers=config.num_hidden_layers,
@@ -46,17 +62,19 @@ def describe(config: PreTrainedConfig) -> ModelInfo:
     )
 
 
-def block_kinds(config: PreTrainedConfig) -> list[str]:
+def block_kinds(config: PreTrainedConfig, architecture: Architecture) -> list[str]:
     """What each block is, in words; a block can stand in for another of the same kind only."""
     kinds = [kind.replace("_", " ") for kind in getattr(config, "layer_types", None) or ()]
     kinds = kinds or ["block"] * config.num_hidden_layers
-    if kinds and ARCHITECTURES[config.model_type].first_block_differs:
+    if kinds and architecture.first_block_differs:
         kinds[0] = f"the first, {kinds[0]}"
     return kinds
 
 
-def read_config(path: str) -> PreTrainedConfig:
+def read_config(path: str, architectures: Architectures) -> PreTrainedConfig:
     """Read a folder's or hub model's configuration; code that comes with it is never run.
+
+    A relative of one of the architectures is read as that.
 
     Raises:
         DataError: there is none, it is broken, or it is of a model that is not supported.
@@ -76,49 +94,65 @@ def read_config(path: str) -> PreTrainedConfig:
         raise DataError(f"the model's configuration cannot be read: {first_line(error)}", where=path) from error
     if not isinstance(stated.get("model_type"), str):
         raise DataError("its config.json names no model_type", where=path, hint="give a Hugging Face model folder")
-    cls = _config_class(stated["model_type"], path)
+    stated = _as_own(stated, architectures)
+    architecture = architecture_of(stated["model_type"], path, architectures)
+    cls = _config_class(architecture)
     # What the file says of outputs is for other users of the model; here it would cost time or change their form.
     outputs = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
     try:
         config = cls.from_dict(stated | outputs)
     except _REFUSALS as error:
         raise DataError(f"the model's configuration cannot be read: {first_line(error)}", where=path) from error
-    problem = _problem(config) or _position_problem(config)
+    problem = _problem(config, architecture) or _position_problem(config, architecture)
     if problem is not None:
         raise DataError(problem, where=path, hint="see its config.json")
     return config
 
 
-def student_config(base: PreTrainedConfig | None, changes: Mapping[str, Any]) -> PreTrainedConfig:
+def student_config(base: Base | None, changes: Mapping[str, Any], architectures: Architectures) -> PreTrainedConfig:
     """The student's configuration: `changes`, and what they leave open from `base`.
 
-    A base of another architecture lends its sizes and the ids of special tokens; the rest are defaults.
+    A base of another architecture lends its sizes and the ids of special tokens; the rest are defaults. A relative of
+    the student's architecture is no other.
 
     Raises:
         InputError: unknown keys, wrong types, sizes that do not fit, an unsupported architecture.
     """
-    if base is None and "model_type" not in changes:
-        raise InputError(
-            "without a teacher the student's architecture must be said",
-            key="student.config",
-            hint="add model_type, for example `model_type: bert`",
-        )
-    model_type = changes.get("model_type", base and base.model_type)
-    cls = _config_class(str(model_type), "student.config.model_type")
+    lent = {} if base is None else _as_own(base.config.to_dict(), architectures)
+    if "model_type" in changes:
+        model_type = str(changes["model_type"])
+    else:
+        model_type = _usual_type(lent.get("model_type"), architectures)
+    architecture = architecture_of(model_type, "student.config.model_type", architectures)
+    cls = _config_class(architecture)
     defaults = cls().to_dict()
     if base is None:
         stated = defaults
-    elif base.model_type == model_type:
-        stated = base.to_dict()
+    elif lent["model_type"] == model_type:
+        stated = defaults | lent
     else:
-        stated = defaults | {key: value for key, value in _common(base, model_type).items() if key in defaults}
+        common = _common(base, architecture)
+        stated = defaults | {key: value for key, value in common.items() if key in defaults}
     known = stated.keys() | defaults.keys() | cls.attribute_map.keys()
     _check_keys(changes, known | ({_RHYTHM} if "layer_types" in known else set()), cls)
     changes = {cls.attribute_map.get(key, key): value for key, value in changes.items()}
     merged = stated | changes
     if "layer_types" in merged and "layer_types" not in changes:
         merged["layer_types"] = _layer_types(stated, merged, changes)
-    return _finish(cls, merged, base, changes)
+    try:
+        config = cls.from_dict(merged)
+        problem = _problem(config, architecture)
+    except _REFUSALS as error:
+        raise InputError(f"the configuration is refused: {first_line(error)}", key="student.config") from error
+    if problem is None:
+        if base is not None and lent["model_type"] != model_type and "max_position_embeddings" not in changes:
+            _take_positions(config, architecture, describe(base.config, base.architecture).max_length)
+        problem = _position_problem(config, architecture)
+    if problem is not None:
+        raise InputError(problem, key="student.config")
+    config.architectures = None
+    config.dtype = torch.float32
+    return config
 
 
 def with_num_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
@@ -140,23 +174,46 @@ def first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _config_class(model_type: str, where: str) -> type[PreTrainedConfig]:
-    return type(AutoConfig.for_model(architecture_of(model_type, where).model_type))
+def _config_class(architecture: Architecture) -> type[PreTrainedConfig]:
+    return type(AutoConfig.for_model(architecture.model_type))
 
 
-def _common(base: PreTrainedConfig, model_type: str) -> dict[str, Any]:
+def _as_own(stated: Mapping[str, Any], architectures: Architectures) -> dict[str, Any]:
+    """What a configuration states, in the words of the architecture that reads such folders as its own."""
+    for architecture in architectures.values():
+        if stated["model_type"] in architecture.relatives:
+            same = architecture.relatives[stated["model_type"]]
+            return {**stated, **same, "model_type": architecture.model_type}
+    return dict(stated)
+
+
+def _usual_type(model_type: str | None, architectures: Architectures) -> str:
+    """The student's model type if the recipe does not say it, given its teacher's."""
+    if model_type in architectures:
+        return str(model_type)
+    if len(architectures) == 1:
+        return next(iter(architectures))
+    raise InputError(
+        "without a teacher the student's architecture must be said"
+        if model_type is None
+        else f"the student's architecture must be said, for it cannot be the teacher's `{model_type}`",
+        key="student.config",
+        hint="add model_type, for example `model_type: bert`",
+    )
+
+
+def _common(base: Base, architecture: Architecture) -> dict[str, Any]:
     """Sizes and special ids by the names that another architecture's configuration has for them."""
-    architecture, theirs = ARCHITECTURES[model_type], ARCHITECTURES[base.model_type]
-    names = _config_class(model_type, "student.config.model_type").attribute_map
+    config, names = base.config, _config_class(architecture).attribute_map
     sizes = {
-        "hidden_size": base.hidden_size,
-        "num_hidden_layers": base.num_hidden_layers,
-        "num_attention_heads": base.num_attention_heads,
-        "vocab_size": base.vocab_size,
-        architecture.intermediate_size: getattr(base, theirs.intermediate_size),
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "vocab_size": config.vocab_size,
+        architecture.intermediate_size: getattr(config, base.architecture.intermediate_size),
     }
     sizes = {names.get(key, key): value for key, value in sizes.items()}
-    return sizes | {key: getattr(base, key, None) for key in _SPECIAL_IDS}
+    return sizes | {key: getattr(config, key, None) for key in _SPECIAL_IDS}
 
 
 def _check_keys(changes: Mapping[str, Any], known: set[str], cls: type[PreTrainedConfig]) -> None:
@@ -180,28 +237,9 @@ def _layer_types(stated: Mapping[str, Any], merged: Mapping[str, Any], changes: 
     return [kinds[index % period] for index in range(count)]
 
 
-def _finish(
-    cls: type[PreTrainedConfig], merged: dict[str, Any], base: PreTrainedConfig | None, changes: Mapping[str, Any]
-) -> PreTrainedConfig:
-    try:
-        config = cls.from_dict(merged)
-        problem = _problem(config)
-    except _REFUSALS as error:
-        raise InputError(f"the configuration is refused: {first_line(error)}", key="student.config") from error
-    if problem is None:
-        if base is not None and base.model_type != config.model_type and "max_position_embeddings" not in changes:
-            _take_positions(config, describe(base).max_length)
-        problem = _position_problem(config)
-    if problem is not None:
-        raise InputError(problem, key="student.config")
-    config.architectures = None
-    config.dtype = torch.float32
-    return config
-
-
-def _take_positions(config: PreTrainedConfig, longest: int) -> None:
+def _take_positions(config: PreTrainedConfig, architecture: Architecture, longest: int) -> None:
     """Give a student of another architecture than its teacher's the teacher's longest sequence."""
-    offset = ARCHITECTURES[config.model_type].position_offset(config)
+    offset = architecture.position_offset(config)
     if offset > longest:
         raise InputError(
             f"`{config.model_type}` counts positions from its pad_token_id on, and here that is {offset - 1}",
@@ -211,9 +249,8 @@ def _take_positions(config: PreTrainedConfig, longest: int) -> None:
     config.max_position_embeddings = longest + offset
 
 
-def _problem(config: PreTrainedConfig) -> str | None:
+def _problem(config: PreTrainedConfig, architecture: Architecture) -> str | None:
     """What makes a model of this configuration impossible here, if anything does."""
-    architecture = ARCHITECTURES[config.model_type]
     for key in (*_SIZES, architecture.intermediate_size):
         value = getattr(config, key, 1)
         if not isinstance(value, int) or value < 1:
@@ -226,14 +263,14 @@ def _problem(config: PreTrainedConfig) -> str | None:
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         return "it describes a decoder (is_decoder, add_cross_attention), but only encoders are supported"
     pad = getattr(config, "pad_token_id", None)
-    if pad is None and architecture.position_offset is not ARCHITECTURES["bert"].position_offset:
+    if pad is None and architecture.needs_padding_id:
         return f"`{config.model_type}` needs a pad_token_id"
     if pad is not None and not 0 <= pad < config.vocab_size:
         return f"pad_token_id {pad} is not in the vocabulary of {config.vocab_size}"
     return None
 
 
-def _position_problem(config: PreTrainedConfig) -> str | None:
-    if describe(config).max_length < 1:
+def _position_problem(config: PreTrainedConfig, architecture: Architecture) -> str | None:
+    if describe(config, architecture).max_length < 1:
         return f"max_position_embeddings {config.max_position_embeddings} leave no position for a token"
     return None

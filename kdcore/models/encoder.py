@@ -94,4 +94,4 @@ class TransformersEncoder(Encoder):
             state.pop(tied, None)
         self.network.config.dtype = torch.float32
         transformers_logging.disable_progress_bar()
-        self.network.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
+        self.architecture.save(self.network, folder, state)

@@ -11,20 +11,22 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcore.errors import InputError
 from kdcore.layers import uniform_blocks
-from kdcore.models.architectures import ARCHITECTURES
+from kdcore.models.architectures import Architecture
 from kdcore.models.configuration import block_kinds
 
 _KEY = "student.initialize.blocks"
 
 
-def choose_blocks(blocks: str | list[int], source: PreTrainedConfig, student: PreTrainedConfig) -> list[int]:
+def choose_blocks(
+    blocks: str | list[int], source: PreTrainedConfig, student: PreTrainedConfig, architecture: Architecture
+) -> list[int]:
     """Source blocks that the student's blocks copy, one a student block.
 
     Raises:
         InputError: as many blocks as the student has were not given, one does not exist, or one is of another kind
             than the student's block in its place (global and local attention).
     """
-    source_kinds, student_kinds = block_kinds(source), block_kinds(student)
+    source_kinds, student_kinds = block_kinds(source, architecture), block_kinds(student, architecture)
     all_alike = len({*source_kinds, *student_kinds}) == 1
     what = f"`{blocks}` does not keep the student's rhythm of global and local attention"
     try:
@@ -79,7 +81,9 @@ def fitting_blocks(source_kinds: Sequence[str], student_kinds: Sequence[str]) ->
     return min(best.values())[1] if best else None
 
 
-def plan_copy(source: PreTrainedModel, student: PreTrainedModel, chosen: Sequence[int]) -> dict[str, str]:
+def plan_copy(
+    source: PreTrainedModel, student: PreTrainedModel, chosen: Sequence[int], architecture: Architecture
+) -> dict[str, str]:
     """Which of the student's weights is copied from which of the source's, by the names of the base model.
 
     All are, but those of a head or a pooler that the source lacks. The networks may be on the meta device.
@@ -87,8 +91,8 @@ def plan_copy(source: PreTrainedModel, student: PreTrainedModel, chosen: Sequenc
     Raises:
         InputError: a weight has another size in the source, or only one of the two has it.
     """
-    _check_equal_use(source.config, student.config)
-    blocks = f"{ARCHITECTURES[student.config.model_type].blocks}."
+    _check_equal_use(source.config, student.config, architecture)
+    blocks = f"{architecture.blocks}."
     available, needed = plain_state(source), plain_state(student)
     plan = {}
     for name in needed:
@@ -114,9 +118,9 @@ def plan_copy(source: PreTrainedModel, student: PreTrainedModel, chosen: Sequenc
     return {name: theirs for name, theirs in plan.items() if theirs in available}
 
 
-def _check_equal_use(source: PreTrainedConfig, student: PreTrainedConfig) -> None:
+def _check_equal_use(source: PreTrainedConfig, student: PreTrainedConfig, architecture: Architecture) -> None:
     """What the sizes of the weights do not show."""
-    for key in ("num_attention_heads", "tie_word_embeddings"):
+    for key in ("num_attention_heads", "tie_word_embeddings", *architecture.use):
         theirs, ours = getattr(source, key), getattr(student, key)
         if theirs != ours:
             raise InputError(

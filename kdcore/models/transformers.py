@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,10 +15,10 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrai
 from transformers.utils import logging as transformers_logging
 
 from kdcore.errors import DataError, InputError
-from kdcore.models.architectures import ARCHITECTURES, architecture_of
+from kdcore.models.architectures import ARCHITECTURES, Architecture
 from kdcore.models.attention import IMPLEMENTATION
 from kdcore.models.base import Model, Role
-from kdcore.models.configuration import describe, first_line, read_config, student_config, with_num_layers
+from kdcore.models.configuration import Base, describe, first_line, read_config, student_config, with_num_layers
 from kdcore.models.encoder import TransformersEncoder
 from kdcore.models.initialization import choose_blocks, plain_state, plan_copy
 from kdcore.recipe.schema import ComponentConfig, PathOrHubName
@@ -44,7 +44,12 @@ class TransformersModel(Model):
     A teacher has a `path`. A student has a `config`, whose missing keys are the teacher's (or those of the folder it is
     initialised from), and `initialize`; without that its weights are random. A student of another `model_type` than
     the teacher takes the teacher's sizes and special ids, and that architecture's defaults for the rest.
+
+    A package adds encoders of its own by a subclass that says their `architectures`.
     """
+
+    architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
+    """The model types that this model knows. If it is a single one, a student is of that if it does not say one."""
 
     class Config(ComponentConfig):
         """Keys of `teacher` and `student`."""
@@ -62,15 +67,15 @@ class TransformersModel(Model):
         super().__init__(config, role, teacher)
         self._teacher = teacher if isinstance(teacher, TransformersModel) else None
         self.hf_config = self._teacher_config() if role == "teacher" else self._student_config()
-        self.architecture = ARCHITECTURES[self.hf_config.model_type]
-        self.info = describe(self.hf_config)
+        self.architecture = self.architectures[self.hf_config.model_type]
+        self.info = describe(self.hf_config, self.architecture)
         # Weights are read much later, after data has been prepared: what can be known to fail is looked for now.
         if role == "student":
             self._chosen_blocks = self._check_student()
         teachers = None if self._teacher is None else self._teacher.source
         if self.source is not None and self.source != teachers and Path(self.source).is_dir():
-            first_block = with_num_layers(read_config(self.source), 1)
-            _load(self.source, first_block, head=False)
+            first_block = with_num_layers(read_config(self.source, self.architectures), 1)
+            _load(self.source, first_block, self.architecture, head=False)
 
     @property
     def source(self) -> str | None:
@@ -113,7 +118,7 @@ class TransformersModel(Model):
             )
         depth = request.depth(self.info.num_layers)
         shortened = with_num_layers(self.hf_config, depth)
-        network = _load(self.config.path, shortened, head=bool(request.prediction_positions))
+        network = _load(self.config.path, shortened, self.architecture, head=bool(request.prediction_positions))
         del self.architecture.block_list(network.base_model)[depth:]
         encoder = TransformersEncoder(network, self.architecture, self.info)
         encoder.pooler = None  # no signal reads it, and a teacher is not exported
@@ -124,14 +129,14 @@ class TransformersModel(Model):
         head = bool(request.prediction_positions)
         source = None
         if self.source is not None:
-            source_config = read_config(self.source)
-            source_head = describe(source_config).has_lm_head
-            source = _load(self.source, source_config, head=source_head)
+            source_config = read_config(self.source, self.architectures)
+            source_head = describe(source_config, self.architecture).has_lm_head
+            source = _load(self.source, source_config, self.architecture, head=source_head)
             head = head or source_head
-        network = _create(self.hf_config, head=head)
+        network = _create(self.hf_config, self.architecture, head=head)
         if source is not None:
             ours, theirs = plain_state(network), plain_state(source)
-            for name, wanted in plan_copy(source, network, self._chosen_blocks).items():
+            for name, wanted in plan_copy(source, network, self._chosen_blocks, self.architecture).items():
                 ours[name].copy_(theirs[wanted])
         return TransformersEncoder(network, self.architecture, self.info)
 
@@ -141,7 +146,7 @@ class TransformersModel(Model):
         for key in ("config", "initialize"):
             if getattr(self.config, key):
                 raise InputError("only a student has this key", key=f"teacher.{key}", allowed=("name", "path"))
-        return read_config(self.config.path)
+        return read_config(self.config.path, self.architectures)
 
     def _student_config(self) -> PreTrainedConfig:
         if self.config.path is not None:
@@ -151,17 +156,20 @@ class TransformersModel(Model):
                 allowed=("name", "config", "initialize"),
                 hint="to start from a folder: student.initialize: {from: FOLDER}",
             )
-        base = None if self._teacher is None else self._teacher.hf_config
-        if self.config.initialize is not None:
-            base = self._source_config()
-            wanted = str(self.config.config.get("model_type", base.model_type))
-            if architecture_of(wanted, "student.config.model_type").model_type != base.model_type:
-                raise InputError(
-                    f"a student `{wanted}` cannot copy the blocks of a `{base.model_type}`",
-                    key="student.initialize",
-                    hint=f"leave `initialize` out for random weights, or name a folder with a `{wanted}`",
-                )
-        return student_config(base, self.config.config)
+        base = None if self._teacher is None else Base(self._teacher.hf_config, self._teacher.architecture)
+        if self.config.initialize is None:
+            return student_config(base, self.config.config, self.architectures)
+        source = self._source_config()
+        config = student_config(
+            Base(source, self.architectures[source.model_type]), self.config.config, self.architectures
+        )
+        if config.model_type != source.model_type:
+            raise InputError(
+                f"a student `{config.model_type}` cannot copy the blocks of a `{source.model_type}`",
+                key="student.initialize",
+                hint=f"leave `initialize` out for random weights, or name a folder with a `{config.model_type}`",
+            )
+        return config
 
     def _source_config(self) -> PreTrainedConfig:
         if self.source is None:
@@ -170,13 +178,13 @@ class TransformersModel(Model):
                 key="student.initialize.from",
                 hint="name a folder, or leave `initialize` out for random weights",
             )
-        return read_config(self.source)
+        return read_config(self.source, self.architectures)
 
     def _check_student(self) -> list[int]:
         """Try configuration and copying on networks without memory; gives the source's blocks to copy."""
         try:
             with torch.device("meta"):
-                student = _create(self.hf_config, head=True)
+                student = _create(self.hf_config, self.architecture, head=True)
                 student(input_ids=torch.zeros(1, 2, dtype=torch.long))
         except (ValueError, TypeError, KeyError, ArithmeticError, AssertionError, RuntimeError) as error:
             raise InputError(
@@ -185,14 +193,14 @@ class TransformersModel(Model):
         if self.config.initialize is None:
             return []
         config = self._source_config()
-        chosen = choose_blocks(self.config.initialize.blocks, config, self.hf_config)
+        chosen = choose_blocks(self.config.initialize.blocks, config, self.hf_config, self.architecture)
         with torch.device("meta"):
-            source = _create(config, head=describe(config).has_lm_head)
-        plan_copy(source, student, chosen)
+            source = _create(config, self.architecture, head=describe(config, self.architecture).has_lm_head)
+        plan_copy(source, student, chosen, self.architecture)
         return chosen
 
 
-def _load(path: str, config: PreTrainedConfig, *, head: bool) -> PreTrainedModel:
+def _load(path: str, config: PreTrainedConfig, architecture: Architecture, *, head: bool) -> PreTrainedModel:
     """Load weights in float32; only a pooler may be missing, and is then left out.
 
     Raises:
@@ -243,11 +251,11 @@ def _load(path: str, config: PreTrainedConfig, *, head: bool) -> PreTrainedModel
         )
     if any("pooler." in key for key in report["missing_keys"]):
         network.base_model.pooler = None  # it would be random
-    ARCHITECTURES[model_type].adapt(network.base_model)
+    architecture.adapt(network.base_model)
     return network
 
 
-def _create(config: PreTrainedConfig, *, head: bool) -> PreTrainedModel:
+def _create(config: PreTrainedConfig, architecture: Architecture, *, head: bool) -> PreTrainedModel:
     """A network with random weights; a pooler stands beside a head, so that `AutoModel` finds one in the export."""
     network: PreTrainedModel
     if head:
@@ -258,5 +266,5 @@ def _create(config: PreTrainedConfig, *, head: bool) -> PreTrainedModel:
             network.base_model.pooler = pooler
     else:
         network = AutoModel.from_config(config, attn_implementation=IMPLEMENTATION)
-    ARCHITECTURES[config.model_type].adapt(network.base_model)
+    architecture.adapt(network.base_model)
     return network
