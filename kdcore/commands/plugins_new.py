@@ -53,7 +53,7 @@ KINDS = {
         "task: {name: $name, data: my-prepared-data}\n",
     ),
     "optimizer": Kind(
-        "Adam with Nesterov momentum",
+        "rectified Adam",
         "optimizer: {name: $name, lr: 1.0e-3}\n",
     ),
     "scheduler": Kind(

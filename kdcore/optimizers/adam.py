@@ -11,10 +11,10 @@ from kdcore.optimizers.moments import MomentConfig, UncorrectedAdam
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015), whose weight decay is an L2 penalty: added to the gradient, so that it is averaged
-    and normalised with it, as `torch.optim.Adam` and DeepSpeed's FusedAdam in its adam mode do.
+    """Adam (Kingma and Ba 2015) with weight decay as an L2 penalty.
 
-    torch's fused kernel; without bias correction a foreach one.
+    The decay is added to the gradient, so that it is averaged and normalised with it: as in `torch.optim.Adam`, and in
+    DeepSpeed's FusedAdam with `adam_w_mode` off. torch's fused kernel; without bias correction a foreach one.
     """
 
     class Config(MomentConfig):

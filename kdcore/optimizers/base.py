@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
 from kdcore.recipe.schema import ComponentConfig
@@ -34,3 +35,12 @@ class Optimizer(ABC):
     @abstractmethod
     def build(self, groups: list[dict[str, Any]]) -> TorchOptimizer:
         """Make the optimizer for `groups`, whose `weight_decay` is already set per group."""
+
+    def forget(self, state: dict[str, Any]) -> None:
+        """Put what the optimizer remembers of one parameter back to its beginning, in place.
+
+        The engine does this while no active loss reaches the parameter. Tensors and numbers become 0; an optimizer
+        whose state begins in another way (a running product at 1) has to override this.
+        """
+        for name, value in state.items():
+            state[name] = value.zero_() if isinstance(value, Tensor) else type(value)(0)

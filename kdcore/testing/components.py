@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
 
+from kdcore.errors import RecipeError
 from kdcore.optimizers.base import Optimizer
 from kdcore.progress import Progress
 from kdcore.registry import optimizers, schedulers
@@ -17,8 +19,9 @@ from kdcore.schedulers.base import Scheduler
 def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | None = None) -> None:
     """Hold a schedule to what every schedule must do.
 
-    Its factor is finite and not negative from the first to the last step, under budgets of steps, of time and of both;
-    it is a function of progress alone: asking twice, in any order, or from a new object gives the same.
+    Its factor is finite and not negative from the first to the last step, under those budgets of 100 steps, of time and
+    of both that its `check` accepts; it is a function of progress alone: asking twice, in any order, or from a new
+    object gives the same.
 
     Args:
         name: registered name, or class.
@@ -29,7 +32,13 @@ def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | Non
     """
     cls: type[Scheduler] = schedulers.get(name) if isinstance(name, str) else name
     scheduler = cls(cls.Config(**(config or {})))
-    for max_steps, max_seconds in ((100, None), (None, 50.0), (100, 50.0)):
+    budgets = [
+        (max_steps, max_seconds)
+        for max_steps, max_seconds in ((100, None), (None, 50.0), (100, 50.0))
+        if _accepts(scheduler, Progress(0, 0.0, max_steps, max_seconds))
+    ]
+    assert budgets, "`check` refuses budgets of 100 steps, of time and of both"
+    for max_steps, max_seconds in budgets:
         points = [Progress(step, step / 2, max_steps, max_seconds) for step in range(101)]
         factors = [scheduler.factor(point) for point in points]
         for point, factor in zip(points, factors, strict=True):
@@ -42,11 +51,20 @@ def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | Non
             assert again.factor(point) == factor, f"the factor at {point} depends on what was asked before"
 
 
+def _accepts(scheduler: Scheduler, start: Progress) -> bool:
+    try:
+        scheduler.check(start)
+    except RecipeError:
+        return False
+    return True
+
+
 def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | None = None) -> None:
     """Hold an optimizer to what every optimizer must do.
 
     It brings a quadratic down; learning rate 0 leaves parameters bit for bit as they are; groups keep their own weight
-    decay; what `elementwise` says is true: cutting a tensor into pieces changes its update exactly if it is false.
+    decay; what `elementwise` says is true: cutting a tensor into pieces changes its update exactly if it is false. A new
+    one that gets its state goes on bit for bit like the old one; after `forget` it starts anew.
 
     Args:
         name: registered name, or class.
@@ -58,22 +76,27 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
     cls: type[Optimizer] = optimizers.get(name) if isinstance(name, str) else name
     keys = {"lr": 0.05, "weight_decay": 0.0} | dict(config or {})
 
-    def run(pieces: int, steps: int, **changes: Any) -> torch.Tensor:
-        torch.manual_seed(0)
-        start, target = torch.randn(8, 6), torch.randn(8, 6)
-        parts = [torch.nn.Parameter(part.clone()) for part in start.chunk(pieces)]
-        optimizer = cls(cls.Config(**keys | changes))
-        built = optimizer.build([{"params": parts, "weight_decay": (keys | changes)["weight_decay"]}])
-        for _ in range(steps):
-            built.zero_grad()
-            # Rows of very different scale, so that whatever normalises a tensor notices how it is cut.
-            scale = torch.arange(1.0, 9.0)[:, None] ** 2
-            torch.autograd.backward((scale * (torch.cat(list(parts)) - target)).square().sum())
-            built.step()
-        return torch.cat([part.detach() for part in parts])
-
     torch.manual_seed(0)
     start, target = torch.randn(8, 6), torch.randn(8, 6)
+
+    def make(parts: list[torch.nn.Parameter], **changes: Any) -> torch.optim.Optimizer:
+        section = keys | changes
+        return cls(cls.Config(**section)).build([{"params": parts, "weight_decay": section["weight_decay"]}])
+
+    def step(optimizer: torch.optim.Optimizer, parts: list[torch.nn.Parameter]) -> None:
+        optimizer.zero_grad()
+        # Rows of very different scale, so that whatever normalises a tensor notices how it is cut.
+        scale = torch.arange(1.0, 9.0)[:, None] ** 2
+        torch.autograd.backward((scale * (torch.cat(list(parts)) - target)).square().sum())
+        optimizer.step()
+
+    def run(pieces: int, steps: int, **changes: Any) -> torch.Tensor:
+        parts = [torch.nn.Parameter(part.clone()) for part in start.chunk(pieces)]
+        optimizer = make(parts, **changes)
+        for _ in range(steps):
+            step(optimizer, parts)
+        return torch.cat([part.detach() for part in parts])
+
     before, after = (start - target).square().sum(), (run(1, 200) - target).square().sum()
     assert after < 0.5 * before, f"200 steps bring a quadratic from {before:g} only to {after:g}"
     assert torch.equal(run(1, 5, lr=0.0, weight_decay=0.1), start), "a learning rate of 0 moves parameters"
@@ -81,3 +104,20 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
     same = torch.allclose(run(1, 5), run(4, 5), rtol=1e-5, atol=1e-7)
     claim = cls.elementwise
     assert same == claim, f"`elementwise` is {claim}, but cutting a tensor {'keeps' if same else 'changes'} its update"
+
+    weight = torch.nn.Parameter(start.clone())
+    old = make([weight])
+    for _ in range(3):
+        step(old, [weight])
+    copy = torch.nn.Parameter(weight.detach().clone())
+    new = make([copy])
+    new.load_state_dict(deepcopy(old.state_dict()))
+    for _ in range(3):
+        step(old, [weight])
+        step(new, [copy])
+    assert torch.equal(copy, weight), "a new optimizer that gets the old one's state goes on in another way"
+    component = cls(cls.Config(**keys))
+    component.forget(old.state[weight])
+    weight.data.copy_(start)
+    step(old, [weight])
+    assert torch.equal(weight, run(1, 1)), "after `forget` it does not start anew: its state does not begin at 0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdcore.errors import InputError, RecipeError, TrainingError
+from kdcore.errors import InputError, PluginError, RecipeError, TrainingError
 from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.schema import TrainingSettings
+from kdcore.registry import optimizers
 from kdcore.signals import Batch, Signals
 from kdcore.training.distributed import Processes, find_accelerator
 from kdcore.training.module import DistillationModule, Term
@@ -95,8 +97,19 @@ def check_optimizer(optimizer: type[Optimizer], name: str, settings: TrainingSet
         raise RecipeError(
             f"the optimizer `{name}` needs whole tensors, ZeRO stage {stage} flattens and splits them",
             key="optimizer.name",
-            allowed=f"`{name}` with `training.zero_stage: 0` and fp32, or an element-wise optimizer (adamw)",
+            allowed=f"`{name}` with `training.zero_stage: 0` and `training.precision: fp32`, or an optimizer that works "
+            f"element by element: {', '.join(_elementwise_optimizers())}",
         )
+
+
+def _elementwise_optimizers() -> list[str]:
+    """The installed optimizers that ZeRO may cut; one that cannot be imported is nothing to recommend."""
+    names = []
+    for name in optimizers.names():
+        with suppress(PluginError):
+            if optimizers.get(name).elementwise:
+                names.append(name)
+    return names
 
 
 def accumulation(settings: TrainingSettings, world_size: int) -> tuple[int, int]:
@@ -143,6 +156,7 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.processes = processes
         self.peak_lr = optimizer.config.lr
+        self._optimizer = optimizer
         # DeepSpeed fills missing gradients with zeros, and momentum and weight decay would then move what no active
         # loss reaches. So parameters of equal reach are a group of their own, whose learning rate is 0 meanwhile.
         groups: dict[tuple[frozenset[str], bool], list[nn.Parameter]] = {}
@@ -216,7 +230,7 @@ class Engine:
             self._forget(active)
 
     def _forget(self, active: Collection[str]) -> None:
-        """Put the optimizer's state of groups that no active loss reaches back to zero.
+        """Put the optimizer's state of groups that no active loss reaches back to its beginning.
 
         They have just been given gradients of zero. Left alone, their step count would run on without them, and Adam's
         first real updates would be of another length than its first ones are: half of it after 10 such steps.
@@ -226,9 +240,7 @@ class Engine:
         for group, reach in zip(base.param_groups, self._group_reach, strict=True):
             if reach.isdisjoint(active):
                 for parameter in group["params"]:
-                    state = base.state[parameter]
-                    for name, value in state.items():
-                        state[name] = value.zero_() if isinstance(value, Tensor) else type(value)(0)
+                    self._optimizer.forget(base.state[parameter])
 
     def metrics(self) -> dict[str, float]:
         """Gradient norm, and loss scale and skipped steps in fp16; waits for the device."""

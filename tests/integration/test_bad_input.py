@@ -339,7 +339,7 @@ MODEL_ROWS = [
     ),
     Row(
         "an optimizer of whole tensors under ZeRO",
-        ["recipe.yaml:10: optimizer.name", "`trust_ratio` needs whole tensors", "ZeRO stage 1", "adamw"],
+        ["recipe.yaml:10: optimizer.name", "`trust_ratio` needs whole tensors", "ZeRO stage 1", "element: adam, adamw"],
         replace=("name: adamw", "name: trust_ratio"),
         overrides=["imports=[trust.py]", "training.zero_stage=1"],
         files={"trust.py": TRUST_RATIO},
