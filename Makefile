@@ -29,7 +29,7 @@ demo: setup
 	@$(BIN)/kdcore summary runs/quickstart/1
 
 test: setup lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # These train models of real size, for which more threads are faster.
 test-recipes: setup
