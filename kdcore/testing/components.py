@@ -63,8 +63,8 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
     """Hold an optimizer to what every optimizer must do.
 
     It brings a quadratic down; learning rate 0 leaves parameters bit for bit as they are; groups keep their own weight
-    decay; what `elementwise` says is true: cutting a tensor into pieces changes its update exactly if it is false. A new
-    one that gets its state goes on bit for bit like the old one; after `forget` it starts anew.
+    decay; what `elementwise` says is true: cutting a tensor into pieces changes its update exactly if it is false. A
+    new one that gets its state goes on bit for bit like the old one; after `forget` it starts anew.
 
     Args:
         name: registered name, or class.

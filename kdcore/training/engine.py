@@ -97,8 +97,8 @@ def check_optimizer(optimizer: type[Optimizer], name: str, settings: TrainingSet
         raise RecipeError(
             f"the optimizer `{name}` needs whole tensors, ZeRO stage {stage} flattens and splits them",
             key="optimizer.name",
-            allowed=f"`{name}` with `training.zero_stage: 0` and `training.precision: fp32`, or an optimizer that works "
-            f"element by element: {', '.join(_elementwise_optimizers())}",
+            allowed=f"`{name}` with `training.zero_stage: 0` and `training.precision: fp32`, or an optimizer that "
+            f"works element by element: {', '.join(_elementwise_optimizers())}",
         )
 
 
