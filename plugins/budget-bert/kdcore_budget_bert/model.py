@@ -1,0 +1,51 @@
+"""The model `budget_bert`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM, BertModel
+
+from kdcore import Architecture, TransformersModel
+from kdcore_budget_bert.modeling_budget_bert import BudgetBertConfig, BudgetBertForMaskedLM
+
+PLAIN = {"norm_position": "post", "norm": "layer_norm", "embedding_norm": True}
+"""The keys with which the encoder computes what BERT does."""
+
+
+def save(network: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a plain BERT where the network is one, else a folder with the modelling file in it."""
+    config = network.config
+    if all(getattr(config, key) == value for key, value in PLAIN.items()):
+        cls = BertForMaskedLM if isinstance(network, BudgetBertForMaskedLM) else BertModel
+        own = {*PLAIN, "model_type", "architectures", "auto_map"}
+        stated = {key: value for key, value in config.to_dict().items() if key not in own}
+        with torch.device("meta"):
+            network = cls(BertConfig.from_dict(stated))
+    network.save_pretrained(folder, state_dict=weights)
+
+
+class BudgetBert(TransformersModel):
+    """academic-budget-bert's encoder (Izsak et al., EMNLP 2021, "How to Train BERT with an Academic Budget").
+
+    A BERT whose norms stand before attention and feed-forward part (`norm_position: pre`) or after them (`post`), are
+    `norm: layer_norm` or `rms_norm`, and follow the embeddings or not (`embedding_norm`). The other keys of `config`
+    are BERT's. With `pre` the last block's hidden state is taken after the final norm. A BERT is the form `post`,
+    `layer_norm`, `embedding_norm: true`: folders with one are read as that, and such students are exported as one.
+    """
+
+    architectures = {  # noqa: RUF012
+        BudgetBertConfig.model_type: Architecture(
+            BudgetBertConfig.model_type,
+            blocks="encoder.layer",
+            lm_head=lambda network, rows: network.cls(rows),
+            lm_head_classes=("BudgetBertForMaskedLM", "BertForMaskedLM", "BertForPreTraining"),
+            relatives={"bert": PLAIN},
+            use=tuple(PLAIN),
+            save=save,
+        )
+    }

@@ -1,0 +1,403 @@
+"""academic-budget-bert's encoder: BERT with its norms before or after attention and feed-forward part.
+
+"How to Train BERT with an Academic Budget" (EMNLP 2021). Part of kdcore-budget-bert, licensed under Apache 2.0. A saved
+model carries this file along, so that `AutoModel.from_pretrained(folder, trust_remote_code=True)` needs nothing but
+transformers 5. Weights have BERT's names: with norms after, LayerNorm and a norm of the embeddings it is BERT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import BertConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import can_return_tuple
+
+
+@strict
+class BudgetBertConfig(BertConfig):
+    """BERT's configuration with three more keys.
+
+    Attributes:
+        norm_position: `pre`: what goes into attention and feed-forward part is normalised, and the last block's output
+            once more; `post`: the sums of input and output are.
+        norm: `layer_norm`, or `rms_norm`, which neither subtracts a mean nor adds a bias.
+        embedding_norm: whether the embeddings are normalised.
+    """
+
+    model_type = "budget-bert"
+
+    norm_position: Literal["pre", "post"] = "pre"
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    embedding_norm: bool = False
+
+
+def make_norm(config: BudgetBertConfig) -> nn.Module:
+    """The norm that the configuration names, of the model's width."""
+    cls = nn.RMSNorm if config.norm == "rms_norm" else nn.LayerNorm
+    return cls(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class BudgetBertEmbeddings(nn.Module):
+    """The sum of word, position and token type embeddings, normalised if the configuration says so."""
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = make_norm(config) if config.embedding_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Tensor:
+        """Embed tokens (B, L), or take their embeddings (B, L, d) as given."""
+        states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        length, longest = states.shape[1], self.position_embeddings.num_embeddings
+        if length > longest:
+            raise ValueError(
+                f"a sequence of {length} tokens is given, but there are embeddings for {longest} positions"
+            )
+        types, positions = self.token_type_embeddings, self.position_embeddings
+        states = states + (types.weight[0] if token_type_ids is None else types(token_type_ids))
+        states = states + (positions.weight[:length] if position_ids is None else positions(position_ids))
+        return self.dropout(self.LayerNorm(states))
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention step by step, for `attn_implementation="eager"`, which shows the probabilities (B, A, L, L)."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = nn.functional.dropout(scores.softmax(-1), p=dropout, training=module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+class BudgetBertSelfAttention(nn.Module):
+    """Multi-head attention up to the weighted values; any kernel that transformers knows computes it."""
+
+    is_causal = False  # read by the kernels
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
+                f"{config.num_attention_heads}"
+            )
+        self.config = config
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(self, states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Weighted values (B, L, d), and probabilities where the kernel has them."""
+        query, key, value = (
+            project(states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        dropout = self.dropout.p if self.training else 0.0
+        scaling = self.head_size**-0.5
+        values, probabilities = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return values.flatten(2), probabilities
+
+
+class BudgetBertOutput(nn.Module):
+    """The frame around attention or feed-forward part: the norm before or after it, projection and residual."""
+
+    def __init__(self, config: BudgetBertConfig, input_size: int) -> None:
+        super().__init__()
+        self.norm_first = config.norm_position == "pre"
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = make_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def enter(self, states: Tensor) -> Tensor:
+        """What the framed part is given."""
+        return self.LayerNorm(states) if self.norm_first else states
+
+    def forward(self, inner: Tensor, states: Tensor) -> Tensor:
+        """Add what the framed part has made of `states` to them."""
+        states = self.dropout(self.dense(inner)) + states
+        return states if self.norm_first else self.LayerNorm(states)
+
+
+class BudgetBertAttention(nn.Module):
+    """Attention with its frame."""
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__()
+        self.self = BudgetBertSelfAttention(config)
+        self.output = BudgetBertOutput(config, config.hidden_size)
+
+    def forward(self, states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """States (B, L, d) after attention, and probabilities where the kernel has them."""
+        values, probabilities = self.self(self.output.enter(states), attention_mask, **kwargs)
+        return self.output(values, states), probabilities
+
+
+class BudgetBertIntermediate(nn.Module):
+    """The wide part of the feed-forward part."""
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Project (B, L, d) to (B, L, intermediate_size)."""
+        return self.activation(self.dense(states))
+
+
+class BudgetBertLayer(nn.Module):
+    """One block."""
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__()
+        self.attention = BudgetBertAttention(config)
+        self.intermediate = BudgetBertIntermediate(config)
+        self.output = BudgetBertOutput(config, config.intermediate_size)
+
+    def forward(self, states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """States (B, L, d) after the block, and attention probabilities where the kernel has them."""
+        states, probabilities = self.attention(states, attention_mask, **kwargs)
+        return self.output(self.intermediate(self.output.enter(states)), states), probabilities
+
+
+class BudgetBertEncoder(nn.Module):
+    """All blocks, and the norm after the last one where norms stand before."""
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BudgetBertLayer(config) for _ in range(config.num_hidden_layers))
+        self.final_norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
+
+
+class BudgetBertPooler(nn.Module):
+    """The first token's state, projected."""
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Pool (B, L, d) to (B, d)."""
+        return self.dense(states[:, 0]).tanh()
+
+
+class BudgetBertTransform(nn.Module):
+    """What stands between the encoder and the decoder of the masked-LM head."""
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = make_norm(config)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Project, activate, normalise."""
+        return self.LayerNorm(self.activation(self.dense(states)))
+
+
+class BudgetBertPredictions(nn.Module):
+    """The masked-LM head. Its decoder has a bias, also where its weight is the word embeddings."""
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__()
+        self.transform = BudgetBertTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # the decoder's under the name that BERT saves it by
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Logits (..., V) of states (..., d)."""
+        return self.decoder(self.transform(states))
+
+
+class BudgetBertHeads(nn.Module):
+    """Gives the masked-LM head the name that it has in BERT."""
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__()
+        self.predictions = BudgetBertPredictions(config)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Logits (..., V) of states (..., d)."""
+        return self.predictions(states)
+
+
+class BudgetBertPreTrainedModel(PreTrainedModel):
+    """What the models share: first weights, kernels, and saving with this file."""
+
+    config_class = BudgetBertConfig
+    base_model_prefix = "bert"
+    _no_split_modules = ["BudgetBertEmbeddings", "BudgetBertLayer"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, BudgetBertPredictions):
+            nn.init.zeros_(module.bias)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save as every model, with a configuration that says where each of the classes is found."""
+        module = __name__.rpartition(".")[2]
+        self.config.auto_map = {auto: f"{module}.{cls.__name__}" for auto, cls in AUTO_CLASSES.items()}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class BudgetBertModel(BudgetBertPreTrainedModel):
+    """The encoder without a head."""
+
+    def __init__(self, config: BudgetBertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.embeddings = BudgetBertEmbeddings(config)
+        self.encoder = BudgetBertEncoder(config)
+        self.pooler = BudgetBertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put other word embeddings in their place."""
+        self.embeddings.word_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Encode; arguments and outputs are those of transformers' BERT.
+
+        The last of `hidden_states` is after the final norm, as `last_hidden_state` is.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=states, attention_mask=attention_mask)
+        hidden, attentions = [], []
+        for block in self.encoder.layer:
+            hidden.append(states)
+            states, probabilities = block(states, mask, **kwargs)
+            attentions.append(probabilities)
+        states = self.encoder.final_norm(states)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=None if self.pooler is None else self.pooler(states),
+            hidden_states=(*hidden, states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+class BudgetBertForMaskedLM(BudgetBertPreTrainedModel):
+    """The encoder with its masked-LM head."""
+
+    _tied_weights_keys = {  # noqa: RUF012
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__(config)
+        self.bert = BudgetBertModel(config, add_pooling_layer=False)
+        self.cls = BudgetBertHeads(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder."""
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Put another decoder in its place."""
+        self.cls.predictions.decoder = new_embeddings
+        self.cls.predictions.bias = new_embeddings.bias
+
+    @can_return_tuple
+    def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> MaskedLMOutput:
+        """Predict; arguments and outputs are those of transformers' BERT, and so is -100 in `labels` for no label."""
+        outputs = self.bert(input_ids, return_dict=True, **kwargs)
+        logits = self.cls(outputs.last_hidden_state)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class BudgetBertForSequenceClassification(BudgetBertPreTrainedModel):
+    """The encoder with a classifier on the pooled state, for fine-tuning."""
+
+    def __init__(self, config: BudgetBertConfig) -> None:
+        super().__init__(config)
+        self.bert = BudgetBertModel(config)
+        dropout = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+    ) -> SequenceClassifierOutput:
+        """Classify; arguments and outputs are those of transformers' BERT."""
+        outputs = self.bert(input_ids, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+AUTO_CLASSES: dict[str, Any] = {
+    "AutoConfig": BudgetBertConfig,
+    "AutoModel": BudgetBertModel,
+    "AutoModelForMaskedLM": BudgetBertForMaskedLM,
+    "AutoModelForSequenceClassification": BudgetBertForSequenceClassification,
+}
+for _auto, _cls in AUTO_CLASSES.items():
+    _cls.register_for_auto_class(_auto)  # so that whatever is saved brings this file along
