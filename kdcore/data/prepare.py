@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from pydantic import Field
 
 from kdcore import registry
 from kdcore.data.base import Corpus, Document
+from kdcore.data.encoding import Encoder
 from kdcore.data.files import FileHashes
 from kdcore.data.packing import pack_document
 from kdcore.data.shards import (
@@ -34,7 +36,7 @@ from kdcore.data.shards import (
 )
 from kdcore.data.splitting import Splitter
 from kdcore.data.staging import staged_folder
-from kdcore.data.tokenizers import encode_documents, load_tokenizer, special_ids, tokenizer_fingerprint
+from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint
 from kdcore.errors import DataError, MachineError, Problem
 from kdcore.recipe.checking import check, dotted
 from kdcore.recipe.fields import Option, options
@@ -269,7 +271,7 @@ def _split(data: DataRecipe, corpora: Sequence[Corpus], tokenizer: Any) -> Itera
     splitter = Splitter(data.held_out, data.seed)
     for number, corpus in enumerate(corpora):
         corpus.report.clear()
-        for document, tokens in encode_documents(tokenizer, _texts(corpus)):
+        for document, tokens in _encoded(Encoder(tokenizer), _texts(corpus)):
             if tokens.size:
                 yield from splitter.place(f"{number}:{document.id}", tokens)
             else:
@@ -282,6 +284,12 @@ def _texts(corpus: Corpus) -> Iterator[Document]:
         if not isinstance(document, Document):
             raise DataError("sequences that were tokenised elsewhere are not stored yet", where=document.id)
         yield document
+
+
+def _encoded(encoder: Encoder, documents: Iterator[Document]) -> Iterator[tuple[Document, NDArray[np.int32]]]:
+    while waiting := list(islice(documents, 100)):
+        encoded = encoder.encode([document.text for document in waiting])
+        yield from zip(waiting, np.split(encoded.tokens, encoded.ends[:-1]), strict=True)
 
 
 def _total(entries: dict[Split, Counter[str]], name: str) -> int:

@@ -1,42 +1,14 @@
-"""Tokenizers: loading them, telling them apart, encoding many documents at once."""
+"""Tokenizers: loading them and telling them apart."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from kdcore.data.base import Document
 from kdcore.errors import DataError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-CHUNK_CHARACTERS = 100_000
-"""Longer documents are encoded in pieces: the encoder keeps about 150 bytes a token until a piece is done."""
-
-BATCH_CHARACTERS = 2_000_000
-
-_PARALLELISM = "TOKENIZERS_PARALLELISM"
-_OFF_AFTER_USE = "False"  # told apart from the usual "false" that a user may have set
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 _ROLES = ("pad", "cls", "sep", "mask")
 _NEEDED_FOR = "kdcore needs [CLS] and [SEP] around each sequence, [PAD] for short ones and [MASK] for masked-LM"
@@ -127,87 +99,6 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     content["roles"] = {role: getattr(tokenizer, f"{role}_token_id") for role in (*_ROLES, "unk")}
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", errors="surrogatepass")).hexdigest()
-
-
-def encode_documents(tokenizer: Any, documents: Iterable[Document]) -> Iterator[tuple[Document, NDArray[np.int32]]]:
-    """Yield each document with its token ids, without special tokens, none left out.
-
-    The words of special tokens that a text happens to hold ("[MASK]") are encoded as ordinary text. Documents are
-    encoded in batches by all processor cores.
-    """
-    ids = special_ids(tokenizer)
-    # A unigram model knows its control pieces as words and may find them in a text, whatever it is told.
-    forbidden = np.array([index for index in ids.all if index != ids.unk], dtype=np.int32)
-    encode = partial(_encode_batch, _plain_backend(tokenizer), forbidden, ids.unk)
-    waiting: list[tuple[Document, list[str]]] = []
-    size = 0
-    for document in documents:
-        waiting.append((document, chunks(document.text)))
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield from encode(waiting)
-            waiting, size = [], 0
-    yield from encode(waiting)
-
-
-def chunks(text: str, limit: int = CHUNK_CHARACTERS) -> list[str]:
-    """Cut a text into pieces of at most `limit` characters, in front of white space where there is any.
-
-    The white space stays with the word that follows, as in the pieces that byte-level and SentencePiece tokenizers
-    know, so that the pieces' tokens are the text's.
-    """
-    pieces = []
-    start = 0
-    while len(text) - start > limit:
-        window = text[start : start + limit + 1]
-        end = max(window.rfind(" ", 1), window.rfind("\n", 1))
-        end = limit if end < 1 else end
-        pieces.append(window[:end])
-        start += end
-    pieces.append(text[start:])
-    return pieces
-
-
-def _encode_batch(
-    backend: Tokenizer, forbidden: NDArray[np.int32], unk: int | None, waiting: list[tuple[Document, list[str]]]
-) -> Iterator[tuple[Document, NDArray[np.int32]]]:
-    texts = [piece for _, pieces in waiting for piece in pieces]
-    with _all_cores():
-        encodings = iter(backend.encode_batch_fast(texts, add_special_tokens=False))
-    for document, pieces in waiting:
-        encoded = [np.asarray(next(encodings).ids, dtype=np.int32) for _ in pieces]
-        ids = encoded[0] if len(encoded) == 1 else np.concatenate(encoded)
-        if unk is not None:
-            ids[np.isin(ids, forbidden)] = unk
-        yield document, ids
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    """Let the tokenizers library use its threads now, but not in processes that are forked later.
-
-    There its threads do not exist: encoding would hang, which the library avoids with a warning at each fork unless the
-    variable is set. What the user has set stays.
-    """
-    if _forked or os.environ.get(_PARALLELISM, _OFF_AFTER_USE) != _OFF_AFTER_USE:
-        yield
-        return
-    os.environ[_PARALLELISM] = "true"
-    try:
-        yield
-    finally:
-        os.environ[_PARALLELISM] = _OFF_AFTER_USE
-
-
-def _plain_backend(tokenizer: Any) -> Tokenizer:
-    """A copy of the Rust tokenizer that neither truncates nor pads nor obeys special tokens inside a text."""
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return backend
 
 
 def _load_with_transformers(name: str) -> Any:

@@ -7,17 +7,11 @@ import string
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from kdcore.data.base import Document
-from kdcore.data.tokenizers import (
-    CHUNK_CHARACTERS,
-    chunks,
-    encode_documents,
-    load_tokenizer,
-    special_ids,
-    tokenizer_fingerprint,
-)
+from kdcore.data.encoding import CHUNK_CHARACTERS, Encoder, chunks
+from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint
 from kdcore.errors import DataError
 
 
@@ -27,8 +21,8 @@ def tokenizer(tokenizer_folder: Path) -> Any:
 
 
 def encode(tokenizer: Any, *texts: str) -> list[list[int]]:
-    documents = [Document(str(number), text) for number, text in enumerate(texts)]
-    return [tokens.tolist() for _, tokens in encode_documents(tokenizer, documents)]
+    encoded = Encoder(tokenizer).encode(texts)
+    return [tokens.tolist() for tokens in np.split(encoded.tokens, encoded.ends[:-1])]
 
 
 def random_text(words: int) -> str:

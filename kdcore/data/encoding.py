@@ -1,0 +1,163 @@
+"""Texts to token ids: many at once, one after the other in one array."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcore.data.tokenizers import special_ids
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+CHUNK_CHARACTERS = 100_000
+"""Longer texts are encoded in pieces: the encoder keeps about 150 bytes a token until a piece is done."""
+
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
+_OFF_AFTER_USE = "False"  # told apart from the usual "false" that a user may have set
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedTexts:
+    """The tokens of some texts.
+
+    Attributes:
+        tokens: (tokens,) ids without special tokens.
+        ends: (texts,) where each text ends in `tokens`.
+        sentence_ends: where sentences end, rising; each text's end is among them. None where they are not told apart.
+    """
+
+    tokens: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    sentence_ends: NDArray[np.int64] | None
+
+
+class Encoder:
+    """Turns texts into token ids, none left out.
+
+    The words of special tokens that a text happens to hold ("[MASK]") are encoded as ordinary text.
+
+    Args:
+        tokenizer: a `transformers` fast tokenizer.
+        split_sentences: cuts a text into pieces that joined together are the text; None if nobody needs sentences.
+        all_cores: use threads where that is possible.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, split_sentences: Callable[[str], list[str]] | None = None, all_cores: bool = True
+    ) -> None:
+        ids = special_ids(tokenizer)
+        self._backend = _plain_backend(tokenizer)
+        self._unk = ids.unk
+        # A unigram model knows its control pieces as words and may find them in a text, whatever it is told.
+        self._forbidden = np.zeros(len(tokenizer), dtype=bool)
+        self._forbidden[[index for index in ids.all if index != ids.unk]] = True
+        self._split_sentences = split_sentences
+        self._all_cores = all_cores
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """Encode some texts."""
+        pieces, sentences, pieces_a_text = self._cut(texts)
+        with _threads(self._all_cores):
+            encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        piece_ends = np.concatenate([[0], np.cumsum(lengths)])
+        tokens = np.fromiter(chain.from_iterable(ids), np.int32, int(piece_ends[-1]))
+        if self._unk is not None:
+            tokens[self._forbidden[tokens]] = self._unk
+        ends = piece_ends[np.cumsum(pieces_a_text)]
+        if self._split_sentences is None:
+            return EncodedTexts(tokens, ends, None)
+        sentence_ends = np.unique(np.concatenate([piece_ends[1:][sentences], ends]))
+        return EncodedTexts(tokens, ends, sentence_ends[sentence_ends > 0])
+
+    def _cut(self, texts: Sequence[str]) -> tuple[list[str], list[bool], list[int]]:
+        """The pieces to be encoded, whether a sentence ends with each of them, and how many each text has."""
+        pieces: list[str] = []
+        sentences: list[bool] = []
+        pieces_a_text = []
+        for text in texts:
+            before = len(pieces)
+            for sentence in [text] if self._split_sentences is None else _leading_space(self._split_sentences(text)):
+                if len(sentence) <= CHUNK_CHARACTERS:
+                    pieces.append(sentence)
+                    sentences.append(True)
+                else:
+                    cut = chunks(sentence)
+                    pieces += cut
+                    sentences += [False] * (len(cut) - 1) + [True]
+            pieces_a_text.append(len(pieces) - before)
+        return pieces, sentences, pieces_a_text
+
+
+def chunks(text: str, limit: int = CHUNK_CHARACTERS) -> list[str]:
+    """Cut a text into pieces of at most `limit` characters, in front of white space where there is any.
+
+    The white space stays with the word that follows, as in the pieces that byte-level and SentencePiece tokenizers
+    know, so that the pieces' tokens are the text's.
+    """
+    pieces = []
+    start = 0
+    while len(text) - start > limit:
+        window = text[start : start + limit + 1]
+        end = max(window.rfind(" ", 1), window.rfind("\n", 1))
+        end = limit if end < 1 else end
+        pieces.append(window[:end])
+        start += end
+    pieces.append(text[start:])
+    return pieces
+
+
+def _leading_space(sentences: list[str]) -> Iterator[str]:
+    """The same sentences with the white space between two of them in front of the second, as `chunks` wants it."""
+    carried = ""
+    for number, sentence in enumerate(sentences):
+        whole = carried + sentence
+        kept = whole if number == len(sentences) - 1 else whole.rstrip()
+        carried = whole[len(kept) :]
+        yield kept
+
+
+@contextmanager
+def _threads(wanted: bool) -> Iterator[None]:
+    """Let the tokenizers library use its threads now if they are wanted, but not in processes that are forked later.
+
+    There its threads do not exist: encoding would hang, which the library avoids with a warning at each fork unless the
+    variable is set. What the user has set stays.
+    """
+    if os.environ.get(_PARALLELISM, _OFF_AFTER_USE) != _OFF_AFTER_USE:
+        yield
+        return
+    os.environ[_PARALLELISM] = "true" if wanted and not _forked else _OFF_AFTER_USE
+    try:
+        yield
+    finally:
+        os.environ[_PARALLELISM] = _OFF_AFTER_USE
+
+
+def _plain_backend(tokenizer: Any) -> Tokenizer:
+    """A copy of the Rust tokenizer that neither truncates nor pads nor obeys special tokens inside a text."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
