@@ -1,42 +1,168 @@
-"""A document's tokens as sequences `[CLS] ... [SEP]` that never cross its ends."""
+"""Tokens of documents as sequences `[CLS] ... [SEP]`; every token is in exactly one of them, in order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+
+from kdcore.data.tokenizers import SpecialIds
 
 SPECIAL_TOKENS_A_SEQUENCE = 2
 
+Tokens = NDArray[np.int32]
+Places = NDArray[np.int64]
+Rows = tuple[NDArray[np.int32], NDArray[np.int32]]
 
-def pack_document(
-    tokens: NDArray[np.int32], sequence_length: int, *, cls_id: int, sep_id: int, pad_id: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Cut a document into sequences; every token is in exactly one of them, in order.
 
-    All sequences but the last are full; the last one is as short as what is left, and is kept however short it is.
+@dataclass(frozen=True)
+class Layout:
+    """How tokens become sequences.
+
+    Attributes:
+        sequence_length: tokens a sequence, [CLS] and [SEP] included.
+        packing: `document` ends a sequence where its document ends; `full` goes on with the next document, a [SEP]
+            between them.
+        sentences: end sequences where a sentence ends; a sentence is cut only if it is longer than a sequence.
+        short_sequences: share of the sequences that are made shorter, each to a random length.
+    """
+
+    sequence_length: int
+    packing: Literal["document", "full"] = "document"
+    sentences: bool = False
+    short_sequences: float = 0.0
+
+    @property
+    def room(self) -> int:
+        """Tokens of text in a full sequence."""
+        return self.sequence_length - SPECIAL_TOKENS_A_SEQUENCE
+
+
+class Packer:
+    """Packs documents as they come. A sequence may go on from one call to the next; `finish` gives the last one.
 
     Args:
-        tokens: (tokens,) ids without special tokens.
-        sequence_length: tokens a row, [CLS] and [SEP] included.
-        cls_id: starts each sequence.
-        sep_id: ends each sequence.
-        pad_id: fills the last row.
-
-    Returns:
-        Rows (sequences, sequence_length) and their lengths (sequences,), special tokens included; no row for no token.
+        layout: how.
+        ids: special tokens.
+        random: draws the lengths of short sequences.
     """
-    room = sequence_length - SPECIAL_TOKENS_A_SEQUENCE
-    sequences = -(-tokens.size // room)
-    rows = np.full((sequences, sequence_length), pad_id, dtype=np.int32)
-    lengths = np.full(sequences, sequence_length, dtype=np.int32)
-    if not sequences:
-        return rows, lengths
-    full = sequences - 1
-    rest = tokens.size - full * room
-    rows[:, 0] = cls_id
-    rows[:full, 1:-1] = tokens[: full * room].reshape(full, room)
-    rows[:full, -1] = sep_id
-    rows[full, 1 : 1 + rest] = tokens[full * room :]
-    rows[full, 1 + rest] = sep_id
-    lengths[full] = rest + SPECIAL_TOKENS_A_SEQUENCE
-    return rows, lengths
+
+    def __init__(self, layout: Layout, ids: SpecialIds, random: np.random.Generator) -> None:
+        self._layout = layout
+        self._ids = ids
+        self._crossing = layout.packing == "full"
+        self._targets = _targets(layout, random)
+        self._target = next(self._targets)
+        self._open: Tokens = np.empty(0, np.int32)
+
+    def add(self, tokens: Tokens, document_ends: Places, sentence_ends: Places | None = None) -> Rows:
+        """Pack some documents.
+
+        Args:
+            tokens: (tokens,) ids of text, one document after the other.
+            document_ends: (documents,) where each document ends; none is empty.
+            sentence_ends: where each sentence ends, rising, the documents' ends among them; needed where the layout
+                respects sentences.
+
+        Returns:
+            Finished rows (sequences, sequence_length) and their lengths (sequences,), special tokens included.
+        """
+        if not (self._crossing or self._layout.sentences or self._layout.short_sequences):
+            return self._fill(tokens, *_cut_evenly(document_ends, self._layout.room))
+        ends = sentence_ends if self._layout.sentences and sentence_ends is not None else document_ends
+        closes = np.zeros(len(ends), bool)
+        closes[np.searchsorted(ends, document_ends)] = True
+        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+        stream = tokens
+        if self._crossing:
+            # A [SEP] between two documents, also between the open sequence's last one and the first one here.
+            before = self._open.size + 1 if self._open.size else 0
+            shift = np.cumsum(np.concatenate([[False], closes[:-1]])) + before
+            separated = np.insert(tokens, document_ends[:-1], self._ids.sep)
+            between = np.full(1 if before else 0, self._ids.sep, np.int32)
+            stream = np.concatenate([self._open, between, separated])
+            starts, ends = starts + shift, ends + shift
+        cuts, rest = self._cut(starts.tolist(), ends.tolist(), closes.tolist())
+        self._open = stream[rest:].copy()
+        return self._fill(stream, *np.array(cuts, np.int64).reshape(-1, 2).T)
+
+    def finish(self) -> Rows:
+        """The sequence that is still open, if there is one."""
+        stream, self._open = self._open, self._open[:0]
+        starts = np.zeros(1 if stream.size else 0, np.int64)
+        return self._fill(stream, starts, starts + stream.size)
+
+    def _cut(self, starts: list[int], ends: list[int], closes: list[bool]) -> tuple[list[tuple[int, int]], int]:
+        """Deal pieces (sentences, or whole documents) to sequences.
+
+        Args:
+            starts: where each piece starts in the stream; behind a [SEP] where a document goes on after another.
+            ends: where each piece ends.
+            closes: whether a document ends with it.
+
+        Returns:
+            Start and end of each finished sequence, and the start of the one that stays open.
+        """
+        cuts: list[tuple[int, int]] = []
+        start, place = 0, self._open.size  # of the open sequence: where it starts, how far it goes
+
+        def cut(end: int, next_start: int) -> None:
+            nonlocal start
+            cuts.append((start, end))
+            start = next_start
+            self._target = next(self._targets)
+
+        for piece, end, closing in zip(starts, ends, closes, strict=True):
+            if start < place < piece and piece - start >= self._target:
+                cut(place, piece)  # full but for the [SEP] and a token
+            elif start == place:
+                start = piece  # a sequence does not start with the [SEP]
+            while end - start > self._target:
+                if not self._layout.sentences:
+                    cut(start + self._target, start + self._target)
+                elif start < piece:
+                    cut(place, piece)
+                elif end - start <= self._layout.room:
+                    self._target = end - start
+                else:
+                    piece = start + self._layout.room
+                    cut(piece, piece)
+            place = end
+            if closing and not self._crossing:
+                cut(place, place)
+        return cuts, start
+
+    def _fill(self, stream: Tokens, starts: Places, ends: Places) -> Rows:
+        """Rows of the given ranges of the stream."""
+        layout, ids = self._layout, self._ids
+        rows = np.full((len(starts), layout.sequence_length), ids.pad, np.int32)
+        sizes = ends - starts
+        if len(starts):
+            windows = sliding_window_view(np.concatenate([stream, np.empty(layout.room, np.int32)]), layout.room)
+            rows[:, 1:-1] = windows[starts]
+            short = np.flatnonzero(sizes < layout.room)
+            rows[short] = np.where(np.arange(-1, layout.room + 1) < sizes[short, None], rows[short], ids.pad)
+            rows[:, 0] = ids.cls
+            rows[np.arange(len(starts)), sizes + 1] = ids.sep
+        return rows, (sizes + SPECIAL_TOKENS_A_SEQUENCE).astype(np.int32)
+
+
+def _cut_evenly(document_ends: Places, room: int) -> tuple[Places, Places]:
+    """Full sequences within each document, the last one as short as what is left."""
+    document_starts = np.concatenate([[0], document_ends[:-1]]).astype(np.int64)
+    sequences = -(-(document_ends - document_starts) // room)
+    first = np.cumsum(sequences) - sequences
+    number = np.arange(sequences.sum()) - np.repeat(first, sequences)  # of the sequence in its document
+    starts = np.repeat(document_starts, sequences) + number * room
+    return starts, np.minimum(starts + room, np.repeat(document_ends, sequences))
+
+
+def _targets(layout: Layout, random: np.random.Generator) -> Iterator[int]:
+    """How many tokens of text each next sequence aims at."""
+    while True:
+        short = layout.short_sequences > 0 and random.random() < layout.short_sequences
+        yield int(random.integers(2, layout.room + 1)) if short else layout.room

@@ -20,7 +20,7 @@ from kdcore import registry
 from kdcore.data.base import Corpus, Document
 from kdcore.data.encoding import Encoder
 from kdcore.data.files import FileHashes
-from kdcore.data.packing import pack_document
+from kdcore.data.packing import Layout, Packer
 from kdcore.data.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -229,6 +229,7 @@ def _write(
     ids = special_ids(tokenizer)
     vocab_size = len(tokenizer)
     dtype = row_dtype(vocab_size)
+    packer = Packer(Layout(data.sequence_length), ids, np.random.default_rng(0))
     entries: dict[Split, Counter[str]] = {"train": Counter(), "held_out": Counter()}
     with (
         ShardWriter(folder, "train", data.sequence_length, dtype) as train,
@@ -236,7 +237,7 @@ def _write(
     ):
         writers: dict[Split, ShardWriter] = {"train": train, "held_out": held_out}
         for split, tokens in _split(data, corpora, tokenizer):
-            rows, lengths = pack_document(tokens, data.sequence_length, cls_id=ids.cls, sep_id=ids.sep, pad_id=ids.pad)
+            rows, lengths = packer.add(tokens, np.array([tokens.size]))
             writers[split].append(rows, lengths)
             entry = entries[split]
             entry["documents"] += 1
