@@ -13,7 +13,8 @@ from kdcore.schedulers.warmup import WarmupConfig, WarmupScheduler
 class Cosine(WarmupScheduler):
     """Rises linearly over the warm-up, then falls along half a cosine to `final`.
 
-    This is SGDR (Loshchilov and Hutter 2017) without its restarts. With t the used share of what follows warm-up, the factor is final + (1 - final) * (1 + cos(pi * t)) / 2.
+    This is SGDR (Loshchilov and Hutter 2017) without its restarts. With t the used share of what follows warm-up, the
+    factor is final + (1 - final) * (1 + cos(pi * t)) / 2.
     """
 
     class Config(WarmupConfig):

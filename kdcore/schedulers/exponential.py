@@ -11,10 +11,11 @@ from kdcore.schedulers.warmup import WarmupConfig, WarmupScheduler
 class Exponential(WarmupScheduler):
     """Rises with the square of the used share of the warm-up, then falls by `decay_rate` every `decay_step` steps.
 
-    This is the curve `exp` of academic-budget-bert (Izsak et al. 2021). The factor is decay_rate ** (steps since warm-up / decay_step) after warm-up: in steps, whatever the schedule goes
-    over. Where the warm-up is a share of time, the step at which it ended is taken from the run's mean pace so far, n
-    steps in a used share s: n * (1 - w / s) steps lie behind the share w. This is exact for a constant pace, and never
-    rises. The factor does not reach 0, and the end of the budget has no part in it.
+    This is the curve `exp` of academic-budget-bert (Izsak et al. 2021). The factor is decay_rate ** (steps since
+    warm-up / decay_step) after warm-up: in steps, whatever the schedule goes over. Where the warm-up is a share of
+    time, the step at which it ended is taken from the run's mean pace so far: of n steps in a used share s,
+    n * (1 - w / s) lie behind the share w. This is exact for a constant pace, and never makes the rate rise. The factor
+    does not reach 0, and the end of the budget has no part in it.
     """
 
     class Config(WarmupConfig):

@@ -345,6 +345,16 @@ MODEL_ROWS = [
         files={"trust.py": TRUST_RATIO},
     ),
     Row(
+        "a schedule over time without hours",
+        ["`scheduler.over=time`", "the budget has no `hours`", "`training.budget.hours`"],
+        overrides=["scheduler.over=time"],
+    ),
+    Row(
+        "a warm-up that the budget does not outlast",
+        ["`scheduler.warmup_steps=1`", "budget of 1 steps", "`training.budget`", "less than 1"],
+        overrides=["scheduler.warmup_steps=1"],
+    ),
+    Row(
         "an unknown key for DeepSpeed",
         ["recipe.yaml:14: training.deepspeed.zero_optimisation", "allowed: ", "zero_optimization"],
         replace=("precision: fp32", "deepspeed: {zero_optimisation: {}}"),
@@ -378,6 +388,11 @@ TWO_PROCESSES_ROWS = [
 COMPONENT_ROWS = [
     Row("an unknown key of a loss", ["losses.masked_lm.wieght", "`weight`"], ["losses.masked_lm.wieght=1"]),
     Row("an unknown key of an optimizer", ["recipe.yaml:7: optimizer.lrr"], replace=("lr: 5e-4", "lrr: 5e-4")),
+    Row(
+        "two warm-ups",
+        ["scheduler: `warmup` (a share) and `warmup_steps`", "leave one out"],
+        ["scheduler={warmup: 0.1, warmup_steps: 3}"],
+    ),
     Row("a package's file without the package", ["pip install no-such-one"], ["task.data=package:no-such-one/x"]),
     Row("no such import", ["imports.0", "mine.py does not exist"], ["imports=[mine.py]"]),
     Row("an import that fails", ["imports.0", "ZeroDivisionError", "(line 1)"], ["imports=[m.py]"], {"m.py": "1 / 0"}),
