@@ -6,6 +6,7 @@ component's own `Config` once that component has been imported (see `kdcore.reci
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -79,7 +80,9 @@ class RunSettings(ComponentConfig):
 
     name: FolderName = Field(description="Name of the experiment.")
     id: Annotated[FolderName, BeforeValidator(_number_as_text)] = "1"
-    folder: str = Field("runs", description="Parent of all runs, relative to the working folder.")
+    folder: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        "runs", description="Parent of all runs, relative to the working folder."
+    )
 
 
 class Budget(ComponentConfig):

@@ -26,6 +26,11 @@ def annotated(root: Node, defaults: Mapping[str, Plain]) -> str:
     return "".join(f"{text:<{width}}  # {comment}\n" if comment else f"{text}\n" for text, comment in lines)
 
 
+def flow(value: Plain) -> str:
+    """A value as YAML on one line."""
+    return _flow(_unstated(value))
+
+
 def _with_defaults(node: Node, defaults: Mapping[str, Plain]) -> dict[str, Node]:
     assert isinstance(node.value, dict)
     merged = dict(node.value)
