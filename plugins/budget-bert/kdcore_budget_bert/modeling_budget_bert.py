@@ -5,8 +5,6 @@ model carries this file along, so that `AutoModel.from_pretrained(folder, trust_
 transformers 5. Weights have BERT's names: with norms after, LayerNorm and a norm of the embeddings it is BERT.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -21,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 
 
-@strict
+@strict  # checks values of annotations that are types, so this file must not postpone their evaluation
 class BudgetBertConfig(BertConfig):
     """BERT's configuration with three more keys.
 
