@@ -1,0 +1,118 @@
+"""`kdcore recipe import`: a command of the source system becomes a recipe with comments.
+
+The source is the code of "How to Distill your BERT" (ACL 2023), built on academic-budget-bert. Its flags stand in
+`importing_flags`; here is what the whole comes to, and what is said about it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from kdcore.errors import InputError
+from kdcore.recipe.checking import check
+from kdcore.recipe.importing_command import parse_command
+from kdcore.recipe.importing_draft import Draft
+from kdcore.recipe.importing_sections import leave_out_the_rest, put_logging, put_losses, put_models, put_run, put_task
+from kdcore.recipe.importing_training import (
+    USUAL_SHARDS,
+    put_occasions,
+    put_optimizer,
+    put_scheduler,
+    put_training,
+)
+from kdcore.recipe.schema import RecipeSettings
+from kdcore.recipe.yaml import Origin
+
+_INTERVALS = (
+    "num_epochs",
+    "validation_epochs",
+    "validation_epochs_begin",
+    "validation_epochs_end",
+    "num_epochs_between_checkpoints",
+)
+
+
+def import_command(text: str, source: str, shards: int | None = None) -> str:
+    """The recipe, as YAML with comments, that does what a command of the source does.
+
+    Args:
+        text: the command, as it was given to a shell or as it is printed.
+        source: what messages call the place that it is from.
+        shards: how many shards of training data the command's data folder has; None looks into that folder, and takes
+            the source's usual number if it is not there.
+
+    Raises:
+        InputError: with all flags that are unknown, wrong, or cannot be followed.
+    """
+    command = parse_command(text, source)
+    draft = Draft(command)
+    shards, known_from = _count_shards(draft, shards)
+    put_run(draft)
+    put_models(draft)
+    put_task(draft)
+    put_losses(draft)
+    put_optimizer(draft)
+    put_scheduler(draft)
+    put_training(draft, shards)
+    put_occasions(draft, shards)
+    put_logging(draft)
+    leave_out_the_rest(draft)
+    draft.approximate(
+        f"an epoch there is one shard of the data, here a pass over all of it: intervals are shares of {shards} shards "
+        f"({known_from})"
+    )
+    draft.approximate(
+        "shares of the budget (validation, exports, losses) are of steps or hours, whichever are used up most; there "
+        "of the hours alone"
+    )
+    draft.finish()
+    _check(draft)
+    return draft.text(_header(draft))
+
+
+def _count_shards(draft: Draft, stated: int | None) -> tuple[int, str]:
+    """The number of shards, and where it is known from."""
+    if stated is not None:
+        return stated, "--shards"
+    folder = Path(draft.value("dataset_path")).expanduser()
+    found = sum("train" in file.name for file in folder.glob("*.hdf5")) if folder.is_dir() else 0
+    if found:
+        return found, f"as in {draft.value('dataset_path')}"
+    return USUAL_SHARDS, "what the source's instructions make, 256 masked in ten ways; --shards says another number"
+
+
+def _check(draft: Draft) -> None:
+    """What would make `kdcore recipe check` refuse the recipe's core keys is told by the names of the flags."""
+    checked = check(RecipeSettings, draft.data, (), lambda place: Origin())
+    if not isinstance(checked, list):
+        return
+    problems = []
+    for problem in checked:
+        names = draft.flags_of(problem.key or "")
+        places = [place for place in map(draft.where, names) if place is not None]
+        flags = ", ".join(f"--{name}" for name in names)
+        problems.append(replace(problem, where=places[0] if places else None, key=f"{flags} ({problem.key})"))
+    raise InputError(problems)
+
+
+def _header(draft: Draft) -> list[str]:
+    command = draft.command
+    start = command.start or "run_pretraining.py"
+    processes = command.processes or 1
+    train = f"kdcore-train RECIPE --processes {processes}" if processes > 1 else "kdcore-train RECIPE"
+    lines = [
+        "What `kdcore recipe import` made of a command of How to Distill your BERT (ACL 2023) or academic-budget-bert:",
+        f"{start} ...",
+        "Behind each value stand the flags that say it; `by default` are the source's defaults. Relative paths are "
+        "relative to this file.",
+        "",
+        "  kdcore recipe check RECIPE",
+        f"  {train}",
+    ]
+    if command.processes is None:
+        lines[-1] += " --processes N"
+    if command.repeated:
+        flags = ", ".join(f"--{name}" for name in command.repeated)
+        lines += ["", f"Given more than once, where the last one counts: {flags}"]
+    return lines

@@ -1,0 +1,245 @@
+"""A command line as people paste it, taken apart into the source system's flags with their values."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kdcore.errors import InputError, Problem
+from kdcore.recipe.importing_flags import FLAGS, Flag, FlagValue
+
+_TRUE = ("true", "t", "yes", "y", "1")
+_FALSE = ("false", "f", "no", "n", "0")
+_NUMBER = re.compile(r"-\.?[0-9].*")
+_CONTINUATION = re.compile(r"\\[ \t]*\r?\n?\Z|\\[ \t]*\r?\n")
+_PROCESS_FLAGS = ("nproc_per_node", "num_gpus", "nnodes", "num_nodes")
+_STARTS_ONE = re.compile(r"(.*/)?(python[0-9.]*|torchrun)")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the command and the line that it begins in."""
+
+    text: str
+    line: int
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it is a flag and no value; `-1` is a value."""
+        return self.text.startswith("-") and len(self.text) > 1 and not _NUMBER.fullmatch(self.text)
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A flag that the command states."""
+
+    flag: Flag
+    text: str | None
+    value: FlagValue | None
+    where: str
+
+    def __str__(self) -> str:
+        return f"--{self.flag.name}" if self.text is None else f"--{self.flag.name} {self.text}"
+
+
+@dataclass(frozen=True)
+class SourceCommand:
+    """The source's command.
+
+    Attributes:
+        start: what stands before the script's own flags: launcher and script.
+        processes: how many processes the launcher starts, if it says.
+        stated: the flags that are given, by name.
+        repeated: flags that are given more than once; the last one counts, as in the source.
+    """
+
+    start: str
+    processes: int | None
+    stated: Mapping[str, Stated]
+    repeated: Sequence[str]
+
+
+def parse_command(text: str, source: str) -> SourceCommand:
+    """Take a command apart.
+
+    Line ends count as blanks, with a backslash before them or without; `#` starts a comment.
+
+    Args:
+        text: the command.
+        source: what messages call the place that it is from.
+
+    Raises:
+        InputError: with all that is wrong with it.
+    """
+    words = list(_words(text, source))
+    if words and words[0].text == "$":  # copied with the prompt
+        del words[0]
+    if not words:
+        raise InputError("there is no command", where=source, hint=_EXAMPLE)
+    script = next((index for index, word in enumerate(words) if word.text.endswith(".py")), None)
+    if script is None and not words[0].is_flag:
+        raise InputError(
+            "the command starts no Python script", where=f"{source}:{words[0].line}", key=words[0].text, hint=_EXAMPLE
+        )
+    start = [] if script is None else words[: script + 1]
+    stated: dict[str, Stated] = {}
+    repeated: list[str] = []
+    problems: list[Problem] = []
+    for found in _flags(words[len(start) :], source):
+        if isinstance(found, Problem):
+            problems.append(found)
+            continue
+        if found.flag.name in stated:
+            repeated.append(found.flag.name)
+        stated[found.flag.name] = found
+    if problems:
+        raise InputError(problems)
+    return SourceCommand(
+        " ".join(word.text for word in start), _processes(start), stated, list(dict.fromkeys(repeated))
+    )
+
+
+_EXAMPLE = "such as: python -m torch.distributed.launch run_pretraining.py --model_type bert-mlm ..."
+
+
+def _words(text: str, source: str) -> Iterator[Word]:
+    """Words by the rules of a shell, quotes and escapes included; nothing is expanded."""
+    position, line = 0, 1
+    while position < len(text):
+        character = text[position]
+        continuation = _CONTINUATION.match(text, position)
+        if continuation:
+            line += continuation[0].count("\n")
+            position = continuation.end()
+        elif character.isspace():
+            line += character == "\n"
+            position += 1
+        elif character == "#" or text.startswith("```", position):  # a comment, or the fence of a page
+            position = _line_end(text, position)
+        else:
+            began = line
+            word, position, line = _word(text, position, line, source)
+            yield Word(word, began)
+
+
+def _word(text: str, position: int, line: int, source: str) -> tuple[str, int, int]:
+    """The word at a position, where it ends, and the line there."""
+    parts: list[str] = []
+    began = line
+    while position < len(text) and not text[position].isspace():
+        character = text[position]
+        if character in "\"'":
+            end = position + 1
+            while end < len(text) and text[end] != character:
+                end += 2 if text[end] == "\\" and character == '"' else 1
+            if end >= len(text):
+                raise InputError(f"the quote {character} is not closed", where=f"{source}:{began}")
+            inside = text[position + 1 : end]
+            parts.append(re.sub(r'\\([\\"$`])', r"\1", inside) if character == '"' else inside)
+            line += inside.count("\n")
+            position = end + 1
+        elif character == "\\":
+            continuation = _CONTINUATION.match(text, position)
+            if continuation:
+                line += continuation[0].count("\n")
+                position = continuation.end()
+                continue
+            parts.append(text[position + 1])
+            position += 2
+        else:
+            parts.append(character)
+            position += 1
+    return "".join(parts), position, line
+
+
+def _line_end(text: str, position: int) -> int:
+    end = text.find("\n", position)
+    return len(text) if end < 0 else end
+
+
+def _flags(words: Sequence[Word], source: str) -> Iterator[Stated | Problem]:
+    index = 0
+    while index < len(words):
+        word = words[index]
+        where = f"{source}:{word.line}"
+        index += 1
+        if not word.is_flag:
+            yield Problem(
+                "this belongs to no flag",
+                where,
+                f"`{word.text}`",
+                hint="A value with blanks in it needs quotes; leave out what follows the command, such as `| tee log`.",
+            )
+            continue
+        name, equals, behind = word.text.partition("=")
+        value = behind if equals else None
+        if not equals and index < len(words) and not words[index].is_flag:
+            value = words[index].text
+            index += 1
+        yield _stated(name, value, where)
+
+
+def _stated(said: str, text: str | None, where: str) -> Stated | Problem:
+    name = said.removeprefix("--")
+    negated = FLAGS.get(name.removeprefix("no_")) if name.startswith("no_") else None
+    if name not in FLAGS and negated is not None and negated.default is True:
+        if text is not None:
+            return Problem("this flag takes no value", where, said, hint=f"`{text}` belongs to no flag.")
+        return Stated(negated, "false", False, where)
+    flag = FLAGS.get(name) if said.startswith("--") else None
+    if flag is None:
+        near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), FLAGS, n=3)
+        meant = " or ".join(f"`--{one}`" for one in near)
+        hint = f"Did you mean {meant}?" if near else "docs/source-command.md lists all flags."
+        return Problem("run_pretraining.py has no such flag", where, said, hint=hint)
+    if text is None and flag.type != "switch" and not flag.bare:
+        return Problem(f"the flag needs a value: {_KINDS[flag.type]}", where, said, flag.choices or None)
+    try:
+        value = None if text is None and flag.bare else _value(flag, text)
+    except ValueError:
+        return Problem(f"`{text}` is not {_KINDS[flag.type]}", where, said, _ALLOWED.get(flag.type))
+    if flag.choices and value not in flag.choices:
+        near = difflib.get_close_matches(str(value), flag.choices, n=1)
+        one = f"Did you mean `{near[0]}`?" if near else None
+        return Problem(f"`{text}` is not one of the allowed values", where, said, flag.choices, one)
+    return Stated(flag, text, value, where)
+
+
+_KINDS = {"switch": "true or false", "integer": "an integer", "number": "a number", "text": "text"}
+_ALLOWED: dict[str, str] = {"switch": ", ".join((*_TRUE, *_FALSE))}
+
+
+def _value(flag: Flag, text: str | None) -> FlagValue:
+    if flag.type == "switch":
+        lowered = "true" if text is None else text.lower()
+        if lowered not in (*_TRUE, *_FALSE):
+            raise ValueError(text)
+        return lowered in _TRUE
+    assert text is not None
+    if flag.type == "integer":
+        return int(text)
+    if flag.type == "number":
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(text)
+        return number
+    return text
+
+
+def _processes(start: Sequence[Word]) -> int | None:
+    """Processes over all machines by the launcher's own flags; None if they do not say."""
+    counts: dict[str, str] = {}
+    texts = [word.text for word in start]
+    for index, text in enumerate(texts):
+        name, equals, value = text.lstrip("-").replace("-", "_").partition("=")
+        if text.startswith("-") and name in _PROCESS_FLAGS:
+            counts[name] = value if equals else texts[index + 1]
+    if not all(value.isdigit() for value in counts.values()):
+        return None  # `--nproc_per_node gpu`
+    program = next((text for text in texts if "=" not in text), "")  # behind variables that are set for it
+    if not counts and not _STARTS_ONE.fullmatch(program):
+        return None  # `deepspeed` takes all devices that there are
+    return math.prod(int(value) for value in counts.values())

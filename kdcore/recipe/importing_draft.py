@@ -1,0 +1,169 @@
+"""The recipe that `kdcore recipe import` is about to write: values with the flags that said them, and remarks."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdcore.errors import InputError, Problem
+from kdcore.recipe.importing_command import SourceCommand
+from kdcore.recipe.importing_flags import FLAGS
+from kdcore.recipe.showing import flow
+from kdcore.recipe.yaml import Plain, plain_scalar
+
+_WIDTH = 118
+_COLUMN = 44
+
+
+@dataclass
+class _Leaf:
+    """A value with the comment behind it."""
+
+    value: str
+    comment: str
+
+
+@dataclass
+class Draft:
+    """Takes flags to keys, and remembers which flags have been dealt with.
+
+    Attributes:
+        command: what is imported.
+        approximated: what the recipe says in another way than the command, and why.
+        without: what the command says and no recipe can.
+        problems: what makes a recipe impossible.
+        data: keys and values so far, as plain data.
+    """
+
+    command: SourceCommand
+    approximated: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    data: dict[str, Plain] = field(default_factory=dict)
+    _leaves: dict[str, Any] = field(default_factory=dict)
+    _dealt_with: set[str] = field(default_factory=set)
+    _flags_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def given(self, name: str) -> bool:
+        """Whether the command states a flag."""
+        return name in self.command.stated
+
+    def value(self, name: str) -> Any:
+        """A flag's value: as stated, else the source's default."""
+        self._dealt_with.add(name)
+        return self.command.stated[name].value if self.given(name) else FLAGS[name].default
+
+    def said(self, *names: str) -> str:
+        """Flags as the command states them; those that it does not state as defaults."""
+        words = [str(self.command.stated[name]) for name in names if self.given(name)]
+        words += [f"--{name} by default" for name in names if not self.given(name)]
+        return ", ".join(words)
+
+    def put(self, key: str, value: Plain, *names: str, note: str = "") -> None:
+        """State a value.
+
+        Args:
+            key: dotted place in the recipe.
+            value: the value.
+            names: the flags that say it.
+            note: what else the comment behind it says.
+        """
+        self._dealt_with.update(names)
+        self._flags_of[key] = names
+        *sections, last = key.split(".")
+        data, leaves = self.data, self._leaves
+        for section in sections:
+            data, leaves = data.setdefault(section, {}), leaves.setdefault(section, {})
+        data[last] = value
+        said = self.said(*names) if names else ""
+        leaves[last] = _Leaf(self._text(value, names), "; ".join(part for part in (said, note) if part))
+
+    def flag(self, name: str, key: str, *, note: str = "") -> None:
+        """State a flag's value as it is, under a key."""
+        self.put(key, self.value(name), name, note=note)
+
+    def approximate(self, text: str, *names: str) -> None:
+        """Say that something comes out differently than in the source."""
+        self._dealt_with.update(names)
+        self.approximated.append(f"{self.said(*names)}: {text}" if names else text)
+
+    def leave_out(self, why: str, *names: str) -> None:
+        """Say of those of the flags that are given why no key holds them; of others nothing is said."""
+        self._dealt_with.update(names)
+        given = [name for name in names if self.given(name)]
+        if given:
+            self.without.append(f"{self.said(*given)}: {why}")
+
+    def refuse(self, name: str, what: str, allowed: Any = None, hint: str | None = None) -> None:
+        """Say that there can be no recipe because of a flag."""
+        self._dealt_with.add(name)
+        self.problems.append(Problem(what, self.where(name), f"--{name}", allowed, hint))
+
+    def where(self, name: str) -> str | None:
+        """Where the command states a flag."""
+        return self.command.stated[name].where if self.given(name) else None
+
+    def flags_of(self, key: str) -> tuple[str, ...]:
+        """The flags that say the value at a key, or at the nearest key around it."""
+        while key and key not in self._flags_of:
+            key = key.rpartition(".")[0]
+        return self._flags_of.get(key, ())
+
+    def finish(self) -> None:
+        """Make sure that no flag has been dropped.
+
+        Raises:
+            InputError: with all problems.
+        """
+        if self.problems:
+            raise InputError(self.problems)
+        forgotten = self.command.stated.keys() - self._dealt_with
+        assert not forgotten, f"no recipe key and no remark for {sorted(forgotten)}"
+
+    def text(self, header: list[str]) -> str:
+        """The recipe as YAML under a header of comment lines."""
+        lines = [_comment(line) for line in header]
+        for title, remarks in (("Approximated", self.approximated), ("Without a counterpart", self.without)):
+            if remarks:
+                lines += ["#", f"# {title}:"]
+                lines += [_comment(remark, "#   - ", "#     ") for remark in remarks]
+        return "\n".join([*lines, *_section(self._leaves, "")]) + "\n"
+
+    def _text(self, value: Plain, names: tuple[str, ...]) -> str:
+        """The value in YAML; a number as the user has written it."""
+        for name in names:
+            text = self.command.stated[name].text if self.given(name) else None
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if text is not None and number and plain_scalar(text) == value:
+                return text
+        return flow(value)
+
+
+def _comment(text: str, first: str = "# ", following: str = "# ") -> str:
+    wrapped = textwrap.wrap(
+        text, _WIDTH, initial_indent=first, subsequent_indent=following, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(wrapped) if wrapped else "#"
+
+
+def _section(leaves: dict[str, Any], indent: str) -> Iterator[str]:
+    for key, leaf in leaves.items():
+        if isinstance(leaf, dict):
+            if not indent:
+                yield ""
+            yield f"{indent}{key}:"
+            yield from _section(leaf, indent + "  ")
+            continue
+        if not indent:
+            yield ""
+        line = f"{indent}{key}: {leaf.value}"
+        whole = f"{line:<{_COLUMN}}  # {leaf.comment}"
+        if not leaf.comment:
+            yield line
+        elif len(whole) <= _WIDTH:
+            yield whole
+        else:
+            yield from _comment(leaf.comment, f"{indent}# ", f"{indent}# ").splitlines()
+            yield line
