@@ -28,6 +28,13 @@ METHODS = {
 }
 NARROW = "student.config={hidden_size: 24, intermediate_size: 48}"
 SMALLER = {
+    "academic-budget-bert/bert-large-24h.yaml": [
+        "student.config={hidden_size: 24, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 48}",
+    ],
+    "how-to-distill-your-bert/hidden_mse_init.yaml": [
+        "student.config={hidden_size: 48, intermediate_size: 96}",
+        "checkpoints.export_at=[0.5]",
+    ],
     "minilm/6x384.yaml": [NARROW],
     "minilm_v2/6x384.yaml": [NARROW, "losses.minilm_v2.relation_heads=6"],
     "tinybert/general-4x312.yaml": [NARROW],
@@ -80,8 +87,9 @@ def test_no_two_recipes_train_into_one_folder() -> None:
     assert sorted(names) == sorted(set(names))
 
 
-def test_there_is_one_for_every_method_of_the_source() -> None:
-    assert {path.stem for path in (FOLDER / "how-to-distill-your-bert").glob("*.yaml")} == METHODS
+def test_there_is_one_for_every_method_of_the_source_and_for_its_example() -> None:
+    found = {path.stem for path in (FOLDER / "how-to-distill-your-bert").glob("*.yaml")}
+    assert found == METHODS | {"hidden_mse_init"}
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "quickstart.yaml"])
