@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcore.commands.base import Command
+    from kdcore.commands.runs import RunStatus, read_history, run_folder_of, run_status, slurm_queue
     from kdcore.commands.train import train
     from kdcore.data.base import Corpus, CorpusConfig, Document, Part, TokenizedSequences
     from kdcore.data.files import input_files, open_input
+    from kdcore.data.prepare import DataRecipe
     from kdcore.errors import (
         DataError,
         InputError,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from kdcore.models.transformers import TransformersModel
     from kdcore.optimizers.base import Optimizer, OptimizerConfig
     from kdcore.progress import Progress
-    from kdcore.recipe.loading import Recipe, load_recipe
+    from kdcore.recipe.loading import Recipe, load_config, load_recipe
     from kdcore.recipe.schema import ComponentConfig, ComponentSection, PathOrHubName, PathString
     from kdcore.registry import (
         register_command,
@@ -70,6 +72,7 @@ _HOMES = {
     "Corpus": "kdcore.data.base",
     "CorpusConfig": "kdcore.data.base",
     "DataError": "kdcore.errors",
+    "DataRecipe": "kdcore.data.prepare",
     "Document": "kdcore.data.base",
     "Encoder": "kdcore.models.base",
     "InputError": "kdcore.errors",
@@ -95,6 +98,7 @@ _HOMES = {
     "Recipe": "kdcore.recipe.loading",
     "RecipeError": "kdcore.errors",
     "Requests": "kdcore.signals",
+    "RunStatus": "kdcore.commands.runs",
     "Scheduler": "kdcore.schedulers.base",
     "ScoreMaps": "kdcore.relations",
     "SignalRequest": "kdcore.signals",
@@ -106,8 +110,10 @@ _HOMES = {
     "TransformersModel": "kdcore.models.transformers",
     "at_least_float32": "kdcore.layers",
     "input_files": "kdcore.data.files",
+    "load_config": "kdcore.recipe.loading",
     "load_recipe": "kdcore.recipe.loading",
     "open_input": "kdcore.data.files",
+    "read_history": "kdcore.commands.runs",
     "register_command": "kdcore.registry",
     "register_corpus": "kdcore.registry",
     "register_loss": "kdcore.registry",
@@ -120,6 +126,9 @@ _HOMES = {
     "require_teacher": "kdcore.losses.base",
     "resolve_block_pairs": "kdcore.layers",
     "resolve_pairs": "kdcore.layers",
+    "run_folder_of": "kdcore.commands.runs",
+    "run_status": "kdcore.commands.runs",
+    "slurm_queue": "kdcore.commands.runs",
     "train": "kdcore.commands.train",
 }
 
@@ -132,6 +141,7 @@ __all__ = [
     "Corpus",
     "CorpusConfig",
     "DataError",
+    "DataRecipe",
     "Document",
     "Encoder",
     "InputError",
@@ -157,6 +167,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Requests",
+    "RunStatus",
     "Scheduler",
     "ScoreMaps",
     "SignalRequest",
@@ -169,8 +180,10 @@ __all__ = [
     "__version__",
     "at_least_float32",
     "input_files",
+    "load_config",
     "load_recipe",
     "open_input",
+    "read_history",
     "register_command",
     "register_corpus",
     "register_loss",
@@ -183,6 +196,9 @@ __all__ = [
     "require_teacher",
     "resolve_block_pairs",
     "resolve_pairs",
+    "run_folder_of",
+    "run_status",
+    "slurm_queue",
     "train",
 ]
 

@@ -1,0 +1,277 @@
+"""`kdcore runs`: how many runs are doing, read from their folders."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kdcore.commands.base import Command
+from kdcore.errors import InputError
+from kdcore.recipe.loading import Recipe
+
+State = Literal["queued", "running", "finished", "stopped", "failed", "lost"]
+
+_DEPTH = 3
+_TAIL_BYTES = 1 << 17
+_FRESH_SECONDS = 15 * 60
+
+
+class RunsCommand(Command):
+    """Show how runs are doing: state, step, loss, speed and restarts, read from their folders.
+
+    list [FOLDER]   every run in a folder, by default `runs`
+
+    queued     waiting in SLURM's queue, for its first start or after it was interrupted
+    running    training, or starting to
+    finished   the budget is used up, the student is exported
+    stopped    interrupted; the same command continues it
+    failed     ended with an exit code that is not tried again: 2 input, 3 training, 1 machine
+    lost       it was sent to SLURM, which no longer knows it, and it never said how it ended
+    """
+
+    help = "show how runs are doing: state, step, loss, speed, restarts"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action and FOLDER."""
+        parser.add_argument("action", choices=["list"])
+        default = Path("runs")
+        parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=default, help="default: runs")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Look and print."""
+        folder: Path = arguments.folder
+        found = list(run_folders(folder))
+        if not found:
+            hint = "give the folder that recipes name as `run.folder`"
+            raise InputError("there are no runs in this folder", where=str(folder), hint=hint)
+        queue = slurm_queue()
+        rows: list[tuple[str, ...]] = [
+            ("RUN", "STATE", "STEP", "LOSS", "HELD-OUT", "TOKENS/S", "RESTARTS", "LAST SIGN", "")
+        ]
+        rows += [_row(run, folder, run_status(run, queue)) for run in found]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+        return 0
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What a run folder tells.
+
+    Attributes:
+        state: see `kdcore runs --help`.
+        note: what else there is to know about the state, such as the exit code; empty if nothing.
+        step: the last step that metrics tell of; None before the first.
+        saved_step: the step of the newest checkpoint, from which the run would go on; 0 without one.
+        max_steps: limit of steps that the recipe states, or None.
+        loss: the last training loss, or None.
+        held_out: the last held-out loss, or None.
+        tokens_per_second: the last measured speed, or None.
+        restarts: how often it was started again.
+        updated: when it last wrote something, in seconds since the epoch; None if it never did.
+    """
+
+    state: State
+    note: str
+    step: int | None
+    saved_step: int
+    max_steps: int | None
+    loss: float | None
+    held_out: float | None
+    tokens_per_second: float | None
+    restarts: int
+    updated: float | None
+
+
+def run_folder_of(recipe: Recipe) -> Path:
+    """Where a recipe's run lives, or will live."""
+    run = recipe.settings.run
+    return Path(run.folder).absolute() / run.name / run.id
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Every run in a folder, which may be a run itself, sorted by name."""
+    yield from _walk(folder, _DEPTH)
+
+
+def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatus:
+    """What a run folder tells about its run, without torch and without disturbing it.
+
+    Args:
+        folder: the run folder.
+        queue: what `slurm_queue` gave; None if SLURM was not asked or did not answer.
+    """
+    from kdcore.training.checkpoint_files import all_checkpoints, step_of
+
+    metrics = list(_last_rows(folder / "metrics.jsonl"))
+    training = next((row for row in metrics if "train/loss" in row), {})
+    validation = next((row for row in metrics if "held_out/loss" in row), {})
+    steps = [step for step in (training.get("step"), validation.get("step")) if step is not None]
+    checkpoints = all_checkpoints(folder)
+    history = read_history(folder)
+    log = _tail(folder / "train.log")
+    state, note = _state(folder, history, log, queue)
+    starts = sum(event.get("event") == "start" for event in history)
+    signs = [folder / name for name in ("metrics.jsonl", "train.log", "launch/history.jsonl")]
+    return RunStatus(
+        state=state,
+        note=note,
+        step=max(steps, default=None),
+        saved_step=step_of(checkpoints[-1]) if checkpoints else 0,
+        max_steps=_max_steps(folder / "recipe.yaml"),
+        loss=training.get("train/loss"),
+        held_out=validation.get("held_out/loss"),
+        tokens_per_second=training.get("train/tokens_per_second"),
+        restarts=max(starts - 1, log.count("continued from step-")),
+        updated=max((path.stat().st_mtime for path in signs if path.exists()), default=None),
+    )
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """What kdcore-launch wrote down about the jobs of a run, oldest first; nothing for a run that was not sent.
+
+    The lines of `launch/history.jsonl` are maps with `event` (`submitted`, `start` or `end`), `job` and `time`; an
+    `end` also says `code`, and whether the job was `requeued`.
+    """
+    return [row for row in _rows(_tail(folder / "launch" / "history.jsonl")) if "event" in row]
+
+
+def slurm_queue() -> dict[str, str] | None:
+    """The state of each of the user's jobs in SLURM's queue, by job id (`12`, or `12_3` in an array).
+
+    None without SLURM, or if it does not answer.
+    """
+    if shutil.which("squeue") is None:
+        return None
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if len(line.split()) == 2)
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / "recipe.yaml").is_file() or (folder / "launch" / "history.jsonl").is_file():
+        yield folder
+    elif depth and folder.is_dir():
+        for inner in sorted(folder.iterdir()):
+            if inner.is_dir() and not inner.name.startswith("."):
+                yield from _walk(inner, depth - 1)
+
+
+def _state(
+    folder: Path, history: Sequence[Mapping[str, Any]], log: str, queue: Mapping[str, str] | None
+) -> tuple[State, str]:
+    if (folder / "exports" / "final").is_dir() or log.rstrip().endswith(": finished"):
+        return "finished", ""
+    if history:
+        return _launched_state(history[-1], queue)
+    return ("running", "") if _is_alive(folder) else ("stopped", "")
+
+
+def _launched_state(last: Mapping[str, Any], queue: Mapping[str, str] | None) -> tuple[State, str]:
+    job = str(last.get("job", ""))
+    note = f"job {job}"
+    if last["event"] == "end" and not last.get("requeued"):
+        code = last.get("code")
+        return ("stopped", note) if code == 130 else ("failed", f"exit code {code}, {note}")
+    in_queue = None if queue is None else queue.get(job)
+    if queue is not None and not last.get("local"):
+        if in_queue is None:
+            return "lost", note
+        return ("queued", note) if in_queue == "PENDING" else ("running", note)
+    return ("running", note) if last["event"] == "start" else ("queued", note)
+
+
+def _is_alive(folder: Path) -> bool:
+    """Whether the process that last took the folder seems to go on."""
+    try:
+        holder = json.loads((folder / ".lock").read_text(encoding="utf-8"))
+        host, pid = str(holder["host"]), int(holder["pid"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    if host != socket.gethostname():  # elsewhere only its traces can be seen
+        log = folder / "train.log"
+        return log.exists() and time.time() - log.stat().st_mtime < _FRESH_SECONDS
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _max_steps(recipe: Path) -> int | None:
+    from kdcore.recipe.yaml import read_yaml
+
+    try:
+        data: Any = read_yaml(recipe).plain()
+        steps = data["training"]["budget"]["steps"]
+    except (InputError, KeyError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None
+
+
+def _last_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows at the end of a file of JSON lines, newest first."""
+    yield from reversed(_rows(_tail(path)))
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    rows = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut off: at the start of what was read, or while it is written
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _row(run: Path, folder: Path, status: RunStatus) -> tuple[str, ...]:
+    name = str(run.relative_to(folder)) if run != folder else run.name
+    step = "-" if status.step is None else f"{status.step}"
+    return (
+        name,
+        status.state,
+        step if status.max_steps is None else f"{step} of {status.max_steps}",
+        _number(status.loss, ".4g"),
+        _number(status.held_out, ".4g"),
+        _number(status.tokens_per_second, ",.0f"),
+        str(status.restarts),
+        "-" if status.updated is None else _age(time.time() - status.updated),
+        status.note,
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{max(0.0, seconds):.0f} s ago"

@@ -1,0 +1,53 @@
+"""What happened to the jobs of a run: one line of JSON an event, in `launch/history.jsonl` of the run folder.
+
+`kdcore runs list` reads it (kdcore/commands/runs.py says what it looks at), and so does the limit on restarts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from kdcore import read_history
+
+LAUNCH = "launch"
+_FILE = "history.jsonl"
+
+
+def launch_folder(run_folder: Path) -> Path:
+    """Where everything lies that belongs to the jobs of a run."""
+    return run_folder / LAUNCH
+
+
+def append(run_folder: Path, event: str, job: str, **details: Any) -> None:
+    """Note an event."""
+    folder = launch_folder(run_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"event": event, "job": job, "time": round(time.time(), 3), **details})
+    with (folder / _FILE).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def restarts_without_progress(run_folder: Path, job: str, step: int) -> int:
+    """How many starts of a job in a row, up to the last one, began at this step or later.
+
+    Args:
+        run_folder: the run.
+        job: its job's id.
+        step: the step of the newest checkpoint.
+    """
+    starts = [event for event in read_history(run_folder) if event["event"] == "start" and event.get("job") == job]
+    count = 0
+    for event in reversed(starts):
+        if event.get("step", 0) < step:
+            break
+        count += 1
+    return count
+
+
+def latest_job(run_folder: Path) -> str | None:
+    """The job that a run was last sent as; None if it was never sent."""
+    jobs = [str(event["job"]) for event in read_history(run_folder) if event.get("job")]
+    return jobs[-1] if jobs else None

@@ -1,0 +1,280 @@
+"""What a job's batch script does on its first node: start the processes, see how they ended, and decide what follows.
+
+submitit pickles a `Job` and calls it in the batch script. It runs outside of `srun`, so that it outlives the processes
+and can put the job back into the queue when none of them writes any more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import submitit
+
+from kdcore import InputError, KdcoreError, MachineError, TrainingError, run_status
+from kdcore_launch import history, slurm
+from kdcore_launch.ports import free_port
+from kdcore_launch.process import INTERRUPTED, STOP_SIGNALS
+from kdcore_launch.profile import Profile
+
+_EXIT_INPUT, _EXIT_MACHINE, _EXIT_TRAINING = InputError.exit_code, MachineError.exit_code, TrainingError.exit_code
+_POLL_SECONDS = 0.2
+# SLURM kills the rest once one process has failed, after KillWait, 30 s by default. What lives on then is not seen by
+# SLURM: a lost step daemon.
+_LOST_SECONDS = 45.0
+_TAIL_BYTES = 20_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, or one part of preparing data, as a job.
+
+    Attributes:
+        folder: the run folder; for a part of preparing data, the folder of its records.
+        arguments: of `kdcore`.
+        profile: what it was submitted with.
+    """
+
+    folder: Path
+    arguments: tuple[str, ...]
+    profile: Profile
+
+    def __call__(self) -> int:
+        """Run it; ends this process with the run's exit code unless that is 0."""
+        environment = submitit.JobEnvironment()
+        # What an earlier start has left would tell submitit that the job is over.
+        environment.paths.result_pickle.unlink(missing_ok=True)
+        on_slurm = environment.cluster == "slurm"
+        try:
+            code = _SlurmStart(self, environment).run() if on_slurm else _run_here(self, environment)
+        except KdcoreError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            code = error.exit_code
+        if code:
+            sys.exit(code)  # not an Exception: submitit stores no result, and the job's exit code is the run's
+        return 0
+
+
+class _SlurmStart:
+    """One start of a job; a job that was requeued starts again."""
+
+    def __init__(self, job: Job, environment: submitit.JobEnvironment) -> None:
+        self.job = job
+        self.profile = job.profile
+        self.hosts = environment.hostnames
+        self.name = environment.job_id
+        self.number = os.environ["SLURM_JOB_ID"]
+        self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        self.records = history.launch_folder(job.folder) / "records" / f"{self.name}-{self.restart}"
+        self.told_to_stop = False
+
+    def run(self) -> int:
+        """Start the processes, wait for their end, decide; gives the exit code of the batch script."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._stop)
+        step = run_status(self.job.folder).saved_step
+        self._check_limit(step)
+        history.append(self.job.folder, "start", self.name, restart=self.restart, step=step, hosts=list(self.hosts))
+        shutil.rmtree(self.records, ignore_errors=True)
+        self.records.mkdir(parents=True)
+        self._say(f"start {self.restart + 1} on {', '.join(self.hosts)}, from step {step}")
+        if self.profile.nodes > 1:
+            self._check_nodes()
+        code = self._outcome(self._srun())
+        self._show_cause(code)
+        self._end(code)
+        return code
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """SLURM tells the processes itself; this one has to stay until they have ended."""
+        self.told_to_stop = True
+
+    def _check_limit(self, step: int) -> None:
+        limit = self.profile.restarts.without_progress
+        tried = history.restarts_without_progress(self.job.folder, self.name, step)
+        if tried > limit:
+            self._note_end(_EXIT_MACHINE, requeued=False)
+            raise MachineError(
+                f"given up: {tried} starts have come to no newer checkpoint than step {step} "
+                f"(restarts.without_progress: {limit}); `kdcore launch --resume {self.job.folder}` tries again"
+            )
+
+    def _check_nodes(self) -> None:
+        """Whether every node sees the run folder: processes on one that does not could not even say why they end."""
+        script = 'test -d "$1" || { echo "error: node $SLURMD_NODENAME does not see the run folder $1" >&2; exit 2; }'
+        command = ["srun", "--ntasks-per-node=1", f"--ntasks={self.profile.nodes}", f"--nodes={self.profile.nodes}"]
+        done = subprocess.run([*command, "sh", "-c", script, "sh", str(self.records)])
+        if done.returncode == _EXIT_INPUT:
+            self._note_end(_EXIT_INPUT, requeued=False)
+            raise InputError(
+                "the nodes of the job have no folder in common",
+                where=str(self.job.folder),
+                hint="set `run.folder` to a place on a file system that all nodes share",
+            )
+
+    def _srun(self) -> int:
+        """Run the processes; gives srun's exit code."""
+        profile = self.profile
+        command = [
+            "srun",
+            "--kill-on-bad-exit=1",  # or one dead process leaves the others waiting until the time limit
+            "--unbuffered",
+            f"--nodes={profile.nodes}",
+            f"--ntasks={profile.world_size}",
+            f"--ntasks-per-node={profile.processes}",
+            f"--cpus-per-task={profile.cpus_per_process}",
+            *profile.srun,
+            *process_command(profile, self.records, self.job.arguments),
+        ]
+        environment = {
+            **os.environ,
+            "MASTER_ADDR": self.hosts[0],
+            "MASTER_PORT": str(free_port(self.number, self.restart)),
+        }
+        environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_process))
+        with subprocess.Popen(command, env=environment) as srun:
+            alone_since: float | None = None
+            while srun.poll() is None:
+                time.sleep(_POLL_SECONDS)
+                codes = self._codes()
+                if len(codes) < profile.world_size and not any(codes.values()):
+                    continue
+                # The processes have ended, or must, without one of them.
+                alone_since = alone_since or time.monotonic()
+                if time.monotonic() - alone_since > _LOST_SECONDS:
+                    self._say("SLURM has not noticed that the processes have ended: srun is ended")
+                    srun.kill()
+            return srun.returncode
+
+    def _codes(self) -> dict[int, int]:
+        """The exit codes that processes have left, by rank."""
+        codes = {}
+        for rank in range(self.profile.world_size):
+            try:
+                codes[rank] = int((self.records / str(rank)).read_text(encoding="utf-8").split()[0])
+            except (OSError, ValueError, IndexError):
+                continue
+        return codes
+
+    def _outcome(self, srun_code: int) -> int:
+        """The exit code of the run; what a process says about itself counts more than how SLURM ended its peers."""
+        codes = self._codes()
+        for certain in (_EXIT_INPUT, _EXIT_TRAINING):
+            if certain in codes.values():
+                return certain
+        if len(codes) == self.profile.world_size and not any(codes.values()):
+            return 0
+        if INTERRUPTED in codes.values() and set(codes.values()) <= {0, INTERRUPTED}:
+            return INTERRUPTED
+        if not codes and srun_code == 0:  # SLURM is sure, only the records are missing
+            return 0
+        return _EXIT_MACHINE
+
+    def _show_cause(self, code: int) -> None:
+        """Show what the process said that the run ended by, unless it was process 0, whose words stand here."""
+        if code in (0, INTERRUPTED):
+            return
+        codes = self._codes()
+        ends = [f"process {rank}: {own}" for rank, own in codes.items()]
+        self._say(f"exit codes that processes have left: {', '.join(ends) or 'none'}")
+        causes = [rank for rank, own in codes.items() if own == code]
+        if causes and codes.get(0) != code:
+            log = self.records / f"{causes[0]}.log"
+            if log.is_file():
+                with log.open("rb") as file:
+                    file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+                    sys.stderr.write(file.read().decode("utf-8", errors="replace"))
+
+    def _end(self, code: int) -> None:
+        """Put the job back into the queue where that may help, and note what was decided."""
+        again = code in (INTERRUPTED, _EXIT_MACHINE)
+        again |= code == _EXIT_TRAINING and self.profile.restarts.after_training_failed
+        if not again:
+            self._note_end(code, requeued=False)
+            return
+        info = slurm.job_info(self.number)
+        if info is not None and info.restarts != self.restart:
+            # SLURM has done it itself. If the node was lost to it, the next start may be running elsewhere by now:
+            # this one must not touch it.
+            self._say(f"ended with {code}; SLURM has put the job back into the queue")
+            return
+        if info is not None and info.state != "RUNNING" and not info.timed_out:
+            self._say(f"ended with {code}; the job was cancelled")
+            self._note_end(INTERRUPTED, requeued=False)
+            return
+        self._check_limit(run_status(self.job.folder).saved_step)
+        # Noted before: SLURM ends this process as soon as the job is back in the queue.
+        self._note_end(code, requeued=True)
+        self._say(f"ended with {code}; the job goes back into the queue and continues from its newest checkpoint")
+        try:
+            slurm.requeue(self.number)
+        except MachineError:
+            self._note_end(code, requeued=False)
+            raise
+
+    def _note_end(self, code: int, *, requeued: bool) -> None:
+        step = run_status(self.job.folder).saved_step
+        history.append(self.job.folder, "end", self.name, restart=self.restart, code=code, step=step, requeued=requeued)
+
+    def _say(self, text: str) -> None:
+        print(f"kdcore-launch: {text}", file=sys.stderr, flush=True)
+
+
+def process_command(profile: Profile, records: Path, arguments: Sequence[str]) -> list[str]:
+    """The command of one process on a node, inside of its container if there is one."""
+    container = profile.container
+    inner = ["-m", "kdcore_launch.process", str(records), *arguments]
+    if container is None:
+        return [profile.batch_python, *inner]
+    if container.runtime == "pyxis":
+        mounts = [f"--container-mounts={','.join(_both_sides(container.mounts))}"] if container.mounts else []
+        workdir = f"--container-workdir={Path.cwd()}"
+        return [f"--container-image={container.image}", *mounts, workdir, container.python, *inner]
+    binds = [part for mount in container.mounts for part in ("--bind", mount)]
+    gpus = ["--nv"] if profile.gpus_per_node else []
+    return ["apptainer", "exec", *gpus, *binds, "--pwd", str(Path.cwd()), container.image, container.python, *inner]
+
+
+def _both_sides(mounts: Sequence[str]) -> list[str]:
+    return [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts]
+
+
+def _run_here(job: Job, environment: submitit.JobEnvironment) -> int:
+    """Run on this machine, and start again while crashed runs come to newer checkpoints."""
+    processes = job.profile.processes
+    command = [sys.executable, "-m", "kdcore", *job.arguments]
+    if job.arguments[0] == "train" and processes > 1:
+        command += ["--processes", str(processes)]
+    name, restart = environment.job_id, 0
+    running: subprocess.Popen[bytes] | None = None
+    came: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if running is not None and running.poll() is None:
+            running.send_signal(number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, hand_on)
+    while True:
+        step = run_status(job.folder).saved_step
+        history.append(job.folder, "start", name, restart=restart, step=step, local=True)
+        running = subprocess.Popen(command)
+        code = running.wait()
+        code = INTERRUPTED if -code in came else _EXIT_MACHINE if code < 0 else code
+        saved = run_status(job.folder).saved_step
+        tried = history.restarts_without_progress(job.folder, name, saved)
+        again = code == _EXIT_MACHINE or (code == _EXIT_TRAINING and job.profile.restarts.after_training_failed)
+        again = again and not came and tried <= job.profile.restarts.without_progress
+        history.append(job.folder, "end", name, restart=restart, code=code, step=saved, requeued=again, local=True)
+        if not again:
+            return code
+        restart += 1

@@ -1,0 +1,230 @@
+"""From recipes, or from what was sent before, to jobs that are sent."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kdcore import InputError, load_recipe, run_status, slurm_queue
+from kdcore_launch import history, slurm
+from kdcore_launch.job import Job
+from kdcore_launch.profile import Profile
+from kdcore_launch.snapshot import copy_code, copy_data_recipe, copy_recipe
+from kdcore_launch.submission import (
+    COMMENT,
+    Submission,
+    log_of,
+    names_of,
+    read_submission,
+    sbatch_script,
+    stored_in,
+    submit,
+    submit_here,
+)
+from kdcore_launch.sweep import Cell, make_cells, read_axes
+from kdcore_launch.waiting import wait_for
+
+_JOB_ID = re.compile(r"\d+(_\d+)?")
+_SWEEPS = "sweeps"
+
+
+def run_submission(
+    recipes: Sequence[str],
+    overrides: Sequence[str],
+    axes: Sequence[str],
+    name: str | None,
+    parallel: int,
+    profile: Profile,
+    *,
+    dry: bool,
+) -> Submission:
+    """One run, or those of a sweep; unless `dry`, what they need is written into their folders.
+
+    Raises:
+        InputError: a recipe, an axis or a folder cannot be used.
+    """
+    if not recipes:
+        raise InputError("no recipe is given", hint="kdcore launch RECIPE --profile FILE")
+    cells = make_cells(recipes, overrides, read_axes(axes))
+    for cell in cells:
+        load_recipe(cell.recipe, cell.overrides).components()  # mistakes are told here, not after hours in the queue
+    sweep = len(cells) > 1 or bool(axes)
+    if name is not None and not sweep:
+        raise InputError("only a sweep has a name of its own; a run has its recipe's run.name", where="--name")
+    run_name = load_recipe(cells[0].recipe, cells[0].overrides).settings.run.name
+    folder = _sweep_folder(cells, run_name, name) if sweep else history.launch_folder(cells[0].folder)
+    if not dry:
+        _refuse_queued([cell.folder for cell in cells])
+        _make(folder)
+    code = folder / "code" if profile.snapshot else None
+    if code is not None and not dry:
+        copy_code(code)
+    jobs = [Job(cell.folder, _arguments(cell, profile, dry=dry), profile) for cell in cells]
+    submission = Submission(folder, folder.name if sweep else run_name, jobs, code, parallel, Path.cwd())
+    if not dry:
+        submission.store(folder)
+        for job in jobs if sweep else ():  # each can be sent again alone
+            own = history.launch_folder(job.folder)
+            replace(submission, folder=own, jobs=[job], name=job.folder.parent.name).store(own)
+    return submission
+
+
+def prepare_submission(
+    data: str,
+    folders: Sequence[str],
+    overrides: Sequence[str],
+    tasks: int,
+    profile: Profile,
+    parallel: int,
+    *,
+    dry: bool,
+) -> Submission:
+    """The parts of preparing data, one process each; their records are kept beside the data.
+
+    Raises:
+        InputError: the data recipe or the folder cannot be used.
+    """
+    if len(folders) != 1:
+        hint = "kdcore launch --prepare DATA.yaml FOLDER --tasks N --profile FILE"
+        raise InputError("`--prepare` needs the folder to write", where="--prepare", hint=hint)
+    target = Path(folders[0]).absolute()
+    profile = profile.model_copy(update={"nodes": 1, "processes_per_node": 1})
+    folder = target.with_name(f"{target.name}-jobs")
+    records = [folder / f"task-{number}-of-{tasks}" for number in range(1, tasks + 1)]
+    recipe = Path(os.path.abspath(data))
+    code = folder / "code" if profile.snapshot else None
+    if not dry:
+        _refuse_queued(records)
+        _make(folder)
+        if code is not None:
+            copy_code(code)
+            recipe, overrides = copy_data_recipe(data, overrides, folder), []
+    parts = [("prepare", str(recipe), str(target), *overrides, "--task", f"{i}/{tasks}") for i in range(1, tasks + 1)]
+    jobs = [Job(record, part, profile) for record, part in zip(records, parts, strict=True)]
+    submission = Submission(folder, f"prepare-{target.name}", jobs, code, parallel, Path.cwd())
+    if not dry:
+        submission.store(folder)
+    return submission
+
+
+def resume_submission(target: str, profile: Profile | None) -> Submission | None:
+    """What has not finished of a sweep or run that was sent before; None if all has, or is still under way.
+
+    Args:
+        target: its folder, or the id of its job.
+        profile: another profile than it was sent with.
+
+    Raises:
+        InputError: nothing was sent from there, or the job is not one of ours.
+    """
+    slurm.require_slurm()
+    folder = stored_in(Path(target).absolute())
+    if folder is None:
+        if not _JOB_ID.fullmatch(target):
+            hint = "give the folder of a sweep or of a run that `kdcore launch` has sent, or its job's id"
+            raise InputError("nothing was sent from this folder", where=target, hint=hint)
+        folder = _folder_of_job(target)
+    submission = read_submission(folder)
+    queue = slurm_queue()
+    left = []
+    for job in submission.jobs:
+        status = run_status(job.folder, queue)
+        if status.state in ("finished", "queued", "running"):
+            print(f"{job.folder}: {status.state}, not sent again")
+        else:
+            left.append(job if profile is None else replace(job, profile=profile))
+    return replace(submission, jobs=left) if left else None
+
+
+def send(submission: Submission, *, local: bool, wait: bool, dry: bool) -> int:
+    """Submit, say what was submitted and how to follow it, and wait if asked to; gives the exit code.
+
+    Raises:
+        InputError: there is no SLURM, or it refuses.
+        MachineError: SLURM does not answer, or a job that is waited for ended without a word.
+    """
+    if dry:
+        print(sbatch_script(submission))
+        return 0
+    if not local:
+        slurm.require_slurm()
+    ids = [submit_here(submission)] if local else submit(submission)
+    folders = [job.folder for job in submission.jobs]
+    if len(ids) == 1:
+        print(f"{'process' if local else 'job'} {ids[0]}: {submission.name}")
+        print(f"  run      {folders[0]}")
+        print(f"  follow   tail -F {log_of(submission, ids[0])}")
+        print(f"  state    kdcore runs list {folders[0]}")
+    else:
+        print(f"job {names_of(ids)}: {len(ids)} jobs of {submission.name}")
+        for name, folder in zip(ids, folders, strict=True):
+            print(f"  {name:<8} {folder}")
+        print(f"  follow   tail -F {log_of(submission, ids[0])}")
+        print(f"  state    kdcore runs list {os.path.commonpath(folders)}")
+        print(f"  again    kdcore launch --resume {submission.folder}")
+    print(f"  end      {f'kill {ids[0]}' if local else f'scancel {names_of(ids)}'}", flush=True)
+    return wait_for(list(zip(ids, folders, strict=True)), local=local) if wait else 0
+
+
+def _arguments(cell: Cell, profile: Profile, *, dry: bool) -> tuple[str, ...]:
+    if not profile.snapshot:
+        recipe = cell.recipe if cell.recipe.startswith("kdcore:") else os.path.abspath(cell.recipe)
+        return ("train", recipe, *cell.overrides)
+    own = history.launch_folder(cell.folder)
+    if not dry:
+        _make(own)
+        copy_recipe(cell.recipe, cell.overrides, own)
+    return ("train", str(own / "recipe.yaml"))
+
+
+def _sweep_folder(cells: Sequence[Cell], run_name: str, name: str | None) -> Path:
+    sweeps = cells[0].folder.parent.parent / _SWEEPS
+    if name is not None:
+        if not name.isprintable() or set(name) & set("/\\%") or name.startswith("."):
+            raise InputError(f"{name!r} cannot name a folder", where="--name")
+        if stored_in(sweeps / name) is not None:
+            hint = f"`kdcore launch --resume {sweeps / name}` sends again what has not finished"
+            raise InputError("there is a sweep of this name", where=str(sweeps / name), hint=hint)
+        return sweeps / name
+    number = 1
+    while (sweeps / f"{run_name}-{number}").exists():
+        number += 1
+    return sweeps / f"{run_name}-{number}"
+
+
+def _refuse_queued(folders: Sequence[Path]) -> None:
+    """Two jobs cannot write into one run folder."""
+    queue = slurm_queue() or {}
+    for folder in folders:
+        job = history.latest_job(folder)
+        if job in queue:
+            raise InputError(
+                f"this run is in SLURM's queue as job {job} ({queue[job]})",
+                where=str(folder),
+                hint=f"`scancel {job}` takes it out; `run.id=NEW` sends a run beside it",
+            )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "give another place with `run.folder=`"
+        raise InputError(f"the folder cannot be made: {error.strerror}", where=str(folder), hint=hint) from error
+
+
+def _folder_of_job(job: str) -> Path:
+    info = slurm.job_info(job)
+    if info is None:
+        hint = "SLURM forgets jobs some minutes after their end; give the folder of the sweep or run instead"
+        raise InputError(f"SLURM knows no job {job}", where="--resume", hint=hint)
+    folder = stored_in(Path(info.comment.removeprefix(COMMENT)))
+    if not info.comment.startswith(COMMENT) or info.user != getpass.getuser() or folder is None:
+        whose = f"it is {info.user}'s" if info.user != getpass.getuser() else "something else has sent it"
+        hint = "give the folder of a sweep or of a run that `kdcore launch` has sent"
+        raise InputError(f"job {job} was not sent by your `kdcore launch`: {whose}", where="--resume", hint=hint)
+    return folder

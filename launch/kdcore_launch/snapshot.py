@@ -1,0 +1,104 @@
+"""Copies of code and recipe, so that a job that starts hours later, or again, runs what was submitted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from kdcore import InputError, load_config, load_recipe
+
+_GROUP = "kdcore."
+_RECIPE = "recipe.yaml"
+_IMPORTS = "imports"
+_DATA = "data.yaml"
+
+
+def copy_code(folder: Path) -> None:
+    """Copy kdcore and every installed package that adds components to it into a folder for PYTHONPATH.
+
+    With the code goes the metadata by which components are found. What these packages depend on, such as torch, is
+    not copied.
+
+    Raises:
+        InputError: a package cannot be copied.
+    """
+    staging = folder.with_name(f".staging-{folder.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    for distribution, modules in _distributions():
+        for module in modules:
+            _copy_module(module, staging)
+        info = staging / f"{distribution.name.replace('-', '_')}-{distribution.version}.dist-info"
+        info.mkdir()
+        for name in ("METADATA", "entry_points.txt"):
+            text = distribution.read_text(name)
+            if text is not None:
+                (info / name).write_text(text, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+
+
+def copy_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Path:
+    """Write a recipe with all it extends, and overrides, as one file, and copy the Python files that it imports.
+
+    Raises:
+        InputError: the recipe is wrong; its components are checked, too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for index, file in enumerate(load_recipe(recipe, overrides).settings.imports):
+        copy = folder / _IMPORTS / str(index) / Path(file).name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(file, copy)
+        except OSError as error:
+            raise InputError(f"the file cannot be copied: {error.strerror}", where=file, key="imports") from error
+        copies.append(str(copy))
+    imports = [f"imports={json.dumps(copies)}"] if copies else []
+    text = load_recipe(recipe, [*overrides, *imports]).resolved_yaml()
+    (folder / _RECIPE).write_text(text, encoding="utf-8")
+    return folder / _RECIPE
+
+
+def copy_data_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Path:
+    """Write a data recipe with all it extends, and overrides, as one file.
+
+    Raises:
+        InputError: the data recipe is wrong; its corpora are checked, too.
+    """
+    from kdcore import DataRecipe  # brings in what reads text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = load_config(recipe, DataRecipe, overrides).model_dump(mode="json")
+    (folder / _DATA).write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")  # JSON is YAML, too
+    return folder / _DATA
+
+
+def _distributions() -> Iterator[tuple[metadata.Distribution, list[str]]]:
+    """kdcore and the packages that add components to it, each once, with their modules' names."""
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        points = [point for point in distribution.entry_points if point.group.startswith(_GROUP)]
+        name = distribution.name.lower().replace("_", "-")
+        if points and name not in seen:
+            seen.add(name)
+            yield distribution, sorted({point.value.partition(":")[0].partition(".")[0] for point in points})
+
+
+def _copy_module(name: str, folder: Path) -> None:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return  # broken, or a namespace without code of its own; kdcore says so where it is asked for
+    try:
+        if spec.submodule_search_locations:
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+            shutil.copytree(next(iter(spec.submodule_search_locations)), folder / name, ignore=ignored)
+        else:
+            shutil.copyfile(spec.origin, folder / Path(spec.origin).name)
+    except (OSError, shutil.Error) as error:
+        hint = "`snapshot: false` in the profile runs the code as it is when the job starts"
+        raise InputError(f"the package cannot be copied: {error}", where=spec.origin, hint=hint) from error

@@ -1,0 +1,258 @@
+"""Jobs on their way to SLURM, or to this machine, through submitit; and the note of what was sent."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+from pydantic import ValidationError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from kdcore import InputError, MachineError
+from kdcore_launch import history, slurm
+from kdcore_launch.job import Job
+from kdcore_launch.profile import Profile
+
+COMMENT = "kdcore-launch "
+_FILE = "submission.json"
+_FORMAT = 1
+_NO_LIMIT_MINUTES = 60 * 24 * 365
+_OF_ANOTHER_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
+_OF_ANOTHER_RUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One run, or the runs of a sweep, as they were sent.
+
+    Attributes:
+        folder: where submitit keeps its files and SLURM writes the logs.
+        name: of the job.
+        jobs: what to run.
+        code: copy of the code that they run; None for the code as it is when they start.
+        parallel: how many of them may run at once.
+        working_folder: what relative paths are relative to.
+    """
+
+    folder: Path
+    name: str
+    jobs: list[Job]
+    code: Path | None
+    parallel: int
+    working_folder: Path
+
+    @property
+    def profile(self) -> Profile:
+        """The profile that they share."""
+        return self.jobs[0].profile
+
+    def store(self, folder: Path) -> None:
+        """Note the submission, so that it can be sent again."""
+        note = {
+            "format": _FORMAT,
+            "name": self.name,
+            "profile": self.profile.model_dump(mode="json"),
+            "code": None if self.code is None else str(self.code),
+            "parallel": self.parallel,
+            "working_folder": str(self.working_folder),
+            "jobs": [{"folder": str(job.folder), "arguments": job.arguments} for job in self.jobs],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = folder / f".staging-{_FILE}"
+        staging.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        os.replace(staging, folder / _FILE)
+
+
+def stored_in(folder: Path) -> Path | None:
+    """The folder in which a submission is noted: that of a sweep itself, or inside of a run's; None if in neither."""
+    for place in (folder, history.launch_folder(folder)):
+        if (place / _FILE).is_file():
+            return place
+    return None
+
+
+def read_submission(folder: Path) -> Submission:
+    """A submission as it was noted.
+
+    Raises:
+        InputError: the note cannot be read.
+    """
+    try:
+        note: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        if note["format"] != _FORMAT:
+            raise InputError("it was sent by another version of kdcore-launch", where=str(folder / _FILE))
+        profile = Profile.model_validate(note["profile"])
+        jobs = [Job(Path(job["folder"]), tuple(job["arguments"]), profile) for job in note["jobs"]]
+        code = None if note["code"] is None else Path(note["code"])
+        working_folder = Path(note["working_folder"])
+        return Submission(folder, note["name"], jobs, code, note["parallel"], working_folder)
+    except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
+        raise InputError(f"what was sent cannot be read: {error}", where=str(folder / _FILE)) from error
+
+
+def sbatch_script(submission: Submission) -> str:
+    """What `submit` gives to sbatch."""
+    executor = _executor(submission, _ScriptOnly)
+    if len(submission.jobs) > 1:
+        executor.parameters["map_count"] = len(submission.jobs)
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
+    return text
+
+
+def submit(submission: Submission) -> list[str]:
+    """Give the jobs to SLURM, several as an array; gives the id of each.
+
+    Raises:
+        InputError: sbatch refuses; with its own words.
+    """
+    executor = _executor(submission, submitit.SlurmExecutor)
+    words = io.StringIO()
+    try:
+        with _as_outside_of_jobs(), contextlib.redirect_stderr(words), contextlib.chdir(submission.working_folder):
+            if len(submission.jobs) == 1:
+                jobs = [executor.submit(submission.jobs[0])]
+            else:
+                jobs = executor.submit_array(submission.jobs)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise _refusal(str(error).strip() or words.getvalue().strip()) from error
+    ids = [str(job.job_id) for job in jobs]
+    for job, name in zip(submission.jobs, ids, strict=True):
+        history.append(job.folder, "submitted", name)
+    return ids
+
+
+def submit_here(submission: Submission) -> str:
+    """Start the job on this machine, where it goes on without this process; gives its id, a process's number."""
+    profile = submission.profile
+    executor = submitit.LocalExecutor(submission.folder, python=shlex.quote(sys.executable))
+    executor.update_parameters(
+        timeout_min=profile.time or _NO_LIMIT_MINUTES,
+        signal_delay_s=profile.stop_before_end,
+        gpus_per_node=profile.gpus_per_node,
+        stderr_to_stdout=True,
+        setup=_setup_lines(submission),
+    )
+    # What it starts must not hang on this terminal, nor hold open what reads this command's output.
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _as_outside_of_jobs(), _silent(), contextlib.chdir(submission.working_folder):
+            job = executor.submit(submission.jobs[0])
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    history.append(submission.jobs[0].folder, "submitted", str(job.job_id), local=True)
+    return str(job.job_id)
+
+
+def log_of(submission: Submission, job: str) -> Path:
+    """The log of a job."""
+    return submission.folder / f"{job}_0_log.out"
+
+
+class _ScriptOnly(submitit.SlurmExecutor):
+    """Writes scripts on machines without SLURM, too."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+
+def _executor(submission: Submission, kind: type[submitit.SlurmExecutor]) -> submitit.SlurmExecutor:
+    profile = submission.profile
+    executor = kind(submission.folder, python=shlex.quote(profile.batch_python))
+    further: dict[str, Any] = {"requeue": True}
+    if profile.memory is not None:
+        further["mem"] = profile.memory
+    for argument in profile.sbatch:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        further[name] = value if equals else True
+    executor.update_parameters(
+        job_name=submission.name,
+        comment=COMMENT + str(submission.folder),
+        partition=profile.partition,
+        account=profile.account,
+        qos=profile.qos,
+        nodes=profile.nodes,
+        ntasks_per_node=profile.processes,
+        cpus_per_task=profile.cpus_per_process,
+        gpus_per_node=profile.gpus_per_node or None,
+        time=profile.time,
+        constraint=profile.constraint,
+        signal_delay_s=profile.stop_before_end,
+        array_parallelism=submission.parallel,
+        wckey=None,
+        stderr_to_stdout=True,
+        additional_parameters=further,
+        setup=_setup_lines(submission),
+        use_srun=False,  # the script starts srun itself, and outlives it
+    )
+    return executor
+
+
+def _setup_lines(submission: Submission) -> list[str]:
+    # bash must not die of the signal that tells the processes to save.
+    lines = ["trap : TERM USR2", *submission.profile.setup]
+    if submission.code is not None:
+        lines.append(f"export PYTHONPATH={shlex.quote(str(submission.code))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    return lines
+
+
+def _refusal(words: str) -> InputError | MachineError:
+    """What sbatch says, and what would have been right where SLURM can tell."""
+    known = {"partition": r"invalid partition", "account": r"invalid account", "qos": r"invalid qos"}
+    for key, pattern in known.items():
+        if re.search(pattern, words, re.IGNORECASE):
+            hint = f"set `{key}` in the profile, or `profile.{key}=NAME`"
+            return InputError(f"sbatch refuses the job: {words}", key=key, allowed=slurm.offered(key), hint=hint)
+    if re.search(r"unable to contact|connection refused|timed out", words, re.IGNORECASE):
+        return MachineError(f"SLURM does not answer: {words}")
+    hint = "change the profile; `--dry-run` shows what it becomes"
+    return InputError(f"sbatch refuses the job: {words}", hint=hint)
+
+
+@contextlib.contextmanager
+def _as_outside_of_jobs() -> Iterator[None]:
+    """Without what a job that this command may run in says about itself."""
+    removed = {name: value for name, value in os.environ.items() if name in _OF_ANOTHER_RUN}
+    if "SLURM_JOB_ID" in os.environ:
+        other = {name: value for name, value in os.environ.items() if name.startswith(_OF_ANOTHER_JOB)}
+        removed |= {name: value for name, value in other.items() if name != "SLURM_CONF"}
+    for name in removed:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(removed)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """While entered, what is started inherits neither this process's input nor its output."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in range(3)]
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        for number in range(3):
+            os.dup2(nothing, number)
+        yield
+    finally:
+        for number, copy in enumerate(kept):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nothing)
+
+
+def names_of(jobs: Sequence[str]) -> str:
+    """The ids of several jobs, short: an array has one."""
+    return ", ".join(sorted({job.partition("_")[0] for job in jobs}, key=int))
