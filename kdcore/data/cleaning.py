@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 
 # Other ways to end a line: Windows, old Macintosh, form feed, "next line", and Unicode's own separators.
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -40,6 +41,18 @@ def decode_utf8(raw: bytes, report: Counter[str]) -> str:
         text = raw.decode("utf-8", errors="replace")
         report["broken UTF-8 replaced"] += text.count("\ufffd") - raw.count("\ufffd".encode())
         return text
+
+
+def cut_text(text: str, limit: int) -> Iterator[str]:
+    """Cut a text into pieces of at most `limit` characters, in front of white space where there is any."""
+    start = 0
+    while len(text) - start > limit:
+        end = max(text.rfind(" ", start + 1, start + limit + 1), text.rfind("\n", start + 1, start + limit + 1))
+        end = end if end > start else start + limit
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
 
 
 def _without_suspects(text: str, report: Counter[str]) -> str:

@@ -6,23 +6,26 @@ import bz2
 import glob
 import gzip
 import hashlib
+import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from kdcore.errors import DataError
 
-_FOREIGN_COMPRESSION = {
-    b"PK\x03\x04": "zip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\xfd7zXZ\x00": "xz",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-}
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
+"""How a stream of bzip2 begins; the second form is an empty one."""
+
+_FOREIGN_COMPRESSION = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"7z\xbc\xaf\x27\x1c": "7z"}
+
+Compression = Literal["gzip", "bzip2", "zstd"]
 
 
 def input_files(path: str) -> dict[str, Path]:
@@ -55,12 +58,11 @@ def input_files(path: str) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-@contextmanager
-def open_input(path: Path) -> Iterator[IO[bytes]]:
-    """Open a plain, gzip or bzip2 (multistream too) file for reading bytes; its content tells which it is.
+def compression(path: Path) -> Compression | None:
+    """How a file is compressed, which its content tells; None for a plain one.
 
     Raises:
-        DataError: also for reads inside the `with` block: the compressed data is damaged or ends too early.
+        DataError: it cannot be read, or its compression is none of these.
     """
     try:
         with path.open("rb") as raw:
@@ -72,24 +74,63 @@ def open_input(path: Path) -> Iterator[IO[bytes]]:
             raise DataError(
                 f"is compressed with {kind}, which is not read",
                 where=str(path),
-                allowed="plain text, gzip, bzip2",
+                allowed="plain text, gzip, bzip2, zstd",
                 hint="unpack the file first",
             )
-    opened: Any = path.open
-    if head.startswith(b"\x1f\x8b"):
-        opened = partial(gzip.open, path)
-    elif head.startswith(b"BZh") and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):
-        opened = partial(bz2.open, path)
-    with opened(mode="rb") as stream:
+    if head.startswith(_GZIP):
+        return "gzip"
+    if head.startswith(_ZSTD):
+        return "zstd"
+    return "bzip2" if BZIP2.match(head) else None
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a file can be read and is not compressed at all."""
+    try:
+        return compression(path) is None
+    except DataError:
+        return False
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[IO[bytes]]:
+    """Open a plain, gzip, bzip2 (multistream too) or zstd file for reading bytes; its content tells which it is.
+
+    Raises:
+        DataError: also for reads inside the `with` block: the compressed data is damaged or ends too early.
+    """
+    with open_counted(path) as (stream, _):
+        yield stream
+
+
+@contextmanager
+def open_counted(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Open a file as `open_input` does.
+
+    Yields:
+        The unpacked bytes (a plain file's can be sought in), and the file as it lies on the disk, whose `tell` says
+        how much of it has been read.
+    """
+    kind = compression(path)
+    with path.open("rb") as raw:
+        opened: Any = raw
+        if kind == "gzip":
+            opened = gzip.GzipFile(fileobj=raw)
+        elif kind == "bzip2":
+            opened = bz2.BZ2File(raw)
+        elif kind == "zstd":
+            import pyarrow
+
+            opened = io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"))
         try:
-            yield stream
+            yield opened, raw
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         except OSError as error:
-            # bz2 reports damaged data as an OSError without an errno; one with an errno comes from the disk.
+            # bz2 and zstd report damaged data as an OSError without an errno; one with an errno comes from the disk.
             if error.errno is not None:
                 raise
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
 
 
 class FileHashes:
@@ -138,7 +179,8 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def damaged(path: Path, error: Exception | str) -> DataError:
+    """The error for compressed data that cannot be unpacked to its end."""
     return DataError(
         f"the compressed file is damaged or ends too early ({error})",
         where=str(path),

@@ -2,89 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import IO
+from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
 
 from pydantic import Field
 
-from kdcore.data.base import Corpus, Document
-from kdcore.data.files import input_files, open_input
+from kdcore.data.base import Document, Part
+from kdcore.data.cleaning import clean_text, decode_utf8
+from kdcore.data.reading import BadRecords, FileCorpus, ranges
+from kdcore.data.wikipedia_dump import DumpPart, hidden_namespaces, part_bytes
 from kdcore.data.wikitext import WikitextCleaner
 from kdcore.errors import DataError
-from kdcore.recipe.schema import ComponentConfig, PathString
-
-_FILE_NAMESPACES = ("-2", "6", "14")  # Media, File, Category
+from kdcore.recipe.schema import PathString
 
 
-class WikipediaCorpus(Corpus):
+class WikipediaCorpus(FileCorpus):
     """Reads the articles of a `pages-articles` dump as plain paragraphs.
 
     Pages of other namespaces than the articles', redirects and pages that are not wikitext are skipped; each kind is
-    counted. The dump is streamed: memory holds one page.
+    counted. The dump is streamed: memory holds one page. Pages that are no valid XML are left out and make an error in
+    the end. A plain dump and a multistream one are read in parts; other compressed files are one part each.
     """
 
-    class Config(ComponentConfig):
+    revision = 2
+
+    class Config(FileCorpus.Config):
         """Where the dump is."""
 
         path: PathString = Field(
-            description="MediaWiki XML, plain, .gz or .bz2 (multistream too); a folder or glob for a dump in parts."
+            description="MediaWiki XML, plain, .bz2 (best multistream), .gz or .zst; a folder or glob for many files."
         )
 
     config: Config
 
-    def files(self) -> Mapping[str, Path]:
-        """Files by their names below `path`."""
-        return input_files(self.config.path)
+    def parts(self) -> Sequence[Part]:
+        """Ranges of plain and multistream files; other files as a whole."""
+        parts: list[Part] = []
+        for name, path in self.files().items():
+            size = path.stat().st_size
+            parts += ranges(name, size, part_bytes(path, size)) if size else [Part(name, 0, name)]
+        return parts
 
-    def documents(self) -> Iterator[Document]:
+    def read(self, part: Part) -> Iterator[Document]:
         """Yield articles named by their page id."""
-        for path in self.files().values():
-            with open_input(path) as stream:
-                yield from self._articles(stream, path)
-
-    def _articles(self, stream: IO[bytes], path: Path) -> Iterator[Document]:
-        cleaner = WikitextCleaner()
+        path = self.files()[part.file]
+        cleaner = WikitextCleaner(hidden_namespaces(path))
+        dump = DumpPart(path, part)
+        bad = BadRecords(
+            path, allowed="pages that are valid XML", hint="fetch the dump again and compare it with its checksum"
+        )
         pages = 0
-        root: ElementTree.Element | None = None
-        hidden: list[str] = []
-        try:
-            for event, element in ElementTree.iterparse(stream, events=("start", "end")):
-                if root is None:
-                    root = element
-                    _check_root(root, path)
-                if event == "start":
-                    continue
-                name = _local(element.tag)
-                if name == "namespace":
-                    if element.get("key") in _FILE_NAMESPACES and element.text:
-                        hidden.append(element.text)
-                elif name == "siteinfo":
-                    cleaner = WikitextCleaner(hidden)
-                elif name == "page":
-                    pages += 1
-                    document = self._article(element, cleaner)
-                    root.clear()  # also forgets the page, which the tree would otherwise keep
-                    if document is not None:
-                        yield document
-        except (ElementTree.ParseError, EOFError) as error:
-            raise DataError(
-                f"the dump is damaged or ends too early, after {pages} whole pages ({error})",
-                where=str(path),
-                hint="fetch the dump again and compare it with the checksum that its site publishes",
-            ) from error
-        if not pages:
+        for pages, raw in enumerate(dump.pages(), start=1):
+            self.bytes_read = dump.bytes_read
+            try:
+                page = self._parsed(raw)
+            except ElementTree.ParseError as error:
+                bad.add(f"page {pages} of the part `{part.name}`", f"is no valid XML ({error})", good=pages - 1)
+                continue
+            document = self._article(page, cleaner)
+            if document is not None:
+                yield document
+        bad.raise_if_any()
+        if not pages and part.start == 0 and part.end is None:
             raise DataError("the dump holds no pages", where=str(path), allowed="a pages-articles dump of MediaWiki")
+
+    def _parsed(self, raw: bytes) -> ElementTree.Element:
+        try:
+            return ElementTree.fromstring(raw)
+        except ElementTree.ParseError:
+            return ElementTree.fromstring(decode_utf8(raw, self.report))
 
     def _article(self, page: ElementTree.Element, cleaner: WikitextCleaner) -> Document | None:
         import mwparserfromhell
 
-        fields = {_local(element.tag): element for element in page}
+        fields = {element.tag: element for element in page}
         if "ns" in fields and (fields["ns"].text or "").strip() != "0":
             self.report["pages of other namespaces skipped"] += 1
             return None
-        revision = {_local(element.tag): element.text or "" for element in fields.get("revision", ())}
+        revision = {element.tag: element.text or "" for element in fields.get("revision", ())}
         text = revision.get("text", "")
         if "redirect" in fields or text[:9].casefold() == "#redirect":
             self.report["redirects skipped"] += 1
@@ -92,25 +87,17 @@ class WikipediaCorpus(Corpus):
         if revision.get("model", "wikitext") != "wikitext":
             self.report["pages that are not wikitext skipped"] += 1
             return None
+        name = page.findtext("id", "").strip() or page.findtext("title", "").strip()
+        if not name:
+            self.report["pages without id and title skipped"] += 1
+            return None
         try:
             paragraphs = cleaner.paragraphs(text, self.report)
         except (mwparserfromhell.parser.ParserError, RecursionError):
             self.report["pages with markup that cannot be parsed skipped"] += 1
             return None
-        if not paragraphs:
+        article = clean_text("\n".join(paragraphs), self.report)
+        if not article:
             self.report["articles without text skipped"] += 1
             return None
-        return Document((fields["id"].text or "").strip(), "\n".join(paragraphs))
-
-
-def _check_root(root: ElementTree.Element, path: Path) -> None:
-    if _local(root.tag) != "mediawiki":
-        raise DataError(
-            f"is no MediaWiki dump: its first element is <{_local(root.tag)}>",
-            where=str(path),
-            allowed="a pages-articles dump of MediaWiki",
-        )
-
-
-def _local(tag: str) -> str:
-    return tag.rpartition("}")[2]
+        return Document(name, article)

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
+from kdcore.data.wikitext_tokens import parse_without
+
 # Marks at the start of a line while an article is taken apart; control characters cannot occur in a dump's XML.
 _ITEM = "\x02"
 _HEADING = "\x03"
@@ -64,10 +66,8 @@ class WikitextCleaner:
 
         What could not be parsed is counted in `report`.
         """
-        import mwparserfromhell
-
         kept: list[tuple[str, int]] = []
-        for line, level in _lines(self._render(mwparserfromhell.parse(wikitext))):
+        for line, level in _lines(self._render(parse_without(wikitext, _keeps_template, _replaces_tag))):
             paragraph = _tidy(line, report)
             if not paragraph:
                 continue
@@ -82,24 +82,23 @@ class WikitextCleaner:
         return "".join(self._node(node) for node in code.nodes)
 
     def _node(self, node: Any) -> str:
-        from mwparserfromhell import nodes
-
-        if isinstance(node, nodes.Text):
-            return str(node.value)
-        if isinstance(node, nodes.Wikilink):
-            return self._link(node)
-        if isinstance(node, nodes.Tag):
-            return self._tag(node)
-        if isinstance(node, nodes.ExternalLink):
-            return self._render(node.title) if node.title is not None else ""
-        if isinstance(node, nodes.Heading):
-            title = " ".join(self._render(node.title).split())
-            return f"\n\n{_HEADING}{node.level}{title}\n\n"
-        if isinstance(node, nodes.HTMLEntity):
-            return _entity(node)
-        if isinstance(node, nodes.Template):
-            return self._template(node)
-        return ""  # comments, arguments
+        match type(node).__name__:
+            case "Text":
+                return str(node.value)
+            case "Wikilink":
+                return self._link(node)
+            case "Tag":
+                return self._tag(node)
+            case "ExternalLink":
+                return self._render(node.title) if node.title is not None else ""
+            case "Heading":
+                title = " ".join(self._render(node.title).split())
+                return f"\n\n{_HEADING}{node.level}{title}\n\n"
+            case "HTMLEntity":
+                return _entity(node)
+            case "Template":
+                return self._template(node)
+        return ""
 
     def _link(self, node: Any) -> str:
         title = str(node.title).strip()
@@ -119,8 +118,6 @@ class WikitextCleaner:
         name = str(node.tag).strip().casefold()
         if name in _LIST_TAGS and node.wiki_markup:
             return _ITEM
-        if name in _DROPPED_TAGS:
-            return "\n\n" if name in ("table", "gallery", "pre") else ""
         inside = self._render(node.contents) if node.contents is not None else ""
         if name == "br":
             return " "
@@ -129,7 +126,7 @@ class WikitextCleaner:
         return f"\n\n{inside}\n\n" if name in _BLOCK_TAGS else inside
 
     def _template(self, node: Any) -> str:
-        name = str(node.name).strip().casefold().replace("_", " ")
+        name = _template_name(str(node.name).strip().casefold())
         words = [parameter.value for parameter in node.params if not parameter.showkey]
         if name in _CONVERSIONS and len(words) >= 2:
             shown = [self._render(word).strip() for word in words]
@@ -139,6 +136,22 @@ class WikitextCleaner:
         if argument is None or len(words) < abs(argument):
             return ""
         return self._render(words[argument - 1 if argument > 0 else argument])
+
+
+def _template_name(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _keeps_template(name: str) -> bool:
+    name = _template_name(name)
+    return name in _KEPT_TEMPLATES or name in _CONVERSIONS
+
+
+def _replaces_tag(name: str) -> str | None:
+    """A tag that is dropped ends a paragraph if it stands between paragraphs."""
+    if name in _DROPPED_TAGS:
+        return "\n\n" if name in ("table", "gallery", "pre") else ""
+    return None
 
 
 def _entity(node: Any) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from kdcore.data.cleaning import clean_text, decode_utf8
+from kdcore.data.cleaning import clean_text, cut_text, decode_utf8
 
 
 def clean(text: str) -> tuple[str, dict[str, int]]:
@@ -48,3 +48,12 @@ def test_broken_bytes_are_replaced_and_counted() -> None:
     report: Counter[str] = Counter()
     assert decode_utf8("ä\ufffd".encode() + b"x\xffy\xc3", report) == "ä\ufffdx\ufffdy\ufffd"
     assert report == {"broken UTF-8 replaced": 2}
+
+
+def test_a_text_is_cut_in_front_of_white_space_and_is_its_pieces() -> None:
+    for text in ("", "a", "one two three", "x" * 55, " " * 55, "日本 " * 30, "a\nb" * 30):
+        pieces = list(cut_text(text, 10))
+        assert "".join(pieces) == text
+        assert all(0 < len(piece) <= 10 for piece in pieces)
+    assert list(cut_text("one two\nthree", 8)) == ["one two", "\nthree"]
+    assert list(cut_text("one two", 7)) == ["one two"]

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kdcore.data import text
+from kdcore.data import reading
 from kdcore.data.text import TextCorpus
 from kdcore.errors import DataError
 
@@ -52,17 +55,17 @@ def test_broken_utf8_is_replaced_and_counted(tmp_path: Path) -> None:
     assert report == {"broken UTF-8 replaced": 2}
 
 
-def test_nul_characters_are_removed_and_counted(tmp_path: Path) -> None:
+def test_control_characters_are_removed_and_counted(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.txt", b"a\0b\0\nc")) == (
         [("a.txt:1", "ab"), ("a.txt:2", "c")],
-        {"NUL characters removed": 2},
+        {"control characters removed": 2},
     )
 
 
 def test_empty_documents_are_skipped_and_counted(tmp_path: Path) -> None:
     documents, report = read(write(tmp_path / "a.txt", b"a\n\n   \n\0\nb\n"))
     assert documents == [("a.txt:1", "a"), ("a.txt:5", "b")]
-    assert report == {"empty documents skipped": 3, "NUL characters removed": 1}
+    assert report == {"empty documents skipped": 3, "control characters removed": 1}
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
@@ -84,7 +87,7 @@ def test_a_second_reading_counts_from_the_callers_report(tmp_path: Path) -> None
 def test_a_gigantic_line_is_cut_at_white_space_without_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: str
 ) -> None:
-    monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 1000)
     words = [f"wörd{number}" for number in range(2000)]
     path = write(tmp_path / "a.txt", b"small\n\n" + " ".join(words).encode() + b"\n\nafter\n")
     found, report = read(path, documents=documents)
@@ -101,7 +104,7 @@ def test_a_gigantic_line_is_cut_at_white_space_without_loss(
 def test_a_gigantic_line_without_white_space_is_cut_between_characters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lead: int
 ) -> None:
-    monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 101)
+    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 101)
     content = "x" * lead + "日本😀" * 200
     found, report = read(write(tmp_path / "a.txt", content.encode()))
     assert "".join(part for _, part in found) == content
@@ -112,7 +115,7 @@ def test_a_gigantic_line_without_white_space_is_cut_between_characters(
 def test_a_line_about_as_long_as_the_limit_keeps_the_lines_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 100)
     found, _ = read(write(tmp_path / "a.txt", b"\xef\xbb\xbf" + b"x" * size + b"\nnext\n"))
     assert "".join(part for _, part in found[:-1]) == "x" * size
     assert found[-1] == ("a.txt:2", "next")
@@ -137,11 +140,20 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
     assert read(write(tmp_path / "a[1].txt", b"one"))[0] == [("a[1].txt:1", "one")]
 
 
+def zstd(content: bytes) -> bytes:
+    import pyarrow
+
+    packed: bytes = pyarrow.compress(content, codec="zstd", asbytes=True)
+    return packed
+
+
 def test_compressed_files_are_known_by_their_content(tmp_path: Path) -> None:
     write(tmp_path / "a", gzip.compress(b"gzip"))
     write(tmp_path / "b", bz2.compress(b"first ") + bz2.compress(b"second stream"))
     write(tmp_path / "c.gz", b"not compressed")
-    assert [each for _, each in read(tmp_path)[0]] == ["gzip", "first second stream", "not compressed"]
+    write(tmp_path / "d", zstd(b"first frame ") + zstd(b"second frame"))
+    texts = ["gzip", "first second stream", "not compressed", "first frame second frame"]
+    assert [each for _, each in read(tmp_path)[0]] == texts
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress])
@@ -161,8 +173,97 @@ def test_damaged_compressed_data_is_an_error_that_names_the_file(tmp_path: Path)
 
 
 def test_other_compressions_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.zst: is compressed with zstd"):
-        read(write(tmp_path / "a.zst", b"\x28\xb5\x2f\xfd rest"))
+    with pytest.raises(DataError, match=r"a\.xz: is compressed with xz.*\n.*allowed: plain text, gzip, bzip2, zstd"):
+        read(write(tmp_path / "a.xz", b"\xfd7zXZ\x00 rest"))
+
+
+BINARY = bytes(range(256)) * 20
+
+
+@pytest.mark.parametrize("content", [BINARY, b"%PDF-1.7\n", "no byte order mark".encode("utf-16-le") * 9])
+def test_a_binary_file_is_refused_where_it_is_named_and_skipped_among_others(tmp_path: Path, content: bytes) -> None:
+    path = write(tmp_path / "texts" / "b.txt", content)
+    with pytest.raises(DataError, match=r"b\.txt: is no text but binary data(.|\n)*glob"):
+        read(path)
+    write(tmp_path / "texts" / "a.txt", b"one")
+    write(tmp_path / "texts" / "c.gz", gzip.compress(content))
+    assert read(tmp_path / "texts") == ([("a.txt:1", "one")], {"binary files skipped": 2})
+
+
+def ranges(content: bytes, size: int, monkeypatch: pytest.MonkeyPatch, path: Path, documents: str) -> list[list[str]]:
+    monkeypatch.setattr(reading, "PART_BYTES", size)
+    corpus = TextCorpus(TextCorpus.Config(path=str(write(path, content)), documents=documents))
+    return [[document.text for document in corpus.read(part)] for part in corpus.parts()]
+
+
+@pytest.mark.parametrize("documents", ["lines", "blank_lines"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_parts_of_any_size_together_hold_each_document_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: str, end: str
+) -> None:
+    generator = random.Random(3)
+    for _ in range(12):
+        lines = [generator.choice(["", "", "a", "bb", "c" * 30, "ü d", "  "]) for _ in range(generator.randint(1, 40))]
+        content = end.join(lines).encode()
+        (whole,) = ranges(content, 10**6, monkeypatch, tmp_path / "a.txt", documents)
+        for size in (1, 2, 7, 40, 100):
+            parts = ranges(content, size, monkeypatch, tmp_path / "a.txt", documents)
+            assert len(parts) == max(1, -(-len(content) // size))
+            assert [text for part in parts for text in part] == whole
+
+
+def test_documents_keep_their_names_when_a_file_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PART_BYTES", 100)
+    path = write(tmp_path / "a.txt", b"".join(b"document %d\n" % number for number in range(60)))
+    before, _ = read(path)
+    with path.open("ab") as file:
+        file.writelines(b"new document %d\n" % number for number in range(60))
+    after, _ = read(path)
+    assert after[:60] == before
+    assert len({name for name, _ in after}) == 120
+    assert ("a.txt@100:1", "document 10") in after
+
+
+def test_a_gigantic_line_over_many_parts_is_read_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 50)
+    content = b"first\n" + b"word " * 100 + b"\nlast"
+    parts = ranges(content, 60, monkeypatch, tmp_path / "a.txt", "lines")
+    assert len(parts[0]) > 10
+    assert parts[1:8] == [[]] * 7
+    assert " ".join(parts[0]).split() == ["first", *["word"] * 100]
+    assert parts[-1] == ["last"]
+
+
+def test_two_hundred_megabytes_without_a_newline_need_little_memory_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with path.open("wb") as file:
+        for _ in range(200):
+            file.write(b"abcdefg " * 125_000)
+    code = f"""
+import resource, time
+from kdcore.data.text import TextCorpus
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+corpus = TextCorpus(TextCorpus.Config(path={str(path)!r}))
+print(sum(len(document.text) + 1 for document in corpus.documents()))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_time())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert int(out[0]) == 200_000_000
+    assert int(out[1]) < 200_000  # KiB
+    assert float(out[2]) < 10
+
+
+def test_what_came_before_damage_is_kept(tmp_path: Path) -> None:
+    lines = [b"line %d" % number for number in range(200_000)]
+    for compress in (gzip.compress, bz2.compress, zstd):
+        whole = compress(b"\n".join(lines))
+        path = write(tmp_path / "a.txt", whole[: len(whole) * 2 // 3])
+        corpus = TextCorpus(TextCorpus.Config(path=str(path)))
+        kept = []
+        with pytest.raises(DataError, match=r"a\.txt: the compressed file is damaged or ends too early"):
+            kept.extend(document.text for document in corpus.documents())
+        assert 0 < len(kept) < len(lines)
+        assert kept == [line.decode() for line in lines[: len(kept)]]
 
 
 def test_a_missing_file_an_empty_folder_and_an_empty_glob_are_told_apart(tmp_path: Path) -> None:

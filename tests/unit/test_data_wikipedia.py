@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import html
+import itertools
+import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from kdcore.data import wikipedia_dump
 from kdcore.data.wikipedia import WikipediaCorpus
 from kdcore.data.wikitext import WikitextCleaner
 from kdcore.errors import DataError
@@ -77,12 +81,126 @@ def test_a_truncated_dump_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "dump.xml.bz2"
     whole = bz2.compress(dump(*(page(number, f"Text {number}.") for number in range(3000))))
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"dump\.xml\.bz2: the .* damaged or ends too early(.|\n)*fetch the dump again"):
+    with pytest.raises(DataError, match=r"dump\.xml\.bz2: the .* damaged or ends too early(.|\n)*fetch the file again"):
         read(path)
     path = tmp_path / "dump.xml"
     path.write_bytes(dump(page(1, "First."), page(2, "Second."))[:-60])
     with pytest.raises(DataError, match=r"dump\.xml: the dump is damaged or ends too early, after 1 whole pages"):
         read(path)
+
+
+@pytest.mark.parametrize("cut", ["<page><ti", "</mediaw"])
+def test_a_dump_whose_end_is_missing_gives_its_whole_pages_and_says_so(tmp_path: Path, cut: str) -> None:
+    whole = dump(page(1, "First."), page(2, "Second."), page(3, "Third."))
+    path = tmp_path / "dump.xml"
+    path.write_bytes(whole[: whole.rindex(cut.encode()) + len(cut)])
+    kept, message = read_damaged(path)
+    assert kept == (["1", "2"] if "page" in cut else ["1", "2", "3"])
+    assert f"ends too early, after {len(kept)} whole pages" in message
+
+
+def read_damaged(path: Path) -> tuple[list[str], str]:
+    corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(path)))
+    kept: list[str] = []
+    with pytest.raises(DataError) as caught:
+        kept.extend(document.id for document in corpus.documents())
+    return kept, str(caught.value)
+
+
+def test_damage_in_the_middle_of_a_multistream_dump_costs_its_part_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = multistream(200, 10)
+    monkeypatch.setattr(wikipedia_dump, "COMPRESSED_PART_BYTES", 1000)
+    path = tmp_path / "dump.xml.bz2"
+    damaged = bytearray(b"".join(streams))
+    place = len(streams[0]) + sum(len(stream) for stream in streams[1:10])
+    damaged[place + 60 : place + 90] = bytes(30)
+    path.write_bytes(damaged)
+    corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(path)))
+    kept: list[int] = []
+    errors: list[str] = []
+    for part in corpus.parts():
+        try:
+            for document in corpus.read(part):
+                kept.append(int(document.id))
+        except DataError as error:
+            errors.append(str(error))
+    assert len(errors) == 1
+    assert "dump.xml.bz2: the compressed file is damaged" in errors[0]
+    assert kept == sorted(set(kept))
+    assert 150 < len(kept) < 200
+    assert {*range(1, 80), *range(150, 201)} <= set(kept)
+
+
+def multistream(pages: int, a_stream: int) -> list[bytes]:
+    """A dump as Wikimedia packs it: the header, streams of so many pages, the footer."""
+    generator = random.Random(pages)
+    texts = [" ".join(str(generator.random()) for _ in range(20)) for _ in range(pages)]
+    head, *found = dump(*(page(number, text) for number, text in enumerate(texts, start=1))).split(b"<page>")
+    found[-1], foot = found[-1].split(b"</mediawiki>")
+    bodies = [b"".join(b"<page>" + each for each in found[at : at + a_stream]) for at in range(0, pages, a_stream)]
+    return [bz2.compress(piece) for piece in (head, *bodies, foot + b"</mediawiki>")]
+
+
+def test_parts_of_any_size_together_hold_each_page_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wikipedia_dump, "_CHUNK", 300)
+    streams = multistream(40, 3)
+    whole = b"".join(bz2.decompress(stream) for stream in streams)
+    generator = random.Random(0)
+    cuts = sorted(generator.sample(range(len(whole)), 25))
+    anywhere = [bz2.compress(whole[start:end]) for start, end in itertools.pairwise([0, *cuts, len(whole)])]
+    expected = [str(number) for number in range(1, 41)]
+    for name, content in {"a.bz2": b"".join(streams), "b.bz2": b"".join(anywhere), "c.xml": whole}.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        for size in (100, 700, 1500, 10**6):
+            monkeypatch.setattr(wikipedia_dump, "PART_BYTES", size)
+            monkeypatch.setattr(wikipedia_dump, "COMPRESSED_PART_BYTES", size)
+            corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(path)))
+            parts = corpus.parts()
+            assert sum(part.bytes for part in parts) == len(content)
+            assert [document.id for part in parts for document in corpus.read(part)] == expected
+            if len(content) > 2 * size and size > 100:
+                assert len(parts) > 2
+
+
+def test_a_single_compressed_stream_is_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wikipedia_dump, "COMPRESSED_PART_BYTES", 100)
+    whole = b"".join(bz2.decompress(stream) for stream in multistream(20, 5))
+    for compress in (bz2.compress, gzip.compress):
+        path = tmp_path / "dump.xml.packed"
+        path.write_bytes(compress(whole))
+        corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(path)))
+        assert [(part.start, part.end, part.bytes) for part in corpus.parts()] == [(0, None, path.stat().st_size)]
+        assert len(list(corpus.documents())) == 20
+
+
+def test_a_page_of_invalid_xml_costs_no_other_one_and_is_an_error_in_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "dump.xml"
+    path.write_bytes(dump(page(1, "First."), page(2, "Second.").replace("</ns>", "</nn>"), page(3, "Third.")))
+    kept, message = read_damaged(path)
+    assert kept == ["1", "3"]
+    assert "dump.xml: page 2 of the part `dump.xml` is no valid XML (mismatched tag" in message
+
+
+def test_broken_bytes_in_a_page_are_replaced_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "dump.xml"
+    path.write_bytes(dump(page(1, "Firsté.")).replace("é".encode(), b"\xe9"))
+    assert read(path) == ({"1": "First\ufffd."}, {"broken UTF-8 replaced": 1})
+
+
+def test_a_dump_with_histories_is_refused_before_memory_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wikipedia_dump, "MAX_PAGE_BYTES", 2**20)
+    monkeypatch.setattr(wikipedia_dump, "_CHUNK", 2**16)
+    path = tmp_path / "dump.xml"
+    path.write_bytes(dump(page(1, "First."), page(2, "x" * 2**21)))
+    kept, message = read_damaged(path)
+    assert kept == ["1"]
+    assert "page 2 is longer than 1 MiB" in message
+    assert "histories" in message
 
 
 def test_what_is_no_dump_is_refused(tmp_path: Path) -> None:
@@ -97,11 +215,12 @@ def test_what_is_no_dump_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "missing.xml")
 
 
-def test_memory_does_not_grow_with_the_dump(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
+    monkeypatch.setattr(wikipedia_dump, "_CHUNK", 2**14)
     path = tmp_path / "dump.xml"
-    path.write_bytes(dump(*(page(number, "word " * 2000) for number in range(100))))
+    path.write_bytes(dump(*(page(number, "word " * 1000) for number in range(100))))
     corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(path)))
     next(corpus.documents())  # imports
     tracemalloc.start()

@@ -1,0 +1,249 @@
+"""What readers of files have in common: parts of large files, lines of bounded length, what becomes of bad records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from pydantic import Field
+
+from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part, TokenizedSequences
+from kdcore.data.cleaning import clean_text, cut_text
+from kdcore.data.files import input_files, is_plain
+from kdcore.errors import DataError
+from kdcore.recipe.schema import PathString
+
+MAX_DOCUMENT_BYTES = 16 * 2**20
+"""A longer document is read as several, cut at white space, so that memory stays bounded."""
+
+WHITE_SPACE = b" \t\n\r\v\f"
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CONTROL = bytes({*range(32), 127} - set(b"\b\t\n\v\f\r\x1b"))
+_HEAD = 4096
+_MOST_BAD_AT_FIRST = 100
+
+
+class PartedCorpus(Corpus):
+    """A reader that reads its parts one after the other."""
+
+    def documents(self) -> Iterator[Document | TokenizedSequences]:
+        """Yield the documents of all parts."""
+        for part in self.parts():
+            yield from self.read(part)
+
+    def finished(self, name: str, text: str) -> Iterator[Document]:
+        """The document of a text, cleaned: none of an empty text, several of a very long one. All is counted."""
+        text = clean_text(text, self.report)
+        if not text:
+            self.report["empty documents skipped"] += 1
+        pieces = [piece for piece in cut_text(text, MAX_DOCUMENT_BYTES) if not piece.isspace()]
+        for number, piece in enumerate(pieces, start=1):
+            yield self.continued(name, number, piece.strip())
+
+    def continued(self, name: str, number: int, text: str) -> Document:
+        """Piece `number` of a document that may be cut."""
+        if number == 1:
+            return Document(name, text)
+        self.report["documents continued as another one, being very long"] += 1
+        return Document(f"{name}#{number}", text)
+
+
+class FileCorpus(PartedCorpus):
+    """A reader of files, each of which gives some documents."""
+
+    class Config(CorpusConfig):
+        """Where the files are."""
+
+        path: PathString = Field(description="A file, a folder of files, or a glob.")
+
+    config: Config
+
+    def files(self) -> Mapping[str, Path]:
+        """Files by their names below `path`."""
+        return input_files(self.config.path)
+
+    def parts(self) -> Sequence[Part]:
+        """One part a file."""
+        return [Part(name, path.stat().st_size, name) for name, path in self.files().items()]
+
+    def skips_binary(self, part: Part, path: Path, head: bytes) -> bool:
+        """Whether a file is to be left out for being no text; it is counted once.
+
+        Raises:
+            DataError: it was named itself, not found in a folder.
+        """
+        if not looks_binary(head):
+            return False
+        if Path(self.config.path).is_file():
+            raise DataError(
+                "is no text but binary data",
+                where=str(path),
+                allowed="text, also compressed with gzip, bzip2 or zstd",
+                hint="name the files that hold text, for example with a glob such as texts/*.txt",
+            )
+        if part.start == 0:
+            self.report["binary files skipped"] += 1
+        return True
+
+
+def parts_of_lines(files: Mapping[str, Path]) -> list[Part]:
+    """Parts of files that can be read from any line on: ranges of large plain files, compressed files as a whole."""
+    parts: list[Part] = []
+    for name, path in files.items():
+        size = path.stat().st_size
+        if size > PART_BYTES and is_plain(path):
+            parts += ranges(name, size, PART_BYTES)
+        else:
+            parts.append(Part(name, size, name))
+    return parts
+
+
+def ranges(name: str, size: int, step: int) -> Iterator[Part]:
+    """A file as parts of `step` bytes."""
+    for start in range(0, size, step):
+        end = start + step
+        yield Part(
+            f"{name}@{start}" if start else name, min(end, size) - start, name, start, end if end < size else None
+        )
+
+
+class Line(NamedTuple):
+    """A line of a file, or a piece of one.
+
+    Attributes:
+        number: of the line, counted from 1 at the start of the part.
+        start: where the line starts in the (unpacked) file.
+        raw: its bytes.
+        complete: whether this is the end of the line.
+    """
+
+    number: int
+    start: int
+    raw: bytes
+    complete: bool
+
+
+def read_lines(stream: IO[bytes], path: Path, start: int, end: int | None, limit: int | None = None) -> Iterator[Line]:
+    """Yield the lines that start between `start` and `end`; one over `limit` bytes comes in several pieces.
+
+    Raises:
+        DataError: the file is UTF-16.
+    """
+    limit = MAX_DOCUMENT_BYTES if limit is None else limit
+    position = _first_line(stream, start, end)
+    at_first = position == 0
+    number, line_start, carried, within = 1, position, b"", False
+    while (within or end is None or position < end) and (read := stream.readline(asked := limit - len(carried))):
+        position += len(read)
+        complete = read.endswith(b"\n") or len(read) < asked
+        line = carried + (_without_byte_order_mark(read, path) if at_first else read)
+        at_first = False
+        if complete:
+            yield Line(number, line_start, line, True)
+            number, line_start, carried = number + 1, position, b""
+        else:
+            cut = _cut(line)
+            yield Line(number, line_start, line[:cut], False)
+            carried = line[cut:]
+        within = not complete
+    if carried:
+        yield Line(number, line_start, carried, True)
+
+
+def line_in_file(path: Path, part: Part, line: Line) -> int:
+    """The number of a line of a part, counted from the start of the file."""
+    if part.start == 0:
+        return line.number
+    before = 0
+    left = line.start
+    with path.open("rb") as file:
+        while left and (read := file.read(min(left, 2**20))):
+            before += read.count(b"\n")
+            left -= len(read)
+    return before + 1
+
+
+class BadRecords:
+    """Records of a part that cannot be used. The others are read all the same; in the end the loss is an error.
+
+    Args:
+        path: the file.
+        allowed: what would have been right.
+        hint: what to do about it.
+    """
+
+    def __init__(self, path: Path, allowed: str, hint: str) -> None:
+        self._path = path
+        self._allowed = allowed
+        self._hint = hint
+        self._first = ""
+        self._count = 0
+
+    def add(self, place: str, what: str, *, good: int) -> None:
+        """Note a bad record.
+
+        Args:
+            place: line or row.
+            what: what is wrong with it.
+            good: how many records were good so far; where none of the first hundred is, reading on makes no sense.
+        """
+        self._first = self._first or f"{place} {what}"
+        self._count += 1
+        if not good and self._count >= _MOST_BAD_AT_FIRST:
+            self.raise_if_any()
+
+    def raise_if_any(self) -> None:
+        """Raise what was noted.
+
+        Raises:
+            DataError: there was a bad record.
+        """
+        if self._count:
+            more = f", and {self._count - 1:,} more like it" if self._count > 1 else ""
+            raise DataError(self._first + more, where=str(self._path), allowed=self._allowed, hint=self._hint)
+
+
+def looks_binary(head: bytes) -> bool:
+    """Whether a file that begins so is no text: control characters are a tenth of compressed or executable data."""
+    controls = len(head) - len(head.translate(None, _CONTROL))
+    return controls > max(16, len(head) // 33) or head.startswith(b"%PDF-")
+
+
+def head_of(stream: IO[bytes]) -> bytes:
+    """The first bytes of an opened file, which stay to be read."""
+    peek: bytes = stream.peek(_HEAD)  # type: ignore[attr-defined]
+    return peek[:_HEAD]
+
+
+def _first_line(stream: IO[bytes], start: int, end: int | None) -> int:
+    """Go to the first line that starts at `start` or later; not beyond `end`, where another part begins."""
+    if not start:
+        return 0
+    position = start - 1
+    stream.seek(position)
+    while read := stream.readline(2**20):
+        position += len(read)
+        if read.endswith(b"\n") or (end is not None and position >= end):
+            break
+    return position
+
+
+def _cut(line: bytes) -> int:
+    """Where to cut a line that is too long: after its last white space, else between two UTF-8 characters."""
+    at = max(line.rfind(bytes([character])) for character in WHITE_SPACE)
+    if at > 0:
+        return at + 1
+    end = len(line) - 1
+    while end > len(line) - 4 and line[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def _without_byte_order_mark(line: bytes, path: Path) -> bytes:
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(
+            "is UTF-16 text, which is not read", where=str(path), hint="convert it to UTF-8, e.g. with iconv"
+        )
+    return line.removeprefix(_BYTE_ORDER_MARK)

@@ -1,0 +1,211 @@
+"""The pages of a MediaWiki dump as raw XML, from any part of it on.
+
+A dump is not parsed as one XML document: `<page>` and `</page>` are found in its bytes (in a page's text they are
+escaped), and each page is a document of its own. So reading can begin anywhere, and a damaged page costs no other one.
+"""
+
+from __future__ import annotations
+
+import bz2
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+from xml.etree import ElementTree
+
+from kdcore.data.base import PART_BYTES, Part
+from kdcore.data.files import BZIP2, compression, damaged, is_plain, open_counted
+from kdcore.errors import DataError
+
+COMPRESSED_PART_BYTES = PART_BYTES // 4
+"""Of a compressed dump, which unpacks to about four times its size."""
+
+MAX_PAGE_BYTES = 64 * 2**20
+
+_FILE_NAMESPACES = ("-2", "6", "14")  # Media, File, Category
+_CHUNK = 2**20
+_MAGIC_BYTES = 10
+_TAIL = 256
+_FIRST_ELEMENT = re.compile(rb"<([^\s!?/>][^\s/>]*)")
+_ALLOWED = "a pages-articles dump of MediaWiki"
+
+
+def part_bytes(path: Path, size: int) -> int:
+    """How large parts of this file can be; its size where it can only be read from its start."""
+    if size > PART_BYTES and is_plain(path):
+        return PART_BYTES
+    if size > COMPRESSED_PART_BYTES and _is_multistream(path):
+        return COMPRESSED_PART_BYTES
+    return max(size, 1)
+
+
+def hidden_namespaces(path: Path) -> list[str]:
+    """What the dump's wiki calls the namespaces of files and categories.
+
+    Raises:
+        DataError: the file is no dump.
+    """
+    head = bytearray()
+    with open_counted(path) as (stream, _):
+        while len(head) < _CHUNK and b"<page>" not in head and (read := stream.read(2**16)):
+            head += read
+    first = _FIRST_ELEMENT.search(head)
+    if first is None:
+        raise DataError("the dump holds no pages", where=str(path), allowed=_ALLOWED)
+    if first[1].rpartition(b":")[2] != b"mediawiki":
+        name = first[1].decode("utf-8", errors="replace")
+        raise DataError(f"is no MediaWiki dump: its first element is <{name}>", where=str(path), allowed=_ALLOWED)
+    site = re.search(rb"<siteinfo>.*?</siteinfo>", head, re.DOTALL)
+    try:
+        namespaces = [] if site is None else ElementTree.fromstring(site[0]).iter("namespace")
+        return [each.text for each in namespaces if each.get("key") in _FILE_NAMESPACES and each.text]
+    except ElementTree.ParseError as error:
+        raise DataError(f"the dump's <siteinfo> is no valid XML ({error})", where=str(path)) from error
+
+
+class DumpPart:
+    """The pages that begin in one part of a dump.
+
+    Attributes:
+        bytes_read: how much of the part has been read, as it lies on the disk.
+    """
+
+    def __init__(self, path: Path, part: Part) -> None:
+        self.bytes_read = 0
+        self._path = path
+        self._start = part.start
+        self._end = part.end
+
+    def pages(self) -> Iterator[bytes]:
+        """Yield each page, `<page>` to `</page>`.
+
+        Raises:
+            DataError: the dump is damaged or ends too early; the whole pages before that have been yielded.
+        """
+        buffer = bytearray()
+        gone = 0  # bytes that have left the buffer
+        own: int | None = None  # how many bytes the part has in all, once it is known
+        start = -1  # of the page in the buffer that has not ended yet
+        place = 0  # in the buffer, up to which it has been searched
+        pages = 0
+        tail = b""
+        for chunk, is_own in self._chunks():
+            if own is None and not is_own:
+                own = gone + len(buffer)
+                if start < 0 and b"<" not in buffer[place:]:
+                    return  # no page goes on into the next part, which may be damaged
+            buffer += chunk
+            tail = (tail + chunk)[-_TAIL:]
+            while True:
+                if start < 0:
+                    start = buffer.find(b"<page>", place)
+                    if start < 0:
+                        place = max(place, len(buffer) - len(b"<page>") + 1)
+                        break
+                    place = start
+                if own is not None and gone + start >= own:
+                    return
+                end = buffer.find(b"</page>", place)
+                if end < 0:
+                    place = max(place, len(buffer) - len(b"</page>") + 1)
+                    break
+                place = end + len(b"</page>")
+                pages += 1
+                yield bytes(buffer[start:place])
+                start = -1
+            if own is not None and start < 0 and gone + place >= own:
+                return
+            if len(buffer) - max(start, 0) > MAX_PAGE_BYTES and start >= 0:
+                raise DataError(
+                    f"page {pages + 1} is longer than {MAX_PAGE_BYTES >> 20} MiB",
+                    where=str(self._path),
+                    allowed=f"{_ALLOWED}, not one with the pages' histories",
+                )
+            keep = place if start < 0 else start
+            del buffer[:keep]
+            gone, place, start = gone + keep, place - keep, min(start, 0)
+        if start >= 0 or (self._end is None and pages and b"</mediawiki>" not in tail):
+            raise DataError(
+                f"the dump is damaged or ends too early, after {pages:,} whole pages"
+                + (f" from byte {self._start:,} on" if self._start else ""),
+                where=str(self._path),
+                hint="fetch the dump again and compare it with the checksum that its site publishes",
+            )
+
+    def _chunks(self) -> Iterator[tuple[bytes, bool]]:
+        """Unpacked bytes from the part's start on, and whether they belong to the part or come after it."""
+        if compression(self._path) == "bzip2":
+            with self._path.open("rb") as raw:
+                yield from self._bzip2(raw)
+            return
+        with open_counted(self._path) as (stream, raw):
+            if self._start:
+                stream.seek(self._start)
+            position = self._start
+            while True:
+                own = self._end is None or position < self._end
+                size = _CHUNK if self._end is None or not own else min(_CHUNK, self._end - position)
+                if not (chunk := stream.read(size)):
+                    return
+                position += len(chunk)
+                self.bytes_read = raw.tell() - self._start
+                yield chunk, own
+
+    def _bzip2(self, raw: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+        position = _find_stream(raw, self._start, self._end) if self._start else 0
+        if position is None:
+            return
+        raw.seek(position)
+        packed = b""  # read, and not unpacked yet; `position` is where it starts
+        while True:
+            packed += raw.read(_MAGIC_BYTES - len(packed)) if len(packed) < _MAGIC_BYTES else b""
+            if not packed:
+                return
+            if not BZIP2.match(packed):
+                raise damaged(self._path, f"no bzip2 data from byte {position:,} on")
+            own = self._end is None or position < self._end
+            yield b"", own
+            unpacker = bz2.BZ2Decompressor()
+            try:
+                while not unpacker.eof:
+                    if unpacker.needs_input and not packed and not (packed := raw.read(_CHUNK // 4)):
+                        raise damaged(self._path, f"byte {position:,} is its last")
+                    chunk = unpacker.decompress(packed, _CHUNK)
+                    position += len(packed)
+                    packed = b""
+                    self.bytes_read = position - self._start
+                    if chunk:
+                        yield chunk, own
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                raise damaged(self._path, f"{error}, near byte {position:,}") from error
+            packed = unpacker.unused_data
+            position -= len(packed)
+
+
+def _is_multistream(path: Path) -> bool:
+    try:
+        if compression(path) != "bzip2":
+            return False
+    except DataError:
+        return False
+    with path.open("rb") as raw:
+        return _find_stream(raw, 1, COMPRESSED_PART_BYTES) is not None
+
+
+def _find_stream(raw: IO[bytes], start: int, end: int | None) -> int | None:
+    """Where the first stream of bzip2 begins, from `start` on and before `end`."""
+    raw.seek(start)
+    position = start
+    carried = b""
+    while read := raw.read(_CHUNK):
+        window = carried + read
+        if found := BZIP2.search(window):
+            at = position - len(carried) + found.start()
+            return at if end is None or at < end else None
+        position += len(read)
+        if end is not None and position >= end + _MAGIC_BYTES:
+            return None
+        carried = window[1 - _MAGIC_BYTES :]
+    return None
