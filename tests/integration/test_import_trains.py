@@ -54,7 +54,7 @@ def small_data(teacher_folder: Path, corpus_file: Path) -> str:
 
 
 def test_the_example_trains_validates_and_exports_as_it_says(small_command: str, small_data: str) -> None:
-    assert main(["recipe", "import", "--command", small_command, "--shards", "50", "--output", "recipe.yaml"]) == 0
+    assert main(["recipe", "import", "--command", small_command, "--shards", "10", "--output", "recipe.yaml"]) == 0
     assert main(["train", "recipe.yaml", small_data]) == 0
     folder = Path("training-out/hidden_mse_init/1")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
