@@ -1,0 +1,95 @@
+"""`kdcore tokenizer`: learn a tokenizer from raw text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdcore.commands.base import Command, add_overrides
+from kdcore.errors import DataError, InputError, MachineError
+
+_FEWEST_TOKENS = 16
+
+
+class TokenizerCommand(Command):
+    """Learn a tokenizer from the corpora of a data recipe.
+
+    train DATA.yaml FOLDER   a SentencePiece tokenizer (--kind unigram or bpe) or a WordPiece one (--kind wordpiece)
+
+    The folder is loaded by AutoTokenizer. Data recipes name it as `tokenizer`, and DATA.yaml itself may do so already:
+    what it says there is not read. Students that are trained on data prepared with it carry it along.
+    """
+
+    help = "learn a tokenizer from raw text"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action, DATA.yaml, FOLDER, overrides and what to learn."""
+        parser.add_argument("action", choices=["train"])
+        parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe, of which `corpora` is read")
+        parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when all is done")
+        add_overrides(parser)
+        parser.add_argument("--kind", choices=["unigram", "bpe", "wordpiece"], required=True, help="what to learn")
+        parser.add_argument(
+            "--vocabulary", type=int, default=30_000, metavar="N", help="tokens, special ones included (30000)"
+        )
+        parser.add_argument("--lowercase", action="store_true", help="write all text in small letters")
+        parser.add_argument(
+            "--sample",
+            type=int,
+            default=200,
+            metavar="MEGABYTES",
+            help="learn from an even sample of at most so much text (200); memory grows with it, to about ten times",
+        )
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Train and print what came out."""
+        for option, fewest in (("vocabulary", _FEWEST_TOKENS), ("sample", 1)):
+            if getattr(arguments, option) < fewest:
+                raise InputError(
+                    f"--{option} {getattr(arguments, option)} is too small", allowed=f"a whole number from {fewest} on"
+                )
+        from kdcore.data.base import Document
+        from kdcore.data.prepare import DataRecipe, build_corpora
+        from kdcore.data.tokenizer_training import check_free, train_tokenizer
+        from kdcore.recipe.loading import load_config
+
+        folder = Path(arguments.folder)
+        check_free(folder)
+        own = f"tokenizer={json.dumps(str(folder.absolute()))}"
+        recipe = load_config(arguments.recipe, DataRecipe, [*arguments.overrides, own])
+        corpora = build_corpora(recipe, where=arguments.recipe)
+
+        def texts() -> Iterator[str]:
+            for entry, corpus in zip(recipe.corpora, corpora, strict=True):
+                for number, document in enumerate(corpus.documents(), start=1):
+                    if not isinstance(document, Document):
+                        raise DataError(
+                            f"the corpus `{entry['name']}` holds tokens, so no tokenizer can be learnt from it",
+                            where=arguments.recipe,
+                            hint="name only corpora of text",
+                        )
+                    if sys.stderr.isatty() and number % 1000 == 0:
+                        print(f"\r{entry['name']}: {number:,} documents", end="", file=sys.stderr)
+                    yield document.text
+
+        try:
+            trained = train_tokenizer(
+                texts(),
+                folder,
+                kind=arguments.kind,
+                vocabulary=arguments.vocabulary,
+                lowercase=arguments.lowercase,
+                sample_megabytes=arguments.sample,
+            )
+        except OSError as error:  # a full disk, a folder that may not be written
+            raise MachineError(f"{folder}: the tokenizer could not be written: {error}") from error
+        for entry, corpus in zip(recipe.corpora, corpora, strict=True):
+            for what, count in sorted(corpus.report.items()):
+                print(f"{entry['name']}: {count:,} {what}")
+        print(f"learnt {trained.vocabulary:,} tokens from {trained.sampled:,} of {trained.characters:,} characters")
+        print(f"{trained.tokens_a_word:.2f} tokens a word, {trained.unknown:.3%} of them unknown")
+        print(f"tokenizer in {trained.folder}")
+        return 0

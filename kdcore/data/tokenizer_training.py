@@ -1,0 +1,245 @@
+"""Learning a tokenizer from the text that a data recipe names."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from kdcore.data.cleaning import cut_text
+from kdcore.data.sentencepiece_models import convert_sentencepiece
+from kdcore.data.staging import staged_folder
+from kdcore.errors import DataError
+
+TokenizerKind = Literal["unigram", "bpe", "wordpiece"]
+KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SENTENCEPIECE_MODEL = "sentencepiece.model"
+
+LINE_CHARACTERS = 1000
+"""Longer lines are cut at white space: SentencePiece passes over lines of more than 4192 bytes."""
+
+# What SentencePiece learns depends on how many threads share the work, so their number is the same on every machine.
+_SENTENCEPIECE_THREADS = 16
+_MOST_CHARACTERS = 1000  # of a WordPiece vocabulary, as in BERT's own
+_FEWEST_OCCURRENCES = 2
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """What came out.
+
+    Attributes:
+        folder: loaded by `AutoTokenizer` and named as `tokenizer` in data recipes.
+        vocabulary: number of tokens, special tokens included.
+        characters: characters of text that were read.
+        sampled: characters of them that the vocabulary was learnt from.
+        tokens_a_word: on (a part of) the sampled text, words being what white space separates.
+        unknown: share of unknown tokens there.
+    """
+
+    folder: Path
+    vocabulary: int
+    characters: int
+    sampled: int
+    tokens_a_word: float
+    unknown: float
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    folder: str | Path,
+    *,
+    kind: TokenizerKind,
+    vocabulary: int,
+    lowercase: bool = False,
+    sample_megabytes: int = 200,
+) -> TrainedTokenizer:
+    """Learn a tokenizer with the special tokens of an encoder. The same texts give the same tokenizer, on any machine.
+
+    The texts are read once, one after the other. So that memory stays bounded, an even sample of their lines is kept
+    to learn from.
+
+    Args:
+        texts: paragraphs are separated by newlines.
+        folder: where to; it appears when all is written.
+        kind: SentencePiece's `unigram` or `bpe`, or BERT's `wordpiece`.
+        vocabulary: number of tokens, special tokens included.
+        lowercase: `wordpiece` strips accents too, as BERT's uncased vocabularies do.
+        sample_megabytes: millions of characters to learn from at most; a larger text is thinned out evenly.
+
+    Raises:
+        DataError: there is no text, too little for such a vocabulary, or the folder holds something.
+    """
+    folder = Path(folder)
+    check_free(folder)
+    sample = _Sample(sample_megabytes * 1_000_000)
+    for text in texts:
+        sample.add(text)
+    lines = sample.lines()
+    if not lines:
+        raise DataError("the corpora hold no text to learn a tokenizer from")
+    with staged_folder(folder, finished="tokenizer.json") as staging:
+        if staging is None:
+            raise _in_the_way(folder)
+        if kind == "wordpiece":
+            tokenizer = _wordpiece(lines, vocabulary, lowercase)
+        else:
+            (staging / SENTENCEPIECE_MODEL).write_bytes(_sentencepiece(lines, kind, vocabulary, lowercase))
+            tokenizer = convert_sentencepiece(staging / SENTENCEPIECE_MODEL)
+        tokenizer.save_pretrained(staging)
+        tokens_a_word, unknown = _quality(tokenizer, lines)
+    return TrainedTokenizer(folder, len(tokenizer), sample.characters, sample.kept, tokens_a_word, unknown)
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds something, before hours of reading.
+
+    Raises:
+        DataError: it is no folder, or not an empty one.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise _in_the_way(folder)
+
+
+def _in_the_way(folder: Path) -> DataError:
+    return DataError("is in the way: it holds something already", where=str(folder), hint="choose another folder")
+
+
+class _Sample:
+    """Lines of a text of any length: all of them, or an even sample of at most `limit` characters."""
+
+    def __init__(self, limit: int) -> None:
+        self.characters = 0
+        self.kept = 0
+        self._limit = limit
+        self._share = 1.0
+        self._random = random.Random(0)
+        self._lines: list[tuple[float, str]] = []
+
+    def add(self, text: str) -> None:
+        """Draw for each line whether it is kept; when there are too many, half of those kept go again."""
+        for line in _lines(text):
+            self.characters += len(line)
+            number = self._random.random()
+            if number >= self._share:
+                continue
+            self._lines.append((number, line))
+            self.kept += len(line)
+            while self.kept > self._limit and len(self._lines) > 1:
+                self._share /= 2
+                self._lines = [entry for entry in self._lines if entry[0] < self._share]
+                self.kept = sum(len(line) for _, line in self._lines)
+
+    def lines(self) -> list[str]:
+        """Those that were kept, in order."""
+        return [line for _, line in self._lines]
+
+
+def _lines(text: str) -> Iterator[str]:
+    for line in text.split("\n"):
+        yield from (piece for piece in cut_text(line, LINE_CHARACTERS) if not piece.isspace())
+
+
+def _sentencepiece(lines: list[str], kind: str, vocabulary: int, lowercase: bool) -> bytes:
+    import sentencepiece
+
+    pad, unknown, cls, sep, mask = SPECIAL_TOKENS
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocabulary,
+            normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
+            num_threads=_SENTENCEPIECE_THREADS,
+            pad_id=0, pad_piece=pad, unk_id=1, unk_piece=unknown, bos_id=2, bos_piece=cls, eos_id=3, eos_piece=sep,
+            control_symbols=[mask],
+            minloglevel=2,
+        )  # fmt: skip
+    except (RuntimeError, OSError) as error:
+        raise _explained(str(error), vocabulary) from error
+    return model.getvalue()
+
+
+def _explained(message: str, vocabulary: int) -> DataError:
+    if most := re.search(r"too high.*<= (\d+)", message):
+        return _too_large(vocabulary, int(most[1]))
+    if fewest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return _too_small(vocabulary, int(fewest[1]))
+    return DataError(f"SentencePiece cannot learn from this text: {message}", hint="is there enough of it?")
+
+
+def _too_large(vocabulary: int, most: int) -> DataError:
+    return DataError(
+        f"the text is too small for a vocabulary of {vocabulary:,} tokens",
+        allowed=f"at most {most}",
+        hint="learn fewer tokens, or learn from more text",
+    )
+
+
+def _too_small(vocabulary: int, fewest: int) -> DataError:
+    return DataError(
+        f"a vocabulary of {vocabulary:,} tokens cannot hold the characters of the text", allowed=f"more than {fewest}"
+    )
+
+
+def _wordpiece(lines: list[str], vocabulary: int, lowercase: bool) -> Any:
+    from tokenizers import normalizers
+    from transformers import BertTokenizer
+
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    characters: Counter[str] = Counter()
+    for line in lines:
+        characters.update(normalizer.normalize_str(line))
+    by_number = sorted(characters, key=lambda character: (-characters[character], character))
+    alphabet = sorted([character for character in by_number if not character.isspace()][:_MOST_CHARACTERS])
+    # The trainer numbers single characters in the order in which it happens to meet them, and equally frequent pairs
+    # by those numbers. Characters that it is given as special tokens have their numbers beforehand; the first run is
+    # only to learn which of them go on within a word.
+    single = set(_train_wordpiece(lines, normalizer, alphabet, [], 0)) - set(SPECIAL_TOKENS)
+    fixed = sorted(single, key=lambda piece: (len(piece) > 1, piece))
+    if vocabulary < len(fixed) + len(SPECIAL_TOKENS):
+        raise _too_small(vocabulary, len(fixed) + len(SPECIAL_TOKENS))
+    pieces = _train_wordpiece(lines, normalizer, alphabet, fixed, vocabulary)
+    if len(pieces) < vocabulary:
+        raise _too_large(vocabulary, len(pieces))
+    return BertTokenizer(vocab=pieces, do_lower_case=lowercase)
+
+
+def _train_wordpiece(
+    lines: list[str], normalizer: Any, alphabet: list[str], fixed: list[str], vocabulary: int
+) -> dict[str, int]:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS[1]))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary,
+        min_frequency=_FEWEST_OCCURRENCES,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        special_tokens=[*SPECIAL_TOKENS, *fixed],
+        show_progress=False,
+    )
+    backend.train_from_iterator(lines, trainer)
+    learnt: dict[str, int] = backend.get_vocab()
+    return dict(sorted(learnt.items(), key=lambda entry: entry[1]))
+
+
+def _quality(tokenizer: Any, lines: list[str], characters: int = 1_000_000) -> tuple[float, float]:
+    """Tokens a word and the share of unknown ones, on lines from all over the sample."""
+    step = max(1, sum(len(line) for line in lines) // characters)
+    some = lines[::step]
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(some, add_special_tokens=False)
+    tokens = sum(len(encoding.ids) for encoding in encodings)
+    unknown = sum(encoding.ids.count(tokenizer.unk_token_id) for encoding in encodings)
+    return tokens / sum(len(line.split()) for line in some), unknown / max(tokens, 1)
