@@ -12,6 +12,7 @@ from importlib import metadata
 from kdcore.commands.base import Command
 from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, InputError, KdcoreError
 from kdcore.registry import Entry, commands
+from kdcore.training.interruption import ending_on_request
 
 EXIT_BROKEN_PIPE = 141
 
@@ -30,7 +31,8 @@ def main_train(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(run: Callable[[], int]) -> int:
     try:
-        code = run()
+        with ending_on_request():
+            code = run()
         sys.stdout.flush()
         return code
     except KdcoreError as error:
@@ -38,8 +40,8 @@ def _guarded(run: Callable[[], int]) -> int:
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"interrupted{f' by {interruption}' if str(interruption) else ''}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough. Python must not try to flush what is left.

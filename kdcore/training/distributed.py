@@ -6,17 +6,20 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ninja
 import torch
 import torch.distributed as dist
 
-from kdcore.training.processes import free_port
+from kdcore.errors import MachineError
+from kdcore.training.extensions import extensions_folder, no_endless_wait
+from kdcore.training.processes import held_port
 from kdcore.training.quiet import quiet
 
 logger = logging.getLogger("kdcore")
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,7 @@ class Processes:
 
 def _is_compiled() -> bool:
     """Whether the operator that DeepSpeed needs on CPUs lies in the folder of torch's extensions."""
-    return any(_extensions_folder().rglob("deepspeed_shm_comm*.so"))
-
-
-def _extensions_folder() -> Path:
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    return any(extensions_folder().rglob("deepspeed_shm_comm*.so"))
 
 
 def find_accelerator() -> Any:
@@ -73,23 +72,54 @@ def find_accelerator() -> Any:
 
 
 def number_of_processes() -> int:
-    """How many processes the environment asks for, before they are joined."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    """How many processes the environment asks for, before they are joined.
+
+    Raises:
+        MachineError: the environment does not say it whole.
+    """
+    if "RANK" not in os.environ:
+        return 1
+    _check_environment()
+    return int(os.environ["WORLD_SIZE"])
 
 
 def start_processes() -> Processes:
-    """Join the other processes as the environment says (torchrun's variables), or be the only one."""
+    """Join the other processes as the environment says (torchrun's variables), or be the only one.
+
+    Raises:
+        MachineError: they cannot be joined: variables are missing, the port is taken, process 0 does not come, or a
+            lock that somebody left behind is in the way.
+    """
     if "RANK" in os.environ:
+        _check_environment()
         return _join()
     # A process that this one starts later must not take these for its own. LOCAL_RANK stays: each engine asks for it.
     os.environ["LOCAL_RANK"] = "0"
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    os.environ.update(alone)
-    try:
-        return _join()
-    finally:
-        for name in alone:
-            del os.environ[name]
+    with held_port() as port:
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ.update(alone)
+        try:
+            return _join()
+        finally:
+            for name in alone:
+                del os.environ[name]
+
+
+def _check_environment() -> None:
+    """Refuse half of what a launcher such as torchrun sets, where torch would complain obscurely or wait."""
+    missing = [name for name in _VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise MachineError(
+            f"RANK is set in the environment, as a launcher does, but not {', '.join(missing)}: start with torchrun or "
+            "with --processes N, or unset RANK"
+        )
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        value = os.environ.get(name, "0")
+        if not value.isdigit():
+            raise MachineError(f"the environment variable {name} must be a whole number, found {value!r}")
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank >= count:
+        raise MachineError(f"the environment says RANK={rank} of WORLD_SIZE={count}: ranks are 0 to {count - 1}")
 
 
 def _join() -> Processes:
@@ -102,15 +132,31 @@ def _join() -> Processes:
         backend = "gloo" if on_cpu else accelerator.communication_backend_name()
         if on_cpu and not _is_compiled():
             logger.info("DeepSpeed's first start here compiles an operator, which takes about half a minute")
-            for lock in _extensions_folder().rglob("deepspeed_shm_comm/lock"):
-                logger.warning(f"if it takes much longer: a start that was killed may have left {lock}; remove it")
         # A build by another ninja than the last one compiles everything again, and there need be none on the PATH.
         os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
-        with quiet():
+        with quiet(), no_endless_wait():
             import deepspeed
 
-            deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+            try:
+                deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+            except dist.DistError as error:
+                raise MachineError(_why_not_joined(str(error))) from error
     host_group = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
     assert host_group is not None
     device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
     return Processes(dist.get_rank(), dist.get_world_size(), device, host_group)
+
+
+def _why_not_joined(text: str) -> str:
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if "EADDRINUSE" in text or "address already in use" in text:
+        return (
+            f"the port {port}, where the processes of this run are to meet (MASTER_PORT), is in use by another program "
+            "on this machine; start again with another one (torchrun --master-port, or --standalone for one machine)"
+        )
+    if "timed out" in text.lower() or "timeout" in text.lower():
+        return (
+            f"process 0 did not come to {host}:{port} (MASTER_ADDR, MASTER_PORT): look whether it has failed, and "
+            "whether this machine reaches that address"
+        )
+    return f"the processes of this run cannot meet at {host}:{port} (MASTER_ADDR, MASTER_PORT): {text.splitlines()[0]}"

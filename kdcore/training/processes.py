@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +20,8 @@ from kdcore.training.interruption import STOP_SIGNALS
 
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+_STOPPED = "was silent, for something had stopped it (as SIGSTOP does): it has been ended"
+_STUCK = "was silent, stuck in reading, writing or a device: it has been ended"
 
 
 def run_processes(arguments: Sequence[str], count: int) -> int:
@@ -26,13 +29,20 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
 
     Unlike torchrun this keeps the exit codes 2 (input), 3 (training) and 130 (interrupted). Process 0 shares this
     terminal; what another one writes to stderr is shown only if that process failed with something of its own to say.
+
+    Raises:
+        MachineError: a process was ended by a signal, or was silent when the others gave up and had to be ended.
     """
-    environment = dict(os.environ)
-    environment |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     command = [sys.executable, "-m", "kdcore.commands.main", *arguments]
     started: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="kdcore-") as folder, _passing_on(started) as passed_on:
+    with (
+        tempfile.TemporaryDirectory(prefix="kdcore-") as folder,
+        held_port() as port,
+        _passing_on(started) as passed_on,
+    ):
+        environment = dict(os.environ)
+        environment |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
         for rank in range(count):
             output = None if rank == 0 else (Path(folder) / str(rank)).open("wb")
             own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -40,38 +50,46 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
             started.append(subprocess.Popen(command, env=own, stdout=output, stderr=output, start_new_session=True))
             if output is not None:
                 output.close()
-        first = _wait(started)
-        if first is None:
+        for number, known in passed_on.items():  # it came while processes were being started: the rest must know too
+            _send(started[known:], number)
+        end = _wait(started)
+        if end is None:
             return 0
-        code = started[first].returncode
+        code = started[end.cause].returncode
         if -code in passed_on:  # the signal came before the process had made ready for it
             return EXIT_INTERRUPTED
         if code < 0:
-            raise MachineError(f"process {first} was ended by signal {signal.Signals(-code).name}")
+            raise MachineError(f"process {end.cause} was ended by signal {signal.Signals(-code).name}")
         if started[0].returncode != code:
-            message = (Path(folder) / str(first)).read_text(encoding="utf-8", errors="replace")
+            message = (Path(folder) / str(end.cause)).read_text(encoding="utf-8", errors="replace")
             sys.stderr.write(message[-20_000:])
+        if code == EXIT_MACHINE and end.silent:
+            raise MachineError("; ".join(f"process {rank} {what}" for rank, what in end.silent.items()))
         return code
 
 
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A free port of this machine that is given to nobody else while entered, except to those who ask for it by name.
+
+    The socket that holds it does not listen and lets its address be used again, which is how torch's store, which does
+    the same, can still listen there.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port: int = holder.getsockname()[1]
+        yield port
 
 
 @contextmanager
-def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[set[int]]:
-    """Hand signals that ask to stop to all processes; gives the set of those that came."""
-    came: set[int] = set()
+def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[Mapping[int, int]]:
+    """Hand signals that ask to stop to all processes; gives those that came, and how many processes there were then."""
+    came: dict[int, int] = {}
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        came.add(number)
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
+        came.setdefault(number, len(processes))
+        _send(processes, number)
 
     previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
@@ -81,32 +99,72 @@ def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[set[in
             signal.signal(number, handler)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all; give the number of the first that failed, having ended the others. None if none failed."""
+def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+@dataclass(frozen=True)
+class _End:
+    """How processes ended of which one failed.
+
+    Attributes:
+        cause: number of the process whose exit code tells why.
+        silent: those that had to be ended, and what they were found doing.
+    """
+
+    cause: int
+    silent: dict[int, str] = field(default_factory=dict)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> _End | None:
+    """Wait for all; once one has failed, end the others. None if none failed."""
     while True:
         codes = [process.poll() for process in processes]
         failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
         if failed:
-            ended_by_themselves = _end_the_others(processes)
+            silent = _end_the_others(processes)
+            late = [rank for rank, process in enumerate(processes) if process.returncode != 0 and rank not in silent]
             # Exit code 1 may only say that a peer was lost: then that peer's own code is the cause.
-            causes = [rank for rank in [*failed, *ended_by_themselves] if processes[rank].returncode != EXIT_MACHINE]
-            return causes[0] if causes else failed[0]
+            causes = [rank for rank in [*failed, *late] if processes[rank].returncode != EXIT_MACHINE]
+            return _End(causes[0] if causes else failed[0], silent)
         if all(code == 0 for code in codes):
             return None
         time.sleep(_POLL_SECONDS)
 
 
-def _end_the_others(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+def _end_the_others(processes: Sequence[subprocess.Popen[bytes]]) -> dict[int, str]:
     """Give the rest a moment to fail by the same cause, then end them: without their peer they can only hang.
 
-    Gives the numbers of those that failed without being ended here.
+    Gives those that had to be ended, and what they were found doing. They are first asked, for one that is compiling
+    must take its lock away, and then ended with all that they have started.
     """
+    _await(processes)
+    silent = {rank: _state(process.pid) for rank, process in enumerate(processes) if process.poll() is None}
+    for rank in silent:
+        processes[rank].send_signal(signal.SIGTERM)
+    if any(state != _STOPPED for state in silent.values()):
+        _await(processes)
+    for rank in silent:
+        if processes[rank].poll() is None:
+            os.killpg(processes[rank].pid, signal.SIGKILL)
+            processes[rank].wait()
+    return silent
+
+
+def _await(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     deadline = time.monotonic() + _GRACE_SECONDS
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(_POLL_SECONDS)
-    failed = [rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)]
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    return failed
+
+
+def _state(pid: int) -> str:
+    """What a process that does not end is found doing."""
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        letter = ""
+    if letter in ("T", "t"):
+        return _STOPPED
+    return _STUCK if letter == "D" else "was silent and did not end by itself: it has been ended"

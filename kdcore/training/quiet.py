@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kdcore.errors import KdcoreError
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what this process and its children write to stdout and stderr; show it if an exception passes.
+    """Hold back what this process and its children write to stdout and stderr; show it if something fails in it.
 
     Works on file descriptors, because compilers and linkers that are started inside write there directly.
     """
@@ -21,10 +23,14 @@ def quiet() -> Iterator[None]:
     with tempfile.TemporaryFile() as buffer:
         os.dup2(buffer.fileno(), 1)
         os.dup2(buffer.fileno(), 2)
-        failed = True
+        failed = False
         try:
             yield
-            failed = False
+        except (KdcoreError, KeyboardInterrupt):
+            raise  # these say all that there is to say
+        except BaseException:
+            failed = True
+            raise
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -1,0 +1,172 @@
+"""Ends a process that no longer gets anywhere: a peer that was stopped, a device or a file system that hangs.
+
+While one process of a run is stuck in a collective, all the others wait in it for as long as it likes: no timeout of
+torch or DeepSpeed reaches every group. So each process watches itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from traceback import walk_stack
+from types import FrameType
+from typing import Self
+
+from kdcore.errors import EXIT_MACHINE
+
+logger = logging.getLogger("kdcore")
+
+_START_SECONDS = 30 * 60.0
+_LEAST_SECONDS = 10 * 60.0
+_TIMES_THE_SLOWEST = 20.0
+_SLICE_SECONDS = 1.0
+_WRITING_SECONDS = 10.0
+
+
+class Watchdog:
+    """While entered, a thread ends this process with exit code 1 when nothing has been done for too long.
+
+    Before that it writes the stacks of all threads to stderr and to the run's log. Too long is: before the first step
+    half an hour; then the recipe's `training.stall_minutes`, or by default 20 times what the slowest step, validation
+    batch or checkpoint took so far, and at least 10 minutes.
+
+    Time counts only while this process runs: the thread adds up short slices that it has itself seen pass, so that a
+    process that was stopped and continued, or a laptop that slept, goes on as if nothing had been.
+    """
+
+    def __init__(self, stall_minutes: float | None, log_file: Path) -> None:
+        """Nothing is watched before the watchdog is entered.
+
+        Args:
+            stall_minutes: the recipe's `training.stall_minutes`.
+            log_file: where stacks are added; if it does not exist by then, they only go to stderr.
+        """
+        self._stall_seconds = None if stall_minutes is None else stall_minutes * 60
+        self._slice = _SLICE_SECONDS if self._stall_seconds is None else min(_SLICE_SECONDS, self._stall_seconds / 20)
+        self._log_file = log_file
+        self._doing = "the start"
+        self._ticks = 0
+        self._steps_began = False
+        self._slowest: float | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="kdcore-watchdog", daemon=True)
+        self._stderr = -1
+
+    def __enter__(self) -> Self:
+        self._stderr = os.dup(2)  # other libraries' chatter is held back at times, and this must not be
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        os.close(self._stderr)
+
+    def starting(self, doing: str) -> None:
+        """`doing` begins, one of the things that come before the first step and may take long."""
+        self._doing = doing
+        self._ticks += 1
+
+    def tick(self, doing: str) -> None:
+        """What went on is done and `doing` begins: a step, a batch of a validation, a checkpoint, an export."""
+        self._steps_began = True
+        self._doing = doing
+        self._ticks += 1
+
+    def _watch(self) -> None:
+        silent, seen, timed = 0.0, self._ticks, False
+        before = time.monotonic()
+        while not self._over.wait(self._slice):
+            now = time.monotonic()
+            slept, before = now - before, now
+            if self._ticks != seen:
+                if timed:
+                    self._slowest = max(self._slowest or 0.0, silent)
+                silent, seen, timed = 0.0, self._ticks, self._steps_began
+                continue
+            silent += min(slept, 2 * self._slice)
+            bound, why = self._bound()
+            if silent > bound:
+                end_process(self._message(silent, why), self._stderr, self._log_file)
+
+    def _bound(self) -> tuple[float, str]:
+        """Seconds that may pass in silence, and where the number is from."""
+        if self._slowest is None:
+            return max(_START_SECONDS, self._stall_seconds or 0.0), "the bound before the first step is done"
+        if self._stall_seconds is not None:
+            return self._stall_seconds, "training.stall_minutes"
+        adaptive = max(_LEAST_SECONDS, _TIMES_THE_SLOWEST * self._slowest)
+        return adaptive, f"the slowest so far took {duration(self._slowest)}; training.stall_minutes sets the bound"
+
+    def _message(self, silent: float, why: str) -> str:
+        rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        where = f"process {rank} of {count}" if count != "1" else "the run"
+        return (
+            f"{where} got nowhere for {duration(silent)} in {self._doing} ({why}). The stacks before this line show "
+            "where it waits: in a collective, look for another process that was stopped, killed or cut off; in reading "
+            "or writing, at the disk; on the device, at its driver. Then start the same command again"
+        )
+
+
+def end_process(message: str, stderr: int, log_file: Path) -> None:
+    """Tell why, with the stacks of all threads, and end this process with exit code 1 even if nothing can be told."""
+    text = f"{stacks()}error: {message}\n"
+    # A disk that hangs would keep us here for ever, and may be the very reason.
+    telling = [_in_background(lambda: _write(stderr, text)), _in_background(lambda: _append(log_file, text))]
+    telling.append(_in_background(_flush))
+    deadline = time.monotonic() + _WRITING_SECONDS
+    for thread in telling:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    os._exit(EXIT_MACHINE)
+
+
+def stacks() -> str:
+    """Where each thread of this process is, the innermost call last. Reads no source file, for disks may hang."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    own = threading.get_ident()
+    parts = []
+    for identifier, frame in sys._current_frames().items():
+        if identifier != own:
+            parts.append(f"thread {names.get(identifier, identifier)}:\n{_calls(frame)}")
+    return f"stacks of process {os.environ.get('RANK', '0')} (pid {os.getpid()}):\n" + "".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Such as `1.5 seconds` or `12 minutes`."""
+    return f"{seconds:.2g} seconds" if seconds < 99.5 else f"{seconds / 60:,.0f} minutes"
+
+
+def _calls(frame: FrameType) -> str:
+    calls = [
+        f'  File "{inner.f_code.co_filename}", line {line}, in {inner.f_code.co_name}\n'
+        for inner, line in walk_stack(frame)
+    ]
+    return "".join(reversed(calls))
+
+
+def _in_background(what: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=what, daemon=True)
+    thread.start()
+    return thread
+
+
+def _write(descriptor: int, text: str) -> None:
+    os.write(descriptor, text.encode(errors="replace"))
+
+
+def _append(path: Path, text: str) -> None:
+    if path.is_file():
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _flush() -> None:
+    for handler in logger.handlers:
+        handler.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
