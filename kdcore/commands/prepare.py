@@ -3,38 +3,153 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self
 
 from kdcore.commands.base import Command, add_overrides
 
+if TYPE_CHECKING:
+    from kdcore.data.manifest import Manifest
+    from kdcore.data.progress import PreparationProgress
+
+
+_SECONDS_BETWEEN_LINES = 30.0
+
 
 class PrepareCommand(Command):
-    """Read, tokenise, cut and split raw text as a data recipe says, into a folder that recipes name as `task.data`."""
+    """Prepare raw text as a data recipe says: read, clean, tokenise, cut and split it into a folder for `task.data`.
+
+    FOLDER appears when all is done. Until then the work is in .FOLDER.preparing beside it: a preparation that was
+    interrupted, even by SIGKILL, goes on there when it is started again. The result is the same, byte for byte,
+    whatever the interruptions and the number of workers.
+
+    Text that is damaged: all that can be read is prepared, the losses are listed, and the exit code is 2, unless
+    --keep-going takes them as they are.
+
+    On several machines that see the same FOLDER, such as the tasks of a SLURM array, start on each
+
+        kdcore prepare DATA.yaml FOLDER --task I/N        I = 1 ... N
+
+    Task I of N does its share and exits with 0. The one that finishes last also puts everything together, and only then
+    FOLDER appears. If a task has failed, start it again, or once `kdcore prepare DATA.yaml FOLDER` without --task: it
+    does all that is left.
+    """
 
     help = "turn raw text into data for training"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare DATA.yaml, FOLDER, overrides."""
+        """Declare DATA.yaml, FOLDER, --workers, --task, --keep-going, overrides."""
         parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe: corpora, tokenizer, sequence length")
         parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when all is done")
+        parser.add_argument(
+            "--workers", metavar="N", type=_workers, help="how many processes; default: one for each core"
+        )
+        parser.add_argument("--task", metavar="I/N", type=_task, help="do the I-th of N shares beside other processes")
+        parser.add_argument(
+            "--keep-going", action="store_true", help="damaged text is no error: what can be read is enough"
+        )
         add_overrides(parser)
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Prepare and print what came out."""
-        from kdcore.data.prepare import DataRecipe, PreparationProgress, prepare
+        from kdcore.data.prepare import DataRecipe, prepare, prepare_share, refuse_damaged
         from kdcore.recipe.loading import load_config
 
-        def show(progress: PreparationProgress) -> None:
-            print(f"\r{progress.documents:,} documents, {progress.sequences:,} sequences", end="", file=sys.stderr)
-
         recipe = load_config(arguments.recipe, DataRecipe, arguments.overrides)
-        prepared = prepare(recipe, arguments.folder, progress=show if sys.stderr.isatty() else None)
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-        for name, split in prepared.manifest.splits.items():
-            print(f"{name}: {split.documents:,} documents, {split.sequences:,} sequences, {split.tokens:,} tokens")
-        for corpus, report in zip(recipe.corpora, prepared.manifest.reports, strict=True):
-            for what, count in report.items():
-                print(f"{corpus['name']}: {count:,} {what}")
+        with _Display() as display:
+            if arguments.task is None:
+                prepared = prepare(
+                    recipe, arguments.folder, progress=display, workers=arguments.workers, keep_going=True
+                )
+            else:
+                task, tasks = arguments.task
+                done, left = prepare_share(
+                    recipe, arguments.folder, task, tasks, progress=display, workers=arguments.workers
+                )
+                if done is None:
+                    print(f"task {task} of {tasks} is done; {left} pieces of text are left to other tasks")
+                    return 0
+                prepared = done
+        for line in summary(prepared.manifest):
+            print(line)
+        if display.speed:
+            print(display.speed)
         print(f"prepared in {prepared.folder}")
+        if not arguments.keep_going:
+            refuse_damaged(prepared, "`--keep-going` takes it as it is")
         return 0
+
+
+def summary(manifest: Manifest) -> Iterator[str]:
+    """Lines about what was prepared, and what was left out and why."""
+    for split, entry in manifest.splits.items():
+        sentences = "" if entry.sentences is None else f"{entry.sentences:,} sentences, "
+        counts = f"{entry.documents:,} documents, {sentences}{entry.sequences:,} sequences, {entry.tokens:,} tokens"
+        yield f"{split}: {counts}"
+    for number, (report, corpus) in enumerate(zip(manifest.reports, manifest.recipe["corpora"], strict=False)):
+        same_name = sum(other["name"] == corpus["name"] for other in manifest.recipe["corpora"]) > 1
+        name = f"{corpus['name']} ({number})" if same_name else corpus["name"]
+        for what, count in report.items():
+            yield f"{name}: {count:,} {what}"
+
+
+class _Display:
+    """A bar where somebody looks on, else a line now and then; and the speed at the end."""
+
+    def __init__(self) -> None:
+        from kdcore.data.progress import Speed
+
+        self._bar: Any = None
+        self._described = Speed()
+        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        self._first: PreparationProgress | None = None
+        self._start = 0.0
+        self.speed = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, progress: PreparationProgress) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._start = progress, now
+        tokens, seconds = progress.tokens - self._first.tokens, now - self._start
+        if tokens > 0 and seconds > 0:
+            self.speed = f"{tokens:,} tokens in {seconds:,.0f} seconds: {tokens / seconds:,.0f} tokens/s"
+        line = self._described.describe(progress)
+        if sys.stderr.isatty():
+            self._draw(progress)
+        elif now >= self._next_line:
+            self._next_line = now + _SECONDS_BETWEEN_LINES
+            print(line, file=sys.stderr, flush=True)
+
+    def _draw(self, progress: PreparationProgress) -> None:
+        if self._bar is None or progress.bytes < self._bar.n:  # what follows goes over all the text again
+            from tqdm import tqdm
+
+            if self._bar is not None:
+                self._bar.close()
+            self._bar = tqdm(total=progress.total_bytes, initial=progress.bytes, unit="B", unit_scale=True)
+        self._bar.set_postfix_str(f"{progress.documents:,} documents", refresh=False)
+        self._bar.update(progress.bytes - self._bar.n)
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: it is 1 or more")
+    return int(text)
+
+
+def _task(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    task, tasks = (int(number) for number in found.groups()) if found else (0, 0)
+    if not 1 <= task <= tasks:
+        raise argparse.ArgumentTypeError(f"{text!r} is no task: write I/N with I from 1 to N, such as 3/8")
+    return task, tasks

@@ -1,135 +1,75 @@
-"""From a data recipe to a folder of prepared data: read, tokenise, pack, split, write; all of it or nothing."""
+"""From a data recipe to a folder of prepared data, which is there whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
-
-from kdcore import registry
-from kdcore.data.base import Corpus, Document
-from kdcore.data.encoding import Encoder
+from kdcore.data.base import Corpus
 from kdcore.data.files import FileHashes
-from kdcore.data.packing import Layout, Packer
-from kdcore.data.shards import (
+from kdcore.data.manifest import (
     FORMAT_VERSION,
     MANIFEST,
-    TOKENIZER_FOLDER,
     Manifest,
-    PreparedData,
-    ShardWriter,
     SpecialTokens,
-    Split,
     SplitEntry,
     row_dtype,
+    write_json,
     write_manifest,
 )
-from kdcore.data.splitting import Splitter
-from kdcore.data.staging import staged_folder
-from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint
-from kdcore.errors import DataError, MachineError, Problem
-from kdcore.recipe.checking import check, dotted
-from kdcore.recipe.fields import Option, options
-from kdcore.recipe.schema import ComponentConfig, ComponentSection, PathOrHubName
-from kdcore.recipe.yaml import Origin
+from kdcore.data.progress import PreparationProgress, Progress
+from kdcore.data.recipe import DataRecipe, Identity, build_corpora, identify, weight_of
+from kdcore.data.records import WrittenUnit
+from kdcore.data.shards import SPLITS, TOKENIZER_FOLDER, PreparedData
+from kdcore.data.splitting import document_to_move
+from kdcore.data.staging import lock_of, locked, publish, refuse_other_content, staging_of
+from kdcore.data.tokenizers import load_tokenizer, special_ids
+from kdcore.data.work import UNITS, Work
+from kdcore.errors import DataError, InputError, MachineError, Problem
+
+__all__ = [
+    "DataRecipe",
+    "PreparationProgress",
+    "Progress",
+    "build_corpora",
+    "find_or_prepare",
+    "prepare",
+    "prepare_share",
+    "refuse_damaged",
+]
+
+_PLAN = "plan.json"
+_TAKEN = "another process is preparing data there"
 
 
-class DataRecipe(ComponentConfig):
-    """What text, cut into what. Stands under `task.data` of a recipe or in a file of its own."""
-
-    corpora: list[Annotated[dict[str, Any], ComponentSection("kdcore.corpora")]] = Field(
-        min_length=1, description="Readers of raw text: maps with the `name` of a corpus and its own keys."
-    )
-    tokenizer: PathOrHubName = Field(
-        description="Folder with tokenizer files, a SentencePiece .model file, or the name of a model on a hub."
-    )
-    sequence_length: int = Field(128, ge=8, description="Tokens a sequence, [CLS] and [SEP] included.")
-    held_out: float = Field(0.02, ge=0, le=0.5, description="Share of the documents kept for validation; 0 keeps none.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Decides which documents are held out.")
-
-
-class PreparationProgress(NamedTuple):
-    """How far a preparation has come."""
-
-    documents: int
-    sequences: int
-    tokens: int
-
-
-Progress = Callable[[PreparationProgress], None]
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What makes prepared data the same data.
-
-    Attributes:
-        fingerprint: SHA-256 over all that decides its content: the recipe without paths, the readers' revisions, the
-            input files' names and contents, the tokenizer, the format version.
-        inputs: name, size and SHA-256 of every input file.
-        tokenizer_fingerprint: of the tokenizer alone.
-    """
-
-    fingerprint: str
-    inputs: list[dict[str, Any]]
-    tokenizer_fingerprint: str
-
-
-def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: str = "") -> list[Corpus]:
-    """Make the readers of a recipe's `corpora`, each checked with its own `Config`.
-
-    Args:
-        data: the recipe; paths in it are absolute.
-        where: the recipe's file, for messages.
-        key: dotted place of the data recipe in that file.
-
-    Raises:
-        PluginError: there is no such corpus.
-        DataError: keys of an entry are wrong; all that is wrong is said at once.
-    """
-    prefix: tuple[str | int, ...] = tuple(key.split(".")) if key else ()
-    problems: list[Problem] = []
-    built: list[Corpus] = []
-    for number, entry in enumerate(data.corpora):
-        place = (*prefix, "corpora", number)
-        cls = registry.corpora.get(str(entry.get("name")), where=str(where), key=dotted(place))
-        own = {name: value for name, value in entry.items() if name != "name"}
-        config = check(cls.Config, own, place, lambda _: Origin(Path(where)))
-        if isinstance(config, list):
-            problems += config
-        else:
-            built.append(cls(config))
-    if problems:
-        raise DataError(problems)
-    return built
-
-
-def find_or_prepare(data: DataRecipe, cache: str | Path, *, progress: Progress | None = None) -> PreparedData:
+def find_or_prepare(
+    data: DataRecipe, cache: str | Path, *, progress: Progress | None = None, workers: int | None = None
+) -> PreparedData:
     """Prepared data of a recipe: taken from the cache folder, or prepared there first.
 
     When several processes ask at once, one prepares and the others wait for it.
 
+    Args:
+        data: the recipe; paths in it are absolute.
+        cache: the folder.
+        progress: told now and then how far it has come.
+        workers: how many processes prepare; default: one for each core.
+
     Raises:
-        DataError: raw text, tokenizer or a folder in the cache cannot be used.
+        DataError: raw text, tokenizer or a folder in the cache cannot be used, or text is damaged.
         MachineError: the disk is full, or the cache cannot be written.
     """
     cache = Path(cache)
-    tokenizer = load_tokenizer(data.tokenizer)
-    corpora = build_corpora(data)
     hashes = FileHashes(cache)
-    identity = identify(data, corpora, tokenizer, hashes)
+    preparation = _Preparation(data, build_corpora(data), hashes, workers, progress)
     hashes.save()
-    return _prepare(data, corpora, tokenizer, identity, cache / identity.fingerprint[:32], progress)
+    prepared = preparation.whole(cache / preparation.identity.fingerprint[:32], wait=True)
+    hint = "repair the files, or prepare the data with `kdcore prepare --keep-going` and name its folder as `task.data`"
+    return refuse_damaged(prepared, hint)
 
 
 def prepare(
@@ -138,164 +78,239 @@ def prepare(
     *,
     progress: Progress | None = None,
     corpora: Sequence[Corpus] | None = None,
+    workers: int | None = None,
+    keep_going: bool = False,
+    wait: bool = False,
 ) -> PreparedData:
     """Prepare a recipe's data into a folder of your choice. A folder that already holds just this is left as it is.
+
+    A preparation that was interrupted goes on where it was. The result depends on the recipe and its files alone, not
+    on interruptions or on the number of workers.
 
     Args:
         data: the recipe; paths in it are absolute.
         folder: where to; it appears when all is written.
-        progress: called after each document.
+        progress: told now and then how far it has come.
         corpora: readers to use instead of those that the recipe names.
+        workers: how many processes; default: one for each core.
+        keep_going: raise no error for text that is damaged.
+        wait: for another process that is preparing the same folder, instead of raising an error.
 
     Raises:
-        DataError: raw text or tokenizer cannot be used, or the folder holds something else.
+        DataError: raw text or tokenizer cannot be used, or the folder holds something else, or somebody else is
+            preparing it. For text that is damaged, only when all that can be read is there in the folder.
+        MachineError: the disk is full, or a worker process was killed.
     """
-    tokenizer = load_tokenizer(data.tokenizer)
     corpora = build_corpora(data) if corpora is None else corpora
-    identity = identify(data, corpora, tokenizer, FileHashes(None))
-    return _prepare(data, corpora, tokenizer, identity, Path(folder), progress)
+    prepared = _Preparation(data, corpora, FileHashes(None), workers, progress).whole(Path(folder), wait=wait)
+    return prepared if keep_going else refuse_damaged(prepared, "`--keep-going` takes it as it is")
 
 
-def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizer: Any, hashes: FileHashes) -> Identity:
-    """Fingerprint a recipe. It costs reading each input file once, unless `hashes` knows it."""
-    inputs = [
-        {"corpus": number, "name": name, "bytes": path.stat().st_size, "sha256": hashes.sha256(path)}
-        for number, corpus in enumerate(corpora)
-        for name, path in corpus.files().items()
-    ]
-    fingerprint_of_tokenizer = tokenizer_fingerprint(tokenizer)
-    content = {
-        "format_version": FORMAT_VERSION,
-        "corpora": [
-            {
-                "reader": f"{type(corpus).__module__}:{type(corpus).__qualname__}",
-                "revision": corpus.revision,
-                "settings": _without_paths(corpus.config),
-            }
-            for corpus in corpora
-        ],
-        "inputs": inputs,
-        "tokenizer": fingerprint_of_tokenizer,
-        "sequence_length": data.sequence_length,
-        "held_out": data.held_out,
-        "seed": data.seed,
-    }
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return Identity(hashlib.sha256(canonical.encode()).hexdigest(), inputs, fingerprint_of_tokenizer)
-
-
-def _without_paths(config: Any) -> dict[str, Any]:
-    """A reader's settings but for its paths: the files that they lead to are identified by what is in them."""
-    dumped: dict[str, Any] = config.model_dump(mode="json")
-    for name, field in type(config).model_fields.items():
-        found: list[Option] = list(options(field.annotation, tuple(field.metadata)))
-        if any(option.path is not None and not option.path.hub for option in found):
-            del dumped[name]
-    return dumped
-
-
-def _prepare(
+def prepare_share(
     data: DataRecipe,
-    corpora: Sequence[Corpus],
-    tokenizer: Any,
-    identity: Identity,
-    folder: Path,
-    progress: Progress | None,
-) -> PreparedData:
-    try:
-        with staged_folder(folder, finished=MANIFEST) as staging:
-            if staging is not None:
-                _write(data, corpora, tokenizer, identity, staging, progress)
-    except OSError as error:  # a full disk, a folder that may not be written
-        raise MachineError(f"{folder}: the data could not be prepared: {error}") from error
-    prepared = PreparedData.open(folder)
-    if prepared.fingerprint != identity.fingerprint:
-        raise DataError(
-            "the folder already holds other prepared data",
-            where=str(folder),
-            hint="choose another folder, or remove this one first",
-        )
+    folder: str | Path,
+    share: int,
+    shares: int,
+    *,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> tuple[PreparedData | None, int]:
+    """Do one of several shares of a preparation, beside others, perhaps on other machines that see the same folder.
+
+    Who finishes last puts everything together. Should somebody never finish, calling `prepare` does what is left.
+
+    Args:
+        data: the recipe, the same for all.
+        folder: where to, the same for all.
+        share: which share, from 1 to `shares`.
+        shares: how many there are.
+        progress: told now and then how far this share has come.
+        workers: how many processes; default: one for each core.
+
+    Returns:
+        The data if this was the last share, else None; and how many units others have still to do. Damaged text is
+        no error here: see `refuse_damaged`.
+
+    Raises:
+        DataError: as `prepare`; or somebody does the same share.
+    """
+    preparation = _Preparation(data, build_corpora(data), FileHashes(None), workers, progress)
+    return preparation.share(Path(folder), share, shares)
+
+
+def refuse_damaged(prepared: PreparedData, hint: str) -> PreparedData:
+    """Raise a DataError that lists what could not be read, if there is such; else give the data back.
+
+    Args:
+        prepared: the data.
+        hint: what to do about it.
+    """
+    damages = prepared.manifest.damages
+    if damages:
+        kept = f"what could be read is there: {len(damages)} pieces of the text could not be read to their end"
+        raise DataError([*(damage.problem() for damage in damages), Problem(kept, str(prepared.folder), hint=hint)])
     return prepared
 
 
-def _write(
-    data: DataRecipe,
-    corpora: Sequence[Corpus],
-    tokenizer: Any,
-    identity: Identity,
-    folder: Path,
-    progress: Progress | None,
-) -> None:
-    ids = special_ids(tokenizer)
-    vocab_size = len(tokenizer)
-    dtype = row_dtype(vocab_size)
-    packer = Packer(Layout(data.sequence_length), ids, np.random.default_rng(0))
-    entries: dict[Split, Counter[str]] = {"train": Counter(), "held_out": Counter()}
-    with (
-        ShardWriter(folder, "train", data.sequence_length, dtype) as train,
-        ShardWriter(folder, "held_out", data.sequence_length, dtype) as held_out,
-    ):
-        writers: dict[Split, ShardWriter] = {"train": train, "held_out": held_out}
-        for split, tokens in _split(data, corpora, tokenizer):
-            rows, lengths = packer.add(tokens, np.array([tokens.size]))
-            writers[split].append(rows, lengths)
-            entry = entries[split]
-            entry["documents"] += 1
-            entry["sequences"] += len(rows)
-            entry["tokens"] += tokens.size
-            entry["unknown_tokens"] += 0 if ids.unk is None else int(np.count_nonzero(tokens == ids.unk))
-            if progress is not None:
-                progress(PreparationProgress(*(_total(entries, name) for name in PreparationProgress._fields)))
-    tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
-    write_manifest(
-        folder,
-        Manifest(
+class _Preparation:
+    """A recipe with all that it names loaded, to be prepared in some folder."""
+
+    def __init__(
+        self,
+        data: DataRecipe,
+        corpora: Sequence[Corpus],
+        hashes: FileHashes,
+        workers: int | None,
+        progress: Progress | None,
+    ) -> None:
+        self.data = data
+        self.corpora = corpora
+        self.tokenizer = load_tokenizer(data.tokenizer)
+        # Some tokenizers leave numbers out, so that the largest is not what their size says.
+        self.vocab_size = max(len(self.tokenizer), max(self.tokenizer.get_vocab().values()) + 1)
+        self.identity: Identity = identify(data, corpora, self.tokenizer, hashes)
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self.progress = progress
+
+    def whole(self, folder: Path, *, wait: bool) -> PreparedData:
+        """Prepare everything that is not there yet."""
+        folder = Path(os.path.abspath(folder))
+        if not (folder / MANIFEST).is_file():
+            try:
+                with locked(lock_of(folder), wait=wait, taken=_TAKEN) as lock:
+                    self._make(folder, lock)
+            except OSError as error:
+                self._blame_the_machine(folder, error)
+        return self._open(folder)
+
+    def share(self, folder: Path, share: int, shares: int) -> tuple[PreparedData | None, int]:
+        """Do the units of one share, and all that is left if no other share has work to do."""
+        folder = Path(os.path.abspath(folder))
+        if (folder / MANIFEST).is_file():
+            return self._open(folder), 0
+        try:
+            with locked(lock_of(folder), shared=True, wait=False, taken=_TAKEN) as lock:
+                staging = self._open_staging(folder, may_clear=False)
+                own_lock = staging / f"share-{share}-of-{shares}.lock"
+                with locked(own_lock, wait=False, taken=f"another process does share {share} of {shares}"):
+                    work = self._work(staging, lock)
+                    work.run(range(share - 1, len(work.units), shares))
+                    left = work.left()
+        except OSError as error:
+            self._blame_the_machine(folder, error)
+            left = 0
+        return (None, left) if left else (self.whole(folder, wait=True), 0)
+
+    def _make(self, folder: Path, lock: int) -> None:
+        if (folder / MANIFEST).is_file():
+            return
+        staging = self._open_staging(folder, may_clear=True)
+        if not (staging / MANIFEST).is_file():
+            try:
+                self._finish(staging, self._work(staging, lock))
+            except InputError:
+                shutil.rmtree(staging, ignore_errors=True)  # going on would lead to the same error
+                raise
+        _remove_all_but_the_result(staging)
+        publish(staging, folder, MANIFEST)
+
+    def _open_staging(self, folder: Path, *, may_clear: bool) -> Path:
+        """The folder of an unfinished preparation of the same data, or a new one."""
+        refuse_other_content(folder, MANIFEST)
+        staging = staging_of(folder)
+        plan = staging / _PLAN
+        if plan.is_file():
+            if plan.read_text(encoding="utf-8").strip() == f'"{self.identity.fingerprint}"':
+                return staging
+            if not may_clear:
+                raise DataError(
+                    "holds an unfinished preparation of other data", where=str(staging), hint="remove it first"
+                )
+        if may_clear:
+            shutil.rmtree(staging, ignore_errors=True)
+        (staging / UNITS).mkdir(parents=True, exist_ok=True)
+        write_json(plan, self.identity.fingerprint)
+        return staging
+
+    def _work(self, staging: Path, lock: int) -> Work:
+        return Work(
+            self.data,
+            self.corpora,
+            self.tokenizer,
+            self.vocab_size,
+            staging,
+            workers=self.workers,
+            progress=self.progress,
+            lock=lock,
+        )
+
+    def _finish(self, staging: Path, work: Work) -> None:
+        records = work.finish()
+        documents = {split: sum(record.counts[split].get("documents", 0) for record in records) for split in SPLITS}
+        try:
+            move = document_to_move(documents, [record.nearest for record in records], self.data.held_out)
+        except DataError as error:
+            damages = [damage.problem() for record in records for damage in record.damages]
+            raise DataError([*damages, *error.problems]) from error
+        if move is not None:
+            records[move[0]] = work.move(*move)
+        self.tokenizer.save_pretrained(staging / TOKENIZER_FOLDER)
+        write_manifest(staging, self._manifest(work, records))
+
+    def _manifest(self, work: Work, records: list[WrittenUnit]) -> Manifest:
+        reports: list[Counter[str]] = [Counter() for _ in self.corpora]
+        for unit, record in zip(work.units, records, strict=True):
+            reports[unit.corpus].update(record.report)
+        ids = special_ids(self.tokenizer)
+        splits = {}
+        for split in SPLITS:
+            counts: Counter[str] = Counter()
+            for record in records:
+                counts.update(record.counts[split])
+            if self.data.layout.sentences:
+                counts.setdefault("sentences", 0)
+            shards = [shard for record in records for shard in record.shards[split]]
+            splits[split] = SplitEntry(**counts, shards=shards)
+        return Manifest(
             format_version=FORMAT_VERSION,
-            kdcore_version=_kdcore_version(),
-            fingerprint=identity.fingerprint,
-            recipe=data.model_dump(mode="json"),
-            inputs=identity.inputs,
-            tokenizer_fingerprint=identity.tokenizer_fingerprint,
-            vocab_size=vocab_size,
+            kdcore_version=metadata.version("kdcore"),
+            fingerprint=self.identity.fingerprint,
+            recipe=self.data.model_dump(mode="json"),
+            inputs=self.identity.inputs,
+            tokenizer_fingerprint=self.identity.tokenizer_fingerprint,
+            vocab_size=self.vocab_size,
             special_tokens=SpecialTokens(
                 pad=ids.pad, cls=ids.cls, sep=ids.sep, mask=ids.mask, unk=ids.unk, all=list(ids.all)
             ),
-            sequence_length=data.sequence_length,
-            dtype=dtype,
-            reports=[dict(sorted(corpus.report.items())) for corpus in corpora],
-            splits={name: SplitEntry(**entries[name], shards=writers[name].shards) for name in writers},
-        ),
-    )
+            sequence_length=self.data.sequence_length,
+            dtype=row_dtype(self.vocab_size),
+            reports=[dict(sorted(report.items())) for report in reports],
+            splits=splits,
+            weights=[weight_of(corpus) for corpus in self.corpora],
+            damages=[damage for record in records for damage in record.damages],
+        )
+
+    def _open(self, folder: Path) -> PreparedData:
+        prepared = PreparedData.open(folder)
+        if prepared.fingerprint != self.identity.fingerprint:
+            raise DataError(
+                "the folder already holds other prepared data",
+                where=str(folder),
+                hint="choose another folder, or remove this one first",
+            )
+        return prepared
+
+    def _blame_the_machine(self, folder: Path, error: OSError) -> None:
+        """A full disk, a folder that may not be written; unless a process that nothing kept out has been faster."""
+        if not (folder / MANIFEST).is_file():
+            hint = "what has been finished is kept: start again to go on"
+            raise MachineError(f"{folder}: the data could not be prepared: {error}\n  {hint}") from error
 
 
-def _split(data: DataRecipe, corpora: Sequence[Corpus], tokenizer: Any) -> Iterator[tuple[Split, NDArray[np.int32]]]:
-    splitter = Splitter(data.held_out, data.seed)
-    for number, corpus in enumerate(corpora):
-        corpus.report.clear()
-        for document, tokens in _encoded(Encoder(tokenizer), _texts(corpus)):
-            if tokens.size:
-                yield from splitter.place(f"{number}:{document.id}", tokens)
-            else:
-                corpus.report["documents without tokens skipped"] += 1
-    yield from splitter.finish()
-
-
-def _texts(corpus: Corpus) -> Iterator[Document]:
-    for document in corpus.documents():
-        if not isinstance(document, Document):
-            raise DataError("sequences that were tokenised elsewhere are not stored yet", where=document.id)
-        yield document
-
-
-def _encoded(encoder: Encoder, documents: Iterator[Document]) -> Iterator[tuple[Document, NDArray[np.int32]]]:
-    while waiting := list(islice(documents, 100)):
-        encoded = encoder.encode([document.text for document in waiting])
-        yield from zip(waiting, np.split(encoded.tokens, encoded.ends[:-1]), strict=True)
-
-
-def _total(entries: dict[Split, Counter[str]], name: str) -> int:
-    return sum(entry[name] for entry in entries.values())
-
-
-def _kdcore_version() -> str:
-    return metadata.version("kdcore")
+def _remove_all_but_the_result(staging: Path) -> None:
+    manifest = PreparedData.open(staging).manifest
+    kept = {MANIFEST, TOKENIZER_FOLDER}
+    kept.update(shard.file for split in manifest.splits.values() for shard in split.shards)
+    for path in staging.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

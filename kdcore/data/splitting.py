@@ -3,78 +3,67 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from kdcore.data.shards import Split
 from kdcore.errors import DataError
 
-Tokens = NDArray[np.int32]
+Split = Literal["train", "held_out"]
 
 
-class Splitter:
-    """Assigns documents to splits as they come, by a hash of the seed and their name.
+def point_of(document: str, seed: int) -> float:
+    """A number in [0, 1), evenly spread over documents: those below the share to be held out are held out.
 
-    A document's split does not depend on the other documents, with one exception: where the share is so small, or the
-    documents so few, that one split would stay empty, the document nearest to it goes there. To know, the nearest one
-    is held back until both splits have a document; it costs the memory of one document.
+    It depends on the document's name and the seed alone, so a document stays where it is when others come or go.
+    """
+    digest = hashlib.blake2b(f"{seed}\0{document}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") / 2**64
 
-    Args:
-        share: fraction of the documents to be held out; 0 holds out none.
-        seed: another seed holds out other documents.
+
+@dataclass(frozen=True)
+class Nearest:
+    """The document of some text that is the next to change its split if the share were changed.
+
+    Attributes:
+        distance: between its point and the share.
+        document: its number in that text.
     """
 
-    def __init__(self, share: float, seed: int) -> None:
-        self._share = share
-        self._seed = seed
-        self._both = share == 0
-        self._documents = 0
-        self._waiting: tuple[Split, float, Tokens] | None = None
+    distance: float
+    document: int
 
-    def place(self, document_id: str, tokens: Tokens) -> Iterator[tuple[Split, Tokens]]:
-        """Take a document; yield those whose split is settled now."""
-        self._documents += 1
-        point = self._point(document_id)
-        split: Split = "held_out" if point < self._share else "train"
-        if self._both:
-            yield split, tokens
-        elif self._waiting is None:
-            self._waiting = (split, point, tokens)
-        else:
-            waiting_split, waiting_point, waiting_tokens = self._waiting
-            if waiting_split != split:
-                self._both = True
-                self._waiting = None
-                yield waiting_split, waiting_tokens
-                yield split, tokens
-            elif (point < waiting_point) == (split == "train"):
-                self._waiting = (split, point, tokens)
-                yield waiting_split, waiting_tokens
-            else:
-                yield split, tokens
 
-    def finish(self) -> Iterator[tuple[Split, Tokens]]:
-        """Yield what was held back.
+def document_to_move(
+    documents: dict[Split, int], nearest: Sequence[Nearest | None], share: float
+) -> tuple[int, int] | None:
+    """Where a split would stay empty, because the share is so small or the documents so few: who goes there.
 
-        Raises:
-            DataError: there are too few documents to fill the splits.
-        """
-        if not self._documents:
-            raise DataError("the corpora hold no text", hint="look at the paths of the data recipe's `corpora`")
-        if self._waiting is None:
-            return
-        if self._documents == 1:
-            raise DataError(
-                "the corpora hold a single document: none can be held out without leaving training empty",
-                key="held_out",
-                hint="set held_out to 0, or tell documents apart, e.g. by `documents: lines` of the corpus text",
-            )
-        split, _, tokens = self._waiting
-        yield ("train" if split == "held_out" else "held_out"), tokens
+    Args:
+        documents: how many each split has.
+        nearest: the nearest document of each unit of text, None for one without documents to choose from.
+        share: fraction of the documents to be held out.
 
-    def _point(self, document_id: str) -> float:
-        """A number in [0, 1) that is evenly spread over documents."""
-        digest = hashlib.blake2b(f"{self._seed}\0{document_id}".encode("utf-8", "surrogatepass"), digest_size=8)
-        return int.from_bytes(digest.digest(), "big") / 2**64
+    Returns:
+        The unit and the document's number in it; None if both splits have a document, or none shall be held out.
+
+    Raises:
+        DataError: there are too few documents to fill the splits.
+    """
+    total = sum(documents.values())
+    if not total:
+        raise DataError("the corpora hold no text", hint="look at the paths of the data recipe's `corpora`")
+    if share == 0 or all(documents.values()):
+        return None
+    if total == 1:
+        raise DataError(
+            "the corpora hold a single document: none can be held out without leaving training empty",
+            key="held_out",
+            hint="set held_out to 0, or tell documents apart, e.g. by `documents: lines` of the corpus text",
+        )
+    candidates = [(one.distance, unit, one.document) for unit, one in enumerate(nearest) if one is not None]
+    if not candidates:
+        empty = next(split for split, count in documents.items() if not count)
+        raise DataError(f"the corpora name a split for every sequence, and none for `{empty}`", key="held_out")
+    _, unit, document = min(candidates)
+    return unit, document

@@ -1,4 +1,7 @@
-"""A folder that appears whole or not at all, also when several processes make it at once."""
+"""A folder that appears whole or not at all, and whose making goes on where it was interrupted.
+
+While it is made, FOLDER is `.FOLDER.preparing` beside it, and `.FOLDER.lock` says who may write there.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,81 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from kdcore.errors import DataError
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def staging_of(folder: Path) -> Path:
+    """Where a folder is while it is made."""
+    return folder.with_name(f".{folder.name}.preparing")
+
+
+def lock_of(folder: Path) -> Path:
+    """The file whose lock is needed for making a folder."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def refuse_other_content(folder: Path, finished: str) -> None:
+    """Raise a DataError if a folder holds something, and not the file that shows that it was made here."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / finished).is_file())):
+        raise DataError(
+            "is in the way: it is no folder of prepared data, and not empty",
+            where=str(folder),
+            hint="choose another folder",
+        )
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False, wait: bool = True, taken: str = "") -> Iterator[int]:
+    """Hold a lock file, which goes when its only holder is done. Where a file system has no locks, nobody is kept out.
+
+    Args:
+        path: the lock file.
+        shared: let others in who ask for a shared lock too.
+        wait: until it is free; otherwise it is an error if it is not.
+        taken: what that error says.
+
+    Yields:
+        The open file's descriptor. It holds the lock in forked processes too, until they close it.
+
+    Raises:
+        DataError: it is taken.
+    """
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, how)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    hint = "wait until it is done, or choose another folder"
+                    raise DataError(taken, where=str(path.parent), hint=hint) from error
+                if error.errno not in _NO_LOCKS:
+                    raise
+            else:
+                if not _same_file(descriptor, path):
+                    continue  # its holder removed it while this process was waiting
+            try:
+                yield descriptor
+            finally:
+                if not shared:
+                    path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
 def staged_folder(folder: Path, *, finished: str) -> Iterator[Path | None]:
     """Give a new folder to write to, which becomes `folder` when the `with` block ends without an error.
 
-    Only one process at a time gets one; others wait, and find the folder finished. A process that is killed leaves a
-    hidden staging folder beside `folder`, which the next one removes.
+    Only one process at a time gets one; others wait, and find the folder finished. What a process that was killed had
+    written is removed by the next one.
 
     Args:
         folder: where the finished folder shall be.
@@ -32,56 +100,46 @@ def staged_folder(folder: Path, *, finished: str) -> Iterator[Path | None]:
         DataError: `folder` holds something else.
     """
     folder = Path(os.path.abspath(folder))
-    if (folder / finished).is_file():
-        yield None
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder.with_name(f".{folder.name}.lock")) as alone:
+    with locked(lock_of(folder)):
         if (folder / finished).is_file():
             yield None
             return
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise DataError(
-                "is in the way: it is no folder of prepared data, and not empty",
-                where=str(folder),
-                hint="choose another folder",
-            )
-        prefix = f".{folder.name}.staging-"
-        if alone:
-            for stale in folder.parent.glob(f"{prefix}*"):
-                shutil.rmtree(stale, ignore_errors=True)
-        staging = folder.with_name(prefix + secrets.token_hex(4))
+        refuse_other_content(folder, finished)
+        staging = staging_of(folder)
+        shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
             yield staging
-            _sync_tree(staging)
-            _move(staging, folder, finished)
+            publish(staging, folder, finished)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[bool]:
-    """Hold a lock file. Yields False where the file system has no locks: then only the final move is decided."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                yield False
-                return
-            if not _same_file(descriptor, path):
-                continue  # its holder removed it while this process was waiting
-            try:
-                yield True
-            finally:
-                path.unlink(missing_ok=True)
-            return
-        finally:
-            os.close(descriptor)
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is at `path` whole, and on the disk, when the `with` block ends without an error, or not at all."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with staging.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def publish(staging: Path, folder: Path, finished: str) -> None:
+    """Give a finished folder its name."""
+    for path in (*staging.rglob("*"), staging):
+        _sync(path)
+    try:
+        staging.rename(folder)
+    except OSError as error:
+        # Without locks another process may have been faster; its folder holds the same.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not (folder / finished).is_file():
+            raise
+    _sync(folder.parent)
 
 
 def _same_file(descriptor: int, path: Path) -> bool:
@@ -89,22 +147,6 @@ def _same_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _move(staging: Path, folder: Path, finished: str) -> None:
-    try:
-        staging.rename(folder)
-    except OSError as error:
-        # Without locks another process may have been faster; its folder holds the same.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (folder / finished).is_file():
-            raise
-    _sync(folder.parent)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
 
 
 def _sync(path: Path) -> None:

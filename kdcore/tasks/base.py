@@ -13,13 +13,20 @@ from kdcore.recipe.schema import ComponentConfig
 from kdcore.signals import Batch
 
 Split = Literal["train", "held_out"]
+Order = Literal["global", "per_process"]
 
 
 class Task(ABC):
     """Data and batches. Subclasses are constructed as `Task(config, seed, cache)`.
 
     `seed` is the recipe's; `cache` is a folder where prepared data may be kept and found again.
+
+    Attributes:
+        order: `global`: all samples in one random order, dealt to the processes, so that their number changes nothing;
+            `per_process`: each process draws from a share of its own, a random order of which it goes through.
     """
+
+    order: Order = "global"
 
     class Config(ComponentConfig):
         """The keys of the recipe's `task` section."""

@@ -8,39 +8,28 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from kdcore.data.prepare import DataRecipe, PreparationProgress, find_or_prepare
-from kdcore.data.shards import PreparedData, Sequences
+from kdcore.data.prepare import DataRecipe, find_or_prepare
+from kdcore.data.progress import PreparationProgress, Speed
+from kdcore.data.shards import SPLITS, PreparedData
 from kdcore.data.tokenizers import load_tokenizer
+from kdcore.data.weighting import WeightedRows
 from kdcore.errors import DataError, InputError
 from kdcore.models.base import Model
 from kdcore.recipe.loading import load_config
 from kdcore.recipe.schema import ComponentConfig, PathString
 from kdcore.signals import Batch
-from kdcore.tasks.base import Split, Task
+from kdcore.tasks.base import Order, Split, Task
+from kdcore.tasks.masking import MaskDrawer, Masking, stored_masks
 
 logger = logging.getLogger("kdcore")
 
 _SECONDS_BETWEEN_LINES = 10.0
-_MASKING_STREAM = 1  # second word of the random key: other users of the recipe's seed take other streams
-
-
-class Masking(ComponentConfig):
-    """Which tokens are hidden, and by what (Devlin et al. 2019, section 3.1). Special tokens never are."""
-
-    probability: float = Field(0.15, ge=0, le=1, description="Chance of each token to be predicted.")
-    mask: float = Field(0.8, ge=0, le=1, description="Share of those that become the mask token.")
-    random: float = Field(0.1, ge=0, le=1, description="Share of those that become a random token; the rest stay.")
-
-    @model_validator(mode="after")
-    def _shares(self) -> Masking:
-        if self.mask + self.random > 1:
-            raise ValueError("`mask` and `random` are shares of the same tokens and may not exceed 1 together")
-        return self
 
 
 class MaskedLM(Task):
@@ -52,7 +41,14 @@ class MaskedLM(Task):
         data: PathString | DataRecipe = Field(
             description="A prepared folder, or a data recipe or its file: prepared on first use, then found again."
         )
-        masking: Masking = Masking()
+        masking: Literal["static"] | Masking = Field(
+            Masking(), description="How masks are drawn; `static`: those that the prepared data holds, as they are."
+        )
+        order: Order = Field(
+            "global",
+            description="`global`: one random order of all sequences, whatever the number of processes; `per_process`: "
+            "each process draws from a share of its own.",
+        )
 
     config: Config
 
@@ -62,13 +58,12 @@ class MaskedLM(Task):
             self.data = open_data(config.data, cache)
         except InputError as error:
             raise type(error)(replace(problem, key=_place(problem.key)) for problem in error.problems) from error
-        self._splits: dict[Split, Sequences] = {
-            "train": self.data.split("train"),
-            "held_out": self.data.split("held_out"),
-        }
-        self._ordinary_ids = np.setdiff1d(
-            np.arange(self.data.vocab_size, dtype=np.int64), np.asarray(self.data.special_ids, dtype=np.int64)
-        )
+        self._splits = {split: self.data.split(split) for split in SPLITS}
+        self._samples = {split: WeightedRows(self.data.manifest, split, weighted=split == "train") for split in SPLITS}
+        self.order = config.order
+        self._drawer = None if config.masking == "static" else MaskDrawer(config.masking, self.data, seed)
+        if self._drawer is None:
+            self._refuse_missing_masks()
 
     @property
     def fingerprint(self) -> str:
@@ -124,25 +119,29 @@ class MaskedLM(Task):
         )
 
     def num_samples(self, split: Split) -> int:
-        """Number of sequences."""
-        return len(self._splits[split])
+        """Number of sequences, counted as often as their corpora's weights say."""
+        return self._samples[split].num_samples
 
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
         """Read, trim to the longest sequence, and mask."""
-        rows, lengths = self._splits[split].rows(samples)
+        numbers = self._samples[split].rows(np.asarray(samples, dtype=np.int64), epochs)
+        rows, lengths = self._splits[split].rows(numbers)
         longest = int(lengths.max())
         tokens = rows[:, :longest].astype(np.int64)
         real = np.arange(longest) < lengths[:, None]
-        corrupted, predicted = self._mask(split, samples, epochs, tokens, real)
-        flat_predicted = np.flatnonzero(predicted)
+        if self._drawer is None:
+            masked = stored_masks(tokens, self._splits[split].masks(numbers))
+        else:
+            masked = self._drawer.draw(tokens, real, samples, epochs, SPLITS.index(split))
+        predicted = np.flatnonzero(masked.predicted)
         return Batch(
-            input_ids=torch.from_numpy(corrupted),
+            input_ids=torch.from_numpy(masked.inputs),
             attention_mask=None if real.all() else torch.from_numpy(real),
             lengths=lengths.astype(np.int64),
             token_index=torch.from_numpy(np.flatnonzero(real)),
-            masked_index=torch.from_numpy(flat_predicted),
-            masked_labels=torch.from_numpy(tokens.reshape(-1)[flat_predicted]),
-            columns={"sample_ids": torch.from_numpy(np.asarray(samples, dtype=np.int64))},
+            masked_index=torch.from_numpy(predicted),
+            masked_labels=torch.from_numpy(tokens.reshape(-1)[predicted]),
+            columns={"sample_ids": torch.from_numpy(numbers)},
         )
 
     def save_tokenizer(self, folder: Path) -> None:
@@ -150,23 +149,16 @@ class MaskedLM(Task):
         for file in self.data.tokenizer_folder.iterdir():
             shutil.copyfile(file, folder / file.name)
 
-    def _mask(
-        self, split: Split, samples: np.ndarray, epochs: np.ndarray, tokens: np.ndarray, real: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Corrupted tokens and where the originals are to be predicted; both (B, L)."""
-        draws = np.empty((len(samples), 3, self.data.sequence_length))
-        for row, (sample, epoch) in enumerate(zip(samples.tolist(), epochs.tolist(), strict=True)):
-            generator = np.random.Philox(
-                key=[self.seed, _MASKING_STREAM], counter=[0, sample, epoch, 0 if split == "train" else 1]
-            )
-            np.random.Generator(generator).random(out=draws[row])
-        choose, replace, which = (draws[:, part, : tokens.shape[1]] for part in range(3))
-        masking = self.config.masking
-        predicted = (choose < masking.probability) & real & ~np.isin(tokens, self.data.special_ids)
-        random_ids = self._ordinary_ids[(which * len(self._ordinary_ids)).astype(np.int64)]
-        corrupted = np.where(predicted & (replace < masking.mask), self.data.mask_id, tokens)
-        is_random = predicted & (replace >= masking.mask) & (replace < masking.mask + masking.random)
-        return np.where(is_random, random_ids, corrupted), predicted
+    def _refuse_missing_masks(self) -> None:
+        for split, sequences in self._splits.items():
+            if len(sequences) and not sequences.has_masks:
+                raise DataError(
+                    f"the split {split} has sequences without masks of their own",
+                    where=str(self.data.folder),
+                    key="task.masking",
+                    allowed="`static` only for data whose masks another program has drawn",
+                    hint="leave it out: masks are drawn while training",
+                )
 
 
 def _place(key: str | None) -> str:
@@ -189,8 +181,10 @@ class _Teller:
 
     def __init__(self) -> None:
         self._next = 0.0
+        self._speed = Speed()
 
     def __call__(self, progress: PreparationProgress) -> None:
+        line = self._speed.describe(progress)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
-            logger.info(f"preparing data: {progress.documents:,} documents, {progress.sequences:,} sequences")
+            logger.info(f"preparing data: {line}")

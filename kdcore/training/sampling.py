@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of the seed, the same for any number of processes and restarts."""
+"""The order of samples: a pure function of the seed, the same after restarts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,39 @@ from functools import lru_cache
 
 import numpy as np
 
-_ORDER_STREAM = 0  # second word of the random key, see kdcore.tasks.masked_lm
+from kdcore.errors import DataError
+from kdcore.tasks.base import Order
+
+_ORDER_STREAM = 0  # second word of the random key, see kdcore.tasks.masking
 
 
 class SampleOrder:
-    """An endless stream of samples: one random permutation after the other."""
+    """An endless stream of samples: one random permutation after the other.
 
-    def __init__(self, num_samples: int, seed: int) -> None:
-        self.num_samples = num_samples
+    Args:
+        num_samples: how many there are.
+        seed: decides the permutations.
+        share: which of `shares` equal ranges of the samples are in the stream.
+        shares: how many ranges there are.
+    """
+
+    def __init__(self, num_samples: int, seed: int, share: int = 0, shares: int = 1) -> None:
         self.seed = seed
+        self.share = share
+        self.first = num_samples * share // shares
+        self.num_samples = num_samples * (share + 1) // shares - self.first
+        if not self.num_samples:
+            raise DataError(
+                f"{num_samples} sequences are too few for {shares} processes to have some each",
+                key="task.order",
+                hint="take `order: global`",
+            )
         # A step reads at most from a few neighbouring epochs; batches are drawn one step ahead.
         self._permutation = lru_cache(maxsize=4)(self._draw_permutation)
 
     def _draw_permutation(self, epoch: int) -> np.ndarray:
-        generator = np.random.Philox(key=[self.seed, _ORDER_STREAM], counter=[0, 0, epoch, 0])
-        return np.random.Generator(generator).permutation(self.num_samples)
+        generator = np.random.Philox(key=[self.seed, _ORDER_STREAM], counter=[0, 0, epoch, self.share])
+        return self.first + np.random.Generator(generator).permutation(self.num_samples)
 
     def take(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Samples and their epochs at stream positions `start` to `start + count - 1`; both (count,) int64."""
@@ -31,3 +49,38 @@ class SampleOrder:
             here = epochs == epoch
             samples[here] = self._permutation(int(epoch))[offsets[here]]
         return samples, epochs
+
+
+class StepSamples:
+    """Which samples each micro-batch of a process has.
+
+    In the global order the step's samples depend on the seed alone: cut into micro-batches, they are dealt to the
+    processes in turn. In the order per process each has a share of the samples, and a stream, of its own.
+
+    Args:
+        num_samples: how many there are.
+        seed: decides the order.
+        batch_size: samples of a step, over all processes.
+        micro_batch_size: samples of a micro-batch.
+        world_size: how many processes there are.
+        order: global or per process.
+    """
+
+    def __init__(
+        self, num_samples: int, seed: int, batch_size: int, micro_batch_size: int, world_size: int, order: Order
+    ) -> None:
+        self._size = micro_batch_size
+        self._world_size = world_size
+        self._step_size = batch_size
+        self._streams = [SampleOrder(num_samples, seed)]
+        self._alone = order == "per_process"
+        if self._alone:
+            self._step_size = batch_size // world_size
+            self._streams = [SampleOrder(num_samples, seed, rank, world_size) for rank in range(world_size)]
+
+    def micro_batches(self, step: int, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Samples and their epochs in each micro-batch of a step on process `rank`."""
+        samples, epochs = self._streams[rank if self._alone else 0].take(step * self._step_size, self._step_size)
+        first, processes = (0, 1) if self._alone else (rank, self._world_size)
+        starts = range(first * self._size, self._step_size, processes * self._size)
+        return [(samples[start : start + self._size], epochs[start : start + self._size]) for start in starts]

@@ -19,7 +19,14 @@ import numpy as np
 import pytest
 
 from kdcore.data.base import Corpus, Document
-from kdcore.data.prepare import DataRecipe, PreparationProgress, build_corpora, find_or_prepare, prepare
+from kdcore.data.prepare import (
+    DataRecipe,
+    PreparationProgress,
+    build_corpora,
+    find_or_prepare,
+    prepare,
+    prepare_share,
+)
 from kdcore.data.shards import PreparedData
 from kdcore.data.text import TextCorpus
 from kdcore.errors import DataError, InputError, MachineError, PluginError
@@ -120,10 +127,10 @@ def test_progress_counts_up_to_the_totals(tmp_path: Path, texts: Path, tokenizer
     seen: list[PreparationProgress] = []
     data = prepare(recipe(texts, tokenizer_folder), tmp_path / "data", progress=seen.append)
     assert seen == sorted(seen)
-    assert seen[-1] == (
-        300,
-        *(sum(getattr(e, k) for e in data.manifest.splits.values()) for k in ("sequences", "tokens")),
-    )
+    entries = data.manifest.splits.values()
+    size = texts.stat().st_size
+    assert seen[0] == (0, 0, 0, 0, size)
+    assert seen[-1] == (300, sum(e.sequences for e in entries), sum(e.tokens for e in entries), size, size)
 
 
 def test_data_is_found_again_wherever_its_files_lie(tmp_path: Path, texts: Path, tokenizer_folder: Path) -> None:
@@ -167,7 +174,7 @@ def test_the_fingerprint_changes_with_all_that_changes_the_data(
     texts.write_text(content.replace("document 7 ", "document 8 "))  # as long as before
     fingerprints.append(find_or_prepare(recipe(texts, tokenizer_folder), cache).fingerprint)
     texts.write_text(content)
-    monkeypatch.setattr(TextCorpus, "revision", 2)
+    monkeypatch.setattr(TextCorpus, "revision", TextCorpus.revision + 1)
     fingerprints.append(find_or_prepare(recipe(texts, tokenizer_folder), cache).fingerprint)
     assert len(set(fingerprints)) == len(fingerprints)
 
@@ -190,26 +197,56 @@ def test_a_folder_with_other_data_or_other_files_is_not_touched(
     assert leftovers(tmp_path) == []
 
 
-def test_an_error_half_way_leaves_nothing(tmp_path: Path, texts: Path, tokenizer_folder: Path) -> None:
-    whole = bz2.compress(os.urandom(200_000).hex().encode().replace(b"0", b"\n"))
+def test_what_comes_before_damage_is_kept_and_the_loss_is_told(
+    tmp_path: Path, texts: Path, tokenizer_folder: Path
+) -> None:
+    lines = [f"line {number} of the teacher {os.urandom(30).hex()}" for number in range(20_000)]
     bad = tmp_path / "bad.bz2"
-    bad.write_bytes(whole[:-1000])
-    both = [{"name": "text", "path": str(path)} for path in (texts, bad)]
+    bad.write_bytes(bz2.compress("\n".join(lines).encode())[:-1000])
+    last = tmp_path / "last.txt"
+    last.write_text("the end of it")
+    files = [{"name": "text", "path": str(path)} for path in (texts, bad, last)]
+    damaged = recipe(texts, tokenizer_folder, corpora=files)
+    with pytest.raises(
+        DataError, match=r"bad\.bz2: .*damaged or ends too early(.|\n)*could not be read(.|\n)*keep"
+    ) as one:
+        prepare(damaged, tmp_path / "data")
+    data = prepare(damaged, tmp_path / "data", keep_going=True)
+    assert [(damage.corpus, damage.where) for damage in data.manifest.damages] == [(1, str(bad))]
+    documents = sum(entry.documents for entry in data.manifest.splits.values())
+    assert 301 + 1000 < documents < 301 + 20_000
+    train, held_out = sequences(data, "train"), sequences(data, "held_out")
+    for text in (lines[0], lines[999], "the end of it"):
+        (expected,) = expected_sequences([text], tokenizer_folder)
+        assert set(expected) <= set(train) or set(expected) <= set(held_out)
     cache = tmp_path / "cache"
-    with pytest.raises(DataError, match=r"bad\.bz2"):
-        find_or_prepare(recipe(texts, tokenizer_folder, corpora=both), cache)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"bad\.bz2(.|\n)*kdcore prepare --keep-going") as other:
+            find_or_prepare(damaged, cache)
+        assert len(other.value.problems) == len(one.value.problems) == 2
+
+
+def test_text_that_is_no_good_at_all_leaves_nothing(tmp_path: Path, tokenizer_folder: Path) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes("utf-16".encode("utf-16"))
+    cache = tmp_path / "cache"
+    with pytest.raises(DataError, match=r"bad\.txt: is UTF-16(.|\n)*the corpora hold no text"):
+        find_or_prepare(recipe(bad, tokenizer_folder), cache)
     assert [path.name for path in cache.iterdir()] == ["file-hashes.json"]
 
 
-def test_a_full_disk_is_the_machines_failure_and_leaves_nothing(
+def test_a_full_disk_is_the_machines_failure_and_the_work_goes_on_when_there_is_room(
     tmp_path: Path, texts: Path, tokenizer_folder: Path
 ) -> None:
     def disk_full(_: PreparationProgress) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(MachineError, match="No space left"):
-        prepare(recipe(texts, tokenizer_folder), tmp_path / "prepared" / "data", progress=disk_full)
-    assert list((tmp_path / "prepared").iterdir()) == []
+    folder = tmp_path / "prepared" / "data"
+    with pytest.raises(MachineError, match=r"No space left(.|\n)*start again to go on"):
+        prepare(recipe(texts, tokenizer_folder), folder, progress=disk_full)
+    assert not folder.exists()
+    prepare(recipe(texts, tokenizer_folder), folder).verify()
+    assert leftovers(folder.parent) == []
 
 
 def test_a_full_cache_of_hashes_is_read_back_and_a_damaged_one_ignored(
@@ -254,8 +291,12 @@ class Endless(Corpus):
             yield Document(str(number), "the teacher and the student " * 1000)
             number += 1
 
+told = False
+
 def tell(progress):
-    if progress.documents == 200:
+    global told
+    if progress.documents >= 200 and not told:
+        told = True
         print("under way", flush=True)
 
 recipe = DataRecipe(corpora=[{"name": "text"}], tokenizer=sys.argv[1], sequence_length=16)
@@ -263,7 +304,7 @@ prepare(recipe, sys.argv[2], corpora=[Endless(Endless.Config())], progress=tell)
 """
 
 
-def test_a_killed_preparation_leaves_no_folder_and_the_next_one_cleans_up(
+def test_a_killed_preparation_leaves_no_folder_and_other_data_may_take_its_place(
     tmp_path: Path, texts: Path, tokenizer_folder: Path
 ) -> None:
     target = tmp_path / "prepared" / "data"
@@ -272,12 +313,10 @@ def test_a_killed_preparation_leaves_no_folder_and_the_next_one_cleans_up(
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "under way\n"
-        staging = [path for path in target.parent.iterdir() if "staging" in path.name]
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
-    assert staging
     assert not target.exists()
-    assert leftovers(target.parent)
+    assert ".data.preparing" in leftovers(target.parent)
 
     data = prepare(recipe(texts, tokenizer_folder), target)
     assert data.manifest.splits["train"].documents > 0
@@ -307,10 +346,12 @@ class Announcing(Corpus):
 
 
 def _prepare_in_child(corpus: Corpus, tokenizer_folder: Path, target: Path, asking: Event, results: Any) -> None:
-    data = DataRecipe(corpora=[{"name": "text"}], tokenizer=str(tokenizer_folder), sequence_length=LENGTH)
+    data = DataRecipe(
+        corpora=[{"name": "text"}], tokenizer=str(tokenizer_folder), sequence_length=LENGTH, held_out=0.3
+    )
 
     asking.set()
-    prepared = prepare(data, target, corpora=[corpus])
+    prepared = prepare(data, target, corpora=[corpus], wait=True)
     prepared.verify()
     results.put((os.getpid(), prepared.manifest.splits["train"].documents, (target / "manifest.json").stat().st_ino))
 
@@ -343,6 +384,24 @@ def test_of_two_processes_at_once_one_prepares_and_both_get_the_same_folder(
     assert leftovers(target.parent) == []
 
 
+def test_a_second_preparation_of_the_same_folder_is_refused_while_the_first_is_at_work(
+    tmp_path: Path, texts: Path, tokenizer_folder: Path
+) -> None:
+    folder = tmp_path / "prepared" / "data"
+    refused: list[str] = []
+
+    def second(_: PreparationProgress) -> None:
+        for again in (lambda: prepare(data, folder), lambda: prepare_share(data, folder, 1, 2)):
+            with pytest.raises(DataError, match="another process is preparing data there") as caught:
+                again()
+            refused.append(str(caught.value))
+
+    data = recipe(texts, tokenizer_folder)
+    prepare(data, folder, progress=second).verify()
+    assert refused
+    assert leftovers(folder.parent) == []
+
+
 def test_without_locks_the_first_finished_folder_wins(
     tmp_path: Path, texts: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,7 +420,7 @@ def test_without_locks_the_first_finished_folder_wins(
 
     outer = prepare(recipe(texts, tokenizer_folder), target, progress=second_process)
     assert outer.manifest == inner[0].manifest
-    assert [name for name in leftovers(target.parent) if "staging" in name] == []
+    assert leftovers(target.parent) == []
     outer.verify()
 
 

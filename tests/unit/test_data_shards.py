@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kdcore.data.shards import (
-    FORMAT_VERSION,
-    Manifest,
-    PreparedData,
-    ShardWriter,
-    SpecialTokens,
-    SplitEntry,
-    row_dtype,
-    write_manifest,
-)
+from kdcore.data.manifest import FORMAT_VERSION, Manifest, SpecialTokens, SplitEntry, row_dtype, write_manifest
+from kdcore.data.shard_writer import ShardWriter
+from kdcore.data.shards import Masks, PreparedData, Sequences
 from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint
 from kdcore.errors import DataError
 
@@ -43,7 +36,7 @@ def make_folder(
     dtype: Literal["uint16", "int32"] = "uint16",
 ) -> PreparedData:
     folder.mkdir()
-    with ShardWriter(folder, "train", LENGTH, dtype, batch_rows=7) as train:
+    with ShardWriter(folder, "train-00000", LENGTH, dtype, batch_rows=7) as train:
         for start in range(0, len(rows), 5):
             train.append(rows[start : start + 5], lengths[start : start + 5])
     shutil.copytree(tokenizer_folder, folder / "tokenizer")
@@ -185,13 +178,54 @@ def test_a_newer_format_says_so_even_when_it_has_other_keys(prepared: PreparedDa
         PreparedData.open(prepared.folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 2}'])
 def test_a_damaged_manifest_is_an_error_not_a_traceback(prepared: PreparedData, content: str) -> None:
     (prepared.folder / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json.*: (cannot be read|is damaged)"):
         PreparedData.open(prepared.folder)
 
 
+def test_a_folder_of_an_older_format_says_so(prepared: PreparedData) -> None:
+    change_manifest(prepared, format_version=FORMAT_VERSION - 1, kdcore_version="0.0.1")
+    with pytest.raises(DataError, match=r"written by an older kdcore \(0\.0\.1\)(.|\n)*prepare the data again"):
+        PreparedData.open(prepared.folder)
+
+
 def test_additions_to_the_manifest_do_not_keep_an_older_kdcore_from_reading_it(prepared: PreparedData) -> None:
     change_manifest(prepared, something_new=1)
     assert len(PreparedData.open(prepared.folder).split("train")) == 500
+
+
+def test_verify_names_every_file_that_is_wrong(prepared: PreparedData) -> None:
+    one, other = (prepared.folder / shard.file for shard in prepared.manifest.splits["train"].shards[:2])
+    content = bytearray(one.read_bytes())
+    content[-100] ^= 1
+    one.write_bytes(content)
+    other.unlink()
+    with pytest.raises(DataError) as caught:
+        prepared.verify()
+    assert [problem.what for problem in caught.value.problems] == ["is damaged: its checksum differs", "is missing"]
+
+
+def test_stored_masks_come_back_with_their_rows_where_rows_have_any(tmp_path: Path, tokenizer_folder: Path) -> None:
+    rows, lengths = make_rows(40, 60_000)
+    random = np.random.default_rng(3)
+    few = Masks(random.integers(0, 3, (20, 2), dtype=np.int32), random.integers(5, 9, (20, 2), dtype=np.int32))
+    more = Masks(random.integers(0, 3, (10, 4), dtype=np.int32), random.integers(5, 9, (10, 4), dtype=np.int32))
+    with ShardWriter(tmp_path, "train-00000", LENGTH, "uint16", batch_rows=6) as writer:
+        writer.append(rows[:20], lengths[:20], few)
+        writer.append(rows[20:30], lengths[20:30], more)
+        writer.append(rows[30:], lengths[30:])
+    assert [shard.predictions for shard in writer.shards] == [2, 4, 0]
+    entry = SplitEntry(sequences=40, shards=writer.shards)
+    train = Sequences(tmp_path, "train", entry, LENGTH, 0)
+    assert not train.has_masks
+    assert Sequences(tmp_path, "train", entry.model_copy(update={"shards": writer.shards[:2]}), LENGTH, 0).has_masks
+    order = random.permutation(40)
+    np.testing.assert_array_equal(train.rows(order)[0], rows[order])
+    found = train.masks(order)
+    for part in range(2):
+        expected = np.zeros((40, 4), np.int32)
+        expected[:20, :2] = few[part]
+        expected[20:30] = more[part]
+        np.testing.assert_array_equal(found[part], expected[order])

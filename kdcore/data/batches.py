@@ -1,0 +1,88 @@
+"""Tokenised documents on their way through a preparation, in memory and in the files of an unfinished one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcore.data.base import TokenizedSequences
+from kdcore.data.manifest import RowType
+
+_SEQUENCE_ARRAYS = ("tokens", "lengths", "masked_positions", "masked_inputs")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedDocuments:
+    """Some documents, none of them empty, one after the other.
+
+    Attributes:
+        tokens: (tokens,) ids without special tokens.
+        document_ends: (documents,) where each document ends in `tokens`.
+        sentence_ends: where sentences end, rising, the ends of documents among them; None if they are not told apart.
+        points: (documents,) in [0, 1); those below the share to be held out are held out.
+        keys: (documents,) 64 bits of a hash of each text; empty if nobody looks for duplicates.
+    """
+
+    tokens: NDArray[np.int32]
+    document_ends: NDArray[np.int64]
+    sentence_ends: NDArray[np.int64] | None
+    points: NDArray[np.float64]
+    keys: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.document_ends)
+
+    def select(self, chosen: NDArray[np.bool_]) -> EncodedDocuments:
+        """Only the chosen documents; `chosen` is (documents,)."""
+        if chosen.all():
+            return self
+        lengths = np.diff(self.document_ends, prepend=0)
+        ends = np.cumsum(np.where(chosen, lengths, 0))
+        sentence_ends = None
+        if self.sentence_ends is not None:
+            document = np.searchsorted(self.document_ends, self.sentence_ends)
+            kept = chosen[document]
+            sentence_ends = self.sentence_ends[kept] - (self.document_ends - ends)[document[kept]]
+        return EncodedDocuments(
+            self.tokens[np.repeat(chosen, lengths)],
+            ends[chosen],
+            sentence_ends,
+            self.points[chosen],
+            self.keys[chosen] if self.keys.size else self.keys,
+        )
+
+
+Batch = EncodedDocuments | TokenizedSequences
+
+
+def write_batch(file: IO[bytes], batch: Batch, dtype: RowType) -> None:
+    """Append a batch to a file; `dtype` holds every id."""
+    if isinstance(batch, EncodedDocuments):
+        names: tuple[str, ...] = EncodedDocuments.__slots__
+        about: dict[str, Any] = {}
+    else:
+        names, about = _SEQUENCE_ARRAYS, {"id": batch.id, "split": batch.split}
+    arrays = {name: getattr(batch, name) for name in names if getattr(batch, name) is not None}
+    np.save(file, np.array(json.dumps({"about": about, "arrays": list(arrays)})))
+    for name, array in arrays.items():
+        np.save(file, array.astype(dtype) if name == "tokens" else array)
+
+
+def read_batches(path: Path) -> Iterator[Batch]:
+    """What was appended to a file, one batch after the other."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while file.tell() < size:
+            head = json.loads(str(np.load(file)))
+            arrays = {name: np.load(file) for name in head["arrays"]}
+            arrays["tokens"] = arrays["tokens"].astype(np.int32)
+            if head["about"]:
+                yield TokenizedSequences(**head["about"], **arrays)
+            else:
+                yield EncodedDocuments(**{"sentence_ends": None, **arrays})

@@ -1,0 +1,77 @@
+"""How far a preparation has come, counted by several processes in memory that they share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from ctypes import c_int64
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+
+class PreparationProgress(NamedTuple):
+    """How far a preparation has come; `bytes` of `total_bytes` of the raw text's files have been read."""
+
+    documents: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    total_bytes: int = 0
+
+
+Progress = Callable[[PreparationProgress], None]
+_COUNTED = len(PreparationProgress._fields) - 1
+
+
+class Counters:
+    """What processes have done, each in its own place, and what was done before they began."""
+
+    def __init__(self, processes: int, before: PreparationProgress) -> None:
+        self._before = before
+        self._counts: Any = get_context("fork").RawArray(c_int64, _COUNTED * processes)
+
+    def begin(self, worker: int) -> UnitCounter:
+        """A counter for the next unit of a process."""
+        return UnitCounter(self._counts, worker * _COUNTED)
+
+    def total(self) -> PreparationProgress:
+        """All that has been done."""
+        values = list(self._counts)
+        done = PreparationProgress(*(sum(values[field::_COUNTED]) + self._before[field] for field in range(_COUNTED)))
+        return done._replace(total_bytes=self._before.total_bytes)
+
+
+class UnitCounter:
+    """Counts what a process does to one unit."""
+
+    def __init__(self, counts: Any, place: int) -> None:
+        self._counts = counts
+        self._place = place
+        self._before = list(counts[place : place + _COUNTED])
+
+    def at(self, *, documents: int = 0, sequences: int = 0, tokens: int = 0, bytes_done: int = 0) -> None:
+        """Say how far the unit has come since its beginning."""
+        for field, value in enumerate((documents, sequences, tokens, bytes_done)):
+            self._counts[self._place + field] = self._before[field] + value
+
+
+class Speed:
+    """How fast a preparation is, from when it was first asked for."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, PreparationProgress] | None = None
+
+    def describe(self, progress: PreparationProgress) -> str:
+        """One line: documents, share, MB/s of raw text, and time left if it goes on like this."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, progress)
+        seconds, before = now - self._start[0], self._start[1]
+        done = progress.bytes - before.bytes
+        parts = [f"{progress.documents:,} documents, {progress.sequences:,} sequences"]
+        if progress.total_bytes:
+            parts.append(f"{progress.bytes / progress.total_bytes:.0%} of {progress.total_bytes / 1e6:,.0f} MB")
+        if done > 0 and seconds > 0:
+            left = (progress.total_bytes - progress.bytes) * seconds / done
+            parts.append(f"{done / seconds / 1e6:.1f} MB/s, {left / 60:,.0f} minutes left")
+        return ", ".join(parts)

@@ -1,0 +1,83 @@
+"""What an unfinished preparation remembers of the units that are done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from kdcore.data.manifest import Damage, ShardEntry, write_json
+from kdcore.data.splitting import Nearest, Split
+
+
+class TokenisedUnit(BaseModel):
+    """A unit whose tokens wait for the duplicates in all units to be known."""
+
+    documents: int
+    tokens: int
+    report: dict[str, int]
+    damages: list[Damage]
+
+
+class WrittenUnit(BaseModel):
+    """A unit whose shards are written."""
+
+    shards: dict[Split, list[ShardEntry]]
+    counts: dict[Split, dict[str, int]]
+    report: dict[str, int]
+    damages: list[Damage]
+    nearest: Nearest | None
+
+    def total(self, name: str) -> int:
+        """A count over all splits."""
+        return sum(counts.get(name, 0) for counts in self.counts.values())
+
+
+Record = TypeVar("Record", TokenisedUnit, WrittenUnit)
+
+
+class Records:
+    """Records and other files of units, in a folder of their own.
+
+    Args:
+        folder: the folder; `shards` names the one in which units' shards are.
+        shards: where the shards of written units are.
+    """
+
+    def __init__(self, folder: Path, shards: Path) -> None:
+        self._folder = folder
+        self._shards = shards
+        folder.mkdir(exist_ok=True)
+
+    def path(self, unit: int, what: str) -> Path:
+        """Where a file of a unit is."""
+        return self._folder / f"{unit:05d}.{what}"
+
+    def write(self, unit: int, record: TokenisedUnit | WrittenUnit) -> None:
+        """Remember that a unit is done; the last thing that is done to it."""
+        write_json(self.path(unit, _file_of(type(record))), record.model_dump(mode="json"))
+
+    def tokenised(self, unit: int) -> TokenisedUnit | None:
+        """What is known of a unit that is tokenised."""
+        return self._read(unit, TokenisedUnit)
+
+    def written(self, unit: int) -> WrittenUnit | None:
+        """What is known of a unit whose shards are there."""
+        record = self._read(unit, WrittenUnit)
+        shards = [] if record is None else [shard for shards in record.shards.values() for shard in shards]
+        return record if all(_size(self._shards / shard.file) == shard.bytes for shard in shards) else None
+
+    def _read(self, unit: int, kind: type[Record]) -> Record | None:
+        try:
+            return kind.model_validate_json(self.path(unit, _file_of(kind)).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+
+def _file_of(kind: type[BaseModel]) -> str:
+    return "tokenised.json" if kind is TokenisedUnit else "written.json"
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None

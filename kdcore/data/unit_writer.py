@@ -1,0 +1,189 @@
+"""The tokenised documents of a unit into the files of its splits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcore.data.base import TokenizedSequences
+from kdcore.data.batches import Batch, EncodedDocuments
+from kdcore.data.manifest import ShardEntry, row_dtype
+from kdcore.data.packing import SPECIAL_TOKENS_A_SEQUENCE, Packer, Rows
+from kdcore.data.recipe import DataRecipe
+from kdcore.data.shard_writer import ShardWriter
+from kdcore.data.shards import SPLITS, Masks
+from kdcore.data.splitting import Nearest, Split, point_of
+from kdcore.data.tokenizers import SpecialIds
+from kdcore.data.units import Unit
+from kdcore.errors import DataError
+
+_SHORT_SEQUENCES_STREAM = 2  # second word of the random key, see kdcore.tasks.masked_lm
+
+
+class UnitWriter:
+    """Packs what it is given, each split by itself, and writes it.
+
+    Args:
+        folder: where the files go, named after splits and unit.
+        unit: whose documents they are.
+        data: the recipe.
+        ids: special tokens.
+        vocab_size: ids are below it.
+        dropped: whether each of its documents is left out; None leaves out none.
+        moved: number of a document that goes to the other split than the one that its point says.
+
+    Attributes:
+        counts: documents, sentences, sequences, tokens and unknown_tokens of each split.
+        nearest: the document that would be moved first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        unit: Unit,
+        data: DataRecipe,
+        ids: SpecialIds,
+        vocab_size: int,
+        *,
+        dropped: NDArray[np.bool_] | None = None,
+        moved: int | None = None,
+    ) -> None:
+        self.counts: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
+        self.nearest: Nearest | None = None
+        self._unit = unit
+        self._data = data
+        self._ids = ids
+        self._vocab_size = vocab_size
+        self._dropped = dropped
+        self._moved = moved
+        self._documents = 0
+        self._files = ExitStack()
+        self._writers = {
+            split: ShardWriter(
+                folder, f"{split}-{unit.number:05d}", data.sequence_length, row_dtype(vocab_size), corpus=unit.corpus
+            )
+            for split in SPLITS
+        }
+        self._packers = {
+            split: Packer(data.layout, ids, np.random.Generator(_short_sequences_key(data.seed, unit.number, number)))
+            for number, split in enumerate(SPLITS)
+        }
+
+    def __enter__(self) -> Self:
+        for writer in self._writers.values():
+            self._files.enter_context(writer)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            for split, packer in self._packers.items():
+                self._append(split, packer.finish())
+        self._files.__exit__(kind, error, traceback)
+
+    @property
+    def shards(self) -> dict[Split, list[ShardEntry]]:
+        """The files that have been finished."""
+        return {split: writer.shards for split, writer in self._writers.items()}
+
+    def totals(self) -> dict[str, int]:
+        """Documents, sequences and tokens so far."""
+        return {
+            name: sum(counts[name] for counts in self.counts.values()) for name in ("documents", "sequences", "tokens")
+        }
+
+    def add(self, batch: Batch) -> None:
+        """Write some documents.
+
+        Raises:
+            DataError: sequences that were tokenised elsewhere do not fit the recipe.
+        """
+        if isinstance(batch, TokenizedSequences):
+            self._add_sequences(batch)
+            return
+        first, self._documents = self._documents, self._documents + len(batch)
+        kept = np.ones(len(batch), np.bool_) if self._dropped is None else ~self._dropped[first : self._documents]
+        distances = np.where(kept, np.abs(batch.points - self._data.held_out), np.inf)
+        if kept.any():
+            here = int(distances.argmin())
+            if self.nearest is None or distances[here] < self.nearest.distance:
+                self.nearest = Nearest(float(distances[here]), first + here)
+        held_out = batch.points < self._data.held_out
+        if self._moved is not None and first <= self._moved < self._documents:
+            held_out[self._moved - first] ^= True
+        self._add_documents("train", batch.select(kept & ~held_out))
+        self._add_documents("held_out", batch.select(kept & held_out))
+
+    def _add_documents(self, split: Split, documents: EncodedDocuments) -> None:
+        if not len(documents):
+            return
+        counts = self.counts[split]
+        counts["documents"] += len(documents)
+        counts["tokens"] += documents.tokens.size
+        counts["unknown_tokens"] += self._unknown(documents.tokens)
+        if documents.sentence_ends is not None:
+            counts["sentences"] += len(documents.sentence_ends)
+        rows = self._packers[split].add(documents.tokens, documents.document_ends, documents.sentence_ends)
+        self._append(split, rows)
+
+    def _append(self, split: Split, rows: Rows, masks: Masks | None = None) -> None:
+        self.counts[split]["sequences"] += len(rows[0])
+        self._writers[split].append(*rows, masks)
+
+    def _add_sequences(self, batch: TokenizedSequences) -> None:
+        rows, real = self._checked_rows(batch)
+        point = point_of(f"{self._unit.corpus}:{batch.id}", self._data.seed)
+        split = batch.split or ("held_out" if point < self._data.held_out else "train")
+        counts = self.counts[split]
+        counts["documents"] += len(rows)
+        counts["tokens"] += int(batch.lengths.sum()) - SPECIAL_TOKENS_A_SEQUENCE * len(rows)
+        counts["unknown_tokens"] += self._unknown(rows[real])
+        masks = None
+        if batch.masked_positions is not None and batch.masked_inputs is not None:
+            masks = Masks(batch.masked_positions, np.where(batch.masked_positions > 0, batch.masked_inputs, 0))
+        self._append(split, (rows, batch.lengths.astype(np.int32)), masks)
+
+    def _checked_rows(self, batch: TokenizedSequences) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Rows padded as ours are, and which of their places hold a token."""
+        count, width = batch.tokens.shape
+        ids, room = self._ids, self._data.sequence_length
+        if width > room and batch.lengths.max(initial=0) > room:
+            raise DataError(
+                f"{batch.id}: sequences have up to {batch.lengths.max()} tokens, the data recipe wants {room}",
+                key="sequence_length",
+                hint="raise sequence_length",
+            )
+        rows = np.full((count, room), ids.pad, np.int32)
+        real = np.arange(room) < batch.lengths[:, None]
+        rows[:, :width] = batch.tokens[:, :room]
+        rows[~real] = ids.pad
+        ends = rows[np.arange(count), batch.lengths - 1]
+        positions, inputs = batch.masked_positions, batch.masked_inputs
+        strange = [rows] if inputs is None or positions is None else [rows, inputs[positions > 0]]
+        if (batch.lengths < SPECIAL_TOKENS_A_SEQUENCE).any() or (batch.lengths > width).any():
+            what = "has sequences whose lengths cannot be"
+        elif any(each.size and (each.min() < 0 or each.max() >= self._vocab_size) for each in strange):
+            what = f"has ids that the tokenizer does not have; it has {self._vocab_size}"
+        elif not ((rows[:, 0] == ids.cls).all() and (ends == ids.sep).all()):
+            what = f"has sequences that do not start with [CLS] ({ids.cls}) or end with [SEP] ({ids.sep})"
+        elif positions is not None and (positions >= batch.lengths[:, None]).any():
+            what = "has masked places behind the ends of sequences"
+        else:
+            return rows, real
+        raise DataError(
+            f"{batch.id}: {what}", key="tokenizer", hint="name the tokenizer that the sequences were made with"
+        )
+
+    def _unknown(self, tokens: NDArray[np.int32]) -> int:
+        return 0 if self._ids.unk is None else int(np.count_nonzero(tokens == self._ids.unk))
+
+
+def _short_sequences_key(seed: int, unit: int, split: int) -> np.random.Philox:
+    return np.random.Philox(key=[seed, _SHORT_SEQUENCES_STREAM], counter=[0, unit, split, 0])

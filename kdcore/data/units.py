@@ -1,0 +1,142 @@
+"""One unit of a preparation: a few megabytes of raw text, read, cleaned, tokenised, packed and written by one process.
+
+Units are the corpora's parts, small ones joined, so they depend on the files alone. What a unit's files hold depends on
+the unit alone; that is why neither interruptions nor the number of processes leave a trace in prepared data.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdcore.data.base import PART_BYTES, Corpus, Document, Part, TokenizedSequences
+from kdcore.data.batches import Batch, EncodedDocuments
+from kdcore.data.cleaning import clean_text
+from kdcore.data.duplicates import text_key
+from kdcore.data.encoding import Encoder
+from kdcore.data.manifest import Damage
+from kdcore.data.splitting import point_of
+from kdcore.errors import DataError
+
+BATCH_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some parts of one corpus.
+
+    Attributes:
+        number: place of the unit among all.
+        corpus: number of the corpus.
+        parts: its pieces, in the order of reading.
+    """
+
+    number: int
+    corpus: int
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the files that it covers."""
+        return sum(part.bytes for part in self.parts)
+
+
+def units_of(corpora: Sequence[Corpus]) -> list[Unit]:
+    """Cut corpora into units of at most `PART_BYTES`, or one part if that is larger."""
+    units: list[Unit] = []
+    for number, corpus in enumerate(corpora):
+        joined: list[Part] = []
+        size = 0
+        for part in corpus.parts():
+            part_bytes = part.bytes or PART_BYTES  # one of unknown size may be large
+            if joined and size + part_bytes > PART_BYTES:
+                units.append(Unit(len(units), number, tuple(joined)))
+                joined, size = [], 0
+            joined.append(part)
+            size += part_bytes
+        units.append(Unit(len(units), number, tuple(joined)))
+    return units
+
+
+class UnitReader:
+    """Reads, cleans and tokenises a unit.
+
+    Attributes:
+        report: what was repaired or left out, counted by kind.
+        damages: parts that could not be read to their end.
+        bytes_done: how much of the unit has been read.
+    """
+
+    def __init__(self, unit: Unit, corpus: Corpus, encoder: Encoder, seed: int, *, keys: bool) -> None:
+        self.report: Counter[str] = Counter()
+        self.damages: list[Damage] = []
+        self._unit = unit
+        self._corpus = corpus
+        self._encoder = encoder
+        self._seed = seed
+        self._keys = keys
+        self._bytes_before = 0
+
+    @property
+    def bytes_done(self) -> int:
+        """Bytes of the unit's files that have been read."""
+        return self._bytes_before + self._corpus.bytes_read
+
+    def batches(self) -> Iterator[Batch]:
+        """Tokenised documents, about a million characters at a time."""
+        waiting: list[Document] = []
+        size = 0
+        for item in self._items():
+            if isinstance(item, Document):
+                waiting.append(item)
+                size += len(item.text)
+            if waiting and (size >= BATCH_CHARACTERS or not isinstance(item, Document)):
+                yield self._encode(waiting)
+                waiting, size = [], 0
+            if not isinstance(item, Document):
+                yield item
+        if waiting:
+            yield self._encode(waiting)
+
+    def _items(self) -> Iterator[Document | TokenizedSequences]:
+        for part in self._unit.parts:
+            self._corpus.report.clear()
+            self._corpus.bytes_read = 0
+            try:
+                for item in self._corpus.read(part):
+                    if not isinstance(item, Document):
+                        yield item
+                        continue
+                    text = clean_text(item.text, self.report)
+                    if text:
+                        yield Document(item.id, text)
+                    else:
+                        self.report["empty documents skipped"] += 1
+            except DataError as error:
+                self.damages += [
+                    Damage(corpus=self._unit.corpus, part=part.name, what=one.what, where=one.where, hint=one.hint)
+                    for one in error.problems
+                ]
+            self.report.update(self._corpus.report)
+            self._corpus.bytes_read = 0
+            self._bytes_before += part.bytes
+
+    def _encode(self, documents: list[Document]) -> EncodedDocuments:
+        encoded = self._encoder.encode([document.text for document in documents])
+        filled = np.diff(encoded.ends, prepend=0) > 0
+        missing = len(documents) - int(np.count_nonzero(filled))
+        if missing:
+            self.report["documents without tokens skipped"] += missing
+            documents = [document for document, full in zip(documents, filled, strict=True) if full]
+        points = [point_of(f"{self._unit.corpus}:{document.id}", self._seed) for document in documents]
+        keys = [text_key(document.text) for document in documents] if self._keys else []
+        return EncodedDocuments(
+            encoded.tokens,
+            encoded.ends[filled],
+            encoded.sentence_ends,
+            np.array(points, np.float64),
+            np.array(keys, np.uint64),
+        )

@@ -1,0 +1,44 @@
+"""Which row an epoch shows where corpora have weights."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcore.data.manifest import Manifest
+from kdcore.data.splitting import Split
+
+
+class WeightedRows:
+    """A split as an epoch shows it: the rows of a corpus `weight` times.
+
+    A corpus of weight 2 has each row twice in every epoch. One of weight 0.5 shows half of its rows in an epoch and the
+    other half in the next, so that all are shown equally often.
+
+    Args:
+        manifest: the prepared data's.
+        split: which rows.
+        weighted: whether weights count; without them each row is one sample.
+    """
+
+    def __init__(self, manifest: Manifest, split: Split, *, weighted: bool = True) -> None:
+        available = np.zeros(max(1, len(manifest.weights)), np.int64)
+        for shard in manifest.splits[split].shards:  # in the order of corpora
+            available[shard.corpus] += shard.rows
+        weights = np.ones(len(available)) if not weighted else np.array(manifest.weights or [1.0])
+        shown = np.maximum(np.round(weights * available), np.minimum(available, 1)).astype(np.int64)
+        self._plain = bool((shown == available).all())
+        self._available = available
+        self._shown = shown
+        self._first_row = np.cumsum(available) - available
+        self._first_sample = np.cumsum(shown) - shown
+        self.num_samples = int(shown.sum())
+
+    def rows(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of the rows that these samples show in these epochs."""
+        if self._plain:
+            return samples
+        corpus = np.searchsorted(self._first_sample + self._shown, samples, side="right")
+        turn = samples - self._first_sample[corpus] + epochs * self._shown[corpus]
+        rows: NDArray[np.int64] = self._first_row[corpus] + turn % self._available[corpus]
+        return rows

@@ -1,0 +1,208 @@
+"""What is done to the units of a preparation, and by how many processes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcore.data.base import Corpus
+from kdcore.data.batches import EncodedDocuments, read_batches, write_batch
+from kdcore.data.duplicates import repeated
+from kdcore.data.encoding import Encoder
+from kdcore.data.manifest import row_dtype
+from kdcore.data.progress import Counters, PreparationProgress, Progress
+from kdcore.data.recipe import DataRecipe
+from kdcore.data.records import Records, TokenisedUnit, WrittenUnit
+from kdcore.data.sentences import split_sentences
+from kdcore.data.staging import whole_file
+from kdcore.data.tokenizers import special_ids
+from kdcore.data.unit_writer import UnitWriter
+from kdcore.data.units import UnitReader, units_of
+from kdcore.data.workers import run_in_processes
+
+UNITS = "units"
+
+
+class Work:
+    """A preparation's units, in a folder in which the work may have been begun.
+
+    Where duplicates are to be removed, units are tokenised first, and written once all of them are: only then is it
+    known which documents come again. Otherwise each is written at once.
+
+    Args:
+        data: the recipe.
+        corpora: its readers.
+        tokenizer: its tokenizer.
+        vocab_size: every id is below it.
+        folder: where shards go; what is remembered of units is in a folder below.
+        workers: how many processes.
+        progress: told now and then how far the work has come.
+        lock: descriptor that worker processes close, for they would keep a lock when this process is gone.
+
+    Attributes:
+        units: all of them.
+    """
+
+    def __init__(
+        self,
+        data: DataRecipe,
+        corpora: Sequence[Corpus],
+        tokenizer: Any,
+        vocab_size: int,
+        folder: Path,
+        *,
+        workers: int,
+        progress: Progress | None,
+        lock: int,
+    ) -> None:
+        self.units = units_of(corpora)
+        self._data = data
+        self._corpora = corpora
+        self._ids = special_ids(tokenizer)
+        self._vocab_size = vocab_size
+        self._folder = folder
+        self._records = Records(folder / UNITS, folder)
+        self._workers = workers
+        self._progress = progress
+        self._lock = lock
+        split = split_sentences if data.layout.sentences else None
+        self._encoder = Encoder(tokenizer, split_sentences=split, all_cores=workers > 1)
+        self._repeated: list[NDArray[np.bool_]] = []
+        self._counters = Counters(1, PreparationProgress())
+
+    def run(self, numbers: Sequence[int]) -> None:
+        """Do what can be done to these units without knowing the others, unless it has been done."""
+        if self._data.remove_duplicates:
+            self._run(self._tokenise, numbers, self._records.tokenised)
+        else:
+            self._run(self._write, numbers, self._records.written)
+
+    def left(self) -> int:
+        """How many units have still to be run."""
+        known = self._records.tokenised if self._data.remove_duplicates else self._records.written
+        return sum(known(unit.number) is None for unit in self.units)
+
+    def finish(self) -> list[WrittenUnit]:
+        """Do what is left to do to any unit; what is known of each then."""
+        numbers = range(len(self.units))
+        self.run(numbers)
+        if self._data.remove_duplicates:
+            self._repeated = repeated([np.load(self._records.path(number, "keys.npy")) for number in numbers])
+            self._run(self._write, numbers, self._records.written)
+        return [self._known(number) for number in numbers]
+
+    def move(self, number: int, document: int) -> WrittenUnit:
+        """Write a unit again, with one of its documents in the other split."""
+        self._write(number, 0, moved=document)
+        return self._known(number)
+
+    def _known(self, number: int) -> WrittenUnit:
+        record = self._records.written(number)
+        if record is None:
+            raise OSError(f"what was written of unit {number} has gone")
+        return record
+
+    def _run(
+        self,
+        work: Callable[[int, int], None],
+        numbers: Sequence[int],
+        known: Callable[[int], TokenisedUnit | WrittenUnit | None],
+    ) -> None:
+        records = {number: known(number) for number in numbers}
+        missing = [number for number, record in records.items() if record is None]
+        processes = max(1, min(self._workers, len(missing)))
+        self._counters = Counters(processes, self._done_before(records))
+        self._tell()
+        if processes == 1:
+            for number in missing:
+                work(number, 0)
+        else:
+            run_in_processes(work, missing, processes, in_child=self._in_child, tick=self._tell)
+        self._tell()
+
+    def _done_before(self, records: dict[int, TokenisedUnit | WrittenUnit | None]) -> PreparationProgress:
+        documents = sequences = tokens = done = 0
+        for number, record in records.items():
+            if isinstance(record, TokenisedUnit):
+                documents += record.documents
+                tokens += record.tokens
+            elif record is not None:
+                documents += record.total("documents")
+                sequences += record.total("sequences")
+                tokens += record.total("tokens")
+            done += 0 if record is None else self.units[number].bytes
+        return PreparationProgress(
+            documents, sequences, tokens, done, sum(self.units[number].bytes for number in records)
+        )
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._counters.total())
+
+    def _in_child(self) -> None:
+        self._progress = None
+        with suppress(OSError):
+            os.close(self._lock)
+
+    def _reader(self, number: int) -> UnitReader:
+        unit = self.units[number]
+        corpus = self._corpora[unit.corpus]
+        return UnitReader(unit, corpus, self._encoder, self._data.seed, keys=self._data.remove_duplicates)
+
+    def _tokenise(self, number: int, worker: int) -> None:
+        reader, counter = self._reader(number), self._counters.begin(worker)
+        dtype = row_dtype(self._vocab_size)
+        keys: list[NDArray[np.uint64]] = []
+        documents = tokens = 0
+        with whole_file(self._records.path(number, "tokens")) as file:
+            for batch in reader.batches():
+                write_batch(file, batch, dtype)
+                if isinstance(batch, EncodedDocuments):
+                    keys.append(batch.keys)
+                    documents += len(batch)
+                    tokens += batch.tokens.size
+                counter.at(documents=documents, tokens=tokens, bytes_done=reader.bytes_done)
+                self._tell()
+        with whole_file(self._records.path(number, "keys.npy")) as file:
+            np.save(file, np.concatenate([*keys, np.empty(0, np.uint64)]))
+        record = TokenisedUnit(documents=documents, tokens=tokens, report=reader.report, damages=reader.damages)
+        self._records.write(number, record)
+        counter.at(documents=documents, tokens=tokens, bytes_done=self.units[number].bytes)
+
+    def _write(self, number: int, worker: int, *, moved: int | None = None) -> None:
+        reader, counter = self._reader(number), self._counters.begin(worker)
+        tokenised = self._records.tokenised(number) if self._data.remove_duplicates else None
+        batches = reader.batches() if tokenised is None else read_batches(self._records.path(number, "tokens"))
+        repeated_here = None if tokenised is None else self._repeated[number]
+        with UnitWriter(
+            self._folder,
+            self.units[number],
+            self._data,
+            self._ids,
+            self._vocab_size,
+            dropped=repeated_here,
+            moved=moved,
+        ) as writer:
+            for batch in batches:
+                writer.add(batch)
+                counter.at(**writer.totals(), bytes_done=reader.bytes_done)
+                self._tell()
+        report = reader.report if tokenised is None else Counter(tokenised.report)
+        if repeated_here is not None and repeated_here.any():
+            report["duplicates removed"] += int(repeated_here.sum())
+        record = WrittenUnit(
+            shards=writer.shards,
+            counts=writer.counts,
+            report=report,
+            damages=reader.damages if tokenised is None else tokenised.damages,
+            nearest=writer.nearest,
+        )
+        self._records.write(number, record)
+        counter.at(**writer.totals(), bytes_done=self.units[number].bytes)

@@ -1,0 +1,129 @@
+"""Numbered pieces of work, dealt to forked processes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from kdcore.errors import KdcoreError, MachineError
+
+SECONDS_BETWEEN_TICKS = 0.25
+_PR_SET_PDEATHSIG = 1
+
+
+def run_in_processes(
+    work: Callable[[int, int], None],
+    items: Iterable[int],
+    processes: int,
+    *,
+    in_child: Callable[[], None],
+    tick: Callable[[], None],
+) -> None:
+    """Call `work(item, worker)` for each item, in processes that know all that this one knows.
+
+    Processes are forked, so nothing has to be picklable; they end with this one, however it ends, and all at once when
+    one of them fails.
+
+    Args:
+        work: does one item; `worker` is the number of the process, from 0.
+        items: what is to be done, in this order.
+        processes: how many at once.
+        in_child: called first in each process.
+        tick: called in this process a few times a second.
+
+    Raises:
+        MachineError: a process was killed.
+        Exception: whatever `work` raised.
+    """
+    waiting = iter(items)
+    context = get_context("fork")
+    workers: dict[Connection, BaseProcess] = {}
+    busy: set[Connection] = set()
+
+    def give(pipe: Connection) -> None:
+        item = next(waiting, None)
+        if item is None:
+            busy.discard(pipe)
+        else:
+            busy.add(pipe)
+            pipe.send(item)
+
+    try:
+        for number in range(processes):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(
+                target=_serve, args=(work, theirs, number, os.getpid(), in_child), daemon=True
+            )
+            process.start()
+            theirs.close()
+            workers[ours] = process
+            give(ours)
+        while busy:
+            for pipe in connection.wait(list(busy), timeout=SECONDS_BETWEEN_TICKS):
+                assert isinstance(pipe, Connection)
+                _raise_what_happened(pipe, workers[pipe])
+                give(pipe)
+            tick()
+    finally:
+        for pipe, process in workers.items():
+            process.kill()
+            process.join()
+            pipe.close()
+
+
+def _raise_what_happened(pipe: Connection, process: BaseProcess) -> None:
+    try:
+        error = pipe.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        raise MachineError(
+            f"a worker process ended {how}, perhaps for want of memory: start again to go on, with fewer workers"
+        ) from None
+    if error is not None:
+        raise error
+
+
+def _serve(
+    work: Callable[[int, int], None], pipe: Connection, number: int, parent: int, in_child: Callable[[], None]
+) -> None:
+    _end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    in_child()
+    while True:
+        item = pipe.recv()
+        try:
+            work(item, number)
+        except Exception as error:
+            pipe.send(_for_the_parent(error))
+        else:
+            pipe.send(None)
+
+
+def _for_the_parent(error: Exception) -> Exception:
+    import pickle
+
+    if not isinstance(error, KdcoreError | OSError):
+        error.add_note("".join(traceback.format_exception(error)))  # where in the worker it was raised
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class does when it is pickled: the words matter
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, were it by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

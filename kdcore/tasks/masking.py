@@ -1,0 +1,190 @@
+"""Which tokens of a sequence are hidden, and by what; NumPy, no Python for each token."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from kdcore.data.shards import Masks, PreparedData
+from kdcore.errors import DataError
+from kdcore.recipe.schema import ComponentConfig
+
+_MASKING_STREAM = 1  # second word of the random key: other users of a seed take other streams
+
+
+class Masking(ComponentConfig):
+    """Which tokens are hidden, and by what (Devlin et al. 2019, section 3.1). Special tokens never are."""
+
+    probability: float = Field(0.15, ge=0, le=1, description="Chance of each token to be predicted.")
+    mask: float = Field(0.8, ge=0, le=1, description="Share of those that become the mask token.")
+    random: float = Field(0.1, ge=0, le=1, description="Share of those that become a random token; the rest stay.")
+    whole_word: bool = Field(False, description="Predict all tokens of a word or none of them.")
+    max_predictions: int | None = Field(
+        None, gt=0, description="At most so many tokens of a sequence, picked at random."
+    )
+    duplicates: int | None = Field(
+        None,
+        gt=0,
+        description="Draw so many masks of each sequence and use them in turn; default: new ones each epoch.",
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> Masking:
+        if self.mask + self.random > 1:
+            raise ValueError("`mask` and `random` are shares of the same tokens and may not exceed 1 together")
+        return self
+
+
+class Masked(NamedTuple):
+    """Sequences as the model sees them.
+
+    Attributes:
+        inputs: (B, L) token ids.
+        predicted: (B, L) whether the original token is to be predicted.
+    """
+
+    inputs: np.ndarray
+    predicted: np.ndarray
+
+
+class MaskDrawer:
+    """Draws masks; they are functions of seed, sample and epoch, whatever else is in the batch.
+
+    Args:
+        masking: what to draw.
+        data: the prepared data.
+        seed: the recipe's.
+
+    Raises:
+        DataError: whole words are asked for, and the tokenizer does not tell where words start.
+    """
+
+    def __init__(self, masking: Masking, data: PreparedData, seed: int) -> None:
+        self._masking = masking
+        self._seed = seed
+        self._length = data.sequence_length
+        self._mask_id = data.mask_id
+        self._special = np.zeros(data.vocab_size, dtype=bool)
+        self._special[list(data.special_ids)] = True
+        self._ordinary_ids = np.flatnonzero(~self._special)
+        self._starts_word = word_starts(data) if masking.whole_word else None
+
+    def draw(
+        self, tokens: np.ndarray, real: np.ndarray, samples: np.ndarray, epochs: np.ndarray, stream: int
+    ) -> Masked:
+        """Mask sequences.
+
+        Args:
+            tokens: (B, L) ids.
+            real: (B, L) whether a place holds a token.
+            samples: (B,) numbers of the samples.
+            epochs: (B,) how often each has been seen.
+            stream: tells splits apart.
+        """
+        masking = self._masking
+        draws = np.empty((len(samples), 3, self._length))
+        if masking.duplicates is not None:
+            epochs = epochs % masking.duplicates
+        for row, (sample, epoch) in enumerate(zip(samples.tolist(), epochs.tolist(), strict=True)):
+            generator = np.random.Philox(key=[self._seed, _MASKING_STREAM], counter=[0, sample, epoch, stream])
+            np.random.Generator(generator).random(out=draws[row])
+        choose, replace, which = (draws[:, part, : tokens.shape[1]] for part in range(3))
+        maskable = real & ~self._special[tokens]
+        first = None if self._starts_word is None else self._first_of_word(tokens, maskable)
+        if first is not None:
+            choose = np.take_along_axis(choose, first, axis=1)
+        predicted = (choose < masking.probability) & maskable
+        if masking.max_predictions is not None:
+            predicted = at_most(masking.max_predictions, predicted, choose, first)
+        random_ids = self._ordinary_ids[(which * len(self._ordinary_ids)).astype(np.int64)]
+        inputs = np.where(predicted & (replace < masking.mask), self._mask_id, tokens)
+        is_random = predicted & (replace >= masking.mask) & (replace < masking.mask + masking.random)
+        return Masked(np.where(is_random, random_ids, inputs), predicted)
+
+    def _first_of_word(self, tokens: np.ndarray, maskable: np.ndarray) -> np.ndarray:
+        """(B, L) the place of the first token of each token's word."""
+        assert self._starts_word is not None
+        starts = self._starts_word[tokens] | ~maskable
+        starts[:, 1:] |= ~maskable[:, :-1]
+        return np.maximum.accumulate(np.where(starts, np.arange(tokens.shape[1]), 0), axis=1)
+
+
+def stored_masks(tokens: np.ndarray, masks: Masks) -> Masked:
+    """Sequences (B, L) with the masks that are stored with them."""
+    inputs, predicted = tokens.copy(), np.zeros(tokens.shape, dtype=bool)
+    rows, columns = np.nonzero(masks.positions)
+    places = masks.positions[rows, columns]
+    inputs[rows, places] = masks.inputs[rows, columns]
+    predicted[rows, places] = True
+    return Masked(inputs, predicted)
+
+
+def at_most(limit: int, predicted: np.ndarray, choose: np.ndarray, first: np.ndarray | None) -> np.ndarray:
+    """Drop words (or tokens) at random until at most `limit` tokens of each sequence are to be predicted.
+
+    Args:
+        limit: the most tokens of a sequence.
+        predicted: (B, L) whether a token is to be predicted.
+        choose: (B, L) what was drawn for it; words with the smallest numbers stay.
+        first: (B, L) the place of the first token of its word; None where each token stands for itself.
+    """
+    if not (predicted.sum(axis=1) > limit).any():
+        return predicted
+    batch, length = predicted.shape
+    places = np.broadcast_to(np.arange(length), predicted.shape)
+    order = np.argsort(np.where(predicted, choose, np.inf), axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, places, axis=1)
+    if first is None:
+        return predicted & (rank < limit)
+    words = first + length * np.arange(batch)[:, None]
+    sizes = np.bincount(words[predicted], minlength=batch * length)
+    # Tokens of a word have the same number, so they follow one another in the order.
+    ends = np.take_along_axis(rank, first, axis=1) + sizes[words]
+    kept: np.ndarray = predicted & (ends <= limit)
+    return kept
+
+
+def word_starts(data: PreparedData) -> np.ndarray:
+    """(vocab_size,) whether a token starts a word, by the marks that its tokenizer puts on tokens.
+
+    Raises:
+        DataError: the tokenizer puts no marks on them.
+    """
+    file = data.tokenizer_folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    tokens = list(vocabulary) if isinstance(vocabulary, dict) else [piece for piece, _ in vocabulary]
+    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
+    continues, begins = _marks(content)
+    if not continues and not begins:
+        raise DataError(
+            "the tokenizer does not mark where words start",
+            where=str(file),
+            key="task.masking.whole_word",
+            allowed="WordPiece, SentencePiece and byte-level tokenizers",
+            hint="leave `whole_word` out",
+        )
+    starts = np.ones(data.vocab_size, dtype=bool)
+    for token, number in zip(tokens, numbers, strict=True):
+        starts[number] = not token.startswith(continues) if continues else token.startswith(begins)
+    starts[[token["id"] for token in content["added_tokens"]]] = True
+    return starts
+
+
+def _marks(content: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The prefix of tokens that continue a word, or the prefixes of those that start one."""
+    model = content["model"]
+    if model.get("continuing_subword_prefix"):
+        return str(model["continuing_subword_prefix"]), ()
+    around = json.dumps([content[part] for part in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    if "▁" in around:
+        return "", ("▁",)
+    return "", (
+        "Ġ",
+        "Ċ",
+        "ĉ",
+    ) if '"ByteLevel"' in around else ()  # space, newline and tab, as that alphabet writes them
