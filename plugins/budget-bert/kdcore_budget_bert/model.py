@@ -8,24 +8,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from kdcore import Architecture, TransformersModel
-from kdcore_budget_bert.modeling_budget_bert import BudgetBertConfig, BudgetBertForMaskedLM
+from kdcore_budget_bert.modeling_budget_bert import (
+    BudgetBertConfig,
+    BudgetBertForMaskedLM,
+    BudgetBertForSequenceClassification,
+    BudgetBertModel,
+)
 
 PLAIN = {"norm_position": "post", "norm": "layer_norm", "embedding_norm": True}
 """The keys with which the encoder computes what BERT does."""
+
+PLAIN_CLASSES = {
+    BudgetBertModel: BertModel,
+    BudgetBertForMaskedLM: BertForMaskedLM,
+    BudgetBertForSequenceClassification: BertForSequenceClassification,
+}
 
 
 def save(network: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Write a plain BERT where the network is one, else a folder with the modelling file in it."""
     config = network.config
     if all(getattr(config, key) == value for key, value in PLAIN.items()):
-        cls = BertForMaskedLM if isinstance(network, BudgetBertForMaskedLM) else BertModel
         own = {*PLAIN, "model_type", "architectures", "auto_map"}
         stated = {key: value for key, value in config.to_dict().items() if key not in own}
         with torch.device("meta"):
-            network = cls(BertConfig.from_dict(stated))
+            network = PLAIN_CLASSES[type(network)](BertConfig.from_dict(stated))
     network.save_pretrained(folder, state_dict=weights)
 
 

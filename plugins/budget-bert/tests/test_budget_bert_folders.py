@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from kdcore_budget_bert.model import BudgetBert
+from kdcore_budget_bert import BudgetBertForSequenceClassification
+from kdcore_budget_bert.model import BudgetBert, save
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -20,6 +21,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     BertModel,
     RobertaConfig,
     RobertaModel,
@@ -109,6 +111,19 @@ def test_post_ln_with_layer_norm_is_exported_as_the_bert_that_it_is(
     assert type(bare) is BertModel
     assert not report["missing_keys"]
     assert not any("kdcore" in path.read_text() for path in tmp_path.glob("*.json"))
+
+
+@torch.no_grad()
+def test_a_classifier_in_that_form_is_saved_as_berts(bert_folder: Path, batch: Batch, tmp_path: Path) -> None:
+    config = student(bert_folder, PLAIN).hf_config
+    config.num_labels = 3
+    network = BudgetBertForSequenceClassification(config).eval()
+    save(network, tmp_path, network.state_dict())
+    again, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(again) is BertForSequenceClassification
+    assert not any(report.values())
+    logits = [one(batch.input_ids, attention_mask=batch.attention_mask.long()).logits for one in (network, again)]
+    torch.testing.assert_close(*logits)
 
 
 LOAD_ALONE = """
