@@ -1,0 +1,48 @@
+"""`kdcore data`: look at prepared data."""
+
+from __future__ import annotations
+
+import argparse
+
+from kdcore.commands.base import Command
+
+_SAMPLES = 3
+
+
+class DataCommand(Command):
+    """Look at a folder of prepared data.
+
+    `kdcore data inspect FOLDER` shows what it was made of, counts, lengths of its sequences, some of them as text, the
+    share of unknown tokens, and what may be wrong with it. `kdcore data verify FOLDER` reads everything and compares it
+    with the checksums; its exit code is 2 if a file is not what was written.
+    """
+
+    help = "inspect or verify prepared data"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare inspect, verify."""
+        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        inspect = actions.add_parser("inspect", help="show counts, lengths, samples and problems")
+        inspect.add_argument("folder", metavar="FOLDER", help="folder that kdcore prepare wrote")
+        inspect.add_argument(
+            "--samples", metavar="N", type=int, default=_SAMPLES, help=f"sequences to show of each split [{_SAMPLES}]"
+        )
+        verify = actions.add_parser("verify", help="compare every file with its checksum")
+        verify.add_argument("folder", metavar="FOLDER", help="folder that kdcore prepare wrote")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Look and print."""
+        from kdcore.data.shards import PreparedData
+
+        data = PreparedData.open(arguments.folder)
+        if arguments.action == "inspect":
+            from kdcore.data.inspection import describe
+
+            for line in describe(data, max(0, arguments.samples)):
+                print(line)
+        else:
+            data.verify()
+            files = [shard for split in data.manifest.splits.values() for shard in split.shards]
+            size = sum(shard.bytes for shard in files) / 1e6
+            print(f"{arguments.folder}: {len(files)} files, {size:,.1f} MB, all as they were written")
+        return 0
