@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from kdcore.data.base import Corpus, Document
+from kdcore.data.base import Corpus, Document, TokenizedSequences
 from kdcore.registry import corpora, tasks
 from kdcore.signals import Batch
 from kdcore.tasks.base import Split, Task
@@ -21,7 +22,12 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
     1. Its files exist, under names that say nothing of where they lie.
     2. Its documents have a text, of characters that can be written as UTF-8 and without NULs, and ids of their own.
     3. Reading again, with the same reader or a new one, gives the same documents in the same order.
-    4. What it reports is counted by kind, in words.
+    4. Its parts have names of their own and lie in its files; read one by one by a new reader each, the last one first,
+       they are the same documents and the same counts as all at once.
+    5. What it reports is counted by kind, in words.
+
+    A reader of sequences that were tokenised elsewhere is held to the same; instead of a text its sequences are looked
+    at: lengths fit, predictions lie within the sequence.
 
     Args:
         name: registered name, or class.
@@ -36,7 +42,8 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
         return cls(cls.Config.model_validate(dict(config)))
 
     corpus = new()
-    for own, path in corpus.files().items():
+    files = corpus.files()
+    for own, path in files.items():
         assert path.is_file(), f"`files` names {path}, which is no file"
         assert str(path.parent) not in own, f"the name {own!r} of a file says where it lies, so that moving it counts"
     documents = corpus.documents()
@@ -45,20 +52,76 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
     assert read, "there is no document in the given files"
     seen: set[str] = set()
     for document in read:
-        assert isinstance(document, Document), f"{document!r} is no kdcore.Document"
-        assert document.text.strip(), f"the document {document.id!r} is empty: leave it out and count it in `report`"
-        assert "\0" not in document.text, f"the document {document.id!r} has a NUL character in it"
-        try:
-            document.text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise AssertionError(f"the document {document.id!r} cannot be written as UTF-8: {error.reason}") from error
+        _check_document(document)
         assert document.id not in seen, f"two documents have the id {document.id!r}"
         seen.add(document.id)
-    for what, again in (("again", corpus), ("with a new reader", new())):
-        assert list(again.documents()) == read, f"reading {what} gives other documents"
+    report = +corpus.report
     for words, count in corpus.report.items():
         assert isinstance(words, str), f"`report` has the key {words!r}, which is no text"
         assert count > 0, f"`report` counts {words!r} as {count}"
+    found = [_content(document) for document in read]
+    for what, again in (("again", corpus), ("with a new reader", new())):
+        assert [_content(each) for each in again.documents()] == found, f"reading {what} gives other documents"
+    _check_parts(new, files, found, report)
+
+
+def _check_parts(new: Callable[[], Corpus], files: Mapping[str, Path], found: list[Any], report: Counter[str]) -> None:
+    parts = new().parts()
+    assert parts == new().parts(), "`parts` of a new reader are others"
+    names = [part.name for part in parts]
+    assert len(set(names)) == len(names), "two parts have the same name"
+    by_part: dict[str, list[Any]] = {}
+    counted: Counter[str] = Counter()
+    for part in reversed(parts):
+        assert not part.file or part.file in files, f"the part {part.name!r} is of {part.file!r}, which `files` lacks"
+        assert not any(str(path.parent) in part.name for path in files.values()), (
+            f"the name {part.name!r} of a part says where it lies, so that moving it counts"
+        )
+        reader = new()
+        by_part[part.name] = [_content(document) for document in reader.read(part)]
+        counted += reader.report
+    together = [document for part in parts for document in by_part[part.name]]
+    assert together == found, "the documents of all parts together are not those of `documents`, in their order"
+    assert counted == report, f"the parts count {dict(counted)}, all at once {dict(report)}"
+
+
+def _check_document(document: Document | TokenizedSequences) -> None:
+    if isinstance(document, TokenizedSequences):
+        _check_sequences(document)
+        return
+    assert isinstance(document, Document), f"{document!r} is no kdcore.Document"
+    assert document.text.strip(), f"the document {document.id!r} is empty: leave it out and count it in `report`"
+    assert "\0" not in document.text, f"the document {document.id!r} has a NUL character in it"
+    try:
+        document.text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise AssertionError(f"the document {document.id!r} cannot be written as UTF-8: {error.reason}") from error
+
+
+def _check_sequences(group: TokenizedSequences) -> None:
+    count, width = group.tokens.shape
+    assert group.lengths.shape == (count,), f"the group {group.id!r} has not one length a sequence"
+    inside = (group.lengths >= 2) & (group.lengths <= width)
+    assert inside.all(), f"the group {group.id!r} has lengths that are below 2 or above its width {width}"
+    real = np.arange(width) < group.lengths[:, None]
+    assert (group.tokens[real] >= 0).all(), f"the group {group.id!r} has negative ids"
+    positions, inputs = group.masked_positions, group.masked_inputs
+    assert (positions is None) == (inputs is None), f"the group {group.id!r} has places without inputs, or inputs alone"
+    if positions is None or inputs is None:
+        return
+    assert positions.shape == inputs.shape, f"the group {group.id!r} has not one masked input a place"
+    assert len(positions) == count, f"the group {group.id!r} has not the places of each sequence"
+    assert ((positions >= 0) & (positions < group.lengths[:, None])).all(), (
+        f"the group {group.id!r} predicts outside of a sequence"
+    )
+
+
+def _content(document: Document | TokenizedSequences) -> Any:
+    """What can be compared."""
+    if isinstance(document, Document):
+        return document
+    arrays = (document.tokens, document.lengths, document.masked_positions, document.masked_inputs)
+    return (document.id, document.split, *(None if array is None else array.tolist() for array in arrays))
 
 
 def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path) -> None:

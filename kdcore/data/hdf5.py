@@ -1,0 +1,135 @@
+"""Shards of academic-budget-bert and of NVIDIA's BERT scripts: sequences that were tokenised and masked beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcore.data.base import Part, TokenizedSequences
+from kdcore.data.files import input_files
+from kdcore.data.reading import FileCorpus
+from kdcore.errors import DataError
+
+_ROWS = 512
+_SUFFIXES = (".hdf5", ".h5")
+_DATASETS = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids")
+
+
+class Hdf5Corpus(FileCorpus):
+    """Reads sequences with pre-drawn masks out of HDF5 shards; needs `pip install kdcore[hdf5]`.
+
+    The masks stay as they were drawn. `train_shard_*.hdf5` are for training, `test_shard_*.hdf5` are held out; of files
+    with other names the data recipe's `held_out` decides. Next-sentence labels and second segments have no use here;
+    sequences that have them are counted.
+    """
+
+    def files(self) -> Mapping[str, Path]:
+        """The shards by their names; other files beside them are no part of the corpus."""
+        found = input_files(self.config.path)
+        shards = {name: path for name, path in found.items() if path.suffix in _SUFFIXES}
+        if not shards:
+            raise DataError(
+                "there are no HDF5 files",
+                where=self.config.path,
+                allowed="files such as train_shard_0.hdf5 and test_shard_0.hdf5",
+            )
+        return shards
+
+    def read(self, part: Part) -> Iterator[TokenizedSequences]:
+        """Yield sequences in groups, named after the file and the first row."""
+        path = self.files()[part.file]
+        split = _split(path.name)
+        with _opened(path) as file:
+            count = self._count(file, path)
+            for start in range(0, count, _ROWS):
+                end = min(start + _ROWS, count)
+                try:
+                    columns = {name: np.asarray(file[name][start:end], np.int32) for name in _DATASETS}
+                except OSError as error:
+                    if error.errno is not None:
+                        raise
+                    raise _damaged(path, error, f" between rows {start} and {end}") from error
+                yield self._sequences(columns, path, f"{part.file}:{start}", start, split)
+                self.bytes_read = part.bytes * end // count
+
+    def _count(self, file: Any, path: Path) -> int:
+        missing = [name for name in _DATASETS if name not in file]
+        if missing:
+            raise DataError(
+                f"has no dataset {', '.join(f'`{name}`' for name in missing)}",
+                where=str(path),
+                allowed=_DATASETS,
+                hint="only shards with pre-drawn masks are read, such as create_pretraining_data.py writes",
+            )
+        counts = {len(file[name]) for name in _DATASETS}
+        if len(counts) > 1:
+            raise DataError(f"is damaged: its datasets have {sorted(counts)} rows", where=str(path))
+        count: int = counts.pop()
+        if "next_sentence_labels" in file and count:
+            self.report["next-sentence labels left out"] += count
+        return count
+
+    def _sequences(
+        self,
+        columns: dict[str, NDArray[np.int32]],
+        path: Path,
+        name: str,
+        first: int,
+        split: Literal["train", "held_out"] | None,
+    ) -> TokenizedSequences:
+        seen, mask = columns["input_ids"], columns["input_mask"]
+        positions = columns["masked_lm_positions"].copy()
+        lengths = mask.sum(axis=1, dtype=np.int32)
+        width = seen.shape[1]
+        # As where the shards come from: what follows the first 0 is no prediction.
+        positions[np.logical_or.accumulate(positions == 0, axis=1)] = 0
+        wrong = (
+            (mask != (np.arange(width) < lengths[:, None])).any(axis=1)
+            | (positions < 0).any(axis=1)
+            | (positions >= lengths[:, None]).any(axis=1)
+        )
+        if wrong.any():
+            raise DataError(
+                f"is damaged: in row {first + int(wrong.argmax())} mask and predictions do not fit the sequence",
+                where=str(path),
+                allowed="input_mask of ones, then zeros; masked_lm_positions below its sum",
+            )
+        segments = int(((columns["segment_ids"] != 0) & (mask != 0)).any(axis=1).sum())
+        if segments:
+            self.report["sequences of two segments read as one"] += segments
+        tokens = seen.copy()
+        rows, places = np.nonzero(positions)
+        tokens[rows, positions[rows, places]] = columns["masked_lm_ids"][rows, places]
+        inputs = np.take_along_axis(seen, positions, axis=1)
+        return TokenizedSequences(name, tokens, lengths, positions, inputs, split)
+
+
+def _split(name: str) -> Literal["train", "held_out"] | None:
+    if name.startswith("train"):
+        return "train"
+    return "held_out" if name.startswith(("test", "valid")) else None
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError("the corpus `hdf5` needs the package `h5py`", hint="pip install 'kdcore[hdf5]'") from error
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if error.errno is not None:
+            raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise _damaged(path, error, "") from error
+
+
+def _damaged(path: Path, error: Exception, where: str) -> DataError:
+    return DataError(
+        f"is damaged or no HDF5 file{where} ({str(error).splitlines()[0]})",
+        where=str(path),
+        hint="write the shard again, or fetch it again",
+    )
