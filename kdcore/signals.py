@@ -25,6 +25,22 @@ Positions = Literal["masked", "all"]
 
 
 @dataclass(frozen=True)
+class ClassHead:
+    """What a head on whole sequences predicts: one of some classes, or a number.
+
+    Attributes:
+        labels: names of the classes in the order of the head's outputs; empty where it predicts a number.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    @property
+    def num_outputs(self) -> int:
+        """C, how many numbers the head gives for a sequence: one a class, or the number itself."""
+        return len(self.labels) or 1
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What losses and tasks may know of a model before it is loaded.
 
@@ -37,6 +53,8 @@ class ModelInfo:
         vocab_size: rows of the embedding table.
         max_length: longest sequence in tokens.
         has_lm_head: whether trained weights of a masked-LM head come with it.
+        num_classes: outputs C of its head on whole sequences, 1 if that predicts a number; None without such a head.
+        class_labels: names of the classes in the order of the outputs; empty where they are unknown or no classes.
     """
 
     architecture: str
@@ -47,6 +65,8 @@ class ModelInfo:
     vocab_size: int
     max_length: int
     has_lm_head: bool
+    num_classes: int | None = None
+    class_labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,25 +77,28 @@ class SignalRequest:
         hidden_blocks: hidden states after these blocks.
         attention_parts: (part, block) pairs of query, key and value.
         prediction_positions: where predictions over the vocabulary are read.
+        class_logits: whether the outputs of the head on whole sequences are read.
     """
 
     hidden_blocks: frozenset[Block] = frozenset()
     attention_parts: frozenset[tuple[Part, int]] = frozenset()
     prediction_positions: frozenset[Positions] = frozenset()
+    class_logits: bool = False
 
     def __or__(self, other: SignalRequest) -> SignalRequest:
         return SignalRequest(
             self.hidden_blocks | other.hidden_blocks,
             self.attention_parts | other.attention_parts,
             self.prediction_positions | other.prediction_positions,
+            self.class_logits or other.class_logits,
         )
 
     def __bool__(self) -> bool:
-        return bool(self.hidden_blocks or self.attention_parts or self.prediction_positions)
+        return bool(self.hidden_blocks or self.attention_parts or self.prediction_positions or self.class_logits)
 
     def depth(self, num_layers: int) -> int:
         """Number of blocks, counted from the first, that have to run to answer this request."""
-        if self.prediction_positions:
+        if self.prediction_positions or self.class_logits:
             return num_layers
         blocks = {block for block in self.hidden_blocks if block != "embeddings"}
         blocks |= {block for _, block in self.attention_parts}
@@ -112,6 +135,7 @@ class Batch:
         masked_index: (M,) int64, flat positions whose token is to be predicted.
         masked_labels: (M,) int64, the tokens to be predicted there.
         columns: further columns by name, one row a sequence.
+        token_types: (B, L) int64, 1 on tokens of the second text of a pair; None when no sequence is a pair.
     """
 
     input_ids: Tensor
@@ -121,6 +145,7 @@ class Batch:
     masked_index: Tensor
     masked_labels: Tensor
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    token_types: Tensor | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -151,6 +176,7 @@ class Batch:
             masked_index=move(self.masked_index),
             masked_labels=move(self.masked_labels),
             columns={name: move(column) for name, column in self.columns.items()},
+            token_types=None if self.token_types is None else move(self.token_types),
         )
 
     def pin(self) -> Batch:
@@ -163,6 +189,7 @@ class Batch:
             masked_index=self.masked_index.pin_memory(),
             masked_labels=self.masked_labels.pin_memory(),
             columns={name: column.pin_memory() for name, column in self.columns.items()},
+            token_types=None if self.token_types is None else self.token_types.pin_memory(),
         )
 
 
@@ -211,6 +238,7 @@ class Signals:
     | `Signals.hidden(blocks)` | `tokens(block)`, `first(block)` |
     | `Signals.attention(parts, blocks)` | `heads(part, block)` |
     | `Signals.predictions(positions)` | `logits(positions)` |
+    | `Signals.classes()` | `class_logits` |
     """
 
     def __init__(
@@ -219,11 +247,13 @@ class Signals:
         hidden: Mapping[Block, Tensor],
         attention: Mapping[int, AttentionTap],
         logits: Mapping[Positions, Tensor],
+        class_logits: Tensor | None = None,
     ) -> None:
         self._batch = batch
         self._hidden = hidden
         self._attention = attention
         self._logits = logits
+        self._class_logits = class_logits
         self._tokens: dict[Block, Tensor] = {}
 
     @staticmethod
@@ -241,6 +271,11 @@ class Signals:
     def predictions(positions: Positions) -> SignalRequest:
         """Ask for logits over the vocabulary at `positions`."""
         return SignalRequest(prediction_positions=frozenset({positions}))
+
+    @staticmethod
+    def classes() -> SignalRequest:
+        """Ask for the outputs of the head on whole sequences: logits of classes, or a number."""
+        return SignalRequest(class_logits=True)
 
     def tokens(self, block: Block) -> Tensor:
         """Hidden states of the real tokens after `block`: (N, d)."""
@@ -261,6 +296,12 @@ class Signals:
     def logits(self, positions: Positions) -> Tensor:
         """Predictions over the vocabulary: (M, V) at masked positions, (N, V) at all real tokens."""
         return self._logits[positions]
+
+    @property
+    def class_logits(self) -> Tensor:
+        """Outputs of the head on whole sequences: (B, C)."""
+        assert self._class_logits is not None, "they were not asked for"
+        return self._class_logits
 
 
 def select_rows(states: Tensor, flat_index: Tensor) -> Tensor:

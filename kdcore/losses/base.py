@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Annotated, ClassVar
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from kdcore.errors import InputError
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.signals import Batch, ModelInfo, Requests, Signals
+
+logger = logging.getLogger("kdcore")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -121,3 +124,56 @@ def require_teacher(config: LossConfig, teacher: ModelInfo | None) -> ModelInfo:
             hint="add `teacher: {path: FOLDER_OR_HUB_NAME}`",
         )
     return teacher
+
+
+def require_classes(config: LossConfig, model: ModelInfo, whose: str) -> int:
+    """The number of outputs that a model's head on whole sequences has.
+
+    Args:
+        config: the loss's.
+        model: the model.
+        whose: `teacher` or `student`, for the message.
+
+    Raises:
+        InputError: it has no such head.
+    """
+    if model.num_classes is None:
+        raise InputError(
+            f"`{config.name}` reads classes of whole sequences, which the {whose} does not predict",
+            hint="use a teacher that was fine-tuned and saved with its classification head"
+            if whose == "teacher"
+            else "use a task with classes, such as sequence_classification, and a model that has a head for them",
+        )
+    return model.num_classes
+
+
+def require_equal_classes(config: LossConfig, teacher: ModelInfo, student: ModelInfo) -> int:
+    """The number of outputs of both heads on whole sequences, which have to mean the same.
+
+    Where the teacher knows its classes by other names only, they are taken to be the student's in this order, and that
+    is told.
+
+    Raises:
+        InputError: one has no such head, the numbers differ, or so does the order of the names.
+    """
+    theirs = require_classes(config, teacher, "teacher")
+    own = require_classes(config, student, "student")
+    if theirs != own:
+        raise InputError(
+            f"`{config.name}` compares class by class, but the teacher has {theirs} outputs and the student {own}",
+            hint="use a teacher that was fine-tuned on this task",
+        )
+    names = [[label.casefold() for label in model.class_labels] for model in (teacher, student)]
+    if not names[0] or not names[1] or names[0] == names[1]:
+        return own
+    spoken = [", ".join(model.class_labels) for model in (teacher, student)]
+    if set(names[0]) & set(names[1]):
+        raise InputError(
+            f"`{config.name}` compares class by class, but the teacher's classes are {spoken[0]} and the student's "
+            f"{spoken[1]}",
+            hint="list `task.data.labels` in the teacher's order, or use a teacher that was fine-tuned on this task",
+        )
+    logger.warning(
+        f"the teacher calls its classes {spoken[0]}, the student {spoken[1]}: taken to be the same, in this order"
+    )
+    return own

@@ -1,9 +1,9 @@
-"""Distillation of predictions over the vocabulary."""
+"""Distillation of predictions over the vocabulary, or of classes of whole sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,8 +13,8 @@ from torch.nn.functional import kl_div
 
 from kdcore.errors import InputError
 from kdcore.layers import at_least_float32
-from kdcore.losses.base import Loss, LossConfig, require_teacher
-from kdcore.signals import Batch, ModelInfo, Positions, Requests, Signals
+from kdcore.losses.base import Loss, LossConfig, require_equal_classes, require_teacher
+from kdcore.signals import Batch, ModelInfo, Requests, Signals
 
 _SLICE_ELEMENTS = 2**24
 """How many logits are worked on at once: 64 MB in float32, where a whole batch can have gigabytes."""
@@ -24,21 +24,29 @@ class SoftTargetsLoss(Loss):
     """Kullback-Leibler divergence of predictions, softened by a temperature (Hinton et al. 2015).
 
     Term `soft_targets`: sum over scored positions of `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, counted in scored
-    positions. The factor T^2 keeps the gradient's size when T changes.
+    positions. The factor T^2 keeps the gradient's size when T changes. Where heads on whole sequences give a number, not
+    classes, it is `(z_s - z_t)^2`, which T does not change.
     """
 
     class Config(LossConfig):
         """Keys of a `soft_targets` entry."""
 
         temperature: float = Field(1.0, gt=0, description="T; both sides' logits are divided by it.")
-        positions: Positions = Field("masked", description="Which predictions count: of masked or of all real tokens.")
+        positions: Literal["masked", "all", "classes"] = Field(
+            "masked",
+            description="Which predictions count: of masked tokens, of all real tokens, or of the classes of whole "
+            "sequences.",
+        )
 
     config: Config
 
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
         teacher = require_teacher(config, teacher)
-        if teacher.vocab_size != student.vocab_size:
+        self.num_classes = 0
+        if config.positions == "classes":
+            self.num_classes = require_equal_classes(config, teacher, student)
+        elif teacher.vocab_size != student.vocab_size:
             raise InputError(
                 f"`{config.name}` compares predictions token by token, but the teacher's vocabulary has "
                 f"{teacher.vocab_size} tokens and the student's {student.vocab_size}",
@@ -47,20 +55,26 @@ class SoftTargetsLoss(Loss):
 
     def requests(self) -> Requests:
         """Predictions of both models at the scored positions."""
-        asked = Signals.predictions(self.config.positions)
+        positions = self.config.positions
+        asked = Signals.classes() if positions == "classes" else Signals.predictions(positions)
         return Requests(teacher=asked, student=asked)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Scored positions."""
-        return {"soft_targets": batch.num_masked if self.config.positions == "masked" else batch.num_tokens}
+        counts = {"masked": batch.num_masked, "all": batch.num_tokens, "classes": batch.num_sequences}
+        return {"soft_targets": counts[self.config.positions]}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Summed divergence."""
         assert teacher is not None
         positions = self.config.positions
-        value = _SlicedDivergence.apply(  # type: ignore[no-untyped-call]
-            student.logits(positions), teacher.logits(positions), self.config.temperature
-        )
+        if positions == "classes":
+            own, theirs = student.class_logits, teacher.class_logits
+        else:
+            own, theirs = student.logits(positions), teacher.logits(positions)
+        if self.num_classes == 1:
+            return {"soft_targets": (at_least_float32(own) - at_least_float32(theirs)).square().sum()}
+        value = _SlicedDivergence.apply(own, theirs, self.config.temperature)  # type: ignore[no-untyped-call]
         return {"soft_targets": value}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdcore.errors import DataError
@@ -25,6 +26,31 @@ def _nothing_to_adapt(base: nn.Module) -> None:
     pass
 
 
+def _never(config: Any) -> bool:
+    return False
+
+
+def _classify_by_pooler(network: Any, pooler: nn.Module | None, states: Tensor) -> Tensor:
+    assert pooler is not None
+    logits: Tensor = network.classifier(network.dropout(pooler(states[:, None])))
+    return logits
+
+
+def _classify(network: Any, pooler: nn.Module | None, states: Tensor) -> Tensor:
+    logits: Tensor = network.classifier(states[:, None])  # a module of its own, which takes the first token
+    return logits
+
+
+def _classify_distilbert(network: Any, pooler: nn.Module | None, states: Tensor) -> Tensor:
+    logits: Tensor = network.classifier(network.dropout(torch.relu(network.pre_classifier(states))))
+    return logits
+
+
+def _classify_modernbert(network: Any, pooler: nn.Module | None, states: Tensor) -> Tensor:
+    logits: Tensor = network.classifier(network.drop(network.head(states)))
+    return logits
+
+
 def _save(network: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
     network.save_pretrained(folder, state_dict=weights)
 
@@ -34,7 +60,8 @@ class Architecture:
     """One `model_type` of transformers, and where its parts are.
 
     transformers' Auto classes must know the type: those that transformers does not bring are registered with
-    `AutoConfig`, `AutoModel` and `AutoModelForMaskedLM` by whoever brings them. Attention must be called by way of
+    `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM`, and `AutoModelForSequenceClassification` where there is a
+    `class_head`, by whoever brings them. Attention must be called by way of
     transformers' `AttentionInterface`, as its own models do; then query, key, value and mask are read from there.
 
     Attributes:
@@ -52,6 +79,12 @@ class Architecture:
         use: the configuration's keys, beside numbers of heads and tied weights, that say what is done with weights
             without changing their shapes; blocks are copied only where source and student agree in them.
         save: writes configuration and weights of a network into a folder.
+        class_head: applies the head of a `...ForSequenceClassification` network to one state a sequence (B, d), giving
+            (B, C); beside the network it gets the base model's pooler, which is kept apart from it. None if the
+            architecture is not used with such a head.
+        class_head_pools: whether the pooler is a part of that head.
+        class_mean: whether that head takes the mean over a sequence's tokens, given the configuration; else it takes
+            the first token.
     """
 
     model_type: str
@@ -66,6 +99,9 @@ class Architecture:
     relatives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     use: tuple[str, ...] = ()
     save: Callable[[Any, Path, Mapping[str, Tensor]], None] = _save
+    class_head: Callable[[Any, nn.Module | None, Tensor], Tensor] | None = None
+    class_head_pools: bool = False
+    class_mean: Callable[[Any], bool] = _never
 
     @property
     def needs_padding_id(self) -> bool:
@@ -94,6 +130,8 @@ ARCHITECTURES = {
             blocks="encoder.layer",
             lm_head=lambda network, rows: network.cls(rows),
             lm_head_classes=("BertForMaskedLM", "BertForPreTraining"),
+            class_head=_classify_by_pooler,
+            class_head_pools=True,
         ),
         Architecture(
             "distilbert",
@@ -103,6 +141,7 @@ ARCHITECTURES = {
             ),
             lm_head_classes=("DistilBertForMaskedLM",),
             intermediate_size="hidden_dim",
+            class_head=_classify_distilbert,
         ),
         Architecture(
             "electra",
@@ -110,6 +149,7 @@ ARCHITECTURES = {
             lm_head=lambda network, rows: network.generator_lm_head(network.generator_predictions(rows)),
             lm_head_classes=("ElectraForMaskedLM",),  # ElectraForPreTraining is the discriminator
             embeddings=("embeddings", "embeddings_project"),
+            class_head=_classify,
         ),
         Architecture(
             "modernbert",
@@ -117,6 +157,8 @@ ARCHITECTURES = {
             lm_head=lambda network, rows: network.decoder(network.head(rows)),
             lm_head_classes=("ModernBertForMaskedLM",),
             first_block_differs=True,  # the embeddings end with the norm that other blocks start with
+            class_head=_classify_modernbert,
+            class_mean=lambda config: config.classifier_pooling == "mean",
         ),
         Architecture(
             "mpnet",
@@ -125,6 +167,7 @@ ARCHITECTURES = {
             lm_head_classes=("MPNetForMaskedLM",),
             position_offset=lambda config: 2,  # its padding id is 1, whatever the configuration says
             adapt=use_fused_attention,
+            class_head=_classify,
         ),
         Architecture(
             "roberta",
@@ -132,6 +175,7 @@ ARCHITECTURES = {
             lm_head=lambda network, rows: network.lm_head(rows),
             lm_head_classes=("RobertaForMaskedLM",),
             position_offset=_padding_offset,
+            class_head=_classify,
         ),
         Architecture(
             "xlm-roberta",
@@ -139,6 +183,7 @@ ARCHITECTURES = {
             lm_head=lambda network, rows: network.lm_head(rows),
             lm_head_classes=("XLMRobertaForMaskedLM",),
             position_offset=_padding_offset,
+            class_head=_classify,
         ),
     )
 }

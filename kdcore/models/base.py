@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from kdcore.recipe.schema import ComponentConfig
-from kdcore.signals import Batch, ModelInfo, SignalRequest, Signals
+from kdcore.signals import Batch, ClassHead, ModelInfo, SignalRequest, Signals
 
 Role = Literal["teacher", "student"]
 
@@ -49,9 +49,23 @@ class Model(ABC):
     def __init__(self, config: ComponentConfig, role: Role, teacher: Model | None) -> None:
         self.config = config
 
+    def set_classes(self, head: ClassHead) -> None:  # noqa: B027
+        """Learn what a student's head on whole sequences is to predict; called before losses see `info`.
+
+        A model that has such a head sets `info.num_classes` and `info.class_labels`. One that has none does nothing:
+        losses that read classes then refuse it.
+
+        Raises:
+            InputError: the head does not fit the model's keys.
+        """
+
+    def load_export(self, folder: Path, request: SignalRequest) -> Encoder | None:
+        """The student that was exported to `folder`, with what `request` needs; None if this model cannot read it."""
+        return None
+
     @abstractmethod
     def load_teacher(self, request: SignalRequest) -> Encoder:
-        """Load as many blocks as `request` needs, in float32, and a head only if it asks for predictions."""
+        """Load as many blocks as `request` needs, in float32, and a head only if it asks for what that predicts."""
 
     @abstractmethod
     def build_student(self, request: SignalRequest) -> Encoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from kdcore.errors import DataError, InputError
 from kdcore.models.architectures import Architecture, architecture_of
-from kdcore.signals import ModelInfo
+from kdcore.signals import ClassHead, ModelInfo
 
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+_CLASS_HEAD = "ForSequenceClassification"
+_UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls a class that nobody has named
 _SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -50,6 +53,8 @@ class Base:
 
 def describe(config: PreTrainedConfig, architecture: Architecture) -> ModelInfo:
     """What losses and tasks may know of a model with this configuration."""
+    classes = [config.id2label[index] for index in sorted(config.id2label)] if has_class_head(config) else []
+    named = len(classes) > 1 and not all(_UNNAMED.fullmatch(label) for label in classes)
     return ModelInfo(
         architecture=config.model_type,
         num_layers=config.num_hidden_layers,
@@ -59,7 +64,23 @@ def describe(config: PreTrainedConfig, architecture: Architecture) -> ModelInfo:
         vocab_size=config.vocab_size,
         max_length=config.max_position_embeddings - architecture.position_offset(config),
         has_lm_head=any(name in architecture.lm_head_classes for name in config.architectures or ()),
+        num_classes=len(classes) or None,
+        class_labels=tuple(classes) if named else (),
     )
+
+
+def has_class_head(config: PreTrainedConfig) -> bool:
+    """Whether trained weights of a head on whole sequences come with a model of this configuration."""
+    return any(name.endswith(_CLASS_HEAD) for name in config.architectures or ())
+
+
+def set_classes(config: PreTrainedConfig, head: ClassHead) -> None:
+    """Give a configuration the outputs of a head on whole sequences, by the names that transformers has for them."""
+    config.num_labels = head.num_outputs
+    if head.labels:
+        config.id2label = dict(enumerate(head.labels))
+        config.label2id = {label: index for index, label in enumerate(head.labels)}
+    config.problem_type = "single_label_classification" if head.labels else "regression"
 
 
 def block_kinds(config: PreTrainedConfig, architecture: Architecture) -> list[str]:

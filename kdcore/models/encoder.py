@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,7 @@ class TransformersEncoder(Encoder):
     """Wraps a network of transformers; its forward pass is the network's own, shortened."""
 
     def __init__(self, network: nn.Module, architecture: Architecture, info: ModelInfo) -> None:
-        """Take over `network`, a base model or a `...ForMaskedLM` one whose attention is kdcore's.
+        """Take over `network`, a base model or one with a head, whose attention is kdcore's.
 
         `info` describes the whole model, of which the network may hold only the first blocks.
         """
@@ -38,13 +39,17 @@ class TransformersEncoder(Encoder):
         self.info = info
         self.architecture = architecture
         self.network = network
-        # Kept apart, so that the forward pass does not run it: no signal reads it, but `AutoModel` expects it.
+        # Kept apart, so that the forward pass does not run it: at most a head reads it, but `AutoModel` expects it.
         self.pooler: nn.Module | None = None
         if getattr(self._base, "pooler", None) is not None:
             self.pooler, self._base.pooler = self._base.pooler, None
         blocks = ShortenedBlocks(architecture.block_list(self._base))
         self._base.set_submodule(architecture.blocks, blocks)
         watch(architecture.embedding_output(self._base), iter(blocks))
+        self._takes_token_types = (
+            getattr(self._base.config, "type_vocab_size", 0) > 1
+            and "token_type_ids" in inspect.signature(self._base.forward).parameters
+        )
 
     @property
     def _base(self) -> Any:
@@ -58,14 +63,35 @@ class TransformersEncoder(Encoder):
         blocks.depth = depth
         capture = Capture(request)
         with capture.running():
-            last: Tensor = self._base(input_ids=batch.input_ids, attention_mask=batch.attention_mask)[0]
+            last: Tensor = self._base(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, **self._token_types(batch)
+            )[0]
         if depth == self.info.num_layers and depth - 1 in capture.hidden:
             capture.hidden[depth - 1] = last  # after the final norm, where there is one
         logits: dict[Positions, Tensor] = {}
         for positions in request.prediction_positions:
             index = batch.masked_index if positions == "masked" else batch.token_index
             logits[positions] = self.architecture.lm_head(self.network, select_rows(last, index))
-        return Signals(batch, capture.hidden, capture.attention, logits)
+        class_logits = None
+        if request.class_logits:
+            assert self.architecture.class_head is not None
+            class_logits = self.architecture.class_head(self.network, self.pooler, self._pooled(last, batch))
+        return Signals(batch, capture.hidden, capture.attention, logits, class_logits)
+
+    def _token_types(self, batch: Batch) -> dict[str, Tensor]:
+        """Which text of a pair each token is of, for models that have embeddings for that."""
+        if batch.token_types is None or not self._takes_token_types:
+            return {}
+        return {"token_type_ids": batch.token_types}
+
+    def _pooled(self, last: Tensor, batch: Batch) -> Tensor:
+        """One state a sequence, (B, d), for the head on whole sequences."""
+        if not self.architecture.class_mean(self._base.config):
+            return last[:, 0]
+        if batch.attention_mask is None:
+            return last.mean(1)
+        mask = batch.attention_mask[..., None]
+        return (last * mask).sum(1) / mask.sum(1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the weights; buffers keep their precision.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
@@ -11,19 +13,42 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from kdcore.errors import DataError, InputError
 from kdcore.models.architectures import ARCHITECTURES, Architecture
 from kdcore.models.attention import IMPLEMENTATION
 from kdcore.models.base import Model, Role
-from kdcore.models.configuration import Base, describe, first_line, read_config, student_config, with_num_layers
+from kdcore.models.configuration import (
+    Base,
+    describe,
+    first_line,
+    read_config,
+    set_classes,
+    student_config,
+    with_num_layers,
+)
 from kdcore.models.encoder import TransformersEncoder
 from kdcore.models.initialization import choose_blocks, plain_state, plan_copy
 from kdcore.recipe.schema import ComponentConfig, PathOrHubName
-from kdcore.signals import SignalRequest
+from kdcore.signals import ClassHead, SignalRequest
 
+logger = logging.getLogger("kdcore")
+
+Head = Literal["masked_lm", "classes"]
+_CLASSES: dict[Head | None, Any] = {
+    None: AutoModel,
+    "masked_lm": AutoModelForMaskedLM,
+    "classes": AutoModelForSequenceClassification,
+}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -75,7 +100,7 @@ class TransformersModel(Model):
         teachers = None if self._teacher is None else self._teacher.source
         if self.source is not None and self.source != teachers and Path(self.source).is_dir():
             first_block = with_num_layers(read_config(self.source, self.architectures), 1)
-            _load(self.source, first_block, self.architecture, head=False)
+            _load(self.source, first_block, self.architecture, head=None)
 
     @property
     def source(self) -> str | None:
@@ -107,8 +132,20 @@ class TransformersModel(Model):
             ) from error
         return vocabulary
 
+    def set_classes(self, head: ClassHead) -> None:
+        """Give the student a head on whole sequences, if its architecture has one."""
+        if self.architecture.class_head is not None:
+            set_classes(self.hf_config, head)
+            self.info = replace(self.info, num_classes=head.num_outputs, class_labels=head.labels)
+
+    def load_export(self, folder: Path, request: SignalRequest) -> TransformersEncoder:
+        """The whole student that was exported to `folder`."""
+        config = read_config(str(folder), self.architectures)
+        network = _load(str(folder), config, self.architecture, head=_head_for(request))
+        return TransformersEncoder(network, self.architecture, describe(config, self.architecture))
+
     def load_teacher(self, request: SignalRequest) -> TransformersEncoder:
-        """Load the blocks up to the deepest one asked for, and the head only for predictions."""
+        """Load the blocks up to the deepest one asked for, and a head only for what it predicts."""
         assert self.config.path is not None
         if request.prediction_positions and not self.info.has_lm_head:
             raise InputError(
@@ -116,29 +153,62 @@ class TransformersModel(Model):
                 where=self.config.path,
                 hint="use losses on hidden states or attention, or a teacher saved with its masked-LM head",
             )
+        if request.class_logits and self.info.num_classes is None:
+            raise InputError(
+                "a loss reads the teacher's classes, but the teacher has no classification head",
+                where=self.config.path,
+                hint="fine-tune it first, or use losses on hidden states or attention",
+            )
         depth = request.depth(self.info.num_layers)
         shortened = with_num_layers(self.hf_config, depth)
-        network = _load(self.config.path, shortened, self.architecture, head=bool(request.prediction_positions))
+        network = _load(self.config.path, shortened, self.architecture, head=_head_for(request))
         del self.architecture.block_list(network.base_model)[depth:]
         encoder = TransformersEncoder(network, self.architecture, self.info)
-        encoder.pooler = None  # no signal reads it, and a teacher is not exported
+        if not request.class_logits:
+            encoder.pooler = None  # no signal reads it, and a teacher is not exported
         return encoder
 
     def build_student(self, request: SignalRequest) -> TransformersEncoder:
         """Make the whole student: random weights, then blocks, embeddings and head copied as configured."""
-        head = bool(request.prediction_positions)
-        source = None
-        if self.source is not None:
+        head = _head_for(request)
+        source, new = None, set[str]()
+        if self.source is not None and head == "classes":
+            source, new = self._load_source_with_classes(self.source)
+        elif self.source is not None:
             source_config = read_config(self.source, self.architectures)
-            source_head = describe(source_config, self.architecture).has_lm_head
+            source_head: Head | None = None
+            if describe(source_config, self.architecture).has_lm_head:
+                head = source_head = "masked_lm"
             source = _load(self.source, source_config, self.architecture, head=source_head)
-            head = head or source_head
         network = _create(self.hf_config, self.architecture, head=head)
         if source is not None:
             ours, theirs = plain_state(network), plain_state(source)
             for name, wanted in plan_copy(source, network, self._chosen_blocks, self.architecture).items():
-                ours[name].copy_(theirs[wanted])
+                if wanted not in new:
+                    ours[name].copy_(theirs[wanted])
         return TransformersEncoder(network, self.architecture, self.info)
+
+    def _load_source_with_classes(self, path: str) -> tuple[PreTrainedModel, set[str]]:
+        """What a student with classes starts from, and the weights that are not in there, by the base model's names.
+
+        A head for other classes, by their number or names, is none.
+        """
+        config = read_config(path, self.architectures)
+        theirs = describe(config, self.architecture)
+        set_classes(config, ClassHead(self.info.class_labels))
+        loaded = _from_pretrained(path, config, "classes")
+        prefix = f"{loaded.network.base_model_prefix}."
+        head = {name for name in loaded.network.state_dict() if not name.startswith(prefix)}
+        new = {name for name in loaded.missing if name in head or "pooler." in name}
+        mismatched = {name: sizes for name, sizes in loaded.mismatched.items() if name not in head}
+        _refuse(replace(loaded, missing=loaded.missing - new, mismatched=mismatched), path)
+        names = theirs.class_labels, self.info.class_labels
+        others = theirs.num_classes != self.info.num_classes or (all(names) and names[0] != names[1])
+        if theirs.num_classes is not None and others:
+            logger.info(f"the student's classification head is new: that of {path} is for other classes")
+            new |= head
+        self.architecture.adapt(loaded.network.base_model)
+        return loaded.network, {name.removeprefix(prefix) for name in new}
 
     def _teacher_config(self) -> PreTrainedConfig:
         if self.config.path is None:
@@ -184,7 +254,7 @@ class TransformersModel(Model):
         """Try configuration and copying on networks without memory; gives the source's blocks to copy."""
         try:
             with torch.device("meta"):
-                student = _create(self.hf_config, self.architecture, head=True)
+                student = _create(self.hf_config, self.architecture, head="masked_lm")
                 student(input_ids=torch.zeros(1, 2, dtype=torch.long))
         except (ValueError, TypeError, KeyError, ArithmeticError, AssertionError, RuntimeError) as error:
             raise InputError(
@@ -195,22 +265,88 @@ class TransformersModel(Model):
         config = self._source_config()
         chosen = choose_blocks(self.config.initialize.blocks, config, self.hf_config, self.architecture)
         with torch.device("meta"):
-            source = _create(config, self.architecture, head=describe(config, self.architecture).has_lm_head)
+            head: Head | None = "masked_lm" if describe(config, self.architecture).has_lm_head else None
+            source = _create(config, self.architecture, head=head)
         plan_copy(source, student, chosen, self.architecture)
         return chosen
 
 
-def _load(path: str, config: PreTrainedConfig, architecture: Architecture, *, head: bool) -> PreTrainedModel:
-    """Load weights in float32; only a pooler may be missing, and is then left out.
+def _head_for(request: SignalRequest) -> Head | None:
+    """The head that answers a request.
+
+    Raises:
+        InputError: two are needed.
+    """
+    if request.prediction_positions and request.class_logits:
+        raise InputError("losses read both predictions over the vocabulary and classes, but a model has one head only")
+    return "masked_lm" if request.prediction_positions else "classes" if request.class_logits else None
+
+
+def _load(path: str, config: PreTrainedConfig, architecture: Architecture, *, head: Head | None) -> PreTrainedModel:
+    """Load weights in float32; only a pooler that no head reads may be missing, and is then left out.
 
     Raises:
         DataError: there are no weights, or they are not those of this configuration.
+    """
+    loaded = _from_pretrained(path, config, head)
+    network = loaded.network
+    poolers = {name for name in loaded.missing if "pooler." in name}
+    if head == "classes" and architecture.class_head_pools:
+        poolers = set()
+    _refuse(replace(loaded, missing=loaded.missing - poolers), path)
+    if poolers:
+        network.base_model.pooler = None  # it would be random
+    architecture.adapt(network.base_model)
+    return network
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A network, and which of its weights are random because they were not among those that were loaded.
+
+    Attributes:
+        network: the network.
+        missing: names of weights that were not there.
+        mismatched: names of weights that were there in another size: the size found, and the one needed.
+    """
+
+    network: PreTrainedModel
+    missing: set[str]
+    mismatched: Mapping[str, tuple[Any, Any]]
+
+
+def _refuse(loaded: _Loaded, path: str) -> None:
+    """Refuse a model of which weights are missing, or of another size.
+
+    Raises:
+        DataError: names the first one.
+    """
+    model_type = loaded.network.config.model_type
+    if loaded.missing:
+        raise DataError(
+            f"{len(loaded.missing)} weights are missing from the model, the first is `{min(loaded.missing)}`",
+            where=path,
+            hint=f"its config.json promises a whole `{model_type}`: are the weights those of another model?",
+        )
+    for name, (found, needed) in sorted(loaded.mismatched.items()):
+        raise DataError(
+            f"`{name}` is {tuple(found)} in its weights, but {tuple(needed)} by its config.json",
+            where=path,
+            hint=f"config.json and the weights are not of the same `{model_type}`",
+        )
+
+
+def _from_pretrained(path: str, config: PreTrainedConfig, head: Head | None) -> _Loaded:
+    """Load weights in float32.
+
+    Raises:
+        DataError: there are no weights.
     """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # blocks and heads that were not asked for are no news
     transformers_logging.disable_progress_bar()
     try:
-        loaded, report = (AutoModelForMaskedLM if head else AutoModel).from_pretrained(
+        loaded, report = _CLASSES[head].from_pretrained(
             path,
             config=config,
             dtype=torch.float32,
@@ -234,37 +370,17 @@ def _load(path: str, config: PreTrainedConfig, architecture: Architecture, *, he
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-    network: PreTrainedModel = loaded
-    model_type = config.model_type
-    missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
-    if missing:
-        raise DataError(
-            f"{len(missing)} weights are missing from the model, the first is `{missing[0]}`",
-            where=path,
-            hint=f"its config.json promises a whole `{model_type}`: are the weights those of another model?",
-        )
-    for name, found, needed in sorted(report["mismatched_keys"]):
-        raise DataError(
-            f"`{name}` is {tuple(found)} in its weights, but {tuple(needed)} by its config.json",
-            where=path,
-            hint=f"config.json and the weights are not of the same `{model_type}`",
-        )
-    if any("pooler." in key for key in report["missing_keys"]):
-        network.base_model.pooler = None  # it would be random
-    architecture.adapt(network.base_model)
-    return network
+    mismatched = {name: (found, needed) for name, found, needed in report["mismatched_keys"]}
+    return _Loaded(loaded, set(report["missing_keys"]), mismatched)
 
 
-def _create(config: PreTrainedConfig, architecture: Architecture, *, head: bool) -> PreTrainedModel:
+def _create(config: PreTrainedConfig, architecture: Architecture, *, head: Head | None) -> PreTrainedModel:
     """A network with random weights; a pooler stands beside a head, so that `AutoModel` finds one in the export."""
-    network: PreTrainedModel
-    if head:
-        network = AutoModelForMaskedLM.from_config(config, attn_implementation=IMPLEMENTATION)
+    network: PreTrainedModel = _CLASSES[head].from_config(config, attn_implementation=IMPLEMENTATION)
+    if head is not None and getattr(network.base_model, "pooler", None) is None:
         bare = AutoModel.from_config(with_num_layers(config, 1), attn_implementation=IMPLEMENTATION)
         pooler = getattr(bare, "pooler", None)
         if isinstance(pooler, nn.Module):
             network.base_model.pooler = pooler
-    else:
-        network = AutoModel.from_config(config, attn_implementation=IMPLEMENTATION)
     architecture.adapt(network.base_model)
     return network

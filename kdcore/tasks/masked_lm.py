@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -25,6 +24,7 @@ from kdcore.recipe.loading import load_config
 from kdcore.recipe.schema import ComponentConfig, PathString
 from kdcore.signals import Batch
 from kdcore.tasks.base import Order, Split, Task
+from kdcore.tasks.fitting import check_fit
 from kdcore.tasks.masking import MaskDrawer, Masking, stored_masks
 
 logger = logging.getLogger("kdcore")
@@ -72,50 +72,15 @@ class MaskedLM(Task):
 
     def check(self, student: Model, teacher: Model | None) -> None:
         """Compare length and vocabulary with both models."""
-        for whose, model in (("teacher", teacher), ("student", student)):
-            if model is None:
-                continue
-            if self.data.vocab_size > model.info.vocab_size:
-                raise DataError(
-                    f"the data's tokenizer has {self.data.vocab_size} tokens, the {whose} embeds "
-                    f"{model.info.vocab_size}",
-                    where=str(self.data.folder),
-                    key="task.data",
-                    hint=f"prepare the data with the {whose}'s own tokenizer",
-                )
-            if self.data.sequence_length > model.info.max_length:
-                raise DataError(
-                    f"sequences have up to {self.data.sequence_length} tokens, the {whose} takes "
-                    f"{model.info.max_length}",
-                    where=str(self.data.folder),
-                    key="task.data",
-                    hint="prepare the data with a smaller sequence_length",
-                )
-        sources = {
-            model.source: (whose, model) for whose, model in (("student", student), ("teacher", teacher)) if model
-        }
-        for whose, model in sources.values():
-            self._compare_vocabulary(whose, model.vocabulary())
-
-    def _compare_vocabulary(self, whose: str, theirs: Mapping[str, int] | None) -> None:
-        """Every id must mean the same token to data and weights; random weights mean nothing yet."""
-        if theirs is None:
-            return
-        ours: Mapping[str, int] = load_tokenizer(str(self.data.tokenizer_folder)).get_vocab()
-        different = [(number, token) for token, number in ours.items() ^ theirs.items()]
-        if not different:
-            return
-        first = min(number for number, _ in different)
-
-        def token(vocabulary: Mapping[str, int]) -> str:
-            return next((f"`{token}`" for token, number in vocabulary.items() if number == first), "nothing")
-
-        raise DataError(
-            f"the data was made with another vocabulary than the {whose}'s: id {first} is {token(ours)} to the data "
-            f"and {token(theirs)} to the {whose}",
+        check_fit(
+            student,
+            teacher,
+            vocabulary=lambda: load_tokenizer(str(self.data.tokenizer_folder)).get_vocab(),
+            vocab_size=self.data.vocab_size,
+            longest=self.data.sequence_length,
             where=str(self.data.folder),
-            key="task.data",
-            hint=f"prepare the data with the {whose}'s own tokenizer",
+            shorter="prepare the data with a smaller sequence_length",
+            own_tokenizer="prepare the data with the {whose}'s own tokenizer",
         )
 
     def num_samples(self, split: Split) -> int:

@@ -1,0 +1,50 @@
+"""Labels of whole sequences."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from kdcore.errors import InputError
+from kdcore.layers import at_least_float32
+from kdcore.losses.base import Loss, LossConfig, require_classes
+from kdcore.signals import Batch, ModelInfo, Requests, Signals
+
+
+class ClassificationLoss(Loss):
+    """Cross-entropy of the true class (Devlin et al. 2019, section 4.1), or squared error where labels are numbers.
+
+    Term `classification`: sum over sequences of `-log softmax(z_s)[label]`, or of `(z_s - label)^2` where the student's
+    head gives a number, counted in sequences.
+    """
+
+    zero_when_equal = False
+
+    def __init__(self, config: LossConfig, teacher: ModelInfo | None, student: ModelInfo) -> None:
+        super().__init__(config)
+        self.num_classes = require_classes(config, student, "student")
+
+    def requests(self) -> Requests:
+        """The student's outputs for whole sequences, and their labels."""
+        return Requests(student=Signals.classes(), columns=frozenset({"labels"}))
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Sequences.
+
+        Raises:
+            InputError: the batch has no labels.
+        """
+        if "labels" not in batch.columns:
+            raise InputError(
+                f"`{self.config.name}` needs the column `labels`, which the data does not have",
+                key=f"losses.{self.config.label}",
+                hint="use a task that gives it, such as sequence_classification",
+            )
+        return {"classification": batch.num_sequences}
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Summed cross-entropy or squared error."""
+        logits, labels = at_least_float32(student.class_logits), batch.columns["labels"]
+        if self.num_classes > 1:
+            return {"classification": cross_entropy(logits, labels, reduction="sum")}
+        return {"classification": (logits.squeeze(-1) - labels.to(logits.dtype)).square().sum()}
