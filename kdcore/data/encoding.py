@@ -48,6 +48,11 @@ class EncodedTexts:
     sentence_ends: NDArray[np.int64] | None
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """The number that every id is below; some tokenizers leave ids out, so that it is more than they have."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+
+
 class Encoder:
     """Turns texts into token ids, none left out.
 
@@ -66,7 +71,7 @@ class Encoder:
         self._backend = _plain_backend(tokenizer)
         self._unk = ids.unk
         # A unigram model knows its control pieces as words and may find them in a text, whatever it is told.
-        self._forbidden = np.zeros(len(tokenizer), dtype=bool)
+        self._forbidden = np.zeros(vocabulary_size(tokenizer), dtype=bool)
         self._forbidden[[index for index in ids.all if index != ids.unk]] = True
         self._split_sentences = split_sentences
         self._all_cores = all_cores
@@ -74,7 +79,7 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode some texts."""
         pieces, sentences, pieces_a_text = self._cut(texts)
-        with tokenizer_threads(self._all_cores):
+        with _threads(self._all_cores):
             encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
@@ -136,7 +141,7 @@ def _leading_space(sentences: list[str]) -> Iterator[str]:
 
 
 @contextmanager
-def tokenizer_threads(wanted: bool) -> Iterator[None]:
+def _threads(wanted: bool) -> Iterator[None]:
     """Let the tokenizers library use its threads now if they are wanted, but not in processes that are forked later.
 
     There its threads do not exist: encoding would hang, which the library avoids with a warning at each fork unless the

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from kdcore.data.base import Corpus
+from kdcore.data.encoding import vocabulary_size
 from kdcore.data.files import FileHashes
 from kdcore.data.manifest import (
     FORMAT_VERSION,
@@ -113,6 +114,7 @@ def prepare_share(
     shares: int,
     *,
     progress: Progress | None = None,
+    corpora: Sequence[Corpus] | None = None,
     workers: int | None = None,
 ) -> tuple[PreparedData | None, int]:
     """Do one of several shares of a preparation, beside others, perhaps on other machines that see the same folder.
@@ -125,6 +127,7 @@ def prepare_share(
         share: which share, from 1 to `shares`.
         shares: how many there are.
         progress: told now and then how far this share has come.
+        corpora: readers to use instead of those that the recipe names.
         workers: how many processes; default: one for each core.
 
     Returns:
@@ -134,7 +137,8 @@ def prepare_share(
     Raises:
         DataError: as `prepare`; or somebody does the same share.
     """
-    preparation = _Preparation(data, build_corpora(data), FileHashes(None), workers, progress)
+    corpora = build_corpora(data) if corpora is None else corpora
+    preparation = _Preparation(data, corpora, FileHashes(None), workers, progress)
     return preparation.share(Path(folder), share, shares)
 
 
@@ -166,8 +170,7 @@ class _Preparation:
         self.data = data
         self.corpora = corpora
         self.tokenizer = load_tokenizer(data.tokenizer)
-        # Some tokenizers leave numbers out, so that the largest is not what their size says.
-        self.vocab_size = max(len(self.tokenizer), max(self.tokenizer.get_vocab().values()) + 1)
+        self.vocab_size = vocabulary_size(self.tokenizer)
         self.identity: Identity = identify(data, corpora, self.tokenizer, hashes)
         self.workers = workers or len(os.sched_getaffinity(0))
         self.progress = progress
