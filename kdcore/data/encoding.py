@@ -79,7 +79,7 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode some texts."""
         pieces, sentences, pieces_a_text = self._cut(texts)
-        with _threads(self._all_cores):
+        with tokenizer_threads(self._all_cores):
             encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
@@ -141,7 +141,7 @@ def _leading_space(sentences: list[str]) -> Iterator[str]:
 
 
 @contextmanager
-def _threads(wanted: bool) -> Iterator[None]:
+def tokenizer_threads(wanted: bool) -> Iterator[None]:
     """Let the tokenizers library use its threads now if they are wanted, but not in processes that are forked later.
 
     There its threads do not exist: encoding would hang, which the library avoids with a warning at each fork unless the
