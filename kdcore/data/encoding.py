@@ -50,7 +50,8 @@ class EncodedTexts:
 
 def vocabulary_size(tokenizer: Any) -> int:
     """The number that every id is below; some tokenizers leave ids out, so that it is more than they have."""
-    return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+    ids: dict[str, int] = tokenizer.get_vocab()
+    return max(len(tokenizer), max(ids.values()) + 1)
 
 
 class Encoder:
