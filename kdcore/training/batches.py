@@ -11,20 +11,17 @@ import torch
 from kdcore.signals import Batch
 from kdcore.tasks.base import Task
 from kdcore.training.distributed import Processes
-from kdcore.training.sampling import SampleOrder
+from kdcore.training.sampling import StepSamples
 
 
 class TrainingBatches:
-    """Gives each step's micro-batches for this process.
-
-    The step's samples depend on the seed alone. Cut into micro-batches, they are dealt to the processes in turn.
-    """
+    """Gives each step's micro-batches for this process."""
 
     def __init__(self, task: Task, seed: int, batch_size: int, micro_batch_size: int, processes: Processes) -> None:
         self._task = task
-        self._order = SampleOrder(task.num_samples("train"), seed)
-        self._batch_size = batch_size
-        self._micro_batch_size = micro_batch_size
+        self._samples = StepSamples(
+            task.num_samples("train"), seed, batch_size, micro_batch_size, processes.world_size, task.order
+        )
         self._processes = processes
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdcore-batches")
         self._next: tuple[int, Future[list[Batch]]] | None = None
@@ -41,11 +38,8 @@ class TrainingBatches:
         self._pool.shutdown(cancel_futures=True)
 
     def _draw(self, step: int) -> list[Batch]:
-        samples, epochs = self._order.take(step * self._batch_size, self._batch_size)
-        stride = self._micro_batch_size * self._processes.world_size
-        starts = range(self._processes.rank * self._micro_batch_size, self._batch_size, stride)
-        cuts = [slice(start, start + self._micro_batch_size) for start in starts]
-        batches = [self._task.batch("train", samples[cut], epochs[cut]) for cut in cuts]
+        drawn = self._samples.micro_batches(step, self._processes.rank)
+        batches = [self._task.batch("train", samples, epochs) for samples, epochs in drawn]
         return [batch.pin() for batch in batches] if _pins(self._processes.device) else batches
 
 
