@@ -77,11 +77,12 @@ class Damage(_Stored):
     part: str
     what: str
     where: str | None = None
+    allowed: list[str] = []
     hint: str | None = None
 
     def problem(self) -> Problem:
         """As one line of an error."""
-        return Problem(self.what, where=self.where, hint=self.hint)
+        return Problem(self.what, where=self.where, allowed=self.allowed, hint=self.hint)
 
 
 class Manifest(_Stored):

@@ -20,6 +20,7 @@ MAX_DOCUMENT_BYTES = 16 * 2**20
 WHITE_SPACE = b" \t\n\r\v\f"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _CONTROL = bytes({*range(32), 127} - set(b"\b\t\n\v\f\r\x1b"))
 _HEAD = 4096
 _MOST_BAD_AT_FIRST = 100
@@ -207,6 +208,8 @@ class BadRecords:
 
 def looks_binary(head: bytes) -> bool:
     """Whether a file that begins so is no text: control characters are a tenth of compressed or executable data."""
+    if head.startswith(_UTF16_MARKS):
+        return False  # readers of UTF-8 say so themselves
     controls = len(head) - len(head.translate(None, _CONTROL))
     return controls > max(16, len(head) // 33) or head.startswith(b"%PDF-")
 
@@ -242,7 +245,7 @@ def _cut(line: bytes) -> int:
 
 
 def _without_byte_order_mark(line: bytes, path: Path) -> bytes:
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if line.startswith(_UTF16_MARKS):
         raise DataError(
             "is UTF-16 text, which is not read", where=str(path), hint="convert it to UTF-8, e.g. with iconv"
         )

@@ -117,7 +117,14 @@ class UnitReader:
                         self.report["empty documents skipped"] += 1
             except DataError as error:
                 self.damages += [
-                    Damage(corpus=self._unit.corpus, part=part.name, what=one.what, where=one.where, hint=one.hint)
+                    Damage(
+                        corpus=self._unit.corpus,
+                        part=part.name,
+                        what=one.what,
+                        where=one.where,
+                        allowed=[one.allowed] if isinstance(one.allowed, str) else list(one.allowed or ()),
+                        hint=one.hint,
+                    )
                     for one in error.problems
                 ]
             self.report.update(self._corpus.report)
