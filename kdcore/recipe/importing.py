@@ -7,7 +7,6 @@ The source is the code of "How to Distill your BERT" (ACL 2023), built on academ
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from kdcore.errors import InputError
 from kdcore.recipe.checking import check
@@ -15,7 +14,7 @@ from kdcore.recipe.importing_command import parse_command
 from kdcore.recipe.importing_draft import Draft
 from kdcore.recipe.importing_sections import leave_out_the_rest, put_logging, put_losses, put_models, put_run, put_task
 from kdcore.recipe.importing_training import (
-    USUAL_SHARDS,
+    count_shards,
     put_occasions,
     put_optimizer,
     put_scheduler,
@@ -23,14 +22,6 @@ from kdcore.recipe.importing_training import (
 )
 from kdcore.recipe.schema import RecipeSettings
 from kdcore.recipe.yaml import Origin
-
-_INTERVALS = (
-    "num_epochs",
-    "validation_epochs",
-    "validation_epochs_begin",
-    "validation_epochs_end",
-    "num_epochs_between_checkpoints",
-)
 
 
 def import_command(text: str, source: str, shards: int | None = None) -> str:
@@ -47,21 +38,17 @@ def import_command(text: str, source: str, shards: int | None = None) -> str:
     """
     command = parse_command(text, source)
     draft = Draft(command)
-    shards, known_from = _count_shards(draft, shards)
+    counted = count_shards(draft, shards)
     put_run(draft)
     put_models(draft)
     put_task(draft)
     put_losses(draft)
     put_optimizer(draft)
     put_scheduler(draft)
-    put_training(draft, shards)
-    put_occasions(draft, shards)
+    put_training(draft, counted)
+    put_occasions(draft, counted)
     put_logging(draft)
     leave_out_the_rest(draft)
-    draft.approximate(
-        f"an epoch there is one shard of the data, here a pass over all of it: intervals are shares of {shards} shards "
-        f"({known_from})"
-    )
     draft.approximate(
         "shares of the budget (validation, exports, losses) are of steps or hours, whichever are used up most; there "
         "of the hours alone"
@@ -69,17 +56,6 @@ def import_command(text: str, source: str, shards: int | None = None) -> str:
     draft.finish()
     _check(draft)
     return draft.text(_header(draft))
-
-
-def _count_shards(draft: Draft, stated: int | None) -> tuple[int, str]:
-    """The number of shards, and where it is known from."""
-    if stated is not None:
-        return stated, "--shards"
-    folder = Path(draft.value("dataset_path")).expanduser()
-    found = sum("train" in file.name for file in folder.glob("*.hdf5")) if folder.is_dir() else 0
-    if found:
-        return found, f"as in {draft.value('dataset_path')}"
-    return USUAL_SHARDS, "what the source's instructions make, 256 masked in ten ways; --shards says another number"
 
 
 def _check(draft: Draft) -> None:

@@ -154,8 +154,8 @@ _TABLE = (
         "text",
         "adamw",
         ("optimizer.name",),
-        "biases and norm weights get no decay; a pooler, which the source leaves untrained, is so here too, for no loss "
-        "reads it; `lamb` and `adafactor` need whole tensors and fp32.",
+        "biases and norm weights get no decay; a pooler, which the source does not train, is not trained here either, "
+        "for no loss reads it; `lamb` and `adafactor` need whole tensors and fp32.",
         ("adam", "adamw", "lamb", "adafactor"),
     ),
     Flag("lr", "number", 0.011, ("optimizer.lr",), ""),
@@ -238,7 +238,8 @@ _TABLE = (
         "text",
         "per_device",
         (),
-        "no key: every process takes its part of each batch, and the order does not depend on their number",
+        "no key: every process takes its part of each batch, and the order does not depend on their number; it decides "
+        "what an epoch there is, one shard or one on each process",
         ("dist", "per_device"),
     ),
     Flag("num_workers", "integer", 4, (), "no key: batches are made beside training, and so fast that one will do"),

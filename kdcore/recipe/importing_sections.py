@@ -149,9 +149,12 @@ def put_task(draft: Draft) -> None:
         "task.data.sequence_length", 128, note="generate_samples.py --max_seq_length 128; the command does not say"
     )
     draft.put("task.data.held_out", 0.0, note="the test shards are held out already")
-    draft.put("task.data.corpora", [{"name": "hdf5", "path": path}], "dataset_path")
-    draft.leave_out("every process takes its part of each batch, whose order does not depend on their number",
-                    "data_loader_type")  # fmt: skip
+    draft.put(
+        "task.data.corpora",
+        [{"name": "hdf5", "path": path}],
+        "dataset_path",
+        note="reading them needs pip install 'kdcore[hdf5]'",
+    )
     draft.leave_out("batches are always made beside training", "num_workers", "async_worker")
     draft.leave_out("a bound that was kept when the masks were drawn", "max_predictions_per_seq")
 
@@ -165,6 +168,9 @@ def put_losses(draft: Draft) -> None:
     if method is None:
         draft.problems.append(Problem("the flag is missing", draft.where("distillation"), "--method", METHODS))
         return
+    draft.approximate(
+        "padding never counts, and the teacher has no dropout; in the source's code it is otherwise", "method"
+    )
     layers = _layers(draft, method)
     for loss, keys in _LOSSES[method].items():
         paired = {} if loss == "masked_lm" else {"layers": layers}

@@ -2,11 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from kdcore.recipe.importing_draft import Draft
 from kdcore.recipe.importing_flags import NO_LIMIT
 
-USUAL_SHARDS = 2560
-"""Shards of the training data by academic-budget-bert's instructions: 256, each masked in ten ways."""
+_USUAL_SHARDS = 2560
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The source's unit of time: an epoch there is one shard of the training data, or one on each process.
+
+    Attributes:
+        total: how many shards there are.
+        at_once: how many of them an epoch is.
+    """
+
+    total: int
+    at_once: int
+
+    def share(self, epochs: int) -> float:
+        """So many epochs of the source as a part of a pass over all of the data."""
+        return float(f"{epochs * self.at_once / self.total:.9g}")
+
+    def every(self, epochs: int) -> dict[str, float]:
+        """So many epochs of the source as an interval."""
+        return {"epochs": self.share(epochs)}
+
+    def said(self, epochs: int) -> str:
+        """The same in words."""
+        return f"{epochs}{f' x {self.at_once}' if self.at_once > 1 else ''} of {self.total} shards"
+
+
+def count_shards(draft: Draft, stated: int | None) -> Shards:
+    """Count the shards in the command's data folder, if it is at hand and their number is not stated."""
+    folder = Path(draft.value("dataset_path")).expanduser()
+    found = sum("train" in file.name for file in folder.glob("*.hdf5")) if folder.is_dir() else 0
+    if stated is not None:
+        total, known_from = stated, "--shards"
+    elif found:
+        total, known_from = found, f"as in {draft.value('dataset_path')}"
+    else:
+        total, known_from = _USUAL_SHARDS, "as the source's instructions make; --shards says another number"
+    draft.approximate(
+        "an epoch there is one shard of the data, here a pass over all of it: intervals are parts of its "
+        f"{total} shards ({known_from})"
+    )
+    one_order = "every process takes its part of each batch, whose order does not depend on their number"
+    if draft.value("data_loader_type") == "dist":
+        draft.leave_out(one_order, "data_loader_type")
+        return Shards(total, 1)
+    processes = draft.command.processes
+    counted = "one is assumed: the command does not say how many" if processes is None else f"{processes} of them"
+    draft.approximate(f"an epoch there is one shard on each process ({counted}); here {one_order}", "data_loader_type")
+    return Shards(total, processes or 1)
 
 
 def put_optimizer(draft: Draft) -> None:
@@ -55,7 +106,7 @@ def put_scheduler(draft: Draft) -> None:
         )
 
 
-def put_training(draft: Draft, shards: int) -> None:
+def put_training(draft: Draft, shards: Shards) -> None:
     """Budget, batches and precision."""
     steps = draft.value("max_steps")
     if steps < NO_LIMIT:
@@ -65,7 +116,7 @@ def put_training(draft: Draft, shards: int) -> None:
     draft.value("num_epochs")
     if draft.given("num_epochs"):
         epochs = draft.value("num_epochs")
-        draft.put("training.budget.epochs", _share(epochs, shards), "num_epochs", note=_shards_of(epochs, shards))
+        draft.put("training.budget.epochs", shards.share(epochs), "num_epochs", note=shards.said(epochs))
     hours, exit_after = draft.value("total_training_time"), draft.value("early_exit_time_marker")
     draft.flag("total_training_time", "training.budget.hours")
     if exit_after <= hours:
@@ -106,15 +157,15 @@ def _put_precision(draft: Draft) -> None:
     draft.leave_out("a level of apex", "fp16_opt")
 
 
-def put_occasions(draft: Draft, shards: int) -> None:
+def put_occasions(draft: Draft, shards: Shards) -> None:
     """Validation, checkpoints, exports and early stopping."""
     phases = ("begin", "end")
     names = ["validation_epochs", "validation_micro_batch"]
     names += [name for phase in phases for name in (f"validation_epochs_{phase}", f"validation_{phase}_proportion")]
     if draft.value("do_validation"):
         epochs = draft.value("validation_epochs")
-        draft.put("validation.every", _every(epochs, shards), "do_validation", "validation_epochs",
-                  note=_shards_of(epochs, shards))  # fmt: skip
+        draft.put("validation.every", shards.every(epochs), "do_validation", "validation_epochs",
+                  note=shards.said(epochs))  # fmt: skip
         for phase in phases:
             share, epochs = draft.value(f"validation_{phase}_proportion"), draft.value(f"validation_epochs_{phase}")
             if share == 0:
@@ -123,8 +174,8 @@ def put_occasions(draft: Draft, shards: int) -> None:
                 )
                 continue
             draft.flag(f"validation_{phase}_proportion", f"validation.{phase}.share")
-            draft.put(f"validation.{phase}.every", _every(epochs, shards), f"validation_epochs_{phase}",
-                      note=_shards_of(epochs, shards))  # fmt: skip
+            draft.put(f"validation.{phase}.every", shards.every(epochs), f"validation_epochs_{phase}",
+                      note=shards.said(epochs))  # fmt: skip
         draft.flag("validation_micro_batch", "validation.batch_size")
     else:
         draft.put("validation.every", "never", "do_validation")
@@ -133,11 +184,11 @@ def put_occasions(draft: Draft, shards: int) -> None:
     _put_early_stopping(draft)
 
 
-def _put_checkpoints(draft: Draft, shards: int) -> None:
+def _put_checkpoints(draft: Draft, shards: Shards) -> None:
     epochs = draft.value("num_epochs_between_checkpoints")
     if epochs > 0:
-        draft.put("checkpoints.every", _every(epochs, shards), "num_epochs_between_checkpoints",
-                  note=_shards_of(epochs, shards))  # fmt: skip
+        draft.put("checkpoints.every", shards.every(epochs), "num_epochs_between_checkpoints",
+                  note=shards.said(epochs))  # fmt: skip
     else:
         draft.put("checkpoints.every", {"minutes": 30}, "num_epochs_between_checkpoints")
         draft.approximate(
@@ -172,16 +223,3 @@ def _put_early_stopping(draft: Draft) -> None:
     else:
         draft.leave_out("says nothing without --use_early_stopping", "use_early_stopping", *bounds)
     draft.flag("scale_cnt_limit", "early_stopping.max_steps_at_min_loss_scale")
-
-
-def _share(epochs: int, shards: int) -> float:
-    return float(f"{epochs / shards:.9g}")
-
-
-def _every(epochs: int, shards: int) -> dict[str, float]:
-    """Shards as a part of all of the data."""
-    return {"epochs": _share(epochs, shards)}
-
-
-def _shards_of(epochs: int, shards: int) -> str:
-    return f"{epochs} of {shards} shards"

@@ -316,11 +316,19 @@ def test_several_blocks_are_one_for_each_of_the_students() -> None:
 def test_shards_are_counted_where_the_data_lies(tmp_path: Path) -> None:
     for name in ("train_shard_0.hdf5", "train_shard_1.hdf5", "test_shard_0.hdf5", "notes.txt"):
         (tmp_path / name).touch()
-    command = f"{SHORT} --dataset_path {tmp_path} --do_validation --num_epochs 8"
+    command = f"{SHORT} --dataset_path {tmp_path} --do_validation --num_epochs 8 --data_loader_type dist"
     assert imported(command)["validation"]["every"] == {"epochs": 5.0}
     assert imported(command)["training"]["budget"]["epochs"] == 4.0
     assert imported(command, shards=80)["training"]["budget"]["epochs"] == 0.1
-    assert "shares of 2 shards" in import_command(command, "stdin").replace("\n#     ", " ")
+    assert "parts of its 2 shards (as in" in import_command(command, "stdin").replace("\n#     ", " ")
+
+
+def test_with_a_shard_on_each_process_an_epoch_is_as_many_shards() -> None:
+    recipe = imported(f"deepspeed --num_gpus 4 {SHORT} --data_loader_type per_device --num_epochs 8", shards=64)
+    assert recipe["training"]["budget"]["epochs"] == 0.5
+    recipe = imported(f"deepspeed --num_gpus 4 {SHORT} --data_loader_type dist --num_epochs 8", shards=64)
+    assert recipe["training"]["budget"]["epochs"] == 0.125
+    assert "one is assumed" in import_command(f"deepspeed {SHORT}", "stdin").replace("\n#     ", " ")
 
 
 def test_an_assumed_number_of_shards_is_told() -> None:
