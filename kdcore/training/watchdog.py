@@ -31,9 +31,9 @@ _WRITING_SECONDS = 10.0
 class Watchdog:
     """While entered, a thread ends this process with exit code 1 when nothing has been done for too long.
 
-    Before that it writes the stacks of all threads to stderr and to the run's log. Too long is: before the first step
-    half an hour; then the recipe's `training.stall_minutes`, or by default 20 times what the slowest step, validation
-    batch or checkpoint took so far, and at least 10 minutes.
+    Before that it writes the stacks of all threads to stderr and to the run's log. Too long is: until the first step or
+    batch of a validation is done half an hour; then the recipe's `training.stall_minutes`, or by default 20 times what
+    the slowest step, validation batch or checkpoint took so far, and at least 10 minutes.
 
     Time counts only while this process runs: the thread adds up short slices that it has itself seen pass, so that a
     process that was stopped and continued, or a laptop that slept, goes on as if nothing had been.
@@ -51,8 +51,9 @@ class Watchdog:
         self._log_file = log_file
         self._doing = "the start"
         self._ticks = 0
-        self._steps_began = False
-        self._slowest: float | None = None
+        self._training = False
+        self._paced = False
+        self._slowest = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="kdcore-watchdog", daemon=True)
         self._stderr = -1
@@ -74,20 +75,21 @@ class Watchdog:
 
     def tick(self, doing: str) -> None:
         """What went on is done and `doing` begins: a step, a batch of a validation, a checkpoint, an export."""
-        self._steps_began = True
+        self._paced = self._training
+        self._training = True
         self._doing = doing
         self._ticks += 1
 
     def _watch(self) -> None:
-        silent, seen, timed = 0.0, self._ticks, False
+        silent, seen, was_training = 0.0, self._ticks, False
         before = time.monotonic()
         while not self._over.wait(self._slice):
             now = time.monotonic()
             slept, before = now - before, now
             if self._ticks != seen:
-                if timed:
-                    self._slowest = max(self._slowest or 0.0, silent)
-                silent, seen, timed = 0.0, self._ticks, self._steps_began
+                if was_training:
+                    self._slowest = max(self._slowest, silent)
+                silent, seen, was_training = 0.0, self._ticks, self._training
                 continue
             silent += min(slept, 2 * self._slice)
             bound, why = self._bound()
@@ -96,12 +98,13 @@ class Watchdog:
 
     def _bound(self) -> tuple[float, str]:
         """Seconds that may pass in silence, and where the number is from."""
-        if self._slowest is None:
-            return max(_START_SECONDS, self._stall_seconds or 0.0), "the bound before the first step is done"
+        if not self._paced:
+            return max(_START_SECONDS, self._stall_seconds or 0.0), "the bound until the first step is done"
         if self._stall_seconds is not None:
             return self._stall_seconds, "training.stall_minutes"
         adaptive = max(_LEAST_SECONDS, _TIMES_THE_SLOWEST * self._slowest)
-        return adaptive, f"the slowest so far took {duration(self._slowest)}; training.stall_minutes sets the bound"
+        slowest = f"the slowest so far took {duration(self._slowest)}" if self._slowest else "all so far were quick"
+        return adaptive, f"{slowest}; training.stall_minutes sets the bound"
 
     def _message(self, silent: float, why: str) -> str:
         rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
