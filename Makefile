@@ -6,11 +6,15 @@ export KDCORE_CACHE ?= $(CURDIR)/.cache/kdcore
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-recipes lint clean
+SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \
+	mariadb-server
+
+.PHONY: help setup demo test test-slurm test-recipes lint clean
 
 help:
 	@echo "make demo           distil a real teacher on real text, in minutes on two CPU cores"
 	@echo "make test           check style, types, layers and behaviour"
+	@echo "make test-slurm     the tests on a real SLURM of three nodes, which it installs and brings up here (root, Debian)"
 	@echo "make test-recipes   train each shipped recipe for 200 steps on real text (half an hour)"
 	@echo "make setup          only set up .venv"
 	@echo "make clean          remove what make has set up here"
@@ -30,6 +34,14 @@ demo: setup
 
 test: setup lint
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+# Where SLURM cannot be installed, the tests say why and are skipped.
+test-slurm: setup
+	@if ! command -v slurmctld >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+			$(SLURM_PACKAGES) || echo "SLURM cannot be installed here"; \
+	fi
+	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/slurm
 
 # These train models of real size, for which more threads are faster.
 test-recipes: setup

@@ -28,7 +28,7 @@ _FRESH_SECONDS = 15 * 60
 class RunsCommand(Command):
     """Show how runs are doing: state, step, loss, speed and restarts, read from their folders.
 
-    list [FOLDER]   every run in a folder, by default `runs`
+    list [FOLDER]   every run in a folder, by default `runs`; or those of a sweep, given its folder
 
     queued     waiting in SLURM's queue, for its first start or after it was interrupted
     running    training, or starting to
@@ -100,8 +100,12 @@ def run_folder_of(recipe: Recipe) -> Path:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Every run in a folder, which may be a run itself, sorted by name."""
-    yield from _walk(folder, _DEPTH)
+    """Every run in a folder, sorted by name; of the folder of a sweep, the runs of the sweep; of a run, itself."""
+    if (folder / "submission.json").is_file():
+        sent = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
+        yield from (Path(job["folder"]) for job in sent["jobs"])
+    else:
+        yield from _walk(folder, _DEPTH)
 
 
 def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatus:
@@ -251,7 +255,7 @@ def _tail(path: Path) -> str:
 
 
 def _row(run: Path, folder: Path, status: RunStatus) -> tuple[str, ...]:
-    name = str(run.relative_to(folder)) if run != folder else run.name
+    name = str(run.relative_to(folder)) if run.is_relative_to(folder) and run != folder else str(run)
     step = "-" if status.step is None else f"{status.step}"
     return (
         name,

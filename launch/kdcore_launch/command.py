@@ -58,6 +58,7 @@ class LaunchCommand(Command):
     def run(self, arguments: argparse.Namespace) -> int:
         """Send it."""
         from kdcore_launch.sending import prepare_submission, resume_submission, run_submission, send
+        from kdcore_launch.slurm import require_slurm
 
         _check_options(arguments)
         words: list[str] = arguments.words
@@ -66,6 +67,8 @@ class LaunchCommand(Command):
         own = [word.removeprefix("profile.") for word in overrides if word.startswith("profile.")]
         overrides = [word for word in overrides if not word.startswith("profile.")]
         dry = arguments.dry_run
+        if not dry and not arguments.local:
+            require_slurm()
         submission: Submission | None
         if arguments.resume is not None:
             if overrides or recipes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdcore import InputError, load_recipe, run_status, slurm_queue
+from kdcore import InputError, KdcoreError, load_recipe, run_status, slurm_queue
 from kdcore_launch import history, slurm
 from kdcore_launch.job import Job
 from kdcore_launch.profile import Profile
@@ -30,6 +31,7 @@ from kdcore_launch.waiting import wait_for
 
 _JOB_ID = re.compile(r"\d+(_\d+)?")
 _SWEEPS = "sweeps"
+_FOLDERS_OF_A_RUN = 3  # folder, name and id
 
 
 def run_submission(
@@ -121,7 +123,6 @@ def resume_submission(target: str, profile: Profile | None) -> Submission | None
     Raises:
         InputError: nothing was sent from there, or the job is not one of ours.
     """
-    slurm.require_slurm()
     folder = stored_in(Path(target).absolute())
     if folder is None:
         if not _JOB_ID.fullmatch(target):
@@ -144,15 +145,17 @@ def send(submission: Submission, *, local: bool, wait: bool, dry: bool) -> int:
     """Submit, say what was submitted and how to follow it, and wait if asked to; gives the exit code.
 
     Raises:
-        InputError: there is no SLURM, or it refuses.
+        InputError: SLURM refuses.
         MachineError: SLURM does not answer, or a job that is waited for ended without a word.
     """
     if dry:
         print(sbatch_script(submission))
         return 0
-    if not local:
-        slurm.require_slurm()
-    ids = [submit_here(submission)] if local else submit(submission)
+    try:
+        ids = [submit_here(submission)] if local else submit(submission)
+    except KdcoreError:
+        _discard(submission)
+        raise
     folders = [job.folder for job in submission.jobs]
     if len(ids) == 1:
         print(f"{'process' if local else 'job'} {ids[0]}: {submission.name}")
@@ -210,11 +213,28 @@ def _refuse_queued(folders: Sequence[Path]) -> None:
 
 
 def _make(folder: Path) -> None:
+    """Make a folder.
+
+    Raises:
+        InputError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         hint = "give another place with `run.folder=`"
         raise InputError(f"the folder cannot be made: {error.strerror}", where=str(folder), hint=hint) from error
+
+
+def _discard(submission: Submission) -> None:
+    """Leave nothing of runs behind that were never sent."""
+    if any(history.latest_job(job.folder) for job in submission.jobs):
+        return
+    for folder in {submission.folder, *(history.launch_folder(job.folder) for job in submission.jobs)}:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in list(folder.parents)[:_FOLDERS_OF_A_RUN]:
+            if parent == submission.working_folder or not parent.is_dir() or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 def _folder_of_job(job: str) -> Path:

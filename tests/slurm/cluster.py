@@ -13,6 +13,7 @@ node3 (partition `apart`) sees an empty folder where the others see FOLDER/share
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 NODES = ("node1", "node2", "node3")
 CPUS = 2
@@ -29,7 +31,7 @@ PROGRAMS = ("munged", "mariadbd", "mysql_install_db", "slurmdbd", "slurmctld", "
 ACCOUNT = "lab"
 
 _HOSTS = Path("/etc/hosts")
-_HOSTS_LINE = f"127.0.0.1 {' '.join(NODES)}  # kdcore's test cluster"
+_START_SECONDS = 60
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
@@ -60,14 +62,14 @@ class Cluster:
         self.folder.chmod(0o755)
         for name in ("log", "pid", "state", "spool", "shared", "munge"):
             (self.folder / name).mkdir(exist_ok=True)
-        _add_host_names()
+        _add_host_names(self.folder)
         ports = _free_ports(len(NODES) + 3)
         self._munge()
         self._database(ports[0])
         self._write_configuration(ports)
         self._start_accounting()
         self._start("slurmctld", ["slurmctld"], self.folder / "pid" / "slurmctld")
-        _until(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld answers")
+        until(lambda: "UP" in self.run("scontrol", "ping", check=False), _START_SECONDS, "slurmctld answers")
         for node in NODES:
             self.start_node(node)
 
@@ -78,7 +80,7 @@ class Cluster:
             hide = f"mount -t tmpfs none {self.shared} && exec {' '.join(command)}"
             command = ["unshare", "--mount", "sh", "-c", hide]
         self._start(f"slurmd-{node}", command, self.pid_file(node))
-        _until(lambda: self.state(node) in ("idle", "mixed", "allocated"), f"{node} takes jobs")
+        until(lambda: self.state(node) in ("idle", "mixed", "allocated"), _START_SECONDS, f"{node} takes jobs")
 
     def pid_file(self, node: str) -> Path:
         """Where the daemon of a node leaves the number of its process."""
@@ -114,11 +116,12 @@ class Cluster:
         if (self.folder / "pid" / "slurmctld").is_file():
             self.run("scancel", "--state=PENDING", "--user=root", check=False)
             self.run("scancel", "--state=RUNNING", "--user=root", check=False)
-            _until(lambda: not self.run("squeue", "--noheader", check=False).strip(), "jobs end", 15, give_up=True)
+            with contextlib.suppress(TimeoutError):
+                until(lambda: not self.run("squeue", "--noheader", check=False).strip(), 20, "the jobs have ended")
         names = [*(f"slurmd-{node}" for node in NODES), "slurmctld", "slurmdbd", "mariadbd", "munged"]
         for name in names:
             _end(self.folder / "pid" / name)
-        _remove_host_names()
+        _remove_host_names(self.folder)
 
     def _munge(self) -> None:
         folder = self.folder / "munge"
@@ -157,7 +160,7 @@ class Cluster:
         }
         command = ["mariadbd", "--no-defaults", *(f"--{name}={value}" for name, value in options.items())]
         subprocess.Popen(command, env={**os.environ, "PATH": _PATH}, stdout=quiet, stderr=quiet, start_new_session=True)
-        _until(lambda: _listens(port), "the database answers")
+        until(lambda: _listens(port), _START_SECONDS, "the database answers")
         self._database_port = port
 
     def _write_configuration(self, ports: Sequence[int]) -> None:
@@ -210,7 +213,7 @@ PreemptMode=REQUEUE
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2,sched_interval=2
 SlurmdTimeout=12
-KillWait=20
+KillWait=10
 MinJobAge=600
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/pid/slurmctld
@@ -236,7 +239,7 @@ SlurmctldParameters=preempt_send_user_signal
     def _start_accounting(self) -> None:
         self._start("slurmdbd", ["slurmdbd"], self.folder / "pid" / "slurmdbd")
         port = int(self.configuration.read_text(encoding="utf-8").split("AccountingStoragePort=")[1].split()[0])
-        _until(lambda: _listens(port), "slurmdbd answers")
+        until(lambda: _listens(port), _START_SECONDS, "slurmdbd answers")
         for what in (["cluster", "kdcore"], ["account", ACCOUNT], ["user", "root", f"account={ACCOUNT}"]):
             self.run("sacctmgr", "--immediate", "add", *what)
 
@@ -251,17 +254,23 @@ SlurmctldParameters=preempt_send_user_signal
                 check=True,
                 start_new_session=True,
             )
-        _until(lambda: pid.is_file() and bool(pid.read_text(encoding="utf-8").strip()), f"{name} runs")
+        until(lambda: pid.is_file() and bool(pid.read_text(encoding="utf-8").strip()), _START_SECONDS, f"{name} runs")
 
 
-def _until(condition: Callable[[], bool], what: str, seconds: float = 60, *, give_up: bool = False) -> None:
+def until(condition: Callable[[], Any], seconds: float, what: str, log: Callable[[], str] = str) -> Any:
+    """Wait for something to become true; gives what it became.
+
+    Raises:
+        TimeoutError: it did not; with what is known from `log`.
+    """
     deadline = time.monotonic() + seconds
-    while not condition():
+    while True:
+        found = condition()
+        if found:
+            return found
         if time.monotonic() > deadline:
-            if give_up:
-                return
-            raise TimeoutError(f"waited {seconds:.0f} s until {what}")
-        time.sleep(0.2)
+            raise TimeoutError(f"waited {seconds:.0f} s until {what}\n{log()}")
+        time.sleep(0.1)
 
 
 def _end(pid_file: Path) -> None:
@@ -273,7 +282,8 @@ def _end(pid_file: Path) -> None:
             os.kill(number, signal_number)
         except ProcessLookupError:
             break
-        _until(lambda: not Path(f"/proc/{number}").exists(), "it ends", 15, give_up=True)
+        with contextlib.suppress(TimeoutError):
+            until(lambda: not Path(f"/proc/{number}").exists(), 15, "it has ended")
     pid_file.unlink(missing_ok=True)
 
 
@@ -293,15 +303,20 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _add_host_names() -> None:
+def _hosts_line(folder: Path) -> str:
+    return f"127.0.0.1 {' '.join(NODES)}  # test cluster {folder}\n"
+
+
+def _add_host_names(folder: Path) -> None:
     text = _HOSTS.read_text(encoding="utf-8")
-    if _HOSTS_LINE not in text:
-        _HOSTS.write_text(text.rstrip("\n") + "\n" + _HOSTS_LINE + "\n", encoding="utf-8")
+    if text and not text.endswith("\n"):
+        text += "\n"
+    _HOSTS.write_text(text + _hosts_line(folder), encoding="utf-8")
 
 
-def _remove_host_names() -> None:
-    lines = _HOSTS.read_text(encoding="utf-8").splitlines(keepends=True)
-    _HOSTS.write_text("".join(line for line in lines if line.rstrip("\n") != _HOSTS_LINE), encoding="utf-8")
+def _remove_host_names(folder: Path) -> None:
+    text = _HOSTS.read_text(encoding="utf-8")
+    _HOSTS.write_text(text.replace(_hosts_line(folder), ""), encoding="utf-8")
 
 
 def main() -> int:
