@@ -230,21 +230,27 @@ _TABLE = (
         "dataset_path",
         "text",
         "books_wiki_en_corpus",
-        ("task.data",),
-        "a folder of hdf5 shards, whose pre-drawn masks are kept",
+        ("task.data", "task.masking"),
+        "a folder of hdf5 shards; masks stay as they were drawn (`masking: static`)",
     ),
     Flag(
         "data_loader_type",
         "text",
         "per_device",
-        (),
-        "no key: every process takes its part of each batch, and the order does not depend on their number; it decides "
-        "what an epoch there is, one shard or one on each process",
+        ("task.order",),
+        "`dist` is `global`, `per_device` is `per_process`; an epoch there is one shard, or one on each process",
         ("dist", "per_device"),
     ),
     Flag("num_workers", "integer", 4, (), "no key: batches are made beside training, and so fast that one will do"),
     Flag("async_worker", "switch", True, (), "no key: always so"),
-    Flag("max_predictions_per_seq", "integer", 20, (), "no key: a bound that was kept when the masks were drawn"),
+    Flag(
+        "max_predictions_per_seq",
+        "integer",
+        20,
+        (),
+        "no key: a bound that was kept when the masks were drawn; where they are drawn anew it is "
+        "`task.masking.max_predictions`",
+    ),
     Flag("add_nsp", "switch", False, (), f"refused: {NO_NSP}"),
     # validation and early stopping
     Flag("do_validation", "switch", False, ("validation.every",), "without it `never`"),

@@ -155,6 +155,9 @@ def put_task(draft: Draft) -> None:
         "dataset_path",
         note="reading them needs pip install 'kdcore[hdf5]'",
     )
+    draft.put("task.masking", "static", "dataset_path", note="the masks that the shards hold")
+    order = "global" if draft.value("data_loader_type") == "dist" else "per_process"
+    draft.put("task.order", order, "data_loader_type")
     draft.leave_out("batches are always made beside training", "num_workers", "async_worker")
     draft.leave_out("a bound that was kept when the masks were drawn", "max_predictions_per_seq")
 

@@ -50,13 +50,11 @@ def count_shards(draft: Draft, stated: int | None) -> Shards:
         "an epoch there is one shard of the data, here a pass over all of it: intervals are parts of its "
         f"{total} shards ({known_from})"
     )
-    one_order = "every process takes its part of each batch, whose order does not depend on their number"
     if draft.value("data_loader_type") == "dist":
-        draft.leave_out(one_order, "data_loader_type")
         return Shards(total, 1)
     processes = draft.command.processes
     counted = "one is assumed: the command does not say how many" if processes is None else f"{processes} of them"
-    draft.approximate(f"an epoch there is one shard on each process ({counted}); here {one_order}", "data_loader_type")
+    draft.approximate(f"an epoch there is one shard on each process ({counted})", "data_loader_type")
     return Shards(total, processes or 1)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from kdcore.commands.main import main
@@ -28,17 +31,60 @@ SMALLER = {
 """What a machine without a GPU, and a teacher of four blocks, need otherwise; all else stays as it is printed."""
 
 
+SHARDS = 10
+
+
+def write_shard(path: Path, tokenizer: Any, sequences: int, random: np.random.Generator) -> None:
+    """A shard as academic-budget-bert writes it: random letters in their order, every seventh token to be predicted."""
+    import h5py
+
+    width, predictions = 48, 20
+    letters = tokenizer.convert_tokens_to_ids(list("abcdefgh"))
+    columns = {name: np.zeros((sequences, width), np.int32) for name in ("input_ids", "input_mask", "segment_ids")}
+    columns |= {name: np.zeros((sequences, predictions), np.int32) for name in ("masked_lm_positions", "masked_lm_ids")}
+    for row in range(sequences):
+        length = int(random.integers(10, width + 1))
+        starts = int(random.integers(0, 8)) + np.arange(length - 2)
+        tokens = [tokenizer.cls_token_id, *(letters[start % 8] for start in starts), tokenizer.sep_token_id]
+        for number, place in enumerate(range(1 + row % 7, length - 1, 7)):
+            columns["masked_lm_positions"][row, number] = place
+            columns["masked_lm_ids"][row, number] = tokens[place]
+            tokens[place] = tokenizer.mask_token_id
+        columns["input_ids"][row, :length] = tokens
+        columns["input_mask"][row, :length] = 1
+    with h5py.File(path, "w") as file:
+        for name, values in columns.items():
+            file.create_dataset(name, data=values)
+
+
+@pytest.fixture(scope="module")
+def shards(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of the source, for the small teacher's tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    folder = tmp_path_factory.mktemp("shards")
+    random = np.random.default_rng(3)
+    for number in range(SHARDS):
+        write_shard(folder / f"train_shard_{number}.hdf5", tokenizer, 11, random)
+    write_shard(folder / "test_shard_0.hdf5", tokenizer, 16, random)
+    return folder
+
+
 @pytest.fixture
-def small_command(teacher_folder: Path, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The example for the small teacher, its run folder below the working folder."""
+def small_command(
+    teacher_folder: Path, shards: Path, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The example for the small teacher and data, its run folder below the working folder."""
     monkeypatch.setenv("KDCORE_CACHE", str(cache_folder))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(tmp_path)
     command = COMMAND
     paths = {
         "models/teachers/bert-base-uncased": str(teacher_folder),
-        "~/code/academic-budget-bert/training-out": str(tmp_path / "training-out"),
         "bert-base-uncased": str(teacher_folder),
+        "~/data/budget/masked": str(shards),
+        "~/code/academic-budget-bert/training-out": str(tmp_path / "training-out"),
     }
     for printed, smaller in {**SMALLER, **paths}.items():
         assert printed in command
@@ -46,25 +92,18 @@ def small_command(teacher_folder: Path, cache_folder: Path, tmp_path: Path, monk
     return command
 
 
-@pytest.fixture
-def small_data(teacher_folder: Path, corpus_file: Path) -> str:
-    """The override that puts prepared text in the place of the source's shards."""
-    corpora = f"[{{name: text, path: {corpus_file}, documents: lines}}]"
-    return f"task.data={{tokenizer: {teacher_folder}, sequence_length: 48, held_out: 0.1, corpora: {corpora}}}"
-
-
-def test_the_example_trains_validates_and_exports_as_it_says(small_command: str, small_data: str) -> None:
-    assert main(["recipe", "import", "--command", small_command, "--shards", "10", "--output", "recipe.yaml"]) == 0
-    assert main(["train", "recipe.yaml", small_data]) == 0
+def test_the_example_trains_validates_and_exports_as_it_says(small_command: str) -> None:
+    assert main(["recipe", "import", "--command", small_command, "--output", "recipe.yaml"]) == 0
+    assert main(["train", "recipe.yaml", "task.data.sequence_length=48"]) == 0
     folder = Path("training-out/hidden_mse_init/1")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 41))
     marks = [f"budget-{number / 20:g}" for number in range(1, 20)]
     assert sorted(path.name for path in (folder / "exports").iterdir()) == sorted([*marks, "final"])
     losses = {row["step"]: row["held_out/loss"] for row in rows if "held_out/loss" in row}
-    validated = list(losses)
-    begin, rest = [step for step in validated if step <= 10], [step for step in validated if step > 10]
-    assert validated[0] == 0
-    assert validated[-1] == 40
-    assert len(begin) / 10 > 3 * len(rest) / 30, "five times as often in the first quarter"
+    steps_in_a_shard = 11 / 8
+    due = {math.ceil(number * steps_in_a_shard - 1e-9) for number in range(1, 41)}
+    begin = {step for step in due if step <= 10}
+    rest = {math.ceil(number * 5 * steps_in_a_shard - 1e-9) for number in range(1, 8)}
+    assert set(losses) == {0, 40} | begin | {step for step in rest if 10 < step <= 40}
     assert losses[40] < losses[0]
