@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import sys
 import unicodedata
 from collections import Counter
@@ -35,7 +36,8 @@ def test_what_is_no_text_goes_and_is_counted() -> None:
 
 
 def test_every_code_point_is_kept_or_counted_and_the_result_is_final() -> None:
-    for code in range(sys.maxunicode + 1):
+    sampled = random.Random(0).sample(range(sys.maxunicode + 1), 20_000)
+    for code in (*range(0x3100), *range(0xD7F0, 0xE010), *range(0xFB00, 0x10010), *sampled):
         text, report = clean(f"x{chr(code)}y")
         if not report and chr(code) not in "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029":
             assert text == f"x{chr(code)}y"
