@@ -11,8 +11,9 @@ from kdcore.commands.main import main
 
 
 def test_a_run_and_its_restart_are_one_run_there_and_nothing_is_asked_or_printed(
-    small_recipe: Path, capfd: pytest.CaptureFixture[str]
+    small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     wandb = pytest.importorskip("wandb")
     tracking = "tracking=[{name: wandb, project: distillation, mode: offline}]"
     folder = Path("runs/small/tracked/wandb")
