@@ -61,7 +61,8 @@ def train_tokenizer(
     lowercase: bool = False,
     sample_megabytes: int = 200,
 ) -> TrainedTokenizer:
-    """Learn a tokenizer with the special tokens of an encoder. The same texts give the same tokenizer, on any machine.
+    """Learn a tokenizer with the special tokens of an encoder. The same texts give the same tokenizer,
+    whatever the number of cores.
 
     The texts are read once, one after the other. So that memory stays bounded, an even sample of their lines is kept
     to learn from.
