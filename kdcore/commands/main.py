@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import textwrap
@@ -10,11 +11,12 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from kdcore.commands.base import Command
-from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, InputError, KdcoreError
+from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, InputError, KdcoreError
 from kdcore.registry import Entry, commands
 from kdcore.training.interruption import ending_on_request
 
 EXIT_BROKEN_PIPE = 141
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +49,11 @@ def _guarded(run: Callable[[], int]) -> int:
         # The reader, such as `head`, has seen enough. Python must not try to flush what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"error: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
+        return EXIT_MACHINE
 
 
 def _dispatch(arguments: list[str]) -> int:

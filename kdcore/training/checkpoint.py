@@ -1,160 +1,277 @@
-"""Checkpoints to resume from: written beside, then renamed, then pointed to."""
+"""Checkpoints to resume from: written together by all processes, and restored by them.
+
+Training stands still while the state is written to files. Hashing them, waiting for the disk and giving the checkpoint
+its name happens beside the steps that follow.
+"""
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
+import logging
 import random
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from kdcore.errors import InputError
+from kdcore.errors import InputError, KdcoreError, MachineError
+from kdcore.training import checkpoint_files as files
+from kdcore.training.agreement import by_main, from_all
+from kdcore.training.checkpoint_files import FileEntry, TrainingState
 from kdcore.training.distributed import Processes
 from kdcore.training.engine import Engine
+from kdcore.training.tensor_files import write_tensors
+from kdcore.training.universal import universal_copy
 
-_LATEST = "latest"
-_STATE = "state.json"
+logger = logging.getLogger("kdcore")
+
+_PATIENCE_SECONDS = 60.0
+_SPARE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class TrainingState:
-    """What the loop itself has to remember.
+class Checkpoints:
+    """Writes the checkpoints of a run.
 
-    Attributes:
-        step: steps done.
-        seconds: training time, by process 0's clock, when it was written.
-        done_seconds: training time as all processes last agreed on it; what was due until then has been done.
-        world_size: number of processes that wrote the checkpoint.
-        zero_stage: ZeRO stage that it was written with.
-        milestone: whether it is kept for good.
+    While entered, one checkpoint at a time may be finished in the background. The next `save`, `wait` and leaving wait
+    for it and raise what went wrong with it; `failed` tells that without waiting.
     """
 
-    step: int
-    seconds: float
-    done_seconds: float
-    world_size: int
-    zero_stage: int
-    milestone: bool = False
+    def __init__(self, run_folder: Path, keep: int, processes: Processes, check: Callable[[], None]) -> None:
+        """Every process makes one.
 
+        Args:
+            run_folder: the run's folder.
+            keep: how many checkpoints stay, besides milestones.
+            processes: the processes that write together.
+            check: raises on process 0 if this run may no longer write in the folder (`RunLock.check`).
+        """
+        self._run_folder = run_folder
+        self._keep = keep
+        self._processes = processes
+        self._check = check
+        self._thread: Thread | None = None
+        self._failure: BaseException | None = None
+        # What goes on in the background must not get in between the steps' own reductions.
+        self._group = dist.new_group(backend="gloo") if processes.world_size > 1 else None
 
-def checkpoint_folder(run_folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return run_folder / "checkpoints" / f"step-{step:07d}"
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+            elif self._thread is not None and issubclass(kind, Exception):  # who is interrupted twice wants to end now
+                self._thread.join(_PATIENCE_SECONDS)
+        finally:
+            if self._group is not None and (self._thread is None or not self._thread.is_alive()):
+                dist.destroy_process_group(self._group)
 
-def latest_checkpoint(run_folder: Path) -> Path | None:
-    """The newest complete checkpoint; None if none was ever written.
+    @property
+    def failed(self) -> bool:
+        """Whether the last checkpoint has come to nothing. Let all processes agree on it, then call `wait`."""
+        return self._failure is not None
 
-    Raises:
-        InputError: there are checkpoints, but the pointer to the newest is missing or wrong.
-    """
-    folder = run_folder / "checkpoints"
-    pointer = folder / _LATEST
-    steps = sorted(folder.glob("step-*"))
-    if not pointer.is_file():
-        if steps:
-            raise InputError(
-                f"there are checkpoints, but no file `{_LATEST}` that names the newest",
-                where=str(folder),
-                hint=f"to continue from it: write `{steps[-1].name}` into {pointer}",
-            )
-        return None
-    name = pointer.read_text(encoding="utf-8").strip()
-    if not (folder / name / _STATE).is_file():
-        raise InputError(
-            f"`{_LATEST}` names the checkpoint {name!r}, which is missing or incomplete",
-            where=str(folder),
-            allowed=[step.name for step in steps if (step / _STATE).is_file()] or None,
-            hint=f"write the name of a complete checkpoint into {pointer}",
+    def wait(self) -> None:
+        """Wait until the last checkpoint stands.
+
+        Raises:
+            MachineError: it could not be written, or another run has taken the folder.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def save(self, state: TrainingState, own_state: Mapping[str, Any], engine: Engine) -> None:
+        """Write a checkpoint; every process must call this. It takes its name, and is told about, a little later.
+
+        Args:
+            state: what the loop remembers.
+            own_state: what this process alone remembers. Tensors and floats in it are sums over what this process has
+                seen; everything else is the same on every process. Maps may hold maps.
+            engine: gives the rest of the state.
+
+        Raises:
+            MachineError: this checkpoint, or the one before it, could not be written.
+        """
+        self.wait()
+        folder = files.checkpoint_folder(self._run_folder, state.step)
+        staging = files.staging_folder(folder)
+        self._make_room(folder, engine)
+        error = None
+        try:
+            written = engine.save(staging)
+            own_file = staging / f"process-{self._processes.rank}.pt"
+            write_tensors({"random": _random_states(self._processes.device), "own": dict(own_state)}, own_file)
+            written.append(own_file)
+        except OSError as failure:
+            error = failure
+        self._agree_on_success(folder, error)
+        self._thread = Thread(target=self._finish, args=(folder, state, written), name="kdcore-checkpoint", daemon=True)
+        self._thread.start()
+
+    def _make_room(self, folder: Path, engine: Engine) -> None:
+        """Make the staging folder, if there is space for what shall be written into it."""
+        estimate = sum(from_all(self._processes, engine.state_bytes()))
+
+        def make() -> None:
+            needed = max(estimate, *map(files.size_of, files.all_checkpoints(self._run_folder)), 0) + _SPARE_BYTES
+            staging = files.make_staging(folder)
+            free = shutil.disk_usage(staging).free
+            if free < needed:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise MachineError(
+                    self._text(folder, f"it needs {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")
+                )
+
+        try:
+            by_main(self._processes, make)
+        except MachineError as error:
+            if isinstance(error.__cause__, OSError):
+                raise MachineError(self._text(folder, str(error))) from error
+            raise
+
+    def _agree_on_success(self, folder: Path, error: OSError | None) -> None:
+        """Raise the same on all processes if one could not write its part."""
+        texts = from_all(self._processes, None if error is None else _text_of(error, self._processes))
+        wrong = [text for text in texts if text is not None]
+        if wrong:
+            if self._processes.is_main:
+                shutil.rmtree(files.staging_folder(folder), ignore_errors=True)
+            raise MachineError(self._text(folder, "; ".join(wrong))) from error
+
+    def _finish(self, folder: Path, state: TrainingState, written: Sequence[Path]) -> None:
+        """In the background: have this process's part on the disk, and on process 0 give the whole its name."""
+        try:
+            self._failure = self._finished(folder, state, written)
+        except BaseException as error:
+            self._failure = error
+
+    def _finished(self, folder: Path, state: TrainingState, written: Sequence[Path]) -> KdcoreError | None:
+        staging = files.staging_folder(folder)
+        part: dict[str, FileEntry] | str
+        try:
+            part = {path.relative_to(staging).as_posix(): files.describe_file(path, sync=True) for path in written}
+        except OSError as error:
+            part = _text_of(error, self._processes)
+        parts = from_all(self._processes, part, self._group)
+        wrong = [part for part in parts if isinstance(part, str)]
+        failure: KdcoreError | None = MachineError(self._text(folder, "; ".join(wrong))) if wrong else None
+        if self._processes.is_main:
+            if failure is None:
+                try:
+                    entries = {name: entry for part in parts if isinstance(part, dict) for name, entry in part.items()}
+                    files.commit(folder, state, entries, self._keep, self._check)
+                    logger.info(f"step {state.step}: checkpoint {folder.name}")
+                except OSError as error:
+                    failure = MachineError(self._text(folder, _text_of(error, self._processes)))
+                except KdcoreError as error:
+                    failure = error
+            if failure is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+        texts = from_all(self._processes, None if failure is None else str(failure), self._group)
+        if failure is None and texts[0] is not None:
+            failure = MachineError(texts[0])
+        return failure
+
+    def _text(self, folder: Path, why: str) -> str:
+        good = files.pointed_to(self._run_folder)
+        last = f"{good} still stands" if good else "there is none before it"
+        return (
+            f"{folder.parent}: checkpoint {folder.name} cannot be written: {why}; {last}. Make room or put the disk "
+            "right, then start the same command again"
         )
-    return folder / name
 
 
-def read_state(folder: Path) -> TrainingState:
-    """The loop's state in a checkpoint.
+def latest_checkpoint(run_folder: Path, processes: Processes) -> Path | None:
+    """The newest good checkpoint, the same on every process; None if none was ever written.
 
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        return TrainingState(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"the checkpoint's state cannot be read: {error}", where=str(folder)) from error
-
-
-def save_checkpoint(
-    run_folder: Path,
-    state: TrainingState,
-    own_state: dict[str, Any],
-    engine: Engine,
-    processes: Processes,
-    keep: int,
-) -> Path:
-    """Write a checkpoint together; it exists under its name only once every process has written its part.
-
-    `own_state` is what this process alone remembers; `load_checkpoint` gives it back.
-    """
-    folder = checkpoint_folder(run_folder, state.step)
-    staging = folder.with_name(f".staging-{folder.name}")
-    if processes.is_main:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    processes.barrier()
-    engine.save(staging)
-    process_state = {"random": _random_states(processes.device), "own": own_state}
-    torch.save(process_state, staging / f"process-{processes.rank}.pt")
-    processes.barrier()
-    if processes.is_main:
-        (staging / _STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
-        replaced = folder.with_name(f".replaced-{folder.name}")
-        if folder.exists():  # the same step with a later clock; the old one goes when the new one stands
-            os.replace(folder, replaced)
-        os.replace(staging, folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-        pointer = folder.parent / _LATEST
-        pointer_staging = pointer.with_suffix(".staging")
-        pointer_staging.write_text(folder.name, encoding="utf-8")
-        os.replace(pointer_staging, pointer)
-        others = sorted(folder.parent.glob("step-*"), key=_step_of)
-        later = [path for path in others if _step_of(path) > state.step]  # of a past that this run did not continue
-        for old in later + [path for path in others if path not in later][:-keep]:
-            shutil.rmtree(old)
-    processes.barrier()
-    return folder
-
-
-def check_layout(folder: Path, processes: Processes, zero_stage: int) -> None:
-    """Refuse a checkpoint that these processes cannot load.
+    Process 0 reads it whole; what a killed run has left half-written is removed.
 
     Raises:
-        InputError: it was written by another number of processes or at another ZeRO stage.
+        InputError: there is no good checkpoint, but there should be.
     """
-    state = read_state(folder)
-    if (state.world_size, state.zero_stage) != (processes.world_size, zero_stage):
+
+    def find() -> Path | None:
+        files.clean_up(run_folder)
+        return files.latest_checkpoint(run_folder)
+
+    return by_main(processes, find)
+
+
+def check_layout(folder: Path, zero_stage: int) -> None:
+    """Refuse a checkpoint that cannot be loaded at a ZeRO stage. The number of processes may be another.
+
+    Raises:
+        InputError: it was written at another stage.
+    """
+    state = files.read_state(folder)
+    if state.zero_stage != zero_stage:
         raise InputError(
-            f"the checkpoint was written by {state.world_size} processes at ZeRO stage {state.zero_stage}, "
-            f"this run has {processes.world_size} at stage {zero_stage}",
+            f"the checkpoint was written at ZeRO stage {state.zero_stage}, this run is at stage {zero_stage}",
             where=str(folder),
-            hint=f"start with {state.world_size} processes and `training.zero_stage={state.zero_stage}`",
+            hint=f"start with `training.zero_stage={state.zero_stage}`",
         )
 
 
 def load_checkpoint(folder: Path, engine: Engine, processes: Processes) -> tuple[TrainingState, dict[str, Any]]:
-    """Restore engine and random states; give the loop's state and what this process alone remembered."""
-    state = read_state(folder)
-    engine.load(folder)
-    process_state = torch.load(folder / f"process-{processes.rank}.pt", weights_only=False)
-    _restore_random_states(process_state["random"], processes.device)
-    return state, process_state["own"]
+    """Restore engine and random states; give the loop's state and what this process alone remembered.
+
+    With another number of processes than wrote it, sums that they remembered go to process 0, and the random state of
+    each process is drawn from what process 0's was and from its own rank.
+    """
+    state = files.read_state(folder)
+    if state.world_size == processes.world_size:
+        engine.load(folder)
+        process_state = _read_process(folder, processes.rank)
+        _restore_random_states(process_state["random"], processes.device)
+        return state, process_state["own"]
+    if state.zero_stage == 0:
+        engine.load(folder)
+    else:
+        with universal_copy(folder, processes) as copy:
+            engine.load_universal(copy, folder)
+    process_states = [_read_process(folder, rank) for rank in range(state.world_size)]
+    logger.info(f"{folder.name} was written by {state.world_size} processes and goes on in {processes.world_size}")
+    _draw_random_states(process_states[0]["random"], processes.rank)
+    merged: dict[str, Any] = merge_own_states([each["own"] for each in process_states], to_sum=processes.is_main)
+    return state, merged
 
 
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+def merge_own_states(values: Sequence[Any], *, to_sum: bool) -> Any:
+    """What several processes remembered, for one of another number of processes.
+
+    Args:
+        values: the same part of each process's memory.
+        to_sum: whether this process takes the sums over; the others start from zero.
+    """
+    first = values[0]
+    if isinstance(first, Mapping):
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: merge_own_states([v[key] for v in values if key in v], to_sum=to_sum) for key in keys}
+    if isinstance(first, (Tensor, float)):
+        total = sum(values[1:], first)
+        return total if to_sum else total * 0
+    return first
+
+
+def _read_process(folder: Path, rank: int) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(folder / f"process-{rank}.pt", weights_only=False, map_location="cpu")
+    return content
+
+
+def _text_of(error: OSError, processes: Processes) -> str:
+    who = f"process {processes.rank}: " if processes.world_size > 1 else ""
+    return f"{who}{error.strerror or error}"
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:
@@ -170,3 +287,11 @@ def _restore_random_states(states: dict[str, Any], device: torch.device) -> None
     torch.set_rng_state(states["torch"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _draw_random_states(states: dict[str, Any], rank: int) -> None:
+    drawn = hashlib.sha256(states["torch"].numpy().tobytes() + rank.to_bytes(4)).digest()
+    seed = int.from_bytes(drawn[:8]) >> 1
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,11 +18,13 @@ from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.schema import TrainingSettings
 from kdcore.registry import optimizers
 from kdcore.signals import Batch, Signals
+from kdcore.training.checkpoint_files import ENGINE_FOLDER
 from kdcore.training.distributed import Processes, find_accelerator
 from kdcore.training.module import DistillationModule, Term
 from kdcore.training.quiet import quiet
+from kdcore.training.tensor_files import write_tensors
 
-_TAG = "engine"
+_MODEL_FILE = "mp_rank_00_model_states.pt"
 _OWN_KEYS = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -269,13 +271,82 @@ class Engine:
             weights[name] = whole[id(tensor)]
         return weights
 
-    def save(self, folder: Path) -> None:
-        """Write this process's part of the state into `folder`; every process must call this."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG)
+    def save(self, folder: Path) -> list[Path]:
+        """Write this process's part of the state into `folder`; every process must call this.
+
+        Returns:
+            The files that this process has written.
+
+        Raises:
+            OSError: the disk refuses. It comes once all processes are through.
+        """
+        writer = _Writer()
+        self._engine.checkpoint_engine.save = writer.save
+        self._engine._copy_recovery_script = lambda folder: None  # scripts of DeepSpeed's for its own folders
+        self._engine.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False)
+        if writer.error is not None:
+            raise writer.error
+        return writer.written
+
+    def state_bytes(self) -> int:
+        """About how many bytes `save` writes on this process, once there was a step."""
+        outer = self._engine.optimizer
+        base = getattr(outer, "optimizer", outer)
+        tensors = [value for state in base.state.values() for value in state.values() if isinstance(value, Tensor)]
+        if self._engine.zero_optimization_stage() > 0:
+            tensors += [parameter for group in base.param_groups for parameter in group["params"]]
+        elif not self.processes.is_main:
+            return 0
+        if self.processes.is_main:
+            tensors += self.module.state_dict().values()
+        storages = [tensor.untyped_storage() for tensor in tensors]  # parameters may be parts of one
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote with the same number of processes."""
-        self._engine.load_checkpoint(str(folder), tag=_TAG)
+        """Restore what `save` wrote: with the same number of processes, or with another at stage 0."""
+        self._load(folder, ENGINE_FOLDER)
+
+    def load_universal(self, copy: Path, folder: Path) -> None:
+        """Restore what `save` wrote into `folder` at stage 1 or 2 from its copy in DeepSpeed's universal format.
+
+        The number of processes may be another.
+        """
+        state = torch.load(folder / ENGINE_FOLDER / _MODEL_FILE, weights_only=False, map_location="cpu")
+        self.module.load_state_dict(state["module"])  # DeepSpeed restores only what its optimizer holds
+        config = self._engine._config
+        config.load_universal_checkpoint = True
+        try:
+            self._load(copy.parent, copy.name)
+        finally:
+            config.load_universal_checkpoint = False
+
+    def _load(self, folder: Path, tag: str) -> None:
+        # DeepSpeed finds its files by patterns, which a folder's own name may upset: seen from inside it has none.
+        with quiet(), chdir(folder):
+            path, _ = self._engine.load_checkpoint(".", tag=tag)
+        if path is None:
+            raise InputError("DeepSpeed finds nothing to load here", where=str(folder))
+
+
+class _Writer:
+    """Writes files in DeepSpeed's place.
+
+    An error on one process must not end its `save_checkpoint` in the middle: the others would wait for it at the next
+    barrier. So the first error is kept, and nothing more is written.
+    """
+
+    def __init__(self) -> None:
+        self.written: list[Path] = []
+        self.error: OSError | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Write one file."""
+        if self.error is None:
+            try:
+                write_tensors(state_dict, Path(path))
+            except OSError as error:
+                self.error = error
+            self.written.append(Path(path))
 
 
 def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, Any]:
@@ -328,13 +399,13 @@ def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
     """
     prefix = "student."
     try:
-        state = torch.load(folder / _TAG / "mp_rank_00_model_states.pt", weights_only=False, map_location="cpu")
+        state = torch.load(folder / ENGINE_FOLDER / _MODEL_FILE, weights_only=False, map_location="cpu")
         weights = dict(state["module"])  # in training precision, with what was not trained
         if stage > 0:
-            with quiet():
+            with quiet(), chdir(folder):
                 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-                weights |= get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+                weights |= get_fp32_state_dict_from_zero_checkpoint(".", tag=ENGINE_FOLDER)
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, UnpicklingError) as error:
         raise InputError(f"the checkpoint cannot be read: {error}", where=str(folder)) from error
     return {

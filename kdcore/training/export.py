@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
-from kdcore.errors import InputError
+from kdcore.errors import InputError, MachineError
 from kdcore.models.base import Encoder
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.recipe.yaml import dump_yaml
 from kdcore.tasks.base import Task
 from kdcore.training.build import make_plan
-from kdcore.training.checkpoint import checkpoint_folder, latest_checkpoint, read_state
+from kdcore.training.checkpoint_files import checkpoint_folder, latest_checkpoint, read_state, require_good, sync_files
 from kdcore.training.engine import float32_student_of
 
 
@@ -29,6 +30,7 @@ def export_student(
     recipe: Recipe,
     step: int,
     held_out: Mapping[str, float],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the folder beside its place, then rename it: it is whole or not there.
 
@@ -40,17 +42,28 @@ def export_student(
         recipe: for the model card.
         step: steps done.
         held_out: held-out losses at that step, for the model card.
+        check: raises if nothing may be written there any more; called when all is ready to take its name.
+
+    Raises:
+        MachineError: the disk refuses.
     """
     staging = folder.with_name(f".staging-{folder.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    student.export(staging, weights)
-    task.save_tokenizer(staging)
-    (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
-    for file in staging.iterdir():
-        file.chmod(0o666 & ~_umask())  # safetensors keeps its files from everybody else
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(staging, folder)
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        student.export(staging, weights)
+        task.save_tokenizer(staging)
+        (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
+        for file in staging.iterdir():
+            file.chmod(0o666 & ~_umask())  # safetensors keeps its files from everybody else
+        sync_files(staging)
+        check()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(staging, folder)
+    except (OSError, SafetensorError) as error:
+        raise MachineError(f"{folder}: the student cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -78,6 +91,8 @@ def export_run(run: Path, folder: Path, step: int | None) -> Path:
             where=str(run),
             allowed=have or None,
         )
+    if step is not None:
+        require_good(checkpoint)
     state = read_state(checkpoint)
     recipe = load_recipe(run / "recipe.yaml")
     plan = make_plan(recipe)
@@ -108,6 +123,8 @@ def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[st
         f"| losses | {', '.join(settings.losses)} |",
         f"| steps | {step:,} of {settings.training.batch_size} sequences |",
     ]
+    if info.num_classes is not None:
+        lines.append(f"| predicts | {', '.join(info.class_labels) or 'a number'} |")
     lines += [f"| held-out {name} | {value:.5g} |" for name, value in held_out.items()]
     lines += ["", "## Recipe", "", "```yaml", dump_yaml(_without_folders(recipe.data)).rstrip(), "```", ""]
     if getattr(student, "pooler", None) is not None:

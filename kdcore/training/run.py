@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,14 +13,17 @@ from kdcore.errors import EXIT_INTERRUPTED, MachineError
 from kdcore.progress import Progress
 from kdcore.recipe.loading import Recipe
 from kdcore.training import run_folder
+from kdcore.training.agreement import by_main
 from kdcore.training.build import Plan, located, make_plan
-from kdcore.training.checkpoint import check_layout, latest_checkpoint, read_state
+from kdcore.training.checkpoint import Checkpoints, check_layout, latest_checkpoint
+from kdcore.training.checkpoint_files import read_state
 from kdcore.training.distributed import Processes, number_of_processes, start_processes
 from kdcore.training.engine import Engine, check_optimizer, check_precision, deepspeed_config, zero_stage
 from kdcore.training.export import export_student
 from kdcore.training.interruption import Interruption
 from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
 from kdcore.training.monitor import Monitor, console, logger
+from kdcore.training.run_lock import run_lock
 from kdcore.training.trainer import Trainer
 
 
@@ -73,10 +76,18 @@ def _train_recipe(recipe: Recipe, exit_steps: int | None) -> RunResult:
     plan = make_plan(recipe)
     start = replace(plan.start, exit_steps=exit_steps)
     processes = start_processes()
+    with run_lock(folder, processes) as check:
+        return _start_or_resume(plan, start, folder, processes, check)
+
+
+def _start_or_resume(
+    plan: Plan, start: Progress, folder: Path, processes: Processes, check: Callable[[], None]
+) -> RunResult:
+    recipe = plan.recipe
     checkpoint = None
     if run_folder.exists(folder):
         run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
-        checkpoint = latest_checkpoint(folder)
+        checkpoint = latest_checkpoint(folder, processes)
     if checkpoint is not None:
         state = read_state(checkpoint)
         export = _final_export(folder, recipe)
@@ -84,21 +95,37 @@ def _train_recipe(recipe: Recipe, exit_steps: int | None) -> RunResult:
             logger.info(f"run {folder} is finished; `run.id=NEW` starts another")
             return RunResult(folder, True, export, {})
     if checkpoint is not None:
-        check_layout(checkpoint, processes, zero_stage(recipe.settings.training))
+        check_layout(checkpoint, zero_stage(recipe.settings.training))
     encoder = plan.load_teacher()
+    source = plan.teacher.source if plan.teacher is not None and encoder is not None else None
+    weights = by_main(processes, lambda: run_folder.check_teacher(folder, recipe, source))
     teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
     module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
     with located(recipe, "losses"):
         reach = _reach(module, teacher, plan, processes)
     processes.barrier()  # everybody has looked for an earlier session, and can load, before process 0 writes anything
     if processes.is_main:
-        run_folder.store(folder, recipe, plan.task.fingerprint)
+        run_folder.store(folder, recipe, plan.task.fingerprint, weights)
     trackers = [entry.cls(entry.config, folder) for entry in plan.components.trackers] if processes.is_main else []
     monitor = Monitor(folder, trackers, is_main=processes.is_main)
     try:
         monitor.say(f"run {folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
-        with Interruption() as interruption:
-            return _train(plan, start, teacher, module, reach, folder, checkpoint, monitor, processes, interruption)
+        keep = recipe.settings.checkpoints.keep
+        with Interruption() as interruption, Checkpoints(folder, keep, processes, check) as checkpoints:
+            return _train(
+                plan,
+                start,
+                teacher,
+                module,
+                reach,
+                folder,
+                checkpoint,
+                monitor,
+                processes,
+                interruption,
+                checkpoints,
+                check,
+            )
     except RuntimeError as error:
         if processes.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
             raise MachineError("another process of this run is gone; its own message says why") from error
@@ -118,6 +145,8 @@ def _train(
     monitor: Monitor,
     processes: Processes,
     interruption: Interruption,
+    checkpoints: Checkpoints,
+    check: Callable[[], None],
 ) -> RunResult:
     settings = plan.recipe.settings
     _tell_reach(module, reach, plan, monitor)
@@ -127,11 +156,13 @@ def _train(
     torch.manual_seed(settings.seed + processes.rank)  # each process draws a dropout of its own
 
     def export(target: Path, progress: Progress, held_out: Mapping[str, float]) -> None:
-        weights = engine.float32_student()
-        if processes.is_main:
-            export_student(target, engine.module.student, weights, plan.task, plan.recipe, progress.step, held_out)
-            monitor.say(f"step {progress.step}: student exported to {target}")
-        processes.barrier()
+        weights, student = engine.float32_student(), engine.module.student
+
+        def write() -> None:
+            export_student(target, student, weights, plan.task, plan.recipe, progress.step, held_out, check)
+
+        by_main(processes, write)
+        monitor.say(f"step {progress.step}: student exported to {target}")
 
     def export_share(progress: Progress, share: float, held_out: Mapping[str, float]) -> None:
         export(folder / "exports" / f"budget-{share:g}", progress, held_out)
@@ -144,18 +175,20 @@ def _train(
         plan.scheduler,
         monitor,
         processes,
-        folder,
+        checkpoints,
         interruption,
         start,
         export_share,
     )
     progress = trainer.train(checkpoint)
     if not progress.finished:
+        checkpoints.wait()
         monitor.say(f"step {progress.step}: stopped; start the same command again to continue")
         return RunResult(folder, False, None, trainer.last_validation)
     final = _final_export(folder, plan.recipe)
     if final is not None:
         export(final, progress, trainer.last_validation)
+    checkpoints.wait()
     monitor.say(f"step {progress.step}: finished")
     return RunResult(folder, True, final, trainer.last_validation)
 

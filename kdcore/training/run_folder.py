@@ -6,17 +6,20 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from kdcore.errors import Problem, RecipeError
 from kdcore.recipe.loading import Recipe, load_recipe
+from kdcore.training.checkpoint_files import describe_file
 from kdcore.training.engine import zero_stage
 
 _RECIPE = "recipe.yaml"
 _ENVIRONMENT = "environment.json"
 _FREE_ON_RESUME = ("training.micro_batch_size", "logging", "validation", "checkpoints", "tracking", "training.budget")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "config.json")
 _PACKAGES = ("kdcore", "torch", "deepspeed", "transformers", "numpy", "pyarrow")
 
 
@@ -59,10 +62,74 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
         raise RecipeError([Problem("this run folder belongs to another run", str(folder), hint=hint), *problems])
 
 
-def store(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:
-    """Store the recipe, and what it runs with, in the folder; a resumed run stores what has changed."""
+def check_teacher(folder: Path, recipe: Recipe, source: str | None) -> dict[str, str]:
+    """Refuse to continue a run with other weights of the teacher than it was started with.
+
+    Args:
+        folder: the run folder.
+        recipe: the run's recipe.
+        source: folder or hub name that the teacher has been loaded from; None if none was.
+
+    Returns:
+        The sha256 of each of its files.
+
+    Raises:
+        RecipeError: lists the files that differ.
+    """
+    now = {} if source is None else weights_of(source)
+    before: dict[str, str] = read_environment(folder).get("teacher_sha256") or {}
+    if before and now:
+        where = str(recipe.origin("teacher.path"))
+        problems = [
+            Problem(_difference(before.get(name), now.get(name), name), where, "teacher.path")
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+        if problems:
+            what = "this run was started with other weights of the teacher"
+            hint = "put the weights back, or start another run with `run.id=NEW`"
+            raise RecipeError([Problem(what, str(folder), hint=hint), *problems])
+    return now or before
+
+
+def weights_of(source: str) -> dict[str, str]:
+    """The sha256 of each file of weights, and of the configuration, of a model that has been loaded.
+
+    Args:
+        source: a folder, or a hub name, whose files are then in the hub's cache.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(source, "config.json")
+        if not isinstance(cached, str):
+            return {}
+        folder = Path(cached).parent
+    found = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
+    return {path.name: describe_file(path).sha256 for path in sorted(found)}
+
+
+def _difference(before: str | None, now: str | None, name: str) -> str:
+    if before is None:
+        return f"{name} was not there"
+    if now is None:
+        return f"{name} is not there any more"
+    return f"{name} has another content: its sha256 was {before[:12]}... and is {now[:12]}..."
+
+
+def store(folder: Path, recipe: Recipe, data_fingerprint: str, teacher: Mapping[str, str]) -> None:
+    """Store the recipe, and what it runs with, in the folder; a resumed run stores what has changed.
+
+    Args:
+        folder: the run folder.
+        recipe: the run's recipe.
+        data_fingerprint: of the task's data.
+        teacher: what `check_teacher` gives.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / _ENVIRONMENT, json.dumps(_environment() | {"data_fingerprint": data_fingerprint}, indent=2) + "\n")
+    inputs = {"data_fingerprint": data_fingerprint, "teacher_sha256": dict(teacher)}
+    _write(folder / _ENVIRONMENT, json.dumps(_environment() | inputs, indent=2) + "\n")
     _write(folder / _RECIPE, recipe.resolved_yaml())
 
 

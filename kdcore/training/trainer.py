@@ -19,7 +19,8 @@ from kdcore.schedulers.base import Scheduler
 from kdcore.signals import Batch
 from kdcore.tasks.base import Task
 from kdcore.training.batches import TrainingBatches
-from kdcore.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from kdcore.training.checkpoint import Checkpoints, load_checkpoint
+from kdcore.training.checkpoint_files import TrainingState
 from kdcore.training.distributed import Processes
 from kdcore.training.engine import Engine, accumulation, zero_stage
 from kdcore.training.interruption import Interruption
@@ -58,7 +59,7 @@ class Trainer:
         scheduler: Scheduler,
         monitor: Monitor,
         processes: Processes,
-        run_folder: Path,
+        checkpoints: Checkpoints,
         interruption: Interruption,
         start: Progress,
         export: Callable[[Progress, float, Mapping[str, float]], None],
@@ -70,7 +71,7 @@ class Trainer:
         self.scheduler = scheduler
         self.monitor = monitor
         self.processes = processes
-        self.run_folder = run_folder
+        self.checkpoints = checkpoints
         self.interruption = interruption
         self.export = export
         training = settings.training
@@ -94,6 +95,7 @@ class Trainer:
 
         Raises:
             TrainingError: a loss is not finite, or early stopping gives the run up.
+            MachineError: a checkpoint cannot be written.
         """
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -168,7 +170,10 @@ class Trainer:
                 local[term] = local.get(term, 0.0) + count
         tokens = float(sum(batch.num_tokens for batch in micro_batches))
         seconds = self._clock() if self.processes.is_main else 0.0
-        *counts, total_tokens, stops, clock = self.processes.sum([*local.values(), tokens, float(stop), seconds])
+        flags = [float(stop), float(self.checkpoints.failed)]
+        *counts, total_tokens, stops, failed, clock = self.processes.sum([*local.values(), tokens, *flags, seconds])
+        if failed:
+            self.checkpoints.wait()
         self.window.tokens += total_tokens
         return dict(zip(local, counts, strict=True)), stops > 0, clock
 
@@ -246,7 +251,6 @@ class Trainer:
             zero_stage=zero_stage(self.settings.training),
             milestone=milestone,
         )
-        keep = self.settings.checkpoints.keep
         window = {
             "steps": self.window.steps,
             "objective": self.window.objective,
@@ -254,9 +258,8 @@ class Trainer:
             "term_steps": self.window.term_steps,
         }
         with self._pause():
-            folder = save_checkpoint(self.run_folder, state, window, self.engine, self.processes, keep)
+            self.checkpoints.save(state, window, self.engine)
         self.saved_step = self.step
-        self.monitor.say(f"step {self.step}: checkpoint {folder.name}")
 
     def _restore(self, checkpoint: Path) -> None:
         state, window = load_checkpoint(checkpoint, self.engine, self.processes)

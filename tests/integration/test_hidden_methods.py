@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import kdcore
-from kdcore.training.checkpoint import checkpoint_folder
+from kdcore.training.checkpoint_files import checkpoint_folder
 from kdcore.training.run import RunResult
 
 # More places than the data has samples, so that a test need not know how many sequences the texts make.

@@ -81,7 +81,7 @@ def test_what_no_active_loss_reaches_stays_bit_for_bit_and_moves_later(
     train: Callable[..., RunResult], stage: int
 ) -> None:
     """The head is reached by masked_lm alone; AdamW's momentum and decay would carry it on after half-way."""
-    from kdcore.training.checkpoint import checkpoint_folder
+    from kdcore.training.checkpoint_files import checkpoint_folder
     from kdcore.training.engine import float32_student_of
 
     common = ["checkpoints={every: 1, keep: 10}", "optimizer.weight_decay=0.5", f"training.zero_stage={stage}"]
@@ -142,7 +142,7 @@ def test_a_late_losss_first_update_is_as_long_as_any_optimizers_first(
     train: Callable[..., RunResult], stage: int
 ) -> None:
     """Adam's first update is lr * g / |g|. With a step count that ran on meanwhile it would be another length."""
-    from kdcore.training.checkpoint import checkpoint_folder
+    from kdcore.training.checkpoint_files import checkpoint_folder
     from kdcore.training.engine import float32_student_of
 
     late = ["losses.masked_lm={active: [0.5, 1.0]}", "losses.hidden_mse.active=[0.0, 0.5]"]

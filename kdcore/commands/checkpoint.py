@@ -1,0 +1,89 @@
+"""`kdcore checkpoint`: list a run's checkpoints, verify them, show what one remembers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+from kdcore.commands.base import Command
+from kdcore.errors import EXIT_MACHINE, InputError
+from kdcore.training import checkpoint_files as files
+
+
+class CheckpointCommand(Command):
+    """Look at the checkpoints of a run, also while it is going on.
+
+    list RUN            a line for each checkpoint
+    verify RUN [STEP]   read all of them, or one, and compare with what was written; exit code 1 if one is damaged
+    show RUN [STEP]     what the newest, or that of a step, remembers, and its files
+    """
+
+    help = "list, verify or show the checkpoints of a run"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the action, RUN, STEP."""
+        parser.add_argument("action", choices=["list", "verify", "show"])
+        parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
+        parser.add_argument("step", metavar="STEP", type=int, nargs="?", help="the checkpoint's step")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do the action."""
+        found = files.all_checkpoints(arguments.run)
+        if not found:
+            raise InputError(
+                "there are no checkpoints here", where=str(arguments.run), hint="give a folder runs/NAME/ID"
+            )
+        if arguments.step is not None:
+            if arguments.action == "list":
+                raise InputError("`kdcore checkpoint list` takes no step")
+            names = [path.name for path in found]
+            found = [path for path in found if files.step_of(path) == arguments.step]
+            if not found:
+                raise InputError(
+                    f"the run has no checkpoint of step {arguments.step}", where=str(arguments.run), allowed=names
+                )
+        if arguments.action == "list":
+            return _list(arguments.run, found)
+        return _verify(found) if arguments.action == "verify" else _show(arguments.run, found)
+
+
+def _list(run: Path, found: list[Path]) -> int:
+    newest = files.pointed_to(run)
+    for folder in found:
+        try:
+            state, entries = files.read_state(folder), files.read_manifest(folder)
+        except InputError as error:
+            print(f"{folder.name}  damaged: {error.problems[0].what}")
+            continue
+        written = datetime.fromtimestamp((folder / files.STATE).stat().st_mtime).isoformat(" ", "seconds")
+        size = sum(entry.size for entry in entries.values())
+        notes = ["newest"] if folder.name == newest else []
+        notes += ["milestone"] if state.milestone else []
+        print(
+            f"{folder.name}  {written}  {size / 1e6:,.1f} MB  {state.seconds / 3600:.2f} h of training  "
+            f"{state.world_size} processes, ZeRO stage {state.zero_stage}  {', '.join(notes)}".rstrip()
+        )
+    return 0
+
+
+def _verify(found: list[Path]) -> int:
+    damaged = False
+    for folder in found:
+        problems = files.problems_of(folder)
+        damaged = damaged or bool(problems)
+        print(f"{folder.name}  {'; '.join(problems) or 'good'}")
+    return EXIT_MACHINE if damaged else 0
+
+
+def _show(run: Path, found: list[Path]) -> int:
+    newest = files.pointed_to(run)
+    folder = next((path for path in found if path.name == newest), found[-1])
+    for name, value in asdict(files.read_state(folder)).items():
+        print(f"{name}: {json.dumps(value)}")
+    print("files:")
+    for name, entry in files.read_manifest(folder).items():
+        print(f"  {name}  {entry.size:,} bytes  sha256 {entry.sha256}")
+    return 0

@@ -1,0 +1,84 @@
+"""Decisions that all processes of a run share, so that none goes on, or fails, alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from kdcore.errors import InputError, KdcoreError, MachineError
+from kdcore.training.distributed import Processes
+
+T = TypeVar("T")
+
+
+def by_main(processes: Processes, decide: Callable[[], T]) -> T:
+    """What process 0 decides, on every process. Where it raises a `KdcoreError`, all raise the same.
+
+    Raises:
+        KdcoreError: of `decide`; OSErrors come as MachineError.
+        MachineError: another process is gone.
+    """
+    result: T | None = None
+    error: BaseException | None = None
+    if processes.is_main:
+        try:
+            result = decide()
+        except KdcoreError as failure:
+            error = failure
+        except OSError as failure:
+            error = MachineError(f"{failure.filename or 'the disk'}: {failure.strerror}")
+            error.__cause__ = failure
+        except BaseException as failure:
+            error = failure
+    if processes.world_size > 1:
+        message = [(result, _packed(error))]
+        with _together():
+            dist.broadcast_object_list(message, src=0, group=processes.host_group)
+        if not processes.is_main:
+            result, packed = message[0]
+            if packed is not None:
+                raise _unpacked(packed)
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
+
+
+def from_all(processes: Processes, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The value of every process, on every process.
+
+    Raises:
+        MachineError: another process is gone.
+    """
+    if processes.world_size == 1:
+        return [value]
+    values: list[T] = [value] * processes.world_size
+    with _together():
+        dist.all_gather_object(values, value, group=group or processes.host_group)
+    return values
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo: the other side has closed
+        raise MachineError("another process of this run is gone; its own message says why") from error
+
+
+def _packed(error: BaseException | None) -> tuple[type[KdcoreError], object] | None:
+    """An error in a form that can be sent: exceptions do not survive pickling whole."""
+    if error is None:
+        return None
+    if isinstance(error, InputError):
+        return type(error), error.problems
+    if isinstance(error, KdcoreError):
+        return type(error), str(error)
+    return MachineError, "process 0 failed; its own message says why"
+
+
+def _unpacked(packed: tuple[type[KdcoreError], object]) -> KdcoreError:
+    cls, content = packed
+    return cls(content)

@@ -1,0 +1,382 @@
+"""Checkpoints as files: what a good one is, which one is taken, how one comes to stand. Needs no torch.
+
+RUN/checkpoints/latest                        the name of the newest
+RUN/checkpoints/step-0000500/manifest.json    size and sha256 of every other file in it
+RUN/checkpoints/step-0000500/state.json       what the training loop remembers
+RUN/checkpoints/.staging-step-0001000/        being written; takes its name when all of it is on the disk
+RUN/.has-checkpoints                          says that a start from zero would lose something
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdcore.errors import InputError
+
+logger = logging.getLogger("kdcore")
+
+ENGINE_FOLDER = "engine"
+STATE = "state.json"
+_MANIFEST = "manifest.json"
+_LATEST = "latest"
+_MARK = ".has-checkpoints"
+_STAGING = ".staging-"
+_REPLACED = ".replaced-"
+_REMOVED = ".removed-"
+_NAME = re.compile(r"step-(\d{7,})")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What the loop itself has to remember.
+
+    Attributes:
+        step: steps done.
+        seconds: training time, by process 0's clock, when it was written.
+        done_seconds: training time as all processes last agreed on it; what was due until then has been done.
+        world_size: number of processes that wrote the checkpoint.
+        zero_stage: ZeRO stage that it was written with.
+        milestone: whether it is kept for good.
+        best_score: the best score so far, whose student has been exported; None without one.
+    """
+
+    step: int
+    seconds: float
+    done_seconds: float
+    world_size: int
+    zero_stage: int
+    milestone: bool = False
+    best_score: float | None = None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file as the manifest knows it.
+
+    Attributes:
+        size: bytes.
+        sha256: of its content, in hexadecimal digits.
+    """
+
+    size: int
+    sha256: str
+
+
+class _DamagedError(Exception):
+    """A manifest that cannot be trusted; says why."""
+
+
+def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run_folder / "checkpoints" / f"step-{step:07d}"
+
+
+def staging_folder(folder: Path) -> Path:
+    """Where a checkpoint is written before it takes its name."""
+    return folder.with_name(_STAGING + folder.name)
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, by its folder's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def all_checkpoints(run_folder: Path) -> list[Path]:
+    """The folders of all checkpoints, good or not, from the oldest step to the newest."""
+    found = (path for path in (run_folder / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted(found, key=step_of)
+
+
+def pointed_to(run_folder: Path) -> str | None:
+    """The name of the checkpoint that is the newest by the pointer; None if the pointer is missing or no name."""
+    try:
+        name = (run_folder / "checkpoints" / _LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return name if _NAME.fullmatch(name) else None
+
+
+def read_state(folder: Path) -> TrainingState:
+    """The loop's state in a checkpoint.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"the checkpoint's state cannot be read: {error}", where=str(folder)) from error
+
+
+def read_manifest(folder: Path) -> dict[str, FileEntry]:
+    """Every file of a checkpoint but the manifest itself, by its path within the folder.
+
+    Raises:
+        InputError: the manifest is missing or damaged.
+    """
+    try:
+        return _manifest(folder)
+    except _DamagedError as error:
+        raise InputError(f"{_MANIFEST} {error}", where=str(folder)) from error
+
+
+def problems_of(folder: Path) -> list[str]:
+    """What is wrong with the files of a checkpoint, each read whole; nothing if it is as it was written."""
+    try:
+        manifest = _manifest(folder)
+    except _DamagedError as error:
+        return [f"{_MANIFEST} {error}"]
+
+    def check(item: tuple[str, FileEntry]) -> str | None:
+        name, expected = item
+        try:
+            size = (folder / name).stat().st_size
+            if size != expected.size:
+                return f"{name} has {size:,} bytes instead of {expected.size:,}"
+            found = describe_file(folder / name).sha256
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if found != expected.sha256:
+            return f"{name} is not what was written: its sha256 is {found[:12]}... instead of {expected.sha256[:12]}..."
+        return None
+
+    with ThreadPoolExecutor(4) as pool:  # hashing and reading let go of the interpreter's lock
+        problems = [problem for problem in pool.map(check, manifest.items()) if problem is not None]
+    # Loading goes by patterns of names and unpickles what it finds.
+    strangers = {path.relative_to(folder).as_posix() for path in folder.rglob("*.pt")} - manifest.keys()
+    return problems + [f"{name} was not written with the rest" for name in sorted(strangers)]
+
+
+def require_good(folder: Path) -> None:
+    """Refuse a checkpoint that is not as it was written.
+
+    Raises:
+        InputError: names each file that is wrong, and how.
+    """
+    problems = problems_of(folder)
+    if problems:
+        raise InputError(
+            f"the checkpoint is damaged: {'; '.join(problems)}",
+            where=str(folder),
+            hint="take another: `kdcore checkpoint verify RUN` tells which are good",
+        )
+
+
+def latest_checkpoint(run_folder: Path) -> Path | None:
+    """The newest good checkpoint, read whole and compared with what was written; None if none was ever written.
+
+    The pointer says which is the newest. Where it is missing, or what it names is not good, a warning says so and the
+    next older one is tried.
+
+    Raises:
+        InputError: there is no good checkpoint, but there should be.
+    """
+    found = all_checkpoints(run_folder)
+    name = pointed_to(run_folder)
+    if not found and name is None and not (run_folder / _MARK).exists():
+        return None
+    limit = step_of(Path(name)) if name else None
+    wrong = []
+    # Steps beyond the pointer are of a past that somebody has left on purpose: they come last.
+    within = [path for path in found if limit is None or step_of(path) <= limit]
+    for folder in [*reversed(within), *reversed(found[len(within) :])]:
+        problems = problems_of(folder)
+        if problems:
+            wrong.append(f"checkpoint {folder.name} is damaged: {'; '.join(problems)}")
+            continue
+        if name is None:
+            wrong.insert(0, f"the file {_LATEST}, which names the newest checkpoint, is missing or damaged")
+        elif name != folder.name and name not in [path.name for path in found]:
+            wrong.insert(0, f"checkpoint {name} is missing, although {_LATEST} names it")
+        for text in wrong:
+            logger.warning(f"{run_folder / 'checkpoints'}: {text}")
+        if wrong:
+            logger.warning(f"{run_folder / 'checkpoints'}: {folder.name} is taken instead, the newest good one")
+        return folder
+    raise InputError(
+        "; ".join(wrong) or "the run has written checkpoints, but there are none",
+        where=str(run_folder / "checkpoints"),
+        hint="put a good copy of a checkpoint back, or start another run with `run.id=NEW`",
+    )
+
+
+def describe_file(path: Path, *, sync: bool = False) -> FileEntry:
+    """Size and hash of a file, which is on the disk when this returns if `sync` is set.
+
+    Raises:
+        OSError: it cannot be read, or not be written to the disk.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if sync:
+            os.fsync(file.fileno())
+        return FileEntry(os.fstat(file.fileno()).st_size, digest)
+
+
+def sync_files(folder: Path) -> None:
+    """Have the files in a folder on the disk.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def make_staging(folder: Path) -> Path:
+    """An empty folder to write a checkpoint into, with one for the engine in it."""
+    staging = staging_folder(folder)
+    shutil.rmtree(staging, ignore_errors=True)
+    (staging / ENGINE_FOLDER).mkdir(parents=True)
+    return staging
+
+
+def commit(
+    folder: Path, state: TrainingState, files: Mapping[str, FileEntry], keep: int, check: Callable[[], None]
+) -> None:
+    """Give a checkpoint that lies whole in its staging folder its name, then let go of old ones.
+
+    Whenever this is cut off, a good checkpoint stands: the new one, or those before it.
+
+    Args:
+        folder: the checkpoint's place.
+        state: the loop's state.
+        files: what the processes have written, by path within the folder; on the disk already.
+        keep: how many checkpoints stay, besides milestones.
+        check: raises if this run may no longer write here; called right before the checkpoint takes its name.
+
+    Raises:
+        OSError: the disk refuses.
+        KdcoreError: of `check`.
+    """
+    staging = staging_folder(folder)
+    if folder.exists() and is_milestone(folder):  # and now written again, at the same step with a later clock
+        state = replace(state, milestone=True)
+    _write(staging / STATE, json.dumps(asdict(state), indent=2) + "\n")
+    manifest = {**files, STATE: describe_file(staging / STATE)}
+    _write(staging / _MANIFEST, _dump(manifest))
+    for inner in {path.parent for path in (staging / name for name in manifest)}:
+        _sync_folder(inner)
+    check()
+    replaced = folder.with_name(_REPLACED + folder.name)
+    if folder.exists():  # the old one goes when the new one stands
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(folder, replaced)
+    os.replace(staging, folder)
+    _sync_folder(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    pointer = folder.with_name(_LATEST)
+    _write(pointer.with_name(_STAGING + _LATEST), folder.name)
+    os.replace(pointer.with_name(_STAGING + _LATEST), pointer)
+    _sync_folder(folder.parent)
+    run_folder = folder.parent.parent
+    if not (run_folder / _MARK).exists():
+        _write(run_folder / _MARK, "This run has written checkpoints: without one it does not start from zero again.\n")
+        _sync_folder(run_folder)
+    _let_go(run_folder, state.step, keep)
+
+
+def clean_up(run_folder: Path) -> None:
+    """Put right what a run that was killed while it wrote a checkpoint has left. Only the run's owner may."""
+    folder = run_folder / "checkpoints"
+    for replaced in folder.glob(f"{_REPLACED}*"):
+        stands = folder / replaced.name.removeprefix(_REPLACED)
+        if stands.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:  # cut off between moving the old one away and naming the new one
+            os.replace(replaced, stands)
+    for rest in [*folder.glob(f"{_STAGING}*"), *folder.glob(f"{_REMOVED}*")]:
+        shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a checkpoint by its manifest; 0 if that is damaged."""
+    try:
+        return sum(entry.size for entry in _manifest(folder).values())
+    except _DamagedError:
+        return 0
+
+
+def is_milestone(folder: Path) -> bool:
+    """Whether a checkpoint is kept for good; one whose state cannot be read may be."""
+    try:
+        return read_state(folder).milestone
+    except InputError:
+        return True
+
+
+def _let_go(run_folder: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` and milestones, and all that are newer than `step`.
+
+    Newer ones are of a past that this run did not continue. The run comes by them again.
+    """
+    found = all_checkpoints(run_folder)
+    later = [path for path in found if step_of(path) > step]
+    old = [path for path in found if step_of(path) <= step][:-keep]
+    for folder in later + [path for path in old if not is_milestone(path)]:
+        removed = folder.with_name(_REMOVED + folder.name)  # what is removed in part must not look like a checkpoint
+        os.replace(folder, removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def _manifest(folder: Path) -> dict[str, FileEntry]:
+    path = folder / _MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise _DamagedError("is missing") from error
+    except OSError as error:
+        raise _DamagedError(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _DamagedError("is not what was written") from error
+    try:
+        content: dict[str, Any] = json.loads(text)
+        if content["format"] > _FORMAT:
+            raise _DamagedError("was written by a newer kdcore")
+        files = {name: FileEntry(**entry) for name, entry in content["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _DamagedError("is not what was written") from error
+    if text != _dump(files):  # it holds a hash of itself
+        raise _DamagedError("is not what was written")
+    return files
+
+
+def _dump(files: Mapping[str, FileEntry]) -> str:
+    entries = {name: asdict(files[name]) for name in sorted(files)}
+    digest = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    return json.dumps({"format": _FORMAT, "files": entries, "sha256_of_files": digest}, indent=2) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems know this for files only
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,197 @@
+"""One run in a folder at a time: a lock that vanishes with its process, and a token that an orphan notices."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Self, TextIO
+
+from kdcore.errors import InputError, MachineError
+from kdcore.training.agreement import by_main
+from kdcore.training.distributed import Processes
+
+logger = logging.getLogger("kdcore")
+
+_FILE = ".lock"
+_NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
+_NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Who holds the lock, as its file says.
+
+    Attributes:
+        token: of this session alone.
+        host: name of the machine.
+        pid: the process's number there.
+        since: when it took the lock.
+        job: SLURM job; empty outside of one.
+        restarts: how often SLURM has requeued the job.
+    """
+
+    token: str
+    host: str
+    pid: int
+    since: str
+    job: str
+    restarts: int
+
+    @classmethod
+    def this_process(cls) -> _Holder:
+        return cls(
+            uuid.uuid4().hex,
+            socket.gethostname(),
+            os.getpid(),
+            datetime.now().astimezone().isoformat(" ", "seconds"),
+            os.environ.get("SLURM_JOB_ID", ""),
+            int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        )
+
+    def replaces(self, other: _Holder | None) -> bool:
+        """Whether this is the same SLURM job, requeued: what is left of it on a lost machine must give way."""
+        return other is not None and self.job != "" and self.job == other.job and self.restarts > other.restarts
+
+
+class RunLock:
+    """Held while entered; the operating system lets go of it when the process ends, however it ends.
+
+    A requeued SLURM job takes the folder from what is left of its own earlier start, which may still run on a machine
+    that SLURM has lost sight of. That one finds out by `check`, and must call it before it gives anything its name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / _FILE
+        self._own = _Holder.this_process()
+        self._file: TextIO | None = None
+        self._made: list[Path] = []
+
+    def __enter__(self) -> Self:
+        """Take the lock; the folder is made if it is not there.
+
+        Raises:
+            InputError: another run holds it, or nothing can be written here.
+            MachineError: the disk refuses.
+        """
+        try:
+            missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._made = missing
+            self._file = self._take()
+        except OSError as error:
+            self._remove_if_empty()
+            what = f"the run cannot be written here: {error.strerror}"
+            if error.errno in _NOT_WRITABLE:
+                raise InputError(what, where=str(self.folder), hint="give another place with `run.folder=`") from error
+            raise MachineError(f"{self.folder}: {what}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove_if_empty()
+        if self._file is not None:
+            self._file.close()
+
+    def check(self) -> None:
+        """Make sure that the folder still belongs to this run.
+
+        Raises:
+            MachineError: another has taken it, or the lock's file is gone.
+        """
+        holder = _read(self._path)
+        if holder is None or holder.token != self._own.token:
+            by = f" by process {holder.pid} on {holder.host}, since {holder.since}" if holder else ""
+            raise MachineError(f"{self.folder}: the run folder was taken over{by}; this process writes nothing more")
+
+    def _take(self) -> TextIO:
+        while True:
+            file = self._path.open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                holder = _read(self._path)
+                if not self._own.replaces(holder):
+                    raise _refusal(self.folder, holder) from None
+                logger.warning(f"{self.folder}: taken over from this job's earlier start")
+                return self._replace()
+            except OSError as error:
+                if error.errno not in _NO_LOCKS_HERE:
+                    file.close()
+                    raise
+                logger.warning(f"{self.folder}: this file system has no locks; see that only one run uses the folder")
+            try:
+                same = os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+            except FileNotFoundError:
+                same = False
+            if same:
+                self._write(file)
+                return file
+            file.close()  # it was replaced or removed between opening and locking
+
+    def _replace(self) -> TextIO:
+        """Put a locked file in the place of the one that cannot be had."""
+        path = self._path.with_name(f"{_FILE}-{self._own.token}")
+        file = path.open("a+", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._write(file)
+        os.replace(path, self._path)
+        return file
+
+    def _write(self, file: TextIO) -> None:
+        file.truncate(0)
+        file.write(json.dumps(asdict(self._own)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+    def _remove_if_empty(self) -> None:
+        """Leave no folder behind in which nothing was written."""
+        if self._made and (not self.folder.exists() or all(path == self._path for path in self.folder.iterdir())):
+            self._path.unlink(missing_ok=True)
+            for path in self._made:
+                if path.exists() and not any(path.iterdir()):
+                    path.rmdir()
+
+
+@contextmanager
+def run_lock(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
+    """Have process 0 hold a run folder's lock; gives what it has to call before it gives anything its name there.
+
+    Raises:
+        InputError: on every process, if another run holds it, or nothing can be written there.
+        MachineError: on every process, if the disk refuses.
+    """
+    with ExitStack() as held:
+
+        def take() -> None:
+            held.enter_context(lock)
+
+        lock = RunLock(folder)
+        by_main(processes, take)
+        yield lock.check
+
+
+def _read(path: Path) -> _Holder | None:
+    try:
+        return _Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _refusal(folder: Path, holder: _Holder | None) -> InputError:
+    who = f"process {holder.pid} on {holder.host}, since {holder.since}" if holder else "another process"
+    return InputError(
+        f"another run is going on in this folder: {who}",
+        where=str(folder),
+        hint="wait for it or end it; `run.id=NEW` starts a run beside it",
+    )
