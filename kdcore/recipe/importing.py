@@ -88,6 +88,8 @@ def _header(draft: Draft) -> list[str]:
     ]
     if command.processes is None:
         lines[-1] += " --processes N"
+    if command.environment:
+        lines += ["", f"Variables that the command sets are no part of a recipe: {', '.join(command.environment)}"]
     if command.repeated:
         flags = ", ".join(f"--{name}" for name in command.repeated)
         lines += ["", f"Given more than once, where the last one counts: {flags}"]

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from kdcore.errors import InputError, Problem
 from kdcore.recipe.importing_flags import FLAGS, Flag, FlagValue
@@ -16,6 +17,7 @@ _FALSE = ("false", "f", "no", "n", "0")
 _NUMBER = re.compile(r"-\.?[0-9].*")
 _CONTINUATION = re.compile(r"\\[ \t]*\r?\n?\Z|\\[ \t]*\r?\n")
 _PROCESS_FLAGS = ("nproc_per_node", "num_gpus", "nnodes", "num_nodes")
+_VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 _STARTS_ONE = re.compile(r"(.*/)?(python[0-9.]*|torchrun)")
 
 
@@ -50,12 +52,14 @@ class SourceCommand:
     """The source's command.
 
     Attributes:
+        environment: names of the variables that are set in front.
         start: what stands before the script's own flags: launcher and script.
         processes: how many processes the launcher starts, if it says.
         stated: the flags that are given, by name.
         repeated: flags that are given more than once; the last one counts, as in the source.
     """
 
+    environment: Sequence[str]
     start: str
     processes: int | None
     stated: Mapping[str, Stated]
@@ -97,8 +101,15 @@ def parse_command(text: str, source: str) -> SourceCommand:
         stated[found.flag.name] = found
     if problems:
         raise InputError(problems)
+    # Only names: a value may be a key that belongs into no file.
+    variables = list(takewhile(_VARIABLE.match, (word.text for word in start)))
+    launcher = [word.text for word in start[len(variables) :]]
     return SourceCommand(
-        " ".join(word.text for word in start), _processes(start), stated, list(dict.fromkeys(repeated))
+        [variable.partition("=")[0] for variable in variables],
+        " ".join(launcher),
+        _processes(launcher),
+        stated,
+        list(dict.fromkeys(repeated)),
     )
 
 
@@ -229,17 +240,15 @@ def _value(flag: Flag, text: str | None) -> FlagValue:
     return text
 
 
-def _processes(start: Sequence[Word]) -> int | None:
+def _processes(launcher: Sequence[str]) -> int | None:
     """Processes over all machines by the launcher's own flags; None if they do not say."""
     counts: dict[str, str] = {}
-    texts = [word.text for word in start]
-    for index, text in enumerate(texts):
-        name, equals, value = text.lstrip("-").replace("-", "_").partition("=")
-        if text.startswith("-") and name in _PROCESS_FLAGS:
-            counts[name] = value if equals else texts[index + 1]
+    for index, word in enumerate(launcher):
+        name, equals, value = word.lstrip("-").replace("-", "_").partition("=")
+        if word.startswith("-") and name in _PROCESS_FLAGS:
+            counts[name] = value if equals else launcher[index + 1]
     if not all(value.isdigit() for value in counts.values()):
         return None  # `--nproc_per_node gpu`
-    program = next((text for text in texts if "=" not in text), "")  # behind variables that are set for it
-    if not counts and not _STARTS_ONE.fullmatch(program):
+    if not counts and launcher and not _STARTS_ONE.fullmatch(launcher[0]):
         return None  # `deepspeed` takes all devices that there are
     return math.prod(int(value) for value in counts.values())

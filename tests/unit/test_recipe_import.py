@@ -373,6 +373,12 @@ def test_the_recipe_says_how_many_processes_the_launcher_starts(start: str, trai
     assert train in import_command(f"{start} {SHORT}", "stdin")
 
 
+def test_variables_in_front_are_told_by_name_alone() -> None:
+    recipe = import_command(f"WANDB_API_KEY=secret OMP_NUM_THREADS=1 python {SHORT}", "stdin")
+    assert "no part of a recipe: WANDB_API_KEY, OMP_NUM_THREADS" in recipe
+    assert "secret" not in recipe
+
+
 @pytest.mark.parametrize(("said", "value"), [
     ("--finetune_checkpoint_at_end false", False),
     ("--finetune_checkpoint_at_end No", False),
