@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from kdcore.models.base import Model
 from kdcore.recipe.schema import ComponentConfig
-from kdcore.signals import Batch
+from kdcore.signals import Batch, ClassHead
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "held_out", "test"]
+"""`test` is asked for only of a task with a `metric`."""
+
 Order = Literal["global", "per_process"]
 
 
@@ -28,12 +30,25 @@ class Task(ABC):
 
     order: Order = "global"
 
+    masks_tokens: ClassVar[bool] = True
+    """Whether batches have tokens to be predicted, so that losses may read predictions at masked positions."""
+
     class Config(ComponentConfig):
         """The keys of the recipe's `task` section."""
 
     def __init__(self, config: ComponentConfig, seed: int, cache: Path) -> None:
         self.config = config
         self.seed = seed
+
+    @classmethod
+    def class_head(cls, config: ComponentConfig) -> ClassHead | None:
+        """What students predict of whole sequences; told to models before anything is read. None if nothing."""
+        return None
+
+    @classmethod
+    def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
+        """The configuration with what it leaves to the models, such as whose tokenizer is used."""
+        return config
 
     @property
     @abstractmethod
@@ -48,6 +63,10 @@ class Task(ABC):
     def num_samples(self, split: Split) -> int:
         """How many samples a split has."""
 
+    def lengths(self, split: Split) -> np.ndarray | None:
+        """Length of each sample in tokens (n,), so that similar ones come together; None to leave them mixed."""
+        return None
+
     @abstractmethod
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
         """A batch of the given samples; a pure function of seed, samples and epochs.
@@ -61,3 +80,24 @@ class Task(ABC):
     @abstractmethod
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's files into an exported student's folder."""
+
+    @property
+    def metric(self) -> str | None:
+        """Name of the score, the higher the better, by which the best student is chosen; None without scores."""
+        return None
+
+    def scores(self, split: Split, outputs: np.ndarray) -> dict[str, float]:
+        """Scores of a student's outputs for whole sequences, `metric` among them.
+
+        Args:
+            split: what the outputs are for.
+            outputs: (n, C) float32, for each of the split's samples in their order.
+
+        Raises:
+            DataError: the split has no labels.
+        """
+        return {}
+
+    def write_predictions(self, folder: Path, split: Split, outputs: np.ndarray) -> None:
+        """Write a student's outputs for whole sequences into files of `folder`; arguments as for `scores`."""
+        return None

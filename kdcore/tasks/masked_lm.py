@@ -15,7 +15,7 @@ from pydantic import Field
 
 from kdcore.data.prepare import DataRecipe, find_or_prepare
 from kdcore.data.progress import PreparationProgress, Speed
-from kdcore.data.shards import SPLITS, PreparedData
+from kdcore.data.shards import SPLITS, PreparedData, Sequences
 from kdcore.data.tokenizers import load_tokenizer
 from kdcore.data.weighting import WeightedRows
 from kdcore.errors import DataError, InputError
@@ -58,8 +58,10 @@ class MaskedLM(Task):
             self.data = open_data(config.data, cache)
         except InputError as error:
             raise type(error)(replace(problem, key=_place(problem.key)) for problem in error.problems) from error
-        self._splits = {split: self.data.split(split) for split in SPLITS}
-        self._samples = {split: WeightedRows(self.data.manifest, split, weighted=split == "train") for split in SPLITS}
+        self._splits: dict[Split, Sequences] = {split: self.data.split(split) for split in SPLITS}
+        self._samples: dict[Split, WeightedRows] = {
+            split: WeightedRows(self.data.manifest, split, weighted=split == "train") for split in SPLITS
+        }
         self.order = config.order
         self._drawer = None if config.masking == "static" else MaskDrawer(config.masking, self.data, seed)
         if self._drawer is None:

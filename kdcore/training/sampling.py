@@ -9,6 +9,7 @@ import numpy as np
 from kdcore.errors import DataError
 from kdcore.tasks.base import Order
 
+_WINDOW_BATCHES = 64  # so many batches' samples are sorted by length together: more pad less and are mixed less
 _ORDER_STREAM = 0  # second word of the random key, see kdcore.tasks.masking
 
 
@@ -20,9 +21,20 @@ class SampleOrder:
         seed: decides the permutations.
         share: which of `shares` equal ranges of the samples are in the stream.
         shares: how many ranges there are.
+        lengths: length of each sample, by which similar ones come into one step; None to leave them mixed.
+        step_size: how many samples in a row are those of a step.
     """
 
-    def __init__(self, num_samples: int, seed: int, share: int = 0, shares: int = 1) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        seed: int,
+        share: int = 0,
+        shares: int = 1,
+        *,
+        lengths: np.ndarray | None = None,
+        step_size: int = 1,
+    ) -> None:
         self.seed = seed
         self.share = share
         self.first = num_samples * share // shares
@@ -33,12 +45,20 @@ class SampleOrder:
                 key="task.order",
                 hint="take `order: global`",
             )
+        self._lengths = lengths
+        self._step_size = step_size
         # A step reads at most from a few neighbouring epochs; batches are drawn one step ahead.
         self._permutation = lru_cache(maxsize=4)(self._draw_permutation)
 
     def _draw_permutation(self, epoch: int) -> np.ndarray:
         generator = np.random.Philox(key=[self.seed, _ORDER_STREAM], counter=[0, 0, epoch, self.share])
-        return self.first + np.random.Generator(generator).permutation(self.num_samples)
+        random = np.random.Generator(generator)
+        order: np.ndarray = self.first + random.permutation(self.num_samples)
+        if self._lengths is None:
+            return order
+        # Steps are cut out of the endless stream: the first one that begins in this epoch begins here.
+        start = -epoch * self.num_samples % self._step_size
+        return bucketed(order, self._lengths, self._step_size, start, random)
 
     def take(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Samples and their epochs at stream positions `start` to `start + count - 1`; both (count,) int64."""
@@ -49,6 +69,30 @@ class SampleOrder:
             here = epochs == epoch
             samples[here] = self._permutation(int(epoch))[offsets[here]]
         return samples, epochs
+
+
+def bucketed(
+    order: np.ndarray, lengths: np.ndarray, step_size: int, start: int, random: np.random.Generator
+) -> np.ndarray:
+    """The same samples, those of a step of similar length, so that little padding is computed.
+
+    Neighbours in `order` are sorted by length, window by window, and cut into steps, which are shuffled within the
+    window. What belongs to steps that reach into another epoch stays as it is.
+
+    Args:
+        order: (n,) samples in random order.
+        lengths: length of each sample, by its number.
+        step_size: samples of a step.
+        start: where in `order` the first whole step begins.
+        random: shuffles the steps.
+    """
+    order = order.copy()
+    end = start + max(0, (len(order) - start) // step_size) * step_size
+    for first in range(start, end, _WINDOW_BATCHES * step_size):
+        window = order[first : min(first + _WINDOW_BATCHES * step_size, end)]
+        steps = window[np.argsort(lengths[window], kind="stable")].reshape(-1, step_size)
+        window[:] = random.permutation(steps).reshape(-1)
+    return order
 
 
 class StepSamples:
@@ -64,19 +108,30 @@ class StepSamples:
         micro_batch_size: samples of a micro-batch.
         world_size: how many processes there are.
         order: global or per process.
+        lengths: length of each sample, by which similar ones come into one step; None to leave them mixed.
     """
 
     def __init__(
-        self, num_samples: int, seed: int, batch_size: int, micro_batch_size: int, world_size: int, order: Order
+        self,
+        num_samples: int,
+        seed: int,
+        batch_size: int,
+        micro_batch_size: int,
+        world_size: int,
+        order: Order,
+        lengths: np.ndarray | None = None,
     ) -> None:
         self._size = micro_batch_size
         self._world_size = world_size
         self._step_size = batch_size
-        self._streams = [SampleOrder(num_samples, seed)]
         self._alone = order == "per_process"
         if self._alone:
             self._step_size = batch_size // world_size
-            self._streams = [SampleOrder(num_samples, seed, rank, world_size) for rank in range(world_size)]
+        shares = world_size if self._alone else 1
+        self._streams = [
+            SampleOrder(num_samples, seed, share, shares, lengths=lengths, step_size=self._step_size)
+            for share in range(shares)
+        ]
 
     def micro_batches(self, step: int, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Samples and their epochs in each micro-batch of a step on process `rank`."""

@@ -1,0 +1,192 @@
+"""GLUE's own folders (Wang et al. 2019), as its download gives them.
+
+Layouts, label values and the form of submissions are written down from memory of the benchmark's files and of the
+readers in wide use; they could not be compared with the download here. Each task's files are tab-separated and not
+quoted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from kdcore.data.files import open_input
+from kdcore.data.tables import Table, decoded_lines, require_columns, separated_records
+from kdcore.errors import DataError
+from kdcore.recipe.schema import ComponentConfig, PathString
+
+GlueName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
+
+
+class GlueData(ComponentConfig):
+    """One of GLUE's tasks, in the files that GLUE gives."""
+
+    folder: PathString = Field(description="GLUE's folder, or that of the task.")
+    task: GlueName = Field(description="Which of its tasks.")
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """One of GLUE's tasks.
+
+    Attributes:
+        folder: name of its folder.
+        text: columns of the text, or of both texts of a pair.
+        label: column of the label.
+        labels: names of the classes, in the order in which models know them; none where labels are numbers.
+        values: what stands in the files for each class; the names themselves if nothing is said.
+        metric: the benchmark's, or the first of its two.
+        train: file.
+        validation: files by the name of their part.
+        test: files by the name of their part.
+        submission: file of a submission by the part that it is for.
+        index: column that numbers the rows of the test files.
+    """
+
+    folder: str
+    text: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    metric: str
+    submission: dict[str, str]
+    values: tuple[str, ...] = ()
+    train: str = "train.tsv"
+    validation: tuple[tuple[str, str], ...] = (("validation", "dev.tsv"),)
+    test: tuple[tuple[str, str], ...] = (("test", "test.tsv"),)
+    index: str = "index"
+
+
+_ZERO_ONE = ("0", "1")
+GLUE: dict[GlueName, GlueTask] = {
+    "cola": GlueTask(
+        "CoLA", ("sentence",), "label", ("unacceptable", "acceptable"), "matthews", {"test": "CoLA.tsv"}, _ZERO_ONE
+    ),
+    "sst2": GlueTask(
+        "SST-2", ("sentence",), "label", ("negative", "positive"), "accuracy", {"test": "SST-2.tsv"}, _ZERO_ONE
+    ),
+    "mrpc": GlueTask(
+        "MRPC",
+        ("#1 String", "#2 String"),
+        "Quality",
+        ("not_equivalent", "equivalent"),
+        "f1",
+        {"test": "MRPC.tsv"},
+        _ZERO_ONE,
+    ),
+    "qqp": GlueTask(
+        "QQP",
+        ("question1", "question2"),
+        "is_duplicate",
+        ("not_duplicate", "duplicate"),
+        "f1",
+        {"test": "QQP.tsv"},
+        _ZERO_ONE,
+        index="id",
+    ),
+    "stsb": GlueTask("STS-B", ("sentence1", "sentence2"), "score", (), "pearson", {"test": "STS-B.tsv"}),
+    "mnli": GlueTask(
+        "MNLI",
+        ("sentence1", "sentence2"),
+        "gold_label",
+        ("entailment", "neutral", "contradiction"),
+        "accuracy",
+        {"test": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv", "test_diagnostic": "AX.tsv"},
+        validation=(("validation", "dev_matched.tsv"), ("validation_mismatched", "dev_mismatched.tsv")),
+        test=(
+            ("test", "test_matched.tsv"),
+            ("test_mismatched", "test_mismatched.tsv"),
+            ("test_diagnostic", "../AX/AX.tsv"),
+            ("test_diagnostic", "../diagnostic/diagnostic.tsv"),
+        ),
+    ),
+    "qnli": GlueTask(
+        "QNLI", ("question", "sentence"), "label", ("entailment", "not_entailment"), "accuracy", {"test": "QNLI.tsv"}
+    ),
+    "rte": GlueTask(
+        "RTE", ("sentence1", "sentence2"), "label", ("entailment", "not_entailment"), "accuracy", {"test": "RTE.tsv"}
+    ),
+    "wnli": GlueTask(
+        "WNLI",
+        ("sentence1", "sentence2"),
+        "label",
+        ("not_entailment", "entailment"),
+        "accuracy",
+        {"test": "WNLI.tsv"},
+        _ZERO_ONE,
+    ),
+}
+_COLA_COLUMNS = ["source", "label", "star", "sentence"]  # of its train.tsv and dev.tsv, which have no header
+_NO_LABEL = ("", "-")  # a question pair without one; a pair on which annotators did not agree
+
+
+def glue_folder(folder: str, name: GlueName) -> Path:
+    """The folder of a task: the one given, or the one with the task's name in it.
+
+    Raises:
+        DataError: there is none.
+    """
+    task, given = GLUE[name], Path(folder)
+    for place in (given / task.folder, given):
+        if (place / task.train).is_file():
+            return place
+    raise DataError(
+        f"there is neither {task.train} nor {task.folder}/{task.train} in the folder",
+        where=folder,
+        key="task.data.glue.folder",
+        hint=f"give GLUE's folder, or that of {task.folder}",
+    )
+
+
+def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> Table:
+    """A file of a task, with the columns of its texts, and label and number where they are there.
+
+    Lines of train and validation files that lack a text or a label are left out; in test files each line counts, so
+    that they are kept with what they have. Both are counted in `report`.
+
+    Raises:
+        DataError: it is no file of this task.
+    """
+    task, is_test = GLUE[name], part.startswith("test")
+    needed = list(task.text) if is_test else [*task.text, task.label]
+    columns: dict[str, list[Any]] = {column: [] for column in needed}
+    lines: list[int] = []
+    numbers: list[str] = []
+    with open_input(path) as stream:
+        records = separated_records(decoded_lines(stream, report), "\t")
+        header = _COLA_COLUMNS
+        if name != "cola" or is_test:
+            _, header = next(records, (0, []))
+            header = [column.strip() for column in header]
+        require_columns(str(path), header, needed)
+        places = [header.index(column) for column in needed]
+        number = header.index(task.index) if task.index in header else None
+        for line, record in records:
+            record = [field.strip() for field in record]
+            whole = len(record) > max(places) and (is_test or record[places[-1]] not in _NO_LABEL)
+            if not whole:
+                report["broken lines kept" if is_test else "lines without a text or a label left out"] += 1
+                if not is_test:
+                    continue
+            for column, place in zip(needed, places, strict=True):
+                columns[column].append(record[place] if place < len(record) else "")
+            numbers.append(record[number] if number is not None and is_test else str(len(lines)))
+            lines.append(line)
+    columns["id"] = numbers
+    return Table(str(path), "line", lines, columns)
+
+
+def submission_rows(task: GlueTask, ids: Sequence[str], predictions: Sequence[Any]) -> str:
+    """A file of a submission: a number and a prediction a line, scores within the task's range of 0 to 5."""
+    lines = ["index\tprediction"]
+    for number, prediction in zip(ids, predictions, strict=True):
+        if isinstance(prediction, str):
+            shown = dict(zip(task.labels, task.values, strict=True))[prediction] if task.values else prediction
+        else:
+            shown = f"{min(5.0, max(0.0, float(prediction))):.3f}"
+        lines.append(f"{number}\t{shown}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,275 @@
+"""Labelled texts: where they are, what their columns mean, and which of them are for training."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+from pydantic import BeforeValidator, Field, model_validator
+
+from kdcore.data.files import input_files
+from kdcore.data.glue import GLUE, GlueData, GlueTask, glue_folder, read_glue
+from kdcore.data.labelled_datasets import HuggingFaceData, load_splits
+from kdcore.data.tables import Mistakes, Table, column_of_texts, label_as_text, merged, read_table
+from kdcore.errors import DataError
+from kdcore.recipe.schema import ComponentConfig, PathOrHubName, PathString
+
+SPLITS = ("train", "validation", "test")
+_LABELS_KEY = "task.data.labels"
+_NO_LABEL = ("", "-1")  # nothing, or what the datasets library says for it
+
+Label = Annotated[str, BeforeValidator(lambda value: label_as_text(value) if isinstance(value, bool | int) else value)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SplitShares(ComponentConfig):
+    """Which shares of a single file are not for training."""
+
+    validation: Share = Field(description="Share for validation.")
+    test: float = Field(0.0, ge=0, lt=1, description="Share for testing.")
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> SplitShares:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"`validation` ({self.validation:g}) and `test` ({self.test:g}) leave nothing to train on")
+        return self
+
+
+class LabelledData(ComponentConfig):
+    """Texts with labels, out of files, GLUE's folders or the library `datasets`."""
+
+    train: PathString | None = Field(None, description="File, folder or glob: csv, tsv, jsonl or parquet.")
+    validation: PathString | None = Field(None, description="The same, for validation.")
+    test: PathString | None = Field(None, description="The same, for predictions; labels may be missing there.")
+    glue: GlueData | None = None
+    huggingface: HuggingFaceData | None = None
+    split: SplitShares | None = Field(
+        None, description="Shares of `train` for validation and testing, chosen by a hash of the text."
+    )
+    text: str | Annotated[list[str], Field(min_length=1, max_length=2)] | None = Field(
+        None, description="Column of the text, or both columns of a pair."
+    )
+    label: str | None = Field(None, description="Column of the label.")
+    id: str | None = Field(None, description="Column that names a record; default: its number in the file.")
+    labels: Annotated[list[Label], Field(min_length=2)] | None = Field(
+        None, description="The classes as they stand in the files, in the order of the model's outputs."
+    )
+    regression: bool = Field(False, description="Whether labels are numbers instead of classes.")
+    tokenizer: PathOrHubName | None = Field(
+        None, description="Default: that of the folder the student starts from, else the teacher's."
+    )
+    max_length: int = Field(128, ge=4, description="Tokens a sequence, special ones included; what is longer is cut.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> LabelledData:
+        sources = {"train": self.train, "glue": self.glue, "huggingface": self.huggingface}
+        given = [name for name, value in sources.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError("needs one of `train` (a file), `glue` and `huggingface`")
+        columns = {"text": self.text, "label": self.label}
+        if self.glue is not None:
+            own = {**columns, "id": self.id, "labels": self.labels, "regression": self.regression or None}
+            known = [name for name, value in own.items() if value is not None]
+            if known:
+                raise ValueError(f"`{known[0]}` is known of GLUE's tasks: leave it out")
+        else:
+            missing = [name for name, value in columns.items() if value is None]
+            if missing:
+                raise ValueError(f"needs `{missing[0]}`, the name of a column")
+            if (self.labels is None) != self.regression:
+                raise ValueError("needs either `labels`, the classes in their order, or `regression: true`")
+            if self.labels is not None and len(set(self.labels)) < len(self.labels):
+                raise ValueError("`labels` names a class twice")
+        if self.train is None and (self.validation is not None or self.test is not None):
+            raise ValueError("`validation` and `test` are files that go with `train`")
+        if self.split is not None and (self.validation is not None or self.test is not None or self.glue is not None):
+            raise ValueError("`split` cuts `train`; leave it out where there are splits already")
+        return self
+
+    @property
+    def glue_task(self) -> GlueTask | None:
+        """What is known of GLUE's task, if it is one."""
+        return None if self.glue is None else GLUE[self.glue.task]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the outputs; none for regression."""
+        return self.glue_task.labels if self.glue_task else tuple(self.labels or ())
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the text, or of both texts."""
+        if self.glue_task:
+            return self.glue_task.text
+        return (self.text,) if isinstance(self.text, str) else tuple(self.text or ())
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Some texts or pairs of texts.
+
+    Attributes:
+        name: of the part, such as `validation_mismatched`.
+        ids: a name for each.
+        texts: the first texts, and the second ones if they are pairs.
+        labels: (n,) int64 classes, or float32 numbers; None if they are not known.
+    """
+
+    name: str
+    ids: list[str]
+    texts: tuple[list[str], ...]
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, chosen: np.ndarray, name: str) -> LabelledTexts:
+        """Some of them, as a part of that name."""
+        texts = tuple([column[index] for index in chosen] for column in self.texts)
+        labels = None if self.labels is None else self.labels[chosen]
+        return LabelledTexts(name, [self.ids[index] for index in chosen], texts, labels)
+
+
+def read_labelled(data: LabelledData, report: Counter[str]) -> list[LabelledTexts]:
+    """Read every part: `train` first, then those whose names begin with `validation` and with `test`.
+
+    What was repaired or is remarkable is counted in `report`.
+
+    Raises:
+        DataError: files or columns are missing, labels are none of the classes, or a part is empty.
+    """
+    if data.glue is not None:
+        parts = _read_glue(data, data.glue, report)
+    elif data.huggingface is not None:
+        parts = _read_huggingface(data, data.huggingface, report)
+    else:
+        parts = [
+            _labelled(data, table, split, report)
+            for split in SPLITS
+            if (table := _read_files(data, split, report)) is not None
+        ]
+    if data.split is not None:
+        parts = _split(parts, data.split)
+    for part in parts:
+        if not len(part):
+            raise DataError(
+                f"there are no texts in `{part.name}`",
+                key="task.data",
+                hint="raise the shares under `split`" if data.split else "give files with records in them",
+            )
+    return parts
+
+
+def overlap(parts: Sequence[LabelledTexts], other: str) -> tuple[int, str | None, int]:
+    """Texts and ids of the parts called `other...` that are among those to train on.
+
+    Returns:
+        How many of the texts, the first of them, and how many of the ids; ids that are numbers of records count for
+        nothing, so the caller asks only where a column names them.
+    """
+    train = next(part for part in parts if part.name == "train")
+    texts, ids = set(zip(*train.texts, strict=True)), set(train.ids)
+    others = [part for part in parts if part.name.startswith(other)]
+    same = [text for part in others for text in zip(*part.texts, strict=True) if text in texts]
+    return len(same), " / ".join(same[0]) if same else None, sum(one in ids for part in others for one in part.ids)
+
+
+def _read_files(data: LabelledData, split: str, report: Counter[str]) -> Table | None:
+    path = getattr(data, split)
+    if path is None:
+        return None
+    label, unlabelled = str(data.label), split == "test"
+    needed = [*data.columns, *([] if unlabelled else [label]), *([data.id] if data.id else [])]
+    try:
+        tables = [read_table(file, needed, [label], report) for file in input_files(path).values()]
+        return merged(tables, path)
+    except DataError as error:
+        raise DataError(
+            replace(problem, key=problem.key or f"task.data.{split}") for problem in error.problems
+        ) from error
+
+
+def _read_glue(data: LabelledData, glue: GlueData, report: Counter[str]) -> list[LabelledTexts]:
+    task, folder = GLUE[glue.task], glue_folder(glue.folder, glue.task)
+    parts = [_labelled(data, read_glue(folder / task.train, glue.task, "train", report), "train", report)]
+    for name, file in task.validation:
+        parts.append(_labelled(data, read_glue(folder / file, glue.task, name, report), name, report))
+    for name, file in task.test:
+        if (folder / file).is_file():
+            parts.append(_labelled(data, read_glue(folder / file, glue.task, name, report), name, report))
+    return parts
+
+
+def _read_huggingface(data: LabelledData, source: HuggingFaceData, report: Counter[str]) -> list[LabelledTexts]:
+    needed = [*data.columns, *([data.id] if data.id else [])]
+    tables = load_splits(source, needed, str(data.label), data.classes, only_train=data.split is not None)
+    return [_labelled(data, table, name, report) for name, table in tables.items()]
+
+
+def _labelled(data: LabelledData, table: Table, name: str, report: Counter[str]) -> LabelledTexts:
+    """The records of a table as texts with labels."""
+    column = data.glue_task.label if data.glue_task else str(data.label)
+    texts = tuple(column_of_texts(table, text, report) for text in data.columns)
+    key = "id" if data.glue_task else data.id
+    ids = list(map(str, table.columns[key] if key else range(len(table))))
+    labels = None
+    if column in table.columns:
+        values = [label_as_text(value) for value in table.columns[column]]
+        if not (name.startswith("test") and all(value in _NO_LABEL for value in values)):
+            labels = _classes(data, table, values) if data.classes else _numbers(table, values)
+    return LabelledTexts(name, ids, texts, labels)
+
+
+def _classes(data: LabelledData, table: Table, values: Sequence[str]) -> np.ndarray:
+    written = (data.glue_task.values if data.glue_task else ()) or data.classes
+    number = {label: index for index, label in enumerate(written)}
+    mistakes = Mistakes(table.where)
+    for record, value in enumerate(values):
+        if value not in number:
+            shown = f"is labelled {value!r}" if value else "has no label"
+            mistakes.add(f"{table.unit} {table.lines[record]}", shown)
+    mistakes.raise_if_any(
+        key=_LABELS_KEY, allowed=list(written), hint="add the label to `task.data.labels`, or repair the file"
+    )
+    return np.array([number[value] for value in values], dtype=np.int64)
+
+
+def _numbers(table: Table, values: Sequence[str]) -> np.ndarray:
+    numbers, mistakes = [], Mistakes(table.where)
+    for record, value in enumerate(values):
+        try:
+            numbers.append(float(value))
+        except ValueError:
+            numbers.append(math.nan)
+        if not math.isfinite(numbers[-1]):
+            mistakes.add(f"{table.unit} {table.lines[record]}", f"is labelled {value!r}, which is no number")
+    mistakes.raise_if_any(
+        key="task.data.label", hint="with `regression: true` labels have to be numbers; for classes list `labels`"
+    )
+    return np.array(numbers, dtype=np.float32)
+
+
+def _split(parts: list[LabelledTexts], shares: SplitShares) -> list[LabelledTexts]:
+    """Deal one part out by a hash of its texts, so that equal texts stay together."""
+    whole = parts[0]
+    places = np.array([_place(text) for text in zip(*whole.texts, strict=True)])
+    bounds = [shares.test, shares.test + shares.validation]
+    which = np.searchsorted(bounds, places, side="right")
+    found = [("train", 2), ("validation", 1), *([("test", 0)] if shares.test else [])]
+    return [whole.select(np.flatnonzero(which == number), name) for name, number in found]
+
+
+def _place(texts: tuple[str, ...]) -> float:
+    """A number from 0 to 1 that looks random and is the same wherever the text is met."""
+    digest = hashlib.sha256("\0".join(texts).encode("utf-8", errors="replace")).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def majority_share(labels: np.ndarray) -> float:
+    """Share of the most frequent class."""
+    return float(np.bincount(labels).max() / len(labels))

@@ -1,0 +1,105 @@
+"""Labelled texts as tokens: all of a part in flat arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcore.data.encoding import tokenizer_threads
+
+_CHUNK = 10_000
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Sequences with their special tokens, one after the other.
+
+    Attributes:
+        tokens: (tokens,) ids.
+        ends: (n,) where each sequence ends in `tokens`.
+        types: (tokens,) 1 on tokens of the second text of a pair; None if the tokenizer does not tell them apart.
+        pad_id: what short sequences are filled with.
+        cut: how many were longer than allowed.
+    """
+
+    tokens: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    types: NDArray[np.uint8] | None
+    pad_id: int
+    cut: int
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """(n,) where each sequence starts."""
+        return np.concatenate([[0], self.ends[:-1]]) if len(self.ends) else self.ends
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) tokens of each sequence."""
+        return self.ends - self.starts
+
+    def rows(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
+        """Sequences by their numbers: ids (B, L) padded to the longest, lengths (B,), types (B, L) or None."""
+        starts, lengths = self.starts[samples], self.lengths[samples]
+        columns = np.arange(int(lengths.max()))
+        real = columns < lengths[:, None]
+        places = np.where(real, starts[:, None] + columns, 0)
+        ids = np.where(real, self.tokens[places], self.pad_id).astype(np.int64)
+        types = None if self.types is None else np.where(real, self.types[places], 0).astype(np.int64)
+        return ids, lengths, types
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that it holds."""
+        digest = hashlib.sha256(repr((self.pad_id, len(self.ends))).encode())
+        arrays: list[NDArray[Any]] = [self.tokens, self.ends, *([] if self.types is None else [self.types])]
+        for array in arrays:
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+
+def tokenize(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) -> TokenizedTexts:
+    """Tokenise texts, or pairs of texts, with the tokenizer's special tokens around them.
+
+    What is longer than `max_length` is cut at its end; of a pair, the longer text is cut first. The words of special
+    tokens that a text happens to hold ("[SEP]") are ordinary text.
+
+    Args:
+        tokenizer: a `transformers` fast tokenizer.
+        texts: the first texts, and the second ones if they are pairs; all of one length.
+        max_length: tokens of a sequence, special ones included.
+    """
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.enable_truncation(max_length, strategy="longest_first")
+    backend.encode_special_tokens = True
+    records = list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
+    tokens: list[NDArray[np.int32]] = []
+    types: list[NDArray[np.uint8]] = []
+    lengths: list[int] = []
+    cut = 0
+    for start in range(0, len(records), _CHUNK):
+        with tokenizer_threads(True):
+            encodings = backend.encode_batch(records[start : start + _CHUNK])
+        for encoding in encodings:
+            tokens.append(np.array(encoding.ids, dtype=np.int32))
+            types.append(np.array(encoding.type_ids, dtype=np.uint8))
+            lengths.append(len(encoding.ids))
+            cut += bool(encoding.overflowing)
+    all_types = np.concatenate(types) if types else np.empty(0, np.uint8)
+    return TokenizedTexts(
+        np.concatenate(tokens) if tokens else np.empty(0, np.int32),
+        np.cumsum(lengths, dtype=np.int64),
+        all_types if all_types.any() else None,
+        int(tokenizer.pad_token_id),
+        cut,
+    )

@@ -1,0 +1,283 @@
+"""Files of labelled texts as columns: csv, tsv, JSON Lines and Parquet, plain or compressed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdcore.data.cleaning import decode_utf8
+from kdcore.data.files import open_input
+from kdcore.errors import DataError
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_COMPRESSED = (".gz", ".bz2", ".zst")
+_MOST_CHARACTERS_A_FIELD = 2**30
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SHOWN = 5
+
+
+@dataclass
+class Table:
+    """Some columns of a file.
+
+    Attributes:
+        where: the file, or what stands for it, for messages.
+        unit: what `lines` count: `line` or `row`.
+        lines: where each record stands in the file, counted from 1 for lines and from 0 for rows.
+        columns: values by the name of their column, one a record.
+    """
+
+    where: str
+    unit: str
+    lines: list[int]
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def place(self, record: int) -> str:
+        """Where a record stands, as `FILE:LINE` or `FILE, row N`."""
+        line = self.lines[record]
+        return f"{self.where}:{line}" if self.unit == "line" else f"{self.where}, row {line}"
+
+
+@dataclass
+class Mistakes:
+    """Records of one file that cannot be used: the first ones are remembered, all are counted."""
+
+    where: str
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, place: str, what: str) -> None:
+        """Note one."""
+        self.count += 1
+        if len(self.shown) < _SHOWN:
+            self.shown.append(f"{place} {what}")
+
+    def raise_if_any(self, *, key: str | None = None, allowed: Sequence[str] | None = None, hint: str) -> None:
+        """Tell all of them at once.
+
+        Raises:
+            DataError: there was one.
+        """
+        if self.count:
+            more = f", and {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
+            what = f"{self.count} records cannot be used: {'; '.join(self.shown)}{more}"
+            raise DataError(what, where=self.where, key=key, allowed=allowed, hint=hint)
+
+
+def read_table(path: Path, needed: Sequence[str], wanted: Sequence[str], report: Counter[str]) -> Table:
+    """Read columns of a file; its name tells its format.
+
+    Tab-separated values are never quoted; comma-separated ones may be, over several lines too. Broken UTF-8 becomes
+    U+FFFD and is counted in `report`.
+
+    Args:
+        path: the file.
+        needed: columns that must be there.
+        wanted: columns that are read if they are there.
+        report: counts of what was repaired.
+
+    Raises:
+        DataError: the format is unknown, a column is missing, or records are no records.
+    """
+    name = path.name.lower()
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    ending = Path(name).suffix
+    if ending not in FORMATS:
+        raise DataError(
+            "the format of the file cannot be told from its name",
+            where=str(path),
+            allowed=f"names that end with {', '.join(FORMATS)}, compressed or not ({', '.join(_COMPRESSED)})",
+        )
+    if ending == ".parquet":
+        return _read_parquet(path, needed, wanted)
+    with open_input(path) as stream:
+        lines = decoded_lines(stream, report)
+        if ending in (".csv", ".tsv"):
+            table = _read_separated(path, lines, "," if ending == ".csv" else "\t", needed, wanted)
+        else:
+            table = _read_json_lines(path, lines, needed, wanted)
+    for column, values in table.columns.items():
+        table.columns[column] = [_without_surrogates(value, report) for value in values]
+    return table
+
+
+def decoded_lines(stream: Any, report: Counter[str]) -> Iterator[str]:
+    """The lines of a stream of bytes as text; lines end with newlines and nothing else."""
+    for number, raw in enumerate(stream):
+        line = decode_utf8(raw, report)
+        yield line.removeprefix("\ufeff") if number == 0 else line
+
+
+def separated_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Records with the number of their (last) line; blank lines are none. Between tabs nothing is quoted."""
+    if delimiter == "\t":
+        for number, line in enumerate(lines, start=1):
+            if not line.isspace():
+                yield number, line.rstrip("\r\n").split("\t")
+        return
+    before = csv.field_size_limit(_MOST_CHARACTERS_A_FIELD)
+    try:
+        reader = csv.reader(lines, delimiter=delimiter)
+        for record in reader:
+            if record:
+                yield reader.line_num, record
+    finally:
+        csv.field_size_limit(before)
+
+
+def require_columns(where: str, present: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuse a file without some column.
+
+    Raises:
+        DataError: names the column and those that are there.
+    """
+    for column in needed:
+        if column not in present:
+            raise DataError(
+                f"has no column `{column}`",
+                where=where,
+                allowed=list(present) or "none: it has no columns at all",
+                hint="say under `task.data` which columns hold `text` and `label`",
+            )
+
+
+def _read_separated(
+    path: Path, lines: Iterator[str], delimiter: str, needed: Sequence[str], wanted: Sequence[str]
+) -> Table:
+    records = separated_records(lines, delimiter)
+    try:
+        _, header = next(records, (0, []))
+        header = [name.strip() for name in header]
+        require_columns(str(path), header, needed)
+        used = [name for name in dict.fromkeys([*needed, *wanted]) if name in header]
+        places = [header.index(name) for name in used]
+        found: list[list[Any]] = [[] for _ in used]
+        numbers: list[int] = []
+        mistakes = Mistakes(str(path))
+        for number, record in records:
+            if len(record) != len(header):
+                mistakes.add(f"line {number}", f"has {len(record)} fields, the header {len(header)}")
+                continue
+            numbers.append(number)
+            for values, place in zip(found, places, strict=True):
+                values.append(record[place])
+    except csv.Error as error:
+        raise DataError(f"cannot be read: {error}", where=str(path)) from error
+    mistakes.raise_if_any(
+        hint="values with tabs or line breaks in them cannot stand in a tsv file; use csv with quotes, or jsonl"
+        if delimiter == "\t"
+        else "put values with commas, quotes or line breaks in them into double quotes"
+    )
+    return Table(str(path), "line", numbers, dict(zip(used, found, strict=True)))
+
+
+def _read_json_lines(path: Path, lines: Iterator[str], needed: Sequence[str], wanted: Sequence[str]) -> Table:
+    columns: dict[str, list[Any]] = {name: [] for name in dict.fromkeys([*needed, *wanted])}
+    numbers: list[int] = []
+    mistakes = Mistakes(str(path))
+    for number, line in enumerate(lines, start=1):
+        if line.isspace():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            mistakes.add(f"line {number}", f"is no JSON: {error}")
+            continue
+        if not isinstance(record, dict):
+            mistakes.add(f"line {number}", f"is no JSON object but a {type(record).__name__}")
+            continue
+        if not numbers and not mistakes.count:
+            require_columns(str(path), list(record), needed)
+        missing = [name for name in needed if name not in record]
+        if missing:
+            mistakes.add(f"line {number}", f"has no key `{missing[0]}`")
+            continue
+        numbers.append(number)
+        for name, values in columns.items():
+            values.append(record.get(name))
+    mistakes.raise_if_any(hint="each line has to be a JSON object with the same keys")
+    present = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    return Table(
+        str(path), "line", numbers, {name: columns[name] for name in columns if name in needed or name in present}
+    )
+
+
+def _read_parquet(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> Table:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        present = parquet.read_schema(path).names
+        require_columns(str(path), present, needed)
+        used = [name for name in dict.fromkeys([*needed, *wanted]) if name in present]
+        content = parquet.read_table(path, columns=used)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"is damaged or no Parquet file ({str(error).splitlines()[0]})", where=str(path)) from error
+    columns = {name: content.column(name).to_pylist() for name in used}
+    return Table(str(path), "row", list(range(content.num_rows)), columns)
+
+
+def _without_surrogates(value: Any, report: Counter[str]) -> Any:
+    """JSON can spell halves of characters, which no tokenizer takes."""
+    if not isinstance(value, str) or not _SURROGATE.search(value):
+        return value
+    value, count = _SURROGATE.subn("\ufffd", value)
+    report["halves of surrogate pairs replaced"] += count
+    return value
+
+
+def column_of_texts(table: Table, column: str, report: Counter[str]) -> list[str]:
+    """A column as texts: numbers as they are written, nothing where there is nothing.
+
+    Raises:
+        DataError: there are values that are no text.
+    """
+    texts: list[str] = []
+    mistakes = Mistakes(table.where)
+    for record, value in enumerate(table.columns[column]):
+        if isinstance(value, str):
+            texts.append(value)
+        elif value is None or isinstance(value, int | float):
+            texts.append("" if value is None else str(value))
+        else:
+            mistakes.add(
+                f"{table.unit} {table.lines[record]}", f"has under `{column}` a {type(value).__name__}, no text"
+            )
+            texts.append("")
+    mistakes.raise_if_any(hint="name a column of texts under `task.data.text`")
+    empty = sum(not text.strip() for text in texts)
+    if empty:
+        report["empty texts"] += empty
+    return texts
+
+
+def label_as_text(value: Any) -> str:
+    """A label as a recipe spells it: 1 for 1.0, true for True, nothing for nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def merged(tables: Sequence[Table], where: str) -> Table:
+    """The records of several files of the same columns, one after the other."""
+    if len(tables) == 1:
+        return tables[0]
+    columns: Mapping[str, list[Any]] = tables[0].columns
+    for table in tables[1:]:
+        require_columns(table.where, list(table.columns), list(columns))
+    joined = {name: [value for table in tables for value in table.columns[name]] for name in columns}
+    return Table(where, "row", list(range(sum(map(len, tables)))), joined)
