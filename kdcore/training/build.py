@@ -76,6 +76,10 @@ def make_plan(recipe: Recipe) -> Plan:
             teacher = components.teacher.cls(components.teacher.config, "teacher", None)
     with located(recipe, components.student.key):
         student = components.student.cls(components.student.config, "student", teacher)
+    head = components.task.cls.class_head(components.task.config)
+    if head is not None:
+        with located(recipe, components.student.key):
+            student.set_classes(head)
     losses = {}
     for label, component in components.losses.items():
         with located(recipe, component.key):
@@ -84,10 +88,13 @@ def make_plan(recipe: Recipe) -> Plan:
         check_schedule(losses)
     losses = {label: loss for label, loss in losses.items() if is_ever_active(loss.config)}
     requests = union_of_requests(loss.requests() for loss in losses.values())
+    if not components.task.cls.masks_tokens:
+        check_positions(recipe, components, losses)
     optimizer = _make(recipe, components.optimizer)
     scheduler = _make(recipe, components.scheduler)
     with located(recipe, components.task.key):
-        task = components.task.cls(components.task.config, settings.seed, cache_folder())
+        config = components.task.cls.completed(components.task.config, student, teacher)
+        task = components.task.cls(config, settings.seed, cache_folder())
         task.check(student, teacher if requests.teacher else None)
     plan = Plan(recipe, components, teacher, student, losses, requests, task, optimizer, scheduler)
     with located(recipe, components.scheduler.key):
@@ -117,6 +124,23 @@ def check_validation(recipe: Recipe, task: Task) -> None:
             key="early_stopping.max_loss",
             hint="let `validation` and `task.data.held_out` ask for it, or leave the bound out",
         )
+
+
+def check_positions(recipe: Recipe, components: Components, losses: Mapping[str, Loss]) -> None:
+    """Refuse losses on masked positions where the task has none.
+
+    Raises:
+        RecipeError: names the loss and the task.
+    """
+    for label, loss in losses.items():
+        requests = loss.requests()
+        if "masked" in requests.student.prediction_positions | requests.teacher.prediction_positions:
+            with located(recipe, components.losses[label].key):
+                raise RecipeError(
+                    f"`{components.losses[label].name}` reads predictions at masked positions, and the task "
+                    f"`{components.task.name}` masks none",
+                    hint="use the task masked_lm, or losses such as classification",
+                )
 
 
 def is_ever_active(config: LossConfig) -> bool:

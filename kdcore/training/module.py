@@ -34,6 +34,7 @@ class DistillationModule(nn.Module):
         self.student = student
         self.losses = nn.ModuleDict(losses)
         self._requests = {label: loss.requests() for label, loss in losses.items()}
+        self.reads_classes = any(requests.student.class_logits for requests in self._requests.values())
 
     def labelled_losses(self) -> Iterator[tuple[str, Loss]]:
         """The losses by their labels."""
@@ -60,7 +61,12 @@ class DistillationModule(nn.Module):
 
     def sums(self, batch: Batch, teacher: Signals | None, labels: Collection[str]) -> dict[Term, Tensor]:
         """Run the student as deep as these losses read it, and sum their terms over this micro-batch."""
-        student = self.student(batch, self.requests(labels).student)
+        return self.sums_of(self.student(batch, self.requests(labels).student), teacher, batch, labels)
+
+    def sums_of(
+        self, student: Signals, teacher: Signals | None, batch: Batch, labels: Collection[str]
+    ) -> dict[Term, Tensor]:
+        """Sum the terms of these losses, given the student's answers."""
         return {
             Term(label, name): value
             for label, loss in self.labelled_losses()
