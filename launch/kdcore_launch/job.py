@@ -30,6 +30,8 @@ _POLL_SECONDS = 0.2
 # SLURM kills the rest once one process has failed, after KillWait, 30 s by default. What lives on then is not seen by
 # SLURM: a lost step daemon.
 _LOST_SECONDS = 45.0
+# SLURM takes a job that it preempts, or whose node it has lost, back in more than one step.
+_SETTLE_SECONDS = 3.0
 _TAIL_BYTES = 20_000
 
 
@@ -74,7 +76,6 @@ class _SlurmStart:
         self.number = os.environ["SLURM_JOB_ID"]
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self.records = history.launch_folder(job.folder) / "records" / f"{self.name}-{self.restart}"
-        self.told_to_stop = False
 
     def run(self) -> int:
         """Start the processes, wait for their end, decide; gives the exit code of the batch script."""
@@ -88,14 +89,14 @@ class _SlurmStart:
         self._say(f"start {self.restart + 1} on {', '.join(self.hosts)}, from step {step}")
         if self.profile.nodes > 1:
             self._check_nodes()
-        code = self._outcome(self._srun())
+        self._srun()
+        code = self._outcome()
         self._show_cause(code)
         self._end(code)
         return code
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """SLURM tells the processes itself; this one has to stay until they have ended."""
-        self.told_to_stop = True
+        """Nothing: SLURM tells the processes itself, and this one has to stay until they have ended."""
 
     def _check_limit(self, step: int) -> None:
         limit = self.profile.restarts.without_progress
@@ -120,8 +121,8 @@ class _SlurmStart:
                 hint="set `run.folder` to a place on a file system that all nodes share",
             )
 
-    def _srun(self) -> int:
-        """Run the processes; gives srun's exit code."""
+    def _srun(self) -> None:
+        """Run the processes."""
         profile = self.profile
         command = [
             "srun",
@@ -152,7 +153,6 @@ class _SlurmStart:
                 if time.monotonic() - alone_since > _LOST_SECONDS:
                     self._say("SLURM has not noticed that the processes have ended: srun is ended")
                     srun.kill()
-            return srun.returncode
 
     def _codes(self) -> dict[int, int]:
         """The exit codes that processes have left, by rank."""
@@ -164,7 +164,7 @@ class _SlurmStart:
                 continue
         return codes
 
-    def _outcome(self, srun_code: int) -> int:
+    def _outcome(self) -> int:
         """The exit code of the run; what a process says about itself counts more than how SLURM ended its peers."""
         codes = self._codes()
         for certain in (_EXIT_INPUT, _EXIT_TRAINING):
@@ -174,9 +174,7 @@ class _SlurmStart:
             return 0
         if INTERRUPTED in codes.values() and set(codes.values()) <= {0, INTERRUPTED}:
             return INTERRUPTED
-        if not codes and srun_code == 0:  # SLURM is sure, only the records are missing
-            return 0
-        return _EXIT_MACHINE
+        return _EXIT_MACHINE  # srun's own code proves nothing: it is 0 if SLURM has lost the node
 
     def _show_cause(self, code: int) -> None:
         """Show what the process said that the run ended by, unless it was process 0, whose words stand here."""
@@ -201,6 +199,9 @@ class _SlurmStart:
             self._note_end(code, requeued=False)
             return
         info = slurm.job_info(self.number)
+        if info is not None and info.state != "RUNNING":
+            time.sleep(_SETTLE_SECONDS)
+            info = slurm.job_info(self.number)
         if info is not None and info.restarts != self.restart:
             # SLURM has done it itself. If the node was lost to it, the next start may be running elsewhere by now:
             # this one must not touch it.

@@ -135,13 +135,14 @@ def submit(submission: Submission) -> list[str]:
 def submit_here(submission: Submission) -> str:
     """Start the job on this machine, where it goes on without this process; gives its id, a process's number."""
     profile = submission.profile
-    executor = submitit.LocalExecutor(submission.folder, python=shlex.quote(sys.executable))
+    # Not as submitit's own setup: a shell in between would not hand on the signal that ends the job.
+    setup = "\n".join([*profile.setup, *_code_line(submission), 'exec "$0" "$@"'])
+    executor = submitit.LocalExecutor(submission.folder, python=shlex.join(["sh", "-c", setup, sys.executable]))
     executor.update_parameters(
         timeout_min=profile.time or _NO_LIMIT_MINUTES,
         signal_delay_s=profile.stop_before_end,
         gpus_per_node=profile.gpus_per_node,
         stderr_to_stdout=True,
-        setup=_setup_lines(submission),
     )
     # What it starts must not hang on this terminal, nor hold open what reads this command's output.
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -201,10 +202,13 @@ def _executor(submission: Submission, kind: type[submitit.SlurmExecutor]) -> sub
 
 def _setup_lines(submission: Submission) -> list[str]:
     # bash must not die of the signal that tells the processes to save.
-    lines = ["trap : TERM USR2", *submission.profile.setup]
-    if submission.code is not None:
-        lines.append(f"export PYTHONPATH={shlex.quote(str(submission.code))}${{PYTHONPATH:+:$PYTHONPATH}}")
-    return lines
+    return ["trap : TERM USR2", *submission.profile.setup, *_code_line(submission)]
+
+
+def _code_line(submission: Submission) -> list[str]:
+    if submission.code is None:
+        return []
+    return [f"export PYTHONPATH={shlex.quote(str(submission.code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
 
 
 def _refusal(words: str) -> InputError | MachineError:

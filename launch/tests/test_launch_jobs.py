@@ -65,6 +65,7 @@ def start(tmp_path, slurm, monkeypatch):
     from kdcore_launch import job
 
     monkeypatch.setattr(job, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(job, "_SETTLE_SECONDS", 0.0)
     handled = []
     monkeypatch.setattr(job.signal, "signal", lambda number, handler: handled.append(number))
     return Start(tmp_path, slurm, monkeypatch)
@@ -107,6 +108,11 @@ def test_what_the_failed_process_said_is_shown(start, capfd):
     log = start.run / "launch" / "records" / "7-0" / "1.log"
     assert start(143, 2, srun=2, during=f"echo 'error: no such data' > {log}") == 2
     assert "error: no such data" in capfd.readouterr().err
+
+
+def test_srun_that_ends_well_without_a_word_of_the_processes_has_lost_them(start):
+    assert start(None, None, srun=0) == 1
+    assert start.requeued
 
 
 def test_a_cancelled_job_stays_away(start):

@@ -52,11 +52,13 @@ def test_preempted_twice(cluster, sender, undisturbed, user_signal):
 
 def test_a_chain_of_time_outs(sender, undisturbed):
     # SLURM looks every half minute and warns up to a minute too early: each start has 25 to 55 s.
-    sent = sender.paced(*STEPS, seconds=1.0, nodes=1, time=1, stop_before_end=5)
-    assert sent.ended(420)["code"] == 0
-    assert len(sent.starts) >= 3
+    # On a busy machine that may not be enough to begin: such a start comes no further.
+    patient = {"without_progress": 20}
+    sent = sender.paced(*STEPS, seconds=1.0, nodes=1, time=1, stop_before_end=5, restarts=patient)
+    assert sent.ended(500)["code"] == 0
     steps = [start["step"] for start in sent.starts]
-    assert steps == sorted(set(steps))  # each start came further
+    assert steps == sorted(steps)
+    assert len(set(steps)) >= 3
     assert_as_undisturbed(sent, sender, undisturbed, nodes=1)
 
 
@@ -73,7 +75,7 @@ def test_a_signal_during_start_up_only_delays(cluster, sender, undisturbed):
 
 def test_a_process_that_is_killed_brings_the_others_down_and_the_job_back(sender, undisturbed):
     sent = sender.paced(*STEPS)
-    sent.reached(25)
+    until((sent.folder / "checkpoints" / "step-0000020").is_dir, 180, "a checkpoint stands", lambda: sent.log)
     os.kill(sent.processes()[1], signal.SIGKILL)
     assert sent.ended()["code"] == 0
     assert [start["step"] for start in sent.starts] == [0, 20]  # back to the newest checkpoint
