@@ -189,6 +189,8 @@ def _launched_state(last: Mapping[str, Any], queue: Mapping[str, str] | None) ->
     note = f"job {job}"
     if last["event"] == "end" and not last.get("requeued"):
         code = last.get("code")
+        if code == 0:
+            return "finished", ""
         return ("stopped", note) if code == 130 else ("failed", f"exit code {code}, {note}")
     in_queue = None if queue is None else queue.get(job)
     if queue is not None and not last.get("local"):

@@ -105,7 +105,8 @@ def prepare_submission(
         if code is not None:
             copy_code(code)
             recipe, overrides = copy_data_recipe(data, overrides, folder), []
-    parts = [("prepare", str(recipe), str(target), *overrides, "--task", f"{i}/{tasks}") for i in range(1, tasks + 1)]
+    common = ("prepare", str(recipe), str(target), *overrides, "--workers", str(profile.cpus_per_process))
+    parts = [(*common, "--task", f"{number}/{tasks}") for number in range(1, tasks + 1)]
     jobs = [Job(record, part, profile) for record, part in zip(records, parts, strict=True)]
     submission = Submission(folder, f"prepare-{target.name}", jobs, code, parallel, Path.cwd())
     if not dry:

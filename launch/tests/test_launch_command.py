@@ -152,7 +152,8 @@ def test_preparing_data_is_an_array_of_its_parts(slurm, project, kdcore):
     assert "#SBATCH --nodes=1" in script(slurm)
     note = json.loads((project / "out-jobs" / "submission.json").read_text(encoding="utf-8"))
     data, out = str(project / "data.yaml"), str(project / "out")
-    assert [job["arguments"] for job in note["jobs"]] == [["prepare", data, out, "--task", f"{i}/3"] for i in (1, 2, 3)]
+    common = ["prepare", data, out, "--workers", "6", "--task"]
+    assert [job["arguments"] for job in note["jobs"]] == [[*common, f"{number}/3"] for number in (1, 2, 3)]
 
 
 REFUSED = {

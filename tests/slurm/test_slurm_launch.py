@@ -89,6 +89,25 @@ def test_a_job_that_something_else_has_sent_is_not_ours(cluster, sender):
     assert "SLURM knows no job 999999" in errors(sender.kdcore("launch", "--resume", "999999"))
 
 
+def test_data_that_an_array_has_prepared_is_what_one_process_prepares(sender, teacher_folder, corpus_file):
+    data = sender.folder / "data.yaml"
+    data.write_text(
+        f"tokenizer: {teacher_folder}\nsequence_length: 48\nheld_out: 0.1\n"
+        f"corpora: [{{name: text, path: {corpus_file}, documents: lines}}]\n",
+        encoding="utf-8",
+    )
+    profile = str(sender.profile(nodes=1, snapshot=True))
+    sent = sender.kdcore("launch", "--prepare", str(data), "parts", "--tasks", "3", "--profile", profile, "--wait")
+    assert sent.returncode == 0, sent.stderr
+    assert sender.kdcore("prepare", str(data), "whole").returncode == 0
+    whole, parts = ((sender.folder / name) for name in ("whole", "parts"))
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(parts) for path in parts.rglob("*") if path.is_file())
+    assert len(files) > 3
+    for file in files:
+        assert (parts / file).read_bytes() == (whole / file).read_bytes(), file
+
+
 def test_of_a_sweep_only_the_cell_that_was_killed_runs_again(cluster, sender):
     other = sender.folder / "masked.yaml"
     other.write_text(

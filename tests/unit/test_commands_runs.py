@@ -64,6 +64,7 @@ STATES = [
     (({"event": "submitted"}, START), None, "running"),
     ((START, REQUEUED), None, "queued"),
     ((START, {"event": "end", "code": 2, "requeued": False}), None, "failed"),
+    ((START, {"event": "end", "code": 0, "requeued": False}), None, "finished"),
     ((START, {"event": "end", "code": 130, "requeued": False}), None, "stopped"),
     (({"event": "submitted"},), {"7": "PENDING"}, "queued"),
     ((START,), {"7": "RUNNING"}, "running"),
