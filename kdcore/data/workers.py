@@ -96,8 +96,8 @@ def _serve(
     work: Callable[[int, int], None], pipe: Connection, number: int, parent: int, in_child: Callable[[], None]
 ) -> None:
     _end_with(parent)
-    for number in (signal.SIGINT, signal.SIGUSR2):  # the parent gets them too, and ends its workers
-        signal.signal(number, signal.SIG_IGN)
+    for theirs in (signal.SIGINT, signal.SIGUSR2):  # the parent gets them too, and ends its workers
+        signal.signal(theirs, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     in_child()
     while True:
