@@ -37,8 +37,12 @@ class TrainingBatches:
         """Stop drawing."""
         self._pool.shutdown(cancel_futures=True)
 
+    def samples(self, step: int, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Samples and their epochs in each micro-batch of a step on process `rank`."""
+        return self._samples.micro_batches(step, rank)
+
     def _draw(self, step: int) -> list[Batch]:
-        drawn = self._samples.micro_batches(step, self._processes.rank)
+        drawn = self.samples(step, self._processes.rank)
         batches = [self._task.batch("train", samples, epochs) for samples, epochs in drawn]
         return [batch.pin() for batch in batches] if _pins(self._processes.device) else batches
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from contextlib import chdir, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdcore.errors import InputError, PluginError, RecipeError, TrainingError
+from kdcore.errors import InputError, PluginError, RecipeError
 from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.schema import TrainingSettings
 from kdcore.registry import optimizers
@@ -137,6 +138,24 @@ def accumulation(settings: TrainingSettings, world_size: int) -> tuple[int, int]
     return micro, batch_size // (micro * world_size)
 
 
+@dataclass(frozen=True)
+class LossScale:
+    """What fp16's losses are multiplied with.
+
+    Attributes:
+        now: the factor.
+        minimum: the smallest that it may become.
+    """
+
+    now: float
+    minimum: float
+
+    @property
+    def at_minimum(self) -> bool:
+        """Whether it cannot be lowered."""
+        return self.now <= self.minimum
+
+
 class Engine:
     """Forward, backward and update through DeepSpeed; weights and state in and out of it."""
 
@@ -157,6 +176,9 @@ class Engine:
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.processes = processes
+        self.skipped = False
+        self.scale_is_exhausted = False
+        self.grad_norm: Tensor | None = None
         self.peak_lr = optimizer.config.lr
         self._optimizer = optimizer
         # DeepSpeed fills missing gradients with zeros, and momentum and weight decay would then move what no active
@@ -211,24 +233,25 @@ class Engine:
     def finish_micro_batch(self, lr: float, active: Collection[str]) -> None:
         """Tell DeepSpeed that a micro-batch is done; after the step's last one it updates with learning rate `lr`.
 
-        What none of the `active` losses reaches stays bit for bit as it is.
-
-        Raises:
-            TrainingError: the loss scale cannot go lower.
+        What none of the `active` losses reaches stays bit for bit as it is. If gradients overflow, `skipped` says
+        whether the step was left out, and `scale_is_exhausted` whether the loss scale could not be lowered.
         """
         for group, reach in zip(self._engine.optimizer.param_groups, self._group_reach, strict=True):
             group["lr"] = 0.0 if reach.isdisjoint(active) else lr
         updates = self._engine.is_gradient_accumulation_boundary()
+        if updates and self._engine.zero_optimization_stage() == 0:  # at the others DeepSpeed looks at its gradients
+            gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+            self.grad_norm = nn.utils.get_total_norm(gradients)
+        skipped_before = self._engine.skipped_steps
         try:
             self._engine.step()
         except Exception as error:
-            if "loss scale already at minimum" in str(error):
-                raise TrainingError(
-                    "the loss scale is at its minimum and gradients still overflow: training has diverged; "
-                    "lower optimizer.lr, raise scheduler.warmup or train in bf16"
-                ) from error
-            raise
+            if "loss scale already at minimum" not in str(error):
+                raise
+            self.skipped = self.scale_is_exhausted = True
+            return
         if updates:
+            self.skipped = self._engine.skipped_steps > skipped_before
             self._forget(active)
 
     def _forget(self, active: Collection[str]) -> None:
@@ -247,13 +270,30 @@ class Engine:
     def metrics(self) -> dict[str, float]:
         """Gradient norm, and loss scale and skipped steps in fp16; waits for the device."""
         metrics = {}
-        norm = self._engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm() if self.grad_norm is None else self.grad_norm
         if norm is not None:
             metrics["grad_norm"] = float(norm)
-        if self._engine.fp16_enabled():
-            metrics["loss_scale"] = float(self._engine.optimizer.cur_scale)
+        scale = self.loss_scale
+        if scale is not None:
+            metrics["loss_scale"] = scale.now
             metrics["skipped_steps"] = float(self._engine.skipped_steps)
         return metrics
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """The loss scale of fp16, known on the host; None in other precisions."""
+        if not self._engine.fp16_enabled():
+            return None
+        scaler = self._engine.optimizer.loss_scaler
+        now = float(scaler.cur_scale)
+        if scaler.dynamic:
+            return LossScale(now, float(scaler.min_scale))
+        return LossScale(now, now if self.skipped else 0.0)  # one that is fixed can do nothing against an overflow
+
+    def largest_weight(self) -> float:
+        """The largest absolute value of all weights on this process; waits for the device. NaN if there is one."""
+        extremes = [torch.stack(torch.aminmax(parameter.detach())).float() for parameter in self.module.parameters()]
+        return float(torch.cat(extremes).abs().max())
 
     def float32_student(self) -> dict[str, Tensor]:
         """The student's weights in float32 on the CPU, from the master copy; every process must call this."""

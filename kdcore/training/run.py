@@ -25,6 +25,7 @@ from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
 from kdcore.training.monitor import Monitor, console, logger
 from kdcore.training.run_lock import run_lock
 from kdcore.training.trainer import Trainer
+from kdcore.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,23 @@ def _train_recipe(recipe: Recipe, exit_steps: int | None) -> RunResult:
     folder = run_folder.run_folder(recipe)
     plan = make_plan(recipe)
     start = replace(plan.start, exit_steps=exit_steps)
-    processes = start_processes()
-    with run_lock(folder, processes) as check:
-        return _start_or_resume(plan, start, folder, processes, check)
+    with Watchdog(recipe.settings.training.stall_minutes, folder / "train.log") as watchdog:
+        watchdog.starting("joining the other processes")
+        processes = start_processes()
+        with run_lock(folder, processes) as check:
+            return _start_or_resume(plan, start, folder, processes, check, watchdog)
 
 
 def _start_or_resume(
-    plan: Plan, start: Progress, folder: Path, processes: Processes, check: Callable[[], None]
+    plan: Plan,
+    start: Progress,
+    folder: Path,
+    processes: Processes,
+    check: Callable[[], None],
+    watchdog: Watchdog,
 ) -> RunResult:
     recipe = plan.recipe
+    watchdog.starting("looking for an earlier session of the run")
     checkpoint = None
     if run_folder.exists(folder):
         run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
@@ -96,6 +105,7 @@ def _start_or_resume(
             return RunResult(folder, True, export, {})
     if checkpoint is not None:
         check_layout(checkpoint, zero_stage(recipe.settings.training))
+    watchdog.starting("loading the models")
     encoder = plan.load_teacher()
     source = plan.teacher.source if plan.teacher is not None and encoder is not None else None
     weights = by_main(processes, lambda: run_folder.check_teacher(folder, recipe, source))
@@ -125,6 +135,7 @@ def _start_or_resume(
                 interruption,
                 checkpoints,
                 check,
+                watchdog,
             )
     except RuntimeError as error:
         if processes.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
@@ -147,9 +158,11 @@ def _train(
     interruption: Interruption,
     checkpoints: Checkpoints,
     check: Callable[[], None],
+    watchdog: Watchdog,
 ) -> RunResult:
     settings = plan.recipe.settings
     _tell_reach(module, reach, plan, monitor)
+    watchdog.starting("making the engine ready")
     with located(plan.recipe, "training"):
         engine = Engine(module, reach, plan.optimizer, settings.training, processes)
     teacher.to(engine.dtype)
@@ -177,6 +190,7 @@ def _train(
         processes,
         checkpoints,
         interruption,
+        watchdog,
         start,
         export_share,
     )

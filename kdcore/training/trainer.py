@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -23,11 +22,13 @@ from kdcore.training.checkpoint import Checkpoints, load_checkpoint
 from kdcore.training.checkpoint_files import TrainingState
 from kdcore.training.distributed import Processes
 from kdcore.training.engine import Engine, accumulation, zero_stage
+from kdcore.training.health import Health
 from kdcore.training.interruption import Interruption
 from kdcore.training.module import FrozenTeacher, Term
 from kdcore.training.monitor import Monitor
 from kdcore.training.occasions import Occasions
 from kdcore.training.validation import validate
+from kdcore.training.watchdog import Watchdog
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Trainer:
         processes: Processes,
         checkpoints: Checkpoints,
         interruption: Interruption,
+        watchdog: Watchdog,
         start: Progress,
         export: Callable[[Progress, float, Mapping[str, float]], None],
     ) -> None:
@@ -73,10 +75,12 @@ class Trainer:
         self.processes = processes
         self.checkpoints = checkpoints
         self.interruption = interruption
+        self.watchdog = watchdog
         self.export = export
         training = settings.training
         self.micro_batch_size, _ = accumulation(training, processes.world_size)
         self.batches = TrainingBatches(task, settings.seed, training.batch_size, self.micro_batch_size, processes)
+        self.health = Health(settings, engine, self.batches, processes)
         steps_per_epoch = task.num_samples("train") / training.batch_size
         self.occasions = Occasions(settings.validation, settings.checkpoints, steps_per_epoch)
         self.start = start
@@ -94,7 +98,8 @@ class Trainer:
         """Train until the budget is used up or a signal asks to stop; a checkpoint is written at the end of either.
 
         Raises:
-            TrainingError: a loss is not finite, or early stopping gives the run up.
+            TrainingError: something is not finite, the loss scale is at its minimum, or early stopping gives the run
+                up.
             MachineError: a checkpoint cannot be written.
         """
         if checkpoint is not None:
@@ -105,6 +110,7 @@ class Trainer:
             self._validate(self.start)
         with closing(self.batches):
             while True:
+                self.watchdog.tick(f"step {self.step + 1}")
                 micro_batches = self.batches.step(self.step)
                 counts, stop, seconds = self._agree(micro_batches, self.interruption.requested)
                 progress = self.start.at(self.step, seconds)
@@ -151,13 +157,18 @@ class Trainer:
         factors = {term: weights[term.label] * share for term, share in shares.items()}
         self.lr = self.engine.peak_lr * self.scheduler.factor(progress)
         asked_of_teacher = module.requests(weights).teacher
-        for host_batch in micro_batches if weights else ():
+        objective, terms = window.objective, dict(window.terms)
+        for number, host_batch in enumerate(micro_batches if weights else ()):
             batch = host_batch.to(self.processes.device)
             sums = self.engine.train_micro_batch(batch, self.teacher(batch, asked_of_teacher), factors)
             self.engine.finish_micro_batch(self.lr, weights)
+            self.health.micro_batch(self.step, number, sums)
             for term, value in sums.items():
                 window.objective = window.objective + value * factors[term]
                 window.terms[term] = window.terms.get(term, 0.0) + value * shares[term]
+        if weights and not self.health.updated(self.step):
+            window.objective, window.terms = objective, terms  # a step that was skipped is in no average
+            return
         for term in shares:
             window.term_steps[term] = window.term_steps.get(term, 0) + 1
         window.steps += 1
@@ -181,17 +192,19 @@ class Trainer:
         window = self.window
         own = torch.stack([window.objective, *window.terms.values()]).tolist()
         objective, *sums = self.processes.sum(own)
-        total = objective / window.steps
-        losses = {term: value / window.term_steps[term] for term, value in zip(window.terms, sums, strict=True)}
-        metrics = {f"train/{term}": value for term, value in losses.items()}
-        metrics["train/loss"] = total
+        losses = {"loss": objective / window.steps} if window.steps else {}  # in fp16 all may have been skipped
+        for term, total in zip(window.terms, sums, strict=True):
+            losses.setdefault(str(term), total / window.term_steps[term])
+        metrics = {f"train/{name}": value for name, value in losses.items()}
         metrics["train/lr"] = self.lr
         metrics["train/tokens_per_second"] = window.tokens / max(1e-9, time.monotonic() - window.started)
         metrics |= {f"train/{name}": value for name, value in self.engine.metrics().items()}
         if self.processes.is_main:
             self.monitor.log(progress, metrics)
         self.window = self._new_window()
-        self._check_finite(progress, {"loss": total, **{str(term): value for term, value in losses.items()}})
+        self.health.check(progress.step, losses)
+        if window.steps:
+            self.health.logged(progress.step, losses["loss"])
 
     def _validate(self, progress: Progress) -> None:
         self.validated_step = self.step
@@ -201,12 +214,12 @@ class Trainer:
         module = self.engine.module
         weights = module.weights_at(progress.fraction)
         with self._pause():
-            values = validate(module, self.teacher, self.task, batch_size, self.processes, weights)
+            values = validate(module, self.teacher, self.task, batch_size, self.processes, weights, self.watchdog)
         self.last_validation = values
         if self.processes.is_main:
             self.monitor.log(progress, {f"held_out/{name}": value for name, value in values.items()})
         self.monitor.say(f"step {progress.step}: held-out loss {values['loss']:.5g}")
-        self._check_finite(progress, {f"held-out {name}": value for name, value in values.items()})
+        self.health.check(progress.step, {f"held-out {name}": value for name, value in values.items()})
         stopping = self.settings.early_stopping
         if stopping.max_loss is not None and stopping.after_minutes is not None:
             minutes = progress.seconds / 60
@@ -219,6 +232,8 @@ class Trainer:
 
     def _export(self, before: Progress, now: Progress) -> None:
         for share in self.occasions.exports(before, now):
+            self.watchdog.tick(f"the export after step {self.step}")
+            self.health.check_weights(self.step)
             with self._pause():
                 held_out = self.last_validation if self.validated_step == self.step else {}
                 self.export(now, share, held_out)
@@ -232,17 +247,11 @@ class Trainer:
         finally:
             self.window.started += time.monotonic() - began
 
-    def _check_finite(self, progress: Progress, values: Mapping[str, float]) -> None:
-        wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        if wrong:
-            raise TrainingError(
-                f"at step {progress.step} this is not finite: {', '.join(wrong)}; start another run (run.id=NEW) with "
-                "a lower optimizer.lr or a longer scheduler.warmup, or look at the data"
-            )
-
     def _save(self, progress: Progress, *, milestone: bool = False) -> None:
         # What has not been logged yet has not been looked at: a good checkpoint must not make room for a ruined one.
-        self._check_finite(progress, {"loss": self.processes.sum([self.window.objective.item()])[0]})
+        self.watchdog.tick(f"the checkpoint after step {self.step}")
+        self.health.check(self.step, {"loss": self.processes.sum([self.window.objective.item()])[0]})
+        self.health.check_weights(self.step)
         state = TrainingState(
             step=self.step,
             seconds=self._clock(),
@@ -256,6 +265,7 @@ class Trainer:
             "objective": self.window.objective,
             "terms": self.window.terms,
             "term_steps": self.window.term_steps,
+            "health": self.health.state(),
         }
         with self._pause():
             self.checkpoints.save(state, window, self.engine)
@@ -265,6 +275,7 @@ class Trainer:
         state, window = load_checkpoint(checkpoint, self.engine, self.processes)
         self.step, self.seconds_before = state.step, state.seconds
         self.done = self.start.at(state.step, state.done_seconds)
+        self.health.restore(window["health"])
         device = self.processes.device
         self.window.steps, self.window.term_steps = window["steps"], window["term_steps"]
         self.window.objective = window["objective"].to(device)

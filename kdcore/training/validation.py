@@ -10,6 +10,7 @@ from kdcore.tasks.base import Task
 from kdcore.training.batches import held_out_batches
 from kdcore.training.distributed import Processes
 from kdcore.training.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.watchdog import Watchdog
 
 
 @torch.no_grad()
@@ -20,10 +21,11 @@ def validate(
     batch_size: int,
     processes: Processes,
     weights: Mapping[str, float],
+    watchdog: Watchdog,
 ) -> dict[str, float]:
     """Each term of the active losses and their weighted total under `loss`, over all held-out samples and processes.
 
-    `weights` holds the weight of each active loss by its label.
+    `weights` holds the weight of each active loss by its label; `watchdog` learns of each batch.
     """
     was_training = module.training
     module.eval()
@@ -31,6 +33,7 @@ def validate(
     counts: dict[Term, float] = {}
     try:
         for host_batch in held_out_batches(task, batch_size, processes):
+            watchdog.tick("a validation")
             batch = host_batch.to(processes.device)
             answers = teacher(batch, module.requests(weights).teacher)
             for term, count in module.counts(batch).items():

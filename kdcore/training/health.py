@@ -1,0 +1,213 @@
+"""Whether training goes well: losses, gradients and weights that are not finite, the loss scale, spikes of the loss.
+
+Nothing here waits for the device in the middle of training. What each micro-batch gave is remembered on the device and
+looked at where values are read anyway: for a row of metrics, before a checkpoint, in a step that was skipped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcore.errors import TrainingError
+from kdcore.recipe.schema import RecipeSettings
+from kdcore.training.agreement import from_all
+from kdcore.training.batches import TrainingBatches
+from kdcore.training.distributed import Processes
+from kdcore.training.engine import Engine, accumulation
+from kdcore.training.module import Term
+
+logger = logging.getLogger("kdcore")
+
+_NEVER = torch.iinfo(torch.int64).max
+_GRADIENTS = "the gradients"
+_SHOWN_SAMPLES = 8
+_REMEMBERED_LOSSES = 100
+_LEAST_LOSSES = 20
+_SPIKE_DEVIATIONS = 6.0
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """Where something that is not finite was seen first.
+
+    Attributes:
+        place: its number in the order of training, comparable between processes.
+        step: 0-based step.
+        micro_batch: 0-based micro-batch of the step and process; None for the gradients of a whole step.
+        rank: the process.
+        names: the terms, or the gradients.
+    """
+
+    place: int
+    step: int
+    micro_batch: int | None
+    rank: int
+    names: tuple[str, ...]
+
+
+class Health:
+    """Looks for training that has failed, and says where it began; every process has one and calls it alike."""
+
+    def __init__(
+        self,
+        settings: RecipeSettings,
+        engine: Engine,
+        batches: TrainingBatches,
+        processes: Processes,
+    ) -> None:
+        self._engine = engine
+        self._batches = batches
+        self._processes = processes
+        self._run_folder = Path(settings.run.folder, settings.run.name, settings.run.id)
+        self._log_every = settings.logging.every
+        self._max_steps_at_minimum = settings.early_stopping.max_steps_at_min_loss_scale
+        # A step has a place for each micro-batch and one, the last, for its gradients.
+        self._places = accumulation(settings.training, processes.world_size)[1] + 1
+        self._first: dict[tuple[str, ...], Tensor] = {}
+        self._steps_at_minimum = 0
+        self._losses: list[float] = []
+        self._told_in = -1
+
+    def micro_batch(self, step: int, number: int, sums: Mapping[Term, Tensor]) -> None:
+        """Remember which terms of a micro-batch are not finite; 0-based numbers."""
+        if sums:
+            self._remember(tuple(map(str, sums)), torch.stack(list(sums.values())), step * self._places + number)
+
+    def updated(self, step: int) -> bool:
+        """Look at what the engine made of a step; whether it was applied.
+
+        In fp16 a step whose gradients overflow is skipped, and the loss scale lowered, which is how a scale is found.
+
+        Raises:
+            TrainingError: gradients are not finite where no loss scale explains it, or the loss scale is at its
+                minimum and cannot help any more.
+        """
+        engine = self._engine
+        if engine.grad_norm is not None:
+            self._remember((_GRADIENTS,), engine.grad_norm.reshape(1), (step + 1) * self._places - 1)
+        scale = engine.loss_scale
+        if engine.skipped:
+            finding = self._find()
+            self._first.clear()  # of a step that left no trace
+            text = "" if finding is None else f"; {self._told(finding)}"
+            if scale is None:
+                raise TrainingError(
+                    f"at step {step + 1} the gradients are not finite{text or ', although all losses are'}. The "
+                    f"weights are as they were before it. {self._advice(step)}"
+                )
+            if engine.scale_is_exhausted:
+                raise TrainingError(
+                    f"at step {step + 1} the loss scale is at its minimum, {scale.minimum:g}, and gradients still "
+                    f"overflow{text}: training has diverged. {self._advice(step)}, or train in bf16"
+                )
+            if finding is not None and self._may_tell(step):
+                logger.warning(f"warning: step {step + 1} was skipped{text}")
+        self._watch_scale(step, scale.at_minimum if scale is not None else False)
+        return not engine.skipped
+
+    def check(self, step: int, values: Mapping[str, float]) -> None:
+        """Look at values that have been read after `step` steps; the same on every process.
+
+        Raises:
+            TrainingError: one is not finite; it says where that began, as far as it is known.
+        """
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        if wrong:
+            finding = self._find()
+            began = "" if finding is None else f"; {self._told(finding)}"
+            advice = self._advice(step - 1 if finding is None else finding.step)
+            raise TrainingError(f"at step {step} this is not finite: {', '.join(wrong)}{began}. {advice}")
+
+    def check_weights(self, step: int) -> None:
+        """Look at the weights after `step` steps, before they are saved or exported; every process must call this.
+
+        Raises:
+            TrainingError: they are not finite. The losses, computed with the weights before, may well be.
+        """
+        self.check(step, {"the weights": self._processes.sum([self._engine.largest_weight()])[0]})
+
+    def logged(self, step: int, loss: float) -> None:
+        """Tell of a loss far above those of the last rows of metrics."""
+        before = self._losses[-_REMEMBERED_LOSSES:]
+        self._losses = [*before, loss]
+        if len(before) >= _LEAST_LOSSES:
+            mean, deviation = statistics.fmean(before), statistics.pstdev(before)
+            if loss > mean + _SPIKE_DEVIATIONS * deviation and deviation > 0:
+                logger.warning(
+                    f"warning: step {step}: the loss has leapt to {loss:.5g}; over the last {len(before)} rows of "
+                    f"metrics it was {mean:.5g} on average, with a standard deviation of {deviation:.2g}"
+                )
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must remember; the same on every process."""
+        return {"steps_at_minimum": self._steps_at_minimum, "losses": list(self._losses)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self._steps_at_minimum = state["steps_at_minimum"]
+        self._losses = list(state["losses"])
+
+    def _remember(self, names: tuple[str, ...], values: Tensor, place: int) -> None:
+        places = torch.where(torch.isfinite(values), _NEVER, place)
+        known = self._first.get(names)
+        self._first[names] = places if known is None else torch.minimum(known, places)
+
+    def _find(self) -> _Finding | None:
+        """The first thing that was not finite, of all processes; waits for the device and for them."""
+        places: dict[str, int] = {}
+        for names, first in self._first.items():
+            for name, place in zip(names, first.tolist(), strict=True):
+                places[name] = min(place, places.get(name, _NEVER))
+        findings = []
+        place = min(places.values(), default=_NEVER)
+        if place != _NEVER:
+            step, number = divmod(place, self._places)
+            names = tuple(name for name, where in places.items() if where == place)
+            micro_batch = None if names == (_GRADIENTS,) else number
+            findings.append(_Finding(place, step, micro_batch, self._processes.rank, names))
+        everywhere = [finding for found in from_all(self._processes, findings) for finding in found]
+        return min(everywhere, key=lambda finding: (finding.place, finding.rank), default=None)
+
+    def _told(self, finding: _Finding) -> str:
+        """A finding in words."""
+        what = f"it began in step {finding.step + 1} with {', '.join(finding.names)}"
+        if finding.micro_batch is None:
+            return f"{what}, while its losses were finite"
+        samples, _ = self._batches.samples(finding.step, finding.rank)[finding.micro_batch]
+        process = f" on process {finding.rank}" if self._processes.world_size > 1 else ""
+        return f"{what}{process}, among the samples {_listed(samples.tolist())}"
+
+    def _advice(self, step: int) -> str:
+        return (
+            f"`kdcore debug batch {self._run_folder} {step + 1}` shows that step's samples and their losses; start "
+            "another run (run.id=NEW) with a lower optimizer.lr, a longer scheduler.warmup or other data"
+        )
+
+    def _watch_scale(self, step: int, at_minimum: bool) -> None:
+        self._steps_at_minimum = self._steps_at_minimum + 1 if at_minimum else 0
+        if self._steps_at_minimum >= self._max_steps_at_minimum:
+            raise TrainingError(
+                f"at step {step + 1} the loss scale has been at its minimum for {self._steps_at_minimum} steps, as "
+                "many as early_stopping.max_steps_at_min_loss_scale allows: fp16 cannot hold gradients this large. "
+                f"{self._advice(step)}, or train in bf16"
+            )
+
+    def _may_tell(self, step: int) -> bool:
+        """At most once between two rows of metrics."""
+        told, self._told_in = self._told_in, step // self._log_every
+        return told != self._told_in
+
+
+def _listed(samples: Sequence[int]) -> str:
+    shown = ", ".join(map(str, samples[:_SHOWN_SAMPLES]))
+    more = len(samples) - _SHOWN_SAMPLES
+    return f"{shown} and {more} more" if more > 0 else shown
