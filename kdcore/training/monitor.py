@@ -66,9 +66,10 @@ class Monitor:
             self._bar.update(1)
 
     def log(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """A row of metrics for trackers and progress bar."""
+        """A row of metrics for trackers and progress bar; `seconds` of training come with it."""
+        row = {**metrics, "seconds": round(progress.seconds, 3)}
         for tracker in self._trackers:
-            tracker.log(progress.step, metrics)
+            tracker.log(progress.step, row)
         if self._bar is not None and "train/loss" in metrics:
             self._bar.set_postfix_str(
                 f"loss {metrics['train/loss']:.4g}, {metrics['train/tokens_per_second']:,.0f} tokens/s, "
