@@ -12,7 +12,12 @@ from torch import Tensor
 
 from kdcore.signals import AttentionTap, Batch, Block, HeadChunk, ModelInfo, Part, Positions, SignalRequest, Signals
 
-Read = tuple[Literal["hidden"], Block] | tuple[Part, int] | tuple[Literal["logits"], Positions]
+Read = (
+    tuple[Literal["hidden"], Block]
+    | tuple[Part, int]
+    | tuple[Literal["logits"], Positions]
+    | tuple[Literal["classes"], Literal["sequences"]]
+)
 """One signal: its kind and its place."""
 
 
@@ -58,12 +63,19 @@ class RecordingSignals(Signals):
         index = self._own_batch.masked_index if positions == "masked" else self._own_batch.token_index
         return logits.reshape(-1, logits.shape[-1]).index_select(0, index)
 
+    @property
+    def class_logits(self) -> Tensor:
+        """Outputs for whole sequences: (B, C)."""
+        return self._take(("classes", "sequences"))
+
 
 def reads_of(request: SignalRequest) -> list[Read]:
     """Every single signal of a request, in a fixed order."""
     reads: list[Read] = [("hidden", block) for block in request.hidden_blocks]
     reads += list(request.attention_parts)
     reads += [("logits", positions) for positions in request.prediction_positions]
+    if request.class_logits:
+        reads.append(("classes", "sequences"))
     return sorted(reads, key=str)
 
 
@@ -133,6 +145,8 @@ class Case:
         """The case with `extra` more columns of padding, in which signals are noise."""
 
         def widen(read: Read, tensor: Tensor) -> Tensor:
+            if read[0] == "classes":
+                return tensor
             axis = 1 if read[0] in ("hidden", "logits") else 2
             shape = list(tensor.shape)
             shape[axis] = extra
@@ -174,18 +188,23 @@ def make_case(
     masked[:, 0] = True
 
     def draw(read: Read, info: ModelInfo) -> Tensor:
-        shape: tuple[int, ...] = (size, longest, info.hidden_size)
-        if read[0] == "logits":
-            shape = (size, longest, info.vocab_size)
-        elif read[0] != "hidden":
-            shape = (size, info.num_heads, longest, info.head_size)
-        return torch.from_numpy(generator.standard_normal(shape))
+        return torch.from_numpy(generator.standard_normal(shape_of(read, info, size, longest)))
 
     student, teacher = (
         {read: draw(read, info) for read in reads_of(request)} for request, info in zip(requests, infos, strict=True)
     )
     labels = generator.integers(0, infos[0].vocab_size, real.shape)
     return Case(real, masked, labels, columns, student, teacher)
+
+
+def shape_of(read: Read, info: ModelInfo, size: int, length: int) -> tuple[int, ...]:
+    """The shape of a signal of whole sequences: `size` of them, `length` tokens long."""
+    shapes = {
+        "hidden": (size, length, info.hidden_size),
+        "logits": (size, length, info.vocab_size),
+        "classes": (size, info.num_classes or 1),
+    }
+    return shapes.get(read[0], (size, info.num_heads, length, info.head_size))
 
 
 def given_reads(arrays: Mapping[str, Any]) -> dict[Read, Tensor]:
@@ -201,4 +220,6 @@ def given_reads(arrays: Mapping[str, Any]) -> dict[Read, Tensor]:
             reads[part, block] = torch.as_tensor(array)
     if "logits" in arrays:
         reads["logits", "masked"] = reads["logits", "all"] = torch.as_tensor(arrays["logits"])
+    if "classes" in arrays:
+        reads["classes", "sequences"] = torch.as_tensor(arrays["classes"])
     return reads

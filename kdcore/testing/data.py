@@ -12,7 +12,7 @@ import numpy as np
 
 from kdcore.data.base import Corpus, Document, TokenizedSequences
 from kdcore.registry import corpora, tasks
-from kdcore.signals import Batch
+from kdcore.signals import Batch, ClassHead
 from kdcore.tasks.base import Split, Task
 
 
@@ -133,6 +133,8 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
     3. A batch depends on seed, samples and epochs alone: asked again, of a new task, or in another order, each sequence
        is the same.
     4. The tokenizer that it saves is loaded by `AutoTokenizer`.
+    5. If it has a `metric`, outputs that are right have the highest score, and predictions are written for each split;
+       its lengths are those of its batches.
 
     Args:
         name: registered name, or class.
@@ -150,7 +152,7 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
     task, other = new(), new()
     assert task.fingerprint == other.fingerprint, "two tasks over the same data have different fingerprints"
     assert task.num_samples("train") > 0, "there are no samples to train on"
-    splits: tuple[Split, ...] = ("train", "held_out")
+    splits: tuple[Split, ...] = ("train", "held_out") if task.metric is None else ("train", "held_out", "test")
     for split in splits:
         samples = np.arange(min(task.num_samples(split), 8))
         if not len(samples):
@@ -158,6 +160,9 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
         epochs = samples % 3
         batch = task.batch(split, samples, epochs)
         _check_consistent(batch, len(samples))
+        lengths = task.lengths(split)
+        if lengths is not None:
+            assert np.array_equal(lengths[samples], batch.lengths), f"`lengths` of `{split}` are not those of a batch"
         rows = _rows(batch)
         order = np.random.default_rng(0).permutation(len(samples))
         for what, again, asked in (
@@ -169,6 +174,8 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
             found = _rows(again.batch(split, samples[asked], epochs[asked]))
             assert found == [rows[row] for row in asked], f"{what}, the same samples of `{split}` give other sequences"
     _check_tokenizer(task)
+    if task.metric is not None:
+        _check_scores(task, cls.class_head(task.config))
 
 
 def _check_consistent(batch: Batch, size: int) -> None:
@@ -216,3 +223,24 @@ def _check_tokenizer(task: Task) -> None:
             AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise AssertionError(f"`AutoTokenizer` cannot load the tokenizer that it saves: {error}") from error
+
+
+def _check_scores(task: Task, head: ClassHead | None) -> None:
+    assert head is not None, "it has a `metric`, but `class_head` says that students predict nothing of whole sequences"
+    total = task.num_samples("held_out")
+    if total:
+        labels = task.batch("held_out", np.arange(total), np.zeros(total, dtype=np.int64)).columns["labels"].numpy()
+        right = np.eye(len(head.labels))[labels] if head.labels else labels[:, None]
+        scores = task.scores("held_out", right.astype(np.float32))
+        assert task.metric in scores, f"`scores` has no `{task.metric}`, only {sorted(scores)}"
+        assert np.isclose(scores[task.metric], 1.0), (
+            f"outputs that are right have {task.metric} {scores[task.metric]:g}"
+        )
+        assert scores[task.metric] >= task.scores("held_out", -right.astype(np.float32))[task.metric]
+    splits: tuple[Split, ...] = ("held_out", "test")
+    for split in splits:
+        if task.num_samples(split):
+            with TemporaryDirectory() as folder:
+                outputs = np.zeros((task.num_samples(split), head.num_outputs), dtype=np.float32)
+                task.write_predictions(Path(folder), split, outputs)
+                assert any(Path(folder).iterdir()), f"`write_predictions` writes nothing for `{split}`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,16 @@ from torch import Tensor
 from kdcore.losses.base import Loss
 from kdcore.registry import losses as registry
 from kdcore.signals import ModelInfo
-from kdcore.testing.cases import Case, Read, RecordingSignals, UnaskedSignalError, given_reads, make_case, reads_of
+from kdcore.testing.cases import (
+    Case,
+    Read,
+    RecordingSignals,
+    UnaskedSignalError,
+    given_reads,
+    make_case,
+    reads_of,
+    shape_of,
+)
 
 IGNORED_LABEL = -100
 """In `labels` of shape (B, L): a position whose token is not to be predicted."""
@@ -37,10 +47,10 @@ def compute_loss(
         name: registered name of the loss, or its class.
         config: its keys in a recipe, without `name`.
         student: signals: `hidden`, a list with an array (B, L, d) a block; optionally `embeddings` (B, L, d), `query`,
-            `key`, `value`, lists with an array (B, A, L, d_k) a block, and `logits` (B, L, V).
+            `key`, `value`, lists with an array (B, A, L, d_k) a block, `logits` (B, L, V), and `classes` (B, C).
         teacher: the same of the teacher; None for an objective without one.
         attention_mask: (B, L), 1 on real tokens; None if all are.
-        labels: (B, L) tokens to be predicted, -100 elsewhere; or (B,) classes, the batch's column `labels`.
+        labels: (B, L) tokens to be predicted, -100 elsewhere; or (B,) classes or numbers, the batch's column `labels`.
         sample_ids: (B,), the batch's column `sample_ids`.
         parameters: values for the loss's own parameters and buffers, by name.
 
@@ -58,7 +68,7 @@ def compute_loss(
     columns = {} if sample_ids is None else {"sample_ids": np.asarray(sample_ids, dtype=np.int64)}
     tokens = np.full(shape, IGNORED_LABEL)
     if labels is not None and np.ndim(labels) == 1:
-        columns["labels"] = np.asarray(labels, dtype=np.int64)
+        columns["labels"] = np.asarray(labels)
     elif labels is not None:
         tokens = np.asarray(labels)
     infos = _info(own), None if teacher is None else _info(theirs)
@@ -130,7 +140,7 @@ def check_loss(
 
 def tiny(num_layers: int, hidden_size: int = 8, num_heads: int = 4) -> ModelInfo:
     """A small model to try a loss with."""
-    return ModelInfo("bert", num_layers, hidden_size, num_heads, hidden_size // num_heads, 11, 512, True)
+    return ModelInfo("bert", num_layers, hidden_size, num_heads, hidden_size // num_heads, 11, 512, True, 3)
 
 
 class _LossCheck:
@@ -229,8 +239,11 @@ class _LossCheck:
         other_values, other_gradients = _evaluate(self._double(), wider)
         _assert_equal(values, other_values, "further padding changes")
         for read, gradient in gradients.items():
-            axis = 1 if read[0] in ("hidden", "logits") else 2
             other = other_gradients[read]
+            if read[0] == "classes":
+                assert torch.allclose(gradient, other, rtol=1e-8, atol=1e-12), "further padding changes the gradient"
+                continue
+            axis = 1 if read[0] in ("hidden", "logits") else 2
             kept = other.narrow(axis, 0, gradient.shape[axis])
             rest = other.narrow(axis, gradient.shape[axis], 3)
             assert torch.allclose(gradient, kept, rtol=1e-8, atol=1e-12), (
@@ -268,12 +281,7 @@ class _LossCheck:
         lengths = [128 if row % 4 else 96 for row in range(256)]
 
         def draw(read: Read, info: ModelInfo) -> Tensor:
-            shape: tuple[int, ...] = (256, 128, info.hidden_size)
-            if read[0] == "logits":
-                shape = (256, 128, info.vocab_size)
-            elif read[0] != "hidden":
-                shape = (256, info.num_heads, 128, info.head_size)
-            return 2 * torch.randn(shape, generator=torch_generator)
+            return 2 * torch.randn(shape_of(read, info, 256, 128), generator=torch_generator)
 
         real = np.arange(128) < np.asarray(lengths)[:, None]
         masked = real & (np.random.default_rng(0).random(real.shape) < 0.15)
@@ -362,7 +370,8 @@ def _with_student(case: Case, student: Mapping[Read, Tensor]) -> Case:
 def _large(info: ModelInfo) -> ModelInfo:
     """The same model with 12 heads of 64 (or less, if it is narrower than another one it is tried with)."""
     head_size = 64 if info.hidden_size >= 8 else 32
-    return ModelInfo(info.architecture, info.num_layers, 12 * head_size, 12, head_size, 64, 512, info.has_lm_head)
+    large = replace(info, hidden_size=12 * head_size, num_heads=12, head_size=head_size)
+    return replace(large, vocab_size=64, max_length=512)
 
 
 def _default_columns(size: int) -> dict[str, np.ndarray]:
@@ -380,6 +389,8 @@ def _shape(reads: Sequence[tuple[Read, Tensor]]) -> tuple[int, int]:
     """(B, L) of given signals."""
     assert reads, "no signal is given"
     read, tensor = reads[0]
+    if read[0] == "classes":
+        return int(tensor.shape[0]), 1
     return int(tensor.shape[0]), int(tensor.shape[1 if read[0] in ("hidden", "logits") else 2])
 
 
@@ -390,11 +401,13 @@ def _info(reads: Mapping[Read, Tensor]) -> ModelInfo:
     logits = [tensor for read, tensor in reads.items() if read[0] == "logits"]
     num_heads, head_size = (int(heads[0].shape[1]), int(heads[0].shape[3])) if heads else (1, 1)
     width = int(hidden[0].shape[2]) if hidden else num_heads * head_size
-    blocks = [place for kind, place in reads if kind != "logits" and place != "embeddings"]
+    classes = [tensor for read, tensor in reads.items() if read[0] == "classes"]
+    blocks = [place for kind, place in reads if kind not in ("logits", "classes") and place != "embeddings"]
     layers = 1 + max((int(place) for place in blocks), default=0)
     vocab_size = int(logits[0].shape[2]) if logits else 1
     head_size = head_size if heads else width
-    return ModelInfo("bert", layers, width, num_heads, head_size, vocab_size, 512, bool(logits))
+    num_classes = int(classes[0].shape[1]) if classes else None
+    return ModelInfo("bert", layers, width, num_heads, head_size, vocab_size, 512, bool(logits), num_classes)
 
 
 def _asked(reads: Mapping[Read, Tensor], asked: Sequence[Read], side: str) -> dict[Read, Tensor]:

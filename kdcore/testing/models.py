@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdcore.models.base import Encoder, Model
 from kdcore.registry import models
-from kdcore.signals import Batch, Signals
+from kdcore.signals import Batch, ClassHead, Signals
 from kdcore.testing.cases import make_batch
 
 _LENGTHS = (6, 3, 5)
@@ -29,6 +29,9 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
     3. Weights are in float32. Gradients reach the student's weights, and its weights are not the teacher's own.
     4. An export with doubled weights is loaded by `AutoModel` with none of them missing, and answers like the student
        with doubled weights.
+    5. If it takes classes (`set_classes`), a student with three of them gives as many outputs a sequence, of which 2.
+       and 3. hold; its export is loaded by `AutoModelForSequenceClassification` and by `load_export`, if it has that,
+       with the names of the classes, and answers the same.
 
     Args:
         name: registered name, or class.
@@ -53,6 +56,7 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
     _check_depth(described, large)
     _check_gradients(own, small, large)
     _check_export(own, small)
+    _check_classes(cls(cls.Config.model_validate(dict(student)), "student", described))
 
 
 def _places(model: Model) -> list[Any]:
@@ -145,6 +149,47 @@ def _check_export(model: Model, student: Encoder) -> None:
     found = {last: states.reshape(-1, states.shape[-1]).index_select(0, batch.token_index)}
     expected = {last: _tokens(model, doubled, batch)[last]}
     _assert_close(expected, found, "the export answers with other states than the weights it was given")
+
+
+def _check_classes(model: Model) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    head = ClassHead(("one", "two", "three"))
+    model.set_classes(head)
+    if model.info.num_classes is None:
+        return
+    assert (model.info.num_classes, model.info.class_labels) == (3, head.labels), (
+        "`info` tells other classes than asked"
+    )
+    torch.manual_seed(0)
+    student = model.build_student(Signals.classes()).eval()
+    assert student.info == model.info, f"the student's encoder tells {student.info}, the model {model.info}"
+    batch = _batch(model)
+
+    def logits(encoder: Encoder, asked: Batch) -> dict[Any, Tensor]:
+        found: Tensor = encoder(asked, Signals.classes()).class_logits
+        return {"classes": found}
+
+    expected = {"classes": logits(student, batch)["classes"].detach()}
+    assert expected["classes"].shape == (batch.num_sequences, 3), f"outputs are {tuple(expected['classes'].shape)}"
+    _assert_close(expected, logits(student, _batch(model, extra=4)), "further padding changes the outputs")
+    torch.autograd.backward(logits(student, batch)["classes"].square().sum())
+    new = [name for name, one in student.named_parameters() if one.shape[0] == 3 and one.grad is not None]
+    assert new, "no gradient reaches the weights of a head with three outputs"
+    weights = {name: tensor.detach().float().cpu().clone() for name, tensor in student.state_dict().items()}
+    with TemporaryDirectory() as folder:
+        student.export(Path(folder), weights)
+        loaded, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        again = model.load_export(Path(folder), Signals.classes())
+    missing = sorted(report["missing_keys"])
+    assert not missing, f"`AutoModelForSequenceClassification` misses `{missing[0]}` in the export"
+    assert loaded.config.id2label == dict(enumerate(head.labels)), f"the export's classes are {loaded.config.id2label}"
+    mask = None if batch.attention_mask is None else batch.attention_mask.long()
+    with torch.no_grad():
+        found = {"classes": loaded.eval()(input_ids=batch.input_ids, attention_mask=mask).logits}
+        _assert_close(expected, found, "the export answers with other outputs")
+        if again is not None:
+            _assert_close(expected, logits(again.eval(), batch), "what `load_export` reads answers with other outputs")
 
 
 def _assert_close(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor], what: str) -> None:

@@ -56,6 +56,9 @@ class BudgetBert(TransformersModel):
             lm_head_classes=("BudgetBertForMaskedLM", "BertForMaskedLM", "BertForPreTraining"),
             relatives={"bert": PLAIN},
             use=tuple(PLAIN),
+            packs=True,
             save=save,
+            class_head=lambda network, pooler, states: network.classifier(network.dropout(pooler(states[:, None]))),
+            class_head_pools=True,
         )
     }
