@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kdcore.signals import Batch
-from kdcore.tasks.base import Task
+from kdcore.tasks.base import Split, Task
 from kdcore.training.distributed import Processes
 from kdcore.training.sampling import StepSamples
 
@@ -20,7 +20,13 @@ class TrainingBatches:
     def __init__(self, task: Task, seed: int, batch_size: int, micro_batch_size: int, processes: Processes) -> None:
         self._task = task
         self._samples = StepSamples(
-            task.num_samples("train"), seed, batch_size, micro_batch_size, processes.world_size, task.order
+            task.num_samples("train"),
+            seed,
+            batch_size,
+            micro_batch_size,
+            processes.world_size,
+            task.order,
+            task.lengths("train"),
         )
         self._processes = processes
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdcore-batches")
@@ -47,12 +53,13 @@ class TrainingBatches:
         return [batch.pin() for batch in batches] if _pins(self._processes.device) else batches
 
 
-def held_out_batches(task: Task, batch_size: int, processes: Processes) -> Iterator[Batch]:
-    """This process's share of the held-out samples, masked the same at every validation."""
-    total = task.num_samples("held_out")
-    for start in range(processes.rank * batch_size, total, batch_size * processes.world_size):
-        samples = np.arange(start, min(start + batch_size, total), dtype=np.int64)
-        yield task.batch("held_out", samples, np.zeros_like(samples))
+def held_out_batches(task: Task, batch_size: int, processes: Processes, split: Split = "held_out") -> Iterator[Batch]:
+    """This process's share of the held-out samples (or of another split's), masked the same at every validation."""
+    lengths = task.lengths(split)
+    order = np.arange(task.num_samples(split)) if lengths is None else np.argsort(lengths, kind="stable")
+    for start in range(processes.rank * batch_size, len(order), batch_size * processes.world_size):
+        samples = order[start : start + batch_size].astype(np.int64)
+        yield task.batch(split, samples, np.zeros_like(samples))
 
 
 def _pins(device: torch.device) -> bool:

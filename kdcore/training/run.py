@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from kdcore.errors import EXIT_INTERRUPTED, MachineError
+from kdcore.models.base import Encoder
 from kdcore.progress import Progress
 from kdcore.recipe.loading import Recipe
+from kdcore.signals import Signals
 from kdcore.training import run_folder
 from kdcore.training.agreement import by_main
 from kdcore.training.build import Plan, located, make_plan
@@ -23,9 +25,12 @@ from kdcore.training.export import export_student
 from kdcore.training.interruption import Interruption
 from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
 from kdcore.training.monitor import Monitor, console, logger
+from kdcore.training.predictions import write_predictions
 from kdcore.training.run_lock import run_lock
 from kdcore.training.trainer import Trainer
 from kdcore.training.watchdog import Watchdog
+
+PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,8 @@ def _start_or_resume(
     if checkpoint is not None:
         state = read_state(checkpoint)
         export = _final_export(folder, recipe)
-        if start.at(state.step, state.seconds).finished and (export is None or export.is_dir()):
+        whole = (export is None or export.is_dir()) and (not _predicts(plan) or (folder / PREDICTIONS).is_dir())
+        if start.at(state.step, state.seconds).finished and whole:
             logger.info(f"run {folder} is finished; `run.id=NEW` starts another")
             return RunResult(folder, True, export, {})
     if checkpoint is not None:
@@ -168,7 +174,8 @@ def _train(
     teacher.to(engine.dtype)
     torch.manual_seed(settings.seed + processes.rank)  # each process draws a dropout of its own
 
-    def export(target: Path, progress: Progress, held_out: Mapping[str, float]) -> None:
+    def export(name: str, progress: Progress, held_out: Mapping[str, float]) -> None:
+        target = folder / "exports" / name
         weights, student = engine.float32_student(), engine.module.student
 
         def write() -> None:
@@ -176,9 +183,6 @@ def _train(
 
         by_main(processes, write)
         monitor.say(f"step {progress.step}: student exported to {target}")
-
-    def export_share(progress: Progress, share: float, held_out: Mapping[str, float]) -> None:
-        export(folder / "exports" / f"budget-{share:g}", progress, held_out)
 
     trainer = Trainer(
         settings,
@@ -192,7 +196,7 @@ def _train(
         interruption,
         watchdog,
         start,
-        export_share,
+        export,
     )
     progress = trainer.train(checkpoint)
     if not progress.finished:
@@ -201,7 +205,10 @@ def _train(
         return RunResult(folder, False, None, trainer.last_validation)
     final = _final_export(folder, plan.recipe)
     if final is not None:
-        export(final, progress, trainer.last_validation)
+        export(final.name, progress, trainer.last_validation)
+    if _predicts(plan):
+        watchdog.tick("the predictions")
+        _write_predictions(plan, engine.module.student, folder, trainer, processes, watchdog, check)
     checkpoints.wait()
     monitor.say(f"step {progress.step}: finished")
     return RunResult(folder, True, final, trainer.last_validation)
@@ -210,6 +217,36 @@ def _train(
 def _final_export(folder: Path, recipe: Recipe) -> Path | None:
     """Where the finished student goes; None if the recipe wants none."""
     return folder / "exports" / "final" if recipe.settings.checkpoints.export_at_end else None
+
+
+def _predicts(plan: Plan) -> bool:
+    """Whether a finished run leaves predictions: its task scores them, and losses read what they are made of."""
+    return plan.task.metric is not None and plan.requests.student.class_logits
+
+
+def _write_predictions(
+    plan: Plan,
+    trained: Encoder,
+    folder: Path,
+    trainer: Trainer,
+    processes: Processes,
+    watchdog: Watchdog,
+    check: Callable[[], None],
+) -> None:
+    """Let the best student predict; the one just trained, if there is no best one or the model cannot read it."""
+    source = folder / "exports" / "best"
+    student = plan.student.load_export(source, Signals.classes()) if source.is_dir() else None
+    if student is None:
+        source, student = folder / "exports" / "final", trained
+    size = plan.recipe.settings.validation.batch_size or trainer.micro_batch_size
+
+    def tick() -> None:
+        watchdog.tick("the predictions")
+
+    target = folder / PREDICTIONS
+    scores = write_predictions(target, student.to(processes.device), source, plan.task, size, processes, tick, check)
+    shown = "".join(f", {name} {value:.4f}" for name, value in scores.items())
+    trainer.monitor.say(f"predictions of {source.parent.name}/{source.name} written to {target}{shown}")
 
 
 def _reach(

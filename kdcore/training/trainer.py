@@ -48,7 +48,7 @@ class Trainer:
 
     Arguments of the constructor that are not objects of the run:
         start: the run's limits, as its progress before the first step.
-        export: writes the student at a share of the budget; every process calls it.
+        export: writes the student to a folder of that name below `exports`; every process calls it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Trainer:
         interruption: Interruption,
         watchdog: Watchdog,
         start: Progress,
-        export: Callable[[Progress, float, Mapping[str, float]], None],
+        export: Callable[[str, Progress, Mapping[str, float]], None],
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -90,6 +90,7 @@ class Trainer:
         self.window = self._new_window()
         self.validates = settings.validation.every != "never" and task.num_samples("held_out") > 0
         self.last_validation: dict[str, float] = {}
+        self.best_score: float | None = None
         self.validated_step = self.saved_step = -1
         self.lr = 0.0
         self.started = time.monotonic()
@@ -218,8 +219,10 @@ class Trainer:
         self.last_validation = values
         if self.processes.is_main:
             self.monitor.log(progress, {f"held_out/{name}": value for name, value in values.items()})
-        self.monitor.say(f"step {progress.step}: held-out loss {values['loss']:.5g}")
+        score = f", {self.task.metric} {values[self.task.metric]:.4f}" if self.task.metric in values else ""
+        self.monitor.say(f"step {progress.step}: held-out loss {values['loss']:.5g}{score}")
         self.health.check(progress.step, {f"held-out {name}": value for name, value in values.items()})
+        self._export_best(progress, values)
         stopping = self.settings.early_stopping
         if stopping.max_loss is not None and stopping.after_minutes is not None:
             minutes = progress.seconds / 60
@@ -230,13 +233,24 @@ class Trainer:
                     f"early_stopping.after_minutes ({stopping.after_minutes:g})"
                 )
 
+    def _export_best(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Export the student if it is better, by the task's metric, than after every step before."""
+        score = None if self.task.metric is None else values.get(self.task.metric)
+        if not self.step or score is None or (self.best_score is not None and score <= self.best_score):
+            return
+        self.best_score = score
+        self.watchdog.tick(f"the export after step {self.step}")
+        self.health.check_weights(self.step)
+        with self._pause():
+            self.export("best", progress, values)
+
     def _export(self, before: Progress, now: Progress) -> None:
         for share in self.occasions.exports(before, now):
             self.watchdog.tick(f"the export after step {self.step}")
             self.health.check_weights(self.step)
             with self._pause():
                 held_out = self.last_validation if self.validated_step == self.step else {}
-                self.export(now, share, held_out)
+                self.export(f"budget-{share:g}", now, held_out)
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
@@ -259,6 +273,7 @@ class Trainer:
             world_size=self.processes.world_size,
             zero_stage=zero_stage(self.settings.training),
             milestone=milestone,
+            best_score=self.best_score,
         )
         window = {
             "steps": self.window.steps,
@@ -274,6 +289,7 @@ class Trainer:
     def _restore(self, checkpoint: Path) -> None:
         state, window = load_checkpoint(checkpoint, self.engine, self.processes)
         self.step, self.seconds_before = state.step, state.seconds
+        self.best_score = state.best_score
         self.done = self.start.at(state.step, state.done_seconds)
         self.health.restore(window["health"])
         device = self.processes.device

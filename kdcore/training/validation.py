@@ -1,4 +1,4 @@
-"""The training objective on held-out text."""
+"""The training objective, and a task's scores, on held-out text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
+from kdcore.signals import Signals
 from kdcore.tasks.base import Task
 from kdcore.training.batches import held_out_batches
 from kdcore.training.distributed import Processes
 from kdcore.training.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.predictions import Outputs
 from kdcore.training.watchdog import Watchdog
 
 
@@ -25,12 +27,16 @@ def validate(
 ) -> dict[str, float]:
     """Each term of the active losses and their weighted total under `loss`, over all held-out samples and processes.
 
+    Where losses read the student's outputs for whole sequences, the task's scores of them are there too.
+
     `weights` holds the weight of each active loss by its label; `watchdog` learns of each batch.
     """
     was_training = module.training
     module.eval()
     sums: dict[Term, float] = {}
     counts: dict[Term, float] = {}
+    outputs = Outputs()
+    scored = module.reads_classes and task.metric is not None
     try:
         for host_batch in held_out_batches(task, batch_size, processes):
             watchdog.tick("a validation")
@@ -38,8 +44,12 @@ def validate(
             answers = teacher(batch, module.requests(weights).teacher)
             for term, count in module.counts(batch).items():
                 counts[term] = counts.get(term, 0.0) + count
-            for term, value in module.sums(batch, answers, weights).items():
+            request = module.requests(weights).student
+            student = module.student(batch, request | Signals.classes() if scored else request)
+            for term, value in module.sums_of(student, answers, batch, weights).items():
                 sums[term] = sums.get(term, 0.0) + value.item()
+            if scored:
+                outputs.add(batch, student)
     finally:
         module.train(was_training)
     # A process without a batch of its own must still name the same terms in the same order.
@@ -52,7 +62,7 @@ def validate(
     }
     result = {str(term): value for term, value in values.items()}
     result["loss"] = sum(weights[term.label] * value for term, value in values.items())
-    return result
+    return result | (task.scores("held_out", outputs.gathered(processes)) if scored else {})
 
 
 def _first(processes: Processes) -> Processes:

@@ -1,0 +1,125 @@
+"""A student's outputs for whole sequences, over all samples of a split and all processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdcore.errors import MachineError
+from kdcore.models.base import Encoder
+from kdcore.signals import Batch, Signals
+from kdcore.tasks.base import Split, Task
+from kdcore.training.agreement import by_main, from_all
+from kdcore.training.batches import held_out_batches
+from kdcore.training.distributed import Processes
+
+SCORES = "scores.json"
+
+
+class Outputs:
+    """Collects them batch by batch."""
+
+    def __init__(self) -> None:
+        self._samples: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+
+    def add(self, batch: Batch, student: Signals) -> None:
+        """Those of a batch, whose column `sample_ids` says for which samples they are."""
+        self._samples.append(batch.columns["sample_ids"].cpu().numpy())
+        self._values.append(student.class_logits.detach().float().cpu().numpy())
+
+    def gathered(self, processes: Processes) -> np.ndarray:
+        """(n, C) float32 in the order of the samples, the same on every process; every process must call this."""
+        everyone = from_all(processes, (self._samples, self._values))
+        samples = np.concatenate([one for samples, _ in everyone for one in samples])
+        values = np.concatenate([one for _, values in everyone for one in values])
+        ordered = np.empty_like(values)
+        ordered[samples] = values
+        return ordered
+
+
+@torch.no_grad()
+def predict(
+    student: Encoder, task: Task, split: Split, batch_size: int, processes: Processes, tick: Callable[[], None]
+) -> np.ndarray:
+    """A student's outputs for a split: (n, C) float32; every process must call this.
+
+    Args:
+        student: the student; it is left in eval mode.
+        task: gives the batches.
+        split: which samples.
+        batch_size: sequences a batch.
+        processes: the processes.
+        tick: called before each batch.
+    """
+    student.eval()
+    outputs = Outputs()
+    for host_batch in held_out_batches(task, batch_size, processes, split):
+        tick()
+        batch = host_batch.to(processes.device)
+        outputs.add(batch, student(batch, Signals.classes()))
+    return outputs.gathered(processes)
+
+
+def write_predictions(
+    folder: Path,
+    student: Encoder,
+    source: Path,
+    task: Task,
+    batch_size: int,
+    processes: Processes,
+    tick: Callable[[], None],
+    check: Callable[[], None],
+) -> dict[str, float]:
+    """Write what a student predicts for the held-out and the test samples, and its scores on the former.
+
+    The folder is whole or not there.
+
+    Args:
+        folder: where to.
+        student: the student.
+        source: the export that the student is, which `scores.json` names.
+        task: writes the files.
+        batch_size: sequences a batch.
+        processes: the processes; every one must call this.
+        tick: called before each batch.
+        check: raises if nothing may be written there any more.
+
+    Returns:
+        The scores.
+
+    Raises:
+        MachineError: the disk refuses.
+    """
+    splits: list[Split] = [split for split in _SPLITS if task.num_samples(split)]
+    outputs = {split: predict(student, task, split, batch_size, processes, tick) for split in splits}
+    scores = task.scores("held_out", outputs["held_out"]) if "held_out" in outputs else {}
+
+    def write() -> None:
+        staging = folder.with_name(f".staging-{folder.name}")
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            for split in splits:
+                task.write_predictions(staging, split, outputs[split])
+            content = {"export": f"{source.parent.name}/{source.name}", "scores": scores}
+            (staging / SCORES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            check()
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(staging, folder)
+        except OSError as error:
+            raise MachineError(f"{folder}: the predictions cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    by_main(processes, write)
+    return scores
+
+
+_SPLITS: tuple[Split, ...] = ("held_out", "test")
