@@ -6,6 +6,7 @@ and can put the job back into the queue when none of them writes any more.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from kdcore_launch.process import INTERRUPTED, STOP_SIGNALS
 from kdcore_launch.profile import Profile
 
 _EXIT_INPUT, _EXIT_MACHINE, _EXIT_TRAINING = InputError.exit_code, MachineError.exit_code, TrainingError.exit_code
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 2.0
 # SLURM kills the rest once one process has failed, after KillWait, 30 s by default. What lives on then is not seen by
 # SLURM: a lost step daemon.
 _LOST_SECONDS = 45.0
@@ -142,27 +143,31 @@ class _SlurmStart:
         }
         environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_process))
         with subprocess.Popen(command, env=environment) as srun:
-            alone_since: float | None = None
-            while srun.poll() is None:
-                time.sleep(_POLL_SECONDS)
-                codes = self._codes()
-                if len(codes) < profile.world_size and not any(codes.values()):
-                    continue
-                # The processes have ended, or must, without one of them.
-                alone_since = alone_since or time.monotonic()
-                if time.monotonic() - alone_since > _LOST_SECONDS:
-                    self._say("SLURM has not noticed that the processes have ended: srun is ended")
-                    srun.kill()
+            self._wait(srun)
+
+    def _wait(self, srun: subprocess.Popen[bytes]) -> None:
+        """Wait for srun, but not for ever if the processes have ended and SLURM has not noticed."""
+        ended_since: float | None = None
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                srun.wait(_POLL_SECONDS)
+                return
+            codes = self._codes()
+            if len(codes) < self.profile.world_size and not any(codes.values()):
+                continue  # without a process that has failed, all go on
+            ended_since = ended_since or time.monotonic()
+            if time.monotonic() - ended_since > _LOST_SECONDS:
+                self._say("SLURM has not noticed that the processes have ended: srun is ended")
+                srun.kill()
 
     def _codes(self) -> dict[int, int]:
         """The exit codes that processes have left, by rank."""
         codes = {}
-        for rank in range(self.profile.world_size):
-            try:
-                codes[rank] = int((self.records / str(rank)).read_text(encoding="utf-8").split()[0])
-            except (OSError, ValueError, IndexError):
-                continue
-        return codes
+        for path in self.records.iterdir():
+            if path.name.isdecimal():
+                with contextlib.suppress(OSError, ValueError):  # a file system that shows names before their content
+                    codes[int(path.name)] = int(path.read_text(encoding="utf-8").partition(" ")[0])
+        return dict(sorted(codes.items()))
 
     def _outcome(self) -> int:
         """The exit code of the run; what a process says about itself counts more than how SLURM ended its peers."""
