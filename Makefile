@@ -41,7 +41,7 @@ test-slurm: setup
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
 			$(SLURM_PACKAGES) || echo "SLURM cannot be installed here"; \
 	fi
-	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/slurm
+	$(BIN)/pytest --numprocesses 3 --dist loadfile tests/slurm
 
 # These train models of real size, for which more threads are faster.
 test-recipes: setup

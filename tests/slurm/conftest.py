@@ -170,9 +170,33 @@ class Sender:
         return Sent(job, self.folder / "runs" / "small" / name, self.cluster)
 
     def paced(self, *overrides: str, seconds: float = 0.1, **keys: Any) -> Sent:
-        """Send a run whose steps take at least so long."""
+        """Send a run of 60 steps that take at least so long each, with a checkpoint every 20."""
         losses = f"losses={{hidden_mse: {{layers: last}}, pace: {{seconds: {seconds}}}}}"
-        return self.send("imports=[pace.py]", losses, *overrides, **keys)
+        return self.send(
+            "imports=[pace.py]", losses, "training.budget.steps=60", "checkpoints.every=20", *overrides, **keys
+        )
+
+
+@pytest.fixture(scope="session")
+def undisturbed_runs() -> dict[int, list[dict[str, Any]]]:
+    """Metrics of runs that nothing happened to, by number of nodes; filled as tests ask."""
+    return {}
+
+
+@pytest.fixture
+def assert_undisturbed(sender: Sender, undisturbed_runs: dict[int, list[dict[str, Any]]]) -> Callable[..., None]:
+    """Holds a run against one that nothing happened to: the same numbers, each step once."""
+
+    def check(sent: Sent, nodes: int = 2) -> None:
+        if nodes not in undisturbed_runs:
+            plain = sender.paced("run.id=undisturbed", seconds=0, nodes=nodes)
+            assert plain.ended()["code"] == 0
+            assert len(plain.starts) == 1
+            undisturbed_runs[nodes] = plain.metrics
+        assert [row["step"] for row in sent.metrics if "train/loss" in row] == list(range(1, 61))
+        assert sent.metrics == undisturbed_runs[nodes]
+
+    return check
 
 
 @pytest.fixture
