@@ -432,12 +432,22 @@ def _merge(user: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
-    """The student's float32 weights out of a folder that `Engine.save` wrote, without an engine.
+    """The student's part of `float32_weights_of`, by its own names.
 
     Raises:
         InputError: the folder is not complete.
     """
     prefix = "student."
+    weights = float32_weights_of(folder, stage)
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
+    """All weights in float32, the losses' own included, out of a folder that `Engine.save` wrote, without an engine.
+
+    Raises:
+        InputError: the folder is not complete.
+    """
     try:
         state = torch.load(folder / ENGINE_FOLDER / _MODEL_FILE, weights_only=False, map_location="cpu")
         weights = dict(state["module"])  # in training precision, with what was not trained
@@ -449,7 +459,5 @@ def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, UnpicklingError) as error:
         raise InputError(f"the checkpoint cannot be read: {error}", where=str(folder)) from error
     return {
-        name.removeprefix(prefix): tensor.to(torch.float32)
-        for name, tensor in weights.items()
-        if name.startswith(prefix)
+        name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in weights.items()
     }

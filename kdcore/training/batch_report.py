@@ -1,0 +1,159 @@
+"""What a training step was fed with, and what its losses make of each sample: to find the one that ruins a run."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcore.data.tokenizers import load_tokenizer
+from kdcore.errors import InputError
+from kdcore.recipe.loading import load_recipe
+from kdcore.signals import Batch
+from kdcore.training.build import Plan, make_plan
+from kdcore.training.checkpoint_files import all_checkpoints, problems_of, read_state, step_of
+from kdcore.training.engine import accumulation, float32_weights_of
+from kdcore.training.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.sampling import StepSamples
+
+
+@dataclass(frozen=True)
+class TermValue:
+    """One term of a loss for some samples.
+
+    Attributes:
+        term: which one.
+        count: what it averages over.
+        value: the average; 0 where it counts nothing, as in training.
+    """
+
+    term: Term
+    count: int
+    value: float
+
+    def __str__(self) -> str:
+        mark = "" if math.isfinite(self.value) else "  <-- not finite"
+        return f"{self.term} {self.value:.5g} over {self.count}{mark}"
+
+
+def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator[str]:
+    """Lines that show the samples of a step: ids, lengths, text with what was masked, and what the losses are for them.
+
+    Losses are computed in float32 and without dropout, with the weights of the newest good checkpoint from before that
+    step, else with those that training began with.
+
+    Args:
+        run: the run's folder.
+        step: the step as it stands in metrics and messages, from 1.
+        processes: how many processes the run had, where that decides who got which samples; default: as many as wrote
+            the checkpoint, else 1.
+
+    Raises:
+        InputError: there is no run, or no such step.
+    """
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        raise InputError("there is no run here", where=str(run), hint="give a folder runs/NAME/ID")
+    if step < 1:
+        raise InputError("steps count from 1", where=str(step))
+    plan = make_plan(load_recipe(path))
+    training = plan.recipe.settings.training
+    checkpoint = _newest_good(run, step)
+    count = processes or (1 if checkpoint is None else read_state(checkpoint).world_size)
+    lengths = plan.task.lengths("train")
+    order = StepSamples(
+        plan.task.num_samples("train"),
+        plan.recipe.settings.seed,
+        training.batch_size,
+        accumulation(training, count)[0],
+        count,
+        plan.task.order,
+        lengths,
+    )
+    examiner = _Examiner(plan, checkpoint)
+    weights = "its first weights" if checkpoint is None else checkpoint.name
+    yield f"step {step} of {run}: {training.batch_size} samples; losses with {weights}, in float32, without dropout"
+    bad: list[int] = []
+    for rank in range(count):
+        for number, (samples, epochs) in enumerate(order.micro_batches(step - 1, rank), start=1):
+            yield ""
+            yield f"process {rank}, micro-batch {number}"
+            yield from (f"  {value}" for value in examiner.values(samples, epochs))
+            for sample, epoch in zip(samples, epochs, strict=True):
+                yield from examiner.sample(int(sample), int(epoch), bad)
+    yield ""
+    yield (
+        f"samples whose losses are not finite: {', '.join(map(str, bad))}"
+        if bad
+        else "every sample's losses are finite"
+    )
+
+
+class _Examiner:
+    """Computes the losses of samples outside of training."""
+
+    def __init__(self, plan: Plan, checkpoint: Path | None) -> None:
+        self._task = plan.task
+        self._teacher = FrozenTeacher(plan.load_teacher())
+        self._module = DistillationModule(plan.build_student(), plan.losses).eval()
+        if checkpoint is not None:
+            self._module.load_state_dict(float32_weights_of(checkpoint, read_state(checkpoint).zero_stage))
+        # Losses that couple the sequences of a batch mean something for whole batches only.
+        self._separable = [label for label, loss in plan.losses.items() if not loss.couples_batch]
+        with tempfile.TemporaryDirectory(prefix="kdcore-") as folder:
+            plan.task.save_tokenizer(Path(folder))
+            self._tokenizer: Any = load_tokenizer(folder)
+
+    def values(self, samples: np.ndarray, epochs: np.ndarray, labels: Collection[str] | None = None) -> list[TermValue]:
+        """Each term of the losses with these labels, by default of all."""
+        return self._values(self._task.batch("train", samples, epochs), labels)
+
+    def sample(self, sample: int, epoch: int, bad: list[int]) -> Iterator[str]:
+        """Lines about one sample; if one of its losses is not finite, it is added to `bad`."""
+        batch = self._task.batch("train", np.array([sample]), np.array([epoch]))
+        values = self._values(batch, self._separable)
+        if not all(math.isfinite(value.value) for value in values):
+            bad.append(sample)
+        yield f"  sample {sample}, epoch {epoch}: {batch.num_tokens} tokens, {batch.num_masked} to predict"
+        yield from (f"    {value}" for value in values)
+        yield f"    {self._text(batch)}"
+
+    @torch.no_grad()
+    def _values(self, batch: Batch, labels: Collection[str] | None) -> list[TermValue]:
+        chosen = [label for label, _ in self._module.labelled_losses() if labels is None or label in labels]
+        counts = self._module.counts(batch)
+        sums = self._module.sums(batch, self._teacher(batch, self._module.requests(chosen).teacher), chosen)
+        return [
+            TermValue(term, counts[term], float(total) / counts[term] if counts[term] else 0.0)
+            for term, total in sums.items()
+        ]
+
+    def _text(self, batch: Batch) -> str:
+        """The text as the student sees it; `<original as shown>` where a token is to be predicted."""
+        ids = batch.input_ids[0, : batch.num_tokens].tolist()
+        originals = dict(zip(batch.masked_index.tolist(), batch.masked_labels.tolist(), strict=True))
+        parts: list[str] = []
+        run: list[int] = []
+        for position, shown in enumerate([*ids, None]):
+            if shown is not None and position not in originals:
+                run.append(shown)
+                continue
+            if run:
+                parts.append(self._tokenizer.decode(run))
+                run = []
+            if shown is not None:
+                original, seen = self._tokenizer.convert_ids_to_tokens([originals[position], shown])
+                parts.append(f"<{original} as {seen}>")
+        return " ".join(parts)
+
+
+def _newest_good(run: Path, step: int) -> Path | None:
+    """The newest undamaged checkpoint from before a step."""
+    before = [folder for folder in all_checkpoints(run) if step_of(folder) < step]
+    return next((folder for folder in reversed(before) if not problems_of(folder)), None)
