@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdcore.commands.base import Command
 from kdcore.errors import InputError
+
+if TYPE_CHECKING:
+    from kdcore.tasks.sequence_classification import SequenceClassification
 
 _MOST_SEQUENCES = 512
 
 
 class SummaryCommand(Command):
-    """Print a short table about a finished run: losses, sizes, speed, agreement with the teacher on held-out text."""
+    """Print a short table about a finished run.
+
+    Of masked-LM data: losses, sizes, speed, agreement with the teacher on held-out text. Of labelled texts: losses,
+    scores beside the share of the most frequent class, sizes.
+    """
 
     help = "print what came out of a finished run: loss, size, speed, agreement with the teacher"
 
@@ -32,21 +40,26 @@ def summarise(run: Path) -> str:
     """The table of a finished run, with real models loaded the way its user will load them.
 
     Raises:
-        InputError: the folder holds no finished run of the task `masked_lm` with a teacher.
+        InputError: the folder holds no finished run of the task `masked_lm` with a teacher, or of
+            `sequence_classification`.
     """
     import numpy as np
 
     from kdcore.evaluation.agreement import compare
     from kdcore.recipe.loading import load_recipe
     from kdcore.tasks.masked_lm import MaskedLM
+    from kdcore.tasks.sequence_classification import SequenceClassification
     from kdcore.training.build import make_plan
 
     export = run / "exports" / "final"
     if not export.is_dir():
         raise InputError("there is no finished run in this folder", where=str(run), hint="give a folder runs/NAME/ID")
     plan = make_plan(load_recipe(run / "recipe.yaml"))
+    if isinstance(plan.task, SequenceClassification):
+        return _aligned(_about_classes(run, plan.task))
     if plan.teacher is None or plan.teacher.source is None or not isinstance(plan.task, MaskedLM):
-        raise InputError("the table needs a teacher and the task `masked_lm`", where=str(run))
+        what = "the table needs a teacher and the task `masked_lm`, or the task `sequence_classification`"
+        raise InputError(what, where=str(run))
     held_out = plan.task.data.split("held_out")
     if len(held_out) < 2:
         raise InputError("the table needs held-out text", where=str(run), hint="task.data.held_out: 0.1")
@@ -75,8 +88,45 @@ def summarise(run: Path) -> str:
             change = f"run.id=NEW losses.{label}.layers=uniform"
             table.append(("try next", f"kdcore-train {run / 'recipe.yaml'} {change}"))
             break
+    return _aligned(table)
+
+
+def _aligned(table: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in table)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in table)
+
+
+def _about_classes(run: Path, task: SequenceClassification) -> list[tuple[str, str]]:
+    """Rows about a run on labelled texts; its student is the best one, if there were scores."""
+    from kdcore.data.labelled import majority_share
+    from kdcore.tasks.metrics import OF_CLASSES, OF_NUMBERS
+
+    best = run / "exports" / "best"
+    export = best if best.is_dir() else run / "exports" / "final"
+    student = _load(str(export))
+    size, held_out = sum(parameter.numel() for parameter in student.parameters()), task.labels("held_out")
+    scores = {
+        name: values
+        for name, values in _held_out_values(run).items()
+        if name.partition("_")[0] in (*OF_CLASSES, *OF_NUMBERS)
+    }
+    table = _held_out_losses(run, leave_out=scores)
+    for name, (first, *later) in scores.items():
+        if later:
+            table.append(
+                (f"held-out {name}", f"{first:.4f} before, {max(later):.4f} at best, {later[-1]:.4f} at the end")
+            )
+    if task.config.data.classes and held_out is not None and len(held_out):
+        share = f"{majority_share(held_out):.4f} of {len(held_out):,} held-out texts"
+        table.append(("majority class", f"{share}: the accuracy of always saying the same"))
+    table += [
+        ("blocks", str(student.config.num_hidden_layers)),
+        ("parameters", f"{size:,}"),
+        ("student", f"{export}  (AutoModelForSequenceClassification.from_pretrained loads it)"),
+    ]
+    if (run / "predictions").is_dir():
+        table.append(("predictions", str(run / "predictions")))
+    return table
 
 
 def _load(path: str) -> Any:
@@ -89,19 +139,26 @@ def _load(path: str) -> Any:
     return AutoModel.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def _held_out_losses(run: Path) -> list[tuple[str, str]]:
+def _held_out_losses(run: Path, leave_out: Collection[str] = ()) -> list[tuple[str, str]]:
     """A row for each loss with its first held-out value, before training or when it set in, and its last."""
+    rows = []
+    for label, found in _held_out_values(run).items():
+        if len(found) > 1 and label not in leave_out:
+            first, last = found[0], found[-1]
+            ratio = f": {first / last:.1f} times smaller" if 0 < last < first else ""
+            rows.append((f"held-out {label}", f"{first:.4f} before, {last:.4f} after{ratio}"))
+    return rows
+
+
+def _held_out_values(run: Path) -> dict[str, list[float]]:
+    """Every held-out value but the weighted sum, by its name, in the order of steps."""
     path = run / "metrics.jsonl"
     if not path.is_file():
-        return []
+        return {}
     values: dict[str, list[float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         for name, value in json.loads(line).items():
             kind, _, label = name.partition("/")
             if kind == "held_out" and label != "loss":
                 values.setdefault(label, []).append(value)
-    rows = []
-    for label, (first, *_, last) in ((label, found) for label, found in values.items() if len(found) > 1):
-        ratio = f": {first / last:.1f} times smaller" if 0 < last < first else ""
-        rows.append((f"held-out {label}", f"{first:.4f} before, {last:.4f} after{ratio}"))
-    return rows
+    return values

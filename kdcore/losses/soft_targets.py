@@ -24,8 +24,8 @@ class SoftTargetsLoss(Loss):
     """Kullback-Leibler divergence of predictions, softened by a temperature (Hinton et al. 2015).
 
     Term `soft_targets`: sum over scored positions of `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, counted in scored
-    positions. The factor T^2 keeps the gradient's size when T changes. Where heads on whole sequences give a number, not
-    classes, it is `(z_s - z_t)^2`, which T does not change.
+    positions. The factor T^2 keeps the gradient's size when T changes. Where heads on whole sequences give a number
+    instead, it is `(z_s - z_t)^2`, which T does not change.
     """
 
     class Config(LossConfig):

@@ -127,9 +127,15 @@ def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[st
         lines.append(f"| predicts | {', '.join(info.class_labels) or 'a number'} |")
     lines += [f"| held-out {name} | {value:.5g} |" for name, value in held_out.items()]
     lines += ["", "## Recipe", "", "```yaml", dump_yaml(_without_folders(recipe.data)).rstrip(), "```", ""]
-    if getattr(student, "pooler", None) is not None:
+    if getattr(student, "pooler", None) is not None and not _pools_for_classes(student):
         lines += ["The pooler was not trained: no loss reads it.", ""]
     return "\n".join(lines)
+
+
+def _pools_for_classes(student: Any) -> bool:
+    """Whether the pooler is a part of the student's head."""
+    has_classes = type(student.network).__name__.endswith("ForSequenceClassification")
+    return has_classes and bool(student.architecture.class_head_pools)
 
 
 def _without_folders(value: Any) -> Any:
