@@ -12,7 +12,6 @@ masks, those too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from kdcore.data.files import sha256_of_file
 from kdcore.data.manifest import PREPARE_AGAIN, Manifest, ShardEntry, SplitEntry, read_manifest
+from kdcore.data.mapped_rows import MappedRows
 from kdcore.data.splitting import Split
 from kdcore.errors import DataError, Problem
 
@@ -76,6 +76,7 @@ class Sequences:
         self.has_masks = bool(entry.shards) and all(shard.predictions for shard in entry.shards)
         self._predictions = max((shard.predictions for shard in entry.shards), default=0)
         self._starts = np.cumsum([0, *(len(batch.lengths) for batch in self._batches)])
+        self._rows = MappedRows([batch.tokens for batch in self._batches])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -96,10 +97,10 @@ class Sequences:
         Raises:
             IndexError: a number is out of range.
         """
-        rows = np.empty((len(indices), self.sequence_length), np.int32)
-        for batch, places, numbers in self._found(indices):
-            rows[places] = batch.tokens[numbers]
-        return rows, self.lengths[indices]
+        numbers = self._numbers(indices)
+        if not numbers.size:
+            return np.empty((0, self.sequence_length), np.int32), self.lengths[numbers]
+        return self._rows.take(numbers).astype(np.int32, copy=False), self.lengths[numbers]
 
     def masks(self, indices: NDArray[np.integer[Any]]) -> Masks:
         """The masks that are stored with these sequences, filled up with zeros.
@@ -107,28 +108,25 @@ class Sequences:
         Raises:
             IndexError: a number is out of range.
         """
-        masks = Masks(*(np.zeros((len(indices), self._predictions), np.int32) for _ in Masks._fields))
-        for batch, places, numbers in self._found(indices):
+        numbers = self._numbers(indices)
+        masks = Masks(*(np.zeros((len(numbers), self._predictions), np.int32) for _ in Masks._fields))
+        holders = np.searchsorted(self._starts, numbers, side="right") - 1
+        for holder in np.unique(holders):
+            batch = self._batches[holder]
             if batch.positions is not None and batch.inputs is not None:
+                here = holders == holder
+                inside = numbers[here] - self._starts[holder]
                 width = batch.positions.shape[1]
-                masks.positions[places, :width] = batch.positions[numbers]
-                masks.inputs[places, :width] = batch.inputs[numbers]
+                masks.positions[here, :width] = batch.positions[inside]
+                masks.inputs[here, :width] = batch.inputs[inside]
         return masks
 
-    def _found(self, indices: NDArray[np.integer[Any]]) -> Iterator[tuple[_MappedBatch, Any, NDArray[np.int64]]]:
-        """Each batch that has some of these rows: their places among `indices`, and their numbers in the batch."""
-        numbers: NDArray[np.int64] = np.asarray(indices, dtype=np.int64)
-        if numbers.size and (numbers.min() < 0 or numbers.max() >= len(self)):
+    def _numbers(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        numbers: NDArray[np.int64] = np.ascontiguousarray(indices, dtype=np.int64)
+        # Taken as unsigned, a negative number is a very large one.
+        if numbers.size and int(numbers.view(np.uint64).max()) >= len(self.lengths):
             raise IndexError(f"the split {self.name} has {len(self)} sequences")
-        if len(self._batches) == 1:
-            yield self._batches[0], slice(None), numbers
-            return
-        order = np.argsort(numbers, kind="stable")
-        ordered = numbers[order]
-        bounds = np.searchsorted(ordered, self._starts)
-        for batch in np.flatnonzero(np.diff(bounds)):
-            here = slice(bounds[batch], bounds[batch + 1])
-            yield self._batches[batch], order[here], ordered[here] - self._starts[batch]
+        return numbers
 
 
 class PreparedData:

@@ -1,0 +1,50 @@
+"""Rows of many memory-mapped arrays, gathered at once."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class MappedRows:
+    """Rows of arrays of one type and width, numbered through.
+
+    NumPy needs some microseconds for each array that it is asked for rows of, and a random batch meets hundreds of
+    files. Therefore all of them are seen as one array that reaches from the first mapped address to the last. Rows are
+    picked out of it by their addresses as pieces of bytes, which is faster than element by element; what lies between
+    the arrays, where nothing may be mapped, is never read.
+
+    Args:
+        arrays: (rows, width) each, contiguous.
+    """
+
+    def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
+        self._arrays = [array for array in arrays if len(array)]  # keeps their memory mapped
+        if not self._arrays:
+            return
+        self._dtype, self._width = self._arrays[0].dtype, self._arrays[0].shape[1]
+        item, row_bytes = self._dtype.itemsize, self._dtype.itemsize * self._width
+        addresses = np.array([array.ctypes.data for array in self._arrays], np.int64)
+        ends = addresses + [array.nbytes for array in self._arrays]
+        base, span = int(addresses.min()), int(ends.max() - addresses.min())
+        self._windows: NDArray[Any] = np.ndarray(
+            ((span - row_bytes) // item + 1,),
+            np.dtype((np.void, row_bytes)),
+            memoryview((ctypes.c_char * span).from_address(base)),
+            strides=(item,),
+        )
+        self._windows.flags.writeable = False
+        starts = np.cumsum([0, *map(len, self._arrays)])
+        self._borders = starts[1:-1]
+        self._shifts = (addresses - base) // item - starts[:-1] * self._width
+
+    def take(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
+        """Copies of rows (n, width) by their numbers (n,): at least one, all in range, which is not checked."""
+        places = numbers * self._width
+        places += self._shifts[self._borders.searchsorted(numbers, side="right")]
+        rows: NDArray[Any] = self._windows[places].view(self._dtype).reshape(-1, self._width)
+        return rows
