@@ -222,12 +222,16 @@ class HeadChunk:
         mask: the block's own mask, broadcastable to (b, A, l, l): bool or additive; None when nothing is masked.
         rows: (b, l) bool, true on real tokens; None when there is no padding.
         scale: the block's own factor on `query @ key^T`.
+        lengths: (b,) NumPy array, real tokens of each sequence, for who computes them one by one; None if not known.
+        only_padding: whether it is known that `mask` says nothing but where padding is.
     """
 
     states: Tensor
     mask: Tensor | None
     rows: Tensor | None
     scale: float
+    lengths: np.ndarray | None = None
+    only_padding: bool = False
 
 
 class Signals:
@@ -291,7 +295,7 @@ class Signals:
         """Query, key or value of `block`, in chunks of whole sequences; the same chunks for every part and model."""
         tap = self._attention[block]
         states: Tensor = getattr(tap, part)
-        yield HeadChunk(states, tap.mask, self._batch.attention_mask, tap.scale)
+        yield HeadChunk(states, tap.mask, self._batch.attention_mask, tap.scale, lengths=self._batch.lengths)
 
     def logits(self, positions: Positions) -> Tensor:
         """Predictions over the vocabulary: (M, V) at masked positions, (N, V) at all real tokens."""

@@ -83,6 +83,9 @@ class Architecture:
             (B, C); beside the network it gets the base model's pooler, which is kept apart from it. None if the
             architecture is not used with such a head.
         class_head_pools: whether the pooler is a part of that head.
+        packs: whether the base model can be given the real tokens of all sequences in a single row: it takes
+            `position_ids`, works token by token but for its attention, and leaves what tokens see to the mask that
+            transformers' `masking_utils` makes. If not, or not surely, it is given padded batches.
         class_mean: whether that head takes the mean over a sequence's tokens, given the configuration; else it takes
             the first token.
     """
@@ -102,6 +105,7 @@ class Architecture:
     class_head: Callable[[Any, nn.Module | None, Tensor], Tensor] | None = None
     class_head_pools: bool = False
     class_mean: Callable[[Any], bool] = _never
+    packs: bool = False
 
     @property
     def needs_padding_id(self) -> bool:
@@ -130,6 +134,7 @@ ARCHITECTURES = {
             blocks="encoder.layer",
             lm_head=lambda network, rows: network.cls(rows),
             lm_head_classes=("BertForMaskedLM", "BertForPreTraining"),
+            packs=True,
             class_head=_classify_by_pooler,
             class_head_pools=True,
         ),
@@ -140,6 +145,7 @@ ARCHITECTURES = {
                 network.vocab_layer_norm(network.activation(network.vocab_transform(rows)))
             ),
             lm_head_classes=("DistilBertForMaskedLM",),
+            packs=True,
             intermediate_size="hidden_dim",
             class_head=_classify_distilbert,
         ),
@@ -148,6 +154,7 @@ ARCHITECTURES = {
             blocks="encoder.layer",
             lm_head=lambda network, rows: network.generator_lm_head(network.generator_predictions(rows)),
             lm_head_classes=("ElectraForMaskedLM",),  # ElectraForPreTraining is the discriminator
+            packs=True,
             embeddings=("embeddings", "embeddings_project"),
             class_head=_classify,
         ),
@@ -156,6 +163,7 @@ ARCHITECTURES = {
             blocks="layers",
             lm_head=lambda network, rows: network.decoder(network.head(rows)),
             lm_head_classes=("ModernBertForMaskedLM",),
+            packs=True,
             first_block_differs=True,  # the embeddings end with the norm that other blocks start with
             class_head=_classify_modernbert,
             class_mean=lambda config: config.classifier_pooling == "mean",
@@ -165,6 +173,7 @@ ARCHITECTURES = {
             blocks="encoder.layer",
             lm_head=lambda network, rows: network.lm_head(rows),
             lm_head_classes=("MPNetForMaskedLM",),
+            packs=True,
             position_offset=lambda config: 2,  # its padding id is 1, whatever the configuration says
             adapt=use_fused_attention,
             class_head=_classify,
@@ -174,6 +183,7 @@ ARCHITECTURES = {
             blocks="encoder.layer",
             lm_head=lambda network, rows: network.lm_head(rows),
             lm_head_classes=("RobertaForMaskedLM",),
+            packs=True,
             position_offset=_padding_offset,
             class_head=_classify,
         ),
@@ -182,6 +192,7 @@ ARCHITECTURES = {
             blocks="encoder.layer",
             lm_head=lambda network, rows: network.lm_head(rows),
             lm_head_classes=("XLMRobertaForMaskedLM",),
+            packs=True,
             position_offset=_padding_offset,
             class_head=_classify,
         ),

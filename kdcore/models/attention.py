@@ -33,6 +33,9 @@ def tapped_attention(
     if capture is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         capture.tap(AttentionTap(query, key, value, attention_mask, scale))
+        if capture.packing is not None:
+            dropout = float(kwargs.get("dropout", 0.0))
+            return capture.packing.attend(query, key, value, attention_mask, dropout, scale), None
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return output, None
 
@@ -42,7 +45,14 @@ def attention_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: A
 
     transformers asks whether the whole mask is true, which waits for the device at every step. A batch without padding
     comes with no mask at all, so the question has been answered on the host.
+
+    Of sequences in a single row it is the mask of one sequence of whole length: None, or a window.
     """
+    capture = current_capture()
+    if capture is not None and capture.packing is not None:
+        width = capture.packing.width
+        window: Tensor | None = sdpa_mask(*args, **kwargs | {"batch_size": 1, "q_length": width, "kv_length": width})
+        return window
     if attention_mask is not None:
         kwargs["allow_is_bidirectional_skip"] = False
     mask: Tensor | None = sdpa_mask(*args, attention_mask=attention_mask, **kwargs)

@@ -16,9 +16,16 @@ Role = Literal["teacher", "student"]
 
 
 class Encoder(ABC, nn.Module):
-    """A live network that answers signal requests."""
+    """A live network that answers signal requests.
+
+    Attributes:
+        info: describes the whole model, whatever part of it is loaded.
+        packs: whether padded batches are computed on their real tokens only. One that can sets it; answers must not
+            depend on it.
+    """
 
     info: ModelInfo
+    packs: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from kdcore.signals import AttentionTap, Block, SignalRequest
+
+if TYPE_CHECKING:
+    from kdcore.models.packing import Packing
 
 
 class Capture:
@@ -23,9 +26,11 @@ class Capture:
     Attributes:
         hidden: hidden states (B, L, d) as the blocks handed them on, of those asked for.
         attention: what the kernel got, of the blocks asked for.
+        packing: how the tokens are laid out if there is no padding among them; None if there is.
     """
 
-    def __init__(self, request: SignalRequest) -> None:
+    def __init__(self, request: SignalRequest, packing: Packing | None = None) -> None:
+        self.packing = packing
         self.hidden: dict[Block, Tensor] = {}
         self.attention: dict[int, AttentionTap] = {}
         self._hidden_blocks = request.hidden_blocks

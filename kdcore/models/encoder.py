@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from kdcore.models.architectures import Architecture
 from kdcore.models.base import Encoder
 from kdcore.models.capture import Capture, watch
+from kdcore.models.packing import PackedSignals, Packing
 from kdcore.signals import Batch, ModelInfo, Positions, SignalRequest, Signals, select_rows
 
 
@@ -39,6 +40,7 @@ class TransformersEncoder(Encoder):
         self.info = info
         self.architecture = architecture
         self.network = network
+        self.packs = architecture.packs
         # Kept apart, so that the forward pass does not run it: at most a head reads it, but `AutoModel` expects it.
         self.pooler: nn.Module | None = None
         if getattr(self._base, "pooler", None) is not None:
@@ -61,32 +63,45 @@ class TransformersEncoder(Encoder):
         blocks = self.architecture.block_list(self._base)
         assert isinstance(blocks, ShortenedBlocks)
         blocks.depth = depth
-        capture = Capture(request)
+        token_types = batch.token_types if self._takes_token_types else None
+        packing = Packing(batch) if self.packs and batch.attention_mask is not None else None
+        capture = Capture(request, packing)
         with capture.running():
-            last: Tensor = self._base(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, **self._token_types(batch)
-            )[0]
+            if packing is not None:
+                inputs = packing.model_inputs(self.architecture.position_offset(self._base.config), token_types)
+            else:
+                inputs = {"input_ids": batch.input_ids} | (
+                    {} if token_types is None else {"token_type_ids": token_types}
+                )
+            last: Tensor = self._base(attention_mask=None if packing else batch.attention_mask, **inputs)[0]
         if depth == self.info.num_layers and depth - 1 in capture.hidden:
             capture.hidden[depth - 1] = last  # after the final norm, where there is one
         logits: dict[Positions, Tensor] = {}
         for positions in request.prediction_positions:
-            index = batch.masked_index if positions == "masked" else batch.token_index
-            logits[positions] = self.architecture.lm_head(self.network, select_rows(last, index))
+            rows = self._rows(last, batch, packing, positions)
+            logits[positions] = self.architecture.lm_head(self.network, rows)
         class_logits = None
         if request.class_logits:
             assert self.architecture.class_head is not None
-            class_logits = self.architecture.class_head(self.network, self.pooler, self._pooled(last, batch))
+            class_logits = self.architecture.class_head(self.network, self.pooler, self._pooled(last, batch, packing))
+        if packing is not None:
+            return PackedSignals(batch, packing, capture, logits, class_logits)
         return Signals(batch, capture.hidden, capture.attention, logits, class_logits)
 
-    def _token_types(self, batch: Batch) -> dict[str, Tensor]:
-        """Which text of a pair each token is of, for models that have embeddings for that."""
-        if batch.token_types is None or not self._takes_token_types:
-            return {}
-        return {"token_type_ids": batch.token_types}
+    def _rows(self, last: Tensor, batch: Batch, packing: Packing | None, positions: Positions) -> Tensor:
+        """States (rows, d) whose predictions are asked for."""
+        if packing is None:
+            return select_rows(last, batch.masked_index if positions == "masked" else batch.token_index)
+        states = last.squeeze(0)
+        return states if positions == "all" else states.index_select(0, packing.rows_of(batch.masked_index))
 
-    def _pooled(self, last: Tensor, batch: Batch) -> Tensor:
+    def _pooled(self, last: Tensor, batch: Batch, packing: Packing | None) -> Tensor:
         """One state a sequence, (B, d), for the head on whole sequences."""
-        if not self.architecture.class_mean(self._base.config):
+        mean = self.architecture.class_mean(self._base.config)
+        if packing is not None:
+            states = last.squeeze(0)
+            return packing.means(states) if mean else states.index_select(0, packing.first)
+        if not mean:
             return last[:, 0]
         if batch.attention_mask is None:
             return last.mean(1)

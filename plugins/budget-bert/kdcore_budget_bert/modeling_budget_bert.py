@@ -64,7 +64,7 @@ class BudgetBertEmbeddings(nn.Module):
         """Embed tokens (B, L), or take their embeddings (B, L, d) as given."""
         states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         length, longest = states.shape[1], self.position_embeddings.num_embeddings
-        if length > longest:
+        if length > longest and position_ids is None:
             raise ValueError(
                 f"a sequence of {length} tokens is given, but there are embeddings for {longest} positions"
             )
