@@ -130,14 +130,10 @@ class RunLock:
                     file.close()
                     raise
                 logger.warning(f"{self.folder}: this file system has no locks; see that only one run uses the folder")
-            try:
-                same = os.path.samestat(os.fstat(file.fileno()), self._path.stat())
-            except FileNotFoundError:
-                same = False
-            if same:
+            if self._is_at_place(file):
                 self._write(file)
                 return file
-            file.close()  # it was replaced or removed between opening and locking
+            file.close()  # between opening and locking it was replaced or removed
 
     def _replace(self) -> TextIO:
         """Put a locked file in the place of the one that cannot be had."""
@@ -156,11 +152,20 @@ class RunLock:
 
     def _remove_if_empty(self) -> None:
         """Leave no folder behind in which nothing was written."""
-        if self._made and (not self.folder.exists() or all(path == self._path for path in self.folder.iterdir())):
-            self._path.unlink(missing_ok=True)
-            for path in self._made:
-                if path.exists() and not any(path.iterdir()):
-                    path.rmdir()
+        if not self._made:
+            return
+        if self._file is not None and self._is_at_place(self._file) and list(self.folder.iterdir()) == [self._path]:
+            self._path.unlink()
+        for path in self._made:
+            if path.exists() and not any(path.iterdir()):
+                path.rmdir()
+
+    def _is_at_place(self, file: TextIO) -> bool:
+        """Whether this open file is the lock's, not one that was replaced or removed."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
 
 
 @contextmanager
