@@ -54,7 +54,7 @@ class Monitor:
     def start(self, progress: Progress) -> None:
         """Training starts or goes on from `progress`; what trackers know beyond it is dropped."""
         for tracker in self._trackers:
-            tracker.rewind(progress.step)
+            tracker.rewind(progress.step or -1)  # before the first step all is done again, the first validation, too
         if self._is_main and sys.stderr.isatty():
             self._bar = tqdm(total=progress.max_steps, initial=progress.step, unit="step", dynamic_ncols=True)
             if progress.max_steps is None or progress.max_seconds is not None:

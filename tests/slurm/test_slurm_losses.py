@@ -29,7 +29,9 @@ def test_a_lost_node_leaves_an_orphan_that_can_do_no_harm(cluster, sender, asser
         assert sent.starts[1]["hosts"] != [lost]
         assert os.path.exists(f"/proc/{orphan}"), "SLURM lost sight of the process, but it goes on"
         until(lambda: not os.path.exists(f"/proc/{orphan}"), 120, "the orphan has noticed", lambda: sent.log)
-        assert "the run folder was taken over" in sent.log
+        record = sent.folder / "launch" / "records" / f"{sent.job}-0" / "0"
+        until(record.is_file, 20, "how it ended is noted", lambda: sent.log)
+        assert record.read_text(encoding="utf-8").split()[0] == "1"  # it has ended itself, nobody has killed it
         assert sent.ended(240)["code"] == 0
         assert len(sent.starts) == 2  # the orphan's end did not put the job back once more
     finally:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from kdcore.progress import Progress
 from kdcore.trackers.base import Tracker
 from kdcore.trackers.jsonl import JsonLinesTracker
 from kdcore.trackers.tensorboard import TensorBoardTracker
+from kdcore.training.monitor import Monitor
 
 
 def test_rows_beyond_the_restored_step_are_dropped_with_a_line_that_was_cut_off(tmp_path: Path) -> None:
@@ -27,6 +29,16 @@ def test_rows_beyond_the_restored_step_are_dropped_with_a_line_that_was_cut_off(
         {"step": 2, "train/loss": 1.0},
         {"step": 3, "train/loss": 9.0},
     ]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_holds_no_row_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        monitor = Monitor(tmp_path, [JsonLinesTracker(Tracker.Config(), tmp_path)], is_main=True)
+        before_the_first_step = Progress(0, 0.0, 10, None)
+        monitor.start(before_the_first_step)
+        monitor.log(before_the_first_step, {"held_out/loss": 1.0})
+        monitor.close()
+    assert len((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_tensorboard_files_hold_what_was_logged(tmp_path: Path) -> None:
