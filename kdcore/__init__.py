@@ -35,7 +35,14 @@ if TYPE_CHECKING:
         resolve_block_pairs,
         resolve_pairs,
     )
-    from kdcore.losses.base import Loss, LossConfig, require_equal_heads, require_teacher
+    from kdcore.losses.base import (
+        Loss,
+        LossConfig,
+        require_classes,
+        require_equal_classes,
+        require_equal_heads,
+        require_teacher,
+    )
     from kdcore.models.architectures import Architecture
     from kdcore.models.base import Encoder, Model
     from kdcore.models.transformers import TransformersModel
@@ -55,9 +62,10 @@ if TYPE_CHECKING:
     )
     from kdcore.relations import ScoreMaps
     from kdcore.schedulers.base import Scheduler
-    from kdcore.signals import Batch, ModelInfo, Requests, SignalRequest, Signals
+    from kdcore.signals import Batch, ClassHead, ModelInfo, Requests, SignalRequest, Signals
     from kdcore.tasks.base import Task
     from kdcore.tasks.masked_lm import MaskedLM
+    from kdcore.tasks.sequence_classification import SequenceClassification
     from kdcore.trackers.base import Tracker
 
     __version__: str
@@ -66,6 +74,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "kdcore.models.architectures",
     "Batch": "kdcore.signals",
+    "ClassHead": "kdcore.signals",
     "Command": "kdcore.commands.base",
     "ComponentConfig": "kdcore.recipe.schema",
     "ComponentSection": "kdcore.recipe.schema",
@@ -101,6 +110,7 @@ _HOMES = {
     "RunStatus": "kdcore.commands.runs",
     "Scheduler": "kdcore.schedulers.base",
     "ScoreMaps": "kdcore.relations",
+    "SequenceClassification": "kdcore.tasks.sequence_classification",
     "SignalRequest": "kdcore.signals",
     "Signals": "kdcore.signals",
     "Task": "kdcore.tasks.base",
@@ -122,6 +132,8 @@ _HOMES = {
     "register_scheduler": "kdcore.registry",
     "register_task": "kdcore.registry",
     "register_tracker": "kdcore.registry",
+    "require_classes": "kdcore.losses.base",
+    "require_equal_classes": "kdcore.losses.base",
     "require_equal_heads": "kdcore.losses.base",
     "require_teacher": "kdcore.losses.base",
     "resolve_block_pairs": "kdcore.layers",
@@ -135,6 +147,7 @@ _HOMES = {
 __all__ = [
     "Architecture",
     "Batch",
+    "ClassHead",
     "Command",
     "ComponentConfig",
     "ComponentSection",
@@ -170,6 +183,7 @@ __all__ = [
     "RunStatus",
     "Scheduler",
     "ScoreMaps",
+    "SequenceClassification",
     "SignalRequest",
     "Signals",
     "Task",
@@ -192,6 +206,8 @@ __all__ = [
     "register_scheduler",
     "register_task",
     "register_tracker",
+    "require_classes",
+    "require_equal_classes",
     "require_equal_heads",
     "require_teacher",
     "resolve_block_pairs",
