@@ -26,6 +26,7 @@ METHODS = {
     "att_kl_hidden_mse",
     "att_val_two_stage",
 }
+LABELLED = [name for name in RECIPES if "task-specific/" in name or name.startswith("fine-tuning/")]
 NARROW = "student.config={hidden_size: 24, intermediate_size: 48}"
 SMALLER = {
     "academic-budget-bert/bert-large-24h.yaml": [
@@ -82,6 +83,25 @@ def overrides(
     ]
 
 
+@pytest.fixture
+def labelled(overrides: list[str], deep_teacher: Path, tmp_path: Path) -> list[str]:
+    """The same for a recipe on labelled texts; the teacher has a head for their classes."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    fine_tuned = tmp_path / "fine-tuned"
+    labels = {"id2label": {0: "con", 1: "pro"}, "label2id": {"con": 0, "pro": 1}}
+    AutoModelForSequenceClassification.from_pretrained(deep_teacher, **labels).save_pretrained(fine_tuned)
+    AutoTokenizer.from_pretrained(deep_teacher).save_pretrained(fine_tuned)
+    lines = "".join(f"{'good of ' * (number % 5)}{number},{['con', 'pro'][number % 2]}\n" for number in range(40))
+    (tmp_path / "texts.csv").write_text(f"text,label\n{lines}", encoding="utf-8")
+    columns = "text: text, label: label, labels: [con, pro]"
+    return [
+        f"teacher.path={fine_tuned}",
+        f"task.data={{train: texts.csv, split: {{validation: 0.2}}, {columns}}}",
+        *overrides[2:],
+    ]
+
+
 def test_no_two_recipes_train_into_one_folder() -> None:
     names = [kdcore.load_recipe(f"kdcore:{recipe}", ["task.data=x"]).settings.run.name for recipe in RECIPES]
     assert sorted(names) == sorted(set(names))
@@ -90,6 +110,8 @@ def test_no_two_recipes_train_into_one_folder() -> None:
 def test_there_is_one_for_every_method_of_the_source_and_for_its_example() -> None:
     found = {path.stem for path in (FOLDER / "how-to-distill-your-bert").glob("*.yaml")}
     assert found == METHODS | {"hidden_mse_init"}
+    specific = {path.stem for path in (FOLDER / "how-to-distill-your-bert" / "task-specific").glob("*.yaml")}
+    assert specific == {"kd", "hidden", "attention"}
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "quickstart.yaml"])
@@ -104,8 +126,14 @@ def test_a_recipe_says_what_it_is_and_asks_for_nothing_but_data(recipe: str, dee
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_is_accepted_and_trains(recipe: str, overrides: list[str], tmp_path: Path) -> None:
+def test_a_recipe_is_accepted_and_trains(
+    recipe: str, overrides: list[str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     path = f"kdcore:{recipe}"
+    if recipe in LABELLED:
+        overrides = request.getfixturevalue("labelled")
+    if recipe.startswith("fine-tuning/"):
+        overrides = ["student.initialize.from=fine-tuned", *overrides[1:]]
     overrides = [*overrides, *SMALLER.get(recipe, [])]
     labels = list(kdcore.load_recipe(path, overrides).components().losses)
     result = kdcore.train(path, overrides)
@@ -121,6 +149,7 @@ def test_a_recipe_is_accepted_and_trains(recipe: str, overrides: list[str], tmp_
         assert all(math.isfinite(value) and value > 0 for value in own), own
     assert len({row["train/loss"] for row in rows}) == 4, "the student does not move"
     assert result.export is not None
+    assert ("accuracy" in result.held_out) == (recipe in LABELLED)
 
 
 def test_the_second_stage_of_two_starts_where_the_first_one_ends(overrides: list[str]) -> None:
