@@ -9,11 +9,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \
 	mariadb-server
 
-.PHONY: help setup demo test test-slurm test-recipes lint clean
+.PHONY: help setup demo test test-faults test-slurm test-recipes lint clean
 
 help:
 	@echo "make demo           distil a real teacher on real text, in minutes on two CPU cores"
 	@echo "make test           check style, types, layers and behaviour"
+	@echo "make test-faults    kill, starve and damage real runs: nothing is lost (some of it needs root)"
 	@echo "make test-slurm     the tests on a real SLURM of three nodes, which it installs and brings up here (root, Debian)"
 	@echo "make test-recipes   train each shipped recipe for 200 steps on real text (half an hour)"
 	@echo "make setup          only set up .venv"
@@ -34,6 +35,10 @@ demo: setup
 
 test: setup lint
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+# What disturbs whole processes and disks. What needs a mount is skipped where one may not.
+test-faults: setup
+	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/faults
 
 # Where SLURM cannot be installed, the tests say why and are skipped.
 test-slurm: setup

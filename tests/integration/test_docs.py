@@ -111,3 +111,18 @@ def test_what_may_change_on_resume_is_on_the_page():
 
     sentence = PAGE.partition("On resuming these may change:")[2].partition("Anything else")[0]
     assert set(re.findall(r"`([\w.]+)`", sentence)) == set(run_folder._FREE_ON_RESUME)
+
+
+def test_what_the_page_on_checkpoints_says_of_resuming_and_of_messages_is_so():
+    """What may change, and the beginnings of messages, are those of the code."""
+    from kdcore.training import run_folder
+
+    page = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.endswith("| freely |"))
+    free = set(run_folder._FREE_ON_RESUME) - {"training.budget"}
+    assert set(re.findall(r"`([\w.]+)`", row)) == free
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(run_folder.__file__).parent.glob("*.py"))
+    messages = re.findall(r"^\| `([^`]+)`", page.partition("## What to do when")[2], re.MULTILINE)
+    assert len(messages) == 7
+    for message in messages:
+        assert all(part.strip() in code for part in message.split("...")), message
