@@ -21,17 +21,22 @@ class Agreement:
         sequences: n.
         cosine: mean cosine between the two mean-pooled embeddings of a sequence; None if their widths differ.
         rank_correlation: Spearman's correlation of the n(n-1)/2 cosine similarities between sequences.
+        neighbours: mean share of a sequence's nearest neighbours that both encoders agree on; None if none were asked
+            for.
         speedup: time of the first encoder over time of the second, batch by batch in turn, median.
     """
 
     sequences: int
     cosine: float | None
     rank_correlation: float
+    neighbours: float | None
     speedup: float
 
 
 @torch.no_grad()
-def compare(teacher: Any, student: Any, rows: np.ndarray, lengths: np.ndarray) -> Agreement:
+def compare(
+    teacher: Any, student: Any, rows: np.ndarray, lengths: np.ndarray, neighbours: int | None = None
+) -> Agreement:
     """Compare two `AutoModel` encoders.
 
     Args:
@@ -39,6 +44,7 @@ def compare(teacher: Any, student: Any, rows: np.ndarray, lengths: np.ndarray) -
         student: the second, in eval mode.
         rows: (n, L) token ids, padded on the right.
         lengths: (n,) number of real tokens.
+        neighbours: how many nearest neighbours of each sequence to compare.
     """
     embeddings: tuple[list[Tensor], list[Tensor]] = ([], [])
     ratios = []
@@ -56,11 +62,13 @@ def compare(teacher: Any, student: Any, rows: np.ndarray, lengths: np.ndarray) -
         ratios.append(seconds[0] / seconds[1])
     first, second = (torch.nn.functional.normalize(torch.cat(parts).double(), dim=1) for parts in embeddings)
     above = np.triu_indices(len(rows), 1)
-    similarities = [(side @ side.T).numpy()[above] for side in (first, second)]
+    whole = [(side @ side.T).numpy() for side in (first, second)]
+    similarities = [matrix[above] for matrix in whole]
     return Agreement(
         sequences=len(rows),
         cosine=(first * second).sum(1).mean().item() if first.shape == second.shape else None,
         rank_correlation=rank_correlation(*similarities),
+        neighbours=None if neighbours is None else same_neighbours(whole[0], whole[1], neighbours),
         speedup=float(np.median(ratios)),
     )
 
@@ -69,3 +77,15 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's rank correlation of two samples (n,) without ties."""
     ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (first, second)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def same_neighbours(first: np.ndarray, second: np.ndarray, count: int) -> float:
+    """Mean share of the `count` nearest neighbours that two similarities (n, n) agree on; nobody is its own."""
+    count = min(count, len(first) - 1)
+    nearest = []
+    for similarities in (first, second):
+        others = similarities.copy()
+        np.fill_diagonal(others, -np.inf)
+        nearest.append(np.argsort(-others, axis=1, kind="stable")[:, :count])
+    both = [len(set(one) & set(other)) for one, other in zip(*nearest, strict=True)]
+    return float(np.mean(both)) / count

@@ -12,7 +12,12 @@ import kdcore
 from kdcore.recipe.paths import shipped_recipes
 
 FOLDER = shipped_recipes()
-RECIPES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml") if path.parent.name != "base")
+OTHERS = ("base", "suites")  # parts of recipes; suites of `kdcore evaluate`
+RECIPES = sorted(
+    path.relative_to(FOLDER).as_posix()
+    for path in FOLDER.rglob("*.yaml")
+    if path.parent.name not in OTHERS and path.name != "table.yaml"
+)
 METHODS = {
     "hidden_mse",
     "hidden_cls",

@@ -1,0 +1,115 @@
+"""`kdcore compare`: runs side by side, as tables and as a page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcore.commands.base import Command
+from kdcore.errors import InputError
+
+if TYPE_CHECKING:
+    from kdcore.evaluation.comparison import Results
+
+_FORMATS = ("terminal", "markdown", "csv", "latex")
+
+
+class CompareCommand(Command):
+    """Compare runs: mean, spread and number of repetitions of their scores, in a table and on a page with plots.
+
+    Give run folders, folders of runs, or folders of `kdcore evaluate`, whose runs are then compared. Scores are looked
+    for below `evaluations` and wherever --results says.
+
+    --by and --over take keys of recipes, such as student.initialize.blocks, or these words:
+
+    method   names of the losses, joined
+    run      NAME/ID
+    seed     the recipe's seed
+    export   name of the export
+    """
+
+    help = "compare runs: tables, and a page with plots"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare everything."""
+        parser.add_argument("places", metavar="RUN", nargs="+", type=Path, help="runs, folders of runs, evaluations")
+        parser.add_argument("--by", metavar="KEY,...", default="method", help="what makes the groups; default: method")
+        parser.add_argument("--over", metavar="KEY", default="seed", help="what is repeated; default: seed")
+        parser.add_argument("--format", choices=_FORMATS, default="terminal", help="of the table; default: terminal")
+        parser.add_argument("--html", metavar="FILE", type=Path, help="write the page there")
+        parser.add_argument(
+            "--results", metavar="FOLDER", type=Path, action="append", help="evaluations; default: evaluations"
+        )
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Compare, print and write."""
+        from kdcore.commands.runs import run_status
+        from kdcore.evaluation import tables
+        from kdcore.evaluation.comparison import compare_runs
+        from kdcore.evaluation.page import page
+        from kdcore.evaluation.runs import read_run
+
+        by = tuple(part.strip() for part in arguments.by.split(",") if part.strip())
+        if not by:
+            raise InputError("no key is named", where="--by", hint="such as --by method")
+        results, folders = _find(arguments.places, arguments.results)
+        runs = [read_run(folder, run_status(folder).state) for folder in folders]
+        comparison = compare_runs(runs, results, by, arguments.over.strip())
+        for remark in comparison.remarks:
+            print(f"remark: {remark}", file=sys.stderr)
+        if comparison.table.columns:
+            write = {"terminal": tables.terminal, "markdown": tables.markdown, "csv": tables.csv_text}
+            print(write.get(arguments.format, tables.latex)(comparison.table))
+        if arguments.html is not None:
+            _write(arguments.html, page(comparison))
+            print(f"page: {arguments.html}", file=sys.stderr)
+        return 0
+
+
+def _find(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple[list[Results], list[Path]]:
+    """Evaluations and run folders, each once."""
+    from kdcore.commands.runs import run_folders
+    from kdcore.evaluation.comparison import Results
+    from kdcore.evaluation.results import JSON_LINES, read_rows
+
+    evaluations = [place for place in places if (place / JSON_LINES).is_file()]
+    searched = list(stated) if stated is not None else [Path("evaluations")]
+    for folder in searched:
+        found = [path.parent for path in sorted(folder.glob(f"**/{JSON_LINES}"))] if folder.is_dir() else []
+        if stated is not None and not found:
+            raise InputError(
+                "there are no results in this folder", where=str(folder), hint="kdcore evaluate RUN --on SUITE"
+            )
+        evaluations += found
+    results = [Results(path.absolute(), read_rows(path)) for path in dict.fromkeys(map(_absolute, evaluations))]
+    runs: list[Path] = []
+    for place in places:
+        if (place / JSON_LINES).is_file():
+            rows = next(one.rows for one in results if one.folder == _absolute(place))
+            inside = [_absolute(place / row.run) for row in rows if row.run is not None]
+            found = [path for path in dict.fromkeys(inside) if (path / "recipe.yaml").is_file()]
+        else:
+            found = [path for path in run_folders(place) if (path / "recipe.yaml").is_file()]
+        if not found:
+            what = "there is no such folder" if not place.is_dir() else "there are no runs in this folder"
+            raise InputError(what, where=str(place), hint="give run folders (runs/NAME/ID) or a folder of runs")
+        runs += found
+    return results, list(dict.fromkeys(map(_absolute, runs)))
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _write(path: Path, text: str) -> None:
+    staging = path.with_name(f".staging-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging.write_text(text, encoding="utf-8")
+        os.replace(staging, path)
+    except OSError as error:
+        raise InputError(f"the page cannot be written: {error.strerror}", where=str(path)) from error

@@ -1,0 +1,113 @@
+"""`kdcore evaluate`: how good exported students are, on tasks with labels and by probes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcore.commands.base import Command
+from kdcore.errors import InputError
+from kdcore.recipe.loading import load_config
+from kdcore.registry import commands
+
+if TYPE_CHECKING:
+    from kdcore.evaluation.evaluating import Launch
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
+
+
+class EvaluateCommand(Command):
+    """Measure exported students by a suite: fine-tuning on tasks with labels, and probes.
+
+    Give run folders, folders of runs, Hugging Face model folders or hub names. Started again, it goes on where it was:
+    what is finished is not measured again. `key=value` changes the suite, such as `seeds=[1]` or `glue.folder=GLUE`.
+
+    The results are rows in results.parquet and results.jsonl of the output folder; `kdcore compare` makes tables and a
+    page of them.
+
+    Exit codes: 0 finished, 2 the input is wrong, 3 a fine-tuning failed, 1 the machine failed, 130 interrupted.
+    """
+
+    help = "measure exported students by a suite of tasks and probes"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare everything."""
+        parser.add_argument(
+            "places",
+            metavar="RUN_OR_FOLDER",
+            nargs="+",
+            help="run folders, folders of runs, model folders, hub names; and key=value for the suite",
+        )
+        parser.add_argument("--on", metavar="SUITE", required=True, help="the suite's file, or kdcore:suites/NAME.yaml")
+        parser.add_argument("--output", metavar="FOLDER", type=Path, help="default: evaluations/SUITE")
+        parser.add_argument(
+            "--exports",
+            metavar="NAME,...",
+            help="which exports of a run: final, best, budget-0.5, or all; default: best, else final",
+        )
+        parser.add_argument("--processes", metavar="N", type=int, default=1, help="fine-tunings at a time; default: 1")
+        parser.add_argument(
+            "--profile", metavar="FILE", help="run the fine-tunings as jobs of `kdcore launch`, and wait"
+        )
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Measure, and print a table."""
+        from kdcore.evaluation.suite import Suite
+
+        words: list[str] = arguments.places
+        overrides = [word for word in words if _OVERRIDE.match(word) and not Path(word).exists()]
+        places = [word for word in words if word not in overrides]
+        if not places:
+            raise InputError("nothing to evaluate is given", hint="kdcore evaluate RUN --on SUITE")
+        if arguments.processes < 1:
+            raise InputError("the number of processes must be at least 1", where="--processes")
+        exports = _names(arguments.exports)
+        suite = load_config(arguments.on, Suite, overrides)
+        launch = _launch(arguments.profile) if arguments.profile is not None else None
+
+        from kdcore.commands.runs import run_status
+        from kdcore.evaluation.evaluating import Evaluator
+        from kdcore.evaluation.scores import score_table
+        from kdcore.evaluation.subjects import find_subjects
+        from kdcore.evaluation.tables import terminal
+        from kdcore.training.build import cache_folder
+
+        subjects = find_subjects(places, exports, suite.references, _say)
+        folder: Path = arguments.output or Path("evaluations") / suite.name
+        evaluator = Evaluator(suite, folder, cache_folder(), _say)
+        evaluation = evaluator.run(
+            subjects, arguments.processes, launch, lambda run: run_status(run).state == "finished"
+        )
+        if evaluation.rows:
+            print(terminal(score_table(evaluation.rows)))
+        print(f"rows: {folder / 'results.parquet'}, {folder / 'results.jsonl'}")
+        return evaluation.exit_code
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _names(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise InputError("no export is named", where="--exports", allowed="final, best, budget-0.5, ... or all")
+    return names
+
+
+def _launch(profile: str) -> Launch:
+    """Trains recipes as jobs of one array, and waits for their end."""
+    commands.get("launch")  # says which package has it
+
+    def launch(recipes: Sequence[Path]) -> int:
+        arguments = ["launch", *map(str, recipes), "--profile", profile, "--wait"]
+        return subprocess.run([sys.executable, "-m", "kdcore", *arguments], check=False).returncode
+
+    return launch

@@ -1,0 +1,221 @@
+"""Cells: the single measurements that a suite asks for, each known by all that decides its outcome."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import product
+from typing import Any, Literal
+
+from kdcore.data.labelled import LabelledTexts, majority_share, read_labelled
+from kdcore.errors import DataError
+from kdcore.evaluation.subjects import Subject, teacher_fingerprint
+from kdcore.evaluation.suite import Suite, SuiteTask
+from kdcore.recipe.yaml import Plain
+
+Kind = Literal["finetune", "cost", "masked_lm", "agreement", "linear"]
+
+PROBES: tuple[Kind, ...] = ("cost", "masked_lm", "agreement", "linear")
+_ID_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What is known of a task's labelled texts before anything is measured.
+
+    Attributes:
+        task: its section of the suite.
+        fingerprint: SHA-256 over texts, labels and classes.
+        majority: share of the most frequent class in each part with labels; empty for numbers.
+        sizes: texts of each part.
+    """
+
+    task: SuiteTask
+    fingerprint: str
+    majority: dict[str, float]
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement of one model.
+
+    Attributes:
+        id: names it; equal for equal measurements, wherever models and data lie.
+        kind: `finetune`, or which probe.
+        subject: the model.
+        task: label of the task; None for probes that have none.
+        settings: what a probe is to do; the recipe of a fine-tuning, without its place.
+        learning_rate, batch_size, seed: place in the grid; None for probes.
+        data: fingerprint of labelled texts or of prepared data; None if no data is read.
+    """
+
+    id: str
+    kind: Kind
+    subject: Subject
+    task: str | None
+    settings: dict[str, Any]
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+    data: str | None = None
+
+    def __str__(self) -> str:
+        what = (
+            self.kind if self.kind != "finetune" else f"learning rate {self.learning_rate:g}, batch {self.batch_size}"
+        )
+        seed = f", seed {self.seed}" if self.seed is not None else ""
+        return ": ".join(part for part in (self.subject.name, self.task, what + seed) if part)
+
+
+def read_task(label: str, task: SuiteTask) -> TaskData:
+    """Read a task's texts, so that what is wrong with them is told before hours are spent.
+
+    Raises:
+        DataError: they cannot be used, or there is nothing to score models on.
+    """
+    parts = read_labelled(task.data, Counter())
+    digest = hashlib.sha256(repr((task.data.classes, task.data.regression)).encode())
+    for part in parts:
+        digest.update(repr((part.name, len(part))).encode())
+        for text in part.texts:
+            digest.update("\0".join(text).encode("utf-8", errors="replace"))
+        digest.update(b"" if part.labels is None else part.labels.tobytes())
+    _require_validation(label, parts)
+    sizes = {part.name: len(part) for part in parts}
+    return TaskData(task, digest.hexdigest(), _majorities(task, parts), sizes)
+
+
+def _require_validation(label: str, parts: Sequence[LabelledTexts]) -> None:
+    if not any(part.name == "validation" and part.labels is not None for part in parts):
+        raise DataError(
+            "there are no labelled texts for validation, by which learning rates are chosen",
+            key=f"tasks.{label}.data",
+            hint="name a file as `validation`, or take a share of `train`: `split: {validation: 0.1, test: 0.1}`",
+        )
+
+
+def _majorities(task: SuiteTask, parts: Sequence[LabelledTexts]) -> dict[str, float]:
+    if not task.data.classes:
+        return {}
+    return {part.name: majority_share(part.labels) for part in parts if part.labels is not None}
+
+
+def make_cells(
+    suite: Suite, subjects: Sequence[Subject], tasks: Mapping[str, TaskData], texts: Mapping[str, str]
+) -> list[Cell]:
+    """All cells of a suite, probes first.
+
+    Args:
+        suite: the suite.
+        subjects: the models.
+        tasks: what is known of each of its tasks.
+        texts: fingerprint of the prepared data of the probes that read text, by their kind.
+    """
+    cells = [cell for subject in subjects for cell in _probes(suite, subject, tasks, texts)]
+    grid = list(product(suite.learning_rates, suite.batch_sizes, suite.seeds))
+    for subject in subjects:
+        for label, known in tasks.items():
+            cells += [_finetuning(suite, subject, label, known, *place) for place in grid]
+    return cells
+
+
+def _probes(suite: Suite, subject: Subject, tasks: Mapping[str, TaskData], texts: Mapping[str, str]) -> list[Cell]:
+    if subject.role == "random":
+        return []
+    found = []
+    for kind in PROBES:
+        probe = getattr(suite.probes, kind)
+        if probe is None or (kind == "agreement" and subject.teacher is None):
+            continue
+        settings = probe.model_dump(mode="json")
+        if kind == "linear":
+            for label, known in tasks.items():
+                task = known.task.model_dump(mode="json")
+                own = settings | {"task": task}
+                key = settings | {"max_length": known.task.data.max_length, "metric": known.task.main_metric}
+                found.append(_cell(kind, subject, label, own, key, known.fingerprint))
+        else:
+            key = {name: value for name, value in settings.items() if name != "data"}
+            found.append(_cell(kind, subject, None, settings, key, texts.get(kind)))
+    return found
+
+
+def _cell(
+    kind: Kind, subject: Subject, task: str | None, settings: dict[str, Any], key: dict[str, Any], data: str | None
+) -> Cell:
+    against = teacher_fingerprint(subject.teacher) if kind == "agreement" and subject.teacher else None
+    return Cell(_identify(kind, subject, key, data, against), kind, subject, task, settings, data=data)
+
+
+def _finetuning(
+    suite: Suite, subject: Subject, label: str, known: TaskData, lr: float, batch_size: int, seed: int
+) -> Cell:
+    recipe = finetuning_recipe(suite, subject, known.task, lr, batch_size, seed)
+    key = {**recipe, "student": None, "task": {"max_length": known.task.data.max_length, "metric": known.task.metric}}
+    cell_id = _identify("finetune", subject, key, known.fingerprint)
+    return Cell(cell_id, "finetune", subject, label, recipe, lr, batch_size, seed, known.fingerprint)
+
+
+def finetuning_recipe(
+    suite: Suite, subject: Subject, task: SuiteTask, lr: float, batch_size: int, seed: int
+) -> dict[str, Plain]:
+    """The recipe of a cell, without its place: the student starts from the model and learns the labels."""
+    student: dict[str, Plain] = {"name": subject.component}
+    if subject.role == "random":
+        student["config"] = subject.config()
+    else:
+        student["initialize"] = {"from": subject.source}
+    data = task.data.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    section: dict[str, Plain] = {"name": "sequence_classification", "data": {"tokenizer": subject.source, **data}}
+    if task.metric is not None:
+        section["metric"] = task.metric
+    further = suite.recipe
+    defaults: dict[str, Any] = {
+        "optimizer": {"name": "adamw", "weight_decay": 0.01},
+        "scheduler": {"name": "linear", "warmup": 0.06},
+        "validation": {"every": {"epochs": 1}},
+        "checkpoints": {"every": {"epochs": 1}},
+        "training": {},
+    }
+    sections = {key: _laid_on(defaults.get(key), further.get(key)) for key in {**defaults, **further}}
+    sections["optimizer"] = {**sections["optimizer"], "lr": lr}
+    budget = suite.budget.model_dump(exclude_none=True)
+    sections["training"] = {**sections["training"], "batch_size": batch_size, "budget": budget}
+    imports = {"imports": list(subject.imports)} if subject.imports else {}
+    return {
+        **imports,
+        "seed": seed,
+        "student": student,
+        "task": section,
+        "losses": {"classification": {}},
+        **sections,
+        "tracking": ["jsonl"],
+    }
+
+
+def _laid_on(default: Any, stated: Any) -> Any:
+    """Stated keys before defaults, but for another component than the default's."""
+    if not isinstance(stated, dict) or not isinstance(default, dict):
+        return default if stated is None else stated
+    other = "name" in stated and stated["name"] != default.get("name", stated["name"])
+    return dict(stated) if other else {**default, **stated}
+
+
+def _identify(
+    kind: Kind, subject: Subject, key: Mapping[str, Any], data: str | None, against: str | None = None
+) -> str:
+    whole = {
+        "kind": kind,
+        "model": subject.sha256,
+        "random": subject.role == "random",
+        "settings": key,
+        "data": data,
+        "against": against,
+        "kdcore": metadata.version("kdcore"),
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:_ID_LENGTH]

@@ -1,0 +1,276 @@
+"""Runs side by side: groups of runs, their scores, their losses on the way, and what is odd about comparing them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcore.evaluation.results import Row
+from kdcore.evaluation.runs import MISSING, Run, check_keys
+from kdcore.evaluation.scores import Column, Labels, Measurement, Score, Table, by_model, chances, make_table, summary
+from kdcore.evaluation.scores import measurements as measurements_of
+
+_REFERENCES = ("teacher", "random", "model")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A loss at a moment of training; seconds are None where the run did not note them."""
+
+    step: int
+    seconds: float | None
+    loss: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses of one run.
+
+    Attributes:
+        run: its name.
+        group: its place in the comparison.
+        training: the objective on training text, smoothed over the steps between two rows of metrics.
+        held_out: the objective on held-out text.
+    """
+
+    run: str
+    group: Labels
+    training: list[Point]
+    held_out: list[Point]
+
+
+@dataclass
+class Comparison:
+    """Everything that tables and the page show.
+
+    Attributes:
+        runs: the runs.
+        by: keys that make the groups.
+        over: key whose values are repetitions.
+        table: scores at the end of each run.
+        curves: losses of each run, by method: only those of one method can be compared.
+        budget: score of each group by the share of the budget at which its students were exported.
+        primary: the column that is plotted; None if nothing was scored.
+        remarks: what readers have to know.
+        rows: the result rows that went in.
+    """
+
+    runs: list[Run]
+    by: Labels
+    over: str
+    table: Table
+    curves: dict[str, list[Curve]]
+    budget: dict[Labels, dict[float, Score]]
+    primary: Column | None
+    remarks: list[str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The result rows of one evaluation, and the folder that their paths are relative to."""
+
+    folder: Path
+    rows: list[Row]
+
+
+def compare_runs(runs: Sequence[Run], results: Sequence[Results], by: Labels, over: str) -> Comparison:
+    """Put runs side by side.
+
+    Args:
+        runs: the runs.
+        results: evaluations; rows of runs that are not compared are left out.
+        by: keys that make the groups: recipe keys, or `method`, `run`, `seed`, `export`.
+        over: key whose values are repetitions.
+
+    Raises:
+        InputError: a key does not exist.
+    """
+    check_keys(runs, [*by, over])
+    own, others = _rows_of(runs, results)
+    groups: dict[Labels, list[Measurement]] = {_group(run, by, ""): [] for run in runs if "export" not in by}
+    budget: dict[Labels, dict[float, list[Measurement]]] = {}
+    for run in runs:
+        models = by_model(own[run.folder]).values()
+        last = _last(models)
+        for rows in models:
+            found = measurements_of(rows, _repetition(run, over, rows[0]))
+            if rows is last or "export" in by:
+                groups.setdefault(_group(run, by, rows[0].export or ""), []).extend(found)
+            if rows[0].share is not None:
+                shares = budget.setdefault(_group(run, tuple(key for key in by if key != "export"), ""), {})
+                shares.setdefault(rows[0].share, []).extend(found)
+    references: dict[Labels, list[Measurement]] = {}
+    for rows in by_model(others).values():
+        references.setdefault((_reference_name(rows[0]),), []).extend(measurements_of(rows, 0))
+    everything = [row for rows in own.values() for row in rows] + others
+    table = make_table(by, groups, references, _plural(over), chances(everything))
+    primary = _primary(table)
+    return Comparison(
+        runs=list(runs),
+        by=by,
+        over=over,
+        table=table,
+        curves=_curves(runs, tuple(key for key in by if key != "export")),
+        budget=_scores_by_share(budget, primary, over),
+        primary=primary,
+        remarks=[*_run_remarks(runs), *_result_remarks(runs, own, others)],
+        rows=everything,
+    )
+
+
+def _rows_of(runs: Sequence[Run], results: Iterable[Results]) -> tuple[dict[Path, list[Row]], list[Row]]:
+    """Rows of each run, and those of the models beside them in the same evaluations."""
+    own: dict[Path, list[Row]] = {run.folder.resolve(): [] for run in runs}
+    others: list[Row] = []
+    for evaluation in results:
+        found = False
+        for row in evaluation.rows:
+            if row.run is not None:
+                place = Path(os.path.normpath(evaluation.folder / row.run)).resolve()
+                if place in own:
+                    own[place].append(row)
+                    found = True
+        if found or not runs:
+            others += [row for row in evaluation.rows if row.role in _REFERENCES]
+    return {run.folder: own[run.folder.resolve()] for run in runs}, others
+
+
+def _group(run: Run, by: Labels, export: str) -> Labels:
+    return tuple(export if key == "export" else run.label(key) or MISSING for key in by)
+
+
+def _repetition(run: Run, over: str, row: Row) -> str:
+    return (row.export or "") if over == "export" else run.label(over) or run.name
+
+
+def _last(models: Iterable[list[Row]]) -> list[Row] | None:
+    """The rows of a run's best or final student, else of its last."""
+    ranked = sorted(models, key=lambda rows: (rows[0].export == "best", rows[0].share or 0.0))
+    return ranked[-1] if ranked else None
+
+
+def _reference_name(row: Row) -> str:
+    return f"teacher {row.model}" if row.role == "teacher" else row.model
+
+
+def _plural(over: str) -> str:
+    return {"seed": "seeds", "run": "runs", "export": "exports", "method": "methods"}.get(over, f"values of {over}")
+
+
+def _primary(table: Table) -> Column | None:
+    """What is plotted: the average over tasks, else a fine-tuned score, else a probe's."""
+    for kind in ("finetune", "linear", "agreement"):
+        columns = [column for column in table.columns if column.kind == kind]
+        averages = [column for column in columns if column.task == "average"]
+        chosen = [*averages, *(column for column in columns if column.metric != "cosine")]
+        if chosen:
+            return chosen[0]
+    return None
+
+
+def _scores_by_share(
+    budget: Mapping[Labels, Mapping[float, list[Measurement]]], primary: Column | None, over: str
+) -> dict[Labels, dict[float, Score]]:
+    found: dict[Labels, dict[float, Score]] = {}
+    for group, shares in budget.items():
+        for share, values in sorted(shares.items()):
+            own = [one for one in values if one.column == primary]
+            if own:
+                found.setdefault(group, {})[share] = summary(own, _plural(over))
+    return found if any(len(shares) > 1 for shares in found.values()) else {}
+
+
+def _curves(runs: Sequence[Run], by: Labels) -> dict[str, list[Curve]]:
+    found: dict[str, list[Curve]] = {}
+    for run in runs:
+        training, held_out = _points(run, "train/loss"), _points(run, "held_out/loss")
+        if training or held_out:
+            found.setdefault(run.method, []).append(Curve(run.name, _group(run, by, ""), training, held_out))
+    return found
+
+
+def _points(run: Run, metric: str) -> list[Point]:
+    return [
+        Point(int(row["step"]), float(row["seconds"]) if "seconds" in row else None, float(row[metric]))
+        for row in run.metrics
+        if isinstance(row.get(metric), int | float)
+    ]
+
+
+def _run_remarks(runs: Sequence[Run]) -> list[str]:
+    remarks = []
+    unfinished = [run for run in runs if run.state != "finished"]
+    if unfinished:
+        names = ", ".join(f"{run.name} ({run.state})" for run in unfinished)
+        remarks.append(f"Not finished, so that what is shown of them is not their end: {names}.")
+    for what, values in (
+        ("data", {run.name: run.data for run in runs}),
+        ("teachers", {run.name: run.teacher for run in runs}),
+    ):
+        kinds: dict[str, list[str]] = {}
+        for name, value in values.items():
+            if value is not None:
+                kinds.setdefault(value, []).append(name)
+        if len(kinds) > 1:
+            sides = "; ".join(", ".join(names) for names in kinds.values())
+            remarks.append(
+                f"These runs had different {what}, so their differences are not those of methods alone: {sides}."
+            )
+    silent = [run.name for run in runs if not run.metrics]
+    if silent:
+        remarks.append(f"No metrics.jsonl, so no losses are drawn: {', '.join(silent)}.")
+    untimed = [run.name for run in runs if run.metrics and not any("seconds" in row for row in run.metrics)]
+    if untimed:
+        remarks.append(f"No seconds in metrics.jsonl, so they are not drawn against time: {', '.join(untimed)}.")
+    return remarks
+
+
+def _result_remarks(runs: Sequence[Run], own: Mapping[Path, list[Row]], others: Sequence[Row]) -> list[str]:
+    remarks = []
+    everything = [row for rows in own.values() for row in rows] + list(others)
+    without = [run.name for run in runs if not own[run.folder]]
+    if everything and without:
+        remarks.append(f"Not evaluated: {', '.join(without)}.")
+    elif runs and not everything:
+        remarks.append(
+            "None of these runs was evaluated: there are no scores. `kdcore evaluate RUN --on SUITE` makes them."
+        )
+    for task in dict.fromkeys(row.task for row in everything if row.task is not None):
+        rows = [row for row in everything if row.task == task and row.kind == "finetune"]
+        labels = dict.fromkeys(row.labels or "numbers" for row in rows)
+        if len(labels) > 1:
+            remarks.append(f"`{task}` stands for different sets of labels: {'; '.join(labels)}.")
+        elif len({row.data for row in rows}) > 1:
+            remarks.append(f"`{task}` stands for different texts in these results.")
+        if rows and all(row.split != "test" for row in rows):
+            remarks.append(
+                f"`{task}` has no labelled test split: learning rates were chosen on the scores that are shown."
+            )
+    suites = dict.fromkeys(f"{row.suite} ({row.suite_sha256[:8]})" for row in everything)
+    if len(suites) > 1:
+        remarks.append(f"Measured by different suites, or by versions of one: {', '.join(suites)}.")
+    devices = dict.fromkeys(row.device for row in everything if row.metric == "sequences_per_second")
+    if len(devices) > 1:
+        remarks.append(f"Speed was measured on different machines: {'; '.join(devices)}.")
+    remarks += _missing_seeds(own, others)
+    return remarks
+
+
+def _missing_seeds(own: Mapping[Path, list[Row]], others: Sequence[Row]) -> list[str]:
+    rows = [row for found in (*own.values(), others) for row in found if row.kind == "finetune" and row.main]
+    cells: dict[tuple[str, str | None, str], set[tuple[float | None, int | None, int | None]]] = {}
+    for row in rows:
+        place = (row.learning_rate, row.batch_size, row.seed)
+        cells.setdefault((row.model, row.task, row.suite_sha256), set()).add(place)
+    most: dict[tuple[str | None, str], int] = {}
+    for (_, task, suite), places in cells.items():
+        most[task, suite] = max(most.get((task, suite), 0), len(places))
+    behind = [
+        f"{model} on {task} ({len(places)} of {most[task, suite]} fine-tunings)"
+        for (model, task, suite), places in cells.items()
+        if len(places) < most[task, suite]
+    ]
+    return [f"Not all fine-tunings are finished: {', '.join(behind)}."] if behind else []

@@ -1,0 +1,58 @@
+"""Pieces of HTML that the page is made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from html import escape
+
+from kdcore.evaluation.plots import swatch
+from kdcore.evaluation.scores import Column, Score
+
+
+def datum(value: float, text: str) -> str:
+    """A number for people, with the number itself for programs."""
+    return f'<data value="{value!r}">{escape(text)}</data>'
+
+
+def wrapped(text: str) -> str:
+    """A name that may go on in the next line after a `/`, `_` or `-`."""
+    return re.sub(r"([/_-])(?=.)", r"\1<wbr>", escape(text))
+
+
+def score_cell(score: Score | None, column: Column) -> str:
+    """A score with its spread; the best one is marked for eyes and for ears."""
+    if score is None:
+        return '<span class="quiet">-</span>'
+    text = datum(score.mean, column.show(score.mean))
+    if score.best:
+        text = f'<strong class="best">{text} ★<span class="unseen"> best</span></strong>'
+    if score.deviation:
+        deviation = datum(score.deviation, column.show(score.deviation))
+        text += f' <span class="spread">± {deviation} ({datum(score.count, str(score.count))})</span>'
+    return text
+
+
+def region(label: str, inside: str) -> str:
+    """What may be wider than the screen; it can be scrolled with the keyboard."""
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{inside}</div>\n'
+
+
+def table_of(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[int] = (), caption: str = ""
+) -> str:
+    """A table; cells of `rows` are HTML already, the first of each is its header."""
+    kinds = [' class="number"' if index in numbers else "" for index in range(len(head))]
+    top = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for text, kind in zip(head, kinds, strict=True))
+    lines = []
+    for first, *rest in rows:
+        cells = "".join(f"<td{kind}>{text}</td>" for text, kind in zip(rest, kinds[1:], strict=True))
+        lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
+    above = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f"<table>{above}<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def legend(entries: Sequence[tuple[str, int]], *, line: bool = True) -> str:
+    """What is which in a plot."""
+    items = "".join(f"<li>{swatch(style, line=line)}{escape(label)}</li>" for label, style in entries)
+    return f'<ul class="legend">{items}</ul>'

@@ -1,0 +1,48 @@
+"""Memory in use beyond what a process held at first, at its peak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_FORGET_PEAK = Path("/proc/self/clear_refs")
+
+
+class PeakMemory:
+    """Measures from its construction on: bytes of the device on a GPU, resident bytes of the process on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = self._now()
+
+    def reset(self) -> None:
+        """Forget the peak so far, such as that of loading a model."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            try:
+                _FORGET_PEAK.write_text("5", encoding="ascii")
+            except OSError:
+                self._before = None  # the peak would be that of loading
+
+    def peak(self) -> int | None:
+        """Bytes at the peak; None where it cannot be measured."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        most = _resident("VmHWM")
+        return None if most is None or self._before is None else max(0, most - self._before)
+
+    def _now(self) -> int | None:
+        return 0 if self._device.type == "cuda" else _resident("VmRSS")
+
+
+def _resident(key: str) -> int | None:
+    """A line of Linux's account of this process, in bytes."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = [line.split()[1] for line in lines if line.startswith(f"{key}:")]
+    return int(kilobytes[0]) * 1024 if kilobytes else None

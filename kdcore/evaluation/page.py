@@ -1,0 +1,180 @@
+"""The comparison as one HTML page that needs nothing else: no network, no script, no further file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+
+from kdcore.evaluation.comparison import Comparison
+from kdcore.evaluation.figures import budget_section, cost_section, loss_section
+from kdcore.evaluation.markup import datum, region, score_cell, table_of, wrapped
+from kdcore.evaluation.scores import Column, Labels, Score, Table
+from kdcore.evaluation.tables import NOTE
+from kdcore.recipe.yaml import dump_yaml
+
+
+def page(comparison: Comparison) -> str:
+    """The whole page."""
+    styles = {labels: number for number, labels in enumerate(groups_of(comparison))}
+    sections = [
+        ("scores", "Scores", _scores(comparison)),
+        ("loss", "Loss on the way", loss_section(comparison, styles)),
+        ("budget", "Score by share of the budget", budget_section(comparison, styles)),
+        ("cost", "Score by size and speed", cost_section(comparison, styles)),
+        ("runs", "Runs", _runs(comparison)),
+        ("repeat", "How to get this again", _repeat(comparison)),
+    ]
+    shown = [(name, title, body) for name, title, body in sections if body]
+    title = f"kdcore: {len(comparison.runs)} runs compared by {', '.join(comparison.by)}"
+    css = resources.files("kdcore.evaluation").joinpath("page.css").read_text(encoding="utf-8")
+    links = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text, _ in shown)
+    body = "".join(
+        f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(text)}</h2>\n{part}</section>\n'
+        for name, text, part in shown
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # Without an icon of its own a browser asks the server for one.
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
+        f"<header><h1>{escape(_heading(comparison))}</h1>{_lead(comparison)}</header>\n"
+        f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav>\n'
+        f"<main>\n{_remarks(comparison.remarks)}{body}</main>\n</body>\n</html>\n"
+    )
+
+
+def groups_of(comparison: Comparison) -> list[Labels]:
+    """Every group that is drawn, in the order of their styles."""
+    curves = (curve.group for own in comparison.curves.values() for curve in own)
+    return list(dict.fromkeys([*comparison.table.groups, *comparison.budget, *curves, *comparison.table.references]))
+
+
+def _heading(comparison: Comparison) -> str:
+    count = len(comparison.table.groups)
+    groups = f"{count} groups" if count != 1 else "one group"
+    return f"{len(comparison.runs)} runs, {groups} by {', '.join(comparison.by)}"
+
+
+def _lead(comparison: Comparison) -> str:
+    suites = ", ".join(dict.fromkeys(row.suite for row in comparison.rows)) or "nothing yet"
+    over = escape(comparison.over)
+    return f'<p class="quiet">Repeated over {over}. Measured by: {escape(suites)}. Made by kdcore compare.</p>'
+
+
+def _remarks(remarks: Sequence[str]) -> str:
+    if not remarks:
+        return ""
+    items = "".join(f"<li>{escape(remark)}</li>" for remark in remarks)
+    return f'<aside class="remarks" aria-label="Remarks"><strong>Before you compare</strong><ul>{items}</ul></aside>\n'
+
+
+def _scores(comparison: Comparison) -> str:
+    table = comparison.table
+    if not table.columns:
+        return "<p>Nothing was scored.</p>"
+    head = "".join(f'<th scope="col">{escape(key)}</th>' for key in table.keys)
+    head += "".join(f'<th scope="col" class="number">{escape(column.title)}</th>' for column in table.columns)
+    parts = [f"<tbody>{_rows(table, table.groups)}</tbody>"]
+    if table.references:
+        parts.append(f'<tbody class="references">{_rows(table, table.references)}</tbody>')
+    whole = f"<table><thead><tr>{head}</tr></thead>{''.join(parts)}</table>"
+    chance = "".join(
+        f"<li>{escape(column.title)}: always saying the most frequent class gives {datum(share, f'{share:.3f}')}</li>"
+        for column, share in table.chance.items()
+        if column in table.columns
+    )
+    units = dict.fromkeys(
+        score.unit
+        for scores in (*table.groups.values(), *table.references.values())
+        for score in scores.values()
+        if score.deviation is not None
+    )
+    notes = [NOTE]
+    if units:
+        notes.append(f"In brackets: how many {' or '.join(units)}.")
+    if table.references:
+        notes.append("Below the line: models measured beside them, which take no part.")
+    below = f"<ul>{chance}</ul>" if chance else ""
+    return f'{region("Scores", whole)}{below}<p class="quiet">{escape(" ".join(notes))}</p>'
+
+
+def _rows(table: Table, groups: Mapping[Labels, Mapping[Column, Score]]) -> str:
+    lines = []
+    for labels, scores in groups.items():
+        span = len(table.keys) - len(labels) + 1
+        first = f'<th scope="row"{f" colspan={span}" if span > 1 else ""}>{wrapped(labels[0])}</th>'
+        rest = "".join(f"<td>{wrapped(label)}</td>" for label in labels[1:])
+        cells = "".join(f'<td class="number">{score_cell(scores.get(column), column)}</td>' for column in table.columns)
+        lines.append(f"<tr>{first}{rest}{cells}</tr>")
+    return "".join(lines)
+
+
+def _runs(comparison: Comparison) -> str:
+    keys = [
+        key
+        for key in dict.fromkeys([*comparison.by, comparison.over, "seed", "method"])
+        if key not in ("run", "export")
+    ]
+    head = ["run", "state", "steps", "minutes", *keys, "data", "teacher"]
+    body = []
+    for run in comparison.runs:
+        steps = max((int(row["step"]) for row in run.metrics), default=None)
+        seconds = max((float(row["seconds"]) for row in run.metrics if "seconds" in row), default=None)
+        body.append(
+            [
+                wrapped(run.name),
+                escape(run.state),
+                "-" if steps is None else datum(steps, f"{steps:,}"),
+                "-" if seconds is None else datum(seconds, f"{seconds / 60:.1f}"),
+                *(wrapped(run.label(key) or "-") for key in keys),
+                escape((run.data or "-")[:8]),
+                escape((run.teacher or "-")[:8]),
+            ]
+        )
+    note = '<p class="quiet">Data and teacher: the first digits of their fingerprints; equal ones are the same.</p>'
+    return region("Runs", table_of(head, body, numbers={2, 3})) + note
+
+
+def _repeat(comparison: Comparison) -> str:
+    suites = list(dict.fromkeys(row.suite for row in comparison.rows))
+    versions: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        for name, version in json.loads(row.versions).items():
+            if version not in versions.setdefault(name, []):
+                versions[name].append(version)
+    packages = ", ".join(f"{name} {' and '.join(found)}" for name, found in sorted(versions.items()))
+    lines = [
+        "kdcore-train RECIPE.yaml",
+        *(f"kdcore evaluate RUNS --on SUITE.yaml    # {suite}" for suite in suites),
+        f"kdcore compare RUNS --by {','.join(comparison.by)} --over {comparison.over} --html page.html",
+    ]
+    grid = _grid(comparison)
+    recipes = "".join(
+        f"<details><summary>Recipe of {wrapped(run.name)}</summary><pre>{escape(dump_yaml(run.stated))}</pre></details>"
+        for run in comparison.runs
+    )
+    return (
+        f"<pre>{escape(chr(10).join(lines))}</pre>"
+        + (f"<p>{escape(grid)}</p>" if grid else "")
+        + (f'<p class="quiet">Versions: {escape(packages)}.</p>' if packages else "")
+        + recipes
+    )
+
+
+def _grid(comparison: Comparison) -> str:
+    rows = [row for row in comparison.rows if row.kind == "finetune"]
+    if not rows:
+        return ""
+
+    def values(found: Iterable[object]) -> str:
+        return ", ".join(str(value) for value in sorted(set(found), key=str))
+
+    return (
+        f"Fine-tuned with learning rates {values(f'{row.learning_rate:g}' for row in rows)}, "
+        f"batch sizes {values(row.batch_size for row in rows)} and seeds {values(row.seed for row in rows)}; of each "
+        "model and task those are shown that score best on the validation split. "
+        "Every cell's recipe stands in its result row."
+    )

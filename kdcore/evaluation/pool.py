@@ -1,0 +1,123 @@
+"""Several commands at a time on one machine, which end with the process that has started them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_POLL_SECONDS = 0.1
+_GRACE_SECONDS = 20.0
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command to run.
+
+    Attributes:
+        name: names it to the caller.
+        arguments: of this Python, such as `-m kdcore train ...`.
+        log: file that gets what it prints.
+        environment: variables of its own.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_jobs(jobs: Sequence[Job], slots: int, ended: Callable[[Job, int], bool]) -> None:
+    """Run all jobs, `slots` at a time.
+
+    However this process ends, even by SIGKILL, what it has started ends too (on Linux). Interrupted, it asks them to
+    stop, so that training saves its state, and waits for them.
+
+    Args:
+        jobs: the jobs, in the order in which they are started.
+        slots: how many run at once.
+        ended: called with each job that has ended and its exit code (128 and a signal's number, if one ended it); if
+            it gives False no further job is started.
+    """
+    waiting = list(jobs)
+    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    devices = _devices()
+    try:
+        while waiting or running:
+            for slot in range(slots):
+                if waiting and slot not in running:
+                    job = waiting.pop(0)
+                    running[slot] = (job, _start(job, slots, devices[slot % len(devices)] if devices else None))
+            time.sleep(_POLL_SECONDS)
+            for slot, (job, process) in list(running.items()):
+                code = process.poll()
+                if code is not None:
+                    del running[slot]
+                    if not ended(job, code if code >= 0 else 128 - code):
+                        waiting.clear()
+    finally:
+        _stop([process for _, process in running.values()])
+
+
+def _start(job: Job, slots: int, device: str | None) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, **job.environment}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, _processors() // slots)))
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, *job.arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent is gone."""
+    if _libc is not None:
+        _libc.prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _devices() -> list[str]:
+    """GPUs that are to be shared out; none on a machine without."""
+    stated = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if stated is not None:
+        return [part for part in stated.split(",") if part.strip() not in ("", "-1")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(index) for index, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]

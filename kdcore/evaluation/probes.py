@@ -1,0 +1,236 @@
+"""Probes: what can be measured of an encoder without training it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+
+from kdcore.data.labelled import LabelledTexts, read_labelled
+from kdcore.data.labelled_tokens import TokenizedTexts, tokenize
+from kdcore.data.shards import PreparedData
+from kdcore.data.tokenizers import load_tokenizer
+from kdcore.evaluation.agreement import compare
+from kdcore.evaluation.memory import PeakMemory
+from kdcore.evaluation.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
+from kdcore.tasks.masked_lm import MaskedLM, open_data
+from kdcore.tasks.metrics import metrics_of
+
+_BATCH = 32
+_WARM_UP, _FEWEST, _MOST, _SECONDS = 2, 5, 50, 3.0
+_ITERATIONS = 1000
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+Outcome = dict[str, Any]
+
+
+def cost(source: str, probe: CostProbe) -> Outcome:
+    """Parameters of the encoder (without heads), bytes of its files of weights, speed and memory of inference.
+
+    The speed is the median over passes; the memory is the most that was in use during them beyond what the process
+    held before the model was loaded: weights and activations.
+    """
+    device = _device()
+    memory = PeakMemory(device)
+    model = _load(source).to(device)
+    longest = min(probe.sequence_length, _positions(model))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.config.vocab_size, (probe.batch_size, longest), generator=generator).to(device)
+    with torch.inference_mode():
+        for _ in range(_WARM_UP):
+            model(input_ids=tokens)
+        memory.reset()
+        seconds: list[float] = []
+        while len(seconds) < _FEWEST or (sum(seconds) < _SECONDS and len(seconds) < _MOST):
+            _wait(device)
+            began = time.perf_counter()
+            model(input_ids=tokens)
+            _wait(device)
+            seconds.append(time.perf_counter() - began)
+    peak = memory.peak()
+    folder = Path(source)
+    size = sum(path.stat().st_size for pattern in _WEIGHTS for path in folder.glob(pattern))
+    measured = [
+        _measured("parameters", sum(parameter.numel() for parameter in model.parameters()), higher=False),
+        _measured("bytes_on_disk", size, higher=False),
+        _measured("sequences_per_second", probe.batch_size / float(np.median(seconds)), examples=len(seconds)),
+    ]
+    if peak is not None:
+        measured.append(_measured("memory_bytes", peak, higher=False))
+    return {"measured": measured, "device": device_name(device)}
+
+
+def masked_lm(source: str, probe: MaskedLMProbe, cache: Path) -> Outcome:
+    """Cross entropy in nats a masked token, the same masks for every model."""
+    task = MaskedLM(MaskedLM.Config(data=probe.data), 0, cache)
+    refusal = _other_vocabulary(source, task.data)
+    model, report = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    if report["missing_keys"]:
+        return {"skipped": "it has no masked-LM head"}
+    if refusal is not None:
+        return {"skipped": refusal}
+    device = _device()
+    model = model.to(device).eval()
+    count = min(probe.sequences, task.num_samples("held_out"))
+    if not count:
+        return {"skipped": f"{task.data.folder} has no held-out text"}
+    total, predicted = 0.0, 0
+    with torch.inference_mode():
+        for start in range(0, count, _BATCH):
+            samples = np.arange(start, min(start + _BATCH, count))
+            batch = task.batch("held_out", samples, np.zeros_like(samples)).to(device)
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            rows = logits.flatten(0, 1)[batch.masked_index]
+            total += float(cross_entropy(rows.double(), batch.masked_labels, reduction="sum"))
+            predicted += len(batch.masked_labels)
+    if not predicted:
+        return {"skipped": "no token of the held-out text is masked"}
+    loss = _measured("masked_lm_loss", total / predicted, higher=False, split="held_out", examples=predicted)
+    return {"measured": [loss], "device": device_name(device)}
+
+
+def agreement(source: str, teacher: str, probe: AgreementProbe, cache: Path) -> Outcome:
+    """How alike the embeddings of held-out text are to the teacher's."""
+    data = open_data(probe.data, cache)
+    for model in (teacher, source):
+        refusal = _other_vocabulary(model, data)
+        if refusal is not None:
+            return {"skipped": refusal}
+    held_out = data.split("held_out")
+    if len(held_out) < 2:
+        return {"skipped": f"{data.folder} has less than two sequences of held-out text"}
+    rows, lengths = held_out.rows(np.arange(min(len(held_out), probe.sequences)))
+    found = compare(_load(teacher), _load(source), rows, lengths, probe.neighbours)
+    values = {"cosine": found.cosine, "rank_correlation": found.rank_correlation, "same_neighbours": found.neighbours}
+    measured = [
+        _measured(name, value, split="held_out", examples=found.sequences)
+        for name, value in values.items()
+        if value is not None
+    ]
+    return {"measured": measured, "device": device_name(torch.device("cpu"))}
+
+
+def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
+    """Every metric that fits of a linear model on frozen embeddings, on each part with labels but the training one."""
+    data = task.data
+    tokenizer = load_tokenizer(data.tokenizer or source)
+    model = _load(source)
+    device = _device()
+    model = model.to(device)
+    parts = read_labelled(data, Counter())
+    train = parts[0]
+    if len(train) > probe.texts:
+        train = train.select(np.sort(np.random.default_rng(0).permutation(len(train))[: probe.texts]), train.name)
+    longest = min(data.max_length, _positions(model))
+
+    def embedded(part: LabelledTexts) -> np.ndarray:
+        return embeddings(model, tokenize(tokenizer, part.texts, longest), device)
+
+    fitted = _fit(embedded(train), train.labels, classes=bool(data.classes))
+    measured = []
+    for part in parts[1:]:
+        if part.labels is not None:
+            outputs = _outputs(fitted, embedded(part), len(data.classes))
+            measured += [
+                _measured(name, value, split=part.name, examples=len(part))
+                for name, value in metrics_of(outputs, part.labels).items()
+            ]
+    return {"measured": measured, "device": device_name(device)}
+
+
+@torch.inference_mode()
+def embeddings(model: PreTrainedModel, texts: TokenizedTexts, device: torch.device) -> np.ndarray:
+    """(n, d) mean over the last hidden states of each text's tokens; texts of like length are computed together."""
+    order = np.argsort(texts.lengths, kind="stable")
+    found: np.ndarray | None = None
+    for start in range(0, len(order), _BATCH):
+        chosen = order[start : start + _BATCH]
+        ids, lengths, types = texts.rows(chosen)
+        mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None]).to(device)
+        extra: dict[str, Tensor] = {}
+        if types is not None and getattr(model.config, "type_vocab_size", 0) > 1:
+            extra["token_type_ids"] = torch.from_numpy(types).to(device)
+        states = model(
+            input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long(), **extra
+        ).last_hidden_state
+        pooled = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).float().cpu().numpy()
+        if found is None:
+            found = np.empty((len(order), pooled.shape[1]), dtype=np.float32)
+        found[chosen] = pooled
+    assert found is not None
+    return found
+
+
+def _fit(features: np.ndarray, labels: np.ndarray | None, *, classes: bool) -> Any:
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = LogisticRegression(max_iter=_ITERATIONS) if classes else Ridge()
+    return make_pipeline(StandardScaler(), model).fit(features, labels)
+
+
+def _outputs(fitted: Any, features: np.ndarray, classes: int) -> np.ndarray:
+    """(n, C) log probabilities, very low for classes that were not among the texts it was fitted on; or (n, 1)."""
+    if not classes:
+        return np.asarray(fitted.predict(features), dtype=np.float64)[:, None]
+    outputs = np.full((len(features), classes), -np.inf)
+    outputs[:, fitted.classes_] = fitted.predict_log_proba(features)
+    return outputs
+
+
+def device_name(device: torch.device) -> str:
+    """What a measurement ran on, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or os.uname().machine
+
+
+def _measured(
+    metric: str, value: float, *, higher: bool = True, split: str | None = None, examples: int | None = None
+) -> dict[str, Any]:
+    return {"metric": metric, "value": value, "higher_is_better": higher, "split": split, "examples": examples}
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _load(source: str) -> PreTrainedModel:
+    return AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """Tokens of the longest sequence; RoBERTa's relatives count positions from their padding id on."""
+    positions = int(getattr(model.config, "max_position_embeddings", 512))
+    offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+    return positions - offset - 1 if isinstance(offset, int) and offset else positions
+
+
+def _other_vocabulary(source: str, data: PreparedData) -> str | None:
+    """Why a model cannot read prepared data, if it cannot."""
+    own, theirs = load_tokenizer(source).get_vocab(), load_tokenizer(str(data.tokenizer_folder)).get_vocab()
+    return None if own == theirs else f"the text in {data.folder} was prepared with another tokenizer than {source} has"

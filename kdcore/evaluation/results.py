@@ -1,0 +1,157 @@
+"""Result rows: one a model, task, cell and metric, in Parquet and as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from kdcore.errors import DataError
+
+JSON_LINES = "results.jsonl"
+PARQUET = "results.parquet"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number, and everything that is needed to get it again.
+
+    Attributes:
+        model: name of the model, as tables call it.
+        role: `student`, `teacher`, `random` or `model`.
+        source: where its weights are: relative to the folder of the results, or a hub name.
+        model_sha256: over weights, configuration and tokenizer.
+        run: folder of the run that exported it, relative to the folder of the results.
+        export: which of the run's exports.
+        share: of the run's budget at which it was exported; 1 at the end.
+        suite: name of the suite.
+        suite_sha256: over its resolved content.
+        cell: id of the measurement.
+        kind: `finetune`, or which probe.
+        task: label of the task; None for probes without one.
+        split: part of the labelled texts, such as `validation` or `test`; `held_out` for text.
+        metric: what was measured.
+        main: whether it is the metric by which models are compared on this task.
+        value: the number.
+        higher_is_better: whether more of it is better.
+        chance: share of the most frequent class in that part, for classes.
+        examples: how many texts or sequences it is about.
+        learning_rate, batch_size, seed: of the fine-tuning.
+        seconds: that the cell took.
+        data: fingerprint of what was read.
+        labels: classes in the order of the outputs, joined by commas; empty for numbers.
+        recipe: the whole recipe of the fine-tuning, or the settings of the probe, as JSON.
+        versions: of Python and packages, as JSON.
+        device: what it was measured on.
+        finished: when, in UTC.
+    """
+
+    model: str
+    role: str
+    source: str
+    model_sha256: str
+    run: str | None
+    export: str | None
+    share: float | None
+    suite: str
+    suite_sha256: str
+    cell: str
+    kind: str
+    task: str | None
+    split: str | None
+    metric: str
+    main: bool
+    value: float
+    higher_is_better: bool
+    chance: float | None
+    examples: int | None
+    learning_rate: float | None
+    batch_size: int | None
+    seed: int | None
+    seconds: float
+    data: str | None
+    labels: str | None
+    recipe: str
+    versions: str
+    device: str
+    finished: str
+
+    @property
+    def identity(self) -> tuple[str, str, str | None, str]:
+        """Whose number it is: role, name, run (or source) and its fingerprint."""
+        return (self.role, self.model, self.run or self.source, self.model_sha256)
+
+
+def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+    """Write both files, each whole or not at all."""
+    import pyarrow
+    from pyarrow import parquet
+
+    lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
+    _replace(folder / JSON_LINES, lines.encode())
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Row)}
+    schema = pyarrow.schema([(name, _arrow_type(hint)) for name, hint in get_type_hints(Row).items()])
+    staging = folder / f".staging-{PARQUET}"
+    parquet.write_table(pyarrow.table(columns, schema=schema), staging)
+    os.replace(staging, folder / PARQUET)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of an evaluation's folder; none if there are no results yet.
+
+    Raises:
+        DataError: the file is damaged or of another kdcore.
+    """
+    path = folder / JSON_LINES
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"this is no row of results ({error})",
+                where=f"{path}:{number}",
+                hint="remove the file: `kdcore evaluate` writes it again from the cells that are finished",
+            ) from error
+    return rows
+
+
+def merged_rows(before: Iterable[Row], now: Sequence[Row], measured: Iterable[tuple[str, str]]) -> list[Row]:
+    """Earlier rows of other models, then today's.
+
+    Args:
+        before: rows that are there.
+        now: rows of the models that were measured now.
+        measured: role and source of each of those models.
+    """
+    again = set(measured)
+    return [*(row for row in before if (row.role, row.source) not in again), *now]
+
+
+def relative(path: str | Path, folder: Path) -> str:
+    """A path as rows hold it: evaluations and runs can be moved together."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _arrow_type(hint: Any) -> Any:
+    import pyarrow
+
+    types: Mapping[type, Any] = {
+        str: pyarrow.string(),
+        float: pyarrow.float64(),
+        int: pyarrow.int64(),
+        bool: pyarrow.bool_(),
+    }
+    plain = [one for one in get_args(hint) if one is not type(None)]
+    return types[plain[0] if plain else hint]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    staging = path.with_name(f".staging-{path.name}")
+    staging.write_bytes(content)
+    os.replace(staging, path)

@@ -1,0 +1,269 @@
+"""From result rows to means and spreads."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kdcore.evaluation.results import Row
+
+Labels = tuple[str, ...]
+
+_PROBE_TITLES = {
+    "cosine": "cosine to the teacher",
+    "rank_correlation": "similarities, rank correlation",
+    "same_neighbours": "nearest neighbours shared",
+    "masked_lm_loss": "masked-LM loss",
+    "parameters": "parameters",
+    "bytes_on_disk": "size on disk",
+    "sequences_per_second": "speed",
+    "memory_bytes": "memory",
+}
+_KINDS = ("finetune", "linear", "agreement", "masked_lm", "cost")
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is compared.
+
+    Attributes:
+        kind: `finetune`, or which probe.
+        task: label of the task; empty for probes without one.
+        part: empty, or what tells a second part of a split from the first, such as `mismatched`.
+        split: `test` where it has labels, else `validation`; empty for probes without one.
+        metric: its name in result rows.
+        higher_is_better: whether more of it is better.
+    """
+
+    kind: str
+    task: str
+    part: str
+    split: str
+    metric: str
+    higher_is_better: bool
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        if self.kind in ("finetune", "linear"):
+            words = [self.task, self.part, self.metric, "(linear probe)" if self.kind == "linear" else ""]
+            return " ".join(word for word in words if word)
+        return _PROBE_TITLES.get(self.metric, self.metric)
+
+    def show(self, value: float) -> str:
+        """A value of this column, for people."""
+        if self.metric == "parameters":
+            return f"{value / 1e6:.2f} M"
+        if self.metric in ("bytes_on_disk", "memory_bytes"):
+            return f"{value / 1e6:.1f} MB"
+        if self.metric == "sequences_per_second":
+            return f"{value:.1f}/s"
+        return f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over repetitions.
+
+    Attributes:
+        mean: of them.
+        deviation: their sample standard deviation; None for a single one.
+        count: how many.
+        unit: what was repeated.
+        best: whether it is better than every other by more than their spread.
+    """
+
+    mean: float
+    deviation: float | None
+    count: int
+    unit: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One value that counts.
+
+    Attributes:
+        column: what it is of.
+        repetition: what it is averaged over, such as a seed of distillation.
+        value: the number.
+    """
+
+    column: Column
+    repetition: Hashable
+    value: float
+
+
+@dataclass
+class Table:
+    """Scores of groups.
+
+    Attributes:
+        keys: names of the labels of a group.
+        columns: what is compared.
+        groups: scores of each group by column; those that were not measured are missing.
+        references: the same for models that are measured beside them and take no part in the comparison.
+        chance: share of the most frequent class, for columns that are accuracies.
+    """
+
+    keys: Labels
+    columns: list[Column]
+    groups: dict[Labels, dict[Column, Score]]
+    references: dict[Labels, dict[Column, Score]] = field(default_factory=dict)
+    chance: dict[Column, float] = field(default_factory=dict)
+
+
+def score_table(rows: Sequence[Row]) -> Table:
+    """Each model on its own, its spread being that of fine-tuning with several seeds."""
+    groups: dict[Labels, list[Measurement]] = {}
+    references: dict[Labels, list[Measurement]] = {}
+    for own in by_model(rows).values():
+        target = references if own[0].role in ("teacher", "random") else groups
+        target.setdefault((own[0].model,), []).extend(measurements(own, 0))
+    return make_table(("model",), groups, references, "runs", chances(rows))
+
+
+def by_model(rows: Iterable[Row]) -> dict[tuple[str, str, str | None, str], list[Row]]:
+    """Rows of each model."""
+    found: dict[tuple[str, str, str | None, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.identity, []).append(row)
+    return found
+
+
+def measurements(rows: Sequence[Row], repetition: Hashable) -> list[Measurement]:
+    """What counts of the rows of one model: those with the learning rate and batch size that validation prefers.
+
+    Scores are those of the test split where its labels are known, else of the validation split.
+    """
+    found = []
+    for kind, task in dict.fromkeys((row.kind, row.task) for row in rows):
+        own = [row for row in rows if (row.kind, row.task) == (kind, task)]
+        if kind == "finetune":
+            chosen = _preferred(own)
+            own = [row for row in own if (row.learning_rate, row.batch_size) == chosen]
+        split = reported_split(own)
+        for row in own:
+            if not row.main or (split is not None and not (row.split or "").startswith(split)):
+                continue
+            part = (row.split or "")[len(split or "") :].strip("_") if split else ""
+            column = Column(kind, task or "", part, split or "", row.metric, row.higher_is_better)
+            found.append(Measurement(column, (repetition, row.seed), row.value))
+    return [*found, *_averages(found)]
+
+
+def _averages(values: Sequence[Measurement]) -> list[Measurement]:
+    """Mean over the tasks of each repetition that has been fine-tuned on all of them."""
+    own = [one for one in values if one.column.kind == "finetune" and not one.column.part]
+    tasks = {one.column.task for one in own}
+    if len(tasks) < 2:
+        return []
+    column = Column("finetune", "average", "", "", "score", True)
+    by_repetition: dict[Hashable, dict[str, float]] = {}
+    for one in own:
+        by_repetition.setdefault(one.repetition, {})[one.column.task] = one.value
+    return [
+        Measurement(column, repetition, statistics.fmean(scores.values()))
+        for repetition, scores in by_repetition.items()
+        if scores.keys() == tasks
+    ]
+
+
+def reported_split(rows: Sequence[Row]) -> str | None:
+    """`test` if there are scores of it, else `validation`; None of probes that have no labelled texts."""
+    splits = {row.split for row in rows if row.split is not None and row.kind in ("finetune", "linear")}
+    return "test" if "test" in splits else "validation" if "validation" in splits else None
+
+
+def _preferred(rows: Sequence[Row]) -> tuple[float | None, int | None]:
+    """The learning rate and batch size whose mean over seeds is best on the validation split."""
+    scores: dict[tuple[float | None, int | None], list[float]] = {}
+    for row in rows:
+        if row.main and row.split == "validation":
+            scores.setdefault((row.learning_rate, row.batch_size), []).append(row.value)
+    most = max(map(len, scores.values()), default=0)
+    whole = {place: statistics.fmean(values) for place, values in scores.items() if len(values) == most}
+    return max(whole, key=whole.__getitem__) if whole else (None, None)
+
+
+def chances(rows: Iterable[Row]) -> dict[Column, float]:
+    """Share of the most frequent class in what accuracies are reported of."""
+    found = {}
+    for own in by_model(rows).values():
+        for one in measurements(own, 0):
+            column = one.column
+            split = "_".join(word for word in (column.split, column.part) if word)
+            for row in own:
+                if column.metric == "accuracy" and (row.kind, row.task or "", row.split) == (
+                    column.kind,
+                    column.task,
+                    split,
+                ):
+                    found[column] = row.chance or 0.0
+    return found
+
+
+def make_table(
+    keys: Labels,
+    groups: Mapping[Labels, Sequence[Measurement]],
+    references: Mapping[Labels, Sequence[Measurement]],
+    over: str,
+    chance: Mapping[Column, float],
+) -> Table:
+    """Means of groups, the best ones marked."""
+    everything = [*groups.values(), *references.values()]
+    columns = list(dict.fromkeys(one.column for own in everything for one in own))
+    columns.sort(key=lambda column: _KINDS.index(column.kind) if column.kind in _KINDS else len(_KINDS))
+    table = Table(
+        keys,
+        columns,
+        {labels: _scores(own, over) for labels, own in groups.items()},
+        {labels: _scores(own, over) for labels, own in references.items()},
+        dict(chance),
+    )
+    for column in columns:
+        _mark_best(table.groups, column)
+    return table
+
+
+def _scores(values: Sequence[Measurement], over: str) -> dict[Column, Score]:
+    columns = dict.fromkeys(one.column for one in values)
+    return {column: summary([one for one in values if one.column == column], over) for column in columns}
+
+
+def summary(values: Sequence[Measurement], over: str) -> Score:
+    """Mean and deviation over repetitions; of a single one, over the seeds of its fine-tuning.
+
+    A repetition counts once, however often it was fine-tuned.
+    """
+    by_repetition: dict[Hashable, list[float]] = {}
+    for one in values:
+        outer = one.repetition[0] if isinstance(one.repetition, tuple) else one.repetition
+        by_repetition.setdefault(outer, []).append(one.value)
+    means = [statistics.fmean(own) for own in by_repetition.values()]
+    unit = over
+    if len(means) == 1 and values[0].column.kind == "finetune":
+        means, unit = next(iter(by_repetition.values())), "fine-tunings"
+    deviation = statistics.stdev(means) if len(means) > 1 else None
+    return Score(statistics.fmean(means), deviation, len(means), unit)
+
+
+def _mark_best(groups: dict[Labels, dict[Column, Score]], column: Column) -> None:
+    scored = {labels: scores[column] for labels, scores in groups.items() if column in scores}
+    if len(scored) < 2:
+        return
+    sign = 1.0 if column.higher_is_better else -1.0
+    best = max(scored, key=lambda labels: sign * scored[labels].mean)
+    if all(_clearly(scored[best], other) for labels, other in scored.items() if labels != best):
+        found = scored[best]
+        groups[best][column] = Score(found.mean, found.deviation, found.count, found.unit, best=True)
+
+
+def _clearly(best: Score, other: Score) -> bool:
+    """Whether two means differ by more than the standard deviation of a difference of two repetitions."""
+    if best.deviation is None or other.deviation is None:
+        return False
+    return abs(best.mean - other.mean) > math.hypot(best.deviation, other.deviation)

@@ -1,0 +1,281 @@
+"""What is evaluated: exports of runs, model folders, models of a hub, and what they are measured against."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from kdcore.data.files import sha256_of_file
+from kdcore.errors import DataError, InputError
+from kdcore.evaluation.suite import Reference
+from kdcore.recipe.loading import load_recipe
+from kdcore.recipe.paths import resolve_path
+
+Role = Literal["student", "teacher", "random", "model"]
+
+_MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
+_BUDGET = re.compile(r"budget-(\d*\.?\d+)")
+_NOT_SIZES = (
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "_name_or_path",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure.
+
+    Attributes:
+        name: how tables call it.
+        role: `student` of a run, `teacher` of one, `random` weights of a student's architecture, or another `model`.
+        source: folder of its weights; for random weights that of the student whose architecture it has.
+        given: how the source was given: the folder, or the name on a hub.
+        component: name of the kdcore model that reads it.
+        imports: files that register that model, if it is not installed.
+        run: folder of the run that exported it.
+        export: name of the export, such as `final` or `budget-0.5`.
+        teacher: folder or hub name of the run's teacher.
+        sha256: over its weights, configuration and tokenizer; over the last two where weights are random.
+    """
+
+    name: str
+    role: Role
+    source: str
+    given: str
+    component: str
+    imports: tuple[str, ...]
+    run: Path | None
+    export: str | None
+    teacher: str | None
+    sha256: str
+
+    @property
+    def share(self) -> float | None:
+        """Share of the run's budget at which it was exported; 1 at the end, None if it is not known."""
+        match = _BUDGET.fullmatch(self.export or "")
+        return float(match[1]) if match else 1.0 if self.export == "final" else None
+
+    def config(self) -> dict[str, Any]:
+        """The configuration's sizes, from which the same architecture can be made with random weights."""
+        stated: dict[str, Any] = json.loads((Path(self.source) / "config.json").read_text(encoding="utf-8"))
+        known = _known_keys(str(stated.get("model_type"))) or stated.keys()
+        return {
+            key: value
+            for key, value in stated.items()
+            if key == "model_type" or (key in known and key not in _NOT_SIZES and value is not None)
+        }
+
+
+@cache
+def _known_keys(model_type: str) -> frozenset[str] | None:
+    """Keys of a configuration of transformers; files often hold others. None if it does not know the type."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.for_model(model_type)
+    except ValueError:
+        return None
+    return frozenset(config.to_dict()) | frozenset(config.attribute_map)
+
+
+def find_subjects(
+    places: Sequence[str], exports: Sequence[str] | None, references: Iterable[Reference], remark: Callable[[str], None]
+) -> list[Subject]:
+    """Every model that is meant.
+
+    Args:
+        places: run folders, folders of runs, model folders and hub names.
+        exports: names of the exports of a run to take; `all` for all; None for `best` and `final`, whichever there are.
+        references: what to add beside them.
+        remark: told what is odd but no reason to stop.
+
+    Raises:
+        InputError: nothing to evaluate is found in a place.
+    """
+    found: list[Subject] = []
+    for place in places:
+        path = Path(place)
+        runs = [path] if _is_run(path) else _runs_below(path)
+        if runs:
+            of_runs = [subject for run in runs for subject in _of_run(run, exports, remark)]
+            if not of_runs:
+                raise InputError(
+                    "there is nothing to evaluate: no student was exported" + _wanted(exports),
+                    where=place,
+                    hint="let the run finish, or export a checkpoint: kdcore export RUN FOLDER",
+                )
+            found += of_runs
+        else:
+            found.append(_of_folder(place))
+    return _unique([*found, *_references(found, set(references), remark)])
+
+
+def _wanted(exports: Sequence[str] | None) -> str:
+    return f" as {', '.join(exports)}" if exports and "all" not in exports else ""
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.yaml").is_file()
+
+
+def _runs_below(path: Path, depth: int = 2) -> list[Path]:
+    """Runs in a folder of runs, such as `runs` or `runs/NAME`."""
+    if not path.is_dir() or (path / "config.json").is_file():
+        return []
+    found = []
+    for inner in sorted(path.iterdir()):
+        if inner.is_dir() and not inner.name.startswith("."):
+            found += [inner] if _is_run(inner) else _runs_below(inner, depth - 1) if depth > 1 else []
+    return found
+
+
+def _of_run(run: Path, exports: Sequence[str] | None, remark: Callable[[str], None]) -> list[Subject]:
+    folder = run / "exports"
+    there = (
+        [path.name for path in sorted(folder.iterdir()) if (path / "config.json").is_file()] if folder.is_dir() else []
+    )
+    if not there:
+        remark(f"{run}: no student was exported yet, so it is left out")
+        return []
+    if exports is None:
+        chosen = [name for name in ("best", "final") if name in there][:1] or _latest(there)
+        if "final" not in there:
+            remark(f"{run}: unfinished: it has no exports/final, {' and '.join(chosen)} is evaluated instead")
+    elif "all" in exports:
+        chosen = there
+    else:
+        chosen = [name for name in exports if name in there]
+        for name in exports:
+            if name not in there:
+                remark(f"{run}: has no exports/{name}; there are: {', '.join(there)}")
+    recipe = load_recipe(run / "recipe.yaml")
+    settings = recipe.settings
+    teacher = (settings.teacher or {}).get("path")
+    return [
+        Subject(
+            name=f"{settings.run.name}/{settings.run.id}" + ("" if name == "final" else f" {name}"),
+            role="student",
+            source=str((folder / name).absolute()),
+            given=str((folder / name).absolute()),
+            component=str(settings.student.get("name", "transformers")),
+            imports=tuple(settings.imports),
+            run=run.absolute(),
+            export=name,
+            teacher=resolve_path(str(teacher), run, hub=True) if teacher is not None else None,
+            sha256=fingerprint(folder / name),
+        )
+        for name in chosen
+    ]
+
+
+def _latest(there: Sequence[str]) -> list[str]:
+    """The export of the largest share of the budget."""
+    shares = {name: float(match[1]) for name in there if (match := _BUDGET.fullmatch(name))}
+    return [max(shares, key=shares.__getitem__)] if shares else list(there[:1])
+
+
+def _of_folder(place: str, role: Role = "model", component: str = "transformers") -> Subject:
+    """A model folder, or a model of a hub, whose files are fetched now."""
+    folder = Path(place)
+    if not folder.is_dir():
+        folder = _fetch(place)
+    elif not (folder / "config.json").is_file():
+        hint = "give a run folder (runs/NAME/ID), a folder of runs, a Hugging Face model folder or a hub name"
+        what = "this folder is empty" if not any(folder.iterdir()) else "this is no run, no folder of runs and no model"
+        raise InputError(what, where=place, hint=hint)
+    name = place if folder != Path(place) else "/".join(Path(os.path.abspath(place)).parts[-2:])
+    given = place if folder != Path(place) else str(folder.absolute())
+    source = str(folder.absolute())
+    return Subject(name, role, source, given, component, (), None, None, None, fingerprint(folder))
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    hint = "check the spelling; without network, give a folder, or download the model first: hf download NAME"
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise DataError("no such folder", where=name, hint="give a run folder, a model folder or a hub name")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_MODEL_FILES)))
+    except Exception as error:  # network, hub and cache raise many kinds
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        what = f"no such folder, and no such model could be had from the hub ({lines[0]})"
+        raise DataError(what, where=name, hint=hint) from error
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the files that decide what a model computes; READMEs and the like do not."""
+    return _digest(folder, _MODEL_FILES)
+
+
+@cache
+def teacher_fingerprint(given: str) -> str:
+    """The same of a teacher; its name, if it is a hub's."""
+    return fingerprint(Path(given)) if Path(given).is_dir() else given
+
+
+def _digest(folder: Path, patterns: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        digest.update(f"{path.name} {sha256_of_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _references(found: Sequence[Subject], wanted: set[Reference], remark: Callable[[str], None]) -> list[Subject]:
+    added: list[Subject] = []
+    students = [subject for subject in found if subject.role == "student"]
+    if wanted and not students:
+        remark("the suite's `references` are those of runs; none is given, so they are left out")
+    for subject in students:
+        if "teacher" in wanted and subject.teacher is not None:
+            added.append(_of_folder(subject.teacher, "teacher", _teacher_component(subject)))
+        if "random" in wanted:
+            added.append(_random(subject))
+    return added
+
+
+def _teacher_component(subject: Subject) -> str:
+    assert subject.run is not None
+    teacher = load_recipe(subject.run / "recipe.yaml").settings.teacher or {}
+    return str(teacher.get("name", "transformers"))
+
+
+def _random(subject: Subject) -> Subject:
+    config = subject.config()
+    digest = hashlib.sha256(json.dumps([subject.component, config], sort_keys=True).encode())
+    digest.update(_digest(Path(subject.source), ("token*.json", "vocab.*", "special*.json", "*.model")).encode())
+    layers = config.get("num_hidden_layers", config.get("n_layers", "?"))
+    width = config.get("hidden_size", config.get("dim", "?"))
+    return replace(
+        subject,
+        name=f"random weights ({config.get('model_type', 'model')}, {layers} blocks of {width})",
+        role="random",
+        run=None,
+        export=None,
+        teacher=None,
+        sha256=digest.hexdigest(),
+    )
+
+
+def _unique(subjects: Iterable[Subject]) -> list[Subject]:
+    """Each once: runs often share their teacher and their architecture."""
+    found: dict[tuple[str, str, str | None], Subject] = {}
+    for subject in subjects:
+        key = (subject.role, subject.sha256, subject.source if subject.role in ("student", "model") else None)
+        found.setdefault(key, subject)
+    return list(found.values())

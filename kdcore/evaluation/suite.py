@@ -1,0 +1,143 @@
+"""Suites: the files that say what models are measured by."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from kdcore.data.glue import GlueData, GlueName
+from kdcore.data.labelled import LabelledData
+from kdcore.data.prepare import DataRecipe
+from kdcore.recipe.schema import Budget, ComponentConfig, FolderName, PathString
+from kdcore.tasks.metrics import OF_CLASSES, OF_NUMBERS, Metric
+
+Reference = Literal["teacher", "random"]
+TextData = PathString | DataRecipe
+LearningRate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+_GRID_KEYS = ("run", "seed", "teacher", "student", "task", "losses", "tracking", "imports", "extends")
+
+
+class SuiteTask(ComponentConfig):
+    """Labelled texts that every model is fine-tuned on."""
+
+    data: LabelledData
+    metric: Metric | None = Field(None, description="The score; default: GLUE's own, else accuracy, or pearson.")
+
+    @model_validator(mode="after")
+    def _metric_fits(self) -> SuiteTask:
+        if self.metric is not None and self.metric not in self.fitting:
+            kind = "classes" if self.data.classes else "numbers"
+            raise ValueError(
+                f"`metric: {self.metric}` does not fit labels that are {kind}: {', '.join(self.fitting)} do"
+            )
+        return self
+
+    @property
+    def fitting(self) -> tuple[Metric, ...]:
+        """Metrics of such labels."""
+        return OF_CLASSES if self.data.classes else OF_NUMBERS
+
+    @property
+    def main_metric(self) -> str:
+        """The one by which hyperparameters are chosen and models are compared."""
+        glue = self.data.glue_task
+        return self.metric or (glue.metric if glue is not None else self.fitting[0])
+
+
+class GlueTasks(ComponentConfig):
+    """Several of GLUE's tasks out of one folder."""
+
+    folder: PathString = Field(description="GLUE's folder, with one folder a task in it.")
+    tasks: list[GlueName] = Field(min_length=1, description="Which of its tasks.")
+    max_length: int = Field(128, ge=4, description="Tokens a sequence, special ones included; what is longer is cut.")
+
+
+class CostProbe(ComponentConfig):
+    """Parameters, bytes on disk, and measured speed and memory of inference on tokens drawn at random."""
+
+    batch_size: int = Field(8, gt=0, description="Sequences of one forward pass.")
+    sequence_length: int = Field(128, gt=2, description="Tokens of each.")
+
+
+class MaskedLMProbe(ComponentConfig):
+    """Loss on masked tokens of held-out text; only of models that come with a masked-LM head."""
+
+    data: TextData = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
+    sequences: int = Field(512, gt=0, description="Sequences at most.")
+
+
+class AgreementProbe(ComponentConfig):
+    """Agreement with the teacher on held-out text: of embeddings, of similarities, of nearest neighbours."""
+
+    data: TextData = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
+    sequences: int = Field(512, gt=1, description="Sequences at most.")
+    neighbours: int = Field(10, gt=0, description="How many nearest neighbours are compared.")
+
+
+class LinearProbe(ComponentConfig):
+    """A linear classifier (or regression) on frozen, mean-pooled embeddings, for each task of the suite."""
+
+    texts: int = Field(2000, gt=1, description="Texts to fit it on at most.")
+
+
+class Probes(ComponentConfig):
+    """What is measured besides fine-tuning; what is left out is not."""
+
+    cost: CostProbe | None = None
+    masked_lm: MaskedLMProbe | None = None
+    agreement: AgreementProbe | None = None
+    linear: LinearProbe | None = None
+
+
+class Suite(ComponentConfig):
+    """Tasks, the grid of fine-tuning, and probes.
+
+    Every model is fine-tuned on every task once for each combination of learning rate, batch size and seed. `recipe`
+    holds further keys of the recipes of fine-tuning, such as `optimizer` or `training.precision`.
+    """
+
+    name: FolderName = Field(description="Name of the suite.")
+    tasks: dict[FolderName, SuiteTask] = Field(default_factory=dict, description="Label -> task.")
+    glue: GlueTasks | None = None
+    learning_rates: list[LearningRate] = Field([5e-5], min_length=1)
+    batch_sizes: list[Annotated[int, Field(gt=0)]] = Field([32], min_length=1)
+    seeds: list[Seed] = Field([1, 2, 3], min_length=1)
+    budget: Budget = Budget(epochs=3)
+    recipe: dict[str, Any] = Field(default_factory=dict, description="Further keys of every cell's recipe.")
+    references: list[Reference] = Field(
+        default_factory=list,
+        description="Models to measure beside the given ones: `teacher` of the runs; `random`: their students' "
+        "architectures with random weights.",
+    )
+    probes: Probes = Probes()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Suite:
+        if not self.all_tasks and self.probes == Probes():
+            raise ValueError("a suite needs `tasks`, `glue` or `probes`")
+        for name in ("learning_rates", "batch_sizes", "seeds", "references"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"`{name}` names a value twice")
+        twice = sorted(set(self.tasks) & set(self.glue.tasks if self.glue else ()))
+        if twice:
+            raise ValueError(f"the task `{twice[0]}` stands under `tasks` and under `glue`")
+        for key in self.recipe:
+            if key in _GRID_KEYS:
+                raise ValueError(f"`recipe.{key}` follows from the suite: it cannot be stated")
+        if self.probes.linear is not None and not self.all_tasks:
+            raise ValueError("`probes.linear` needs `tasks` or `glue`")
+        return self
+
+    @property
+    def all_tasks(self) -> dict[str, SuiteTask]:
+        """Tasks by label, GLUE's among them."""
+        found = dict(self.tasks)
+        if self.glue is not None:
+            for name in self.glue.tasks:
+                data = LabelledData(glue=GlueData(folder=self.glue.folder, task=name), max_length=self.glue.max_length)
+                found[name] = SuiteTask(data=data)
+        return found
