@@ -140,6 +140,7 @@ def student_config(base: Base | None, changes: Mapping[str, Any], architectures:
         InputError: unknown keys, wrong types, sizes that do not fit, an unsupported architecture.
     """
     lent = {} if base is None else _as_own(base.config.to_dict(), architectures)
+    lent.pop("auto_map", None)  # code that comes with the base is no part of the student
     if "model_type" in changes:
         model_type = str(changes["model_type"])
     else:

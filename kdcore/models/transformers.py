@@ -85,22 +85,29 @@ class TransformersModel(Model):
             description="Student: keys of its Hugging Face configuration, such as num_hidden_layers.",
         )
         initialize: Initialize | None = Field(None, description="Student: where its first weights come from.")
+        trust_remote_code: bool | None = Field(
+            None,
+            description="Whether Python code that comes with the weights is run; by default such weights are refused.",
+        )
 
     config: Config
 
     def __init__(self, config: Config, role: Role, teacher: Model | None) -> None:
         super().__init__(config, role, teacher)
+        self._role = role
         self._teacher = teacher if isinstance(teacher, TransformersModel) else None
         self.hf_config = self._teacher_config() if role == "teacher" else self._student_config()
         self.architecture = self.architectures[self.hf_config.model_type]
+        if role == "teacher" and self._trusts:
+            self.architecture = replace(self.architecture, packs=False)  # its own code need not know packed rows
         self.info = describe(self.hf_config, self.architecture)
         # Weights are read much later, after data has been prepared: what can be known to fail is looked for now.
         if role == "student":
             self._chosen_blocks = self._check_student()
         teachers = None if self._teacher is None else self._teacher.source
         if self.source is not None and self.source != teachers and Path(self.source).is_dir():
-            first_block = with_num_layers(read_config(self.source, self.architectures), 1)
-            _load(self.source, first_block, self.architecture, head=None)
+            first_block = with_num_layers(self._read_config(self.source), 1)
+            self._load(self.source, first_block, head=None)
 
     @property
     def source(self) -> str | None:
@@ -141,7 +148,7 @@ class TransformersModel(Model):
     def load_export(self, folder: Path, request: SignalRequest) -> TransformersEncoder:
         """The whole student that was exported to `folder`."""
         config = read_config(str(folder), self.architectures)
-        network = _load(str(folder), config, self.architecture, head=_head_for(request))
+        network = _load(str(folder), config, self.architecture, _head_for(request), trust=False)
         return TransformersEncoder(network, self.architecture, describe(config, self.architecture))
 
     def load_teacher(self, request: SignalRequest) -> TransformersEncoder:
@@ -161,7 +168,7 @@ class TransformersModel(Model):
             )
         depth = request.depth(self.info.num_layers)
         shortened = with_num_layers(self.hf_config, depth)
-        network = _load(self.config.path, shortened, self.architecture, head=_head_for(request))
+        network = self._load(self.config.path, shortened, head=_head_for(request))
         del self.architecture.block_list(network.base_model)[depth:]
         encoder = TransformersEncoder(network, self.architecture, self.info)
         if not request.class_logits:
@@ -175,11 +182,11 @@ class TransformersModel(Model):
         if self.source is not None and head == "classes":
             source, new = self._load_source_with_classes(self.source)
         elif self.source is not None:
-            source_config = read_config(self.source, self.architectures)
+            source_config = self._read_config(self.source)
             source_head: Head | None = None
             if describe(source_config, self.architecture).has_lm_head:
                 head = source_head = "masked_lm"
-            source = _load(self.source, source_config, self.architecture, head=source_head)
+            source = self._load(self.source, source_config, head=source_head)
         network = _create(self.hf_config, self.architecture, head=head)
         if source is not None:
             ours, theirs = plain_state(network), plain_state(source)
@@ -193,10 +200,10 @@ class TransformersModel(Model):
 
         A head for other classes, by their number or names, is none.
         """
-        config = read_config(path, self.architectures)
+        config = self._read_config(path)
         theirs = describe(config, self.architecture)
         set_classes(config, ClassHead(self.info.class_labels))
-        loaded = _from_pretrained(path, config, "classes")
+        loaded = _from_pretrained(path, config, "classes", trust=bool(self._trusts))
         prefix = f"{loaded.network.base_model_prefix}."
         head = {name for name in loaded.network.state_dict() if not name.startswith(prefix)}
         new = {name for name in loaded.missing if name in head or "pooler." in name}
@@ -215,8 +222,9 @@ class TransformersModel(Model):
             raise InputError("the teacher needs a `path`", key="teacher", hint="path: a folder or a hub name")
         for key in ("config", "initialize"):
             if getattr(self.config, key):
-                raise InputError("only a student has this key", key=f"teacher.{key}", allowed=("name", "path"))
-        return read_config(self.config.path, self.architectures)
+                allowed = ("name", "path", "trust_remote_code")
+                raise InputError("only a student has this key", key=f"teacher.{key}", allowed=allowed)
+        return self._read_config(self.config.path)
 
     def _student_config(self) -> PreTrainedConfig:
         if self.config.path is not None:
@@ -225,6 +233,12 @@ class TransformersModel(Model):
                 key="student.path",
                 allowed=("name", "config", "initialize"),
                 hint="to start from a folder: student.initialize: {from: FOLDER}",
+            )
+        if self.config.trust_remote_code is not None and not self._has_own_source:
+            raise InputError(
+                "it only means something for weights that the student takes from a folder or hub of its own",
+                key="student.trust_remote_code",
+                hint="say it of the teacher, or leave it out",
             )
         base = None if self._teacher is None else Base(self._teacher.hf_config, self._teacher.architecture)
         if self.config.initialize is None:
@@ -248,7 +262,37 @@ class TransformersModel(Model):
                 key="student.initialize.from",
                 hint="name a folder, or leave `initialize` out for random weights",
             )
-        return read_config(self.source, self.architectures)
+        return self._read_config(self.source)
+
+    @property
+    def _has_own_source(self) -> bool:
+        """Whether a student's weights come from elsewhere than its teacher."""
+        return self.config.initialize is not None and self.config.initialize.source != "teacher"
+
+    @property
+    def _trusts(self) -> bool | None:
+        """Whether code that comes with the source is run; None if nobody has said so."""
+        says = self if self._teacher is None or self._has_own_source else self._teacher
+        return says.config.trust_remote_code
+
+    def _read_config(self, path: str) -> PreTrainedConfig:
+        """Read the configuration of the source, and refuse one whose own code nobody has allowed or declined.
+
+        transformers would silently take its own class of that `model_type`, which may compute something else.
+        """
+        config = read_config(path, self.architectures)
+        foreign = foreign_code(config)
+        if foreign and self._trusts is None:
+            raise InputError(
+                f"it comes with Python code of its own ({foreign}), which is not run unless the recipe says so",
+                where=path,
+                key=f"{self._role}.trust_remote_code",
+                hint=f"`true` runs it on this machine; `false` takes the `{config.model_type}` that is installed",
+            )
+        return config
+
+    def _load(self, path: str, config: PreTrainedConfig, head: Head | None) -> PreTrainedModel:
+        return _load(path, config, self.architecture, head, trust=bool(self._trusts))
 
     def _check_student(self) -> list[int]:
         """Try configuration and copying on networks without memory; gives the source's blocks to copy."""
@@ -282,13 +326,26 @@ def _head_for(request: SignalRequest) -> Head | None:
     return "masked_lm" if request.prediction_positions else "classes" if request.class_logits else None
 
 
-def _load(path: str, config: PreTrainedConfig, architecture: Architecture, *, head: Head | None) -> PreTrainedModel:
+def foreign_code(config: PreTrainedConfig) -> str:
+    """The network's class in code that comes with a model, if it is not the one that is installed; else empty."""
+    named = getattr(config, "auto_map", None) or {}
+    for auto in _CLASSES.values():
+        reference = str(named.get(auto.__name__, ""))
+        installed = auto._model_mapping.get(type(config), None)
+        if reference and reference.rpartition(".")[2] != getattr(installed, "__name__", None):
+            return reference
+    return ""
+
+
+def _load(
+    path: str, config: PreTrainedConfig, architecture: Architecture, head: Head | None, *, trust: bool
+) -> PreTrainedModel:
     """Load weights in float32; only a pooler that no head reads may be missing, and is then left out.
 
     Raises:
         DataError: there are no weights, or they are not those of this configuration.
     """
-    loaded = _from_pretrained(path, config, head)
+    loaded = _from_pretrained(path, config, head, trust=trust)
     network = loaded.network
     poolers = {name for name in loaded.missing if "pooler." in name}
     if head == "classes" and architecture.class_head_pools:
@@ -336,11 +393,11 @@ def _refuse(loaded: _Loaded, path: str) -> None:
         )
 
 
-def _from_pretrained(path: str, config: PreTrainedConfig, head: Head | None) -> _Loaded:
-    """Load weights in float32.
+def _from_pretrained(path: str, config: PreTrainedConfig, head: Head | None, *, trust: bool) -> _Loaded:
+    """Load weights in float32, with the code that comes with them only if that is to be trusted.
 
     Raises:
-        DataError: there are no weights.
+        DataError: there are no weights, or their code fails.
     """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # blocks and heads that were not asked for are no news
@@ -351,7 +408,7 @@ def _from_pretrained(path: str, config: PreTrainedConfig, head: Head | None) -> 
             config=config,
             dtype=torch.float32,
             attn_implementation=IMPLEMENTATION,
-            trust_remote_code=False,
+            trust_remote_code=trust,
             weights_only=True,
             ignore_mismatched_sizes=True,  # they are told below, by name
             output_loading_info=True,
@@ -368,6 +425,10 @@ def _from_pretrained(path: str, config: PreTrainedConfig, head: Head | None) -> 
             where=path,
             hint="the folder needs model.safetensors (or pytorch_model.bin) that fits its config.json",
         ) from error
+    except Exception as error:
+        if not trust:
+            raise
+        raise DataError(f"the code that comes with the model fails: {error!r}", where=path) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     mismatched = {name: (found, needed) for name, found, needed in report["mismatched_keys"]}

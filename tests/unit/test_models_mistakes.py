@@ -59,9 +59,60 @@ def test_an_unknown_model_type_with_code_of_its_own_runs_nothing(folder, tmp_pat
     state(folder, model_type="mine", auto_map={"AutoConfig": "mine.Config", "AutoModel": "mine.Model"})
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     refused(["`mine` is not supported"], lambda: teacher(folder))
-    state(folder, model_type="bert")
-    teacher(folder).load_teacher(Signals.hidden([0]))
     assert not (tmp_path / "ran").exists()
+
+
+OWN_CODE = """
+from pathlib import Path
+
+from transformers import BertModel
+
+Path({ran!r}).touch()
+
+
+class Model(BertModel):
+    def forward(self, *arguments, **keywords):
+        Path({ran!r}).write_text(f"forward of {{tuple(keywords['input_ids'].shape)}}")
+        return super().forward(*arguments, **keywords)
+"""
+
+
+@pytest.fixture
+def with_code(folder, tmp_path, monkeypatch):
+    """A BERT's folder whose config.json names a class in a file beside it, which leaves a trace when it is run."""
+    (folder / "mine.py").write_text(OWN_CODE.format(ran=str(tmp_path / "ran")))
+    state(folder, auto_map={"AutoModel": "mine.Model"})
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return folder
+
+
+def teacher_that(trusts, path):
+    return TransformersModel(TransformersModel.Config(path=str(path), trust_remote_code=trusts), "teacher", None)
+
+
+def test_code_that_comes_with_weights_is_neither_run_nor_silently_replaced(with_code, tmp_path):
+    words = ["mine.Model", "teacher.trust_remote_code", "not run", "`true`", "`false` takes the `bert`"]
+    refused([str(with_code), *words], lambda: teacher(with_code))
+    words = ["mine.Model", "student.trust_remote_code"]
+    refused([str(with_code), *words], lambda: student(None, initialize={"from": str(with_code)}))
+    teacher_that(False, with_code).load_teacher(Signals.hidden([0]))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_that_comes_with_weights_is_run_if_the_recipe_says_so(with_code, tmp_path, token_batch):
+    trusted = teacher_that(True, with_code)
+    trusted.load_teacher(Signals.hidden([0]))(token_batch([5, 3]), Signals.hidden([0]))
+    assert (tmp_path / "ran").read_text() == "forward of (2, 5)", "rows are not packed for code that may not know them"
+    section = {"initialize": {"from": "teacher"}}
+    pupil = TransformersModel(TransformersModel.Config.model_validate(section), "student", trusted)
+    assert not hasattr(pupil.hf_config, "auto_map"), "an export would name code that does not come with it"
+    assert type(pupil.build_student(Signals.hidden([0])).network).__module__.startswith("transformers.")
+
+
+def test_trust_without_weights_to_trust_is_refused(folder):
+    section = {"initialize": {"from": "teacher"}, "trust_remote_code": True}
+    config = TransformersModel.Config.model_validate(section)
+    refused(["student.trust_remote_code"], lambda: TransformersModel(config, "student", teacher(folder)))
 
 
 @pytest.mark.parametrize(
