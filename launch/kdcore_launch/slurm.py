@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -76,6 +77,10 @@ def require_slurm() -> None:
         )
 
 
+class _EndedBySignalError(MachineError):
+    """A command was ended by a signal."""
+
+
 def run(command: Sequence[str]) -> str:
     """What a command prints.
 
@@ -88,6 +93,8 @@ def run(command: Sequence[str]) -> str:
         raise MachineError(f"`{' '.join(command)}` has not answered for {_SECONDS} seconds") from error
     except OSError as error:
         raise MachineError(f"`{command[0]}` cannot be run: {error.strerror}") from error
+    if done.returncode < 0:
+        raise _EndedBySignalError(f"`{' '.join(command)}` was ended by signal {-done.returncode}")
     if done.returncode != 0:
         words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
         raise MachineError(f"`{' '.join(command)}`: {words}")
@@ -129,12 +136,14 @@ def job_info(job: str) -> JobInfo | None:
 
 
 def requeue(job: str) -> None:
-    """Put a job back into the queue.
+    """Put the job that this process belongs to back into the queue.
 
     Raises:
         MachineError: SLURM refuses, or does not answer.
     """
-    run(["scontrol", "requeue", job])
+    # SLURM then ends what runs of the job, the command itself included if that has not returned yet.
+    with contextlib.suppress(_EndedBySignalError):
+        run(["scontrol", "requeue", job])
 
 
 def offered(what: str) -> list[str]:

@@ -83,6 +83,24 @@ def test_an_interrupted_run_goes_back_into_the_queue(start):
     assert start.events[-1]["requeued"] is True
 
 
+def test_slurm_may_end_the_command_that_puts_the_job_back_before_it_returns(start):
+    queued = RUNNING.format(restarts=0)
+    start.slurm.answer("scontrol", f'case "$*" in *show*) {queued};; *) kill -TERM $$;; esac')
+    assert start(130, 130, srun=130) == 130
+    assert start.requeued
+    assert [event["requeued"] for event in start.events if event["event"] == "end"] == [True]
+
+
+def test_a_job_that_slurm_does_not_take_back_has_ended(start, capfd):
+    queued = RUNNING.format(restarts=0)
+    start.slurm.answer(
+        "scontrol", f'case "$*" in *show*) {queued};; *) echo "Requested operation is disabled" >&2; exit 1;; esac'
+    )
+    assert start(130, 130, srun=130) == 1
+    assert start.events[-1]["requeued"] is False
+    assert "Requested operation is disabled" in capfd.readouterr().err
+
+
 def test_a_killed_process_brings_the_job_back(start):
     assert start(143, None, srun=137) == 1
     assert start.requeued
