@@ -129,9 +129,9 @@ def test_neither_processes_nor_micro_batches_change_the_losses(
     for other in (split, two):
         np.testing.assert_allclose(losses_of(other), losses_of(reference), rtol=1e-5)
         np.testing.assert_allclose(held_out_of(other), held_out_of(reference), rtol=1e-5)
-    if stage > 0:  # DeepSpeed tells no norm at stage 0
-        norms = [[row["train/grad_norm"] for row in rows_of(run) if "train/loss" in row] for run in (reference, two)]
-        np.testing.assert_allclose(norms[0], norms[1], rtol=1e-4)
+    norms = [[row["train/grad_norm"] for row in rows_of(run) if "train/loss" in row] for run in (reference, split, two)]
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
+    np.testing.assert_allclose(norms[2], norms[0], rtol=1e-4)
 
 
 def test_torchrun_starts_it_too(train: Callable[..., RunResult], small_recipe: Path) -> None:
