@@ -3,7 +3,8 @@
 A map has l x l numbers for every head of every sequence and so is by far the largest thing an attention objective
 touches: at 256 sequences of 128 tokens and 12 heads 200 MB in float32, of which the plain formula keeps several until
 the backward pass. Here the sum runs over slices of (sequence, head), and the gradient, whose closed form needs nothing
-but the slice's own maps, is taken on the way; what is kept is a gradient as large as query and key.
+but the slice's own maps, is taken on the way; what is kept is a gradient as large as query and key. A slice is no
+longer than its longest sequence, so padding costs little.
 
 Which keys count, for a real query:
 
@@ -18,8 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -27,8 +29,11 @@ from torch.autograd.function import once_differentiable
 from kdcore.layers import at_least_float32
 from kdcore.signals import Part, Signals
 
-_SLICE = 2**20
-"""Numbers in one side's maps of a slice: 64 maps of 128 tokens, 4 of 512; 4 MB in float32."""
+_SLICE = 2**18
+"""Numbers in one side's maps of a slice: 16 maps of 128 tokens, 1 of 512; 1 MB in float32, as much as caches hold."""
+
+_LARGE_SLICE = 2**24
+"""The same on other devices, for which the start of each small operation is what costs: 64 MB in float32."""
 
 
 class ScoreMaps:
@@ -42,7 +47,18 @@ class ScoreMaps:
         """Attention scores as the softmax of `block` gets them: query, key, the block's own scale and bias."""
         pairs = zip(signals.heads("query", block), signals.heads("key", block), strict=True)
         return cls(
-            [_Chunk(query.states, key.states, _axes(query.mask), query.rows, query.scale) for query, key in pairs]
+            [
+                _Chunk(
+                    query.states,
+                    key.states,
+                    _axes(query.mask),
+                    query.rows,
+                    query.scale,
+                    query.lengths,
+                    query.only_padding,
+                )
+                for query, key in pairs
+            ]
         )
 
     @classmethod
@@ -66,7 +82,8 @@ class ScoreMaps:
                 states = states.transpose(1, 2).reshape(sequences, length, num_heads, -1).transpose(1, 2)
                 if mask is not None and mask.shape[1] > 1:  # new heads are parts of several old ones
                     mask = mask.amax(1, keepdim=True) if mask.is_floating_point() else mask.any(1, keepdim=True)
-            chunks.append(_Chunk(states, None, mask, heads.rows, states.shape[-1] ** -0.5))
+            scale = states.shape[-1] ** -0.5
+            chunks.append(_Chunk(states, None, mask, heads.rows, scale, heads.lengths, heads.only_padding))
         return cls(chunks)
 
     def kl_from(self, teacher: ScoreMaps) -> Tensor:
@@ -88,6 +105,14 @@ class ScoreMaps:
         return torch.stack(sums).sum()
 
 
+class _Slice(NamedTuple):
+    """An index of what has the axes (b, A, l, d)."""
+
+    sequences: slice
+    heads: slice
+    tokens: slice
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Score maps not computed yet: `left @ right^T * scale`.
@@ -98,6 +123,8 @@ class _Chunk:
         mask: of four axes, broadcastable to (b, A, l, l): bool, true where a key is seen, or additive.
         rows: (b, l) bool, true on real tokens; None if all are.
         scale: factor on the products.
+        lengths: (b,) on the host, real tokens of each sequence; None if they are not known there.
+        only_padding: whether `mask` says no more than `rows`.
     """
 
     left: Tensor
@@ -105,24 +132,30 @@ class _Chunk:
     mask: Tensor | None
     rows: Tensor | None
     scale: float
+    lengths: np.ndarray | None = None
+    only_padding: bool = False
 
-    def slices(self) -> Iterator[tuple[slice, slice]]:
-        """(sequences, heads) of every slice."""
-        sequences, heads, length, _ = self.left.shape
-        maps = max(1, _SLICE // max(1, length * length))
+    def slices(self) -> Iterator[_Slice]:
+        """All of it, in slices no longer than their longest sequence."""
+        sequences, heads, longest, _ = self.left.shape
+        numbers = _SLICE if self.left.device.type == "cpu" else _LARGE_SLICE
+        maps = max(1, numbers // max(1, longest * longest))
         step, head_step = max(1, maps // heads), min(maps, heads)
         for first in range(0, sequences, step):
+            chosen = slice(first, first + step)
+            length = longest if self.lengths is None else max(1, int(self.lengths[chosen].max()))
             for head in range(0, heads, head_step):
-                yield slice(first, first + step), slice(head, head + head_step)
+                yield _Slice(chosen, slice(head, head + head_step), slice(length))
 
-    def part(self, sequences: slice, heads: slice) -> _Chunk:
-        """One slice, in at least float32."""
+    def part(self, where: _Slice) -> _Chunk:
+        """One slice, in at least float32; without mask and rows where it is known to have no padding."""
+        full = self.lengths is not None and int(self.lengths[where.sequences].min()) >= where.tokens.stop
         return replace(
             self,
-            left=at_least_float32(self.left[sequences, heads]),
-            right=None if self.right is None else at_least_float32(self.right[sequences, heads]),
-            mask=None if self.mask is None else _part(self.mask, sequences, heads),
-            rows=None if self.rows is None else self.rows[sequences],
+            left=at_least_float32(self.left[where]),
+            right=None if self.right is None else at_least_float32(self.right[where]),
+            mask=None if self.mask is None or (full and self.only_padding) else _part(self.mask, where),
+            rows=None if self.rows is None or full else self.rows[where.sequences, where.tokens],
         )
 
     def other(self) -> Tensor:
@@ -154,13 +187,12 @@ def _kl(own: _Chunk, theirs: _Chunk) -> tuple[Tensor, Tensor]:
     scores, seen = own.scores()
     target_scores, target_seen = theirs.scores()
     common = _both(seen, target_seen)
-    log_p = _fill(scores, seen).log_softmax(-1)
-    difference = _fill(target_scores, common).log_softmax(-1)
-    del scores, target_scores
-    target = difference.exp()
-    difference.sub_(log_p).mul_(target)
+    scores, target_scores = _fill(scores, seen), _fill(target_scores, common)
+    target = target_scores.softmax(-1)  # several times as fast as the exponential of a log_softmax
+    difference = target_scores.log_softmax(-1)
+    difference.sub_(scores.log_softmax(-1)).mul_(target)
     rows = difference.sum(-1)
-    gradient = log_p.exp_().sub_(target)
+    gradient = scores.softmax(-1).sub_(target)
     if common is not None:
         alone = ~common.any(-1)
         rows.masked_fill_(alone, 0)
@@ -203,11 +235,11 @@ class _SumOverSlices(torch.autograd.Function):
             torch.zeros_like(source, dtype=total.dtype) if learning and needed and source is not None else None
             for source, needed in zip(sources, ctx.needs_input_grad[2:5], strict=True)
         ]
-        for sequences, heads in student.slices():
-            own = student.part(sequences, heads)
-            value, gradient = distance(own, teacher.part(sequences, heads))
+        for where in student.slices():
+            own = student.part(where)
+            value, gradient = distance(own, teacher.part(where))
             total += value
-            _add_gradients(gradients, gradient, own, sequences, heads)
+            _add_gradients(gradients, gradient, own, where)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [None if source is None else source.dtype for source in sources]
         return total
@@ -223,26 +255,22 @@ class _SumOverSlices(torch.autograd.Function):
         return None, None, *gradients, None, None
 
 
-def _add_gradients(
-    gradients: Sequence[Tensor | None], of_maps: Tensor, own: _Chunk, sequences: slice, heads: slice
-) -> None:
+def _add_gradients(gradients: Sequence[Tensor | None], of_maps: Tensor, own: _Chunk, where: _Slice) -> None:
     """From the gradient G for a slice's maps to those for left (G right), right (G^T left) and an additive mask (G)."""
     for_left, for_right, for_mask = gradients
-    padding = None if own.rows is None else ~own.rows[:, None, :, None]
-    if for_left is not None:
-        part = (of_maps @ own.other()).mul_(own.scale)
-        for_left[sequences, heads] = part if padding is None else part.masked_fill_(padding, 0)
-    onto = for_left if own.right is None else for_right
-    if onto is not None:
-        left = own.left * own.scale
-        if padding is not None:
-            left.masked_fill_(padding, 0)
-        onto[sequences, heads] += of_maps.transpose(-1, -2) @ left
+    if own.rows is not None:
+        of_maps.masked_fill_(~own.rows[:, None, :, None], 0)
     if for_mask is not None:
-        if padding is not None:
-            of_maps.masked_fill_(padding, 0)
-        slot = _part(for_mask, sequences, heads)
+        slot = _part(for_mask, where)
         slot += of_maps.sum_to_size(slot.shape)
+    if own.right is None:
+        if for_left is not None:  # one product for both
+            for_left[where] = ((of_maps + of_maps.transpose(-1, -2)) @ own.left).mul_(own.scale)
+        return
+    if for_left is not None:
+        for_left[where] = (of_maps @ own.right).mul_(own.scale)
+    if for_right is not None:
+        for_right[where] = (of_maps.transpose(-1, -2) @ own.left).mul_(own.scale)
 
 
 def _axes(mask: Tensor | None) -> Tensor | None:
@@ -250,10 +278,11 @@ def _axes(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask[(None,) * (4 - mask.ndim)]
 
 
-def _part(mask: Tensor, sequences: slice, heads: slice) -> Tensor:
+def _part(mask: Tensor, where: _Slice) -> Tensor:
     """A slice of what is broadcastable to (b, A, l, l)."""
-    mask = mask if mask.shape[0] == 1 else mask[sequences]
-    return mask if mask.shape[1] == 1 else mask[:, heads]
+    mask = mask if mask.shape[0] == 1 else mask[where.sequences]
+    mask = mask if mask.shape[1] == 1 else mask[:, where.heads]
+    return mask[:, :, where.tokens, where.tokens]
 
 
 def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:

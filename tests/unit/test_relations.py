@@ -207,7 +207,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", ["attention", "relations"])
 def test_no_more_than_a_slice_of_maps_exists_at_a_time(kind: str) -> None:
-    """96 sequences, 12 heads and 128 tokens have 1,152 maps; a slice has 64."""
+    """96 sequences, 12 heads and 128 tokens have 1,152 maps; a slice has 12."""
     generator = torch.Generator().manual_seed(0)
     real = torch.ones(96, 128, dtype=torch.bool)
     batch = Batch(torch.zeros(96, 128), real, np.full(96, 128), torch.zeros(96 * 128), torch.zeros(0), torch.zeros(0))
@@ -227,8 +227,8 @@ def test_no_more_than_a_slice_of_maps_exists_at_a_time(kind: str) -> None:
     with Recorder() as plain:
         (student.query @ student.key.mT).log_softmax(-1).sum().backward()
     assert plain.largest == 96 * 12 * 128 * 128
-    assert lean.largest <= relations._SLICE < plain.largest / 16
-    assert lean.products <= 20 * 4, "and slices are large: a step is not a loop over heads"
+    assert lean.largest <= max(relations._SLICE, student.query.numel()) < plain.largest / 16
+    assert lean.products <= 96 * 4, "and slices are large: a step is not a loop over heads"
 
 
 def test_validation_computes_no_gradients() -> None:
