@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from kdcore.progress import Progress
     from kdcore.recipe.loading import Recipe, load_config, load_recipe
     from kdcore.recipe.schema import ComponentConfig, ComponentSection, PathOrHubName, PathString
+    from kdcore.recipe.sweep import SweepCell, make_sweep, read_axes
     from kdcore.registry import (
         register_command,
         register_corpus,
@@ -113,6 +114,7 @@ _HOMES = {
     "SequenceClassification": "kdcore.tasks.sequence_classification",
     "SignalRequest": "kdcore.signals",
     "Signals": "kdcore.signals",
+    "SweepCell": "kdcore.recipe.sweep",
     "Task": "kdcore.tasks.base",
     "TokenizedSequences": "kdcore.data.base",
     "Tracker": "kdcore.trackers.base",
@@ -122,7 +124,9 @@ _HOMES = {
     "input_files": "kdcore.data.files",
     "load_config": "kdcore.recipe.loading",
     "load_recipe": "kdcore.recipe.loading",
+    "make_sweep": "kdcore.recipe.sweep",
     "open_input": "kdcore.data.files",
+    "read_axes": "kdcore.recipe.sweep",
     "read_history": "kdcore.commands.runs",
     "register_command": "kdcore.registry",
     "register_corpus": "kdcore.registry",
@@ -186,6 +190,7 @@ __all__ = [
     "SequenceClassification",
     "SignalRequest",
     "Signals",
+    "SweepCell",
     "Task",
     "TokenizedSequences",
     "Tracker",
@@ -196,7 +201,9 @@ __all__ = [
     "input_files",
     "load_config",
     "load_recipe",
+    "make_sweep",
     "open_input",
+    "read_axes",
     "read_history",
     "register_command",
     "register_corpus",

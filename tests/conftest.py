@@ -159,3 +159,55 @@ tracking: [jsonl]
         encoding="utf-8",
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def compared_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of 3 methods x 3 seeds, and their result rows in `evaluations/quick`; the numbers are made up."""
+    import json
+    import math
+    import random
+
+    from kdcore.evaluation.results import Row, write_rows
+
+    folder, generator, rows = tmp_path_factory.mktemp("project"), random.Random(1), []
+    labelled = {"suite": "quick", "suite_sha256": "5e" * 32, "data": "da" * 32, "labels": "negative,positive"}
+    versions = {"recipe": "{}", "versions": '{"torch": "2.13.0"}', "device": "a processor", "finished": "2026-01-01"}
+
+    def add(model: str, role: str, run: str | None, export: str | None, share: float | None, score: float) -> None:
+        place = {"source": f"../../{run or model}", "run": run and f"../../{run}", "export": export, "share": share}
+        whose = {"model": model, "role": role, "model_sha256": model, "seconds": 1.0, **place, **labelled, **versions}
+        for lr, loss, seed in ((1e-4, 0.0, 1), (1e-4, 0.0, 2), (1e-3, 0.2, 1), (1e-3, 0.2, 2)):
+            tuned = {"kind": "finetune", "task": "sentiment", "learning_rate": lr, "batch_size": 32, "seed": seed}
+            for split in ("validation", "test"):
+                value = score - loss + generator.gauss(0, 0.004)
+                what = {"metric": "accuracy", "main": True, "higher_is_better": True, "chance": 0.42, "examples": 700}
+                rows.append(Row(cell=f"{model}{lr}{seed}", split=split, value=value, **what, **tuned, **whose))
+        nothing = dict.fromkeys(("task", "split", "chance", "examples", "learning_rate", "batch_size", "seed"))
+        for metric, value in (("parameters", 17e6 + 1e6 * score), ("sequences_per_second", 50 - 20 * score)):
+            what = {"metric": metric, "main": True, "higher_is_better": metric != "parameters", "value": value}
+            rows.append(Row(cell=f"{model}cost", kind="cost", **what, **nothing, **whose))
+
+    for number, (method, score) in enumerate({"hidden_mse": 0.71, "attention_mse": 0.66, "minilm_v2": 0.708}.items()):
+        for seed in (43, 44, 45):
+            run = f"runs/tiny/{method}-{seed}"
+            (folder / run / "exports" / "final").mkdir(parents=True)
+            recipe = f"run: {{name: tiny, id: {method}-{seed}}}\nseed: {seed}\nteacher: {{path: teacher}}\n"
+            recipe += f"student: {{}}\ntask: {{name: masked_lm, data: data}}\nlosses: {{{method}: {{}}}}\n"
+            (folder / run / "recipe.yaml").write_text(recipe + "training: {budget: {steps: 100}, batch_size: 8}\n")
+            stored = {"data_fingerprint": "da" * 32, "teacher_sha256": {"model.safetensors": "ee"}}
+            (folder / run / "environment.json").write_text(json.dumps(stored))
+            lines = []
+            for step in range(0, 101, 4):
+                loss, place = (1 + 5 * number) * math.exp(-step / 40), {"step": step, "seconds": step * (1.0 + number)}
+                lines.append({**place, "held_out/loss" if step % 20 == 0 else "train/loss": loss + 0.01 * (seed - 43)})
+            (folder / run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            for share in (0.25, 0.5, 1.0):
+                export = "final" if share == 1 else f"budget-{share:g}"
+                name = f"{method}-{seed}" if share == 1 else f"{method}-{seed} {export}"
+                add(name, "student", run, export, share, score - 0.1 * (1 - share))
+    add("teacher", "teacher", None, None, None, 0.74)
+    add("random weights", "random", None, None, None, 0.5)
+    (folder / "evaluations" / "quick").mkdir(parents=True)
+    write_rows(folder / "evaluations" / "quick", rows)
+    return folder

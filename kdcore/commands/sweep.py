@@ -1,0 +1,137 @@
+"""`kdcore sweep`: from a sweep file to the page that compares its runs."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcore.commands.base import Command, add_overrides
+from kdcore.errors import EXIT_INPUT, InputError
+from kdcore.recipe.loading import load_config, load_recipe
+from kdcore.recipe.sweep import SweepCell, SweepFile, make_sweep, written, written_axes
+from kdcore.registry import commands
+
+if TYPE_CHECKING:
+    from kdcore.evaluation.pool import Job
+
+_PAGE = "page.html"
+
+
+class SweepCommand(Command):
+    """Train every combination of a sweep file, measure the students by its suite, and compare them on a page.
+
+    Started again, it goes on where it was. `key=value` changes every recipe, `suite.key=value` the suite. With
+    --profile the runs and the fine-tunings are jobs of `kdcore launch`. --smoke does what the file says under `smoke`,
+    to try the whole way in minutes.
+
+    Exit codes: 0 finished, 2 the input is wrong, 3 training failed, 1 the machine failed, 130 interrupted.
+    """
+
+    help = "train every run of a sweep file, evaluate and compare them"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare FILE, overrides, --profile, --processes, --smoke."""
+        parser.add_argument("sweep", metavar="FILE", help="sweep file, or kdcore:NAME for one that kdcore ships")
+        add_overrides(parser)
+        parser.add_argument("--processes", metavar="N", type=int, default=1, help="runs at a time; default: 1")
+        parser.add_argument("--profile", metavar="PROFILE", help="run them as jobs of `kdcore launch`, and wait")
+        parser.add_argument("--smoke", action="store_true", help="the small sweep that the file holds")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Train, evaluate, compare."""
+        if arguments.processes < 1:
+            raise InputError("the number of processes must be at least 1", where="--processes")
+        name = Path(arguments.sweep).stem + ("-smoke" if arguments.smoke else "")
+        sweep = load_config(arguments.sweep, SweepFile)
+        if arguments.smoke:
+            sweep = _smaller(sweep, arguments.sweep)
+        if sweep.recipes is None or sweep.suite is None:
+            missing = "recipes" if sweep.recipes is None else "suite"
+            raise InputError(f"`{missing}` is missing", where=arguments.sweep, hint="docs/evaluation.md has an example")
+        own = [word for word in arguments.overrides if not word.startswith("suite.")]
+        of_suite = [word.removeprefix("suite.") for word in arguments.overrides if word.startswith("suite.")]
+        overrides = [*_overrides(sweep.overrides), *own]
+        axes = written_axes(sweep.axes)
+        cells = make_sweep(sweep.recipes, overrides, axes)
+        for cell in cells:
+            load_recipe(cell.recipe, cell.overrides).components()
+        if arguments.profile is not None:
+            launched = [word for key, values in axes.items() for word in ("--sweep", f"{key}={','.join(values)}")]
+            launched = ["launch", *sweep.recipes, *overrides, *launched, "--profile", arguments.profile, "--wait"]
+        else:
+            launched = []
+        code = _train(cells, launched, arguments.processes)
+        if code:
+            return code
+        folder = Path("evaluations") / name
+        folders = [str(cell.folder) for cell in cells]
+        options = ["--output", str(folder), "--processes", str(arguments.processes)]
+        if arguments.profile is not None:
+            options += ["--profile", arguments.profile]
+        suite = [*_overrides(sweep.suite_overrides), *of_suite]
+        # The exports on the way are the points of the plot of scores against the budget.
+        code = _kdcore(["evaluate", *folders, *suite, "--on", sweep.suite, "--exports", "all", *options])
+        if code:
+            return code
+        by = ["--by", ",".join(sweep.compare.by), "--over", sweep.compare.over]
+        return _kdcore(["compare", *folders, *by, "--results", str(folder), "--html", str(folder / _PAGE)])
+
+
+def _smaller(sweep: SweepFile, where: str) -> SweepFile:
+    small = sweep.smoke
+    if small is None:
+        raise InputError("the file has no `smoke`, which would say what a small sweep is", where=where, key="smoke")
+    return sweep.model_copy(
+        update={
+            "recipes": small.recipes or sweep.recipes,
+            "axes": {**sweep.axes, **small.axes},
+            "overrides": {**sweep.overrides, **small.overrides},
+            "suite": small.suite or sweep.suite,
+            "suite_overrides": {**sweep.suite_overrides, **small.suite_overrides},
+        }
+    )
+
+
+def _overrides(keys: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={written(value)}" for key, value in keys.items()]
+
+
+def _train(cells: Sequence[SweepCell], launched: Sequence[str], processes: int) -> int:
+    """Train what is not finished: here, or by a command that sends all of it elsewhere; gives an exit code."""
+    from kdcore.commands.runs import run_status
+    from kdcore.evaluation.pool import Job, run_jobs
+
+    left = [cell for cell in cells if run_status(cell.folder).state != "finished"]
+    print(f"{len(cells)} runs, {len(cells) - len(left)} of them finished already", file=sys.stderr, flush=True)
+    if not left:
+        return 0
+    if launched:
+        commands.get("launch")  # says which package has it
+        return _kdcore(launched)
+    codes: list[int] = []
+
+    def ended(job: Job, code: int) -> bool:
+        codes.append(code)
+        print(f"run {job.name}: {'finished' if not code else f'failed with exit code {code}'}", file=sys.stderr)
+        if code:
+            print(job.log.read_text(encoding="utf-8", errors="replace")[-4000:], file=sys.stderr, flush=True)
+        return code != EXIT_INPUT
+
+    jobs = [
+        Job(
+            str(cell.folder),
+            ["-m", "kdcore", "train", cell.recipe, *cell.overrides],
+            cell.folder.with_name(f".{cell.folder.name}.log"),
+        )
+        for cell in left
+    ]
+    run_jobs(jobs, processes, ended)
+    return next((code for code in codes if code), 0)
+
+
+def _kdcore(arguments: Sequence[str]) -> int:
+    return subprocess.run([sys.executable, "-m", "kdcore", *arguments], check=False).returncode
