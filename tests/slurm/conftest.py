@@ -59,6 +59,13 @@ def cluster() -> Iterator[Cluster]:
             made.down()
 
 
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics, without how fast it went."""
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return [{name: row[name] for name in row if not name.endswith(("per_second", "seconds"))} for row in rows]
+
+
 class Sent:
     """A run that was sent to the cluster."""
 
@@ -82,9 +89,7 @@ class Sent:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics, without how fast it went."""
-        path = self.folder / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-        return [{name: row[name] for name in row if "per_second" not in name} for row in rows]
+        return metrics_of(self.folder)
 
     @property
     def step(self) -> int:
@@ -158,7 +163,7 @@ class Sender:
         command = [sys.executable, "-m", "kdcore", *arguments]
         environment = {**os.environ, **self.cluster.environment}
         return subprocess.run(
-            command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=300, check=False
+            command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=600, check=False
         )
 
     def send(self, *overrides: str, recipe: str | None = None, **keys: Any) -> Sent:
@@ -197,6 +202,12 @@ def assert_undisturbed(sender: Sender, undisturbed_runs: dict[int, list[dict[str
         assert sent.metrics == undisturbed_runs[nodes]
 
     return check
+
+
+@pytest.fixture(scope="session")
+def read_metrics() -> Callable[[Path], list[dict[str, Any]]]:
+    """Reads the rows of a run's metrics, without how fast it went."""
+    return metrics_of
 
 
 @pytest.fixture
