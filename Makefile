@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \
 	mariadb-server
 
-.PHONY: help setup demo test test-faults test-slurm test-recipes lint clean
+.PHONY: help setup demo test test-faults test-slurm test-recipes bench lint clean
 
 help:
 	@echo "make demo           distil a real teacher on real text, in minutes on two CPU cores"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-faults    kill, starve and damage real runs: nothing is lost (some of it needs root)"
 	@echo "make test-slurm     the tests on a real SLURM of three nodes, which it installs and brings up here (root, Debian)"
 	@echo "make test-recipes   train each shipped recipe for 200 steps on real text (half an hour)"
+	@echo "make bench          compare steps and losses with plain ones: speed, MFU, memory (half an hour)"
 	@echo "make setup          only set up .venv"
 	@echo "make clean          remove what make has set up here"
 
@@ -51,6 +52,10 @@ test-slurm: setup
 # These train models of real size, for which more threads are faster.
 test-recipes: setup
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/pytest tests/recipes
+
+# Ratios on one CPU thread; docs/performance.md says what they are good for. About half an hour on a machine of its own.
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/run.py
 
 lint: setup
 	$(BIN)/ruff check

@@ -59,7 +59,8 @@ def held_out_batches(task: Task, batch_size: int, processes: Processes, split: S
     order = np.arange(task.num_samples(split)) if lengths is None else np.argsort(lengths, kind="stable")
     for start in range(processes.rank * batch_size, len(order), batch_size * processes.world_size):
         samples = order[start : start + batch_size].astype(np.int64)
-        yield task.batch(split, samples, np.zeros_like(samples))
+        batch = task.batch(split, samples, np.zeros_like(samples))
+        yield batch.pin() if _pins(processes.device) else batch
 
 
 def _pins(device: torch.device) -> bool:

@@ -27,6 +27,7 @@ from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
 from kdcore.training.monitor import Monitor, console, logger
 from kdcore.training.predictions import write_predictions
 from kdcore.training.run_lock import run_lock
+from kdcore.training.startup import StartUp
 from kdcore.training.trainer import Trainer
 from kdcore.training.watchdog import Watchdog
 
@@ -71,6 +72,7 @@ def train_recipe(recipe: Recipe, *, exit_steps: int | None = None) -> RunResult:
 
 
 def _train_recipe(recipe: Recipe, exit_steps: int | None) -> RunResult:
+    start_up = StartUp("imports")
     # What is known to fail is told before anything that takes long: data is prepared as part of the plan.
     with located(recipe, "training"):
         check_precision(recipe.settings.training)
@@ -80,12 +82,14 @@ def _train_recipe(recipe: Recipe, exit_steps: int | None) -> RunResult:
         check_optimizer(optimizer.cls, optimizer.name, recipe.settings.training)
     folder = run_folder.run_folder(recipe)
     plan = make_plan(recipe)
+    start_up.done("plan and data")
     start = replace(plan.start, exit_steps=exit_steps)
     with Watchdog(recipe.settings.training.stall_minutes, folder / "train.log") as watchdog:
         watchdog.starting("joining the other processes")
         processes = start_processes()
+        start_up.done("processes")
         with run_lock(folder, processes) as check:
-            return _start_or_resume(plan, start, folder, processes, check, watchdog)
+            return _start_or_resume(plan, start, folder, processes, check, watchdog, start_up)
 
 
 def _start_or_resume(
@@ -95,6 +99,7 @@ def _start_or_resume(
     processes: Processes,
     check: Callable[[], None],
     watchdog: Watchdog,
+    start_up: StartUp,
 ) -> RunResult:
     recipe = plan.recipe
     watchdog.starting("looking for an earlier session of the run")
@@ -115,10 +120,12 @@ def _start_or_resume(
     encoder = plan.load_teacher()
     source = plan.teacher.source if plan.teacher is not None and encoder is not None else None
     weights = by_main(processes, lambda: run_folder.check_teacher(folder, recipe, source))
+    start_up.done("teacher")
     teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
     module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
     with located(recipe, "losses"):
         reach = _reach(module, teacher, plan, processes)
+    start_up.done("student")
     processes.barrier()  # everybody has looked for an earlier session, and can load, before process 0 writes anything
     if processes.is_main:
         run_folder.store(folder, recipe, plan.task.fingerprint, weights)
@@ -142,6 +149,7 @@ def _start_or_resume(
                 checkpoints,
                 check,
                 watchdog,
+                start_up,
             )
     except RuntimeError as error:
         if processes.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
@@ -165,6 +173,7 @@ def _train(
     checkpoints: Checkpoints,
     check: Callable[[], None],
     watchdog: Watchdog,
+    start_up: StartUp,
 ) -> RunResult:
     settings = plan.recipe.settings
     _tell_reach(module, reach, plan, monitor)
@@ -172,6 +181,8 @@ def _train(
     with located(plan.recipe, "training"):
         engine = Engine(module, reach, plan.optimizer, settings.training, processes)
     teacher.to(engine.dtype)
+    start_up.done("engine")
+    monitor.say(str(start_up))
     torch.manual_seed(settings.seed + processes.rank)  # each process draws a dropout of its own
 
     def export(name: str, progress: Progress, held_out: Mapping[str, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from kdcore.signals import Signals
 from kdcore.tasks.base import Task
@@ -33,7 +34,7 @@ def validate(
     """
     was_training = module.training
     module.eval()
-    sums: dict[Term, float] = {}
+    sums: dict[Term, Tensor] = {}  # on the device, which is not waited for before all has been computed
     counts: dict[Term, float] = {}
     outputs = Outputs()
     scored = module.reads_classes and task.metric is not None
@@ -47,7 +48,7 @@ def validate(
             request = module.requests(weights).student
             student = module.student(batch, request | Signals.classes() if scored else request)
             for term, value in module.sums_of(student, answers, batch, weights).items():
-                sums[term] = sums.get(term, 0.0) + value.item()
+                sums[term] = value.double() + sums.get(term, 0.0)
             if scored:
                 outputs.add(batch, student)
     finally:
@@ -55,7 +56,8 @@ def validate(
     # A process without a batch of its own must still name the same terms in the same order.
     first = next(held_out_batches(task, 1, _first(processes)))
     terms = [term for term in module.counts(first) if term.label in weights]
-    reduced = processes.sum([table.get(term, 0.0) for table in (sums, counts) for term in terms])
+    own = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}
+    reduced = processes.sum([table.get(term, 0.0) for table in (own, counts) for term in terms])
     values = {
         term: total / count if count else 0.0
         for term, total, count in zip(terms, reduced[: len(terms)], reduced[len(terms) :], strict=True)

@@ -1,0 +1,252 @@
+"""Where the time of a training step goes."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdcore.recipe.loading import Recipe
+from kdcore.signals import Batch
+from kdcore.training.build import Plan, located, make_plan
+from kdcore.training.distributed import Processes, start_processes
+from kdcore.training.engine import Engine, accumulation, check_precision
+from kdcore.training.module import DistillationModule, FrozenTeacher, Term, find_reach
+from kdcore.training.sampling import StepSamples
+
+PARTS = ("data", "communication", "teacher", "student forward", "losses", "backward", "optimizer")
+_LIMIT_SIZE = 2048
+
+
+@dataclass
+class StepProfile:
+    """What one process measured.
+
+    Attributes:
+        seconds: of each part of PARTS, the median over steps. Gradients are reduced within backward and optimizer.
+        steps: how many were measured.
+        tokens: real tokens a step on this process.
+        padding: share of all positions that is padding.
+        computes_padding: whether the student runs on padding, too.
+        flops: multiplications and additions of a step's matrix products.
+        limit: the same a second in plain matrix products in training precision, measured beside it.
+        memory: peak in bytes: of the device, or of the process where that is the CPU.
+        micro_batch_size: sequences a micro-batch.
+        micro_batches: micro-batches a step.
+    """
+
+    seconds: dict[str, float]
+    steps: int
+    tokens: float
+    padding: float
+    computes_padding: bool
+    flops: float
+    limit: float
+    memory: int
+    micro_batch_size: int
+    micro_batches: int
+
+    @property
+    def step_seconds(self) -> float:
+        """A step without drawing its data, which happens beside the step before."""
+        return max(self.seconds["data"], sum(self.seconds.values()) - self.seconds["data"])
+
+    @property
+    def utilization(self) -> float:
+        """Share of the matrix-multiply limit that is used (MFU)."""
+        return self.flops / self.step_seconds / self.limit
+
+    def hints(self) -> list[str]:
+        """What the numbers suggest."""
+        hints = []
+        others = sum(self.seconds.values()) - self.seconds["data"]
+        share = {part: seconds / self.step_seconds for part, seconds in self.seconds.items()}
+        if self.seconds["data"] > 0.8 * others:
+            hints.append(
+                "drawing a step's data takes about as long as training on it: prepare the data ahead (kdcore prepare), "
+                "keep it on a local disk"
+            )
+        if share["optimizer"] > 0.2 and self.micro_batches == 1:
+            hints.append("the optimizer takes much of a step: a larger training.batch_size would take its share down")
+        if self.utilization < 0.4 and self.tokens / self.micro_batches < 4096:
+            hints.append(
+                f"a micro-batch has {self.tokens / self.micro_batches:,.0f} tokens and the device is not busy: try a "
+                "larger training.micro_batch_size"
+            )
+        if self.padding > 0.05 and self.computes_padding:
+            hints.append(f"{self.padding:.0%} of what is computed is padding, which this model cannot leave out")
+        if share["teacher"] > 0.6:
+            hints.append("the teacher takes most of a step: losses on lower blocks let it stop earlier")
+        return hints
+
+
+@dataclass
+class _Clock:
+    """Adds up seconds by part; waits for the device at every edge."""
+
+    device: torch.device
+    steps: list[dict[str, float]] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """What happens here is `part`."""
+        started = self.now()
+        try:
+            yield
+        finally:
+            self.add(part, self.now() - started)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Add to a part of the step that is running."""
+        self.steps[-1][part] = self.steps[-1].get(part, 0.0) + seconds
+
+    def now(self) -> float:
+        """The time when the device has done all that it was told."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+
+def profile_recipe(recipe: Recipe, steps: int = 5) -> StepProfile:
+    """Take a few steps of a recipe and measure them; nothing is written but prepared data.
+
+    Args:
+        recipe: what to train.
+        steps: how many steps to measure, after one that is not.
+
+    Raises:
+        InputError: the recipe, its data or its models cannot be used.
+    """
+    with located(recipe, "training"):
+        check_precision(recipe.settings.training)
+    plan = make_plan(recipe)
+    processes = start_processes()
+    return _Profiler(plan, processes).measure(steps)
+
+
+class _Profiler:
+    """Takes steps of a plan, part by part."""
+
+    def __init__(self, plan: Plan, processes: Processes) -> None:
+        settings = plan.recipe.settings
+        self.plan, self.processes, self.task = plan, processes, plan.task
+        self.micro_batch_size, self.micro_batches = accumulation(settings.training, processes.world_size)
+        encoder = plan.load_teacher()
+        self.teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
+        module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
+        samples = np.arange(min(2, self.task.num_samples("train")), dtype=np.int64)
+        batch = self.task.batch("train", samples, np.zeros_like(samples)).to(processes.device)
+        reach = find_reach(module, batch, self.teacher)
+        with located(plan.recipe, "training"):
+            self.engine = Engine(module, reach, plan.optimizer, settings.training, processes)
+        self.teacher.to(self.engine.dtype)
+        self.clock = _Clock(processes.device)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Time the student and the losses where the module calls them."""
+        module = self.engine.module
+        started: dict[str, float] = {}
+        for part, inner in [
+            ("student forward", module.student),
+            *(("losses", loss) for loss in module.losses.values()),
+        ]:
+
+            def enter(_: object, args: object, part: str = part) -> None:
+                started[part] = self.clock.now()
+
+            def leave(_: object, args: object, output: object, part: str = part) -> None:
+                self.clock.add(part, self.clock.now() - started[part])
+
+            inner.register_forward_pre_hook(enter)
+            inner.register_forward_hook(leave)
+
+    def measure(self, steps: int) -> StepProfile:
+        """A step to warm up, one to count multiplications, and `steps` that are timed."""
+        settings = self.plan.recipe.settings
+        samples = StepSamples(
+            self.task.num_samples("train"),
+            settings.seed,
+            settings.training.batch_size,
+            self.micro_batch_size,
+            self.processes.world_size,
+            self.task.order,
+            self.task.lengths("train"),
+        )
+        tokens, positions = 0, 0
+        self._step(samples, 0)
+        with FlopCounterMode(display=False) as counter:
+            self._step(samples, 1)
+        self.clock.steps.clear()
+        for step in range(2, 2 + steps):
+            for batch in self._step(samples, step):
+                tokens, positions = tokens + batch.num_tokens, positions + batch.input_ids.numel()
+        seconds = {part: median(one.get(part, 0.0) for one in self.clock.steps) for part in PARTS}
+        return StepProfile(
+            seconds,
+            steps,
+            tokens / steps,
+            1 - tokens / positions,
+            not self.engine.module.student.packs,
+            float(counter.get_total_flops()),
+            self._limit(),
+            self._memory(),
+            self.micro_batch_size,
+            self.micro_batches,
+        )
+
+    def _step(self, samples: StepSamples, step: int) -> list[Batch]:
+        module, clock = self.engine.module, self.clock
+        clock.steps.append({})
+        with clock.timed("data"):
+            drawn = samples.micro_batches(step, self.processes.rank)
+            batches = [self.task.batch("train", chosen, epochs) for chosen, epochs in drawn]
+        weights = module.weights_at(0.0)
+        asked = module.requests(weights).teacher
+        with clock.timed("communication"):
+            factors = self._factors(batches, weights)
+        for host_batch in batches:
+            with clock.timed("data"):
+                batch = host_batch.to(self.processes.device)
+            with clock.timed("teacher"):
+                answers = self.teacher(batch, asked)
+            started = clock.now()
+            inside = sum(clock.steps[-1].get(part, 0.0) for part in ("student forward", "losses"))
+            self.engine.train_micro_batch(batch, answers, factors)
+            spent = clock.now() - started
+            inside = sum(clock.steps[-1].get(part, 0.0) for part in ("student forward", "losses")) - inside
+            clock.add("backward", spent - inside)
+            with clock.timed("optimizer"):
+                self.engine.finish_micro_batch(0.0, weights)
+        return batches
+
+    def _factors(self, batches: list[Batch], weights: Mapping[str, float]) -> dict[Term, float]:
+        """Weight by global count of every term, as in training."""
+        local: dict[Term, float] = {}
+        for batch in batches:
+            for term, count in self.engine.module.counts(batch).items():
+                local[term] = local.get(term, 0.0) + count
+        counts = dict(zip(local, self.processes.sum(list(local.values())), strict=True))
+        return {t: weights[t.label] / count if count else 0.0 for t, count in counts.items() if t.label in weights}
+
+    def _limit(self) -> float:
+        """Multiplications and additions a second of large matrix products."""
+        one = torch.randn(_LIMIT_SIZE, _LIMIT_SIZE // 2, device=self.processes.device).to(self.engine.dtype)
+        seconds = []
+        for _ in range(6):
+            started = self.clock.now()
+            one @ one.T
+            seconds.append(self.clock.now() - started)
+        return 2.0 * _LIMIT_SIZE**2 * (_LIMIT_SIZE // 2) / min(seconds)
+
+    def _memory(self) -> int:
+        if self.processes.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

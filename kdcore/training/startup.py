@@ -1,0 +1,35 @@
+"""How long each part of starting a run took."""
+
+from __future__ import annotations
+
+import os
+import time
+
+
+class StartUp:
+    """Seconds of each part of a start, the first one being what the process did before this object was made."""
+
+    def __init__(self, first: str) -> None:
+        """Everything so far in the process's life was `first`, such as imports."""
+        self._last = time.monotonic()
+        self._parts = {first: _age_of_process()}
+
+    def done(self, part: str) -> None:
+        """What has been going on since the last call was `part`."""
+        now = time.monotonic()
+        self._parts[part] = self._parts.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def __str__(self) -> str:
+        total = sum(self._parts.values())
+        return f"started in {total:.1f} s: " + ", ".join(f"{part} {spent:.1f} s" for part, spent in self._parts.items())
+
+
+def _age_of_process() -> float:
+    """Seconds since the operating system started this process; 0 where it does not tell."""
+    try:
+        with open("/proc/self/stat", encoding="ascii") as file:
+            started = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0

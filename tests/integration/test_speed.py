@@ -1,0 +1,145 @@
+"""What speed depends on, as far as it can be told without a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import kdcore
+from kdcore.recipe.loading import load_recipe
+from kdcore.training import trainer, validation
+from kdcore.training.batches import held_out_batches
+from kdcore.training.profiling import PARTS, StepProfile, profile_recipe
+from kdcore.training.trainer import Trainer
+
+MANY_LOSSES = [
+    "losses.masked_lm={}",
+    "losses.soft_targets={}",
+    "losses.minilm_v2={}",
+    "losses.attention_kl={}",
+    "training.micro_batch_size=4",
+]
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations whose result the host has to wait for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"):
+            Waits.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str], list[int]]:
+    """Note how often each call of a function or method waits for the device."""
+    to_list = torch.Tensor.tolist
+
+    def counted_to_list(tensor: torch.Tensor) -> Any:
+        Waits.count += 1
+        return to_list(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted_to_list)
+
+    def watch(owner: Any, name: str) -> list[int]:
+        original, noted = getattr(owner, name), []
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            before = Waits.count
+            with Waits():
+                result = original(*args, **kwargs)
+            noted.append(Waits.count - before)
+            return result
+
+        monkeypatch.setattr(owner, name, watched)
+        return noted
+
+    return watch
+
+
+def test_a_step_never_waits_for_the_device_and_a_validation_once(
+    small_recipe: Path, waits: Callable[[Any, str], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = waits(Trainer, "_train_step")
+    batches = []
+
+    def counted(*args: Any) -> Any:
+        for batch in held_out_batches(*args):
+            batches.append(batch)
+            yield batch
+
+    monkeypatch.setattr(validation, "held_out_batches", counted)
+    validations = waits(trainer, "validate")
+    overrides = [*MANY_LOSSES, "training.budget.steps=3", "validation.every=3", "validation.batch_size=1"]
+    kdcore.train(small_recipe, overrides)
+    assert steps == [0, 0, 0]
+    assert len(batches) > 3 * len(validations), "there are several batches to wait for"
+    assert validations == [1, 1], "one reading of all sums"
+
+
+def test_waiting_for_the_device_would_be_noticed(waits: Callable[[Any, str], list[int]]) -> None:
+    class Impatient:
+        @staticmethod
+        def look() -> None:
+            value = torch.ones(2).sum()
+            assert value.item() == 2
+            assert float(value) == 2
+            assert bool(value > 1)
+            assert value.tolist() == 2
+
+    noted = waits(Impatient, "look")
+    Impatient.look()
+    assert noted == [4]
+
+
+def test_the_log_tells_what_the_start_took(small_recipe: Path) -> None:
+    run = kdcore.train(small_recipe, ["training.budget.steps=1"])
+    log = (run.folder / "train.log").read_text(encoding="utf-8")
+    for part in ("imports", "plan and data", "processes", "teacher", "student", "engine"):
+        assert f"{part} " in log.partition("started in ")[2]
+
+
+def test_a_profile_accounts_for_a_step(small_recipe: Path, tmp_path: Path) -> None:
+    found = profile_recipe(load_recipe(small_recipe, MANY_LOSSES), steps=2)
+    assert set(found.seconds) == set(PARTS)
+    assert min(found.seconds[part] for part in PARTS if part != "communication") > 0
+    assert found.micro_batches == 2
+    assert 0 < found.padding < 1
+    assert not found.computes_padding
+    assert found.flops > 1e6
+    assert found.utilization > 0
+    assert found.memory > 2**20
+    assert not (tmp_path / "runs").exists(), "nothing is written"
+
+
+def profile(**changes: Any) -> StepProfile:
+    seconds = dict(zip(PARTS, (0.01, 0.0, 0.3, 0.2, 0.05, 0.4, 0.05), strict=True)) | changes.pop("seconds", {})
+    keys: dict[str, Any] = {"padding": 0.0, "computes_padding": False, "flops": 8e10, "tokens": 8192.0}
+    return StepProfile(seconds, 5, limit=1e11, memory=2**30, micro_batch_size=64, micro_batches=1, **(keys | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"seconds": {"data": 2.0}}, "drawing a step's data"),
+        ({"seconds": {"optimizer": 0.9}}, "training.batch_size"),
+        ({"flops": 1e10, "tokens": 512.0}, "training.micro_batch_size"),
+        ({"padding": 0.3, "computes_padding": True}, "30% of what is computed is padding"),
+        ({"seconds": {"teacher": 3.0}}, "the teacher takes most"),
+    ],
+)
+def test_hints_follow_from_the_numbers(changes: dict[str, Any], hint: str) -> None:
+    assert profile().hints() == []
+    assert any(hint in one for one in profile(**changes).hints())
+
+
+def test_a_step_cannot_be_faster_than_its_data() -> None:
+    assert profile(seconds={"data": 2.0}).step_seconds == 2.0
+    assert profile().step_seconds == pytest.approx(1.0)
