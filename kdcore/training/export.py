@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdcore.errors import InputError, MachineError
 from kdcore.models.base import Encoder
+from kdcore.models.encoder import TransformersEncoder
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.recipe.yaml import dump_yaml
 from kdcore.tasks.base import Task
@@ -115,7 +116,7 @@ def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[st
         f"# {settings.run.name}",
         "",
         f"An encoder of {info.num_layers} blocks, hidden size {info.hidden_size} and {parameters:,} parameters, "
-        f"distilled with kdcore {metadata.version('kdcore')}.",
+        f"{'distilled' if settings.teacher else 'trained'} with kdcore {metadata.version('kdcore')}.",
         "",
         "| | |",
         "| --- | --- |",
@@ -132,10 +133,11 @@ def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[st
     return "\n".join(lines)
 
 
-def _pools_for_classes(student: Any) -> bool:
+def _pools_for_classes(student: Encoder) -> bool:
     """Whether the pooler is a part of the student's head."""
-    has_classes = type(student.network).__name__.endswith("ForSequenceClassification")
-    return has_classes and bool(student.architecture.class_head_pools)
+    if not isinstance(student, TransformersEncoder) or not student.architecture.class_head_pools:
+        return False
+    return type(student.network).__name__.endswith("ForSequenceClassification")
 
 
 def _without_folders(value: Any) -> Any:
