@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from kdcore.models.attention import tapped_attention
 from kdcore.models.capture import current_capture
 
 
-class PackingMPNetEncoder(MPNetEncoder):  # type: ignore[misc]
-    """The encoder with a position bias for one sequence of whole length where sequences stand in a single row."""
-
-    def compute_position_bias(self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = 32) -> Tensor:
-        """(B, A, L, L), or (1, A, L, L) for packed states (1, N, d)."""
-        capture = current_capture()
-        if capture is not None and capture.packing is not None:
-            x = x.new_empty((1, capture.packing.width))
-        bias: Tensor = super().compute_position_bias(x, position_ids, num_buckets)
-        return bias
+def position_bias(encoder: Any, states: Tensor) -> Tensor:
+    """What stands in for the encoder's `compute_position_bias`: (B, A, L, L), or (1, A, L, L) of packed (1, N, d)."""
+    capture = current_capture()
+    if capture is not None and capture.packing is not None:
+        states = states.new_empty((1, capture.packing.width))
+    bias: Tensor = type(encoder).compute_position_bias(encoder, states)
+    return bias
 
 
 class FusedMPNetAttention(nn.Module):
@@ -69,7 +66,8 @@ class FusedMPNetAttention(nn.Module):
 
 def use_fused_attention(base: nn.Module) -> None:
     """Put the fused attention in the place of every block's own; names of parameters stay as they are."""
-    base.get_submodule("encoder").__class__ = PackingMPNetEncoder  # which has no state that the original has not
+    encoder: Any = base.get_submodule("encoder")
+    encoder.compute_position_bias = MethodType(position_bias, encoder)
     blocks = base.get_submodule("encoder.layer")
     assert isinstance(blocks, nn.ModuleList)
     for block in blocks:
