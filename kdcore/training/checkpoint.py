@@ -259,8 +259,9 @@ def merge_own_states(values: Sequence[Any], *, to_sum: bool) -> Any:
         keys = dict.fromkeys(key for value in values for key in value)
         return {key: merge_own_states([v[key] for v in values if key in v], to_sum=to_sum) for key in keys}
     if isinstance(first, (Tensor, float)):
-        total = sum(values[1:], first)
-        return total if to_sum else total * 0
+        if to_sum:
+            return sum(values[1:], first)
+        return torch.zeros_like(first) if isinstance(first, Tensor) else 0.0
     return first
 
 
