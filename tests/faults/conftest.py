@@ -15,6 +15,8 @@ import torch
 
 EVENTFUL = """
 import os
+import time
+
 import torch
 
 from kdcore import Loss, LossConfig, Requests, Signals, register_loss
@@ -57,6 +59,8 @@ class Eventful(Loss):
         if happens and self.passes == at:
             for number in SIGNALS.get(event, []):
                 os.kill(os.getpid(), number)
+            if event == "stop":
+                time.sleep(0.5)  # a step that is still going on when the process goes on
         self.passes += 1
         if happens and event in ("nan", "inf"):
             total = total * float(event)
