@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import product
 from typing import Any, Literal
 
 from kdcore.data.labelled import LabelledTexts, majority_share, read_labelled
-from kdcore.errors import DataError
+from kdcore.errors import DataError, Problem
 from kdcore.evaluation.subjects import Subject, teacher_fingerprint
 from kdcore.evaluation.suite import Suite, SuiteTask
 from kdcore.recipe.yaml import Plain
@@ -78,7 +78,10 @@ def read_task(label: str, task: SuiteTask) -> TaskData:
     Raises:
         DataError: they cannot be used, or there is nothing to score models on.
     """
-    parts = read_labelled(task.data, Counter())
+    try:
+        parts = read_labelled(task.data, Counter())
+    except DataError as error:
+        raise DataError(_in_suite(problem, label) for problem in error.problems) from error
     digest = hashlib.sha256(repr((task.data.classes, task.data.regression)).encode())
     for part in parts:
         digest.update(repr((part.name, len(part))).encode())
@@ -88,6 +91,13 @@ def read_task(label: str, task: SuiteTask) -> TaskData:
     _require_validation(label, parts)
     sizes = {part.name: len(part) for part in parts}
     return TaskData(task, digest.hexdigest(), _majorities(task, parts), sizes)
+
+
+def _in_suite(problem: Problem, label: str) -> Problem:
+    """What is wrong with a recipe's `task.data`, at its place in a suite."""
+    own = f"tasks.{label}.data"
+    key, hint = (text and text.replace("task.data", own) for text in (problem.key, problem.hint))
+    return replace(problem, key=key, hint=hint)
 
 
 def _require_validation(label: str, parts: Sequence[LabelledTexts]) -> None:

@@ -1,0 +1,220 @@
+"""`kdcore evaluate` with real fine-tunings and probes of a small student: every number against a plain computation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kdcore
+from kdcore.commands.main import main
+from kdcore.evaluation.results import Row, read_rows
+
+SUITE = """\
+name: tiny
+tasks:
+  mood:
+    data:
+      train: mood.csv
+      text: text
+      label: mood
+      labels: [sad, glad]
+      split: {{validation: 0.2, test: 0.2}}
+      max_length: 32
+    metric: f1
+learning_rates: [1e-2]
+batch_sizes: [8]
+seeds: [1]
+budget: {{steps: 6}}
+recipe: {{validation: {{every: 3}}}}
+references: [random]
+probes:
+  cost: {{batch_size: 2, sequence_length: 16}}
+  masked_lm: {{data: {data}, sequences: 8}}
+  agreement: {{data: {data}, sequences: 8, neighbours: 2}}
+  linear: {{texts: 40}}
+"""
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path, corpus_file: Path, cache_folder: Path
+) -> Path:
+    """A student of two blocks, and what was measured of it."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    os.environ["KDCORE_CACHE"] = str(cache_folder)
+    data = f"{{tokenizer: '{teacher_folder}', sequence_length: 48, held_out: 0.1, corpora: "
+    data += f"[{{name: text, path: '{corpus_file}', documents: lines}}]}}"
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"run: {{name: small, folder: {folder / 'runs'}}}\nteacher: {{path: {teacher_folder}}}\n"
+        "student: {config: {num_hidden_layers: 2}, initialize: {from: teacher, blocks: uniform}}\n"
+        f"task: {{name: masked_lm, data: {data}}}\nlosses: {{hidden_mse: {{layers: last}}}}\n"
+        "training: {budget: {steps: 2}, batch_size: 8}\ntracking: [jsonl]\n",
+        encoding="utf-8",
+    )
+    assert kdcore.train(recipe).finished
+    (folder / "suite.yaml").write_text(SUITE.format(data=data), encoding="utf-8")
+    generator = np.random.default_rng(0)
+    moods = [("sad", "abc"), ("glad", "xyz")]
+    lines = []
+    for _ in range(80):
+        mood, letters = moods[generator.integers(2)]
+        lines.append(f"{' '.join(generator.choice(list(letters), 6))},{mood}")
+    (folder / "mood.csv").write_text("text,mood\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "kdcore", "evaluate", "runs/small/1", "--on", "suite.yaml", "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "mood f1" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(evaluated: Path) -> list[Row]:
+    return read_rows(evaluated / "evaluations" / "tiny")
+
+
+def value(rows: list[Row], metric: str, **wanted: object) -> float:
+    (row,) = [
+        row for row in rows if row.metric == metric and all(getattr(row, name) == wish for name, wish in wanted.items())
+    ]
+    return row.value
+
+
+def test_scores_are_those_of_the_stored_predictions(evaluated: Path, rows: list[Row]) -> None:
+    from pyarrow import parquet
+
+    tuned = [row for row in rows if row.kind == "finetune"]
+    assert {(row.role, row.split) for row in tuned} == {
+        (role, split) for role in ("student", "random") for split in ("validation", "test")
+    }
+    for row in tuned:
+        stored = evaluated / "evaluations" / "tiny" / "cells" / row.cell / "predictions" / f"{row.split}.parquet"
+        table = parquet.read_table(stored).to_pylist()
+        outcomes = Counter((one["label"], one["prediction"]) for one in table)
+        right = outcomes["sad", "sad"] + outcomes["glad", "glad"]
+        both = 2 * outcomes["glad", "glad"] + outcomes["glad", "sad"] + outcomes["sad", "glad"]
+        expected = {"accuracy": right / len(table), "f1": 2 * outcomes["glad", "glad"] / both if both else 0.0}
+        assert row.examples == len(table)
+        assert row.main == (row.metric == "f1")
+        if row.metric in expected:
+            assert row.value == pytest.approx(expected[row.metric])
+        labels = Counter(one["label"] for one in table)
+        assert row.chance == pytest.approx(max(labels.values()) / len(table))
+
+
+def test_a_row_holds_what_repeats_it(evaluated: Path, rows: list[Row]) -> None:
+    row = next(row for row in rows if row.kind == "finetune" and row.role == "student")
+    assert {"kdcore", "torch", "transformers", "python"} <= json.loads(row.versions).keys()
+    assert (row.learning_rate, row.batch_size, row.seed) == (1e-2, 8, 1)
+    recipe = json.loads(row.recipe)
+    assert recipe["optimizer"]["lr"] == 1e-2
+    assert recipe["student"]["initialize"]["from"] == str(evaluated / "runs" / "small" / "1" / "exports" / "final")
+    again = evaluated / "again.yaml"
+    again.write_text(json.dumps({"run": {"name": "again", "folder": str(evaluated)}, **recipe}), encoding="utf-8")
+    assert kdcore.load_recipe(again).components().student.name == "transformers"
+    cell = evaluated / "evaluations" / "tiny" / "cells" / row.cell
+    assert not (cell / "checkpoints").exists()
+    assert not (cell / "exports").exists()
+
+
+def test_what_is_finished_is_not_measured_again(
+    evaluated: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = evaluated / "evaluations" / "tiny" / "cells"
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
+    monkeypatch.chdir(evaluated)
+    assert main(["evaluate", "runs/small/1", "--on", "suite.yaml", "seeds=[1]"]) == 0
+    assert "6 of 6 cells are finished already" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")} == before
+    assert read_rows(evaluated / "evaluations" / "tiny") == rows
+
+
+@torch.no_grad()
+def test_probes_of_text_are_a_plain_computation(
+    evaluated: Path, rows: list[Row], teacher_folder: Path, cache_folder: Path
+) -> None:
+    from transformers import AutoModel, AutoModelForMaskedLM
+
+    from kdcore.tasks.masked_lm import MaskedLM
+
+    export = evaluated / "runs" / "small" / "1" / "exports" / "final"
+    recipe = kdcore.load_recipe(evaluated / "recipe.yaml")
+    task = MaskedLM(recipe.components().task.config, 0, cache_folder)
+    count = min(8, task.num_samples("held_out"))
+    batch = task.batch("held_out", np.arange(count), np.zeros(count, dtype=np.int64))
+    ids, mask = batch.input_ids, batch.attention_mask
+    assert mask is not None
+    logits = AutoModelForMaskedLM.from_pretrained(export)(input_ids=ids, attention_mask=mask).logits
+    chances = torch.log_softmax(logits.double(), -1).flatten(0, 1)[batch.masked_index]
+    expected = -chances.gather(1, batch.masked_labels[:, None]).mean().item()
+    assert value(rows, "masked_lm_loss") == pytest.approx(expected, rel=1e-5)
+
+    tokens, lengths = task.data.split("held_out").rows(np.arange(count))
+    embedded = []
+    for source in (teacher_folder, export):
+        model = AutoModel.from_pretrained(source).eval()
+        states = [model(input_ids=torch.tensor(row[None, :n].astype(np.int64))).last_hidden_state[0].mean(0)
+                  for row, n in zip(tokens, lengths, strict=True)]  # fmt: skip
+        embedded.append(torch.nn.functional.normalize(torch.stack(states), dim=1))
+    assert value(rows, "cosine") == pytest.approx((embedded[0] * embedded[1]).sum(1).mean().item(), rel=1e-4)
+    assert 0 <= value(rows, "same_neighbours") <= 1
+
+
+@torch.no_grad()
+def test_the_linear_probe_is_a_logistic_regression_on_mean_embeddings(evaluated: Path, rows: list[Row]) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+    from transformers import AutoModel, AutoTokenizer
+
+    from kdcore.data.labelled import read_labelled
+    from kdcore.evaluation.suite import Suite
+
+    suite = kdcore.load_config(evaluated / "suite.yaml", Suite)
+    export = evaluated / "runs" / "small" / "1" / "exports" / "final"
+    model, tokenizer = AutoModel.from_pretrained(export).eval(), AutoTokenizer.from_pretrained(export)
+    parts = {part.name: part for part in read_labelled(suite.tasks["mood"].data, Counter())}
+
+    def features(name: str) -> np.ndarray:
+        texts = parts[name].texts[0]
+        return np.stack([model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts])
+
+    train = features("train")
+    chosen = np.sort(np.random.default_rng(0).permutation(len(train))[:40])
+    labels = parts["train"].labels
+    assert labels is not None
+    scaler = StandardScaler().fit(train[chosen])
+    fitted = LogisticRegression(max_iter=1000).fit(scaler.transform(train[chosen]), labels[chosen])
+    accuracy = (fitted.predict(scaler.transform(features("test"))) == parts["test"].labels).mean()
+    assert value(rows, "accuracy", kind="linear", split="test") == pytest.approx(accuracy)
+
+
+def test_costs_are_counted_and_measured(evaluated: Path, rows: list[Row]) -> None:
+    from transformers import AutoModel
+
+    export = evaluated / "runs" / "small" / "1" / "exports" / "final"
+    parameters = sum(parameter.numel() for parameter in AutoModel.from_pretrained(export).parameters())
+    assert value(rows, "parameters") == parameters
+    assert value(rows, "bytes_on_disk") == (export / "model.safetensors").stat().st_size
+    assert value(rows, "sequences_per_second") > 0
+    assert 0 <= value(rows, "memory_bytes") < 1e9
+
+
+def test_the_page_of_a_real_run_holds_its_scores(
+    evaluated: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(evaluated)
+    assert main(["compare", "runs", "--by", "run", "--html", "page.html"]) == 0
+    page = (evaluated / "page.html").read_text(encoding="utf-8")
+    score = value(rows, "f1", kind="finetune", split="test", role="student")
+    assert f'<data value="{score!r}">{score:.3f}</data>' in page
+    printed = capsys.readouterr().out
+    assert "small/1" in printed
+    assert "random weights (bert, 2 blocks of 32)" in printed

@@ -1,0 +1,195 @@
+"""What users get wrong with suites, runs and models: words that help, exit code 2, and nothing is measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kdcore.commands.main import main
+from kdcore.evaluation.cells import make_cells, read_task
+from kdcore.evaluation.subjects import Subject, find_subjects
+from kdcore.evaluation.suite import Suite
+from kdcore.recipe.loading import load_config
+from kdcore.recipe.paths import shipped_recipes
+
+SUITE = """\
+name: tiny
+tasks:
+  mood:
+    data:
+      train: mood.csv
+      text: text
+      label: mood
+      labels: [sad, glad]
+      split: {validation: 0.2, test: 0.2}
+learning_rates: [1e-3, 1e-2]
+seeds: [1, 2]
+budget: {steps: 2}
+probes:
+  cost: {}
+  linear: {texts: 30}
+"""
+RECIPE = """\
+run: {name: small, id: 1}
+seed: 3
+teacher: {path: TEACHER}
+student: {}
+task: {name: masked_lm, data: data}
+losses: {hidden_mse: {}}
+training: {budget: {steps: 10}, batch_size: 8}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose exports are the small teacher, a suite, and labelled texts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run = tmp_path / "runs" / "small" / "1"
+    for export in ("budget-0.25", "budget-0.5", "final"):
+        shutil.copytree(teacher_folder, run / "exports" / export)
+    (run / "recipe.yaml").write_text(RECIPE.replace("TEACHER", str(teacher_folder)), encoding="utf-8")
+    (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
+    lines = [f"{'very ' * (number % 7)}{'glad' if number % 2 else 'sad'} {number},{'glad' if number % 2 else 'sad'}"
+             for number in range(60)]  # fmt: skip
+    (tmp_path / "mood.csv").write_text("text,mood\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("name: tiny", "name: tiny\nmetrics: []", ["suite.yaml:2: metrics: unknown key"]),
+        ("    data:", "    metric: acuracy\n    data:", ["suite.yaml:4: tasks.mood.metric", "allowed: accuracy, f1"]),
+        ("    data:", "    metric: pearson\n    data:", ["tasks.mood", "does not fit labels that are classes"]),
+        ("train: mood.csv", "train: mod.csv", ["mod.csv", "no such file"]),
+        ("label: mood", "label: moood", ["mood.csv", "moood"]),
+        (
+            "labels: [sad, glad]",
+            "labels: [sad, happy]",
+            ["mood.csv: tasks.mood.data.labels", "line 3", "'glad'", "allowed: sad, happy"],
+        ),
+        ("split: {validation: 0.2, test: 0.2}", "max_length: 64", ["no labelled texts for validation", "split:"]),
+        ("tasks:", "glue: {folder: ., tasks: [cola, nope]}\ntasks:", ["suite.yaml:2: glue.tasks.1", "'nope'", "sst2"]),
+        ("seeds: [1, 2]", "seeds: [1, 1]", ["`seeds` names a value twice"]),
+        ("seeds: [1, 2]", "recipe: {student: {}}", ["`recipe.student` follows from the suite"]),
+        ("seeds: [1, 2]", "recipe: {optimizer: {lrr: 1}}", ["recipes/", "optimizer.lrr", "unknown key"]),
+        ("cost: {}", "costs: {}", ["suite.yaml:14: probes.costs", "Did you mean `cost`?"]),
+    ],
+)
+def test_mistakes_of_a_suite(
+    old: str, new: str, words: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "suite.yaml").write_text(SUITE.replace(old, new), encoding="utf-8")
+    assert main(["evaluate", "runs/small/1", "--on", "suite.yaml"]) == 2
+    message = capsys.readouterr().err
+    for word in words:
+        assert word in message, message
+    assert "Traceback" not in message
+    assert not list(project.glob("evaluations/*/cells"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["empty"], "empty: this folder is empty"),
+        (["no-such-model"], "no such model could be had from the hub"),
+        (["./nowhere"], "no such folder"),
+        (["runs/small/1", "--exports", "best"], "no student was exported as best"),
+        (["runs/small/1", "--exports", ","], "no export is named"),
+        (["runs/small/1", "--processes", "0"], "at least 1"),
+        (["seeds=[1]"], "nothing to evaluate is given"),
+        (["runs/small/1", "seeds=x"], "override `seeds=x`"),
+        (["runs/small/1", "--on", "kdcore:suites/quik.yaml"], "Did you mean `kdcore:suites/quick.yaml`?"),
+    ],
+)
+def test_mistakes_of_the_command(
+    arguments: list[str], words: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--on", "suite.yaml", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert words in message, message
+    assert "Traceback" not in message
+
+
+def test_a_run_without_exports_is_an_error_alone_and_a_remark_beside_others(project: Path) -> None:
+    shutil.copytree(project / "runs" / "small" / "1", project / "runs" / "small" / "2")
+    shutil.rmtree(project / "runs" / "small" / "2" / "exports")
+    remarks: list[str] = []
+    found = find_subjects(["runs"], None, [], remarks.append)
+    assert [subject.name for subject in found] == ["small/1"]
+    assert any("small/2" in remark and "no student was exported yet" in remark for remark in remarks)
+
+
+def test_of_an_unfinished_run_the_newest_export_is_taken_and_told(project: Path) -> None:
+    shutil.rmtree(project / "runs" / "small" / "1" / "exports" / "final")
+    remarks: list[str] = []
+    (subject,) = find_subjects(["runs/small/1"], None, [], remarks.append)
+    assert (subject.export, subject.share) == ("budget-0.5", 0.5)
+    assert "unfinished" in remarks[0]
+
+
+def names(subjects: list[Subject]) -> list[tuple[str, str, float | None]]:
+    return [(subject.name, subject.role, subject.share) for subject in subjects]
+
+
+def test_all_exports_and_what_they_are_measured_against(project: Path, teacher_folder: Path) -> None:
+    found = find_subjects(["runs/small/1", "runs"], ["all"], ["teacher", "random"], lambda _: None)
+    teacher = "/".join(teacher_folder.parts[-2:])
+    assert names(found) == [
+        ("small/1 budget-0.25", "student", 0.25),
+        ("small/1 budget-0.5", "student", 0.5),
+        ("small/1", "student", 1.0),
+        (teacher, "teacher", None),
+        ("random weights (bert, 4 blocks of 32)", "random", None),
+    ]
+    plain = find_subjects([str(teacher_folder)], None, ["teacher"], lambda _: None)
+    assert names(plain) == [(teacher, "model", None)]
+
+
+def test_cells_are_known_by_what_decides_them_and_not_by_where_it_lies(project: Path, tmp_path: Path) -> None:
+    def ids(places: list[str], suite: str = SUITE) -> dict[str, list[str]]:
+        (project / "suite.yaml").write_text(suite, encoding="utf-8")
+        loaded = load_config("suite.yaml", Suite)
+        tasks = {label: read_task(label, task) for label, task in loaded.all_tasks.items()}
+        found = find_subjects(places, ["final"], loaded.references, lambda _: None)
+        cells = make_cells(loaded, found, tasks, {})
+        return {kind: [cell.id for cell in cells if cell.kind == kind] for kind in ("finetune", "cost", "linear")}
+
+    before = ids(["runs/small/1"])
+    assert [len(own) for own in before.values()] == [4, 1, 1]
+    assert len({one for own in before.values() for one in own}) == 6
+    shutil.move(project / "runs", project / "moved")
+    shutil.copy(project / "mood.csv", project / "other.csv")
+    assert ids(["moved/small/1"], SUITE.replace("mood.csv", "other.csv")) == before
+    other = ids(["moved/small/1"], SUITE.replace("texts: 30", "texts: 31"))
+    assert (other["finetune"], other["cost"]) == (before["finetune"], before["cost"])
+    assert other["linear"] != before["linear"]
+    assert not set(ids(["moved/small/1"], SUITE.replace("steps: 2", "steps: 3"))["finetune"]) & set(before["finetune"])
+    more = ids(["moved/small/1"], SUITE.replace("seeds: [1, 2]", "seeds: [1, 2, 3]"))
+    assert set(before["finetune"]) < set(more["finetune"])
+    assert ids(["moved/small/1"], SUITE.replace("name: tiny", "name: renamed")) == before
+    config = project / "moved" / "small" / "1" / "exports" / "final" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "layer_norm_eps": 1e-6}))
+    assert not set(ids(["moved/small/1"])["finetune"]) & set(before["finetune"])
+    config.write_text((project / "moved" / "small" / "1" / "exports" / "budget-0.5" / "config.json").read_text())
+    with (project / "mood.csv").open("a", encoding="utf-8") as file:
+        file.write("one more,sad\n")
+    assert not set(ids(["moved/small/1"])["finetune"]) & set(before["finetune"])
+
+
+def test_shipped_suites_are_what_they_say() -> None:
+    quick = load_config(shipped_recipes() / "suites" / "quick.yaml", Suite)
+    assert list(quick.all_tasks) == ["sentiment"]
+    glue = load_config(shipped_recipes() / "suites" / "glue.yaml", Suite, ["glue.folder=GLUE"])
+    metrics = {label: task.main_metric for label, task in glue.all_tasks.items()}
+    assert (metrics["cola"], metrics["stsb"], metrics["mrpc"], metrics["mnli"]) == (
+        "matthews",
+        "pearson",
+        "f1",
+        "accuracy",
+    )
