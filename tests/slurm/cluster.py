@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -189,6 +190,8 @@ StorageLoc=slurm_acct_db
             f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} RealMemory=8000"
             for node, port in zip(NODES, ports[3:], strict=True)
         )
+        # Jobs take their ports from their ids: those of two clusters on one machine must not be the same.
+        first_job = random.randrange(1, 500_000)
         # cred_expire is also how long a job waits that was put back into the queue: two minutes by default.
         self.configuration.write_text(
             f"""\
@@ -215,6 +218,7 @@ SchedulerParameters=bf_interval=2,sched_interval=2
 SlurmdTimeout=12
 KillWait=10
 MinJobAge=600
+FirstJobId={first_job}
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/pid/slurmctld
 SlurmctldLogFile={folder}/log/slurmctld
