@@ -9,12 +9,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \
 	mariadb-server
 
-.PHONY: help setup demo test test-faults test-slurm test-recipes bench lint clean
+.PHONY: help setup demo test test-browser test-faults test-slurm test-recipes bench lint clean
 
 help:
-	@echo "make demo           distil a real teacher on real text, in minutes on two CPU cores"
+	@echo "make demo           distil a real teacher on real text and fine-tune both, in minutes on two CPU cores"
 	@echo "make test           check style, types, layers and behaviour"
 	@echo "make test-faults    kill, starve and damage real runs: nothing is lost (some of it needs root)"
+	@echo "make test-browser   the comparison page in a real Chromium, which it installs (root, Debian)"
 	@echo "make test-slurm     the tests on a real SLURM of three nodes, which it installs and brings up here (root, Debian)"
 	@echo "make test-recipes   train each shipped recipe for 200 steps on real text (half an hour)"
 	@echo "make bench          compare steps and losses with plain ones: speed, MFU, memory (half an hour)"
@@ -33,6 +34,8 @@ $(VENV)/.complete: requirements.txt requirements-data.txt constraints.txt pyproj
 demo: setup
 	$(BIN)/kdcore-train recipes/quickstart.yaml
 	@$(BIN)/kdcore summary runs/quickstart/1
+	$(BIN)/kdcore evaluate runs/quickstart/1 --on kdcore:suites/quick.yaml 'seeds=[1]' --processes 2
+	$(BIN)/kdcore compare runs/quickstart/1 --html runs/quickstart/page.html
 
 test: setup lint
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
@@ -40,6 +43,14 @@ test: setup lint
 # What disturbs whole processes and disks. What needs a mount is skipped where one may not.
 test-faults: setup
 	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/faults
+
+# What a real Chromium makes of the comparison page. Where there is none, the tests say so and are skipped.
+test-browser: setup
+	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium \
+			fonts-dejavu-core || echo "Chromium cannot be installed here"; \
+	fi
+	$(BIN)/pytest tests/browser
 
 # Where SLURM cannot be installed, the tests say why and are skipped.
 test-slurm: setup

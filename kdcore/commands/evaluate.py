@@ -60,7 +60,7 @@ class EvaluateCommand(Command):
         from kdcore.evaluation.suite import Suite
 
         words: list[str] = arguments.places
-        overrides = [word for word in words if _OVERRIDE.match(word) and not Path(word).exists()]
+        overrides = [word for word in words if is_override(word)]
         places = [word for word in words if word not in overrides]
         if not places:
             raise InputError("nothing to evaluate is given", hint="kdcore evaluate RUN --on SUITE")
@@ -87,6 +87,11 @@ class EvaluateCommand(Command):
             print(terminal(score_table(evaluation.rows)))
         print(f"rows: {folder / 'results.parquet'}, {folder / 'results.jsonl'}")
         return evaluation.exit_code
+
+
+def is_override(word: str) -> bool:
+    """Whether an argument is `key=value`; folders of sweeps have such names, too."""
+    return _OVERRIDE.match(word) is not None and not Path(word).exists()
 
 
 def _say(text: str) -> None:
