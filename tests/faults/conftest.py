@@ -57,10 +57,11 @@ class Eventful(Loss):
         event, at, rank = os.environ["EVENT"], int(os.environ["EVENT_PASS"]), os.environ["EVENT_RANK"]
         happens = self.passes >= at and os.environ.get("RANK", "0") == rank
         if happens and self.passes == at:
+            # One who is stopped is in the middle of a step, before and after.
+            time.sleep(0.5 if event == "stop" else 0)
             for number in SIGNALS.get(event, []):
                 os.kill(os.getpid(), number)
-            if event == "stop":
-                time.sleep(0.5)  # a step that is still going on when the process goes on
+            time.sleep(0.5 if event == "stop" else 0)
         self.passes += 1
         if happens and event in ("nan", "inf"):
             total = total * float(event)
