@@ -105,8 +105,8 @@ class Budget(ComponentConfig):
             raise ValueError("a budget needs at least one of `steps`, `epochs` and `hours`")
         if self.exit_after_hours is not None and self.hours is not None and self.exit_after_hours > self.hours:
             raise ValueError(
-                f"`exit_after_hours` ({self.exit_after_hours:g}) comes after `hours` ({self.hours:g}), where the run has "
-                "ended: lower it, raise `hours`, or leave it out"
+                f"`exit_after_hours` ({self.exit_after_hours:g}) comes after `hours` ({self.hours:g}), where the run "
+                "has ended: lower it, raise `hours`, or leave it out"
             )
         return self
 
