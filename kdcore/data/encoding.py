@@ -82,10 +82,11 @@ class Encoder:
         pieces, sentences, pieces_a_text = self._cut(texts)
         with tokenizer_threads(self._all_cores):
             encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
         piece_ends = np.concatenate([[0], np.cumsum(lengths)])
-        tokens = np.fromiter(chain.from_iterable(ids), np.int32, int(piece_ends[-1]))
+        # Lists of ids are made and forgotten one by one: thousands at once would keep the garbage collector busy.
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)
+        tokens = np.fromiter(ids, np.int32, int(piece_ends[-1]))
         if self._unk is not None:
             tokens[self._forbidden[tokens]] = self._unk
         ends = piece_ends[np.cumsum(pieces_a_text)]
@@ -99,6 +100,8 @@ class Encoder:
         pieces: list[str] = []
         sentences: list[bool] = []
         pieces_a_text = []
+        if self._split_sentences is None and max(map(len, texts), default=0) <= CHUNK_CHARACTERS:
+            return list(texts), [], [1] * len(texts)
         for text in texts:
             before = len(pieces)
             for sentence in [text] if self._split_sentences is None else _leading_space(self._split_sentences(text)):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kdcore.errors import DataError
 
 Split = Literal["train", "held_out"]
 
 
-def point_of(document: str, seed: int) -> float:
-    """A number in [0, 1), evenly spread over documents: those below the share to be held out are held out.
+def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1), evenly spread over documents: those below the share to be held out are held out.
 
-    It depends on the document's name and the seed alone, so a document stays where it is when others come or go.
+    They depend on the documents' names and the seed alone, so a document stays where it is when others come or go.
     """
-    digest = hashlib.blake2b(f"{seed}\0{document}".encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big") / 2**64
+    start = f"{seed}\0{corpus}:".encode()
+    digests = [blake2b(start + name.encode("utf-8", "surrogatepass"), digest_size=8).digest() for name in documents]
+    return np.frombuffer(b"".join(digests), ">u8") / 2.0**64
 
 
 @dataclass(frozen=True)

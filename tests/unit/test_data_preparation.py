@@ -20,7 +20,7 @@ from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part, T
 from kdcore.data.duplicates import repeated, text_key
 from kdcore.data.prepare import DataRecipe, PreparationProgress, prepare, prepare_share
 from kdcore.data.shards import PreparedData
-from kdcore.data.splitting import point_of
+from kdcore.data.splitting import points_of
 from kdcore.data.units import units_of
 from kdcore.errors import DataError, MachineError
 
@@ -245,10 +245,10 @@ def test_where_nobody_would_be_held_out_the_nearest_document_of_any_part_is(
     tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     parts = texts(4)
-    names = [f"0:{part}:{number}" for part in range(4) for number in range(len(parts[part]))]
-    nearest = min(names, key=lambda name: point_of(name, 0))
-    _, part, number = nearest.split(":")
-    share = point_of(nearest, 0) / 2
+    names = [f"{part}:{number}" for part in range(4) for number in range(len(parts[part]))]
+    points = points_of(0, names, 0)
+    part, number = names[points.argmin()].split(":")
+    share = points.min() / 2
     prepared = prepare(recipe(tokenizer_folder, held_out=share), tmp_path / "data", corpora=[Texts(parts)], workers=2)
     from transformers import AutoTokenizer
 

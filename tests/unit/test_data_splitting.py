@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
-from kdcore.data.splitting import Nearest, document_to_move, point_of
+from kdcore.data.splitting import Nearest, document_to_move, points_of
 from kdcore.errors import DataError
 
 
 def held_out(names: list[str], share: float, seed: int = 0) -> set[str]:
-    return {name for name in names if point_of(name, seed) < share}
+    return {name for name, point in zip(names, points_of(0, names, seed), strict=True) if point < share}
 
 
 def test_the_share_is_about_what_was_asked_for() -> None:
@@ -22,7 +24,7 @@ def test_a_documents_split_depends_on_its_name_and_the_seed_alone() -> None:
 
 
 def test_names_that_cannot_be_written_as_utf8_have_a_place_too() -> None:
-    assert 0 <= point_of("\ud800", 0) < 1
+    assert 0 <= points_of(0, ["\ud800"], 0)[0] < 1
 
 
 def test_nobody_moves_where_both_splits_have_documents_or_none_shall_be_held_out() -> None:
@@ -52,3 +54,8 @@ def test_sequences_that_all_name_their_split_cannot_be_moved() -> None:
 def test_no_document_at_all_is_an_error(share: float) -> None:
     with pytest.raises(DataError, match="hold no text"):
         document_to_move({"train": 0, "held_out": 0}, [None], share)
+
+
+def test_a_point_is_64_bits_of_a_hash_of_seed_corpus_and_name() -> None:
+    digest = hashlib.blake2b(b"7\x002:a", digest_size=8).digest()
+    assert points_of(2, ["a"], 7).tolist() == [int.from_bytes(digest, "big") / 2**64]
