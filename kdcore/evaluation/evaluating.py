@@ -152,6 +152,14 @@ class Evaluator:
             if cell.kind == "finetune" and (cell.subject.sha256, cell.task) not in seen:
                 seen.add((cell.subject.sha256, cell.task))
                 load_recipe(self._write_recipe(cell)).components()
+                self._tell_other_classes(cell)
+
+    def _tell_other_classes(self, cell: Cell) -> None:
+        theirs, task = cell.subject.classes(), self.tasks[cell.task or ""].task
+        if theirs and theirs != task.data.classes:
+            ours = ", ".join(task.data.classes) or "numbers"
+            head = f"comes with a head for other labels ({', '.join(theirs)}) than those of {cell.task} ({ours})"
+            self.say(f"{cell.subject.name} {head}: it gets a new one")
 
     def _write_recipe(self, cell: Cell) -> Path:
         path = self._recipe(cell)

@@ -70,15 +70,27 @@ class Subject:
         match = _BUDGET.fullmatch(self.export or "")
         return float(match[1]) if match else 1.0 if self.export == "final" else None
 
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the head that the model comes with, in their order; none without one."""
+        stated = self._stated()
+        if self.role == "random" or not any("SequenceClass" in name for name in stated.get("architectures") or ()):
+            return ()
+        labels: dict[str, str] = stated.get("id2label") or {}
+        return tuple(labels[key] for key in sorted(labels, key=int))
+
     def config(self) -> dict[str, Any]:
         """The configuration's sizes, from which the same architecture can be made with random weights."""
-        stated: dict[str, Any] = json.loads((Path(self.source) / "config.json").read_text(encoding="utf-8"))
+        stated = self._stated()
         known = _known_keys(str(stated.get("model_type"))) or stated.keys()
         return {
             key: value
             for key, value in stated.items()
             if key == "model_type" or (key in known and key not in _NOT_SIZES and value is not None)
         }
+
+    def _stated(self) -> dict[str, Any]:
+        stated: dict[str, Any] = json.loads((Path(self.source) / "config.json").read_text(encoding="utf-8"))
+        return stated
 
 
 @cache

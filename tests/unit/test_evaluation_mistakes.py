@@ -193,3 +193,16 @@ def test_shipped_suites_are_what_they_say() -> None:
         "f1",
         "accuracy",
     )
+
+
+def test_a_head_for_other_labels_is_told(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kdcore.evaluation import evaluating
+
+    config = project / "runs" / "small" / "1" / "exports" / "final" / "config.json"
+    labels = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
+    config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), **labels}), encoding="utf-8")
+    monkeypatch.setattr(evaluating, "run_jobs", lambda *arguments: None)
+    assert main(["evaluate", "runs/small/1", "--on", "suite.yaml"]) == 0
+    assert "head for other labels (no, yes) than those of mood (sad, glad)" in capsys.readouterr().err
