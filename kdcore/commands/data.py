@@ -20,15 +20,14 @@ class DataCommand(Command):
     help = "inspect or verify prepared data"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare inspect, verify."""
-        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-        inspect = actions.add_parser("inspect", help="show counts, lengths, samples and problems")
-        inspect.add_argument("folder", metavar="FOLDER", help="folder that kdcore prepare wrote")
-        inspect.add_argument(
-            "--samples", metavar="N", type=int, default=_SAMPLES, help=f"sequences to show of each split [{_SAMPLES}]"
+        """Declare inspect or verify, FOLDER, --samples."""
+        parser.add_argument(
+            "action", choices=("inspect", "verify"), help="look at it, or compare it with its checksums"
         )
-        verify = actions.add_parser("verify", help="compare every file with its checksum")
-        verify.add_argument("folder", metavar="FOLDER", help="folder that kdcore prepare wrote")
+        parser.add_argument("folder", metavar="FOLDER", help="folder that kdcore prepare wrote")
+        parser.add_argument(
+            "--samples", metavar="N", type=int, default=_SAMPLES, help=f"sequences of each split to show [{_SAMPLES}]"
+        )
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Look and print."""
