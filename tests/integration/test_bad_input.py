@@ -416,7 +416,8 @@ COMPONENT_ROWS = [
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Every file and folder below, `__pycache__` aside."""
-    paths = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    # Whoever looks into a run folder locks it first; the lock's file stays.
+    paths = [path for path in folder.rglob("*") if not {"__pycache__", ".lock"} & {*path.parts}]
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
 
 
