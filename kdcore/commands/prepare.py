@@ -70,7 +70,7 @@ class PrepareCommand(Command):
                     recipe, arguments.folder, task, tasks, progress=display, workers=arguments.workers
                 )
                 if done is None:
-                    print(f"task {task} of {tasks} is done; {left} pieces of text are left to other tasks")
+                    print(f"task {task} of {tasks} is done; pieces of text left to other tasks: {left}")
                     return 0
                 prepared = done
         for line in summary(prepared.manifest):
