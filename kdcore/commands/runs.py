@@ -144,8 +144,9 @@ def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatu
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """What kdcore-launch wrote down about the jobs of a run, oldest first; nothing for a run that was not sent.
 
-    The lines of `launch/history.jsonl` are maps with `event` (`submitted`, `start` or `end`), `job` and `time`; an
-    `end` also says `code`, and whether the job was `requeued`.
+    The lines of `launch/history.jsonl` are maps with `event` (`submitted`, `start`, `stopping` or `end`), `job` and
+    `time`; an `end` also says `code`, and whether the job was `requeued`. After `stopping`, which is SLURM's doing,
+    there may have been no time for an `end`.
     """
     return [row for row in _rows(_tail(folder / "launch" / "history.jsonl")) if "event" in row]
 
@@ -195,9 +196,10 @@ def _launched_state(last: Mapping[str, Any], queue: Mapping[str, str] | None) ->
     in_queue = None if queue is None else queue.get(job)
     if queue is not None and not last.get("local"):
         if in_queue is None:
-            return "lost", note
+            return ("stopped" if last["event"] == "stopping" else "lost"), note
         return ("queued", note) if in_queue == "PENDING" else ("running", note)
-    return ("running", note) if last["event"] == "start" else ("queued", note)
+    without_queue: dict[str, State] = {"start": "running", "stopping": "stopped"}
+    return without_queue.get(last["event"], "queued"), note
 
 
 def _is_alive(folder: Path) -> bool:

@@ -76,6 +76,7 @@ class _SlurmStart:
         self.name = environment.job_id
         self.number = os.environ["SLURM_JOB_ID"]
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        self.is_over = False
         self.records = history.launch_folder(job.folder) / "records" / f"{self.name}-{self.restart}"
 
     def run(self) -> int:
@@ -97,7 +98,9 @@ class _SlurmStart:
         return code
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Nothing: SLURM tells the processes itself, and this one has to stay until they have ended."""
+        """Note it: SLURM tells the processes itself, and this one stays until they have ended, or SLURM kills it."""
+        if not self.is_over and number == signal.SIGTERM:
+            history.append(self.job.folder, "stopping", self.name, restart=self.restart)
 
     def _check_limit(self, step: int) -> None:
         limit = self.profile.restarts.without_progress
@@ -227,6 +230,7 @@ class _SlurmStart:
             raise
 
     def _note_end(self, code: int, *, requeued: bool) -> None:
+        self.is_over = True
         step = run_status(self.job.folder).saved_step
         history.append(self.job.folder, "end", self.name, restart=self.restart, code=code, step=step, requeued=requeued)
 
