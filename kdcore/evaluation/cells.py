@@ -221,7 +221,8 @@ def _identify(
 ) -> str:
     whole = {
         "kind": kind,
-        "model": subject.sha256,
+        # What inference costs does not depend on the values of weights: students of one architecture share it.
+        "model": [subject.config(), subject.bytes_on_disk()] if kind == "cost" else subject.sha256,
         "random": subject.role == "random",
         "settings": key,
         "data": data,

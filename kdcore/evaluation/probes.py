@@ -21,6 +21,7 @@ from kdcore.data.shards import PreparedData
 from kdcore.data.tokenizers import load_tokenizer
 from kdcore.evaluation.agreement import compare
 from kdcore.evaluation.memory import PeakMemory
+from kdcore.evaluation.subjects import WEIGHTS
 from kdcore.evaluation.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
 from kdcore.tasks.masked_lm import MaskedLM, open_data
 from kdcore.tasks.metrics import metrics_of
@@ -28,7 +29,6 @@ from kdcore.tasks.metrics import metrics_of
 _BATCH = 32
 _WARM_UP, _FEWEST, _MOST, _SECONDS = 2, 5, 50, 3.0
 _ITERATIONS = 1000
-_WEIGHTS = ("*.safetensors", "*.bin")
 
 Outcome = dict[str, Any]
 
@@ -58,7 +58,7 @@ def cost(source: str, probe: CostProbe) -> Outcome:
             seconds.append(time.perf_counter() - began)
     peak = memory.peak()
     folder = Path(source)
-    size = sum(path.stat().st_size for pattern in _WEIGHTS for path in folder.glob(pattern))
+    size = sum(path.stat().st_size for pattern in WEIGHTS for path in folder.glob(pattern))
     measured = [
         _measured("parameters", sum(parameter.numel() for parameter in model.parameters()), higher=False),
         _measured("bytes_on_disk", size, higher=False),

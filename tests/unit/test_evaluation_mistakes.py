@@ -182,6 +182,18 @@ def test_cells_are_known_by_what_decides_them_and_not_by_where_it_lies(project: 
     assert not set(ids(["moved/small/1"])["finetune"]) & set(before["finetune"])
 
 
+def test_exports_of_one_architecture_share_what_inference_costs(project: Path) -> None:
+    loaded = load_config("suite.yaml", Suite)
+    weights = project / "runs" / "small" / "1" / "exports" / "budget-0.5" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    found = find_subjects(["runs/small/1"], ["budget-0.5", "final"], [], lambda _: None)
+    cells = make_cells(loaded, found, {label: read_task(label, task) for label, task in loaded.all_tasks.items()}, {})
+    assert len({cell.id for cell in cells if cell.kind == "cost"}) == 1
+    assert len({cell.id for cell in cells if cell.kind == "linear"}) == 2
+
+
 def test_shipped_suites_are_what_they_say() -> None:
     quick = load_config(shipped_recipes() / "suites" / "quick.yaml", Suite)
     assert list(quick.all_tasks) == ["sentiment"]
