@@ -287,8 +287,16 @@ def _end(pid_file: Path) -> None:
         except ProcessLookupError:
             break
         with contextlib.suppress(TimeoutError):
-            until(lambda: not Path(f"/proc/{number}").exists(), 15, "it has ended")
+            until(lambda: _has_ended(number), 15, "it has ended")
     pid_file.unlink(missing_ok=True)
+
+
+def _has_ended(number: int) -> bool:
+    """Whether a process runs no more, although nobody may have asked yet how it ended."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def _free_ports(count: int) -> list[int]:
