@@ -27,7 +27,7 @@ def score_cell(score: Score | None, column: Column) -> str:
     text = datum(score.mean, column.show(score.mean))
     if score.best:
         text = f'<strong class="best">{text} ★<span class="unseen"> best</span></strong>'
-    if score.deviation:
+    if score.deviation is not None and column.has_spread(score):
         deviation = datum(score.deviation, column.show(score.deviation))
         text += f' <span class="spread">± {deviation} ({datum(score.count, str(score.count))})</span>'
     return text

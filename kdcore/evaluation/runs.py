@@ -15,7 +15,7 @@ from kdcore.recipe.loading import load_recipe
 from kdcore.recipe.yaml import Plain
 
 WORDS = ("method", "run", "seed", "export")
-MISSING = "not stated"
+MISSING = "none"
 
 
 @dataclass(frozen=True)

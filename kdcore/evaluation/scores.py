@@ -52,6 +52,10 @@ class Column:
             return " ".join(word for word in words if word)
         return _PROBE_TITLES.get(self.metric, self.metric)
 
+    def has_spread(self, score: Score) -> bool:
+        """Whether a score's deviation says anything; equal architectures have equal sizes."""
+        return score.deviation is not None and (self.kind != "cost" or score.deviation > 0)
+
     def show(self, value: float) -> str:
         """A value of this column, for people."""
         if self.metric == "parameters":

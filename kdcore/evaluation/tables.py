@@ -85,7 +85,7 @@ def latex(table: Table) -> str:
 def shown(column: Column, score: Score) -> str:
     """A score for people, such as `0.731 ± 0.004 (3)`."""
     text = column.show(score.mean)
-    if not score.deviation:
+    if score.deviation is None or not column.has_spread(score):
         return text
     return f"{text} ± {column.show(score.deviation)} ({score.count})"
 
