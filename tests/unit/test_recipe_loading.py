@@ -209,5 +209,5 @@ def test_the_annotated_recipe_is_a_recipe_too(recipe, tmp_path):
 
 def test_every_shipped_recipe_is_right():
     for file in sorted(shipped_recipes().rglob("*.yaml")):
-        if "base" not in file.parent.parts:
+        if file.parent.name not in ("base", "suites") and file.name != "table.yaml":  # parts, and files of other kinds
             load_recipe(f"kdcore:{file.relative_to(shipped_recipes()).as_posix()}")
