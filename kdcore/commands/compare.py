@@ -61,12 +61,12 @@ class CompareCommand(Command):
         comparison = compare_runs(runs, results, by, arguments.over.strip())
         for remark in comparison.remarks:
             print(f"remark: {remark}", file=sys.stderr)
-        if comparison.table.columns:
-            write = {"terminal": tables.terminal, "markdown": tables.markdown, "csv": tables.csv_text}
-            print(write.get(arguments.format, tables.latex)(comparison.table))
         if arguments.html is not None:
             _write(arguments.html, page(comparison))
             print(f"page: {arguments.html}", file=sys.stderr)
+        if comparison.table.columns:
+            write = {"terminal": tables.terminal, "markdown": tables.markdown, "csv": tables.csv_text}
+            print(write.get(arguments.format, tables.latex)(comparison.table))
         return 0
 
 
