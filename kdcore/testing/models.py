@@ -99,14 +99,14 @@ def _check_answers(whose: str, model: Model, encoder: Encoder) -> None:
 
 def _check_independence(whose: str, model: Model, encoder: Encoder) -> None:
     together = _tokens(model, encoder, _batch(model))
+    for what, batch in (("chance", _batch(model)), ("further padding", _batch(model, extra=4))):
+        _assert_close(together, _tokens(model, encoder, batch), f"{what} changes the {whose}'s states")
     if encoder.packs:
         encoder.packs = False
         _assert_close(
             together, _tokens(model, encoder, _batch(model)), f"leaving padding out changes the {whose}'s states"
         )
         encoder.packs = True
-    for what, batch in (("chance", _batch(model)), ("further padding", _batch(model, extra=4))):
-        _assert_close(together, _tokens(model, encoder, batch), f"{what} changes the {whose}'s states")
     alone = _tokens(model, encoder, _batch(model, _LENGTHS[1:2], first=1))
     rows = slice(_LENGTHS[0], _LENGTHS[0] + _LENGTHS[1])
     own = {place: states[rows] for place, states in together.items()}
