@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,12 @@ task: {name: masked_lm, data: data}
 losses: {masked_lm: {}}
 training: {budget: {steps: 10}, batch_size: 8, precison: fp16}
 """
+
+
+def computed_by_children() -> float:
+    """Processor seconds of all processes that have ended: a machine that is busy with something else changes little."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @pytest.fixture
@@ -45,8 +51,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def test_it_answers_within_half_a_second_without_torch(tmp_path, environment, arguments, code, words):
     (tmp_path / "recipe.yaml").write_text(MISSPELT, encoding="utf-8")
     fastest = float("inf")
-    for _ in range(3):  # the best of three: the machine may be busy with something else
-        started = time.perf_counter()
+    for _ in range(3):
+        before = computed_by_children()
         done = subprocess.run(
             [sys.executable, "-m", "kdcore.commands.main", *arguments],
             cwd=tmp_path,
@@ -54,7 +60,7 @@ def test_it_answers_within_half_a_second_without_torch(tmp_path, environment, ar
             capture_output=True,
             text=True,
         )
-        fastest = min(fastest, time.perf_counter() - started)
+        fastest = min(fastest, computed_by_children() - before)
         assert done.returncode == code, done.stderr
         assert words in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
