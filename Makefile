@@ -38,11 +38,11 @@ demo: setup
 	$(BIN)/kdcore compare runs/quickstart/1 --html runs/quickstart/page.html
 
 test: setup lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGUMENTS)
 
 # What disturbs whole processes and disks. What needs a mount is skipped where one may not.
 test-faults: setup
-	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/faults
+	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/faults $(PYTEST_ARGUMENTS)
 
 # What a real Chromium makes of the comparison page. Where there is none, the tests say so and are skipped.
 test-browser: setup
@@ -58,7 +58,7 @@ test-slurm: setup
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
 			$(SLURM_PACKAGES) || echo "SLURM cannot be installed here"; \
 	fi
-	$(BIN)/pytest --numprocesses 3 --dist loadfile tests/slurm
+	$(BIN)/pytest --numprocesses 3 --dist loadfile tests/slurm $(PYTEST_ARGUMENTS)
 
 # These train models of real size, for which more threads are faster.
 test-recipes: setup
