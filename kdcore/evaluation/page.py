@@ -157,7 +157,7 @@ def _repeat(comparison: Comparison) -> str:
         for run in comparison.runs
     )
     return (
-        f"<pre>{escape(chr(10).join(lines))}</pre>"
+        region("Commands", f"<pre>{escape(chr(10).join(lines))}</pre>")
         + (f"<p>{escape(grid)}</p>" if grid else "")
         + (f'<p class="quiet">Versions: {escape(packages)}.</p>' if packages else "")
         + recipes
