@@ -11,7 +11,7 @@ import torch
 from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.loading import load_recipe
 from kdcore.training.build import make_plan
-from kdcore.training.checkpoint import checkpoint_folder
+from kdcore.training.checkpoint_files import checkpoint_folder
 from kdcore.training.engine import float32_student_of
 from kdcore.training.module import DistillationModule, FrozenTeacher
 from kdcore.training.run import train_recipe
