@@ -154,7 +154,7 @@ def test_writing_that_fails_leaves_nothing_that_looks_whole(tmp_path: Path, toke
 
 
 def test_the_command_refuses_to_run_twice_and_starts_again_after_a_kill(tmp_path: Path, tokenizer_folder: Path) -> None:
-    (tmp_path / "texts.txt").write_text(("the teacher of the student and the zebra " * 100 + "\n") * 2000)
+    (tmp_path / "texts.txt").write_text(("the teacher of the student and the zebra " * 100 + "\n") * 400)
     (tmp_path / "data.yaml").write_text(
         f"corpora: [{{name: text, path: texts.txt}}]\ntokenizer: {tokenizer_folder}\nheld_out: 0.1\n"
     )
