@@ -346,9 +346,7 @@ class Announcing(Corpus):
 
 
 def _prepare_in_child(corpus: Corpus, tokenizer_folder: Path, target: Path, asking: Event, results: Any) -> None:
-    data = DataRecipe(
-        corpora=[{"name": "text"}], tokenizer=str(tokenizer_folder), sequence_length=LENGTH, held_out=0.3
-    )
+    data = DataRecipe(corpora=[{"name": "text"}], tokenizer=str(tokenizer_folder), sequence_length=LENGTH, held_out=0.3)
 
     asking.set()
     prepared = prepare(data, target, corpora=[corpus], wait=True)
