@@ -40,10 +40,14 @@ class Plan:
     scheduler: Scheduler
 
     @property
+    def steps_per_epoch(self) -> float:
+        """Steps that one pass over the training data takes; not whole as a rule."""
+        return self.task.num_samples("train") / self.recipe.settings.training.batch_size
+
+    @property
     def start(self) -> Progress:
         """The run's limits, as its progress before the first step."""
-        training = self.recipe.settings.training
-        return Progress.start(training.budget, self.task.num_samples("train") / training.batch_size)
+        return Progress.start(self.recipe.settings.training.budget, self.steps_per_epoch)
 
     def load_teacher(self) -> Encoder | None:
         """The teacher, as deep as the losses read; None if they read nothing of it."""

@@ -25,6 +25,7 @@ from kdcore.training.export import export_student
 from kdcore.training.interruption import Interruption
 from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
 from kdcore.training.monitor import Monitor, console, logger
+from kdcore.training.occasions import Occasions
 from kdcore.training.predictions import write_predictions
 from kdcore.training.run_lock import run_lock
 from kdcore.training.startup import StartUp
@@ -82,6 +83,8 @@ def _train_recipe(recipe: Recipe, exit_steps: int | None) -> RunResult:
         check_optimizer(optimizer.cls, optimizer.name, recipe.settings.training)
     folder = run_folder.run_folder(recipe)
     plan = make_plan(recipe)
+    if run_folder.exists(folder):  # looked at again under the lock: joining the other processes may take a while
+        run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
     start_up.done("plan and data")
     start = replace(plan.start, exit_steps=exit_steps)
     with Watchdog(recipe.settings.training.stall_minutes, folder / "train.log") as watchdog:
@@ -114,7 +117,6 @@ def _start_or_resume(
         if start.at(state.step, state.seconds).finished and whole:
             logger.info(f"run {folder} is finished; `run.id=NEW` starts another")
             return RunResult(folder, True, export, {})
-    if checkpoint is not None:
         check_layout(checkpoint, zero_stage(recipe.settings.training))
     watchdog.starting("loading the models")
     encoder = plan.load_teacher()
@@ -206,6 +208,7 @@ def _train(
         checkpoints,
         interruption,
         watchdog,
+        Occasions(settings.validation, settings.checkpoints, plan.steps_per_epoch),
         start,
         export,
     )

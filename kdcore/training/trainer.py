@@ -47,6 +47,7 @@ class Trainer:
     """Runs the steps of one run from where its last checkpoint left it to the end of its budget.
 
     Arguments of the constructor that are not objects of the run:
+        occasions: when validation, checkpoints and exports are due.
         start: the run's limits, as its progress before the first step.
         export: writes the student to a folder of that name below `exports`; every process calls it.
     """
@@ -63,6 +64,7 @@ class Trainer:
         checkpoints: Checkpoints,
         interruption: Interruption,
         watchdog: Watchdog,
+        occasions: Occasions,
         start: Progress,
         export: Callable[[str, Progress, Mapping[str, float]], None],
     ) -> None:
@@ -81,8 +83,7 @@ class Trainer:
         self.micro_batch_size, _ = accumulation(training, processes.world_size)
         self.batches = TrainingBatches(task, settings.seed, training.batch_size, self.micro_batch_size, processes)
         self.health = Health(settings, engine, self.batches, processes)
-        steps_per_epoch = task.num_samples("train") / training.batch_size
-        self.occasions = Occasions(settings.validation, settings.checkpoints, steps_per_epoch)
+        self.occasions = occasions
         self.start = start
         self.step = 0
         self.seconds_before = 0.0
@@ -123,7 +124,7 @@ class Trainer:
         if progress.finished:
             self._finish(progress)
         elif self.step and self.saved_step != self.step:
-            self._save(progress)
+            self._save()
         return progress
 
     def _do_what_is_due(self, progress: Progress) -> None:
@@ -137,7 +138,7 @@ class Trainer:
         self._export(before, progress)
         milestone = self.occasions.milestone(before, progress)
         if milestone or self.occasions.checkpoint(before, progress):
-            self._save(progress, milestone=milestone)
+            self._save(milestone=milestone)
 
     def _finish(self, progress: Progress) -> None:
         """What is due at the end, to which time may have leapt over marks that no step had reached."""
@@ -148,7 +149,7 @@ class Trainer:
         # Of the same step, a newer checkpoint knows the time at which the budget was used up.
         timed = progress.max_seconds is not None or progress.exit_seconds is not None
         if self.step and (self.saved_step != self.step or timed):
-            self._save(progress)
+            self._save()
 
     def _train_step(self, micro_batches: list[Batch], counts: Mapping[Term, float], progress: Progress) -> None:
         module, window = self.engine.module, self.window
@@ -239,18 +240,17 @@ class Trainer:
         if not self.step or score is None or (self.best_score is not None and score <= self.best_score):
             return
         self.best_score = score
-        self.watchdog.tick(f"the export after step {self.step}")
-        self.health.check_weights(self.step)
-        with self._pause():
-            self.export("best", progress, values)
+        self._write_export("best", progress)
 
     def _export(self, before: Progress, now: Progress) -> None:
         for share in self.occasions.exports(before, now):
-            self.watchdog.tick(f"the export after step {self.step}")
-            self.health.check_weights(self.step)
-            with self._pause():
-                held_out = self.last_validation if self.validated_step == self.step else {}
-                self.export(f"budget-{share:g}", now, held_out)
+            self._write_export(f"budget-{share:g}", now)
+
+    def _write_export(self, name: str, progress: Progress) -> None:
+        self.watchdog.tick(f"the export after step {self.step}")
+        self.health.check_weights(self.step)
+        with self._pause():
+            self.export(name, progress, self.last_validation if self.validated_step == self.step else {})
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
@@ -261,7 +261,7 @@ class Trainer:
         finally:
             self.window.started += time.monotonic() - began
 
-    def _save(self, progress: Progress, *, milestone: bool = False) -> None:
+    def _save(self, *, milestone: bool = False) -> None:
         # What has not been logged yet has not been looked at: a good checkpoint must not make room for a ruined one.
         self.watchdog.tick(f"the checkpoint after step {self.step}")
         self.health.check(self.step, {"loss": self.processes.sum([self.window.objective.item()])[0]})

@@ -38,15 +38,16 @@ def validate(
     counts: dict[Term, float] = {}
     outputs = Outputs()
     scored = module.reads_classes and task.metric is not None
+    requests = module.requests(weights)
+    asked_of_student = requests.student | Signals.classes() if scored else requests.student
     try:
         for host_batch in held_out_batches(task, batch_size, processes):
             watchdog.tick("a validation")
             batch = host_batch.to(processes.device)
-            answers = teacher(batch, module.requests(weights).teacher)
+            answers = teacher(batch, requests.teacher)
             for term, count in module.counts(batch).items():
                 counts[term] = counts.get(term, 0.0) + count
-            request = module.requests(weights).student
-            student = module.student(batch, request | Signals.classes() if scored else request)
+            student = module.student(batch, asked_of_student)
             for term, value in module.sums_of(student, answers, batch, weights).items():
                 sums[term] = value.double() + sums.get(term, 0.0)
             if scored:
