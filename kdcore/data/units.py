@@ -120,7 +120,14 @@ class UnitReader:
                         yield item
             except DataError as error:
                 self.damages += [
-                    Damage(corpus=self._unit.corpus, part=part.name, what=one.what, where=one.where, hint=one.hint)
+                    Damage(
+                        corpus=self._unit.corpus,
+                        part=part.name,
+                        what=one.what,
+                        where=one.where,
+                        allowed=[one.allowed] if isinstance(one.allowed, str) else list(one.allowed or ()),
+                        hint=one.hint,
+                    )
                     for one in error.problems
                 ]
             report.update(corpus.report)
