@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,12 @@ class TokenizedTexts:
     def __len__(self) -> int:
         return len(self.ends)
 
-    @property
+    @cached_property
     def starts(self) -> NDArray[np.int64]:
         """(n,) where each sequence starts."""
         return np.concatenate([[0], self.ends[:-1]]) if len(self.ends) else self.ends
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """(n,) tokens of each sequence."""
         return self.ends - self.starts
