@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from kdcore.data.encoding import vocabulary_size
 from kdcore.data.glue import submission_rows
 from kdcore.data.labelled import LabelledData, LabelledTexts, overlap, read_labelled
 from kdcore.data.labelled_tokens import TokenizedTexts, tokenize
@@ -130,7 +131,7 @@ class SequenceClassification(Task):
             student,
             teacher,
             vocabulary=self.tokenizer.get_vocab,
-            vocab_size=len(self.tokenizer),
+            vocab_size=vocabulary_size(self.tokenizer),
             longest=max(lengths),
             where=str(self.config.data.tokenizer),
             shorter="lower task.data.max_length",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -82,6 +85,20 @@ def test_the_fingerprint_is_of_what_is_trained_on(make: Any) -> None:
     assert make(max_length=16).fingerprint != same
     assert make(labels=["1", "0"]).fingerprint != same
     assert make(split={"validation": 0.2}).fingerprint != same
+
+
+def test_a_tokenizer_that_leaves_ids_out_needs_as_many_embeddings_as_its_highest_id(
+    make: Any, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tokenizer_folder, tmp_path / "gaps")
+    content = json.loads((tmp_path / "gaps/tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    size = len(vocabulary)
+    vocabulary[max(vocabulary, key=vocabulary.get)] = size + 9
+    (tmp_path / "gaps/tokenizer.json").write_text(json.dumps(content))
+    student: Any = SimpleNamespace(info=SimpleNamespace(vocab_size=size, max_length=512), source=None)
+    with pytest.raises(DataError, match=f"has {size + 10} tokens, the student embeds {size}"):
+        make(tokenizer=str(tmp_path / "gaps")).check(student, None)
 
 
 def test_very_long_texts_are_cut_counted_and_told_once(
