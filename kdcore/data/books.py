@@ -57,7 +57,7 @@ class BooksCorpus(FileCorpus):
 
     def read(self, part: Part) -> Iterator[Document]:
         """Yield a book, named after its file."""
-        path = self.files()[part.file]
+        path = self.path_of(part)
         with open_counted(path) as (stream, raw_file):
             raw = stream.read(reading.MAX_DOCUMENT_BYTES)
             encoding = self.config.encoding or _marked(raw)

@@ -41,7 +41,7 @@ class Hdf5Corpus(FileCorpus):
 
     def read(self, part: Part) -> Iterator[TokenizedSequences]:
         """Yield sequences in groups, named after the file and the first row."""
-        path = self.files()[part.file]
+        path = self.path_of(part)
         split = _split(path.name)
         with _opened(path) as file:
             count = self._count(file, path)

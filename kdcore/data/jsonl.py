@@ -36,7 +36,7 @@ class JsonLinesCorpus(FileCorpus):
 
     def read(self, part: Part) -> Iterator[Document]:
         """Yield documents named `FILE:LINE`; in parts that begin in the middle of a file `FILE@START:LINE`."""
-        path = self.files()[part.file]
+        path = self.path_of(part)
         bad = BadRecords(
             path,
             allowed=f'one JSON object a line, with its text under "{self.config.field}"',

@@ -44,7 +44,7 @@ class ParquetCorpus(FileCorpus):
         """Yield documents named `FILE:ROW`."""
         import pyarrow
 
-        path = self.files()[part.file]
+        path = self.path_of(part)
         with _opened(path) as file:
             self._check_column(file.schema_arrow, path)
             groups = range(part.start, file.num_row_groups if part.end is None else part.end)

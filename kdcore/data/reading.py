@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pydantic import Field
 
@@ -61,9 +61,19 @@ class FileCorpus(PartedCorpus):
 
     config: Config
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._paths: Mapping[str, Path] = {}
+
     def files(self) -> Mapping[str, Path]:
         """Files by their names below `path`."""
         return input_files(self.config.path)
+
+    def path_of(self, part: Part) -> Path:
+        """The file of a part. Files are listed once, for a folder may hold many and each of them is a part."""
+        if part.file not in self._paths:
+            self._paths = self.files()
+        return self._paths[part.file]
 
     def parts(self) -> Sequence[Part]:
         """One part a file."""

@@ -42,7 +42,7 @@ class TextCorpus(FileCorpus):
 
         In parts that begin in the middle of a file lines are counted from there: `FILE@START:LINE`.
         """
-        path = self.files()[part.file]
+        path = self.path_of(part)
         with open_counted(path) as (stream, raw_file):
             if self.skips_binary(part, path, head_of(stream)):
                 return

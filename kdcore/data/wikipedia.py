@@ -45,7 +45,7 @@ class WikipediaCorpus(FileCorpus):
 
     def read(self, part: Part) -> Iterator[Document]:
         """Yield articles named by their page id."""
-        path = self.files()[part.file]
+        path = self.path_of(part)
         cleaner = WikitextCleaner(hidden_namespaces(path))
         dump = DumpPart(path, part)
         bad = BadRecords(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kdcore.data import hdf5, huggingface, parquet, reading, wikipedia_dump
+from kdcore.data.files import input_files
 from kdcore.registry import corpora
 from kdcore.testing import check_corpus
 
@@ -135,6 +136,20 @@ def test_progress_ends_at_the_size_of_the_part(tmp_path: Path, monkeypatch: pyte
             if seen:
                 # A buffer may have been read beyond what was asked for.
                 assert part.bytes <= corpus.bytes_read <= part.bytes + 200_000, (name, part)
+
+
+@pytest.mark.parametrize("name", ["books", "text"])
+def test_a_folder_is_not_listed_anew_for_each_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text("one\n")
+    cls = corpora.get(name)
+    corpus = cls(cls.Config(path=str(tmp_path)))
+    parts, listed = corpus.parts(), []
+    monkeypatch.setattr(reading, "input_files", lambda path: listed.append(path) or input_files(path))
+    assert [len(list(corpus.read(part))) for part in parts] == [1] * 20
+    assert len(listed) == 1
 
 
 def test_the_documentation_names_each_reader_with_all_its_keys() -> None:
