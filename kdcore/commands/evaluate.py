@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,10 +108,11 @@ def _names(text: str | None) -> list[str] | None:
 
 def _launch(profile: str) -> Launch:
     """Trains recipes as jobs of one array, and waits for their end."""
+    from kdcore.evaluation.pool import run_and_wait
+
     commands.get("launch")  # says which package has it
 
     def launch(recipes: Sequence[Path]) -> int:
-        arguments = ["launch", *map(str, recipes), "--profile", profile, "--wait"]
-        return subprocess.run([sys.executable, "-m", "kdcore", *arguments], check=False).returncode
+        return run_and_wait(["-m", "kdcore", "launch", *map(str, recipes), "--profile", profile, "--wait"])
 
     return launch

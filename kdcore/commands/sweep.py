@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -134,4 +133,6 @@ def _train(cells: Sequence[SweepCell], launched: Sequence[str], processes: int) 
 
 
 def _kdcore(arguments: Sequence[str]) -> int:
-    return subprocess.run([sys.executable, "-m", "kdcore", *arguments], check=False).returncode
+    from kdcore.evaluation.pool import run_and_wait
+
+    return run_and_wait(["-m", "kdcore", *arguments])

@@ -61,10 +61,28 @@ def run_jobs(jobs: Sequence[Job], slots: int, ended: Callable[[Job, int], bool])
                 code = process.poll()
                 if code is not None:
                     del running[slot]
-                    if not ended(job, code if code >= 0 else 128 - code):
+                    if not ended(job, _exit_code(code)):
                         waiting.clear()
     finally:
         _stop([process for _, process in running.values()])
+
+
+def run_and_wait(arguments: Sequence[str]) -> int:
+    """Run one command of this Python, such as `-m kdcore launch ...`, and give its exit code, as `run_jobs` does.
+
+    Interrupted, it asks the command to stop, and waits until it has: `subprocess.run` would kill it a moment later.
+    """
+    process = subprocess.Popen([sys.executable, *arguments])
+    try:
+        return _exit_code(process.wait())
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _exit_code(code: int) -> int:
+    return code if code >= 0 else 128 - code
 
 
 def _start(job: Job, slots: int, device: str | None) -> subprocess.Popen[bytes]:

@@ -10,10 +10,12 @@ import pytest
 
 from kdcore.commands.main import main
 from kdcore.evaluation.cells import make_cells, read_task
+from kdcore.evaluation.pool import run_and_wait
 from kdcore.evaluation.subjects import Subject, find_subjects
 from kdcore.evaluation.suite import Suite
 from kdcore.recipe.loading import load_config
 from kdcore.recipe.paths import shipped_recipes
+from kdcore.training.interruption import ending_on_request
 
 SUITE = """\
 name: tiny
@@ -218,3 +220,27 @@ def test_a_head_for_other_labels_is_told(
     monkeypatch.setattr(evaluating, "run_jobs", lambda *arguments: None)
     assert main(["evaluate", "runs/small/1", "--on", "suite.yaml"]) == 0
     assert "head for other labels (no, yes) than those of mood (sad, glad)" in capsys.readouterr().err
+
+
+SAVING = """\
+import os, pathlib, signal, sys, time
+def save(*_):
+    time.sleep(1)  # a checkpoint takes its time
+    pathlib.Path(sys.argv[1]).write_text("saved", encoding="utf-8")
+    sys.exit(130)
+signal.signal(signal.SIGTERM, save)
+os.kill(os.getppid(), signal.SIGTERM)
+while True:
+    signal.pause()
+"""
+
+
+def test_what_a_command_waits_for_may_save_its_state_when_it_is_interrupted(tmp_path: Path) -> None:
+    with ending_on_request(), pytest.raises(KeyboardInterrupt):
+        run_and_wait(["-c", SAVING, str(tmp_path / "state")])
+    assert (tmp_path / "state").read_text(encoding="utf-8") == "saved"
+
+
+@pytest.mark.parametrize(("ending", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
+def test_a_command_that_a_signal_ended_has_an_exit_code_too(ending: str, code: int) -> None:
+    assert run_and_wait(["-c", f"import os, signal, sys; {ending}"]) == code
