@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdcore import InputError, KdcoreError, MachineError, read_history
 from kdcore_launch import slurm
+from kdcore_launch.process import INTERRUPTED
 
 # slurmstepd's way to say that it could not open the files of the script, or not change to its folder.
 _NO_FILES = 53
@@ -34,7 +35,7 @@ def wait_for(jobs: Sequence[tuple[str, Path]], *, local: bool) -> int:
             over = _is_over_here(job) if local else _is_over(job)
             code = _noted_code(job, folder)  # looked up after: what was noted last counts
             if over or (code is not None and local):
-                codes[job] = _explain(job, folder) if code is None else code
+                codes[job] = _explain(job, folder, local=local) if code is None else code
                 del waiting[job]
         if waiting:
             time.sleep(pause)
@@ -63,10 +64,10 @@ def _is_over_here(job: str) -> bool:
     return ended != 0
 
 
-def _explain(job: str, folder: Path) -> int:
+def _explain(job: str, folder: Path, *, local: bool) -> int:
     """Raise what is known about a job that ended without noting how."""
     error: KdcoreError
-    info = slurm.job_info(job)
+    info = None if local else slurm.job_info(job)  # the id of a process may be that of somebody's job
     started = any(event["event"] == "start" and event.get("job") == job for event in read_history(folder))
     if info is not None and info.signal == _NO_FILES and not started:
         error = InputError(
@@ -75,8 +76,9 @@ def _explain(job: str, folder: Path) -> int:
             hint="set `run.folder` to a place on a file system that all nodes share",
         )
     elif info is not None and "CANCELLED" in info.state:
-        return 130
+        return INTERRUPTED
     else:
-        state = "SLURM no longer knows it" if info is None else f"{info.state}, exit code {info.exit_code}"
+        gone = "the process is gone" if local else "SLURM no longer knows it"
+        state = gone if info is None else f"{info.state}, exit code {info.exit_code}"
         error = MachineError(f"job {job} ended without a word ({state}); its log may tell: {folder}")
     raise error
