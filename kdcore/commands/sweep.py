@@ -42,6 +42,8 @@ class SweepCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Train, evaluate, compare."""
+        from kdcore.evaluation.suite import Suite
+
         if arguments.processes < 1:
             raise InputError("the number of processes must be at least 1", where="--processes")
         name = Path(arguments.sweep).stem + ("-smoke" if arguments.smoke else "")
@@ -58,6 +60,8 @@ class SweepCommand(Command):
         cells = make_sweep(sweep.recipes, overrides, axes)
         for cell in cells:
             load_recipe(cell.recipe, cell.overrides).components()
+        suite = [*_overrides(sweep.suite_overrides), *of_suite]
+        load_config(sweep.suite, Suite, suite)  # what is wrong with it is not told after days of training
         if arguments.profile is not None:
             launched = [word for key, values in axes.items() for word in ("--sweep", f"{key}={','.join(values)}")]
             launched = ["launch", *sweep.recipes, *overrides, *launched, "--profile", arguments.profile, "--wait"]
@@ -71,7 +75,6 @@ class SweepCommand(Command):
         options = ["--output", str(folder), "--processes", str(arguments.processes)]
         if arguments.profile is not None:
             options += ["--profile", arguments.profile]
-        suite = [*_overrides(sweep.suite_overrides), *of_suite]
         # The exports on the way are the points of the plot of scores against the budget.
         code = _kdcore(["evaluate", *folders, *suite, "--on", sweep.suite, "--exports", "all", *options])
         if code:

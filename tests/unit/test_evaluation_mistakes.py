@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.commands.main import main
+from kdcore.evaluation import pool
 from kdcore.evaluation.cells import make_cells, read_task
 from kdcore.evaluation.pool import run_and_wait
 from kdcore.evaluation.subjects import Subject, find_subjects
@@ -244,3 +245,31 @@ def test_what_a_command_waits_for_may_save_its_state_when_it_is_interrupted(tmp_
 @pytest.mark.parametrize(("ending", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
 def test_a_command_that_a_signal_ended_has_an_exit_code_too(ending: str, code: int) -> None:
     assert run_and_wait(["-c", f"import os, signal, sys; {ending}"]) == code
+
+
+SWEEP = """\
+recipes: [sweep-recipe.yaml]
+axes: {seed: [1, 2]}
+suite: suite.yaml
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("suite: suite.yaml", "suite: suit.yaml", "suit.yaml"),
+        ("suite: suite.yaml", "suite: suite.yaml\nsuite_overrides: {seedz: [1]}", "seedz: unknown key"),
+    ],
+)
+def test_mistakes_of_a_sweep_are_told_before_anything_is_trained(
+    old: str, new: str, words: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[object] = []
+    monkeypatch.setattr(pool, "run_jobs", lambda *arguments: trained.append(arguments))
+    monkeypatch.setattr(pool, "run_and_wait", trained.append)
+    (project / "sweep-recipe.yaml").write_text((project / "runs/small/1/recipe.yaml").read_text(), encoding="utf-8")
+    (project / "sweep.yaml").write_text(SWEEP.replace(old, new), encoding="utf-8")
+    assert main(["sweep", "sweep.yaml"]) == 2
+    message = capsys.readouterr().err
+    assert words in message, message
+    assert not trained
