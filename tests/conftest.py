@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import string
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -159,6 +159,34 @@ tracking: [jsonl]
         encoding="utf-8",
     )
     return path
+
+
+_MOODS = """\
+name: tiny
+tasks:
+  mood:
+    data:
+      train: mood.csv
+      text: text
+      label: mood
+      labels: [sad, glad]
+      split: {validation: 0.2, test: 0.2}
+      max_length: 32
+learning_rates: [1e-2]
+batch_sizes: [8]
+"""
+
+
+@pytest.fixture
+def write_mood_suite() -> Callable[[Path, str], None]:
+    """Writes 80 labelled texts and `suite.yaml`, a suite on them, with what it shall say beside its task and grid."""
+
+    def write(folder: Path, more: str) -> None:
+        (folder / "suite.yaml").write_text(_MOODS + more, encoding="utf-8")
+        lines = [f"{'abc' if number % 2 else 'xyz'} {number},{'glad' if number % 2 else 'sad'}" for number in range(80)]
+        (folder / "mood.csv").write_text("text,mood\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+    return write
 
 
 @pytest.fixture(scope="session")

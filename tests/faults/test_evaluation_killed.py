@@ -13,18 +13,6 @@ from pathlib import Path
 import pytest
 
 SUITE = """\
-name: tiny
-tasks:
-  mood:
-    data:
-      train: mood.csv
-      text: text
-      label: mood
-      labels: [sad, glad]
-      split: {validation: 0.2, test: 0.2}
-      max_length: 32
-learning_rates: [1e-2]
-batch_sizes: [8]
 seeds: [1, 2, 3]
 budget: {steps: 40}
 recipe: {validation: {every: 40}, checkpoints: {every: 20}}
@@ -32,10 +20,8 @@ recipe: {validation: {every: 40}, checkpoints: {every: 20}}
 
 
 @pytest.fixture
-def project(tmp_path: Path, teacher_folder: Path) -> Path:
-    (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
-    lines = [f"{'abc' if number % 2 else 'xyz'} {number},{'glad' if number % 2 else 'sad'}" for number in range(80)]
-    (tmp_path / "mood.csv").write_text("text,mood\n" + "\n".join(lines) + "\n", encoding="utf-8")
+def project(tmp_path: Path, teacher_folder: Path, write_mood_suite: Callable[[Path, str], None]) -> Path:
+    write_mood_suite(tmp_path, SUITE)
     return tmp_path
 
 

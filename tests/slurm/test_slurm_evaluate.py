@@ -5,28 +5,14 @@ from __future__ import annotations
 import json
 
 SUITE = """\
-name: tiny
-tasks:
-  mood:
-    data:
-      train: mood.csv
-      text: text
-      label: mood
-      labels: [sad, glad]
-      split: {validation: 0.2, test: 0.2}
-      max_length: 32
-learning_rates: [1e-2]
-batch_sizes: [8]
 seeds: [1, 2]
 budget: {steps: 2}
 recipe: {validation: {every: 2}}
 """
 
 
-def test_fine_tunings_run_as_jobs_and_are_not_sent_twice(cluster, sender, teacher_folder):
-    (sender.folder / "suite.yaml").write_text(SUITE, encoding="utf-8")
-    lines = [f"{'abc' if number % 2 else 'xyz'} {number},{'glad' if number % 2 else 'sad'}" for number in range(80)]
-    (sender.folder / "mood.csv").write_text("text,mood\n" + "\n".join(lines) + "\n", encoding="utf-8")
+def test_fine_tunings_run_as_jobs_and_are_not_sent_twice(cluster, sender, teacher_folder, write_mood_suite):
+    write_mood_suite(sender.folder, SUITE)
     profile = ["--profile", str(sender.profile(nodes=1, processes_per_node=1))]
     done = sender.kdcore("evaluate", str(teacher_folder), "--on", "suite.yaml", *profile)
     assert done.returncode == 0, done.stderr
