@@ -80,9 +80,6 @@ def read_axes(texts: Sequence[str]) -> dict[str, list[str]]:
         for key, values in found.items():
             if key in axes:
                 raise InputError(f"the axis `{key}` is stated twice", where="--sweep")
-            if len(set(values)) != len(values) or not values:
-                what = "has no values" if not values else "has a value twice"
-                raise InputError(f"the axis `{key}` {what}", where="--sweep", hint="such as --sweep seed=1,2,3")
             axes[key] = values
     return axes
 
@@ -125,11 +122,24 @@ def _folder_of(recipe: Recipe) -> Path:
 
 
 def _axis(text: str) -> dict[str, list[str]]:
-    key, _, values = text.partition("=")
-    if not key.strip() or key in ("run.id", "run.name", "run.folder"):
-        what = "an axis needs a key" if not key.strip() else f"`{key}` follows from the sweep"
-        raise InputError(what, where=f"--sweep {text}", hint="such as --sweep seed=1,2,3")
-    return {key: [part for part in _split(values) if part]}
+    key, _, stated = text.partition("=")
+    values = [part for part in _split(stated) if part]
+    _check_axis(key, values, f"--sweep {text}")
+    return {key: values}
+
+
+def _check_axis(key: str, values: Sequence[str], where: str) -> None:
+    if not key.strip():
+        what = "an axis needs a key"
+    elif key in ("run.id", "run.name", "run.folder"):
+        what = f"`{key}` follows from the sweep"
+    elif not values:
+        what = f"the axis `{key}` has no values"
+    elif len(set(values)) != len(values):
+        what = f"the axis `{key}` has a value twice"
+    else:
+        return
+    raise InputError(what, where=where, hint="such as --sweep seed=1,2,3")
 
 
 def _split(text: str) -> list[str]:
@@ -147,8 +157,7 @@ def _file_axes(text: str) -> dict[str, list[str]]:
     if not Path(text).is_file():
         hint = "such as --sweep seed=1,2,3, or a file with the key `axes`"
         raise InputError("this is neither an axis nor a file", where=f"--sweep {text}", hint=hint)
-    axes = load_config(text, SweepFile).axes
-    return written_axes(axes)
+    return written_axes(load_config(text, SweepFile).axes)
 
 
 def written_axes(axes: Mapping[str, list[Any]]) -> dict[str, list[str]]:
@@ -157,9 +166,10 @@ def written_axes(axes: Mapping[str, list[Any]]) -> dict[str, list[str]]:
     Raises:
         InputError: an axis cannot be one.
     """
-    for key in axes:
-        _axis(f"{key}=0")
-    return {key: [written(value) for value in axes[key]] for key in axes}
+    found = {key: [written(value) for value in values] for key, values in axes.items()}
+    for key, values in found.items():
+        _check_axis(key, values, f"axes.{key}")
+    return found
 
 
 def written(value: Any) -> str:
