@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdcore.commands.base import Command
+    from kdcore.commands.base import Command, is_override
     from kdcore.commands.runs import RunStatus, read_history, run_folder_of, run_status, slurm_queue
     from kdcore.commands.train import train
     from kdcore.data.base import Corpus, CorpusConfig, Document, Part, TokenizedSequences
@@ -122,6 +122,7 @@ _HOMES = {
     "TransformersModel": "kdcore.models.transformers",
     "at_least_float32": "kdcore.layers",
     "input_files": "kdcore.data.files",
+    "is_override": "kdcore.commands.base",
     "load_config": "kdcore.recipe.loading",
     "load_recipe": "kdcore.recipe.loading",
     "make_sweep": "kdcore.recipe.sweep",
@@ -199,6 +200,7 @@ __all__ = [
     "__version__",
     "at_least_float32",
     "input_files",
+    "is_override",
     "load_config",
     "load_recipe",
     "make_sweep",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from abc import ABC, abstractmethod
 from typing import ClassVar
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
 class Command(ABC):
@@ -51,3 +55,8 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         default=[],  # without one argparse calls them required
         help="values to use instead of the file's, such as training.batch_size=64; key=null removes a key",
     )
+
+
+def is_override(word: str) -> bool:
+    """Whether an argument is `key=value`; folders of sweeps have such names, too."""
+    return _OVERRIDE.match(word) is not None and not os.path.exists(word)  # Path.exists raises on long values

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore.commands.base import Command
+from kdcore.commands.base import Command, is_override
 from kdcore.errors import InputError
 from kdcore.recipe.loading import load_config
 from kdcore.registry import commands
 
 if TYPE_CHECKING:
     from kdcore.evaluation.evaluating import Launch
-
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
 class EvaluateCommand(Command):
@@ -86,11 +83,6 @@ class EvaluateCommand(Command):
             print(terminal(score_table(evaluation.rows)))
         print(f"rows: {folder / 'results.parquet'}, {folder / 'results.jsonl'}")
         return evaluation.exit_code
-
-
-def is_override(word: str) -> bool:
-    """Whether an argument is `key=value`; folders of sweeps have such names, too."""
-    return _OVERRIDE.match(word) is not None and not Path(word).exists()
 
 
 def _say(text: str) -> None:

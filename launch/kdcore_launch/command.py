@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdcore import Command, InputError
+from kdcore import Command, InputError, is_override
 
 if TYPE_CHECKING:
     from kdcore_launch.profile import Profile
@@ -62,8 +62,8 @@ class LaunchCommand(Command):
 
         _check_options(arguments)
         words: list[str] = arguments.words
-        recipes = [word for word in words if "=" not in word]
-        overrides = [word for word in words if "=" in word]
+        overrides = [word for word in words if is_override(word)]
+        recipes = [word for word in words if word not in overrides]
         own = [word.removeprefix("profile.") for word in overrides if word.startswith("profile.")]
         overrides = [word for word in overrides if not word.startswith("profile.")]
         dry = arguments.dry_run

@@ -95,6 +95,23 @@ def test_a_sweep_is_an_array_with_a_limit(slurm, project, kdcore):
     assert "there is a sweep of this name" in refused(kdcore(*SEND, "--sweep", "seed=4", "--name", "seeds"))
 
 
+def test_a_recipe_in_a_folder_of_a_sweep_can_be_sent(slurm, project, kdcore):
+    (project / "seed=1").mkdir()
+    (project / "recipe.yaml").rename(project / "seed=1" / "recipe.yaml")
+    code, _, said = kdcore("launch", "seed=1/recipe.yaml", *SEND[2:], "seed=3")
+    assert code == 0, said
+    note = json.loads((project / "runs/hidden/1/launch/submission.json").read_text(encoding="utf-8"))
+    assert note["jobs"][0]["arguments"] == ["train", str(project / "seed=1" / "recipe.yaml"), "seed=3"]
+
+
+def test_a_value_may_be_longer_than_the_name_of_a_file(slurm, project, kdcore):
+    losses = f"losses={{masked_lm: {{weight: 1.{'0' * 300}}}}}"
+    code, _, said = kdcore(*SEND, losses)
+    assert code == 0, said
+    note = json.loads((project / "runs/hidden/1/launch/submission.json").read_text(encoding="utf-8"))
+    assert note["jobs"][0]["arguments"][2:] == [losses]
+
+
 def test_resuming_a_sweep_sends_what_has_not_finished(slurm, project, kdcore, write_history):
     assert kdcore(*SEND, "--sweep", "seed=1,2,3,4", "--name", "seeds")[0] == 0
     runs = project / "runs" / "hidden"
