@@ -95,3 +95,8 @@ class TrainingError(KdcoreError):
     """Training itself failed: a loss that is not finite, a loss scale at its floor."""
 
     exit_code = EXIT_TRAINING
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, shortened to a line; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

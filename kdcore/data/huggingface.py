@@ -4,15 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from kdcore.data.base import PART_BYTES, CorpusConfig, Document, Part
 from kdcore.data.files import input_files
 from kdcore.data.reading import PartedCorpus
-from kdcore.errors import DataError
-from kdcore.recipe.schema import PathString
+from kdcore.errors import DataError, first_line
+from kdcore.recipe.schema import ComponentConfig, PathString
+
+
+class DatasetSource(ComponentConfig):
+    """Where a dataset of the library `datasets` is."""
+
+    path: PathString | None = Field(
+        None, description="Folder that `save_to_disk` wrote, or that `load_dataset` can read."
+    )
+    dataset: str | None = Field(None, description="Name on the hub, such as wikimedia/wikipedia or nyu-mll/glue.")
+    subset: str | None = Field(None, description="Name of its configuration, such as 20231101.en or sst2.")
+    revision: str | None = Field(None, description="Commit or tag on the hub.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("needs either `path`, a folder, or `dataset`, a name on the hub")
+        return self
+
+    @property
+    def where(self) -> str:
+        """What it is, for messages."""
+        return self.path or f"dataset {self.dataset}"
 
 
 class HuggingFaceCorpus(PartedCorpus):
@@ -22,25 +44,14 @@ class HuggingFaceCorpus(PartedCorpus):
     null are skipped; each is counted. A text of more than 16 million characters is read as several documents.
     """
 
-    class Config(CorpusConfig):
+    class Config(DatasetSource, CorpusConfig):
         """Which dataset, and which of its columns is the text."""
 
-        path: PathString | None = Field(
-            None, description="Folder that `save_to_disk` wrote, or that `load_dataset` can read."
-        )
-        dataset: str | None = Field(None, description="Name on the hub, such as wikimedia/wikipedia.")
-        subset: str | None = Field(None, description="Name of its configuration, such as 20231101.en.")
         split: str = Field("train", description="Which of its splits.")
         revision: str | None = Field(
             None, description="Commit or tag on the hub; without one, later versions go unnoticed."
         )
         column: str = Field("text", min_length=1, description="Name of the column of texts.")
-
-        @model_validator(mode="after")
-        def _one_place(self) -> HuggingFaceCorpus.Config:
-            if (self.path is None) == (self.dataset is None):
-                raise ValueError("needs either `path`, a folder, or `dataset`, a name on the hub")
-            return self
 
     config: Config
 
@@ -80,67 +91,72 @@ class HuggingFaceCorpus(PartedCorpus):
                     raise self._wrong_column(f"the column `{column}` {kind}", list(row))
                 yield from self.finished(f"{prefix}{number}", text or "")
         except _failures() as error:
-            raise self._unusable(error) from error
+            raise _unusable(self.config, error) from error
 
     def _dataset(self) -> Any:
         if self._loaded is None:
-            try:
-                import datasets
-            except ImportError as error:
-                raise DataError(
-                    "the corpus `huggingface` needs the package `datasets`", hint="pip install 'kdcore[datasets]'"
-                ) from error
-            datasets.disable_progress_bars()
-            try:
-                self._loaded = self._load(datasets)
-            except _failures() as error:
-                raise self._unusable(error) from error
-            columns = self._loaded.column_names
-            if columns is not None and self.config.column not in columns:
-                raise self._wrong_column(f"there is no column `{self.config.column}`", columns)
+            config = self.config
+            found = load_source(config, split=config.split, streaming=True)
+            if isinstance(found, dict):
+                if config.split not in found:
+                    raise DataError(
+                        f"the dataset has no split `{config.split}`", where=config.path, allowed=list(found)
+                    )
+                found = found[config.split]
+            self._loaded = found
+            columns = found.column_names
+            if columns is not None and config.column not in columns:
+                raise self._wrong_column(f"there is no column `{config.column}`", columns)
         return self._loaded
 
-    def _load(self, datasets: Any) -> Any:
-        config = self.config
-        if config.path is not None and not Path(config.path).is_dir():
-            raise DataError("there is no such folder", where=config.path)
-        saved = config.path is not None and any(
-            Path(config.path, name).is_file() for name in ("dataset_dict.json", "state.json")
-        )
-        if not saved:
-            return datasets.load_dataset(
-                config.path or config.dataset,
-                config.subset,
-                split=config.split,
-                revision=config.revision,
-                streaming=True,
-            )
-        found = datasets.load_from_disk(config.path)
-        if not isinstance(found, dict):
-            return found
-        if config.split not in found:
-            raise DataError(f"the dataset has no split `{config.split}`", where=config.path, allowed=list(found))
-        return found[config.split]
-
-    def _where(self) -> str:
-        return self.config.path or f"dataset {self.config.dataset}"
-
     def _wrong_column(self, what: str, columns: list[str]) -> DataError:
-        return DataError(what, where=self._where(), allowed=columns, hint="set `column` to the one that holds the text")
+        hint = "set `column` to the one that holds the text"
+        return DataError(what, where=self.config.where, allowed=columns, hint=hint)
 
-    def _unusable(self, error: Exception) -> DataError:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return DataError(
-            f"the dataset cannot be read ({first})",
-            where=self._where(),
-            hint="without a network, write it to a folder elsewhere with save_to_disk and give that as `path`",
-        )
+
+def load_source(source: DatasetSource, *, key: str | None = None, **options: Any) -> Any:
+    """A dataset as the library gives it.
+
+    Args:
+        source: where it is.
+        key: what names it in a recipe, for messages.
+        options: of `load_dataset`; a folder that `save_to_disk` wrote is loaded as it is, with all its splits.
+
+    Raises:
+        DataError: the library or the dataset is missing, or it cannot be read.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "`huggingface` needs the package `datasets`", key=key, hint="pip install 'kdcore[datasets]'"
+        ) from error
+    path = source.path
+    if path is not None and not Path(path).is_dir():
+        raise DataError("there is no such folder", where=path, key=key)
+    datasets.disable_progress_bars()
+    try:
+        if path is not None and any(Path(path, name).is_file() for name in ("dataset_dict.json", "state.json")):
+            return datasets.load_from_disk(path)
+        return datasets.load_dataset(path or source.dataset, source.subset, revision=source.revision, **options)
+    except _failures() as error:
+        raise _unusable(source, error, key) from error
 
 
 def _failures() -> tuple[type[Exception], ...]:
+    """What the library raises where a dataset cannot be read; to be asked once it is imported."""
     from datasets.exceptions import DatasetsError
 
     return (OSError, ValueError, DatasetsError)
+
+
+def _unusable(source: DatasetSource, error: Exception, key: str | None = None) -> DataError:
+    return DataError(
+        f"the dataset cannot be read ({first_line(error)})",
+        where=source.where,
+        key=key,
+        hint="without a network, write it to a folder elsewhere with save_to_disk and give that as `path`",
+    )
 
 
 def _streamed(dataset: Any) -> bool:

@@ -298,3 +298,12 @@ def test_huggingface_splits_and_numbers_of_classes(tmp_path: Path) -> None:
         read(huggingface=source, text="words")
     with pytest.raises(DataError, match="no such folder"):
         read(huggingface={"path": str(tmp_path / "nowhere")})
+
+
+def test_a_dataset_that_cannot_be_read_is_told_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write(tmp_path, "files/train.jsonl", '{"text": "no end\n')
+    with pytest.raises(DataError, match=r"task\.data\.huggingface: the dataset cannot be read \((?s:.)*save_to_disk"):
+        read(huggingface={"path": str(tmp_path / "files")})
