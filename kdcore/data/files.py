@@ -151,13 +151,20 @@ class FileHashes:
             self._known = known if isinstance(known, dict) else {}
 
     def sha256(self, path: Path) -> str:
-        """Hash of the whole content of `path`."""
+        """Hash of the whole content of `path`.
+
+        Raises:
+            DataError: the file is gone or may not be read.
+        """
         key = str(path.resolve())
-        status = path.stat()
-        known = self._known.get(key)
-        if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns] and len(known) == 3:
-            return str(known[2])
-        digest = sha256_of_file(path)
+        try:
+            status = path.stat()
+            known = self._known.get(key)
+            if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns] and len(known) == 3:
+                return str(known[2])
+            digest = sha256_of_file(path)
+        except (FileNotFoundError, PermissionError) as error:
+            raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
         self._known[key] = [status.st_size, status.st_mtime_ns, digest]
         self._changed = True
         return digest

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kdcore.data.staging import locked
 from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_TRAINING, InputError
 from kdcore.evaluation.cells import Cell, make_cells, read_task
 from kdcore.evaluation.outcomes import Outcome, collect_finetuning, place_of, read_outcome, rows_of
@@ -89,7 +89,7 @@ class Evaluator:
         self.tasks = {label: read_task(label, task) for label, task in self.suite.all_tasks.items()}
         texts = self._texts()
         self.cells = make_cells(self.suite, subjects, self.tasks, texts)
-        with self._locked():
+        with self._lock():
             self._check_recipes()
             self._remember_suite()
             self._write_rows()
@@ -117,19 +117,14 @@ class Evaluator:
             kind: open_data(probe.data, self.cache).fingerprint for kind, probe in reading.items() if probe is not None
         }
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w", encoding="ascii") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    "another `kdcore evaluate` is at work in this folder",
-                    where=str(self.folder),
-                    hint="wait for it, or give another --output",
-                ) from None
-            yield
+    def _lock(self) -> AbstractContextManager[int]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            what = f"the folder cannot be made: {error.strerror}"
+            raise InputError(what, where=str(self.folder), hint="give another --output") from error
+        taken = "another `kdcore evaluate` is at work in this folder"
+        return locked(self.folder / ".lock", wait=False, taken=taken)
 
     def _remember_suite(self) -> None:
         text = dump_yaml(self.suite.model_dump(mode="json", exclude_none=True))

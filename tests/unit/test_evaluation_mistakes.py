@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.commands.main import main
+from kdcore.data.staging import locked
 from kdcore.evaluation import pool
 from kdcore.evaluation.cells import make_cells, read_task
 from kdcore.evaluation.pool import run_and_wait
@@ -106,6 +107,8 @@ def test_mistakes_of_a_suite(
         (["runs/small/1", "--exports", ","], "no export is named"),
         (["runs/small/1", "--processes", "0"], "at least 1"),
         (["seeds=[1]"], "nothing to evaluate is given"),
+        (["runs/small/1", "--output", "mood.csv"], "mood.csv: the folder cannot be made"),
+        (["runs/small/1", "--output", "mood.csv/below"], "mood.csv/below: the folder cannot be made"),
         (["runs/small/1", "seeds=x"], "override `seeds=x`"),
         (["runs/small/1", "--on", "kdcore:suites/quik.yaml"], "Did you mean `kdcore:suites/quick.yaml`?"),
     ],
@@ -117,6 +120,13 @@ def test_mistakes_of_the_command(
     message = capsys.readouterr().err
     assert words in message, message
     assert "Traceback" not in message
+
+
+def test_two_evaluations_do_not_share_a_folder(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(project / "evaluations" / "tiny" / ".lock"):
+        assert main(["evaluate", "runs/small/1", "--on", "suite.yaml"]) == 2
+    assert "another `kdcore evaluate` is at work in this folder" in capsys.readouterr().err
+    assert not list((project / "evaluations" / "tiny").iterdir())
 
 
 def test_a_run_without_exports_is_an_error_alone_and_a_remark_beside_others(project: Path) -> None:
