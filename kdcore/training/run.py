@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcore.errors import EXIT_INTERRUPTED, MachineError
+from kdcore.errors import EXIT_INTERRUPTED, InputError, MachineError
 from kdcore.models.base import Encoder
 from kdcore.progress import Progress
 from kdcore.recipe.loading import Recipe
@@ -27,7 +27,7 @@ from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
 from kdcore.training.monitor import Monitor, console, logger
 from kdcore.training.occasions import Occasions
 from kdcore.training.predictions import write_predictions
-from kdcore.training.run_lock import run_lock
+from kdcore.training.run_lock import refuse_if_held, run_lock
 from kdcore.training.startup import StartUp
 from kdcore.training.trainer import Trainer
 from kdcore.training.watchdog import Watchdog
@@ -84,7 +84,11 @@ def _train_recipe(recipe: Recipe, exit_steps: int | None) -> RunResult:
     folder = run_folder.run_folder(recipe)
     plan = make_plan(recipe)
     if run_folder.exists(folder):  # looked at again under the lock: joining the other processes may take a while
-        run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
+        try:
+            run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
+        except InputError:
+            refuse_if_held(folder)  # whoever is at work there is the first thing to know
+            raise
     start_up.done("plan and data")
     start = replace(plan.start, exit_steps=exit_steps)
     with Watchdog(recipe.settings.training.stall_minutes, folder / "train.log") as watchdog:

@@ -18,7 +18,16 @@ from kdcore.training.engine import zero_stage
 
 _RECIPE = "recipe.yaml"
 _ENVIRONMENT = "environment.json"
-_FREE_ON_RESUME = ("training.micro_batch_size", "logging", "validation", "checkpoints", "tracking", "training.budget")
+_FREE_ON_RESUME = (
+    "training.micro_batch_size",
+    "training.stall_minutes",
+    "training.early_stopping",
+    "logging",
+    "validation",
+    "checkpoints",
+    "tracking",
+    "training.budget",
+)
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "config.json")
 _PACKAGES = ("kdcore", "torch", "deepspeed", "transformers", "numpy", "pyarrow")
 
@@ -45,7 +54,7 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
             what = f"the run was started with {before!r}, the recipe now says {now!r}"
             problems.append(Problem(what, str(recipe.origin(key)), key))
-    for limit in ("steps", "hours"):
+    for limit in ("steps", "epochs", "hours"):
         before, now = (getattr(r.settings.training.budget, limit) for r in (stored, recipe))
         if (before is None) != (now is None) or (before is not None and now < before):
             key = f"training.budget.{limit}"

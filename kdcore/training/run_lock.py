@@ -186,6 +186,18 @@ def run_lock(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]
         yield lock.check
 
 
+def refuse_if_held(folder: Path) -> None:
+    """Raise an InputError if another run is going on in a folder; nothing is taken, and nothing made."""
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context((folder / _FILE).open(encoding="utf-8"))
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _refusal(folder, _read(folder / _FILE)) from None
+        except OSError:
+            return  # no lock, or none to be had: nothing is known of another run
+
+
 def _read(path: Path) -> _Holder | None:
     try:
         return _Holder(**json.loads(path.read_text(encoding="utf-8")))

@@ -15,6 +15,7 @@ import pytest
 import kdcore
 from kdcore.commands.main import main
 from kdcore.training.run import RunResult
+from kdcore.training.run_folder import check_resumable, store
 
 MARKERS = [round(0.05 * number, 2) for number in range(1, 20)]
 SCHEDULE = [
@@ -168,3 +169,29 @@ def test_processes_whose_clocks_differ_by_minutes_stop_at_the_same_step(small_re
     run = tmp_path / "runs" / "small" / "1"
     assert {path.name for path in (run / "exports").iterdir()} == {"budget-0.3", "budget-0.6", "final"}
     assert rows_of(run, "train/loss")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ("{steps: 6}", "{steps: 6, exit_after_hours: 1}", None),
+        ("{epochs: 1}", "{epochs: 2}", None),
+        ("{epochs: 1}", "{epochs: 0.5}", "training.budget.epochs: a run's budget may only grow: 1.0 before, 0.5 now"),
+        ("{steps: 6}", "{steps: 5}", "training.budget.steps: a run's budget may only grow: 6 before, 5 now"),
+        ("{steps: 6}", "{steps: 6, hours: 1}", "training.budget.hours: a run's budget may only grow: None before"),
+    ],
+)
+def test_the_budget_of_a_started_run_may_only_grow(
+    small_recipe: Path, tmp_path: Path, before: str, now: str, message: str | None
+) -> None:
+    no_steps = "training.budget.steps=null"
+    first, second = (
+        kdcore.load_recipe(small_recipe, [no_steps, f"training.budget={budget}"]) for budget in (before, now)
+    )
+    store(tmp_path / "run", first, "data", {})
+    if message is None:
+        check_resumable(tmp_path / "run", second, "data")
+        return
+    with pytest.raises(kdcore.RecipeError) as caught:
+        check_resumable(tmp_path / "run", second, "data")
+    assert message in str(caught.value)
