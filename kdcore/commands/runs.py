@@ -17,6 +17,7 @@ from typing import Any, Literal
 from kdcore.commands.base import Command
 from kdcore.errors import InputError
 from kdcore.recipe.loading import Recipe
+from kdcore.trackers.jsonl import METRICS, rows_of
 
 State = Literal["queued", "running", "finished", "stopped", "failed", "lost"]
 
@@ -117,7 +118,7 @@ def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatu
     """
     from kdcore.training.checkpoint_files import all_checkpoints, step_of
 
-    metrics = list(_last_rows(folder / "metrics.jsonl"))
+    metrics = rows_of(_tail(folder / METRICS))[::-1]  # newest first
     training = next((row for row in metrics if "train/loss" in row), {})
     validation = next((row for row in metrics if "held_out/loss" in row), {})
     steps = [step for step in (training.get("step"), validation.get("step")) if step is not None]
@@ -126,7 +127,7 @@ def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatu
     log = _tail(folder / "train.log")
     state, note = _state(folder, history, log, queue)
     starts = sum(event.get("event") == "start" for event in history)
-    signs = [folder / name for name in ("metrics.jsonl", "train.log", "launch/history.jsonl")]
+    signs = [folder / name for name in (METRICS, "train.log", "launch/history.jsonl")]
     return RunStatus(
         state=state,
         note=note,
@@ -148,7 +149,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     `time`; an `end` also says `code`, and whether the job was `requeued`. After `stopping`, which is SLURM's doing,
     there may have been no time for an `end`.
     """
-    return [row for row in _rows(_tail(folder / "launch" / "history.jsonl")) if "event" in row]
+    return [row for row in rows_of(_tail(folder / "launch" / "history.jsonl")) if "event" in row]
 
 
 def slurm_queue() -> dict[str, str] | None:
@@ -230,23 +231,6 @@ def _max_steps(recipe: Path) -> int | None:
     except (InputError, KeyError, TypeError):
         return None
     return steps if isinstance(steps, int) else None
-
-
-def _last_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows at the end of a file of JSON lines, newest first."""
-    yield from reversed(_rows(_tail(path)))
-
-
-def _rows(text: str) -> list[dict[str, Any]]:
-    rows = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut off: at the start of what was read, or while it is written
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def _tail(path: Path) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcore.commands.base import Command
 from kdcore.errors import InputError
+from kdcore.trackers.jsonl import read_metrics
 
 if TYPE_CHECKING:
     from kdcore.tasks.sequence_classification import SequenceClassification
@@ -152,12 +152,9 @@ def _held_out_losses(run: Path, leave_out: Collection[str] = ()) -> list[tuple[s
 
 def _held_out_values(run: Path) -> dict[str, list[float]]:
     """Every held-out value but the weighted sum, by its name, in the order of steps."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return {}
     values: dict[str, list[float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        for name, value in json.loads(line).items():
+    for row in read_metrics(run):
+        for name, value in row.items():
             kind, _, label = name.partition("/")
             if kind == "held_out" and label != "loss":
                 values.setdefault(label, []).append(value)

@@ -18,6 +18,7 @@ from kdcore.evaluation.cells import Cell, TaskData
 from kdcore.evaluation.results import Row, relative
 from kdcore.evaluation.subjects import Subject
 from kdcore.tasks.metrics import metrics_of
+from kdcore.trackers.jsonl import read_metrics
 
 RESULT = "result.json"
 PREDICTIONS = "predictions"
@@ -145,5 +146,4 @@ def _predictions(folder: Path, known: TaskData) -> dict[str, tuple[np.ndarray, n
 
 def _seconds(folder: Path) -> float:
     """Seconds of training by the run's own clock."""
-    rows = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return float(json.loads(rows[-1]).get("seconds", 0.0)) if rows else 0.0
+    return max((float(row.get("seconds", 0.0)) for row in read_metrics(folder)), default=0.0)

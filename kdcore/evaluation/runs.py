@@ -13,6 +13,7 @@ from typing import Any
 from kdcore.errors import InputError
 from kdcore.recipe.loading import load_recipe
 from kdcore.recipe.yaml import Plain
+from kdcore.trackers.jsonl import read_metrics
 
 WORDS = ("method", "run", "seed", "export")
 MISSING = "none"
@@ -101,7 +102,7 @@ def read_run(folder: Path, state: str) -> Run:
         state=state,
         recipe={**settings, **_sections(settings, recipe.data)},
         stated=recipe.data,
-        metrics=_rows(folder / "metrics.jsonl"),
+        metrics=read_metrics(folder),
         data=environment.get("data_fingerprint"),
         teacher=None if teacher is None else str(teacher),
     )
@@ -148,20 +149,3 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of metrics; a last one that was cut off, or is being written, is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-    return rows

@@ -6,9 +6,34 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.trackers.base import Tracker
+
+METRICS = "metrics.jsonl"
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    """The maps that lines of JSON hold, without lines that are cut off: the first or the last of what was read."""
+    rows = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics, each with its `step`; none if it has written none yet."""
+    try:
+        text = (run_folder / METRICS).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [row for row in rows_of(text) if "step" in row]
 
 
 class JsonLinesTracker(Tracker):
@@ -16,7 +41,7 @@ class JsonLinesTracker(Tracker):
 
     def __init__(self, config: ComponentConfig, run_folder: Path) -> None:
         super().__init__(config, run_folder)
-        self.path = run_folder / "metrics.jsonl"
+        self.path = run_folder / METRICS
         self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -27,15 +52,9 @@ class JsonLinesTracker(Tracker):
     def rewind(self, step: int) -> None:
         """Drop rows beyond `step`, and a last row that was cut off."""
         self._file.close()
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except ValueError:  # the process died while it wrote this line
-                continue
+        kept = [row for row in rows_of(self.path.read_text(encoding="utf-8", errors="replace")) if row["step"] <= step]
         staging = self.path.with_suffix(".staging")
-        staging.write_text("".join(kept), encoding="utf-8")
+        staging.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         os.replace(staging, self.path)
         self._file = self.path.open("a", encoding="utf-8")
 

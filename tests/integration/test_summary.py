@@ -30,6 +30,10 @@ def test_it_tells_what_the_run_measured_and_what_the_models_are(
     assert "teacher 4, student 2" in text
     assert str(result.export) in text
     assert "losses.hidden_mse.layers=uniform" in text
+    with (result.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 99, "held_out/hid')  # as a process that is killed leaves it
+    assert main(["summary", str(result.folder)]) == 0
+    assert f"{held_out[0]:.4f} before, {held_out[-1]:.4f} after" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

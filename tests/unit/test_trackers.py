@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcore.progress import Progress
 from kdcore.trackers.base import Tracker
-from kdcore.trackers.jsonl import JsonLinesTracker
+from kdcore.trackers.jsonl import JsonLinesTracker, read_metrics
 from kdcore.trackers.tensorboard import TensorBoardTracker
 from kdcore.training.monitor import Monitor
 
@@ -29,6 +29,13 @@ def test_rows_beyond_the_restored_step_are_dropped_with_a_line_that_was_cut_off(
         {"step": 2, "train/loss": 1.0},
         {"step": 3, "train/loss": 9.0},
     ]
+
+
+def test_metrics_are_read_without_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    lines = '{"step": 1, "seconds": 2.5}\n[1]\n{"seconds": 3.0}\n{"step": 2, "sec'
+    (tmp_path / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    assert read_metrics(tmp_path) == [{"step": 1, "seconds": 2.5}]
 
 
 def test_a_run_that_died_before_its_first_checkpoint_holds_no_row_twice(tmp_path: Path) -> None:
