@@ -101,10 +101,20 @@ def run_folder_of(recipe: Recipe) -> Path:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Every run in a folder, sorted by name; of the folder of a sweep, the runs of the sweep; of a run, itself."""
-    if (folder / "submission.json").is_file():
-        sent = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
-        yield from (Path(job["folder"]) for job in sent["jobs"])
+    """Every run in a folder, sorted by name; of the folder of a sweep, the runs of the sweep; of a run, itself.
+
+    Raises:
+        InputError: the note of a sweep, which says where its runs are, is damaged.
+    """
+    note = folder / "submission.json"
+    if note.is_file():
+        try:
+            found = [Path(job["folder"]) for job in json.loads(note.read_text(encoding="utf-8"))["jobs"]]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            what = f"what was sent cannot be read: {error}"
+            hint = "give the folder that recipes name as `run.folder`: the runs of the sweep are in there"
+            raise InputError(what, where=str(note), hint=hint) from error
+        yield from found
     else:
         yield from _walk(folder, _DEPTH)
 

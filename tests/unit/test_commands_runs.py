@@ -134,6 +134,15 @@ def test_the_folder_of_a_sweep_lists_its_runs(tmp_path):
     assert len(list(run_folders(tmp_path / "runs"))) == 3
 
 
+@pytest.mark.parametrize("note", ['{"jobs": [{"fold', "[]", '{"jobs": [{}]}', '{"jobs": null}'])
+def test_a_damaged_note_of_a_sweep_is_told(tmp_path, capsys, note):
+    (tmp_path / "submission.json").write_text(note, encoding="utf-8")
+    assert main(["runs", "list", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "submission.json" in said
+    assert "run.folder" in said
+
+
 def test_a_folder_without_runs_is_told(tmp_path, capsys):
     assert main(["runs", "list", str(tmp_path / "nowhere")]) == 2
     assert "there are no runs in this folder" in capsys.readouterr().err
