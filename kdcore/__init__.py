@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcore.commands.base import Command, is_override
-    from kdcore.commands.runs import RunStatus, read_history, run_folder_of, run_status, slurm_queue
+    from kdcore.commands.runs import RunStatus, read_history, run_status, slurm_queue
     from kdcore.commands.train import train
     from kdcore.data.base import Corpus, CorpusConfig, Document, Part, TokenizedSequences
     from kdcore.data.files import input_files, open_input
@@ -143,7 +143,6 @@ _HOMES = {
     "require_teacher": "kdcore.losses.base",
     "resolve_block_pairs": "kdcore.layers",
     "resolve_pairs": "kdcore.layers",
-    "run_folder_of": "kdcore.commands.runs",
     "run_status": "kdcore.commands.runs",
     "slurm_queue": "kdcore.commands.runs",
     "train": "kdcore.commands.train",
@@ -221,7 +220,6 @@ __all__ = [
     "require_teacher",
     "resolve_block_pairs",
     "resolve_pairs",
-    "run_folder_of",
     "run_status",
     "slurm_queue",
     "train",

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from kdcore.commands.base import Command
 from kdcore.errors import InputError
-from kdcore.recipe.loading import Recipe
 from kdcore.trackers.jsonl import METRICS, rows_of
 
 State = Literal["queued", "running", "finished", "stopped", "failed", "lost"]
@@ -92,12 +91,6 @@ class RunStatus:
     tokens_per_second: float | None
     restarts: int
     updated: float | None
-
-
-def run_folder_of(recipe: Recipe) -> Path:
-    """Where a recipe's run lives, or will live."""
-    run = recipe.settings.run
-    return Path(run.folder).absolute() / run.name / run.id
 
 
 def run_folders(folder: Path) -> Iterator[Path]:

@@ -99,6 +99,12 @@ class Recipe:
         self._root = root
         self._components: Components | None = None
 
+    @property
+    def run_folder(self) -> Path:
+        """Where its run lives, or will live."""
+        run = self.settings.run
+        return Path(run.folder).absolute() / run.name / run.id
+
     def origin(self, key: str) -> Origin:
         """Where the value at a dotted key is stated; for one that is not, where the nearest part around it is."""
         return _origin(self._root, tuple(key.split(".")) if key else ())

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from kdcore.errors import InputError
-from kdcore.recipe.loading import Recipe, load_config, load_recipe
+from kdcore.recipe.loading import load_config, load_recipe
 from kdcore.recipe.schema import ComponentConfig, PathOrHubName
 
 _PLAIN = re.compile(r"[\w.+-]+")
@@ -91,7 +91,7 @@ def make_sweep(recipes: Sequence[str], overrides: Sequence[str], axes: dict[str,
         InputError: a recipe or a value is wrong, or two runs would share a folder.
     """
     if not axes and len(recipes) == 1:
-        return [SweepCell(recipes[0], list(overrides), _folder_of(load_recipe(recipes[0], overrides)))]
+        return [SweepCell(recipes[0], list(overrides), load_recipe(recipes[0], overrides).run_folder)]
     stated = [text.partition("=")[2] for text in overrides if text.partition("=")[0] == "run.id"]
     names = [load_recipe(recipe, overrides).settings.run.name for recipe in recipes]
     cells: dict[Path, SweepCell] = {}
@@ -105,7 +105,7 @@ def make_sweep(recipes: Sequence[str], overrides: Sequence[str], axes: dict[str,
             settings = [*overrides, *(f"{key}={value}" for key, value in chosen.items())]
             if run_id:
                 settings.append(f"run.id={json.dumps(run_id)}")
-            cell = SweepCell(recipe, settings, _folder_of(load_recipe(recipe, settings)))
+            cell = SweepCell(recipe, settings, load_recipe(recipe, settings).run_folder)
             if cell.folder in cells:
                 raise InputError(
                     "two runs of the sweep would share this folder",
@@ -114,11 +114,6 @@ def make_sweep(recipes: Sequence[str], overrides: Sequence[str], axes: dict[str,
                 )
             cells[cell.folder] = cell
     return list(cells.values())
-
-
-def _folder_of(recipe: Recipe) -> Path:
-    run = recipe.settings.run
-    return Path(run.folder).absolute() / run.name / run.id
 
 
 def _axis(text: str) -> dict[str, list[str]]:

@@ -34,8 +34,7 @@ _PACKAGES = ("kdcore", "torch", "deepspeed", "transformers", "numpy", "pyarrow")
 
 def run_folder(recipe: Recipe) -> Path:
     """Where the recipe's run lives."""
-    run = recipe.settings.run
-    return Path(run.folder).absolute() / run.name / run.id
+    return recipe.run_folder
 
 
 def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:
