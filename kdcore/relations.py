@@ -188,11 +188,10 @@ def _kl(own: _Chunk, theirs: _Chunk) -> tuple[Tensor, Tensor]:
     target_scores, target_seen = theirs.scores()
     common = _both(seen, target_seen)
     scores, target_scores = _fill(scores, seen), _fill(target_scores, common)
-    target = target_scores.softmax(-1)  # several times as fast as the exponential of a log_softmax
-    difference = target_scores.log_softmax(-1)
-    difference.sub_(scores.log_softmax(-1)).mul_(target)
-    rows = difference.sum(-1)
-    gradient = scores.softmax(-1).sub_(target)
+    target, gradient = target_scores.softmax(-1), scores.softmax(-1)
+    normalizers = _log_normalizer(scores, gradient) - _log_normalizer(target_scores, target)
+    rows = target_scores.sub_(scores).mul_(target).sum(-1).add_(normalizers)
+    gradient.sub_(target)
     if common is not None:
         alone = ~common.any(-1)
         rows.masked_fill_(alone, 0)
@@ -200,6 +199,11 @@ def _kl(own: _Chunk, theirs: _Chunk) -> tuple[Tensor, Tensor]:
     if own.rows is not None:
         rows.masked_fill_(~own.rows[:, None, :], 0)
     return rows.sum(), gradient
+
+
+def _log_normalizer(scores: Tensor, probabilities: Tensor) -> Tensor:
+    """`logsumexp` of each row, without another pass of exponentials: the largest probability is never a tiny one."""
+    return scores.amax(-1) - probabilities.amax(-1).log_()
 
 
 def _squared_error(own: _Chunk, theirs: _Chunk) -> tuple[Tensor, Tensor]:
