@@ -21,10 +21,11 @@ from kdcore.evaluation.suite import Suite
 from kdcore.recipe.loading import load_recipe
 from kdcore.recipe.yaml import dump_yaml
 from kdcore.tasks.masked_lm import open_data
+from kdcore.tasks.metrics import require_libraries
 
 CELLS = "cells"
 _SHOWN_CHARACTERS = 4000
-_WORST_FIRST = (EXIT_INPUT, EXIT_TRAINING, EXIT_MACHINE)
+_WORST_FIRST = (EXIT_INTERRUPTED, EXIT_INPUT, EXIT_TRAINING, EXIT_MACHINE)
 
 Say = Callable[[str], None]
 Launch = Callable[[Sequence[Path]], int]
@@ -47,7 +48,7 @@ class Evaluation:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing failed; else 2 before 3 before 1."""
+        """0 if nothing failed; 130 if a cell was interrupted, which ends the evaluation; else 2 before 3 before 1."""
         codes = set(self.failed.values())
         return next((code for code in _WORST_FIRST if code in codes), EXIT_MACHINE if codes else 0)
 
@@ -84,8 +85,10 @@ class Evaluator:
             finished: whether a run that was launched has come to its end.
 
         Raises:
-            InputError: a task, its data or a model cannot be used, or the folder is in use.
+            InputError: a task, its data or a model cannot be used, a library is missing, or the folder is in use.
         """
+        if self.suite.all_tasks:
+            require_libraries()
         self.tasks = {label: read_task(label, task) for label, task in self.suite.all_tasks.items()}
         texts = self._texts()
         self.cells = make_cells(self.suite, subjects, self.tasks, texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kdcore.commands.main import main
 from kdcore.data.staging import locked
 from kdcore.evaluation import pool
 from kdcore.evaluation.cells import make_cells, read_task
+from kdcore.evaluation.evaluating import Evaluation
 from kdcore.evaluation.pool import run_and_wait
 from kdcore.evaluation.subjects import Subject, find_subjects
 from kdcore.evaluation.suite import Suite
@@ -127,6 +129,23 @@ def test_two_evaluations_do_not_share_a_folder(project: Path, capsys: pytest.Cap
         assert main(["evaluate", "runs/small/1", "--on", "suite.yaml"]) == 2
     assert "another `kdcore evaluate` is at work in this folder" in capsys.readouterr().err
     assert not list((project / "evaluations" / "tiny").iterdir())
+
+
+def test_a_library_that_is_missing_is_told_before_anything_is_read(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    (project / "mood.csv").unlink()
+    assert main(["evaluate", "runs/small/1", "--on", "suite.yaml"]) == 2
+    assert "pip install 'kdcore[evaluation]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"), [((), 0), ((3, 2), 2), ((1, 3), 3), ((137,), 1), ((130,), 130), ((3, 130), 130)]
+)
+def test_the_exit_code_of_an_evaluation_follows_from_those_of_its_cells(codes: tuple[int, ...], code: int) -> None:
+    failed = {f"cell {index}": own for index, own in enumerate(codes)}
+    assert Evaluation(Path("evaluations"), [], failed).exit_code == code
 
 
 def test_a_run_without_exports_is_an_error_alone_and_a_remark_beside_others(project: Path) -> None:
