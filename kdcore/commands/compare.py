@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.commands.base import Command
+from kdcore.data.staging import whole_file
 from kdcore.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,10 +107,9 @@ def _absolute(path: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    staging = path.with_name(f".staging-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(text, encoding="utf-8")
-        os.replace(staging, path)
+        with whole_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise InputError(f"the page cannot be written: {error.strerror}", where=str(path)) from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from kdcore.commands.base import Command, add_recipe_arguments
+from kdcore.data.staging import whole_file
 from kdcore.errors import InputError
 from kdcore.recipe.loading import load_recipe
 
@@ -120,9 +120,8 @@ def _write_new(file: Path, text: str) -> None:
     """Write a file that does not exist yet, whole or not at all."""
     if file.exists():
         raise InputError("the file exists already", where=str(file), hint="Remove it, or choose another --output.")
-    staging = file.with_name(f".{file.name}.staging")
     try:
-        staging.write_text(text, encoding="utf-8")
-        os.replace(staging, file)
+        with whole_file(file) as whole:
+            whole.write(text.encode())
     except OSError as error:
         raise InputError(f"the file cannot be written: {error.strerror}", where=str(file)) from error

@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from kdcore.data.staging import whole_file
 from kdcore.errors import DataError
 
 _GZIP = b"\x1f\x8b"
@@ -173,11 +173,10 @@ class FileHashes:
         """Write what was learnt; a concurrent writer's last word wins, which costs no more than hashing again."""
         if self._store is None or not self._changed:
             return
-        staging = self._store.with_name(f".{self._store.name}.{os.uname().nodename}.{os.getpid()}")
         with suppress(OSError):  # a cache that others filled may be read-only
             self._store.parent.mkdir(parents=True, exist_ok=True)
-            staging.write_text(json.dumps(self._known))
-            staging.replace(self._store)
+            with whole_file(self._store) as file:
+                file.write(json.dumps(self._known).encode())
 
 
 def sha256_of_file(path: Path) -> str:

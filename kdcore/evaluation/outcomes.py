@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kdcore.data.staging import whole_file
 from kdcore.errors import DataError
 from kdcore.evaluation.cells import Cell, TaskData
 from kdcore.evaluation.results import Row, relative
@@ -40,11 +41,10 @@ def read_outcome(folder: Path) -> Outcome | None:
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Write what a cell has measured, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".staging-{RESULT}"
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     whole = {"versions": versions(), **outcome, "finished": finished}
-    staging.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    os.replace(staging, folder / RESULT)
+    with whole_file(folder / RESULT) as file:
+        file.write(json.dumps(whole, indent=1).encode() + b"\n")
 
 
 def versions() -> dict[str, str]:

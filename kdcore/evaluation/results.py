@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from kdcore.data.staging import whole_file
 from kdcore.errors import DataError
 
 JSON_LINES = "results.jsonl"
@@ -91,12 +92,12 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
     from pyarrow import parquet
 
     lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
-    _replace(folder / JSON_LINES, lines.encode())
+    with whole_file(folder / JSON_LINES) as file:
+        file.write(lines.encode())
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Row)}
     schema = pyarrow.schema([(name, _arrow_type(hint)) for name, hint in get_type_hints(Row).items()])
-    staging = folder / f".staging-{PARQUET}"
-    parquet.write_table(pyarrow.table(columns, schema=schema), staging)
-    os.replace(staging, folder / PARQUET)
+    with whole_file(folder / PARQUET) as file:
+        parquet.write_table(pyarrow.table(columns, schema=schema), file)
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -149,9 +150,3 @@ def _arrow_type(hint: Any) -> Any:
     }
     plain = [one for one in get_args(hint) if one is not type(None)]
     return types[plain[0] if plain else hint]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    staging = path.with_name(f".staging-{path.name}")
-    staging.write_bytes(content)
-    os.replace(staging, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kdcore.data.staging import whole_file
 from kdcore.errors import Problem, RecipeError
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.training.checkpoint_files import describe_file
@@ -173,9 +173,8 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _write(path: Path, text: str) -> None:
-    staging = path.with_name(f".staging-{path.name}")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def _value(settings: Any, key: str) -> Any:
