@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +202,9 @@ class Engine:
                 self._engine, *_ = deepspeed.initialize(
                     model=module, optimizer=client, config=config, dist_init_required=False
                 )
+            # It would copy all gradients into one tensor and back, to sum them over a single process.
+            if processes.world_size == 1 and zero_stage(settings) == 0:
+                self._engine.enable_backward_allreduce = False
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -240,8 +243,7 @@ class Engine:
             group["lr"] = 0.0 if reach.isdisjoint(active) else lr
         updates = self._engine.is_gradient_accumulation_boundary()
         if updates and self._engine.zero_optimization_stage() == 0:  # at the others DeepSpeed looks at its gradients
-            gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-            self.grad_norm = nn.utils.get_total_norm(gradients)
+            self.grad_norm = nn.utils.get_total_norm(list(self._gradients()))
         skipped_before = self._engine.skipped_steps
         try:
             self._engine.step()
@@ -253,6 +255,14 @@ class Engine:
         if updates:
             self.skipped = self._engine.skipped_steps > skipped_before
             self._forget(active)
+
+    def _gradients(self) -> Iterator[Tensor]:
+        """The gradients of all that is trained, zeros where there are none: as DeepSpeed has them between processes."""
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                yield parameter.grad
 
     def _forget(self, active: Collection[str]) -> None:
         """Put the optimizer's state of groups that no active loss reaches back to its beginning.
