@@ -23,7 +23,7 @@ import submitit
 from kdcore import InputError, KdcoreError, MachineError, TrainingError, run_status
 from kdcore_launch import history, slurm
 from kdcore_launch.ports import free_port
-from kdcore_launch.process import INTERRUPTED, STOP_SIGNALS
+from kdcore_launch.process import INTERRUPTED, STOP_SIGNALS, Stop
 from kdcore_launch.profile import Profile
 
 _EXIT_INPUT, _EXIT_MACHINE, _EXIT_TRAINING = InputError.exit_code, MachineError.exit_code, TrainingError.exit_code
@@ -264,26 +264,16 @@ def _run_here(job: Job, environment: submitit.JobEnvironment) -> int:
     if job.arguments[0] == "train" and processes > 1:
         command += ["--processes", str(processes)]
     name, restart = environment.job_id, 0
-    running: subprocess.Popen[bytes] | None = None
-    came: list[int] = []
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if running is not None and running.poll() is None:
-            running.send_signal(number)
-
-    for number in STOP_SIGNALS:
-        signal.signal(number, hand_on)
+    stop = Stop()
     while True:
         step = run_status(job.folder).saved_step
         history.append(job.folder, "start", name, restart=restart, step=step, local=True)
-        running = subprocess.Popen(command)
-        code = running.wait()
-        code = INTERRUPTED if -code in came else _EXIT_MACHINE if code < 0 else code
+        code = stop.run(command)
+        code = _EXIT_MACHINE if code < 0 else code
         saved = run_status(job.folder).saved_step
         tried = history.restarts_without_progress(job.folder, name, saved)
         again = code == _EXIT_MACHINE or (code == _EXIT_TRAINING and job.profile.restarts.after_training_failed)
-        again = again and not came and tried <= job.profile.restarts.without_progress
+        again = again and not stop.came and tried <= job.profile.restarts.without_progress
         history.append(job.folder, "end", name, restart=restart, code=code, step=saved, requeued=again, local=True)
         if not again:
             return code

@@ -14,8 +14,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 INTERRUPTED = 130
@@ -23,24 +25,36 @@ _PEERS_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
 
-class _Stop:
-    """What to do with signals: remember them, and hand them on to kdcore once it is there."""
+class Stop:
+    """What to do with signals: remember them, and hand them on to what was started once it is there."""
 
     def __init__(self) -> None:
         self.came: set[int] = set()
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, output: IO[bytes] | None = None
+    ) -> int:
+        """Start a command unless a signal came, and wait; gives its exit code, below 0 if another signal ended it."""
+        if self.came:
+            return INTERRUPTED
+        self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        for number in tuple(self.came):  # between the look at it and the start
+            self._process.send_signal(number)
+        code = self._process.wait()
+        return INTERRUPTED if -code in self.came else code  # it was not ready for the signal yet: nothing to save
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came.add(number)
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
 
 
 def main() -> int:
     """Run kdcore as the process that SLURM says this is."""
-    stop = _Stop()
+    stop = Stop()
     records, arguments = Path(sys.argv[1]), sys.argv[2:]
     rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
     environment = {
@@ -51,17 +65,9 @@ def main() -> int:
     }
     # Process 0 writes to the job's log. What others have to say is shown if the run failed because of one of them.
     output = None if rank == 0 else (records / f"{rank}.log").open("wb")
-    code = INTERRUPTED
-    if not stop.came:
-        command = [sys.executable, "-m", "kdcore", *arguments]
-        stop.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-        for number in stop.came:  # between the look at the flag and the start
-            stop.process.send_signal(number)
-        code = stop.process.wait()
-        if -code in stop.came:  # kdcore was not ready for it yet: nothing to save
-            code = INTERRUPTED
-        elif code < 0:
-            code = 128 - code
+    code = stop.run([sys.executable, "-m", "kdcore", *arguments], environment, output)
+    if code < 0:
+        code = 128 - code
     staging = records / f".{rank}"
     staging.write_text(f"{code} {os.environ.get('SLURMD_NODENAME', '')}", encoding="utf-8")
     os.replace(staging, records / str(rank))

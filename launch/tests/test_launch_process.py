@@ -84,6 +84,13 @@ def test_a_signal_reaches_kdcore_and_ends_in_130(start, tmp_path, number, ready)
     assert record(tmp_path) == "130 node7"
 
 
+def test_what_a_signal_forestalls_is_not_started(tmp_path):
+    code = "import os, signal, sys; from kdcore_launch.process import Stop; stop = Stop()\n"
+    code += "os.kill(os.getpid(), signal.SIGTERM); sys.exit(stop.run(['touch', 'started']))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 130
+    assert not (tmp_path / "started").exists()
+
+
 def test_what_other_processes_say_goes_to_a_file(start, tmp_path):
     process = start("0", rank=3, world_size=4)
     output, _ = process.communicate(timeout=60)
