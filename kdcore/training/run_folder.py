@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
     for key, (before, now) in sorted(_differences(stored.data, recipe.data).items()):
         if key == "training.zero_stage" or _value(settings[0], key) == _value(settings[1], key) is not None:
             continue  # what one of them says is what the other leaves to the default
+        if key == "imports" and _same_content(stored.settings.imports, recipe.settings.imports):
+            continue  # a job runs copies of the files that its recipe names
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
             what = f"the run was started with {before!r}, the recipe now says {now!r}"
             problems.append(Problem(what, str(recipe.origin(key)), key))
@@ -175,6 +177,14 @@ def _git_state() -> dict[str, Any] | None:
 def _write(path: Path, text: str) -> None:
     with whole_file(path) as file:
         file.write(text.encode())
+
+
+def _same_content(before: Sequence[str], now: Sequence[str]) -> bool:
+    """Whether files that lie elsewhere are the same; they are not if one of them cannot be read."""
+    try:
+        return [Path(file).read_bytes() for file in before] == [Path(file).read_bytes() for file in now]
+    except OSError:
+        return False
 
 
 def _value(settings: Any, key: str) -> Any:

@@ -394,6 +394,30 @@ def test_a_default_that_is_said_is_no_difference_on_resume(train: Callable[..., 
     assert train("training.precision=fp32", "training.zero_stage=0", "training.budget.steps=7").exit_code == 0
 
 
+OWN_LOSS = """\
+from kdcore import register_loss
+from kdcore.losses.masked_lm import MaskedLMLoss
+
+
+@register_loss("own")
+class OwnLoss(MaskedLMLoss):
+    pass
+"""
+
+
+def test_a_run_goes_on_with_a_copy_of_the_file_that_it_imports_and_with_no_other(
+    train: Callable[..., RunResult], tmp_path: Path
+) -> None:
+    for name in ("own.py", "copy.py"):
+        (tmp_path / name).write_text(OWN_LOSS, encoding="utf-8")
+    loss = "losses={own: {}}"
+    train("imports=[own.py]", loss)
+    assert train("imports=[copy.py]", loss, "training.budget.steps=7").exit_code == 0
+    (tmp_path / "other.py").write_text(OWN_LOSS.replace("pass", "zero_when_equal = True"), encoding="utf-8")
+    with pytest.raises(kdcore.RecipeError, match="imports"):
+        train("imports=[other.py]", loss, "training.budget.steps=8")
+
+
 def test_a_checkpoint_of_an_abandoned_past_does_not_crowd_out_the_new_one(train: Callable[..., RunResult]) -> None:
     common = "checkpoints={every: 2, keep: 1}"
     checkpoints = train(common, "training.budget.steps=4").folder / "checkpoints"
