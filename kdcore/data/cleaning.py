@@ -44,7 +44,11 @@ def decode_utf8(raw: bytes, report: Counter[str]) -> str:
 
 
 def cut_text(text: str, limit: int) -> Iterator[str]:
-    """Cut a text into pieces of at most `limit` characters, in front of white space where there is any."""
+    """Cut a text into pieces of at most `limit` characters, in front of white space where there is any.
+
+    The white space stays with the word that follows, as in the pieces that byte-level and SentencePiece tokenizers
+    know, so that the pieces' tokens are the text's.
+    """
     start = 0
     while len(text) - start > limit:
         end = max(text.rfind(" ", start + 1, start + limit + 1), text.rfind("\n", start + 1, start + limit + 1))

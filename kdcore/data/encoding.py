@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcore.data.cleaning import cut_text
 from kdcore.data.tokenizers import special_ids
 
 if TYPE_CHECKING:
@@ -109,33 +110,15 @@ class Encoder:
                     pieces.append(sentence)
                     sentences.append(True)
                 else:
-                    cut = chunks(sentence)
+                    cut = list(cut_text(sentence, CHUNK_CHARACTERS))
                     pieces += cut
                     sentences += [False] * (len(cut) - 1) + [True]
             pieces_a_text.append(len(pieces) - before)
         return pieces, sentences, pieces_a_text
 
 
-def chunks(text: str, limit: int = CHUNK_CHARACTERS) -> list[str]:
-    """Cut a text into pieces of at most `limit` characters, in front of white space where there is any.
-
-    The white space stays with the word that follows, as in the pieces that byte-level and SentencePiece tokenizers
-    know, so that the pieces' tokens are the text's.
-    """
-    pieces = []
-    start = 0
-    while len(text) - start > limit:
-        window = text[start : start + limit + 1]
-        end = max(window.rfind(" ", 1), window.rfind("\n", 1))
-        end = limit if end < 1 else end
-        pieces.append(window[:end])
-        start += end
-    pieces.append(text[start:])
-    return pieces
-
-
 def _leading_space(sentences: list[str]) -> Iterator[str]:
-    """The same sentences with the white space between two of them in front of the second, as `chunks` wants it."""
+    """The same sentences with the white space between two of them in front of the second, as `cut_text` has it."""
     carried = ""
     for number, sentence in enumerate(sentences):
         whole = carried + sentence

@@ -41,11 +41,6 @@ class Table:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def place(self, record: int) -> str:
-        """Where a record stands, as `FILE:LINE` or `FILE, row N`."""
-        line = self.lines[record]
-        return f"{self.where}:{line}" if self.unit == "line" else f"{self.where}, row {line}"
-
 
 @dataclass
 class Mistakes:

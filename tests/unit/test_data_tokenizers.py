@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcore.data.encoding import CHUNK_CHARACTERS, Encoder, chunks
+from kdcore.data.encoding import CHUNK_CHARACTERS, Encoder
 from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint
 from kdcore.errors import DataError
 
@@ -48,13 +48,6 @@ def test_long_documents_have_the_tokens_of_their_text_taken_at_once(tokenizer: A
     assert len(text) > 3 * CHUNK_CHARACTERS
     expected = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     assert encode(tokenizer, "before", text, "after")[1] == expected
-
-
-def test_pieces_of_a_text_are_the_text(tokenizer: Any) -> None:
-    for text in ["", "a", random_text(500), "x" * 5000, " " * 5000, "日本" * 2000]:
-        pieces = chunks(text, 1000)
-        assert "".join(pieces) == text
-        assert all(0 < len(piece) <= 1000 for piece in pieces) or text == ""
 
 
 def test_documents_come_back_in_order_each_with_its_own_tokens(tokenizer: Any) -> None:
