@@ -72,6 +72,7 @@ class Evaluator:
         self._suite = (suite.name, hashlib.sha256(content.encode()).hexdigest())
         self._failed: dict[str, int] = {}
         self._outcomes: dict[str, Outcome] = {}
+        self._before: list[Row] = []
 
     def run(
         self, subjects: Sequence[Subject], slots: int, launch: Launch | None = None, finished: Finished | None = None
@@ -95,6 +96,7 @@ class Evaluator:
         with self._lock():
             self._check_recipes()
             self._remember_suite()
+            self._before = read_rows(self.folder)
             self._write_rows()
             unfinished = self._unfinished()
             every = {cell.id for cell in self.cells}
@@ -259,5 +261,5 @@ class Evaluator:
                 known = self.tasks[cell.task] if cell.task is not None else None
                 now += rows_of(cell, outcome, known, self._suite, self.folder)
         measured = {(cell.subject.role, place_of(cell.subject, self.folder)) for cell in self.cells}
-        write_rows(self.folder, merged_rows(read_rows(self.folder), now, measured))
+        write_rows(self.folder, merged_rows(self._before, now, measured))
         return now
