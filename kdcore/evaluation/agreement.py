@@ -58,7 +58,7 @@ def compare(
             started = time.perf_counter()
             states = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
             seconds.append(time.perf_counter() - started)
-            collected.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+            collected.append(mean_pooled(states, mask))
         ratios.append(seconds[0] / seconds[1])
     first, second = (torch.nn.functional.normalize(torch.cat(parts).double(), dim=1) for parts in embeddings)
     above = np.triu_indices(len(rows), 1)
@@ -71,6 +71,11 @@ def compare(
         neighbours=None if neighbours is None else same_neighbours(whole[0], whole[1], neighbours),
         speedup=float(np.median(ratios)),
     )
+
+
+def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, d) mean of the hidden states (B, L, d) of real tokens, where `mask` (B, L) is true."""
+    return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

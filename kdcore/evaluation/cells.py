@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from kdcore.data.labelled import LabelledTexts, majority_share, read_labelled
 from kdcore.errors import DataError, Problem
-from kdcore.evaluation.subjects import Subject, teacher_fingerprint
+from kdcore.evaluation.subjects import Subject, bytes_on_disk, teacher_fingerprint
 from kdcore.evaluation.suite import Suite, SuiteTask
 from kdcore.recipe.yaml import Plain
 
@@ -31,13 +31,11 @@ class TaskData:
         task: its section of the suite.
         fingerprint: SHA-256 over texts, labels and classes.
         majority: share of the most frequent class in each part with labels; empty for numbers.
-        sizes: texts of each part.
     """
 
     task: SuiteTask
     fingerprint: str
     majority: dict[str, float]
-    sizes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,7 @@ def read_task(label: str, task: SuiteTask) -> TaskData:
             digest.update("\0".join(text).encode("utf-8", errors="replace"))
         digest.update(b"" if part.labels is None else part.labels.tobytes())
     _require_validation(label, parts)
-    sizes = {part.name: len(part) for part in parts}
-    return TaskData(task, digest.hexdigest(), _majorities(task, parts), sizes)
+    return TaskData(task, digest.hexdigest(), _majorities(task, parts))
 
 
 def _in_suite(problem: Problem, label: str) -> Problem:
@@ -222,7 +219,7 @@ def _identify(
     whole = {
         "kind": kind,
         # What inference costs does not depend on the values of weights: students of one architecture share it.
-        "model": [subject.config(), subject.bytes_on_disk()] if kind == "cost" else subject.sha256,
+        "model": [subject.config(), bytes_on_disk(subject.source)] if kind == "cost" else subject.sha256,
         "random": subject.role == "random",
         "settings": key,
         "data": data,

@@ -19,9 +19,9 @@ from kdcore.data.labelled import LabelledTexts, read_labelled
 from kdcore.data.labelled_tokens import TokenizedTexts, tokenize
 from kdcore.data.shards import PreparedData
 from kdcore.data.tokenizers import load_tokenizer
-from kdcore.evaluation.agreement import compare
+from kdcore.evaluation.agreement import compare, mean_pooled
 from kdcore.evaluation.memory import PeakMemory
-from kdcore.evaluation.subjects import WEIGHTS
+from kdcore.evaluation.subjects import bytes_on_disk
 from kdcore.evaluation.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
 from kdcore.tasks.masked_lm import MaskedLM, open_data
 from kdcore.tasks.metrics import metrics_of
@@ -57,11 +57,9 @@ def cost(source: str, probe: CostProbe) -> Outcome:
             _wait(device)
             seconds.append(time.perf_counter() - began)
     peak = memory.peak()
-    folder = Path(source)
-    size = sum(path.stat().st_size for pattern in WEIGHTS for path in folder.glob(pattern))
     measured = [
         _measured("parameters", sum(parameter.numel() for parameter in model.parameters()), higher=False),
-        _measured("bytes_on_disk", size, higher=False),
+        _measured("bytes_on_disk", bytes_on_disk(source), higher=False),
         _measured("sequences_per_second", probe.batch_size / float(np.median(seconds)), examples=len(seconds)),
     ]
     if peak is not None:
@@ -162,7 +160,7 @@ def embeddings(model: PreTrainedModel, texts: TokenizedTexts, device: torch.devi
         states = model(
             input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long(), **extra
         ).last_hidden_state
-        pooled = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).float().cpu().numpy()
+        pooled = mean_pooled(states, mask).float().cpu().numpy()
         if found is None:
             found = np.empty((len(order), pooled.shape[1]), dtype=np.float32)
         found[chosen] = pooled

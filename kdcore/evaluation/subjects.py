@@ -20,8 +20,8 @@ from kdcore.recipe.paths import resolve_path
 
 Role = Literal["student", "teacher", "random", "model"]
 
-WEIGHTS = ("*.safetensors", "*.bin")
-_MODEL_FILES = (*WEIGHTS, "*.json", "*.txt", "*.model", "*.py")
+_WEIGHTS = ("*.safetensors", "*.bin")
+_MODEL_FILES = (*_WEIGHTS, "*.json", "*.txt", "*.model", "*.py")
 _BUDGET = re.compile(r"budget-(\d*\.?\d+)")
 _NOT_SIZES = (
     "architectures",
@@ -89,13 +89,14 @@ class Subject:
             if key == "model_type" or (key in known and key not in _NOT_SIZES and value is not None)
         }
 
-    def bytes_on_disk(self) -> int:
-        """Of its files of weights."""
-        return sum(path.stat().st_size for pattern in WEIGHTS for path in Path(self.source).glob(pattern))
-
     def _stated(self) -> dict[str, Any]:
         stated: dict[str, Any] = json.loads((Path(self.source) / "config.json").read_text(encoding="utf-8"))
         return stated
+
+
+def bytes_on_disk(folder: str) -> int:
+    """Of a model's files of weights."""
+    return sum(path.stat().st_size for pattern in _WEIGHTS for path in Path(folder).glob(pattern))
 
 
 @cache
