@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from kdcore.errors import InputError
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.signals import Batch, ClassHead, ModelInfo, SignalRequest, Signals
 
@@ -30,6 +31,14 @@ class Encoder(ABC, nn.Module):
     @abstractmethod
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:
         """Run only as much as `request` needs and answer it."""
+
+    def compile_parts(self) -> None:
+        """Have torch compile what it can make one graph of, whatever the numbers of sequences and tokens will be.
+
+        Raises:
+            InputError: this model cannot be compiled.
+        """
+        raise InputError("this model cannot be compiled", key="compile", hint="leave training.compile out")
 
     @abstractmethod
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:

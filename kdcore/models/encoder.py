@@ -28,6 +28,20 @@ class ShortenedBlocks(nn.ModuleList):
         return islice(super().__iter__(), self.depth)
 
 
+def _calls_kernel(module: nn.Module) -> bool:
+    return hasattr(module, "is_causal")  # which transformers' attention functions read of the module that calls them
+
+
+def _parts_beside_attention(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest modules that do not call the attention kernel, and consist of more than a single operation."""
+    for child in module.children():
+        if not any(_calls_kernel(part) for part in child.modules()):
+            if any(True for _ in child.children()):
+                yield child
+        elif not _calls_kernel(child):
+            yield from _parts_beside_attention(child)
+
+
 class TransformersEncoder(Encoder):
     """Wraps a network of transformers; its forward pass is the network's own, shortened."""
 
@@ -107,6 +121,15 @@ class TransformersEncoder(Encoder):
             return last.mean(1)
         mask = batch.attention_mask[..., None]
         return (last * mask).sum(1) / mask.sum(1)
+
+    def compile_parts(self) -> None:
+        """Compile what lies between one call of the attention kernel and the next: a graph of its own for each part.
+
+        The kernel itself is one already, and what it is called with differs from batch to batch.
+        """
+        for block in self.architecture.block_list(self._base).children():
+            for part in _parts_beside_attention(block):
+                part.compile(fullgraph=True, dynamic=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the weights; buffers keep their precision.

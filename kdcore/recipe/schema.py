@@ -151,6 +151,9 @@ class TrainingSettings(ComponentConfig):
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_clipping: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0 switches clipping off.")
+    compile: bool = Field(
+        False, description="Whether the models are compiled by torch; what it brings is in docs/performance.md."
+    )
     zero_stage: Literal[0, 1, 2] | None = Field(
         None, description="DeepSpeed ZeRO stage; default: 0 with fp32, 1 with bf16 and fp16."
     )

@@ -10,6 +10,7 @@ from operator import or_
 import torch
 from torch import Tensor, nn
 
+from kdcore.errors import InputError
 from kdcore.losses.base import Loss
 from kdcore.models.base import Encoder
 from kdcore.signals import Batch, Requests, SignalRequest, Signals
@@ -103,6 +104,11 @@ class FrozenTeacher:
         if self._encoder is not None:
             self._encoder.to(dtype)
 
+    def compile_parts(self) -> None:
+        """Have torch compile it, if there is one."""
+        if self._encoder is not None:
+            self._encoder.compile_parts()
+
     @torch.no_grad()
     def __call__(self, batch: Batch, request: SignalRequest) -> Signals | None:
         """The teacher's answers for a micro-batch; None, without running it, if nothing is asked."""
@@ -111,6 +117,30 @@ class FrozenTeacher:
         assert self._encoder is not None
         signals: Signals = self._encoder(batch, request)
         return signals
+
+
+def compile_models(module: DistillationModule, teacher: FrozenTeacher, batch: Batch) -> None:
+    """Compile student and teacher, and try it on a small batch: what cannot be compiled is told before training starts.
+
+    Losses are not run, for they may remember what they saw.
+
+    Raises:
+        InputError: a model cannot be compiled.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    requests = module.requests([label for label, _ in module.labelled_losses()])
+    module.student.compile_parts()
+    teacher.compile_parts()
+    try:
+        with torch.random.fork_rng():
+            teacher(batch, requests.teacher)
+            module.student(batch, requests.student)
+    except TorchDynamoException as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"torch cannot compile the models: {reason}", key="compile", hint="leave training.compile out"
+        ) from error
 
 
 def union_of_requests(requests: Iterable[Requests]) -> Requests:

@@ -18,7 +18,7 @@ from kdcore.signals import Batch
 from kdcore.training.build import Plan, located, make_plan
 from kdcore.training.distributed import Processes, start_processes
 from kdcore.training.engine import Engine, accumulation, check_precision
-from kdcore.training.module import DistillationModule, FrozenTeacher, Term, find_reach
+from kdcore.training.module import DistillationModule, FrozenTeacher, Term, compile_models, find_reach
 from kdcore.training.sampling import StepSamples
 
 PARTS = ("data", "communication", "teacher", "student forward", "losses", "backward", "optimizer")
@@ -146,7 +146,9 @@ class _Profiler:
         reach = find_reach(module, batch, self.teacher)
         with located(plan.recipe, "training"):
             self.engine = Engine(module, reach, plan.optimizer, settings.training, processes)
-        self.teacher.to(self.engine.dtype)
+            self.teacher.to(self.engine.dtype)
+            if settings.training.compile:
+                compile_models(module, self.teacher, batch)
         self.clock = _Clock(processes.device)
         self._watch()
 

@@ -13,7 +13,7 @@ from kdcore.errors import EXIT_INTERRUPTED, InputError, MachineError
 from kdcore.models.base import Encoder
 from kdcore.progress import Progress
 from kdcore.recipe.loading import Recipe
-from kdcore.signals import Signals
+from kdcore.signals import Batch, Signals
 from kdcore.training import run_folder
 from kdcore.training.agreement import by_main
 from kdcore.training.build import Plan, located, make_plan
@@ -23,7 +23,7 @@ from kdcore.training.distributed import Processes, number_of_processes, start_pr
 from kdcore.training.engine import Engine, check_optimizer, check_precision, deepspeed_config, zero_stage
 from kdcore.training.export import export_student
 from kdcore.training.interruption import Interruption
-from kdcore.training.module import DistillationModule, FrozenTeacher, find_reach
+from kdcore.training.module import DistillationModule, FrozenTeacher, compile_models, find_reach
 from kdcore.training.monitor import Monitor, console, logger
 from kdcore.training.occasions import Occasions
 from kdcore.training.predictions import write_predictions
@@ -188,6 +188,11 @@ def _train(
         engine = Engine(module, reach, plan.optimizer, settings.training, processes)
     teacher.to(engine.dtype)
     start_up.done("engine")
+    if settings.training.compile:
+        watchdog.starting("compiling the models")
+        with located(plan.recipe, "training"):
+            compile_models(engine.module, teacher, _two_samples(plan, processes))
+        start_up.done("compiling")
     monitor.say(str(start_up))
     torch.manual_seed(settings.seed + processes.rank)  # each process draws a dropout of its own
 
@@ -270,12 +275,16 @@ def _write_predictions(
 def _reach(
     module: DistillationModule, teacher: FrozenTeacher, plan: Plan, processes: Processes
 ) -> dict[str, frozenset[str]]:
-    """Which losses move which parameters, tried on two samples."""
-    samples = np.arange(min(2, plan.task.num_samples("train")), dtype=np.int64)
-    batch = plan.task.batch("train", samples, np.zeros_like(samples)).to(processes.device)
+    """Which losses move which parameters, tried on a small batch."""
     last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
     module.counts(plan.task.batch("train", last, np.zeros_like(last)))  # a loss may know fewer samples than there are
-    return find_reach(module, batch, teacher)
+    return find_reach(module, _two_samples(plan, processes), teacher)
+
+
+def _two_samples(plan: Plan, processes: Processes) -> Batch:
+    """A small batch to try things on."""
+    samples = np.arange(min(2, plan.task.num_samples("train")), dtype=np.int64)
+    return plan.task.batch("train", samples, np.zeros_like(samples)).to(processes.device)
 
 
 def _tell_reach(module: DistillationModule, reach: dict[str, frozenset[str]], plan: Plan, monitor: Monitor) -> None:

@@ -20,6 +20,7 @@ _RECIPE = "recipe.yaml"
 _ENVIRONMENT = "environment.json"
 _FREE_ON_RESUME = (
     "training.micro_batch_size",
+    "training.compile",
     "training.stall_minutes",
     "training.early_stopping",
     "logging",
