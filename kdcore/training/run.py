@@ -81,7 +81,7 @@ def _train_recipe(recipe: Recipe, exit_steps: int | None) -> RunResult:
     optimizer = recipe.components().optimizer
     with located(recipe, optimizer.key):
         check_optimizer(optimizer.cls, optimizer.name, recipe.settings.training)
-    folder = run_folder.run_folder(recipe)
+    folder = recipe.run_folder
     plan = make_plan(recipe)
     if run_folder.exists(folder):  # looked at again under the lock: joining the other processes may take a while
         try:

@@ -33,11 +33,6 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "config.json")
 _PACKAGES = ("kdcore", "torch", "deepspeed", "transformers", "numpy", "pyarrow")
 
 
-def run_folder(recipe: Recipe) -> Path:
-    """Where the recipe's run lives."""
-    return recipe.run_folder
-
-
 def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:
     """Refuse to continue a run with other settings or data than it was started with.
 
