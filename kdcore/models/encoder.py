@@ -35,11 +35,13 @@ def _calls_kernel(module: nn.Module) -> bool:
 def _parts_beside_attention(module: nn.Module) -> Iterator[nn.Module]:
     """The largest modules that do not call the attention kernel, and consist of more than a single operation."""
     for child in module.children():
-        if not any(_calls_kernel(part) for part in child.modules()):
-            if any(True for _ in child.children()):
-                yield child
-        elif not _calls_kernel(child):
+        if _calls_kernel(child):
+            continue
+        # What torch compiles are forward passes that are not its own, of which nn.Sequential's is one.
+        if type(child).__module__.startswith("torch.") or any(_calls_kernel(part) for part in child.modules()):
             yield from _parts_beside_attention(child)
+        elif any(True for _ in child.children()):
+            yield child
 
 
 class TransformersEncoder(Encoder):

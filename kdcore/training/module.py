@@ -136,7 +136,7 @@ def compile_models(module: DistillationModule, teacher: FrozenTeacher, batch: Ba
         with torch.random.fork_rng():
             teacher(batch, requests.teacher)
             module.student(batch, requests.student)
-    except TorchDynamoException as error:
+    except (TorchDynamoException, RuntimeError) as error:  # it ran before it was compiled, so it is not the batch
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"torch cannot compile the models: {reason}", key="compile", hint="leave training.compile out"

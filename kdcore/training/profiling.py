@@ -143,12 +143,11 @@ class _Profiler:
         module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
         samples = np.arange(min(2, self.task.num_samples("train")), dtype=np.int64)
         batch = self.task.batch("train", samples, np.zeros_like(samples)).to(processes.device)
+        self._small_batch = batch
         reach = find_reach(module, batch, self.teacher)
         with located(plan.recipe, "training"):
             self.engine = Engine(module, reach, plan.optimizer, settings.training, processes)
-            self.teacher.to(self.engine.dtype)
-            if settings.training.compile:
-                compile_models(module, self.teacher, batch)
+        self.teacher.to(self.engine.dtype)
         self.clock = _Clock(processes.device)
         self._watch()
 
@@ -171,7 +170,7 @@ class _Profiler:
             inner.register_forward_hook(leave)
 
     def measure(self, steps: int) -> StepProfile:
-        """A step to warm up, one to count multiplications, and `steps` that are timed."""
+        """A step to count multiplications, one to warm up, and `steps` that are timed."""
         settings = self.plan.recipe.settings
         samples = StepSamples(
             self.task.num_samples("train"),
@@ -183,9 +182,12 @@ class _Profiler:
             self.task.lengths("train"),
         )
         tokens, positions = 0, 0
-        self._step(samples, 0)
-        with FlopCounterMode(display=False) as counter:
-            self._step(samples, 1)
+        with FlopCounterMode(display=False) as counter:  # it cannot look into what is compiled
+            self._step(samples, 0)
+        if settings.training.compile:
+            with located(self.plan.recipe, "training"):
+                compile_models(self.engine.module, self.teacher, self._small_batch)
+        self._step(samples, 1)
         self.clock.steps.clear()
         for step in range(2, 2 + steps):
             for batch in self._step(samples, step):

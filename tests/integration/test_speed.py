@@ -119,6 +119,14 @@ def test_a_profile_accounts_for_a_step(small_recipe: Path, tmp_path: Path) -> No
     assert not (tmp_path / "runs").exists(), "nothing is written"
 
 
+def test_a_profile_of_compiled_models_counts_the_same_multiplications(small_recipe: Path) -> None:
+    plain, compiled = (
+        profile_recipe(load_recipe(small_recipe, [f"training.compile={value}"]), steps=1) for value in ("false", "true")
+    )
+    assert compiled.flops == plain.flops
+    assert compiled.seconds["student forward"] > 0
+
+
 def profile(**changes: Any) -> StepProfile:
     seconds = dict(zip(PARTS, (0.01, 0.0, 0.3, 0.2, 0.05, 0.4, 0.05), strict=True)) | changes.pop("seconds", {})
     keys: dict[str, Any] = {"padding": 0.0, "computes_padding": False, "flops": 8e10, "tokens": 8192.0}
