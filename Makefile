@@ -50,7 +50,7 @@ test-browser: setup
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium \
 			fonts-dejavu-core || echo "Chromium cannot be installed here"; \
 	fi
-	$(BIN)/pytest tests/browser
+	$(BIN)/pytest tests/browser $(PYTEST_ARGUMENTS)
 
 # Where SLURM cannot be installed, the tests say why and are skipped.
 test-slurm: setup
