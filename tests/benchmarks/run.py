@@ -9,6 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SCRIPTS = (
     ["bench_steps.py"],
+    ["bench_peers.py"],
     ["bench_losses.py"],
     ["bench_loop.py"],
     ["bench_start.py"],
