@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from kdcore.models.packing import Packing
 from kdcore.signals import AttentionTap, Block, SignalRequest
-
-if TYPE_CHECKING:
-    from kdcore.models.packing import Packing
 
 
 class Capture:

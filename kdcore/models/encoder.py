@@ -15,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 from kdcore.models.architectures import Architecture
 from kdcore.models.base import Encoder
 from kdcore.models.capture import Capture, watch
-from kdcore.models.packing import PackedSignals, Packing
+from kdcore.models.packed_signals import PackedSignals
+from kdcore.models.packing import Packing
 from kdcore.signals import Batch, ModelInfo, Positions, SignalRequest, Signals, select_rows
 
 

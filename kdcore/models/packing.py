@@ -6,7 +6,7 @@ begins as long as each token is told its position. Attention is computed sequenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from kdcore.models.capture import Capture
-from kdcore.signals import Batch, Block, HeadChunk, Part, Positions, Signals
+from kdcore.signals import Batch
 
 _varlen_attention: Callable[..., Any] | None
 try:
@@ -140,45 +139,3 @@ class Packing:
     @cached_property
     def _longest(self) -> int:
         return int(self._batch.lengths.max())
-
-
-class PackedSignals(Signals):
-    """Answers of a network that was given nothing but real tokens: states are (1, N, d)."""
-
-    def __init__(
-        self,
-        batch: Batch,
-        packing: Packing,
-        capture: Capture,
-        logits: dict[Positions, Tensor],
-        class_logits: Tensor | None,
-    ) -> None:
-        super().__init__(batch, capture.hidden, capture.attention, logits, class_logits)
-        self._packing = packing
-        self._masks: dict[int, Tensor] = {}
-        self._heads: dict[tuple[Part, int], Tensor] = {}
-
-    def tokens(self, block: Block) -> Tensor:
-        """Hidden states of the real tokens after `block`: (N, d)."""
-        return self._hidden[block].squeeze(0)
-
-    def first(self, block: Block) -> Tensor:
-        """Hidden states of each sequence's first token after `block`: (B, d)."""
-        return self._hidden[block].squeeze(0).index_select(0, self._packing.first)
-
-    def heads(self, part: Part, block: int) -> Iterator[HeadChunk]:
-        """Query, key or value of `block`, with zeros in the padding, as one chunk."""
-        tap = self._attention[block]
-        if (part, block) not in self._heads:
-            states: Tensor = getattr(tap, part)
-            self._heads[part, block] = self._packing.padded(states.squeeze(0).transpose(0, 1)).transpose(1, 2)
-        if block not in self._masks:
-            self._masks[block] = self._packing.whole_mask(tap.mask)
-        yield HeadChunk(
-            self._heads[part, block],
-            self._masks[block],
-            self._batch.attention_mask,
-            tap.scale,
-            lengths=self._batch.lengths,
-            only_padding=tap.mask is None,
-        )
