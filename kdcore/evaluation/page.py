@@ -27,7 +27,7 @@ def page(comparison: Comparison) -> str:
         ("repeat", "How to get this again", _repeat(comparison)),
     ]
     shown = [(name, title, body) for name, title, body in sections if body]
-    title = f"kdcore: {len(comparison.runs)} runs compared by {', '.join(comparison.by)}"
+    title = f"kdcore: {_runs_told(comparison)} compared by {', '.join(comparison.by)}"
     css = resources.files("kdcore.evaluation").joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text, _ in shown)
     body = "".join(
@@ -55,7 +55,12 @@ def groups_of(comparison: Comparison) -> list[Labels]:
 def _heading(comparison: Comparison) -> str:
     count = len(comparison.table.groups)
     groups = f"{count} groups" if count != 1 else "one group"
-    return f"{len(comparison.runs)} runs, {groups} by {', '.join(comparison.by)}"
+    return f"{_runs_told(comparison)}, {groups} by {', '.join(comparison.by)}"
+
+
+def _runs_told(comparison: Comparison) -> str:
+    count = len(comparison.runs)
+    return f"{count} runs" if count != 1 else "one run"
 
 
 def _lead(comparison: Comparison) -> str:
