@@ -1,6 +1,6 @@
 """A training step against a plain loop of transformers: speed, share of the matrix-multiply limit, peak memory.
 
-    python tests/benchmarks/bench_steps.py [--objectives hidden_mse ...] [--sequences 8] [--repeats 3]
+    python tests/benchmarks/bench_steps.py [--objectives hidden_mse ...] [--sequences 8] [--repeats 3] [--compiled]
 
 Ratios only: absolute times of a shared CPU mean nothing.
 """
@@ -17,20 +17,25 @@ from measuring import MatrixMultiply, PeakMemory, interleaved, ratio, single_thr
 from workload import OBJECTIVES, Workload, check_equal, make_batch, step_flops
 
 
-def compare(objective: str, padding: float, sequences: int, repeats: int, small: bool) -> dict[str, float | str]:
+def compare(
+    objective: str, padding: float, sequences: int, repeats: int, small: bool, compiled: bool
+) -> dict[str, float | str]:
     """One row of the table."""
     workload = Workload(objective, small)
     ours, plain = workload.ours(), workload.plain()
     batch = make_batch(sequences, padding, workload.config.vocab_size)
     equality = check_equal(workload, ours, plain, batch)
     limit = MatrixMultiply(sequences * 128)
-    timings = interleaved(
-        {"plain": lambda: plain.step(batch), "ours": lambda: ours.step(batch), "limit": limit}, repeats
-    )
+    variants = {"plain": lambda: plain.step(batch), "ours": lambda: ours.step(batch), "limit": limit}
+    if compiled:
+        side = workload.ours(compiled=True)
+        check_equal(workload, side, plain, batch)
+        variants["compiled"] = lambda: side.step(batch)
+    timings = interleaved(variants, repeats)
     flops = step_flops(batch, objective == "soft_targets")
     per_second = limit.flops / min(timings["limit"].seconds)
     middle, low, high = ratio(timings, "plain", "ours")
-    return {
+    row: dict[str, float | str] = {
         "objective": objective,
         "padding": round(1 - batch.num_tokens / batch.input_ids.numel(), 3),
         "speed": round(middle, 2),
@@ -41,6 +46,9 @@ def compare(objective: str, padding: float, sequences: int, repeats: int, small:
         "spread": round(timings["ours"].spread, 2),
         "equality": equality,
     }
+    if compiled:
+        row["compiled"] = round(ratio(timings, "ours", "compiled")[0], 3)
+    return row
 
 
 def memory(objective: str, padding: float, sequences: int, side: str, small: bool) -> None:
@@ -73,6 +81,7 @@ def main() -> None:
     parser.add_argument("--memory-sequences", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="tiny models, to try the benchmark itself")
+    parser.add_argument("--compiled", action="store_true", help="also compare with `training.compile`")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory", choices=("ours", "plain"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -82,7 +91,9 @@ def main() -> None:
         return
     for objective in arguments.objectives:
         for padding in arguments.padding:
-            row = compare(objective, padding, arguments.sequences, arguments.repeats, arguments.small)
+            row = compare(
+                objective, padding, arguments.sequences, arguments.repeats, arguments.small, arguments.compiled
+            )
             if not arguments.no_memory:
                 ours, plain = (
                     peak(objective, padding, arguments.memory_sequences, side, arguments.small)

@@ -111,8 +111,8 @@ class Workload:
         student = BertForMaskedLM(BertConfig(**self.keys, num_hidden_layers=6))
         student.save_pretrained(self.student_folder)
 
-    def ours(self) -> Side:
-        """The step as kdcore takes it, without engine and loop."""
+    def ours(self, compiled: bool = False) -> Side:
+        """The step as kdcore takes it, without engine and loop; `compiled` as with `training.compile`."""
         teacher = TransformersModel(TransformersModel.Config(path=str(self.teacher_folder)), "teacher", None)
         start = {
             "initialize": {"from": str(self.student_folder), "blocks": "first"},
@@ -125,6 +125,9 @@ class Workload:
         requests = loss.requests()
         frozen = FrozenTeacher(teacher.load_teacher(requests.teacher))
         module = DistillationModule(student.build_student(requests.student), {"loss": loss})
+        if compiled:
+            frozen.compile_parts()
+            module.student.compile_parts()
 
         def compute(batch: Batch) -> Tensor:
             answers = frozen(batch, requests.teacher)
