@@ -1,6 +1,6 @@
 """What engine, monitors and loop cost around a bare step, and what a second process brings.
 
-    python tests/benchmarks/bench_loop.py [--steps 8] [--processes]
+    python tests/benchmarks/bench_loop.py [--steps 16] [--processes]
 
 The loop is the real one: `kdcore-train` on made-up text, whose every second step is followed by a bare step (the same
 models and micro-batches, forward, backward and a fused AdamW) in the same process, so that both meet the same machine.
@@ -132,8 +132,8 @@ def tokens_per_second(recipe: Path, processes: int, run: str) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--small", action="store_true", help="tiny models, to try the benchmark itself")
     parser.add_argument("--processes", action="store_true", help="also compare two processes with one")
     arguments = parser.parse_args()

@@ -11,7 +11,7 @@ SCRIPTS = (
     ["bench_steps.py"],
     ["bench_peers.py"],
     ["bench_losses.py"],
-    ["bench_loop.py"],
+    ["bench_loop.py", "--processes"],
     ["bench_start.py"],
 )
 
