@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from kdcore.errors import DataError
 from kdcore.models.base import Model
+
+logger = logging.getLogger("kdcore")
+
+_SPARE_IDS = 256
+"""Rows of an embedding beyond the tokenizer's that pass as rounding up to what devices like."""
 
 
 def check_fit(
@@ -51,6 +57,11 @@ def check_fit(
                 key="task.data",
                 hint=shorter,
             )
+    if teacher is None and student.source is None and student.info.vocab_size > vocab_size + _SPARE_IDS:
+        logger.warning(
+            f"the student embeds {student.info.vocab_size} ids, the data's tokenizer has {vocab_size}: "
+            f"`student.config.vocab_size={vocab_size}` leaves out what is never read"
+        )
     sources = {model.source: (whose, model) for whose, model in (("student", student), ("teacher", teacher)) if model}
     for whose, model in sources.values():
         _compare(vocabulary, whose, model.vocabulary(), where, own_tokenizer)
