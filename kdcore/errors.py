@@ -99,4 +99,4 @@ class TrainingError(KdcoreError):
 
 def first_line(error: Exception) -> str:
     """What an error of another library says, shortened to a line; its kind if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()

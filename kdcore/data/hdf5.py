@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdcore.data.base import Part, TokenizedSequences
 from kdcore.data.files import input_files
 from kdcore.data.reading import FileCorpus
-from kdcore.errors import DataError
+from kdcore.errors import DataError, first_line
 
 _ROWS = 512
 _SUFFIXES = (".hdf5", ".h5")
@@ -129,7 +129,7 @@ def _opened(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception, where: str) -> DataError:
     return DataError(
-        f"is damaged or no HDF5 file{where} ({str(error).splitlines()[0]})",
+        f"is damaged or no HDF5 file{where} ({first_line(error)})",
         where=str(path),
         hint="write the shard again, or fetch it again",
     )

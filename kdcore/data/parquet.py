@@ -10,7 +10,7 @@ from pydantic import Field
 
 from kdcore.data.base import PART_BYTES, Document, Part
 from kdcore.data.reading import FileCorpus
-from kdcore.errors import DataError
+from kdcore.errors import DataError, first_line
 
 _BATCH_ROWS = 256
 
@@ -108,7 +108,7 @@ def _parts(name: str, metadata: Any) -> Iterator[Part]:
 
 def _damaged(path: Path, error: Exception, where: str) -> DataError:
     return DataError(
-        f"is damaged or no Parquet file{where} ({str(error).splitlines()[0]})",
+        f"is damaged or no Parquet file{where} ({first_line(error)})",
         where=str(path),
         hint="fetch the file again and compare its size and checksum with those of its source",
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from kdcore.data.cleaning import decode_utf8
 from kdcore.data.files import open_input
-from kdcore.errors import DataError
+from kdcore.errors import DataError, first_line
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _COMPRESSED = (".gz", ".bz2", ".zst")
@@ -217,7 +217,7 @@ def _read_parquet(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> T
         used = [name for name in dict.fromkeys([*needed, *wanted]) if name in present]
         content = parquet.read_table(path, columns=used)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"is damaged or no Parquet file ({str(error).splitlines()[0]})", where=str(path)) from error
+        raise DataError(f"is damaged or no Parquet file ({first_line(error)})", where=str(path)) from error
     columns = {name: content.column(name).to_pylist() for name in used}
     return Table(str(path), "row", list(range(content.num_rows)), columns)
 

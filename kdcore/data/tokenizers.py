@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcore.errors import DataError
+from kdcore.errors import DataError, first_line
 
 _ROLES = ("pad", "cls", "sep", "mask")
 _NEEDED_FOR = "kdcore needs [CLS] and [SEP] around each sequence, [PAD] for short ones and [MASK] for masked-LM"
@@ -114,7 +114,7 @@ def _load_with_transformers(name: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise DataError(
-            f"no tokenizer could be loaded ({str(error).splitlines()[0]})",
+            f"no tokenizer could be loaded ({first_line(error)})",
             where=name,
             allowed="a folder with tokenizer files, a SentencePiece .model file, the name of a model on a hub",
             hint="without a network, download the tokenizer elsewhere and give its folder",

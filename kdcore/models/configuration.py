@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
-from kdcore.errors import DataError, InputError
+from kdcore.errors import DataError, InputError, first_line
 from kdcore.models.architectures import Architecture, architecture_of
 from kdcore.signals import ClassHead, ModelInfo
 
@@ -110,9 +110,9 @@ def read_config(path: str, architectures: Architectures) -> PreTrainedConfig:
             raise DataError(
                 "no such folder, and no such model on the hub",
                 where=path,
-                hint=f"check the spelling, or download it first ({first_line(error)})",
+                hint=f"check the spelling, or download it first ({reason_of(error)})",
             ) from error
-        raise DataError(f"the model's configuration cannot be read: {first_line(error)}", where=path) from error
+        raise DataError(f"the model's configuration cannot be read: {reason_of(error)}", where=path) from error
     if not isinstance(stated.get("model_type"), str):
         raise DataError("its config.json names no model_type", where=path, hint="give a Hugging Face model folder")
     stated = _as_own(stated, architectures)
@@ -123,7 +123,7 @@ def read_config(path: str, architectures: Architectures) -> PreTrainedConfig:
     try:
         config = cls.from_dict(stated | outputs)
     except _REFUSALS as error:
-        raise DataError(f"the model's configuration cannot be read: {first_line(error)}", where=path) from error
+        raise DataError(f"the model's configuration cannot be read: {reason_of(error)}", where=path) from error
     problem = _problem(config, architecture) or _position_problem(config, architecture)
     if problem is not None:
         raise DataError(problem, where=path, hint="see its config.json")
@@ -165,7 +165,7 @@ def student_config(base: Base | None, changes: Mapping[str, Any], architectures:
         config = cls.from_dict(merged)
         problem = _problem(config, architecture)
     except _REFUSALS as error:
-        raise InputError(f"the configuration is refused: {first_line(error)}", key="student.config") from error
+        raise InputError(f"the configuration is refused: {reason_of(error)}", key="student.config") from error
     if problem is None:
         if base is not None and lent["model_type"] != model_type and "max_position_embeddings" not in changes:
             _take_positions(config, architecture, describe(base.config, base.architecture).max_length)
@@ -186,14 +186,14 @@ def with_num_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConf
     return type(config).from_dict(stated)
 
 
-def first_line(error: Exception) -> str:
-    """What an error of another library says, shortened to a line."""
+def reason_of(error: Exception) -> str:
+    """What an error of transformers says, shortened to the line that says it."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if isinstance(error, StrictDataclassError) and len(lines) > 1:  # the second says it in whole, after a type
         return lines[1].partition(": ")[2]
     if isinstance(error, KeyError):
         return f"there is no {error}"
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)
 
 
 def _config_class(architecture: Architecture) -> type[PreTrainedConfig]:

@@ -30,8 +30,8 @@ from kdcore.models.base import Model, Role
 from kdcore.models.configuration import (
     Base,
     describe,
-    first_line,
     read_config,
+    reason_of,
     set_classes,
     student_config,
     with_num_layers,
@@ -133,7 +133,7 @@ class TransformersModel(Model):
             if not folder.is_dir():
                 return None
             raise DataError(
-                f"the model's tokenizer cannot be loaded: {first_line(error)}",
+                f"the model's tokenizer cannot be loaded: {reason_of(error)}",
                 where=self.source,
                 hint="repair it, or remove its files if the model shall be used without",
             ) from error
@@ -302,7 +302,7 @@ class TransformersModel(Model):
                 student(input_ids=torch.zeros(1, 2, dtype=torch.long))
         except (ValueError, TypeError, KeyError, ArithmeticError, AssertionError, RuntimeError) as error:
             raise InputError(
-                f"no network can be made of the configuration: {first_line(error)}", key="student.config"
+                f"no network can be made of the configuration: {reason_of(error)}", key="student.config"
             ) from error
         if self.config.initialize is None:
             return []
@@ -421,7 +421,7 @@ def _from_pretrained(path: str, config: PreTrainedConfig, head: Head | None, *, 
         ) from error
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
         raise DataError(
-            f"the model's weights cannot be loaded: {first_line(error)}",
+            f"the model's weights cannot be loaded: {reason_of(error)}",
             where=path,
             hint="the folder needs model.safetensors (or pytorch_model.bin) that fits its config.json",
         ) from error

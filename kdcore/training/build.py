@@ -20,7 +20,7 @@ from kdcore.optimizers.base import Optimizer
 from kdcore.progress import Progress
 from kdcore.recipe.loading import Component, Components, Recipe
 from kdcore.schedulers.base import Scheduler
-from kdcore.signals import Requests
+from kdcore.signals import Batch, Requests
 from kdcore.tasks.base import Task
 from kdcore.training.module import union_of_requests
 
@@ -48,6 +48,11 @@ class Plan:
     def start(self) -> Progress:
         """The run's limits, as its progress before the first step."""
         return Progress.start(self.recipe.settings.training.budget, self.steps_per_epoch)
+
+    def small_batch(self) -> Batch:
+        """One or two samples, to try things on."""
+        samples = np.arange(min(2, self.task.num_samples("train")), dtype=np.int64)
+        return self.task.batch("train", samples, np.zeros_like(samples))
 
     def load_teacher(self) -> Encoder | None:
         """The teacher, as deep as the losses read; None if they read nothing of it."""

@@ -10,7 +10,7 @@ from operator import or_
 import torch
 from torch import Tensor, nn
 
-from kdcore.errors import InputError
+from kdcore.errors import InputError, first_line
 from kdcore.losses.base import Loss
 from kdcore.models.base import Encoder
 from kdcore.signals import Batch, Requests, SignalRequest, Signals
@@ -137,9 +137,8 @@ def compile_models(module: DistillationModule, teacher: FrozenTeacher, batch: Ba
             teacher(batch, requests.teacher)
             module.student(batch, requests.student)
     except (TorchDynamoException, RuntimeError) as error:  # it ran before it was compiled, so it is not the batch
-        reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"torch cannot compile the models: {reason}", key="compile", hint="leave training.compile out"
+            f"torch cannot compile the models: {first_line(error)}", key="compile", hint="leave training.compile out"
         ) from error
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -141,10 +140,8 @@ class _Profiler:
         encoder = plan.load_teacher()
         self.teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
         module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
-        samples = np.arange(min(2, self.task.num_samples("train")), dtype=np.int64)
-        batch = self.task.batch("train", samples, np.zeros_like(samples)).to(processes.device)
-        self._small_batch = batch
-        reach = find_reach(module, batch, self.teacher)
+        self._small_batch = plan.small_batch().to(processes.device)
+        reach = find_reach(module, self._small_batch, self.teacher)
         with located(plan.recipe, "training"):
             self.engine = Engine(module, reach, plan.optimizer, settings.training, processes)
         self.teacher.to(self.engine.dtype)

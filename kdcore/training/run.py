@@ -13,7 +13,7 @@ from kdcore.errors import EXIT_INTERRUPTED, InputError, MachineError
 from kdcore.models.base import Encoder
 from kdcore.progress import Progress
 from kdcore.recipe.loading import Recipe
-from kdcore.signals import Batch, Signals
+from kdcore.signals import Signals
 from kdcore.training import run_folder
 from kdcore.training.agreement import by_main
 from kdcore.training.build import Plan, located, make_plan
@@ -191,7 +191,7 @@ def _train(
     if settings.training.compile:
         watchdog.starting("compiling the models")
         with located(plan.recipe, "training"):
-            compile_models(engine.module, teacher, _two_samples(plan, processes))
+            compile_models(engine.module, teacher, plan.small_batch().to(processes.device))
         start_up.done("compiling")
     monitor.say(str(start_up))
     torch.manual_seed(settings.seed + processes.rank)  # each process draws a dropout of its own
@@ -278,13 +278,7 @@ def _reach(
     """Which losses move which parameters, tried on a small batch."""
     last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
     module.counts(plan.task.batch("train", last, np.zeros_like(last)))  # a loss may know fewer samples than there are
-    return find_reach(module, _two_samples(plan, processes), teacher)
-
-
-def _two_samples(plan: Plan, processes: Processes) -> Batch:
-    """A small batch to try things on."""
-    samples = np.arange(min(2, plan.task.num_samples("train")), dtype=np.int64)
-    return plan.task.batch("train", samples, np.zeros_like(samples)).to(processes.device)
+    return find_reach(module, plan.small_batch().to(processes.device), teacher)
 
 
 def _tell_reach(module: DistillationModule, reach: dict[str, frozenset[str]], plan: Plan, monitor: Monitor) -> None:
