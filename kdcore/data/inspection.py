@@ -55,7 +55,7 @@ def problems(data: PreparedData, sequences: dict[Split, Sequences]) -> Iterator[
                 f"{split}: {short:.0%} of the sequences are less than half full; documents are short: a smaller "
                 "sequence_length or `packing: full` wastes less"
             )
-    for number, (report, corpus) in enumerate(zip(manifest.reports, manifest.recipe["corpora"], strict=False)):
+    for number, (report, corpus) in enumerate(zip(manifest.reports, manifest.recipe.get("corpora", []), strict=False)):
         broken = report.get("broken UTF-8 replaced", 0)
         if broken:
             yield f"corpora.{number} ({corpus['name']}): {broken:,} broken pieces of UTF-8; is it another encoding?"
@@ -81,7 +81,7 @@ def describe(data: PreparedData, samples_a_split: int) -> Iterator[str]:
     yield f"  made by kdcore {manifest.kdcore_version}, fingerprint {manifest.fingerprint[:16]}"
     yield f"  tokenizer {layout.get('tokenizer')}, {manifest.vocab_size:,} ids stored as {manifest.dtype}"
     yield f"  sequences of {data.sequence_length} tokens, packing: {layout.get('packing')}"
-    for number, corpus in enumerate(layout["corpora"]):
+    for number, corpus in enumerate(layout.get("corpora", [])):
         size = sum(entry["bytes"] for entry in manifest.inputs if entry["corpus"] == number)
         files = sum(entry["corpus"] == number for entry in manifest.inputs)
         weight = manifest.weights[number] if number < len(manifest.weights) else 1

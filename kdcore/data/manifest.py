@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdcore.data.splitting import Split
 from kdcore.data.staging import whole_file
 from kdcore.errors import DataError, Problem
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+OLDEST_FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 RowType = Literal["uint16", "int32"]
+
+_HASH = "sha256"
+_LAST_WITHOUT_HASH = 2
 
 PREPARE_AGAIN = "remove the folder and prepare the data again"
 
@@ -26,8 +30,14 @@ def row_dtype(vocab_size: int) -> RowType:
     return "uint16" if vocab_size <= 2**16 else "int32"
 
 
+Count = Annotated[int, Field(ge=0)]
+FileName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
+
+
 class _Stored(BaseModel):
-    model_config = ConfigDict(frozen=True)  # unknown keys are let through: a later minor addition must stay readable
+    model_config = ConfigDict(
+        frozen=True, allow_inf_nan=False
+    )  # unknown keys are let through: a later minor addition must stay readable
 
 
 class ShardEntry(_Stored):
@@ -37,12 +47,12 @@ class ShardEntry(_Stored):
     row, 0 where rows are not masked.
     """
 
-    file: str
-    rows: int
-    bytes: int
+    file: FileName
+    rows: Count
+    bytes: Count
     sha256: str
-    corpus: int = 0
-    predictions: int = 0
+    corpus: Count = 0
+    predictions: Count = 0
 
 
 class SplitEntry(_Stored):
@@ -85,11 +95,38 @@ class Damage(_Stored):
         return Problem(self.what, where=self.where, allowed=self.allowed, hint=self.hint)
 
 
+class ReaderEntry(_Stored):
+    """Which reader a corpus was read with.
+
+    `source` is the SHA-256 of the file that defines a class which running code has registered; None for an installed
+    reader.
+    """
+
+    name: str
+    revision: int
+    source: str | None = None
+
+
+class _InputEntry(_Stored):
+    corpus: Count
+    name: str
+    bytes: Count
+    sha256: str
+
+
+class _Recipe(_Stored):
+    class Corpus(_Stored):
+        name: str
+
+    corpora: list[Corpus] = []
+
+
 class Manifest(_Stored):
     """What a prepared folder holds.
 
     `reports` say, for each corpus, what was repaired or left out and how often; `weights` how often an epoch shows the
-    sequences of each corpus.
+    sequences of each corpus. `stated` are the keys of `recipe` that were stated, `readers` and `preparation` the
+    readers and the revision of the preparation; versions 1 and 2 have none of these.
     """
 
     format_version: int
@@ -98,19 +135,33 @@ class Manifest(_Stored):
     recipe: dict[str, Any]
     inputs: list[dict[str, Any]]
     tokenizer_fingerprint: str
-    vocab_size: int
+    vocab_size: Count
     special_tokens: SpecialTokens
-    sequence_length: int
+    sequence_length: Count
     dtype: RowType
-    reports: list[dict[str, int]]
+    reports: list[dict[str, Count]]
     splits: dict[Split, SplitEntry]
     weights: list[float] = Field(default_factory=list)
     damages: list[Damage] = Field(default_factory=list)
+    stated: list[str] | None = None
+    readers: list[ReaderEntry] = Field(default_factory=list)
+    preparation: int = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check("recipe", _Recipe, self.recipe)
+        for number, entry in enumerate(self.inputs):
+            _check(f"inputs.{number}", _InputEntry, entry)
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        if any(shard.corpus >= max(1, len(self.weights)) for shard in shards):
+            raise ValueError("a file belongs to a corpus that has no weight")
+        return self
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest; the last file of a folder in the making."""
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    """Write the manifest, with a hash over itself; the last file of a folder in the making."""
+    content = manifest.model_dump(mode="json")
+    write_json(folder / MANIFEST, {**content, _HASH: _hash_of(content)})
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -120,10 +171,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a folder's manifest.
+    """Read a folder's manifest, of any version up to this one, and compare it with its hash.
 
     Raises:
-        DataError: there is none, it is damaged, or another kdcore wrote it.
+        DataError: there is none, it is damaged or was changed, or a newer kdcore wrote it.
     """
     path = folder / MANIFEST
     try:
@@ -134,22 +185,50 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(
             f"is no folder of prepared data: it has no {MANIFEST}", where=str(folder), hint="kdcore prepare makes one"
         ) from error
+    except RecursionError as error:
+        raise DataError("cannot be read (nested too deeply)", where=str(path), hint=PREPARE_AGAIN) from error
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read ({error})", where=str(path), hint=PREPARE_AGAIN) from error
-    version = content.get("format_version") if isinstance(content, Mapping) else None
-    if isinstance(version, int) and version != FORMAT_VERSION:
-        age, hint = "an older", PREPARE_AGAIN
-        if version > FORMAT_VERSION:
-            age, hint = "a newer", "upgrade kdcore, or prepare the data again with this one"
+    if not isinstance(content, dict):
+        raise _damaged(path, f"found a {type(content).__name__}, expected a JSON object")
+    version = content.get("format_version")
+    if type(version) is not int or version < OLDEST_FORMAT_VERSION:
+        what = "is missing" if version is None else f"found {version!r}"
+        raise _damaged(path, f"{what}, expected a number from {OLDEST_FORMAT_VERSION}", "format_version")
+    if version > FORMAT_VERSION:
         raise DataError(
-            f"was written by {age} kdcore ({content.get('kdcore_version')}): format version {version}",
+            f"was written by a newer kdcore ({content.get('kdcore_version')}): format version {version}",
             where=str(folder),
-            allowed=f"format version {FORMAT_VERSION}",
-            hint=hint,
+            allowed=f"format versions {OLDEST_FORMAT_VERSION} to {FORMAT_VERSION}",
+            hint="upgrade kdcore, or prepare the data again with this one",
         )
+    stored = content.pop(_HASH, None)
+    if (version > _LAST_WITHOUT_HASH or stored is not None) and stored != _hash_of(content):
+        raise _damaged(path, "its content differs from its own checksum", _HASH)
     try:
-        return Manifest.model_validate(content)
+        return Manifest.model_validate(content, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"is damaged: {first['msg']}", where=str(path), key=key, hint=PREPARE_AGAIN) from error
+        raise _damaged(path, _first(error)) from error
+
+
+def _hash_of(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its hash: canonical JSON, keys sorted."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check(key: str, model: type[BaseModel], value: Any) -> None:
+    try:
+        model.model_validate(value, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{key}: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key}: {first['msg']}" if key else first["msg"].removeprefix("Value error, ")
+
+
+def _damaged(path: Path, what: str, key: str | None = None) -> DataError:
+    return DataError(f"is damaged: {what}", where=str(path), key=key, hint=PREPARE_AGAIN)
