@@ -23,7 +23,15 @@ from kdcore.data.manifest import (
     write_manifest,
 )
 from kdcore.data.progress import PreparationProgress, Progress
-from kdcore.data.recipe import DataRecipe, Identity, build_corpora, identify, weight_of
+from kdcore.data.recipe import (
+    PREPARATION_REVISION,
+    DataRecipe,
+    Identity,
+    build_corpora,
+    identify,
+    stated_keys,
+    weight_of,
+)
 from kdcore.data.records import WrittenUnit
 from kdcore.data.shards import SPLITS, TOKENIZER_FOLDER, PreparedData
 from kdcore.data.splitting import document_to_move
@@ -38,12 +46,14 @@ __all__ = [
     "Progress",
     "build_corpora",
     "find_or_prepare",
+    "folder_in",
     "prepare",
     "prepare_share",
     "refuse_damaged",
 ]
 
 _PLAN = "plan.json"
+_FOLDER_NAME = 32  # characters of a fingerprint
 _TAKEN = "another process is preparing data there"
 
 
@@ -68,9 +78,18 @@ def find_or_prepare(
     hashes = FileHashes(cache)
     preparation = _Preparation(data, build_corpora(data), hashes, workers, progress)
     hashes.save()
-    prepared = preparation.whole(cache / preparation.identity.fingerprint[:32], wait=True)
+    identity = preparation.identity
+    folder, old = folder_in(cache, identity.fingerprint), folder_in(cache, identity.old_fingerprint)
+    if (old / MANIFEST).is_file() and not (folder / MANIFEST).is_file():
+        folder = old  # prepared before fingerprints were independent of modules and defaults
+    prepared = preparation.whole(folder, wait=True)
     hint = "repair the files, or prepare the data with `kdcore prepare --keep-going` and name its folder as `task.data`"
     return refuse_damaged(prepared, hint)
+
+
+def folder_in(cache: Path, fingerprint: str) -> Path:
+    """Where a cache folder has the data of a fingerprint."""
+    return cache / fingerprint[:_FOLDER_NAME]
 
 
 def prepare(
@@ -223,7 +242,7 @@ class _Preparation:
         staging = staging_of(folder)
         plan = staging / _PLAN
         if plan.is_file():
-            if plan.read_text(encoding="utf-8").strip() == f'"{self.identity.fingerprint}"':
+            if self.identity.matches(plan.read_text(encoding="utf-8").strip().strip('"')):
                 return staging
             if not may_clear:
                 raise DataError(
@@ -291,11 +310,14 @@ class _Preparation:
             splits=splits,
             weights=[weight_of(corpus) for corpus in self.corpora],
             damages=[damage for record in records for damage in record.damages],
+            stated=sorted(stated_keys(self.data)),
+            readers=self.identity.readers,
+            preparation=PREPARATION_REVISION,
         )
 
     def _open(self, folder: Path) -> PreparedData:
         prepared = PreparedData.open(folder)
-        if prepared.fingerprint != self.identity.fingerprint:
+        if not self.identity.matches(prepared.fingerprint):
             raise DataError(
                 "the folder already holds other prepared data",
                 where=str(folder),

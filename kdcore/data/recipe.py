@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from packaging.utils import canonicalize_name
+from pydantic import BaseModel, Field
 
 from kdcore import registry
 from kdcore.data.base import Corpus
-from kdcore.data.files import FileHashes
-from kdcore.data.manifest import FORMAT_VERSION
+from kdcore.data.files import FileHashes, sha256_of_file
+from kdcore.data.manifest import ReaderEntry
+from kdcore.data.old_fingerprints import old_fingerprint
 from kdcore.data.packing import Layout
 from kdcore.data.tokenizers import tokenizer_fingerprint
-from kdcore.errors import DataError, Problem
+from kdcore.errors import DataError, PluginError, Problem
 from kdcore.recipe.checking import check, dotted
-from kdcore.recipe.fields import Option, options
+from kdcore.recipe.fields import Option, inside, literals
 from kdcore.recipe.schema import ComponentConfig, ComponentSection, PathOrHubName
 from kdcore.recipe.yaml import Origin
 
+PREPARATION_REVISION = 1
+"""Raise it when preparation gives other data for the same recipe and text, or a default of `DataRecipe` changes."""
+
 _HASHING_THREADS = 8
+_OWN_PACKAGES = (
+    "kdcore",
+    "kdcore-preparation",
+)  # their readers count by their bare names, in whichever of them they are
 
 
 class DataRecipe(ComponentConfig):
@@ -67,15 +78,24 @@ class Identity:
     """What makes prepared data the same data.
 
     Attributes:
-        fingerprint: SHA-256 over all that decides its content: the recipe without paths, the readers' revisions, the
-            input files' names and contents, the tokenizer, the format version.
+        fingerprint: SHA-256 over all that decides its content: the readers' registered names and revisions, what the
+            recipe states other than paths and defaults, the input files' names and contents, the tokenizer, the
+            revision of the preparation.
+        old_fingerprint: the fingerprint that manifest version 2 has for the same data.
+        readers: name and revision of each corpus's reader.
         inputs: name, size and SHA-256 of every input file.
         tokenizer_fingerprint: of the tokenizer alone.
     """
 
     fingerprint: str
+    old_fingerprint: str
+    readers: list[ReaderEntry]
     inputs: list[dict[str, Any]]
     tokenizer_fingerprint: str
+
+    def matches(self, fingerprint: str) -> bool:
+        """Compare with the fingerprint of prepared data of any format."""
+        return fingerprint in (self.fingerprint, self.old_fingerprint)
 
 
 def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: str = "") -> list[Corpus]:
@@ -122,30 +142,104 @@ def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizer: Any, hashes
         for (number, name, path), digest in zip(files, digests, strict=True)
     ]
     fingerprint_of_tokenizer = tokenizer_fingerprint(tokenizer)
+    names = [entry.get("name") for entry in data.corpora[: len(corpora)]]
+    readers = [reader_entry(name, corpus) for name, corpus in zip_longest(names, corpora)]
     content = {
-        "format_version": FORMAT_VERSION,
+        "preparation": PREPARATION_REVISION,
         "corpora": [
             {
-                "reader": f"{type(corpus).__module__}:{type(corpus).__qualname__}",
-                "revision": corpus.revision,
-                "settings": _without_paths(corpus.config),
+                "reader": reader.name,
+                "revision": reader.revision,
+                "source": reader.source,
+                "settings": _stated_settings(corpus.config),
             }
-            for corpus in corpora
+            for reader, corpus in zip(readers, corpora, strict=True)
         ],
         "inputs": inputs,
         "tokenizer": fingerprint_of_tokenizer,
-        **data.model_dump(mode="json", exclude={"corpora", "tokenizer"}),
-        "sentences": data.layout.sentences,
+        "recipe": _stated_layout(data),
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return Identity(hashlib.sha256(canonical.encode()).hexdigest(), inputs, fingerprint_of_tokenizer)
+    old = old_fingerprint(
+        stated_keys(data),
+        [(reader.name, corpus) for reader, corpus in zip(readers, corpora, strict=True)],
+        inputs,
+        fingerprint_of_tokenizer,
+    )
+    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    return Identity(fingerprint, old, readers, inputs, fingerprint_of_tokenizer)
 
 
-def _without_paths(config: Any) -> dict[str, Any]:
-    """A reader's settings but for its paths: the files that they lead to are identified by what is in them."""
-    dumped: dict[str, Any] = config.model_dump(mode="json")
-    for name, field in type(config).model_fields.items():
-        found: list[Option] = list(options(field.annotation, tuple(field.metadata)))
-        if any(option.path is not None and not option.path.hub for option in found):
-            del dumped[name]
-    return dumped
+def reader_entry(stated: object, corpus: Corpus) -> ReaderEntry:
+    """Name a reader without regard to where its class is defined.
+
+    An installed reader is known by its entry point, with its package (`package:name`) unless the package is kdcore's
+    own. A class that running code has registered is known by its name and the content of its source file, as several
+    files may register one name.
+
+    Args:
+        stated: the name in the data recipe.
+        corpus: the reader, which need not be the one of that name: callers of `prepare` may bring their own.
+    """
+    cls = type(corpus)
+    try:
+        found = registry.corpora.find(stated) if isinstance(stated, str) else cls
+        same = isinstance(stated, str) and registry.corpora.get(stated) is cls
+    except PluginError:
+        found, same = cls, False
+    if same and isinstance(found, registry.Entry):
+        package = canonicalize_name(found.distribution)
+        name = found.name if package in _OWN_PACKAGES else f"{package}:{found.name}"
+        return ReaderEntry(name=name, revision=corpus.revision)
+    name = str(stated) if same else cls.__qualname__
+    return ReaderEntry(name=name, revision=corpus.revision, source=_source_of(cls))
+
+
+def stated_keys(data: DataRecipe) -> dict[str, Any]:
+    """The keys that a data recipe states, `corpora` and `tokenizer` excepted."""
+    return data.model_dump(mode="json", exclude={"corpora", "tokenizer"}, exclude_unset=True)
+
+
+def without_paths(places: Iterable[Option], value: Any) -> Any:
+    """A config's plain data without its paths: the files that they lead to are identified by name and content.
+
+    Args:
+        places: the types that the value may have.
+        value: maps, lists and plain values.
+    """
+    places = list(places)
+    if isinstance(value, dict):
+        items = [(key, inside(places, key), item) for key, item in value.items()]
+        return {key: without_paths(at, item) for key, at, item in items if not _is_path(at, item)}
+    if isinstance(value, list):
+        listed = [(inside(places, number), item) for number, item in enumerate(value)]
+        return [without_paths(at, item) for at, item in listed if not _is_path(at, item)]
+    return value
+
+
+def _is_path(places: list[Option], value: Any) -> bool:
+    is_path = any(option.path is not None and not option.path.hub for option in places)
+    return is_path and isinstance(value, str) and value not in literals(places)
+
+
+def _stated_settings(config: BaseModel) -> Any:
+    """A reader's settings that are stated and differ from their defaults; stating a default changes nothing."""
+    dumped = config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_defaults=True)
+    return without_paths([Option(type(config))], dumped)
+
+
+def _stated_layout(data: DataRecipe) -> dict[str, Any]:
+    """The keys of a data recipe, `corpora` and `tokenizer` excepted, that are stated and differ from their defaults."""
+    stated = data.model_dump(mode="json", exclude={"corpora", "tokenizer"}, exclude_unset=True, exclude_defaults=True)
+    if data.layout.sentences == (data.packing == "full"):
+        stated.pop("sentences", None)
+    return stated
+
+
+def _source_of(cls: type) -> str:
+    """SHA-256 of the file that defines a class; empty for code without a file, such as a notebook's."""
+    try:
+        file = inspect.getsourcefile(cls)
+        return "" if file is None else sha256_of_file(Path(file))
+    except (TypeError, OSError):
+        return ""

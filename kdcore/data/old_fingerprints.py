@@ -1,0 +1,99 @@
+"""Compute fingerprints as manifest versions up to 2 have them, so that data prepared then is found again.
+
+Those fingerprints hashed the place of a reader's class, the number of the manifest's format and every default. The
+places and defaults of that time are frozen here: neither moving a reader nor a new option changes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcore.data.base import Corpus
+from kdcore.recipe.fields import options
+
+_FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class OldReader:
+    """What the fingerprint of a reader of manifest version 2 was made of.
+
+    Attributes:
+        place: `module:Class`.
+        revision: the last revision that such a fingerprint holds.
+        defaults: every setting but paths.
+    """
+
+    place: str
+    revision: int
+    defaults: Mapping[str, Any]
+
+
+OLD_READERS = {
+    "text": OldReader("kdcore.data.text:TextCorpus", 2, {"weight": 1.0, "documents": "lines"}),
+    "wikipedia": OldReader("kdcore.data.wikipedia:WikipediaCorpus", 2, {"weight": 1.0}),
+    "books": OldReader("kdcore.data.books:BooksCorpus", 1, {"weight": 1.0, "encoding": None}),
+    "jsonl": OldReader("kdcore.data.jsonl:JsonLinesCorpus", 1, {"weight": 1.0, "field": "text"}),
+    "parquet": OldReader("kdcore.data.parquet:ParquetCorpus", 1, {"weight": 1.0, "column": "text"}),
+    "hdf5": OldReader("kdcore.data.hdf5:Hdf5Corpus", 1, {"weight": 1.0}),
+    "huggingface": OldReader(
+        "kdcore.data.huggingface:HuggingFaceCorpus",
+        1,
+        {"weight": 1.0, "dataset": None, "subset": None, "revision": None, "split": "train", "column": "text"},
+    ),
+}
+
+OLD_RECIPE_DEFAULTS: dict[str, Any] = {
+    "sequence_length": 128,
+    "packing": "document",
+    "sentences": None,
+    "short_sequences": 0.0,
+    "remove_duplicates": False,
+    "held_out": 0.02,
+    "seed": 0,
+}
+
+
+def old_fingerprint(
+    stated: Mapping[str, Any],
+    corpora: Sequence[tuple[str, Corpus]],
+    inputs: Sequence[Mapping[str, Any]],
+    tokenizer_fingerprint: str,
+) -> str:
+    """Compute the fingerprint that data of manifest version 2 has.
+
+    Args:
+        stated: the keys that the data recipe states, without `corpora` and `tokenizer`.
+        corpora: registered name and instance of each reader.
+        inputs: name, size and SHA-256 of every input file.
+        tokenizer_fingerprint: of the tokenizer alone.
+    """
+    recipe = {**OLD_RECIPE_DEFAULTS, **stated}
+    if recipe["sentences"] is None:
+        recipe["sentences"] = recipe["packing"] == "full"
+    content = {
+        **recipe,
+        "format_version": _FORMAT_VERSION,
+        "corpora": [_reader(name, corpus) for name, corpus in corpora],
+        "inputs": list(inputs),
+        "tokenizer": tokenizer_fingerprint,
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _reader(name: str, corpus: Corpus) -> dict[str, Any]:
+    cls, old = type(corpus), OLD_READERS.get(name)
+    place = f"{cls.__module__}:{cls.__qualname__}" if old is None else old.place
+    settings: dict[str, Any] = corpus.config.model_dump(mode="json", exclude_unset=old is not None)
+    for field, info in type(corpus.config).model_fields.items():
+        found = options(info.annotation, tuple(info.metadata))
+        if any(option.path is not None and not option.path.hub for option in found):
+            settings.pop(field, None)
+    if old is not None:
+        settings = {**old.defaults, **settings}
+    return {"reader": place, "revision": corpus.revision, "settings": settings}
