@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -16,6 +17,19 @@ Split = Literal["train", "held_out", "test"]
 """`test` is asked for only of a task with a `metric`."""
 
 Order = Literal["global", "per_process"]
+
+
+@dataclass(frozen=True)
+class StoredData:
+    """The data that a run has started on, as its folder has it.
+
+    Attributes:
+        fingerprint: the task's `fingerprint` at that time.
+        folder: the task's `data_folder`; None if it had none, or if the run is older than this entry.
+    """
+
+    fingerprint: str
+    folder: Path | None = None
 
 
 class Task(ABC):
@@ -49,6 +63,23 @@ class Task(ABC):
     def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
         """The configuration with what it leaves to the models, such as whose tokenizer is used."""
         return config
+
+    @classmethod
+    def resumed(cls, config: ComponentConfig, seed: int, cache: Path, stored: StoredData) -> Self:
+        """Construct the task of a run that is resumed. Override it to open the folder that the run has stored.
+
+        Args:
+            config: as for the constructor, and so are `seed` and `cache`.
+            seed: the recipe's.
+            cache: folder of prepared data.
+            stored: the data that the run has started on. If the task has other data, its `fingerprint` must differ.
+        """
+        return cls(config, seed, cache)
+
+    @property
+    def data_folder(self) -> Path | None:
+        """Folder of the prepared data, which a run stores so that it resumes on it; None if there is none."""
+        return None
 
     @property
     @abstractmethod

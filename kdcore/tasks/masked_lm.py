@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from pydantic import Field
 
 from kdcore.data.prepare import DataRecipe, find_or_prepare
 from kdcore.data.progress import PreparationProgress, Speed
+from kdcore.data.reopening import reopen
 from kdcore.data.shards import SPLITS, PreparedData, Sequences
 from kdcore.data.tokenizers import load_tokenizer
 from kdcore.data.weighting import WeightedRows
@@ -23,7 +26,7 @@ from kdcore.models.base import Model
 from kdcore.recipe.loading import load_config
 from kdcore.recipe.schema import ComponentConfig, PathString
 from kdcore.signals import Batch
-from kdcore.tasks.base import Order, Split, Task
+from kdcore.tasks.base import Order, Split, StoredData, Task
 from kdcore.tasks.fitting import check_fit
 from kdcore.tasks.masking import MaskDrawer, Masking, stored_masks
 
@@ -54,10 +57,9 @@ class MaskedLM(Task):
 
     def __init__(self, config: Config, seed: int, cache: Path) -> None:
         super().__init__(config, seed, cache)
-        try:
+        with _located():
             self.data = open_data(config.data, cache)
-        except InputError as error:
-            raise type(error)(replace(problem, key=_place(problem.key)) for problem in error.problems) from error
+        self._fingerprint = self.data.fingerprint
         self._splits: dict[Split, Sequences] = {split: self.data.split(split) for split in SPLITS}
         self._samples: dict[Split, WeightedRows] = {
             split: WeightedRows(self.data.manifest, split, weighted=split == "train") for split in SPLITS
@@ -67,10 +69,28 @@ class MaskedLM(Task):
         if self._drawer is None:
             self._refuse_missing_masks()
 
+    @classmethod
+    def resumed(cls, config: ComponentConfig, seed: int, cache: Path, stored: StoredData) -> Self:
+        """Open the folder that the run has stored, although the recipe's data may be prepared elsewhere by now."""
+        assert isinstance(config, cls.Config)
+        recipe = _recipe_of(config.data)
+        if recipe is None:
+            return cls(config, seed, cache)
+        with _located():
+            data, fingerprint = reopen(recipe, cache, stored.folder, stored.fingerprint, progress=_Teller())
+        task = cls(config.model_copy(update={"data": str(data.folder)}), seed, cache)
+        task._fingerprint = fingerprint
+        return task
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder of prepared data."""
+        return self.data.folder.absolute()
+
     @property
     def fingerprint(self) -> str:
-        """The prepared data's fingerprint."""
-        return self.data.fingerprint
+        """The prepared data's fingerprint; of a run that is resumed, the one that it has stored for this data."""
+        return self._fingerprint
 
     def check(self, student: Model, teacher: Model | None) -> None:
         """Compare length and vocabulary with both models."""
@@ -133,14 +153,25 @@ def _place(key: str | None) -> str:
     return "task.data" if key is None else key if key.startswith("task.") else f"task.data.{key}"
 
 
+@contextmanager
+def _located() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(replace(problem, key=_place(problem.key)) for problem in error.problems) from error
+
+
+def _recipe_of(data: str | DataRecipe) -> DataRecipe | None:
+    """The data recipe, from its file if need be; None for a prepared folder."""
+    if isinstance(data, str):
+        return load_config(data, DataRecipe) if Path(data).is_file() else None
+    return data
+
+
 def open_data(data: str | DataRecipe, cache: Path) -> PreparedData:
     """Open a prepared folder, or prepare a data recipe once and find it again."""
-    if isinstance(data, str):
-        path = Path(data)
-        if not path.is_file():
-            return PreparedData.open(path)
-        data = load_config(path, DataRecipe)
-    return find_or_prepare(data, cache, progress=_Teller())
+    recipe = _recipe_of(data)
+    return PreparedData.open(str(data)) if recipe is None else find_or_prepare(recipe, cache, progress=_Teller())
 
 
 class _Teller:

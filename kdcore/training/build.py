@@ -21,7 +21,7 @@ from kdcore.progress import Progress
 from kdcore.recipe.loading import Component, Components, Recipe
 from kdcore.schedulers.base import Scheduler
 from kdcore.signals import Batch, Requests
-from kdcore.tasks.base import Task
+from kdcore.tasks.base import StoredData, Task
 from kdcore.training.module import union_of_requests
 
 
@@ -69,8 +69,12 @@ class Plan:
             return self.student.build_student(self.requests.student)
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
     """Describe and check everything that a recipe names; data is prepared here if it has not been.
+
+    Args:
+        recipe: what to describe.
+        stored: the data that the run has started on, if it is to be resumed.
 
     Raises:
         InputError: something does not fit; it names the place in the recipe.
@@ -103,7 +107,8 @@ def make_plan(recipe: Recipe) -> Plan:
     scheduler = _make(recipe, components.scheduler)
     with located(recipe, components.task.key):
         config = components.task.cls.completed(components.task.config, student, teacher)
-        task = components.task.cls(config, settings.seed, cache_folder())
+        cls, where = components.task.cls, (config, settings.seed, cache_folder())
+        task = cls(*where) if stored is None else cls.resumed(*where, stored)
         task.check(student, teacher if requests.teacher else None)
     plan = Plan(recipe, components, teacher, student, losses, requests, task, optimizer, scheduler)
     with located(recipe, components.scheduler.key):

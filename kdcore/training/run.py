@@ -14,6 +14,7 @@ from kdcore.models.base import Encoder
 from kdcore.progress import Progress
 from kdcore.recipe.loading import Recipe
 from kdcore.signals import Signals
+from kdcore.tasks.base import StoredData
 from kdcore.training import run_folder
 from kdcore.training.agreement import by_main
 from kdcore.training.build import Plan, located, make_plan
@@ -82,7 +83,7 @@ def _train_recipe(recipe: Recipe, exit_steps: int | None) -> RunResult:
     with located(recipe, optimizer.key):
         check_optimizer(optimizer.cls, optimizer.name, recipe.settings.training)
     folder = recipe.run_folder
-    plan = make_plan(recipe)
+    plan = make_plan(recipe, run_folder.stored_data(folder))
     if run_folder.exists(folder):  # looked at again under the lock: joining the other processes may take a while
         try:
             run_folder.check_resumable(folder, recipe, plan.task.fingerprint)
@@ -134,7 +135,7 @@ def _start_or_resume(
     start_up.done("student")
     processes.barrier()  # everybody has looked for an earlier session, and can load, before process 0 writes anything
     if processes.is_main:
-        run_folder.store(folder, recipe, plan.task.fingerprint, weights)
+        run_folder.store(folder, recipe, StoredData(plan.task.fingerprint, plan.task.data_folder), weights)
     trackers = [entry.cls(entry.config, folder) for entry in plan.components.trackers] if processes.is_main else []
     monitor = Monitor(folder, trackers, is_main=processes.is_main)
     try:

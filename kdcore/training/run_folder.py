@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from kdcore.data.staging import whole_file
-from kdcore.errors import Problem, RecipeError
+from kdcore.errors import DataError, Problem, RecipeError
 from kdcore.recipe.loading import Recipe, load_recipe
+from kdcore.tasks.base import StoredData
 from kdcore.training.checkpoint_files import describe_file
 from kdcore.training.engine import zero_stage
 
 _RECIPE = "recipe.yaml"
 _ENVIRONMENT = "environment.json"
+_DATA = "data.json"
+_DATA_FORMAT = 1
 _FREE_ON_RESUME = (
     "training.micro_batch_size",
     "training.compile",
@@ -124,26 +127,80 @@ def _difference(before: str | None, now: str | None, name: str) -> str:
     return f"{name} has another content: its sha256 was {before[:12]}... and is {now[:12]}..."
 
 
-def store(folder: Path, recipe: Recipe, data_fingerprint: str, teacher: Mapping[str, str]) -> None:
+def store(folder: Path, recipe: Recipe, data: StoredData, teacher: Mapping[str, str]) -> None:
     """Store the recipe, and what it runs with, in the folder; a resumed run stores what has changed.
 
     Args:
         folder: the run folder.
         recipe: the run's recipe.
-        data_fingerprint: of the task's data.
+        data: the task's data.
         teacher: what `check_teacher` gives.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    inputs = {"data_fingerprint": data_fingerprint, "teacher_sha256": dict(teacher)}
+    if data.folder is not None:
+        content = {"format_version": _DATA_FORMAT, "folder": str(data.folder), "fingerprint": data.fingerprint}
+        _write(folder / _DATA, json.dumps(content, indent=2) + "\n")
+    inputs = {"data_fingerprint": data.fingerprint, "teacher_sha256": dict(teacher)}
     _write(folder / _ENVIRONMENT, json.dumps(_environment() | inputs, indent=2) + "\n")
     _write(folder / _RECIPE, recipe.resolved_yaml())
 
 
+def stored_data(folder: Path) -> StoredData | None:
+    """Read which data a run has started on; None if no run was started here, or if it has stored nothing about data.
+
+    Raises:
+        DataError: what is stored is damaged, or a newer kdcore wrote it.
+    """
+    if not exists(folder):
+        return None
+    stored = _read_object(folder / _DATA)
+    if not stored:  # runs older than this file have the fingerprint only
+        fingerprint = read_environment(folder).get("data_fingerprint")
+        if fingerprint is not None and not isinstance(fingerprint, str):
+            raise _damaged(folder / _ENVIRONMENT, f"found {fingerprint!r}, expected text", "data_fingerprint")
+        return None if fingerprint is None else StoredData(fingerprint)
+    path, version = folder / _DATA, stored.get("format_version")
+    if type(version) is not int or version < 1:
+        raise _damaged(path, f"found {version!r}, expected {_DATA_FORMAT}", "format_version")
+    if version > _DATA_FORMAT:
+        raise DataError(
+            f"was written by a newer kdcore: format version {version}",
+            where=str(path),
+            allowed=f"format version {_DATA_FORMAT}",
+            hint="upgrade kdcore, or start another run with `run.id=NEW`",
+        )
+    for key in ("folder", "fingerprint"):
+        value = stored.get(key)
+        if not isinstance(value, str) or not value or "\0" in value:
+            raise _damaged(path, f"found {value!r}, expected text", key)
+    return StoredData(stored["fingerprint"], Path(stored["folder"]))
+
+
 def read_environment(folder: Path) -> dict[str, Any]:
-    """What `store` has stored about versions and data."""
-    path = folder / _ENVIRONMENT
-    environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return environment
+    """What `store` has stored about versions and data.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    return _read_object(folder / _ENVIRONMENT)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, f"found a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _damaged(path: Path, what: str, key: str | None = None) -> DataError:
+    hint = "restore the file, or start another run with `run.id=NEW`"
+    return DataError(f"is damaged: {what}", where=str(path), key=key, hint=hint)
 
 
 def exists(folder: Path) -> bool:

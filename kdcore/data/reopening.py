@@ -1,0 +1,145 @@
+"""Find the prepared data that a run has started on, when the run is resumed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcore import registry
+from kdcore.data.base import Corpus
+from kdcore.data.files import FileHashes
+from kdcore.data.manifest import MANIFEST, Manifest
+from kdcore.data.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
+from kdcore.data.prepare import find_or_prepare, folder_in
+from kdcore.data.progress import Progress
+from kdcore.data.recipe import (
+    PREPARATION_REVISION,
+    DataRecipe,
+    Identity,
+    build_corpora,
+    identify,
+    stated_keys,
+    without_paths,
+)
+from kdcore.data.shards import PreparedData
+from kdcore.data.tokenizers import load_tokenizer
+from kdcore.errors import DataError, PluginError
+from kdcore.recipe.fields import Option
+
+logger = logging.getLogger("kdcore")
+
+_NEW_DATA = "start another run with `run.id=NEW` to prepare and use new data"
+
+
+def reopen(
+    data: DataRecipe, cache: Path, folder: Path | None, fingerprint: str, *, progress: Progress | None = None
+) -> tuple[PreparedData, str]:
+    """Open the data that a run has started on, even if a reader's revision has risen since, with a warning.
+
+    The run's folder is opened, or the cache's folder of that fingerprint. If both are gone, the recipe's data is found
+    or prepared.
+
+    Args:
+        data: the data recipe; paths in it are absolute.
+        cache: folder of prepared data.
+        folder: the folder that the run has stored; None for a run that stored a fingerprint only.
+        fingerprint: the fingerprint that the run has stored.
+        progress: called now and then while data is prepared.
+
+    Returns:
+        The data and its fingerprint: the run's if the recipe describes the run's data, whatever the format of either.
+
+    Raises:
+        DataError: the folder is damaged, or as `find_or_prepare`.
+    """
+    hashes = FileHashes(cache)
+    places = [*([] if folder is None else [folder]), folder_in(cache, fingerprint)]
+    prepared = next((found for place in places if (found := _opened(place, fingerprint)) is not None), None)
+    corpora = build_corpora(data)
+    try:
+        identity = identify(data, corpora, load_tokenizer(data.tokenizer), hashes)
+    except DataError as error:
+        if prepared is None:
+            raise
+        logger.warning(
+            f"{prepared.folder}: the text or tokenizer that the data was prepared from cannot be read "
+            f"({error.problems[0]}); the run continues on the prepared data"
+        )
+        return prepared, fingerprint
+    hashes.save()
+    same = identity.matches(fingerprint)
+    if prepared is None:
+        found = find_or_prepare(data, cache, progress=progress)
+        return found, fingerprint if same else found.fingerprint
+    if not same and not _differs_by_revisions(prepared.manifest, data, corpora, identity):
+        return prepared, identity.fingerprint
+    if not same:
+        for what in _risen(prepared.manifest, identity):
+            logger.warning(f"{prepared.folder}: {what}; the run continues on the data it has started on. {_NEW_DATA}")
+    return prepared, fingerprint
+
+
+def _opened(folder: Path, fingerprint: str) -> PreparedData | None:
+    if not (folder / MANIFEST).is_file():
+        return None
+    prepared = PreparedData.open(folder)
+    return prepared if prepared.fingerprint == fingerprint else None
+
+
+def _differs_by_revisions(manifest: Manifest, data: DataRecipe, corpora: Sequence[Corpus], identity: Identity) -> bool:
+    """Whether the recipe describes the manifest's data but for revisions of readers and preparation."""
+    entries, before = manifest.recipe.get("corpora", []), _stated(manifest)
+    now = stated_keys(data)
+    if manifest.stated is None:
+        now = {key: value for key, value in now.items() if value != OLD_RECIPE_DEFAULTS.get(key)}
+    sources = [reader.source for reader in manifest.readers]
+    return (
+        manifest.tokenizer_fingerprint == identity.tokenizer_fingerprint
+        and _inputs(manifest.inputs) == _inputs(identity.inputs)
+        and before == now
+        and (not sources or sources == [reader.source for reader in identity.readers])
+        and len(entries) == len(corpora)
+        and all(_same_entry(*three) for three in zip(entries, data.corpora, corpora, strict=True))
+    )
+
+
+def _inputs(inputs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(entry["corpus"], entry["name"], entry["sha256"]) for entry in inputs]
+
+
+def _stated(manifest: Manifest) -> dict[str, Any]:
+    """What the recipe stated; versions up to 2 do not tell this from defaults, which are left out there."""
+    stored = {key: value for key, value in manifest.recipe.items() if key not in ("corpora", "tokenizer")}
+    if manifest.stated is None:
+        return {key: value for key, value in stored.items() if value != OLD_RECIPE_DEFAULTS.get(key)}
+    return {key: value for key, value in stored.items() if key in manifest.stated}
+
+
+def _same_entry(before: dict[str, Any], now: dict[str, Any], corpus: Corpus) -> bool:
+    try:
+        same_reader = before["name"] == now["name"] or registry.corpora.get(before["name"]) is type(corpus)
+    except PluginError:
+        return False
+    places = [Option(type(corpus.config))]
+    settings = [without_paths(places, {**entry, "name": None}) for entry in (before, now)]
+    return same_reader and settings[0] == settings[1]
+
+
+def _risen(manifest: Manifest, identity: Identity) -> Iterator[str]:
+    """What has another revision than when the data was prepared."""
+    for number, reader in enumerate(identity.readers):
+        if number < len(manifest.readers):
+            before = manifest.readers[number].revision
+        elif reader.name in OLD_READERS:
+            before = OLD_READERS[reader.name].revision
+        else:
+            yield f"prepared with another revision of the reader `{reader.name}`, which has revision {reader.revision}"
+            continue
+        if before != reader.revision:
+            yield (
+                f"prepared with revision {before} of the reader `{reader.name}`, which has revision {reader.revision}"
+            )
+    if manifest.preparation != PREPARATION_REVISION:
+        yield f"prepared with revision {manifest.preparation} of the preparation, which has {PREPARATION_REVISION}"
