@@ -35,9 +35,8 @@ FileName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
 
 
 class _Stored(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, allow_inf_nan=False
-    )  # unknown keys are let through: a later minor addition must stay readable
+    # Unknown keys are ignored, so that a later minor addition stays readable.
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class ShardEntry(_Stored):

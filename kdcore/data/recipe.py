@@ -32,10 +32,8 @@ PREPARATION_REVISION = 1
 """Raise it when preparation gives other data for the same recipe and text, or a default of `DataRecipe` changes."""
 
 _HASHING_THREADS = 8
-_OWN_PACKAGES = (
-    "kdcore",
-    "kdcore-preparation",
-)  # their readers count by their bare names, in whichever of them they are
+# Their readers are known by bare names, so that a reader may move from one of these packages to the other.
+_OWN_PACKAGES = ("kdcore", "kdcore-preparation")
 
 
 class DataRecipe(ComponentConfig):

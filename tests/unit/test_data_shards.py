@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,9 +175,19 @@ def change_manifest(prepared: PreparedData, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with its hash: SHA-256 over canonical JSON without the hash."""
+    bare = {key: value for key, value in content.items() if key != "sha256"}
+    text = json.dumps(bare, sort_keys=True, separators=(",", ":"))
+    return {**bare, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
 def test_a_newer_format_says_so_even_when_it_has_other_keys(prepared: PreparedData) -> None:
     change_manifest(prepared, format_version=FORMAT_VERSION + 1, kdcore_version="9.1", splits=None)
-    with pytest.raises(DataError, match=r"written by a newer kdcore \(9\.1\)(.|\n)*upgrade kdcore"):
+    with pytest.raises(
+        DataError,
+        match=rf"newer kdcore \(9\.1\): format version {FORMAT_VERSION + 1}(.|\n)*1 to {FORMAT_VERSION}(.|\n)*upgrade",
+    ):
         PreparedData.open(prepared.folder)
 
 
@@ -185,15 +198,139 @@ def test_a_damaged_manifest_is_an_error_not_a_traceback(prepared: PreparedData, 
         PreparedData.open(prepared.folder)
 
 
-def test_a_folder_of_an_older_format_says_so(prepared: PreparedData) -> None:
-    change_manifest(prepared, format_version=FORMAT_VERSION - 1, kdcore_version="0.0.1")
-    with pytest.raises(DataError, match=r"written by an older kdcore \(0\.0\.1\)(.|\n)*prepare the data again"):
-        PreparedData.open(prepared.folder)
+GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
+
+
+@pytest.mark.parametrize(
+    ("folder", "version", "rows"),
+    [
+        (GOLDEN / "prepared" / "manifest-version-1", 1, 49),
+        (GOLDEN / "cache" / "51fe6e3dbfc897809ab4491438619a35", 2, 49),
+    ],
+)
+def test_folders_of_older_formats_are_read(folder: Path, version: int, rows: int) -> None:
+    data = PreparedData.open(folder)
+    assert data.manifest.format_version == version
+    train = data.split("train")
+    assert len(train) == rows
+    tokens, lengths = train.rows(np.arange(rows))
+    assert (tokens[:, 0] == data.cls_id).all()
+    assert (tokens[np.arange(rows), lengths - 1] == data.sep_id).all()
+    data.verify()
 
 
 def test_additions_to_the_manifest_do_not_keep_an_older_kdcore_from_reading_it(prepared: PreparedData) -> None:
-    change_manifest(prepared, something_new=1)
+    path = prepared.folder / "manifest.json"
+    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), "something_new": 1})))
     assert len(PreparedData.open(prepared.folder).split("train")) == 500
+
+
+def test_the_hash_is_over_canonical_json_whatever_the_layout_of_the_file(prepared: PreparedData) -> None:
+    path = prepared.folder / "manifest.json"
+    content = json.loads(path.read_text())
+    assert content == sealed(content)
+    path.write_text(json.dumps(dict(reversed(content.items())), indent=7))
+    prepared.verify()
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place of a JSON document but the root, leaves and containers."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*place, key)
+        yield from places(item, (*place, key))
+
+
+def others(value: Any) -> list[Any]:
+    """Values of the same and of other types."""
+    found: list[Any] = [None, True, False, 0, 1, -1, 1.5, "", "x", "a\0b", "../x", [], {}, [value], {"x": value}]
+    if isinstance(value, int) and not isinstance(value, bool):
+        found += [value + 1, float(value), str(value)]
+    elif isinstance(value, float):
+        found += [value + 1, int(value)]
+    elif isinstance(value, str):
+        found += [value + "x", value.upper() + "y"]
+    return [other for other in found if json.dumps(other) != json.dumps(value)]
+
+
+def test_no_changed_manifest_is_accepted(prepared: PreparedData) -> None:
+    """Every leaf and container: changed, of another type, removed, joined by a new key."""
+    path = prepared.folder / "manifest.json"
+    content = json.loads(path.read_text())
+    accepted, unnamed, tried = [], [], 0
+    for place in places(content):
+        variants = []
+        changed = copy.deepcopy(content)
+        around = changed
+        for key in place[:-1]:
+            around = around[key]
+        last, before = place[-1], around[place[-1]]
+        for other in others(before):
+            around[last] = other
+            variants.append(json.dumps(changed))
+        around[last] = before
+        if isinstance(before, dict):
+            before["something_new"] = 1
+            variants.append(json.dumps(changed))
+        del around[last]
+        variants.append(json.dumps(changed))
+        for text in variants:
+            path.write_text(text)
+            tried += 1
+            try:
+                PreparedData.open(prepared.folder)
+            except DataError as error:
+                unnamed += [str(error)] if str(prepared.folder) not in str(error) else []
+            else:
+                accepted.append((place, text))
+    assert accepted == []
+    assert unnamed == []
+    assert tried > 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["null", "3", '"text"', "[" * 100_000, '{"a":' * 100_000, '{"format_version": 3', "\0", '{"a": "\0"}', "\ud800"],
+    ids=["null", "number", "text", "deep-list", "deep-map", "cut", "nul", "nul-inside", "surrogate"],
+)
+def test_what_is_no_manifest_is_named(prepared: PreparedData, text: str) -> None:
+    (prepared.folder / "manifest.json").write_bytes(text.encode("utf-8", errors="surrogatepass"))
+    with pytest.raises(DataError, match=r"manifest\.json: (is damaged|cannot be read)"):
+        PreparedData.open(prepared.folder)
+
+
+@pytest.mark.parametrize("version", [None, 0, -1, "3", 3.0, True, [], 2**70])
+def test_a_format_version_that_is_none_is_refused(prepared: PreparedData, version: Any) -> None:
+    change_manifest(prepared, format_version=version)
+    with pytest.raises(DataError, match=r"format_version|newer kdcore"):
+        PreparedData.open(prepared.folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {"corpora": 3}},
+        {"recipe": {"corpora": [{"path": "x"}]}},
+        {"inputs": [{"corpus": 0}]},
+        {"inputs": [3]},
+        {"reports": [{"x": -1}]},
+        {"weights": ["1"]},
+        {"special_tokens": {}},
+        {"sequence_length": "16"},
+        {"splits": {"elsewhere": {}}},
+        {"splits": {"train": {"shards": [{"file": "../x", "rows": 1, "bytes": 1, "sha256": ""}]}}},
+        {"splits": {"train": {"shards": [{"file": "a\0b", "rows": 1, "bytes": 1, "sha256": ""}]}}},
+        {"splits": {"train": {"shards": [{"file": "x", "rows": 1, "bytes": 1, "sha256": "", "corpus": 7}]}}},
+    ],
+    ids=lambda change: json.dumps(change)[:60],
+)
+def test_a_manifest_with_a_right_hash_and_wrong_types_is_refused(
+    prepared: PreparedData, change: dict[str, Any]
+) -> None:
+    path = prepared.folder / "manifest.json"
+    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), **change})))
+    with pytest.raises(DataError, match=rf"manifest\.json: is damaged: .*{next(iter(change))}|has no weight"):
+        PreparedData.open(prepared.folder)
 
 
 def test_verify_names_every_file_that_is_wrong(prepared: PreparedData) -> None:
