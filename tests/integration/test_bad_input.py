@@ -7,6 +7,7 @@ The others need components, models or data, and are found by each process: one p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -188,6 +189,20 @@ def edit(file: str, **changes: Any) -> Callable[[Path], None]:
     return change
 
 
+def edit_manifest(**changes: Any) -> Callable[[Path], None]:
+    """Changes keys of the data's manifest, and the hash that it has over itself."""
+
+    def change(folder: Path) -> None:
+        path = folder / "data" / "manifest.json"
+        content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+        del content["sha256"]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        sealed = {**content, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
+        path.write_text(json.dumps(sealed), encoding="utf-8")
+
+    return change
+
+
 def remove(*files: str) -> Callable[[Path], None]:
     """Removes files and folders."""
 
@@ -329,6 +344,11 @@ MODEL_ROWS = [
     Row(
         "data of a larger vocabulary",
         ["recipe.yaml:7: task", "5000 tokens"],
+        damage=edit_manifest(vocab_size=5000),
+    ),
+    Row(
+        "a changed manifest",
+        ["recipe.yaml:7: task", "manifest.json", "checksum"],
         damage=edit("data/manifest.json", vocab_size=5000),
     ),
     Row(

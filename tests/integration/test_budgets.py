@@ -14,6 +14,7 @@ import pytest
 
 import kdcore
 from kdcore.commands.main import main
+from kdcore.tasks.base import StoredData
 from kdcore.training.run import RunResult
 from kdcore.training.run_folder import check_resumable, store
 
@@ -188,7 +189,7 @@ def test_the_budget_of_a_started_run_may_only_grow(
     first, second = (
         kdcore.load_recipe(small_recipe, [no_steps, f"training.budget={budget}"]) for budget in (before, now)
     )
-    store(tmp_path / "run", first, "data", {})
+    store(tmp_path / "run", first, StoredData("data"), {})
     if message is None:
         check_resumable(tmp_path / "run", second, "data")
         return

@@ -197,7 +197,9 @@ def test_stored_masks_are_used_as_they_are() -> None:
 
 
 def manifest(rows: list[tuple[int, int]], weights: list[float]) -> Manifest:
-    shards = [ShardEntry(file="train-00000.arrow", rows=count, bytes=0, sha256="", corpus=corpus) for corpus, count in rows]
+    shards = [
+        ShardEntry(file="train-00000.arrow", rows=count, bytes=0, sha256="", corpus=corpus) for corpus, count in rows
+    ]
     special = SpecialTokens(pad=0, cls=1, sep=2, mask=3, unk=None, all=[0, 1, 2, 3])
     return Manifest(
         format_version=2, kdcore_version="", fingerprint="", recipe={}, inputs=[], tokenizer_fingerprint="",
