@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
+from kdcore.data.files import sha256_of_file
 from kdcore.data.labelled import LabelledTexts, majority_share, read_labelled
 from kdcore.errors import DataError, Problem
 from kdcore.evaluation.subjects import Subject, bytes_on_disk, teacher_fingerprint
@@ -164,6 +166,8 @@ def _finetuning(
 ) -> Cell:
     recipe = finetuning_recipe(suite, subject, known.task, lr, batch_size, seed)
     key = {**recipe, "student": None, "task": {"max_length": known.task.data.max_length, "metric": known.task.metric}}
+    if subject.imports:  # by content: where the files are changes nothing
+        key["imports"] = [sha256_of_file(Path(file)) if Path(file).is_file() else file for file in subject.imports]
     cell_id = _identify("finetune", subject, key, known.fingerprint)
     return Cell(cell_id, "finetune", subject, label, recipe, lr, batch_size, seed, known.fingerprint)
 
