@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from kdcore.relations import ScoreMaps
     from kdcore.schedulers.base import Scheduler
     from kdcore.signals import Batch, ClassHead, ModelInfo, Requests, SignalRequest, Signals
-    from kdcore.tasks.base import Task
+    from kdcore.tasks.base import StoredData, Task
     from kdcore.tasks.masked_lm import MaskedLM
     from kdcore.tasks.sequence_classification import SequenceClassification
     from kdcore.trackers.base import Tracker
@@ -114,6 +114,7 @@ _HOMES = {
     "SequenceClassification": "kdcore.tasks.sequence_classification",
     "SignalRequest": "kdcore.signals",
     "Signals": "kdcore.signals",
+    "StoredData": "kdcore.tasks.base",
     "SweepCell": "kdcore.recipe.sweep",
     "Task": "kdcore.tasks.base",
     "TokenizedSequences": "kdcore.data.base",
@@ -190,6 +191,7 @@ __all__ = [
     "SequenceClassification",
     "SignalRequest",
     "Signals",
+    "StoredData",
     "SweepCell",
     "Task",
     "TokenizedSequences",

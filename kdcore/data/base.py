@@ -119,8 +119,9 @@ class Corpus(ABC):
     before is kept, the loss is recorded, and the other parts are read all the same.
 
     Attributes:
-        revision: raise it when the reader yields other documents for the same files than it did before, so that data
-            which was prepared by the older reader is not taken for current.
+        revision: raise it when the reader yields other documents for the same files and stated settings than it did
+            before, also by a changed default, so that data which was prepared by the older reader is not taken for
+            current.
         Config: keys of the reader; strings annotated as `PathString` arrive as absolute paths.
         config: the checked keys.
         report: what the reader had to repair or leave out, counted by kind in plain words ("redirects skipped"). It is

@@ -136,7 +136,7 @@ class Manifest(_Stored):
     tokenizer_fingerprint: str
     vocab_size: Count
     special_tokens: SpecialTokens
-    sequence_length: Count
+    sequence_length: Annotated[int, Field(ge=3)]
     dtype: RowType
     reports: list[dict[str, Count]]
     splits: dict[Split, SplitEntry]
@@ -202,8 +202,10 @@ def read_manifest(folder: Path) -> Manifest:
             hint="upgrade kdcore, or prepare the data again with this one",
         )
     stored = content.pop(_HASH, None)
-    if (version > _LAST_WITHOUT_HASH or stored is not None) and stored != _hash_of(content):
-        raise _damaged(path, "its content differs from its own checksum", _HASH)
+    if version > _LAST_WITHOUT_HASH or stored is not None:
+        found = _hash_of(content)
+        if stored != found:
+            raise _damaged(path, f"its content differs from its own checksum (found {found}, expected {stored})", _HASH)
     try:
         return Manifest.model_validate(content, strict=True)
     except ValidationError as error:

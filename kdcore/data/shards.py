@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore.data.files import sha256_of_file
-from kdcore.data.manifest import PREPARE_AGAIN, Manifest, ShardEntry, SplitEntry, read_manifest
+from kdcore.data.manifest import MANIFEST, PREPARE_AGAIN, Manifest, ShardEntry, SplitEntry, read_manifest
 from kdcore.data.mapped_rows import MappedRows
 from kdcore.data.splitting import Split
 from kdcore.errors import DataError, Problem
@@ -161,9 +161,13 @@ class PreparedData:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
-        for entry in manifest.splits.values():
+        for name, entry in manifest.splits.items():
             for shard in entry.shards:
                 _check_size(folder / shard.file, shard)
+            rows = sum(shard.rows for shard in entry.shards)
+            if rows != entry.sequences:
+                what = f"is damaged: its files have {rows} rows (expected {entry.sequences}, the sequences of {name})"
+                raise DataError(what, where=str(folder / MANIFEST), key=f"splits.{name}", hint=PREPARE_AGAIN)
         if not (folder / TOKENIZER_FOLDER / "tokenizer.json").is_file():
             raise DataError("the tokenizer's files are missing", where=str(folder), hint=PREPARE_AGAIN)
         return cls(folder, manifest)

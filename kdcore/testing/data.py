@@ -13,7 +13,7 @@ import numpy as np
 from kdcore.data.base import Corpus, Document, TokenizedSequences
 from kdcore.registry import corpora, tasks
 from kdcore.signals import Batch, ClassHead
-from kdcore.tasks.base import Split, Task
+from kdcore.tasks.base import Split, StoredData, Task
 
 
 def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
@@ -127,7 +127,8 @@ def _content(document: Document | TokenizedSequences) -> Any:
 def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path) -> None:
     """Hold a task to what every task must do on the given data.
 
-    1. It has samples to train on, and a fingerprint that a new task over the same data has too.
+    1. It has samples to train on, and a fingerprint that a new task over the same data has too, and so has one that is
+       resumed on that data.
     2. A batch is consistent: lengths, mask and `token_index` tell the same tokens; what is to be predicted is among
        them, one label each; columns have a row a sequence.
     3. A batch depends on seed, samples and epochs alone: asked again, of a new task, or in another order, each sequence
@@ -151,6 +152,9 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
 
     task, other = new(), new()
     assert task.fingerprint == other.fingerprint, "two tasks over the same data have different fingerprints"
+    stored = StoredData(task.fingerprint, task.data_folder)
+    resumed = cls.resumed(cls.Config.model_validate(dict(config)), 1, cache, stored)
+    assert resumed.fingerprint == task.fingerprint, "a task that is resumed on its own data has another fingerprint"
     assert task.num_samples("train") > 0, "there are no samples to train on"
     splits: tuple[Split, ...] = ("train", "held_out") if task.metric is None else ("train", "held_out", "test")
     for split in splits:
