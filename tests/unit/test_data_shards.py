@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kdcore.data.inspection import describe
 from kdcore.data.manifest import FORMAT_VERSION, Manifest, SpecialTokens, SplitEntry, row_dtype, write_manifest
 from kdcore.data.shard_writer import ShardWriter
 from kdcore.data.shards import Masks, PreparedData, Sequences
 from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint
+from kdcore.data.weighting import WeightedRows
 from kdcore.errors import DataError
 
 LENGTH = 16
@@ -286,6 +288,29 @@ def test_no_changed_manifest_is_accepted(prepared: PreparedData) -> None:
     assert accepted == []
     assert unnamed == []
     assert tried > 1000
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_changed_manifest_without_a_hash_is_read_or_named_and_never_a_traceback(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(GOLDEN / "cache" / "51fe6e3dbfc897809ab4491438619a35", folder)
+    content = json.loads((folder / "manifest.json").read_text())
+    refused = 0
+    for place in places(content):
+        changed = copy.deepcopy(content)
+        around = changed
+        for key in place[:-1]:
+            around = around[key]
+        for other in others(around[place[-1]])[::2]:
+            around[place[-1]] = other
+            (folder / "manifest.json").write_text(json.dumps(changed))
+            try:
+                data = PreparedData.open(folder)
+                list(describe(data, 1))
+                WeightedRows(data.manifest, "train")
+            except DataError:
+                refused += 1
+    assert refused > 300
 
 
 @pytest.mark.parametrize(
