@@ -50,11 +50,12 @@ def summarise(run: Path) -> str:
     from kdcore.tasks.masked_lm import MaskedLM
     from kdcore.tasks.sequence_classification import SequenceClassification
     from kdcore.training.build import make_plan
+    from kdcore.training.run_folder import stored_data
 
     export = run / "exports" / "final"
     if not export.is_dir():
         raise InputError("there is no finished run in this folder", where=str(run), hint="give a folder runs/NAME/ID")
-    plan = make_plan(load_recipe(run / "recipe.yaml"))
+    plan = make_plan(load_recipe(run / "recipe.yaml"), stored_data(run))
     if isinstance(plan.task, SequenceClassification):
         return _aligned(_about_classes(run, plan.task))
     if plan.teacher is None or plan.teacher.source is None or not isinstance(plan.task, MaskedLM):

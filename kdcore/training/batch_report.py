@@ -20,6 +20,7 @@ from kdcore.training.build import Plan, make_plan
 from kdcore.training.checkpoint_files import all_checkpoints, problems_of, read_state, step_of
 from kdcore.training.engine import accumulation, float32_weights_of
 from kdcore.training.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.run_folder import stored_data
 from kdcore.training.sampling import StepSamples
 
 
@@ -62,7 +63,7 @@ def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator
         raise InputError("there is no run here", where=str(run), hint="give a folder runs/NAME/ID")
     if step < 1:
         raise InputError("steps count from 1", where=str(step))
-    plan = make_plan(load_recipe(path))
+    plan = make_plan(load_recipe(path), stored_data(run))
     training = plan.recipe.settings.training
     checkpoint = _newest_good(run, step)
     count = processes or (1 if checkpoint is None else read_state(checkpoint).world_size)

@@ -21,6 +21,7 @@ from kdcore.tasks.base import Task
 from kdcore.training.build import make_plan
 from kdcore.training.checkpoint_files import checkpoint_folder, latest_checkpoint, read_state, require_good, sync_files
 from kdcore.training.engine import float32_student_of
+from kdcore.training.run_folder import stored_data
 
 
 def export_student(
@@ -96,7 +97,7 @@ def export_run(run: Path, folder: Path, step: int | None) -> Path:
         require_good(checkpoint)
     state = read_state(checkpoint)
     recipe = load_recipe(run / "recipe.yaml")
-    plan = make_plan(recipe)
+    plan = make_plan(recipe, stored_data(run))
     weights = float32_student_of(checkpoint, state.zero_stage)
     export_student(folder, plan.build_student(), weights, plan.task, recipe, state.step, {})
     return folder

@@ -18,6 +18,7 @@ from kdcore.data.shards import PreparedData
 from kdcore.data.text import TextCorpus
 from kdcore.training import run_folder
 from kdcore.training.build import Plan, make_plan
+from kdcore.training.export import export_run
 from kdcore.training.run_folder import check_resumable, stored_data
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
@@ -238,6 +239,16 @@ def test_runs_without_data_json_resume_by_their_old_fingerprint(
     assert data_of(plan).folder == golden / "cache" / found
     assert (found == name) == (change != "cache gone")
     assert ["revision 2 of the reader `text`" in one for one in warnings_in(caplog)] == [True] * (change == "revision")
+
+
+def test_an_export_reads_the_data_of_its_run(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = folders(golden / "cache")
+    raise_revision(monkeypatch)
+    export_run(golden / "runs" / "fp32-zero0", tmp_path / "export", None)
+    assert folders(golden / "cache") == before, "a risen revision makes an export prepare nothing"
+    assert (tmp_path / "export" / "tokenizer.json").is_file()
 
 
 def test_a_run_of_755c853_trains_on_and_stores_its_data(golden: Path) -> None:
