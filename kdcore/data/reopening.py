@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def reopen(
     try:
         identity = identify(data, corpora, load_tokenizer(data.tokenizer), hashes)
     except DataError as error:
-        if prepared is None:
+        if prepared is None or not _same_recipe(prepared.manifest, data, corpora):
             raise
         logger.warning(
             f"{prepared.folder}: the text or tokenizer that the data was prepared from cannot be read "
@@ -73,35 +74,40 @@ def reopen(
     if prepared is None:
         found = find_or_prepare(data, cache, progress=progress)
         return found, fingerprint if same else found.fingerprint
-    if not same and not _differs_by_revisions(prepared.manifest, data, corpora, identity):
-        return prepared, identity.fingerprint
     if not same:
+        if not (_same_recipe(prepared.manifest, data, corpora) and _same_content(prepared.manifest, identity)):
+            return prepared, identity.fingerprint
         for what in _risen(prepared.manifest, identity):
             logger.warning(f"{prepared.folder}: {what}; the run continues on the data it has started on. {_NEW_DATA}")
     return prepared, fingerprint
 
 
 def _opened(folder: Path, fingerprint: str) -> PreparedData | None:
-    if not (folder / MANIFEST).is_file():
+    if not os.path.isfile(folder / MANIFEST):  # not Path.is_file, which raises for a path that cannot be
         return None
     prepared = PreparedData.open(folder)
     return prepared if prepared.fingerprint == fingerprint else None
 
 
-def _differs_by_revisions(manifest: Manifest, data: DataRecipe, corpora: Sequence[Corpus], identity: Identity) -> bool:
-    """Whether the recipe describes the manifest's data but for revisions of readers and preparation."""
-    entries, before = manifest.recipe.get("corpora", []), _stated(manifest)
-    now = stated_keys(data)
+def _same_recipe(manifest: Manifest, data: DataRecipe, corpora: Sequence[Corpus]) -> bool:
+    """Whether the manifest's recipe stated the same, whatever the revisions and defaults were."""
+    entries, now = manifest.recipe.get("corpora", []), stated_keys(data)
     if manifest.stated is None:
         now = {key: value for key, value in now.items() if value != OLD_RECIPE_DEFAULTS.get(key)}
+    return (
+        _stated(manifest) == now
+        and len(entries) == len(corpora)
+        and all(_same_entry(*three) for three in zip(entries, data.corpora, corpora, strict=True))
+    )
+
+
+def _same_content(manifest: Manifest, identity: Identity) -> bool:
+    """Whether text, tokenizer and the files of registered readers are those that the data was prepared from."""
     sources = [reader.source for reader in manifest.readers]
     return (
         manifest.tokenizer_fingerprint == identity.tokenizer_fingerprint
         and _inputs(manifest.inputs) == _inputs(identity.inputs)
-        and before == now
         and (not sources or sources == [reader.source for reader in identity.readers])
-        and len(entries) == len(corpora)
-        and all(_same_entry(*three) for three in zip(entries, data.corpora, corpora, strict=True))
     )
 
 
@@ -110,7 +116,7 @@ def _inputs(inputs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def _stated(manifest: Manifest) -> dict[str, Any]:
-    """What the recipe stated; versions up to 2 do not tell this from defaults, which are left out there."""
+    """What the recipe stated; versions up to 2 also hold unstated defaults, so defaults are left out."""
     stored = {key: value for key, value in manifest.recipe.items() if key not in ("corpora", "tokenizer")}
     if manifest.stated is None:
         return {key: value for key, value in stored.items() if value != OLD_RECIPE_DEFAULTS.get(key)}
@@ -135,7 +141,7 @@ def _risen(manifest: Manifest, identity: Identity) -> Iterator[str]:
         elif reader.name in OLD_READERS:
             before = OLD_READERS[reader.name].revision
         else:
-            yield f"prepared with another revision of the reader `{reader.name}`, which has revision {reader.revision}"
+            yield f"the module, a default or the revision of the reader `{reader.name}` has changed since it was prepared"
             continue
         if before != reader.revision:
             yield (

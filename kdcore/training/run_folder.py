@@ -153,13 +153,14 @@ def stored_data(folder: Path) -> StoredData | None:
     """
     if not exists(folder):
         return None
-    stored = _read_object(folder / _DATA)
-    if not stored:  # runs older than this file have the fingerprint only
+    path = folder / _DATA
+    if not path.is_file():  # runs older than this file have the fingerprint only
         fingerprint = read_environment(folder).get("data_fingerprint")
         if fingerprint is not None and not isinstance(fingerprint, str):
             raise _damaged(folder / _ENVIRONMENT, f"found {fingerprint!r}, expected text", "data_fingerprint")
         return None if fingerprint is None else StoredData(fingerprint)
-    path, version = folder / _DATA, stored.get("format_version")
+    stored = _read_object(path)
+    version = stored.get("format_version")
     if type(version) is not int or version < 1:
         raise _damaged(path, f"found {version!r}, expected {_DATA_FORMAT}", "format_version")
     if version > _DATA_FORMAT:

@@ -166,6 +166,8 @@ def test_text_that_is_gone_does_not_stop_a_run_whose_data_is_there(
     (warning,) = warnings_in(caplog)
     assert str(corpus) in warning
     assert "cannot be read" in warning
+    with pytest.raises(kdcore.InputError, match="no such file"):
+        resumed(small_recipe, "task.data.seed=5")
 
 
 def test_changed_prepared_data_stops_the_run(run: Path, small_recipe: Path, cache: Path) -> None:
@@ -180,6 +182,7 @@ def test_changed_prepared_data_stops_the_run(run: Path, small_recipe: Path, cach
     [
         ("", "is damaged"),
         ("[]", "expected a JSON object"),
+        ("{}", "format_version"),
         ("[" * 100_000, "is damaged"),
         ("\0", "is damaged"),
         ('{"format_version": 2}', r"newer kdcore: format version 2(.|\n)*format version 1"),
@@ -189,7 +192,7 @@ def test_changed_prepared_data_stops_the_run(run: Path, small_recipe: Path, cach
         ('{"format_version": 1, "folder": "/a\\u0000b", "fingerprint": "x"}', "folder"),
         ('{"format_version": 1, "folder": "/x", "fingerprint": null}', "fingerprint"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_a_damaged_data_json_is_named(run: Path, small_recipe: Path, text: str, what: str) -> None:
     (run / "data.json").write_text(text)
@@ -201,6 +204,8 @@ def test_a_damaged_data_json_is_named(run: Path, small_recipe: Path, text: str, 
 def test_a_data_json_that_leads_elsewhere_does_not_replace_the_data(run: Path, small_recipe: Path, cache: Path) -> None:
     stored = json.loads((run / "data.json").read_text())
     (run / "data.json").write_text(json.dumps({**stored, "folder": "/nowhere"}))
+    assert data_of(resumed(small_recipe)).folder.parent == cache
+    (run / "data.json").write_text(json.dumps({**stored, "folder": "/" + "x" * 10_000}))
     assert data_of(resumed(small_recipe)).folder.parent == cache
     (run / "data.json").write_text(json.dumps({**stored, "fingerprint": "0" * 64}))
     assert [data_of(resumed(small_recipe)).folder.name] == folders(cache), (
