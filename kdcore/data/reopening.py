@@ -141,7 +141,7 @@ def _risen(manifest: Manifest, identity: Identity) -> Iterator[str]:
         elif reader.name in OLD_READERS:
             before = OLD_READERS[reader.name].revision
         else:
-            yield f"the module, a default or the revision of the reader `{reader.name}` has changed since it was prepared"
+            yield f"module, defaults or revision of the reader `{reader.name}` have changed since it was prepared"
             continue
         if before != reader.revision:
             yield (
