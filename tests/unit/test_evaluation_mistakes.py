@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,21 @@ def test_cells_are_known_by_what_decides_them_and_not_by_where_it_lies(project: 
     with (project / "mood.csv").open("a", encoding="utf-8") as file:
         file.write("one more,sad\n")
     assert not set(ids(["moved/small/1"])["finetune"]) & set(before["finetune"])
+
+
+def test_files_that_register_a_model_are_known_by_their_content(project: Path) -> None:
+    loaded = load_config("suite.yaml", Suite)
+    tasks = {label: read_task(label, task) for label, task in loaded.all_tasks.items()}
+    (subject,) = find_subjects(["runs/small/1"], ["final"], [], lambda _: None)
+    ids = []
+    for folder, code in (("here", "pass"), ("there", "pass"), ("changed", "import os")):
+        file = project / folder / "model.py"
+        file.parent.mkdir()
+        file.write_text(code, encoding="utf-8")
+        cells = make_cells(loaded, [replace(subject, imports=(str(file),))], tasks, {})
+        ids.append({cell.id for cell in cells if cell.kind == "finetune"})
+    assert ids[0] == ids[1]
+    assert not ids[0] & ids[2]
 
 
 def test_exports_of_one_architecture_share_what_inference_costs(project: Path) -> None:
