@@ -1,9 +1,8 @@
-# Everything is set up inside this folder: packages in .venv, prepared data and compiled operators in .cache.
+# Everything is set up inside this folder: packages in .venv, prepared data in .cache.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export KDCORE_CACHE ?= $(CURDIR)/.cache/kdcore
-export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \

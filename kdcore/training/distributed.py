@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ninja
 import torch
 import torch.distributed as dist
 
 from kdcore.errors import MachineError
-from kdcore.training.extensions import extensions_folder, no_endless_wait
 from kdcore.training.processes import held_port
 from kdcore.training.quiet import quiet
-
-logger = logging.getLogger("kdcore")
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -58,14 +53,9 @@ class Processes:
             dist.barrier(group=self.host_group)
 
 
-def _is_compiled() -> bool:
-    """Whether the operator that DeepSpeed needs on CPUs lies in the folder of torch's extensions."""
-    return any(extensions_folder().rglob("deepspeed_shm_comm*.so"))
-
-
 def find_accelerator() -> Any:
     """DeepSpeed's view of the device."""
-    with quiet():  # its import tries which operators could be compiled here, and tells of those that could not
+    with quiet():  # its import warns if there is no accelerator but the CPU
         from deepspeed.accelerator import get_accelerator
 
         return get_accelerator()
@@ -87,8 +77,7 @@ def start_processes() -> Processes:
     """Join the other processes as the environment says (torchrun's variables), or be the only one.
 
     Raises:
-        MachineError: they cannot be joined: variables are missing, the port is taken, process 0 does not come, or a
-            lock that somebody left behind is in the way.
+        MachineError: they cannot be joined: variables are missing, the port is taken, or process 0 does not come.
     """
     if "RANK" in os.environ:
         _check_environment()
@@ -130,13 +119,13 @@ def _join() -> Processes:
         accelerator.set_device(local_rank)
     if not dist.is_initialized():
         backend = "gloo" if on_cpu else accelerator.communication_backend_name()
-        if on_cpu and not _is_compiled():
-            logger.info("DeepSpeed's first start here compiles an operator, which takes about half a minute")
-        # A build by another ninja than the last one compiles everything again, and there need be none on the PATH.
-        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
-        with quiet(), no_endless_wait():
+        with quiet():
             import deepspeed
 
+            # On CPUs DeepSpeed compiles an all-reduce through shared memory if this table lists it as compatible, and
+            # runs the compiler to fill the table. Only tensor parallelism in DeepSpeed's inference calls that operator:
+            # gradients are summed by torch.distributed. With an empty table training needs no compiler.
+            deepspeed.ops.__compatible_ops__ = {}
             try:
                 deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
             except dist.DistError as error:

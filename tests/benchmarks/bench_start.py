@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_start.py
 
-Wall-clock and CPU seconds; compiled operators are cached by a first start that is not measured.
+Wall-clock and CPU seconds; the data is prepared by a first start that is not measured.
 """
 
 from __future__ import annotations

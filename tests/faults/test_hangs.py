@@ -44,21 +44,6 @@ def test_a_run_that_was_suspended_for_longer_than_the_bound_goes_on(start, event
     assert (tmp_path / RUN / "exports" / "final" / "model.safetensors").is_file()
 
 
-def test_a_lock_that_a_killed_compilation_left_behind_is_named(start, tmp_path):
-    extensions = tmp_path / "extensions"
-    killed = start(TORCH_EXTENSIONS_DIR=str(extensions))
-    killed.until(lambda: list(extensions.rglob("lock")))
-    killed.kill()
-    (lock,) = extensions.rglob("lock")
-    again = start(TORCH_EXTENSIONS_DIR=str(extensions))
-    assert again.wait() == 1, again.text
-    assert again.seconds < 60
-    (error,) = again.errors
-    assert str(lock) in error
-    assert f"rm '{lock}'" in error
-    assert lock.exists(), "it may be somebody else's after all"
-
-
 def test_a_port_that_is_taken_is_named(start):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -69,8 +69,6 @@ def environment(tmp_path: Path) -> Environment:
     # Not a plain path: what is installed as editable there is found by further .pth files.
     running = sysconfig.get_path("purelib")
     (site / "running.pth").write_text(f"import site; site.addsitedir({running!r})\n", encoding="utf-8")
-    # Another ninja would compile DeepSpeed's operator again, as they do not know each other's logs.
-    (folder / "bin" / "ninja").symlink_to(Path(sysconfig.get_path("scripts")) / "ninja")
     return Environment(folder)
 
 
