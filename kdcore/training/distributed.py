@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import register_rendezvous_handler
 
 from kdcore.errors import MachineError
-from kdcore.training.processes import held_port
 from kdcore.training.quiet import quiet
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_ONE_MACHINE = "kdcore-one-machine"
 
 
 @dataclass(frozen=True)
@@ -74,24 +80,16 @@ def number_of_processes() -> int:
 
 
 def start_processes() -> Processes:
-    """Join the other processes as the environment says (torchrun's variables), or be the only one.
+    """Join the process group that the environment describes (torchrun's variables), or create one of a single process.
 
     Raises:
-        MachineError: they cannot be joined: variables are missing, the port is taken, or process 0 does not come.
+        MachineError: the group cannot be joined: variables are missing, the port is taken, or process 0 does not come.
     """
     if "RANK" in os.environ:
         _check_environment()
-        return _join()
-    # A process that this one starts later must not take these for its own. LOCAL_RANK stays: each engine asks for it.
-    os.environ["LOCAL_RANK"] = "0"
-    with held_port() as port:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ.update(alone)
-        try:
-            return _join()
-        finally:
-            for name in alone:
-                del os.environ[name]
+        return _join(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    os.environ["LOCAL_RANK"] = "0"  # each DeepSpeed engine reads it
+    return _join(0, 1)
 
 
 def _check_environment() -> None:
@@ -111,7 +109,7 @@ def _check_environment() -> None:
         raise MachineError(f"the environment says RANK={rank} of WORLD_SIZE={count}: ranks are 0 to {count - 1}")
 
 
-def _join() -> Processes:
+def _join(rank: int, world_size: int) -> Processes:
     accelerator = find_accelerator()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_cpu = accelerator.device_name() == "cpu"
@@ -119,6 +117,11 @@ def _join() -> Processes:
         accelerator.set_device(local_rank)
     if not dist.is_initialized():
         backend = "gloo" if on_cpu else accelerator.communication_backend_name()
+        one_machine = world_size == 1 or _is_loopback(os.environ["MASTER_ADDR"])
+        if one_machine:  # gloo would listen on the address of the host's name
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback_interface())
+        # torchrun serves the store itself, and the processes that it starts only connect to it.
+        is_served = world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         with quiet():
             import deepspeed
 
@@ -127,18 +130,68 @@ def _join() -> Processes:
             # gradients are summed by torch.distributed. With an empty table training needs no compiler.
             deepspeed.ops.__compatible_ops__ = {}
             try:
-                deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
-            except dist.DistError as error:
-                raise MachineError(_why_not_joined(str(error))) from error
+                deepspeed.init_distributed(
+                    backend,
+                    auto_mpi_discovery=False,
+                    verbose=False,
+                    init_method=f"{_ONE_MACHINE}://" if one_machine and not is_served else "env://",
+                    rank=rank,
+                    world_size=world_size,
+                )
+            except (dist.DistError, OSError) as error:
+                raise MachineError(_why_not_joined(str(error), world_size)) from error
     host_group = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
     assert host_group is not None
     device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
     return Processes(dist.get_rank(), dist.get_world_size(), device, host_group)
 
 
-def _why_not_joined(text: str) -> str:
+def _rendezvous_on_one_machine(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:
+    """Yield a store that other machines cannot reach, the rank and the world size; torch's own listens everywhere.
+
+    Args:
+        url: `SCHEME://?rank=R&world_size=N`.
+        timeout: how long to wait for the other processes.
+
+    Raises:
+        OSError: MASTER_PORT is in use.
+        DistError: the other processes did not come.
+    """
+    query = parse_qs(urlsplit(url).query)
+    rank, world_size = int(query["rank"][0]), int(query["world_size"][0])
+    if world_size == 1:
+        yield HashStore(), rank, world_size
+        return
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    descriptor = None
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        descriptor = socket.create_server((host, port), family=family).detach()  # the store closes it
+    store = TCPStore(host, port, world_size, rank == 0, timeout, master_listen_fd=descriptor)
+    yield store, rank, world_size
+
+
+register_rendezvous_handler(_ONE_MACHINE, _rendezvous_on_one_machine)  # type: ignore[no-untyped-call]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _loopback_interface() -> str:
+    """Name of the loopback interface: `lo` on Linux, `lo0` on macOS."""
+    names = [name for _, name in socket.if_nameindex()]
+    return "lo" if "lo" in names else "lo0"
+
+
+def _why_not_joined(text: str, world_size: int) -> str:
+    if world_size == 1:
+        return f"torch cannot create a process group of a single process: {text.splitlines()[0]}"
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    if "EADDRINUSE" in text or "address already in use" in text:
+    if "EADDRINUSE" in text or "address already in use" in text.lower():
         return (
             f"the port {port}, where the processes of this run are to meet (MASTER_PORT), is in use by another program "
             "on this machine; start again with another one (torchrun --master-port, or --standalone for one machine)"

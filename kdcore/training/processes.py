@@ -72,8 +72,8 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
 def held_port() -> Iterator[int]:
     """A free port of this machine that is given to nobody else while entered, except to those who ask for it by name.
 
-    The socket that holds it does not listen and lets its address be used again, which is how torch's store, which does
-    the same, can still listen there.
+    The socket that holds it does not listen and lets its address be used again, which is how the store of process 0,
+    which does the same, can still listen there.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

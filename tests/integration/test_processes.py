@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -42,6 +43,40 @@ class Eventful(Loss):
         if self.steps == 3 and event == "kill" and rank == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return {"eventful": total * float("nan") if event == "nan" and self.training else total}
+"""
+
+# Records on which addresses the processes of a run listen, during a step.
+LISTENING = """
+import json
+import os
+from pathlib import Path
+
+import psutil
+
+from kdcore import Loss, LossConfig, Requests, Signals, register_loss
+
+
+@register_loss("listening")
+class Listening(Loss):
+    class Config(LossConfig):
+        pass
+
+    def __init__(self, config, teacher, student):
+        super().__init__(config)
+
+    def requests(self):
+        return Requests(student=Signals.hidden([1]))
+
+    def counts(self, batch):
+        return {"listening": batch.num_tokens}
+
+    def forward(self, student, teacher, batch):
+        sockets = psutil.Process().net_connections(kind="tcp")
+        addresses = [socket.laddr for socket in sockets if socket.status == psutil.CONN_LISTEN]
+        if self.training:
+            rank, port = os.environ.get("RANK", "0"), os.environ.get("MASTER_PORT")
+            Path(f"listening-{rank}.json").write_text(json.dumps({"addresses": addresses, "port": port}))
+        return {"listening": student.tokens(1).square().sum()}
 """
 
 
@@ -102,3 +137,17 @@ def test_an_interrupted_run_ends_with_130_and_the_next_start_continues_it(train,
     assert f"continued from {stopped}" in (run / "train.log").read_text(encoding="utf-8")
     assert (run / "checkpoints" / "latest").read_text(encoding="utf-8") == "step-0000040"
     assert (run / "exports" / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_on_one_machine_listens_on_the_loopback_interface_only(small_recipe, tmp_path, processes):
+    (tmp_path / "listening.py").write_text(LISTENING, encoding="utf-8")
+    command = [sys.executable, "-m", "kdcore.commands.main", "train", str(small_recipe), "imports=[listening.py]"]
+    command += ["losses={listening: {}}"] + (["--processes", "2"] if processes == 2 else [])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / f"listening-{rank}.json").read_text("utf-8")) for rank in range(processes)]
+    hosts = {host for record in found for host, _ in record["addresses"]}
+    assert hosts == {"127.0.0.1"}
+    if processes == 2:
+        assert int(found[0]["port"]) in {port for _, port in found[0]["addresses"]}, "the store of process 0"
