@@ -141,7 +141,8 @@ class _SlurmStart:
         ]
         environment = {
             **os.environ,
-            "MASTER_ADDR": self.hosts[0],
+            # On one node process 0 then listens on the loopback interface only.
+            "MASTER_ADDR": self.hosts[0] if profile.nodes > 1 else "127.0.0.1",
             "MASTER_PORT": str(free_port(self.number, self.restart)),
         }
         environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_process))

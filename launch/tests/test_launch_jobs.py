@@ -200,6 +200,13 @@ def test_srun_is_told_to_end_all_when_one_ends_and_meets_at_the_first_node(start
     assert 1024 < int(environment["MASTER_PORT"]) < 32768
 
 
+def test_processes_of_one_node_meet_on_the_loopback_interface(start):
+    start.profile = Profile(nodes=1, gpus_per_node=2)
+    seen = start.slurm.folder / "environment"
+    start(0, 0, during=f"env > {seen}")
+    assert "MASTER_ADDR=127.0.0.1" in seen.read_text(encoding="utf-8").splitlines()
+
+
 def test_ports_stay_below_the_ephemeral_ones_and_differ_between_starts():
     ports = {free_port("7", restart) for restart in range(5)} | {free_port("8", 0)}
     assert len(ports) == 6
