@@ -56,7 +56,8 @@ def _list(run: Path, found: list[Path]) -> int:
         try:
             state, entries = files.read_state(folder), files.read_manifest(folder)
         except InputError as error:
-            print(f"{folder.name}  damaged: {error.problems[0].what}")
+            problem = error.problems[0]
+            print(f"{folder.name}  damaged: {': '.join(filter(None, (problem.key, problem.what)))}")
             continue
         written = datetime.fromtimestamp((folder / files.STATE).stat().st_mtime).isoformat(" ", "seconds")
         size = sum(entry.size for entry in entries.values())

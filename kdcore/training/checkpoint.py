@@ -10,7 +10,8 @@ import hashlib
 import logging
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any, Self
@@ -20,14 +21,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdcore.errors import InputError, KdcoreError, MachineError
+from kdcore.errors import InputError, KdcoreError, MachineError, PluginError, first_line
 from kdcore.training import checkpoint_files as files
 from kdcore.training.agreement import by_main, from_all
 from kdcore.training.checkpoint_files import FileEntry, TrainingState
 from kdcore.training.distributed import Processes
 from kdcore.training.engine import Engine
-from kdcore.training.tensor_files import write_tensors
-from kdcore.training.universal import universal_copy
+from kdcore.training.process_state import (
+    random_states,
+    read_process_state,
+    restore_random_states,
+    write_process_state,
+)
 
 logger = logging.getLogger("kdcore")
 
@@ -96,11 +101,13 @@ class Checkpoints:
 
         Args:
             state: what the loop remembers.
-            own_state: what this process alone remembers. Tensors and floats in it are sums over what this process has
-                seen; everything else is the same on every process. Maps may hold maps.
+            own_state: what this process alone remembers: maps of maps, tensors and what JSON holds, with text as keys.
+                Tensors and floats in it are sums over what this process has seen; everything else is the same on every
+                process.
             engine: gives the rest of the state.
 
         Raises:
+            PluginError: the state of a loss or of the optimizer is such that a checkpoint cannot hold it.
             MachineError: this checkpoint, or the one before it, could not be written.
         """
         self.wait()
@@ -110,9 +117,8 @@ class Checkpoints:
         error = None
         try:
             written = engine.save(staging)
-            own_file = staging / f"process-{self._processes.rank}.pt"
-            write_tensors({"random": _random_states(self._processes.device), "own": dict(own_state)}, own_file)
-            written.append(own_file)
+            own = {"random": random_states(self._processes.device), "own": own_state}
+            written += write_process_state(own, staging, self._processes.rank)
         except OSError as failure:
             error = failure
         self._agree_on_success(folder, error)
@@ -120,8 +126,12 @@ class Checkpoints:
         self._thread.start()
 
     def _make_room(self, folder: Path, engine: Engine) -> None:
-        """Make the staging folder, if there is space for what shall be written into it."""
-        estimate = sum(from_all(self._processes, engine.state_bytes()))
+        """Make the staging folder, if the state can be written and there is space for it."""
+        answers = from_all(self._processes, (engine.state_bytes(), engine.unsaveable()))
+        refused = next((text for _, text in answers if text is not None), None)
+        if refused is not None:
+            raise PluginError(f"checkpoint {folder.name} cannot be written: {refused}")
+        estimate = sum(size for size, _ in answers)
 
         def make() -> None:
             needed = max(estimate, *map(files.size_of, files.all_checkpoints(self._run_folder)), 0) + _SPARE_BYTES
@@ -230,21 +240,31 @@ def load_checkpoint(folder: Path, engine: Engine, processes: Processes) -> tuple
     each process is drawn from what process 0's was and from its own rank.
     """
     state = files.read_state(folder)
+    file_format = files.read_format(folder)
+    engine.load(folder, state.world_size)
     if state.world_size == processes.world_size:
-        engine.load(folder)
-        process_state = _read_process(folder, processes.rank)
-        _restore_random_states(process_state["random"], processes.device)
-        return state, process_state["own"]
-    if state.zero_stage == 0:
-        engine.load(folder)
-    else:
-        with universal_copy(folder, processes) as copy:
-            engine.load_universal(copy, folder)
-    process_states = [_read_process(folder, rank) for rank in range(state.world_size)]
+        own = read_process_state(folder, processes.rank, file_format)
+        with readable(folder):
+            restore_random_states(own["random"], processes.device)
+            return state, own["own"]
+    everyone = [read_process_state(folder, rank, file_format) for rank in range(state.world_size)]
     logger.info(f"{folder.name} was written by {state.world_size} processes and goes on in {processes.world_size}")
-    _draw_random_states(process_states[0]["random"], processes.rank)
-    merged: dict[str, Any] = merge_own_states([each["own"] for each in process_states], to_sum=processes.is_main)
+    with readable(folder):
+        _draw_random_states(everyone[0]["random"], processes.rank)
+        merged: dict[str, Any] = merge_own_states([each["own"] for each in everyone], to_sum=processes.is_main)
     return state, merged
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turn errors on values of a checkpoint's process files that have another form than expected into InputErrors."""
+    try:
+        yield
+    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the files process-* hold other values than a run stores ({type(error).__name__}: {first_line(error)})",
+            where=str(folder),
+        ) from error
 
 
 def merge_own_states(values: Sequence[Any], *, to_sum: bool) -> Any:
@@ -265,29 +285,9 @@ def merge_own_states(values: Sequence[Any], *, to_sum: bool) -> Any:
     return first
 
 
-def _read_process(folder: Path, rank: int) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(folder / f"process-{rank}.pt", weights_only=False, map_location="cpu")
-    return content
-
-
 def _text_of(error: OSError, processes: Processes) -> str:
     who = f"process {processes.rank}: " if processes.world_size > 1 else ""
     return f"{who}{error.strerror or error}"
-
-
-def _random_states(device: torch.device) -> dict[str, Any]:
-    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _restore_random_states(states: dict[str, Any], device: torch.device) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _draw_random_states(states: dict[str, Any], rank: int) -> None:

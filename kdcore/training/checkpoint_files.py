@@ -13,16 +13,19 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kdcore.errors import InputError
+from kdcore.errors import InputError, Problem, first_line
+from kdcore.training.pickled_names import foreign_names
 
 logger = logging.getLogger("kdcore")
 
@@ -34,8 +37,14 @@ _MARK = ".has-checkpoints"
 _STAGING = ".staging-"
 _REPLACED = ".replaced-"
 _REMOVED = ".removed-"
-_NAME = re.compile(r"step-(\d{7,})")
-_FORMAT = 1
+_NAME = re.compile(r"step-([0-9]{7,18})")
+_FILE = re.compile(
+    rf"{re.escape(STATE)}|process-[0-9]{{1,6}}\.(?:json|pt|safetensors)|{ENGINE_FOLDER}/[A-Za-z0-9_.-]{{1,200}}\.pt"
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LARGEST_SIZE = 1 << 60
+_SHOWN = 80
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class TrainingState:
         zero_stage: ZeRO stage that it was written with.
         milestone: whether it is kept for good.
         best_score: the best score so far, whose student has been exported; None without one.
+        stage: the run's stage, counted from 0.
     """
 
     step: int
@@ -59,6 +69,7 @@ class TrainingState:
     zero_stage: int
     milestone: bool = False
     best_score: float | None = None
+    stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,20 @@ class FileEntry:
     sha256: str
 
 
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a number from 0", lambda value: type(value) is int and 0 <= value < 1 << 62),
+    "float": ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    "float | None": ("a number or null", lambda value: value is None or type(value) in (int, float)),
+    "bool": ("true or false", lambda value: type(value) is bool),
+}
+
+
 class _DamagedError(Exception):
     """A manifest that cannot be trusted; says why."""
+
+
+class _NewerError(_DamagedError):
+    """A manifest of a format that this kdcore does not read."""
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
@@ -108,43 +131,80 @@ def pointed_to(run_folder: Path) -> str | None:
     return name if _NAME.fullmatch(name) else None
 
 
-def read_state(folder: Path) -> TrainingState:
-    """The loop's state in a checkpoint.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read, or holds something else.
     """
     try:
-        return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"the checkpoint's state cannot be read: {error}", where=str(folder)) from error
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot be read: {first_line(error)}", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise InputError(f"holds no JSON object (found {type(content).__name__})", where=str(path))
+    return content
+
+
+def read_state(folder: Path) -> TrainingState:
+    """Read the loop's state in a checkpoint. Keys that this kdcore does not have are ignored.
+
+    Raises:
+        InputError: the file cannot be read, or a value is missing or of another type.
+    """
+    path = folder / STATE
+    content = read_json(path)
+    problems, values = [], {}
+    for field in fields(TrainingState):
+        what, fits = _TYPES[str(field.type)]
+        if field.name not in content:
+            if field.default is MISSING:
+                problems.append(Problem("is missing", str(path), field.name))
+        elif fits(content[field.name]):
+            values[field.name] = content[field.name]
+        else:
+            found = repr(content[field.name])[:_SHOWN]
+            problems.append(Problem(f"has another type (found {found}, expected {what})", str(path), field.name))
+    if not problems and not values["world_size"]:
+        problems.append(Problem("is wrong (found 0, expected at least 1)", str(path), "world_size"))
+    if problems:
+        raise InputError(problems)
+    return TrainingState(**values)
+
+
+def read_format(folder: Path) -> int:
+    """Read the number of the format that a checkpoint was written in.
+
+    Raises:
+        InputError: the manifest is missing or damaged, or of a newer format.
+    """
+    return _trusted(folder).format
 
 
 def read_manifest(folder: Path) -> dict[str, FileEntry]:
-    """Every file of a checkpoint but the manifest itself, by its path within the folder.
+    """List every file of a checkpoint but the manifest itself, by its path within the folder.
 
     Raises:
-        InputError: the manifest is missing or damaged.
+        InputError: the manifest is missing or damaged, or of a newer format.
     """
-    try:
-        return _manifest(folder)
-    except _DamagedError as error:
-        raise InputError(f"{_MANIFEST} {error}", where=str(folder)) from error
+    return _trusted(folder).files
 
 
 def problems_of(folder: Path) -> list[str]:
-    """What is wrong with the files of a checkpoint, each read whole; nothing if it is as it was written."""
+    """List what is wrong with the files of a checkpoint, each read whole; nothing if it is as it was written."""
     try:
-        manifest = _manifest(folder)
+        manifest = _manifest(folder).files
     except _DamagedError as error:
         return [f"{_MANIFEST} {error}"]
 
     def check(item: tuple[str, FileEntry]) -> str | None:
         name, expected = item
         try:
-            size = (folder / name).stat().st_size
-            if size != expected.size:
-                return f"{name} has {size:,} bytes instead of {expected.size:,}"
+            status = (folder / name).lstat()
+            if not stat.S_ISREG(status.st_mode):
+                return f"{name} is {'a link' if stat.S_ISLNK(status.st_mode) else 'something else'} instead of a file"
+            if status.st_size != expected.size:
+                return f"{name} has {status.st_size:,} bytes instead of {expected.size:,}"
             found = describe_file(folder / name).sha256
         except FileNotFoundError:
             return f"{name} is missing"
@@ -156,24 +216,65 @@ def problems_of(folder: Path) -> list[str]:
 
     with ThreadPoolExecutor(4) as pool:  # hashing and reading let go of the interpreter's lock
         problems = [problem for problem in pool.map(check, manifest.items()) if problem is not None]
-    # Loading goes by patterns of names and unpickles what it finds.
-    strangers = {path.relative_to(folder).as_posix() for path in folder.rglob("*.pt")} - manifest.keys()
-    return problems + [f"{name} was not written with the rest" for name in sorted(strangers)]
+    problems += _strangers(folder, {*manifest, _MANIFEST})
+    if not problems:
+        try:
+            read_state(folder)
+        except InputError as error:
+            problems += [f"{STATE}: {': '.join(filter(None, (each.key, each.what)))}" for each in error.problems]
+    return problems
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a checkpoint with a file that refers to classes or functions that no checkpoint holds.
+
+    Reads only the part of each file that names them, without running anything. Neither training nor exporting would run
+    it either, but such a file was not written by a run: somebody has put it there and has written a manifest for it.
+
+    Raises:
+        InputError: names each such file.
+    """
+    problems = []
+    for name in _trusted(folder).files:
+        if name.endswith(".pt"):
+            try:
+                foreign = foreign_names(folder / name)
+                what = f"holds {foreign[0]} (expected tensors and plain values only)" if foreign else None
+            except (OSError, ValueError) as error:
+                what = f"cannot be read: {first_line(error)}"
+            if what:
+                hint = "do not use this checkpoint: the file is not one that a run wrote"
+                problems.append(Problem(what, str(folder / name), hint=hint))
+    if problems:
+        raise InputError(problems)
+
+
+def _strangers(folder: Path, known: Set[str]) -> list[str]:
+    """List the files and links in a checkpoint that its manifest does not name. Hidden files are left out of account."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        for path in (Path(place, name).relative_to(folder) for name in sorted([*names, *links])):
+            if path.as_posix() not in known and not path.name.startswith("."):
+                found.append(f"{path.as_posix()} was not written with the rest")
+    return found
 
 
 def require_good(folder: Path) -> None:
-    """Refuse a checkpoint that is not as it was written.
+    """Refuse a checkpoint that is not as it was written, or that holds what no run writes.
 
     Raises:
         InputError: names each file that is wrong, and how.
     """
+    _refuse_newer(folder)
     problems = problems_of(folder)
     if problems:
         raise InputError(
             f"the checkpoint is damaged: {'; '.join(problems)}",
             where=str(folder),
-            hint="take another: `kdcore checkpoint verify RUN` tells which are good",
+            hint="take another: `kdcore checkpoint verify RUN` lists which are good",
         )
+    refuse_foreign(folder)
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
@@ -183,7 +284,8 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
     next older one is tried.
 
     Raises:
-        InputError: there is no good checkpoint, but there should be.
+        InputError: there is no good checkpoint, but there should be; or the one to take is of a newer format, or holds
+            what no run writes.
     """
     found = all_checkpoints(run_folder)
     name = pointed_to(run_folder)
@@ -194,6 +296,7 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
     # Steps beyond the pointer are of a past that somebody has left on purpose: they come last.
     within = [path for path in found if limit is None or step_of(path) <= limit]
     for folder in [*reversed(within), *reversed(found[len(within) :])]:
+        _refuse_newer(folder)
         problems = problems_of(folder)
         if problems:
             wrong.append(f"checkpoint {folder.name} is damaged: {'; '.join(problems)}")
@@ -204,6 +307,7 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
             wrong.insert(0, f"checkpoint {name} is missing, although {_LATEST} names it")
         for text in wrong:
             logger.warning(f"{run_folder / 'checkpoints'}: {text}")
+        refuse_foreign(folder)
         if wrong:
             logger.warning(f"{run_folder / 'checkpoints'}: {folder.name} is taken instead, the newest good one")
         return folder
@@ -270,7 +374,7 @@ def commit(
         state = replace(state, milestone=True)
     _write(staging / STATE, json.dumps(asdict(state), indent=2) + "\n")
     manifest = {**files, STATE: describe_file(staging / STATE)}
-    _write(staging / _MANIFEST, _dump(manifest))
+    _write(staging / _MANIFEST, _dump(manifest, _FORMAT))
     for inner in {path.parent for path in (staging / name for name in manifest)}:
         _sync_folder(inner)
     check()
@@ -308,7 +412,7 @@ def clean_up(run_folder: Path) -> None:
 def size_of(folder: Path) -> int:
     """Bytes of a checkpoint by its manifest; 0 if that is damaged."""
     try:
-        return sum(entry.size for entry in _manifest(folder).values())
+        return sum(entry.size for entry in _manifest(folder).files.values())
     except _DamagedError:
         return 0
 
@@ -335,9 +439,39 @@ def _let_go(run_folder: Path, step: int, keep: int) -> None:
         shutil.rmtree(removed, ignore_errors=True)
 
 
-def _manifest(folder: Path) -> dict[str, FileEntry]:
+@dataclass(frozen=True)
+class _Manifest:
+    format: int
+    files: dict[str, FileEntry]
+
+
+def _trusted(folder: Path) -> _Manifest:
+    """Read the manifest.
+
+    Raises:
+        InputError: the manifest is missing or damaged, or of a newer format.
+    """
+    try:
+        return _manifest(folder)
+    except _DamagedError as error:
+        raise InputError(f"{_MANIFEST} {error}", where=str(folder)) from error
+
+
+def _refuse_newer(folder: Path) -> None:
+    """Refuse a checkpoint of a newer format: it is good, and going on from an older one would lose steps."""
+    try:
+        _manifest(folder)
+    except _NewerError as error:
+        raise InputError(f"{_MANIFEST} {error}", where=str(folder), hint="update kdcore") from error
+    except _DamagedError:
+        return
+
+
+def _manifest(folder: Path) -> _Manifest:
     path = folder / _MANIFEST
     try:
+        if path.is_symlink():
+            raise _DamagedError("is a link instead of a file")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise _DamagedError("is missing") from error
@@ -346,21 +480,53 @@ def _manifest(folder: Path) -> dict[str, FileEntry]:
     except UnicodeDecodeError as error:
         raise _DamagedError("is not what was written") from error
     try:
-        content: dict[str, Any] = json.loads(text)
-        if content["format"] > _FORMAT:
-            raise _DamagedError("was written by a newer kdcore")
-        files = {name: FileEntry(**entry) for name, entry in content["files"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _DamagedError("is not what was written") from error
-    if text != _dump(files):  # it holds a hash of itself
+        content = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _DamagedError(f"is not what was written: {first_line(error)}") from error
+    number = content.get("format") if isinstance(content, dict) else None
+    if type(number) is not int or number < 1:
+        raise _DamagedError("is not what was written: it has no format number")
+    if number > _FORMAT:
+        raise _NewerError(f"is of format {number}, this kdcore reads up to {_FORMAT}")
+    entries = content.get("files")
+    if not isinstance(entries, dict):
+        raise _DamagedError("is not what was written: it lists no files")
+    files = {name: _entry(name, entry) for name, entry in entries.items()}
+    if STATE not in files:
+        raise _DamagedError(f"is not what was written: it does not list {STATE}")
+    if text != _dump(files, number):  # it holds a hash of itself
         raise _DamagedError("is not what was written")
-    return files
+    return _Manifest(number, files)
 
 
-def _dump(files: Mapping[str, FileEntry]) -> str:
+def _entry(name: str, entry: Any) -> FileEntry:
+    """Check one entry of a manifest."""
+    shown = repr(name[:_SHOWN])
+    if not _FILE.fullmatch(name):
+        raise _DamagedError(f"names {shown}, which is no file of a checkpoint")
+    if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
+        raise _DamagedError(f"has no size and sha256 for {shown}")
+    size, digest = entry["size"], entry["sha256"]
+    if type(size) is not int or not 0 <= size <= _LARGEST_SIZE:
+        raise _DamagedError(f"has no size in bytes for {shown} (found {str(size)[:_SHOWN]})")
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise _DamagedError(f"has no sha256 for {shown} (found {str(digest)[:_SHOWN]})")
+    return FileEntry(size, digest)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:_SHOWN]!r} is there twice")
+    return content
+
+
+def _dump(files: Mapping[str, FileEntry], number: int) -> str:
     entries = {name: asdict(files[name]) for name in sorted(files)}
     digest = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-    return json.dumps({"format": _FORMAT, "files": entries, "sha256_of_files": digest}, indent=2) + "\n"
+    return json.dumps({"format": number, "files": entries, "sha256_of_files": digest}, indent=2) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

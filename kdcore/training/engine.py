@@ -7,14 +7,13 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdcore.errors import InputError, PluginError, RecipeError
+from kdcore.errors import InputError, PluginError, RecipeError, first_line
 from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.schema import TrainingSettings
 from kdcore.registry import optimizers
@@ -23,7 +22,8 @@ from kdcore.training.checkpoint_files import ENGINE_FOLDER
 from kdcore.training.distributed import Processes, find_accelerator
 from kdcore.training.module import DistillationModule, Term
 from kdcore.training.quiet import quiet
-from kdcore.training.tensor_files import write_tensors
+from kdcore.training.resharding import float32_weights, part_rank, read_parts, reshard
+from kdcore.training.tensor_files import read_tensors, write_tensors
 
 _MODEL_FILE = "mp_rank_00_model_states.pt"
 _OWN_KEYS = {
@@ -56,6 +56,9 @@ _PASSED_ON = {
     "wall_clock_breakdown",
     "zero_optimization",
 }
+
+
+_PLAIN = {Tensor, nn.Parameter, type(None), bool, int, float, str}
 
 
 def zero_stage(settings: TrainingSettings) -> int:
@@ -338,6 +341,32 @@ class Engine:
             raise writer.error
         return writer.written
 
+    def unsaveable(self) -> str | None:
+        """Find state that a checkpoint cannot hold, being neither tensors nor plain values; None if there is none.
+
+        Returns:
+            Where it is and what it is: a loss's or the student's extra state, or an entry of the optimizer's state.
+        """
+        for name, value in self.module.state_dict().items():
+            if found := _not_plain(value):
+                owner, label, *_ = name.split(".")
+                who = f"the loss `{label}`" if owner == "losses" else "the student"
+                return f"{who}: its state `{name}` holds {found}"
+        outer = self._engine.optimizer
+        base = getattr(outer, "optimizer", outer)
+        who = f"the optimizer {type(self._optimizer).__name__}"
+        names = {id(parameter): f"`{name}`" for name, parameter in self.module.named_parameters()}
+        for number, group in enumerate(base.param_groups):
+            for parameter in group["params"]:
+                for key, value in base.state[parameter].items() if parameter in base.state else ():
+                    if found := _not_plain(value):
+                        of = names.get(id(parameter), f"parameter group {number}")
+                        return f"{who}: its state `{key}` of {of} holds {found}"
+            for key, value in group.items():
+                if key != "params" and (found := _not_plain(value)):
+                    return f"{who}: `{key}` of parameter group {number} holds {found}"
+        return None
+
     def state_bytes(self) -> int:
         """About how many bytes `save` writes on this process, once there was a step."""
         outer = self._engine.optimizer
@@ -348,34 +377,62 @@ class Engine:
         elif not self.processes.is_main:
             return 0
         if self.processes.is_main:
-            tensors += self.module.state_dict().values()
+            tensors += [value for value in self.module.state_dict().values() if isinstance(value, Tensor)]
         storages = [tensor.untyped_storage() for tensor in tensors]  # parameters may be parts of one
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote: with the same number of processes, or with another at stage 0."""
-        self._load(folder, ENGINE_FOLDER)
+    def load(self, folder: Path, world_size: int) -> None:
+        """Restore what `save` wrote; every process must call this.
 
-    def load_universal(self, copy: Path, folder: Path) -> None:
-        """Restore what `save` wrote into `folder` at stage 1 or 2 from its copy in DeepSpeed's universal format.
+        DeepSpeed reads its files through `read_tensors`. Written by another number of processes, each process gets the
+        part of the optimizer's state that it would hold itself.
 
-        The number of processes may be another.
+        Args:
+            folder: the checkpoint.
+            world_size: the number of processes that wrote it.
+
+        Raises:
+            InputError: a file is damaged, or does not fit this run.
         """
-        state = torch.load(folder / ENGINE_FOLDER / _MODEL_FILE, weights_only=False, map_location="cpu")
-        self.module.load_state_dict(state["module"])  # DeepSpeed restores only what its optimizer holds
-        config = self._engine._config
-        config.load_universal_checkpoint = True
-        try:
-            self._load(copy.parent, copy.name)
-        finally:
-            config.load_universal_checkpoint = False
+        stage = self._engine.zero_optimization_stage()
+        place = folder / ENGINE_FOLDER
+        own_part: dict[str, Any] | None = None
+        if stage > 0 and world_size != self.processes.world_size:
+            own_part = {"optimizer_state_dict": reshard(read_parts(place), self._engine.optimizer, place)}
 
-    def _load(self, folder: Path, tag: str) -> None:
-        # DeepSpeed finds its files by patterns, which a folder's own name may upset: seen from inside it has none.
-        with quiet(), chdir(folder):
-            path, _ = self._engine.load_checkpoint(".", tag=tag)
+        def read(path: str, map_location: object = None) -> Any:
+            name = Path(path).name
+            if own_part is not None and part_rank(name) == self.processes.rank:
+                return own_part
+            content = read_tensors(place / name)
+            if name == _MODEL_FILE and isinstance(content, dict):
+                content["dp_world_size"] = self.processes.world_size
+            return content
+
+        self._engine.checkpoint_engine.load = read
+        try:
+            # DeepSpeed finds its files by patterns, which a folder's own name may upset: seen from inside it has none.
+            with quiet(), chdir(folder):
+                path, _ = self._engine.load_checkpoint(".", tag=ENGINE_FOLDER)
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise InputError(f"does not fit this run: {first_line(error)}", where=str(place)) from error
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise InputError(f"does not fit this run: {first_line(error)}", where=str(place / _MODEL_FILE)) from error
         if path is None:
-            raise InputError("DeepSpeed finds nothing to load here", where=str(folder))
+            raise InputError(f"{_MODEL_FILE} is missing", where=str(place))
+
+
+def _not_plain(value: Any) -> str | None:
+    """Name the type of what is neither a tensor nor a plain value, within a value; None if there is nothing."""
+    if type(value) in _PLAIN:
+        return None
+    if isinstance(value, dict):
+        return next(filter(None, (_not_plain(item) for pair in value.items() for item in pair)), None)
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(_not_plain, value)), None)
+    return f"an object of type {type(value).__qualname__} (expected tensors, numbers, text, lists and maps)"
 
 
 class _Writer:
@@ -458,16 +515,16 @@ def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
     Raises:
         InputError: the folder is not complete.
     """
+    path = folder / ENGINE_FOLDER / _MODEL_FILE
+    state = read_tensors(path)
     try:
-        state = torch.load(folder / ENGINE_FOLDER / _MODEL_FILE, weights_only=False, map_location="cpu")
         weights = dict(state["module"])  # in training precision, with what was not trained
         if stage > 0:
-            with quiet(), chdir(folder):
-                from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-                weights |= get_fp32_state_dict_from_zero_checkpoint(".", tag=ENGINE_FOLDER)
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, UnpicklingError) as error:
-        raise InputError(f"the checkpoint cannot be read: {error}", where=str(folder)) from error
-    return {
-        name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in weights.items()
-    }
+            masters = float32_weights(read_parts(folder / ENGINE_FOLDER))
+            weights |= {name: masters[name].view_as(weights[name]) for name in masters}
+            tied: Mapping[str, str] = state["shared_params"]
+            weights |= {name: weights[other] for name, other in tied.items() if other in masters}
+        floating = {name for name, value in weights.items() if isinstance(value, Tensor) and value.is_floating_point()}
+        return {name: value.to(torch.float32) if name in floating else value for name, value in weights.items()}
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"cannot be read: {first_line(error)}", where=str(path)) from error

@@ -26,6 +26,12 @@ class Term:
     def __str__(self) -> str:
         return self.label if self.label == self.name else f"{self.label}/{self.name}"
 
+    @classmethod
+    def parse(cls, text: str) -> Term:
+        """Give the term whose text this is; labels hold no slash."""
+        label, slash, name = text.partition("/")
+        return cls(label, name if slash else label)
+
 
 class DistillationModule(nn.Module):
     """Student and losses as one module, so that the engine shards, casts and saves both."""

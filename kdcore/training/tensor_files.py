@@ -1,11 +1,18 @@
-"""Files that torch writes, with the errors that the disk gives."""
+"""Files that torch writes: written with the errors of the disk, read without running code."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
+
+from kdcore.errors import InputError, first_line
+from kdcore.training.pickled_names import DEEPSPEED, foreign_names
 
 
 class _File:
@@ -48,3 +55,58 @@ def write_tensors(content: Any, path: Path) -> None:
         file.close()
     if file.error is not None:
         raise file.error
+
+
+@dataclass(frozen=True)
+class OldTerm:
+    """The key of a term in process files of format 1, which named the class `kdcore.training.module.Term`."""
+
+    label: str
+    name: str
+
+
+def read_tensors(path: Path, *, mmap: bool = False) -> Any:
+    """Read what `write_tensors` wrote, on the CPU. Only tensors, plain values and the classes of a checkpoint are made.
+
+    Args:
+        path: the file.
+        mmap: map the tensors into memory; each is read from the disk when it is used.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        refuse_foreign_names(path)
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with torch.serialization.safe_globals([each for name in names for each in _allowed(name)]):
+            return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
+    except (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
+        raise InputError(f"cannot be read: {first_line(error)}", where=str(path)) from error
+
+
+def refuse_foreign_names(path: Path) -> None:
+    """Refuse a file that refers to classes or functions that no checkpoint holds.
+
+    Raises:
+        InputError: names the file and the first of them.
+        ValueError: the file is not one that torch writes.
+    """
+    names = foreign_names(path)
+    if names:
+        raise InputError(
+            f"holds {names[0]} (expected tensors and plain values only): the file has been replaced",
+            where=str(path),
+            hint="do not use this checkpoint; put a copy back whose origin you know",
+        )
+
+
+def _allowed(name: str) -> list[Any]:
+    """List what to build where a file names `name`, in the form that torch takes."""
+    module, _, attribute = name.rpartition(".")
+    if name in DEEPSPEED:
+        return [(getattr(import_module(module), attribute), name)]
+    if name == "kdcore.training.module.Term":
+        return [(OldTerm, name)]
+    if name == "numpy.dtype":
+        return [(np.dtype, name), np.dtypes.UInt32DType]
+    return [(np.ndarray if attribute == "ndarray" else np.empty(0).__reduce__()[0], name)]

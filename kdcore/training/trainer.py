@@ -18,7 +18,7 @@ from kdcore.schedulers.base import Scheduler
 from kdcore.signals import Batch
 from kdcore.tasks.base import Task
 from kdcore.training.batches import TrainingBatches
-from kdcore.training.checkpoint import Checkpoints, load_checkpoint
+from kdcore.training.checkpoint import Checkpoints, load_checkpoint, readable
 from kdcore.training.checkpoint_files import TrainingState
 from kdcore.training.distributed import Processes
 from kdcore.training.engine import Engine, accumulation, zero_stage
@@ -278,8 +278,8 @@ class Trainer:
         window = {
             "steps": self.window.steps,
             "objective": self.window.objective,
-            "terms": self.window.terms,
-            "term_steps": self.window.term_steps,
+            "terms": {str(term): value for term, value in self.window.terms.items()},
+            "term_steps": {str(term): count for term, count in self.window.term_steps.items()},
             "health": self.health.state(),
         }
         with self._pause():
@@ -291,11 +291,13 @@ class Trainer:
         self.step, self.seconds_before = state.step, state.seconds
         self.best_score = state.best_score
         self.done = self.start.at(state.step, state.done_seconds)
-        self.health.restore(window["health"])
         device = self.processes.device
-        self.window.steps, self.window.term_steps = window["steps"], window["term_steps"]
-        self.window.objective = window["objective"].to(device)
-        self.window.terms = {term: value.to(device) for term, value in window["terms"].items()}
+        with readable(checkpoint):
+            self.health.restore(window["health"])
+            self.window.steps = window["steps"]
+            self.window.term_steps = {Term.parse(text): count for text, count in window["term_steps"].items()}
+            self.window.objective = window["objective"].to(device)
+            self.window.terms = {Term.parse(text): value.to(device) for text, value in window["terms"].items()}
 
     def _clock(self) -> float:
         """Seconds of training by this process's clock, earlier sessions included."""

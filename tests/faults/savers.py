@@ -47,6 +47,9 @@ class StandIn:
     def state_bytes(self) -> int:
         return 2 * 4 * NUMBERS
 
+    def unsaveable(self) -> None:
+        return None
+
     def save(self, staging: Path) -> list[Path]:
         paths = []
         for part in range(2):

@@ -1,0 +1,150 @@
+"""What each process stores in a checkpoint besides the engine's state: tensors in safetensors, the rest in JSON.
+
+The state is a tree of maps with text as keys. A tensor is stored in `process-N.safetensors` under the JSON pointer of its
+place in the tree (RFC 6901), such as `/own/terms/soft~1kl`; `process-N.json` holds the tree with null in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from kdcore.errors import InputError, PluginError
+from kdcore.training.checkpoint_files import read_json
+from kdcore.training.tensor_files import OldTerm, read_tensors
+
+
+def write_process_state(state: Mapping[str, Any], folder: Path, rank: int) -> list[Path]:
+    """Write a process's state into a checkpoint's folder.
+
+    Args:
+        state: maps with text as keys; their values are maps, tensors, or what JSON holds.
+        folder: the checkpoint's folder.
+        rank: the process.
+
+    Returns:
+        The files written.
+
+    Raises:
+        PluginError: a value is neither a tensor nor JSON, or a key is no text.
+        OSError: the disk refuses.
+    """
+    tensors: dict[str, Tensor] = {}
+    rest = _without_tensors(state, "", tensors)
+    tensor_file, json_file = folder / f"process-{rank}.safetensors", folder / f"process-{rank}.json"
+    tensor_file.write_bytes(safetensors.torch.save(tensors))
+    json_file.write_text(json.dumps(rest) + "\n", encoding="utf-8")
+    return [tensor_file, json_file]
+
+
+def read_process_state(folder: Path, rank: int, file_format: int) -> dict[str, Any]:
+    """Read a process's state from a checkpoint of a format; tensors lie on the CPU.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    if file_format == 1:
+        return _format_1(folder / f"process-{rank}.pt")
+    path = folder / f"process-{rank}.safetensors"
+    state = read_json(folder / f"process-{rank}.json")
+    try:
+        tensors = safetensors.torch.load(path.read_bytes())
+        for pointer, tensor in tensors.items():
+            *outer, last = [key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:]]
+            place = state
+            for key in outer:
+                place = place[key]
+            if place[last] is not None:
+                raise ValueError(f"process-{rank}.json has another value at {pointer}")
+            place[last] = tensor
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"cannot be read: {error}", where=str(path)) from error
+    return state
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Give the random states of this process, for `write_process_state`."""
+    return {
+        **_generators(random.getstate(), np.random.get_state()),
+        "torch": torch.get_rng_state(),
+        **({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}),
+    }
+
+
+def restore_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Put the random states of this process back to what `random_states` gave."""
+    python, numpy = states["python"], states["numpy"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    words = numpy["words"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", words, numpy["position"], numpy["has_gauss"], numpy["gauss"]))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _generators(python: Any, numpy: Any) -> dict[str, Any]:
+    version, python_words, python_gauss = python
+    _, words, position, has_gauss, gauss = numpy
+    return {
+        "python": {"version": version, "words": torch.tensor(python_words), "gauss": python_gauss},
+        "numpy": {
+            "words": torch.from_numpy(words.astype(np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "gauss": float(gauss),
+        },
+    }
+
+
+def _without_tensors(value: Any, pointer: str, tensors: dict[str, Tensor]) -> Any:
+    """Give the value with null for each tensor, which is put into `tensors` under its JSON pointer."""
+    if isinstance(value, Tensor):
+        tensors[pointer] = value.detach().to("cpu", copy=True).contiguous()
+        return None
+    if isinstance(value, Mapping):
+        inner = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise PluginError(f"{pointer or '/'}: a checkpoint cannot hold this key (found {key!r}, expected text)")
+            inner[key] = _without_tensors(item, f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}", tensors)
+        return inner
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise PluginError(
+            f"{pointer}: a checkpoint cannot hold this (found {type(value).__name__}, expected a tensor or what JSON "
+            "holds)"
+        ) from error
+
+
+def _format_1(path: Path) -> dict[str, Any]:
+    """Read a process file of format 1: one pickle, whose terms were objects, with the random states as tuples."""
+    content = read_tensors(path)
+    try:
+        states = content["random"]
+        generators = _generators(states.pop("python"), states.pop("numpy"))
+        own: dict[str, Any] = _with_text_as_keys(content["own"])
+        return {"random": {**generators, **states}, "own": own}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"cannot be read: {error}", where=str(path)) from error
+
+
+def _with_text_as_keys(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {_text(key): _with_text_as_keys(item) for key, item in value.items()}
+
+
+def _text(key: Any) -> str:
+    if isinstance(key, OldTerm):
+        return key.label if key.label == key.name else f"{key.label}/{key.name}"
+    return str(key)

@@ -1,0 +1,147 @@
+"""The parts of DeepSpeed's optimizer state at ZeRO stages 1 and 2, joined by parameter and cut for other processes.
+
+At these stages all parameters of a group form one flat tensor, of which each process holds a part: the float32 weights,
+and the optimizer's state. Each part's file lists which range of it belongs to which parameter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcore.errors import InputError
+from kdcore.training.tensor_files import read_tensors
+
+_PART = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d{1,6})_mp_rank_00_optim_states\.pt")
+_WEIGHTS = "single_partition_of_fp32_groups"
+_PLACES = "param_slice_mappings"
+_BASE = "base_optimizer_state"
+_LAYOUT = ("group_paddings", "param_alignment_paddings", "partition_count", _PLACES)
+
+
+def part_rank(name: str) -> int | None:
+    """Give the process whose part a file is by its name; None for another file. bf16's names have a prefix."""
+    found = _PART.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def read_parts(folder: Path) -> list[dict[str, Any]]:
+    """Read the optimizer state of all processes out of the engine's folder in a checkpoint, by rank.
+
+    Raises:
+        InputError: a part is missing or damaged.
+    """
+    files = {rank: path for path in folder.iterdir() if (rank := part_rank(path.name)) is not None}
+    parts = []
+    for rank in range(max(files, default=0) + 1):
+        if rank not in files:
+            raise InputError(f"the optimizer's state of process {rank} is missing", where=str(folder))
+        content = read_tensors(files[rank], mmap=True)
+        part = content.get("optimizer_state_dict") if isinstance(content, dict) else None
+        if not isinstance(part, dict) or any(key not in part for key in (_WEIGHTS, _PLACES, _BASE, "partition_count")):
+            raise InputError("holds no optimizer state of ZeRO stage 1 or 2", where=str(files[rank]))
+        parts.append(part)
+    for part in parts:
+        if any(count != len(parts) for count in part["partition_count"]):
+            raise InputError(
+                f"the optimizer's state is not complete (found {len(parts)} parts, expected {part['partition_count']})",
+                where=str(folder),
+            )
+    return parts
+
+
+def float32_weights(parts: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Join the float32 weights of the parts. Each is flat."""
+    weights: dict[str, Tensor] = {}
+    for group in range(len(parts[0][_PLACES])):
+        weights |= _joined(parts, group, [part[_WEIGHTS][group] for part in parts])
+    return weights
+
+
+def reshard(parts: Sequence[Mapping[str, Any]], optimizer: Any, where: Path) -> dict[str, Any]:
+    """Give the part of this process, whose DeepSpeed optimizer divides the groups in its own way.
+
+    Args:
+        parts: of all processes that wrote the checkpoint.
+        optimizer: DeepSpeed's optimizer; its groups hold the same parameters.
+        where: the checkpoint, for messages.
+
+    Raises:
+        InputError: the groups hold other parameters, or a state is not element by element.
+    """
+    layout = optimizer.state_dict()
+    base = parts[0][_BASE]
+    weights, states = [], {}
+    for number, group in enumerate(optimizer.optimizer.param_groups):
+        flat = group["params"][0]
+        members = {optimizer.param_names[parameter]: parameter for parameter in _members(optimizer)[number]}
+        weights.append(_cut(_joined(parts, number, [part[_WEIGHTS][number] for part in parts]), members, flat, where))
+        (index,) = base["param_groups"][number]["params"]
+        own = [part[_BASE]["state"].get(index, {}) for part in parts]
+        states[index] = {key: _state(parts, number, key, own, members, flat, where) for key in own[0]}
+    return {
+        **parts[0],
+        **{key: layout[key] for key in _LAYOUT if key in layout},
+        _WEIGHTS: weights,
+        _BASE: {**base, "state": states},
+    }
+
+
+def _state(
+    parts: Sequence[Mapping[str, Any]],
+    group: int,
+    key: str,
+    own: Sequence[Mapping[str, Any]],
+    members: Mapping[str, Tensor],
+    flat: Tensor,
+    where: Path,
+) -> Any:
+    """Give one entry of a group's state: joined and cut if it has an element for each of the part, else as it is."""
+    values = [state[key] for state in own]
+    if all(isinstance(value, Tensor) and value.ndim == 1 for value in values):
+        sizes = [part[_WEIGHTS][group].numel() for part in parts]
+        if all(value.numel() >= size for value, size in zip(values, sizes, strict=True)):
+            return _cut(_joined(parts, group, values), members, flat, where)
+    elif (
+        all(not isinstance(value, Tensor) or value.ndim == 0 for value in values) and len(set(map(float, values))) == 1
+    ):
+        return values[0]
+    raise InputError(
+        f"`{key}` in the optimizer's state cannot be divided among another number of processes",
+        where=str(where),
+        hint=f"start with {len(parts)} processes, as it was written, or train with `training.zero_stage: 0`",
+    )
+
+
+def _members(optimizer: Any) -> Sequence[Iterable[Tensor]]:
+    """List the parameters of each group of DeepSpeed's optimizer, which is of one of two classes."""
+    groups: Sequence[Iterable[Tensor]] = getattr(optimizer, "bit16_groups", None) or optimizer.bf16_groups
+    return groups
+
+
+def _joined(parts: Sequence[Mapping[str, Any]], group: int, flats: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Join the ranges of each parameter of a group, which follow each other in the order of processes."""
+    pieces: dict[str, list[Tensor]] = {}
+    for part, flat in zip(parts, flats, strict=True):
+        for name, place in part[_PLACES][group].items():
+            pieces.setdefault(name, []).append(flat.narrow(0, place.start, place.numel))
+    return {name: torch.cat(found) for name, found in pieces.items()}
+
+
+def _cut(whole: Mapping[str, Tensor], members: Mapping[str, Any], flat: Tensor, where: Path) -> Tensor:
+    """Give this process's part of a group, with zeros where no parameter lies."""
+    if whole.keys() != members.keys():
+        other = sorted(whole.keys() ^ members.keys())
+        raise InputError(f"holds other parameters than this run trains, the first is `{other[0]}`", where=str(where))
+    part = torch.zeros(flat.numel(), dtype=next(iter(whole.values())).dtype)
+    for name, parameter in members.items():
+        mapping = parameter._hp_mapping
+        if mapping is not None:
+            source, target = mapping.lp_fragment_address, mapping.hp_fragment_address
+            part.narrow(0, target.start, target.numel).copy_(whole[name].narrow(0, source.start, source.numel))
+    return part
