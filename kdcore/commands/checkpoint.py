@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from kdcore.commands.base import Command
-from kdcore.errors import EXIT_MACHINE, InputError
+from kdcore.errors import EXIT_INPUT, EXIT_MACHINE, InputError
 from kdcore.training import checkpoint_files as files
 
 
@@ -17,7 +17,8 @@ class CheckpointCommand(Command):
     """Look at the checkpoints of a run, also while it is going on.
 
     list RUN            a line for each checkpoint
-    verify RUN [STEP]   read all of them, or one, and compare with what was written; exit code 1 if one is damaged
+    verify RUN [STEP]   read all of them, or one, and compare with what was written; exit code 1 if one is damaged, 2
+                        if a file holds what no run writes
     show RUN [STEP]     what the newest, or that of a step, remembers, and its files
     """
 
@@ -52,12 +53,18 @@ class CheckpointCommand(Command):
 
 def _list(run: Path, found: list[Path]) -> int:
     newest = files.pointed_to(run)
+    code = 0
     for folder in found:
         try:
             state, entries = files.read_state(folder), files.read_manifest(folder)
+            foreign = files.foreign_files(folder)
         except InputError as error:
             problem = error.problems[0]
             print(f"{folder.name}  damaged: {': '.join(filter(None, (problem.key, problem.what)))}")
+            continue
+        if foreign:
+            print(f"{folder.name}  refused: {'; '.join(foreign)}")
+            code = EXIT_INPUT
             continue
         written = datetime.fromtimestamp((folder / files.STATE).stat().st_mtime).isoformat(" ", "seconds")
         size = sum(entry.size for entry in entries.values())
@@ -67,21 +74,23 @@ def _list(run: Path, found: list[Path]) -> int:
             f"{folder.name}  {written}  {size / 1e6:,.1f} MB  {state.seconds / 3600:.2f} h of training  "
             f"{state.world_size} processes, ZeRO stage {state.zero_stage}  {', '.join(notes)}".rstrip()
         )
-    return 0
+    return code
 
 
 def _verify(found: list[Path]) -> int:
-    damaged = False
+    codes = {0}
     for folder in found:
         problems = files.problems_of(folder)
-        damaged = damaged or bool(problems)
-        print(f"{folder.name}  {'; '.join(problems) or 'good'}")
-    return EXIT_MACHINE if damaged else 0
+        foreign = [] if problems else files.foreign_files(folder)
+        codes.add(EXIT_MACHINE if problems else EXIT_INPUT if foreign else 0)
+        print(f"{folder.name}  {'; '.join(problems or foreign) or 'good'}")
+    return max(codes)
 
 
 def _show(run: Path, found: list[Path]) -> int:
     newest = files.pointed_to(run)
     folder = next((path for path in found if path.name == newest), found[-1])
+    files.refuse_foreign(folder)
     for name, value in asdict(files.read_state(folder)).items():
         print(f"{name}: {json.dumps(value)}")
     print("files:")

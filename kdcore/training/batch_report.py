@@ -17,7 +17,13 @@ from kdcore.errors import InputError
 from kdcore.recipe.loading import load_recipe
 from kdcore.signals import Batch
 from kdcore.training.build import Plan, make_plan
-from kdcore.training.checkpoint_files import all_checkpoints, problems_of, read_state, step_of
+from kdcore.training.checkpoint_files import (
+    all_checkpoints,
+    problems_of,
+    read_state,
+    refuse_foreign,
+    step_of,
+)
 from kdcore.training.engine import accumulation, float32_weights_of
 from kdcore.training.module import DistillationModule, FrozenTeacher, Term
 from kdcore.training.run_folder import stored_data
@@ -66,6 +72,8 @@ def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator
     plan = make_plan(load_recipe(path), stored_data(run))
     training = plan.recipe.settings.training
     checkpoint = _newest_good(run, step)
+    if checkpoint is not None:
+        refuse_foreign(checkpoint)
     count = processes or (1 if checkpoint is None else read_state(checkpoint).world_size)
     lengths = plan.task.lengths("train")
     order = StepSamples(

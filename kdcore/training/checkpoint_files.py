@@ -225,32 +225,44 @@ def problems_of(folder: Path) -> list[str]:
     return problems
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Refuse a checkpoint with a file that refers to classes or functions that no checkpoint holds.
+def foreign_files(folder: Path) -> list[str]:
+    """List the files of a checkpoint that refer to classes or functions that no checkpoint holds, and to which.
 
     Reads only the part of each file that names them, without running anything. Neither training nor exporting would run
     it either, but such a file was not written by a run: somebody has put it there and has written a manifest for it.
 
     Raises:
+        InputError: the manifest is missing or damaged, or of a newer format.
+    """
+    texts = []
+    for name, entry in _trusted(folder).files.items():
+        path = folder / name
+        if path.suffix != ".pt" or not path.is_file() or path.stat().st_size != entry.size:
+            continue
+        try:
+            texts += [f"{name} holds {foreign}, which no run writes" for foreign in foreign_names(path)[:1]]
+        except ValueError as error:
+            texts.append(f"{name}: {error}")
+    return texts
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a checkpoint that `foreign_files` finds something in.
+
+    Raises:
         InputError: names each such file.
     """
-    problems = []
-    for name in _trusted(folder).files:
-        if name.endswith(".pt"):
-            try:
-                foreign = foreign_names(folder / name)
-                what = f"holds {foreign[0]} (expected tensors and plain values only)" if foreign else None
-            except (OSError, ValueError) as error:
-                what = f"cannot be read: {first_line(error)}"
-            if what:
-                hint = "do not use this checkpoint: the file is not one that a run wrote"
-                problems.append(Problem(what, str(folder / name), hint=hint))
-    if problems:
-        raise InputError(problems)
+    texts = foreign_files(folder)
+    if texts:
+        raise InputError(
+            f"the checkpoint was not written by a run: {'; '.join(texts)}",
+            where=str(folder),
+            hint="do not use it; put a copy back whose origin you know",
+        )
 
 
 def _strangers(folder: Path, known: Set[str]) -> list[str]:
-    """List the files and links in a checkpoint that its manifest does not name. Hidden files are left out of account."""
+    """List the files and links in a checkpoint that its manifest does not name, hidden files left out."""
     found = []
     for place, folders, names in os.walk(folder):
         links = [name for name in folders if Path(place, name).is_symlink()]
@@ -458,7 +470,7 @@ def _trusted(folder: Path) -> _Manifest:
 
 
 def _refuse_newer(folder: Path) -> None:
-    """Refuse a checkpoint of a newer format: it is good, and going on from an older one would lose steps."""
+    """Refuse a checkpoint of a newer format: to fall back to an older one would lose steps."""
     try:
         _manifest(folder)
     except _NewerError as error:

@@ -1,7 +1,7 @@
 """What each process stores in a checkpoint besides the engine's state: tensors in safetensors, the rest in JSON.
 
-The state is a tree of maps with text as keys. A tensor is stored in `process-N.safetensors` under the JSON pointer of its
-place in the tree (RFC 6901), such as `/own/terms/soft~1kl`; `process-N.json` holds the tree with null in its place.
+The state is a tree of maps with text as keys. A tensor is stored in `process-N.safetensors` under the JSON pointer of
+its place in the tree (RFC 6901), such as `/own/terms/soft~1kl`; `process-N.json` holds the tree with null there.
 """
 
 from __future__ import annotations

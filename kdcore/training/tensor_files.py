@@ -76,28 +76,18 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
         InputError: the file cannot be read, or holds something else.
     """
     try:
-        refuse_foreign_names(path)
+        foreign = foreign_names(path)
+        if foreign:
+            raise InputError(
+                f"holds {foreign[0]}, which no run writes (expected tensors and plain values)",
+                where=str(path),
+                hint="do not use this checkpoint; put a copy back whose origin you know",
+            )
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         with torch.serialization.safe_globals([each for name in names for each in _allowed(name)]):
             return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
     except (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
         raise InputError(f"cannot be read: {first_line(error)}", where=str(path)) from error
-
-
-def refuse_foreign_names(path: Path) -> None:
-    """Refuse a file that refers to classes or functions that no checkpoint holds.
-
-    Raises:
-        InputError: names the file and the first of them.
-        ValueError: the file is not one that torch writes.
-    """
-    names = foreign_names(path)
-    if names:
-        raise InputError(
-            f"holds {names[0]} (expected tensors and plain values only): the file has been replaced",
-            where=str(path),
-            hint="do not use this checkpoint; put a copy back whose origin you know",
-        )
 
 
 def _allowed(name: str) -> list[Any]:
