@@ -129,7 +129,7 @@ def _joined(parts: Sequence[Mapping[str, Any]], group: int, flats: Sequence[Tens
     pieces: dict[str, list[Tensor]] = {}
     for part, flat in zip(parts, flats, strict=True):
         for name, place in part[_PLACES][group].items():
-            pieces.setdefault(name, []).append(flat.narrow(0, place.start, place.numel))
+            pieces.setdefault(name, []).append(flat.detach().narrow(0, place.start, place.numel))
     return {name: torch.cat(found) for name, found in pieces.items()}
 
 

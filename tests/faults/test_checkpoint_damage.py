@@ -18,7 +18,8 @@ from kdcore.training.checkpoint_files import latest_checkpoint, problems_of
 FILES = [
     "engine/mp_rank_00_model_states.pt",
     "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt",
-    "process-0.pt",
+    "process-0.json",
+    "process-0.safetensors",
     "state.json",
     "manifest.json",
 ]
@@ -148,5 +149,5 @@ def test_export_takes_nothing_that_is_damaged(trained, tmp_path, capsys):
 
 def test_a_file_that_was_slipped_in_is_not_unpickled(trained):
     folder = trained / "checkpoints" / "step-0000006"
-    shutil.copy(folder / "process-0.pt", folder / "engine" / "mp_rank_01_model_states.pt")
+    shutil.copy(folder / FILES[0], folder / "engine" / "mp_rank_01_model_states.pt")
     assert latest_checkpoint(trained) == trained / "checkpoints" / "step-0000003"

@@ -25,7 +25,10 @@ from kdcore.training.run import train_recipe
 
 PAIR = Path(__file__).with_name("pair.py")
 LAYOUTS = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("bf16", 1), ("bf16", 2), ("fp16", 1), ("fp16", 2)]
-STAGES = [0, 1, 2]
+# Without dropout, with which another number of processes draws otherwise. bf16 rounds each process's sums to 8 bits.
+RESHARDED = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("bf16", 1), ("bf16", 2)]
+LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
+WEIGHT_TOLERANCE = {"fp32": 1e-6, "bf16": 2e-3}
 # The stop at step 3 falls between two rows of metrics, and after the scale of fp16 has been lowered.
 COMMON = ["logging.every=2", "training.micro_batch_size=2", "scheduler.warmup=0.0", "losses.masked_lm={weight: 0.1}"]
 DROPOUT = ["student.config.hidden_dropout_prob=0.1"]
@@ -99,10 +102,13 @@ tracking: [jsonl]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDCORE_CACHE", str(cache_folder))
-        stages = {stage: [*COMMON, f"training.zero_stage={stage}"] for stage in STAGES}
-        for stage, common in stages.items():
-            train_recipe(load_recipe(recipe, [*common, f"run.id=one-{stage}"]))
-            train_recipe(load_recipe(recipe, [*common, f"run.id=grown-{stage}"]), exit_steps=3)
+        resharded = {
+            f"{precision}-{stage}": [*COMMON, f"training.precision={precision}", f"training.zero_stage={stage}"]
+            for precision, stage in RESHARDED
+        }
+        for name, common in resharded.items():
+            train_recipe(load_recipe(recipe, [*common, f"run.id=one-{name}"]))
+            train_recipe(load_recipe(recipe, [*common, f"run.id=grown-{name}"]), exit_steps=3)
         jobs: list[list[object]] = []
         for precision, stage in LAYOUTS:
             common, name = layout(precision, stage), f"{precision}-{stage}"
@@ -111,11 +117,11 @@ tracking: [jsonl]
                 [3, *common, f"run.id=stopped-{name}"],
                 [None, *common, f"run.id=stopped-{name}"],
             ]
-        for stage, common in stages.items():
-            jobs += [[None, *common, f"run.id=grown-{stage}"], [3, *common, f"run.id=shrunk-{stage}"]]
+        for name, common in resharded.items():
+            jobs += [[None, *common, f"run.id=grown-{name}"], [3, *common, f"run.id=shrunk-{name}"]]
         in_two_processes(recipe, jobs)
-        for stage, common in stages.items():
-            train_recipe(load_recipe(recipe, [*common, f"run.id=shrunk-{stage}"]))
+        for name, common in resharded.items():
+            train_recipe(load_recipe(recipe, [*common, f"run.id=shrunk-{name}"]))
         for stage in (1, 2):
             common = layout("bf16" if stage == 2 else "fp32", 2)
             train_recipe(load_recipe(recipe, [*common, f"run.id=alone-whole-{stage}"]))
@@ -147,16 +153,17 @@ def test_one_process_ends_like_an_undisturbed_one(runs, which):
 
 
 @pytest.mark.parametrize("kind", ["grown", "shrunk"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_another_number_of_processes_sees_the_same_samples_and_ends_within_rounding(runs, kind, stage):
+@pytest.mark.parametrize(("precision", "stage"), RESHARDED)
+def test_another_number_of_processes_sees_the_same_samples_and_ends_within_rounding(runs, kind, precision, stage):
     """From one process to two and from two to one; the row of step 4 holds step 3 of before and step 4 of after."""
-    one, other = runs.folder / f"one-{stage}", runs.folder / f"{kind}-{stage}"
+    one, other = (runs.folder / f"{which}-{precision}-{stage}" for which in ("one", kind))
     assert continued(other)
-    np.testing.assert_allclose(losses_of(other), losses_of(one), rtol=1e-5)
+    np.testing.assert_allclose(losses_of(other), losses_of(one), rtol=LOSS_TOLERANCE[precision])
     for name, tensor in weights_of(one).items():
         # A key's bias has no gradient but rounding, which Adam makes as large as any.
         if not name.endswith("key.bias"):
-            np.testing.assert_allclose(weights_of(other)[name], tensor, atol=1e-6, err_msg=name)
+            tolerance = WEIGHT_TOLERANCE[precision]
+            np.testing.assert_allclose(weights_of(other)[name], tensor, atol=tolerance, err_msg=name)
     assert not [path for path in (other / "checkpoints").iterdir() if path.name.startswith(".")]
 
 
@@ -167,20 +174,21 @@ import time
 
 from kdcore.training import checkpoint
 
-original, count = checkpoint.write_tensors, 0
+original, count = checkpoint.write_process_state, 0
 
 
-def write_tensors(content, path):
+def write_process_state(state, folder, rank):
     global count
-    original(content, path)
+    written = original(state, folder, rank)
     count += 1
     time.sleep(0.2)
     if os.environ.get("KILLED") and count == 2:
         os.kill(os.getpid(), signal.SIGKILL)
+    return written
 
 
 if os.environ["RANK"] == "1":
-    checkpoint.write_tensors = write_tensors
+    checkpoint.write_process_state = write_process_state
 """
 
 

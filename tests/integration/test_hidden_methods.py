@@ -16,6 +16,7 @@ import torch
 import kdcore
 from kdcore.training.checkpoint_files import checkpoint_folder
 from kdcore.training.run import RunResult
+from kdcore.training.tensor_files import read_tensors
 
 # More places than the data has samples, so that a test need not know how many sequences the texts make.
 CONTRASTIVE = "losses.contrastive={samples: 200, negatives: 20, embedding_size: 16}"
@@ -37,12 +38,10 @@ def values_of(run: Path, name: str) -> list[float]:
 def loss_state(run: Path, step: int) -> dict[str, Any]:
     """What a checkpoint keeps of the losses, with the optimizer's float32 weights where there are some."""
     folder = checkpoint_folder(run, step) / "engine"
-    state = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    state = read_tensors(folder / "mp_rank_00_model_states.pt")["module"]
     found = {name: tensor for name, tensor in state.items() if name.startswith("losses.")}
     for file in sorted(folder.glob("*optim_states.pt")):
-        found[file.name] = torch.load(file, weights_only=False)["optimizer_state_dict"][
-            "single_partition_of_fp32_groups"
-        ]
+        found[file.name] = read_tensors(file)["optimizer_state_dict"]["single_partition_of_fp32_groups"]
     return found
 
 

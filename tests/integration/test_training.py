@@ -382,10 +382,10 @@ def test_a_resume_that_cannot_be_leaves_the_run_folder_as_it_was(
 ) -> None:
     folder = train().folder
     before = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    (folder / "checkpoints" / "step-0000006" / "process-0.pt").unlink()
+    (folder / "checkpoints" / "step-0000006" / "process-0.json").unlink()
     done = train_in_processes(2, ["training.budget.steps=9"])
     assert done.returncode == 2, done.stderr
-    assert "process-0.pt is missing" in done.stderr
+    assert "process-0.json is missing" in done.stderr
     assert (folder / "recipe.yaml").read_text(encoding="utf-8") == before
 
 

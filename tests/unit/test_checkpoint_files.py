@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from kdcore.commands.main import main
-from kdcore.errors import MachineError
+from kdcore.errors import InputError, MachineError
 from kdcore.training import checkpoint_files as files
 
 
 def save(run: Path, step: int, keep: int = 2, *, milestone: bool = False, text: str = "weights") -> Path:
     folder = files.checkpoint_folder(run, step)
     staging = files.make_staging(folder)
-    (staging / "engine" / "part.pt").write_text(f"{text} of {step}", encoding="utf-8")
-    entries = {"engine/part.pt": files.describe_file(staging / "engine" / "part.pt", sync=True)}
+    (staging / "process-0.json").write_text(f"{text} of {step}", encoding="utf-8")
+    entries = {"process-0.json": files.describe_file(staging / "process-0.json", sync=True)}
     state = files.TrainingState(step, 1.5, 1.0, 1, 0, milestone)
     files.commit(folder, state, entries, keep, lambda: None)
     return folder
@@ -40,9 +40,7 @@ def test_a_milestone_that_is_written_again_stays_one(tmp_path):
     for step in (2, 3, 4):
         save(tmp_path, step, keep=1)
     assert steps(tmp_path) == [1, 4]
-    assert (files.checkpoint_folder(tmp_path, 1) / "engine" / "part.pt").read_text(
-        encoding="utf-8"
-    ) == "later weights of 1"
+    assert (files.checkpoint_folder(tmp_path, 1) / "process-0.json").read_text(encoding="utf-8") == "later weights of 1"
 
 
 def test_a_milestone_whose_state_is_damaged_is_not_removed(tmp_path):
@@ -94,9 +92,11 @@ def test_a_run_that_never_saved_has_none(tmp_path):
 
 def test_a_manifest_of_a_newer_kdcore_is_said_to_be_one(tmp_path):
     folder = save(tmp_path, 1)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) | {"format": 2}
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) | {"format": 9}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    assert files.problems_of(folder) == ["manifest.json was written by a newer kdcore"]
+    assert files.problems_of(folder) == ["manifest.json is of format 9, this kdcore reads up to 2"]
+    with pytest.raises(InputError, match="format 9, this kdcore reads up to 2"):
+        files.latest_checkpoint(tmp_path)
 
 
 @pytest.fixture
@@ -118,17 +118,17 @@ def test_list_has_a_line_for_each(run, capsys):
 def test_verify_ends_with_1_if_one_is_damaged(run, capsys):
     assert main(["checkpoint", "verify", run]) == 0
     assert capsys.readouterr().out == "step-0000100  good\nstep-0000200  good\n"
-    (files.checkpoint_folder(Path(run), 100) / "engine" / "part.pt").write_text("weights of 101", encoding="utf-8")
+    (files.checkpoint_folder(Path(run), 100) / "process-0.json").write_text("weights of 101", encoding="utf-8")
     assert main(["checkpoint", "verify", run, "200"]) == 0
     assert main(["checkpoint", "verify", run]) == 1
-    assert "step-0000100  engine/part.pt is not what was written" in capsys.readouterr().out
+    assert "step-0000100  process-0.json is not what was written" in capsys.readouterr().out
 
 
 def test_show_prints_the_state_and_the_files(run, capsys):
     assert main(["checkpoint", "show", run]) == 0
     text = capsys.readouterr().out
     assert "step: 200\n" in text
-    assert "  engine/part.pt  14 bytes  sha256 " in text
+    assert "  process-0.json  14 bytes  sha256 " in text
     assert main(["checkpoint", "show", run, "100"]) == 0
     assert "milestone: true" in capsys.readouterr().out
 
