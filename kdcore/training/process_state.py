@@ -58,16 +58,16 @@ def read_process_state(folder: Path, rank: int, file_format: int) -> dict[str, A
     state = read_json(folder / f"process-{rank}.json")
     try:
         tensors = safetensors.torch.load(path.read_bytes())
-        for pointer, tensor in tensors.items():
-            *outer, last = [key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:]]
-            place = state
-            for key in outer:
-                place = place[key]
-            if place[last] is not None:
-                raise ValueError(f"process-{rank}.json has another value at {pointer}")
-            place[last] = tensor
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"cannot be read: {error}", where=str(path)) from error
+    for pointer, tensor in tensors.items():
+        *outer, last = [key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:]] or [pointer]
+        place: Any = state
+        for key in outer:
+            place = place.get(key) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or place.get(last, tensor) is not None:
+            raise InputError(f"process-{rank}.json has no place for its tensor {pointer!r}", where=str(path))
+        place[last] = tensor
     return state
 
 
