@@ -22,7 +22,7 @@ from kdcore.training.checkpoint_files import ENGINE_FOLDER
 from kdcore.training.distributed import Processes, find_accelerator
 from kdcore.training.module import DistillationModule, Term
 from kdcore.training.quiet import quiet
-from kdcore.training.resharding import float32_weights, part_rank, read_parts, reshard
+from kdcore.training.resharding import float32_weights, part_rank, read_part, read_parts, reshard
 from kdcore.training.tensor_files import read_tensors, write_tensors
 
 _MODEL_FILE = "mp_rank_00_model_states.pt"
@@ -402,8 +402,8 @@ class Engine:
 
         def read(path: str, map_location: object = None) -> Any:
             name = Path(path).name
-            if own_part is not None and part_rank(name) == self.processes.rank:
-                return own_part
+            if part_rank(name) is not None:
+                return read_part(place / name) if own_part is None else own_part
             content = read_tensors(place / name)
             if name == _MODEL_FILE and isinstance(content, dict):
                 content["dp_world_size"] = self.processes.world_size

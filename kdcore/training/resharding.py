@@ -30,6 +30,19 @@ def part_rank(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def read_part(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read the file of one part.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    content = read_tensors(path, mmap=mmap)
+    part = content.get("optimizer_state_dict") if isinstance(content, dict) else None
+    if not isinstance(part, dict) or any(key not in part for key in (_WEIGHTS, _PLACES, _BASE, "partition_count")):
+        raise InputError("holds no optimizer state of ZeRO stage 1 or 2", where=str(path))
+    return {**content, "optimizer_state_dict": part}
+
+
 def read_parts(folder: Path) -> list[dict[str, Any]]:
     """Read the optimizer state of all processes out of the engine's folder in a checkpoint, by rank.
 
@@ -41,11 +54,7 @@ def read_parts(folder: Path) -> list[dict[str, Any]]:
     for rank in range(max(files, default=0) + 1):
         if rank not in files:
             raise InputError(f"the optimizer's state of process {rank} is missing", where=str(folder))
-        content = read_tensors(files[rank], mmap=True)
-        part = content.get("optimizer_state_dict") if isinstance(content, dict) else None
-        if not isinstance(part, dict) or any(key not in part for key in (_WEIGHTS, _PLACES, _BASE, "partition_count")):
-            raise InputError("holds no optimizer state of ZeRO stage 1 or 2", where=str(files[rank]))
-        parts.append(part)
+        parts.append(read_part(files[rank], mmap=True)["optimizer_state_dict"])
     for part in parts:
         if any(count != len(parts) for count in part["partition_count"]):
             raise InputError(

@@ -104,7 +104,8 @@ def masters(checkpoint: Path) -> dict[str, torch.Tensor]:
         assert not flat.numel()
     for name, other in (state.get("shared_params") or {}).items():
         weights[name] = weights[other]
-    return {name.removeprefix("student.network."): tensor.detach().float() for name, tensor in weights.items()}
+    names = {name: name.removeprefix("student.").removeprefix("network.") for name in weights}
+    return {names[name].replace("pooler", "bert.pooler"): tensor.detach().float() for name, tensor in weights.items()}
 
 
 @pytest.mark.parametrize("name", [*golden.ONE_PROCESS, *golden.TWO_PROCESSES])
