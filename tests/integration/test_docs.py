@@ -126,6 +126,6 @@ def test_what_the_page_on_checkpoints_says_of_resuming_and_of_messages_is_so():
     assert set(re.findall(r"`([\w.]+)`", row)) == free
     code = "".join(path.read_text(encoding="utf-8") for path in Path(run_folder.__file__).parent.glob("*.py"))
     messages = re.findall(r"^\| `([^`]+)`", page.partition("## What to do when")[2], re.MULTILINE)
-    assert len(messages) == 7
+    assert len(messages) == 9
     for message in messages:
         assert all(part.strip() in code for part in message.split("...")), message
