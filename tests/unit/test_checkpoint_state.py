@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdcore.errors import InputError, PluginError
@@ -215,10 +215,11 @@ def test_links_and_files_that_came_later_are_named(tmp_path):
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(JSON)
 def test_any_json_as_a_manifest_or_state_is_an_input_error(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("any")
