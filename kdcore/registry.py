@@ -122,7 +122,7 @@ class Registry:
             found = self._registered.get(name, ())
             classes = [one for one in found if one.source is None or sources is None or one.source in sources]
         if not entries and not classes:
-            raise self._unknown(name, bare, package, where, key)
+            raise self.unknown(name, where=where, key=key)
         if len(entries) + len(classes) > 1:
             places = [f"package {entry.package}" for entry in entries] + [_place(one.cls) for one in classes]
             choices = [f"{entry.distribution}:{entry.name}" for entry in entries]
@@ -228,8 +228,20 @@ class Registry:
             return f"{cls.__name__}.Config accepts unknown keys; derive it from kdcore.ComponentConfig"
         return ""
 
-    def _unknown(self, name: str, bare: str, package: str, where: str | None, key: str | None) -> PluginError:
-        names, elsewhere = self.names(), _known_packages().get(self.group, {})
+    def unknown(
+        self, name: str, *, names: Collection[str] | None = None, where: str | None = None, key: str | None = None
+    ) -> PluginError:
+        """Make the error for a name that no package has, with near names and the package that would provide it.
+
+        Args:
+            name: the component's name, or `package:name`.
+            names: names that can be asked for there; all names if None.
+            where: file and line that ask.
+            key: key path that asks.
+        """
+        package, _, bare = name.rpartition(":")
+        names = self.names() if names is None else names
+        elsewhere = _known_packages().get(self.group, {})
         hints = []
         if package and bare in names:
             having = [entry.distribution for entry in self.entries() if entry.name == bare]
@@ -244,7 +256,7 @@ class Registry:
             f"no {self.kind} is called `{name}`",
             where=where,
             key=key,
-            allowed=names or "none is installed",
+            allowed=[*names] or "none is installed",
             hint=" ".join(hints) or f"A package adds one through the entry point group {self.group}.",
         )
 

@@ -6,22 +6,29 @@ import argparse
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
 class Command(ABC):
-    """One thing that `kdcore NAME` does, NAME being the entry point's name in the group `kdcore.commands`.
+    """The command `kdcore NAME`, NAME being the entry point's name in the group `kdcore.commands`.
 
-    The module of a command is imported for every `kdcore NAME`, `kdcore NAME --help` included: import what takes
-    long, such as torch, inside `run`.
+    An entry point named `GROUP SUBCOMMAND` adds a subcommand to the command GROUP: `"recipe import"` is
+    `kdcore recipe import`, and its `run` gets only the arguments behind `import`.
+
+    The module of a command is imported for every `kdcore NAME`, `kdcore NAME --help` included: import slow modules,
+    such as torch, inside `run`.
 
     Attributes:
-        help: one line that says what the command does.
+        help: one line that describes the command.
+        subcommands: names of the command's own subcommands. A command that has some is a group, to which packages can
+            add further ones, and reads its own as its first argument. A package's subcommand never replaces them.
     """
 
     help: ClassVar[str]
+    subcommands: ClassVar[Sequence[str]] = ()
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - not every command has any
         """Declare the command's arguments. Optional."""

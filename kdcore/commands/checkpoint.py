@@ -23,10 +23,11 @@ class CheckpointCommand(Command):
     """
 
     help = "list, verify or show the checkpoints of a run"
+    subcommands = ("list", "verify", "show")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action, RUN, STEP."""
-        parser.add_argument("action", choices=["list", "verify", "show"])
+        parser.add_argument("action", choices=self.subcommands)
         parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
         parser.add_argument("step", metavar="STEP", type=int, nargs="?", help="the checkpoint's step")
 

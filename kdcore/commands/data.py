@@ -18,12 +18,11 @@ class DataCommand(Command):
     """
 
     help = "inspect or verify prepared data"
+    subcommands = ("inspect", "verify")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare inspect or verify, FOLDER, --samples."""
-        parser.add_argument(
-            "action", choices=("inspect", "verify"), help="look at it, or compare it with its checksums"
-        )
+        parser.add_argument("action", choices=self.subcommands, help="look at it, or compare it with its checksums")
         parser.add_argument("folder", metavar="FOLDER", help="folder that kdcore prepare wrote")
         parser.add_argument(
             "--samples", metavar="N", type=int, default=_SAMPLES, help=f"sequences of each split to show [{_SAMPLES}]"

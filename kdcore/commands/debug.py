@@ -15,10 +15,11 @@ class DebugCommand(Command):
     """
 
     help = "show the samples of a training step and their losses"
+    subcommands = ("batch",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action, RUN, STEP, --processes."""
-        parser.add_argument("action", choices=["batch"])
+        parser.add_argument("action", choices=self.subcommands)
         parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
         parser.add_argument("step", metavar="STEP", type=int, help="the step, as it stands in messages and metrics")
         parser.add_argument(

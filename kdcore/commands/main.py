@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from kdcore.commands.base import Command
+from kdcore.commands.subcommands import added_subcommands, split_arguments
 from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, InputError, KdcoreError
 from kdcore.registry import Entry, commands
 from kdcore.training.interruption import ending_on_request
@@ -64,12 +65,15 @@ def _dispatch(arguments: list[str]) -> int:
     if first == "--version":
         print(f"kdcore {metadata.version('kdcore')}")
         return 0
-    return _run(first, arguments[1:], f"kdcore {first}")
+    name, rest = split_arguments(first, arguments[1:])
+    return _run(name, rest, f"kdcore {name}")
 
 
 def _run(name: str, arguments: list[str], program: str) -> int:
     command: Command = commands.get(name)()
-    parser = argparse.ArgumentParser(program, description=type(command).__doc__, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(
+        program, description=type(command).__doc__, epilog=_added(name), formatter_class=_Formatter
+    )
     command.add_arguments(parser)
     try:
         parsed = _parse(parser, arguments)
@@ -95,7 +99,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def _overview() -> str:
     """What `kdcore --help` prints. Only kdcore's own commands are imported: they are light."""
-    entries = commands.entries()
+    entries = [entry for entry in commands.entries() if " " not in entry.name]
     names = [entry.name for entry in entries]
     lines = ["usage: kdcore COMMAND ...", "", "Distils BERT-like encoders.", "", "commands:"]
     for entry in entries:
@@ -104,6 +108,15 @@ def _overview() -> str:
         lines.append(f"  {name:<10} {_help(entry, name)}")
     lines += ["", "`kdcore COMMAND --help` explains a command; `kdcore --version` prints the version."]
     return "\n".join(lines)
+
+
+def _added(group: str) -> str | None:
+    """What `kdcore GROUP --help` prints of the subcommands that packages add. Imports none of them."""
+    entries = added_subcommands(group)
+    if not entries:
+        return None
+    lines = [f"  {entry.name.partition(' ')[2]:<10} from the package {entry.package}" for entry in entries]
+    return "\n".join(["subcommands from packages:", *lines, f"`kdcore {group} SUBCOMMAND --help` explains one."])
 
 
 def _help(entry: Entry, name: str) -> str:

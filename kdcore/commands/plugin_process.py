@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from kdcore.commands.subcommands import placement_fault
 from kdcore.errors import KdcoreError
 from kdcore.registry import ALL
 
@@ -36,7 +37,7 @@ def fault(group: str, name: str) -> str | None:
             cls.Config.model_json_schema()
         except Exception as error:
             return f"the schema of its Config cannot be told: {error}"
-    return None
+    return placement_fault(name.rpartition(":")[2]) if group == "kdcore.commands" else None
 
 
 if __name__ == "__main__":

@@ -31,10 +31,11 @@ class PluginsCommand(Command):
     """
 
     help = "list components, show one, check that all of them work, start a new package"
+    subcommands = ("list", "show", "check", "new")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action and NAME."""
-        parser.add_argument("action", choices=["list", "show", "check", "new"])
+        parser.add_argument("action", choices=self.subcommands)
         parser.add_argument("name", metavar="NAME", nargs="?", help="a component (or package:name); new: the package")
         parser.add_argument(
             "--kind",

@@ -29,10 +29,11 @@ class RecipeCommand(Command):
     """
 
     help = "check a recipe, show it resolved, print the schema for editors, import a command of the source system"
+    subcommands = ("check", "show", "schema", "import")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action, RECIPE, overrides, and the options of `import`."""
-        parser.add_argument("action", choices=["check", "show", "schema", "import"])
+        parser.add_argument("action", choices=self.subcommands)
         add_recipe_arguments(parser, optional=True)
         parser.add_argument("--command", help="import: the command itself")
         parser.add_argument("--output", metavar="FILE", help="import: where to write the recipe, if not to stdout")

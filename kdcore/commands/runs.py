@@ -39,10 +39,11 @@ class RunsCommand(Command):
     """
 
     help = "show how runs are doing: state, step, loss, speed, restarts"
+    subcommands = ("list",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action and FOLDER."""
-        parser.add_argument("action", choices=["list"])
+        parser.add_argument("action", choices=self.subcommands)
         default = Path("runs")
         parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=default, help="default: runs")
 

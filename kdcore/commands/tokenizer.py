@@ -24,10 +24,11 @@ class TokenizerCommand(Command):
     """
 
     help = "learn a tokenizer from raw text"
+    subcommands = ("train",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action, DATA.yaml, FOLDER, overrides and what to learn."""
-        parser.add_argument("action", choices=["train"])
+        parser.add_argument("action", choices=self.subcommands)
         parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe, of which `corpora` is read")
         parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when all is done")
         add_overrides(parser)

@@ -89,7 +89,7 @@ def test_an_unknown_command_is_answered_with_a_near_one(capsys):
     assert "Did you mean `train`?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["recipe", "chekc"], ["train", "r.yaml", "--processes", "x"]])
+@pytest.mark.parametrize("arguments", [["train"], ["recipe"], ["train", "r.yaml", "--processes", "x"]])
 def test_wrong_arguments_are_input_errors(arguments, capsys):
     assert main(arguments) == 2
     assert "usage: kdcore" in capsys.readouterr().err
