@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdcore.commands.base import Command, is_override
+    from kdcore.commands.base import Command, ExportOption, is_override
     from kdcore.commands.runs import RunStatus, read_history, run_status, slurm_queue
     from kdcore.commands.train import train
     from kdcore.data.base import Corpus, CorpusConfig, Document, Part, TokenizedSequences
@@ -85,6 +85,7 @@ _HOMES = {
     "DataRecipe": "kdcore.data.prepare",
     "Document": "kdcore.data.base",
     "Encoder": "kdcore.models.base",
+    "ExportOption": "kdcore.commands.base",
     "InputError": "kdcore.errors",
     "KdcoreError": "kdcore.errors",
     "LayerPairs": "kdcore.layers",
@@ -162,6 +163,7 @@ __all__ = [
     "DataRecipe",
     "Document",
     "Encoder",
+    "ExportOption",
     "InputError",
     "KdcoreError",
     "LayerPairs",

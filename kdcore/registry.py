@@ -164,7 +164,7 @@ class Registry:
                 cls = _load(found)
             except (Exception, SystemExit) as error:
                 # A second import of a half-imported module often fails in another, misleading way: keep the first.
-                cause = self._causes[found] = _describe(error)
+                cause = self._causes[found] = describe_error(error)
             else:
                 problem = self._fault(cls)
                 if not problem:
@@ -289,8 +289,8 @@ def _load(entry: Entry) -> Any:
     return found
 
 
-def _describe(error: BaseException) -> str:
-    """The error and the line that raised it, in one line."""
+def describe_error(error: BaseException) -> str:
+    """Return an error and the line that raised it, in one line."""
     text = f"{type(error).__name__}: {error}".replace("\n", " ").strip().removesuffix(":")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.exists(frame.filename)]
     frames = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
@@ -365,10 +365,13 @@ schedulers = Registry("kdcore.schedulers", "scheduler", "kdcore.schedulers.base:
 corpora = Registry("kdcore.corpora", "corpus", "kdcore.data.base:Corpus")
 trackers = Registry("kdcore.trackers", "tracker", "kdcore.trackers.base:Tracker")
 commands = Registry("kdcore.commands", "command", "kdcore.commands.base:Command", needs_config=False)
+export_options = Registry(
+    "kdcore.export_options", "export option", "kdcore.commands.base:ExportOption", needs_config=False
+)
 
 ALL: dict[str, Registry] = {
     registry.group: registry
-    for registry in (models, tasks, losses, optimizers, schedulers, corpora, trackers, commands)
+    for registry in (models, tasks, losses, optimizers, schedulers, corpora, trackers, commands, export_options)
 }
 
 register_model = models.register

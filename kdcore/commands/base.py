@@ -1,4 +1,4 @@
-"""The interface of commands (registry `kdcore.commands`)."""
+"""The interfaces of commands (registry `kdcore.commands`) and of options of `kdcore export`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
@@ -36,6 +37,31 @@ class Command(ABC):
     @abstractmethod
     def run(self, arguments: argparse.Namespace) -> int:
         """Do it and return the exit code.
+
+        Raises:
+            KdcoreError: shown without a traceback; its exit code is used.
+        """
+
+
+class ExportOption(ABC):
+    """Options of `kdcore export` that a package adds (registry `kdcore.export_options`).
+
+    The module is imported for every `kdcore export`, `kdcore export --help` included: import slow modules, such as
+    torch, inside `apply`.
+    """
+
+    @abstractmethod
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare options, such as `--int8`. `kdcore export RUN FOLDER` has to remain valid without them."""
+
+    @abstractmethod
+    def apply(self, folder: Path, arguments: argparse.Namespace) -> None:
+        """Change the exported folder before it is published. Called for every export, options given or not.
+
+        Args:
+            folder: a complete export under a temporary name: config, weights in float32, tokenizer, model card. It
+                takes its final name after the last option, and is removed if any of them raises.
+            arguments: what `kdcore export` was called with; `arguments.run` is the run folder.
 
         Raises:
             KdcoreError: shown without a traceback; its exit code is used.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import NoReturn
 
-from kdcore.commands.base import Command
+from kdcore.commands.base import Command, ExportOption
+from kdcore.errors import InputError, KdcoreError, MachineError, PluginError
+from kdcore.registry import Entry, describe_error, export_options
 
 
 class ExportCommand(Command):
@@ -13,15 +17,74 @@ class ExportCommand(Command):
 
     help = "write the student of a checkpoint as a Hugging Face folder"
 
+    def __init__(self) -> None:
+        self._options: list[tuple[Entry, ExportOption]] = []
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare RUN, FOLDER, --checkpoint."""
+        """Declare RUN, FOLDER, --checkpoint, and the options that packages add."""
         parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
         parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to write")
         parser.add_argument("--checkpoint", type=int, metavar="STEP", help="the checkpoint's step; default: the newest")
+        for entry in export_options.entries():
+            try:
+                option: ExportOption = export_options.get(f"{entry.distribution}:{entry.name}")()
+                _require_fitting(option, entry, parser)
+            except KdcoreError as error:  # a broken package must not keep others from exporting
+                print(f"warning: left out: {error}", file=sys.stderr)
+                continue
+            option.add_arguments(parser)
+            self._options.append((entry, option))
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Export and print where to."""
+        """Export, apply the options of packages, publish, and print where to."""
+        from kdcore.data.staging import staged_folder
         from kdcore.training.export import export_run
 
-        print(f"exported to {export_run(arguments.run, arguments.folder, arguments.checkpoint)}")
+        folder: Path = arguments.folder.absolute()
+        taken = InputError("the folder exists and is not empty", where=str(folder), hint="Give a new folder.")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise taken
+        with staged_folder(folder, finished="config.json") as staging:
+            if staging is None:  # another process has exported to it since
+                raise taken
+            export_run(arguments.run, staging, arguments.checkpoint)
+            for entry, option in self._options:
+                _apply(option, entry, staging, arguments)
+        print(f"exported to {folder}")
         return 0
+
+
+class _Probe(argparse.ArgumentParser):
+    """A copy of a parser on which new arguments are tried out. Raises ValueError where a parser would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _require_fitting(option: ExportOption, entry: Entry, parser: argparse.ArgumentParser) -> None:
+    """Raise a PluginError unless `kdcore export RUN FOLDER` means the same with the option's arguments."""
+    probe = _Probe(parents=[parser], add_help=False)
+    before = vars(probe.parse_args(["RUN", "FOLDER"]))
+    try:
+        option.add_arguments(probe)
+        after = vars(probe.parse_args(["RUN", "FOLDER"]))
+        changed = [key for key, value in before.items() if after[key] != value]
+        if changed:
+            raise ValueError(f"it changes the default of {', '.join(changed)}")
+    except Exception as error:
+        raise PluginError(
+            f"export option `{entry.name}` of {entry.package} ({entry.value}) cannot be used: {describe_error(error)}"
+        ) from error
+
+
+def _apply(option: ExportOption, entry: Entry, folder: Path, arguments: argparse.Namespace) -> None:
+    try:
+        option.apply(folder, arguments)
+    except KdcoreError:
+        raise
+    except OSError as error:
+        raise MachineError(f"{arguments.folder}: {entry.name} of {entry.package} cannot write: {error}") from error
+    except Exception as error:
+        raise PluginError(
+            f"export option `{entry.name}` of {entry.package} ({entry.value}) failed: {describe_error(error)}"
+        ) from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +125,21 @@ def test_a_command_without_subcommands_takes_any_first_argument(packages, capsys
     assert capsys.readouterr().out == "RECIPE\n"
 
 
+def test_the_subcommand_of_the_documentation_works(packages, tmp_path, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    ((name, cls),) = re.findall(r'^"([^"]+)" = "kdcore_example.count:(\w+)"$', page, re.MULTILINE)
+    (code,) = re.findall(r"^`kdcore_example/count.py`:\n\n```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    packages.install("kdcore-x", {f"kdcore.commands:{name}": f"count_a:{cls}"}, {"count_a.py": code})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "run: {name: test}\nstudent: {}\ntask: {name: masked_lm, data: data}\nlosses: {masked_lm: {}}\n"
+        "training: {budget: {steps: 10}, batch_size: 8}\n",
+        encoding="utf-8",
+    )
+    assert main(["recipe", "count", str(recipe)]) == 0
+    assert capsys.readouterr().out == "1\n"
+
+
 def test_plugins_list_and_show_have_subcommands(packages, capsys):
     packages.install("kdcore-shout", {"kdcore.commands:recipe shout": "shout_k:Shout"}, {"shout_k.py": SHOUT})
     assert main(["plugins", "list"]) == 0
@@ -133,7 +150,7 @@ def test_plugins_list_and_show_have_subcommands(packages, capsys):
     text = capsys.readouterr().out
     assert text.startswith("command recipe shout (kdcore-shout 1.0, shout_k:Shout)\n\nPrint a word in capitals.\n")
     assert main(["plugins", "show", "recipe shuot"]) == 2
-    assert "Did you mean the command `recipe shout`?" in capsys.readouterr().err
+    assert "Did you mean the command `recipe shout`" in capsys.readouterr().err
 
 
 CHECK_OF_FAKES = """
