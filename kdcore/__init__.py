@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdcore.data.base import Corpus, CorpusConfig, Document, Part, TokenizedSequences
     from kdcore.data.files import input_files, open_input
     from kdcore.data.prepare import DataRecipe
+    from kdcore.data.staging import whole_file
     from kdcore.errors import (
         DataError,
         InputError,
@@ -48,10 +49,13 @@ if TYPE_CHECKING:
     from kdcore.models.transformers import TransformersModel
     from kdcore.optimizers.base import Optimizer, OptimizerConfig
     from kdcore.progress import Progress
-    from kdcore.recipe.loading import Recipe, load_config, load_recipe
+    from kdcore.recipe.loading import Recipe, load_config, load_recipe, recipe_problems
     from kdcore.recipe.schema import ComponentConfig, ComponentSection, PathOrHubName, PathString
+    from kdcore.recipe.showing import flow_yaml
     from kdcore.recipe.sweep import SweepCell, make_sweep, read_axes
+    from kdcore.recipe.yaml import plain_scalar
     from kdcore.registry import (
+        component_names,
         register_command,
         register_corpus,
         register_loss,
@@ -123,14 +127,18 @@ _HOMES = {
     "TrainingError": "kdcore.errors",
     "TransformersModel": "kdcore.models.transformers",
     "at_least_float32": "kdcore.layers",
+    "component_names": "kdcore.registry",
+    "flow_yaml": "kdcore.recipe.showing",
     "input_files": "kdcore.data.files",
     "is_override": "kdcore.commands.base",
     "load_config": "kdcore.recipe.loading",
     "load_recipe": "kdcore.recipe.loading",
     "make_sweep": "kdcore.recipe.sweep",
     "open_input": "kdcore.data.files",
+    "plain_scalar": "kdcore.recipe.yaml",
     "read_axes": "kdcore.recipe.sweep",
     "read_history": "kdcore.commands.runs",
+    "recipe_problems": "kdcore.recipe.loading",
     "register_command": "kdcore.registry",
     "register_corpus": "kdcore.registry",
     "register_loss": "kdcore.registry",
@@ -148,6 +156,7 @@ _HOMES = {
     "run_status": "kdcore.commands.runs",
     "slurm_queue": "kdcore.commands.runs",
     "train": "kdcore.commands.train",
+    "whole_file": "kdcore.data.staging",
 }
 
 __all__ = [
@@ -202,14 +211,18 @@ __all__ = [
     "TransformersModel",
     "__version__",
     "at_least_float32",
+    "component_names",
+    "flow_yaml",
     "input_files",
     "is_override",
     "load_config",
     "load_recipe",
     "make_sweep",
     "open_input",
+    "plain_scalar",
     "read_axes",
     "read_history",
+    "recipe_problems",
     "register_command",
     "register_corpus",
     "register_loss",
@@ -227,6 +240,7 @@ __all__ = [
     "run_status",
     "slurm_queue",
     "train",
+    "whole_file",
 ]
 
 

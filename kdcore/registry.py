@@ -261,6 +261,14 @@ class Registry:
         )
 
 
+def component_names(group: str) -> list[str]:
+    """Return the names of all components of a group, such as `kdcore.trackers`, that are installed or registered.
+
+    Imports none of them.
+    """
+    return ALL[group].names()
+
+
 def near_names(name: str) -> str | None:
     """A hint with the components of any kind that are called nearly so, installed or not."""
     kinds = {near: registry.kind for registry in ALL.values() for near in registry.names()}

@@ -6,7 +6,7 @@ is known. `Recipe.components` imports the components and checks their sections.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -181,6 +181,19 @@ class Recipe:
                 return [Problem(what, str(self.origin(key)), key)]
             own |= {"name": section.name, "label": str(section.place[1])}
         return check(cls.Config, own, section.place, lambda place: _origin(self._root, place))
+
+
+def recipe_problems(data: Mapping[str, Any]) -> list[Problem]:
+    """Check the core's keys of a recipe that is not in a file yet. Keys of components are not checked.
+
+    Args:
+        data: keys and values of the recipe.
+
+    Returns:
+        One problem for each mistake, with its dotted key and without a file; empty if there is none.
+    """
+    checked = check(RecipeSettings, dict(data), (), lambda place: Origin())
+    return checked if isinstance(checked, list) else []
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

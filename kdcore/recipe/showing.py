@@ -26,8 +26,11 @@ def annotated(root: Node, defaults: Mapping[str, Plain]) -> str:
     return "".join(f"{text:<{width}}  # {comment}\n" if comment else f"{text}\n" for text, comment in lines)
 
 
-def flow(value: Plain) -> str:
-    """A value as YAML on one line."""
+def flow_yaml(value: Plain) -> str:
+    """Return a value as YAML on one line, such as `[jsonl, {name: wandb}]`.
+
+    Null values of maps are left out.
+    """
     return _flow(_unstated(value))
 
 

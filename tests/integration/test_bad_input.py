@@ -131,21 +131,6 @@ ROWS = [
         files={"data.yaml": "corpora: [{name: txt}]\n"},
     ),
     Row("no run folder", ["nowhere", "no run"], arguments=["export", "nowhere", "out"]),
-    # commands of the source system
-    Row(
-        "unknown flags of the source",
-        ["command.sh:2: --hiden_size", "Did you mean `--hidden_size`", "command.sh:3: --lr: `fast` is not a number"],
-        arguments=["recipe", "import", "command.sh", "--output", "imported.yaml"],
-        files={"command.sh": "python run_pretraining.py \\\n --hiden_size 8 \\\n --lr fast\n"},
-    ),
-    Row("what is not wanted", ["--aug: kdcore does not"], arguments=["recipe", "import", "--command", "--aug true"]),
-    Row("no command's file", ["nowhere.sh: the file cannot be read"], arguments=["recipe", "import", "nowhere.sh"]),
-    Row("a command that is no text", ["recipe.yaml: this is not text"], arguments=["recipe", "import", "recipe.yaml"],
-        files={"recipe.yaml": b"\xff\xfe"}),
-    Row("a file of the same name", ["recipe.yaml: the file exists already", "another --output"],
-        arguments=["recipe", "import", "--command", "--tokenizer_name x", "--output", "recipe.yaml"]),
-    Row("no shards", ["--shards must be at least 1"], arguments=["recipe", "import", "--shards", "0"]),
-    Row("an option of import", ["takes no --shards"], arguments=["recipe", "check", "recipe.yaml", "--shards", "3"]),
 ]  # fmt: skip
 
 

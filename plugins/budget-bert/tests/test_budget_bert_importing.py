@@ -1,4 +1,4 @@
-"""`kdcore recipe import`: commands of the source system become recipes, and nothing they say is lost."""
+"""`kdcore recipe import`: commands of the source system become recipes, and no flag is lost."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kdcore_budget_bert.importing.conversion import import_command
+from kdcore_budget_bert.importing.flags import FLAGS, METHODS, NO_LIMIT, Flag
 
+from kdcore import InputError, load_recipe, registry, resolve_pairs
 from kdcore.commands.main import main
-from kdcore.errors import InputError
-from kdcore.layers import resolve_pairs
-from kdcore.recipe.importing import import_command
-from kdcore.recipe.importing_flags import FLAGS, METHODS, NO_LIMIT, Flag
-from kdcore.recipe.loading import load_recipe
 from kdcore.recipe.paths import shipped_recipes
 from kdcore.recipe.yaml import read_yaml
 
-TESTS = Path(__file__).parents[1]
-PAGE = (TESTS.parent / "docs" / "source-command.md").read_text(encoding="utf-8")
-COMMAND = (TESTS / "source-command.sh").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "source-command.md").read_text(encoding="utf-8")
+COMMAND = (ROOT / "tests" / "source-command.sh").read_text(encoding="utf-8")
 SHORT = "run_pretraining.py --tokenizer_name bert-base-uncased"
 DISTILS = f"{SHORT} --distillation --teacher_path t --num_hidden_layers 6"
 BERT = "--encoder_ln_mode post-ln --layernorm_embedding"
@@ -50,6 +48,12 @@ def at(data: Mapping[str, Any], key: str) -> Any:
 
 def pipe(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(command.encode())))
+
+
+def without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if kdcore-wandb were not installed."""
+    names = {"kdcore.trackers": ["jsonl", "tensorboard"]}
+    monkeypatch.setattr("kdcore_budget_bert.importing.sections.component_names", names.__getitem__)
 
 
 # The example of the source, as it is printed.
@@ -151,7 +155,7 @@ def test_the_bare_student_initialize_is_told(shown: dict[str, Any]) -> None:
 
 
 def test_the_shipped_recipe_is_the_example_but_for_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcore.recipe.importing_sections.trackers.names", lambda: ["jsonl", "tensorboard"])
+    without_wandb(monkeypatch)
     own = imported(COMMAND)
     shipped = load_recipe("kdcore:how-to-distill-your-bert/hidden_mse_init.yaml").data
     del own["run"]["folder"], own["task"]["data"], own["teacher"]["path"], shipped["teacher"]["path"]
@@ -160,7 +164,7 @@ def test_the_shipped_recipe_is_the_example_but_for_paths(monkeypatch: pytest.Mon
 
 
 def test_without_kdcore_wandb_the_recipe_says_what_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcore.recipe.importing_sections.trackers.names", lambda: ["jsonl", "tensorboard"])
+    without_wandb(monkeypatch)
     recipe = import_command(COMMAND, "stdin")
     assert "tracking: [tensorboard, jsonl]" in recipe
     assert "pip install kdcore-wandb" in recipe
@@ -506,6 +510,56 @@ def test_an_output_file_is_written_once(capsys: pytest.CaptureFixture[str]) -> N
     assert main(arguments) == 2
     assert "recipe.yaml: the file exists already" in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["command.sh", "--output", "imported.yaml"],
+            [
+                "command.sh:2: --hiden_size",
+                "Did you mean `--hidden_size`",
+                "command.sh:3: --lr: `fast` is not a number",
+            ],
+        ),
+        (["--command", "--aug true"], ["--aug: kdcore does not"]),
+        (["nowhere.sh"], ["nowhere.sh: the file cannot be read"]),
+        (["binary.sh"], ["binary.sh: this is not text"]),
+        (
+            ["--command", "--tokenizer_name x", "--output", "command.sh"],
+            ["command.sh: the file exists already", "another --output"],
+        ),
+        (["--shards", "0"], ["--shards must be at least 1"]),
+        (["command.sh", "--command", "--lr 1"], ["takes a file or a --command, not both"]),
+        (["command.sh", "seed=3"], ["unrecognized arguments: seed=3"]),
+    ],
+)
+def test_a_mistake_ends_with_exit_code_2_and_nothing_is_written(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("command.sh").write_text("python run_pretraining.py \\\n --hiden_size 8 \\\n --lr fast\n", encoding="utf-8")
+    Path("binary.sh").write_bytes(b"\xff\xfe")
+    assert main(["recipe", "import", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for word in words:
+        assert word in shown.err
+    assert "Traceback" not in shown.err
+    assert sorted(path.name for path in Path().iterdir()) == ["binary.sh", "command.sh"]
+
+
+def test_kdcore_recipe_lists_it_and_names_its_package_where_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipe", "--help"]) == 0
+    assert re.search(r"\n  import +from the package kdcore-budget-bert \d", capsys.readouterr().out)
+    entries = [entry for entry in registry.commands.entries() if entry.distribution != "kdcore-budget-bert"]
+    monkeypatch.setattr(registry.commands, "entries", lambda: entries)
+    assert main(["recipe", "import", "--command", "--aug true"]) == 2
+    assert "`pip install kdcore-budget-bert`" in capsys.readouterr().err
+    assert main(["recipe", "--help"]) == 0
+    assert "import " not in capsys.readouterr().out
 
 
 def test_a_run_folder_below_the_home_folder_is_there(shown: dict[str, Any]) -> None:

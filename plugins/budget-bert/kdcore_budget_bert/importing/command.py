@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from kdcore.errors import InputError, Problem
-from kdcore.recipe.importing_flags import FLAGS, Flag, FlagValue
+from kdcore import InputError, Problem
+from kdcore_budget_bert.importing.flags import FLAGS, Flag, FlagValue
 
 _TRUE = ("true", "t", "yes", "y", "1")
 _FALSE = ("false", "f", "no", "n", "0")

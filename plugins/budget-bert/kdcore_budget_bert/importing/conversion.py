@@ -1,27 +1,31 @@
-"""`kdcore recipe import`: a command of the source system becomes a recipe with comments.
+"""Convert a command of the source system to a recipe with comments.
 
-The source is the code of "How to Distill your BERT" (ACL 2023), built on academic-budget-bert. Its flags stand in
-`importing_flags`; here is what the whole comes to, and what is said about it.
+The source is the code of "How to Distill your BERT" (ACL 2023), built on academic-budget-bert. Its flags are listed in
+`flags`; this module puts the sections of the recipe together and writes its first comment lines.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from kdcore.errors import InputError
-from kdcore.recipe.checking import check
-from kdcore.recipe.importing_command import parse_command
-from kdcore.recipe.importing_draft import Draft
-from kdcore.recipe.importing_sections import leave_out_the_rest, put_logging, put_losses, put_models, put_run, put_task
-from kdcore.recipe.importing_training import (
+from kdcore import InputError, recipe_problems
+from kdcore_budget_bert.importing.command import parse_command
+from kdcore_budget_bert.importing.draft import Draft
+from kdcore_budget_bert.importing.sections import (
+    leave_out_the_rest,
+    put_logging,
+    put_losses,
+    put_models,
+    put_run,
+    put_task,
+)
+from kdcore_budget_bert.importing.training import (
     count_shards,
     put_occasions,
     put_optimizer,
     put_scheduler,
     put_training,
 )
-from kdcore.recipe.schema import RecipeSettings
-from kdcore.recipe.yaml import Origin
 
 
 def import_command(text: str, source: str, shards: int | None = None) -> str:
@@ -59,17 +63,15 @@ def import_command(text: str, source: str, shards: int | None = None) -> str:
 
 
 def _check(draft: Draft) -> None:
-    """What would make `kdcore recipe check` refuse the recipe's core keys is told by the names of the flags."""
-    checked = check(RecipeSettings, draft.data, (), lambda place: Origin())
-    if not isinstance(checked, list):
-        return
+    """Raise for core keys that `kdcore recipe check` would refuse, under the names of the flags that set them."""
     problems = []
-    for problem in checked:
+    for problem in recipe_problems(draft.data):
         names = draft.flags_of(problem.key or "")
         places = [place for place in map(draft.where, names) if place is not None]
         flags = ", ".join(f"--{name}" for name in names)
         problems.append(replace(problem, where=places[0] if places else None, key=f"{flags} ({problem.key})"))
-    raise InputError(problems)
+    if problems:
+        raise InputError(problems)
 
 
 def _header(draft: Draft) -> list[str]:

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdcore.errors import InputError, Problem
-from kdcore.recipe.importing_command import SourceCommand
-from kdcore.recipe.importing_flags import FLAGS
-from kdcore.recipe.showing import flow
-from kdcore.recipe.yaml import Plain, plain_scalar
+from kdcore import InputError, Problem, flow_yaml, plain_scalar
+from kdcore_budget_bert.importing.command import SourceCommand
+from kdcore_budget_bert.importing.flags import FLAGS
 
 _WIDTH = 118
 _COLUMN = 44
@@ -41,7 +39,7 @@ class Draft:
     approximated: list[str] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    data: dict[str, Plain] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     _leaves: dict[str, Any] = field(default_factory=dict)
     _dealt_with: set[str] = field(default_factory=set)
     _flags_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -61,7 +59,7 @@ class Draft:
         words += [f"--{name} by default" for name in names if not self.given(name)]
         return ", ".join(words)
 
-    def put(self, key: str, value: Plain, *names: str, note: str = "") -> None:
+    def put(self, key: str, value: Any, *names: str, note: str = "") -> None:
         """State a value.
 
         Args:
@@ -131,14 +129,14 @@ class Draft:
                 lines += [_comment(remark, "#   - ", "#     ") for remark in remarks]
         return "\n".join([*lines, *_section(self._leaves, "")]) + "\n"
 
-    def _text(self, value: Plain, names: tuple[str, ...]) -> str:
+    def _text(self, value: Any, names: tuple[str, ...]) -> str:
         """The value in YAML; a number as the user has written it."""
         for name in names:
             text = self.command.stated[name].text if self.given(name) else None
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if text is not None and number and plain_scalar(text) == value:
                 return text
-        return flow(value)
+        return flow_yaml(value)
 
 
 def _comment(text: str, first: str = "# ", following: str = "# ") -> str:

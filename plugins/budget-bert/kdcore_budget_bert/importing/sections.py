@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdcore.errors import Problem
-from kdcore.recipe.importing_draft import Draft
-from kdcore.recipe.importing_flags import FASTEST, FLAGS, METHODS, NO_AUGMENTATION, NO_NSP, NOT_READ
-from kdcore.registry import trackers
+from kdcore import Problem, component_names
+from kdcore_budget_bert.importing.draft import Draft
+from kdcore_budget_bert.importing.flags import FASTEST, FLAGS, METHODS, NO_AUGMENTATION, NO_NSP, NOT_READ
 
 _SIZES = (
     "hidden_size",
@@ -221,7 +220,7 @@ def put_logging(draft: Draft) -> None:
     draft.leave_out("every row of metrics has the throughput", "log_throughput_every")
     plain: list[Any] = ["tensorboard", "jsonl"]
     project = draft.value("project_name")
-    if "wandb" in trackers.names():
+    if "wandb" in component_names("kdcore.trackers"):
         draft.put("tracking", [*plain, {"name": "wandb", "project": project}], "project_name")
     else:
         draft.put("tracking", plain)

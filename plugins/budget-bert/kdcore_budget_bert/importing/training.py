@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcore.recipe.importing_draft import Draft
-from kdcore.recipe.importing_flags import NO_LIMIT
+from kdcore_budget_bert.importing.draft import Draft
+from kdcore_budget_bert.importing.flags import NO_LIMIT
 
 _USUAL_SHARDS = 2560
 

@@ -1,0 +1,1 @@
+"""`kdcore recipe import`: conversion of commands of the source system to recipes."""
