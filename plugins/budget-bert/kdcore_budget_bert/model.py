@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,13 @@ def save(network: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
     network.save_pretrained(folder, state_dict=weights)
 
 
+def classify(network: Any, pooler: Callable[[Tensor], Tensor] | None, states: Tensor) -> Tensor:
+    """Compute class logits (B, C) from the states (B, d) of first tokens."""
+    assert pooler is not None, "the head pools"
+    logits: Tensor = network.classifier(network.dropout(pooler(states[:, None])))
+    return logits
+
+
 class BudgetBert(TransformersModel):
     """academic-budget-bert's encoder (Izsak et al., EMNLP 2021, "How to Train BERT with an Academic Budget").
 
@@ -58,7 +65,7 @@ class BudgetBert(TransformersModel):
             use=tuple(PLAIN),
             packs=True,
             save=save,
-            class_head=lambda network, pooler, states: network.classifier(network.dropout(pooler(states[:, None]))),
+            class_head=classify,
             class_head_pools=True,
         )
     }

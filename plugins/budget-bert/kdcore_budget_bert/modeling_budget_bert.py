@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 
 @strict  # checks values of annotations that are types, so this file must not postpone their evaluation
-class BudgetBertConfig(BertConfig):
+class BudgetBertConfig(BertConfig):  # type: ignore[misc]  # transformers has no types
     """BERT's configuration with three more keys.
 
     Attributes:
@@ -71,7 +71,8 @@ class BudgetBertEmbeddings(nn.Module):
         types, positions = self.token_type_embeddings, self.position_embeddings
         states = states + (types.weight[0] if token_type_ids is None else types(token_type_ids))
         states = states + (positions.weight[:length] if position_ids is None else positions(position_ids))
-        return self.dropout(self.LayerNorm(states))
+        embedded: Tensor = self.dropout(self.LayerNorm(states))
+        return embedded
 
 
 def eager_attention(
@@ -172,7 +173,8 @@ class BudgetBertIntermediate(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Project (B, L, d) to (B, L, intermediate_size)."""
-        return self.activation(self.dense(states))
+        wide: Tensor = self.activation(self.dense(states))
+        return wide
 
 
 class BudgetBertLayer(nn.Module):
@@ -208,7 +210,8 @@ class BudgetBertPooler(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Pool (B, L, d) to (B, d)."""
-        return self.dense(states[:, 0]).tanh()
+        first: Tensor = self.dense(states[:, 0])
+        return first.tanh()
 
 
 class BudgetBertTransform(nn.Module):
@@ -222,7 +225,8 @@ class BudgetBertTransform(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Project, activate, normalise."""
-        return self.LayerNorm(self.activation(self.dense(states)))
+        transformed: Tensor = self.LayerNorm(self.activation(self.dense(states)))
+        return transformed
 
 
 class BudgetBertPredictions(nn.Module):
@@ -236,7 +240,8 @@ class BudgetBertPredictions(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits (..., V) of states (..., d)."""
-        return self.decoder(self.transform(states))
+        logits: Tensor = self.decoder(self.transform(states))
+        return logits
 
 
 class BudgetBertHeads(nn.Module):
@@ -248,10 +253,11 @@ class BudgetBertHeads(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits (..., V) of states (..., d)."""
-        return self.predictions(states)
+        logits: Tensor = self.predictions(states)
+        return logits
 
 
-class BudgetBertPreTrainedModel(PreTrainedModel):
+class BudgetBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # transformers has no types
     """What the models share: first weights, kernels, and saving with this file."""
 
     config_class = BudgetBertConfig
@@ -289,11 +295,11 @@ class BudgetBertModel(BudgetBertPreTrainedModel):
         """The word embeddings."""
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Put other word embeddings in their place."""
         self.embeddings.word_embeddings = value
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -349,12 +355,12 @@ class BudgetBertForMaskedLM(BudgetBertPreTrainedModel):
         """The decoder."""
         return self.cls.predictions.decoder
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Put another decoder in its place."""
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> MaskedLMOutput:
         """Predict; arguments and outputs are those of transformers' BERT, and so is -100 in `labels` for no label."""
         outputs = self.bert(input_ids, return_dict=True, **kwargs)
@@ -376,7 +382,7 @@ class BudgetBertForSequenceClassification(BudgetBertPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
