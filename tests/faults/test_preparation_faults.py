@@ -6,12 +6,12 @@ import errno
 import hashlib
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from kdcore.data.prepare import DataRecipe, prepare, prepare_share
 from kdcore.errors import MachineError
 
 PARTS = 9
+DOCUMENTS = 150  # of each part
 KILLS = 20
 
 
@@ -44,7 +45,7 @@ class Babble(Corpus):
 
     def read(self, part: Part) -> Iterator[Document]:
         choice = random.Random(part.name)
-        for number in range(150):
+        for number in range(DOCUMENTS):
             words = choice.choices(["the", "teacher", "of", "student", "zebra", "and"], k=choice.randint(1, 200))
             yield Document(f"{part.name}:{number}", " ".join(words) + ".")
 
@@ -66,6 +67,68 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
+DOCUMENT = "document"
+ANY_FILE = r"(?!document$).*"
+
+
+class Gate:
+    """Hold a preparation at a mark until it is killed: no process of it passes the gate again after that.
+
+    Each document read and each rename of a file or folder passes the gate, under the name `document` or that of the
+    rename's target. What is held does not depend on the machine's pace.
+
+    Args:
+        reached: file that is written when the mark is reached.
+        pattern: regular expression of the names that count.
+        number: the mark: the document or rename, counted from 1 over all processes, that does not pass.
+    """
+
+    def __init__(self, reached: Path, pattern: str, number: int) -> None:
+        self.reached = reached
+        self._pattern = pattern
+        self._number = number
+        self._passed = get_context("fork").Value("q", 0)
+
+    @property
+    def passed(self) -> int:
+        """How many have passed or are held."""
+        return int(self._passed.value)
+
+    def enter(self, name: str) -> None:
+        with self._passed.get_lock():
+            self._passed.value += re.fullmatch(self._pattern, name) is not None
+            held = self._passed.value >= self._number
+        if held:
+            self.reached.touch()
+            while True:
+                signal.pause()
+
+    def before(self, rename: Callable[..., None]) -> Callable[..., None]:
+        """Return the same rename behind the gate."""
+
+        def gated(source: Any, target: Any, **keys: Any) -> None:
+            self.enter(Path(target).name)
+            rename(source, target, **keys)
+
+        return gated
+
+
+class GatedBabble(Babble):
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self._gate = gate
+
+    def read(self, part: Part) -> Iterator[Document]:
+        for document in super().read(part):
+            self._gate.enter(DOCUMENT)
+            yield document
+
+
+def _prepare_behind(gate: Gate, data: DataRecipe, folder: Path, workers: int) -> None:
+    os.replace, os.rename = gate.before(os.replace), gate.before(os.rename)  # pathlib calls them, too
+    prepare(data, folder, corpora=[GatedBabble(gate)], workers=workers)
+
+
 @pytest.mark.parametrize("keys", [{}, {"packing": "full", "remove_duplicates": True}], ids=["plain", "all stages"])
 def test_twenty_kills_at_random_moments_leave_no_trace(
     tmp_path: Path, tokenizer_folder: Path, keys: dict[str, Any]
@@ -74,31 +137,41 @@ def test_twenty_kills_at_random_moments_leave_no_trace(
     context = get_context("fork")
     choice = random.Random(0)
 
-    def start(folder: Path, workers: int) -> Any:
-        child = context.Process(target=prepare, args=(data, folder), kwargs={"corpora": [Babble()], "workers": workers})
+    def start(gate: Gate, folder: Path, workers: int) -> Any:
+        child = context.Process(target=_prepare_behind, args=(gate, data, folder, workers))
         child.start()
         return child
 
-    before = time.monotonic()
-    child = start(tmp_path / "undisturbed", 2)
-    child.join()
-    undisturbed = time.monotonic() - before
-
-    folder = tmp_path / "killed"
-    kills = 0
-    while kills < KILLS and not folder.exists():
-        child = start(folder, 1 + kills % 3)
-        child.join(choice.uniform(0, undisturbed / 8))
-        workers = psutil.Process(child.pid).children(recursive=True) if child.is_alive() else []
-        child.kill()
-        child.join()
-        kills += 1
-        psutil.wait_procs(workers, timeout=10)
-        assert not any(worker.is_running() for worker in workers), "a worker outlives the preparation"
-    child = start(folder, 2)
+    undisturbed = Gate(tmp_path / "never", ANY_FILE, sys.maxsize)
+    child = start(undisturbed, tmp_path / "undisturbed", 2)
     child.join()
     assert child.exitcode == 0
-    assert kills > KILLS / 2
+    renames = undisturbed.passed
+    assert renames > 3 * PARTS, "each part is written to three files"
+
+    # An attempt that is held at rename n has completed at most n - 1 renames. Their sum stays below that of a whole
+    # preparation, and the first kills leave parts to read, so every attempt reaches its mark.
+    documents = [(DOCUMENT, choice.randrange(1, DOCUMENTS)) for _ in range(10)]
+    early = [(ANY_FILE, choice.randint(1, 3)) for _ in range(2)]
+    late = [(ANY_FILE, choice.randint(1, (renames - 6) // 6)) for _ in range(6)]
+    marks = [*documents[:5], *early, *documents[5:], *late, (r"manifest\.json", 1), ("killed", 1)]
+    assert len(marks) == KILLS
+    folder = tmp_path / "killed"
+    for kill, (pattern, number) in enumerate(marks):
+        gate = Gate(tmp_path / f"reached-{kill}", pattern, number)
+        child = start(gate, folder, 1 + kill % 3)
+        while not gate.reached.exists():
+            child.join(0.01)
+            assert child.is_alive(), f"it ended with {child.exitcode} before mark {number} of {pattern}"
+        workers = psutil.Process(child.pid).children(recursive=True)
+        child.kill()
+        child.join()
+        psutil.wait_procs(workers, timeout=60)
+        assert not any(worker.is_running() for worker in workers), "a worker outlives the preparation"
+        assert not folder.exists()
+    child = start(Gate(tmp_path / "never", ANY_FILE, sys.maxsize), folder, 2)
+    child.join()
+    assert child.exitcode == 0
     assert content(folder) == content(tmp_path / "undisturbed")
     assert leftovers(tmp_path) == []
 
