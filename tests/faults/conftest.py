@@ -76,7 +76,6 @@ class Running:
 
     def __init__(self, command: list[str], environment: Mapping[str, str], folder: Path) -> None:
         self._output = folder / f"output-{time.monotonic_ns()}"
-        self._started = time.monotonic()
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
                 command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
@@ -92,11 +91,6 @@ class Running:
         """The lines that say what is wrong."""
         assert "Traceback" not in self.text, self.text
         return [line for line in self.text.splitlines() if line.startswith("error: ")]
-
-    @property
-    def seconds(self) -> float:
-        """Time since its start."""
-        return time.monotonic() - self._started
 
     def until(self, what: Callable[[], object], seconds: float = 90) -> None:
         """Wait for something that happens while it runs."""

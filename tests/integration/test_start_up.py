@@ -1,4 +1,4 @@
-"""What needs neither torch nor transformers must not import them, and answers at once."""
+"""Commands that need neither torch nor transformers do not import them, and answer at once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,30 @@ training: {budget: {steps: 10}, batch_size: 8, precison: fp16}
 """
 
 
+NEEDED = """
+from importlib import metadata
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+points = [distribution.entry_points for distribution in metadata.distributions()]
+"""
+"""The least work of a command that checks a recipe. Its time is the unit: the machine's pace does not count."""
+
+
 def computed_by_children() -> float:
     """Processor seconds of all processes that have ended: a machine that is busy with something else changes little."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+@pytest.fixture(scope="module")
+def unit() -> float:
+    """Processor seconds of what cannot be avoided, at the best of five tries."""
+    tries = []
+    for _ in range(5):
+        before = computed_by_children()
+        subprocess.run([sys.executable, "-c", NEEDED], check=True)
+        tries.append(computed_by_children() - before)
+    return min(tries)
 
 
 @pytest.fixture
@@ -48,7 +68,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         (["train", "--help"], 0, "RECIPE"),
     ],
 )
-def test_it_answers_within_half_a_second_without_torch(tmp_path, environment, arguments, code, words):
+def test_it_answers_at_once_without_torch(tmp_path, environment, unit, arguments, code, words):
     (tmp_path / "recipe.yaml").write_text(MISSPELT, encoding="utf-8")
     fastest = float("inf")
     for _ in range(3):
@@ -65,5 +85,5 @@ def test_it_answers_within_half_a_second_without_torch(tmp_path, environment, ar
         assert words in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         assert "was imported" not in done.stderr
-    print(f"kdcore {' '.join(arguments)}: {fastest:.3f} s")
-    assert fastest < 0.5
+    print(f"kdcore {' '.join(arguments)}: {fastest:.3f} s, {fastest / unit:.1f} times what cannot be avoided")
+    assert fastest < 3 * unit
