@@ -117,7 +117,7 @@ PRINTED: dict[str, dict[str, Any] | str] = {
     "fp16_backend": "DeepSpeed's is what kdcore has",
     "student_initialize": {"student.initialize": {"from": "teacher", "blocks": "uniform"}},
 }
-"""For each flag of the example the values that it comes to, or what is said of it."""
+"""For each flag of the example its values in the recipe, or part of its remark."""
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_the_examples_recipe_passes_the_check(shown: dict[str, Any], capsys: pyt
     assert "nothing is wrong" in capsys.readouterr().out
 
 
-def test_the_bare_student_initialize_is_told(shown: dict[str, Any]) -> None:
+def test_the_bare_student_initialize_is_explained(shown: dict[str, Any]) -> None:
     header = Path("recipe.yaml").read_text(encoding="utf-8").partition("\n\n")[0].replace("\n#     ", " ")
     assert "--student_initialize: it names no folder, so the student starts from the teacher's own blocks" in header
 
@@ -163,7 +163,7 @@ def test_the_shipped_recipe_is_the_example_but_for_paths(monkeypatch: pytest.Mon
     assert own == shipped
 
 
-def test_without_kdcore_wandb_the_recipe_says_what_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kdcore_wandb_the_recipe_names_what_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
     without_wandb(monkeypatch)
     recipe = import_command(COMMAND, "stdin")
     assert "tracking: [tensorboard, jsonl]" in recipe
@@ -336,8 +336,8 @@ def test_with_a_shard_on_each_process_an_epoch_is_as_many_shards() -> None:
     assert "one is assumed" in import_command(f"deepspeed {SHORT}", "stdin").replace("\n#     ", " ")
 
 
-def test_an_assumed_number_of_shards_is_told() -> None:
-    assert "--shards says another number" in import_command(SHORT, "stdin").replace("\n#     ", " ")
+def test_an_assumed_number_of_shards_is_stated() -> None:
+    assert "--shards states another number" in import_command(SHORT, "stdin").replace("\n#     ", " ")
 
 
 # What people paste.
@@ -373,13 +373,13 @@ def test_however_it_is_written_the_recipe_is_the_same(way: str) -> None:
         ("python", "kdcore-train RECIPE\n"),
     ],
 )
-def test_the_recipe_says_how_many_processes_the_launcher_starts(start: str, train: str) -> None:
+def test_the_recipe_states_how_many_processes_the_launcher_starts(start: str, train: str) -> None:
     assert train in import_command(f"{start} {SHORT}", "stdin")
 
 
-def test_variables_in_front_are_told_by_name_alone() -> None:
+def test_variables_in_front_are_listed_by_name_alone() -> None:
     recipe = import_command(f"WANDB_API_KEY=secret OMP_NUM_THREADS=1 python {SHORT}", "stdin")
-    assert "no part of a recipe: WANDB_API_KEY, OMP_NUM_THREADS" in recipe
+    assert "not part of a recipe: WANDB_API_KEY, OMP_NUM_THREADS" in recipe
     assert "secret" not in recipe
 
 
@@ -396,9 +396,9 @@ def test_switches_are_read_as_the_source_reads_them(said: str, value: bool) -> N
     assert imported(f"{SHORT} {said}")["checkpoints"]["export_at_end"] is value
 
 
-def test_a_flag_that_is_repeated_is_told() -> None:
+def test_a_flag_that_is_repeated_is_listed() -> None:
     recipe = import_command(f"{SHORT} --lr 1 --lr 2", "stdin")
-    assert "Given more than once, where the last one counts: --lr" in recipe
+    assert "Given more than once; the last one counts: --lr" in recipe
     assert re.search(r"lr: 2 +# --lr 2", recipe)
 
 
@@ -446,7 +446,7 @@ MISTAKES = {
     "an endless warm-up": ("--lr_schedule step", ["--lr_schedule: a schedule over steps needs --max_steps"]),
     "an indivisible batch": (
         "--train_batch_size 100 --train_micro_batch_size_per_gpu 8",
-        ["--train_micro_batch_size_per_gpu: the batch size 100 is no multiple of 8"],
+        ["--train_micro_batch_size_per_gpu: the batch size 100 is not a multiple of 8"],
     ),
     "a marker at the end": (
         "--finetune_time_markers 0.5,1.0",
@@ -464,7 +464,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_by_the_name_of_its_flag(mistake: str) -> None:
+def test_a_mistake_is_reported_by_the_name_of_its_flag(mistake: str) -> None:
     flags, words = MISTAKES[mistake]
     with pytest.raises(InputError) as caught:
         import_command(f"{SHORT} {flags}", "stdin")
@@ -472,7 +472,7 @@ def test_a_mistake_is_told_by_the_name_of_its_flag(mistake: str) -> None:
         assert word in str(caught.value)
 
 
-def test_the_line_of_a_mistake_is_told() -> None:
+def test_the_line_of_a_mistake_is_reported() -> None:
     with pytest.raises(InputError, match=r"^run\.sh:3: --lrr"):
         import_command("python run_pretraining.py \\\n --seed 1 \\\n --lrr 1", "run.sh")
 
@@ -482,7 +482,7 @@ def test_the_line_of_a_mistake_is_told() -> None:
     [("", "there is no command"), ("# nothing\n", "no command"), ("sbatch run.sh", "starts no Python script"),
      (f"{SHORT} --job_name 'a b", "the quote ' is not closed")],
 )  # fmt: skip
-def test_what_is_no_command_is_told(text: str, words: str) -> None:
+def test_what_is_not_a_command_is_reported(text: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         import_command(text, "stdin")
 

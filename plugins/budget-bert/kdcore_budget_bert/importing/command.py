@@ -1,4 +1,4 @@
-"""A command line as people paste it, taken apart into the source system's flags with their values."""
+"""Parse a pasted command line into the source system's flags with their values."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class SourceCommand:
 
     Attributes:
         environment: names of the variables that are set in front.
-        start: what stands before the script's own flags: launcher and script.
-        processes: how many processes the launcher starts, if it says.
+        start: the words before the script's own flags: launcher and script.
+        processes: number of processes the launcher starts; None if its flags do not state it.
         stated: the flags that are given, by name.
         repeated: flags that are given more than once; the last one counts, as in the source.
     """
@@ -193,29 +193,29 @@ def _flags(words: Sequence[Word], source: str) -> Iterator[Stated | Problem]:
         yield _stated(name, value, where)
 
 
-def _stated(said: str, text: str | None, where: str) -> Stated | Problem:
-    name = said.removeprefix("--")
+def _stated(given: str, text: str | None, where: str) -> Stated | Problem:
+    name = given.removeprefix("--")
     negated = FLAGS.get(name.removeprefix("no_")) if name.startswith("no_") else None
     if name not in FLAGS and negated is not None and negated.default is True:
         if text is not None:
-            return Problem("this flag takes no value", where, said, hint=f"`{text}` belongs to no flag.")
+            return Problem("this flag takes no value", where, given, hint=f"`{text}` belongs to no flag.")
         return Stated(negated, "false", False, where)
-    flag = FLAGS.get(name) if said.startswith("--") else None
+    flag = FLAGS.get(name) if given.startswith("--") else None
     if flag is None:
         near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), FLAGS, n=3)
         meant = " or ".join(f"`--{one}`" for one in near)
         hint = f"Did you mean {meant}?" if near else "docs/source-command.md lists all flags."
-        return Problem("run_pretraining.py has no such flag", where, said, hint=hint)
+        return Problem("run_pretraining.py has no such flag", where, given, hint=hint)
     if text is None and flag.type != "switch" and not flag.bare:
-        return Problem(f"the flag needs a value: {_KINDS[flag.type]}", where, said, flag.choices or None)
+        return Problem(f"the flag needs a value: {_KINDS[flag.type]}", where, given, flag.choices or None)
     try:
         value = None if text is None and flag.bare else _value(flag, text)
     except ValueError:
-        return Problem(f"`{text}` is not {_KINDS[flag.type]}", where, said, _ALLOWED.get(flag.type))
+        return Problem(f"`{text}` is not {_KINDS[flag.type]}", where, given, _ALLOWED.get(flag.type))
     if flag.choices and value not in flag.choices:
         near = difflib.get_close_matches(str(value), flag.choices, n=1)
         one = f"Did you mean `{near[0]}`?" if near else None
-        return Problem(f"`{text}` is not one of the allowed values", where, said, flag.choices, one)
+        return Problem(f"`{text}` is not one of the allowed values", where, given, flag.choices, one)
     return Stated(flag, text, value, where)
 
 
@@ -241,7 +241,7 @@ def _value(flag: Flag, text: str | None) -> FlagValue:
 
 
 def _processes(launcher: Sequence[str]) -> int | None:
-    """Processes over all machines by the launcher's own flags; None if they do not say."""
+    """Count processes over all machines by the launcher's own flags; None if they do not state it."""
     counts: dict[str, str] = {}
     for index, word in enumerate(launcher):
         name, equals, value = word.lstrip("-").replace("-", "_").partition("=")

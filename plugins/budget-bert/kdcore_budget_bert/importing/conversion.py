@@ -29,7 +29,7 @@ from kdcore_budget_bert.importing.training import (
 
 
 def import_command(text: str, source: str, shards: int | None = None) -> str:
-    """The recipe, as YAML with comments, that does what a command of the source does.
+    """Convert a command of the source to a recipe: YAML with comments.
 
     Args:
         text: the command, as it was given to a shell or as it is printed.
@@ -82,7 +82,7 @@ def _header(draft: Draft) -> list[str]:
     lines = [
         "What `kdcore recipe import` made of a command of How to Distill your BERT (ACL 2023) or academic-budget-bert:",
         f"{start} ...",
-        "Behind each value stand the flags that say it; `by default` are the source's defaults. Relative paths are "
+        "The comment after each value names its flags; `by default` marks the source's defaults. Relative paths are "
         "relative to this file.",
         "",
         "  kdcore recipe check RECIPE",
@@ -91,8 +91,8 @@ def _header(draft: Draft) -> list[str]:
     if command.processes is None:
         lines[-1] += " --processes N"
     if command.environment:
-        lines += ["", f"Variables that the command sets are no part of a recipe: {', '.join(command.environment)}"]
+        lines += ["", f"Variables that the command sets are not part of a recipe: {', '.join(command.environment)}"]
     if command.repeated:
         flags = ", ".join(f"--{name}" for name in command.repeated)
-        lines += ["", f"Given more than once, where the last one counts: {flags}"]
+        lines += ["", f"Given more than once; the last one counts: {flags}"]
     return lines

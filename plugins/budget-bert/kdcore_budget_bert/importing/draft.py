@@ -1,4 +1,4 @@
-"""The recipe that `kdcore recipe import` is about to write: values with the flags that said them, and remarks."""
+"""The recipe that `kdcore recipe import` writes: values with the flags that set them, and remarks."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class _Leaf:
 
 @dataclass
 class Draft:
-    """Takes flags to keys, and remembers which flags have been dealt with.
+    """Collect keys and values, and record which flags have been converted.
 
     Attributes:
         command: what is imported.
-        approximated: what the recipe says in another way than the command, and why.
-        without: what the command says and no recipe can.
+        approximated: what the recipe does differently from the command, and why.
+        without: flags of the command that have no counterpart in a recipe.
         problems: what makes a recipe impossible.
         data: keys and values so far, as plain data.
     """
@@ -53,8 +53,8 @@ class Draft:
         self._dealt_with.add(name)
         return self.command.stated[name].value if self.given(name) else FLAGS[name].default
 
-    def said(self, *names: str) -> str:
-        """Flags as the command states them; those that it does not state as defaults."""
+    def as_given(self, *names: str) -> str:
+        """Format flags as the command gives them; the others as defaults."""
         words = [str(self.command.stated[name]) for name in names if self.given(name)]
         words += [f"--{name} by default" for name in names if not self.given(name)]
         return ", ".join(words)
@@ -65,8 +65,8 @@ class Draft:
         Args:
             key: dotted place in the recipe.
             value: the value.
-            names: the flags that say it.
-            note: what else the comment behind it says.
+            names: the flags that set it.
+            note: further text of its comment.
         """
         self._dealt_with.update(names)
         self._flags_of[key] = names
@@ -75,27 +75,27 @@ class Draft:
         for section in sections:
             data, leaves = data.setdefault(section, {}), leaves.setdefault(section, {})
         data[last] = value
-        said = self.said(*names) if names else ""
-        leaves[last] = _Leaf(self._text(value, names), "; ".join(part for part in (said, note) if part))
+        given = self.as_given(*names) if names else ""
+        leaves[last] = _Leaf(self._text(value, names), "; ".join(part for part in (given, note) if part))
 
     def flag(self, name: str, key: str, *, note: str = "") -> None:
         """State a flag's value as it is, under a key."""
         self.put(key, self.value(name), name, note=note)
 
     def approximate(self, text: str, *names: str) -> None:
-        """Say that something comes out differently than in the source."""
+        """Note that something differs from the source."""
         self._dealt_with.update(names)
-        self.approximated.append(f"{self.said(*names)}: {text}" if names else text)
+        self.approximated.append(f"{self.as_given(*names)}: {text}" if names else text)
 
     def leave_out(self, why: str, *names: str) -> None:
-        """Say of those of the flags that are given why no key holds them; of others nothing is said."""
+        """Note why no key holds those of the flags that are given."""
         self._dealt_with.update(names)
         given = [name for name in names if self.given(name)]
         if given:
-            self.without.append(f"{self.said(*given)}: {why}")
+            self.without.append(f"{self.as_given(*given)}: {why}")
 
     def refuse(self, name: str, what: str, allowed: Any = None, hint: str | None = None) -> None:
-        """Say that there can be no recipe because of a flag."""
+        """Record a flag that makes a recipe impossible."""
         self._dealt_with.add(name)
         self.problems.append(Problem(what, self.where(name), f"--{name}", allowed, hint))
 
@@ -104,13 +104,13 @@ class Draft:
         return self.command.stated[name].where if self.given(name) else None
 
     def flags_of(self, key: str) -> tuple[str, ...]:
-        """The flags that say the value at a key, or at the nearest key around it."""
+        """Return the flags that set the value at a key, or at the nearest key around it."""
         while key and key not in self._flags_of:
             key = key.rpartition(".")[0]
         return self._flags_of.get(key, ())
 
     def finish(self) -> None:
-        """Make sure that no flag has been dropped.
+        """Check that no flag has been dropped.
 
         Raises:
             InputError: with all problems.

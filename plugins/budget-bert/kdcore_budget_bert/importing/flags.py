@@ -1,4 +1,4 @@
-"""The flags of the source system's `run_pretraining.py`, as data: what each is there and where it lives in a recipe.
+"""The flags of the source system's `run_pretraining.py`, as data: type, default and recipe keys of each.
 
 The source is the code of "How to Distill your BERT" (ACL 2023), built on academic-budget-bert. Defaults are those of
 its argument classes. docs/source-command.md prints this table, and a test compares the two.
@@ -31,7 +31,7 @@ METHODS = (
 )
 
 NO_NSP = "kdcore has no next-sentence prediction: it does not help encoders (RoBERTa, 2019, section 4.2)"
-NO_AUGMENTATION = "kdcore does not replace tokens by random ones: a teacher has nothing to say about such text"
+NO_AUGMENTATION = "kdcore does not replace tokens by random ones: a teacher has no useful signal on such text"
 FASTEST = "no key: the fast way is always taken"
 NOT_READ = "no key: pre-training does not read it there either"
 
@@ -42,7 +42,7 @@ class Flag:
 
     Attributes:
         name: without the dashes.
-        type: `switch` is true or false, and true if it stands without a value.
+        type: `switch` is true or false, and true if it is given without a value.
         default: the source's default; None where it has none.
         keys: keys of a recipe that the flag decides; none if there is no counterpart.
         remark: what is different in kdcore, in one or two sentences.
@@ -281,7 +281,7 @@ _TABLE = (
         "an epoch there is one shard. The last two checkpoints are kept, there all; without the flag kdcore writes one "
         "every half hour, the source only at the end.",
     ),
-    Flag("load_training_checkpoint", "text", None, (), "no key: the same command goes on where its run stopped"),
+    Flag("load_training_checkpoint", "text", None, (), "no key: the same command continues the run"),
     Flag("load_checkpoint_id", "text", None, (), "no key: from the newest checkpoint"),
     Flag(
         "finetune_time_markers",

@@ -1,4 +1,4 @@
-"""From the source system's flags to what a run is about: names, models, data, losses, trackers."""
+"""Convert the source system's flags for names, models, data, losses and trackers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def put_models(draft: Draft) -> None:
         draft.refuse(
             "student_initialize",
             "without a folder it means the teacher's own blocks, and a student of this form cannot take those of a "
-            f"BERT: {draft.said(*form)}",
+            f"BERT: {draft.as_given(*form)}",
             hint="Name a folder, leave the flag out, or let the student be a BERT: --encoder_ln_mode post-ln, "
             "--layer_norm_type pytorch, --layernorm_embedding.",
         )
@@ -145,7 +145,7 @@ def put_task(draft: Draft) -> None:
         draft.problems.append(Problem("the flag is missing: the source needs it, too", None, "--tokenizer_name"))
     draft.flag("tokenizer_name", "task.data.tokenizer")
     draft.put(
-        "task.data.sequence_length", 128, note="generate_samples.py --max_seq_length 128; the command does not say"
+        "task.data.sequence_length", 128, note="generate_samples.py --max_seq_length 128; the command does not state it"
     )
     draft.put("task.data.held_out", 0.0, note="the test shards are held out already")
     draft.put(
@@ -164,7 +164,7 @@ def put_task(draft: Draft) -> None:
 def put_losses(draft: Draft) -> None:
     """The objective and which blocks it pairs."""
     if not draft.value("distillation"):
-        draft.put("losses.masked_lm", {}, note="there is no --distillation")
+        draft.put("losses.masked_lm", {}, note="--distillation is not given")
         return
     method = draft.value("method")
     if method is None:
@@ -184,7 +184,7 @@ def put_losses(draft: Draft) -> None:
     elif several and "hidden_mse" in _LOSSES[method]:
         draft.approximate("the source's code counts the last pair of hidden states only; here all do", "method")
     draft.leave_out(
-        "says nothing: there the last blocks are compared", *(["layer_selection"] if layers == "last" else [])
+        "has no effect: there the last blocks are compared", *(["layer_selection"] if layers == "last" else [])
     )
 
 
@@ -205,10 +205,10 @@ def _layers(draft: Draft, method: str) -> Any:
     if len(blocks) == 1:
         return [[blocks[0], depth - 1]]
     if len(blocks) != depth:
-        said = f"{selection}: {len(blocks)} teacher blocks"
+        blocks_given = f"{selection}: {len(blocks)} teacher blocks"
         draft.refuse(
             "layer_selection",
-            f"{said} do not pair up with {depth} student blocks (--num_hidden_layers)",
+            f"{blocks_given} do not pair up with {depth} student blocks (--num_hidden_layers)",
             f"1 block, for the student's last one, or {depth}",
         )
     return [[block, own] for own, block in enumerate(blocks)]

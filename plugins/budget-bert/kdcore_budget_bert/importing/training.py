@@ -1,4 +1,4 @@
-"""From the source system's flags to how a run goes: optimizer, schedule, budget, validation, checkpoints."""
+"""Convert the source system's flags for optimizer, schedule, budget, validation and checkpoints."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Shards:
     at_once: int
 
     def share(self, epochs: int) -> float:
-        """So many epochs of the source as a part of a pass over all of the data."""
+        """Return epochs of the source as a fraction of a pass over all of the data."""
         return float(f"{epochs * self.at_once / self.total:.9g}")
 
     def every(self, epochs: int) -> dict[str, float]:
-        """So many epochs of the source as an interval."""
+        """Return epochs of the source as an interval."""
         return {"epochs": self.share(epochs)}
 
-    def said(self, epochs: int) -> str:
-        """The same in words."""
+    def described(self, epochs: int) -> str:
+        """Describe a number of epochs of the source in words."""
         return f"{epochs}{f' x {self.at_once}' if self.at_once > 1 else ''} of {self.total} shards"
 
 
@@ -45,7 +45,7 @@ def count_shards(draft: Draft, stated: int | None) -> Shards:
     elif found:
         total, known_from = found, f"as in {draft.value('dataset_path')}"
     else:
-        total, known_from = _USUAL_SHARDS, "as the source's instructions make; --shards says another number"
+        total, known_from = _USUAL_SHARDS, "as the source's instructions make; --shards states another number"
     draft.approximate(
         "an epoch there is one shard of the data, here a pass over all of it: intervals are parts of its "
         f"{total} shards ({known_from})"
@@ -53,7 +53,7 @@ def count_shards(draft: Draft, stated: int | None) -> Shards:
     if draft.value("data_loader_type") == "dist":
         return Shards(total, 1)
     processes = draft.command.processes
-    counted = "one is assumed: the command does not say how many" if processes is None else f"{processes} of them"
+    counted = "one is assumed: the command does not state it" if processes is None else f"{processes} of them"
     draft.approximate(f"an epoch there is one shard on each process ({counted})", "data_loader_type")
     return Shards(total, processes or 1)
 
@@ -114,7 +114,7 @@ def put_training(draft: Draft, shards: Shards) -> None:
     draft.value("num_epochs")
     if draft.given("num_epochs"):
         epochs = draft.value("num_epochs")
-        draft.put("training.budget.epochs", shards.share(epochs), "num_epochs", note=shards.said(epochs))
+        draft.put("training.budget.epochs", shards.share(epochs), "num_epochs", note=shards.described(epochs))
     hours, exit_after = draft.value("total_training_time"), draft.value("early_exit_time_marker")
     draft.flag("total_training_time", "training.budget.hours")
     if exit_after <= hours:
@@ -127,7 +127,7 @@ def put_training(draft: Draft, shards: Shards) -> None:
     draft.leave_out("follows from the other sizes, there too", "gradient_accumulation_steps")
     batch, micro = draft.value("train_batch_size"), draft.value("train_micro_batch_size_per_gpu")
     if min(batch, micro) > 0 and batch % micro:
-        draft.refuse("train_micro_batch_size_per_gpu", f"the batch size {batch} is no multiple of {micro}")
+        draft.refuse("train_micro_batch_size_per_gpu", f"the batch size {batch} is not a multiple of {micro}")
     _put_precision(draft)
     draft.flag("gradient_clipping", "training.gradient_clipping")
     for name in ("prescale_gradients", "gradient_predivide_factor", "wall_clock_breakdown", "steps_per_print"):
@@ -150,7 +150,7 @@ def _put_precision(draft: Draft) -> None:
     backend = draft.value("fp16_backend")
     if half and backend == "apex":
         draft.approximate("DeepSpeed's mixed precision in the place of apex's", "fp16_backend")
-    draft.leave_out("DeepSpeed's is what kdcore has" if half else "says nothing without --fp16",
+    draft.leave_out("DeepSpeed's is what kdcore has" if half else "has no effect without --fp16",
                     *(["fp16_backend"] if not half or backend == "ds" else []))  # fmt: skip
     draft.leave_out("a level of apex", "fp16_opt")
 
@@ -163,7 +163,7 @@ def put_occasions(draft: Draft, shards: Shards) -> None:
     if draft.value("do_validation"):
         epochs = draft.value("validation_epochs")
         draft.put("validation.every", shards.every(epochs), "do_validation", "validation_epochs",
-                  note=shards.said(epochs))  # fmt: skip
+                  note=shards.described(epochs))  # fmt: skip
         for phase in phases:
             share, epochs = draft.value(f"validation_{phase}_proportion"), draft.value(f"validation_epochs_{phase}")
             if share == 0:
@@ -173,11 +173,11 @@ def put_occasions(draft: Draft, shards: Shards) -> None:
                 continue
             draft.flag(f"validation_{phase}_proportion", f"validation.{phase}.share")
             draft.put(f"validation.{phase}.every", shards.every(epochs), f"validation_epochs_{phase}",
-                      note=shards.said(epochs))  # fmt: skip
+                      note=shards.described(epochs))  # fmt: skip
         draft.flag("validation_micro_batch", "validation.batch_size")
     else:
         draft.put("validation.every", "never", "do_validation")
-        draft.leave_out("says nothing without --do_validation", *names)
+        draft.leave_out("has no effect without --do_validation", *names)
     _put_checkpoints(draft, shards)
     _put_early_stopping(draft)
 
@@ -186,16 +186,16 @@ def _put_checkpoints(draft: Draft, shards: Shards) -> None:
     epochs = draft.value("num_epochs_between_checkpoints")
     if epochs > 0:
         draft.put("checkpoints.every", shards.every(epochs), "num_epochs_between_checkpoints",
-                  note=shards.said(epochs))  # fmt: skip
+                  note=shards.described(epochs))  # fmt: skip
     else:
         draft.put("checkpoints.every", {"minutes": 30}, "num_epochs_between_checkpoints")
         draft.approximate(
-            "none on the way; a checkpoint every half hour costs little and is what an interrupted run goes on from",
+            "none on the way; a checkpoint every half hour costs little and is what an interrupted run continues from",
             "num_epochs_between_checkpoints",
         )
     draft.approximate("the last `checkpoints.keep` checkpoints are kept (2 if it is not stated); there all are")
     draft.leave_out(
-        "the same command goes on where its run stopped; the source's checkpoints cannot be read",
+        "the same command continues the run; the source's checkpoints cannot be read",
         "load_training_checkpoint",
         "load_checkpoint_id",
     )
@@ -216,8 +216,8 @@ def _put_early_stopping(draft: Draft) -> None:
         draft.flag(bounds[1], "early_stopping.max_loss")
     elif draft.value("use_early_stopping"):
         draft.leave_out(
-            "says nothing without --do_validation, but for --scale_cnt_limit", "use_early_stopping", *bounds
+            "has no effect without --do_validation, but for --scale_cnt_limit", "use_early_stopping", *bounds
         )
     else:
-        draft.leave_out("says nothing without --use_early_stopping", "use_early_stopping", *bounds)
+        draft.leave_out("has no effect without --use_early_stopping", "use_early_stopping", *bounds)
     draft.flag("scale_cnt_limit", "early_stopping.max_steps_at_min_loss_scale")
