@@ -7,7 +7,7 @@ is known. `Recipe.components` imports the components and checks their sections.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -193,7 +193,7 @@ def recipe_problems(data: Mapping[str, Any]) -> list[Problem]:
         One problem for each mistake, with its dotted key and without a file; empty if there is none.
     """
     checked = check(RecipeSettings, dict(data), (), lambda place: Origin())
-    return checked if isinstance(checked, list) else []
+    return [replace(problem, where=None) for problem in checked] if isinstance(checked, list) else []
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
