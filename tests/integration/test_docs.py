@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdcore import errors
+from kdcore.commands.subcommands import split_arguments
 from kdcore.recipe.fields import key_table
 from kdcore.recipe.loading import REGISTRIES, load_recipe
 from kdcore.recipe.schema import SECTION_DEFAULTS, RecipeSettings
@@ -91,6 +92,7 @@ def test_every_command_on_a_page_is_one(page, whole, capsys):
     assert len(found) > 3
     for program, *arguments in found:
         name = "train" if program == "kdcore-train" else arguments.pop(0)
+        name, arguments = split_arguments(name, arguments)
         command = commands.get(name)()
         if not arguments:
             continue  # its name alone, in a sentence
