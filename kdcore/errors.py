@@ -1,7 +1,7 @@
-"""One exception tree and the exit codes that every command keeps.
+"""Define the exception tree and the exit codes of every command.
 
-Exit codes tell a launcher what to do next: 2 means the user's input is wrong (never requeue), 1 means the machine
-failed (requeue), 3 means that training itself failed, 130 means interrupted.
+A launcher acts on the exit code: 2 means invalid input (never requeue), 1 an infrastructure failure (requeue),
+3 a training failure, 130 an interruption.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with the user's input.
+    """One problem with the user's input.
 
     Attributes:
-        what: what is wrong, as one sentence without a full stop at its end.
-        where: the place: a file, `file:line`, an override, a folder.
-        key: dotted key path inside that place, such as `losses.hidden_mse.layers`.
-        allowed: the values or names that would have been right.
-        hint: what to do about it.
+        what: the problem, as one sentence without a final full stop.
+        where: location of the problem: a file, `file:line`, an override, a folder.
+        key: dotted key path at that location, such as `losses.hidden_mse.layers`.
+        allowed: the valid values or names.
+        hint: how to fix it.
     """
 
     what: str
@@ -40,18 +40,18 @@ class Problem:
             allowed = self.allowed if isinstance(self.allowed, str) else ", ".join(self.allowed)
             lines.append(f"  allowed: {allowed}")
         if self.hint:
-            lines.append(f"  {self.hint}")
+            lines.append(f"  Hint: {self.hint}")
         return "\n".join(lines)
 
 
 class KdcoreError(Exception):
-    """Base of every error that kdcore raises on purpose; printed without a traceback."""
+    """Base class of the errors that commands print without a traceback."""
 
     exit_code = EXIT_MACHINE
 
 
 class InputError(KdcoreError):
-    """The user's input is wrong: a recipe, data, a folder, a plugin. Carries one problem or many."""
+    """The user's input is invalid: a recipe, data, a folder, a plugin. Holds one or more problems."""
 
     exit_code = EXIT_INPUT
 
@@ -74,11 +74,11 @@ class InputError(KdcoreError):
 
 
 class RecipeError(InputError):
-    """A recipe, or a combination of what it asks for, cannot be used."""
+    """A recipe, or a combination of its settings, is invalid."""
 
 
 class PluginError(InputError):
-    """A component is unknown, ambiguous, broken or built for another kdcore."""
+    """A component is unknown, ambiguous, broken or built for another version of kdcore."""
 
 
 class DataError(InputError):
@@ -86,17 +86,17 @@ class DataError(InputError):
 
 
 class MachineError(KdcoreError):
-    """The machine failed: a process died, a disk is full, a port is taken."""
+    """The infrastructure failed: a process died, a disk is full, a port is in use."""
 
     exit_code = EXIT_MACHINE
 
 
 class TrainingError(KdcoreError):
-    """Training itself failed: a loss that is not finite, a loss scale at its floor."""
+    """Training itself failed: the loss is not finite, or the loss scale stays at its minimum."""
 
     exit_code = EXIT_TRAINING
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, shortened to a line; its kind if it says nothing."""
+    """Return the first line of another library's error message, or the class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()

@@ -1,7 +1,8 @@
-"""Components by name: what is installed, found without importing it, and imported when its name is asked for.
+"""Discover installed components by name without importing them, and import a component on first use.
 
-Every package, kdcore itself included, declares its components as entry points in the groups listed in `ALL`. Code that
-is not installed registers with `register_loss("name")` and its siblings from a file named in a recipe's `imports:`.
+Every package, including kdcore itself, declares its components as entry points in the groups listed in `ALL`. Code that
+is not installed registers components with `register_loss("name")` and its siblings from a file listed under `imports:`
+in a recipe.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from packaging.utils import canonicalize_name
 
 from kdcore.errors import PluginError
 
-Component = TypeVar("Component", bound=type)
+ComponentT = TypeVar("ComponentT", bound=type)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A component that an installed package declares: metadata alone, nothing of it is imported.
+    """Metadata of a component of an installed package; the component is not imported.
 
     Attributes:
-        name: the name that recipes use.
-        value: where the class is, as `module:attribute`.
-        distribution: the package's name, as pip knows it.
+        name: name of the component in recipes.
+        value: import path of the class, as `module:attribute`.
+        distribution: the package's name, as given to pip.
         version: the package's version.
         group: the entry point group, such as `kdcore.losses`.
-        kdcore: the versions of kdcore that the package asks for, such as `<0.2,>=0.1`; empty if it does not say.
+        kdcore: the package's version specifier for kdcore, such as `<0.2,>=0.1`; empty if there is none.
     """
 
     name: str
@@ -50,18 +51,18 @@ class Entry:
 
     @property
     def package(self) -> str:
-        """Name and version of the package."""
+        """Return name and version of the package."""
         return f"{self.distribution} {self.version}"
 
     @property
     def fits(self) -> bool:
-        """Whether the package was built for this kdcore."""
+        """Return whether the package supports the installed version of kdcore."""
         return not self.kdcore or Requirement(f"kdcore{self.kdcore}").specifier.contains(_version(), prereleases=True)
 
 
 @dataclass(frozen=True)
 class _Registered:
-    """A class registered by running code; `source` is the recipe's import file, or None outside of one."""
+    """A class registered at run time; `source` is the file listed under `imports:`, or None outside of one."""
 
     cls: type
     source: str | None
@@ -72,8 +73,8 @@ class Registry:
 
     Args:
         group: the entry point group.
-        kind: what one component is called in messages, such as `loss`.
-        interface: `module:Class` of the base class; imported only when a component is.
+        kind: name of the kind in messages, such as `loss`.
+        interface: `module:Class` of the base class; imported together with the first component.
         needs_config: whether components carry a nested `Config`.
     """
 
@@ -86,30 +87,30 @@ class Registry:
         self._causes: dict[Entry, str] = {}
 
     def entries(self) -> list[Entry]:
-        """What installed packages declare, sorted by name and package."""
+        """Return the components declared by installed packages, sorted by name and package."""
         return list(_installed(_path_state()).get(self.group, ()))
 
     def names(self) -> list[str]:
-        """All names that can be asked for, sorted."""
+        """Return all available names, sorted."""
         return sorted({entry.name for entry in self.entries()} | set(self._registered))
 
     def registered(self) -> dict[str, list[type]]:
-        """Classes that running code has registered, by name."""
+        """Return the classes registered at run time, by name."""
         return {name: [one.cls for one in found] for name, found in self._registered.items()}
 
     def find(
         self, name: str, *, where: str | None = None, key: str | None = None, sources: Collection[str] | None = None
     ) -> Entry | type:
-        """Say what a name stands for, without importing it.
+        """Resolve a name without importing the component.
 
         Args:
-            name: the component's name, or `package:name` where several packages have it.
-            where: file and line that ask, for the error.
-            key: key path that asks, for the error.
-            sources: import files whose registrations count; all if None.
+            name: the component's name, or `package:name` if several packages provide it.
+            where: file and line of the reference, for the error message.
+            key: key path of the reference, for the error message.
+            sources: import files whose registrations are considered; all if None.
 
         Raises:
-            PluginError: no package has that name, several have it, or the one that has it is for another kdcore.
+            PluginError: the name is unknown, provided by several packages, or its package needs another kdcore version.
         """
         package, _, bare = name.rpartition(":")
         entries = [entry for entry in self.entries() if entry.name == bare]
@@ -127,32 +128,32 @@ class Registry:
             places = [f"package {entry.package}" for entry in entries] + [_place(one.cls) for one in classes]
             choices = [f"{entry.distribution}:{entry.name}" for entry in entries]
             raise PluginError(
-                f"{self.kind} `{name}` is provided more than once: {' and '.join(places)}",
+                f"{self.kind} `{name}` is ambiguous: provided by {' and '.join(places)}",
                 where=where,
                 key=key,
                 allowed=choices or None,
-                hint="Write `package:name` to choose one, or rename the one that is yours.",
+                hint="Write `package:name` to select one, or rename your own component.",
             )
         if classes:
             return classes[0].cls
         entry = entries[0]
         if not entry.fits:
             raise PluginError(
-                f"{self.kind} `{name}` comes from {entry.package}, which is built for kdcore{entry.kdcore}; "
-                f"this is kdcore {_version()}",
+                f"{self.kind} `{name}` of {entry.package} is built for kdcore{entry.kdcore}, "
+                f"but kdcore {_version()} is installed",
                 where=where,
                 key=key,
-                hint=f"Try `pip install --upgrade {entry.distribution}`, or install a kdcore that it fits.",
+                hint=f"Try `pip install --upgrade {entry.distribution}`, or install a matching version of kdcore.",
             )
         return entry
 
     def get(
         self, name: str, *, where: str | None = None, key: str | None = None, sources: Collection[str] | None = None
     ) -> type[Any]:
-        """Import the component of that name and check it; arguments as for `find`.
+        """Import a component by name and check its interface; arguments as for `find`.
 
         Raises:
-            PluginError: as `find`, or the component cannot be imported, or is not what its kind asks for.
+            PluginError: as `find`, or the component cannot be imported or does not implement the interface.
         """
         found = self.find(name, where=where, key=key, sources=sources)
         if not isinstance(found, Entry):
@@ -163,7 +164,7 @@ class Registry:
             try:
                 cls = _load(found)
             except (Exception, SystemExit) as error:
-                # A second import of a half-imported module often fails in another, misleading way: keep the first.
+                # Importing a half-imported module again often fails with a misleading error: keep the first one.
                 cause = self._causes[found] = describe_error(error)
             else:
                 problem = self._fault(cls)
@@ -174,26 +175,26 @@ class Registry:
             what + (f"cannot be imported: {cause}" if cause is not None else f"cannot be used: {problem}"),
             where=where,
             key=key,
-            hint=f"The fault is in the package {found.distribution}; other packages work without it."
+            hint=f"The error is in the package {found.distribution}; other packages are not affected."
             if canonicalize_name(found.distribution) != "kdcore"
             else None,
         )
 
-    def register(self, name: str) -> Callable[[Component], Component]:
+    def register(self, name: str) -> Callable[[ComponentT], ComponentT]:
         """Register the decorated class under a name, for code that is not installed.
 
-        Running the same code again (a notebook's cell, an edited file) replaces what it registered before.
+        Running the same code again (a notebook cell, an edited file) replaces its earlier registration.
 
         Raises:
-            PluginError: the class is not what its kind asks for.
+            PluginError: the class does not implement the interface of its kind.
         """
 
-        def decorate(cls: Component) -> Component:
+        def decorate(cls: ComponentT) -> ComponentT:
             problem = self._fault(cls)
             if problem:
                 raise PluginError(f"{self.kind} `{name}` ({_place(cls)}) cannot be registered: {problem}")
             if not name or ":" in name:
-                raise PluginError(f"{name!r} cannot be the name of a {self.kind}: it is empty or has a colon")
+                raise PluginError(f"{name!r} is not a valid name for a {self.kind}: it is empty or contains a colon")
             mine = _Registered(cls, _source[-1] if _source else None)
             others = self._registered.get(name, [])
             same = (mine.source, cls.__module__, cls.__qualname__)
@@ -204,7 +205,7 @@ class Registry:
         return decorate
 
     def _fault(self, cls: object) -> str:
-        """What keeps an object from being a component of this kind; empty if nothing does."""
+        """Describe why an object is not a valid component of this kind; empty if it is valid."""
         module, _, attribute = self.interface.partition(":")
         interface = getattr(importlib.import_module(module), attribute)
         if not isinstance(cls, type):
@@ -245,19 +246,21 @@ class Registry:
         hints = []
         if package and bare in names:
             having = [entry.distribution for entry in self.entries() if entry.name == bare]
-            hints.append(f"No installed package {package} has it; these do: {', '.join(having)}.")
+            hints.append(f"The package {package} does not provide it; these packages do: {', '.join(having)}.")
         elif bare in elsewhere:
             hints.append(f"The package {elsewhere[bare]} provides it: `pip install {elsewhere[bare]}`.")
         else:
-            for near in difflib.get_close_matches(bare, [*names, *elsewhere], n=3):
-                install = "" if near in names else f" (`pip install {elsewhere[near]}`)"
-                hints.append(f"Did you mean `{near}`{install}?")
+            # A name may be in both lists: without duplicates, or the hint would repeat it.
+            near = difflib.get_close_matches(bare, dict.fromkeys([*names, *elsewhere]), n=3)
+            if near:
+                install = {one: "" if one in names else f" (`pip install {elsewhere[one]}`)" for one in near}
+                hints.append(f"Did you mean {' or '.join(f'`{one}`{install[one]}' for one in near)}?")
         return PluginError(
-            f"no {self.kind} is called `{name}`",
+            f"unknown {self.kind} `{name}`",
             where=where,
             key=key,
             allowed=[*names] or "none is installed",
-            hint=" ".join(hints) or f"A package adds one through the entry point group {self.group}.",
+            hint=" ".join(hints) or f"A package can add a {self.kind} with an entry point in the group {self.group}.",
         )
 
 
@@ -270,7 +273,7 @@ def component_names(group: str) -> list[str]:
 
 
 def near_names(name: str) -> str | None:
-    """A hint with the components of any kind that are called nearly so, installed or not."""
+    """Suggest installed components of any kind with a similar name; None if there are none."""
     kinds = {near: registry.kind for registry in ALL.values() for near in registry.names()}
     near = difflib.get_close_matches(name, kinds, n=3)
     return f"Did you mean {' or '.join(f'the {kinds[one]} `{one}`' for one in near)}?" if near else None
@@ -281,7 +284,7 @@ _source: list[str] = []
 
 @contextmanager
 def registering_from(source: str) -> Iterator[None]:
-    """While this is open, whatever registers does so on behalf of the file `source`."""
+    """Attribute registrations inside this context to the file `source`."""
     _source.append(source)
     try:
         yield
@@ -316,7 +319,7 @@ def _place(cls: object) -> str:
 
 
 def _path_state() -> tuple[tuple[str, int], ...]:
-    """What discovery depends on: `sys.path` and when its folders changed."""
+    """Return the cache key of discovery: `sys.path` and the modification times of its folders."""
     return tuple((path, os.stat(path).st_mtime_ns) for path in sys.path if os.path.isdir(path))
 
 
@@ -326,7 +329,7 @@ def _installed(_state: tuple[tuple[str, int], ...]) -> dict[str, list[Entry]]:
     seen: set[str] = set()
     for distribution in metadata.distributions():
         points = [point for point in distribution.entry_points if point.group in ALL]
-        # Of two installations of one package Python imports the first on its path.
+        # Of two installations of one package, Python imports the first on `sys.path`.
         if not points or canonicalize_name(distribution.name) in seen:
             continue
         seen.add(canonicalize_name(distribution.name))
@@ -340,7 +343,7 @@ def _installed(_state: tuple[tuple[str, int], ...]) -> dict[str, list[Entry]]:
 
 
 def _kdcore_versions(distribution: metadata.Distribution) -> str:
-    """The versions of kdcore that a package asks for when it is installed without extras."""
+    """Return the package's version specifier for kdcore, without extras."""
     specifiers = []
     for line in distribution.requires or ():
         try:
@@ -356,7 +359,7 @@ def _kdcore_versions(distribution: metadata.Distribution) -> str:
 
 @lru_cache(maxsize=1)
 def _known_packages() -> dict[str, dict[str, str]]:
-    """Group, then name, then the package that provides it; written by `plugins/index.py`."""
+    """Map group and name to the providing package; the file is written by `plugins/index.py`."""
     text = resources.files("kdcore").joinpath("known_packages.json").read_text(encoding="utf-8")
     return json.loads(text)  # type: ignore[no-any-return]
 

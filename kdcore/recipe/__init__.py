@@ -1,1 +1,1 @@
-"""Recipes: the YAML files that say what is trained, and how."""
+"""Load, check, merge and display recipes, the YAML files that configure a run."""

@@ -1,4 +1,4 @@
-"""Checks plain data against a pydantic model and says in kdcore's own words what is wrong with it, and where."""
+"""Check plain data against a pydantic model and report problems with their location in kdcore's error format."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from kdcore.errors import InputError, Problem, RecipeError
 from kdcore.recipe.fields import Option, at, field_of, inside, keys_of, literals
-from kdcore.recipe.merging import Place
+from kdcore.recipe.merging import KeyPath
 from kdcore.recipe.paths import resolve_path
 from kdcore.recipe.yaml import Origin, Plain, describe
 from kdcore.registry import ALL
 
-Model = TypeVar("Model", bound=BaseModel)
-Locate = Callable[[Place], Origin]
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+Locate = Callable[[KeyPath], Origin]
 
 EXPECTED = {
     "int_type": "an integer",
@@ -43,25 +43,24 @@ EXPECTED = {
 }
 
 
-def dotted(place: Place) -> str:
-    """A place as messages and overrides write it: `losses.hidden_mse.layers.0`."""
+def dotted(place: KeyPath) -> str:
+    """Format a key path as in messages and overrides: `losses.hidden_mse.layers.0`."""
     return ".".join(str(part) for part in place)
 
 
-def check(model: type[Model], data: dict[str, Plain], prefix: Place, locate: Locate) -> Model | list[Problem]:
-    """Build a model from data, or say all that is wrong.
+def check(model: type[SettingsT], data: dict[str, Plain], prefix: KeyPath, locate: Locate) -> SettingsT | list[Problem]:
+    """Build a model from data, or return all problems.
 
-    Types are taken at their word: the text "64" is no number. Lists are good for tuples, integers for numbers.
+    Types are strict: the text "64" is not accepted as a number. Lists are accepted as tuples, integers as numbers.
 
     Args:
         model: the pydantic model.
         data: its keys and values.
-        prefix: where the data stand in the recipe.
-        locate: origin of a place; for one that is not stated, that of the nearest part that is.
+        prefix: key path of the data in the recipe.
+        locate: returns the origin of a key path, or that of its nearest ancestor if the key is not stated.
     """
     try:
-        # Strict checks of JSON are just as strict as a recipe needs; those of Python objects would refuse [1, 2] as
-        # a tuple.
+        # Validated as JSON, because strict validation of Python objects rejects the list [1, 2] as a tuple.
         return model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         faults = [_fault(model, data, dict(details)) for details in error.errors(include_url=False)]
@@ -82,12 +81,12 @@ class _Fault:
     found: Any
 
     @property
-    def place(self) -> Place:
+    def place(self) -> KeyPath:
         return tuple(step for step in self.steps if not isinstance(step, tuple))
 
     @property
     def expected(self) -> str | None:
-        """What would have been right, if the value is of a wrong type."""
+        """Return the expected type, or None if the fault is not a type error."""
         if self.type in ("literal_error", "enum"):
             return str(self.context["expected"])
         return EXPECTED.get(self.type) or self.context.get("wanted")
@@ -114,7 +113,7 @@ def _fault(model: type[BaseModel], data: Plain, details: dict[str, Any]) -> _Fau
 
 
 def _choose_branches(faults: Sequence[_Fault]) -> list[_Fault]:
-    """Pydantic reports a union's every branch; keep the one that the user meant, or join them to one fault."""
+    """Reduce pydantic's errors for all branches of a union to the most likely branch, or merge them into one fault."""
     chosen: list[_Fault] = []
     unions: dict[tuple[Any, ...], list[_Fault]] = {}
     for fault in faults:
@@ -141,7 +140,7 @@ def _choose_branches(faults: Sequence[_Fault]) -> list[_Fault]:
     return chosen
 
 
-def _problem(model: type[BaseModel], data: Plain, fault: _Fault, prefix: Place, locate: Locate) -> Problem:
+def _problem(model: type[BaseModel], data: Plain, fault: _Fault, prefix: KeyPath, locate: Locate) -> Problem:
     place = (*prefix, *fault.place)
     where, key = str(locate(place)), dotted(place) or None
     around = at(model, fault.place[:-1])
@@ -162,11 +161,11 @@ def _problem(model: type[BaseModel], data: Plain, fault: _Fault, prefix: Place, 
     if fault.type == "value_error":
         return Problem(str(fault.context.get("error", fault.message)), where, key)
     if fault.type == "string_pattern_mismatch":
-        return Problem(f"{describe(fault.found)} does not fit the pattern {fault.context['pattern']}", where, key)
+        return Problem(f"{describe(fault.found)} does not match the pattern {fault.context['pattern']}", where, key)
     if fault.type in ("too_short", "string_too_short"):
-        return Problem(f"needs at least {_count(fault.context['min_length'], fault)}", where, key)
+        return Problem(f"must have at least {_count(fault.context['min_length'], fault)}", where, key)
     if fault.type in ("too_long", "string_too_long"):
-        return Problem(f"can have at most {_count(fault.context['max_length'], fault)}", where, key)
+        return Problem(f"must have at most {_count(fault.context['max_length'], fault)}", where, key)
     message = fault.message.removeprefix("Input should be ").removeprefix("Value error, ")
     if message != fault.message and not fault.message.startswith("Value error"):
         return Problem(f"must be {message}, found {describe(fault.found)}", where, key)
@@ -194,10 +193,10 @@ def _count(number: int, fault: _Fault) -> str:
 
 
 class SectionWalker:
-    """Makes the paths in a section absolute and checks the components that are nested in it.
+    """Make the paths in a section absolute and check its nested components.
 
     Attributes:
-        problems: all that was found wrong so far.
+        problems: the problems found so far.
     """
 
     def __init__(self, locate: Locate, sources: Sequence[str] | None = None) -> None:
@@ -205,23 +204,23 @@ class SectionWalker:
         self.sources = sources
         self.problems: list[Problem] = []
 
-    def walk(self, places: Iterable[Option], value: Plain, place: Place) -> Plain:
-        """The value with absolute paths; `places` are the types that it may have, `place` says where it stands."""
-        places = list(places)
+    def walk(self, candidates: Iterable[Option], value: Plain, place: KeyPath) -> Plain:
+        """Return the value at `place` with absolute paths; `candidates` are its possible types."""
+        candidates = list(candidates)
         if isinstance(value, str):
-            markers = [option.path for option in places if option.path is not None]
-            if markers and value not in literals(places):
+            markers = [option.path for option in candidates if option.path is not None]
+            if markers and value not in literals(candidates):
                 return self._path(value, any(marker.hub for marker in markers), place)
         elif isinstance(value, list):
-            return [self.walk(inside(places, index), item, (*place, index)) for index, item in enumerate(value)]
+            return [self.walk(inside(candidates, index), item, (*place, index)) for index, item in enumerate(value)]
         elif isinstance(value, dict):
-            for option in places:
+            for option in candidates:
                 if option.component is not None:
                     return self._component(option.component.group, value, place)
-            return {key: self.walk(inside(places, key), item, (*place, key)) for key, item in value.items()}
+            return {key: self.walk(inside(candidates, key), item, (*place, key)) for key, item in value.items()}
         return value
 
-    def _path(self, text: str, hub: bool, place: Place) -> str:
+    def _path(self, text: str, hub: bool, place: KeyPath) -> str:
         origin = self.locate(place)
         try:
             return resolve_path(text, origin.folder, hub=hub)
@@ -229,15 +228,15 @@ class SectionWalker:
             self.problems += [replace(problem, where=str(origin), key=dotted(place)) for problem in error.problems]
             return text
 
-    def _component(self, group: str, section: dict[str, Plain], place: Place) -> dict[str, Plain]:
-        """A nested section that names a component of another registry, such as a corpus of a data recipe."""
+    def _component(self, group: str, section: dict[str, Plain], place: KeyPath) -> dict[str, Plain]:
+        """Check a nested section of a component of another registry, such as a corpus of a data recipe."""
         name = section.get("name")
         where, key = str(self.locate(place)), dotted(place)
         if not isinstance(name, str):
             kind = ALL[group].kind
             what = "`name` is missing" if name is None else f"expected text as `name`, found {describe(name)}"
             self.problems.append(
-                Problem(what, where, key, ALL[group].names(), f"Every {kind} is a map with the `name` of a {kind}.")
+                Problem(what, where, key, ALL[group].names(), f"Write a map whose `name` is the name of a {kind}.")
             )
             return section
         try:
@@ -253,8 +252,8 @@ class SectionWalker:
         return {"name": name, **walked}
 
 
-def checked_or_raise(model: type[Model], data: dict[str, Plain], locate: Locate) -> Model:
-    """A whole file's model: paths made absolute, nested components checked, everything else too.
+def checked_or_raise(model: type[SettingsT], data: dict[str, Plain], locate: Locate) -> SettingsT:
+    """Build the model of a whole file: make paths absolute, check nested components and all keys.
 
     Raises:
         RecipeError: with all problems.

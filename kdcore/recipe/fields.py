@@ -1,4 +1,4 @@
-"""Walks a pydantic model's annotations beside the data: which models, paths and components stand at a place."""
+"""Find the nested models, paths and components at a key path of a pydantic model."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from kdcore.registry import ALL
 
 @dataclass(frozen=True)
 class Option:
-    """One of the types that a value may have (a union has several), with the markers of its `Annotated`."""
+    """One possible type of a value (a union has several), with the markers of its `Annotated`."""
 
     type: Any
     markers: tuple[Any, ...] = ()
 
     @property
     def model(self) -> type[BaseModel] | None:
-        """The model that a map here has to fit, if it is one."""
+        """Return the pydantic model of a map, or None if the type is not a model."""
         return self.type if isinstance(self.type, type) and issubclass(self.type, BaseModel) else None
 
     @property
     def path(self) -> RecipePath | None:
-        """The path marker, if a string here is a path."""
+        """Return the path marker, or None if a string of this type is not a path."""
         return next((marker for marker in self.markers if isinstance(marker, RecipePath)), None)
 
     @property
     def component(self) -> ComponentSection | None:
-        """The section marker, if a map here names a component."""
+        """Return the section marker, or None if a map of this type is not a component's section."""
         return next((marker for marker in self.markers if isinstance(marker, ComponentSection)), None)
 
 
 def options(annotation: Any, markers: tuple[Any, ...] = ()) -> Iterator[Option]:
-    """All types that an annotation allows, unions and aliases taken apart."""
+    """Yield all types that an annotation allows, with unions and aliases expanded."""
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *more = get_args(annotation)
@@ -52,14 +52,14 @@ def options(annotation: Any, markers: tuple[Any, ...] = ()) -> Iterator[Option]:
         yield Option(annotation, markers)
 
 
-def inside(places: Iterable[Option], part: str | int) -> list[Option]:
-    """The types that the value at a key or an index may have, given those of the map or list around it."""
+def inside(containers: Iterable[Option], part: str | int) -> list[Option]:
+    """Return the possible types of the value at a key or index, given those of the map or list that contains it."""
     found: list[Option] = []
-    for place in places:
-        arguments = [argument for argument in get_args(place.type) if argument is not Ellipsis]
-        origin = get_origin(place.type)
-        if place.model is not None:
-            field = field_of(place.model, part)
+    for container in containers:
+        arguments = [argument for argument in get_args(container.type) if argument is not Ellipsis]
+        origin = get_origin(container.type)
+        if container.model is not None:
+            field = field_of(container.model, part)
             if field is not None:
                 found += options(field.annotation, tuple(field.metadata))
         elif not isinstance(origin, type) or not arguments:
@@ -73,25 +73,25 @@ def inside(places: Iterable[Option], part: str | int) -> list[Option]:
     return found
 
 
-def literals(places: Iterable[Option]) -> set[Any]:
-    """The constants among the types."""
-    return {value for place in places if get_origin(place.type) is Literal for value in get_args(place.type)}
+def literals(candidates: Iterable[Option]) -> set[Any]:
+    """Return the values of the `Literal` types among the candidates."""
+    return {value for option in candidates if get_origin(option.type) is Literal for value in get_args(option.type)}
 
 
 def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The keys that a recipe may use for a model's fields."""
+    """Return a model's fields by their keys in a recipe."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def field_of(model: type[BaseModel], key: str | int) -> FieldInfo | None:
-    """The field behind a recipe's key."""
+    """Return the field of a recipe's key, or None."""
     return keys_of(model).get(key) if isinstance(key, str) else None
 
 
-def at(model: type[BaseModel], place: Iterable[str | int]) -> list[Option]:
-    """The types that the value at a place inside a model may have."""
+def at(model: type[BaseModel], key_path: Iterable[str | int]) -> list[Option]:
+    """Return the possible types of the value at a key path inside a model."""
     found = [Option(model)]
-    for part in place:
+    for part in key_path:
         found = inside(found, part)
     return found
 
@@ -99,7 +99,7 @@ def at(model: type[BaseModel], place: Iterable[str | int]) -> list[Option]:
 def key_table(
     model: type[BaseModel], prefix: str = "", without: Collection[str] = ()
 ) -> list[tuple[str, str, str, str]]:
-    """Key, type, default and description of every key of a config, those of nested models below theirs."""
+    """Return key, type, default and description of every key of a config, including nested models."""
     rows = []
     for key, field in keys_of(model).items():
         if key in without:
@@ -115,7 +115,7 @@ def key_table(
 
 
 def type_name(annotation: Any, markers: tuple[Any, ...] = ()) -> str:
-    """A type in the words of a recipe."""
+    """Format a type in the terms of a recipe."""
     names = []
     for option in options(annotation, markers):
         origin, arguments = get_origin(option.type), get_args(option.type)

@@ -1,4 +1,4 @@
-"""Runs the Python files that a recipe names under `imports:`, so that they can register components."""
+"""Run the Python files listed under `imports:` in a recipe, which register components."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _done: dict[str, int] = {}
 
 
 def run_import(file: str, *, where: str, key: str) -> None:
-    """Run a file, once in a process while it does not change.
+    """Run a file; once per process unless the file changes.
 
     Raises:
-        PluginError: the file does not exist, or its code raises; with the cause and its line.
+        PluginError: the file does not exist, or its code raises an error; the message has the cause and the line.
     """
     path = Path(file)
     if not path.is_file():
         what = f"{path} is a folder" if path.is_dir() else f"the file {path} does not exist"
-        raise PluginError(what, where=where, key=key, hint="`imports:` names Python files that register components.")
+        raise PluginError(what, where=where, key=key, hint="`imports:` lists Python files that register components.")
     changed = path.stat().st_mtime_ns
     if _done.get(file) == changed:
         return
-    # A name that no other file has, and that stays the same: losses defined in the file can be pickled.
+    # A unique and stable module name, so that losses defined in the file can be pickled.
     name = f"kdcore_import_{path.stem}_{hashlib.sha256(file.encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise PluginError(f"{path} is not a Python file", where=where, key=key, hint="Its name has to end in .py.")
+        raise PluginError(f"{path} is not a Python file", where=where, key=key, hint="Its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -39,12 +39,12 @@ def run_import(file: str, *, where: str, key: str) -> None:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise PluginError(f"{path} cannot be run: {_cause(error, file)}", where=where, key=key) from error
+        raise PluginError(f"{path} failed: {_cause(error, file)}", where=where, key=key) from error
     _done[file] = changed
 
 
 def _cause(error: BaseException, file: str) -> str:
-    """The error, with the line of the file that led to it."""
+    """Format the error with the line of the file that caused it."""
     text = str(error) if isinstance(error, KdcoreError) else f"{type(error).__name__}: {error}".removesuffix(": ")
     if isinstance(error, SyntaxError):
         return text

@@ -1,7 +1,7 @@
-"""A JSON Schema of recipes with every component that is installed, so that editors complete and check as one types.
+"""Build the JSON Schema of recipes with all installed components, for completion and checks in editors.
 
-It says what may stand in a recipe, not what has to: with `extends`, most files are parts. `kdcore recipe check` tells
-what is missing.
+The schema does not enforce required keys, because a file with `extends` may be partial. `kdcore recipe check` reports
+missing keys.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ SECTIONS = {
 
 
 def recipe_json_schema() -> tuple[Schema, list[str]]:
-    """The schema, and what is wrong with the components that had to be left out."""
+    """Build the schema; the second value lists the errors of components that were skipped."""
     definitions: Schema = {}
     skipped: list[str] = []
     for group, registry in ALL.items():
         if registry.needs_config:
             for entry in registry.entries():
                 try:
-                    # A package's name chooses where several have the component.
+                    # The package's name resolves a component that several packages provide.
                     cls = registry.get(f"{entry.distribution}:{entry.name}")
                     section = _closed(cls.Config, f"{group}.{entry.distribution}.{entry.name}", definitions)
                 except KdcoreError as error:
                     skipped.append(str(error))
-                except Exception as error:  # a config whose schema pydantic cannot tell
+                except Exception as error:  # pydantic cannot generate a schema for the config
                     skipped.append(f"{registry.kind} `{entry.name}` of {entry.package}: {error}")
                 else:
                     definitions[_name_of(entry)] = _named(section, entry, cls)
     schema = _closed(RecipeSettings, "recipe", definitions)
     properties = schema["properties"]
     properties["extends"] = {
-        "description": "Recipes that this one builds on, relative to this file; kdcore:NAME is one that kdcore ships.",
+        "description": "Base recipes, relative to this file; kdcore:NAME is a recipe that kdcore ships.",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
     for key, group in SECTIONS.items():
         properties[key] = _any_of(group, SECTION_DEFAULTS.get(key))
     properties["losses"] = {
         "type": "object",
-        "description": "Label, then loss; the label is the loss's name unless `name` says another.",
+        "description": "Losses by label; the label is also the loss's name unless `name` is given.",
         "properties": {name: _any_of("kdcore.losses", name) for name in ALL["kdcore.losses"].names()},
         "additionalProperties": _any_of("kdcore.losses", None),
     }
@@ -68,7 +68,7 @@ def _name_of(entry: Entry) -> str:
 
 
 def _closed(model: type[BaseModel], prefix: str, definitions: Schema) -> Schema:
-    """The schema of one model; what it refers to goes to `definitions` under names of its own."""
+    """Return the schema of one model; add its nested definitions to `definitions` under prefixed names."""
     schema = model.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
     for name, inner in schema.pop("$defs", {}).items():
         definitions[f"{prefix}.{name}"] = inner
@@ -76,7 +76,7 @@ def _closed(model: type[BaseModel], prefix: str, definitions: Schema) -> Schema:
 
 
 def _named(section: Schema, entry: Entry, cls: type[Any]) -> Schema:
-    """A component's section: its config's keys, and the `name` that chooses it."""
+    """Return the schema of a component's section: the keys of its config and `name`."""
     properties = {key: value for key, value in section.get("properties", {}).items() if key not in ("name", "label")}
     name = {"enum": [entry.name, f"{entry.distribution}:{entry.name}"], "description": f"From {entry.package}."}
     about = (cls.__doc__ or "").strip().partition("\n")[0]
@@ -84,12 +84,12 @@ def _named(section: Schema, entry: Entry, cls: type[Any]) -> Schema:
 
 
 def _any_of(group: str, default: str | None) -> Schema:
-    """Any component of a group, or null to remove what an extended recipe says; one needs no `name`."""
+    """Mark any component of a group, or null to remove an inherited value; `default` may omit `name`."""
     return {"x-kdcore-components": group, "x-kdcore-default": default}
 
 
 def _resolve(schema: Any, definitions: Schema) -> Any:
-    """Put references to components where a field is marked as one, and drop what partial files cannot keep."""
+    """Replace component marks by references and drop `required`, which partial files cannot satisfy."""
     if isinstance(schema, list):
         return [_resolve(item, definitions) for item in schema]
     if not isinstance(schema, dict):

@@ -1,7 +1,7 @@
-"""From a recipe file to checked settings and to the classes that it names.
+"""Load a recipe file into checked settings and component classes.
 
-`load_recipe` checks all that needs no component: YAML, `extends`, overrides, the core's own keys, and that every name
-is known. `Recipe.components` imports the components and checks their sections.
+`load_recipe` checks everything that does not need a component: YAML, `extends`, overrides, the core's keys and all
+component names. `Recipe.components` imports the components and checks their sections.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kdcore.errors import InputError, Problem, RecipeError
 from kdcore.recipe.checking import SectionWalker, check, checked_or_raise, dotted
 from kdcore.recipe.fields import Option, inside
 from kdcore.recipe.imports import run_import
-from kdcore.recipe.merging import Place, load_merged
+from kdcore.recipe.merging import KeyPath, load_merged
 from kdcore.recipe.paths import resolve_recipe
 from kdcore.recipe.schema import SECTION_DEFAULTS, RecipeSettings
 from kdcore.recipe.showing import annotated
@@ -26,7 +26,7 @@ from kdcore.registry import Registry, losses, models, optimizers, schedulers, ta
 
 __all__ = ["Component", "Components", "Origin", "Recipe", "load_config", "load_recipe"]
 
-Model = TypeVar("Model", bound=BaseModel)
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 REGISTRIES: dict[str, Registry] = {
     "teacher": models,
@@ -41,13 +41,13 @@ REGISTRIES: dict[str, Registry] = {
 
 @dataclass(frozen=True)
 class Component:
-    """A component that a recipe names.
+    """A component of a recipe.
 
     Attributes:
-        name: as the recipe says it.
+        name: name of the component in the recipe.
         cls: the class.
         config: the checked instance of its nested `Config`.
-        key: where it stands in the recipe, such as `losses.hidden_mse`.
+        key: its key path in the recipe, such as `losses.hidden_mse`.
     """
 
     name: str
@@ -71,9 +71,9 @@ class Components:
 
 @dataclass(frozen=True)
 class _Section:
-    """The part of a recipe that names one component."""
+    """The section of one component in a recipe."""
 
-    place: Place
+    place: KeyPath
     name: str
     settings: dict[str, Plain]
 
@@ -87,9 +87,9 @@ class Recipe:
 
     Attributes:
         path: the file.
-        data: all keys and values that are stated; paths are absolute as far as they are known to be paths: those of
-            components once `components` has been called.
-        settings: the same, as the checked core keys with their defaults.
+        data: all stated keys and values. Paths of core keys are absolute; paths of components after `components` has
+            been called.
+        settings: the checked core keys with their defaults.
     """
 
     def __init__(self, path: Path, root: Node, data: dict[str, Plain], settings: RecipeSettings) -> None:
@@ -101,19 +101,19 @@ class Recipe:
 
     @property
     def run_folder(self) -> Path:
-        """Where its run lives, or will live."""
+        """Return the run folder, which may not exist yet."""
         run = self.settings.run
         return Path(run.folder).absolute() / run.name / run.id
 
     def origin(self, key: str) -> Origin:
-        """Where the value at a dotted key is stated; for one that is not, where the nearest part around it is."""
+        """Return the origin of the value at a dotted key, or that of its nearest ancestor if it is not stated."""
         return _origin(self._root, tuple(key.split(".")) if key else ())
 
     def components(self) -> Components:
-        """Run the files under `imports:`, import every component that is named, and check its section.
+        """Run the files under `imports:`, import all components of the recipe and check their sections.
 
         Raises:
-            PluginError: a file under `imports:` cannot be run.
+            PluginError: a file under `imports:` failed.
             RecipeError: with all problems of all components.
         """
         if self._components is None:
@@ -121,16 +121,16 @@ class Recipe:
         return self._components
 
     def resolved_yaml(self) -> str:
-        """The recipe as one file without `extends`; loading it anywhere gives the same settings.
+        """Format the recipe as one file without `extends`; loading it from any folder gives the same settings.
 
         Raises:
-            InputError: as `components`, which has to know what is a path.
+            InputError: as `components`, which determines the keys that are paths.
         """
         self.components()
         return dump_yaml(self.data)
 
     def annotated_yaml(self) -> str:
-        """What is stated and the defaults of the core's keys, each with its origin as a comment; valid YAML itself."""
+        """Format the stated values and the core's defaults as YAML, each with its origin as a comment."""
         return annotated(self._root, self.settings.model_dump(mode="json"))
 
     def _load_components(self) -> Components:
@@ -138,7 +138,7 @@ class Recipe:
             place = ("imports", index)
             run_import(file, where=str(_origin(self._root, place)), key=dotted(place))
         walker = SectionWalker(lambda place: _origin(self._root, place), self.settings.imports)
-        found: dict[Place, Component] = {}
+        found: dict[KeyPath, Component] = {}
         data = dict(self.data)
         for section in _sections(self.data):
             where, key = str(walker.locate(section.place)), dotted(section.place)
@@ -177,7 +177,7 @@ class Recipe:
         if section.place[0] == "losses":
             if "label" in own:
                 key = dotted((*section.place, "label"))
-                what = "a loss's label is its key under `losses`, it cannot be stated again"
+                what = "the label of a loss is its key under `losses`, `label` cannot be set"
                 return [Problem(what, str(self.origin(key)), key)]
             own |= {"name": section.name, "label": str(section.place[1])}
         return check(cls.Config, own, section.place, lambda place: _origin(self._root, place))
@@ -197,10 +197,10 @@ def recipe_problems(data: Mapping[str, Any]) -> list[Problem]:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and check all that needs no component; nothing but YAML and metadata is read.
+    """Read a recipe and check everything that does not need a component; reads YAML and package metadata only.
 
     Args:
-        path: a file, or `kdcore:quickstart.yaml` for one that kdcore ships.
+        path: a file, or `kdcore:quickstart.yaml` for a recipe that kdcore ships.
         overrides: `key=value` each, as on the command line.
 
     Raises:
@@ -210,11 +210,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     merged = load_merged(file, overrides, SECTION_DEFAULTS)
     root = merged.root
 
-    def locate(place: Place) -> Origin:
+    def locate(place: KeyPath) -> Origin:
         return _origin(root, place)
 
     problems = [
-        Problem("the loss has no value, which removes it", str(origin), dotted(place), hint="Write `{}` for defaults.")
+        Problem("an empty value removes the loss", str(origin), dotted(place), hint="Write `{}` to use its defaults.")
         for place, origin in merged.pointless.items()
         if len(place) == 2 and place[0] == "losses"
     ]
@@ -230,8 +230,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe(file, root, data, settings)
 
 
-def load_config(path: str | Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
-    """Read a file that holds one config, such as a data recipe, with `extends`, overrides and the errors of recipes.
+def load_config(path: str | Path, model: type[SettingsT], overrides: Sequence[str] = ()) -> SettingsT:
+    """Read a file with one config, such as a data recipe, with `extends`, overrides and the error format of recipes.
 
     Args:
         path: the YAML file.
@@ -246,13 +246,14 @@ def load_config(path: str | Path, model: type[Model], overrides: Sequence[str] =
 
 
 def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
-    """Core keys that are right one by one and wrong together."""
+    """Yield problems of core keys that are valid alone and invalid together."""
     training = settings.training
     if training.micro_batch_size is not None and training.batch_size % training.micro_batch_size:
         key = "training.micro_batch_size"
         fitting = [size for size in range(1, training.batch_size + 1) if training.batch_size % size == 0]
         yield Problem(
-            f"the batch size {training.batch_size} cannot be divided into micro batches of {training.micro_batch_size}",
+            f"the batch size {training.batch_size} is not a multiple of the micro-batch size "
+            f"{training.micro_batch_size}",
             str(_origin(root, ("training", "micro_batch_size"))),
             key,
             [str(size) for size in fitting],
@@ -260,7 +261,8 @@ def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
     for label in settings.losses:
         if "." in label or "/" in label or not label.strip():
             origin = _origin(root, ("losses", label))
-            yield Problem(f"{label!r} cannot be the label of a loss: no `.` and no `/`", str(origin), "losses")
+            what = f"{label!r} is not a valid label for a loss: it is empty or contains `.` or `/`"
+            yield Problem(what, str(origin), "losses")
 
 
 def _unknown_names(data: dict[str, Plain], root: Node) -> list[Problem]:
@@ -271,7 +273,7 @@ def _unknown_names(data: dict[str, Plain], root: Node) -> list[Problem]:
         try:
             section.registry.find(section.name, where=where, key=key, sources=imports)
         except InputError as error:
-            # What is not installed may be registered by a file that has not been run yet.
+            # A component that is not installed may be registered by an import file that has not been run yet.
             installed = {entry.name for entry in section.registry.entries()}
             if not imports or section.name.rpartition(":")[2] in installed:
                 problems += error.problems
@@ -281,8 +283,8 @@ def _unknown_names(data: dict[str, Plain], root: Node) -> list[Problem]:
 def _sections(
     data: dict[str, Plain], problems: list[Problem] | None = None, root: Node | None = None
 ) -> list[_Section]:
-    """Every part of a recipe that names a component; with `problems`, what cannot be one is reported there."""
-    stated: dict[Place, Plain] = {(key,): data[key] for key in ("teacher", "student", "task") if key in data}
+    """Return the sections of all components; append problems of invalid sections to `problems` if given."""
+    stated: dict[KeyPath, Plain] = {(key,): data[key] for key in ("teacher", "student", "task") if key in data}
     if isinstance(data.get("losses"), dict):
         stated |= {("losses", label): section for label, section in data["losses"].items()}
     stated |= {(key,): data.get(key, {}) for key in ("optimizer", "scheduler")}
@@ -293,7 +295,7 @@ def _sections(
     found = []
     for place, section in stated.items():
         if not isinstance(section, dict):
-            continue  # the check of the core keys tells
+            continue  # reported by the check of the core keys
         default = place[1] if place[0] == "losses" else SECTION_DEFAULTS.get(str(place[0]))
         name = section.get("name", default)
         if isinstance(name, str):
@@ -306,8 +308,8 @@ def _sections(
     return found
 
 
-def _put(data: dict[str, Plain], place: Place, section: dict[str, Plain]) -> None:
-    """Replace a section in a recipe's data, copying what is on the way to it; defaults stay unstated."""
+def _put(data: dict[str, Plain], place: KeyPath, section: dict[str, Plain]) -> None:
+    """Replace a section in a recipe's data and copy its ancestors; do not add defaults."""
     if place[0] not in data:
         return
     if len(place) == 1:

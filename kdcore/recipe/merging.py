@@ -1,7 +1,7 @@
-"""How a recipe is put together: `extends:`, then the file itself, then overrides.
+"""Merge a recipe from its `extends:`, the file itself and overrides.
 
-Maps merge; `null` removes a key; a map that changes its `name` replaces the whole map, because another component's
-settings make no sense to it; lists and everything else replace.
+Maps are merged; `null` removes a key; a map with another `name` replaces the whole map, because the settings belong to
+another component; lists and all other values are replaced.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from kdcore.errors import InputError, Problem, RecipeError
 from kdcore.recipe.paths import resolve_recipe
 from kdcore.recipe.yaml import Node, Origin, describe, parse_value, read_yaml, yaml_files_near
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 class Merged:
-    """The outcome: the tree of values, and the keys whose `null` had nothing to remove."""
+    """A merged recipe: the tree of values, and the keys whose `null` did not remove anything."""
 
-    def __init__(self, root: Node, pointless: dict[Place, Origin]) -> None:
+    def __init__(self, root: Node, pointless: dict[KeyPath, Origin]) -> None:
         self.root = root
         self.pointless = pointless
 
 
 def load_merged(file: Path, overrides: Sequence[str], default_names: Mapping[str, str]) -> Merged:
-    """Read a file with all it extends, and apply overrides.
+    """Read a file and its base recipes, and apply overrides.
 
     Args:
         file: the YAML file.
         overrides: `a.b.c=value` each.
-        default_names: the `name` of a section that states none, by key.
+        default_names: default `name` of a section, by key.
 
     Raises:
-        RecipeError: a file cannot be read, `extends` is wrong or runs in a circle, an override is malformed.
+        RecipeError: a file cannot be read, `extends` is invalid or circular, an override is malformed.
     """
     merger = _Merger(default_names)
     root = merger.file(file, ())
@@ -49,12 +49,12 @@ class _Merger:
     def __init__(self, default_names: Mapping[str, str]) -> None:
         self.default_names = default_names
         self.problems: list[Problem] = []
-        self.pointless: dict[Place, Origin] = {}
+        self.pointless: dict[KeyPath, Origin] = {}
 
     def file(self, file: Path, stack: tuple[Path, ...]) -> Node:
         if file.resolve() in stack:
             circle = [*stack[stack.index(file.resolve()) :], file]
-            raise RecipeError(f"`extends` runs in a circle: {' -> '.join(str(one) for one in circle)}", where=str(file))
+            raise RecipeError(f"`extends` is circular: {' -> '.join(str(one) for one in circle)}", where=str(file))
         own = read_yaml(file)
         assert isinstance(own.value, dict)
         extends = own.value.pop("extends", None)
@@ -83,8 +83,8 @@ class _Merger:
                 self.problems.append(Problem(what, str(base.origin), "extends"))
         return [base for base in found if isinstance(base.value, str)]
 
-    def merge(self, base: Node, over: Node, place: Place) -> Node:
-        """`over` laid on `base`; neither is changed."""
+    def merge(self, base: Node, over: Node, place: KeyPath) -> Node:
+        """Merge `over` into a copy of `base`."""
         if isinstance(base.value, list) and self.is_indices(over):
             return self.merge_items(base, over, place)
         if not isinstance(over.value, dict):
@@ -98,10 +98,10 @@ class _Merger:
                 self.remove(merged, key, value.origin, (*place, key))
             else:
                 merged[key] = self.merge(merged.get(key, Node({}, value.origin)), value, (*place, key))
-        # A section that an override merely reaches into still stands where its file says.
+        # An override of a key does not change the origin of the section that contains it.
         return Node(merged, base.origin if over.origin.override is not None else over.origin)
 
-    def remove(self, merged: dict[str, Node], key: str, origin: Origin, place: Place) -> None:
+    def remove(self, merged: dict[str, Node], key: str, origin: Origin, place: KeyPath) -> None:
         if key in merged:
             del merged[key]
         elif origin.override is None:
@@ -110,19 +110,19 @@ class _Merger:
             near = difflib.get_close_matches(key, merged, n=1)
             dotted = ".".join(str(part) for part in place)
             hint = f"Did you mean `{near[0]}`?" if near else None
-            self.problems.append(Problem("there is nothing to remove", str(origin), dotted, list(merged), hint))
+            self.problems.append(Problem("the key to remove does not exist", str(origin), dotted, list(merged), hint))
 
-    def changes_name(self, base: dict[str, Node], over: dict[str, Node], place: Place) -> bool:
+    def changes_name(self, base: dict[str, Node], over: dict[str, Node], place: KeyPath) -> bool:
         if place in ((), ("run",)) or "name" not in over:  # the name of a run is not the name of a component
             return False
         old = base["name"].value if "name" in base else self.default_name(place)
         new = over["name"].value
         if isinstance(old, str) and isinstance(new, str):
-            # Of `name` and `package:name` one says only more exactly where the component comes from.
+            # `name` and `package:name` are the same component.
             return old != new and new.rpartition(":")[2] != old and old.rpartition(":")[2] != new
         return old is not None and old != new
 
-    def default_name(self, place: Place) -> str | None:
+    def default_name(self, place: KeyPath) -> str | None:
         if len(place) == 2 and place[0] == "losses":
             return str(place[1])
         return self.default_names.get(str(place[0])) if len(place) == 1 else None
@@ -131,7 +131,7 @@ class _Merger:
         stated = over.origin.override is not None and isinstance(over.value, dict) and over.value
         return bool(stated) and all(key.isdigit() for key in over.value)  # type: ignore[union-attr]
 
-    def merge_items(self, base: Node, over: Node, place: Place) -> Node:
+    def merge_items(self, base: Node, over: Node, place: KeyPath) -> Node:
         assert isinstance(base.value, list)
         assert isinstance(over.value, dict)
         items = list(base.value)
@@ -140,25 +140,26 @@ class _Merger:
                 items[int(key)] = self.merge(items[int(key)], value, (*place, int(key)))
             else:
                 dotted = ".".join(str(part) for part in (*place, key))
-                what = f"the list has {len(items)} items, counted from 0"
+                count = f"{len(items)} item{'' if len(items) == 1 else 's'}"
+                what = f"index out of range: the list has {count}, counted from 0"
                 self.problems.append(Problem(what, str(value.origin), dotted))
         return Node(items, base.origin)
 
     def overlay(self, overrides: Sequence[str]) -> Node:
-        """All overrides as one tree, so that `optimizer.lr=1 optimizer.name=x` means the same in any order."""
+        """Merge all overrides into one tree, so that their order does not matter."""
         root: dict[str, Node] = {}
         for override in overrides:
             origin = Origin(override=override)
             key, equals, text = override.partition("=")
             parts = key.strip().split(".")
             if not equals or not all(parts) or any(part.strip() != part for part in parts):
-                hint = "An override is written key=value, such as training.batch_size=64."
-                self.problems.append(Problem("this is not an override", str(origin), hint=hint))
+                hint = "Write an override as key=value, such as training.batch_size=64."
+                self.problems.append(Problem("this is not a valid override", str(origin), hint=hint))
             elif not text.strip():
-                hint = f"`{key}=null` removes the key, `{key}=''` makes it an empty text."
+                hint = f"Use `{key}=null` to remove the key or `{key}=''` for an empty text."
                 self.problems.append(Problem("the value is missing", str(origin), hint=hint))
             elif parts[0] == "extends":
-                hint = "Write a recipe that extends several."
+                hint = "Write a recipe that extends several recipes."
                 self.problems.append(Problem("`extends` cannot be overridden", str(origin), hint=hint))
             else:
                 try:

@@ -1,4 +1,4 @@
-"""Paths in recipes: relative to the file that states them, inside an installed package, or shipped with kdcore."""
+"""Resolve paths in recipes: relative to the recipe file, inside an installed package, or shipped with kdcore."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def resolve_path(text: str, folder: Path, *, hub: bool = False) -> str:
     """Make a path absolute.
 
     Args:
-        text: a path, `~` and all, or `package:DISTRIBUTION/PATH` for a file that an installed package carries.
-        folder: what a relative path is relative to.
-        hub: leave a name as it is that is no existing path and does not look like one: a model on a hub.
+        text: a path, which may start with `~`, or `package:DISTRIBUTION/PATH` for a file of an installed package.
+        folder: base of relative paths.
+        hub: return the text unchanged if it neither exists as a path nor looks like one (the name of a hub model).
 
     Raises:
-        RecipeError: the path is empty, or the package is not installed or carries no such file.
+        RecipeError: the path is empty, the package is not installed, or it does not contain the file.
     """
     if text.startswith("package:"):
         return str(_in_package(text))
@@ -30,18 +30,18 @@ def resolve_path(text: str, folder: Path, *, hub: bool = False) -> str:
     try:
         path = folder / Path(text).expanduser()
     except RuntimeError:
-        raise RecipeError(f"there is no home folder for `{text}`") from None
+        raise RecipeError(f"cannot expand `~` in `{text}`: the home folder is unknown") from None
     if hub and not text.startswith((".", "/", "~")) and not path.exists():
         return text
-    # Not Path.resolve(): a link to a folder of data keeps the name under which its owner knows it.
+    # Not Path.resolve(): symbolic links keep the name that the user gave them.
     return os.path.abspath(path)
 
 
 def resolve_recipe(text: str, folder: Path) -> Path:
-    """The recipe file that `extends:` or a command names; `kdcore:base/x.yaml` is one that kdcore ships.
+    """Resolve the recipe file given to `extends:` or a command; `kdcore:base/x.yaml` is one that kdcore ships.
 
     Raises:
-        RecipeError: kdcore ships no such recipe, or a package lacks it.
+        RecipeError: kdcore does not ship the recipe, or the package does not contain it.
     """
     if not text.startswith("kdcore:"):
         return Path(resolve_path(text, folder))
@@ -52,7 +52,7 @@ def resolve_recipe(text: str, folder: Path) -> Path:
         names = sorted(file.relative_to(recipes).as_posix() for file in recipes.rglob("*.yaml"))
         near = difflib.get_close_matches(name, names, n=1)
         raise RecipeError(
-            f"kdcore ships no recipe `{name}`",
+            f"kdcore does not ship a recipe `{name}`",
             allowed=[f"kdcore:{one}" for one in names],
             hint=f"Did you mean `kdcore:{near[0]}`?" if near else None,
         )
@@ -60,7 +60,7 @@ def resolve_recipe(text: str, folder: Path) -> Path:
 
 
 def shipped_recipes() -> Path:
-    """The folder of the recipes that come with kdcore."""
+    """Return the folder of the recipes shipped with kdcore."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"  # beside the package in an editable checkout
@@ -69,7 +69,7 @@ def shipped_recipes() -> Path:
 def _in_package(text: str) -> Path:
     name, _, inside = text.removeprefix("package:").partition("/")
     if not name or not inside:
-        raise RecipeError(f"`{text}` names no file of a package", allowed="package:DISTRIBUTION/PATH")
+        raise RecipeError(f"`{text}` is not a path inside a package", allowed="package:DISTRIBUTION/PATH")
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -86,13 +86,13 @@ def _in_package(text: str) -> Path:
     files = [str(file) for file in distribution.files or () if ".dist-info" not in str(file)]
     near = difflib.get_close_matches(inside, files, n=3)
     raise RecipeError(
-        f"the package {name} {distribution.version} has no `{inside}`",
+        f"the package {name} {distribution.version} does not contain `{inside}`",
         hint=f"Did you mean {' or '.join(f'`package:{name}/{one}`' for one in near)}?" if near else None,
     )
 
 
 def _editable_source(distribution: metadata.Distribution) -> Path | None:
-    """The project folder of a package that was installed with `pip install -e`."""
+    """Return the project folder of a package installed with `pip install -e`, or None."""
     text = distribution.read_text("direct_url.json")
     if text is None:
         return None

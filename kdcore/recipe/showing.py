@@ -1,4 +1,4 @@
-"""A recipe as YAML with the origin of every value behind it."""
+"""Format a recipe as YAML with the origin of every value as a comment."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kdcore.recipe.merging import Place
+from kdcore.recipe.merging import KeyPath
 from kdcore.recipe.yaml import Node, Origin, Plain, plain_scalar
 
 _SIMPLE = re.compile(r"[A-Za-z_./~][\w./~@+-]*(:[\w./~@+-]+)*")
 
 
 def annotated(root: Node, defaults: Mapping[str, Plain]) -> str:
-    """The recipe with a comment behind every value: the file and line, the override, or `default`.
+    """Format a recipe with a comment after every value: file and line, the override, or `default`.
 
     Args:
-        root: what is stated.
-        defaults: the core's keys with their values; those that are not stated are marked as defaults.
+        root: the values stated in the recipe.
+        defaults: the core's keys with their values; keys missing in the recipe are marked as defaults.
     """
     assert isinstance(root.value, dict)
     lines = list(_map(_with_defaults(root, defaults), ()))
@@ -54,7 +54,7 @@ def _unstated(value: Plain) -> Node:
     return Node(value, Origin())
 
 
-def _map(items: Mapping[str, Node], place: Place) -> Iterator[tuple[str, str]]:
+def _map(items: Mapping[str, Node], place: KeyPath) -> Iterator[tuple[str, str]]:
     indent = "  " * len(place)
     for key, node in items.items():
         if isinstance(node.value, dict) and node.value:

@@ -1,4 +1,4 @@
-"""Sweeps: which runs recipes and axes make, and what becomes of these runs."""
+"""Expand recipes and sweep axes into runs, and read sweep files."""
 
 from __future__ import annotations
 
@@ -22,40 +22,43 @@ _LONGEST = 40
 
 
 class Comparing(ComponentConfig):
-    """How the runs of a sweep are compared, as `kdcore compare` takes it."""
+    """How `kdcore compare` groups the runs of a sweep."""
 
-    by: list[str] = Field(["method"], min_length=1, description="Keys that make the groups.")
+    by: list[str] = Field(["method"], min_length=1, description="Keys to group by.")
     over: str = Field("seed", description="Key whose values are repetitions.")
 
 
 class Small(ComponentConfig):
-    """What `--smoke` does instead, to try the whole way in minutes."""
+    """Replacements for `--smoke`, which tests the complete sweep in minutes."""
 
-    recipes: list[PathOrHubName] | None = Field(None, min_length=1, description="Instead of `recipes`.")
-    axes: dict[str, list[Any]] = Field(default_factory=dict, description="Instead of the same axes.")
-    overrides: dict[str, Any] = Field(default_factory=dict, description="Over those of the whole sweep.")
-    suite: PathOrHubName | None = Field(None, description="Instead of `suite`.")
-    suite_overrides: dict[str, Any] = Field(default_factory=dict, description="Over those of the whole sweep.")
+    recipes: list[PathOrHubName] | None = Field(None, min_length=1, description="Replaces `recipes`.")
+    axes: dict[str, list[Any]] = Field(default_factory=dict, description="Replaces axes with the same key.")
+    overrides: dict[str, Any] = Field(default_factory=dict, description="Applied after `overrides` of the sweep.")
+    suite: PathOrHubName | None = Field(None, description="Replaces `suite`.")
+    suite_overrides: dict[str, Any] = Field(
+        default_factory=dict, description="Applied after `suite_overrides` of the sweep."
+    )
 
 
 class SweepFile(ComponentConfig):
-    """Axes in a file: `axes: {seed: [1, 2, 3], optimizer.lr: [1e-4, 5e-4]}`.
+    """A sweep file, with axes such as `axes: {seed: [1, 2, 3], optimizer.lr: [1e-4, 5e-4]}`.
 
-    `kdcore launch RECIPE --sweep FILE` reads its axes. `kdcore sweep FILE` goes the whole way and reads the rest, too.
+    `kdcore launch RECIPE --sweep FILE` uses the axes only. `kdcore sweep FILE` uses all keys: it trains, evaluates and
+    compares.
     """
 
-    axes: dict[str, list[Any]] = Field(min_length=1, description="A recipe's key, and the values that it takes.")
+    axes: dict[str, list[Any]] = Field(min_length=1, description="Recipe keys and their values in the sweep.")
     recipes: list[PathOrHubName] | None = Field(None, min_length=1, description="Recipes: files, or kdcore:NAME.")
-    overrides: dict[str, Any] = Field(default_factory=dict, description="Keys of every recipe, and their values.")
-    suite: PathOrHubName | None = Field(None, description="What the students are measured by.")
-    suite_overrides: dict[str, Any] = Field(default_factory=dict, description="Keys of the suite, and their values.")
+    overrides: dict[str, Any] = Field(default_factory=dict, description="Overrides of every recipe.")
+    suite: PathOrHubName | None = Field(None, description="Evaluation suite for the students.")
+    suite_overrides: dict[str, Any] = Field(default_factory=dict, description="Overrides of the suite.")
     compare: Comparing = Comparing()
     smoke: Small | None = None
 
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One run of a sweep, or the only one.
+    """One run of a sweep.
 
     Attributes:
         recipe: file, or `kdcore:NAME`.
@@ -69,26 +72,26 @@ class SweepCell:
 
 
 def read_axes(texts: Sequence[str]) -> dict[str, list[str]]:
-    """The axes of `--sweep`: `key=value,value` or a file each; values as they are written in overrides.
+    """Read the axes of `--sweep`: `key=value,value` or a file each. Values have the form of overrides.
 
     Raises:
-        InputError: an axis is malformed, empty, or stated twice.
+        InputError: an axis is malformed, empty or duplicate.
     """
     axes: dict[str, list[str]] = {}
     for text in texts:
         found = _axis(text) if "=" in text else _file_axes(text)
         for key, values in found.items():
             if key in axes:
-                raise InputError(f"the axis `{key}` is stated twice", where="--sweep")
+                raise InputError(f"duplicate axis `{key}`", where="--sweep")
             axes[key] = values
     return axes
 
 
 def make_sweep(recipes: Sequence[str], overrides: Sequence[str], axes: dict[str, list[str]]) -> list[SweepCell]:
-    """Every combination of recipes and values, each with a run folder of its own.
+    """Return every combination of recipes and values, each with a separate run folder.
 
     Raises:
-        InputError: a recipe or a value is wrong, or two runs would share a folder.
+        InputError: a recipe or a value is invalid, or two runs would share a folder.
     """
     if not axes and len(recipes) == 1:
         return [SweepCell(recipes[0], list(overrides), load_recipe(recipes[0], overrides).run_folder)]
@@ -96,7 +99,7 @@ def make_sweep(recipes: Sequence[str], overrides: Sequence[str], axes: dict[str,
     names = [load_recipe(recipe, overrides).settings.run.name for recipe in recipes]
     cells: dict[Path, SweepCell] = {}
     for recipe, name in zip(recipes, names, strict=True):
-        # Recipes that share a name would share folders.
+        # Runs of recipes with the same name would share a folder.
         own = [Path(recipe).stem] if names.count(name) > 1 else []
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values, strict=True))
@@ -110,7 +113,7 @@ def make_sweep(recipes: Sequence[str], overrides: Sequence[str], axes: dict[str,
                 raise InputError(
                     "two runs of the sweep would share this folder",
                     where=str(cell.folder),
-                    hint="give the recipes different run.name",
+                    hint="set a different run.name in each recipe",
                 )
             cells[cell.folder] = cell
     return list(cells.values())
@@ -125,20 +128,20 @@ def _axis(text: str) -> dict[str, list[str]]:
 
 def _check_axis(key: str, values: Sequence[str], where: str) -> None:
     if not key.strip():
-        what = "an axis needs a key"
+        what = "the axis has no key"
     elif key in ("run.id", "run.name", "run.folder"):
-        what = f"`{key}` follows from the sweep"
+        what = f"`{key}` cannot be an axis, it is set by the sweep"
     elif not values:
         what = f"the axis `{key}` has no values"
     elif len(set(values)) != len(values):
-        what = f"the axis `{key}` has a value twice"
+        what = f"the axis `{key}` has duplicate values"
     else:
         return
-    raise InputError(what, where=where, hint="such as --sweep seed=1,2,3")
+    raise InputError(what, where=where, hint="write an axis such as --sweep seed=1,2,3")
 
 
 def _split(text: str) -> list[str]:
-    """The parts between commas that stand in no brackets."""
+    """Split at commas outside of brackets."""
     parts, depth, start = [], 0, 0
     for index, character in enumerate(text):
         depth += (character in "[{") - (character in "]}")
@@ -150,16 +153,16 @@ def _split(text: str) -> list[str]:
 
 def _file_axes(text: str) -> dict[str, list[str]]:
     if not Path(text).is_file():
-        hint = "such as --sweep seed=1,2,3, or a file with the key `axes`"
-        raise InputError("this is neither an axis nor a file", where=f"--sweep {text}", hint=hint)
+        hint = "write an axis such as --sweep seed=1,2,3, or give a file with the key `axes`"
+        raise InputError("neither an axis nor an existing file", where=f"--sweep {text}", hint=hint)
     return written_axes(load_config(text, SweepFile).axes)
 
 
 def written_axes(axes: Mapping[str, list[Any]]) -> dict[str, list[str]]:
-    """Axes of a file with values as they are written in overrides.
+    """Convert the values of a file's axes to the form of overrides.
 
     Raises:
-        InputError: an axis cannot be one.
+        InputError: an axis is invalid.
     """
     found = {key: [written(value) for value in values] for key, values in axes.items()}
     for key, values in found.items():
@@ -168,12 +171,12 @@ def written_axes(axes: Mapping[str, list[Any]]) -> dict[str, list[str]]:
 
 
 def written(value: Any) -> str:
-    """A value as it is written in an override."""
+    """Format a value as in an override."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
-    """The end of a dotted key that no other axis has."""
+    """Return the shortest suffix of a dotted key that is unique among the axes."""
     parts = key.split(".")
     for count in range(1, len(parts) + 1):
         end = ".".join(parts[-count:])
@@ -183,7 +186,7 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 
 def _folder_part(value: str) -> str:
-    """A value as part of a folder's name."""
+    """Format a value as part of a folder name."""
     plain = value.strip("\"'")
     if _PLAIN.fullmatch(plain) and len(plain) <= _LONGEST:
         return plain

@@ -1,7 +1,7 @@
-"""YAML 1.2 as kdcore reads it: plain data in which every value knows the line that states it.
+"""Read and write YAML 1.2 as plain data with the file and line of every value.
 
-The values are those of YAML 1.2's core schema (`5e-4` is a number, `no` is text). Tags are refused, so that no recipe
-can run code; duplicate keys are errors; anchors work. Whole numbers may be written `1e5` where an integer is expected.
+Values follow the core schema of YAML 1.2 (`5e-4` is a number, `no` is text). Tags are rejected, so that a recipe cannot
+run code; duplicate keys are errors; anchors are supported. An integer may be written as `1e5`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Plain: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value is stated: in a file, or as an override on the command line."""
+    """The origin of a value: a line of a file, or an override on the command line."""
 
     file: Path | None = None
     line: int | None = None
@@ -48,19 +48,19 @@ class Origin:
 
     @property
     def folder(self) -> Path:
-        """What relative paths stated here are relative to."""
+        """Return the base folder of relative paths with this origin."""
         return self.file.parent if self.file is not None else Path.cwd()
 
 
 @dataclass(frozen=True)
 class Node:
-    """A value with its origin; maps and lists hold nodes."""
+    """A value with its origin; maps and lists contain nodes."""
 
     value: bool | int | float | str | list[Node] | dict[str, Node] | None
     origin: Origin
 
     def plain(self) -> Plain:
-        """The value without origins."""
+        """Return the value without origins."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, list):
@@ -69,10 +69,10 @@ class Node:
 
 
 def read_yaml(file: Path) -> Node:
-    """Read a file that holds one map.
+    """Read a file with one map.
 
     Raises:
-        RecipeError: the file cannot be read, is empty, is not YAML, or holds something else than a map.
+        RecipeError: the file cannot be read, is empty, is not YAML, or does not contain a map.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -82,7 +82,7 @@ def read_yaml(file: Path) -> Node:
         raise RecipeError("this is a folder, not a recipe file", where=str(file), hint=yaml_files_near(file)) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise RecipeError("the file is not text in UTF-8", where=f"{file}:{line}") from None
+        raise RecipeError("the file is not UTF-8 text", where=f"{file}:{line}") from None
     except OSError as error:
         raise RecipeError(f"the file cannot be read: {error.strerror}", where=str(file)) from None
     node = _parse(text, Origin(file, 1))
@@ -90,7 +90,7 @@ def read_yaml(file: Path) -> Node:
         raise RecipeError("the file is empty", where=str(file), hint="A recipe is a map of keys and values in YAML.")
     if not isinstance(node.value, dict):
         raise RecipeError(
-            f"the file holds {describe(node.plain())}, not a map",
+            f"the file must contain a map, found {describe(node.plain())}",
             where=str(file),
             hint="A recipe is a map of keys and values in YAML, such as `seed: 43`.",
         )
@@ -98,13 +98,13 @@ def read_yaml(file: Path) -> Node:
 
 
 def parse_value(text: str, origin: Origin) -> Node:
-    """Read the value of an override; every part of it has the same origin."""
+    """Parse the value of an override; all nodes get the same origin."""
     node = _parse(text, origin)
     return node if node is not None else Node(None, origin)
 
 
 def dump_yaml(data: Plain) -> str:
-    """Write plain data so that `read_yaml` gives the same data back."""
+    """Write plain data as YAML that `read_yaml` reads back unchanged."""
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -116,7 +116,7 @@ def dump_yaml(data: Plain) -> str:
 
 
 def describe(value: Plain) -> str:
-    """A value as an error message names it."""
+    """Format a value for an error message; long text is shortened."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -136,7 +136,7 @@ _SPELLINGS: list[tuple[str, bool | float | None]] = [
     (" ~ null Null NULL", None),
     ("true True TRUE", True),
     ("false False FALSE", False),
-    # The numbers that no digits write.
+    # Numbers that are not written with digits.
     (".inf .Inf .INF +.inf +.Inf +.INF", float("inf")),
     ("-.inf -.Inf -.INF", float("-inf")),
     (".nan .NaN .NAN", float("nan")),
@@ -145,14 +145,14 @@ _CONSTANTS: dict[str, bool | float | None] = {text: value for texts, value in _S
 
 
 def plain_scalar(text: str) -> bool | int | float | str | None:
-    """A plain (unquoted) scalar by the core schema of YAML 1.2."""
+    """Parse a plain (unquoted) scalar by the core schema of YAML 1.2."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INTEGER.fullmatch(text):
         return int(text)
     if _BASED.fullmatch(text):
         return int(text, 0)
-    # `steps: 1e5` is meant as a count. An integer is good wherever a number is, so nothing is lost.
+    # `steps: 1e5` is an integer. Integers are also accepted wherever a number is expected.
     whole = _WHOLE_WITH_EXPONENT.fullmatch(text)
     if whole:
         return int(whole[1] + "0" * int(whole[2]))
@@ -167,14 +167,14 @@ def _parse(text: str, origin: Origin) -> Node | None:
         place = Origin(origin.file, mark.line + 1) if mark is not None and origin.override is None else origin
         column = f" (column {mark.column + 1})" if mark is not None else ""
         what = " ".join(part for part in (error.context, error.problem) if part)
-        raise RecipeError(f"this is not YAML: {what}{column}", where=str(place)) from None
+        raise RecipeError(f"invalid YAML: {what}{column}", where=str(place)) from None
     except YAMLError as error:
         first = str(error).strip().partition("\n")[0]
-        raise RecipeError(f"this is not YAML: {first}", where=str(origin)) from None
+        raise RecipeError(f"invalid YAML: {first}", where=str(origin)) from None
 
 
 class _Composer:
-    """Builds nodes from ruamel.yaml's events: they still tell plain from quoted scalars and show every tag."""
+    """Build nodes from ruamel.yaml's events, which keep tags and distinguish plain from quoted scalars."""
 
     def __init__(self, text: str, origin: Origin) -> None:
         self.origin = origin
@@ -187,7 +187,7 @@ class _Composer:
         for event in self.events:
             if isinstance(event, DocumentStartEvent):
                 if node is not None:
-                    raise RecipeError("a second document starts here (`---`)", where=str(self.at(event)))
+                    raise RecipeError("the file contains a second document (`---`)", where=str(self.at(event)))
                 node = self.node(next(self.events))
             elif not isinstance(event, DocumentEndEvent):
                 continue
@@ -199,16 +199,16 @@ class _Composer:
         return self.origin if self.origin.file is None else Origin(self.origin.file, event.start_mark.line + 1)
 
     def node(self, event: Event, origin: Origin | None = None) -> Node:
-        """The node that starts with an event; `origin` is that of its key, if it has one."""
+        """Build the node that starts with an event; `origin` is that of its key, if it has one."""
         origin = origin or self.at(event)
         if isinstance(event, AliasEvent):
             if event.anchor not in self.anchors:
-                raise RecipeError(f"`*{event.anchor}` has no anchor `&{event.anchor}` before it", where=str(origin))
+                raise RecipeError(f"`*{event.anchor}` has no preceding anchor `&{event.anchor}`", where=str(origin))
             return Node(self.anchors[event.anchor].value, origin)
         assert isinstance(event, ScalarEvent | SequenceStartEvent | MappingStartEvent)
         if event.tag is not None:
             self.problems.append(
-                Problem(f"the tag `{event.tag}` is not allowed", str(origin), hint="A recipe is plain data, no code.")
+                Problem(f"the tag `{event.tag}` is not allowed", str(origin), hint="A recipe is plain data, not code.")
             )
         node = Node(self.value(event), origin)
         if event.anchor is not None:
@@ -238,7 +238,7 @@ class _Composer:
                 hint = "Use `extends:`, or repeat the value with an anchor."
                 self.problems.append(Problem("`<<` is not part of YAML 1.2", str(origin), hint=hint))
             elif key in found:
-                what = f"the key `{key}` stands twice in one map, first in line {found[key].origin.line}"
+                what = f"duplicate key `{key}`, first in line {found[key].origin.line}"
                 self.problems.append(Problem(what, str(origin), key))
             else:
                 found[key] = value
@@ -246,10 +246,10 @@ class _Composer:
 
 
 def yaml_files_near(file: Path) -> str | None:
-    """A hint with the recipes that are in the folder where one was looked for."""
+    """Suggest the YAML files in the folder of a missing file."""
     folder = file if file.is_dir() else file.parent
     if not folder.is_dir():
-        return f"The folder {folder} does not exist either."
+        return f"The folder {folder} does not exist."
     names = sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
     if not names:
         return None

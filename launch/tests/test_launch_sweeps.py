@@ -46,12 +46,12 @@ def test_axes_come_from_a_file(project):
 @pytest.mark.parametrize(
     ("axes", "words"),
     [
-        (["seed=1,1"], "has a value twice"),
+        (["seed=1,1"], "the axis `seed` has duplicate values"),
         (["seed="], "has no values"),
-        (["seed=1", "seed=2"], "stated twice"),
-        (["run.id=1,2"], "follows from the sweep"),
-        (["nothing.yaml"], "neither an axis nor a file"),
-        (["=1"], "needs a key"),
+        (["seed=1", "seed=2"], "duplicate axis `seed`"),
+        (["run.id=1,2"], "it is set by the sweep"),
+        (["nothing.yaml"], "neither an axis nor an existing file"),
+        (["=1"], "the axis has no key"),
     ],
 )
 def test_axes_that_cannot_be(project, axes, words):

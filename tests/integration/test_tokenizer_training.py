@@ -75,7 +75,7 @@ def test_a_student_is_trained_from_nothing_and_exported_with_the_tokenizer_that_
         (["--kind", "bpe", "--vocabulary", "3"], "--vocabulary 3 is too small"),
         (["--kind", "bpe", "--sample", "0"], "--sample 0 is too small"),
         (["--kind", "bpe", "--vocabulary", "50000"], "allowed: at most"),
-        (["--kind", "bpe", "corpora.0.name=txet"], "no corpus is called `txet`"),
+        (["--kind", "bpe", "corpora.0.name=txet"], "unknown corpus `txet`"),
         (["--kind", "bpe", "corpora.0.path=nowhere.txt"], "there is no such file or folder"),
     ],
 )

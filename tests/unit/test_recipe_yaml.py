@@ -72,20 +72,20 @@ def test_an_anchor_repeats_its_value_and_the_alias_has_its_own_line(tmp_path):
     [
         ("", ["recipe.yaml: ", "the file is empty"]),
         ("# nothing\n", ["the file is empty"]),
-        ("- 1\n- 2\n", ["recipe.yaml: ", "holds a list, not a map"]),
-        ("just words", ["the text 'just words', not a map"]),
-        ("a: 1\nb: [1, 2\n", ["recipe.yaml:", "not YAML", "expected ',' or ']'"]),
-        ("a: 1\n\tb: 2\n", ["recipe.yaml:2", "not YAML"]),
-        ("a: 1\nb: 2\na: 3\n", ["recipe.yaml:3: a: ", "`a` stands twice in one map, first in line 1"]),
+        ("- 1\n- 2\n", ["recipe.yaml: ", "must contain a map, found a list"]),
+        ("just words", ["must contain a map, found the text 'just words'"]),
+        ("a: 1\nb: [1, 2\n", ["recipe.yaml:", "invalid YAML", "expected ',' or ']'"]),
+        ("a: 1\n\tb: 2\n", ["recipe.yaml:2", "invalid YAML"]),
+        ("a: 1\nb: 2\na: 3\n", ["recipe.yaml:3: a: ", "duplicate key `a`, first in line 1"]),
         ("x:\n  a: 1\n  'a': 2\n", ["recipe.yaml:3", "first in line 2"]),
         ("a: !!python/object/apply:os.system ['true']\n", ["recipe.yaml:1", "tag", "not allowed"]),
         ("a: !mine 1\n", ["the tag `!mine` is not allowed"]),
         ("base: &b {x: 1}\na:\n  <<: *b\n", ["recipe.yaml:3", "`<<` is not part of YAML 1.2"]),
-        ("a: *nothing\n", ["recipe.yaml:1", "`*nothing` has no anchor"]),
+        ("a: *nothing\n", ["recipe.yaml:1", "`*nothing` has no preceding anchor"]),
         ("a: 1\n---\nb: 2\n", ["recipe.yaml:2", "second document"]),
         ("[1, 2]: 3\n", ["recipe.yaml:1", "a key must be text"]),
-        (b"a: 1\nb: \xff\xfe\n", ["recipe.yaml:2", "not text in UTF-8"]),
-        (b"a: \x00\n", ["not YAML"]),
+        (b"a: 1\nb: \xff\xfe\n", ["recipe.yaml:2", "not UTF-8 text"]),
+        (b"a: \x00\n", ["invalid YAML"]),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_its_place(tmp_path, text, words):
@@ -103,11 +103,11 @@ def test_all_duplicate_keys_are_told_at_once(tmp_path):
 
 def test_a_missing_file_is_answered_with_the_files_that_are_there(tmp_path):
     (tmp_path / "quickstart.yaml").touch()
-    with pytest.raises(RecipeError, match=r"does not exist\n  YAML files in .*: quickstart\.yaml"):
+    with pytest.raises(RecipeError, match=r"does not exist\n  Hint: YAML files in .*: quickstart\.yaml"):
         read_yaml(tmp_path / "quick.yaml")
     with pytest.raises(RecipeError, match="this is a folder"):
         read_yaml(tmp_path)
-    with pytest.raises(RecipeError, match=r"folder .* does not exist either"):
+    with pytest.raises(RecipeError, match=r"The folder .* does not exist"):
         read_yaml(tmp_path / "no" / "quick.yaml")
 
 

@@ -40,7 +40,7 @@ def test_a_component_is_imported_when_its_name_is_asked_for(packages):
 
 
 def test_an_unknown_name_is_answered_with_near_names_and_all_names():
-    with pytest.raises(PluginError, match="no scheduler is called `linaer`") as caught:
+    with pytest.raises(PluginError, match="unknown scheduler `linaer`") as caught:
         registry.schedulers.get("linaer", where="recipe.yaml:7", key="scheduler")
     text = str(caught.value)
     assert "Did you mean `linear`?" in text
@@ -53,8 +53,14 @@ def test_an_unknown_name_is_answered_with_the_package_that_would_provide_it(monk
     monkeypatch.setattr(registry, "_known_packages", lambda: known)
     with pytest.raises(PluginError, match="pip install kdcore-cosine"):
         registry.schedulers.get("cosine_restarts")
-    with pytest.raises(PluginError, match=r"Did you mean `cosine_restarts` \(`pip install kdcore-cosine`\)\?"):
+    with pytest.raises(PluginError, match=r"mean `cosine_restarts` \(`pip install kdcore-cosine`\) or `cosine`\?$"):
         registry.schedulers.get("cosine_restart")
+
+
+def test_a_near_name_that_is_installed_and_known_is_suggested_once(monkeypatch):
+    monkeypatch.setattr(registry, "_known_packages", lambda: {"kdcore.schedulers": {"linear": "kdcore"}})
+    with pytest.raises(PluginError, match=r"Hint: Did you mean `linear`\?$"):
+        registry.schedulers.get("linaer")
 
 
 def test_two_packages_with_one_name_matter_only_when_it_is_asked_for(packages):
@@ -65,12 +71,16 @@ def test_two_packages_with_one_name_matter_only_when_it_is_asked_for(packages):
             {f"twice_{letter}.py": SCHEDULER},
         )
     assert registry.schedulers.get("linear").__module__ == "kdcore.schedulers.linear"
-    with pytest.raises(PluginError, match=r"more than once: package kdcore-a 1\.0 and package kdcore-b 1\.0") as caught:
+    with pytest.raises(
+        PluginError, match=r"is ambiguous: provided by package kdcore-a 1\.0 and package kdcore-b 1\.0"
+    ) as caught:
         registry.schedulers.get("twice")
     assert "kdcore-a:twice, kdcore-b:twice" in str(caught.value)
     assert registry.schedulers.get("kdcore-b:twice").__module__ == "twice_b"
     assert registry.schedulers.get("KDCORE_A:twice").__module__ == "twice_a"
-    with pytest.raises(PluginError, match="No installed package kdcore-c has it; these do: kdcore-a, kdcore-b"):
+    with pytest.raises(
+        PluginError, match="The package kdcore-c does not provide it; these packages do: kdcore-a, kdcore-b"
+    ):
         registry.schedulers.get("kdcore-c:twice")
 
 
@@ -129,7 +139,7 @@ def test_a_plugin_for_another_kdcore_is_told_without_importing_it(packages, requ
     if fits:
         assert registry.schedulers.find("flat").fits
     else:
-        with pytest.raises(PluginError, match=r"built for kdcore[<>].*this is kdcore 0\.1\.0"):
+        with pytest.raises(PluginError, match=r"built for kdcore[<>].*but kdcore 0\.1\.0 is installed"):
             registry.schedulers.get("flat")
 
 

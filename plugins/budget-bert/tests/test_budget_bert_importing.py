@@ -452,13 +452,16 @@ MISTAKES = {
         "--finetune_time_markers 0.5,1.0",
         ["--finetune_time_markers (checkpoints.export_at", "less"],
     ),
-    "markers that fall": ("--finetune_time_markers 0.5,0.25", ["--finetune_time_markers", "must rise"]),
+    "markers that fall": (
+        "--finetune_time_markers 0.5,0.25",
+        ["--finetune_time_markers", "must be strictly increasing"],
+    ),
     "no markers": ("--finetune_time_markers half", ["`half` is not a list of shares"]),
     "parts of more than the budget": (
         "--do_validation --validation_begin_proportion 0.7 --validation_end_proportion 0.7",
-        ["(validation)", "are more than the budget"],
+        ["(validation)", "the sum of", "exceeds 1"],
     ),
-    "a name that is a path": ("--job_name a/b", ["stdin:1: --job_name (run.name): 'a/b' cannot name a folder"]),
+    "a name that is a path": ("--job_name a/b", ["stdin:1: --job_name (run.name): 'a/b' is not a valid folder name"]),
     "no steps": ("--max_steps 0", ["--max_steps (training.budget.steps): must be greater than 0"]),
 }
 
