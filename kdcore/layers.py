@@ -1,4 +1,4 @@
-"""Which teacher block teaches which student block, and the learned maps between different widths."""
+"""Pair teacher blocks with student blocks, and project between different hidden sizes."""
 
 from __future__ import annotations
 
@@ -48,27 +48,27 @@ def resolve_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) 
         student_layers: number S of student blocks.
 
     Raises:
-        InputError: a block does not exist, a rule does not fit the two depths, or there is no pair at all.
+        InputError: a block does not exist, a rule does not fit the two depths, or the list of pairs is empty.
     """
     if isinstance(layers, str):
         pairs = _rule_pairs(layers, teacher_layers, student_layers)
     else:
         pairs = [(_block(t, teacher_layers, "teacher"), _block(s, student_layers, "student")) for t, s in layers]
     if not pairs:
-        raise InputError("no layers are paired", key="layers", hint="give at least one [teacher, student] pair")
+        raise InputError("the list of pairs is empty", key="layers", hint="give at least one [teacher, student] pair")
     return Pairs(tuple(t for t, _ in pairs), tuple(s for _, s in pairs))
 
 
 def resolve_block_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
-    """The (teacher, student) pairs of `resolve_pairs`, for what only blocks have, such as attention.
+    """Resolve (teacher, student) pairs of blocks without the embeddings, for signals such as attention.
 
     Raises:
-        InputError: as `resolve_pairs`; or a pair names the embeddings.
+        InputError: as `resolve_pairs`; or a pair contains the embeddings.
     """
     pairs = resolve_pairs(layers, teacher_layers, student_layers)
     if "embeddings" in (*pairs.teacher, *pairs.student):
         raise InputError(
-            "`embeddings` has no attention",
+            "`embeddings` is not a block with attention",
             key="layers",
             allowed=f"pairs of blocks: 0 to {teacher_layers - 1} of the teacher, 0 to {student_layers - 1} of the "
             "student",
@@ -77,7 +77,7 @@ def resolve_block_pairs(layers: LayerPairs, teacher_layers: int, student_layers:
 
 
 def uniform_blocks(teacher_layers: int, student_layers: int) -> list[int]:
-    """Teacher blocks spread evenly over student blocks: 12 to 6 gives 1, 3, 5, 7, 9, 11.
+    """Spread teacher blocks evenly over student blocks: 12 to 6 gives 1, 3, 5, 7, 9, 11.
 
     Raises:
         InputError: the teacher's depth is not a multiple of the student's.
@@ -86,8 +86,9 @@ def uniform_blocks(teacher_layers: int, student_layers: int) -> list[int]:
         nearest = [round((i + 1) * teacher_layers / student_layers) - 1 for i in range(student_layers)]
         pairs = ", ".join(f"[{t}, {s}]" for s, t in enumerate(nearest))
         raise InputError(
-            f"`uniform` needs a teacher whose {teacher_layers} blocks are a multiple of the student's {student_layers}",
-            hint=f"say the blocks yourself, for example {nearest}; as pairs [{pairs}]",
+            f"`uniform` requires a multiple of the student's {student_layers} blocks, but the teacher has "
+            f"{teacher_layers}",
+            hint=f"list the blocks explicitly, for example {nearest}; as pairs [{pairs}]",
         )
     return [(i + 1) * teacher_layers // student_layers - 1 for i in range(student_layers)]
 
@@ -121,13 +122,13 @@ def _block(block: Block, num_layers: int, whose: str) -> Block:
 
 
 class Projections(nn.Module):
-    """One learned linear map a pair on the student's side, only where the widths differ."""
+    """One learned linear map per pair on the student's side, only if the widths differ."""
 
     def __init__(self, pairs: Sequence[object] | Pairs, student_size: int, teacher_size: int, mode: ProjectionMode):
-        """Make a map for every pair if widths differ.
+        """Create a map for every pair if the widths differ.
 
         Args:
-            pairs: as many maps as pairs.
+            pairs: pairs of blocks, one map each.
             student_size: width of the student's states.
             teacher_size: width of the teacher's states.
             mode: `auto` or `none`.
@@ -141,16 +142,16 @@ class Projections(nn.Module):
             return
         if mode == "none":
             raise InputError(
-                f"the student is {student_size} wide, the teacher {teacher_size}, and `projection: none` forbids a map",
+                f"hidden sizes differ (student {student_size}, teacher {teacher_size}), but `projection` is `none`",
                 key="projection",
                 allowed=("auto", "none"),
-                hint="use `projection: auto`, or give the student the teacher's hidden_size",
+                hint="use `projection: auto`, or set the student's hidden_size to the teacher's",
             )
         for _ in range(len(pairs)):
             self.maps.append(nn.Linear(student_size, teacher_size, bias=False).weight)
 
     def forward(self, states: Tensor, pair: int) -> Tensor:
-        """Student states (..., d_s) of pair number `pair`, mapped to (..., d_t), in float32 or better."""
+        """Map student states (..., d_s) of pair number `pair` to (..., d_t), in float32 or float64."""
         states = at_least_float32(states)
         if not len(self.maps):
             return states
@@ -158,5 +159,5 @@ class Projections(nn.Module):
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if it is that already."""
+    """Cast a tensor to float32; keep float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,1 +1,1 @@
-"""Objectives: the interface and the ones that are built in."""
+"""Losses: the interface and the built-in losses."""

@@ -1,4 +1,4 @@
-"""The interface of an objective."""
+"""Define the interface of a loss."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class LossConfig(ComponentConfig):
-    """Keys that every entry of `losses` has. A loss's own `Config` adds its keys to these."""
+    """Common keys of every entry of `losses`; the `Config` of a loss adds further keys."""
 
     name: str = Field(description="Registered name of the loss; default: the entry's label.")
-    label: str = Field(description="The entry's key in the map `losses`; metrics carry it.")
+    label: str = Field(description="Key of the entry in the map `losses`, used in the names of metrics.")
     weight: Weight | list[tuple[Fraction, Weight]] = Field(
         1.0,
-        description="Factor on the sum of the loss's terms; or points [[fraction of the budget, weight], ...] between "
-        "which it moves linearly, constant before the first and after the last.",
+        description="Factor on the sum of the loss's terms; or points [[fraction of the budget, weight], ...], "
+        "interpolated linearly and constant before the first and after the last.",
     )
     active: tuple[Fraction, Fraction] = Field(
-        (0.0, 1.0), description="Fractions of the budget [from, to) in which the loss is computed at all."
+        (0.0, 1.0), description="Interval [from, to) of the budget, in fractions, in which the loss is computed."
     )
 
     @model_validator(mode="after")
@@ -42,11 +42,11 @@ class LossConfig(ComponentConfig):
         if isinstance(self.weight, list):
             fractions = [fraction for fraction, _ in self.weight]
             if len(fractions) < 2 or any(b <= a for a, b in pairwise(fractions)):
-                raise ValueError("`weight` as points needs two or more, with rising fractions")
+                raise ValueError("`weight` as points requires at least two points with strictly increasing fractions")
         return self
 
     def weight_at(self, fraction: float) -> float:
-        """The weight at a fraction of the budget; 0 where the loss is not active, so that it is not computed."""
+        """Return the weight at a fraction of the budget; 0 if the loss is inactive and therefore not computed."""
         start, end = self.active
         if fraction < start or (fraction >= end and end < 1.0):
             return 0.0
@@ -57,21 +57,21 @@ class LossConfig(ComponentConfig):
 
 
 class Loss(ABC, nn.Module):
-    """An objective: says what it reads, counts before the forward passes, sums after them.
+    """Base class of losses: request signals, count items before the forward passes, sum terms after them.
 
-    A term's value is its sum divided by its count, both taken over all micro-batches and processes of a step; the
-    trainer divides, the loss never does. So gradients do not depend on how a batch is split. Learned parameters are
-    ordinary submodules: they are optimised, checkpointed and left out of the exported student.
+    The value of a term is its sum divided by its count, both over all micro-batches and processes of a step. The
+    trainer divides, not the loss, so that gradients do not depend on how a batch is split. Learned parameters are
+    ordinary submodules: they are optimised, checkpointed and excluded from the exported student.
 
-    Subclasses are constructed as `Loss(config, teacher, student)`. What they read must be cast to at least float32
-    (`kdcore.layers.at_least_float32`), and so must their own parameters: the engine keeps both in half precision.
+    Subclasses are constructed as `Loss(config, teacher, student)`. They must cast signals and their own parameters to
+    at least float32 (`kdcore.layers.at_least_float32`), because the engine may keep both in half precision.
     """
 
     class Config(LossConfig):
         """The keys of this loss's entry in a recipe."""
 
     couples_batch: ClassVar[bool] = False
-    """Whether sequences influence each other by definition, so that splitting a batch changes the value."""
+    """Whether sequences of a batch interact by definition, so that splitting the batch changes the value."""
 
     zero_when_equal: ClassVar[bool] = True
     """Whether the loss of a model against itself is 0."""
@@ -82,98 +82,98 @@ class Loss(ABC, nn.Module):
 
     @abstractmethod
     def requests(self) -> Requests:
-        """The signals and columns that `forward` reads; asked before training, never during it."""
+        """Return the signals and columns that `forward` reads; called before training only."""
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, int]:
-        """How many items each term averages over in this micro-batch; on the host, before any forward pass."""
+        """Return the number of items that each term averages over in this micro-batch, before any forward pass."""
 
     @abstractmethod
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Sum of each term over this micro-batch, scalars of at least float32, under the names that `counts` gives.
+        """Return the sum of each term over this micro-batch as scalars of at least float32, with the keys of `counts`.
 
-        `teacher` is None when no loss asks the teacher for anything.
+        `teacher` is None if no loss requests signals of the teacher.
         """
 
 
 def require_equal_heads(config: LossConfig, teacher: ModelInfo, student: ModelInfo) -> int:
-    """The number of attention heads of a block in both models.
+    """Return the number of attention heads per block, which must be equal in both models.
 
     Raises:
-        InputError: they differ.
+        InputError: the numbers differ.
     """
     if teacher.num_heads != student.num_heads:
         raise InputError(
-            f"`{config.name}` compares head by head, but the teacher has {teacher.num_heads} heads in a block and "
+            f"`{config.name}` requires equal numbers of attention heads, but the teacher has {teacher.num_heads} and "
             f"the student {student.num_heads}",
-            hint="use the loss `minilm_v2`, which takes other head numbers (pip install kdcore-minilm), or give "
-            f"the student {teacher.num_heads} heads",
+            hint="use the loss `minilm_v2`, which supports different numbers of heads (pip install kdcore-minilm), or "
+            f"set the student's num_attention_heads to {teacher.num_heads}",
         )
     return teacher.num_heads
 
 
 def require_teacher(config: LossConfig, teacher: ModelInfo | None) -> ModelInfo:
-    """The teacher's description.
+    """Return the teacher's description.
 
     Raises:
         InputError: the recipe has no teacher.
     """
     if teacher is None:
         raise InputError(
-            f"the loss `{config.name}` compares with a teacher, but the recipe has none",
+            f"the loss `{config.name}` requires a teacher, but the recipe has none",
             hint="add `teacher: {path: FOLDER_OR_HUB_NAME}`",
         )
     return teacher
 
 
 def require_classes(config: LossConfig, model: ModelInfo, whose: str) -> int:
-    """The number of outputs that a model's head on whole sequences has.
+    """Return the number of outputs of a model's classification head.
 
     Args:
-        config: the loss's.
-        model: the model.
-        whose: `teacher` or `student`, for the message.
+        config: config of the loss.
+        model: description of the model.
+        whose: `teacher` or `student`, used in the error message.
 
     Raises:
-        InputError: it has no such head.
+        InputError: the model has no such head.
     """
     if model.num_classes is None:
         raise InputError(
-            f"`{config.name}` reads classes of whole sequences, which the {whose} does not predict",
+            f"`{config.name}` requires a classification head, but the {whose} has none",
             hint="use a teacher that was fine-tuned and saved with its classification head"
             if whose == "teacher"
-            else "use a task with classes, such as sequence_classification, and a model that has a head for them",
+            else "use a task with classes, such as sequence_classification, and a model with a classification head",
         )
     return model.num_classes
 
 
 def require_equal_classes(config: LossConfig, teacher: ModelInfo, student: ModelInfo) -> int:
-    """The number of outputs of both heads on whole sequences, which have to mean the same.
+    """Return the number of outputs of both classification heads, which must have the same classes.
 
-    Where the teacher knows its classes by other names only, they are taken to be the student's in this order, and that
-    is told.
+    If no class name of the teacher matches, its classes are assumed to be the student's in the same order, with a
+    warning.
 
     Raises:
-        InputError: one has no such head, the numbers differ, or so does the order of the names.
+        InputError: a model has no such head, or the numbers or the order of the classes differ.
     """
     theirs = require_classes(config, teacher, "teacher")
     own = require_classes(config, student, "student")
     if theirs != own:
         raise InputError(
-            f"`{config.name}` compares class by class, but the teacher has {theirs} outputs and the student {own}",
+            f"`{config.name}` requires equal numbers of classes, but the teacher has {theirs} and the student {own}",
             hint="use a teacher that was fine-tuned on this task",
         )
     names = [[label.casefold() for label in model.class_labels] for model in (teacher, student)]
     if not names[0] or not names[1] or names[0] == names[1]:
         return own
-    spoken = [", ".join(model.class_labels) for model in (teacher, student)]
+    listed = [", ".join(model.class_labels) for model in (teacher, student)]
     if set(names[0]) & set(names[1]):
         raise InputError(
-            f"`{config.name}` compares class by class, but the teacher's classes are {spoken[0]} and the student's "
-            f"{spoken[1]}",
+            f"`{config.name}` requires the same classes in the same order, but the teacher's are {listed[0]} and the "
+            f"student's {listed[1]}",
             hint="list `task.data.labels` in the teacher's order, or use a teacher that was fine-tuned on this task",
         )
     logger.warning(
-        f"the teacher calls its classes {spoken[0]}, the student {spoken[1]}: taken to be the same, in this order"
+        f"class names differ (teacher: {listed[0]}; student: {listed[1]}); assuming the same classes in this order"
     )
     return own

@@ -1,4 +1,4 @@
-"""Distillation of predictions over the vocabulary, or of classes of whole sequences."""
+"""Distil predictions over the vocabulary, or class predictions of whole sequences."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from kdcore.losses.base import Loss, LossConfig, require_equal_classes, require_
 from kdcore.signals import Batch, ModelInfo, Requests, Signals
 
 _SLICE_ELEMENTS = 2**24
-"""How many logits are worked on at once: 64 MB in float32, where a whole batch can have gigabytes."""
+"""Number of logits per slice: 64 MB in float32, whereas those of a whole batch can take gigabytes."""
 
 
 class SoftTargetsLoss(Loss):
     """Kullback-Leibler divergence of predictions, softened by a temperature (Hinton et al. 2015).
 
     Term `soft_targets`: sum over scored positions of `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, counted in scored
-    positions. The factor T^2 keeps the gradient's size when T changes. Where heads on whole sequences give a number
-    instead, it is `(z_s - z_t)^2`, which T does not change.
+    positions. The factor T^2 keeps the gradient's scale when T changes. For regression heads the term is
+    `(z_s - z_t)^2`, independent of T.
     """
 
     class Config(LossConfig):
         """Keys of a `soft_targets` entry."""
 
-        temperature: float = Field(1.0, gt=0, description="T; both sides' logits are divided by it.")
+        temperature: float = Field(1.0, gt=0, description="Temperature T; divides the logits of both models.")
         positions: Literal["masked", "all", "classes"] = Field(
             "masked",
-            description="Which predictions count: of masked tokens, of all real tokens, or of the classes of whole "
+            description="Predictions to compare: at masked tokens, at all real tokens, or of the classes of whole "
             "sequences.",
         )
 
@@ -47,9 +47,9 @@ class SoftTargetsLoss(Loss):
             self.num_classes = require_equal_classes(config, teacher, student)
         elif teacher.vocab_size != student.vocab_size:
             raise InputError(
-                f"`{config.name}` compares predictions token by token, but the teacher's vocabulary has "
-                f"{teacher.vocab_size} tokens and the student's {student.vocab_size}",
-                hint="give the student the teacher's vocab_size, or use losses on hidden states or attention",
+                f"`{config.name}` requires equal vocabulary sizes, but the teacher has {teacher.vocab_size} tokens and "
+                f"the student {student.vocab_size}",
+                hint="set the student's vocab_size to the teacher's, or use losses on hidden states or attention",
             )
 
     def requests(self) -> Requests:
@@ -80,8 +80,8 @@ class SoftTargetsLoss(Loss):
 class _SlicedDivergence(torch.autograd.Function):
     """`sum T^2 KL(softmax(z_t / T) || softmax(z_s / T))` over rows, a slice of rows at a time.
 
-    Logits are by far the largest tensors of a step. Autograd would keep several float32 copies of them; the gradient is
-    `T (softmax(z_s / T) - softmax(z_t / T))`, for which the logits themselves are enough.
+    Logits are by far the largest tensors of a step. Autograd would keep several float32 copies of them. The gradient,
+    `T (softmax(z_s / T) - softmax(z_t / T))`, can be computed from the logits alone.
     """
 
     @staticmethod
@@ -91,7 +91,7 @@ class _SlicedDivergence(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.promote_types(student.dtype, torch.float32), device=student.device)
         for rows in _row_slices(student):
             own, theirs = (_softened(side[rows], temperature) for side in (student, teacher))
-            # A softmax is several times as fast as the exponential of a log_softmax.
+            # softmax is several times faster than the exponential of log_softmax.
             total += theirs.log_softmax(-1).sub_(own.log_softmax(-1)).mul_(theirs.softmax(-1)).sum()
         return total * temperature**2
 

@@ -1,1 +1,1 @@
-"""Models: the interface and the adapter for Hugging Face encoders."""
+"""Models: the interface and the adapter of Hugging Face encoders."""

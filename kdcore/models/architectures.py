@@ -1,4 +1,4 @@
-"""What differs between the Hugging Face encoders that kdcore knows: where blocks, embeddings and heads sit."""
+"""Describe the supported Hugging Face encoders: where blocks, embeddings and heads are."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _classify_by_pooler(network: Any, pooler: nn.Module | None, states: Tensor) 
 
 
 def _classify(network: Any, pooler: nn.Module | None, states: Tensor) -> Tensor:
-    logits: Tensor = network.classifier(states[:, None])  # a module of its own, which takes the first token
+    logits: Tensor = network.classifier(states[:, None])  # a separate module, which takes the first token
     return logits
 
 
@@ -57,36 +57,36 @@ def _save(network: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One `model_type` of transformers, and where its parts are.
+    """A `model_type` of transformers and the location of its parts.
 
-    transformers' Auto classes must know the type: those that transformers does not bring are registered with
-    `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM`, and `AutoModelForSequenceClassification` where there is a
-    `class_head`, by whoever brings them. Attention must be called by way of
-    transformers' `AttentionInterface`, as its own models do; then query, key, value and mask are read from there.
+    The type must be registered with transformers' Auto classes. A package that adds a type registers it with
+    `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM`, and with `AutoModelForSequenceClassification` if it has a
+    `class_head`. Attention must be called through transformers' `AttentionInterface`, where query, key, value and mask
+    are captured.
 
     Attributes:
         model_type: the name in `config.json`.
         blocks: dotted path of the list of blocks inside the base model. Its forward pass must iterate over the list.
         lm_head: applies the masked-LM head of a `...ForMaskedLM` network to rows (n, d), giving (n, V).
         lm_head_classes: classes of transformers that are saved with trained weights of that head.
-        embeddings: modules of the base model that make the embedding output; the last one there is hands it on.
-        intermediate_size: the configuration's key for the width inside a block's feed-forward part.
-        position_offset: rows of the position table that no token uses, given the configuration.
+        embeddings: modules of the base model that compute the embeddings; the last existing one returns their output.
+        intermediate_size: configuration key of the feed-forward width.
+        position_offset: number of unused rows at the start of the position table, given the configuration.
         first_block_differs: whether the first block lacks weights that the others have.
-        adapt: changes a new or loaded base model so that its attention is kdcore's, where a name is not enough.
+        adapt: replaces the attention of a new or loaded base model, if it cannot be selected by name.
         relatives: other model types whose folders hold the same weights under the same names, each with the
-            configuration's keys that make this architecture compute the same. Their folders are read as this type's.
-        use: the configuration's keys, beside numbers of heads and tied weights, that say what is done with weights
-            without changing their shapes; blocks are copied only where source and student agree in them.
+            configuration keys for which this architecture computes the same. Their folders are read as this type.
+        use: configuration keys, besides the number of heads and tied weights, that change how weights are used without
+            changing their shapes; blocks are copied only if they are equal in source and student.
         save: writes configuration and weights of a network into a folder.
-        class_head: applies the head of a `...ForSequenceClassification` network to one state a sequence (B, d), giving
-            (B, C); beside the network it gets the base model's pooler, which is kept apart from it. None if the
+        class_head: applies the head of a `...ForSequenceClassification` network to one state per sequence (B, d),
+            giving (B, C); it also receives the base model's pooler, which is stored separately. None if the
             architecture is not used with such a head.
         class_head_pools: whether the pooler is a part of that head.
-        packs: whether the base model can be given the real tokens of all sequences in a single row: it takes
-            `position_ids`, works token by token but for its attention, and leaves what tokens see to the mask that
-            transformers' `masking_utils` makes. If not, or not surely, it is given padded batches.
-        class_mean: whether that head takes the mean over a sequence's tokens, given the configuration; else it takes
+        packs: whether the base model supports the real tokens of all sequences in a single row: it accepts
+            `position_ids`, computes everything but attention per token, and uses the masks of transformers'
+            `masking_utils`. If False, it receives padded batches.
+        class_mean: whether that head uses the mean over a sequence's tokens, given the configuration; otherwise it uses
             the first token.
     """
 
@@ -109,17 +109,17 @@ class Architecture:
 
     @property
     def needs_padding_id(self) -> bool:
-        """Whether positions are counted in a way that takes a pad_token_id."""
+        """Return whether positions depend on the pad_token_id."""
         return self.position_offset is not _no_offset
 
     def block_list(self, base: nn.Module) -> nn.ModuleList:
-        """The list of blocks of a base model."""
+        """Return the list of blocks of a base model."""
         blocks = base.get_submodule(self.blocks)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
     def embedding_output(self, base: nn.Module) -> nn.Module:
-        """The module whose output the first block receives."""
+        """Return the module whose output is the input of the first block."""
         present = [getattr(base, name) for name in self.embeddings if hasattr(base, name)]
         module = present[-1]
         assert isinstance(module, nn.Module)
@@ -174,7 +174,7 @@ ARCHITECTURES = {
             lm_head=lambda network, rows: network.lm_head(rows),
             lm_head_classes=("MPNetForMaskedLM",),
             packs=True,
-            position_offset=lambda config: 2,  # its padding id is 1, whatever the configuration says
+            position_offset=lambda config: 2,  # its padding id is always 1, independent of the configuration
             adapt=use_fused_attention,
             class_head=_classify,
         ),
@@ -201,10 +201,10 @@ ARCHITECTURES = {
 
 
 def architecture_of(model_type: str, where: str, architectures: Mapping[str, Architecture]) -> Architecture:
-    """The architecture of a model type among those of a recipe's model.
+    """Look up the architecture of a model type.
 
     Raises:
-        DataError: it is none of them.
+        DataError: the model type is not supported.
     """
     if model_type not in architectures:
         whose = "the model `transformers`" if architectures is ARCHITECTURES else "this model"
@@ -212,6 +212,6 @@ def architecture_of(model_type: str, where: str, architectures: Mapping[str, Arc
             f"the model type `{model_type}` is not supported by {whose}",
             where=where,
             allowed=sorted(architectures),
-            hint="a package can add one: a class derived from kdcore.Model, registered in the group `kdcore.models`",
+            hint="a package can add support with a subclass of kdcore.Model, registered in the group `kdcore.models`",
         )
     return architectures[model_type]

@@ -1,7 +1,7 @@
-"""One attention function for all Hugging Face encoders: the fused kernel, with a tap on what goes into it.
+"""Provide one attention function for all Hugging Face encoders: the fused kernel, with its inputs captured.
 
-It is registered with transformers under the name `kdcore`. Query, key and value are read where the kernel gets them,
-that is after rotary embedding and with the block's own mask; hooks on the projections would miss both.
+It is registered with transformers under the name `kdcore`. Query, key and value are captured at the kernel, after
+rotary embedding and with the block's mask; hooks on the projections would miss both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def tapped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention (the signature is transformers'), showing its inputs to the running capture."""
+    """Compute scaled dot-product attention (with transformers' signature) and pass its inputs to the active capture."""
     capture = current_capture()
     if capture is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -41,12 +41,12 @@ def tapped_attention(
 
 
 def attention_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """The mask for the fused kernel, made without looking at its values.
+    """Build the mask for the fused kernel without reading its values.
 
-    transformers asks whether the whole mask is true, which waits for the device at every step. A batch without padding
-    comes with no mask at all, so the question has been answered on the host.
+    transformers checks whether the whole mask is true, which synchronizes with the device at every step. Here a batch
+    without padding has no mask, so that this is decided on the host.
 
-    Of sequences in a single row it is the mask of one sequence of whole length: None, or a window.
+    For sequences packed in a single row it is the mask of one sequence of full length: None, or a window.
     """
     capture = current_capture()
     if capture is not None and capture.packing is not None:
@@ -57,8 +57,8 @@ def attention_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: A
         kwargs["allow_is_bidirectional_skip"] = False
     mask: Tensor | None = sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
     if attention_mask is not None and mask is not None and kwargs.get("local_size") is not None:
-        # Padding with no real token inside its window would see nothing, and its softmax would be NaN, in kernels as in
-        # losses; a later block would carry that into real tokens. What padding sees is nobody's concern.
+        # A padding position without a real token in its window has an empty row, and its softmax is NaN in kernels and
+        # losses; a later block would spread it to real tokens. The attention of padding does not affect any result.
         mask = mask | ~attention_mask[:, None, :, None]
     return mask
 

@@ -1,4 +1,4 @@
-"""The interface of a model: first described, then loaded for exactly what is asked."""
+"""Define the interface of a model: describe it first, then load only the parts that are requested."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Role = Literal["teacher", "student"]
 
 
 class Encoder(ABC, nn.Module):
-    """A live network that answers signal requests.
+    """A loaded network that computes requested signals.
 
     Attributes:
-        info: describes the whole model, whatever part of it is loaded.
-        packs: whether padded batches are computed on their real tokens only. One that can sets it; answers must not
-            depend on it.
+        info: description of the whole model, even if only a part of it is loaded.
+        packs: whether padded batches are computed on their real tokens only. Set by encoders that support it; the
+            signals must not depend on it.
     """
 
     info: ModelInfo
@@ -30,19 +30,19 @@ class Encoder(ABC, nn.Module):
 
     @abstractmethod
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:
-        """Run only as much as `request` needs and answer it."""
+        """Compute the requested signals; run only the blocks and heads that they need."""
 
     def compile_parts(self) -> None:
-        """Have torch compile what it can make one graph of, whatever the numbers of sequences and tokens will be.
+        """Compile the parts that form a single graph, with dynamic numbers of sequences and tokens.
 
         Raises:
-            InputError: this model cannot be compiled.
+            InputError: this model does not support compilation.
         """
-        raise InputError("this model cannot be compiled", key="compile", hint="leave training.compile out")
+        raise InputError("this model does not support compilation", key="compile", hint="remove training.compile")
 
     @abstractmethod
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write a Hugging Face folder (weights and configuration) that `AutoModel` loads with no missing key.
+        """Write a Hugging Face folder (weights and configuration) that `AutoModel` loads without missing keys.
 
         Args:
             folder: an existing, empty folder.
@@ -51,10 +51,10 @@ class Encoder(ABC, nn.Module):
 
 
 class Model(ABC):
-    """A model as a recipe names it. Constructing it reads descriptions only; weights are loaded when asked for.
+    """A model of a recipe. The constructor reads descriptions only; other methods load weights.
 
-    Subclasses are constructed as `Model(config, role, teacher)`; a student gets the recipe's teacher (or None), so that
-    what its configuration does not say can be the teacher's.
+    Subclasses are constructed as `Model(config, role, teacher)`; a student receives the recipe's teacher (or None) and
+    can take missing settings from it.
     """
 
     class Config(ComponentConfig):
@@ -66,35 +66,35 @@ class Model(ABC):
         self.config = config
 
     def set_classes(self, head: ClassHead) -> None:  # noqa: B027
-        """Learn what a student's head on whole sequences is to predict; called before losses see `info`.
+        """Set the classes of a student's classification head; called before losses read `info`.
 
-        A model that has such a head sets `info.num_classes` and `info.class_labels`. One that has none does nothing:
-        losses that read classes then refuse it.
+        A model with such a head sets `info.num_classes` and `info.class_labels`. A model without one does nothing, and
+        losses that read classes then raise an error.
 
         Raises:
             InputError: the head does not fit the model's keys.
         """
 
     def load_export(self, folder: Path, request: SignalRequest) -> Encoder | None:
-        """The student that was exported to `folder`, with what `request` needs; None if this model cannot read it."""
+        """Load a student exported to `folder`, with the parts that `request` needs; None if this is not supported."""
         return None
 
     @abstractmethod
     def load_teacher(self, request: SignalRequest) -> Encoder:
-        """Load as many blocks as `request` needs, in float32, and a head only if it asks for what that predicts."""
+        """Load the blocks and heads that `request` needs, in float32."""
 
     @abstractmethod
     def build_student(self, request: SignalRequest) -> Encoder:
-        """Make the whole student in float32: sizes as configured, initialised as configured."""
+        """Build the whole student in float32, with the configured sizes and initialisation."""
 
     @property
     @abstractmethod
     def source(self) -> str | None:
-        """Folder or hub name that weights come from; None when they are random."""
+        """Return the folder or hub name of the weights; None if they are random."""
 
     def vocabulary(self) -> Mapping[str, int] | None:
-        """Token to id, as the weights that the model starts from know them; None if they are random or it is unknown.
+        """Return token to id for the initial weights; None if the weights are random or the vocabulary is unknown.
 
-        A task compares it with its data: ids that mean other tokens would pass unnoticed.
+        A task compares it with the data's vocabulary, because mismatched ids would otherwise go unnoticed.
         """
         return None

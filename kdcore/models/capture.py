@@ -1,7 +1,7 @@
-"""What one forward pass is asked for, and what hooks on the network saw of it.
+"""Capture the requested signals of one forward pass with hooks on the network.
 
-The hooks hold nothing but the number of their block, so that a network can be copied; what they see goes to the pass
-that is running.
+The hooks store only the number of their block, so that a network can be copied; captured tensors go to the active
+`Capture`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Capture:
     """The signals of one forward pass.
 
     Attributes:
-        hidden: hidden states (B, L, d) as the blocks handed them on, of those asked for.
-        attention: what the kernel got, of the blocks asked for.
-        packing: how the tokens are laid out if there is no padding among them; None if there is.
+        hidden: hidden states (B, L, d) returned by the requested blocks.
+        attention: inputs of the attention kernel in the requested blocks.
+        packing: layout of the tokens in a packed batch; None for a padded batch.
     """
 
     def __init__(self, request: SignalRequest, packing: Packing | None = None) -> None:
@@ -37,7 +37,7 @@ class Capture:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Receive what hooks and kernel see while this lasts."""
+        """Receive the tensors of hooks and kernel inside this context."""
         token = _current.set(self)
         try:
             yield
@@ -45,17 +45,17 @@ class Capture:
             _current.reset(token)
 
     def enter(self, block: int) -> None:
-        """A block starts: what the kernel gets from now on is its."""
+        """Note that a block starts; the next kernel call belongs to it."""
         self._running = block
 
     def leave(self, block: Block, states: Tensor) -> None:
-        """A block, or the embeddings, have handed on `states`."""
+        """Store the output of a block or of the embeddings, if requested."""
         self._running = None
         if block in self._hidden_blocks:
             self.hidden[block] = states
 
     def tap(self, tap: AttentionTap) -> None:
-        """The kernel has been called."""
+        """Store the kernel inputs of the running block, if requested."""
         if self._running in self._tapped_blocks:
             assert self._running is not None
             self.attention[self._running] = tap
@@ -65,12 +65,12 @@ _current: ContextVar[Capture | None] = ContextVar("capture", default=None)
 
 
 def current_capture() -> Capture | None:
-    """The capture of the forward pass that is running, if one is."""
+    """Return the capture of the running forward pass, or None."""
     return _current.get()
 
 
 def watch(embeddings: nn.Module, blocks: Iterator[nn.Module]) -> None:
-    """Hook the module that makes the embedding output, and the blocks."""
+    """Register hooks on the module that returns the embedding output and on the blocks."""
     embeddings.register_forward_hook(partial(_leave, "embeddings"))
     for index, block in enumerate(blocks):
         block.register_forward_pre_hook(partial(_enter, index))

@@ -1,4 +1,4 @@
-"""Configurations of Hugging Face encoders: read, described, checked, and changed for a student."""
+"""Read, describe and check configurations of Hugging Face encoders, and derive those of students."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdcore.signals import ClassHead, ModelInfo
 
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 _CLASS_HEAD = "ForSequenceClassification"
-_UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls a class that nobody has named
+_UNNAMED = re.compile(r"LABEL_\d+")  # transformers' default name of a class
 _SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -35,16 +35,16 @@ _RHYTHM = "global_attn_every_n_layers"
 _REFUSALS = (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError)
 
 Architectures = Mapping[str, Architecture]
-"""What a recipe's model knows, by model type."""
+"""Supported architectures by model type."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """What a student takes its sizes from.
+    """The model from which a student takes its sizes.
 
     Attributes:
-        config: the configuration; its model type may be one that the student's model does not know.
-        architecture: that of the configuration.
+        config: its configuration; the student's model may not support its model type.
+        architecture: its architecture.
     """
 
     config: PreTrainedConfig
@@ -52,7 +52,7 @@ class Base:
 
 
 def describe(config: PreTrainedConfig, architecture: Architecture) -> ModelInfo:
-    """What losses and tasks may know of a model with this configuration."""
+    """Describe a model with this configuration for losses and tasks."""
     classes = [config.id2label[index] for index in sorted(config.id2label)] if has_class_head(config) else []
     named = len(classes) > 1 and not all(_UNNAMED.fullmatch(label) for label in classes)
     return ModelInfo(
@@ -70,12 +70,12 @@ def describe(config: PreTrainedConfig, architecture: Architecture) -> ModelInfo:
 
 
 def has_class_head(config: PreTrainedConfig) -> bool:
-    """Whether trained weights of a head on whole sequences come with a model of this configuration."""
+    """Return whether a model with this configuration was saved with a classification head."""
     return any(name.endswith(_CLASS_HEAD) for name in config.architectures or ())
 
 
 def set_classes(config: PreTrainedConfig, head: ClassHead) -> None:
-    """Give a configuration the outputs of a head on whole sequences, by the names that transformers has for them."""
+    """Set the keys of a configuration that describe a classification head."""
     config.num_labels = head.num_outputs
     if head.labels:
         config.id2label = dict(enumerate(head.labels))
@@ -84,7 +84,7 @@ def set_classes(config: PreTrainedConfig, head: ClassHead) -> None:
 
 
 def block_kinds(config: PreTrainedConfig, architecture: Architecture) -> list[str]:
-    """What each block is, in words; a block can stand in for another of the same kind only."""
+    """Return the kind of each block in words; a block can only be copied to a block of the same kind."""
     kinds = [kind.replace("_", " ") for kind in getattr(config, "layer_types", None) or ()]
     kinds = kinds or ["block"] * config.num_hidden_layers
     if kinds and architecture.first_block_differs:
@@ -93,32 +93,32 @@ def block_kinds(config: PreTrainedConfig, architecture: Architecture) -> list[st
 
 
 def read_config(path: str, architectures: Architectures) -> PreTrainedConfig:
-    """Read a folder's or hub model's configuration; code that comes with it is never run.
+    """Read the configuration of a folder or hub model without running its custom code.
 
-    A relative of one of the architectures is read as that.
+    A relative of one of the architectures is read as that architecture.
 
     Raises:
-        DataError: there is none, it is broken, or it is of a model that is not supported.
+        DataError: the configuration is missing, invalid, or of an unsupported model.
     """
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise DataError("the folder holds no config.json", where=path, hint="give a Hugging Face model folder")
+        raise DataError("config.json is missing", where=path, hint="give a Hugging Face model folder")
     try:
         stated, _ = PreTrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
         if not folder.exists():
             raise DataError(
-                "no such folder, and no such model on the hub",
+                "neither an existing folder nor a model on the hub",
                 where=path,
-                hint=f"check the spelling, or download it first ({reason_of(error)})",
+                hint=f"check the spelling, or download the model first ({reason_of(error)})",
             ) from error
         raise DataError(f"the model's configuration cannot be read: {reason_of(error)}", where=path) from error
     if not isinstance(stated.get("model_type"), str):
-        raise DataError("its config.json names no model_type", where=path, hint="give a Hugging Face model folder")
+        raise DataError("config.json has no model_type", where=path, hint="give a Hugging Face model folder")
     stated = _as_own(stated, architectures)
     architecture = architecture_of(stated["model_type"], path, architectures)
     cls = _config_class(architecture)
-    # What the file says of outputs is for other users of the model; here it would cost time or change their form.
+    # Output settings of the file are for other users of the model; here they would cost time or change the outputs.
     outputs = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
     try:
         config = cls.from_dict(stated | outputs)
@@ -126,21 +126,21 @@ def read_config(path: str, architectures: Architectures) -> PreTrainedConfig:
         raise DataError(f"the model's configuration cannot be read: {reason_of(error)}", where=path) from error
     problem = _problem(config, architecture) or _position_problem(config, architecture)
     if problem is not None:
-        raise DataError(problem, where=path, hint="see its config.json")
+        raise DataError(problem, where=path, hint="check config.json")
     return config
 
 
 def student_config(base: Base | None, changes: Mapping[str, Any], architectures: Architectures) -> PreTrainedConfig:
-    """The student's configuration: `changes`, and what they leave open from `base`.
+    """Build the student's configuration from `changes`, with missing keys from `base`.
 
-    A base of another architecture lends its sizes and the ids of special tokens; the rest are defaults. A relative of
-    the student's architecture is no other.
+    From a base of another architecture only sizes and ids of special tokens are taken; the rest are defaults. A
+    relative counts as the student's architecture.
 
     Raises:
-        InputError: unknown keys, wrong types, sizes that do not fit, an unsupported architecture.
+        InputError: unknown keys, wrong types, inconsistent sizes, an unsupported architecture.
     """
     lent = {} if base is None else _as_own(base.config.to_dict(), architectures)
-    lent.pop("auto_map", None)  # code that comes with the base is no part of the student
+    lent.pop("auto_map", None)  # the student does not use the base model's custom code
     if "model_type" in changes:
         model_type = str(changes["model_type"])
     else:
@@ -165,7 +165,7 @@ def student_config(base: Base | None, changes: Mapping[str, Any], architectures:
         config = cls.from_dict(merged)
         problem = _problem(config, architecture)
     except _REFUSALS as error:
-        raise InputError(f"the configuration is refused: {reason_of(error)}", key="student.config") from error
+        raise InputError(f"invalid configuration: {reason_of(error)}", key="student.config") from error
     if problem is None:
         if base is not None and lent["model_type"] != model_type and "max_position_embeddings" not in changes:
             _take_positions(config, architecture, describe(base.config, base.architecture).max_length)
@@ -178,7 +178,7 @@ def student_config(base: Base | None, changes: Mapping[str, Any], architectures:
 
 
 def with_num_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    """The same configuration for the model's first blocks; at least one, for none is refused by some."""
+    """Return the configuration of the model's first blocks; at least one, because some models reject zero."""
     stated = config.to_dict()
     stated[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = max(num_layers, 1)
     if stated.get("layer_types"):
@@ -187,12 +187,12 @@ def with_num_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConf
 
 
 def reason_of(error: Exception) -> str:
-    """What an error of transformers says, shortened to the line that says it."""
+    """Return the most informative line of an error of transformers."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if isinstance(error, StrictDataclassError) and len(lines) > 1:  # the second says it in whole, after a type
+    if isinstance(error, StrictDataclassError) and len(lines) > 1:  # the second line has the message, after a type
         return lines[1].partition(": ")[2]
     if isinstance(error, KeyError):
-        return f"there is no {error}"
+        return f"key {error} is missing"
     return first_line(error)
 
 
@@ -201,7 +201,7 @@ def _config_class(architecture: Architecture) -> type[PreTrainedConfig]:
 
 
 def _as_own(stated: Mapping[str, Any], architectures: Architectures) -> dict[str, Any]:
-    """What a configuration states, in the words of the architecture that reads such folders as its own."""
+    """Convert the configuration of a relative to that of the architecture that reads its folders."""
     for architecture in architectures.values():
         if stated["model_type"] in architecture.relatives:
             same = architecture.relatives[stated["model_type"]]
@@ -210,22 +210,22 @@ def _as_own(stated: Mapping[str, Any], architectures: Architectures) -> dict[str
 
 
 def _usual_type(model_type: str | None, architectures: Architectures) -> str:
-    """The student's model type if the recipe does not say it, given its teacher's."""
+    """Return the default model type of a student, given its teacher's."""
     if model_type in architectures:
         return str(model_type)
     if len(architectures) == 1:
         return next(iter(architectures))
     raise InputError(
-        "without a teacher the student's architecture must be said"
+        "model_type is required, because the recipe has no teacher"
         if model_type is None
-        else f"the student's architecture must be said, for it cannot be the teacher's `{model_type}`",
+        else f"model_type is required, because the student cannot have the teacher's `{model_type}`",
         key="student.config",
         hint="add model_type, for example `model_type: bert`",
     )
 
 
 def _common(base: Base, architecture: Architecture) -> dict[str, Any]:
-    """Sizes and special ids by the names that another architecture's configuration has for them."""
+    """Return sizes and special ids of the base under the key names of another architecture."""
     config, names = base.config, _config_class(architecture).attribute_map
     sizes = {
         "hidden_size": config.hidden_size,
@@ -243,56 +243,56 @@ def _check_keys(changes: Mapping[str, Any], known: set[str], cls: type[PreTraine
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             raise InputError(
-                f"a configuration of `{cls.model_type}` has no key `{key}`",
+                f"unknown key `{key}` in a configuration of `{cls.model_type}`",
                 key=f"student.config.{key}",
-                hint=f"did you mean `{near[0]}`?" if near else f"see the documentation of {cls.__name__}",
+                hint=f"Did you mean `{near[0]}`?" if near else f"see the documentation of {cls.__name__}",
             )
 
 
 def _layer_types(stated: Mapping[str, Any], merged: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
-    """Global and local blocks of a student that has another number of them, in the same rhythm."""
+    """Repeat the pattern of global and local blocks for a student with another number of blocks."""
     count = merged["num_hidden_layers"]
     if _RHYTHM in changes or not isinstance(count, int):
-        return None  # the configuration's own rule, or its own complaint
+        return None  # left to the configuration class, which applies its rule or raises an error
     kinds: Sequence[str] = stated["layer_types"]
     period = next(p for p in range(1, len(kinds) + 1) if kinds[p:] == kinds[: len(kinds) - p])
     return [kinds[index % period] for index in range(count)]
 
 
 def _take_positions(config: PreTrainedConfig, architecture: Architecture, longest: int) -> None:
-    """Give a student of another architecture than its teacher's the teacher's longest sequence."""
+    """Set the maximum length of a student to that of a teacher of another architecture."""
     offset = architecture.position_offset(config)
     if offset > longest:
         raise InputError(
-            f"`{config.model_type}` counts positions from its pad_token_id on, and here that is {offset - 1}",
+            f"positions of `{config.model_type}` start after its pad_token_id, which is {offset - 1} here",
             key="student.config",
-            hint="choose another model_type, or say max_position_embeddings yourself",
+            hint="choose another model_type, or set max_position_embeddings",
         )
     config.max_position_embeddings = longest + offset
 
 
 def _problem(config: PreTrainedConfig, architecture: Architecture) -> str | None:
-    """What makes a model of this configuration impossible here, if anything does."""
+    """Return why a model with this configuration is not supported, or None."""
     for key in (*_SIZES, architecture.intermediate_size):
         value = getattr(config, key, 1)
         if not isinstance(value, int) or value < 1:
-            return f"{key} must be a whole number above 0, found {json.dumps(value)}"
+            return f"{key} must be a positive integer, found {json.dumps(value)}"
     if config.hidden_size % config.num_attention_heads:
         return f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
     positions = getattr(config, "position_embedding_type", "absolute")
     if positions != "absolute":
-        return f"position_embedding_type is {positions}, but transformers computes absolute ones only"
+        return f"position_embedding_type must be absolute, found {positions}"
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-        return "it describes a decoder (is_decoder, add_cross_attention), but only encoders are supported"
+        return "only encoders are supported, found a decoder (is_decoder, add_cross_attention)"
     pad = getattr(config, "pad_token_id", None)
     if pad is None and architecture.needs_padding_id:
-        return f"`{config.model_type}` needs a pad_token_id"
+        return f"`{config.model_type}` requires a pad_token_id"
     if pad is not None and not 0 <= pad < config.vocab_size:
-        return f"pad_token_id {pad} is not in the vocabulary of {config.vocab_size}"
+        return f"pad_token_id {pad} is outside the vocabulary of {config.vocab_size} tokens"
     return None
 
 
 def _position_problem(config: PreTrainedConfig, architecture: Architecture) -> str | None:
     if describe(config, architecture).max_length < 1:
-        return f"max_position_embeddings {config.max_position_embeddings} leave no position for a token"
+        return f"max_position_embeddings {config.max_position_embeddings} is too small for a single token"
     return None

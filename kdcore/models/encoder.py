@@ -1,4 +1,4 @@
-"""A Hugging Face encoder that answers signal requests and runs no block beyond the deepest one asked for."""
+"""Run a Hugging Face encoder up to the deepest requested block and return the requested signals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdcore.signals import Batch, ModelInfo, Positions, SignalRequest, Signals, 
 
 
 class ShortenedBlocks(nn.ModuleList):
-    """A list of blocks that shows only the first `depth` to the forward pass; parameters and names stay whole."""
+    """A list of blocks whose iteration stops after `depth`; parameters and their names are unchanged."""
 
     depth: int | None = None
 
@@ -30,15 +30,15 @@ class ShortenedBlocks(nn.ModuleList):
 
 
 def _calls_kernel(module: nn.Module) -> bool:
-    return hasattr(module, "is_causal")  # which transformers' attention functions read of the module that calls them
+    return hasattr(module, "is_causal")  # read by transformers' attention functions from the calling module
 
 
 def _parts_beside_attention(module: nn.Module) -> Iterator[nn.Module]:
-    """The largest modules that do not call the attention kernel, and consist of more than a single operation."""
+    """Yield the largest modules that do not call the attention kernel and have more than one operation."""
     for child in module.children():
         if _calls_kernel(child):
             continue
-        # What torch compiles are forward passes that are not its own, of which nn.Sequential's is one.
+        # torch does not compile the forward pass of its own modules, such as nn.Sequential.
         if type(child).__module__.startswith("torch.") or any(_calls_kernel(part) for part in child.modules()):
             yield from _parts_beside_attention(child)
         elif any(True for _ in child.children()):
@@ -46,19 +46,19 @@ def _parts_beside_attention(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class TransformersEncoder(Encoder):
-    """Wraps a network of transformers; its forward pass is the network's own, shortened."""
+    """Wrap a network of transformers and run its forward pass up to the deepest requested block."""
 
     def __init__(self, network: nn.Module, architecture: Architecture, info: ModelInfo) -> None:
-        """Take over `network`, a base model or one with a head, whose attention is kdcore's.
+        """Wrap `network`, a base model or a model with a head, which uses kdcore's attention.
 
-        `info` describes the whole model, of which the network may hold only the first blocks.
+        `info` describes the whole model; the network may contain only its first blocks.
         """
         super().__init__()
         self.info = info
         self.architecture = architecture
         self.network = network
         self.packs = architecture.packs
-        # Kept apart, so that the forward pass does not run it: at most a head reads it, but `AutoModel` expects it.
+        # Stored separately, so that the forward pass skips it: only a head may need it, but `AutoModel` expects it.
         self.pooler: nn.Module | None = None
         if getattr(self._base, "pooler", None) is not None:
             self.pooler, self._base.pooler = self._base.pooler, None
@@ -75,7 +75,7 @@ class TransformersEncoder(Encoder):
         return self.network.base_model
 
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:
-        """Run the embeddings and the blocks up to the deepest one asked for, and the head on the rows asked for."""
+        """Run the embeddings and the blocks up to the deepest requested one, and the head on the requested rows."""
         depth = request.depth(self.info.num_layers)
         blocks = self.architecture.block_list(self._base)
         assert isinstance(blocks, ShortenedBlocks)
@@ -106,14 +106,14 @@ class TransformersEncoder(Encoder):
         return Signals(batch, capture.hidden, capture.attention, logits, class_logits)
 
     def _rows(self, last: Tensor, batch: Batch, packing: Packing | None, positions: Positions) -> Tensor:
-        """States (rows, d) whose predictions are asked for."""
+        """Select the states (rows, d) whose predictions are requested."""
         if packing is None:
             return select_rows(last, batch.masked_index if positions == "masked" else batch.token_index)
         states = last.squeeze(0)
         return states if positions == "all" else states.index_select(0, packing.rows_of(batch.masked_index))
 
     def _pooled(self, last: Tensor, batch: Batch, packing: Packing | None) -> Tensor:
-        """One state a sequence, (B, d), for the head on whole sequences."""
+        """Return one state per sequence, (B, d), the input of the classification head."""
         mean = self.architecture.class_mean(self._base.config)
         if packing is not None:
             states = last.squeeze(0)
@@ -126,9 +126,9 @@ class TransformersEncoder(Encoder):
         return (last * mask).sum(1) / mask.sum(1)
 
     def compile_parts(self) -> None:
-        """Compile what lies between one call of the attention kernel and the next: a graph of its own for each part.
+        """Compile the parts between calls of the attention kernel, each as a separate graph.
 
-        The kernel itself is one already, and what it is called with differs from batch to batch.
+        The kernel is already fused, and the shapes of its inputs vary from batch to batch.
         """
         for block in self.architecture.block_list(self._base).children():
             for part in _parts_beside_attention(block):
@@ -137,8 +137,8 @@ class TransformersEncoder(Encoder):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the weights; buffers keep their precision.
 
-        Rotary frequencies cast to half precision would turn late positions by wrong angles, and only in training: an
-        exported student has them in float32 again.
+        Rotary frequencies in half precision would rotate late positions by wrong angles, and only during training,
+        because an exported student has them in float32.
         """
         precise = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -148,7 +148,7 @@ class TransformersEncoder(Encoder):
         return self
 
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write config.json and model.safetensors in float32, with the pooler where `AutoModel` looks for it."""
+        """Write config.json and model.safetensors in float32, with the pooler where `AutoModel` expects it."""
         prefix = "" if self._base is self.network else f"{self.network.base_model_prefix}."
         state = {}
         for name, tensor in weights.items():
@@ -156,7 +156,7 @@ class TransformersEncoder(Encoder):
                 state[f"{prefix}{name}"] = tensor
             else:
                 state[name.removeprefix("network.")] = tensor
-        # Of weights that are tied, the network is saved with one; loading ties them again.
+        # Tied weights are saved once; loading ties them again.
         for tied in self.network.all_tied_weights_keys:  # type: ignore[union-attr]
             state.pop(tied, None)
         self.network.config.dtype = torch.float32

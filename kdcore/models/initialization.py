@@ -1,4 +1,4 @@
-"""A student's first weights: which block of the source each of its blocks copies, and the copying itself."""
+"""Initialise a student from a source: select the source block for each student block and plan the copy of weights."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ _KEY = "student.initialize.blocks"
 def choose_blocks(
     blocks: str | list[int], source: PreTrainedConfig, student: PreTrainedConfig, architecture: Architecture
 ) -> list[int]:
-    """Source blocks that the student's blocks copy, one a student block.
+    """Select one source block for each student block.
 
     Raises:
-        InputError: as many blocks as the student has were not given, one does not exist, or one is of another kind
-            than the student's block in its place (global and local attention).
+        InputError: the number of blocks differs from the student's, a block does not exist, or its kind (global or
+            local attention) differs from that of the student's block.
     """
     source_kinds, student_kinds = block_kinds(source, architecture), block_kinds(student, architecture)
     all_alike = len({*source_kinds, *student_kinds}) == 1
-    what = f"`{blocks}` does not keep the student's rhythm of global and local attention"
+    what = f"`{blocks}` does not match the student's pattern of global and local attention"
     try:
         chosen = _numbers(blocks, len(source_kinds), len(student_kinds))
     except InputError as error:
         if all_alike or isinstance(blocks, list):
             raise InputError(replace(problem, key=_KEY) for problem in error.problems) from error
-        # The rule does not even fit the depths; what it would advise instead would not keep the rhythm.
+        # The rule does not fit the depths, and the blocks that its hint suggests would not match the pattern.
     else:
         places = [place for place, block in enumerate(chosen) if source_kinds[block] != student_kinds[place]]
         if not places:
             return chosen
         place, block = places[0], chosen[places[0]]
         what += (
-            f": block {place} of the student is {student_kinds[place]} and would copy block {block} of the source, "
-            f"which is {source_kinds[block]}"
+            f": student block {place} ({student_kinds[place]}) would be copied from source block {block} "
+            f"({source_kinds[block]})"
         )
     fitting = fitting_blocks(source_kinds, student_kinds)
-    hint = f"blocks that would do: {fitting}" if fitting else "no blocks would do: change student.config.layer_types"
+    hint = f"use blocks: {fitting}" if fitting else "no selection of blocks fits: change student.config.layer_types"
     raise InputError(what, key=_KEY, hint=hint)
 
 
@@ -54,18 +54,18 @@ def _numbers(blocks: str | list[int], available: int, wanted: int) -> list[int]:
         return uniform_blocks(available, wanted)
     if isinstance(blocks, str):
         if wanted > available:
-            raise InputError(f"the student has {wanted} blocks, its source only {available}")
+            raise InputError(f"the student has {wanted} blocks, but its source only {available}")
         return list(range(wanted)) if blocks == "first" else list(range(available - wanted, available))
     if len(blocks) != wanted:
-        raise InputError(f"{len(blocks)} blocks are given for a student of {wanted}")
+        raise InputError(f"the number of listed blocks, {len(blocks)}, differs from the student's {wanted} blocks")
     missing = [block for block in blocks if not -available <= block < available]
     if missing:
-        raise InputError(f"the source has no block {missing[0]}", allowed=f"0 to {available - 1}")
+        raise InputError(f"source block {missing[0]} does not exist", allowed=f"0 to {available - 1}")
     return [block % available for block in blocks]
 
 
 def fitting_blocks(source_kinds: Sequence[str], student_kinds: Sequence[str]) -> list[int] | None:
-    """Increasing source blocks of the kinds that the student has, spread as evenly as that allows; None without any."""
+    """Find increasing source blocks of the student's kinds, spread as evenly as possible; None if there are none."""
     spread = (len(source_kinds) - 1) / max(len(student_kinds) - 1, 1)
     best: dict[int, tuple[float, list[int]]] = {-1: (0.0, [])}  # by the last block taken
     for place, kind in enumerate(student_kinds):
@@ -84,12 +84,13 @@ def fitting_blocks(source_kinds: Sequence[str], student_kinds: Sequence[str]) ->
 def plan_copy(
     source: PreTrainedModel, student: PreTrainedModel, chosen: Sequence[int], architecture: Architecture
 ) -> dict[str, str]:
-    """Which of the student's weights is copied from which of the source's, by the names of the base model.
+    """Map the student's weights to the source's weights to copy, by their names in the base model.
 
-    All are, but those of a head or a pooler that the source lacks. The networks may be on the meta device.
+    All weights are mapped except those of a head or pooler that the source lacks. The networks may be on the meta
+    device.
 
     Raises:
-        InputError: a weight has another size in the source, or only one of the two has it.
+        InputError: a weight has another size in the source, or exists in only one of the two.
     """
     _check_equal_use(source.config, student.config, architecture)
     blocks = f"{architecture.blocks}."
@@ -103,36 +104,36 @@ def plan_copy(
     alone = {plan[name] for name in _base_names(student)} ^ wanted
     if alone:
         raise InputError(
-            f"only one of source and student has a `{min(alone)}`",
+            f"`{min(alone)}` exists in only one of source and student",
             key="student.initialize",
-            hint="copying needs equal blocks: change student.config, or leave `initialize` out",
+            hint="copying requires equal blocks: change student.config, or remove `initialize`",
         )
     for name, theirs in plan.items():
         if theirs in available and needed[name].shape != available[theirs].shape:
             raise InputError(
-                f"`{theirs}` is {tuple(available[theirs].shape)} in the source and {tuple(needed[name].shape)} in the "
-                "student",
+                f"the shape of `{theirs}` is {tuple(available[theirs].shape)} in the source and "
+                f"{tuple(needed[name].shape)} in the student",
                 key="student.initialize",
-                hint="copying needs equal sizes: change student.config, or leave `initialize` out",
+                hint="copying requires equal sizes: change student.config, or remove `initialize`",
             )
     return {name: theirs for name, theirs in plan.items() if theirs in available}
 
 
 def _check_equal_use(source: PreTrainedConfig, student: PreTrainedConfig, architecture: Architecture) -> None:
-    """What the sizes of the weights do not show."""
+    """Check the settings that change how weights are used without changing their shapes."""
     for key in ("num_attention_heads", "tie_word_embeddings", *architecture.use):
         theirs, ours = getattr(source, key), getattr(student, key)
         if theirs != ours:
             raise InputError(
-                f"{key} is {json.dumps(theirs)} in the source and {json.dumps(ours)} in the student, so that copied "
-                "weights would not do the same",
+                f"{key} is {json.dumps(theirs)} in the source and {json.dumps(ours)} in the student, so copied weights "
+                "would compute something else",
                 key=f"student.config.{key}",
-                hint="leave it as it is in the source, or leave `initialize` out",
+                hint="use the source's value, or remove `initialize`",
             )
 
 
 def plain_state(network: PreTrainedModel) -> dict[str, Tensor]:
-    """Weights by the names of the base model, whether or not a head is built around it."""
+    """Return weights by their names in the base model, for networks with and without a head."""
     prefix = "" if network.base_model is network else f"{network.base_model_prefix}."
     return {name.removeprefix(prefix): tensor for name, tensor in network.state_dict().items()}
 

@@ -1,4 +1,4 @@
-"""MPNet's attention on the fused kernel: transformers computes it by hand and offers no way to replace it by name."""
+"""Run MPNet's attention on the fused kernel; transformers has no setting to replace its own implementation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdcore.models.capture import current_capture
 
 
 def position_bias(encoder: Any, states: Tensor) -> Tensor:
-    """What stands in for the encoder's `compute_position_bias`: (B, A, L, L), or (1, A, L, L) of packed (1, N, d)."""
+    """Replace the encoder's `compute_position_bias`: (B, A, L, L), or (1, A, L, L) for packed states (1, N, d)."""
     capture = current_capture()
     if capture is not None and capture.packing is not None:
         states = states.new_empty((1, capture.packing.width))
@@ -22,9 +22,9 @@ def position_bias(encoder: Any, states: Tensor) -> Tensor:
 
 
 class FusedMPNetAttention(nn.Module):
-    """Stands in for transformers' `MPNetSelfAttention`, whose weights it takes over under the same names.
+    """Replacement of transformers' `MPNetSelfAttention` with the same weights under the same names.
 
-    The relative position bias, which all blocks share, becomes part of the block's mask.
+    The relative position bias, shared by all blocks, becomes part of the mask.
     """
 
     is_causal = False  # read by the kernel
@@ -48,7 +48,7 @@ class FusedMPNetAttention(nn.Module):
             hidden_states: (B, L, d).
             attention_mask: bool, broadcastable to (B, A, L, L), as kdcore's mask function makes it.
             position_bias: (B, A, L, L), added to the scores.
-            output_attentions: must be false: the kernel keeps no probabilities.
+            output_attentions: must be false, because the kernel does not return probabilities.
         """
         assert position_bias is not None
         assert not output_attentions
@@ -65,7 +65,7 @@ class FusedMPNetAttention(nn.Module):
 
 
 def use_fused_attention(base: nn.Module) -> None:
-    """Put the fused attention in the place of every block's own; names of parameters stay as they are."""
+    """Replace the attention of every block by the fused attention; names of parameters do not change."""
     encoder: Any = base.get_submodule("encoder")
     encoder.compute_position_bias = MethodType(position_bias, encoder)
     blocks = base.get_submodule("encoder.layer")

@@ -1,4 +1,4 @@
-"""Answers of a network that computed real tokens only."""
+"""Return the signals of a network that computed real tokens only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcore.signals import Batch, Block, HeadChunk, Part, Positions, Signals
 
 
 class PackedSignals(Signals):
-    """Answers of a network that was given nothing but real tokens: states are (1, N, d)."""
+    """Signals of a network that received only real tokens: states are (1, N, d)."""
 
     def __init__(
         self,
@@ -28,15 +28,15 @@ class PackedSignals(Signals):
         self._heads: dict[tuple[Part, int], Tensor] = {}
 
     def tokens(self, block: Block) -> Tensor:
-        """Hidden states of the real tokens after `block`: (N, d)."""
+        """Return the hidden states of the real tokens after `block`: (N, d)."""
         return self._hidden[block].squeeze(0)
 
     def first(self, block: Block) -> Tensor:
-        """Hidden states of each sequence's first token after `block`: (B, d)."""
+        """Return the hidden states of each sequence's first token after `block`: (B, d)."""
         return self._hidden[block].squeeze(0).index_select(0, self._packing.first)
 
     def heads(self, part: Part, block: int) -> Iterator[HeadChunk]:
-        """Query, key or value of `block`, with zeros in the padding, as one chunk."""
+        """Yield query, key or value of `block` as one chunk, with zeros in the padding."""
         tap = self._attention[block]
         if (part, block) not in self._heads:
             states: Tensor = getattr(tap, part)

@@ -1,7 +1,7 @@
-"""Real tokens only: the sequences of a padded batch, one behind the other in a single row.
+"""Pack the real tokens of a padded batch into a single row, one sequence after another.
 
-Everything in an encoder but attention works token by token, and so does not care where one sequence ends and the next
-begins as long as each token is told its position. Attention is computed sequence by sequence.
+Everything in an encoder except attention is computed per token, so sequence boundaries do not matter as long as each
+token has its position. Attention is computed per sequence.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ except ImportError:  # torch before 2.10
 
 
 class Packing:
-    """Where the real tokens of a padded batch stand when there is nothing else.
+    """The layout of a padded batch's real tokens in a single row.
 
     Attributes:
-        width: L, the length that sequences are padded to.
+        width: L, the padded length of sequences.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -38,7 +38,7 @@ class Packing:
         self._runs = [(len(list(run)), length) for length, run in groupby(lengths)]
 
     def model_inputs(self, position_offset: int, token_types: Tensor | None) -> dict[str, Tensor]:
-        """What a base model is called with: a single row of N tokens, and each one's position."""
+        """Return the inputs of a base model: a single row of N tokens with their positions."""
         inputs = {"input_ids": self.packed(self._batch.input_ids), "position_ids": self._columns[None]}
         inputs["position_ids"] = inputs["position_ids"] + position_offset
         if token_types is not None:
@@ -46,16 +46,16 @@ class Packing:
         return inputs
 
     def packed(self, padded: Tensor) -> Tensor:
-        """The real tokens' entries (1, N) of (B, L)."""
+        """Select the entries of real tokens (1, N) from (B, L)."""
         return padded.reshape(-1).index_select(0, self._batch.token_index)[None]
 
     def rows_of(self, flat_index: Tensor) -> Tensor:
-        """Where tokens stand among the real ones, given their flat positions in the padded batch."""
+        """Convert flat positions in the padded batch to positions among the real tokens."""
         return torch.searchsorted(self._batch.token_index, flat_index)
 
     @cached_property
     def first(self) -> Tensor:
-        """(B,): where each sequence begins."""
+        """Return the start position of each sequence: (B,)."""
         sequences = torch.arange(self._batch.num_sequences, device=self._batch.token_index.device)
         return self.rows_of(sequences * self.width)
 
@@ -64,22 +64,22 @@ class Packing:
         return self._batch.token_index % self.width
 
     def means(self, states: Tensor) -> Tensor:
-        """The mean (B, d) over each sequence's tokens of states (N, d)."""
+        """Average states (N, d) over the tokens of each sequence: (B, d)."""
         rows = self._batch.token_index // self.width
         sums = states.new_zeros((self._batch.num_sequences, states.shape[-1])).index_add(0, rows, states)
         assert self._batch.attention_mask is not None
         return sums / self._batch.attention_mask.sum(1, keepdim=True)
 
     def padded(self, states: Tensor) -> Tensor:
-        """(B, L, ...) with zeros in the padding, of (N, ...)."""
+        """Unpack (N, ...) to (B, L, ...), with zeros in the padding."""
         size = self._batch.num_sequences * self.width
         whole = states.new_zeros((size, *states.shape[1:])).index_copy(0, self._batch.token_index, states)
         return whole.view(-1, self.width, *states.shape[1:])
 
     def whole_mask(self, mask: Tensor | None) -> Tensor:
-        """A block's mask for all sequences, broadcastable to (B, A, L, L), of its own for one of whole length.
+        """Extend a block's mask for one sequence of full length to all sequences, broadcastable to (B, A, L, L).
 
-        Queries in the padding see what the block itself lets them see, so that no row is empty.
+        Padding queries keep the block's mask, so that no row is empty.
         """
         assert self._batch.attention_mask is not None
         rows = self._batch.attention_mask
@@ -92,14 +92,14 @@ class Packing:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float
     ) -> Tensor:
-        """Attention of each sequence to itself: (1, N, A, d_k), of three tensors (1, A, N, d_k).
+        """Compute attention within each sequence: (1, N, A, d_k).
 
         Args:
-            query: of all real tokens.
+            query: (1, A, N, d_k), of all real tokens.
             key: likewise.
             value: likewise.
-            mask: the block's own for one sequence of length L, broadcastable to (1, A, L, L); None without one.
-            dropout: share of the attention probabilities that is dropped.
+            mask: the block's mask for one sequence of length L, broadcastable to (1, A, L, L), or None.
+            dropout: fraction of the attention probabilities to drop.
             scale: factor on the products.
         """
         tokens = [states.squeeze(0).transpose(0, 1) for states in (query, key, value)]
@@ -113,7 +113,7 @@ class Packing:
         return output[None]
 
     def _attend_in_turn(self, tokens: list[Tensor], mask: Tensor | None, dropout: float, scale: float) -> Tensor:
-        """One call for each run of sequences of the same length: each is cheap where there is no device to start."""
+        """Call the kernel once per run of sequences of equal length; on a CPU, calls have little overhead."""
         sizes = [count * length for count, length in self._runs]
         outputs = []
         for (count, length), *parts in zip(self._runs, *(torch.split(states, sizes) for states in tokens), strict=True):
@@ -124,7 +124,7 @@ class Packing:
         return torch.cat(outputs)
 
     def _attend_padded(self, tokens: list[Tensor], mask: Tensor | None, dropout: float, scale: float) -> Tensor:
-        """One call for all, with padding, which only attention then computes."""
+        """Call the kernel once for all sequences; only attention is computed on padding."""
         query, key, value = (self.padded(states).transpose(1, 2) for states in tokens)
         output = scaled_dot_product_attention(
             query, key, value, attn_mask=self.whole_mask(mask), dropout_p=dropout, scale=scale

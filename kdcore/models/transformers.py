@@ -1,4 +1,4 @@
-"""The model `transformers`: Hugging Face encoders from a folder or a hub."""
+"""Load Hugging Face encoders from a folder or a hub: the model `transformers`."""
 
 from __future__ import annotations
 
@@ -53,28 +53,29 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 class Initialize(ComponentConfig):
-    """Where a student's first weights come from."""
+    """Source of a student's initial weights."""
 
     source: Literal["teacher"] | PathOrHubName = Field(
-        alias="from", description="`teacher`, or a folder or hub name of the student's architecture."
+        alias="from", description="`teacher`, or the folder or hub name of a model of the student's architecture."
     )
     blocks: Literal["uniform", "first", "last"] | list[int] = Field(
-        "uniform", description="Which source block each student block copies."
+        "uniform", description="Source block of each student block."
     )
 
 
 class TransformersModel(Model):
     """BERT-like encoders of Hugging Face transformers.
 
-    A teacher has a `path`. A student has a `config`, whose missing keys are the teacher's (or those of the folder it is
-    initialised from), and `initialize`; without that its weights are random. A student of another `model_type` than
-    the teacher takes the teacher's sizes and special ids, and that architecture's defaults for the rest.
+    A teacher has a `path`. A student has a `config`, whose missing keys are taken from the teacher (or from the folder
+    it is initialised from), and optionally `initialize`; without it the weights are random. A student of another
+    `model_type` than the teacher takes the teacher's sizes and special ids; all other keys have that architecture's
+    defaults.
 
-    A package adds encoders of its own by a subclass that says their `architectures`.
+    A package can add encoders with a subclass that sets `architectures`.
     """
 
     architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
-    """The model types that this model knows. If it is a single one, a student is of that if it does not say one."""
+    """Supported model types. If there is only one, it is a student's default."""
 
     class Config(ComponentConfig):
         """Keys of `teacher` and `student`."""
@@ -84,10 +85,10 @@ class TransformersModel(Model):
             default_factory=dict,
             description="Student: keys of its Hugging Face configuration, such as num_hidden_layers.",
         )
-        initialize: Initialize | None = Field(None, description="Student: where its first weights come from.")
+        initialize: Initialize | None = Field(None, description="Student: source of its initial weights.")
         trust_remote_code: bool | None = Field(
             None,
-            description="Whether Python code that comes with the weights is run; by default such weights are refused.",
+            description="Whether to run Python code that comes with the weights; by default such weights are rejected.",
         )
 
     config: Config
@@ -99,9 +100,9 @@ class TransformersModel(Model):
         self.hf_config = self._teacher_config() if role == "teacher" else self._student_config()
         self.architecture = self.architectures[self.hf_config.model_type]
         if role == "teacher" and self._trusts:
-            self.architecture = replace(self.architecture, packs=False)  # its own code need not know packed rows
+            self.architecture = replace(self.architecture, packs=False)  # its custom code may not support packed rows
         self.info = describe(self.hf_config, self.architecture)
-        # Weights are read much later, after data has been prepared: what can be known to fail is looked for now.
+        # Weights are loaded only after data has been prepared, so detect failures early.
         if role == "student":
             self._chosen_blocks = self._check_student()
         teachers = None if self._teacher is None else self._teacher.source
@@ -111,7 +112,7 @@ class TransformersModel(Model):
 
     @property
     def source(self) -> str | None:
-        """Folder or hub name of the weights: the teacher's path, or what the student is initialised from."""
+        """Return the folder or hub name of the weights: the teacher's path, or the student's initialisation source."""
         if self.config.path is not None:
             return self.config.path
         if self.config.initialize is None:
@@ -121,7 +122,7 @@ class TransformersModel(Model):
         return None if self._teacher is None else self._teacher.source
 
     def vocabulary(self) -> Mapping[str, int] | None:
-        """Token to id of the tokenizer beside the weights; None if the weights are random or there is no tokenizer."""
+        """Return token to id of the tokenizer saved with the weights; None for random weights or if there is none."""
         if self.source is None:
             return None
         folder = Path(self.source)
@@ -129,40 +130,40 @@ class TransformersModel(Model):
             return None
         try:
             vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False).get_vocab()
-        except Exception as error:  # the tokenizers library raises nothing more special
+        except Exception as error:  # the tokenizers library does not raise a more specific type
             if not folder.is_dir():
                 return None
             raise DataError(
                 f"the model's tokenizer cannot be loaded: {reason_of(error)}",
                 where=self.source,
-                hint="repair it, or remove its files if the model shall be used without",
+                hint="repair it, or remove its files to use the model without a tokenizer",
             ) from error
         return vocabulary
 
     def set_classes(self, head: ClassHead) -> None:
-        """Give the student a head on whole sequences, if its architecture has one."""
+        """Add a classification head to the student, if its architecture supports one."""
         if self.architecture.class_head is not None:
             set_classes(self.hf_config, head)
             self.info = replace(self.info, num_classes=head.num_outputs, class_labels=head.labels)
 
     def load_export(self, folder: Path, request: SignalRequest) -> TransformersEncoder:
-        """The whole student that was exported to `folder`."""
+        """Load the whole student that was exported to `folder`."""
         config = read_config(str(folder), self.architectures)
         network = _load(str(folder), config, self.architecture, _head_for(request), trust=False)
         return TransformersEncoder(network, self.architecture, describe(config, self.architecture))
 
     def load_teacher(self, request: SignalRequest) -> TransformersEncoder:
-        """Load the blocks up to the deepest one asked for, and a head only for what it predicts."""
+        """Load the blocks up to the deepest requested one, and a head only if its predictions are requested."""
         assert self.config.path is not None
         if request.prediction_positions and not self.info.has_lm_head:
             raise InputError(
-                "a loss reads the teacher's predictions, but the teacher has no masked-LM head",
+                "a loss requires the teacher's predictions, but the teacher has no masked-LM head",
                 where=self.config.path,
                 hint="use losses on hidden states or attention, or a teacher saved with its masked-LM head",
             )
         if request.class_logits and self.info.num_classes is None:
             raise InputError(
-                "a loss reads the teacher's classes, but the teacher has no classification head",
+                "a loss requires the teacher's classes, but the teacher has no classification head",
                 where=self.config.path,
                 hint="fine-tune it first, or use losses on hidden states or attention",
             )
@@ -172,11 +173,11 @@ class TransformersModel(Model):
         del self.architecture.block_list(network.base_model)[depth:]
         encoder = TransformersEncoder(network, self.architecture, self.info)
         if not request.class_logits:
-            encoder.pooler = None  # no signal reads it, and a teacher is not exported
+            encoder.pooler = None  # not needed by any signal, and a teacher is not exported
         return encoder
 
     def build_student(self, request: SignalRequest) -> TransformersEncoder:
-        """Make the whole student: random weights, then blocks, embeddings and head copied as configured."""
+        """Build the whole student: random weights, then blocks, embeddings and head copied as configured."""
         head = _head_for(request)
         source, new = None, set[str]()
         if self.source is not None and head == "classes":
@@ -196,9 +197,9 @@ class TransformersModel(Model):
         return TransformersEncoder(network, self.architecture, self.info)
 
     def _load_source_with_classes(self, path: str) -> tuple[PreTrainedModel, set[str]]:
-        """What a student with classes starts from, and the weights that are not in there, by the base model's names.
+        """Load the source of a student with classes; also return the names of weights that the source lacks.
 
-        A head for other classes, by their number or names, is none.
+        The head of a source with other classes (another number or other names) is not used.
         """
         config = self._read_config(path)
         theirs = describe(config, self.architecture)
@@ -212,33 +213,33 @@ class TransformersModel(Model):
         names = theirs.class_labels, self.info.class_labels
         others = theirs.num_classes != self.info.num_classes or (all(names) and names[0] != names[1])
         if theirs.num_classes is not None and others:
-            logger.info(f"the student's classification head is new: that of {path} is for other classes")
+            logger.info(f"the student's classification head is initialised randomly: {path} has other classes")
             new |= head
         self.architecture.adapt(loaded.network.base_model)
         return loaded.network, {name.removeprefix(prefix) for name in new}
 
     def _teacher_config(self) -> PreTrainedConfig:
         if self.config.path is None:
-            raise InputError("the teacher needs a `path`", key="teacher", hint="path: a folder or a hub name")
+            raise InputError("the teacher requires a `path`", key="teacher", hint="add `path: FOLDER_OR_HUB_NAME`")
         for key in ("config", "initialize"):
             if getattr(self.config, key):
                 allowed = ("name", "path", "trust_remote_code")
-                raise InputError("only a student has this key", key=f"teacher.{key}", allowed=allowed)
+                raise InputError("this key is valid for a student only", key=f"teacher.{key}", allowed=allowed)
         return self._read_config(self.config.path)
 
     def _student_config(self) -> PreTrainedConfig:
         if self.config.path is not None:
             raise InputError(
-                "a student has no `path`",
+                "`path` is valid for a teacher only",
                 key="student.path",
                 allowed=("name", "config", "initialize"),
-                hint="to start from a folder: student.initialize: {from: FOLDER}",
+                hint="to start from a folder, use `student.initialize: {from: FOLDER}`",
             )
         if self.config.trust_remote_code is not None and not self._has_own_source:
             raise InputError(
-                "it only means something for weights that the student takes from a folder or hub of its own",
+                "only valid for a student that is initialised from a folder or hub model other than the teacher",
                 key="student.trust_remote_code",
-                hint="say it of the teacher, or leave it out",
+                hint="set it for the teacher, or remove it",
             )
         base = None if self._teacher is None else Base(self._teacher.hf_config, self._teacher.architecture)
         if self.config.initialize is None:
@@ -249,45 +250,45 @@ class TransformersModel(Model):
         )
         if config.model_type != source.model_type:
             raise InputError(
-                f"a student `{config.model_type}` cannot copy the blocks of a `{source.model_type}`",
+                f"a `{config.model_type}` student cannot be initialised from the blocks of a `{source.model_type}`",
                 key="student.initialize",
-                hint=f"leave `initialize` out for random weights, or name a folder with a `{config.model_type}`",
+                hint=f"remove `initialize` for random weights, or give the folder of a `{config.model_type}`",
             )
         return config
 
     def _source_config(self) -> PreTrainedConfig:
         if self.source is None:
             raise InputError(
-                "there is no teacher of the model `transformers` to copy from",
+                "the recipe has no teacher of the model `transformers` to copy from",
                 key="student.initialize.from",
-                hint="name a folder, or leave `initialize` out for random weights",
+                hint="give a folder, or remove `initialize` for random weights",
             )
         return self._read_config(self.source)
 
     @property
     def _has_own_source(self) -> bool:
-        """Whether a student's weights come from elsewhere than its teacher."""
+        """Return whether a student is initialised from a source other than its teacher."""
         return self.config.initialize is not None and self.config.initialize.source != "teacher"
 
     @property
     def _trusts(self) -> bool | None:
-        """Whether code that comes with the source is run; None if nobody has said so."""
-        says = self if self._teacher is None or self._has_own_source else self._teacher
-        return says.config.trust_remote_code
+        """Return whether to run the source's custom code; None if the recipe does not set it."""
+        owner = self if self._teacher is None or self._has_own_source else self._teacher
+        return owner.config.trust_remote_code
 
     def _read_config(self, path: str) -> PreTrainedConfig:
-        """Read the configuration of the source, and refuse one whose own code nobody has allowed or declined.
+        """Read the configuration of the source; reject custom code if `trust_remote_code` is not set.
 
-        transformers would silently take its own class of that `model_type`, which may compute something else.
+        transformers would silently use its own class of that `model_type`, which may compute something else.
         """
         config = read_config(path, self.architectures)
         foreign = foreign_code(config)
         if foreign and self._trusts is None:
             raise InputError(
-                f"it comes with Python code of its own ({foreign}), which is not run unless the recipe says so",
+                f"the model contains custom Python code ({foreign}), which requires an explicit `trust_remote_code`",
                 where=path,
                 key=f"{self._role}.trust_remote_code",
-                hint=f"`true` runs it on this machine; `false` takes the `{config.model_type}` that is installed",
+                hint=f"`true` runs the code on this machine; `false` uses the installed `{config.model_type}` instead",
             )
         return config
 
@@ -295,14 +296,14 @@ class TransformersModel(Model):
         return _load(path, config, self.architecture, head, trust=bool(self._trusts))
 
     def _check_student(self) -> list[int]:
-        """Try configuration and copying on networks without memory; gives the source's blocks to copy."""
+        """Check configuration and copying on the meta device; return the source blocks to copy."""
         try:
             with torch.device("meta"):
                 student = _create(self.hf_config, self.architecture, head="masked_lm")
                 student(input_ids=torch.zeros(1, 2, dtype=torch.long))
         except (ValueError, TypeError, KeyError, ArithmeticError, AssertionError, RuntimeError) as error:
             raise InputError(
-                f"no network can be made of the configuration: {reason_of(error)}", key="student.config"
+                f"the network cannot be built from the configuration: {reason_of(error)}", key="student.config"
             ) from error
         if self.config.initialize is None:
             return []
@@ -316,18 +317,20 @@ class TransformersModel(Model):
 
 
 def _head_for(request: SignalRequest) -> Head | None:
-    """The head that answers a request.
+    """Return the head that a request needs.
 
     Raises:
-        InputError: two are needed.
+        InputError: the request needs two heads.
     """
     if request.prediction_positions and request.class_logits:
-        raise InputError("losses read both predictions over the vocabulary and classes, but a model has one head only")
+        raise InputError(
+            "losses require both predictions over the vocabulary and classes, but a model can have only one head"
+        )
     return "masked_lm" if request.prediction_positions else "classes" if request.class_logits else None
 
 
 def foreign_code(config: PreTrainedConfig) -> str:
-    """The network's class in code that comes with a model, if it is not the one that is installed; else empty."""
+    """Return the network's class in a model's custom code; empty if it is the installed class."""
     named = getattr(config, "auto_map", None) or {}
     for auto in _CLASSES.values():
         reference = str(named.get(auto.__name__, ""))
@@ -340,10 +343,10 @@ def foreign_code(config: PreTrainedConfig) -> str:
 def _load(
     path: str, config: PreTrainedConfig, architecture: Architecture, head: Head | None, *, trust: bool
 ) -> PreTrainedModel:
-    """Load weights in float32; only a pooler that no head reads may be missing, and is then left out.
+    """Load weights in float32; a pooler that no head uses may be missing and is then removed.
 
     Raises:
-        DataError: there are no weights, or they are not those of this configuration.
+        DataError: the weights are missing or do not match the configuration.
     """
     loaded = _from_pretrained(path, config, head, trust=trust)
     network = loaded.network
@@ -359,12 +362,12 @@ def _load(
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A network, and which of its weights are random because they were not among those that were loaded.
+    """A loaded network, and the weights that are random because they were missing or mismatched.
 
     Attributes:
         network: the network.
-        missing: names of weights that were not there.
-        mismatched: names of weights that were there in another size: the size found, and the one needed.
+        missing: names of missing weights.
+        mismatched: found and expected sizes of weights of another size, by name.
     """
 
     network: PreTrainedModel
@@ -373,34 +376,34 @@ class _Loaded:
 
 
 def _refuse(loaded: _Loaded, path: str) -> None:
-    """Refuse a model of which weights are missing, or of another size.
+    """Reject a model with missing or mismatched weights.
 
     Raises:
-        DataError: names the first one.
+        DataError: with the first such weight.
     """
     model_type = loaded.network.config.model_type
     if loaded.missing:
         raise DataError(
-            f"{len(loaded.missing)} weights are missing from the model, the first is `{min(loaded.missing)}`",
+            f"{len(loaded.missing)} weights are missing, the first is `{min(loaded.missing)}`",
             where=path,
-            hint=f"its config.json promises a whole `{model_type}`: are the weights those of another model?",
+            hint=f"config.json describes a complete `{model_type}`: check that the weights belong to it",
         )
     for name, (found, needed) in sorted(loaded.mismatched.items()):
         raise DataError(
-            f"`{name}` is {tuple(found)} in its weights, but {tuple(needed)} by its config.json",
+            f"the shape of `{name}` does not match config.json (found {tuple(found)}, expected {tuple(needed)})",
             where=path,
-            hint=f"config.json and the weights are not of the same `{model_type}`",
+            hint=f"config.json and the weights belong to different `{model_type}` models",
         )
 
 
 def _from_pretrained(path: str, config: PreTrainedConfig, head: Head | None, *, trust: bool) -> _Loaded:
-    """Load weights in float32, with the code that comes with them only if that is to be trusted.
+    """Load weights in float32; run their custom code only if `trust` is set.
 
     Raises:
-        DataError: there are no weights, or their code fails.
+        DataError: the weights are missing, or the custom code fails.
     """
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # blocks and heads that were not asked for are no news
+    transformers_logging.set_verbosity_error()  # do not report blocks and heads that are not loaded on purpose
     transformers_logging.disable_progress_bar()
     try:
         loaded, report = _CLASSES[head].from_pretrained(
@@ -410,25 +413,25 @@ def _from_pretrained(path: str, config: PreTrainedConfig, head: Head | None, *, 
             attn_implementation=IMPLEMENTATION,
             trust_remote_code=trust,
             weights_only=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
+            ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
     except UnpicklingError as error:
         raise DataError(
-            "its pytorch_model.bin holds more than weights and is not loaded, for that could run any code",
+            "pytorch_model.bin contains objects other than weights and was not loaded, because they could run code",
             where=path,
-            hint="ask its author for model.safetensors",
+            hint="ask the author for model.safetensors",
         ) from error
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
         raise DataError(
             f"the model's weights cannot be loaded: {reason_of(error)}",
             where=path,
-            hint="the folder needs model.safetensors (or pytorch_model.bin) that fits its config.json",
+            hint="the folder must contain a model.safetensors (or pytorch_model.bin) that matches config.json",
         ) from error
     except Exception as error:
         if not trust:
             raise
-        raise DataError(f"the code that comes with the model fails: {error!r}", where=path) from error
+        raise DataError(f"the model's custom code failed: {error!r}", where=path) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     mismatched = {name: (found, needed) for name, found, needed in report["mismatched_keys"]}
@@ -436,7 +439,7 @@ def _from_pretrained(path: str, config: PreTrainedConfig, head: Head | None, *, 
 
 
 def _create(config: PreTrainedConfig, architecture: Architecture, *, head: Head | None) -> PreTrainedModel:
-    """A network with random weights; a pooler stands beside a head, so that `AutoModel` finds one in the export."""
+    """Create a network with random weights and, next to a head, a pooler, which `AutoModel` expects in the export."""
     network: PreTrainedModel = _CLASSES[head].from_config(config, attn_implementation=IMPLEMENTATION)
     if head is not None and getattr(network.base_model, "pooler", None) is None:
         bare = AutoModel.from_config(with_num_layers(config, 1), attn_implementation=IMPLEMENTATION)

@@ -248,17 +248,17 @@ MODEL_ROWS = [
     ),
     Row(
         "a block that the source lacks",
-        ["recipe.yaml:6: student.initialize.blocks", "no block 4", "0 to 3"],
+        ["recipe.yaml:6: student.initialize.blocks", "source block 4 does not exist", "0 to 3"],
         replace=("blocks: uniform", "blocks: [1, 4]"),
     ),
     Row(
         "too few blocks",
-        ["recipe.yaml:6: student.initialize.blocks", "1 blocks are given for a student of 2"],
+        ["recipe.yaml:6: student.initialize.blocks", "listed blocks, 1, differs from the student's 2"],
         replace=("blocks: uniform", "blocks: [1]"),
     ),
     Row(
         "no even spread",
-        ["recipe.yaml:", "student.initialize.blocks", "4 blocks are a multiple of the student's 3", "for example ["],
+        ["recipe.yaml:", "student.initialize.blocks", "student's 3 blocks, but the teacher has 4", "for example ["],
         replace=("num_hidden_layers: 2", "num_hidden_layers: 3"),
     ),
     # validation
@@ -268,7 +268,7 @@ MODEL_ROWS = [
         overrides=["validation.every=never", "early_stopping={after_minutes: 1, max_loss: 2}"],
     ),
     # the teacher and the student
-    Row("no teacher", ["recipe.yaml:3: teacher", "no such folder"], replace=("./teacher", "./techer")),
+    Row("no teacher", ["recipe.yaml:3: teacher", "neither an existing folder"], replace=("./teacher", "./techer")),
     Row("no config.json", ["recipe.yaml:3: teacher", "config.json"], damage=remove("teacher/config.json")),
     Row(
         "a teacher without weights",
@@ -283,7 +283,7 @@ MODEL_ROWS = [
     ),
     Row(
         "weights of another architecture",
-        ["recipe.yaml:3: teacher", "missing from the model"],
+        ["recipe.yaml:3: teacher", "weights are missing, the first is"],
         damage=edit("teacher/config.json", model_type="roberta"),
     ),
     Row(
@@ -310,12 +310,12 @@ MODEL_ROWS = [
     ),
     Row(
         "copying into another width",
-        ["recipe.yaml:6: student.initialize", "copying needs equal sizes"],
+        ["recipe.yaml:6: student.initialize", "copying requires equal sizes"],
         replace=("num_hidden_layers: 2", "hidden_size: 16, num_hidden_layers: 2"),
     ),
     Row(
         "another width without a projection",
-        ["recipe.yaml:9: losses.hidden_mse.projection", "forbids a map", "auto, none"],
+        ["recipe.yaml:9: losses.hidden_mse.projection", "`projection` is `none`", "allowed: auto, none"],
         replace=("layers: last", "layers: last, projection: none"),
         overrides=["student.initialize=null", "student.config.hidden_size=16"],
     ),

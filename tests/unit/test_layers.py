@@ -32,8 +32,8 @@ def test_layers_are_paired_by_rule_or_one_by_one(layers: Any, depths: tuple[int,
     [
         ("uniform", (12, 5), ["multiple", "[1, 0]", "[11, 4]"]),
         ("first", (3, 6), ["6 blocks", "3"]),
-        ("skip", (2, 1), ["no layers"]),
-        ([], (12, 6), ["no layers"]),
+        ("skip", (2, 1), ["the list of pairs is empty"]),
+        ([], (12, 6), ["the list of pairs is empty"]),
         ([[12, 5]], (12, 6), ["block 12 does not exist", "teacher has 12 blocks", "0 to 11"]),
         ([[11, -7]], (12, 6), ["block -7 does not exist", "student has 6 blocks"]),
     ],
@@ -54,7 +54,7 @@ def test_widths_that_are_equal_need_no_projection_and_others_get_one_a_pair() ->
     assert [tuple(weight.shape) for weight in project.parameters()] == [(12, 8), (12, 8)]
     states = torch.randn(5, 8)
     torch.testing.assert_close(project(states, 1), states @ list(project.parameters())[1].T)
-    with pytest.raises(InputError, match=r"projection: none"):
+    with pytest.raises(InputError, match=r"projection: hidden sizes differ \(student 8, teacher 12\)"):
         Projections(pairs, 8, 12, "none")
 
 

@@ -91,7 +91,13 @@ def teacher_that(trusts, path):
 
 
 def test_code_that_comes_with_weights_is_neither_run_nor_silently_replaced(with_code, tmp_path):
-    words = ["mine.Model", "teacher.trust_remote_code", "not run", "`true`", "`false` takes the `bert`"]
+    words = [
+        "mine.Model",
+        "teacher.trust_remote_code",
+        "requires an explicit",
+        "`true`",
+        "`false` uses the installed `bert`",
+    ]
     refused([str(with_code), *words], lambda: teacher(with_code))
     words = ["mine.Model", "student.trust_remote_code"]
     refused([str(with_code), *words], lambda: student(None, initialize={"from": str(with_code)}))
@@ -118,12 +124,12 @@ def test_trust_without_weights_to_trust_is_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": None}, ["names no model_type"]),
+        ({"model_type": None}, ["config.json has no model_type"]),
         ({"hidden_size": "32"}, ["cannot be read", "hidden_size"]),
         ({"hidden_size": 30}, ["hidden_size 30 is not a multiple of num_attention_heads 4"]),
         ({"is_decoder": True}, ["decoder"]),
         ({"position_embedding_type": "relative_key"}, ["relative_key", "absolute"]),
-        ({"num_hidden_layers": 0}, ["num_hidden_layers", "above 0"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers", "must be a positive integer"]),
         ({"hidden_size": 16}, ["`embeddings.LayerNorm.", "(32,)", "(16,)", "config.json"]),
         ({"vocab_size": 61}, ["word_embeddings.weight", "(60, 32)", "(61, 32)"]),
         ({"model_type": "distilbert"}, ["weights are missing", "`distilbert`"]),
@@ -152,11 +158,11 @@ def test_a_teacher_without_weights_is_refused(content, folder):
 
 def test_a_folder_or_name_that_leads_nowhere_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    refused(["no such folder"], lambda: teacher(tmp_path / "nowhere"))
+    refused(["neither an existing folder nor a model on the hub"], lambda: teacher(tmp_path / "nowhere"))
     (folder / "config.json").write_text("{")
     refused(["cannot be read"], lambda: teacher(folder))
     (folder / "config.json").unlink()
-    refused(["no config.json"], lambda: teacher(folder))
+    refused(["config.json is missing"], lambda: teacher(folder))
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -171,7 +177,7 @@ def test_a_pickle_is_read_as_weights_only(folder, tmp_path):
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save(weights | {"code": Code()}, folder / "pytorch_model.bin")
-    message = refused(["pytorch_model.bin", "more than weights"], lambda: teacher(folder))
+    message = refused(["pytorch_model.bin", "objects other than weights"], lambda: teacher(folder))
     assert "weights_only" not in message
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Code()))
     refused([str(folder)], lambda: teacher(folder))
@@ -185,25 +191,28 @@ def test_a_pickle_is_read_as_weights_only(folder, tmp_path):
         ({"num_hidden_layers": "2"}, ["num_hidden_layers", "expected int", "'2'"]),
         ({"num_hidden_layers": 2.0}, ["num_hidden_layers"]),
         ({"num_hidden_layers": True}, ["num_hidden_layers"]),
-        ({"num_hidden_layers": 0}, ["num_hidden_layers", "above 0", "0"]),
-        ({"hidden_size": -32}, ["hidden_size", "above 0", "-32"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers", "must be a positive integer", "0"]),
+        ({"hidden_size": -32}, ["hidden_size", "must be a positive integer", "-32"]),
         ({"hidden_size": None}, ["hidden_size"]),
         ({"num_attention_heads": 0}, ["num_attention_heads"]),
         ({"num_attention_heads": 5}, ["not a multiple"]),
         ({"intermediate_size": 0}, ["intermediate_size"]),
         ({"max_position_embeddings": 0}, ["max_position_embeddings"]),
         ({"vocab_size": [60]}, ["vocab_size"]),
-        ({"pad_token_id": 60}, ["pad_token_id 60 is not in the vocabulary"]),
+        ({"pad_token_id": 60}, ["pad_token_id 60 is outside the vocabulary"]),
         ({"hidden_act": "gelo"}, ["gelo"]),
         ({"is_decoder": True}, ["decoder"]),
-        ({"model_type": "roberta", "pad_token_id": 50}, ["counts positions from its pad_token_id"]),
-        ({"model_type": "roberta", "pad_token_id": None}, ["needs a pad_token_id"]),
+        ({"model_type": "roberta", "pad_token_id": 50}, ["positions of `roberta` start after its pad_token_id"]),
+        ({"model_type": "roberta", "pad_token_id": None}, ["requires a pad_token_id"]),
         ({"model_type": "modernbert", "num_hidden_layers": "x"}, ["num_hidden_layers"]),
         ({"model_type": "modernbert", "layer_types": ["full_attention"]}, ["layer_types"]),
         ({"model_type": "modernbert", "layer_types": "local"}, ["layer_types"]),
-        ({"model_type": "modernbert", "hidden_size": 36}, ["no network"]),  # heads of 9 cannot be rotated by halves
+        (
+            {"model_type": "modernbert", "hidden_size": 36},
+            ["network cannot be built"],
+        ),  # heads of 9 cannot be rotated by halves
         ({"model_type": "modernbert", "global_attn_every_n_layers": 0}, ["student.config"]),
-        ({"model_type": "distilbert", "n_layers": 0}, ["above 0"]),
+        ({"model_type": "distilbert", "n_layers": 0}, ["must be a positive integer"]),
     ],
     ids=str,
 )
@@ -219,11 +228,15 @@ def test_a_student_without_a_teacher_must_say_its_architecture():
 @pytest.mark.parametrize(
     ("config", "blocks", "words"),
     [
-        ({"model_type": "distilbert"}, "first", ["`distilbert` cannot copy the blocks of a `bert`"]),
+        (
+            {"model_type": "distilbert"},
+            "first",
+            ["a `distilbert` student cannot be initialised from the blocks of a `bert`"],
+        ),
         ({"num_hidden_layers": 3}, "uniform", ["multiple", "for example"]),
         ({"num_hidden_layers": 5}, "last", ["only 4"]),
-        ({"num_hidden_layers": 2}, [0], ["1 blocks are given for a student of 2"]),
-        ({"num_hidden_layers": 2}, [0, 4], ["no block 4", "0 to 3"]),
+        ({"num_hidden_layers": 2}, [0], ["listed blocks, 1, differs from the student's 2"]),
+        ({"num_hidden_layers": 2}, [0, 4], ["source block 4 does not exist", "0 to 3"]),
         ({"hidden_size": 16}, "first", ["(60, 32) in the source", "(60, 16) in the student"]),
         ({"max_position_embeddings": 20}, "first", ["position_embeddings", "(40, 32)", "(20, 32)"]),
         ({"num_attention_heads": 2}, "first", ["num_attention_heads is 4", "2 in the student"]),
@@ -238,7 +251,10 @@ def test_copying_that_does_not_fit_is_refused_before_weights_are_read(config, bl
 
 def test_biases_that_only_one_side_has_are_told(saved_model):
     initialize = {"from": "teacher", "blocks": "first"}
-    refused(["only one of", "bias"], lambda: student(saved_model("modernbert"), {"norm_bias": True}, initialize))
+    refused(
+        ["in only one of source and student", "bias"],
+        lambda: student(saved_model("modernbert"), {"norm_bias": True}, initialize),
+    )
 
 
 def test_predictions_are_refused_of_a_teacher_without_a_head(saved_model):

@@ -86,5 +86,5 @@ def test_models_lend_each_other_sizes_but_no_blocks(example, folder, saved_model
     teacher = example(example.Config(path=str(folder)), "teacher", None)
     student = TransformersModel(TransformersModel.Config(config={"model_type": "distilbert"}), "student", teacher)
     assert (student.info.num_layers, student.hf_config.hidden_dim) == (4, 48)
-    with pytest.raises(InputError, match="cannot be the teacher's `example`"):
+    with pytest.raises(InputError, match="the student cannot have the teacher's `example`"):
         TransformersModel(TransformersModel.Config(), "student", teacher)

@@ -175,7 +175,7 @@ def test_copying_that_breaks_the_rhythm_is_refused_with_blocks_that_would_do(blo
         student(path, {"num_hidden_layers": 6}, {"from": "teacher", "blocks": blocks})
     if blocks != [0, 1, 2, 3, 4, 5, 6]:
         assert "global and local" in str(refused.value)
-        hint = str(refused.value).split("would do: ")[1]
+        hint = str(refused.value).split("use blocks: ")[1]
         student(path, {"num_hidden_layers": 6}, {"from": "teacher", "blocks": json.loads(hint)})
 
 

@@ -101,7 +101,7 @@ def test_fault_6_a_confidently_wrong_student_keeps_its_gradient() -> None:
 
 def test_vocabularies_of_different_size_are_told_when_the_loss_is_made() -> None:
     other = {"logits": np.zeros((3, 5, 12))}
-    with pytest.raises(kdcore.InputError, match=r"vocabulary has 12 tokens and the student's 11"):
+    with pytest.raises(kdcore.InputError, match=r"the teacher has 12 tokens and the student 11"):
         compute_loss("soft_targets", {"positions": "all"}, student=logits(1), teacher=other)
 
 

@@ -307,7 +307,7 @@ def refused(make: Any, *words: str) -> None:
         ({"embedding_norm": "yes"}, ["embedding_norm", "bool"]),
         ({"num_attention_heads": 5}, ["32 is not a multiple", "5"]),
         ({"hidden_act": "gelo"}, ["gelo"]),
-        ({"hidden_size": 0}, ["hidden_size", "above 0"]),
+        ({"hidden_size": 0}, ["hidden_size", "must be a positive integer"]),
         ({"is_decoder": True}, ["decoder"]),
         ({"model_type": "bert"}, ["student.config.model_type", "`bert` is not supported by this model", "budget-bert"]),
     ],
@@ -324,7 +324,10 @@ def test_a_student_that_cannot_be_is_refused_in_words(
     [
         ({"norm_position": "pre"}, ["student.config.norm_position", '"post" in the source', '"pre" in the student']),
         ({"norm": "rms_norm"}, ["student.config.norm", '"layer_norm" in the source']),
-        ({"embedding_norm": False}, ["student.config.embedding_norm", "true in the source", "would not do the same"]),
+        (
+            {"embedding_norm": False},
+            ["student.config.embedding_norm", "true in the source", "would compute something else"],
+        ),
         ({"tie_word_embeddings": False}, ["student.config.tie_word_embeddings"]),
         ({"hidden_size": 16}, ["in the source", "in the student"]),
         ({"num_attention_heads": 2}, ["student.config.num_attention_heads"]),
@@ -334,7 +337,7 @@ def test_a_student_that_cannot_be_is_refused_in_words(
 def test_a_form_that_cannot_be_copied_is_refused_before_weights_are_read(
     config: dict[str, Any], words: list[str], bert_folder: Path
 ) -> None:
-    refused(lambda: student(bert_folder, config, {"from": "teacher"}), "student", *words, "leave `initialize` out")
+    refused(lambda: student(bert_folder, config, {"from": "teacher"}), "student", *words, "or remove `initialize`")
 
 
 def test_folders_of_other_models_are_refused_with_those_that_are_read(bert_folder: Path, tmp_path: Path) -> None:
@@ -355,7 +358,7 @@ def test_a_budget_bert_beside_the_model_transformers_is_told_to_say_what_it_shal
     def plain(config: dict[str, Any]) -> TransformersModel:
         return TransformersModel(TransformersModel.Config(config=config), "student", described)
 
-    refused(lambda: plain({}), "student.config", "cannot be the teacher's `budget-bert`", "model_type: bert")
+    refused(lambda: plain({}), "student.config", "cannot have the teacher's `budget-bert`", "model_type: bert")
     config = plain({"model_type": "bert"}).hf_config
     assert isinstance(config, BertConfig)
     assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size) == (32, 2, 48)

@@ -137,6 +137,6 @@ def test_a_student_that_cannot_copy_is_told_the_line_and_nothing_is_written(trai
     keys = ["student.config={norm_position: pre, num_hidden_layers: 2}", "student.initialize={from: teacher}"]
     with pytest.raises(kdcore.InputError) as refused:
         train(*keys)
-    for word in ("student.config.norm_position", '"post" in the source', "leave `initialize` out"):
+    for word in ("student.config.norm_position", '"post" in the source', "or remove `initialize`"):
         assert word in str(refused.value)
     assert not (tmp_path / "runs").exists()

@@ -72,7 +72,7 @@ def test_a_narrower_student_is_mapped_to_the_teachers_width() -> None:
 
 
 def test_widths_that_differ_are_an_error_when_no_projection_is_wanted() -> None:
-    with pytest.raises(kdcore.InputError, match="4 wide, the teacher 8"):
+    with pytest.raises(kdcore.InputError, match=r"hidden sizes differ \(student 4, teacher 8\)"):
         make("last", info(3, 4), info(6, 8), projection="none")
 
 

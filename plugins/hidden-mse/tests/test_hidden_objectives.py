@@ -71,7 +71,7 @@ def test_a_narrower_student_is_mapped_by_a_learned_map_a_pair(name: str) -> None
 
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_widths_that_differ_are_an_error_where_no_map_is_wanted(name: str) -> None:
-    with pytest.raises(kdcore.InputError, match="4 wide, the teacher 8"):
+    with pytest.raises(kdcore.InputError, match=r"hidden sizes differ \(student 4, teacher 8\)"):
         compute_loss(name, {"layers": "last", "projection": "none"}, student=states(2, width=4), teacher=states(4))
 
 

@@ -101,7 +101,7 @@ def test_relation_heads_that_do_not_divide_a_width_are_told_those_that_do() -> N
 def test_mistakes_are_told() -> None:
     with pytest.raises(kdcore.InputError, match="relations: `minilm_v2` has no relation left"):
         build((2, 4), (2, 4), relations={"query": 0, "key": 0, "value": 0})
-    with pytest.raises(kdcore.InputError, match="`embeddings` has no attention"):
+    with pytest.raises(kdcore.InputError, match="`embeddings` is not a block with attention"):
         build((2, 4), (2, 4), layers=[("embeddings", 0)])
     config = MiniLMv2.Config(name="minilm_v2", label="mine")
     with pytest.raises(kdcore.InputError, match="the recipe has none"):
