@@ -1,4 +1,4 @@
-"""How far training is, measured by one clock for all processes."""
+"""Measure the progress of training with one clock for all processes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from kdcore.recipe.schema import Budget
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands at the start of a step, the same on every process.
+    """Progress of training at the start of a step, equal on every process.
 
     Attributes:
-        step: steps done so far.
-        seconds: training time so far by process 0's clock, earlier sessions of the run included.
+        step: number of completed steps.
+        seconds: training time by process 0's clock, including earlier sessions of the run.
         max_steps: limit of steps, or None.
-        max_seconds: limit of time, or None.
-        exit_seconds: time after which training ends although its budget is not used up, or None.
-        exit_steps: steps after which it ends likewise, or None.
+        max_seconds: limit of time in seconds, or None.
+        exit_seconds: training time in seconds at which training ends before its budget is used up, or None.
+        exit_steps: number of steps at which training ends before its budget is used up, or None.
     """
 
     step: int
@@ -30,11 +30,11 @@ class Progress:
 
     @classmethod
     def start(cls, budget: Budget, steps_per_epoch: float) -> Progress:
-        """Progress of a run with this budget before its first step.
+        """Return the progress of a run with this budget before its first step.
 
         Args:
             budget: the limits.
-            steps_per_epoch: steps that one pass over the training data takes; not whole as a rule.
+            steps_per_epoch: number of steps per pass over the training data, usually not an integer.
         """
         epochs = None if budget.epochs is None else max(1, math.ceil(budget.epochs * steps_per_epoch - 1e-9))
         limits = [limit for limit in (budget.steps, epochs) if limit is not None]
@@ -47,27 +47,27 @@ class Progress:
         )
 
     def at(self, step: int, seconds: float) -> Progress:
-        """The same run's progress at another moment."""
+        """Return the progress of the same run at another step and time."""
         return replace(self, step=step, seconds=seconds)
 
     @property
     def fraction_of_steps(self) -> float | None:
-        """Used share of the steps, 0 at the start; None where steps are not limited."""
+        """Return the used fraction of the steps, 0 at the start; None if steps are not limited."""
         return None if self.max_steps is None else self.step / self.max_steps
 
     @property
     def fraction_of_time(self) -> float | None:
-        """Used share of the time, 0 at the start; None where time is not limited."""
+        """Return the used fraction of the time, 0 at the start; None if time is not limited."""
         return None if self.max_seconds is None else self.seconds / self.max_seconds
 
     @property
     def fraction(self) -> float:
-        """Used share of the budget: the largest over all its limits, 0 at the start, 1 or more when it is used up."""
+        """Return the used fraction of the budget: the maximum over its limits, at least 1 if it is used up."""
         return max(0.0, self.fraction_of_steps or 0.0, self.fraction_of_time or 0.0)
 
     @property
     def finished(self) -> bool:
-        """Whether training ends: the budget is used up, or the moment to exit has come."""
+        """Return whether training ends: the budget is used up, or a limit for an early exit is reached."""
         time_is_up = self.exit_seconds is not None and self.seconds >= self.exit_seconds
         steps_are_up = self.exit_steps is not None and self.step >= self.exit_steps
         return self.fraction >= 1.0 or time_is_up or steps_are_up

@@ -1,18 +1,18 @@
-"""Losses between score maps, such as attention scores, that never hold more than a few heads' maps at once.
+"""Compute losses between score maps, such as attention scores, with only a few heads' maps in memory at once.
 
-A map has l x l numbers for every head of every sequence and so is by far the largest thing an attention objective
-touches: at 256 sequences of 128 tokens and 12 heads 200 MB in float32, of which the plain formula keeps several until
-the backward pass. Here the sum runs over slices of (sequence, head), and the gradient, whose closed form needs nothing
-but the slice's own maps, is taken on the way; what is kept is a gradient as large as query and key. A slice is no
-longer than its longest sequence, so padding costs little.
+A map has l x l numbers for every head of every sequence and is by far the largest tensor of an attention loss: 200 MB
+in float32 at 256 sequences of 128 tokens and 12 heads, and the plain formula keeps several of them until the backward
+pass. Here the sum runs over slices of (sequence, head). The gradient has a closed form in the slice's maps and is
+computed in the forward pass; only a gradient of the size of query and key is kept. A slice is as long as its longest
+sequence, so padding costs little.
 
-Which keys count, for a real query:
+Keys that enter the loss for a real query:
 
-- a side's softmax is over the keys that its own block sees (padding, window; an additive mask shifts attention scores);
-- a key that the student does not see cannot be taught: the teacher's softmax is over the keys that both see. Where the
-  student sees all that the teacher sees, as with equal masks, this is the plain definition; a narrower student is held
-  to what the teacher would say within the student's window, instead of to an infinite divergence;
-- squared differences are taken where both see the key; a query with no common key adds nothing.
+- a model's softmax is over the keys that its block attends to (padding, window; an additive mask shifts the scores);
+- the teacher's softmax is restricted to keys that both models attend to, because the student cannot learn others. With
+  equal masks this is the plain definition; a student with a narrower window is compared with the teacher's distribution
+  within that window, instead of an infinite divergence;
+- squared differences are over keys that both models attend to; a query without common keys contributes 0.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from kdcore.layers import at_least_float32
 from kdcore.signals import Part, Signals
 
 _SLICE = 2**18
-"""Numbers in one side's maps of a slice: 16 maps of 128 tokens, 1 of 512; 1 MB in float32, as much as caches hold."""
+"""Elements of one model's maps in a slice: 16 maps of 128 tokens, 1 of 512; 1 MB in float32, which fits in caches."""
 
 _LARGE_SLICE = 2**24
-"""The same on other devices, for which the start of each small operation is what costs: 64 MB in float32."""
+"""The same on other devices, where the launch of small operations dominates: 64 MB in float32."""
 
 
 class ScoreMaps:
-    """A map of scores between tokens for every head of one block, computed in slices when it is compared."""
+    """Score maps between tokens for every head of one block, computed in slices during a comparison."""
 
     def __init__(self, chunks: Sequence[_Chunk]) -> None:
         self._chunks = chunks
 
     @classmethod
     def attention(cls, signals: Signals, block: int) -> ScoreMaps:
-        """Attention scores as the softmax of `block` gets them: query, key, the block's own scale and bias."""
+        """Create the attention scores before the softmax of `block`: query, key, and the block's scale and bias."""
         pairs = zip(signals.heads("query", block), signals.heads("key", block), strict=True)
         return cls(
             [
@@ -63,16 +63,16 @@ class ScoreMaps:
 
     @classmethod
     def relations(cls, signals: Signals, part: Part, block: int, num_heads: int | None = None) -> ScoreMaps:
-        """Scaled dot products of query, key or value of `block` with itself: `x x^T / sqrt(width of a head)`.
+        """Create the scaled dot products of query, key or value of `block` with itself: `x x^T / sqrt(head width)`.
 
-        Keys are those that the block sees; an additive mask only says which these are, for it shifts attention.
+        Keys are those that the block attends to; of an additive mask only this is used, not its bias.
 
         Args:
             signals: of the student or the teacher.
             part: which projection.
             block: counted from 0.
-            num_heads: merge the heads and split them again into so many, of which a multiple is the whole width;
-                None leaves them.
+            num_heads: merge the heads and split them again into this number, which must divide the width; None keeps
+                them.
         """
         chunks = []
         for heads in signals.heads(part, block):
@@ -87,18 +87,18 @@ class ScoreMaps:
         return cls(chunks)
 
     def kl_from(self, teacher: ScoreMaps) -> Tensor:
-        """Sum over heads and real queries of `KL(softmax(teacher) || softmax(self))`: a scalar, float32 or better."""
+        """Sum `KL(softmax(teacher) || softmax(self))` over heads and real queries: a scalar, float32 or float64."""
         return self._compare(_kl, teacher)
 
     def squared_error_from(self, teacher: ScoreMaps) -> Tensor:
-        """Sum over heads and pairs of real tokens of the squared difference: a scalar, float32 or better."""
+        """Sum the squared difference over heads and pairs of real tokens: a scalar, float32 or float64."""
         return self._compare(_squared_error, teacher)
 
     def _compare(self, distance: _Distance, teacher: ScoreMaps) -> Tensor:
         sums = []
         for own, theirs in zip(self._chunks, teacher._chunks, strict=True):
             assert own.left.shape[:3] == theirs.left.shape[:3], "numbers of heads differ"
-            learning = torch.is_grad_enabled()  # which autograd does not tell its functions
+            learning = torch.is_grad_enabled()  # not available inside autograd functions
             sums.append(
                 _SumOverSlices.apply(distance, learning, own.left, own.right, own.mask, own, theirs)  # type: ignore[no-untyped-call]
             )
@@ -106,7 +106,7 @@ class ScoreMaps:
 
 
 class _Slice(NamedTuple):
-    """An index of what has the axes (b, A, l, d)."""
+    """An index into tensors with the axes (b, A, l, d)."""
 
     sequences: slice
     heads: slice
@@ -115,16 +115,16 @@ class _Slice(NamedTuple):
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Score maps not computed yet: `left @ right^T * scale`.
+    """Score maps before their computation: `left @ right^T * scale`.
 
     Attributes:
         left: (b, A, l, d).
         right: likewise; None for relations, where it is `left` itself.
-        mask: of four axes, broadcastable to (b, A, l, l): bool, true where a key is seen, or additive.
-        rows: (b, l) bool, true on real tokens; None if all are.
+        mask: four axes, broadcastable to (b, A, l, l): bool, true where a key is attended to, or additive.
+        rows: (b, l) bool, true on real tokens; None if there is no padding.
         scale: factor on the products.
-        lengths: (b,) on the host, real tokens of each sequence; None if they are not known there.
-        only_padding: whether `mask` says no more than `rows`.
+        lengths: (b,) on the host, real tokens of each sequence; None if unknown on the host.
+        only_padding: whether `mask` is equivalent to `rows`.
     """
 
     left: Tensor
@@ -136,7 +136,7 @@ class _Chunk:
     only_padding: bool = False
 
     def slices(self) -> Iterator[_Slice]:
-        """All of it, in slices no longer than their longest sequence."""
+        """Yield slices that cover all maps, each as long as its longest sequence."""
         sequences, heads, longest, _ = self.left.shape
         numbers = _SLICE if self.left.device.type == "cpu" else _LARGE_SLICE
         maps = max(1, numbers // max(1, longest * longest))
@@ -148,7 +148,7 @@ class _Chunk:
                 yield _Slice(chosen, slice(head, head + head_step), slice(length))
 
     def part(self, where: _Slice) -> _Chunk:
-        """One slice, in at least float32; without mask and rows where it is known to have no padding."""
+        """Return one slice in at least float32; without mask and rows if it is known to have no padding."""
         full = self.lengths is not None and int(self.lengths[where.sequences].min()) >= where.tokens.stop
         return replace(
             self,
@@ -159,17 +159,17 @@ class _Chunk:
         )
 
     def other(self) -> Tensor:
-        """What `left` is multiplied with."""
+        """Return the right factor of the product."""
         return self.left if self.right is None else self.right
 
     def scores(self) -> tuple[Tensor, Tensor | None]:
-        """The maps (b, A, l, l), and what is seen in them: bool, broadcastable to them; None if all is."""
+        """Compute the maps (b, A, l, l) and their mask: bool, broadcastable, true where attended; None if all are."""
         scores = (self.left * self.scale) @ self.other().transpose(-1, -2)
         seen = None if self.rows is None else self.rows[:, None, None, :]
         if self.mask is not None and self.mask.is_floating_point():
             if self.right is not None:
                 scores.add_(self.mask)
-            # As much as hides a key in the mask's precision, be it the lowest number or minus infinity.
+            # A masked key has the lowest number of the mask's precision or minus infinity.
             seen = _both(seen, self.mask > torch.finfo(self.mask.dtype).min / 2)
         elif self.mask is not None:
             seen = _both(seen, self.mask)
@@ -177,9 +177,9 @@ class _Chunk:
 
 
 _Distance = Callable[[_Chunk, _Chunk], tuple[Tensor, Tensor]]
-"""Of one slice of student and teacher: the sum over real queries, and its gradient for the student's maps.
+"""For one slice of student and teacher: the sum over real queries, and its gradient for the student's maps.
 
-Rows of queries that are no real tokens may hold any finite gradient.
+Rows of padding queries may contain any finite gradient.
 """
 
 
@@ -202,7 +202,7 @@ def _kl(own: _Chunk, theirs: _Chunk) -> tuple[Tensor, Tensor]:
 
 
 def _log_normalizer(scores: Tensor, probabilities: Tensor) -> Tensor:
-    """`logsumexp` of each row, without another pass of exponentials: the largest probability is never a tiny one."""
+    """Compute `logsumexp` of each row without further exponentials; the largest probability is at least 1 / l."""
     return scores.amax(-1) - probabilities.amax(-1).log_()
 
 
@@ -219,7 +219,7 @@ def _squared_error(own: _Chunk, theirs: _Chunk) -> tuple[Tensor, Tensor]:
 
 
 class _SumOverSlices(torch.autograd.Function):
-    """A distance between a chunk's maps of student and teacher; the gradients are computed in the forward pass."""
+    """Distance between a chunk's maps of student and teacher, with gradients computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -232,7 +232,7 @@ class _SumOverSlices(torch.autograd.Function):
         student: _Chunk,
         teacher: _Chunk,
     ) -> Tensor:
-        """The sum; `left`, `right` and `mask` are the student's, listed so that autograd sees them."""
+        """Return the sum; `left`, `right` and `mask` are the student's, passed separately for autograd."""
         sources = (left, right, mask)
         total = torch.zeros((), dtype=torch.promote_types(left.dtype, torch.float32), device=left.device)
         gradients = [
@@ -251,7 +251,7 @@ class _SumOverSlices(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """The kept gradients times what comes from above."""
+        """Multiply the stored gradients by the upstream gradient."""
         gradients = (
             None if gradient is None else (gradient * upstream).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -260,7 +260,7 @@ class _SumOverSlices(torch.autograd.Function):
 
 
 def _add_gradients(gradients: Sequence[Tensor | None], of_maps: Tensor, own: _Chunk, where: _Slice) -> None:
-    """From the gradient G for a slice's maps to those for left (G right), right (G^T left) and an additive mask (G)."""
+    """Add the gradients for left (G right), right (G^T left) and an additive mask (G), given G for a slice's maps."""
     for_left, for_right, for_mask = gradients
     if own.rows is not None:
         of_maps.masked_fill_(~own.rows[:, None, :, None], 0)
@@ -268,7 +268,7 @@ def _add_gradients(gradients: Sequence[Tensor | None], of_maps: Tensor, own: _Ch
         slot = _part(for_mask, where)
         slot += of_maps.sum_to_size(slot.shape)
     if own.right is None:
-        if for_left is not None:  # one product for both
+        if for_left is not None:  # one product for both factors
             for_left[where] = ((of_maps + of_maps.transpose(-1, -2)) @ own.left).mul_(own.scale)
         return
     if for_left is not None:
@@ -278,12 +278,12 @@ def _add_gradients(gradients: Sequence[Tensor | None], of_maps: Tensor, own: _Ch
 
 
 def _axes(mask: Tensor | None) -> Tensor | None:
-    """A mask with all four axes."""
+    """Add axes to a mask until it has four."""
     return None if mask is None else mask[(None,) * (4 - mask.ndim)]
 
 
 def _part(mask: Tensor, where: _Slice) -> Tensor:
-    """A slice of what is broadcastable to (b, A, l, l)."""
+    """Slice a mask that is broadcastable to (b, A, l, l)."""
     mask = mask if mask.shape[0] == 1 else mask[where.sequences]
     mask = mask if mask.shape[1] == 1 else mask[:, where.heads]
     return mask[:, :, where.tokens, where.tokens]
@@ -296,5 +296,5 @@ def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def _fill(scores: Tensor, seen: Tensor | None) -> Tensor:
-    """Scores as low as can be where nothing is seen; not minus infinity, whose differences are no numbers."""
+    """Set masked scores to the lowest finite number; differences of minus infinity would be NaN."""
     return scores if seen is None else scores.masked_fill_(~seen, torch.finfo(scores.dtype).min)

@@ -1,7 +1,7 @@
-"""The shared words between losses, models and tasks: what is asked for, what a batch holds, what comes back.
+"""Define the data exchanged between losses, models and tasks: requests, batches and signals.
 
-A loss says before training which signals it reads (`Requests`); the core asks teacher and student for the union and for
-nothing else; the answers (`Signals`) give real tokens only, so that no loss ever sees how a batch is laid out.
+A loss declares before training which signals it reads (`Requests`). The core requests the union from teacher and
+student and nothing else. `Signals` expose real tokens only, so that losses do not depend on the layout of a batch.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ import torch
 from torch import Tensor
 
 Block = int | Literal["embeddings"]
-"""A place where hidden states are read: a 0-based block, or the embedding output."""
+"""Location of hidden states: a 0-based block, or the embedding output."""
 
 Part = Literal["query", "key", "value"]
 """One of the three projections inside an attention block."""
 
 Positions = Literal["masked", "all"]
-"""Where predictions over the vocabulary are read: at masked positions, or at all real tokens."""
+"""Positions of predictions over the vocabulary: masked positions, or all real tokens."""
 
 
 @dataclass(frozen=True)
 class ClassHead:
-    """What a head on whole sequences predicts: one of some classes, or a number.
+    """The output of a classification or regression head on whole sequences.
 
     Attributes:
-        labels: names of the classes in the order of the head's outputs; empty where it predicts a number.
+        labels: names of the classes in the order of the head's outputs; empty for regression.
     """
 
     labels: tuple[str, ...] = ()
 
     @property
     def num_outputs(self) -> int:
-        """C, how many numbers the head gives for a sequence: one a class, or the number itself."""
+        """Return C, the number of outputs per sequence: the number of classes, or 1 for regression."""
         return len(self.labels) or 1
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What losses and tasks may know of a model before it is loaded.
+    """The description of a model that is available to losses and tasks before it is loaded.
 
     Attributes:
         architecture: the family, such as `bert`.
-        num_layers: number of blocks of the whole model, whatever part of it is loaded.
+        num_layers: number of blocks of the whole model, even if only a part of it is loaded.
         hidden_size: width d of the hidden states.
         num_heads: attention heads A of a block.
         head_size: width d_k of one head.
         vocab_size: rows of the embedding table.
         max_length: longest sequence in tokens.
-        has_lm_head: whether trained weights of a masked-LM head come with it.
-        num_classes: outputs C of its head on whole sequences, 1 if that predicts a number; None without such a head.
-        class_labels: names of the classes in the order of the outputs; empty where they are unknown or no classes.
+        has_lm_head: whether the model was saved with trained weights of a masked-LM head.
+        num_classes: outputs C of its classification head, 1 for regression; None without such a head.
+        class_labels: names of the classes in the order of the outputs; empty if unknown or for regression.
     """
 
     architecture: str
@@ -71,13 +71,13 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class SignalRequest:
-    """What one model (teacher or student) is asked for. Combine with `|`.
+    """The signals requested from one model (teacher or student). Combine with `|`.
 
     Attributes:
         hidden_blocks: hidden states after these blocks.
         attention_parts: (part, block) pairs of query, key and value.
-        prediction_positions: where predictions over the vocabulary are read.
-        class_logits: whether the outputs of the head on whole sequences are read.
+        prediction_positions: positions of predictions over the vocabulary.
+        class_logits: whether the outputs of the classification head are requested.
     """
 
     hidden_blocks: frozenset[Block] = frozenset()
@@ -97,7 +97,7 @@ class SignalRequest:
         return bool(self.hidden_blocks or self.attention_parts or self.prediction_positions or self.class_logits)
 
     def depth(self, num_layers: int) -> int:
-        """Number of blocks, counted from the first, that have to run to answer this request."""
+        """Return the number of blocks, counted from the first, that this request needs."""
         if self.prediction_positions or self.class_logits:
             return num_layers
         blocks = {block for block in self.hidden_blocks if block != "embeddings"}
@@ -107,11 +107,11 @@ class SignalRequest:
 
 @dataclass(frozen=True)
 class Requests:
-    """What a loss reads: signals of both models and extra columns of the batch. Combine with `|`.
+    """The signals of both models and the extra batch columns that a loss reads. Combine with `|`.
 
     Attributes:
-        teacher: asked of the teacher; empty if the loss needs none.
-        student: asked of the student.
+        teacher: signals of the teacher; empty if the loss does not need a teacher.
+        student: signals of the student.
         columns: names of batch columns beyond the standard ones, such as `sample_ids`.
     """
 
@@ -125,17 +125,17 @@ class Requests:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of B sequences, padded on the right to L tokens, with everything counted on the host.
+    """One micro-batch of B sequences, padded on the right to L tokens, with all counts available on the host.
 
     Attributes:
         input_ids: (B, L) int64.
-        attention_mask: (B, L) bool, true on real tokens; None when no position is padding.
+        attention_mask: (B, L) bool, true on real tokens; None if there is no padding.
         lengths: (B,) int64 NumPy array, real tokens of each sequence; stays on the host.
         token_index: (N,) int64, flat positions `row * L + column` of the real tokens.
         masked_index: (M,) int64, flat positions whose token is to be predicted.
         masked_labels: (M,) int64, the tokens to be predicted there.
-        columns: further columns by name, one row a sequence.
-        token_types: (B, L) int64, 1 on tokens of the second text of a pair; None when no sequence is a pair.
+        columns: further columns by name, one row per sequence.
+        token_types: (B, L) int64, 1 on tokens of the second text of a pair; None if there are no pairs.
     """
 
     input_ids: Tensor
@@ -149,21 +149,21 @@ class Batch:
 
     @property
     def num_sequences(self) -> int:
-        """B, the number of sequences."""
+        """Return B, the number of sequences."""
         return int(self.input_ids.shape[0])
 
     @property
     def num_tokens(self) -> int:
-        """N, the number of real tokens."""
+        """Return N, the number of real tokens."""
         return int(self.token_index.shape[0])
 
     @property
     def num_masked(self) -> int:
-        """M, the number of tokens to be predicted."""
+        """Return M, the number of tokens to be predicted."""
         return int(self.masked_index.shape[0])
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; copies from pinned memory do not wait."""
+        """Copy the batch to `device`; copies from pinned memory are asynchronous."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -180,7 +180,7 @@ class Batch:
         )
 
     def pin(self) -> Batch:
-        """The same batch in page-locked memory, from which copies to a GPU run beside its work."""
+        """Copy the batch to pinned memory, from which copies to a GPU overlap with computation."""
         return replace(
             self,
             input_ids=self.input_ids.pin_memory(),
@@ -195,14 +195,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class AttentionTap:
-    """What one block's attention kernel was given.
+    """The inputs of one block's attention kernel.
 
     Attributes:
         query: (B, A, L, d_k), after rotary embedding where there is one.
         key: (B, A, L, d_k), likewise.
         value: (B, A, L, d_k).
-        mask: the block's own mask (padding, window, bias) as handed to the kernel: bool (true takes part) or additive,
-            broadcastable to (B, A, L, L); None when every position sees every position.
+        mask: the block's mask (padding, window, bias) as passed to the kernel: bool (true is attended) or additive,
+            broadcastable to (B, A, L, L); None if every position attends to every position.
         scale: factor on `query @ key^T` before the softmax.
     """
 
@@ -219,11 +219,11 @@ class HeadChunk:
 
     Attributes:
         states: (b, A, l, d_k).
-        mask: the block's own mask, broadcastable to (b, A, l, l): bool or additive; None when nothing is masked.
-        rows: (b, l) bool, true on real tokens; None when there is no padding.
-        scale: the block's own factor on `query @ key^T`.
-        lengths: (b,) NumPy array, real tokens of each sequence, for who computes them one by one; None if not known.
-        only_padding: whether it is known that `mask` says nothing but where padding is.
+        mask: the block's mask, broadcastable to (b, A, l, l): bool or additive; None if nothing is masked.
+        rows: (b, l) bool, true on real tokens; None if there is no padding.
+        scale: the block's factor on `query @ key^T`.
+        lengths: (b,) NumPy array, real tokens of each sequence, to process sequences one by one; None if unknown.
+        only_padding: whether `mask` is guaranteed to mask padding only.
     """
 
     states: Tensor
@@ -235,9 +235,9 @@ class HeadChunk:
 
 
 class Signals:
-    """A model's answers for one micro-batch. Class methods ask, the other methods read.
+    """The signals of a model for one micro-batch. Static methods create requests, the other methods read signals.
 
-    | asked with | read with |
+    | request | read |
     | --- | --- |
     | `Signals.hidden(blocks)` | `tokens(block)`, `first(block)` |
     | `Signals.attention(parts, blocks)` | `heads(part, block)` |
@@ -262,53 +262,53 @@ class Signals:
 
     @staticmethod
     def hidden(blocks: Iterable[Block]) -> SignalRequest:
-        """Ask for hidden states after `blocks`."""
+        """Request hidden states after `blocks`."""
         return SignalRequest(hidden_blocks=frozenset(blocks))
 
     @staticmethod
     def attention(parts: Iterable[Part], blocks: Iterable[int]) -> SignalRequest:
-        """Ask for query, key or value projections inside `blocks`."""
+        """Request query, key or value projections inside `blocks`."""
         parts = tuple(parts)
         return SignalRequest(attention_parts=frozenset((part, block) for block in blocks for part in parts))
 
     @staticmethod
     def predictions(positions: Positions) -> SignalRequest:
-        """Ask for logits over the vocabulary at `positions`."""
+        """Request logits over the vocabulary at `positions`."""
         return SignalRequest(prediction_positions=frozenset({positions}))
 
     @staticmethod
     def classes() -> SignalRequest:
-        """Ask for the outputs of the head on whole sequences: logits of classes, or a number."""
+        """Request the outputs of the classification head: class logits, or one number for regression."""
         return SignalRequest(class_logits=True)
 
     def tokens(self, block: Block) -> Tensor:
-        """Hidden states of the real tokens after `block`: (N, d)."""
+        """Return the hidden states of the real tokens after `block`: (N, d)."""
         if block not in self._tokens:
             self._tokens[block] = select_rows(self._hidden[block], self._batch.token_index)
         return self._tokens[block]
 
     def first(self, block: Block) -> Tensor:
-        """Hidden states of each sequence's first token after `block`: (B, d)."""
+        """Return the hidden states of each sequence's first token after `block`: (B, d)."""
         return self._hidden[block][:, 0]
 
     def heads(self, part: Part, block: int) -> Iterator[HeadChunk]:
-        """Query, key or value of `block`, in chunks of whole sequences; the same chunks for every part and model."""
+        """Yield query, key or value of `block` in chunks of whole sequences, equal for every part and model."""
         tap = self._attention[block]
         states: Tensor = getattr(tap, part)
         yield HeadChunk(states, tap.mask, self._batch.attention_mask, tap.scale, lengths=self._batch.lengths)
 
     def logits(self, positions: Positions) -> Tensor:
-        """Predictions over the vocabulary: (M, V) at masked positions, (N, V) at all real tokens."""
+        """Return predictions over the vocabulary: (M, V) at masked positions, (N, V) at all real tokens."""
         return self._logits[positions]
 
     @property
     def class_logits(self) -> Tensor:
-        """Outputs of the head on whole sequences: (B, C)."""
-        assert self._class_logits is not None, "they were not asked for"
+        """Return the outputs of the classification head: (B, C)."""
+        assert self._class_logits is not None, "class logits were not requested"
         return self._class_logits
 
 
 def select_rows(states: Tensor, flat_index: Tensor) -> Tensor:
-    """Rows of (B, L, d) at flat positions: (rows, d). No copy when all are taken."""
+    """Select rows of (B, L, d) at flat positions: (rows, d). Does not copy if all rows are selected."""
     flat = states.reshape(-1, states.shape[-1])
     return flat if flat_index.shape[0] == flat.shape[0] else flat.index_select(0, flat_index)

@@ -1,1 +1,1 @@
-"""Optimizers: the interface and the ones that are built in."""
+"""Optimizers: the interface and the built-in optimizers."""

@@ -11,23 +11,23 @@ from kdcore.optimizers.base import Optimizer, OptimizerConfig
 
 
 class Adafactor(Optimizer):
-    """Adafactor (Shazeer and Stern 2018): of the squared gradients of a matrix only row and column averages are kept.
+    """Adafactor (Shazeer and Stern 2018), which stores only row and column averages of a matrix's squared gradients.
 
-    transformers' implementation, which is fairseq's. The learning rate is the recipe's, as for every optimizer: the
-    paper's own relative step sizes, which are another schedule, are off. `torch.optim.Adafactor` cannot do without
-    them, nor without scaling by the weights. There is no momentum, as in the paper's main variant; averages of step t
-    decay by 1 - t ** -0.8; weight decay, of which the paper has none, is decoupled.
+    Uses the implementation of transformers (from fairseq). The learning rate is the recipe's, as for every optimizer;
+    the paper's relative step sizes, which are another schedule, are off. `torch.optim.Adafactor` is not used, because
+    it cannot switch off relative step sizes and scaling by the weights. There is no momentum, as in the paper's main
+    variant; averages of step t decay by 1 - t ** -0.8; weight decay, which the paper does not have, is decoupled.
     """
 
     class Config(OptimizerConfig):
         """Adafactor's keys."""
 
         clip_threshold: float = Field(
-            1.0, gt=0, description="Largest root mean square of a tensor's update before the learning rate."
+            1.0, gt=0, description="Maximum root mean square of a tensor's update before the learning rate is applied."
         )
         scale_parameter: bool = Field(
             False,
-            description="Whether updates are scaled by the root mean square of the tensor they move, as in the paper.",
+            description="Scale updates by the root mean square of the updated tensor, as in the paper.",
         )
 
     elementwise: ClassVar[bool] = False
@@ -35,7 +35,7 @@ class Adafactor(Optimizer):
     config: Config
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """One `transformers.optimization.Adafactor` over all groups."""
+        """Build one `transformers.optimization.Adafactor` for all groups."""
         from transformers.optimization import Adafactor as TransformersAdafactor
 
         config = self.config

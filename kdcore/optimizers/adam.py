@@ -13,8 +13,9 @@ from kdcore.optimizers.moments import MomentConfig, UncorrectedAdam
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015) with weight decay as an L2 penalty.
 
-    The decay is added to the gradient, so that it is averaged and normalised with it: as in `torch.optim.Adam`, and in
-    DeepSpeed's FusedAdam with `adam_w_mode` off. torch's fused kernel; without bias correction a foreach one.
+    The decay is added to the gradient and therefore averaged and normalised with it, as in `torch.optim.Adam` and in
+    DeepSpeed's FusedAdam without `adam_w_mode`. Uses torch's fused kernel; without bias correction a foreach
+    implementation.
     """
 
     class Config(MomentConfig):
@@ -23,7 +24,7 @@ class Adam(Optimizer):
     config: Config
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """One optimizer over all groups."""
+        """Build one optimizer for all groups."""
         config = self.config
         if not config.bias_correction:
             return UncorrectedAdam(groups, config, decoupled=False)

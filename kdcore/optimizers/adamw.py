@@ -13,7 +13,8 @@ from kdcore.optimizers.moments import MomentConfig, UncorrectedAdam
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
-    torch's fused kernel; without bias correction, as BERT was trained (Devlin et al. 2019), a foreach one.
+    Uses torch's fused kernel; without bias correction, as BERT was trained (Devlin et al. 2019), a foreach
+    implementation.
     """
 
     class Config(MomentConfig):
@@ -22,7 +23,7 @@ class AdamW(Optimizer):
     config: Config
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """One optimizer over all groups."""
+        """Build one optimizer for all groups."""
         config = self.config
         if not config.bias_correction:
             return UncorrectedAdam(groups, config, decoupled=True)

@@ -15,7 +15,7 @@ from kdcore.optimizers.moments import MomentConfig, MomentOptimizer, average
 class LambOptimizer(MomentOptimizer):
     """The update of LAMB (You et al. 2020, algorithm 2), on any device.
 
-    With Adam's direction r, corrected for bias if asked for, a tensor x moves by
+    With Adam's direction r, optionally corrected for bias, a tensor x moves by
     -lr * clamp(|x| / |r + weight_decay * x|, min_coeff, max_coeff) * (r + weight_decay * x).
     The ratio is 1 where either norm is 0.
     """
@@ -34,7 +34,7 @@ class LambOptimizer(MomentOptimizer):
         squares: list[Tensor],
         steps: list[int],
     ) -> None:
-        """Take the step of one group."""
+        """Update the parameters of one group."""
         beta1, beta2 = group["betas"]
         roots = average(group, gradients, averages, squares)
         if self.bias_correction:
@@ -48,29 +48,29 @@ class LambOptimizer(MomentOptimizer):
         sizes, lengths = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(directions))
         ratios = (sizes / lengths).clamp(self.min_coeff, self.max_coeff)
         ratios = torch.where((sizes > 0) & (lengths > 0), ratios, 1.0)
-        torch._foreach_mul_(directions, list(ratios.unbind()))  # stays on the device: no ratio is waited for
+        torch._foreach_mul_(directions, list(ratios.unbind()))  # no synchronization with the device
         torch._foreach_add_(parameters, directions, alpha=-group["lr"])
 
 
 class Lamb(Optimizer):
-    """LAMB: Adam whose update is as long as the tensor it moves, for very large batches (You et al. 2020).
+    """LAMB, Adam with updates scaled to the norm of the updated tensor, for very large batches (You et al. 2020).
 
-    `max_coeff` and `min_coeff` clamp the ratio of the two lengths as DeepSpeed's FusedLamb does, which needs a GPU and
-    is not used here. Without bias correction both do the same; with it, FusedLamb scales the learning rate alone, while
-    the paper and this class correct the direction before its length and weight decay come in.
+    `max_coeff` and `min_coeff` clamp the ratio of the two norms as in DeepSpeed's FusedLamb, which requires a GPU and
+    is not used here. Without bias correction both compute the same. With it, FusedLamb scales the learning rate only,
+    while the paper and this class correct the direction before its norm and weight decay are applied.
     """
 
     class Config(MomentConfig):
         """LAMB's keys."""
 
-        eps: float = Field(1e-6, gt=0, description="Added to the root of the averaged square.")
-        max_coeff: float = Field(10.0, gt=0, description="Largest ratio of a tensor's norm to its update's norm.")
-        min_coeff: float = Field(0.01, ge=0, description="Smallest such ratio.")
+        eps: float = Field(1e-6, gt=0, description="Added to the root of the averaged squared gradient.")
+        max_coeff: float = Field(10.0, gt=0, description="Maximum ratio of a tensor's norm to its update's norm.")
+        min_coeff: float = Field(0.01, ge=0, description="Minimum of this ratio.")
 
         @model_validator(mode="after")
         def _bounds_fit(self) -> Lamb.Config:
             if self.min_coeff > self.max_coeff:
-                raise ValueError(f"`min_coeff` ({self.min_coeff:g}) is above `max_coeff` ({self.max_coeff:g})")
+                raise ValueError(f"`min_coeff` ({self.min_coeff:g}) exceeds `max_coeff` ({self.max_coeff:g})")
             return self
 
     elementwise: ClassVar[bool] = False
@@ -78,5 +78,5 @@ class Lamb(Optimizer):
     config: Config
 
     def build(self, groups: list[dict[str, Any]]) -> LambOptimizer:
-        """One optimizer over all groups."""
+        """Build one optimizer for all groups."""
         return LambOptimizer(groups, self.config)

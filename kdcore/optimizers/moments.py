@@ -1,4 +1,4 @@
-"""What adam, adamw and lamb have in common: two moments of the gradient for each element."""
+"""Share the code of adam, adamw and lamb: two moments of the gradient for each element."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class MomentConfig(OptimizerConfig):
-    """Keys of optimizers that keep Adam's moments."""
+    """Common keys of optimizers with Adam's moments."""
 
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Decay of the averages of gradient and its square.")
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the averaged square.")
+    betas: tuple[Beta, Beta] = Field(
+        (0.9, 0.999), description="Decay rates of the averages of the gradient and the squared gradient."
+    )
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the averaged squared gradient.")
     bias_correction: bool = Field(
-        True, description="Whether the averages are corrected for having started at 0; BERT was trained without."
+        True, description="Correct the averages for their initial value of 0; BERT was trained without."
     )
 
 
 class MomentOptimizer(TorchOptimizer):
-    """Keeps the averages of gradient and squared gradient of each parameter, all tensors of a group at a time.
+    """Maintain the averages of gradient and squared gradient, for all tensors of a group at once.
 
-    State of a parameter: `step`, `exp_avg`, `exp_avg_sq`, named as torch names them.
+    State of a parameter: `step`, `exp_avg`, `exp_avg_sq`, as in torch.
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: MomentConfig) -> None:
@@ -45,11 +47,11 @@ class MomentOptimizer(TorchOptimizer):
         squares: list[Tensor],
         steps: list[int],
     ) -> None:
-        """Take the step of one group in place; `averages` and `squares` know nothing of `gradients` yet."""
+        """Update one group in place; `averages` and `squares` do not include `gradients` yet."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step over all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -77,7 +79,7 @@ class MomentOptimizer(TorchOptimizer):
 def average(
     group: dict[str, Any], gradients: list[Tensor], averages: list[Tensor], squares: list[Tensor]
 ) -> list[Tensor]:
-    """Take gradients into both averages, in place; gives the roots of the averaged squares, as new tensors."""
+    """Update both averages in place; return the roots of the averaged squares as new tensors."""
     beta1, beta2 = group["betas"]
     torch._foreach_lerp_(averages, gradients, 1 - beta1)
     torch._foreach_mul_(squares, beta2)
@@ -86,12 +88,12 @@ def average(
 
 
 class UncorrectedAdam(MomentOptimizer):
-    """Adam without bias correction, for which torch's fused kernels have no switch.
+    """Adam without bias correction, which torch's fused kernels do not support.
 
     Args:
         groups: parameter groups with their `weight_decay`.
         config: learning rate, betas and eps.
-        decoupled: whether weights decay beside the update (AdamW), or through the gradient (Adam).
+        decoupled: whether weight decay is decoupled (AdamW) or added to the gradient (Adam).
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: MomentConfig, *, decoupled: bool) -> None:
@@ -107,7 +109,7 @@ class UncorrectedAdam(MomentOptimizer):
         squares: list[Tensor],
         steps: list[int],
     ) -> None:
-        """Take the step of one group."""
+        """Update the parameters of one group."""
         lr, decay = group["lr"], group["weight_decay"]
         if decay and not self.decoupled:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))

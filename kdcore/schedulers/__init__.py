@@ -1,1 +1,1 @@
-"""Learning-rate schedules: the interface and the ones that are built in."""
+"""Learning-rate schedules: the interface and the built-in schedules."""

@@ -1,4 +1,4 @@
-"""The interface of a learning-rate schedule."""
+"""Define the interface of a learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdcore.recipe.schema import ComponentConfig
 
 
 class Scheduler(ABC):
-    """A pure function from progress to a factor on the peak learning rate, so that there is no state to restore.
+    """A pure function from progress to a factor on the peak learning rate, without state to restore.
 
     Subclasses are constructed as `Scheduler(config)`.
     """
@@ -22,13 +22,13 @@ class Scheduler(ABC):
 
     @abstractmethod
     def factor(self, progress: Progress) -> float:
-        """Factor on the peak learning rate for the step that starts at `progress`."""
+        """Return the factor on the peak learning rate for the step that starts at `progress`."""
 
     def check(self, start: Progress) -> None:  # noqa: B027 - most schedules fit any budget
-        """Refuse a budget that the schedule cannot follow, before any model is loaded.
+        """Reject a budget that the schedule does not support, before any model is loaded.
 
         Args:
-            start: the run's progress before its first step, which carries its limits.
+            start: the run's progress before its first step, with its limits.
 
         Raises:
             RecipeError: its key is relative to the recipe's `scheduler` section.

@@ -9,29 +9,29 @@ from kdcore.schedulers.warmup import WarmupConfig, WarmupScheduler
 
 
 class Exponential(WarmupScheduler):
-    """Rises with the square of the used share of the warm-up, then falls by `decay_rate` every `decay_step` steps.
+    """Quadratic warm-up, then decay by a factor of `decay_rate` every `decay_step` steps.
 
-    This is the curve `exp` of academic-budget-bert (Izsak et al. 2021). The factor is decay_rate ** (steps since
-    warm-up / decay_step) after warm-up: in steps, whatever the schedule goes over. Where the warm-up is a share of
-    time, the step at which it ended is taken from the run's mean pace so far: of n steps in a used share s,
-    n * (1 - w / s) lie behind the share w. This is exact for a constant pace, and never makes the rate rise. The factor
-    does not reach 0, and the end of the budget has no part in it.
+    This is the curve `exp` of academic-budget-bert (Izsak et al. 2021). After warm-up the factor is
+    decay_rate ** (steps since warm-up / decay_step), in steps even if the schedule is over time. If the warm-up is a
+    fraction w of time, its last step is estimated from the mean pace: of n steps in the used fraction s,
+    n * (1 - w / s) are after the warm-up. This is exact for a constant pace, and the rate never increases. The factor
+    does not reach 0 and does not depend on the length of the budget.
     """
 
     class Config(WarmupConfig):
         """Exponential's keys."""
 
-        decay_rate: float = Field(0.99, gt=0, le=1, description="What is left of the rate after `decay_step` steps.")
-        decay_step: int = Field(1000, gt=0, description="Steps in which the rate falls by `decay_rate`.")
+        decay_rate: float = Field(0.99, gt=0, le=1, description="Factor on the rate per `decay_step` steps.")
+        decay_step: int = Field(1000, gt=0, description="Steps after which the rate has decayed by `decay_rate`.")
 
     config: Config
 
     def rise(self, progress: Progress) -> float:
-        """The square of the used share of the warm-up."""
+        """Return the square of the used fraction of the warm-up."""
         return super().rise(progress) ** 2
 
     def fall(self, progress: Progress) -> float:
-        """Decay by the steps since warm-up."""
+        """Return the decay for the steps since warm-up."""
         return float(self.config.decay_rate ** (self._steps_since_warmup(progress) / self.config.decay_step))
 
     def _steps_since_warmup(self, progress: Progress) -> float:

@@ -7,10 +7,10 @@ from kdcore.schedulers.warmup import WarmupConfig, WarmupScheduler
 
 
 class Linear(WarmupScheduler):
-    """Rises linearly over the warm-up, then falls linearly to 0 at the end (Devlin et al. 2019).
+    """Linear warm-up, then linear decay to 0 at the end (Devlin et al. 2019).
 
-    Over N steps, W of them warm-up, the factor of step n (from 0) is (n + 1) / (W + 1) while n < W, so that no step is
-    wasted at rate 0, and (N - n) / (N - W) after it.
+    Over N steps, W of them warm-up, the factor of step n (from 0) is (n + 1) / (W + 1) while n < W, so that the first
+    step does not have rate 0, and (N - n) / (N - W) afterwards.
     """
 
     class Config(WarmupConfig):
@@ -19,5 +19,5 @@ class Linear(WarmupScheduler):
     config: Config
 
     def fall(self, progress: Progress) -> float:
-        """What is left of the time after warm-up."""
+        """Return the remaining fraction of the time after warm-up."""
         return self.left(progress)

@@ -12,37 +12,37 @@ from kdcore.schedulers.warmup import WarmupConfig, WarmupScheduler
 
 
 class WarmupStableDecay(WarmupScheduler):
-    """Rises linearly over the warm-up, stays, and falls linearly to 0 over the last `decay` (Hu et al. 2024, MiniCPM).
+    """Linear warm-up, a constant rate, and linear decay to 0 over the last `decay` (Hu et al. 2024, MiniCPM).
 
-    The rate of the stable part does not depend on the length of the budget, so that with `warmup_steps` a run can be
-    made longer from any checkpoint of that part.
+    The constant rate does not depend on the length of the budget, so that with `warmup_steps` a run can be extended
+    from any checkpoint of that phase.
     """
 
     class Config(WarmupConfig):
         """The keys of warm-up, stable, decay."""
 
-        decay: float = Field(0.1, gt=0, le=1, description="Share at the end in which the rate falls to 0.")
+        decay: float = Field(0.1, gt=0, le=1, description="Length of the final decay, as a fraction of `over`.")
 
         @model_validator(mode="after")
         def _parts_fit(self) -> Self:
             if self.warmup_steps is None and self.warmup + self.decay > 1 + 1e-9:
-                raise ValueError(f"`warmup` ({self.warmup:g}) and `decay` ({self.decay:g}) are more than the whole")
+                raise ValueError(f"the sum of `warmup` ({self.warmup:g}) and `decay` ({self.decay:g}) exceeds 1")
             return self
 
     config: Config
 
     def fall(self, progress: Progress) -> float:
-        """1 until the decay begins."""
+        """Return 1 until the decay starts, then the linear decay."""
         return min(1.0, (1.0 - self.used(progress)) / self.config.decay)
 
     def check(self, start: Progress) -> None:
-        """Refuse, beside what every schedule refuses, a warm-up that reaches into the decay."""
+        """Reject, in addition to the checks of every schedule, a warm-up that overlaps the decay."""
         super().check(start)
         share = self.warmup_share(start)
         if share + self.config.decay > 1 + 1e-9:
             raise RecipeError(
-                f"`warmup_steps` ({self.config.warmup_steps} of {start.max_steps} steps) and `decay` "
-                f"({self.config.decay:g}) are more than the whole",
+                f"the sum of `warmup_steps` ({self.config.warmup_steps} of {start.max_steps} steps) and `decay` "
+                f"({self.config.decay:g}) exceeds the budget",
                 key="decay",
                 allowed=f"up to {1 - share:g}",
             )

@@ -1,7 +1,7 @@
-"""Checks that plugin authors call from their own tests; kdcore's plugins call the same ones.
+"""Conformance checks for the tests of plugins; kdcore's plugins use them as well.
 
-- `compute_loss`: the value of an objective on given arrays, to compare with an independent computation.
-- `check_loss`: what must hold for every objective (see its docstring for the list).
+- `compute_loss`: compute the value of a loss on given arrays, to compare with an independent computation.
+- `check_loss`: check the requirements on every loss (see its docstring for the list).
 - `check_model`, `check_task`, `check_optimizer`, `check_scheduler`, `check_corpus`: the same for the other kinds.
 """
 

@@ -1,4 +1,4 @@
-"""Made-up signals and batches for checks of objectives."""
+"""Create synthetic signals and batches for checks of losses."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Read = (
     | tuple[Literal["logits"], Positions]
     | tuple[Literal["classes"], Literal["sequences"]]
 )
-"""One signal: its kind and its place."""
+"""One signal: its kind and its location."""
 
 
 class UnaskedSignalError(AssertionError):
-    """A loss read what it had not asked for."""
+    """A loss read a signal that it had not requested."""
 
 
 class RecordingSignals(Signals):
-    """Signals that note what is read, and refuse what was not asked for."""
+    """Signals that record reads and raise an error for signals that were not requested."""
 
     def __init__(self, batch: Batch, tensors: Mapping[Read, Tensor]) -> None:
         self.read: set[Read] = set()
@@ -36,21 +36,21 @@ class RecordingSignals(Signals):
 
     def _take(self, read: Read) -> Tensor:
         if read not in self._tensors:
-            raise UnaskedSignalError(f"it reads {read[0]} of {read[1]!r}, which `requests` does not ask for")
+            raise UnaskedSignalError(f"`forward` reads {read[0]} of {read[1]!r}, which `requests` does not include")
         self.read.add(read)
         return self._tensors[read]
 
     def tokens(self, block: Block) -> Tensor:
-        """Hidden states of the real tokens: (N, d)."""
+        """Return the hidden states of the real tokens: (N, d)."""
         states = self._take(("hidden", block))
         return states.reshape(-1, states.shape[-1]).index_select(0, self._own_batch.token_index)
 
     def first(self, block: Block) -> Tensor:
-        """Hidden states of the first tokens: (B, d)."""
+        """Return the hidden states of the first tokens: (B, d)."""
         return self._take(("hidden", block))[:, 0]
 
     def heads(self, part: Part, block: int) -> Iterator[HeadChunk]:
-        """All sequences as one chunk."""
+        """Yield all sequences as one chunk."""
         states = self._take((part, block))
         rows = self._own_batch.attention_mask
         mask = None if rows is None else rows[:, None, None, :]
@@ -58,19 +58,19 @@ class RecordingSignals(Signals):
         yield HeadChunk(states, tap.mask, rows, tap.scale)
 
     def logits(self, positions: Positions) -> Tensor:
-        """Rows of the logits at the positions asked for: (rows, V)."""
+        """Return the rows of the logits at the requested positions: (rows, V)."""
         logits = self._take(("logits", positions))
         index = self._own_batch.masked_index if positions == "masked" else self._own_batch.token_index
         return logits.reshape(-1, logits.shape[-1]).index_select(0, index)
 
     @property
     def class_logits(self) -> Tensor:
-        """Outputs for whole sequences: (B, C)."""
+        """Return the outputs for whole sequences: (B, C)."""
         return self._take(("classes", "sequences"))
 
 
 def reads_of(request: SignalRequest) -> list[Read]:
-    """Every single signal of a request, in a fixed order."""
+    """Return every single signal of a request, in a fixed order."""
     reads: list[Read] = [("hidden", block) for block in request.hidden_blocks]
     reads += list(request.attention_parts)
     reads += [("logits", positions) for positions in request.prediction_positions]
@@ -82,13 +82,13 @@ def reads_of(request: SignalRequest) -> list[Read]:
 def make_batch(
     real: np.ndarray, masked: np.ndarray, labels: np.ndarray, columns: Mapping[str, np.ndarray] | None = None
 ) -> Batch:
-    """A batch around made-up signals.
+    """Create a batch for synthetic signals.
 
     Args:
         real: (B, L) bool, true on real tokens.
         masked: (B, L) bool, true where a token is to be predicted.
-        labels: (B, L) int, the tokens there.
-        columns: further columns, one row a sequence.
+        labels: (B, L) int, the tokens to be predicted.
+        columns: further columns, one row per sequence.
     """
     flat_masked = np.flatnonzero(masked)
     return Batch(
@@ -104,15 +104,15 @@ def make_batch(
 
 @dataclass(frozen=True)
 class Case:
-    """A batch with the signals of both models, all of whole length L, as `make_case` draws them.
+    """A batch with the signals of both models, padded to length L; created by `make_case`.
 
     Attributes:
         real: (B, L) bool.
         masked: (B, L) bool.
         labels: (B, L) int64.
-        columns: one row a sequence.
-        student: a tensor with B rows for every signal asked of the student.
-        teacher: the same of the teacher.
+        columns: one row per sequence.
+        student: a tensor with B rows for every requested signal of the student.
+        teacher: the same for the teacher.
     """
 
     real: np.ndarray
@@ -124,17 +124,17 @@ class Case:
 
     @property
     def batch(self) -> Batch:
-        """The batch around the signals."""
+        """Return the batch of the signals."""
         return make_batch(self.real, self.masked, self.labels, self.columns)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Case:
-        """The case with every signal changed."""
+        """Return the case with a function applied to every signal."""
         sides = ({read: change(tensor) for read, tensor in side.items()} for side in (self.student, self.teacher))
         student, teacher = sides
         return replace(self, student=student, teacher=teacher)
 
     def rows(self, chosen: slice) -> Case:
-        """Only some of the sequences."""
+        """Return the case with some of the sequences."""
         part = self.map(lambda tensor: tensor[chosen])
         columns = {name: column[chosen] for name, column in self.columns.items()}
         return replace(
@@ -142,7 +142,7 @@ class Case:
         )
 
     def padded(self, extra: int, generator: np.random.Generator) -> Case:
-        """The case with `extra` more columns of padding, in which signals are noise."""
+        """Return the case with `extra` columns of padding, in which signals are noise."""
 
         def widen(read: Read, tensor: Tensor) -> Tensor:
             if read[0] == "classes":
@@ -176,11 +176,11 @@ def make_case(
     """Draw normally distributed signals.
 
     Args:
-        requests: of student and teacher.
-        infos: of student and teacher.
-        lengths: real tokens of each sequence.
-        generator: source of the numbers.
-        columns: the batch's further columns.
+        requests: requests to student and teacher.
+        infos: descriptions of student and teacher.
+        lengths: number of real tokens of each sequence.
+        generator: random number generator.
+        columns: further columns of the batch.
     """
     size, longest = len(lengths), max(lengths)
     real = np.arange(longest) < np.asarray(lengths)[:, None]
@@ -198,7 +198,7 @@ def make_case(
 
 
 def shape_of(read: Read, info: ModelInfo, size: int, length: int) -> tuple[int, ...]:
-    """The shape of a signal of whole sequences: `size` of them, `length` tokens long."""
+    """Return the shape of a signal for `size` sequences of `length` tokens."""
     shapes = {
         "hidden": (size, length, info.hidden_size),
         "logits": (size, length, info.vocab_size),
@@ -208,7 +208,7 @@ def shape_of(read: Read, info: ModelInfo, size: int, length: int) -> tuple[int, 
 
 
 def given_reads(arrays: Mapping[str, Any]) -> dict[Read, Tensor]:
-    """Signals out of the mapping that `compute_loss` takes."""
+    """Convert the mapping passed to `compute_loss` to signals."""
     reads: dict[Read, Tensor] = {}
     for block, array in enumerate(arrays.get("hidden", ())):
         reads["hidden", block] = torch.as_tensor(array)

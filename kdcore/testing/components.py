@@ -1,4 +1,4 @@
-"""Properties of optimizers and learning-rate schedules."""
+"""Check the requirements on optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from kdcore.schedulers.base import Scheduler
 
 
 def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | None = None) -> None:
-    """Hold a schedule to what every schedule must do.
+    """Check the requirements on every schedule.
 
-    Its factor is finite and not negative from the first to the last step, under those budgets of 100 steps, of time and
-    of both that its `check` accepts; it is a function of progress alone: asking twice, in any order, or from a new
-    object gives the same.
+    The factor is finite and not negative at every step, for the budgets of 100 steps, of time and of both that `check`
+    accepts. It is a function of progress only: repeated calls, calls in another order and a new object give the same.
 
     Args:
         name: registered name, or class.
         config: its keys in a recipe, without `name`.
 
     Raises:
-        AssertionError: says what does not hold.
+        AssertionError: with the violated requirement.
     """
     cls: type[Scheduler] = schedulers.get(name) if isinstance(name, str) else name
     scheduler = cls(cls.Config(**(config or {})))
@@ -37,18 +36,18 @@ def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | Non
         for max_steps, max_seconds in ((100, None), (None, 50.0), (100, 50.0))
         if _accepts(scheduler, Progress(0, 0.0, max_steps, max_seconds))
     ]
-    assert budgets, "`check` refuses budgets of 100 steps, of time and of both"
+    assert budgets, "`check` rejects budgets of 100 steps, of time and of both"
     for max_steps, max_seconds in budgets:
         points = [Progress(step, step / 2, max_steps, max_seconds) for step in range(101)]
         factors = [scheduler.factor(point) for point in points]
         for point, factor in zip(points, factors, strict=True):
-            assert isinstance(factor, float), f"the factor at {point} is no float but {type(factor).__name__}"
+            assert isinstance(factor, float), f"the factor at {point} is of type {type(factor).__name__}, not float"
             assert math.isfinite(factor), f"the factor at {point} is {factor}"
             assert factor >= 0, f"the factor at {point} is {factor}, below 0"
-        assert any(factor > 0 for factor in factors), "the factor is 0 all the time"
+        assert any(factor > 0 for factor in factors), "the factor is always 0"
         again = cls(cls.Config(**(config or {})))
         for point, factor in reversed(list(zip(points, factors, strict=True))):
-            assert again.factor(point) == factor, f"the factor at {point} depends on what was asked before"
+            assert again.factor(point) == factor, f"the factor at {point} depends on earlier calls"
 
 
 def _accepts(scheduler: Scheduler, start: Progress) -> bool:
@@ -60,18 +59,18 @@ def _accepts(scheduler: Scheduler, start: Progress) -> bool:
 
 
 def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | None = None) -> None:
-    """Hold an optimizer to what every optimizer must do.
+    """Check the requirements on every optimizer.
 
-    It brings a quadratic down; learning rate 0 leaves parameters bit for bit as they are; groups keep their own weight
-    decay; what `elementwise` says is true: cutting a tensor into pieces changes its update exactly if it is false. A
-    new one that gets its state goes on bit for bit like the old one; after `forget` it starts anew.
+    It reduces a quadratic; a learning rate of 0 leaves parameters bitwise unchanged; groups have separate weight decay;
+    splitting a tensor changes its update if and only if `elementwise` is False; a new optimizer with the loaded state
+    continues bitwise like the old one; after `forget` it behaves like a new one.
 
     Args:
         name: registered name, or class.
         config: its keys in a recipe, without `name`.
 
     Raises:
-        AssertionError: says what does not hold.
+        AssertionError: with the violated requirement.
     """
     cls: type[Optimizer] = optimizers.get(name) if isinstance(name, str) else name
     keys = {"lr": 0.05, "weight_decay": 0.0} | dict(config or {})
@@ -85,7 +84,7 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
 
     def step(optimizer: torch.optim.Optimizer, parts: list[torch.nn.Parameter]) -> None:
         optimizer.zero_grad()
-        # Rows of very different scale, so that whatever normalises a tensor notices how it is cut.
+        # Rows of very different scale, so that normalising a whole tensor differs from normalising its pieces.
         scale = torch.arange(1.0, 9.0)[:, None] ** 2
         torch.autograd.backward((scale * (torch.cat(list(parts)) - target)).square().sum())
         optimizer.step()
@@ -98,12 +97,13 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
         return torch.cat([part.detach() for part in parts])
 
     before, after = (start - target).square().sum(), (run(1, 200) - target).square().sum()
-    assert after < 0.5 * before, f"200 steps bring a quadratic from {before:g} only to {after:g}"
-    assert torch.equal(run(1, 5, lr=0.0, weight_decay=0.1), start), "a learning rate of 0 moves parameters"
+    assert after < 0.5 * before, f"200 steps reduce a quadratic only from {before:g} to {after:g}"
+    assert torch.equal(run(1, 5, lr=0.0, weight_decay=0.1), start), "a learning rate of 0 changes parameters"
     assert not torch.equal(run(1, 5, weight_decay=0.1), run(1, 5)), "weight decay of a group has no effect"
     same = torch.allclose(run(1, 5), run(4, 5), rtol=1e-5, atol=1e-7)
     claim = cls.elementwise
-    assert same == claim, f"`elementwise` is {claim}, but cutting a tensor {'keeps' if same else 'changes'} its update"
+    effect = "does not change" if same else "changes"
+    assert same == claim, f"`elementwise` is {claim}, but splitting a tensor {effect} its update"
 
     weight = torch.nn.Parameter(start.clone())
     old = make([weight])
@@ -115,9 +115,9 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
     for _ in range(3):
         step(old, [weight])
         step(new, [copy])
-    assert torch.equal(copy, weight), "a new optimizer that gets the old one's state goes on in another way"
+    assert torch.equal(copy, weight), "a new optimizer with the loaded state diverges from the old one"
     component = cls(cls.Config(**keys))
     component.forget(old.state[weight])
     weight.data.copy_(start)
     step(old, [weight])
-    assert torch.equal(weight, run(1, 1)), "after `forget` it does not start anew: its state does not begin at 0"
+    assert torch.equal(weight, run(1, 1)), "`forget` does not reset the state: its initial values are not 0"

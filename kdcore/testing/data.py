@@ -1,4 +1,4 @@
-"""Properties of corpus readers and tasks."""
+"""Check the requirements on corpus readers and tasks."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from kdcore.tasks.base import Split, StoredData, Task
 
 
 def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
-    """Hold a corpus reader to what every reader must do on the given files.
+    """Check the requirements on every corpus reader with the given files.
 
-    1. Its files exist, under names that say nothing of where they lie.
-    2. Its documents have a text, of characters that can be written as UTF-8 and without NULs, and ids of their own.
+    1. Its files exist, and their names do not depend on their folder.
+    2. Its documents have unique ids and a text that can be encoded as UTF-8 and has no NUL characters.
     3. Reading again, with the same reader or a new one, gives the same documents in the same order.
-    4. Its parts have names of their own and lie in its files; read one by one by a new reader each, the last one first,
-       they are the same documents and the same counts as all at once.
-    5. What it reports is counted by kind, in words.
+    4. Its parts have unique names and belong to its files. Read separately, each by a new reader and the last part
+       first, they give the same documents and counts as all at once.
+    5. Its report counts events by a description in words.
 
-    A reader of sequences that were tokenised elsewhere is held to the same; instead of a text its sequences are looked
-    at: lengths fit, predictions lie within the sequence.
+    The same holds for a reader of tokenised sequences. Instead of a text, its sequences are checked: lengths are valid,
+    predictions are within the sequence.
 
     Args:
         name: registered name, or class.
         config: its keys in a recipe, without `name`; paths are absolute.
 
     Raises:
-        AssertionError: says which of these does not hold, and how.
+        AssertionError: with the violated requirement.
     """
     cls: type[Corpus] = corpora.get(name) if isinstance(name, str) else name
 
@@ -44,12 +44,12 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
     corpus = new()
     files = corpus.files()
     for own, path in files.items():
-        assert path.is_file(), f"`files` names {path}, which is no file"
-        assert str(path.parent) not in own, f"the name {own!r} of a file says where it lies, so that moving it counts"
+        assert path.is_file(), f"`files` contains {path}, which is not a file"
+        assert str(path.parent) not in own, f"the file name {own!r} contains its folder, so moving the file changes it"
     documents = corpus.documents()
-    assert isinstance(documents, Iterator), "`documents` gives all documents at once; yield one after the other"
+    assert isinstance(documents, Iterator), "`documents` does not return an iterator; yield one document at a time"
     read = list(documents)
-    assert read, "there is no document in the given files"
+    assert read, "the given files contain no document"
     seen: set[str] = set()
     for document in read:
         _check_document(document)
@@ -57,67 +57,67 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
         seen.add(document.id)
     report = +corpus.report
     for words, count in corpus.report.items():
-        assert isinstance(words, str), f"`report` has the key {words!r}, which is no text"
+        assert isinstance(words, str), f"`report` has the key {words!r}, which is not a str"
         assert count > 0, f"`report` counts {words!r} as {count}"
     found = [_content(document) for document in read]
     for what, again in (("again", corpus), ("with a new reader", new())):
-        assert [_content(each) for each in again.documents()] == found, f"reading {what} gives other documents"
+        assert [_content(each) for each in again.documents()] == found, f"reading {what} gives different documents"
     _check_parts(new, files, found, report)
 
 
 def _check_parts(new: Callable[[], Corpus], files: Mapping[str, Path], found: list[Any], report: Counter[str]) -> None:
     parts = new().parts()
-    assert parts == new().parts(), "`parts` of a new reader are others"
+    assert parts == new().parts(), "`parts` of a new reader differ"
     names = [part.name for part in parts]
     assert len(set(names)) == len(names), "two parts have the same name"
     by_part: dict[str, list[Any]] = {}
     counted: Counter[str] = Counter()
     for part in reversed(parts):
-        assert not part.file or part.file in files, f"the part {part.name!r} is of {part.file!r}, which `files` lacks"
+        assert not part.file or part.file in files, f"`files` does not contain {part.file!r} of the part {part.name!r}"
         assert not any(str(path.parent) in part.name for path in files.values()), (
-            f"the name {part.name!r} of a part says where it lies, so that moving it counts"
+            f"the part name {part.name!r} contains its folder, so moving the file changes it"
         )
         reader = new()
         by_part[part.name] = [_content(document) for document in reader.read(part)]
         counted += reader.report
     together = [document for part in parts for document in by_part[part.name]]
-    assert together == found, "the documents of all parts together are not those of `documents`, in their order"
-    assert counted == report, f"the parts count {dict(counted)}, all at once {dict(report)}"
+    assert together == found, "the documents of all parts differ from those of `documents`, or in their order"
+    assert counted == report, f"the reports of all parts sum to {dict(counted)}, that of `documents` is {dict(report)}"
 
 
 def _check_document(document: Document | TokenizedSequences) -> None:
     if isinstance(document, TokenizedSequences):
         _check_sequences(document)
         return
-    assert isinstance(document, Document), f"{document!r} is no kdcore.Document"
-    assert document.text.strip(), f"the document {document.id!r} is empty: leave it out and count it in `report`"
-    assert "\0" not in document.text, f"the document {document.id!r} has a NUL character in it"
+    assert isinstance(document, Document), f"{document!r} is not a kdcore.Document"
+    assert document.text.strip(), f"the document {document.id!r} is empty: skip it and count it in `report`"
+    assert "\0" not in document.text, f"the document {document.id!r} contains a NUL character"
     try:
         document.text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise AssertionError(f"the document {document.id!r} cannot be written as UTF-8: {error.reason}") from error
+        raise AssertionError(f"the document {document.id!r} cannot be encoded as UTF-8: {error.reason}") from error
 
 
 def _check_sequences(group: TokenizedSequences) -> None:
     count, width = group.tokens.shape
-    assert group.lengths.shape == (count,), f"the group {group.id!r} has not one length a sequence"
+    assert group.lengths.shape == (count,), f"the group {group.id!r} does not have one length per sequence"
     inside = (group.lengths >= 2) & (group.lengths <= width)
-    assert inside.all(), f"the group {group.id!r} has lengths that are below 2 or above its width {width}"
+    assert inside.all(), f"the group {group.id!r} has lengths below 2 or above its width {width}"
     real = np.arange(width) < group.lengths[:, None]
     assert (group.tokens[real] >= 0).all(), f"the group {group.id!r} has negative ids"
     positions, inputs = group.masked_positions, group.masked_inputs
-    assert (positions is None) == (inputs is None), f"the group {group.id!r} has places without inputs, or inputs alone"
+    assert (positions is None) == (inputs is None), f"the group {group.id!r} has only one of positions and inputs"
     if positions is None or inputs is None:
         return
-    assert positions.shape == inputs.shape, f"the group {group.id!r} has not one masked input a place"
-    assert len(positions) == count, f"the group {group.id!r} has not the places of each sequence"
+    assert positions.shape == inputs.shape, f"the group {group.id!r} does not have one masked input per position"
+    assert len(positions) == count, f"the group {group.id!r} does not have masked positions for each sequence"
     assert ((positions >= 0) & (positions < group.lengths[:, None])).all(), (
-        f"the group {group.id!r} predicts outside of a sequence"
+        f"the group {group.id!r} has masked positions outside of a sequence"
     )
 
 
 def _content(document: Document | TokenizedSequences) -> Any:
-    """What can be compared."""
+    """Convert a document to a value that can be compared."""
     if isinstance(document, Document):
         return document
     arrays = (document.tokens, document.lengths, document.masked_positions, document.masked_inputs)
@@ -125,25 +125,25 @@ def _content(document: Document | TokenizedSequences) -> Any:
 
 
 def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path) -> None:
-    """Hold a task to what every task must do on the given data.
+    """Check the requirements on every task with the given data.
 
-    1. It has samples to train on, and a fingerprint that a new task over the same data has too, and so has one that is
-       resumed on that data.
-    2. A batch is consistent: lengths, mask and `token_index` tell the same tokens; what is to be predicted is among
-       them, one label each; columns have a row a sequence.
-    3. A batch depends on seed, samples and epochs alone: asked again, of a new task, or in another order, each sequence
-       is the same.
-    4. The tokenizer that it saves is loaded by `AutoTokenizer`.
-    5. If it has a `metric`, outputs that are right have the highest score, and predictions are written for each split;
-       its lengths are those of its batches.
+    1. It has training samples, and a fingerprint that is equal for a new task and a resumed
+       task on the same data.
+    2. A batch is consistent: lengths, mask and `token_index` describe the same tokens; masked positions are real tokens
+       with one label each; columns have one row per sequence.
+    3. A batch depends on seed, samples and epochs only: repeated calls, a new task and another order give the same
+       sequences.
+    4. `AutoTokenizer` loads the tokenizer that it saves.
+    5. If it has a `metric`, correct outputs have the highest score, predictions are written for each split, and
+       `lengths` are those of its batches.
 
     Args:
         name: registered name, or class.
         config: its keys in a recipe, without `name`; paths are absolute.
-        cache: folder in which prepared data is kept.
+        cache: folder of prepared data.
 
     Raises:
-        AssertionError: says which of these does not hold, and how.
+        AssertionError: with the violated requirement.
     """
     cls: type[Task] = tasks.get(name) if isinstance(name, str) else name
 
@@ -154,8 +154,8 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
     assert task.fingerprint == other.fingerprint, "two tasks over the same data have different fingerprints"
     stored = StoredData(task.fingerprint, task.data_folder)
     resumed = cls.resumed(cls.Config.model_validate(dict(config)), 1, cache, stored)
-    assert resumed.fingerprint == task.fingerprint, "a task that is resumed on its own data has another fingerprint"
-    assert task.num_samples("train") > 0, "there are no samples to train on"
+    assert resumed.fingerprint == task.fingerprint, "a task resumed on its stored data has a different fingerprint"
+    assert task.num_samples("train") > 0, "there are no training samples"
     splits: tuple[Split, ...] = ("train", "held_out") if task.metric is None else ("train", "held_out", "test")
     for split in splits:
         samples = np.arange(min(task.num_samples(split), 8))
@@ -166,44 +166,46 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
         _check_consistent(batch, len(samples))
         lengths = task.lengths(split)
         if lengths is not None:
-            assert np.array_equal(lengths[samples], batch.lengths), f"`lengths` of `{split}` are not those of a batch"
+            assert np.array_equal(lengths[samples], batch.lengths), (
+                f"`lengths` of `{split}` differ from those of a batch"
+            )
         rows = _rows(batch)
         order = np.random.default_rng(0).permutation(len(samples))
         for what, again, asked in (
-            ("asked again", task, np.arange(len(samples))),
-            ("of a new task", other, np.arange(len(samples))),
+            ("in a second call", task, np.arange(len(samples))),
+            ("with a new task", other, np.arange(len(samples))),
             ("in another order", task, order),
-            ("without the sequences beside it", task, np.arange(1)),
+            ("without the other sequences", task, np.arange(1)),
         ):
             found = _rows(again.batch(split, samples[asked], epochs[asked]))
-            assert found == [rows[row] for row in asked], f"{what}, the same samples of `{split}` give other sequences"
+            assert found == [rows[row] for row in asked], f"{what}, samples of `{split}` give different sequences"
     _check_tokenizer(task)
     if task.metric is not None:
         _check_scores(task, cls.class_head(task.config))
 
 
 def _check_consistent(batch: Batch, size: int) -> None:
-    assert batch.num_sequences == size, f"asked for {size} samples, it gives {batch.num_sequences} sequences"
+    assert batch.num_sequences == size, f"a batch of {size} samples has {batch.num_sequences} sequences"
     length = batch.input_ids.shape[1]
     real = np.arange(length) < batch.lengths[:, None]
     if batch.attention_mask is None:
         assert real.all(), "`attention_mask` is None, but some of `lengths` are shorter than the batch"
     else:
         assert np.array_equal(batch.attention_mask.numpy(), real), (
-            "`attention_mask` and `lengths` tell different tokens"
+            "`attention_mask` and `lengths` describe different tokens"
         )
     index = batch.token_index.numpy()
-    assert np.array_equal(index, np.flatnonzero(real)), "`token_index` and `lengths` tell different tokens"
+    assert np.array_equal(index, np.flatnonzero(real)), "`token_index` and `lengths` describe different tokens"
     masked = batch.masked_index.numpy()
-    assert np.isin(masked, index).all(), "`masked_index` names padding"
-    assert len(np.unique(masked)) == len(masked), "`masked_index` names a position twice"
-    assert batch.masked_labels.shape == batch.masked_index.shape, "`masked_labels` has not one label a position"
+    assert np.isin(masked, index).all(), "`masked_index` contains padding"
+    assert len(np.unique(masked)) == len(masked), "`masked_index` contains a position twice"
+    assert batch.masked_labels.shape == batch.masked_index.shape, "`masked_labels` does not have one label per position"
     for column, values in batch.columns.items():
         assert len(values) == size, f"the column `{column}` has {len(values)} rows for {size} sequences"
 
 
 def _rows(batch: Batch) -> list[tuple[list[int], dict[int, int], dict[str, Any]]]:
-    """Each sequence by itself: its tokens, its labels by position, its columns."""
+    """Return the tokens, the labels by position and the columns of each sequence."""
     width = batch.input_ids.shape[1]
     labels: list[dict[int, int]] = [{} for _ in range(batch.num_sequences)]
     for flat, label in zip(batch.masked_index.tolist(), batch.masked_labels.tolist(), strict=True):
@@ -226,20 +228,18 @@ def _check_tokenizer(task: Task) -> None:
         try:
             AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
-            raise AssertionError(f"`AutoTokenizer` cannot load the tokenizer that it saves: {error}") from error
+            raise AssertionError(f"`AutoTokenizer` cannot load the saved tokenizer: {error}") from error
 
 
 def _check_scores(task: Task, head: ClassHead | None) -> None:
-    assert head is not None, "it has a `metric`, but `class_head` says that students predict nothing of whole sequences"
+    assert head is not None, "the task has a `metric`, but `class_head` returns None"
     total = task.num_samples("held_out")
     if total:
         labels = task.batch("held_out", np.arange(total), np.zeros(total, dtype=np.int64)).columns["labels"].numpy()
         right = np.eye(len(head.labels))[labels] if head.labels else labels[:, None]
         scores = task.scores("held_out", right.astype(np.float32))
         assert task.metric in scores, f"`scores` has no `{task.metric}`, only {sorted(scores)}"
-        assert np.isclose(scores[task.metric], 1.0), (
-            f"outputs that are right have {task.metric} {scores[task.metric]:g}"
-        )
+        assert np.isclose(scores[task.metric], 1.0), f"correct outputs have {task.metric} {scores[task.metric]:g}"
         assert scores[task.metric] >= task.scores("held_out", -right.astype(np.float32))[task.metric]
     splits: tuple[Split, ...] = ("held_out", "test")
     for split in splits:
@@ -247,4 +247,4 @@ def _check_scores(task: Task, head: ClassHead | None) -> None:
             with TemporaryDirectory() as folder:
                 outputs = np.zeros((task.num_samples(split), head.num_outputs), dtype=np.float32)
                 task.write_predictions(Path(folder), split, outputs)
-                assert any(Path(folder).iterdir()), f"`write_predictions` writes nothing for `{split}`"
+                assert any(Path(folder).iterdir()), f"`write_predictions` does not write a file for `{split}`"

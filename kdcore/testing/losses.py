@@ -1,4 +1,4 @@
-"""Values and properties of objectives."""
+"""Compute the value of a loss, and check the requirements on losses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kdcore.testing.cases import (
 )
 
 IGNORED_LABEL = -100
-"""In `labels` of shape (B, L): a position whose token is not to be predicted."""
+"""In `labels` of shape (B, L): a position without a prediction."""
 
 
 def compute_loss(
@@ -41,26 +41,27 @@ def compute_loss(
     sample_ids: Any = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """The value of an objective on given arrays, in their precision (float64 stays float64).
+    """Compute the value of a loss on given arrays, in their precision (float64 stays float64).
 
     Args:
         name: registered name of the loss, or its class.
         config: its keys in a recipe, without `name`.
-        student: signals: `hidden`, a list with an array (B, L, d) a block; optionally `embeddings` (B, L, d), `query`,
-            `key`, `value`, lists with an array (B, A, L, d_k) a block, `logits` (B, L, V), and `classes` (B, C).
-        teacher: the same of the teacher; None for an objective without one.
-        attention_mask: (B, L), 1 on real tokens; None if all are.
+        student: signals: `hidden`, a list with one array (B, L, d) per block; optionally `embeddings` (B, L, d),
+            `query`, `key`, `value`, lists with one array (B, A, L, d_k) per block, `logits` (B, L, V), and `classes`
+            (B, C).
+        teacher: the same for the teacher; None for a loss without a teacher.
+        attention_mask: (B, L), 1 on real tokens; None if there is no padding.
         labels: (B, L) tokens to be predicted, -100 elsewhere; or (B,) classes or numbers, the batch's column `labels`.
         sample_ids: (B,), the batch's column `sample_ids`.
-        parameters: values for the loss's own parameters and buffers, by name.
+        parameters: values of the loss's parameters and buffers, by name.
 
     Returns:
-        Each term's sum divided by its count, and under `total` their sum times the loss's weight (its first, if it
-        moves).
+        Each term's sum divided by its count, and under `total` their sum times the loss's weight (its first value, if
+        it is a schedule).
 
     Raises:
         InputError: the configuration does not fit the models.
-        AssertionError: the loss reads what it does not ask for, or what was not given.
+        AssertionError: the loss reads a signal that it does not request or that is not given.
     """
     own, theirs = given_reads(student), {} if teacher is None else given_reads(teacher)
     shape = _shape([*own.items(), *theirs.items()])
@@ -104,27 +105,27 @@ def check_loss(
     columns: Callable[[int], Mapping[str, np.ndarray]] | None = None,
     large: bool = True,
 ) -> None:
-    """Hold an objective to what every objective must do.
+    """Check the requirements on every loss.
 
-    1. It names the same terms in `counts` and in `forward`; sums are scalars of at least float32.
-    2. It reads what it asks for, all of it and nothing else.
-    3. A model against itself gives 0 (unless `zero_when_equal` is false).
-    4. Gradients reach every signal of the student that it asks for, and equal finite differences in float64.
-    5. Further padding, whatever stands in it, changes neither value nor gradient.
-    6. Splitting a batch changes neither value nor gradient (unless `couples_batch` is true).
+    1. `counts` and `forward` return the same terms; sums are scalars of at least float32.
+    2. It reads all signals that it requests and no others.
+    3. The loss between equal models is 0 (unless `zero_when_equal` is False).
+    4. Gradients reach every requested signal of the student, and equal finite differences in float64.
+    5. Further padding with any content changes neither value nor gradient.
+    6. Splitting a batch changes neither value nor gradient (unless `couples_batch` is True).
     7. In fp16 and bf16 it is finite and equal to float32 on the same numbers, at 256 sequences, 12 heads, 128 tokens.
-    8. Its state survives saving and loading.
+    8. Saving and loading its state does not change its value.
 
     Args:
         name: registered name of the loss, or its class.
         config: its keys in a recipe, without `name`.
-        teacher: the teacher to try it with; default: 4 blocks, 4 heads, 8 wide.
-        student: the student; default: 2 blocks, else like the teacher.
-        columns: makes the batch's further columns for a number of sequences; default: `sample_ids` and `labels`.
-        large: whether to do check 7, which takes some seconds and 1 to 3 GB.
+        teacher: description of the teacher; default: 4 blocks, 4 heads, hidden size 8.
+        student: description of the student; default: 2 blocks, otherwise like the teacher.
+        columns: returns the batch's further columns for a number of sequences; default: `sample_ids` and `labels`.
+        large: whether to run check 7, which takes some seconds and 1 to 3 GB of memory.
 
     Raises:
-        AssertionError: says which of these does not hold, and how.
+        AssertionError: with the violated requirement.
     """
     check = _LossCheck(name, config or {}, teacher or tiny(4), student or tiny(2), columns or _default_columns)
     check.terms()
@@ -139,12 +140,12 @@ def check_loss(
 
 
 def tiny(num_layers: int, hidden_size: int = 8, num_heads: int = 4) -> ModelInfo:
-    """A small model to try a loss with."""
+    """Describe a small model for checks of a loss."""
     return ModelInfo("bert", num_layers, hidden_size, num_heads, hidden_size // num_heads, 11, 512, True, 3)
 
 
 class _LossCheck:
-    """The checks, one a method."""
+    """The checks, one per method."""
 
     def __init__(
         self,
@@ -176,13 +177,13 @@ class _LossCheck:
     def terms(self) -> None:
         case = self._case([4, 2])
         counts, values = self.loss.counts(case.batch), self._sums(copy.deepcopy(self.loss), case.map(Tensor.float))
-        assert set(counts) == set(values), f"`counts` names {sorted(counts)}, `forward` {sorted(values)}"
-        assert counts, "it has no term"
+        assert set(counts) == set(values), f"`counts` returns {sorted(counts)}, `forward` {sorted(values)}"
+        assert counts, "the loss has no terms"
         for term, value in values.items():
             assert value.ndim == 0, f"the sum of `{term}` is not a scalar but of shape {tuple(value.shape)}"
             assert value.dtype in (torch.float32, torch.float64), f"the sum of `{term}` is {value.dtype}"
         for term, count in counts.items():
-            assert isinstance(count, int), f"the count of `{term}` is no int but {type(count).__name__}"
+            assert isinstance(count, int), f"the count of `{term}` is of type {type(count).__name__}, not int"
 
     def reads(self) -> None:
         case = self._case([4, 2]).map(Tensor.float)
@@ -190,10 +191,10 @@ class _LossCheck:
         try:
             copy.deepcopy(self.loss)(student, teacher if case.teacher else None, case.batch)
         except UnaskedSignalError as error:
-            raise AssertionError(f"asks for less than it reads: {error}") from error
+            raise AssertionError(f"the loss reads a signal that it does not request: {error}") from error
         for side, signals, asked in (("student", student, case.student), ("teacher", teacher, case.teacher)):
             unread = sorted(set(asked) - signals.read, key=str)
-            assert not unread, f"asks the {side} for {unread}, but never reads it"
+            assert not unread, f"the loss requests {unread} of the {side}, but does not read it"
 
     def zero(self) -> None:
         if not self.loss.zero_when_equal:
@@ -207,12 +208,12 @@ class _LossCheck:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             values, _ = _evaluate(copy.deepcopy(loss), by_pair.map(lambda tensor, dtype=dtype: tensor.to(dtype)))  # type: ignore[misc]
             for term, value in values.items():
-                assert abs(value.item()) < 1e-6, f"a teacher against itself gives {term} = {value.item():g} in {dtype}"
+                assert abs(value.item()) < 1e-6, f"equal models have {term} = {value.item():g} in {dtype}, expected 0"
 
     def gradients(self) -> None:
         case = self._case([3, 2])
         used = self._double()
-        _evaluate(used, case)  # what it estimates from its first batch and keeps is a constant from now on
+        _evaluate(used, case)  # values that it estimates from its first batch are constants from now on
         _, gradients = _evaluate(copy.deepcopy(used), case)
         for read, gradient in gradients.items():
             assert gradient.abs().max() > 0, f"no gradient reaches {read} of the student"
@@ -228,8 +229,8 @@ class _LossCheck:
             measured = float(ends[0] - ends[1]) / (2 * step)
             computed = float((gradient * direction).sum())
             assert np.isclose(measured, computed, rtol=1e-4, atol=1e-7), (
-                f"the gradient for {read} of the student is {computed:g} along a direction in which finite differences "
-                f"give {measured:g}"
+                f"the directional derivative for {read} of the student is {computed:g}, but finite differences give "
+                f"{measured:g}"
             )
 
     def padding(self) -> None:
@@ -249,7 +250,7 @@ class _LossCheck:
             assert torch.allclose(gradient, kept, rtol=1e-8, atol=1e-12), (
                 f"further padding changes the gradient of {read}"
             )
-            assert not rest.any(), f"a gradient reaches padding of {read}"
+            assert not rest.any(), f"the gradient of {read} is not 0 at padding"
 
     def splitting(self) -> None:
         if self.loss.couples_batch:
@@ -306,7 +307,7 @@ class _LossCheck:
     def state(self) -> None:
         case = self._case([4, 2, 3]).map(Tensor.float)
         used = copy.deepcopy(self.loss)
-        _evaluate(used, case)  # whatever it remembers, it remembers now
+        _evaluate(used, case)  # sets the state of losses that keep one
         file = io.BytesIO()
         torch.save(used.state_dict(), file)
         file.seek(0)
@@ -324,7 +325,7 @@ class _LossCheck:
 def _evaluate(
     loss: Loss, case: Case, counts: Mapping[str, int] | None = None
 ) -> tuple[dict[str, Tensor], dict[Read, Tensor]]:
-    """Each term divided by its count (or by those given), and the gradient of their sum for the student's signals."""
+    """Return each term divided by its count (or a given count), and the gradient of their sum for student signals."""
     needs_gradient = torch.is_grad_enabled()
     student = {read: tensor.detach().requires_grad_(needs_gradient) for read, tensor in case.student.items()}
     batch = case.batch
@@ -351,9 +352,9 @@ def _build(
 
 
 def _equal_pairs(loss: Loss, whole: Case, reads: set[Read]) -> Case:
-    """Student's and teacher's signals that are equal wherever the loss compares them, whatever the pairs of blocks.
+    """Create signals of student and teacher that are equal for any pairing of blocks.
 
-    All blocks of both sides show the same states, so that any pairing compares equal ones.
+    All blocks of both models have the same states.
     """
     first: dict[str, Tensor] = {}
     for read in sorted(reads, key=str):
@@ -368,7 +369,7 @@ def _with_student(case: Case, student: Mapping[Read, Tensor]) -> Case:
 
 
 def _large(info: ModelInfo) -> ModelInfo:
-    """The same model with 12 heads of 64 (or less, if it is narrower than another one it is tried with)."""
+    """Return the same model with 12 heads of width 64, or 32 if its hidden size is below 8."""
     head_size = 64 if info.hidden_size >= 8 else 32
     large = replace(info, hidden_size=12 * head_size, num_heads=12, head_size=head_size)
     return replace(large, vocab_size=64, max_length=512)
@@ -386,8 +387,8 @@ def _assert_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor], what: 
 
 
 def _shape(reads: Sequence[tuple[Read, Tensor]]) -> tuple[int, int]:
-    """(B, L) of given signals."""
-    assert reads, "no signal is given"
+    """Return (B, L) of the given signals."""
+    assert reads, "no signals are given"
     read, tensor = reads[0]
     if read[0] == "classes":
         return int(tensor.shape[0]), 1
@@ -395,7 +396,7 @@ def _shape(reads: Sequence[tuple[Read, Tensor]]) -> tuple[int, int]:
 
 
 def _info(reads: Mapping[Read, Tensor]) -> ModelInfo:
-    """A description of the model that given signals would come from."""
+    """Describe a model with the given signals."""
     hidden = [tensor for read, tensor in reads.items() if read[0] == "hidden"]
     heads = [tensor for read, tensor in reads.items() if read[0] in ("query", "key", "value")]
     logits = [tensor for read, tensor in reads.items() if read[0] == "logits"]
@@ -412,5 +413,5 @@ def _info(reads: Mapping[Read, Tensor]) -> ModelInfo:
 
 def _asked(reads: Mapping[Read, Tensor], asked: Sequence[Read], side: str) -> dict[Read, Tensor]:
     missing = [read for read in asked if read not in reads]
-    assert not missing, f"the loss asks the {side} for {missing[0][0]} of {missing[0][1]!r}, which is not given"
+    assert not missing, f"the loss requests {missing[0][0]} of {missing[0][1]!r} of the {side}, which is not given"
     return {read: reads[read] for read in asked}

@@ -1,4 +1,4 @@
-"""Properties of models."""
+"""Check the requirements on models."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _LENGTHS = (6, 3, 5)
 
 
 def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> None:
-    """Hold a model to what every model must do, by its hidden states.
+    """Check the requirements on every model, using its hidden states.
 
-    1. Teacher and student answer what they are asked: hidden states after every block and of the embeddings, of the
-       width and the depth that `info` tells; a teacher asked for a lower block gives the same as one asked for all.
-    2. A sequence's answers do not depend on padding or on the sequences beside it, and in eval mode not on chance. An
-       encoder whose `packs` is true answers the same when that is false and padding is computed, too.
-    3. Weights are in float32. Gradients reach the student's weights, and its weights are not the teacher's own.
-    4. An export with doubled weights is loaded by `AutoModel` with none of them missing, and answers like the student
-       with doubled weights.
-    5. If it takes classes (`set_classes`), a student with three of them gives as many outputs a sequence, of which 2.
-       and 3. hold; its export is loaded by `AutoModelForSequenceClassification` and by `load_export`, if it has that,
-       with the names of the classes, and answers the same.
+    1. Teacher and student return the requested signals: hidden states after every block and of the embeddings, with the
+       width and depth given by `info`; a teacher loaded for a lower block gives the same states as the whole teacher.
+    2. The signals of a sequence do not depend on padding or on other sequences, and are deterministic in eval mode. An
+       encoder with `packs` gives the same signals when it is set to False and padding is computed.
+    3. Weights are in float32. Gradients reach the student's weights, which are not shared with the teacher.
+    4. `AutoModel` loads an export with doubled weights without missing weights, and its outputs equal those of the
+       student with doubled weights.
+    5. If it supports classes (`set_classes`), a student with three classes has three outputs per sequence, for which 2.
+       and 3. hold; `AutoModelForSequenceClassification` and, if implemented, `load_export` load its export with the
+       names of the classes and the same outputs.
 
     Args:
         name: registered name, or class.
@@ -40,7 +40,7 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
         student: keys of the section `student`, without `name`.
 
     Raises:
-        AssertionError: says which of these does not hold, and how.
+        AssertionError: with the violated requirement.
     """
     cls: Any = models.get(name) if isinstance(name, str) else name
     described: Model = cls(cls.Config.model_validate(dict(teacher)), "teacher", None)
@@ -69,7 +69,7 @@ def _load_teacher(model: Model) -> Encoder:
 
 
 def _batch(model: Model, lengths: tuple[int, ...] = _LENGTHS, extra: int = 0, first: int = 0) -> Batch:
-    """Sequences of the given lengths; the i-th always has the same tokens."""
+    """Create sequences of the given lengths; the tokens of the i-th do not depend on the others."""
     longest = max(lengths) + extra
     real = np.arange(longest) < np.asarray(lengths)[:, None]
     batch = make_batch(real, np.zeros_like(real), np.zeros(real.shape, dtype=np.int64))
@@ -88,29 +88,27 @@ def _tokens(model: Model, encoder: Encoder, batch: Batch) -> dict[Any, Tensor]:
 
 
 def _check_answers(whose: str, model: Model, encoder: Encoder) -> None:
-    assert encoder.info == model.info, f"the {whose}'s encoder tells {encoder.info}, the model {model.info}"
+    assert encoder.info == model.info, f"`info` of the {whose}'s encoder is {encoder.info}, of the model {model.info}"
     batch = _batch(model)
     for place, states in _tokens(model, encoder, batch).items():
         expected = (batch.num_tokens, model.info.hidden_size)
-        assert tuple(states.shape) == expected, f"the {whose}'s states of {place!r} are {tuple(states.shape)}, by its "\
-            f"`info` they are {expected}"  # fmt: skip
+        assert tuple(states.shape) == expected, f"the {whose}'s states of {place!r} have the shape "\
+            f"{tuple(states.shape)}, expected {expected} from `info`"  # fmt: skip
         assert torch.isfinite(states).all(), f"the {whose}'s states of {place!r} are not finite"
 
 
 def _check_independence(whose: str, model: Model, encoder: Encoder) -> None:
     together = _tokens(model, encoder, _batch(model))
-    for what, batch in (("chance", _batch(model)), ("further padding", _batch(model, extra=4))):
+    for what, batch in (("a second forward pass", _batch(model)), ("further padding", _batch(model, extra=4))):
         _assert_close(together, _tokens(model, encoder, batch), f"{what} changes the {whose}'s states")
     if encoder.packs:
         encoder.packs = False
-        _assert_close(
-            together, _tokens(model, encoder, _batch(model)), f"leaving padding out changes the {whose}'s states"
-        )
+        _assert_close(together, _tokens(model, encoder, _batch(model)), f"packing changes the {whose}'s states")
         encoder.packs = True
     alone = _tokens(model, encoder, _batch(model, _LENGTHS[1:2], first=1))
     rows = slice(_LENGTHS[0], _LENGTHS[0] + _LENGTHS[1])
     own = {place: states[rows] for place, states in together.items()}
-    _assert_close(own, alone, f"sequences beside it change the {whose}'s states")
+    _assert_close(own, alone, f"other sequences of the batch change the {whose}'s states")
 
 
 def _check_depth(model: Model, whole: Encoder) -> None:
@@ -121,7 +119,8 @@ def _check_depth(model: Model, whole: Encoder) -> None:
         signals = short(batch, Signals.hidden(lower))
     expected = _tokens(model, whole, batch)
     found = {place: signals.tokens(place) for place in lower}
-    _assert_close({place: expected[place] for place in lower}, found, "a teacher asked for less gives other states")
+    message = "loading fewer blocks of the teacher changes its states"
+    _assert_close({place: expected[place] for place in lower}, found, message)
 
 
 def _check_gradients(model: Model, student: Encoder, teacher: Encoder) -> None:
@@ -132,7 +131,7 @@ def _check_gradients(model: Model, student: Encoder, teacher: Encoder) -> None:
     assert reached, "no gradient reaches the student's weights"
     student.zero_grad(set_to_none=True)
     shared = {one.data_ptr() for one in teacher.parameters()} & {one.data_ptr() for one in student.parameters()}
-    assert not shared, "student and teacher share weights, so that training the one would change the other"
+    assert not shared, "student and teacher share weights, so training the student would change the teacher"
 
 
 def _check_export(model: Model, student: Encoder) -> None:
@@ -148,14 +147,14 @@ def _check_export(model: Model, student: Encoder) -> None:
         student.export(Path(folder), weights)
         loaded, report = AutoModel.from_pretrained(folder, output_loading_info=True)
     missing = sorted(report["missing_keys"])
-    assert not missing, f"`AutoModel` misses {len(missing)} weights in the export, the first is `{missing[0]}`"
+    assert not missing, f"{len(missing)} weights are missing in the export for `AutoModel`, the first is `{missing[0]}`"
     mask = None if batch.attention_mask is None else batch.attention_mask.long()
     with torch.no_grad():
         states = loaded.eval()(input_ids=batch.input_ids, attention_mask=mask).last_hidden_state
     last = model.info.num_layers - 1
     found = {last: states.reshape(-1, states.shape[-1]).index_select(0, batch.token_index)}
     expected = {last: _tokens(model, doubled, batch)[last]}
-    _assert_close(expected, found, "the export answers with other states than the weights it was given")
+    _assert_close(expected, found, "exporting the weights changes the states")
 
 
 def _check_classes(model: Model) -> None:
@@ -166,11 +165,11 @@ def _check_classes(model: Model) -> None:
     if model.info.num_classes is None:
         return
     assert (model.info.num_classes, model.info.class_labels) == (3, head.labels), (
-        "`info` tells other classes than asked"
+        "`info` does not have the classes passed to `set_classes`"
     )
     torch.manual_seed(0)
     student = model.build_student(Signals.classes()).eval()
-    assert student.info == model.info, f"the student's encoder tells {student.info}, the model {model.info}"
+    assert student.info == model.info, f"`info` of the student's encoder is {student.info}, of the model {model.info}"
     batch = _batch(model)
 
     def logits(encoder: Encoder, asked: Batch) -> dict[Any, Tensor]:
@@ -178,29 +177,30 @@ def _check_classes(model: Model) -> None:
         return {"classes": found}
 
     expected = {"classes": logits(student, batch)["classes"].detach()}
-    assert expected["classes"].shape == (batch.num_sequences, 3), f"outputs are {tuple(expected['classes'].shape)}"
+    shape = tuple(expected["classes"].shape)
+    assert shape == (batch.num_sequences, 3), f"the outputs have the shape {shape}, expected {(batch.num_sequences, 3)}"
     _assert_close(expected, logits(student, _batch(model, extra=4)), "further padding changes the outputs")
     torch.autograd.backward(logits(student, batch)["classes"].square().sum())
     new = [name for name, one in student.named_parameters() if one.shape[0] == 3 and one.grad is not None]
-    assert new, "no gradient reaches the weights of a head with three outputs"
+    assert new, "no gradient reaches the weights of the classification head"
     weights = {name: tensor.detach().float().cpu().clone() for name, tensor in student.state_dict().items()}
     with TemporaryDirectory() as folder:
         student.export(Path(folder), weights)
         loaded, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
         again = model.load_export(Path(folder), Signals.classes())
     missing = sorted(report["missing_keys"])
-    assert not missing, f"`AutoModelForSequenceClassification` misses `{missing[0]}` in the export"
+    assert not missing, f"`{missing[0]}` is missing in the export for `AutoModelForSequenceClassification`"
     assert loaded.config.id2label == dict(enumerate(head.labels)), f"the export's classes are {loaded.config.id2label}"
     mask = None if batch.attention_mask is None else batch.attention_mask.long()
     with torch.no_grad():
         found = {"classes": loaded.eval()(input_ids=batch.input_ids, attention_mask=mask).logits}
-        _assert_close(expected, found, "the export answers with other outputs")
+        _assert_close(expected, found, "exporting changes the outputs")
         if again is not None:
-            _assert_close(expected, logits(again.eval(), batch), "what `load_export` reads answers with other outputs")
+            _assert_close(expected, logits(again.eval(), batch), "`load_export` changes the outputs")
 
 
 def _assert_close(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor], what: str) -> None:
     for place, states in one.items():
         distance = (states - other[place]).abs().max().item()
         scale = states.abs().max().item()
-        assert distance <= 1e-4 * scale + 1e-6, f"{what} of {place!r} by up to {distance:.3g} (they reach {scale:.3g})"
+        assert distance <= 1e-4 * scale + 1e-6, f"{what} of {place!r} by up to {distance:.3g} (maximum: {scale:.3g})"

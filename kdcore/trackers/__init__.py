@@ -1,1 +1,1 @@
-"""Trackers, where metrics go: the interface and the ones that are built in."""
+"""Trackers, which record metrics: the interface and the built-in trackers."""

@@ -1,4 +1,4 @@
-"""The interface of a tracker."""
+"""Define the interface of a tracker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdcore.recipe.schema import ComponentConfig
 
 
 class Tracker(ABC):
-    """Receives metrics on process 0. Subclasses are constructed as `Tracker(config, run_folder)`."""
+    """Record metrics on process 0. Subclasses are constructed as `Tracker(config, run_folder)`."""
 
     class Config(ComponentConfig):
         """The keys of this tracker's entry in `tracking`."""
@@ -21,12 +21,12 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of `step` (steps done), named such as `train/loss`."""
+        """Record the metrics after `step` completed steps, with names such as `train/loss`."""
 
     @abstractmethod
     def rewind(self, step: int) -> None:
-        """Forget what came after `step`: the run was interrupted and continues from there."""
+        """Discard metrics after `step`, from which an interrupted run resumes."""
 
     @abstractmethod
     def close(self) -> None:
-        """Write out what is buffered; nothing is logged afterwards."""
+        """Flush buffered metrics; `log` is not called afterwards."""

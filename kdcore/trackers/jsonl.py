@@ -1,4 +1,4 @@
-"""Metrics as lines of JSON."""
+"""Record metrics as JSON lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METRICS = "metrics.jsonl"
 
 
 def rows_of(text: str) -> list[dict[str, Any]]:
-    """The maps that lines of JSON hold, without lines that are cut off: the first or the last of what was read."""
+    """Parse JSON lines with maps; skip truncated lines, such as the first and last line of an excerpt."""
     rows = []
     for line in text.splitlines():
         try:
@@ -28,7 +28,7 @@ def rows_of(text: str) -> list[dict[str, Any]]:
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics, each with its `step`; none if it has written none yet."""
+    """Return the rows of a run's metrics, each with its `step`; empty if there are none yet."""
     try:
         text = (run_folder / METRICS).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -37,7 +37,7 @@ def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
 
 
 class JsonLinesTracker(Tracker):
-    """Appends one JSON object a row to `metrics.jsonl` in the run folder, with the key `step` in each."""
+    """Append one JSON object per row, with the key `step`, to `metrics.jsonl` in the run folder."""
 
     def __init__(self, config: ComponentConfig, run_folder: Path) -> None:
         super().__init__(config, run_folder)
@@ -45,12 +45,12 @@ class JsonLinesTracker(Tracker):
         self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a row at once, so that it can be followed and survives a crash."""
+        """Append and flush a row, so that it can be followed and survives a crash."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
 
     def rewind(self, step: int) -> None:
-        """Drop rows beyond `step`, and a last row that was cut off."""
+        """Drop rows after `step` and a truncated last row."""
         self._file.close()
         kept = [row for row in rows_of(self.path.read_text(encoding="utf-8", errors="replace")) if row["step"] <= step]
         staging = self.path.with_suffix(".staging")

@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard."""
+"""Record metrics for TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcore.trackers.base import Tracker
 
 
 class TensorBoardTracker(Tracker):
-    """Writes scalars to `tensorboard/` in the run folder."""
+    """Write scalars to `tensorboard/` in the run folder."""
 
     def __init__(self, config: ComponentConfig, run_folder: Path) -> None:
         super().__init__(config, run_folder)
@@ -21,17 +21,17 @@ class TensorBoardTracker(Tracker):
         self._writer: SummaryWriter | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one scalar a metric."""
+        """Write one scalar per metric."""
         if self._writer is None:
             self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def rewind(self, step: int) -> None:
-        """Have TensorBoard hide what earlier sessions wrote beyond `step`."""
+        """Make TensorBoard hide values of earlier sessions after `step`."""
         self._purge_step = step + 1
 
     def close(self) -> None:
-        """Write out and close."""
+        """Flush and close the writer."""
         if self._writer is not None:
             self._writer.close()

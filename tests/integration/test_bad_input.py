@@ -380,7 +380,7 @@ MODEL_ROWS = [
     ),
     Row(
         "a warm-up that the budget does not outlast",
-        ["`scheduler.warmup_steps=1`", "budget of 1 steps", "`training.budget`", "less than 1"],
+        ["`scheduler.warmup_steps=1`", "(found 1, budget 1)", "`training.budget`", "less than 1"],
         overrides=["scheduler.warmup_steps=1"],
     ),
     Row(
@@ -419,7 +419,7 @@ COMPONENT_ROWS = [
     Row("an unknown key of an optimizer", ["recipe.yaml:7: optimizer.lrr"], replace=("lr: 5e-4", "lrr: 5e-4")),
     Row(
         "two warm-ups",
-        ["scheduler: `warmup` (a share) and `warmup_steps`", "leave one out"],
+        ["scheduler: `warmup` (a fraction) and `warmup_steps`", "remove one"],
         ["scheduler={warmup: 0.1, warmup_steps: 3}"],
     ),
     Row("a package's file without the package", ["pip install no-such-one"], ["task.data=package:no-such-one/x"]),

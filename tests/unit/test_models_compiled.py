@@ -48,5 +48,5 @@ def test_an_encoder_that_says_nothing_of_compiling_is_refused():
         def export(self, folder, weights):
             raise NotImplementedError
 
-    with pytest.raises(InputError, match="this model cannot be compiled"):
+    with pytest.raises(InputError, match="this model does not support compilation"):
         Plain().compile_parts()

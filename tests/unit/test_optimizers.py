@@ -149,7 +149,7 @@ def test_conformance_finds_state_that_does_not_begin_at_0() -> None:
         def build(self, groups: list[dict[str, Any]]) -> torch.optim.NAdam:
             return torch.optim.NAdam(groups, lr=self.config.lr)
 
-    with pytest.raises(AssertionError, match="does not start anew"):
+    with pytest.raises(AssertionError, match="`forget` does not reset the state"):
         check_optimizer(NAdam)
 
 
@@ -173,7 +173,7 @@ def test_what_works_with_zero_is_told_where_something_does_not(name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "keys", "words"),
     [
-        ("lamb", {"min_coeff": 2.0, "max_coeff": 1.0}, r"`min_coeff` \(2\) is above `max_coeff` \(1\)"),
+        ("lamb", {"min_coeff": 2.0, "max_coeff": 1.0}, r"`min_coeff` \(2\) exceeds `max_coeff` \(1\)"),
         ("adamw", {"betas": (0.9, 1.0)}, "less than 1"),
         ("adafactor", {"betas": (0.9, 0.99)}, "Extra inputs"),
     ],

@@ -92,12 +92,12 @@ def stale_export(encoder: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (changed_forward(without_mask), "padding changes|beside it change"),
-        (changed_forward(with_noise), "chance changes"),
+        (changed_forward(without_mask), "further padding changes|other sequences of the batch change"),
+        (changed_forward(with_noise), "a second forward pass changes"),
         (changed_forward(detached), "no gradient reaches the student's weights"),
         (half, "is torch.bfloat16, not float32"),
-        (forgetful_export, "`AutoModel` misses"),
-        (stale_export, "other states than the weights it was given"),
+        (forgetful_export, "missing in the export for `AutoModel`"),
+        (stale_export, "exporting the weights changes the states"),
     ],
 )
 def test_a_model_is_told_what_it_does_wrong(teacher_folder: Path, change: Any, words: str) -> None:
@@ -151,11 +151,11 @@ class Forgetful(Lines):
 @pytest.mark.parametrize(
     ("reader", "words"),
     [
-        (ByPath, "says where it lies"),
-        (AtOnce, "one after the other"),
+        (ByPath, "contains its folder"),
+        (AtOnce, "yield one document at a time"),
         (WithEmpty, "'empty' is empty"),
         (OneId, "two documents have the id 'same'"),
-        (Forgetful, "reading again gives other documents"),
+        (Forgetful, "reading again gives different documents"),
     ],
 )
 def test_a_reader_is_told_what_it_does_wrong(corpus_file: Path, reader: type[Corpus], words: str) -> None:
@@ -184,9 +184,9 @@ class PaddingScored(MaskedLM):
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        (ByChance, "asked again, the same samples of `train` give other sequences"),
-        (ByNeighbours, "in another order, the same samples of `train` give other sequences"),
-        (PaddingScored, "`masked_index` names padding"),
+        (ByChance, "in a second call, samples of `train` give different sequences"),
+        (ByNeighbours, "in another order, samples of `train` give different sequences"),
+        (PaddingScored, "`masked_index` contains padding"),
     ],
 )
 def test_a_task_is_told_what_it_does_wrong(

@@ -173,16 +173,21 @@ def test_conformance_finds_a_schedule_that_refuses_every_budget() -> None:
         def check(self, start: Progress) -> None:
             raise RecipeError("no")
 
-    with pytest.raises(AssertionError, match="refuses budgets"):
+    with pytest.raises(AssertionError, match="`check` rejects budgets"):
         check_scheduler(Picky)
 
 
 REFUSED = [
     ({"over": "time"}, Budget(steps=10), "over", ["no `hours`", "`training.budget.hours`", "`scheduler.over`"]),
     ({"over": "steps"}, Budget(hours=1), "over", ["neither `steps` nor `epochs`", "`training.budget.steps`"]),
-    ({"warmup_steps": 10}, Budget(steps=10), "warmup_steps", ["10 steps", "`training.budget`", "less than 10"]),
-    ({"warmup_steps": 10}, Budget(epochs=1, hours=1), "warmup_steps", ["budget of 8 steps", "less than 8"]),
-    ({"warmup_steps": 10, "over": "time"}, Budget(steps=5, hours=1), "warmup_steps", ["budget of 5 steps"]),
+    (
+        {"warmup_steps": 10},
+        Budget(steps=10),
+        "warmup_steps",
+        ["`training.budget` (found 10, budget 10)", "less than 10"],
+    ),
+    ({"warmup_steps": 10}, Budget(epochs=1, hours=1), "warmup_steps", ["(found 10, budget 8)", "less than 8"]),
+    ({"warmup_steps": 10, "over": "time"}, Budget(steps=5, hours=1), "warmup_steps", ["(found 10, budget 5)"]),
 ]
 
 
@@ -214,7 +219,7 @@ def test_a_budget_that_a_schedule_can_follow_is_accepted(keys: dict[str, Any], b
 
 
 def test_warm_up_and_decay_must_fit_beside_each_other() -> None:
-    with pytest.raises(ValidationError, match=r"`warmup` \(0.5\) and `decay` \(0.6\) are more than the whole"):
+    with pytest.raises(ValidationError, match=r"the sum of `warmup` \(0.5\) and `decay` \(0.6\) exceeds 1"):
         make("warmup_stable_decay", warmup=0.5, decay=0.6)
     make("warmup_stable_decay", warmup=0.9, decay=0.1)
     scheduler = make("warmup_stable_decay", warmup_steps=60, decay=0.5)
@@ -222,13 +227,14 @@ def test_warm_up_and_decay_must_fit_beside_each_other() -> None:
     with pytest.raises(RecipeError) as caught:
         scheduler.check(Progress.start(Budget(steps=100), 1))
     assert caught.value.problems[0].key == "decay"
-    assert "`warmup_steps` (60 of 100 steps) and `decay` (0.5)" in str(caught.value)
+    assert "`warmup_steps` (60 of 100 steps) and `decay` (0.5) exceeds the budget" in str(caught.value)
     assert "up to 0.4" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ways_to_state_the_warm_up_are_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=r"`warmup` \(a share\) and `warmup_steps`.*leave one out"):
+    words = r"`warmup` \(a fraction\) and `warmup_steps` are mutually exclusive: remove one"
+    with pytest.raises(ValidationError, match=words):
         make(name, warmup=0.06, warmup_steps=100)
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         make(name, warmup_steps=-1)
