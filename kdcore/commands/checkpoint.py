@@ -1,4 +1,4 @@
-"""`kdcore checkpoint`: list a run's checkpoints, verify them, show what one remembers."""
+"""Implement `kdcore checkpoint`: list, verify and show the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from kdcore.training import checkpoint_files as files
 
 
 class CheckpointCommand(Command):
-    """Look at the checkpoints of a run, also while it is going on.
+    """Inspect the checkpoints of a run. The run may be active.
 
-    list RUN            a line for each checkpoint
-    verify RUN [STEP]   read all of them, or one, and compare with what was written; exit code 1 if one is damaged, 2
-                        if a file holds what no run writes
-    show RUN [STEP]     what the newest, or that of a step, remembers, and its files
+    list RUN            list all checkpoints
+    verify RUN [STEP]   verify the checksums of all checkpoints, or of one; exit code 1 if one is damaged, 2 if it
+                        contains files that kdcore does not write
+    show RUN [STEP]     show the state and the files of the newest checkpoint, or of one
     """
 
     help = "list, verify or show the checkpoints of a run"
     subcommands = ("list", "verify", "show")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action, RUN, STEP."""
+        """Add the arguments ACTION, RUN and STEP."""
         parser.add_argument("action", choices=self.subcommands)
         parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
-        parser.add_argument("step", metavar="STEP", type=int, nargs="?", help="the checkpoint's step")
+        parser.add_argument("step", metavar="STEP", type=int, nargs="?", help="step of the checkpoint")
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do the action."""
+        """Run the action."""
         found = files.all_checkpoints(arguments.run)
         if not found:
             raise InputError(
-                "there are no checkpoints here", where=str(arguments.run), hint="give a folder runs/NAME/ID"
+                "the folder contains no checkpoints", where=str(arguments.run), hint="give a run folder runs/NAME/ID"
             )
         if arguments.step is not None:
             if arguments.action == "list":
-                raise InputError("`kdcore checkpoint list` takes no step")
+                raise InputError("`kdcore checkpoint list` does not accept a step")
             names = [path.name for path in found]
             found = [path for path in found if files.step_of(path) == arguments.step]
             if not found:
@@ -73,7 +73,8 @@ def _list(run: Path, found: list[Path]) -> int:
         notes += ["milestone"] if state.milestone else []
         print(
             f"{folder.name}  {written}  {size / 1e6:,.1f} MB  {state.seconds / 3600:.2f} h of training  "
-            f"{state.world_size} processes, ZeRO stage {state.zero_stage}  {', '.join(notes)}".rstrip()
+            f"{state.world_size} {'process' if state.world_size == 1 else 'processes'}, ZeRO stage {state.zero_stage}  "
+            f"{', '.join(notes)}".rstrip()
         )
     return code
 
@@ -84,7 +85,7 @@ def _verify(found: list[Path]) -> int:
         problems = files.problems_of(folder)
         foreign = [] if problems else files.foreign_files(folder)
         codes.add(EXIT_MACHINE if problems else EXIT_INPUT if foreign else 0)
-        print(f"{folder.name}  {'; '.join(problems or foreign) or 'good'}")
+        print(f"{folder.name}  {'; '.join(problems or foreign) or 'valid'}")
     return max(codes)
 
 

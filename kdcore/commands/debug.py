@@ -1,4 +1,4 @@
-"""`kdcore debug`: look at what a run has stumbled over."""
+"""Implement `kdcore debug`: inspect the data and losses of a training step."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from kdcore.commands.base import Command
 
 
 class DebugCommand(Command):
-    """Look at what a run has stumbled over.
+    """Inspect the data and losses of a training step, for example after a loss spike.
 
-    batch RUN STEP   the samples of a training step, decoded, and what each loss is for each of them
+    batch RUN STEP   show the decoded samples of a training step and the value of each loss for each sample
     """
 
     help = "show the samples of a training step and their losses"
     subcommands = ("batch",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action, RUN, STEP, --processes."""
+        """Add the arguments ACTION, RUN, STEP and --processes."""
         parser.add_argument("action", choices=self.subcommands)
         parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
-        parser.add_argument("step", metavar="STEP", type=int, help="the step, as it stands in messages and metrics")
+        parser.add_argument("step", metavar="STEP", type=int, help="training step, as in messages and metrics")
         parser.add_argument(
-            "--processes", type=int, metavar="N", help="how many the run had; default: as its checkpoint says"
+            "--processes", type=int, metavar="N", help="number of processes of the run; default: from its checkpoint"
         )
 
     def run(self, arguments: argparse.Namespace) -> int:

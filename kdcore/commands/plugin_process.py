@@ -1,7 +1,7 @@
-"""The process in which `kdcore plugins check` imports the components of one package.
+"""Import the components of one package in a separate process, for `kdcore plugins check`.
 
-Its arguments are `group=package:name`; it prints one line of JSON for each, at once, so that a component that ends the
-process is known by its missing line.
+The arguments are `group=package:name`. The process prints and flushes one line of JSON for each, so that a component
+that ends the process can be identified by its missing line.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kdcore.registry import ALL
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Import each component and tell what is wrong with it, or null."""
-    # What a plugin prints while it is imported goes to stderr, not among the answers.
+    """Import each component and print its fault, or null."""
+    # Output of plugins during their import goes to stderr, so that stdout contains only results.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for argument in arguments:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def fault(group: str, name: str) -> str | None:
-    """What is wrong with a component; None if nothing is."""
+    """Return the fault of a component, or None."""
     try:
         cls = ALL[group].get(name)
     except KdcoreError as error:
@@ -36,7 +36,7 @@ def fault(group: str, name: str) -> str | None:
         try:
             cls.Config.model_json_schema()
         except Exception as error:
-            return f"the schema of its Config cannot be told: {error}"
+            return f"the schema of its Config cannot be generated: {error}"
     return placement_fault(name.rpartition(":")[2]) if group == "kdcore.commands" else None
 
 

@@ -1,4 +1,4 @@
-"""`kdcore plugins`: what is installed, what it takes, and whether it works."""
+"""Implement `kdcore plugins`: list, show and check installed components, and create new packages."""
 
 from __future__ import annotations
 
@@ -18,49 +18,51 @@ from kdcore.registry import ALL, Entry, near_names
 
 
 class PluginsCommand(Command):
-    """Look at the components that recipes can name, and start a package with new ones.
+    """Inspect the installed components, and create a package with new ones.
 
-    list        all components with their packages; imports nothing
-    show NAME   what a component is and the keys that it takes
-    check       import every component, each package in a process of its own, and say which are broken
-    new NAME    write the package NAME with a small working component of each --kind, its tests and a README
+    list        list all components with their packages, without importing them
+    show NAME   show the description and the keys of a component
+    check       import all components, each package in a separate process, and report broken ones
+    new NAME    create the package NAME with a small working component of each --kind, tests and a README
 
-    `kdcore plugins new kdcore-my-method --kind loss` writes the folder kdcore-my-method, whose loss recipes call
-    `my_method` once it is installed (`pip install -e kdcore-my-method`). Its tests pass as they are: change the code
-    and let them tell what does not hold any more. docs/writing-a-plugin.md goes on from there.
+    `kdcore plugins new kdcore-my-method --kind loss` creates the folder kdcore-my-method. After
+    `pip install -e kdcore-my-method`, recipes can use its loss as `my_method`. The generated tests pass; rerun them
+    after each change. See docs/writing-a-plugin.md.
     """
 
-    help = "list components, show one, check that all of them work, start a new package"
+    help = "list, show and check components, or create a package with new ones"
     subcommands = ("list", "show", "check", "new")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action and NAME."""
+        """Add the arguments ACTION, NAME and --kind."""
         parser.add_argument("action", choices=self.subcommands)
-        parser.add_argument("name", metavar="NAME", nargs="?", help="a component (or package:name); new: the package")
+        parser.add_argument(
+            "name", metavar="NAME", nargs="?", help="show: a component, or package:name; new: the new package"
+        )
         parser.add_argument(
             "--kind",
             action="append",
             choices=list(KINDS),
             default=[],
-            help="new: what the package adds; may be given several times",
+            help="new: kind of component to add; repeatable",
         )
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do the action."""
+        """Run the action."""
         if arguments.action == "new":
             return _new(arguments.name, arguments.kind)
         if arguments.kind:
-            raise InputError(f"`kdcore plugins {arguments.action}` takes no --kind")
+            raise InputError(f"`kdcore plugins {arguments.action}` does not accept --kind")
         if arguments.action == "show":
             if arguments.name is None:
-                raise InputError("`kdcore plugins show` needs the name of a component")
+                raise InputError("`kdcore plugins show` requires the name of a component")
             return _show(arguments.name)
         if arguments.name is not None:
-            raise InputError(f"`kdcore plugins {arguments.action}` takes no name")
+            raise InputError(f"`kdcore plugins {arguments.action}` does not accept a name")
         return _list() if arguments.action == "list" else _check()
 
 
-# What the loader fills in from where a loss stands.
+# Set by the loader from the loss's key in the recipe.
 _FROM_PLACE = ("name", "label")
 
 
@@ -72,16 +74,16 @@ def _entries() -> Iterator[Entry]:
 def _new(package: str | None, kinds: Sequence[str]) -> int:
     example = "for example: kdcore plugins new kdcore-my-method --kind loss"
     if package is None:
-        raise InputError("`kdcore plugins new` needs the name of the package", hint=example)
+        raise InputError("`kdcore plugins new` requires the name of the package", hint=example)
     if not kinds:
-        raise InputError("`kdcore plugins new` needs a --kind", allowed=list(KINDS), hint=example)
+        raise InputError("`kdcore plugins new` requires a --kind", allowed=list(KINDS), hint=example)
     files = new_package(package, kinds, Path.cwd())
     for file in files:
         print(file)
     print(
         f"\n  cd {package}\n"
-        "  python -m pytest      # its tests pass as they are\n"
-        "  pip install -e .      # recipes can name it from then on\n"
+        "  python -m pytest      # the generated tests pass\n"
+        "  pip install -e .      # makes its components available to recipes\n"
     )
     return 0
 
@@ -93,7 +95,7 @@ def _list() -> int:
         notes = [] if entry.fits else [f"built for kdcore{entry.kdcore}"]
         others = [one.distribution for one in entries if (one.group, one.name) == (entry.group, entry.name)]
         if len(others) > 1:
-            notes.append(f"in {len(others)} packages, write {entry.distribution}:{entry.name}")
+            notes.append(f"in {len(others)} packages, use {entry.distribution}:{entry.name}")
         rows.append((ALL[entry.group].kind, entry.name, entry.distribution, entry.version, "; ".join(notes)))
     _table(rows)
     return 0
@@ -103,7 +105,7 @@ def _show(asked: str) -> int:
     package, _, name = asked.rpartition(":")
     entries = [one for one in _entries() if one.name == name and package in ("", one.distribution)]
     if not entries:
-        raise PluginError(f"no component is called `{asked}`", hint=near_names(name))
+        raise PluginError(f"unknown component `{asked}`", hint=near_names(name))
     for index, entry in enumerate(entries):
         registry = ALL[entry.group]
         cls: type[Any] = registry.get(f"{entry.distribution}:{entry.name}")
@@ -117,12 +119,12 @@ def _show(asked: str) -> int:
                 *key_table(cls.Config, without=_FROM_PLACE if entry.group == "kdcore.losses" else ()),
             ]
             print()
-            _table(rows if len(rows) > 1 else [("It takes no keys.",)])
+            _table(rows if len(rows) > 1 else [("It has no keys.",)])
     return 0
 
 
 def _docstring(cls: type) -> str:
-    # A class without one must not be shown with that of its base: it would describe something else.
+    # Not inspect.getdoc(), which would return the description of a base class.
     return inspect.cleandoc(cls.__doc__) if cls.__doc__ else "(It has no description.)"
 
 
@@ -140,17 +142,17 @@ def _check() -> int:
 
 
 def _faults(entries: Sequence[Entry]) -> list[str | None]:
-    """What is wrong with each component of a package; one that ends its process does not keep the rest unchecked."""
+    """Return the fault of each component of a package; continue after a component that ends its process."""
     found: list[str | None] = []
     while len(found) < len(entries):
         rest = [f"{entry.group}={entry.distribution}:{entry.name}" for entry in entries[len(found) :]]
-        # -P: the working folder must not take part in what can be imported.
+        # -P: do not import from the working directory.
         command = [sys.executable, "-P", "-m", "kdcore.commands.plugin_process", *rest]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         found += [json.loads(line)["fault"] for line in done.stdout.splitlines()]
         if len(found) < len(entries):
-            last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-            found.append(f"it ended the process that imported it with code {done.returncode}: {last[0]}")
+            last = done.stderr.strip().splitlines()[-1:] or ["no output"]
+            found.append(f"its import ended the process with exit code {done.returncode}: {last[0]}")
     return found
 
 

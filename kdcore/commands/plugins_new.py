@@ -1,4 +1,4 @@
-"""`kdcore plugins new`: a package of one's own to start from."""
+"""Implement `kdcore plugins new`: generate a package with working components and tests."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from kdcore.errors import InputError, MachineError
 from kdcore.registry import ALL, Registry
 
 MAX_NAME = 30
-"""Longest component's name: generated lines stay within the line length of the generated package's own check."""
+"""Maximum length of a component's name, so that generated lines pass the line length check of the package."""
 
 _PREFIX = "kdcore-"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is written for one kind of component.
+    """Texts for one kind of component.
 
     Attributes:
-        what: what the generated one is or does, for the package's README.
-        usage: how a recipe names it.
+        what: description of the generated component in the package's README.
+        usage: its use in a recipe.
     """
 
     what: str
@@ -45,11 +45,11 @@ KINDS = {
         "losses:\n  $name: {layers: last, weight: 1.0}\n",
     ),
     "model": Kind(
-        "any encoder that `AutoModel` loads, for losses on hidden states",
+        "encoders supported by `AutoModel`, for losses on hidden states",
         "teacher: {name: $name, path: bert-base-uncased}\nstudent: {name: $name, config: {num_hidden_layers: 6}}\n",
     ),
     "task": Kind(
-        "running text with nothing hidden",
+        "masked-LM batches with unmasked inputs",
         "task: {name: $name, data: my-prepared-data}\n",
     ),
     "optimizer": Kind(
@@ -57,7 +57,7 @@ KINDS = {
         "optimizer: {name: $name, lr: 1.0e-3}\n",
     ),
     "scheduler": Kind(
-        "half a cosine after a linear warm-up",
+        "linear warm-up, then cosine decay",
         "scheduler: {name: $name, warmup: 0.06}\n",
     ),
     "corpus": Kind(
@@ -73,26 +73,26 @@ KINDS = {
 
 
 def new_package(package: str, kinds: Sequence[str], parent: Path) -> list[Path]:
-    """Write a package with one component of each kind, whole or not at all.
+    """Write a package with one component of each kind; write nothing on failure.
 
     Args:
-        package: its name, which is that of its folder too. Its components are called so as well, without `kdcore-` and
-            with underscores.
+        package: name of the package and of its folder. The components have the same name without `kdcore-` and with
+            underscores.
         kinds: keys of `KINDS`.
-        parent: the folder to write it in.
+        parent: the folder in which to create it.
 
     Returns:
-        The files written, relative to `parent`.
+        The written files, relative to `parent`.
 
     Raises:
-        InputError: the name cannot be used, or something of that name is there.
-        MachineError: the disk cannot be written.
+        InputError: the name is invalid or already in use.
+        MachineError: the files cannot be written.
     """
     kinds = list(dict.fromkeys(kinds))
     module, name = _names(package)
     folder = parent / package
     if folder.exists() or folder.is_symlink():
-        raise InputError("is there already", where=str(folder), hint="choose another name, or remove it first")
+        raise InputError("already exists", where=str(folder), hint="choose another name, or remove it first")
     _check_free(package, module, name, kinds)
     files = _files(package, module, name, kinds)
     staging: Path | None = None
@@ -101,7 +101,7 @@ def new_package(package: str, kinds: Sequence[str], parent: Path) -> list[Path]:
         for file, text in files.items():
             (staging / file).parent.mkdir(parents=True, exist_ok=True)
             (staging / file).write_text(text, encoding="utf-8")
-        staging.chmod((staging / module).stat().st_mode & 0o777)  # as open as any other folder, not a temporary one
+        staging.chmod((staging / module).stat().st_mode & 0o777)  # default permissions instead of those of mkdtemp
         os.rename(staging, folder)
     except OSError as error:
         raise MachineError(f"{folder} cannot be written: {error.strerror}") from error
@@ -112,42 +112,42 @@ def new_package(package: str, kinds: Sequence[str], parent: Path) -> list[Path]:
 
 
 def _names(package: str) -> tuple[str, str]:
-    """The import name and the components' name of a package."""
-    rule = "lower-case letters, digits and single hyphens between them, a letter first, such as kdcore-my-method"
+    """Return the import name of a package and the name of its components."""
+    rule = "lower-case letters, digits and single hyphens, starting with a letter, such as kdcore-my-method"
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", package):
-        raise InputError(f"{package!r} cannot be the name of the new package", allowed=rule)
+        raise InputError(f"{package!r} is not a valid name for a package", allowed=rule)
     bare = package.removeprefix(_PREFIX)
     module, name = package.replace("-", "_"), bare.replace("-", "_")
     if not name[0].isalpha() or len(name) > MAX_NAME:
         raise InputError(
-            f"the components of {package!r} would be called {name!r}",
+            f"{name!r}, derived from {package!r}, is not a valid name for components",
             allowed=f"names that start with a letter and have at most {MAX_NAME} characters",
         )
     if module == "kdcore" or module in sys.stdlib_module_names or keyword.iskeyword(module):
         owner = "kdcore itself" if module == "kdcore" else "Python"
-        raise InputError(f"{package!r} cannot be the name of the new package: {owner} has that name", allowed=rule)
+        raise InputError(f"{package!r} is not a valid name for a package: it is used by {owner}", allowed=rule)
     return module, name
 
 
 def _check_free(package: str, module: str, name: str, kinds: Sequence[str]) -> None:
-    """Refuse what would hide, or be ambiguous with, something that is installed."""
+    """Reject names that would shadow an installed module or make a component ambiguous."""
     if find_spec(module) is not None:
         raise InputError(
-            f"{package!r} would hide the installed module `{module}`",
-            hint="choose another name; `kdcore-` in front makes it yours",
+            f"{package!r} would shadow the installed module `{module}`",
+            hint="choose another name, for example with the prefix `kdcore-`",
         )
     for kind in kinds:
         registry = _registry(kind)
         for entry in registry.entries():
             if entry.name == name:
                 raise InputError(
-                    f"a {kind} `{name}` is installed already, from the package {entry.package}",
-                    hint="choose another name, so that recipes need not say which of them they mean",
+                    f"a {kind} `{name}` is already installed by the package {entry.package}",
+                    hint="choose another name, so that recipes are not ambiguous",
                 )
 
 
 def _files(package: str, module: str, name: str, kinds: Sequence[str]) -> dict[str, str]:
-    """The text of every file, by its path in the package's folder."""
+    """Return the text of every file, by its path in the package."""
     camel = "".join(part.capitalize() for part in name.split("_"))
     common = {
         "package": package,
@@ -185,7 +185,7 @@ def _registry(kind: str) -> Registry:
 
 
 def _requirement() -> str:
-    """From this kdcore up to the next one that may change public names."""
+    """Return the version specifier from the installed kdcore up to the next version that may change public names."""
     version = Version(metadata.version("kdcore"))
     upper = f"0.{version.minor + 1}" if version.major == 0 else str(version.major + 1)
     return f"kdcore>={version.major}.{version.minor},<{upper}"

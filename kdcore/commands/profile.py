@@ -1,4 +1,4 @@
-"""`kdcore profile`: where the time of a step goes."""
+"""Implement `kdcore profile`: measure the phases of a training step."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 class ProfileCommand(Command):
-    """Take a few steps of a recipe, and say where their time went and what could be done about it.
+    """Run a few training steps of a recipe and report the time of each phase, with hints for improvement.
 
-    No run is started: nothing is written but prepared data.
+    No run folder is created; only prepared data is written.
     """
 
-    help = "where the time of a recipe's training step goes"
+    help = "profile the training step of a recipe"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare RECIPE, overrides, --steps."""
+        """Add the arguments RECIPE, overrides and --steps."""
         add_recipe_arguments(parser)
-        parser.add_argument("--steps", type=int, default=5, metavar="N", help="how many steps to measure (default: 5)")
+        parser.add_argument("--steps", type=int, default=5, metavar="N", help="number of steps to measure (default: 5)")
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Measure and print."""
         if arguments.steps < 1:
-            raise InputError("there must be at least 1 step to measure", where="--steps")
+            raise InputError(f"must be at least 1, found {arguments.steps}", where="--steps")
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         from kdcore.training.monitor import console
         from kdcore.training.profiling import profile_recipe
@@ -41,25 +41,25 @@ class ProfileCommand(Command):
 
 
 def report(profile: StepProfile) -> str:
-    """The profile in words."""
+    """Format a profile as text."""
     total = profile.step_seconds
     lines = [
-        f"a step takes {1000 * total:.1f} ms (median of {profile.steps}; {profile.micro_batches} x "
+        f"step time: {1000 * total:.1f} ms (median of {profile.steps}; {profile.micro_batches} x "
         f"{profile.micro_batch_size} sequences on this process)",
         "",
     ]
     for part, seconds in profile.seconds.items():
-        aside = "  beside the step before" if part == "data" else ""
+        aside = "  overlaps with the previous step" if part == "data" else ""
         lines.append(f"  {part:<16} {1000 * seconds:10.1f} ms {seconds / total:6.1%}{aside}")
     lines += [
         "",
-        f"  tokens           {profile.tokens / total:10,.0f} a second on this process; padding {profile.padding:.1%}"
+        f"  tokens           {profile.tokens / total:10,.0f} per second on this process; padding {profile.padding:.1%}"
         + ("" if profile.computes_padding or not profile.padding else ", not computed"),
-        f"  MFU              {profile.utilization:10.2f} of {profile.limit / 1e9:,.0f} GFLOP/s, what large matrix "
-        "products reach here",
-        f"  memory           {profile.memory / 2**20:10,.0f} MiB at the peak",
+        f"  MFU              {profile.utilization:10.2f} of {profile.limit / 1e9:,.0f} GFLOP/s, measured with large "
+        "matrix products",
+        f"  peak memory      {profile.memory / 2**20:10,.0f} MiB",
     ]
     hints = profile.hints()
     if hints:
-        lines += ["", *(f"hint: {hint}" for hint in hints)]
+        lines += ["", *(f"Hint: {hint}" for hint in hints)]
     return "\n".join(lines)

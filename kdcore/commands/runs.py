@@ -1,4 +1,4 @@
-"""`kdcore runs`: how many runs are doing, read from their folders."""
+"""Implement `kdcore runs`: read the status of runs from their folders."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ _FRESH_SECONDS = 15 * 60
 
 
 class RunsCommand(Command):
-    """Show how runs are doing: state, step, loss, speed and restarts, read from their folders.
+    """Show the status of runs: state, step, loss, throughput and restarts, read from their folders.
 
-    list [FOLDER]   every run in a folder, by default `runs`; or those of a sweep, given its folder
+    list [FOLDER]   list all runs in a folder (default: runs), or all runs of a sweep, given its folder
 
-    queued     waiting in SLURM's queue, for its first start or after it was interrupted
-    running    training, or starting to
-    finished   the budget is used up, the student is exported
-    stopped    interrupted; the same command continues it
-    failed     ended with an exit code that is not tried again: 2 input, 3 training, 1 machine
-    lost       it was sent to SLURM, which no longer knows it, and it never said how it ended
+    queued     waiting in SLURM's queue, before the first start or after an interruption
+    running    starting or training
+    finished   the budget is used up and the student is exported
+    stopped    interrupted; the same command resumes the run
+    failed     ended with an exit code without a restart: 2 input, 3 training, 1 infrastructure
+    lost       submitted to SLURM, but no longer in its queue and without a recorded exit code
     """
 
-    help = "show how runs are doing: state, step, loss, speed, restarts"
+    help = "show the status of all runs: state, step, loss, throughput, restarts"
     subcommands = ("list",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the action and FOLDER."""
+        """Add the arguments ACTION and FOLDER."""
         parser.add_argument("action", choices=self.subcommands)
         default = Path("runs")
         parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=default, help="default: runs")
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Look and print."""
+        """Read and print the status of all runs."""
         folder: Path = arguments.folder
         found = list(run_folders(folder))
         if not found:
-            hint = "give the folder that recipes name as `run.folder`"
-            raise InputError("there are no runs in this folder", where=str(folder), hint=hint)
+            hint = "give the folder set as `run.folder` in the recipes"
+            raise InputError("the folder contains no runs", where=str(folder), hint=hint)
         queue = slurm_queue()
         rows: list[tuple[str, ...]] = [
-            ("RUN", "STATE", "STEP", "LOSS", "HELD-OUT", "TOKENS/S", "RESTARTS", "LAST SIGN", "")
+            ("RUN", "STATE", "STEP", "LOSS", "HELD-OUT", "TOKENS/S", "RESTARTS", "UPDATED", "")
         ]
         rows += [_row(run, folder, run_status(run, queue)) for run in found]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -67,19 +67,19 @@ class RunsCommand(Command):
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run folder tells.
+    """The status of a run, read from its folder.
 
     Attributes:
         state: see `kdcore runs --help`.
-        note: what else there is to know about the state, such as the exit code; empty if nothing.
-        step: the last step that metrics tell of; None before the first.
-        saved_step: the step of the newest checkpoint, from which the run would go on; 0 without one.
-        max_steps: limit of steps that the recipe states, or None.
+        note: details of the state, such as the exit code; may be empty.
+        step: the last step with metrics; None before the first.
+        saved_step: the step of the newest checkpoint, from which the run would resume; 0 without a checkpoint.
+        max_steps: limit of steps in the recipe, or None.
         loss: the last training loss, or None.
         held_out: the last held-out loss, or None.
-        tokens_per_second: the last measured speed, or None.
-        restarts: how often it was started again.
-        updated: when it last wrote something, in seconds since the epoch; None if it never did.
+        tokens_per_second: the last measured throughput, or None.
+        restarts: number of restarts.
+        updated: time of the last write, in seconds since the epoch; None before the first.
     """
 
     state: State
@@ -95,18 +95,18 @@ class RunStatus:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Every run in a folder, sorted by name; of the folder of a sweep, the runs of the sweep; of a run, itself.
+    """Yield every run in a folder, sorted by name; for the folder of a sweep its runs, for a run folder itself.
 
     Raises:
-        InputError: the note of a sweep, which says where its runs are, is damaged.
+        InputError: the submission file of a sweep is damaged.
     """
     note = folder / "submission.json"
     if note.is_file():
         try:
             found = [Path(job["folder"]) for job in json.loads(note.read_text(encoding="utf-8"))["jobs"]]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            what = f"what was sent cannot be read: {error}"
-            hint = "give the folder that recipes name as `run.folder`: the runs of the sweep are in there"
+            what = f"the submission file cannot be read: {error}"
+            hint = "give the folder set as `run.folder` in the recipes, which contains the runs of the sweep"
             raise InputError(what, where=str(note), hint=hint) from error
         yield from found
     else:
@@ -114,11 +114,11 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatus:
-    """What a run folder tells about its run, without torch and without disturbing it.
+    """Read the status of a run from its folder, without torch and without affecting the run.
 
     Args:
         folder: the run folder.
-        queue: what `slurm_queue` gave; None if SLURM was not asked or did not answer.
+        queue: result of `slurm_queue`; None without SLURM.
     """
     from kdcore.training.checkpoint_files import all_checkpoints, step_of
 
@@ -147,19 +147,19 @@ def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatu
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """What kdcore-launch wrote down about the jobs of a run, oldest first; nothing for a run that was not sent.
+    """Return the job events of a run recorded by kdcore-launch, oldest first; empty if it was not submitted.
 
     The lines of `launch/history.jsonl` are maps with `event` (`submitted`, `start`, `stopping` or `end`), `job` and
-    `time`; an `end` also says `code`, and whether the job was `requeued`. After `stopping`, which is SLURM's doing,
-    there may have been no time for an `end`.
+    `time`; an `end` also has `code` and `requeued`. After `stopping`, when SLURM stops the job, the `end` may be
+    missing.
     """
     return [row for row in rows_of(_tail(folder / "launch" / "history.jsonl")) if "event" in row]
 
 
 def slurm_queue() -> dict[str, str] | None:
-    """The state of each of the user's jobs in SLURM's queue, by job id (`12`, or `12_3` in an array).
+    """Return the state of each of the user's jobs in SLURM's queue, by job id (`12`, or `12_3` in an array).
 
-    None without SLURM, or if it does not answer.
+    Return None without SLURM, or if it does not respond.
     """
     if shutil.which("squeue") is None:
         return None
@@ -208,13 +208,13 @@ def _launched_state(last: Mapping[str, Any], queue: Mapping[str, str] | None) ->
 
 
 def _is_alive(folder: Path) -> bool:
-    """Whether the process that last took the folder seems to go on."""
+    """Return whether the process that last locked the folder appears to be running."""
     try:
         holder = json.loads((folder / ".lock").read_text(encoding="utf-8"))
         host, pid = str(holder["host"]), int(holder["pid"])
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    if host != socket.gethostname():  # elsewhere only its traces can be seen
+    if host != socket.gethostname():  # a process on another host can only be detected by its log
         log = folder / "train.log"
         return log.exists() and time.time() - log.stat().st_mtime < _FRESH_SECONDS
     try:

@@ -90,7 +90,7 @@ def test_damage_is_named_and_the_older_checkpoint_is_taken(trained, file, damage
     assert "step-0000003 is taken instead" in second
     assert main(["checkpoint", "verify", str(trained)]) == 1
     good, bad = capsys.readouterr().out.splitlines()
-    assert good == "step-0000003  good"
+    assert good == "step-0000003  valid"
     assert bad.startswith(f"step-0000006  {file} ")
 
 

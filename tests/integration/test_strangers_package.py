@@ -128,7 +128,7 @@ def test_without_it_the_error_says_that_nothing_has_the_name(environment, recipe
 def test_two_packages_with_its_names_are_an_error_until_one_is_chosen(environment, recipe, tmp_path):
     environment.install(tmp_path / "project")
     environment.install(tmp_path / "copy", "kdcore-copy")
-    assert "in 2 packages, write kdcore-copy:constant" in environment.kdcore("plugins", "list").stdout
+    assert "in 2 packages, use kdcore-copy:constant" in environment.kdcore("plugins", "list").stdout
     error = environment.refused()
     assert SAID["two packages have it"] in error
     assert "package kdcore-copy 0.3.0 and package kdcore-example 0.3.0" in error

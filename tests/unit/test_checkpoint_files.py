@@ -111,13 +111,13 @@ def test_list_has_a_line_for_each(run, capsys):
     assert main(["checkpoint", "list", run]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("step-0000100  20")
-    assert "1 processes, ZeRO stage 0  milestone" in first
+    assert "  1 process, ZeRO stage 0  milestone" in first
     assert second == "step-0000200  damaged: manifest.json is missing"
 
 
 def test_verify_ends_with_1_if_one_is_damaged(run, capsys):
     assert main(["checkpoint", "verify", run]) == 0
-    assert capsys.readouterr().out == "step-0000100  good\nstep-0000200  good\n"
+    assert capsys.readouterr().out == "step-0000100  valid\nstep-0000200  valid\n"
     (files.checkpoint_folder(Path(run), 100) / "process-0.json").write_text("weights of 101", encoding="utf-8")
     assert main(["checkpoint", "verify", run, "200"]) == 0
     assert main(["checkpoint", "verify", run]) == 1
@@ -137,8 +137,8 @@ def test_show_prints_the_state_and_the_files(run, capsys):
     ("arguments", "words"),
     [
         (["show", "RUN", "150"], "no checkpoint of step 150"),
-        (["list", "RUN", "100"], "takes no step"),
-        (["verify", "nowhere"], "no checkpoints here"),
+        (["list", "RUN", "100"], "`kdcore checkpoint list` does not accept a step"),
+        (["verify", "nowhere"], "the folder contains no checkpoints"),
     ],
 )
 def test_mistakes_are_told(run, capsys, arguments, words):

@@ -40,8 +40,8 @@ def test_list_shows_packages_and_notes_and_imports_nothing(packages, capsys):
     assert main(["plugins", "list"]) == 0
     lines = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()]
     assert ["KIND", "NAME", "PACKAGE", "VERSION", "NOTES"] in lines
-    assert ["scheduler", "both", "kdcore-a", "1.0", "in 2 packages, write kdcore-a:both"] in lines
-    assert ["scheduler", "both", "kdcore-b", "1.0", "built for kdcore>=9; in 2 packages, write kdcore-b:both"] in lines
+    assert ["scheduler", "both", "kdcore-a", "1.0", "in 2 packages, use kdcore-a:both"] in lines
+    assert ["scheduler", "both", "kdcore-b", "1.0", "built for kdcore>=9; in 2 packages, use kdcore-b:both"] in lines
     assert ["scheduler", "linear", "kdcore", lines[1][3]] in lines
     assert "never" not in sys.modules
 
@@ -115,10 +115,10 @@ def test_check_tells_each_broken_plugin_with_its_cause(packages, check):
     code, text = check()
     assert code == 2
     assert "scheduler fine of fake-many 1.0: ok" in text
-    assert "scheduler dead of fake-many 1.0: BROKEN\n  it ended the process" in text
-    assert "with code 9: last words" in text
+    assert "scheduler dead of fake-many 1.0: BROKEN\n  its import ended the process" in text
+    assert "with exit code 9: last words" in text
     assert "No module named 'nothing_of_that_name'" in text
-    assert "the schema of its Config cannot be told" in text
+    assert "the schema of its Config cannot be generated" in text
     assert "scheduler new of fake-new 2.0: BROKEN" in text
     assert "built for kdcore>=9" in text
     assert text.endswith("5 components, 4 broken\n")

@@ -145,7 +145,7 @@ def test_a_damaged_note_of_a_sweep_is_told(tmp_path, capsys, note):
 
 def test_a_folder_without_runs_is_told(tmp_path, capsys):
     assert main(["runs", "list", str(tmp_path / "nowhere")]) == 2
-    assert "there are no runs in this folder" in capsys.readouterr().err
+    assert "the folder contains no runs" in capsys.readouterr().err
 
 
 def test_runs_are_listed_without_torch(tmp_path):

@@ -89,11 +89,11 @@ def test_what_it_writes_imports_public_names_only(folder: Path) -> None:
         ("7th", "lower-case letters"),
         ("kdcore-7th", "start with a letter"),
         ("m" * (MAX_NAME + 1), "at most"),
-        ("kdcore", "kdcore itself has that name"),
-        ("json", "Python has that name"),
-        ("class", "Python has that name"),
-        ("numpy", "would hide the installed module `numpy`"),
-        ("kdcore-masked-lm", "a loss `masked_lm` is installed already, from the package kdcore"),
+        ("kdcore", "is not a valid name for a package: it is used by kdcore itself"),
+        ("json", "is not a valid name for a package: it is used by Python"),
+        ("class", "is not a valid name for a package: it is used by Python"),
+        ("numpy", "would shadow the installed module `numpy`"),
+        ("kdcore-masked-lm", "a loss `masked_lm` is already installed by the package kdcore"),
     ],
 )
 def test_names_that_cannot_be_used_are_refused_and_nothing_is_written(
@@ -107,7 +107,7 @@ def test_names_that_cannot_be_used_are_refused_and_nothing_is_written(
 def test_what_is_there_already_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "mine").mkdir()
     assert new("mine", "loss") == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert list(folder.rglob("*")) == [folder / "mine"]
 
 
@@ -126,10 +126,10 @@ def test_nothing_half_written_is_left_when_the_disk_fails(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["new"], "needs the name of the package"),
+        (["new"], "requires the name of the package"),
         (["new", "mine"], "allowed: loss, model, task, optimizer, scheduler, corpus, tracker"),
         (["new", "mine", "--kind", "losses"], "invalid choice: 'losses'"),
-        (["list", "--kind", "loss"], "takes no --kind"),
+        (["list", "--kind", "loss"], "does not accept --kind"),
     ],
 )
 def test_arguments_that_make_no_sense_are_told(
