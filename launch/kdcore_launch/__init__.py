@@ -1,1 +1,1 @@
-"""Sends kdcore recipes to SLURM."""
+"""Submit kdcore recipes to SLURM."""

@@ -1,4 +1,4 @@
-"""`kdcore launch`."""
+"""Implement `kdcore launch`."""
 
 from __future__ import annotations
 
@@ -14,49 +14,57 @@ if TYPE_CHECKING:
 
 
 class LaunchCommand(Command):
-    """Send a recipe to SLURM, where it is trained to its end, however often it is interrupted.
+    """Submit a recipe to SLURM and train it to the end, with automatic requeues after interruptions.
 
     kdcore launch RECIPE --profile FILE [key=value ...]         train a recipe as a job
-    kdcore launch A.yaml B.yaml --profile FILE --sweep seed=1,2,3   every combination, as an array
-    kdcore launch RECIPE --local                                 train on this machine, in the background
-    kdcore launch --resume SWEEP                                 send again what has not finished
+    kdcore launch A.yaml B.yaml --profile FILE --sweep seed=1,2,3   train every combination as a job array
+    kdcore launch RECIPE --local                                 train on this machine in the background
+    kdcore launch --resume SWEEP                                 resubmit unfinished runs
     kdcore launch --prepare DATA.yaml FOLDER --tasks 16 --profile FILE   prepare data in 16 jobs
 
-    `profile.key=value` changes the profile, every other `key=value` the recipe. A job that is preempted, runs out of
-    time, crashes or loses a node goes on from its newest checkpoint; one whose input is wrong does not.
-    docs/cluster.md tells the rest.
+    `profile.key=value` overrides the profile, any other `key=value` the recipe. A job that is preempted, times out,
+    crashes or loses a node is requeued and resumes from its newest checkpoint. A job with invalid input is not
+    requeued. See docs/cluster.md.
     """
 
-    help = "send a recipe to SLURM"
+    help = "submit a recipe to SLURM"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare everything."""
+        """Add all arguments."""
         parser.add_argument(
             "words",
             metavar="RECIPE | key=value",
             nargs="*",
             default=[],
-            help="recipes (several are an axis of a sweep), and values to use instead of theirs",
+            help="recipes (several form an axis of a sweep) and overrides",
         )
-        parser.add_argument("--profile", metavar="FILE", help="what the job asks for: a file, or a profile that ships")
+        parser.add_argument(
+            "--profile", metavar="FILE", help="resources of the job: a file, or the name of a shipped profile"
+        )
         parser.add_argument(
             "--sweep",
             metavar="AXIS",
             action="append",
             default=[],
-            help="key=value,value,... or a file with `axes:`; may be given several times",
+            help="key=value,value,... or a file with `axes:`; repeatable",
         )
         parser.add_argument("--name", help="name of the sweep; default: the run's name and a number")
-        parser.add_argument("--parallel", metavar="N", type=int, default=256, help="how many jobs run at once")
-        parser.add_argument("--resume", metavar="SWEEP", help="folder of a sweep or a run, or a job's id")
+        parser.add_argument(
+            "--parallel", metavar="N", type=int, default=256, help="maximum number of concurrent jobs (default: 256)"
+        )
+        parser.add_argument(
+            "--resume", metavar="SWEEP", help="resubmit unfinished runs; folder of a sweep or run, or a job id"
+        )
         parser.add_argument("--prepare", metavar="DATA.yaml", help="prepare data instead of training")
-        parser.add_argument("--tasks", metavar="N", type=int, help="how many jobs share the preparation")
+        parser.add_argument("--tasks", metavar="N", type=int, help="number of jobs for --prepare")
         parser.add_argument("--local", action="store_true", help="run on this machine, without SLURM")
-        parser.add_argument("--wait", action="store_true", help="wait for the end, and end with the run's exit code")
-        parser.add_argument("--dry-run", action="store_true", help="print the sbatch script and send nothing")
+        parser.add_argument(
+            "--wait", action="store_true", help="wait until all jobs have ended and return the exit code of the run"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="print the sbatch script without submitting it")
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Send it."""
+        """Prepare and submit the jobs."""
         from kdcore_launch.sending import prepare_submission, resume_submission, run_submission, send
         from kdcore_launch.slurm import require_slurm
 
@@ -72,7 +80,7 @@ class LaunchCommand(Command):
         submission: Submission | None
         if arguments.resume is not None:
             if overrides or recipes:
-                raise InputError("`--resume` sends again what was sent: it takes no recipe and no key=value of one")
+                raise InputError("`--resume` uses the stored recipe and does not accept a recipe or recipe overrides")
             profile = _profile(arguments, own) if arguments.profile is not None else None
             submission = resume_submission(arguments.resume, profile)
             if submission is None:
@@ -91,21 +99,21 @@ class LaunchCommand(Command):
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    """Options that make no sense together."""
+    """Reject invalid combinations of options."""
     if arguments.parallel < 1:
-        raise InputError("at least one job has to run at once", where="--parallel")
+        raise InputError(f"must be at least 1, found {arguments.parallel}", where="--parallel")
     if (arguments.prepare is None) != (arguments.tasks is None):
-        raise InputError("`--prepare DATA.yaml` and `--tasks N` go together", where="--prepare")
+        raise InputError("`--prepare DATA.yaml` and `--tasks N` must be used together", where="--prepare")
     if arguments.tasks is not None and arguments.tasks < 1:
-        raise InputError("the number of tasks must be at least 1", where="--tasks")
+        raise InputError(f"must be at least 1, found {arguments.tasks}", where="--tasks")
     several = [name for name in ("sweep", "prepare", "resume") if getattr(arguments, name)]
     if len(several) > 1:
-        raise InputError(f"--{several[0]} and --{several[1]} cannot be given together")
+        raise InputError(f"--{several[0]} and --{several[1]} are mutually exclusive")
     if arguments.local and several:
-        hint = "start the runs one after the other: kdcore launch RECIPE --local --wait"
-        raise InputError(f"--{several[0]} needs SLURM: it sends many jobs", where="--local", hint=hint)
+        hint = "start the runs one after another: kdcore launch RECIPE --local --wait"
+        raise InputError(f"--{several[0]} requires SLURM, because it submits several jobs", where="--local", hint=hint)
     if arguments.local and arguments.dry_run:
-        raise InputError("without SLURM there is no script to show", where="--dry-run")
+        raise InputError("--dry-run prints an sbatch script and requires SLURM", where="--local")
 
 
 def _profile(arguments: argparse.Namespace, overrides: Sequence[str]) -> Profile:
@@ -115,12 +123,12 @@ def _profile(arguments: argparse.Namespace, overrides: Sequence[str]) -> Profile
     if name is None:
         shipped = [path.stem for path in sorted(shipped_profiles().glob("*.yaml"))]
         raise InputError(
-            "a profile says what the job asks for",
+            "a profile with the resources of the job is required",
             where="--profile",
             allowed=[*shipped, "FILE"],
-            hint="`--local` trains on this machine",
+            hint="use `--local` to train on this machine without a profile",
         )
     profile = load_profile(name, overrides)
     if arguments.local and profile.nodes > 1:
-        raise InputError(f"the profile asks for {profile.nodes} nodes, this machine is one", where="--local")
+        raise InputError(f"the profile has {profile.nodes} nodes, but --local runs on one", where="--local")
     return profile

@@ -1,6 +1,6 @@
-"""What happened to the jobs of a run: one line of JSON an event, in `launch/history.jsonl` of the run folder.
+"""Record the job events of a run as JSON lines in `launch/history.jsonl` of the run folder.
 
-`kdcore runs list` reads it (kdcore/commands/runs.py says what it looks at), and so does the limit on restarts.
+`kdcore runs list` reads this file (see kdcore/commands/runs.py), as does the limit on restarts.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _FILE = "history.jsonl"
 
 
 def launch_folder(run_folder: Path) -> Path:
-    """Where everything lies that belongs to the jobs of a run."""
+    """Return the folder of all files of a run's jobs."""
     return run_folder / LAUNCH
 
 
 def append(run_folder: Path, event: str, job: str, **details: Any) -> None:
-    """Note an event."""
+    """Append an event."""
     folder = launch_folder(run_folder)
     folder.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"event": event, "job": job, "time": round(time.time(), 3), **details})
@@ -31,11 +31,11 @@ def append(run_folder: Path, event: str, job: str, **details: Any) -> None:
 
 
 def restarts_without_progress(run_folder: Path, job: str, step: int) -> int:
-    """How many starts of a job in a row, up to the last one, began at this step or later.
+    """Count the consecutive starts of a job, up to the last one, that began at this step or later.
 
     Args:
-        run_folder: the run.
-        job: its job's id.
+        run_folder: the run folder.
+        job: the job id.
         step: the step of the newest checkpoint.
     """
     starts = [event for event in read_history(run_folder) if event["event"] == "start" and event.get("job") == job]
@@ -48,6 +48,6 @@ def restarts_without_progress(run_folder: Path, job: str, step: int) -> int:
 
 
 def latest_job(run_folder: Path) -> str | None:
-    """The job that a run was last sent as; None if it was never sent."""
+    """Return the id of a run's last job; None if it was never submitted."""
     jobs = [str(event["job"]) for event in read_history(run_folder) if event.get("job")]
     return jobs[-1] if jobs else None

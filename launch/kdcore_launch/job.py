@@ -1,7 +1,7 @@
-"""What a job's batch script does on its first node: start the processes, see how they ended, and decide what follows.
+"""Run in a job's batch script on its first node: start the processes, collect their exit codes, requeue the job.
 
 submitit pickles a `Job` and calls it in the batch script. It runs outside of `srun`, so that it outlives the processes
-and can put the job back into the queue when none of them writes any more.
+and can requeue the job after all of them have ended.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from kdcore_launch.profile import Profile
 
 _EXIT_INPUT, _EXIT_MACHINE, _EXIT_TRAINING = InputError.exit_code, MachineError.exit_code, TrainingError.exit_code
 _POLL_SECONDS = 2.0
-# SLURM kills the rest once one process has failed, after KillWait, 30 s by default. What lives on then is not seen by
-# SLURM: a lost step daemon.
+# After a process has failed, SLURM kills the others within KillWait, 30 s by default. If srun is still running
+# afterwards, SLURM has lost a step daemon.
 _LOST_SECONDS = 45.0
-# SLURM takes a job that it preempts, or whose node it has lost, back in more than one step.
+# SLURM requeues a job that is preempted or has lost a node in more than one state transition.
 _SETTLE_SECONDS = 3.0
 _TAIL_BYTES = 20_000
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run, or one part of preparing data, as a job.
+    """A run, or one task of a data preparation, as a job.
 
     Attributes:
-        folder: the run folder; for a part of preparing data, the folder of its records.
-        arguments: of `kdcore`.
-        profile: what it was submitted with.
+        folder: the run folder; for a task of a data preparation, the folder of its records.
+        arguments: command line arguments of `kdcore`.
+        profile: the profile of the submission.
     """
 
     folder: Path
@@ -51,9 +51,9 @@ class Job:
     profile: Profile
 
     def __call__(self) -> int:
-        """Run it; ends this process with the run's exit code unless that is 0."""
+        """Run the job; exit this process with the run's exit code unless it is 0."""
         environment = submitit.JobEnvironment()
-        # What an earlier start has left would tell submitit that the job is over.
+        # With the result file of an earlier start, submitit would consider the job finished.
         environment.paths.result_pickle.unlink(missing_ok=True)
         on_slurm = environment.cluster == "slurm"
         try:
@@ -62,12 +62,12 @@ class Job:
             print(f"error: {error}", file=sys.stderr, flush=True)
             code = error.exit_code
         if code:
-            sys.exit(code)  # not an Exception: submitit stores no result, and the job's exit code is the run's
+            sys.exit(code)  # not an Exception, so that submitit stores no result and the job has the run's exit code
         return 0
 
 
 class _SlurmStart:
-    """One start of a job; a job that was requeued starts again."""
+    """One start of a job; a requeued job has several starts."""
 
     def __init__(self, job: Job, environment: submitit.JobEnvironment) -> None:
         self.job = job
@@ -80,7 +80,7 @@ class _SlurmStart:
         self.records = history.launch_folder(job.folder) / "records" / f"{self.name}-{self.restart}"
 
     def run(self) -> int:
-        """Start the processes, wait for their end, decide; gives the exit code of the batch script."""
+        """Start the processes, wait for them and requeue if needed; return the exit code of the batch script."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._stop)
         step = run_status(self.job.folder).saved_step
@@ -88,7 +88,7 @@ class _SlurmStart:
         history.append(self.job.folder, "start", self.name, restart=self.restart, step=step, hosts=list(self.hosts))
         shutil.rmtree(self.records, ignore_errors=True)
         self.records.mkdir(parents=True)
-        self._say(f"start {self.restart + 1} on {', '.join(self.hosts)}, from step {step}")
+        self._log(f"start {self.restart + 1} on {', '.join(self.hosts)}, from step {step}")
         if self.profile.nodes > 1:
             self._check_nodes()
         self._srun()
@@ -98,7 +98,7 @@ class _SlurmStart:
         return code
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Note it: SLURM tells the processes itself, and this one stays until they have ended, or SLURM kills it."""
+        """Record the signal; SLURM sends it to the processes as well, and this process waits until they have ended."""
         if not self.is_over and number == signal.SIGTERM:
             history.append(self.job.folder, "stopping", self.name, restart=self.restart)
 
@@ -108,21 +108,21 @@ class _SlurmStart:
         if tried > limit:
             self._note_end(_EXIT_MACHINE, requeued=False)
             raise MachineError(
-                f"given up: {tried} starts have come to no newer checkpoint than step {step} "
-                f"(restarts.without_progress: {limit}); `kdcore launch --resume {self.job.folder}` tries again"
+                f"stopped after {tried} starts without a checkpoint newer than step {step} "
+                f"(restarts.without_progress: {limit}); `kdcore launch --resume {self.job.folder}` resubmits the run"
             )
 
     def _check_nodes(self) -> None:
-        """Whether every node sees the run folder: processes on one that does not could not even say why they end."""
-        script = 'test -d "$1" || { echo "error: node $SLURMD_NODENAME does not see the run folder $1" >&2; exit 2; }'
+        """Check that every node can access the run folder; otherwise its processes could not report an error."""
+        script = 'test -d "$1" || { echo "error: node $SLURMD_NODENAME cannot access the run folder $1" >&2; exit 2; }'
         command = ["srun", "--ntasks-per-node=1", f"--ntasks={self.profile.nodes}", f"--nodes={self.profile.nodes}"]
         done = subprocess.run([*command, "sh", "-c", script, "sh", str(self.records)])
         if done.returncode == _EXIT_INPUT:
             self._note_end(_EXIT_INPUT, requeued=False)
             raise InputError(
-                "the nodes of the job have no folder in common",
+                "not all nodes of the job can access the run folder",
                 where=str(self.job.folder),
-                hint="set `run.folder` to a place on a file system that all nodes share",
+                hint="set `run.folder` to a folder on a file system shared by all nodes",
             )
 
     def _srun(self) -> None:
@@ -130,7 +130,7 @@ class _SlurmStart:
         profile = self.profile
         command = [
             "srun",
-            "--kill-on-bad-exit=1",  # or one dead process leaves the others waiting until the time limit
+            "--kill-on-bad-exit=1",  # otherwise the processes wait for a dead one until the time limit
             "--unbuffered",
             f"--nodes={profile.nodes}",
             f"--ntasks={profile.world_size}",
@@ -150,7 +150,7 @@ class _SlurmStart:
             self._wait(srun)
 
     def _wait(self, srun: subprocess.Popen[bytes]) -> None:
-        """Wait for srun, but not for ever if the processes have ended and SLURM has not noticed."""
+        """Wait for srun; kill it if the processes have ended and SLURM does not detect it."""
         ended_since: float | None = None
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -158,23 +158,23 @@ class _SlurmStart:
                 return
             codes = self._codes()
             if len(codes) < self.profile.world_size and not any(codes.values()):
-                continue  # without a process that has failed, all go on
+                continue  # processes are still running and none has failed
             ended_since = ended_since or time.monotonic()
             if time.monotonic() - ended_since > _LOST_SECONDS:
-                self._say("SLURM has not noticed that the processes have ended: srun is ended")
+                self._log("SLURM did not detect the end of the processes: killing srun")
                 srun.kill()
 
     def _codes(self) -> dict[int, int]:
-        """The exit codes that processes have left, by rank."""
+        """Return the exit codes recorded by the processes, by rank."""
         codes = {}
         for path in self.records.iterdir():
             if path.name.isdecimal():
-                with contextlib.suppress(OSError, ValueError):  # a file system that shows names before their content
+                with contextlib.suppress(OSError, ValueError):  # some file systems show a file before its content
                     codes[int(path.name)] = int(path.read_text(encoding="utf-8").partition(" ")[0])
         return dict(sorted(codes.items()))
 
     def _outcome(self) -> int:
-        """The exit code of the run; what a process says about itself counts more than how SLURM ended its peers."""
+        """Return the exit code of the run; recorded codes take precedence over those of processes killed by SLURM."""
         codes = self._codes()
         for certain in (_EXIT_INPUT, _EXIT_TRAINING):
             if certain in codes.values():
@@ -183,15 +183,15 @@ class _SlurmStart:
             return 0
         if INTERRUPTED in codes.values() and set(codes.values()) <= {0, INTERRUPTED}:
             return INTERRUPTED
-        return _EXIT_MACHINE  # srun's own code proves nothing: it is 0 if SLURM has lost the node
+        return _EXIT_MACHINE  # srun's exit code is not reliable: it is 0 if SLURM has lost the node
 
     def _show_cause(self, code: int) -> None:
-        """Show what the process said that the run ended by, unless it was process 0, whose words stand here."""
+        """Print the log of the process that ended the run, unless it is process 0, whose output is in this log."""
         if code in (0, INTERRUPTED):
             return
         codes = self._codes()
-        ends = [f"process {rank}: {own}" for rank, own in codes.items()]
-        self._say(f"exit codes that processes have left: {', '.join(ends) or 'none'}")
+        ends = [f"rank {rank}: {own}" for rank, own in codes.items()]
+        self._log(f"exit codes of the processes: {', '.join(ends) or 'none recorded'}")
         causes = [rank for rank, own in codes.items() if own == code]
         if causes and codes.get(0) != code:
             log = self.records / f"{causes[0]}.log"
@@ -201,7 +201,7 @@ class _SlurmStart:
                     sys.stderr.write(file.read().decode("utf-8", errors="replace"))
 
     def _end(self, code: int) -> None:
-        """Put the job back into the queue where that may help, and note what was decided."""
+        """Requeue the job if a restart may help, and record the decision."""
         again = code in (INTERRUPTED, _EXIT_MACHINE)
         again |= code == _EXIT_TRAINING and self.profile.restarts.after_training_failed
         if not again:
@@ -212,18 +212,18 @@ class _SlurmStart:
             time.sleep(_SETTLE_SECONDS)
             info = slurm.job_info(self.number)
         if info is not None and info.restarts != self.restart:
-            # SLURM has done it itself. If the node was lost to it, the next start may be running elsewhere by now:
-            # this one must not touch it.
-            self._say(f"ended with {code}; SLURM has put the job back into the queue")
+            # SLURM has requeued the job. After a lost node, the next start may already be running elsewhere, so do
+            # not change its state here.
+            self._log(f"exit code {code}; SLURM has requeued the job")
             return
         if info is not None and info.state != "RUNNING" and not info.timed_out:
-            self._say(f"ended with {code}; the job was cancelled")
+            self._log(f"exit code {code}; the job was cancelled")
             self._note_end(INTERRUPTED, requeued=False)
             return
         self._check_limit(run_status(self.job.folder).saved_step)
-        # Noted before: SLURM ends this process as soon as the job is back in the queue.
+        # Recorded first, because SLURM ends this process as soon as the job is requeued.
         self._note_end(code, requeued=True)
-        self._say(f"ended with {code}; the job goes back into the queue and continues from its newest checkpoint")
+        self._log(f"exit code {code}; requeueing the job, which resumes from its newest checkpoint")
         try:
             slurm.requeue(self.number)
         except MachineError:
@@ -235,12 +235,12 @@ class _SlurmStart:
         step = run_status(self.job.folder).saved_step
         history.append(self.job.folder, "end", self.name, restart=self.restart, code=code, step=step, requeued=requeued)
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         print(f"kdcore-launch: {text}", file=sys.stderr, flush=True)
 
 
 def process_command(profile: Profile, records: Path, arguments: Sequence[str]) -> list[str]:
-    """The command of one process on a node, inside of its container if there is one."""
+    """Return the command of one process on a node, inside the container if there is one."""
     container = profile.container
     inner = ["-m", "kdcore_launch.process", str(records), *arguments]
     if container is None:
@@ -259,7 +259,7 @@ def _both_sides(mounts: Sequence[str]) -> list[str]:
 
 
 def _run_here(job: Job, environment: submitit.JobEnvironment) -> int:
-    """Run on this machine, and start again while crashed runs come to newer checkpoints."""
+    """Run on this machine; restart after crashes while the run makes progress."""
     processes = job.profile.processes
     command = [sys.executable, "-m", "kdcore", *job.arguments]
     if job.arguments[0] == "train" and processes > 1:

@@ -1,4 +1,4 @@
-"""A port for the processes of a job to meet at."""
+"""Choose the rendezvous port of a job's processes."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ import socket
 
 from kdcore import MachineError
 
-# Below the ports that systems give to outgoing connections, from 32768 on: those may be taken at any time.
+# Below the ephemeral ports (from 32768), which outgoing connections may use at any time.
 _FIRST, _LAST = 12000, 32000
 _ATTEMPTS = 50
 
 
 def free_port(job: str, restart: int) -> int:
-    """A port of this machine that nobody listens on, another one for each job and each of its starts.
+    """Return a free port of this machine, different for each job and each of its starts.
 
     Args:
-        job: SLURM's number of the job.
-        restart: how often it was requeued; what is left of an earlier start may still hold that one's port.
+        job: SLURM job id.
+        restart: number of requeues; a process of an earlier start may still use its port.
 
     Raises:
-        MachineError: every port that was tried is taken.
+        MachineError: all tested ports are in use.
     """
     for attempt in range(_ATTEMPTS):
         digest = hashlib.sha256(f"{job} {restart} {attempt}".encode()).digest()
         port = _FIRST + int.from_bytes(digest[:4], "big") % (_LAST - _FIRST)
         with socket.socket() as probe:
-            # As the store that will listen here does: a port that only waits for stray packets counts as free.
+            # As the store that will listen here: a port in the state TIME_WAIT is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("", port))
             except OSError:
                 continue
             return port
-    raise MachineError(f"{_ATTEMPTS} ports between {_FIRST} and {_LAST} are taken on {socket.gethostname()}")
+    raise MachineError(
+        f"no free port on {socket.gethostname()} ({_ATTEMPTS} ports between {_FIRST} and {_LAST} are in use)"
+    )

@@ -1,10 +1,11 @@
-"""One process of a run on a SLURM node: `python -m kdcore_launch.process RECORDS ARGUMENTS...` runs `kdcore ARGUMENTS`.
+"""Supervise one process of a run on a SLURM node.
 
-kdcore takes seconds to import, and USR2 would kill it meanwhile without a word. This process needs next to nothing: it
-is ready for signals at once, hands them on, and leaves kdcore's exit code in the folder RECORDS. SLURM's own account of
-exit codes will not do: once one process has failed it kills the others, and reports how they died.
+`python -m kdcore_launch.process RECORDS ARGUMENTS...` runs `kdcore ARGUMENTS`. Importing kdcore takes seconds, during
+which USR2 would kill it. This process handles signals immediately, forwards them, and records kdcore's exit code in the
+folder RECORDS. SLURM's exit codes are not sufficient: after one process has failed, SLURM kills the others and reports
+the signals.
 
-Only the standard library is imported here.
+Import only the standard library here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _POLL_SECONDS = 0.05
 
 
 class Stop:
-    """What to do with signals: remember them, and hand them on to what was started once it is there."""
+    """Record stop signals and forward them to the child process."""
 
     def __init__(self) -> None:
         self.came: set[int] = set()
@@ -37,14 +38,14 @@ class Stop:
     def run(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, output: IO[bytes] | None = None
     ) -> int:
-        """Start a command unless a signal came, and wait; gives its exit code, below 0 if another signal ended it."""
+        """Start a command unless a signal was received; return its exit code, negative if killed by another signal."""
         if self.came:
             return INTERRUPTED
         self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-        for number in tuple(self.came):  # between the look at it and the start
+        for number in tuple(self.came):  # received between the check above and the start
             self._process.send_signal(number)
         code = self._process.wait()
-        return INTERRUPTED if -code in self.came else code  # it was not ready for the signal yet: nothing to save
+        return INTERRUPTED if -code in self.came else code  # killed before it could handle the signal
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came.add(number)
@@ -53,7 +54,7 @@ class Stop:
 
 
 def main() -> int:
-    """Run kdcore as the process that SLURM says this is."""
+    """Run kdcore with the rank given by SLURM."""
     stop = Stop()
     records, arguments = Path(sys.argv[1]), sys.argv[2:]
     rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
@@ -63,7 +64,7 @@ def main() -> int:
         "WORLD_SIZE": str(world_size),
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
     }
-    # Process 0 writes to the job's log. What others have to say is shown if the run failed because of one of them.
+    # Process 0 writes to the job's log. The log of another process is printed if it caused the run to fail.
     output = None if rank == 0 else (records / f"{rank}.log").open("wb")
     code = stop.run([sys.executable, "-m", "kdcore", *arguments], environment, output)
     if code < 0:
@@ -77,7 +78,7 @@ def main() -> int:
 
 
 def _wait_for_peers(records: Path, world_size: int) -> None:
-    """Give the others a moment to end by the same cause: SLURM kills them once this process has failed."""
+    """Wait briefly for other processes to fail by the same cause, because SLURM kills them after this process ends."""
     deadline = time.monotonic() + _PEERS_SECONDS
     while time.monotonic() < deadline:
         if all((records / str(rank)).exists() for rank in range(world_size)):

@@ -1,4 +1,4 @@
-"""From recipes, or from what was sent before, to jobs that are sent."""
+"""Build submissions from recipes or stored submissions, and submit them."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def run_submission(
     *,
     dry: bool,
 ) -> Submission:
-    """One run, or those of a sweep; unless `dry`, what they need is written into their folders.
+    """Build the submission of a run or a sweep; unless `dry`, write its files to the run folders.
 
     Raises:
-        InputError: a recipe, an axis or a folder cannot be used.
+        InputError: a recipe, an axis or a folder is invalid.
     """
     if not recipes:
-        raise InputError("no recipe is given", hint="kdcore launch RECIPE --profile FILE")
+        raise InputError("a recipe is required", hint="use kdcore launch RECIPE --profile FILE")
     cells = make_cells(recipes, overrides, read_axes(axes))
     for cell in cells:
-        load_recipe(cell.recipe, cell.overrides).components()  # mistakes are told here, not after hours in the queue
+        load_recipe(cell.recipe, cell.overrides).components()  # report errors now, not after hours in the queue
     sweep = len(cells) > 1 or bool(axes)
     if name is not None and not sweep:
-        raise InputError("only a sweep has a name of its own; a run has its recipe's run.name", where="--name")
+        raise InputError("valid for a sweep only; the name of a run is run.name of its recipe", where="--name")
     run_name = load_recipe(cells[0].recipe, cells[0].overrides).settings.run.name
     folder = _sweep_folder(cells, run_name, name) if sweep else history.launch_folder(cells[0].folder)
     if not dry:
@@ -69,7 +69,7 @@ def run_submission(
     submission = Submission(folder, folder.name if sweep else run_name, jobs, code, parallel, Path.cwd())
     if not dry:
         submission.store(folder)
-        for job in jobs if sweep else ():  # each can be sent again alone
+        for job in jobs if sweep else ():  # each can be resubmitted separately
             own = history.launch_folder(job.folder)
             replace(submission, folder=own, jobs=[job], name=job.folder.parent.name).store(own)
     return submission
@@ -85,14 +85,14 @@ def prepare_submission(
     *,
     dry: bool,
 ) -> Submission:
-    """The parts of preparing data, one process each; their records are kept beside the data.
+    """Build the submission of a data preparation, one process per task; its records are stored next to the data.
 
     Raises:
-        InputError: the data recipe or the folder cannot be used.
+        InputError: the data recipe or the folder is invalid.
     """
     if len(folders) != 1:
-        hint = "kdcore launch --prepare DATA.yaml FOLDER --tasks N --profile FILE"
-        raise InputError("`--prepare` needs the folder to write", where="--prepare", hint=hint)
+        hint = "use kdcore launch --prepare DATA.yaml FOLDER --tasks N --profile FILE"
+        raise InputError(f"requires exactly one output folder, found {len(folders)}", where="--prepare", hint=hint)
     target = Path(folders[0]).absolute()
     profile = profile.model_copy(update={"nodes": 1, "processes_per_node": 1})
     folder = target.with_name(f"{target.name}-jobs")
@@ -115,20 +115,20 @@ def prepare_submission(
 
 
 def resume_submission(target: str, profile: Profile | None) -> Submission | None:
-    """What has not finished of a sweep or run that was sent before; None if all has, or is still under way.
+    """Build the submission of the unfinished runs of a sweep or run; None if all are finished, queued or running.
 
     Args:
-        target: its folder, or the id of its job.
-        profile: another profile than it was sent with.
+        target: its folder, or its job id.
+        profile: profile that replaces the stored one.
 
     Raises:
-        InputError: nothing was sent from there, or the job is not one of ours.
+        InputError: the folder has no submission, or the job was not submitted by kdcore-launch.
     """
     folder = stored_in(Path(target).absolute())
     if folder is None:
         if not _JOB_ID.fullmatch(target):
-            hint = "give the folder of a sweep or of a run that `kdcore launch` has sent, or its job's id"
-            raise InputError("nothing was sent from this folder", where=target, hint=hint)
+            hint = "give the folder of a sweep or run submitted with `kdcore launch`, or its job id"
+            raise InputError("the folder has no submission", where=target, hint=hint)
         folder = _folder_of_job(target)
     submission = read_submission(folder)
     queue = slurm_queue()
@@ -136,18 +136,18 @@ def resume_submission(target: str, profile: Profile | None) -> Submission | None
     for job in submission.jobs:
         status = run_status(job.folder, queue)
         if status.state in ("finished", "queued", "running"):
-            print(f"{job.folder}: {status.state}, not sent again")
+            print(f"{job.folder}: {status.state}, not resubmitted")
         else:
             left.append(job if profile is None else replace(job, profile=profile))
     return replace(submission, jobs=left) if left else None
 
 
 def send(submission: Submission, *, local: bool, wait: bool, dry: bool) -> int:
-    """Submit, say what was submitted and how to follow it, and wait if asked to; gives the exit code.
+    """Submit the jobs, print how to follow them, and optionally wait; return the exit code.
 
     Raises:
-        InputError: SLURM refuses.
-        MachineError: SLURM does not answer, or a job that is waited for ended without a word.
+        InputError: SLURM rejects the job.
+        MachineError: SLURM does not respond, or a job ended without recording an exit code.
     """
     if dry:
         print(sbatch_script(submission))
@@ -164,13 +164,13 @@ def send(submission: Submission, *, local: bool, wait: bool, dry: bool) -> int:
         print(f"  follow   tail -F {log_of(submission, ids[0])}")
         print(f"  state    kdcore runs list {folders[0]}")
     else:
-        print(f"job {names_of(ids)}: {len(ids)} jobs of {submission.name}")
+        print(f"job array {names_of(ids)}: {submission.name}, {len(ids)} jobs")
         for name, folder in zip(ids, folders, strict=True):
             print(f"  {name:<8} {folder}")
         print(f"  follow   tail -F {log_of(submission, ids[0])}")
         print(f"  state    kdcore runs list {os.path.commonpath(folders)}")
-        print(f"  again    kdcore launch --resume {submission.folder}")
-    print(f"  end      {f'kill {ids[0]}' if local else f'scancel {names_of(ids)}'}", flush=True)
+        print(f"  resume   kdcore launch --resume {submission.folder}")
+    print(f"  cancel   {f'kill {ids[0]}' if local else f'scancel {names_of(ids)}'}", flush=True)
     return wait_for(list(zip(ids, folders, strict=True)), local=local) if wait else 0
 
 
@@ -189,10 +189,10 @@ def _sweep_folder(cells: Sequence[Cell], run_name: str, name: str | None) -> Pat
     sweeps = cells[0].folder.parent.parent / _SWEEPS
     if name is not None:
         if not name.isprintable() or set(name) & set("/\\%") or name.startswith("."):
-            raise InputError(f"{name!r} cannot name a folder", where="--name")
+            raise InputError(f"{name!r} is not a valid folder name", where="--name")
         if stored_in(sweeps / name) is not None:
-            hint = f"`kdcore launch --resume {sweeps / name}` sends again what has not finished"
-            raise InputError("there is a sweep of this name", where=str(sweeps / name), hint=hint)
+            hint = f"`kdcore launch --resume {sweeps / name}` resubmits its unfinished runs"
+            raise InputError("a sweep with this name already exists", where=str(sweeps / name), hint=hint)
         return sweeps / name
     number = 1
     while (sweeps / f"{run_name}-{number}").exists():
@@ -201,33 +201,33 @@ def _sweep_folder(cells: Sequence[Cell], run_name: str, name: str | None) -> Pat
 
 
 def _refuse_queued(folders: Sequence[Path]) -> None:
-    """Two jobs cannot write into one run folder."""
+    """Reject run folders with a queued job, because two jobs cannot write to one run folder."""
     queue = slurm_queue() or {}
     for folder in folders:
         job = history.latest_job(folder)
         if job in queue:
             raise InputError(
-                f"this run is in SLURM's queue as job {job} ({queue[job]})",
+                f"the run is already queued as job {job} ({queue[job]})",
                 where=str(folder),
-                hint=f"`scancel {job}` takes it out; `run.id=NEW` sends a run beside it",
+                hint=f"cancel it with `scancel {job}`, or use `run.id=NEW` for another run",
             )
 
 
 def _make(folder: Path) -> None:
-    """Make a folder.
+    """Create a folder.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        hint = "give another place with `run.folder=`"
-        raise InputError(f"the folder cannot be made: {error.strerror}", where=str(folder), hint=hint) from error
+        hint = "set another folder with `run.folder=`"
+        raise InputError(f"the folder cannot be created: {error.strerror}", where=str(folder), hint=hint) from error
 
 
 def _discard(submission: Submission) -> None:
-    """Leave nothing of runs behind that were never sent."""
+    """Remove the files of a submission that failed, unless a run was submitted before."""
     if any(history.latest_job(job.folder) for job in submission.jobs):
         return
     for folder in {submission.folder, *(history.launch_folder(job.folder) for job in submission.jobs)}:
@@ -241,11 +241,12 @@ def _discard(submission: Submission) -> None:
 def _folder_of_job(job: str) -> Path:
     info = slurm.job_info(job)
     if info is None:
-        hint = "SLURM forgets jobs some minutes after their end; give the folder of the sweep or run instead"
-        raise InputError(f"SLURM knows no job {job}", where="--resume", hint=hint)
+        hint = "SLURM removes jobs some minutes after their end; give the folder of the sweep or run instead"
+        raise InputError(f"job {job} does not exist in SLURM", where="--resume", hint=hint)
     folder = stored_in(Path(info.comment.removeprefix(COMMENT)))
     if not info.comment.startswith(COMMENT) or info.user != getpass.getuser() or folder is None:
-        whose = f"it is {info.user}'s" if info.user != getpass.getuser() else "something else has sent it"
-        hint = "give the folder of a sweep or of a run that `kdcore launch` has sent"
-        raise InputError(f"job {job} was not sent by your `kdcore launch`: {whose}", where="--resume", hint=hint)
+        other = info.user != getpass.getuser()
+        reason = f"it belongs to {info.user}" if other else "it was submitted by another program"
+        hint = "give the folder of a sweep or run submitted with `kdcore launch`"
+        raise InputError(f"job {job} is not one of your `kdcore launch` jobs: {reason}", where="--resume", hint=hint)
     return folder

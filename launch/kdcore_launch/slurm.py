@@ -1,4 +1,4 @@
-"""What is asked of SLURM beside submitting: a job's state, another start of it, what the cluster offers."""
+"""Query job states, requeue jobs and list partitions, accounts and qos with SLURM's commands."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _SECONDS = 60
 
 @dataclass(frozen=True)
 class JobInfo:
-    """A job as `scontrol show job` tells of it.
+    """A job as reported by `scontrol show job`.
 
     Attributes:
         state: such as `PENDING`, `RUNNING`, `COMPLETING`, `FAILED`.
-        restarts: how often SLURM has put it back into the queue.
-        exit_code: of its batch script.
-        signal: that ended its batch script; SLURM also uses it to say that it could not open the job's files.
-        user: who submitted it.
-        comment: what its submitter noted.
-        run_seconds: how long it has run since its last start.
-        limit_seconds: its time limit; None without one.
-        nodes: where it runs or ran last.
+        restarts: number of requeues.
+        exit_code: exit code of its batch script.
+        signal: signal that ended its batch script; SLURM also uses it if it could not open the job's files.
+        user: the user who submitted it.
+        comment: its comment.
+        run_seconds: run time since its last start.
+        limit_seconds: its time limit, or None.
+        nodes: its current or last nodes.
     """
 
     state: str
@@ -42,12 +42,12 @@ class JobInfo:
 
     @property
     def timed_out(self) -> bool:
-        """Whether it has used up its time."""
+        """Return whether it has reached its time limit."""
         return self.limit_seconds is not None and self.run_seconds >= self.limit_seconds
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of it will run any more."""
+        """Return whether it has ended and will not be restarted."""
         return self.state not in (
             "PENDING",
             "RUNNING",
@@ -64,7 +64,7 @@ class JobInfo:
 
 
 def require_slurm() -> None:
-    """Refuse to go on where SLURM's commands are missing.
+    """Check that SLURM's commands are installed.
 
     Raises:
         InputError: they are not on the PATH.
@@ -72,29 +72,29 @@ def require_slurm() -> None:
     absent = [program for program in ("sbatch", "srun", "scontrol", "squeue") if shutil.which(program) is None]
     if absent:
         raise InputError(
-            f"there is no SLURM on this machine: {', '.join(absent)} not found",
-            hint="run this where you run `sbatch`, or with `--local` to train on this machine",
+            f"SLURM is not available on this machine: {', '.join(absent)} not found",
+            hint="run this on a login node of the cluster, or use `--local` to train on this machine",
         )
 
 
 class _EndedBySignalError(MachineError):
-    """A command was ended by a signal."""
+    """A command was killed by a signal."""
 
 
 def run(command: Sequence[str]) -> str:
-    """What a command prints.
+    """Run a command and return its output.
 
     Raises:
-        MachineError: it fails or does not answer; with its own words.
+        MachineError: the command fails (with its error output) or does not respond.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise MachineError(f"`{' '.join(command)}` has not answered for {_SECONDS} seconds") from error
+        raise MachineError(f"`{' '.join(command)}` did not respond within {_SECONDS} seconds") from error
     except OSError as error:
         raise MachineError(f"`{command[0]}` cannot be run: {error.strerror}") from error
     if done.returncode < 0:
-        raise _EndedBySignalError(f"`{' '.join(command)}` was ended by signal {-done.returncode}")
+        raise _EndedBySignalError(f"`{' '.join(command)}` was killed by signal {-done.returncode}")
     if done.returncode != 0:
         words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
         raise MachineError(f"`{' '.join(command)}`: {words}")
@@ -102,13 +102,13 @@ def run(command: Sequence[str]) -> str:
 
 
 def job_info(job: str) -> JobInfo | None:
-    """A job that SLURM knows (for some minutes after its end, too); None if it does not.
+    """Query a job (until some minutes after its end); return None if SLURM does not have it.
 
     Args:
-        job: `12`, or `12_3` for one of an array.
+        job: `12`, or `12_3` for a job of an array.
 
     Raises:
-        MachineError: SLURM does not answer.
+        MachineError: SLURM does not respond.
     """
     try:
         text = run(["scontrol", "--oneliner", "show", "job", job])
@@ -136,18 +136,18 @@ def job_info(job: str) -> JobInfo | None:
 
 
 def requeue(job: str) -> None:
-    """Put the job that this process belongs to back into the queue.
+    """Requeue the job of this process.
 
     Raises:
-        MachineError: SLURM refuses, or does not answer.
+        MachineError: SLURM rejects the request or does not respond.
     """
-    # SLURM then ends what runs of the job, the command itself included if that has not returned yet.
+    # SLURM then kills all processes of the job, possibly including this command.
     with contextlib.suppress(_EndedBySignalError):
         run(["scontrol", "requeue", job])
 
 
 def offered(what: str) -> list[str]:
-    """The partitions, accounts or qos that a user may name; nothing if SLURM does not tell."""
+    """Return the available partitions, accounts or qos; empty if SLURM does not list them."""
     commands = {
         "partition": ["sinfo", "--noheader", "--format=%R"],
         "account": ["sacctmgr", "--noheader", "--parsable2", "show", "associations", "format=account"],
@@ -160,7 +160,7 @@ def offered(what: str) -> list[str]:
 
 
 def _seconds(text: str) -> int | None:
-    """Seconds of `D-HH:MM:SS`; None for `UNLIMITED` and the like."""
+    """Convert `D-HH:MM:SS` to seconds; None for values such as `UNLIMITED`."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""Copies of code and recipe, so that a job that starts hours later, or again, runs what was submitted."""
+"""Copy code and recipe at submission, so that a job runs them unchanged when it starts later or again."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ _DATA = "data.yaml"
 
 
 def copy_code(folder: Path) -> None:
-    """Copy kdcore and every installed package that adds components to it into a folder for PYTHONPATH.
+    """Copy kdcore and all installed packages with components for it into a folder for PYTHONPATH.
 
-    With the code goes the metadata by which components are found. What these packages depend on, such as torch, is
-    not copied.
+    The metadata for component discovery is copied as well. Dependencies such as torch are not copied.
 
     Raises:
         InputError: a package cannot be copied.
@@ -43,10 +42,10 @@ def copy_code(folder: Path) -> None:
 
 
 def copy_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Path:
-    """Write a recipe with all it extends, and overrides, as one file, and copy the Python files that it imports.
+    """Write a recipe, merged with its base recipes and overrides, to one file, and copy its imported Python files.
 
     Raises:
-        InputError: the recipe is wrong; its components are checked, too.
+        InputError: the recipe or one of its components is invalid.
     """
     folder.mkdir(parents=True, exist_ok=True)
     copies = []
@@ -65,21 +64,21 @@ def copy_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Path:
 
 
 def copy_data_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Path:
-    """Write a data recipe with all it extends, and overrides, as one file.
+    """Write a data recipe, merged with its base recipes and overrides, to one file.
 
     Raises:
-        InputError: the data recipe is wrong; its corpora are checked, too.
+        InputError: the data recipe or one of its corpora is invalid.
     """
-    from kdcore import DataRecipe  # brings in what reads text
+    from kdcore import DataRecipe  # imports the text readers
 
     folder.mkdir(parents=True, exist_ok=True)
     resolved = load_config(recipe, DataRecipe, overrides).model_dump(mode="json")
-    (folder / _DATA).write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")  # JSON is YAML, too
+    (folder / _DATA).write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")  # JSON is valid YAML
     return folder / _DATA
 
 
 def _distributions() -> Iterator[tuple[metadata.Distribution, list[str]]]:
-    """kdcore and the packages that add components to it, each once, with their modules' names."""
+    """Yield kdcore and the packages with components for it, each once, with the names of their modules."""
     seen: set[str] = set()
     for distribution in metadata.distributions():
         points = [point for point in distribution.entry_points if point.group.startswith(_GROUP)]
@@ -92,7 +91,7 @@ def _distributions() -> Iterator[tuple[metadata.Distribution, list[str]]]:
 def _copy_module(name: str, folder: Path) -> None:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        return  # broken, or a namespace without code of its own; kdcore says so where it is asked for
+        return  # broken, or a namespace package without code; kdcore reports an error if it is used
     try:
         if spec.submodule_search_locations:
             ignored = shutil.ignore_patterns("__pycache__", "*.pyc")

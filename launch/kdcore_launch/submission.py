@@ -1,4 +1,4 @@
-"""Jobs on their way to SLURM, or to this machine, through submitit; and the note of what was sent."""
+"""Submit jobs to SLURM or to this machine through submitit, and store submissions."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _OF_ANOTHER_RUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MAST
 
 @dataclass(frozen=True)
 class Submission:
-    """One run, or the runs of a sweep, as they were sent.
+    """A run, or the runs of a sweep, as submitted.
 
     Attributes:
-        folder: where submitit keeps its files and SLURM writes the logs.
-        name: of the job.
-        jobs: what to run.
-        code: copy of the code that they run; None for the code as it is when they start.
-        parallel: how many of them may run at once.
-        working_folder: what relative paths are relative to.
+        folder: folder of submitit's files and SLURM's logs.
+        name: name of the job.
+        jobs: the jobs.
+        code: folder of the copied code; None to use the installed code at their start.
+        parallel: maximum number of concurrent jobs.
+        working_folder: base of relative paths.
     """
 
     folder: Path
@@ -54,11 +54,11 @@ class Submission:
 
     @property
     def profile(self) -> Profile:
-        """The profile that they share."""
+        """Return the common profile of the jobs."""
         return self.jobs[0].profile
 
     def store(self, folder: Path) -> None:
-        """Note the submission, so that it can be sent again."""
+        """Store the submission, so that it can be resubmitted."""
         note = {
             "format": _FORMAT,
             "name": self.name,
@@ -75,7 +75,7 @@ class Submission:
 
 
 def stored_in(folder: Path) -> Path | None:
-    """The folder in which a submission is noted: that of a sweep itself, or inside of a run's; None if in neither."""
+    """Return the folder with the stored submission (a sweep folder, or a folder inside a run folder), or None."""
     for place in (folder, history.launch_folder(folder)):
         if (place / _FILE).is_file():
             return place
@@ -83,26 +83,29 @@ def stored_in(folder: Path) -> Path | None:
 
 
 def read_submission(folder: Path) -> Submission:
-    """A submission as it was noted.
+    """Read a stored submission.
 
     Raises:
-        InputError: the note cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         note: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         if note["format"] != _FORMAT:
-            raise InputError("it was sent by another version of kdcore-launch", where=str(folder / _FILE))
+            raise InputError(
+                f"submitted by another version of kdcore-launch (found format {note['format']}, expected {_FORMAT})",
+                where=str(folder / _FILE),
+            )
         profile = Profile.model_validate(note["profile"])
         jobs = [Job(Path(job["folder"]), tuple(job["arguments"]), profile) for job in note["jobs"]]
         code = None if note["code"] is None else Path(note["code"])
         working_folder = Path(note["working_folder"])
         return Submission(folder, note["name"], jobs, code, note["parallel"], working_folder)
     except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
-        raise InputError(f"what was sent cannot be read: {error}", where=str(folder / _FILE)) from error
+        raise InputError(f"the submission file cannot be read: {error}", where=str(folder / _FILE)) from error
 
 
 def sbatch_script(submission: Submission) -> str:
-    """What `submit` gives to sbatch."""
+    """Return the script that `submit` passes to sbatch."""
     executor = _executor(submission, _ScriptOnly)
     if len(submission.jobs) > 1:
         executor.parameters["map_count"] = len(submission.jobs)
@@ -111,10 +114,10 @@ def sbatch_script(submission: Submission) -> str:
 
 
 def submit(submission: Submission) -> list[str]:
-    """Give the jobs to SLURM, several as an array; gives the id of each.
+    """Submit the jobs to SLURM, several jobs as an array; return their ids.
 
     Raises:
-        InputError: sbatch refuses; with its own words.
+        InputError: sbatch rejects the jobs; with its error output.
     """
     executor = _executor(submission, submitit.SlurmExecutor)
     words = io.StringIO()
@@ -133,9 +136,9 @@ def submit(submission: Submission) -> list[str]:
 
 
 def submit_here(submission: Submission) -> str:
-    """Start the job on this machine, where it goes on without this process; gives its id, a process's number."""
+    """Start the job on this machine in the background; return its process id."""
     profile = submission.profile
-    # Not as submitit's own setup: a shell in between would not hand on the signal that ends the job.
+    # Not submitit's setup option, because its shell would not forward the signal that ends the job.
     setup = "\n".join([*profile.setup, *_code_line(submission), 'exec "$0" "$@"'])
     executor = submitit.LocalExecutor(submission.folder, python=shlex.join(["sh", "-c", setup, sys.executable]))
     executor.update_parameters(
@@ -144,7 +147,7 @@ def submit_here(submission: Submission) -> str:
         gpus_per_node=profile.gpus_per_node,
         stderr_to_stdout=True,
     )
-    # What it starts must not hang on this terminal, nor hold open what reads this command's output.
+    # Detach the job from this terminal and from readers of this command's output.
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with _as_outside_of_jobs(), _silent(), contextlib.chdir(submission.working_folder):
@@ -156,12 +159,12 @@ def submit_here(submission: Submission) -> str:
 
 
 def log_of(submission: Submission, job: str) -> Path:
-    """The log of a job."""
+    """Return the path of a job's log."""
     return submission.folder / f"{job}_0_log.out"
 
 
 class _ScriptOnly(submitit.SlurmExecutor):
-    """Writes scripts on machines without SLURM, too."""
+    """Write scripts without requiring SLURM."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -195,13 +198,13 @@ def _executor(submission: Submission, kind: type[submitit.SlurmExecutor]) -> sub
         stderr_to_stdout=True,
         additional_parameters=further,
         setup=_setup_lines(submission),
-        use_srun=False,  # the script starts srun itself, and outlives it
+        use_srun=False,  # the script starts srun and outlives it
     )
     return executor
 
 
 def _setup_lines(submission: Submission) -> list[str]:
-    # bash must not die of the signal that tells the processes to save.
+    # bash must survive the signal on which the processes save a checkpoint.
     return ["trap : TERM USR2", *submission.profile.setup, *_code_line(submission)]
 
 
@@ -212,21 +215,21 @@ def _code_line(submission: Submission) -> list[str]:
 
 
 def _refusal(words: str) -> InputError | MachineError:
-    """What sbatch says, and what would have been right where SLURM can tell."""
+    """Convert an error of sbatch, with the valid values if SLURM can list them."""
     known = {"partition": r"invalid partition", "account": r"invalid account", "qos": r"invalid qos"}
     for key, pattern in known.items():
         if re.search(pattern, words, re.IGNORECASE):
             hint = f"set `{key}` in the profile, or `profile.{key}=NAME`"
-            return InputError(f"sbatch refuses the job: {words}", key=key, allowed=slurm.offered(key), hint=hint)
+            return InputError(f"sbatch rejected the job: {words}", key=key, allowed=slurm.offered(key), hint=hint)
     if re.search(r"unable to contact|connection refused|timed out", words, re.IGNORECASE):
-        return MachineError(f"SLURM does not answer: {words}")
-    hint = "change the profile; `--dry-run` shows what it becomes"
-    return InputError(f"sbatch refuses the job: {words}", hint=hint)
+        return MachineError(f"SLURM does not respond: {words}")
+    hint = "change the profile; `--dry-run` prints the resulting sbatch script"
+    return InputError(f"sbatch rejected the job: {words}", hint=hint)
 
 
 @contextlib.contextmanager
 def _as_outside_of_jobs() -> Iterator[None]:
-    """Without what a job that this command may run in says about itself."""
+    """Remove the environment variables of a job in which this command may be running."""
     removed = {name: value for name, value in os.environ.items() if name in _OF_ANOTHER_RUN}
     if "SLURM_JOB_ID" in os.environ:
         other = {name: value for name, value in os.environ.items() if name.startswith(_OF_ANOTHER_JOB)}
@@ -241,7 +244,7 @@ def _as_outside_of_jobs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """While entered, what is started inherits neither this process's input nor its output."""
+    """Detach processes started in this context from this process's input and output."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in range(3)]
@@ -258,5 +261,5 @@ def _silent() -> Iterator[None]:
 
 
 def names_of(jobs: Sequence[str]) -> str:
-    """The ids of several jobs, short: an array has one."""
+    """Format the ids of several jobs; an array has a single id."""
     return ", ".join(sorted({job.partition("_")[0] for job in jobs}, key=int))

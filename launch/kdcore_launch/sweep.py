@@ -1,4 +1,4 @@
-"""Sweeps, which kdcore knows how to make."""
+"""Import kdcore's functions for sweeps."""
 
 from kdcore import SweepCell as Cell
 from kdcore import make_sweep as make_cells

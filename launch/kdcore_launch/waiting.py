@@ -1,4 +1,4 @@
-"""`--wait`: until every job is over, and what to say about one that never said a word itself."""
+"""Implement `--wait`: wait until every job has ended, and report jobs that did not record an exit code."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from kdcore import InputError, KdcoreError, MachineError, read_history
 from kdcore_launch import slurm
 from kdcore_launch.process import INTERRUPTED
 
-# slurmstepd's way to say that it could not open the files of the script, or not change to its folder.
+# Reported by slurmstepd if it could not open the files of the script or change to its folder.
 _NO_FILES = 53
 _FIRST_SECONDS, _MOST_SECONDS = 1.0, 20.0
 
 
 def wait_for(jobs: Sequence[tuple[str, Path]], *, local: bool) -> int:
-    """Wait until all jobs are over; gives the exit code of the first that failed, or 0.
+    """Wait until all jobs have ended; return the exit code of the first failed job, or 0.
 
     Args:
-        jobs: id and run folder of each.
+        jobs: id and run folder of each job.
         local: whether they run on this machine, without SLURM.
 
     Raises:
-        InputError: a job could not run because of what it was sent with.
-        MachineError: a job ended without a word.
+        InputError: a job could not start because of its submission.
+        MachineError: a job ended without recording an exit code.
     """
     waiting = dict(jobs)
     codes: dict[str, int] = {}
@@ -33,7 +33,7 @@ def wait_for(jobs: Sequence[tuple[str, Path]], *, local: bool) -> int:
     while waiting:
         for job, folder in list(waiting.items()):
             over = _is_over_here(job) if local else _is_over(job)
-            code = _noted_code(job, folder)  # looked up after: what was noted last counts
+            code = _noted_code(job, folder)  # read afterwards, so that the last record is not missed
             if over or (code is not None and local):
                 codes[job] = _explain(job, folder, local=local) if code is None else code
                 del waiting[job]
@@ -44,7 +44,7 @@ def wait_for(jobs: Sequence[tuple[str, Path]], *, local: bool) -> int:
 
 
 def _noted_code(job: str, folder: Path) -> int | None:
-    """The exit code of a job that is over by its own account."""
+    """Return the exit code recorded by a job, or None."""
     events = [event for event in read_history(folder) if event.get("job") == job]
     if events and events[-1]["event"] == "end" and not events[-1].get("requeued"):
         return int(events[-1]["code"])
@@ -65,20 +65,20 @@ def _is_over_here(job: str) -> bool:
 
 
 def _explain(job: str, folder: Path, *, local: bool) -> int:
-    """Raise what is known about a job that ended without noting how."""
+    """Raise an error for a job that ended without recording an exit code."""
     error: KdcoreError
-    info = None if local else slurm.job_info(job)  # the id of a process may be that of somebody's job
+    info = None if local else slurm.job_info(job)  # a process id may equal the id of an unrelated job
     started = any(event["event"] == "start" and event.get("job") == job for event in read_history(folder))
     if info is not None and info.signal == _NO_FILES and not started:
         error = InputError(
-            f"job {job} could not open its files on {info.nodes}: the nodes do not see the run folder",
+            f"job {job} could not open its files on {info.nodes}: the nodes cannot access the run folder",
             where=str(folder),
-            hint="set `run.folder` to a place on a file system that all nodes share",
+            hint="set `run.folder` to a folder on a file system shared by all nodes",
         )
     elif info is not None and "CANCELLED" in info.state:
         return INTERRUPTED
     else:
-        gone = "the process is gone" if local else "SLURM no longer knows it"
+        gone = "its process does not exist" if local else "it is not in SLURM's records"
         state = gone if info is None else f"{info.state}, exit code {info.exit_code}"
-        error = MachineError(f"job {job} ended without a word ({state}); its log may tell: {folder}")
+        error = MachineError(f"job {job} ended without recording an exit code ({state}); check its log in {folder}")
     raise error

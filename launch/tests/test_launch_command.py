@@ -92,7 +92,7 @@ def test_a_sweep_is_an_array_with_a_limit(slurm, project, kdcore):
     runs = project / "runs"
     assert sorted(path.name for path in (runs / "hidden").iterdir()) == ["seed=1", "seed=2", "seed=3"]
     assert f"kdcore launch --resume {runs}/sweeps/seeds" in said
-    assert "there is a sweep of this name" in refused(kdcore(*SEND, "--sweep", "seed=4", "--name", "seeds"))
+    assert "a sweep with this name already exists" in refused(kdcore(*SEND, "--sweep", "seed=4", "--name", "seeds"))
 
 
 def test_a_recipe_in_a_folder_of_a_sweep_can_be_sent(slurm, project, kdcore):
@@ -123,8 +123,8 @@ def test_resuming_a_sweep_sends_what_has_not_finished(slurm, project, kdcore, wr
     slurm.answer("sbatch", "echo Submitted batch job 8")
     code, said, _ = kdcore("launch", "--resume", "runs/sweeps/seeds")
     assert code == 0
-    assert f"{runs}/seed=1: finished, not sent again" in said
-    assert f"{runs}/seed=3: running, not sent again" in said
+    assert f"{runs}/seed=1: finished, not resubmitted" in said
+    assert f"{runs}/seed=3: running, not resubmitted" in said
     assert f"8_0      {runs}/seed=2" in said
     assert f"8_1      {runs}/seed=4" in said
     assert "#SBATCH --array=0-1%" in script(slurm)
@@ -150,7 +150,7 @@ def test_waiting_ends_with_the_exit_code_of_the_run(slurm, project, kdcore):
 def test_waiting_tells_that_the_nodes_do_not_see_the_folder(slurm, project, kdcore):
     slurm.answer("scontrol", "echo JobId=7 JobState=FAILED NodeList=node3 ExitCode=0:53")
     said = refused(kdcore(*SEND, "--wait"))
-    assert "could not open its files on node3: the nodes do not see the run folder" in said
+    assert "could not open its files on node3: the nodes cannot access the run folder" in said
     assert "run.folder" in said
 
 
@@ -158,7 +158,7 @@ def test_a_job_that_vanished_is_the_machines_failure(slurm, project, kdcore):
     slurm.answer("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     code, _, said = kdcore(*SEND, "--wait")
     assert code == 1
-    assert "ended without a word" in said
+    assert "ended without recording an exit code" in said
 
 
 def test_preparing_data_is_an_array_of_its_parts(slurm, project, kdcore):
@@ -213,7 +213,7 @@ def test_without_slurm_the_way_out_is_told(slurm, project, kdcore, monkeypatch):
     slurm.remove("srun")
     monkeypatch.setenv("PATH", str(slurm.folder))
     said = refused(kdcore(*SEND))
-    assert "there is no SLURM on this machine: sbatch, srun not found" in said
+    assert "SLURM is not available on this machine: sbatch, srun not found" in said
     assert "--local" in said
 
 
@@ -221,15 +221,15 @@ def test_a_run_that_is_in_the_queue_is_not_sent_twice(slurm, project, kdcore):
     assert kdcore(*SEND)[0] == 0
     slurm.answer("squeue", "echo 7 PENDING")
     said = refused(kdcore(*SEND))
-    assert "in SLURM's queue as job 7 (PENDING)" in said
+    assert "the run is already queued as job 7 (PENDING)" in said
     assert "scancel 7" in said
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ("JobId=9 JobState=RUNNING UserId=somebody(12) Comment=x", "it is somebody's"),
-        ("JobId=9 JobState=RUNNING UserId=$USER_NAME(0) Comment=(null)", "something else has sent it"),
+        ("JobId=9 JobState=RUNNING UserId=somebody(12) Comment=x", "it belongs to somebody"),
+        ("JobId=9 JobState=RUNNING UserId=$USER_NAME(0) Comment=(null)", "it was submitted by another program"),
     ],
 )
 def test_a_job_that_is_not_ours(slurm, project, kdcore, monkeypatch, fields, words):
@@ -237,27 +237,36 @@ def test_a_job_that_is_not_ours(slurm, project, kdcore, monkeypatch, fields, wor
 
     slurm.answer("scontrol", f"echo '{fields.replace('$USER_NAME', getpass.getuser())}'")
     said = refused(kdcore("launch", "--resume", "9"))
-    assert "job 9 was not sent by your `kdcore launch`" in said
+    assert "job 9 is not one of your `kdcore launch` jobs" in said
     assert words in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["launch", "recipe.yaml"], ["a profile says what the job asks for", "slurm-8xa100"]),
-        (["launch", "--profile", "profile.yaml"], ["no recipe is given"]),
-        (["launch", "recipe.yaml", "--profile", "no.yaml"], ["there is no profile `no.yaml`"]),
+        (["launch", "recipe.yaml"], ["a profile with the resources of the job is required", "slurm-8xa100"]),
+        (["launch", "--profile", "profile.yaml"], ["a recipe is required"]),
+        (
+            ["launch", "recipe.yaml", "--profile", "no.yaml"],
+            ["profile `no.yaml` is neither an existing file nor shipped"],
+        ),
         ([*SEND, "profile.gpus=2"], ["gpus", "gpus_per_node"]),
         ([*SEND, "trainig.batch_size=2"], ["trainig", "training"]),
         ([*SEND, "optimizer.lr=fast"], ["optimizer.lr"]),
-        (["launch", "--resume", "nowhere"], ["nothing was sent from this folder"]),
-        (["launch", "--resume", "x", "recipe.yaml"], ["takes no recipe"]),
-        (["launch", "recipe.yaml", "--local", "--profile", "profile.yaml"], ["asks for 2 nodes, this machine is one"]),
-        (["launch", "recipe.yaml", "--local", "--sweep", "seed=1,2"], ["--sweep needs SLURM"]),
-        (["launch", "--prepare", "data.yaml", "--profile", "profile.yaml"], ["go together"]),
-        (["launch", "--prepare", "data.yaml", "--tasks", "2", "--profile", "profile.yaml"], ["the folder to write"]),
-        ([*SEND, "--name", "x"], ["only a sweep has a name"]),
-        ([*SEND, "--parallel", "0"], ["at least one job"]),
+        (["launch", "--resume", "nowhere"], ["the folder has no submission"]),
+        (["launch", "--resume", "x", "recipe.yaml"], ["does not accept a recipe"]),
+        (
+            ["launch", "recipe.yaml", "--local", "--profile", "profile.yaml"],
+            ["the profile has 2 nodes, but --local runs on one"],
+        ),
+        (["launch", "recipe.yaml", "--local", "--sweep", "seed=1,2"], ["--sweep requires SLURM"]),
+        (["launch", "--prepare", "data.yaml", "--profile", "profile.yaml"], ["must be used together"]),
+        (
+            ["launch", "--prepare", "data.yaml", "--tasks", "2", "--profile", "profile.yaml"],
+            ["requires exactly one output folder, found 0"],
+        ),
+        ([*SEND, "--name", "x"], ["valid for a sweep only"]),
+        ([*SEND, "--parallel", "0"], ["--parallel: must be at least 1, found 0"]),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_sent(slurm, project, kdcore, arguments, words):

@@ -67,21 +67,21 @@ def test_partitions_and_accounts_that_do_not_exist_are_told_with_those_that_do(s
     assert "Invalid account" in said
     assert ACCOUNT in said
     said = errors(sender.kdcore("launch", str(sender.recipe), "--profile", profile, "profile.constraint=golden"))
-    assert "sbatch refuses the job: sbatch: error: Batch job submission failed: Invalid feature specification" in said
+    assert "sbatch rejected the job: sbatch: error: Batch job submission failed: Invalid feature specification" in said
 
 
 def test_a_run_folder_that_the_node_does_not_see_is_told(cluster, sender):
     profile = str(sender.profile(partition="apart", nodes=1))
     folder = f"run.folder={cluster.shared / 'runs'}"
     said = errors(sender.kdcore("launch", str(sender.recipe), folder, "--profile", profile, "--wait"))
-    assert "could not open its files on node3: the nodes do not see the run folder" in said
+    assert "could not open its files on node3: the nodes cannot access the run folder" in said
     assert "run.folder" in said
 
 
 def test_a_job_that_something_else_has_sent_is_not_ours(cluster, sender):
     job = cluster.run("sbatch", "--parsable", f"--account={ACCOUNT}", "--output=/dev/null", "--wrap=true").strip()
-    assert f"job {job} was not sent by your `kdcore launch`" in errors(sender.kdcore("launch", "--resume", job))
-    assert "SLURM knows no job 999999" in errors(sender.kdcore("launch", "--resume", "999999"))
+    assert f"job {job} is not one of your `kdcore launch` jobs" in errors(sender.kdcore("launch", "--resume", job))
+    assert "job 999999 does not exist in SLURM" in errors(sender.kdcore("launch", "--resume", "999999"))
 
 
 def test_data_that_an_array_has_prepared_is_what_one_process_prepares(sender, teacher_folder, corpus_file):
@@ -126,6 +126,6 @@ def test_of_a_sweep_only_the_cell_that_was_killed_runs_again(cluster, sender):
     assert listed.count("finished") == 5
     resumed = sender.kdcore("launch", "--resume", str(runs / "sweeps" / "both"), "--wait")
     assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stdout.count("finished, not sent again") == 5
+    assert resumed.stdout.count("finished, not resubmitted") == 5
     assert (killed / "exports" / "final").is_dir()
     assert before == {cell: (cell / "exports" / "final" / "model.safetensors").stat().st_mtime_ns for cell in finished}

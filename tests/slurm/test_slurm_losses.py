@@ -59,7 +59,7 @@ def test_a_run_that_comes_no_further_is_given_up(cluster, sender):
         until(lambda gone=process: not os.path.exists(f"/proc/{gone}"), 10, "it has ended")
     assert sent.ended()["code"] == 1
     assert len(sent.starts) == 2
-    assert "given up: 2 starts have come to no newer checkpoint than step 0" in sent.log
+    assert "stopped after 2 starts without a checkpoint newer than step 0" in sent.log
 
 
 def parent_of(process: int) -> int:
