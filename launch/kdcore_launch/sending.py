@@ -164,7 +164,7 @@ def send(submission: Submission, *, local: bool, wait: bool, dry: bool) -> int:
         print(f"  follow   tail -F {log_of(submission, ids[0])}")
         print(f"  state    kdcore runs list {folders[0]}")
     else:
-        print(f"job array {names_of(ids)}: {submission.name}, {len(ids)} jobs")
+        print(f"job {names_of(ids)}: {submission.name}, {len(ids)} jobs")
         for name, folder in zip(ids, folders, strict=True):
             print(f"  {name:<8} {folder}")
         print(f"  follow   tail -F {log_of(submission, ids[0])}")

@@ -94,7 +94,7 @@ def test_it_is_listed_shown_checked_and_part_of_the_schema(environment, recipe, 
         assert [kind, name, "kdcore-example", "0.3.0"] in rows
     shown = environment.kdcore("plugins", "show", "cosine_hidden").stdout
     assert "One minus the cosine" in shown
-    assert "Which teacher block teaches which student block." in shown
+    assert "Pairs of teacher and student blocks." in shown
     check = environment.kdcore("plugins", "check").stdout
     for what in ("loss cosine_hidden", "scheduler constant", "corpus json_lines"):
         assert f"{what} of kdcore-example 0.3.0: ok" in check

@@ -1,1 +1,1 @@
-"""The objectives `attention_kl`, `attention_mse` and `value_relation_kl` for kdcore."""
+"""The losses `attention_kl`, `attention_mse` and `value_relation_kl` for kdcore."""

@@ -1,4 +1,4 @@
-"""Objectives on attention scores and value relations between as many heads on both sides."""
+"""Define losses on attention scores and value relations of models with equal numbers of heads."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from kdcore import (
 
 
 class HeadwiseLoss(Loss):
-    """What the objectives share: paired blocks, head h of the student against head h of the teacher, one term."""
+    """Base class: pairs of blocks, head h of the student compared with head h of the teacher, one term."""
 
     class Config(LossConfig):
         """Keys of an entry."""
 
-        layers: LayerPairs = Field("last", description="Which teacher block teaches which student block.")
+        layers: LayerPairs = Field("last", description="Pairs of teacher and student blocks.")
 
     config: Config
     term: ClassVar[str]
@@ -44,23 +44,23 @@ class HeadwiseLoss(Loss):
         self.pairs = resolve_block_pairs(config.layers, teacher.num_layers, student.num_layers)
 
     def requests(self) -> Requests:
-        """What the scores are made of, in the paired blocks."""
+        """Request the projections that the scores are computed from, in the paired blocks."""
         theirs, own = zip(*self.pairs, strict=True)
         return Requests(teacher=Signals.attention(self.parts, theirs), student=Signals.attention(self.parts, own))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """A * N: every head of every real query."""
+        """Return A * N: every head of every real query."""
         return {self.term: self.num_heads * batch.num_tokens}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """The sum over heads, queries and pairs of blocks."""
+        """Return the sum over heads, queries and pairs of blocks."""
         assert teacher is not None
         sums = [self.distance(student, own, teacher, theirs) for theirs, own in self.pairs]
         return {self.term: torch.stack(sums).sum()}
 
     @abstractmethod
     def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
-        """The sum for one pair of blocks."""
+        """Return the sum for one pair of blocks."""
 
 
 class AttentionKL(HeadwiseLoss):
@@ -74,7 +74,7 @@ class AttentionKL(HeadwiseLoss):
     parts = ("query", "key")
 
     def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
-        """The divergence of one pair of blocks."""
+        """Return the divergence of one pair of blocks."""
         return ScoreMaps.attention(student, own).kl_from(ScoreMaps.attention(teacher, theirs))
 
 
@@ -82,18 +82,18 @@ class AttentionMSE(HeadwiseLoss):
     """Squared difference between attention scores before the softmax (TinyBERT, section 3.1).
 
     Term `attention_mse`: sum over pairs of blocks, heads and pairs of real tokens of `(S_s - S_t)^2`, counted in
-    A * sum_b len_b^2. Pairs outside of a block's window, which have no score, count as equal.
+    A * sum_b len_b^2. Pairs of tokens outside of a block's window have no score and contribute 0.
     """
 
     term = "attention_mse"
     parts = ("query", "key")
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """A * sum_b len_b^2: every head of every pair of real tokens."""
+        """Return A * sum_b len_b^2: every head of every pair of real tokens."""
         return {self.term: self.num_heads * int(np.square(batch.lengths, dtype=np.int64).sum())}
 
     def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
-        """The squared difference of one pair of blocks."""
+        """Return the squared difference of one pair of blocks."""
         return ScoreMaps.attention(student, own).squared_error_from(ScoreMaps.attention(teacher, theirs))
 
 
@@ -108,6 +108,6 @@ class ValueRelationKL(HeadwiseLoss):
     parts = ("value",)
 
     def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
-        """The divergence of one pair of blocks."""
+        """Return the divergence of one pair of blocks."""
         relations = ScoreMaps.relations(student, "value", own)
         return relations.kl_from(ScoreMaps.relations(teacher, "value", theirs))

@@ -1,4 +1,4 @@
-"""academic-budget-bert's encoder for kdcore; importing this package makes it known to transformers' Auto classes."""
+"""academic-budget-bert's encoder for kdcore; importing this package registers it with transformers' Auto classes."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 

@@ -1,4 +1,4 @@
-"""The model `budget_bert`."""
+"""Define the model `budget_bert`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdcore_budget_bert.modeling_budget_bert import (
 )
 
 PLAIN = {"norm_position": "post", "norm": "layer_norm", "embedding_norm": True}
-"""The keys with which the encoder computes what BERT does."""
+"""The configuration with which the encoder is equivalent to BERT."""
 
 PLAIN_CLASSES = {
     BudgetBertModel: BertModel,
@@ -29,7 +29,7 @@ PLAIN_CLASSES = {
 
 
 def save(network: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write a plain BERT where the network is one, else a folder with the modelling file in it."""
+    """Save a plain BERT if the network is equivalent to one, otherwise a folder with the modelling file."""
     config = network.config
     if all(getattr(config, key) == value for key, value in PLAIN.items()):
         own = {*PLAIN, "model_type", "architectures", "auto_map"}
@@ -49,10 +49,10 @@ def classify(network: Any, pooler: Callable[[Tensor], Tensor] | None, states: Te
 class BudgetBert(TransformersModel):
     """academic-budget-bert's encoder (Izsak et al., EMNLP 2021, "How to Train BERT with an Academic Budget").
 
-    A BERT whose norms stand before attention and feed-forward part (`norm_position: pre`) or after them (`post`), are
-    `norm: layer_norm` or `rms_norm`, and follow the embeddings or not (`embedding_norm`). The other keys of `config`
-    are BERT's. With `pre` the last block's hidden state is taken after the final norm. A BERT is the form `post`,
-    `layer_norm`, `embedding_norm: true`: folders with one are read as that, and such students are exported as one.
+    A BERT with norms before the attention and feed-forward layers (`norm_position: pre`) or after them (`post`), with
+    `norm: layer_norm` or `rms_norm`, and with or without a norm of the embeddings (`embedding_norm`). All other keys of
+    `config` are those of BERT. With `pre` the last block's hidden state is taken after the final norm. BERT is the form
+    `post`, `layer_norm`, `embedding_norm: true`: its folders are read as that, and such students are exported as BERT.
     """
 
     architectures = {  # noqa: RUF012

@@ -44,7 +44,7 @@ def make_norm(config: BudgetBertConfig) -> nn.Module:
 
 
 class BudgetBertEmbeddings(nn.Module):
-    """The sum of word, position and token type embeddings, normalised if the configuration says so."""
+    """The sum of word, position and token type embeddings, with an optional norm."""
 
     def __init__(self, config: BudgetBertConfig) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def eager_attention(
 
 
 class BudgetBertSelfAttention(nn.Module):
-    """Multi-head attention up to the weighted values; any kernel that transformers knows computes it."""
+    """Multi-head attention up to the weighted values, computed by any attention kernel of transformers."""
 
     is_causal = False  # read by the kernels
 
@@ -193,7 +193,7 @@ class BudgetBertLayer(nn.Module):
 
 
 class BudgetBertEncoder(nn.Module):
-    """All blocks, and the norm after the last one where norms stand before."""
+    """All blocks, and with pre-LN a norm after the last block."""
 
     def __init__(self, config: BudgetBertConfig) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class BudgetBertPooler(nn.Module):
 
 
 class BudgetBertTransform(nn.Module):
-    """What stands between the encoder and the decoder of the masked-LM head."""
+    """The transform of the masked-LM head before its decoder."""
 
     def __init__(self, config: BudgetBertConfig) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ class BudgetBertPredictions(nn.Module):
 
 
 class BudgetBertHeads(nn.Module):
-    """Gives the masked-LM head the name that it has in BERT."""
+    """Wrapper that gives the masked-LM head the same name as in BERT."""
 
     def __init__(self, config: BudgetBertConfig) -> None:
         super().__init__()
@@ -258,7 +258,7 @@ class BudgetBertHeads(nn.Module):
 
 
 class BudgetBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # transformers has no types
-    """What the models share: first weights, kernels, and saving with this file."""
+    """Common code of the models: weight initialisation, attention kernels, and saving with this file."""
 
     config_class = BudgetBertConfig
     base_model_prefix = "bert"
@@ -275,7 +275,7 @@ class BudgetBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # trans
             nn.init.zeros_(module.bias)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save as every model, with a configuration that says where each of the classes is found."""
+        """Save the model with a configuration that references its classes in this file."""
         module = __name__.rpartition(".")[2]
         self.config.auto_map = {auto: f"{module}.{cls.__name__}" for auto, cls in AUTO_CLASSES.items()}
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -404,4 +404,4 @@ AUTO_CLASSES: dict[str, Any] = {
     "AutoModelForSequenceClassification": BudgetBertForSequenceClassification,
 }
 for _auto, _cls in AUTO_CLASSES.items():
-    _cls.register_for_auto_class(_auto)  # so that whatever is saved brings this file along
+    _cls.register_for_auto_class(_auto)  # so that saved models include this file

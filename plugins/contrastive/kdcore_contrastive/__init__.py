@@ -1,1 +1,1 @@
-"""The objective `contrastive` for kdcore."""
+"""The loss `contrastive` for kdcore."""

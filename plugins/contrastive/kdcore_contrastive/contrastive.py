@@ -1,4 +1,4 @@
-"""Contrastive representation distillation."""
+"""Define the loss of contrastive representation distillation."""
 
 from __future__ import annotations
 
@@ -28,36 +28,38 @@ _DEFAULT_NEGATIVES = 1024
 class Contrastive(Loss):
     """Contrastive representation distillation, CRD (Tian, Krishnan, Isola, ICLR 2020).
 
-    Both sides are embedded, `f = W h / |W h|` of the last block's first token. With `p(x) = exp(x / tau) / Z` and
+    Both models have embeddings `f = W h / |W h|` of the last block's first token. With `p(x) = exp(x / tau) / Z` and
     `D(x) = p(x) / (p(x) + K / n)`, a sample's loss towards the teacher is
     `-(log D(f_s f_t) + sum_k log(1 - D(f_s m_k)))` over K negatives m_k, the teacher's embeddings of other samples in a
-    memory of all n; likewise towards the student with both sides exchanged.
+    memory of all n; the loss towards the student is the same with both models exchanged.
 
     Term `contrastive`: sum over sequences of the mean of both, counted in B. Z of each direction is n times the mean
-    of `exp(x / tau)` over the first training batch, and stays.
+    of `exp(x / tau)` over the first training batch and constant afterwards.
     """
 
     class Config(LossConfig):
         """Keys of a `contrastive` entry."""
 
-        samples: int = Field(ge=2, description="n, the number of training samples; each has a place in the memory.")
+        samples: int = Field(ge=2, description="n, the number of training samples; each has a row in the memory.")
         negatives: int | None = Field(
             None,
             ge=1,
-            description=f"K, how many other samples each is held against; default {_DEFAULT_NEGATIVES}, or all others "
+            description=f"K, the number of negatives per sample; default: {_DEFAULT_NEGATIVES}, or all other samples "
             "if they are fewer.",
         )
         other_classes: bool = Field(
-            False, description="Take negatives from other classes only; needs data with the column `labels`."
+            False, description="Draw negatives from other classes only; requires data with the column `labels`."
         )
         embedding_size: int = Field(128, ge=1, description="Width of the embeddings.")
-        temperature: float = Field(0.07, gt=0, description="tau; similarities are divided by it.")
-        momentum: float = Field(0.5, ge=0, lt=1, description="How much of its old value a row of the memory keeps.")
+        temperature: float = Field(0.07, gt=0, description="Temperature tau; divides similarities.")
+        momentum: float = Field(
+            0.5, ge=0, lt=1, description="Weight of the old value when a row of the memory is updated."
+        )
 
         @model_validator(mode="after")
         def _fewer_than_samples(self) -> Contrastive.Config:
             if self.negatives is not None and self.negatives >= self.samples:
-                raise ValueError(f"`negatives` must be below `samples`, {self.samples}")
+                raise ValueError(f"`negatives` must be less than `samples`, {self.samples}")
             return self
 
     config: Config
@@ -75,28 +77,28 @@ class Contrastive(Loss):
         self.memory = Memory(config.samples, config.embedding_size, config.momentum)
 
     def requests(self) -> Requests:
-        """Hidden states after the last blocks, who the samples are, and their classes where wanted."""
+        """Request the hidden states after the last blocks, the sample ids, and the labels if needed."""
         own, theirs = self.blocks
         columns = {"sample_ids", "labels"} if self.config.other_classes else {"sample_ids"}
         return Requests(teacher=Signals.hidden([theirs]), student=Signals.hidden([own]), columns=frozenset(columns))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """B, the sequences.
+        """Return B, the number of sequences.
 
         Raises:
-            InputError: a column is missing, or there are more samples than the memory has places.
+            InputError: a column is missing, or the data has more samples than the memory has rows.
         """
         ids = self._column(batch, "sample_ids")
         if self.training and ids.device.type == "cpu" and (largest := int(ids.max())) >= self.config.samples:
             raise InputError(
-                f"`{self.config.name}` remembers {self.config.samples} samples, but the data has sample {largest}",
+                f"the memory of `{self.config.name}` has {self.config.samples} rows, but the data has sample {largest}",
                 key=f"losses.{self.config.label}.samples",
                 hint="set it to the number of training samples",
             )
         return {"contrastive": batch.num_sequences}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Summed loss; in training the memory then takes in the samples of all processes."""
+        """Return the sum of losses; in training, then update the memory with the samples of all processes."""
         assert teacher is not None
         ids = self._column(batch, "sample_ids")
         labels = self._column(batch, "labels") if self.config.other_classes else None
@@ -122,9 +124,9 @@ class Contrastive(Loss):
     def _column(self, batch: Batch, name: str) -> Tensor:
         if name not in batch.columns:
             raise InputError(
-                f"`{self.config.name}` needs the column `{name}`, which the data does not have",
+                f"`{self.config.name}` requires the column `{name}`, which the data does not have",
                 key=f"losses.{self.config.label}",
-                hint="use a task that gives it" if name == "sample_ids" else "leave `other_classes` out",
+                hint="use a task that provides it" if name == "sample_ids" else "remove `other_classes`",
             )
         return batch.columns[name]
 

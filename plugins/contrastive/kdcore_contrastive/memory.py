@@ -1,4 +1,4 @@
-"""Embeddings of all samples, as they were when each was last seen."""
+"""Store the embeddings of all samples in a memory bank."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn.functional import normalize
 
 
 class Memory(nn.Module):
-    """One row a sample and side, the same on all processes because all write the same.
+    """A memory bank with one row per sample and model, equal on all processes because all write the same.
 
-    Everything is a buffer and so part of checkpoints. Rows that were never seen are random directions.
+    All state is in buffers and therefore in checkpoints. Rows of samples that were not seen yet are random directions.
     """
 
     embeddings: Tensor
@@ -24,12 +24,12 @@ class Memory(nn.Module):
     classes: Tensor
 
     def __init__(self, samples: int, size: int, momentum: float) -> None:
-        """Make an empty memory.
+        """Create a memory with random rows.
 
         Args:
-            samples: number of rows a side.
+            samples: number of rows per model.
             size: width of an embedding.
-            momentum: how much of its old value a row keeps when it is written.
+            momentum: weight of the old value when a row is updated.
         """
         super().__init__()
         self.samples = samples
@@ -43,8 +43,8 @@ class Memory(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the buffers, but never cast them.
 
-        A row moves by half of what is new every time its sample is seen, a few times in a run. In half precision the
-        rows, and Z above all, would lose digits each time, and a resumed run would not go on as the stopped one.
+        Rows are updated a few times in a run. In half precision the rows, and above all Z, would lose digits with each
+        update, and a resumed run would differ from an uninterrupted one.
         """
         precise = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -54,33 +54,33 @@ class Memory(nn.Module):
         return self
 
     def draw(self, ids: Tensor, labels: Tensor | None, count: int) -> Tensor:
-        """Other samples for each of these: (B, count) row numbers, with replacement.
+        """Draw other samples for each sample, with replacement: (B, count) row numbers.
 
-        They depend on the sample and on how often has been drawn, not on any process's random state: so a resumed run
-        draws what the undisturbed one would have, on any device. Outside of training they are always the same.
+        They depend on the sample and the number of earlier draws, not on random states, so that a resumed run draws the
+        same samples as an uninterrupted one, on any device. Outside of training they are fixed.
 
         Args:
             ids: (B,) the samples.
-            labels: (B,) their classes, of which none is drawn; None to draw from all other samples.
-            count: how many for each.
+            labels: (B,) their classes, which are excluded; None to draw from all other samples.
+            count: number of draws per sample.
         """
         turn = self.draws if self.training else torch.zeros_like(self.draws)
         numbers = _mix(_mix(_mix(turn) + ids)[:, None] + torch.arange(count, device=ids.device))
         if labels is None:
             chosen = numbers % (self.samples - 1)
             return chosen + (chosen >= ids[:, None])
-        # Sorted by class, the rows of one class are a stretch that is left out.
+        # Sorted by class, the rows of the excluded class are contiguous.
         classes, rows = self.classes.sort(stable=True)
         start = torch.searchsorted(classes, labels)[:, None]
         members = torch.searchsorted(classes, labels, right=True)[:, None] - start
-        members = members.clamp_max(self.samples - 1)  # all samples are of one class: there is no other to draw
+        members = members.clamp_max(self.samples - 1)  # if all samples have the same class
         chosen = numbers % (self.samples - members)
         return rows[chosen + members * (chosen >= start)]
 
     def log_mean_of(self, scores: Tensor) -> Tensor:
-        """Logarithm of Z / n for each direction: of the first training batch of all processes, kept from then on.
+        """Return the logarithm of Z / n for each direction, estimated from the first training batch of all processes.
 
-        Before that, validation estimates its own from what it has.
+        Before that, validation uses an estimate from its own batch.
 
         Args:
             scores: (2, B, 1 + K) similarities divided by the temperature.
@@ -89,7 +89,7 @@ class Memory(nn.Module):
         if self.training:
             everyone = gather(estimate)
             estimate = everyone.logsumexp(0) - math.log(len(everyone))
-        # No question to the device whether it is there already: that would wait for it in every step.
+        # torch.where instead of an if statement, which would synchronize with the device in every step.
         known = torch.where(self.log_mean.isinf(), estimate.to(self.log_mean.dtype), self.log_mean)
         if self.training:
             self.log_mean.copy_(known)
@@ -97,7 +97,7 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def see_classes(self, ids: Tensor, labels: Tensor) -> None:
-        """Note the classes of this micro-batch's samples, of all processes."""
+        """Store the classes of this micro-batch's samples, of all processes."""
         self.classes[gather(ids).flatten()] = gather(labels).flatten()
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class Memory(nn.Module):
         """
         new = gather(embeddings.detach().to(self.embeddings.dtype)).transpose(0, 1).flatten(1, 2)
         everyone = gather(ids).flatten()
-        # Where epochs meet, a sample may be there twice. The last one counts, whatever order a device writes in.
+        # At an epoch boundary a sample may occur twice. Use the last one, because the write order is undefined.
         places = torch.arange(len(everyone), device=ids.device)
         last = torch.where(everyone[:, None] == everyone, places, -1).amax(1)
         moved = self.momentum * self.embeddings[:, everyone] + (1 - self.momentum) * new[:, last]
@@ -119,7 +119,7 @@ class Memory(nn.Module):
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The tensor of every process, in their order, along a new first axis; all have one of the same shape."""
+    """All-gather a tensor of equal shape along a new first axis, in the order of ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor[None]
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
@@ -128,7 +128,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def _mix(numbers: Tensor) -> Tensor:
-    """Numbers from 0 to 2^62 that look random, each from one int64 (the finaliser of SplitMix64; products wrap)."""
+    """Hash int64 numbers to pseudo-random numbers from 0 to 2^62 (the finaliser of SplitMix64; products wrap)."""
     numbers = numbers + _signed(0x9E3779B97F4A7C15)
     numbers = (numbers ^ _shift(numbers, 30)) * _signed(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ _shift(numbers, 27)) * _signed(0x94D049BB133111EB)
@@ -136,7 +136,7 @@ def _mix(numbers: Tensor) -> Tensor:
 
 
 def _shift(numbers: Tensor, bits: int) -> Tensor:
-    """Shift right and fill with zeros, as unsigned numbers do."""
+    """Shift right and fill with zeros, as for unsigned numbers."""
     return (numbers >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -117,7 +117,9 @@ def test_other_classes_need_labels() -> None:
 
 
 def test_more_samples_than_the_memory_has_places_are_told() -> None:
-    with pytest.raises(kdcore.InputError, match="remembers 40 samples, but the data has sample 40") as caught:
+    with pytest.raises(
+        kdcore.InputError, match="the memory of `contrastive` has 40 rows, but the data has sample 40"
+    ) as caught:
         compute_loss(
             "contrastive", {"samples": SAMPLES}, student=STUDENT, teacher=TEACHER, sample_ids=np.array([1, 40, 2])
         )
@@ -125,7 +127,7 @@ def test_more_samples_than_the_memory_has_places_are_told() -> None:
 
 
 def test_more_negatives_than_other_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be below `samples`, 40"):
+    with pytest.raises(ValueError, match="must be less than `samples`, 40"):
         Contrastive.Config(name="contrastive", label="mine", samples=SAMPLES, negatives=40)
 
 

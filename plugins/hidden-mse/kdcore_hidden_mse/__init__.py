@@ -1,1 +1,1 @@
-"""Objectives on hidden states for kdcore."""
+"""Losses on hidden states for kdcore."""

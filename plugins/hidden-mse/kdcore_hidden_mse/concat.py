@@ -1,4 +1,4 @@
-"""Mean squared error between concatenated hidden states of several blocks."""
+"""Define the mean squared error between concatenated hidden states of several blocks."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class HiddenMSEConcat(Loss):
 
     Term `hidden_mse_concat`: `|W concat_l(h_s^l) - concat_l(h_t^l)|^2` over real tokens, counted in N times the width
     of the teacher's concatenated states. With `project: teacher` it is `|concat_l(h_s^l) - W concat_l(h_t^l)|^2`,
-    counted in N times the width of the student's: as in the authors' code, where nothing keeps W and the student from
-    shrinking to 0 together.
+    counted in N times the width of the student's, as in the authors' code; this admits a collapse, in which W and the
+    student's states shrink to 0.
     """
 
     class Config(LossConfig):
         """Keys of a `hidden_mse_concat` entry."""
 
-        layers: LayerPairs = Field("uniform", description="Which teacher block stands beside which student block.")
+        layers: LayerPairs = Field("uniform", description="Pairs of teacher and student blocks.")
         project: Literal["student", "teacher"] = Field(
             "student",
-            description="Whose concatenated states the learned map takes. `teacher` admits a collapse: map and student "
-            "may both become 0.",
+            description="Model whose concatenated states are mapped. `teacher` admits a collapse, in which map and "
+            "states become 0.",
         )
 
     config: Config
@@ -57,15 +57,15 @@ class HiddenMSEConcat(Loss):
             nn.init.eye_(self.weight)  # training starts from the plain difference
 
     def requests(self) -> Requests:
-        """Hidden states of the paired blocks."""
+        """Request the hidden states of the paired blocks."""
         return Requests(teacher=Signals.hidden(self.pairs.teacher), student=Signals.hidden(self.pairs.student))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Every component compared of every real token."""
+        """Return the number of compared components of all real tokens."""
         return {"hidden_mse_concat": batch.num_tokens * self.width}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Summed squared differences."""
+        """Return the sum of squared differences."""
         assert teacher is not None
         own = torch.cat([at_least_float32(student.tokens(block)) for block in self.pairs.student], dim=-1)
         theirs = torch.cat([at_least_float32(teacher.tokens(block)) for block in self.pairs.teacher], dim=-1)

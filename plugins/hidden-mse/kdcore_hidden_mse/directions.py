@@ -1,4 +1,4 @@
-"""Objectives that compare the directions of hidden states and leave their lengths free."""
+"""Define losses on the directions of hidden states, independent of their norms."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class HiddenCosine(PairwiseHiddenLoss):
     term = "hidden_cosine"
 
     def count(self, rows: int) -> int:
-        """Rows."""
+        """Return the number of rows."""
         return rows
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Summed cosine distances."""
+        """Return the sum of cosine distances."""
         return squared_distance_of_directions(student, teacher) / 2
 
 
@@ -35,15 +35,15 @@ class HiddenPKD(PairwiseHiddenLoss):
     class Config(PairwiseHiddenLoss.Config):
         """Keys of a `hidden_pkd` entry."""
 
-        layers: LayerPairs = Field("skip", description="Which teacher block teaches which student block.")
+        layers: LayerPairs = Field("skip", description="Pairs of teacher and student blocks.")
 
     term = "hidden_pkd"
     first_only = True
 
     def count(self, rows: int) -> int:
-        """Rows."""
+        """Return the number of rows."""
         return rows
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Summed squared distances of directions."""
+        """Return the sum of squared distances of directions."""
         return squared_distance_of_directions(student, teacher)

@@ -1,4 +1,4 @@
-"""Mean squared error between hidden states, of all real tokens or of the first ones."""
+"""Define the mean squared error between hidden states, of all real tokens or of first tokens."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ class HiddenMSE(PairwiseHiddenLoss):
     """Mean squared error between student and teacher hidden states (How to Distill your BERT, section 3; TinyBERT).
 
     Term `hidden_mse`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` over real tokens, counted in N * d_t, where
-    P is a learned linear map if the widths differ and nothing otherwise.
+    P is a learned linear map if the widths differ, otherwise the identity.
     """
 
     term = "hidden_mse"
 
     def count(self, rows: int) -> int:
-        """Every component of every row."""
+        """Return the number of components of all rows."""
         return rows * self.width
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Summed squared differences."""
+        """Return the sum of squared differences."""
         return (student - teacher).square().sum()
 
 
 class HiddenMSECLS(HiddenMSE):
-    """The same on the first token of each sequence only (How to Distill your BERT, section 3).
+    """Mean squared error on the first token of each sequence only (How to Distill your BERT, section 3).
 
     Term `hidden_mse_cls`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` at position 0, counted in B * d_t.
     """

@@ -1,4 +1,4 @@
-"""What objectives that compare hidden states pair by pair have in common."""
+"""Share the code of losses that compare hidden states of pairs of blocks."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ from kdcore import (
 class PairwiseHiddenLoss(Loss):
     """The sum over pairs (t, s) of blocks of a distance between rows of `P h_s` and `h_t`, in one term.
 
-    P is a learned linear map if the widths differ and nothing otherwise.
+    P is a learned linear map if the widths differ, otherwise the identity.
     """
 
     class Config(LossConfig):
         """Keys of an entry."""
 
-        layers: LayerPairs = Field("last", description="Which teacher block teaches which student block.")
-        projection: ProjectionMode = Field("auto", description="What to do where the widths differ.")
+        layers: LayerPairs = Field("last", description="Pairs of teacher and student blocks.")
+        projection: ProjectionMode = Field(
+            "auto", description="How to compare states of different widths: a learned map, or an error."
+        )
 
     config: Config
 
@@ -54,15 +56,15 @@ class PairwiseHiddenLoss(Loss):
         self.project = Projections(self.pairs, student.hidden_size, teacher.hidden_size, config.projection)
 
     def requests(self) -> Requests:
-        """Hidden states of the paired blocks."""
+        """Request the hidden states of the paired blocks."""
         return Requests(teacher=Signals.hidden(self.pairs.teacher), student=Signals.hidden(self.pairs.student))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """As many items as the rows make."""
+        """Return the number of compared items."""
         return {self.term: self.count(batch.num_sequences if self.first_only else batch.num_tokens)}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Summed distances."""
+        """Return the sum of distances."""
         assert teacher is not None
         own_rows, their_rows = (side.first if self.first_only else side.tokens for side in (student, teacher))
         distances = [
@@ -73,13 +75,13 @@ class PairwiseHiddenLoss(Loss):
 
     @abstractmethod
     def count(self, rows: int) -> int:
-        """How many items `distance` sums over for this many rows."""
+        """Return the number of items that `distance` sums over for a number of rows."""
 
     @abstractmethod
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Sum over rows of the distance between student and teacher, both (rows, d_t) and at least float32."""
+        """Sum the distance between student and teacher over rows; both are (rows, d_t) and at least float32."""
 
 
 def squared_distance_of_directions(one: Tensor, other: Tensor) -> Tensor:
-    """Sum over rows of `|a/|a| - b/|b||^2`, which is `2 - 2 cos(a, b)` and exactly 0 for equal rows."""
+    """Sum `|a/|a| - b/|b||^2` over rows, which is `2 - 2 cos(a, b)` and exactly 0 for equal rows."""
     return (normalize(one, dim=-1) - normalize(other, dim=-1)).square().sum()

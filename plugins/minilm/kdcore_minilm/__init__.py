@@ -1,1 +1,1 @@
-"""The objective `minilm_v2` for kdcore."""
+"""The loss `minilm_v2` for kdcore."""

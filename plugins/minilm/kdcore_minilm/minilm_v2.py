@@ -1,4 +1,4 @@
-"""Relations of queries, keys and values, between any head numbers and widths."""
+"""Define a loss on relations of queries, keys and values, for any numbers of heads and widths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class RelationWeights(ComponentConfig):
-    """Weights of the relations; 0 leaves one out."""
+    """Weights of the relations; 0 disables a relation."""
 
     query: Weight = Field(1.0, description="Weight of the relations between queries.")
     key: Weight = Field(1.0, description="Weight of the relations between keys.")
@@ -48,9 +48,9 @@ class MiniLMv2(Loss):
     class Config(LossConfig):
         """Keys of a `minilm_v2` entry."""
 
-        layers: LayerPairs = Field("last", description="Which teacher block teaches which student block.")
+        layers: LayerPairs = Field("last", description="Pairs of teacher and student blocks.")
         relation_heads: PositiveInt | None = Field(
-            None, description="Number of relation heads; it divides both widths. Default: the teacher's heads."
+            None, description="Number of relation heads; must divide both widths. Default: the teacher's heads."
         )
         relations: RelationWeights = Field(
             default_factory=RelationWeights, description="Weights of the relations between queries, keys and values."
@@ -66,24 +66,24 @@ class MiniLMv2(Loss):
         self.weights = {part: weight for part, weight in parts.items() if weight > 0}
         if not self.weights:
             raise InputError(
-                f"`{config.name}` has no relation left",
+                f"all relations of `{config.name}` have weight 0",
                 key="relations",
-                hint="give at least one of query, key and value a weight above 0",
+                hint="set a positive weight for at least one of query, key and value",
             )
         self.relation_heads = _relation_heads(config, teacher, student)
         self.pairs = resolve_block_pairs(config.layers, teacher.num_layers, student.num_layers)
 
     def requests(self) -> Requests:
-        """The projections that have a weight, in the paired blocks."""
+        """Request the projections with a positive weight, in the paired blocks."""
         theirs, own = zip(*self.pairs, strict=True)
         return Requests(teacher=Signals.attention(self.weights, theirs), student=Signals.attention(self.weights, own))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """R * N for each relation."""
+        """Return R * N for each relation."""
         return {part: self.relation_heads * batch.num_tokens for part in self.weights}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Each relation's weighted sum over heads, tokens and pairs of blocks."""
+        """Return the weighted sum of each relation over heads, tokens and pairs of blocks."""
         assert teacher is not None
         return {part: weight * self._divergence(part, student, teacher) for part, weight in self.weights.items()}
 

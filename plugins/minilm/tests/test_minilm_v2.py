@@ -99,7 +99,7 @@ def test_relation_heads_that_do_not_divide_a_width_are_told_those_that_do() -> N
 
 
 def test_mistakes_are_told() -> None:
-    with pytest.raises(kdcore.InputError, match="relations: `minilm_v2` has no relation left"):
+    with pytest.raises(kdcore.InputError, match="relations: all relations of `minilm_v2` have weight 0"):
         build((2, 4), (2, 4), relations={"query": 0, "key": 0, "value": 0})
     with pytest.raises(kdcore.InputError, match="`embeddings` is not a block with attention"):
         build((2, 4), (2, 4), layers=[("embeddings", 0)])

@@ -1,1 +1,1 @@
-"""The objective `attention_pearson` for kdcore."""
+"""The loss `attention_pearson` for kdcore."""

@@ -1,4 +1,4 @@
-"""Correlation between attention probabilities."""
+"""Define a loss on the correlation between attention probabilities."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from kdcore_pearson.correlation import correlation_distance
 from kdcore_pearson.probabilities import BlockAttention
 
 _SLICE_ENTRIES = 2**22
-"""How many probabilities of one side are worked on at once, 16 MB in float32; a backward pass holds some twenty such
-arrays. All of 256 sequences, 12 heads and 128 tokens are 50 million."""
+"""Number of one model's probabilities per slice, 16 MB in float32; a backward pass holds about twenty such arrays. All
+probabilities of 256 sequences, 12 heads and 128 tokens are 50 million."""
 
 _EVERYTHING = slice(None)
 
@@ -44,13 +44,13 @@ class AttentionPearson(Loss):
     - `heads`: along heads, one for every sequence, query and key;
     - `sequences`: along sequences, one for every head, query and key that two sequences of the micro-batch have.
 
-    Only entries between real tokens enter. Values without variance on both sides count as r = 1, on one side as r = 0.
+    Only entries between real tokens are used. Without variance in both models r = 1, in one model only r = 0.
     """
 
     class Config(LossConfig):
         """Keys of an `attention_pearson` entry."""
 
-        layers: LayerPairs = Field("last", description="Which teacher block teaches which student block.")
+        layers: LayerPairs = Field("last", description="Pairs of teacher and student blocks.")
 
     config: Config
 
@@ -63,14 +63,14 @@ class AttentionPearson(Loss):
         self.pairs = resolve_block_pairs(config.layers, teacher.num_layers, student.num_layers)
 
     def requests(self) -> Requests:
-        """Query and key of the paired blocks."""
+        """Request query and key of the paired blocks."""
         theirs, own = zip(*self.pairs, strict=True)
         return Requests(
             teacher=Signals.attention(("query", "key"), theirs), student=Signals.attention(("query", "key"), own)
         )
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Correlations along each axis."""
+        """Return the number of correlations along each axis."""
         rows = self.num_heads * int(batch.lengths.sum())
         return {
             "keys": rows,
@@ -80,7 +80,7 @@ class AttentionPearson(Loss):
         }
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Summed `1 - r`."""
+        """Return the sums of `1 - r`."""
         assert teacher is not None
         sums: dict[str, list[Tensor]] = {term: [] for term in ("keys", "queries", "heads", "sequences")}
         for theirs, own in self.pairs:
@@ -99,7 +99,7 @@ class AttentionPearson(Loss):
 
 
 def _within_sequences(own: BlockAttention, theirs: BlockAttention, sequences: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums along keys, queries and heads over some sequences."""
+    """Return the sums along keys, queries and heads over some sequences."""
     part = sequences, _EVERYTHING, _EVERYTHING
     own_logs, their_logs = own.log_probabilities(*part), theirs.log_probabilities(*part)
     real = own.real(sequences, _EVERYTHING)
@@ -112,7 +112,7 @@ def _within_sequences(own: BlockAttention, theirs: BlockAttention, sequences: sl
 def _across_sequences(
     own: BlockAttention, theirs: BlockAttention, heads: slice, queries: slice, num_keys: int
 ) -> Tensor:
-    """Sum along sequences over some heads and queries and the first keys."""
+    """Return the sum along sequences over some heads and queries and the first keys."""
     part = _EVERYTHING, heads, queries
     own_logs, their_logs = (side.log_probabilities(*part)[..., :num_keys] for side in (own, theirs))
     real = own.real(_EVERYTHING, queries)[..., :num_keys]
@@ -120,17 +120,17 @@ def _across_sequences(
 
 
 def _checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's value; the backward pass calls it again, so that no intermediate values are kept."""
+    """Call a function with activation checkpointing: the backward pass recomputes intermediate values."""
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _shared_length(batch: Batch) -> int:
-    """How many tokens at least two sequences have; 0 if there is only one sequence."""
+    """Return the number of tokens that at least two sequences have; 0 if there is only one sequence."""
     return int(np.sort(batch.lengths)[-2]) if batch.num_sequences > 1 else 0
 
 
 def _slices(total: int, entries_each: int) -> Iterator[slice]:
-    """Slices of `total` items with that many entries each, as large as may be worked on at once."""
+    """Yield slices of `total` items with `entries_each` entries per item, limited to `_SLICE_ENTRIES` entries."""
     step = max(1, _SLICE_ENTRIES // max(1, entries_each))
     for start in range(0, total, step):
         yield slice(start, min(start + step, total))

@@ -1,4 +1,4 @@
-"""Pearson correlations along one axis, as distances `1 - r` that stay numbers whatever comes."""
+"""Compute Pearson correlations along one axis as distances `1 - r`, finite also without variance."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 _ROUNDING_ERRORS = 32
-"""A spread that is this many rounding errors of the values, or less, is no spread: numbers that are equal by definition
-come out of sums in different order with such differences, and their correlation would be that of noise."""
+"""A standard deviation of at most this many rounding errors is treated as 0: values that are equal by definition differ
+by such amounts after sums in different order, and their correlation would be noise."""
 
 
 def correlation_distance(own: Tensor, theirs: Tensor, real: Tensor, dim: int) -> Tensor:
-    """Sum of `1 - r` over all correlations r between two arrays along `dim`: a scalar.
+    """Sum `1 - r` over all correlations r between two arrays along `dim`: a scalar.
 
-    With c the centred values divided by their length, `1 - r` is `|c_own - c_theirs|^2 / 2`, which is exactly 0 for
-    equal arrays. Values without variance on both sides have r = 1, as have slots with no real entry; values without
-    variance on one side have r = 0, without gradient.
+    With c the centred values divided by their norm, `1 - r` is `|c_own - c_theirs|^2 / 2`, which is exactly 0 for equal
+    arrays. Without variance in both arrays, or without real entries, r = 1; without variance in one array r = 0,
+    without gradient.
 
     Args:
         own: logarithms of the values; minus infinity for the value 0 and for entries that are not real.
         theirs: likewise.
-        real: bool, broadcastable to both: which entries enter.
+        real: bool, broadcastable to both: true for entries that are used.
         dim: the axis.
     """
     own_direction, own_flat = _direction(own, real, dim)
@@ -30,10 +30,10 @@ def correlation_distance(own: Tensor, theirs: Tensor, real: Tensor, dim: int) ->
 
 
 def _direction(logs: Tensor, real: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Centred values divided by their length, 0 where they have no variance; and where that is, with `dim` kept."""
+    """Return the centred values divided by their norm, 0 without variance; and a mask of slots without variance."""
     real = real.expand_as(logs)
-    # A correlation does not change with the unit. In units of the largest value nothing underflows, though the squares
-    # of the probabilities of a key that no query looks at would.
+    # Correlations are invariant to scale. Dividing by the largest value avoids underflow of the squares of small
+    # probabilities, such as those of a key that no query attends to.
     unit = logs.detach().amax(dim, keepdim=True)
     values = (logs - unit.masked_fill(unit == -torch.inf, 0)).exp()
     count = real.sum(dim, keepdim=True).clamp_min(1)

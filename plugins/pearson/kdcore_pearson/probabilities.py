@@ -1,4 +1,4 @@
-"""Attention probabilities out of the query and key of one block, a slice at a time."""
+"""Compute attention probabilities from the query and key of one block, in slices."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kdcore import Signals, at_least_float32
 
 @dataclass(frozen=True)
 class BlockAttention:
-    """What one block's probabilities are computed from, for all sequences of a micro-batch.
+    """The inputs of one block's probabilities, for all sequences of a micro-batch.
 
     Attributes:
         query: (B, A, L, d_k).
         key: likewise.
-        mask: the block's own, of four axes, broadcastable to (B, A, L, L): bool or additive; None without one.
-        rows: (B, L) bool, true on real tokens; None if all are.
+        mask: the block's mask with four axes, broadcastable to (B, A, L, L): bool or additive; or None.
+        rows: (B, L) bool, true on real tokens; None if there is no padding.
         scale: factor on the products.
     """
 
@@ -31,7 +31,7 @@ class BlockAttention:
 
     @classmethod
     def of(cls, signals: Signals, block: int) -> BlockAttention:
-        """The attention of `block`; chunks of sequences are put together, for correlations run across them too."""
+        """Create the attention of `block`; join chunks of sequences, because correlations also run across them."""
         chunks = [
             cls(query.states, key.states, _four_axes(query.mask), query.rows, query.scale)
             for query, key in zip(signals.heads("query", block), signals.heads("key", block), strict=True)
@@ -39,7 +39,7 @@ class BlockAttention:
         return chunks[0] if len(chunks) == 1 else _join(chunks)
 
     def log_probabilities(self, sequences: slice, heads: slice, queries: slice) -> Tensor:
-        """Log probabilities (b, a, q, L), float32 or better; minus infinity where nothing is seen and at padding."""
+        """Compute log probabilities (b, a, q, L), at least float32; minus infinity for masked keys and padding."""
         scores = at_least_float32(self.query[sequences, heads, queries]) * self.scale
         scores = scores @ at_least_float32(self.key[sequences, heads]).transpose(-1, -2)
         if self.mask is not None:
@@ -48,7 +48,7 @@ class BlockAttention:
             mask = mask if mask.shape[2] == 1 else mask[:, :, queries]
             if mask.is_floating_point():
                 scores = scores + mask
-                # As much as hides a key in the mask's precision, be it the lowest number or minus infinity.
+                # A masked key has the lowest number of the mask's precision or minus infinity.
                 mask = mask > torch.finfo(mask.dtype).min / 2
             scores = scores.masked_fill(~mask, -torch.inf)
         if self.rows is None:
@@ -56,11 +56,11 @@ class BlockAttention:
         rows = self.rows[sequences]
         padding = ~rows[:, None, queries, None]
         scores = scores.masked_fill(~rows[:, None, None, :], -torch.inf)
-        # A query in the padding may see nothing, whose softmax is no number: it is made one, then taken out.
+        # The softmax of a padding query without visible keys would be NaN: fill its scores first, then mask them.
         return scores.masked_fill(padding, 0).log_softmax(-1).masked_fill(padding, -torch.inf)
 
     def real(self, sequences: slice, queries: slice) -> Tensor:
-        """Which entries are between real tokens: bool, (b, 1, q, L)."""
+        """Return a mask of entries between real tokens: bool, (b, 1, q, L)."""
         size, _, length, _ = self.query.shape
         rows = self.rows
         if rows is None:
@@ -74,7 +74,7 @@ def _four_axes(mask: Tensor | None) -> Tensor | None:
 
 
 def _join(chunks: list[BlockAttention]) -> BlockAttention:
-    """All sequences in one, padded to the longest."""
+    """Join chunks into one, padded to the longest sequence."""
     longest = max(chunk.query.shape[2] for chunk in chunks)
     masked = any(chunk.mask is not None for chunk in chunks)
     heads = max((chunk.mask.shape[1] for chunk in chunks if chunk.mask is not None), default=1)

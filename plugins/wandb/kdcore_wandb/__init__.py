@@ -1,1 +1,1 @@
-"""Weights & Biases for kdcore."""
+"""Weights & Biases tracker for kdcore."""

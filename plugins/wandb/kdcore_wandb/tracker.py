@@ -1,4 +1,4 @@
-"""The tracker `wandb`."""
+"""Define the tracker `wandb`."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from kdcore import ComponentConfig, InputError, MachineError, Tracker, load_reci
 logger = logging.getLogger("kdcore")
 
 _SECONDS_TO_SEND = 120.0
-"""How long a finished run waits for wandb's server; what has not been sent then can be sent by `wandb sync`."""
+"""Time that a finished run waits for uploads; remaining data can be uploaded with `wandb sync`."""
 
 
 class WandbTracker(Tracker):
-    """Sends metrics to Weights & Biases, one run there for one run folder, however often it is restarted.
+    """Log metrics to Weights & Biases, with one wandb run per run folder across restarts.
 
-    The run's id and the last step that was logged are kept in `wandb/run.json` of the run folder. A run that goes on
-    from an earlier step than that logs nothing until it is past it: wandb cannot take back rows, and what kdcore
-    computes again is the same. So no step is there twice, and sessions that were offline are disjoint, as `wandb sync
-    --append` needs them.
+    The run's id and the last logged step are stored in `wandb/run.json` of the run folder. A run that resumes from an
+    earlier step logs nothing until it has passed that step, because wandb cannot delete rows and recomputed values are
+    equal. Therefore no step is logged twice, and offline sessions are disjoint, as required by `wandb sync --append`.
 
-    Training does not depend on it: when wandb fails on the way, that is said once and training goes on.
+    Training does not depend on wandb: if it fails during training, a warning is logged once and training continues.
     """
 
     class Config(ComponentConfig):
         """Keys of an entry `wandb` in `tracking`."""
 
-        project: str | None = Field(None, description="Project; default: WANDB_PROJECT, else wandb's own.")
-        entity: str | None = Field(None, description="User or team; default: WANDB_ENTITY, else the user's own.")
+        project: str | None = Field(None, description="Project; default: WANDB_PROJECT, or wandb's default.")
+        entity: str | None = Field(
+            None, description="User or team; default: WANDB_ENTITY, or the user's default entity."
+        )
         mode: Literal["online", "offline", "disabled"] | None = Field(
-            None, description="Default: WANDB_MODE, else online. Offline runs are sent by `wandb sync`."
+            None, description="Default: WANDB_MODE, or online. Offline runs can be uploaded with `wandb sync`."
         )
 
     config: Config
@@ -47,16 +48,16 @@ class WandbTracker(Tracker):
         """Start or continue the run.
 
         Raises:
-            InputError: wandb is to be online and there is no key for it, or the file of an earlier session is damaged.
-            MachineError: wandb cannot be reached or does not start.
+            InputError: the mode is online without an API key, or the state file of an earlier session is damaged.
+            MachineError: wandb is not reachable or fails to start.
         """
         super().__init__(config, run_folder)
         mode = config.mode or os.environ.get("WANDB_MODE", "online")
         if mode == "online" and not wandb.api.api_key:
             raise InputError(
-                "wandb is online, but has no key for it",
+                "wandb has no API key, which the mode `online` requires",
                 key="tracking",
-                hint="Run `wandb login`, set WANDB_API_KEY, or state `mode: offline`.",
+                hint="Run `wandb login`, set WANDB_API_KEY, or set `mode: offline`.",
             )
         self._state_file = run_folder / "wandb" / "run.json"
         self._state_file.parent.mkdir(exist_ok=True)
@@ -68,22 +69,22 @@ class WandbTracker(Tracker):
         self._run: wandb.Run | None = self._start(mode)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send the metrics, unless an earlier session has sent this step."""
+        """Log the metrics, unless an earlier session has logged this step."""
         if self._run is None or step <= self._already_logged:
             return
         if step > self._logged:
             self._logged = step
-            self._write_state()  # before it is sent: rather a row that is missing than one that is there twice
+            self._write_state()  # written first: a missing row is better than a duplicate one
         try:
             self._run.log(dict(metrics), step=step)
-        except Exception as error:  # whatever is wrong with wandb, 90 hours of training are worth more
+        except Exception as error:  # a failure of wandb must not end the training
             self._give_up(error)
 
     def rewind(self, step: int) -> None:
-        """Nothing: what an earlier session has logged beyond `step` is left, and not logged again."""
+        """Do nothing: rows of an earlier session after `step` are kept and not logged again."""
 
     def close(self) -> None:
-        """Have wandb write or send what it has, and end the session."""
+        """Flush or upload pending data and end the session."""
         if self._run is None:
             return
         try:
@@ -102,15 +103,15 @@ class WandbTracker(Tracker):
                 dir=str(folder),
                 mode=mode,
                 id=self._id,
-                resume="allow" if mode == "online" else None,  # offline it does nothing but complain
+                resume="allow" if mode == "online" else None,  # offline it has no effect except a warning
                 config=self._recipe(),
                 settings=wandb.Settings(silent=True, console="off", save_code=False, finish_timeout=_SECONDS_TO_SEND),
             )
         except wandb.Error as error:
-            raise MachineError(f"wandb does not start: {error}") from error
+            raise MachineError(f"wandb failed to start: {error}") from error
 
     def _recipe(self) -> dict[str, Any]:
-        """The recipe as stored in the run folder, so that runs can be compared by their settings."""
+        """Return the recipe stored in the run folder, so that runs can be compared by their settings."""
         stored = self.run_folder / "recipe.yaml"
         return load_recipe(stored).data if stored.exists() else {}
 
@@ -122,9 +123,9 @@ class WandbTracker(Tracker):
             return {"id": str(state["id"]), "step": int(state["step"])}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                "the file does not hold the id and the last step of a wandb run",
+                "the file does not contain the id and the last step of a wandb run",
                 where=str(self._state_file),
-                hint="Remove it: metrics then go to a new run of wandb's.",
+                hint="Remove it to log to a new wandb run.",
             ) from error
 
     def _write_state(self) -> None:
@@ -133,5 +134,5 @@ class WandbTracker(Tracker):
         os.replace(staging, self._state_file)
 
     def _give_up(self, error: Exception) -> None:
-        logger.warning(f"wandb has failed and is left out from here on: {type(error).__name__}: {error}")
+        logger.warning(f"wandb failed, training continues without it: {type(error).__name__}: {error}")
         self._run = None

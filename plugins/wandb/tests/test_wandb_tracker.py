@@ -114,7 +114,7 @@ def test_two_run_folders_are_two_runs(tmp_path: Path) -> None:
 
 
 def test_online_without_a_key_is_an_error_and_asks_nothing(tmp_path: Path) -> None:
-    with pytest.raises(kdcore.InputError, match="no key") as caught:
+    with pytest.raises(kdcore.InputError, match="no API key") as caught:
         tracker(tmp_path / "run", mode="online")
     assert "wandb login" in str(caught.value)
     assert "mode: offline" in str(caught.value)
