@@ -156,7 +156,7 @@ def test_broken_and_outdated_ones_are_told_apart_and_harm_nobody(environment, re
     rest = "scheduler=null", corpus
     error = environment.refused("losses.cosine_hidden.name=kdcore-old:cosine_hidden", *rest)
     assert SAID["the package is for another kdcore"] in error
-    assert f"built for kdcore<0.1; this is kdcore {kdcore.__version__}" in error
+    assert f"built for kdcore<0.1, but kdcore {kdcore.__version__} is installed" in error
     error = environment.refused("losses.cosine_hidden.name=kdcore-broken:cosine_hidden", *rest)
     assert SAID["the package fails while it is imported"] in error
     assert "No module named 'nobody_has_it'" in error
