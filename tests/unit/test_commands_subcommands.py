@@ -61,7 +61,7 @@ def test_an_unknown_subcommand_gets_near_names_and_all_of_its_group(packages, ca
     packages.install("kdcore-shout", {"kdcore.commands:recipe shout": "shout_d:Shout"}, {"shout_d.py": SHOUT})
     assert main(["recipe", "chekc"]) == 2
     error = capsys.readouterr().err
-    assert "no command is called `recipe chekc`" in error
+    assert "unknown command `recipe chekc`" in error
     assert "Did you mean `recipe check`?" in error
     (allowed,) = [line for line in error.splitlines() if line.startswith("  allowed: ")]
     assert set(allowed.removeprefix("  allowed: ").split(", ")) >= {"recipe check", "recipe show", "recipe shout"}
@@ -168,7 +168,7 @@ sys.exit(plugins._check())
         ("recipe shout", None),
         ("recipe check", "`kdcore recipe check` is a subcommand of `recipe` itself"),
         ("train shout", "`kdcore train` has no subcommands"),
-        ("voice shout", "no command is called `voice`"),
+        ("voice shout", "unknown command `voice`"),
         ("recipe shout loud", "its name has to be `GROUP SUBCOMMAND` (found `recipe shout loud`)"),
     ],
 )
