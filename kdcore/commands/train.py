@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from kdcore.commands.base import Command, add_recipe_arguments
 from kdcore.errors import InputError
-from kdcore.recipe.loading import load_recipe
+from kdcore.recipe.loading import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from kdcore.training.run import RunResult
+    from kdcore.training.events import RunResult
 
 
 class TrainCommand(Command):
@@ -34,9 +34,9 @@ class TrainCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Train here or in several processes."""
-        load_recipe(arguments.recipe, arguments.overrides)  # mistakes are told before torch is imported
+        recipe = load_recipe(arguments.recipe, arguments.overrides)  # reports mistakes before torch is imported
         if arguments.processes is None:
-            return train(arguments.recipe, arguments.overrides, smoke=arguments.smoke).exit_code
+            return _train(recipe, smoke=arguments.smoke).exit_code
         if arguments.processes < 1:
             raise InputError("the number of processes must be at least 1", where="--processes")
         from kdcore.training.processes import run_processes
@@ -60,10 +60,14 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = Fa
         InputError: the recipe, its data or its models cannot be used.
         TrainingError: training failed.
     """
+    return _train(load_recipe(recipe, overrides), smoke=smoke)
+
+
+def _train(recipe: Recipe, *, smoke: bool) -> RunResult:
     if smoke:
         from kdcore.training.smoke import smoke_test
 
-        return smoke_test(recipe, overrides)
+        return smoke_test(recipe)
     from kdcore.training.run import train_recipe
 
-    return train_recipe(load_recipe(recipe, overrides))
+    return train_recipe(recipe)

@@ -90,10 +90,14 @@ class Recipe:
         data: all stated keys and values. Paths of core keys are absolute; paths of components after `components` has
             been called.
         settings: the checked core keys with their defaults.
+        overrides: `key=value` each, as they were given.
     """
 
-    def __init__(self, path: Path, root: Node, data: dict[str, Plain], settings: RecipeSettings) -> None:
+    def __init__(
+        self, path: Path, root: Node, data: dict[str, Plain], settings: RecipeSettings, overrides: Sequence[str]
+    ) -> None:
         self.path = path
+        self.overrides = tuple(overrides)
         self.data = data
         self.settings = settings
         self._root = root
@@ -227,7 +231,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     problems += _unknown_names(data, root)
     if problems or isinstance(settings, list):
         raise RecipeError(problems)
-    return Recipe(file, root, data, settings)
+    return Recipe(file, root, data, settings, overrides)
 
 
 def load_config(path: str | Path, model: type[SettingsT], overrides: Sequence[str] = ()) -> SettingsT:

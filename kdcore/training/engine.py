@@ -224,17 +224,19 @@ class Engine:
         """The training precision."""
         return next(self.module.student.parameters()).dtype
 
-    def train_micro_batch(
-        self, batch: Batch, teacher: Signals | None, factors: Mapping[Term, float]
-    ) -> dict[Term, Tensor]:
-        """One forward and backward pass with factors weight / global count; gives the sum of each term."""
-        total: Tensor
-        sums: dict[Term, Tensor]
-        total, sums = self._engine(batch, teacher, factors)
-        # DeepSpeed averages gradients over processes, hence the factor. It has to be applied here, even if it is 1: at
-        # stage 0 the gradient of a tensor straight out of the forward pass is divided by the accumulation steps.
-        self._engine.backward(total * self.processes.world_size, scale_wrt_gas=False)
+    def forward(self, batch: Batch, teacher: Signals | None, labels: Collection[str]) -> dict[Term, Tensor]:
+        """Run the student on a micro-batch; gives the sum of each term of the losses with these labels."""
+        sums: dict[Term, Tensor] = self._engine(batch, teacher, labels)
         return sums
+
+    def backward(self, objective: Tensor) -> None:
+        """Accumulate the gradient of a scalar that was computed from what `forward` gave.
+
+        DeepSpeed then averages gradients over processes.
+        """
+        # At stage 0 DeepSpeed divides by the accumulation steps the gradient of a tensor that is itself an output of
+        # the forward pass, so `objective` has to be computed outside of it.
+        self._engine.backward(objective, scale_wrt_gas=False)
 
     def finish_micro_batch(self, lr: float, active: Collection[str]) -> None:
         """Tell DeepSpeed that a micro-batch is done; after the step's last one it updates with learning rate `lr`.

@@ -54,7 +54,7 @@ class _Finding:
     names: tuple[str, ...]
 
 
-class Health:
+class DivergenceMonitor:
     """Looks for training that has failed, and says where it began; every process has one and calls it alike."""
 
     def __init__(

@@ -49,7 +49,7 @@ def ending_on_request() -> Iterator[None]:
             signal.signal(number, old)
 
 
-class Interruption:
+class GracefulShutdown:
     """While entered, SIGINT, SIGTERM and SIGUSR2 only set `requested`; a second SIGINT ends the process now.
 
     It does so by KeyboardInterrupt. Python cannot raise that while the main thread waits in a collective whose peer is

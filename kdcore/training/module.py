@@ -81,19 +81,24 @@ class DistillationModule(nn.Module):
             for name, value in loss(student, teacher, batch).items()
         }
 
-    def forward(
-        self, batch: Batch, teacher: Signals | None, factors: Mapping[Term, float]
-    ) -> tuple[Tensor, dict[Term, Tensor]]:
-        """The micro-batch's share of the objective, and the detached sum of each term.
+    def forward(self, batch: Batch, teacher: Signals | None, labels: Collection[str]) -> dict[Term, Tensor]:
+        """The same as `sums`; the engine calls it."""
+        return self.sums(batch, teacher, labels)
 
-        Args:
-            batch: the micro-batch.
-            teacher: the teacher's answers, None if nothing was asked of it.
-            factors: what each sum of the active losses is multiplied with: weight / global count.
-        """
-        sums = self.sums(batch, teacher, {term.label for term in factors})
-        total = torch.stack([value * factors[term] for term, value in sums.items()]).sum()
-        return total, {term: value.detach() for term, value in sums.items()}
+
+def factors_of(counts: Mapping[Term, float], weights: Mapping[str, float]) -> dict[Term, float]:
+    """What the sum of each active term is multiplied with in the objective: weight / global count.
+
+    Args:
+        counts: what each term counts in the whole step, over all micro-batches and processes. A term that counts
+            nothing contributes 0.
+        weights: weight of each active loss by its label.
+    """
+    return {
+        term: weights[term.label] * (1.0 / count) if count else 0.0
+        for term, count in counts.items()
+        if term.label in weights
+    }
 
 
 class FrozenTeacher:

@@ -13,6 +13,15 @@ from tqdm import tqdm
 
 from kdcore.progress import Progress
 from kdcore.trackers.base import Tracker
+from kdcore.training.events import (
+    Event,
+    ExportEvent,
+    FinishedEvent,
+    StartEvent,
+    StepEvent,
+    StoppedEvent,
+    ValidationEvent,
+)
 
 logger = logging.getLogger("kdcore")
 
@@ -39,7 +48,7 @@ def console() -> Iterator[None]:
 
 
 class Monitor:
-    """Shows and records a run; on other processes than 0 it does nothing."""
+    """Shows and records the events of a run; on processes other than 0 it does nothing."""
 
     def __init__(self, run_folder: Path, trackers: Sequence[Tracker], *, is_main: bool) -> None:
         self._trackers = trackers
@@ -51,6 +60,30 @@ class Monitor:
             self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(self._file)
 
+    def handle(self, event: Event) -> None:
+        """Show and record one event."""
+        if not self._is_main:
+            return
+        progress = event.progress
+        match event:
+            case StartEvent():
+                self.start(progress)
+            case StepEvent(metrics=metrics):
+                if self._bar is not None:
+                    self._bar.update(1)
+                if metrics is not None:
+                    self.log(progress, metrics)
+            case ValidationEvent(values=values, metric=metric):
+                self.log(progress, {f"held_out/{name}": value for name, value in values.items()})
+                score = "" if metric is None else f", {metric} {values[metric]:.4f}"
+                self.say(f"step {progress.step}: held-out loss {values['loss']:.5g}{score}")
+            case ExportEvent(path=path):
+                self.say(f"step {progress.step}: student exported to {path}")
+            case StoppedEvent():
+                self.say(f"step {progress.step}: stopped; start the same command again to continue")
+            case FinishedEvent():
+                self.say(f"step {progress.step}: finished")
+
     def start(self, progress: Progress) -> None:
         """Training starts or goes on from `progress`; what trackers know beyond it is dropped."""
         for tracker in self._trackers:
@@ -59,11 +92,6 @@ class Monitor:
             self._bar = tqdm(total=progress.max_steps, initial=progress.step, unit="step", dynamic_ncols=True)
             if progress.max_steps is None or progress.max_seconds is not None:
                 self._bar.total = None  # time may end the run first; the share of the budget is shown instead
-
-    def stepped(self, progress: Progress) -> None:
-        """A step is done."""
-        if self._bar is not None:
-            self._bar.update(1)
 
     def log(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """A row of metrics for trackers and progress bar; `seconds` of training come with it."""

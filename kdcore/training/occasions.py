@@ -14,7 +14,7 @@ from kdcore.recipe.schema import CheckpointSettings, Every, ValidationSettings
 
 
 @dataclass(frozen=True)
-class Occasions:
+class Triggers:
     """What is due between two moments of a run.
 
     Attributes:

@@ -17,7 +17,7 @@ from kdcore.signals import Batch
 from kdcore.training.build import Plan, located, make_plan
 from kdcore.training.distributed import Processes, start_processes
 from kdcore.training.engine import Engine, accumulation, check_precision
-from kdcore.training.module import DistillationModule, FrozenTeacher, Term, compile_models, find_reach
+from kdcore.training.module import DistillationModule, FrozenTeacher, Term, compile_models, factors_of, find_reach
 from kdcore.training.sampling import StepSamples
 
 PARTS = ("data", "communication", "teacher", "student forward", "losses", "backward", "optimizer")
@@ -220,7 +220,9 @@ class _Profiler:
                 answers = self.teacher(batch, asked)
             started = clock.now()
             inside = sum(clock.steps[-1].get(part, 0.0) for part in ("student forward", "losses"))
-            self.engine.train_micro_batch(batch, answers, factors)
+            sums = self.engine.forward(batch, answers, weights)
+            objective = torch.stack([factors[term] * value for term, value in sums.items()]).sum()
+            self.engine.backward(self.processes.world_size * objective)
             spent = clock.now() - started
             inside = sum(clock.steps[-1].get(part, 0.0) for part in ("student forward", "losses")) - inside
             clock.add("backward", spent - inside)
@@ -235,7 +237,7 @@ class _Profiler:
             for term, count in self.engine.module.counts(batch).items():
                 local[term] = local.get(term, 0.0) + count
         counts = dict(zip(local, self.processes.sum(list(local.values())), strict=True))
-        return {t: weights[t.label] / count if count else 0.0 for t, count in counts.items() if t.label in weights}
+        return factors_of(counts, weights)
 
     def _limit(self) -> float:
         """Multiplications and additions a second of large matrix products."""

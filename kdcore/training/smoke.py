@@ -3,47 +3,39 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kdcore.recipe.loading import load_recipe
+from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.training.distributed import start_processes
-from kdcore.training.run import RunResult, train_recipe
+from kdcore.training.events import RunResult
+from kdcore.training.run import train_recipe
 
 _STEPS = 2
 
 
-def smoke_test(path: str | Path, overrides: Sequence[str] = ()) -> RunResult:
+def smoke_test(recipe: Recipe) -> RunResult:
     """Prepare data, train a few steps, validate, write a checkpoint, resume from it in a new engine, and export.
 
     Everything is written below `.smoke` in the recipe's parent of runs; it is removed when all went well, and by the
     next smoke test.
 
-    Args:
-        path: the recipe's file.
-        overrides: `key=value` each.
-
     Raises:
         KdcoreError: what the long run would have met.
     """
-    run = load_recipe(path, overrides).settings.run
+    run = recipe.settings.run
     parent = Path(run.folder).absolute() / ".smoke"
     processes = start_processes()
     if processes.is_main:
         shutil.rmtree(parent / run.name / run.id, ignore_errors=True)
     processes.barrier()
-    overrides = [
-        *overrides,
-        f"run.folder={parent}",
-        "logging.every=1",
-        f"checkpoints.every={_STEPS}",
-    ]
-    if load_recipe(path, overrides).settings.validation.every != "never":
-        overrides.append(f"validation.every={_STEPS}")
-    result = train_recipe(load_recipe(path, overrides), exit_steps=_STEPS)
+    changes = [f"run.folder={parent}", "logging.every=1", f"checkpoints.every={_STEPS}"]
+    if recipe.settings.validation.every != "never":
+        changes.append(f"validation.every={_STEPS}")
+    small = load_recipe(recipe.path, [*recipe.overrides, *changes])
+    result = train_recipe(small, exit_steps=_STEPS)
     if result.finished:
-        result = train_recipe(load_recipe(path, overrides), exit_steps=2 * _STEPS)
+        result = train_recipe(small, exit_steps=2 * _STEPS)
     processes.barrier()
     if processes.is_main:
         shutil.rmtree(parent / run.name / run.id, ignore_errors=True)

@@ -6,7 +6,7 @@ import os
 import time
 
 
-class StartUp:
+class StartupTimer:
     """Seconds of each part of a start, the first one being what the process did before this object was made."""
 
     def __init__(self, first: str) -> None:

@@ -11,7 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_stack
 from types import FrameType
@@ -53,6 +54,7 @@ class Watchdog:
         self._ticks = 0
         self._training = False
         self._paced = False
+        self._suspended = False
         self._slowest = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="kdcore-watchdog", daemon=True)
@@ -80,12 +82,24 @@ class Watchdog:
         self._doing = doing
         self._ticks += 1
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """While entered, time does not count: a consumer of the run's events may take as long as it needs."""
+        self._suspended = True
+        try:
+            yield
+        finally:
+            self._suspended = False
+            self._ticks += 1
+
     def _watch(self) -> None:
         silent, seen, was_training = 0.0, self._ticks, False
         before = time.monotonic()
         while not self._over.wait(self._slice):
             now = time.monotonic()
             slept, before = now - before, now
+            if self._suspended:
+                continue
             if self._ticks != seen:
                 if was_training:
                     self._slowest = max(self._slowest, silent)

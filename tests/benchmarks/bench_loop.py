@@ -73,7 +73,6 @@ def overhead(recipe: Path) -> dict[str, Any]:
     bare: list[float] = []
     made: dict[str, Any] = {}
     train_step, loop_began = Trainer._train_step, [0.0]
-    do_due = Trainer._do_what_is_due
 
     def bare_step(trainer: Any, micro_batches: list[Any], counts: Any, progress: Any) -> None:
         if not made:
@@ -82,10 +81,9 @@ def overhead(recipe: Path) -> dict[str, Any]:
             made["optimizer"] = cls(cls.Config(lr=1e-4)).build([{"params": list(made["module"].parameters())}])
         module = made["module"]
         request = module.requests(["hidden_mse"]).teacher
-        factors = {term: 1.0 / count for term, count in counts.items()}
         for batch in micro_batches:
-            total, _ = module(batch, trainer.teacher(batch, request), factors)
-            total.backward()
+            sums = module(batch, trainer.teacher(batch, request), ["hidden_mse"])
+            sum(value / counts[term] for term, value in sums.items()).backward()
         made["optimizer"].step()
         made["optimizer"].zero_grad(set_to_none=True)
 
@@ -106,7 +104,7 @@ def overhead(recipe: Path) -> dict[str, Any]:
     try:
         kdcore.train(recipe)
     finally:
-        Trainer._train_step, Trainer._do_what_is_due = train_step, do_due  # type: ignore[method-assign]
+        Trainer._train_step = train_step  # type: ignore[method-assign]
     skipped = 1  # the first pass of each kind makes the optimizers' state
     ratios = [one / other for one, other in zip(whole[skipped:], bare[1 + skipped :], strict=False)]
     return {

@@ -22,7 +22,7 @@ from kdcore.models.transformers import TransformersModel
 from kdcore.registry import losses as registered_losses
 from kdcore.registry import optimizers
 from kdcore.signals import Batch
-from kdcore.training.module import DistillationModule, FrozenTeacher
+from kdcore.training.module import DistillationModule, FrozenTeacher, Term
 
 LENGTH = 128
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -132,8 +132,8 @@ class Workload:
         def compute(batch: Batch) -> Tensor:
             answers = frozen(batch, requests.teacher)
             counts = module.counts(batch)
-            total, _ = module(batch, answers, {term: 1.0 / count for term, count in counts.items()})
-            return total
+            sums: dict[Term, Tensor] = module(batch, answers, ["loss"])
+            return torch.stack([value / counts[term] for term, value in sums.items()]).sum()
 
         network = module.student.network
         network = network.base_model

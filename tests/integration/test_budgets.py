@@ -70,7 +70,7 @@ def test_every_marker_and_validation_comes_once_with_and_without_restarts(
 
     def stopping(trainer: Trainer, *arguments: Any) -> None:
         step_of(trainer, *arguments)
-        trainer.interruption.requested = trainer.step + 1 in (1, 4, 9)
+        trainer.context.shutdown.requested = trainer.step + 1 in (1, 4, 9)
 
     monkeypatch.setattr(Trainer, "_train_step", stopping)
     results = [train(*SCHEDULE, "run.id=restarted") for _ in range(4)]

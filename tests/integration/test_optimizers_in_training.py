@@ -57,8 +57,8 @@ def plain_loop(recipe: Path, overrides: list[str]) -> list[Weights]:
         active = module.weights_at(progress.fraction)
         counts = {term: count for term, count in module.counts(batch).items() if term.label in active}
         factors = {term: active[term.label] / count for term, count in counts.items()}
-        total, _ = module(batch, teacher(batch, module.requests(active).teacher), factors)
-        total.backward()
+        sums = module(batch, teacher(batch, module.requests(active).teacher), active)
+        torch.stack([value * factors[term] for term, value in sums.items()]).sum().backward()
         for group in built.param_groups:
             group["lr"] = optimizer.config.lr * plan.scheduler.factor(progress)
         built.step()

@@ -13,7 +13,7 @@ from kdcore.errors import TrainingError
 from kdcore.recipe.schema import RecipeSettings
 from kdcore.training.distributed import Processes
 from kdcore.training.engine import LossScale
-from kdcore.training.health import Health
+from kdcore.training.health import DivergenceMonitor
 from kdcore.training.module import Term
 
 SETTINGS = {
@@ -53,7 +53,7 @@ def engine():
 @pytest.fixture
 def health(engine):
     processes = Processes(0, 1, torch.device("cpu"), None)
-    return Health(RecipeSettings.model_validate(SETTINGS), engine, Batches(), processes)
+    return DivergenceMonitor(RecipeSettings.model_validate(SETTINGS), engine, Batches(), processes)
 
 
 def step(health, number, values=None):
@@ -139,7 +139,7 @@ def test_steps_at_the_minimum_count_in_a_row_and_over_a_resume(health, engine):
     for number, now in enumerate([1, 1, 2, 1, 1]):
         engine.loss_scale = LossScale(now, 1)
         step(health, number)
-    resumed = Health(RecipeSettings.model_validate(SETTINGS), engine, Batches(), health._processes)
+    resumed = DivergenceMonitor(RecipeSettings.model_validate(SETTINGS), engine, Batches(), health._processes)
     resumed.restore(health.state())
     with pytest.raises(TrainingError, match="at step 6 the loss scale has been at its minimum for 3 steps"):
         step(resumed, 5)
@@ -165,7 +165,7 @@ def test_a_leap_of_the_loss_is_told_with_what_it_was_before(health, caplog):
 def test_a_leap_counts_over_a_resume(health, caplog):
     usual = list(np.random.default_rng(0).normal(2.0, 0.1, size=30))
     assert spikes(health, usual, caplog) == []
-    resumed = Health(RecipeSettings.model_validate(SETTINGS), health._engine, Batches(), health._processes)
+    resumed = DivergenceMonitor(RecipeSettings.model_validate(SETTINGS), health._engine, Batches(), health._processes)
     assert spikes(resumed, [2.9], caplog) == [], "one that remembers nothing says nothing"
     resumed.restore(health.state())
     assert len(spikes(resumed, [2.9], caplog)) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from kdcore import Progress
 from kdcore.recipe.schema import Budget, CheckpointSettings, ValidationSettings
-from kdcore.training.occasions import Occasions
+from kdcore.training.occasions import Triggers
 
 Due = Callable[[Progress, Progress], object]
 
@@ -18,8 +18,8 @@ def occasions(
     validation: dict[str, object] | None = None,
     checkpoints: dict[str, object] | None = None,
     steps_per_epoch: float = 10,
-) -> Occasions:
-    return Occasions(
+) -> Triggers:
+    return Triggers(
         ValidationSettings.model_validate(validation or {}),
         CheckpointSettings.model_validate(checkpoints or {}),
         steps_per_epoch,

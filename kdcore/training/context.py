@@ -1,0 +1,51 @@
+"""The collaborators of one run, passed around as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcore.progress import Progress
+from kdcore.recipe.schema import RecipeSettings
+from kdcore.training.build import Plan
+from kdcore.training.checkpoint import Checkpoints
+from kdcore.training.distributed import Processes
+from kdcore.training.interruption import GracefulShutdown
+from kdcore.training.monitor import Monitor
+from kdcore.training.startup import StartupTimer
+from kdcore.training.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all parts of a training session share.
+
+    Attributes:
+        plan: the checked recipe as objects, without weights.
+        folder: the run folder.
+        processes: this process's rank, device and host group.
+        monitor: progress bar, log file and trackers.
+        checkpoints: writes checkpoints.
+        shutdown: whether a signal asked the run to stop.
+        watchdog: ends the process if nothing progresses.
+        check_lock: raises on process 0 if another run has taken over the run folder.
+        startup: seconds of each part of the start.
+        start: progress before the first step, with the run's limits.
+    """
+
+    plan: Plan
+    folder: Path
+    processes: Processes
+    monitor: Monitor
+    checkpoints: Checkpoints
+    shutdown: GracefulShutdown
+    watchdog: Watchdog
+    check_lock: Callable[[], None]
+    startup: StartupTimer
+    start: Progress
+
+    @property
+    def settings(self) -> RecipeSettings:
+        """The core's settings of the recipe."""
+        return self.plan.recipe.settings

@@ -1,0 +1,131 @@
+"""What a run reports while it trains: commands, the monitor and notebooks consume the same events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcore.errors import EXIT_INTERRUPTED
+from kdcore.progress import Progress
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        folder: the run folder.
+        finished: whether the run used up its budget; else it was interrupted and can be continued.
+        export: the exported student; None if there is none.
+        held_out: the last held-out losses, `loss` being their weighted sum; empty if nothing was validated just now.
+    """
+
+    folder: Path
+    finished: bool
+    export: Path | None
+    held_out: dict[str, float]
+
+    @property
+    def exit_code(self) -> int:
+        """0 for a finished run, 130 for an interrupted one."""
+        return 0 if self.finished else EXIT_INTERRUPTED
+
+
+@dataclass(frozen=True)
+class StartEvent:
+    """Training starts from scratch or continues from a checkpoint.
+
+    Attributes:
+        progress: progress before the first step of this session.
+        checkpoint: the checkpoint that was restored; None for a new run.
+    """
+
+    progress: Progress
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """An optimizer step was taken.
+
+    Attributes:
+        progress: progress after the step.
+        metrics: the averages since the last row of metrics, by name (`train/loss`, `train/lr`, ...), equal on every
+            process but for the speed. None in steps that log nothing: their losses stay on the device.
+    """
+
+    progress: Progress
+    metrics: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class ValidationEvent:
+    """The student was validated.
+
+    Attributes:
+        progress: progress at the validation.
+        values: held-out loss of each term, their weighted sum as `loss`, and the task's scores.
+        metric: name of the task's main score; None if `values` holds no scores.
+    """
+
+    progress: Progress
+    values: Mapping[str, float]
+    metric: str | None
+
+
+@dataclass(frozen=True)
+class CheckpointEvent:
+    """The files of a checkpoint were written; a background thread hashes them and renames the folder to `path`.
+
+    Attributes:
+        progress: progress that the checkpoint records.
+        path: folder of the checkpoint.
+        milestone: whether it is kept for good.
+    """
+
+    progress: Progress
+    path: Path
+    milestone: bool
+
+
+@dataclass(frozen=True)
+class ExportEvent:
+    """The student was exported.
+
+    Attributes:
+        progress: progress at the export.
+        path: the Hugging Face folder.
+    """
+
+    progress: Progress
+    path: Path
+
+
+@dataclass(frozen=True)
+class FinishedEvent:
+    """The run is finished; the last event.
+
+    Attributes:
+        progress: progress at the end.
+        result: what `kdcore.train` returns.
+    """
+
+    progress: Progress
+    result: RunResult
+
+
+@dataclass(frozen=True)
+class StoppedEvent:
+    """A signal stopped the run after a checkpoint; the last event. The same command continues the run.
+
+    Attributes:
+        progress: progress at the stop.
+        result: what `kdcore.train` returns.
+    """
+
+    progress: Progress
+    result: RunResult
+
+
+Event = StartEvent | StepEvent | ValidationEvent | CheckpointEvent | ExportEvent | FinishedEvent | StoppedEvent
