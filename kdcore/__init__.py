@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         register_scheduler,
         register_task,
         register_tracker,
+        register_transform,
     )
     from kdcore.relations import ScoreMaps
     from kdcore.schedulers.base import Scheduler
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from kdcore.tasks.masked_lm import MaskedLM
     from kdcore.tasks.sequence_classification import SequenceClassification
     from kdcore.trackers.base import Tracker
+    from kdcore.transforms.base import ParameterSource, Transform, TransformConfig
 
     __version__: str
 
@@ -102,6 +104,7 @@ _HOMES = {
     "Optimizer": "kdcore.optimizers.base",
     "OptimizerConfig": "kdcore.optimizers.base",
     "Pairs": "kdcore.layers",
+    "ParameterSource": "kdcore.transforms.base",
     "Part": "kdcore.data.base",
     "PathOrHubName": "kdcore.recipe.schema",
     "PathString": "kdcore.recipe.schema",
@@ -125,6 +128,8 @@ _HOMES = {
     "TokenizedSequences": "kdcore.data.base",
     "Tracker": "kdcore.trackers.base",
     "TrainingError": "kdcore.errors",
+    "Transform": "kdcore.transforms.base",
+    "TransformConfig": "kdcore.transforms.base",
     "TransformersModel": "kdcore.models.transformers",
     "at_least_float32": "kdcore.layers",
     "component_names": "kdcore.registry",
@@ -147,6 +152,7 @@ _HOMES = {
     "register_scheduler": "kdcore.registry",
     "register_task": "kdcore.registry",
     "register_tracker": "kdcore.registry",
+    "register_transform": "kdcore.registry",
     "require_classes": "kdcore.losses.base",
     "require_equal_classes": "kdcore.losses.base",
     "require_equal_heads": "kdcore.losses.base",
@@ -185,6 +191,7 @@ __all__ = [
     "Optimizer",
     "OptimizerConfig",
     "Pairs",
+    "ParameterSource",
     "Part",
     "PathOrHubName",
     "PathString",
@@ -208,6 +215,8 @@ __all__ = [
     "TokenizedSequences",
     "Tracker",
     "TrainingError",
+    "Transform",
+    "TransformConfig",
     "TransformersModel",
     "__version__",
     "at_least_float32",
@@ -231,6 +240,7 @@ __all__ = [
     "register_scheduler",
     "register_task",
     "register_tracker",
+    "register_transform",
     "require_classes",
     "require_equal_classes",
     "require_equal_heads",

@@ -375,6 +375,7 @@ optimizers = Registry("kdcore.optimizers", "optimizer", "kdcore.optimizers.base:
 schedulers = Registry("kdcore.schedulers", "scheduler", "kdcore.schedulers.base:Scheduler")
 corpora = Registry("kdcore.corpora", "corpus", "kdcore.data.base:Corpus")
 trackers = Registry("kdcore.trackers", "tracker", "kdcore.trackers.base:Tracker")
+transforms = Registry("kdcore.transforms", "transform", "kdcore.transforms.base:Transform")
 commands = Registry("kdcore.commands", "command", "kdcore.commands.base:Command", needs_config=False)
 export_options = Registry(
     "kdcore.export_options", "export option", "kdcore.commands.base:ExportOption", needs_config=False
@@ -382,7 +383,18 @@ export_options = Registry(
 
 ALL: dict[str, Registry] = {
     registry.group: registry
-    for registry in (models, tasks, losses, optimizers, schedulers, corpora, trackers, commands, export_options)
+    for registry in (
+        models,
+        tasks,
+        losses,
+        optimizers,
+        schedulers,
+        corpora,
+        trackers,
+        transforms,
+        commands,
+        export_options,
+    )
 }
 
 register_model = models.register
@@ -392,4 +404,5 @@ register_optimizer = optimizers.register
 register_scheduler = schedulers.register
 register_corpus = corpora.register
 register_tracker = trackers.register
+register_transform = transforms.register
 register_command = commands.register

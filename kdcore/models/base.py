@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +39,17 @@ class Encoder(ABC, nn.Module):
             InputError: this model does not support compilation.
         """
         raise InputError("this model does not support compilation", key="compile", hint="remove training.compile")
+
+    def keep_blocks(self, blocks: Sequence[int]) -> None:
+        """Drop all blocks but these; used by transforms that make a student shallower.
+
+        Args:
+            blocks: 0-based blocks to keep, at least one, in rising order.
+
+        Raises:
+            InputError: this model cannot do without a block.
+        """
+        raise InputError("this model cannot drop blocks", hint="use another model as student")
 
     @abstractmethod
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ The hooks store only the number of their block, so that a network can be copied;
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -69,12 +69,25 @@ def current_capture() -> Capture | None:
     return _current.get()
 
 
-def watch(embeddings: nn.Module, blocks: Iterator[nn.Module]) -> None:
-    """Register hooks on the module that returns the embedding output and on the blocks."""
+def watch_embeddings(embeddings: nn.Module) -> None:
+    """Hook the module that makes the embedding output."""
     embeddings.register_forward_hook(partial(_leave, "embeddings"))
+
+
+def watch_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Hook the blocks, which are counted from 0."""
     for index, block in enumerate(blocks):
         block.register_forward_pre_hook(partial(_enter, index))
         block.register_forward_hook(partial(_leave, index))
+
+
+def unwatch_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Remove from blocks the hooks that `watch_blocks` registered."""
+    for block in blocks:
+        for hooks in (block._forward_pre_hooks, block._forward_hooks):
+            for number, hook in list(hooks.items()):
+                if isinstance(hook, partial) and hook.func in (_enter, _leave):
+                    del hooks[number]
 
 
 def _enter(block: int, module: nn.Module, args: tuple[Any, ...]) -> None:

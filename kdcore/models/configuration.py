@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -184,6 +185,16 @@ def with_num_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConf
     if stated.get("layer_types"):
         stated["layer_types"] = stated["layer_types"][: max(num_layers, 1)]
     return type(config).from_dict(stated)
+
+
+def with_blocks(config: PreTrainedConfig, blocks: Sequence[int]) -> PreTrainedConfig:
+    """A copy of a configuration for these of its blocks only; 0-based, rising."""
+    changed = copy.deepcopy(config)
+    types = getattr(config, "layer_types", None)
+    changed.num_hidden_layers = len(blocks)
+    if types:
+        changed.layer_types = [types[block] for block in blocks]
+    return changed
 
 
 def reason_of(error: Exception) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from kdcore.errors import InputError
 from kdcore.models.architectures import Architecture
 from kdcore.models.base import Encoder
-from kdcore.models.capture import Capture, watch
+from kdcore.models.capture import Capture, unwatch_blocks, watch_blocks, watch_embeddings
+from kdcore.models.configuration import with_blocks
 from kdcore.models.packed_signals import PackedSignals
 from kdcore.models.packing import Packing
 from kdcore.signals import Batch, ModelInfo, Positions, SignalRequest, Signals, select_rows
@@ -64,7 +67,8 @@ class TransformersEncoder(Encoder):
             self.pooler, self._base.pooler = self._base.pooler, None
         blocks = ShortenedBlocks(architecture.block_list(self._base))
         self._base.set_submodule(architecture.blocks, blocks)
-        watch(architecture.embedding_output(self._base), iter(blocks))
+        watch_embeddings(architecture.embedding_output(self._base))
+        watch_blocks(blocks)
         self._takes_token_types = (
             getattr(self._base.config, "type_vocab_size", 0) > 1
             and "token_type_ids" in inspect.signature(self._base.forward).parameters
@@ -133,6 +137,24 @@ class TransformersEncoder(Encoder):
         for block in self.architecture.block_list(self._base).children():
             for part in _parts_beside_attention(block):
                 part.compile(fullgraph=True, dynamic=True)
+
+    def keep_blocks(self, blocks: Sequence[int]) -> None:
+        """Drop all blocks but these, in the network and in its configuration."""
+        present = list(self.architecture.block_list(self._base).children())
+        if not blocks or sorted(set(blocks)) != list(blocks) or not 0 <= blocks[0] <= blocks[-1] < len(present):
+            raise InputError(f"the blocks to keep must rise within 0 to {len(present) - 1}, found {list(blocks)}")
+        if self.architecture.first_block_differs and blocks[0] != 0:
+            raise InputError(f"a `{self.architecture.model_type}` cannot do without its first block")
+        unwatch_blocks(present)
+        kept = ShortenedBlocks(present[block] for block in blocks)
+        self._base.set_submodule(self.architecture.blocks, kept)
+        watch_blocks(kept)
+        before = self.network.config
+        config = with_blocks(before, blocks)
+        for module in self.network.modules():
+            if getattr(module, "config", None) is before:
+                module.config = config
+        self.info = replace(self.info, num_layers=len(blocks))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the weights; buffers keep their precision.

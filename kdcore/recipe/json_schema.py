@@ -58,6 +58,7 @@ def recipe_json_schema() -> tuple[Schema, list[str]]:
     }
     names = {"type": "string", "enum": ALL["kdcore.trackers"].names()}
     properties["tracking"] = {"type": "array", "items": {"anyOf": [names, _any_of("kdcore.trackers", None)]}}
+    properties["stages"] = {**properties["stages"], "items": _any_of("kdcore.transforms", None)}
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "kdcore recipe"}
     resolved: Schema = _resolve({**whole, "$defs": definitions}, definitions)
     return resolved, skipped
@@ -101,6 +102,8 @@ def _resolve(schema: Any, definitions: Schema) -> Any:
         for name in found:
             own = {"$ref": f"#/$defs/{name}"}
             options.append(own if name.endswith(f":{default}") else {**own, "required": ["name"]})
+        if not options:  # only files under `imports:` provide such components
+            options = [{"type": "object"}]
         return {"anyOf": [*options, {"type": "null"}]}
     return {
         key: _resolve(value, definitions)

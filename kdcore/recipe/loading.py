@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from kdcore.recipe.paths import resolve_recipe
 from kdcore.recipe.schema import SECTION_DEFAULTS, RecipeSettings
 from kdcore.recipe.showing import annotated
 from kdcore.recipe.yaml import Node, Origin, Plain, describe, dump_yaml
-from kdcore.registry import Registry, losses, models, optimizers, schedulers, tasks, trackers
+from kdcore.registry import Registry, losses, models, optimizers, schedulers, tasks, trackers, transforms
 
 __all__ = ["Component", "Components", "Origin", "Recipe", "load_config", "load_recipe"]
 
@@ -36,6 +37,7 @@ REGISTRIES: dict[str, Registry] = {
     "optimizer": optimizers,
     "scheduler": schedulers,
     "tracking": trackers,
+    "stages": transforms,
 }
 
 
@@ -67,6 +69,7 @@ class Components:
     optimizer: Component
     scheduler: Component
     trackers: list[Component]
+    transforms: list[Component]
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ class Recipe:
             optimizer=found[("optimizer",)],
             scheduler=found[("scheduler",)],
             trackers=[one for place, one in found.items() if place[0] == "tracking"],
+            transforms=[one for place, one in found.items() if place[0] == "stages"],
         )
 
     def _check_section(self, section: _Section, cls: type[Any], settings: dict[str, Plain]) -> Any:
@@ -262,6 +266,12 @@ def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
             key,
             [str(size) for size in fitting],
         )
+    fractions = [stage.get("at") for stage in settings.stages]
+    for index, (before, after) in enumerate(pairwise(fractions), start=1):
+        if isinstance(before, int | float) and isinstance(after, int | float) and after <= before:
+            place = ("stages", index, "at")
+            what = f"the stage begins at {after:g}, but the stage before it at {before:g}"
+            yield Problem(what, str(_origin(root, place)), dotted(place), hint="List stages in the order of `at`.")
     for label in settings.losses:
         if "." in label or "/" in label or not label.strip():
             origin = _origin(root, ("losses", label))
@@ -296,6 +306,9 @@ def _sections(
     if isinstance(tracking, list):
         for index, tracker in enumerate(tracking):
             stated[("tracking", index)] = {"name": tracker} if isinstance(tracker, str) else tracker
+    stages = data.get("stages", [])
+    if isinstance(stages, list):
+        stated |= {("stages", index): stage for index, stage in enumerate(stages)}
     found = []
     for place, section in stated.items():
         if not isinstance(section, dict):
@@ -319,8 +332,9 @@ def _put(data: dict[str, Plain], place: KeyPath, section: dict[str, Plain]) -> N
     if len(place) == 1:
         data[str(place[0])] = section
     elif isinstance(place[1], int):
-        if isinstance(data["tracking"][place[1]], dict):
-            data["tracking"] = [section if index == place[1] else one for index, one in enumerate(data["tracking"])]
+        items = data[str(place[0])]
+        if isinstance(items[place[1]], dict):
+            data[str(place[0])] = [section if index == place[1] else one for index, one in enumerate(items)]
     else:
         data["losses"] = {**data["losses"], place[1]: section}
 

@@ -260,5 +260,8 @@ class RecipeSettings(ComponentConfig):
     validation: ValidationSettings = ValidationSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
     early_stopping: EarlyStopping = EarlyStopping()
+    stages: list[dict[str, Any]] = Field(
+        default_factory=list, description="Changes of the student during training, each at a fraction of the budget."
+    )
     logging: LoggingSettings = LoggingSettings()
     tracking: list[str | dict[str, Any]] = Field(default_factory=_default_trackers)

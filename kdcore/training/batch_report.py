@@ -110,11 +110,13 @@ class _Examiner:
     def __init__(self, plan: Plan, checkpoint: Path | None) -> None:
         self._task = plan.task
         self._teacher = FrozenTeacher(plan.load_teacher())
-        self._module = DistillationModule(plan.build_student(), plan.losses).eval()
+        stage = 0 if checkpoint is None else read_state(checkpoint).stage
+        student, losses = plan.build_student(stage), plan.stages[stage].losses
+        self._module = DistillationModule(student, losses).eval()
         if checkpoint is not None:
             self._module.load_state_dict(float32_weights_of(checkpoint, read_state(checkpoint).zero_stage))
         # Losses that couple the sequences of a batch mean something for whole batches only.
-        self._separable = [label for label, loss in plan.losses.items() if not loss.couples_batch]
+        self._separable = [label for label, loss in losses.items() if not loss.couples_batch]
         with tempfile.TemporaryDirectory(prefix="kdcore-") as folder:
             plan.task.save_tokenizer(Path(folder))
             self._tokenizer: Any = load_tokenizer(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,31 +13,66 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcore.errors import InputError, RecipeError
+from kdcore.errors import InputError, PluginError, RecipeError
 from kdcore.losses.base import Loss, LossConfig
 from kdcore.models.base import Encoder, Model
 from kdcore.optimizers.base import Optimizer
 from kdcore.progress import Progress
 from kdcore.recipe.loading import Component, Components, Recipe
 from kdcore.schedulers.base import Scheduler
-from kdcore.signals import Batch, Requests
+from kdcore.signals import Batch, ModelInfo, Requests
 from kdcore.tasks.base import StoredData, Task
 from kdcore.training.module import union_of_requests
+from kdcore.transforms.base import ParameterSource, Transform
+
+# Batches, the tokenizer and heads are made for these before training starts.
+_KEPT_BY_TRANSFORMS = ("vocab_size", "max_length", "num_classes", "class_labels", "has_lm_head")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run in which the student's structure stays the same.
+
+    Attributes:
+        info: describes the student.
+        losses: the active losses by their labels, constructed for this student.
+        begins: fraction of the budget after which the stage begins.
+        transform: makes its student from that of the stage before; None for the first stage.
+        key: the stage's entry in the recipe, such as `stages.0`; None for the first stage.
+        name: name of the transform; empty for the first stage.
+    """
+
+    info: ModelInfo
+    losses: dict[str, Loss]
+    begins: float = 0.0
+    transform: Transform | None = None
+    key: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run needs, described and checked, with no weights loaded yet."""
+    """All that a run needs, described and checked, with no weights loaded yet.
+
+    Attributes:
+        requests: what the losses of all stages read.
+        stages: the stages of the run, at least one.
+    """
 
     recipe: Recipe
     components: Components
     teacher: Model | None
     student: Model
-    losses: dict[str, Loss]
+    stages: list[Stage]
     requests: Requests
     task: Task
     optimizer: Optimizer
     scheduler: Scheduler
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        """The losses of the first stage by their labels."""
+        return self.stages[0].losses
 
     @property
     def steps_per_epoch(self) -> float:
@@ -62,11 +97,53 @@ class Plan:
         with located(self.recipe, self.components.teacher.key):
             return self.teacher.load_teacher(self.requests.teacher)
 
-    def build_student(self) -> Encoder:
-        """The student with its first weights."""
+    def build_student(self, stage: int = 0) -> Encoder:
+        """Make the student of a stage on the CPU in float32.
+
+        At stage 0 it has its first weights. Later ones have the structure of their stage, and weights that mean
+        nothing until trained ones are loaded into them.
+
+        Raises:
+            InputError: the run has no such stage.
+        """
+        if stage >= len(self.stages):
+            what = f"the checkpoint is of stage {stage}, but the recipe has {len(self.stages)} (counted from 0)"
+            raise InputError(what, where=str(self.recipe.path), key="stages")
         torch.manual_seed(self.recipe.settings.seed)
         with located(self.recipe, self.components.student.key):
-            return self.student.build_student(self.requests.student)
+            student = self.student.build_student(self.requests.student)
+        for number in range(1, stage + 1):
+            student, _ = self.transform_student(student, number)
+        return student
+
+    def transform_student(self, student: Encoder, stage: int) -> tuple[Encoder, dict[str, ParameterSource]]:
+        """Make the student of a stage from that of the stage before, on the CPU.
+
+        Returns:
+            The student, and the sources of all its parameters that have one.
+
+        Raises:
+            InputError: the transform refuses the student.
+            PluginError: the transform does not keep to its interface.
+        """
+        entry = self.stages[stage]
+        assert entry.transform is not None
+        before = dict(student.named_parameters())
+        shapes = {name: parameter.shape for name, parameter in before.items()}
+        names = {id(parameter): name for name, parameter in before.items()}
+        generator = torch.Generator().manual_seed((self.recipe.settings.seed + stage) % 2**63)
+        with located(self.recipe, entry.key):
+            changed, stated = entry.transform.apply(student, generator)
+        sources = {
+            name: ParameterSource(names[id(parameter)])
+            for name, parameter in changed.named_parameters()
+            if id(parameter) in names
+        } | dict(stated)
+        problem = _transform_fault(changed, entry.info, sources, shapes)
+        if problem:
+            where = str(self.recipe.origin(entry.key))
+            raise PluginError(f"the transform `{entry.name}` {problem}", where=where, key=entry.key)
+        return changed, sources
 
 
 def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
@@ -93,16 +170,11 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
     if head is not None:
         with located(recipe, components.student.key):
             student.set_classes(head)
-    losses = {}
-    for label, component in components.losses.items():
-        with located(recipe, component.key):
-            losses[label] = component.cls(component.config, teacher.info if teacher else None, student.info)
-    with located(recipe, "losses"):
-        check_schedule(losses)
-    losses = {label: loss for label, loss in losses.items() if is_ever_active(loss.config)}
-    requests = union_of_requests(loss.requests() for loss in losses.values())
+    stages = _make_stages(recipe, components, teacher.info if teacher else None, student.info)
+    requests = union_of_requests(loss.requests() for stage in stages for loss in stage.losses.values())
     if not components.task.cls.masks_tokens:
-        check_positions(recipe, components, losses)
+        for stage in stages:
+            check_positions(recipe, components, stage.losses)
     optimizer = _make(recipe, components.optimizer)
     scheduler = _make(recipe, components.scheduler)
     with located(recipe, components.task.key):
@@ -110,12 +182,74 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
         cls, where = components.task.cls, (config, settings.seed, cache_folder())
         task = cls(*where) if stored is None else cls.resumed(*where, stored)
         task.check(student, teacher if requests.teacher else None)
-    plan = Plan(recipe, components, teacher, student, losses, requests, task, optimizer, scheduler)
+    plan = Plan(recipe, components, teacher, student, stages, requests, task, optimizer, scheduler)
     with located(recipe, components.scheduler.key):
         scheduler.check(plan.start)
     with located(recipe, "validation"):
         check_validation(recipe, task)
     return plan
+
+
+def _make_stages(recipe: Recipe, components: Components, teacher: ModelInfo | None, student: ModelInfo) -> list[Stage]:
+    """Describe the student of every stage, and construct the losses that are active in it for that student."""
+    configs: dict[str, Any] = {label: component.config for label, component in components.losses.items()}
+    transforms = [_make(recipe, component) for component in components.transforms]
+    begins = [0.0, *(transform.config.at for transform in transforms), 1.0]
+
+    def make_losses(info: ModelInfo, number: int) -> dict[str, Loss]:
+        losses = {}
+        for label, component in components.losses.items():
+            # Of a run without stages every loss is constructed, so that mistakes in inactive ones are found, too.
+            if not components.transforms or is_active_between(configs[label], *begins[number : number + 2]):
+                with located(recipe, component.key):
+                    losses[label] = component.cls(component.config, teacher, info)
+        return {label: loss for label, loss in losses.items() if is_ever_active(loss.config)}
+
+    stages = [Stage(student, make_losses(student, 0))]
+    with located(recipe, "losses"):
+        check_schedule(configs.values())
+    for number, (component, transform) in enumerate(zip(components.transforms, transforms, strict=True), start=1):
+        before = stages[-1].info
+        with located(recipe, component.key):
+            info = transform.describe(before)
+            for name in _KEPT_BY_TRANSFORMS:
+                if getattr(info, name) != getattr(before, name):
+                    raise InputError(
+                        f"the transform `{component.name}` changes the student's {name} "
+                        f"(found {getattr(info, name)}, expected {getattr(before, name)}), which no stage may"
+                    )
+        try:
+            losses = make_losses(info, number)
+        except InputError as error:
+            after = f"after the transform `{component.name}` ({component.key})"
+            raise type(error)([replace(one, what=f"{after}: {one.what}") for one in error.problems]) from error
+        stages.append(Stage(info, losses, begins[number], transform, component.key, component.name))
+    return stages
+
+
+def _transform_fault(
+    student: Encoder, info: ModelInfo, sources: Mapping[str, ParameterSource], shapes: Mapping[str, torch.Size]
+) -> str:
+    """What keeps a changed student from the interface of transforms; empty if nothing does.
+
+    Args:
+        student: the changed student.
+        info: what the transform described.
+        sources: sources of its parameters.
+        shapes: shapes of the parameters before the change.
+    """
+    if student.info != info:
+        return f"gives a student other than it described (found {student.info}, expected {info})"
+    parameters = dict(student.named_parameters())
+    for name, source in sources.items():
+        if name not in parameters or source.name not in shapes:
+            return f"names a parameter that does not exist: `{name}` from `{source.name}`"
+        before = torch.empty(shapes[source.name])
+        found = (before if source.select is None else source.select(before)).shape
+        if found != parameters[name].shape:
+            wanted = tuple(parameters[name].shape)
+            return f"takes `{name}` from `{source.name}` in another shape (found {tuple(found)}, expected {wanted})"
+    return ""
 
 
 def check_validation(recipe: Recipe, task: Task) -> None:
@@ -159,17 +293,21 @@ def check_positions(recipe: Recipe, components: Components, losses: Mapping[str,
 
 def is_ever_active(config: LossConfig) -> bool:
     """Whether there is a part of the budget in which the loss has a weight."""
-    return any(config.weight_at(fraction) > 0 for fraction in _middles([config]))
+    return is_active_between(config, 0.0, 1.0)
 
 
-def check_schedule(losses: Mapping[str, Loss]) -> None:
+def is_active_between(config: LossConfig, start: float, end: float) -> bool:
+    """Whether the loss has a weight somewhere between two fractions of the budget."""
+    return any(config.weight_at(fraction) > 0 for fraction in _middles([config], start, end))
+
+
+def check_schedule(configs: Collection[LossConfig]) -> None:
     """Refuse schedules that leave a part of the budget without any loss.
 
     Raises:
         RecipeError: names the part.
     """
-    configs = [loss.config for loss in losses.values()]
-    for middle, (start, end) in _middles(configs).items():
+    for middle, (start, end) in _middles(configs, 0.0, 1.0).items():
         if not any(config.weight_at(middle) > 0 for config in configs):
             raise RecipeError(
                 f"no loss is active between the fractions {start:g} and {end:g} of the budget",
@@ -178,14 +316,15 @@ def check_schedule(losses: Mapping[str, Loss]) -> None:
             )
 
 
-def _middles(configs: Iterable[LossConfig]) -> dict[float, tuple[float, float]]:
-    """The stretches of the budget between which weights can change their course, by their middles."""
-    edges = {0.0, 1.0}
+def _middles(configs: Iterable[LossConfig], start: float, end: float) -> dict[float, tuple[float, float]]:
+    """The stretches of a part of the budget between which weights can change their course, by their middles."""
+    edges = {start, end}
     for config in configs:
         edges.update(config.active)
         if isinstance(config.weight, list):
             edges.update(fraction for fraction, _ in config.weight)
-    return {(start + end) / 2: (start, end) for start, end in pairwise(sorted(edges))}
+    within = sorted(edge for edge in edges if start <= edge <= end)
+    return {(before + after) / 2: (before, after) for before, after in pairwise(within)}
 
 
 def cache_folder() -> Path:

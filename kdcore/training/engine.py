@@ -24,6 +24,7 @@ from kdcore.training.module import DistillationModule, Term
 from kdcore.training.quiet import quiet
 from kdcore.training.resharding import float32_weights, part_rank, read_part, read_parts, reshard
 from kdcore.training.tensor_files import read_tensors, write_tensors
+from kdcore.transforms.base import ParameterSource
 
 _MODEL_FILE = "mp_rank_00_model_states.pt"
 _OWN_KEYS = {
@@ -39,6 +40,7 @@ _OWN_INNER_KEYS = (
     ("fp16", "enabled", "training.precision"),
     ("bf16", "enabled", "training.precision"),
 )
+_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 # DeepSpeed ignores unknown keys at the top of its configuration, so a misspelt one must be found here.
 _PASSED_ON = {
     "activation_checkpointing",
@@ -159,6 +161,30 @@ class LossScale:
         return self.now <= self.minimum
 
 
+Past = tuple[tuple[frozenset[str], bool], ...]
+"""The optimizer's groups that a parameter was in, a group being (labels of losses that reach it, whether it decays)."""
+
+
+@dataclass(frozen=True)
+class CarriedState:
+    """What the engine of a stage gives to that of the next, the same on every process.
+
+    Attributes:
+        weights: float32 weights, and buffers, by name in the module, on the CPU.
+        optimizer: the optimizer's state of each trained parameter by the parameter's name. Tensors of the parameter's
+            shape are on the CPU.
+        shapes: shape of each trained parameter.
+        loss_scaler: DeepSpeed's loss scaler; None but in fp16.
+        counters: DeepSpeed's own counters of steps.
+    """
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Any]]
+    shapes: dict[str, torch.Size]
+    loss_scaler: Any
+    counters: dict[str, int]
+
+
 class Engine:
     """Forward, backward and update through DeepSpeed; weights and state in and out of it."""
 
@@ -169,8 +195,17 @@ class Engine:
         optimizer: Optimizer,
         settings: TrainingSettings,
         processes: Processes,
+        past: Mapping[str, Past] | None = None,
     ) -> None:
         """Hand `module` to DeepSpeed. Parameters move only in steps in which a loss of their `reach` is active.
+
+        Args:
+            module: student and losses.
+            reach: labels of the losses that reach each parameter.
+            optimizer: makes torch's optimizer.
+            settings: the recipe's.
+            processes: the processes.
+            past: in later stages of a run, the groups that parameters were in before.
 
         Raises:
             RecipeError: `training.deepspeed` has a key that is kdcore's own or that DeepSpeed does not know.
@@ -186,18 +221,23 @@ class Engine:
         self._optimizer = optimizer
         # DeepSpeed fills missing gradients with zeros, and momentum and weight decay would then move what no active
         # loss reaches. So parameters of equal reach are a group of their own, whose learning rate is 0 meanwhile.
-        groups: dict[tuple[frozenset[str], bool], list[nn.Parameter]] = {}
+        # ZeRO keeps one step count for a group, so parameters with different pasts are in different groups, too.
+        groups: dict[Past, list[nn.Parameter]] = {}
+        names: dict[Past, list[str]] = {}
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(bool(reach[name]))
             if reach[name]:
-                groups.setdefault((reach[name], parameter.ndim >= 2), []).append(parameter)
-        self._group_reach = [labels for labels, _ in groups]
+                group = (*(past or {}).get(name, ()), (reach[name], parameter.ndim >= 2))
+                groups.setdefault(group, []).append(parameter)
+                names.setdefault(group, []).append(name)
+        self._group_reach = [group[-1][0] for group in groups]
+        self._group_names = list(names.values())
         module.to(processes.device)
         config = deepspeed_config(settings, processes.world_size)
         client = optimizer.build(
             [
                 {"params": parameters, "weight_decay": optimizer.config.weight_decay if decays else 0.0}
-                for (_, decays), parameters in groups.items()
+                for (*_, (_, decays)), parameters in groups.items()
             ]
         )
         try:
@@ -261,6 +301,13 @@ class Engine:
             self.skipped = self._engine.skipped_steps > skipped_before
             self._forget(active)
 
+    @property
+    def _base_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that was built, within DeepSpeed's."""
+        outer = self._engine.optimizer
+        base: torch.optim.Optimizer = getattr(outer, "optimizer", outer)
+        return base
+
     def _gradients(self) -> Iterator[Tensor]:
         """The gradients of all that is trained, zeros where there are none: as DeepSpeed has them between processes."""
         for parameter in self.module.parameters():
@@ -275,8 +322,7 @@ class Engine:
         They have just been given gradients of zero. Left alone, their step count would run on without them, and Adam's
         first real updates would be of another length than its first ones are: half of it after 10 such steps.
         """
-        outer = self._engine.optimizer
-        base = getattr(outer, "optimizer", outer)
+        base = self._base_optimizer
         for group, reach in zip(base.param_groups, self._group_reach, strict=True):
             if reach.isdisjoint(active):
                 for parameter in group["params"]:
@@ -312,19 +358,106 @@ class Engine:
 
     def float32_student(self) -> dict[str, Tensor]:
         """The student's weights in float32 on the CPU, from the master copy; every process must call this."""
+        return self._float32_weights(self.module.student)
+
+    def _float32_weights(self, module: nn.Module) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
         whole: dict[int, Tensor] = {}
         weights = {}
-        for name, tensor in self.module.student.state_dict(keep_vars=True).items():
+        for name, tensor in module.state_dict(keep_vars=True).items():
             if id(tensor) not in whole:
                 master = None
                 if tensor.requires_grad and self._engine.zero_optimization_stage() > 0:
                     master = safe_get_full_fp32_param(tensor)
-                source = tensor if master is None else master
-                whole[id(tensor)] = source.detach().to("cpu", torch.float32, copy=True)
+                source = (tensor if master is None else master).detach()
+                dtype = torch.float32 if source.is_floating_point() else source.dtype
+                whole[id(tensor)] = source.to("cpu", dtype, copy=True)
             weights[name] = whole[id(tensor)]
         return weights
+
+    def state_to_carry(self) -> CarriedState:
+        """Copy what the engine of the next stage takes over; every process must call this."""
+        trained = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        flat = self._engine.zero_optimization_stage() > 0
+        base, states = self._base_optimizer, dict[str, dict[str, Any]]()
+        for group, names in zip(base.param_groups, self._group_names, strict=True):
+            for name in names:
+                parameter = trained[name]
+                state = base.state.get(group["params"][0] if flat else parameter, {})
+                states[name] = {
+                    key: _whole_state(parameter, value) if flat and _is_elementwise(value) else _on_cpu(value)
+                    for key, value in state.items()
+                }
+        fp16 = self._engine.fp16_enabled()
+        return CarriedState(
+            self._float32_weights(self.module),
+            states,
+            {name: parameter.shape for name, parameter in trained.items()},
+            self._engine.optimizer.loss_scaler if fp16 else None,
+            {name: getattr(self._engine, name) for name in _COUNTERS},
+        )
+
+    def take_over(
+        self, before: CarriedState, sources: Mapping[str, ParameterSource], weights: Mapping[str, Tensor]
+    ) -> None:
+        """Continue with the optimizer's state of the engine before; called before the first step.
+
+        Args:
+            before: of the engine of the stage before.
+            sources: where parameters of this engine's module come from; those without begin without state.
+            weights: float32 values of all parameters, from which this engine's module was cast.
+        """
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        base, flat = self._base_optimizer, self._engine.zero_optimization_stage() > 0
+        parameters = dict(self.module.named_parameters())
+        for group, names in zip(base.param_groups, self._group_names, strict=True):
+            states = {
+                name: _selected(before.optimizer[sources[name].name], before.shapes, sources[name])
+                for name in names
+                if name in sources and sources[name].name in before.optimizer
+            }
+            if flat:
+                for name in names:
+                    safe_set_full_fp32_param(parameters[name], weights[name].to(self.processes.device))
+                self._set_flat_state(group["params"][0], {name: parameters[name] for name in names}, states)
+            else:
+                for name, state in states.items():
+                    if state:
+                        base.state[parameters[name]] = {
+                            key: value.to(parameters[name].device) if _is_elementwise(value) else value
+                            for key, value in state.items()
+                        }
+        if before.loss_scaler is not None:
+            self._engine.optimizer.loss_scaler = before.loss_scaler
+        for name, value in before.counters.items():
+            setattr(self._engine, name, value)
+
+    def _set_flat_state(
+        self, flat: Tensor, parameters: Mapping[str, nn.Parameter], states: Mapping[str, dict[str, Any]]
+    ) -> None:
+        """Put the state of a group's parameters into the state of this process's part of the flat group."""
+        first = next((state for state in states.values() if state), None)
+        if first is None:
+            return
+        state = self._base_optimizer.state[flat]
+        for key, example in first.items():
+            if not _is_elementwise(example):
+                state[key] = example  # equal for all of a group: they have taken the same steps
+                continue
+            state[key] = torch.zeros_like(flat)
+            for name, values in states.items():
+                mapping: Any = parameters[name]._hp_mapping  # type: ignore[attr-defined]
+                if mapping is not None:
+                    inside, part = mapping.hp_fragment_address, mapping.lp_fragment_address
+                    value = values[key].flatten().narrow(0, part.start, part.numel)
+                    state[key].narrow(0, inside.start, inside.numel).copy_(value)
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's engine: its hooks on parameters and its buffers."""
+        with quiet():
+            self._engine.destroy()
 
     def save(self, folder: Path) -> list[Path]:
         """Write this process's part of the state into `folder`; every process must call this.
@@ -435,6 +568,41 @@ def _not_plain(value: Any) -> str | None:
     if isinstance(value, (list, tuple)):
         return next(filter(None, map(_not_plain, value)), None)
     return f"an object of type {type(value).__qualname__} (expected tensors, numbers, text, lists and maps)"
+
+
+def _is_elementwise(value: Any) -> bool:
+    """Whether a value of an optimizer's state holds a number for each element, not one for the whole tensor."""
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _on_cpu(value: Any) -> Any:
+    """A copy on the CPU; step counts stay on the device, where some kernels want them."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().to("cpu", copy=True) if value.ndim else value.detach().clone()
+
+
+def _whole_state(parameter: nn.Parameter, flat: Tensor) -> Tensor:
+    """A parameter's state, on the CPU, from all processes' parts of its flat group; all of them must call this."""
+    whole = torch.zeros(parameter.numel(), dtype=flat.dtype, device=flat.device)
+    mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is not None:
+        inside, part = mapping.hp_fragment_address, mapping.lp_fragment_address
+        whole.narrow(0, part.start, part.numel).copy_(flat.narrow(0, inside.start, inside.numel))
+    torch.distributed.all_reduce(whole, group=parameter._dp_group)  # type: ignore[attr-defined]
+    return whole.reshape(parameter.shape).cpu()
+
+
+def _selected(state: dict[str, Any], shapes: Mapping[str, torch.Size], source: ParameterSource) -> dict[str, Any]:
+    """The optimizer's state of a changed parameter; none if it holds tensors that cannot follow the change."""
+    if source.select is None:
+        return dict(state)
+    selected = {}
+    for key, value in state.items():
+        if _is_elementwise(value) and value.shape != shapes[source.name]:
+            return {}  # factored, say: what belongs to which element is known to the optimizer alone
+        selected[key] = source.select(value).clone() if _is_elementwise(value) else value
+    return selected
 
 
 class _Writer:

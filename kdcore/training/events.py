@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdcore.errors import EXIT_INTERRUPTED
 from kdcore.progress import Progress
+from kdcore.signals import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,23 @@ class ExportEvent:
 
 
 @dataclass(frozen=True)
+class StageEvent:
+    """The student was transformed; the steps that follow belong to a new stage.
+
+    Attributes:
+        progress: progress at the change. A checkpoint of the same step was written before it.
+        stage: 0-based number of the stage that begins.
+        transform: name of the transform.
+        info: describes the changed student.
+    """
+
+    progress: Progress
+    stage: int
+    transform: str
+    info: ModelInfo
+
+
+@dataclass(frozen=True)
 class FinishedEvent:
     """The run is finished; the last event.
 
@@ -128,4 +146,6 @@ class StoppedEvent:
     result: RunResult
 
 
-Event = StartEvent | StepEvent | ValidationEvent | CheckpointEvent | ExportEvent | FinishedEvent | StoppedEvent
+Event = (
+    StartEvent | StepEvent | ValidationEvent | CheckpointEvent | ExportEvent | StageEvent | FinishedEvent | StoppedEvent
+)

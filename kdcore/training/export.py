@@ -99,7 +99,7 @@ def export_run(run: Path, folder: Path, step: int | None) -> Path:
     recipe = load_recipe(run / "recipe.yaml")
     plan = make_plan(recipe, stored_data(run))
     weights = float32_student_of(checkpoint, state.zero_stage)
-    export_student(folder, plan.build_student(), weights, plan.task, recipe, state.step, {})
+    export_student(folder, plan.build_student(state.stage), weights, plan.task, recipe, state.step, {})
     return folder
 
 

@@ -64,7 +64,7 @@ class DivergenceMonitor:
         batches: TrainingBatches,
         processes: Processes,
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._batches = batches
         self._processes = processes
         self._run_folder = Path(settings.run.folder, settings.run.name, settings.run.id)
@@ -91,7 +91,7 @@ class DivergenceMonitor:
             TrainingError: gradients are not finite where no loss scale explains it, or the loss scale is at its
                 minimum and cannot help any more.
         """
-        engine = self._engine
+        engine = self.engine
         if engine.grad_norm is not None:
             self._remember((_GRADIENTS,), engine.grad_norm.reshape(1), (step + 1) * self._places - 1)
         scale = engine.loss_scale
@@ -133,7 +133,7 @@ class DivergenceMonitor:
         Raises:
             TrainingError: they are not finite. The losses, computed with the weights before, may well be.
         """
-        self.check(step, {"the weights": self._processes.sum([self._engine.largest_weight()])[0]})
+        self.check(step, {"the weights": self._processes.sum([self.engine.largest_weight()])[0]})
 
     def logged(self, step: int, loss: float) -> None:
         """Tell of a loss far above those of the last rows of metrics."""

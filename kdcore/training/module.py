@@ -107,6 +107,7 @@ class FrozenTeacher:
     def __init__(self, encoder: Encoder | None) -> None:
         """Freeze the encoder; None if no loss of the recipe ever reads a teacher."""
         self._encoder = encoder
+        self._compiled = False
         if encoder is not None:
             encoder.eval().requires_grad_(False)
 
@@ -116,9 +117,10 @@ class FrozenTeacher:
             self._encoder.to(dtype)
 
     def compile_parts(self) -> None:
-        """Have torch compile it, if there is one."""
-        if self._encoder is not None:
+        """Have torch compile it, if there is one; once, however often this is called."""
+        if self._encoder is not None and not self._compiled:
             self._encoder.compile_parts()
+            self._compiled = True
 
     @torch.no_grad()
     def __call__(self, batch: Batch, request: SignalRequest) -> Signals | None:

@@ -17,6 +17,7 @@ from kdcore.training.events import (
     Event,
     ExportEvent,
     FinishedEvent,
+    StageEvent,
     StartEvent,
     StepEvent,
     StoppedEvent,
@@ -79,6 +80,8 @@ class Monitor:
                 self.say(f"step {progress.step}: held-out loss {values['loss']:.5g}{score}")
             case ExportEvent(path=path):
                 self.say(f"step {progress.step}: student exported to {path}")
+            case StageEvent(stage=stage, transform=transform, info=info):
+                self.say(f"step {progress.step}: stage {stage} begins with `{transform}`: {info.num_layers} blocks")
             case StoppedEvent():
                 self.say(f"step {progress.step}: stopped; start the same command again to continue")
             case FinishedEvent():

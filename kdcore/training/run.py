@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from kdcore.errors import InputError, MachineError
+from kdcore.errors import InputError, MachineError, RecipeError
 from kdcore.progress import Progress
 from kdcore.recipe.loading import Recipe
 from kdcore.signals import Signals
@@ -27,10 +26,11 @@ from kdcore.training.engine import Engine, check_optimizer, check_precision, dee
 from kdcore.training.events import Event, FinishedEvent, RunResult, StoppedEvent
 from kdcore.training.export import export_student
 from kdcore.training.interruption import GracefulShutdown
-from kdcore.training.module import DistillationModule, FrozenTeacher, compile_models, find_reach
+from kdcore.training.module import DistillationModule, FrozenTeacher, compile_models
 from kdcore.training.monitor import Monitor, console, logger
 from kdcore.training.predictions import write_predictions
 from kdcore.training.run_lock import refuse_if_held, run_lock
+from kdcore.training.stages import StageParameters, examine_stages
 from kdcore.training.startup import StartupTimer
 from kdcore.training.trainer import Trainer
 from kdcore.training.watchdog import Watchdog
@@ -94,7 +94,8 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
                     yield earlier
                     return
                 watchdog.starting("loading the models")
-                models = _load_models(plan, folder, processes, startup)
+                stage = 0 if earlier is None else read_state(earlier).stage
+                models = _load_models(plan, stage, folder, processes, startup)
                 with (
                     _context(plan, folder, processes, watchdog, check_lock, startup, start) as context,
                     closing(_train(context, models, earlier)) as events,
@@ -131,6 +132,14 @@ def _earlier_session(plan: Plan, start: Progress, folder: Path, processes: Proce
     if progress.finished and complete:
         return FinishedEvent(progress, RunResult(folder, True, export, {}))
     check_layout(checkpoint, zero_stage(recipe.settings.training))
+    if state.stage < len(plan.stages) and progress.fraction < plan.stages[state.stage].begins:
+        raise RecipeError(
+            f"the run is in stage {state.stage}, which begins at {plan.stages[state.stage].begins:g} of the budget, "
+            f"but of the new budget only {progress.fraction:.3g} is used",
+            where=str(recipe.origin("training.budget")),
+            key="training.budget",
+            hint="grow the budget by less, or start another run with `run.id=NEW`",
+        )
     return checkpoint
 
 
@@ -140,16 +149,18 @@ class _Models:
 
     Attributes:
         teacher: the teacher.
-        module: student and losses.
-        reach: labels of the losses that reach each parameter of `module`.
+        module: student and losses of the stage in which the session begins.
+        stage: number of that stage.
+        stages: the parameters of every stage.
     """
 
     teacher: FrozenTeacher
     module: DistillationModule
-    reach: dict[str, frozenset[str]]
+    stage: int
+    stages: list[StageParameters]
 
 
-def _load_models(plan: Plan, folder: Path, processes: Processes, startup: StartupTimer) -> _Models:
+def _load_models(plan: Plan, stage: int, folder: Path, processes: Processes, startup: StartupTimer) -> _Models:
     """Load teacher and student; process 0 then stores in the run folder what the run was started with."""
     recipe = plan.recipe
     encoder = plan.load_teacher()
@@ -157,14 +168,14 @@ def _load_models(plan: Plan, folder: Path, processes: Processes, startup: Startu
     weights = by_main(processes, lambda: run_folder.check_teacher(folder, recipe, source))
     startup.done("teacher")
     teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
-    module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
-    with located(recipe, "losses"):
-        reach = _reach(module, teacher, plan, processes)
+    stages, module = examine_stages(plan, teacher, processes)
+    if len(stages) > 1:  # it has been changed through all stages
+        module = DistillationModule(plan.build_student(stage), plan.stages[stage].losses).to(processes.device)
     startup.done("student")
     processes.barrier()  # every process has looked for an earlier session before process 0 writes anything
     if processes.is_main:
         run_folder.store(folder, recipe, StoredData(plan.task.fingerprint, plan.task.data_folder), weights)
-    return _Models(teacher, module, reach)
+    return _Models(teacher, module, stage, stages)
 
 
 @contextmanager
@@ -206,7 +217,10 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
     _report_reach(models, plan, monitor)
     context.watchdog.starting("making the engine ready")
     with located(plan.recipe, "training"):
-        engine = Engine(models.module, models.reach, plan.optimizer, settings.training, context.processes)
+        parameters = models.stages[models.stage]
+        engine = Engine(
+            models.module, parameters.reach, plan.optimizer, settings.training, context.processes, parameters.past
+        )
     models.teacher.to(engine.dtype)
     startup.done("engine")
     if settings.training.compile:
@@ -217,7 +231,7 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
     monitor.say(str(startup))
     torch.manual_seed(settings.seed + context.processes.rank)  # each process draws its own dropout
 
-    trainer = Trainer(context, engine, models.teacher, partial(_export, context))
+    trainer = Trainer(context, engine, models.teacher, models.stages, models.stage, partial(_export, context))
     progress = yield from trainer.train(checkpoint)
     if not progress.finished:
         context.checkpoints.wait()
@@ -274,21 +288,13 @@ def _write_predictions(context: RunContext, trainer: Trainer) -> None:
     context.monitor.say(f"predictions of {source.parent.name}/{source.name} written to {target}{shown}")
 
 
-def _reach(
-    module: DistillationModule, teacher: FrozenTeacher, plan: Plan, processes: Processes
-) -> dict[str, frozenset[str]]:
-    """Which losses move which parameters, tried on a small batch."""
-    last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
-    module.counts(plan.task.batch("train", last, np.zeros_like(last)))  # a loss may know fewer samples than there are
-    return find_reach(module, plan.small_batch().to(processes.device), teacher)
-
-
 def _report_reach(models: _Models, plan: Plan, monitor: Monitor) -> None:
     """Report once which parts of the student no loss reaches."""
-    student, reach = models.module.student, models.reach
+    student, reach = models.module.student, models.stages[models.stage].reach
     total = sum(parameter.numel() for parameter in student.parameters())
     trained = sum(p.numel() for name, p in student.named_parameters() if reach[f"student.{name}"])
-    depth, layers = plan.requests.student.depth(student.info.num_layers), student.info.num_layers
+    layers = student.info.num_layers
+    depth = models.module.requests(plan.stages[models.stage].losses).student.depth(layers)
     monitor.say(f"training {trained:,} of the student's {total:,} parameters")
     if depth < layers:
         monitor.say(

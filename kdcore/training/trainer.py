@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,19 @@ from kdcore.training.checkpoint import load_checkpoint, readable
 from kdcore.training.checkpoint_files import TrainingState, checkpoint_folder
 from kdcore.training.context import RunContext
 from kdcore.training.engine import Engine, accumulation, zero_stage
-from kdcore.training.events import CheckpointEvent, Event, ExportEvent, StartEvent, StepEvent, ValidationEvent
+from kdcore.training.events import (
+    CheckpointEvent,
+    Event,
+    ExportEvent,
+    StageEvent,
+    StartEvent,
+    StepEvent,
+    ValidationEvent,
+)
 from kdcore.training.health import DivergenceMonitor
 from kdcore.training.module import FrozenTeacher, Term, factors_of
 from kdcore.training.occasions import Triggers
+from kdcore.training.stages import StageParameters, change_stage
 from kdcore.training.validation import validate
 
 Export = Callable[[Engine, str, Progress, Mapping[str, float]], Path]
@@ -44,13 +53,23 @@ class MetricAccumulator:
 class Trainer:
     """Takes the steps of a run from where its last checkpoint left it to the end of its budget."""
 
-    def __init__(self, context: RunContext, engine: Engine, teacher: FrozenTeacher, export: Export) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        engine: Engine,
+        teacher: FrozenTeacher,
+        stages: Sequence[StageParameters],
+        stage: int,
+        export: Export,
+    ) -> None:
         """Nothing is trained before the events of `train` are consumed.
 
         Args:
             context: the run's collaborators.
-            engine: holds student and losses.
+            engine: holds student and losses of the first stage of this session.
             teacher: the teacher.
+            stages: the parameters of every stage of the run.
+            stage: number of the first stage of this session.
             export: writes the student to a folder.
         """
         self.context = context
@@ -69,6 +88,8 @@ class Trainer:
         self.divergence = DivergenceMonitor(settings, engine, self.batches, self.processes)
         self.triggers = Triggers(settings.validation, settings.checkpoints, context.plan.steps_per_epoch)
         self.validates = settings.validation.every != "never" and self.task.num_samples("held_out") > 0
+        self.stages = stages
+        self.stage = stage
         self.step = 0
         self.seconds_before = 0.0
         self.done = self.start
@@ -103,10 +124,14 @@ class Trainer:
             while True:
                 self.watchdog.tick(f"step {self.step + 1}")
                 micro_batches = self.batches.step(self.step)
-                counts, stop, seconds = self._agree(micro_batches, self.context.shutdown.requested)
+                counts, tokens, stop, seconds = self._agree(micro_batches, self.context.shutdown.requested)
                 progress = self.start.at(self.step, seconds)
                 if stop or progress.finished:
                     break
+                if self._stage_is_over(progress):
+                    yield self._change_stage(progress)
+                    continue
+                self.window.tokens += tokens
                 self._train_step(micro_batches, counts, progress)
                 self.step += 1
                 yield from self._after_step(self.start.at(self.step, seconds))
@@ -115,6 +140,24 @@ class Trainer:
         elif self.step and self.saved_step != self.step:
             yield self._save()
         return progress
+
+    def _stage_is_over(self, progress: Progress) -> bool:
+        following = self.context.plan.stages[self.stage + 1 :]
+        return bool(following) and progress.fraction >= following[0].begins
+
+    def _change_stage(self, progress: Progress) -> StageEvent:
+        """Transform the student. Everything due after the step before was done with the student before.
+
+        A checkpoint of this step therefore records the stage before, and a run that resumes from it changes here.
+        """
+        self.stage += 1
+        self.watchdog.tick(f"the change to stage {self.stage}")
+        with self._pause():
+            self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teacher)
+        self.divergence.engine = self.engine
+        self.best_score = None  # the best student of another structure is no candidate any more
+        stage = self.context.plan.stages[self.stage]
+        return StageEvent(progress, self.stage, stage.name, stage.info)
 
     def _train_step(self, micro_batches: list[Batch], counts: Mapping[Term, float], progress: Progress) -> None:
         """Take one optimizer step.
@@ -172,8 +215,8 @@ class Trainer:
         if self.step and (self.saved_step != self.step or timed):
             yield self._save()
 
-    def _agree(self, micro_batches: list[Batch], stop: bool) -> tuple[dict[Term, float], bool, float]:
-        """Counts over all processes, whether anyone was asked to stop, and process 0's clock: one host reduction."""
+    def _agree(self, micro_batches: list[Batch], stop: bool) -> tuple[dict[Term, float], float, bool, float]:
+        """Counts and tokens over all processes, whether one was asked to stop, process 0's clock: one all-reduce."""
         local: dict[Term, float] = {}
         for batch in micro_batches:
             for term, count in self.engine.module.counts(batch).items():
@@ -184,8 +227,7 @@ class Trainer:
         *counts, total_tokens, stops, failed, clock = self.processes.sum([*local.values(), tokens, *flags, seconds])
         if failed:
             self.context.checkpoints.wait()
-        self.window.tokens += total_tokens
-        return dict(zip(local, counts, strict=True)), stops > 0, clock
+        return dict(zip(local, counts, strict=True)), total_tokens, stops > 0, clock
 
     def _log(self, progress: Progress) -> Iterator[Event]:
         window = self.window
@@ -270,6 +312,7 @@ class Trainer:
             zero_stage=zero_stage(self.settings.training),
             milestone=milestone,
             best_score=self.best_score,
+            stage=self.stage,
         )
         window = {
             "steps": self.window.steps,

@@ -165,7 +165,7 @@ def test_a_leap_of_the_loss_is_told_with_what_it_was_before(health, caplog):
 def test_a_leap_counts_over_a_resume(health, caplog):
     usual = list(np.random.default_rng(0).normal(2.0, 0.1, size=30))
     assert spikes(health, usual, caplog) == []
-    resumed = DivergenceMonitor(RecipeSettings.model_validate(SETTINGS), health._engine, Batches(), health._processes)
+    resumed = DivergenceMonitor(RecipeSettings.model_validate(SETTINGS), health.engine, Batches(), health._processes)
     assert spikes(resumed, [2.9], caplog) == [], "one that remembers nothing says nothing"
     resumed.restore(health.state())
     assert len(spikes(resumed, [2.9], caplog)) == 1

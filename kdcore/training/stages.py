@@ -1,0 +1,159 @@
+"""Stages of a run: what each of them trains, and the change of the student from one to the next."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore.training.build import Plan, located
+from kdcore.training.context import RunContext
+from kdcore.training.distributed import Processes
+from kdcore.training.engine import Engine, Past
+from kdcore.training.module import DistillationModule, FrozenTeacher, compile_models, find_reach
+from kdcore.transforms.base import ParameterSource
+
+
+@dataclass(frozen=True)
+class StageParameters:
+    """The parameters of student and losses in one stage, by their names in the module.
+
+    Attributes:
+        reach: labels of the losses that reach each parameter.
+        past: the groups of the optimizer that each parameter was in during earlier stages.
+        sources: parameters of the stage before that parameters come from.
+    """
+
+    reach: dict[str, frozenset[str]]
+    past: dict[str, Past]
+    sources: dict[str, ParameterSource]
+
+
+def examine_stages(
+    plan: Plan, teacher: FrozenTeacher, processes: Processes
+) -> tuple[list[StageParameters], DistillationModule]:
+    """Apply all transforms to the student's first weights, and try the losses of each stage on a small batch.
+
+    What does not work is thereby found before training starts.
+
+    Returns:
+        The parameters of every stage, and the module of the last one.
+
+    Raises:
+        InputError: a transform refuses the student, or a loss cannot be computed.
+    """
+    found: list[StageParameters] = []
+    module = DistillationModule(plan.build_student(), plan.losses)
+    for number, stage in enumerate(plan.stages):
+        sources: dict[str, ParameterSource] = {}
+        past: dict[str, Past] = {}
+        if number:
+            decays = {name: parameter.ndim >= 2 for name, parameter in module.named_parameters()}
+            student, changed = plan.transform_student(module.student.cpu(), number)
+            before, module = module, DistillationModule(student, stage.losses)
+            sources = _sources(changed, before, module)
+            earlier = found[-1]
+            past = {
+                name: (*earlier.past.get(source.name, ()), (earlier.reach[source.name], decays[source.name]))
+                for name, source in sources.items()
+            }
+        module.to(processes.device)
+        with located(plan.recipe, "losses"):
+            reach = _reach(module, teacher, plan, processes)
+        found.append(StageParameters(reach, past, sources))
+    return found, module
+
+
+def _sources(
+    student: Mapping[str, ParameterSource], before: DistillationModule, after: DistillationModule
+) -> dict[str, ParameterSource]:
+    """Sources by names in the module; a loss keeps its own parameters where name and shape are the same."""
+    sources = {
+        f"student.{name}": ParameterSource(f"student.{source.name}", source.select) for name, source in student.items()
+    }
+    shapes = {name: parameter.shape for name, parameter in before.losses.named_parameters()}
+    for name, parameter in after.losses.named_parameters():
+        if shapes.get(name) == parameter.shape:
+            sources[f"losses.{name}"] = ParameterSource(f"losses.{name}")
+    return sources
+
+
+def _reach(
+    module: DistillationModule, teacher: FrozenTeacher, plan: Plan, processes: Processes
+) -> dict[str, frozenset[str]]:
+    """Which losses move which parameters, tried on a small batch."""
+    last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
+    module.counts(plan.task.batch("train", last, np.zeros_like(last)))  # a loss may have been given fewer samples
+    return find_reach(module, plan.small_batch().to(processes.device), teacher)
+
+
+def change_stage(
+    context: RunContext, engine: Engine, number: int, parameters: StageParameters, teacher: FrozenTeacher
+) -> Engine:
+    """Transform the trained student into that of stage `number`; every process must call this.
+
+    Weights go through the transform in float32. The optimizer's state follows the parameters' sources, in fp16 the
+    loss scale stays, and random states are as they were. The old engine can no longer be used.
+
+    Args:
+        context: the run's collaborators.
+        engine: the engine of the stage before.
+        number: the new stage.
+        parameters: those of the new stage.
+        teacher: the teacher.
+
+    Returns:
+        The engine of the new stage.
+    """
+    plan, processes = context.plan, context.processes
+    with _random_states_kept():
+        carried = engine.state_to_carry()
+        student = plan.build_student(number - 1)
+        student.load_state_dict(
+            {
+                name.removeprefix("student."): tensor
+                for name, tensor in carried.weights.items()
+                if name.startswith("student.")
+            }
+        )
+        student, _ = plan.transform_student(student, number)
+        module = DistillationModule(student, plan.stages[number].losses)
+        _keep_losses(module, carried.weights)
+        engine.close()
+        del engine
+        gc.collect()
+        weights = {name: parameter.detach().float().cpu().clone() for name, parameter in module.named_parameters()}
+        with located(plan.recipe, "training"):
+            changed = Engine(
+                module, parameters.reach, plan.optimizer, context.settings.training, processes, parameters.past
+            )
+            changed.take_over(carried, parameters.sources, weights)
+            if context.settings.training.compile:
+                compile_models(changed.module, teacher, plan.small_batch().to(processes.device))
+    return changed
+
+
+@torch.no_grad()
+def _keep_losses(module: DistillationModule, weights: Mapping[str, Tensor]) -> None:
+    """Give losses the parameters and buffers that they had, where name and shape are the same."""
+    for name, tensor in module.state_dict().items():
+        before = weights.get(name)
+        if name.startswith("losses.") and before is not None and before.shape == tensor.shape:
+            tensor.copy_(before)
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,1 @@
+"""Transforms of students between the stages of a run: the interface."""

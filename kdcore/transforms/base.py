@@ -1,0 +1,75 @@
+"""The interface of a transform (registry `kdcore.transforms`): it changes the student between two stages of a run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcore.models.base import Encoder
+from kdcore.recipe.schema import ComponentConfig, Share
+from kdcore.signals import ModelInfo
+
+
+class TransformConfig(ComponentConfig):
+    """Keys that every entry of `stages` has. A transform's own `Config` adds its keys to these."""
+
+    at: Share = Field(description="Fraction of the budget after which the stage begins.")
+
+
+@dataclass(frozen=True)
+class ParameterSource:
+    """Where a parameter of the changed student comes from, so that the optimizer's state can follow it.
+
+    Attributes:
+        name: name of the parameter in the student before the change.
+        select: makes from a tensor of the old parameter's shape one of the new parameter's shape, such as a slice;
+            None if the shape stays. It is applied to every state of the optimizer that has the parameter's shape
+            (Adam's two averages).
+    """
+
+    name: str
+    select: Callable[[Tensor], Tensor] | None = None
+
+
+class Transform(ABC):
+    """Changes the student at the beginning of a stage. Subclasses are constructed as `Transform(config)`.
+
+    A resumed run rebuilds the structure of a stage from the recipe and then loads weights into it. The structure
+    (modules, parameter names and shapes) that `apply` gives must therefore depend on the configuration, on the
+    structure before and on the generator alone; only values of weights may depend on the weights before.
+    """
+
+    class Config(TransformConfig):
+        """The keys of this transform's entry in `stages`."""
+
+    def __init__(self, config: TransformConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def describe(self, student: ModelInfo) -> ModelInfo:
+        """Describe the changed student; asked for every stage before training starts.
+
+        Number of blocks, hidden size and heads may change; vocabulary, length and the head on whole sequences may not.
+
+        Raises:
+            InputError: a student like this cannot be changed so.
+        """
+
+    @abstractmethod
+    def apply(self, student: Encoder, generator: torch.Generator) -> tuple[Encoder, Mapping[str, ParameterSource]]:
+        """Change the student in place, or make a new one.
+
+        Args:
+            student: in float32 on the CPU, with the trained weights.
+            generator: the only source of randomness; equal on every process and after every restart.
+
+        Returns:
+            The changed student, whose `info` is what `describe` gave, and the sources of its parameters by their new
+            names. A parameter that is still the same `Parameter` object needs no entry. All others begin with the
+            values that they have now and without any state of the optimizer.
+        """
