@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ProfileCommand(Command):
     """Run a few training steps of a recipe and report the time of each phase, with hints for improvement.
 
-    No run folder is created; only prepared data is written.
+    No run folder is created; only prepared data is written. A recipe with stages is measured in its first stage.
     """
 
     help = "profile the training step of a recipe"
@@ -37,6 +37,8 @@ class ProfileCommand(Command):
         with console():
             profile = profile_recipe(recipe, arguments.steps)
         print(report(profile))
+        if recipe.settings.stages:
+            print(f"\nmeasured in the first of {1 + len(recipe.settings.stages)} stages")
         return 0
 
 
