@@ -194,3 +194,36 @@ def test_a_student_may_start_from_a_folder_of_its_own_architecture(saved_model):
     state = model.build_student(HIDDEN).network.base_model.state_dict()
     for name, tensor in AutoModel.from_pretrained(folder).state_dict().items():
         assert torch.equal(state[name], tensor)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_student_that_loses_a_block_computes_what_transformers_computes_of_its_export(
+    model_type, saved_model, token_batch, tmp_path
+):
+    encoder = student(saved_model(model_type), {}, {"from": "teacher"}).build_student(HIDDEN).eval()
+    before = {name: id(parameter) for name, parameter in encoder.named_parameters()}
+    encoder.keep_blocks([0, 2, 3])
+    assert {id(parameter) for parameter in encoder.parameters()} < set(before.values()), "parameters stay the same"
+    assert encoder.info.num_layers == 3
+    batch = token_batch([7, 4])
+    with torch.no_grad():
+        signals = encoder(batch, Signals.hidden(["embeddings", 0, 1, 2]))
+        encoder.export(tmp_path, float32_weights(encoder))
+        network, report = load_export(AutoModel, tmp_path)
+        answers = network(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+    assert not report["missing_keys"]
+    assert network.config.num_hidden_layers == 3
+    states = [*answers.hidden_states[:-1], answers.last_hidden_state]
+    for block, expected in zip(["embeddings", 0, 1, 2], states, strict=True):
+        real = expected[batch.attention_mask.bool()]
+        torch.testing.assert_close(signals.tokens(block), real, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_to_keep_that_make_no_student_are_refused(saved_model):
+    encoder = student(saved_model("bert"), {}, {"from": "teacher"}).build_student(HIDDEN)
+    for blocks in ([], [1, 0], [0, 0], [0, 4], [-1, 0]):
+        with pytest.raises(InputError, match="must rise within 0 to 3"):
+            encoder.keep_blocks(blocks)
+    modernbert = student(saved_model("modernbert"), {}, {"from": "teacher"}).build_student(HIDDEN)
+    with pytest.raises(InputError, match="cannot do without its first block"):
+        modernbert.keep_blocks([1, 2])
