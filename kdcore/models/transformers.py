@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -188,7 +189,8 @@ class TransformersModel(Model):
             if describe(source_config, self.architecture).has_lm_head:
                 head = source_head = "masked_lm"
             source = self._load(self.source, source_config, head=source_head)
-        network = _create(self.hf_config, self.architecture, head=head)
+        # Transforms change a student's configuration, and this model may have to build another one.
+        network = _create(copy.deepcopy(self.hf_config), self.architecture, head=head)
         if source is not None:
             ours, theirs = plain_state(network), plain_state(source)
             for name, wanted in plan_copy(source, network, self._chosen_blocks, self.architecture).items():

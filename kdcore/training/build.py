@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdcore.errors import InputError, PluginError, RecipeError
 from kdcore.losses.base import Loss, LossConfig
@@ -26,7 +27,7 @@ from kdcore.training.module import union_of_requests
 from kdcore.transforms.base import ParameterSource, Transform
 
 # Batches, the tokenizer and heads are made for these before training starts.
-_KEPT_BY_TRANSFORMS = ("vocab_size", "max_length", "num_classes", "class_labels", "has_lm_head")
+KEPT_BY_TRANSFORMS = ("vocab_size", "max_length", "num_classes", "class_labels", "has_lm_head")
 
 
 @dataclass(frozen=True)
@@ -130,16 +131,11 @@ class Plan:
         assert entry.transform is not None
         before = dict(student.named_parameters())
         shapes = {name: parameter.shape for name, parameter in before.items()}
-        names = {id(parameter): name for name, parameter in before.items()}
         generator = torch.Generator().manual_seed((self.recipe.settings.seed + stage) % 2**63)
         with located(self.recipe, entry.key):
             changed, stated = entry.transform.apply(student, generator)
-        sources = {
-            name: ParameterSource(names[id(parameter)])
-            for name, parameter in changed.named_parameters()
-            if id(parameter) in names
-        } | dict(stated)
-        problem = _transform_fault(changed, entry.info, sources, shapes)
+        sources = with_sources(changed, before, stated)
+        problem = transform_fault(changed, entry.info, sources, shapes)
         if problem:
             where = str(self.recipe.origin(entry.key))
             raise PluginError(f"the transform `{entry.name}` {problem}", where=where, key=entry.key)
@@ -212,7 +208,7 @@ def _make_stages(recipe: Recipe, components: Components, teacher: ModelInfo | No
         before = stages[-1].info
         with located(recipe, component.key):
             info = transform.describe(before)
-            for name in _KEPT_BY_TRANSFORMS:
+            for name in KEPT_BY_TRANSFORMS:
                 if getattr(info, name) != getattr(before, name):
                     raise InputError(
                         f"the transform `{component.name}` changes the student's {name} "
@@ -227,7 +223,26 @@ def _make_stages(recipe: Recipe, components: Components, teacher: ModelInfo | No
     return stages
 
 
-def _transform_fault(
+def with_sources(
+    student: Encoder, before: Mapping[str, Tensor], stated: Mapping[str, ParameterSource]
+) -> dict[str, ParameterSource]:
+    """The sources that a transform states, and those of parameters that are the same objects as before.
+
+    Args:
+        student: the changed student.
+        before: the parameters before the change.
+        stated: what the transform gave.
+    """
+    names = {id(parameter): name for name, parameter in before.items()}
+    kept = {
+        name: ParameterSource(names[id(parameter)])
+        for name, parameter in student.named_parameters()
+        if id(parameter) in names
+    }
+    return kept | dict(stated)
+
+
+def transform_fault(
     student: Encoder, info: ModelInfo, sources: Mapping[str, ParameterSource], shapes: Mapping[str, torch.Size]
 ) -> str:
     """What keeps a changed student from the interface of transforms; empty if nothing does.

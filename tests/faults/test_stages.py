@@ -112,15 +112,20 @@ def test_two_processes_resume_like_one(small_recipe: Path) -> None:
 
 def halve(module: DistillationModule, optimizer: torch.optim.Optimizer) -> None:
     """Cut weights, and Adam's averages with them, to the first half of the feed-forward layers."""
-    for name, parameter in module.student.named_parameters():
+    for name, parameter in list(module.student.named_parameters()):
         rows = ".intermediate.dense." in name
         if rows or (".output.dense.weight" in name and ".attention." not in name):
-            state, size = optimizer.state[parameter], parameter.shape[0 if rows else 1] // 2
+            size = parameter.shape[0 if rows else 1] // 2
             cut = (slice(size),) if rows else (slice(None), slice(size))
-            for key in ("exp_avg", "exp_avg_sq"):
-                state[key] = state[key][cut].clone()
-            parameter.data = parameter.data[cut].clone()
-            parameter.grad = None
+            smaller = torch.nn.Parameter(parameter.detach()[cut].clone())
+            state = optimizer.state.pop(parameter)
+            optimizer.state[smaller] = {
+                key: value if key == "step" else value[cut].clone() for key, value in state.items()
+            }
+            for group in optimizer.param_groups:
+                group["params"] = [smaller if one is parameter else one for one in group["params"]]
+            owner, _, own = name.rpartition(".")
+            setattr(module.student.get_submodule(owner), own, smaller)
 
 
 def plain_loop(recipe: Path, overrides: list[str], transform: str) -> dict[str, torch.Tensor]:

@@ -1,0 +1,83 @@
+"""Properties of transforms of students."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcore.models.base import Encoder
+from kdcore.registry import transforms
+from kdcore.signals import ModelInfo, Signals
+from kdcore.testing.cases import make_batch
+from kdcore.training.build import KEPT_BY_TRANSFORMS, transform_fault, with_sources
+from kdcore.transforms.base import ParameterSource, Transform
+
+_LENGTH = 6
+
+
+def check_transform(
+    name: str | type[Transform], student: Callable[[], Encoder], config: Mapping[str, Any] | None = None
+) -> None:
+    """Hold a transform to what every transform must do.
+
+    1. `apply` gives the student that `describe` predicts; vocabulary, length and the head on whole sequences stay.
+    2. Sources name parameters that exist, in shapes that fit. All weights are in float32 on the CPU.
+    3. Equal students and generators give equal weights; other weights give the same names and shapes.
+    4. The changed student answers with the hidden states of every block, in the width that `info` states.
+
+    Args:
+        name: registered name, or class.
+        student: makes a new student in float32 on the CPU, with the same weights at every call.
+        config: its keys in a recipe, without `name`; `at` may be left out.
+
+    Raises:
+        AssertionError: says what does not hold.
+    """
+    cls: Any = transforms.get(name) if isinstance(name, str) else name
+    transform: Transform = cls(cls.Config.model_validate({"at": 0.5, **(config or {})}))
+
+    def changed(
+        encoder: Encoder, elsewhere: int = 0
+    ) -> tuple[Encoder, ModelInfo, dict[str, ParameterSource], dict[str, torch.Size]]:
+        described, before = transform.describe(encoder.info), dict(encoder.named_parameters())
+        for key in KEPT_BY_TRANSFORMS:
+            found, expected = getattr(described, key), getattr(encoder.info, key)
+            assert found == expected, f"`describe` changes {key} (found {found}, expected {expected})"
+        shapes = {key: parameter.shape for key, parameter in before.items()}
+        with torch.random.fork_rng():
+            torch.manual_seed(elsewhere)  # a transform must not draw from torch's own generator
+            after, stated = transform.apply(encoder, torch.Generator().manual_seed(0))
+        return after, described, with_sources(after, before, stated), shapes
+
+    after, described, sources, shapes = changed(student())
+    problem = transform_fault(after, described, sources, shapes)
+    assert not problem, f"the transform {problem}"
+    weights = dict(after.named_parameters())
+    for key, parameter in weights.items():
+        assert parameter.dtype == torch.float32, f"`{key}` is {parameter.dtype}, not float32"
+        assert parameter.device.type == "cpu", f"`{key}` is on {parameter.device}, not on the CPU"
+
+    again = dict(changed(student(), elsewhere=1)[0].named_parameters())
+    assert again.keys() == weights.keys(), "a second student gets other parameters"
+    for key, parameter in weights.items():
+        assert torch.equal(again[key], parameter), f"`{key}` differs between two equal students"
+
+    other = student()
+    with torch.no_grad():
+        for number, parameter in enumerate(other.parameters()):
+            parameter.normal_(generator=torch.Generator().manual_seed(number))
+    found = {key: parameter.shape for key, parameter in changed(other)[0].named_parameters()}
+    assert found == {key: parameter.shape for key, parameter in weights.items()}, "the structure depends on the weights"
+
+    real = np.ones((2, _LENGTH), dtype=bool)
+    batch = make_batch(real, np.zeros_like(real), np.zeros(real.shape, dtype=np.int64))
+    places = ["embeddings", *range(after.info.num_layers)]
+    with torch.no_grad():
+        signals: Signals = after.eval()(batch, Signals.hidden(places))
+    for place in places:
+        shape = tuple(signals.tokens(place).shape)
+        expected = (2 * _LENGTH, after.info.hidden_size)
+        assert shape == expected, f"hidden states of {place} have the shape {shape}, not {expected}"
