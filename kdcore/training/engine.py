@@ -584,7 +584,7 @@ def _on_cpu(value: Any) -> Any:
 
 def _whole_state(parameter: nn.Parameter, flat: Tensor) -> Tensor:
     """A parameter's state, on the CPU, from all processes' parts of its flat group; all of them must call this."""
-    whole = torch.zeros(parameter.numel(), dtype=flat.dtype, device=flat.device)
+    whole = torch.zeros(parameter.numel(), dtype=flat.dtype, device=parameter.device)
     mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
     if mapping is not None:
         inside, part = mapping.hp_fragment_address, mapping.lp_fragment_address

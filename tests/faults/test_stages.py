@@ -38,12 +38,16 @@ COMMON = [
     "validation.every=never",
 ]
 DROPOUT = "student.config.hidden_dropout_prob=0.1"
+# A scale so high that the first steps are skipped: the change has to carry a scale that was lowered.
+FP16 = "training.deepspeed={fp16: {initial_scale_power: 20, hysteresis: 2}}"
 STOPS = (2, 3, 4, None)  # before the change, exactly at it, after it
 LAYOUTS = [("fp32", 0), ("fp32", 1), ("bf16", 1), ("bf16", 2)]
+IN_TWO_PROCESSES = [("fp32", 0), ("fp32", 1), ("bf16", 1), ("fp16", 1)]
 
 
 def layout(precision: str, stage: int) -> list[str]:
-    return [*COMMON, DROPOUT, f"training.precision={precision}", f"training.zero_stage={stage}"]
+    scale = [FP16] if precision == "fp16" else []
+    return [*COMMON, DROPOUT, *scale, f"training.precision={precision}", f"training.zero_stage={stage}"]
 
 
 def losses_of(run: Path) -> list[float]:
@@ -87,7 +91,7 @@ def test_a_resumed_run_equals_the_undisturbed_one(small_recipe: Path, precision:
 
 def test_two_processes_resume_like_one(small_recipe: Path) -> None:
     jobs: list[list[object]] = []
-    for precision, stage in [("fp32", 0), ("fp32", 1), ("bf16", 1)]:
+    for precision, stage in IN_TWO_PROCESSES:
         common, name = layout(precision, stage), f"{precision}-{stage}"
         jobs.append([None, *common, f"run.id=whole-{name}"])
         jobs += [[stop, *common, f"run.id=stopped-{name}"] for stop in STOPS]
@@ -106,7 +110,7 @@ def test_two_processes_resume_like_one(small_recipe: Path) -> None:
     messages = [process.communicate(timeout=600)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], messages
     runs = small_recipe.parent / "runs" / "small"
-    for precision, stage in [("fp32", 0), ("fp32", 1), ("bf16", 1)]:
+    for precision, stage in IN_TWO_PROCESSES:
         assert_equal_runs(runs / f"whole-{precision}-{stage}", runs / f"stopped-{precision}-{stage}")
 
 

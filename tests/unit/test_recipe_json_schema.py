@@ -70,3 +70,44 @@ def test_broken_plugins_are_left_out_with_a_warning(packages, capsys):
     assert "kdcore.schedulers:kdcore-bad:bad" not in json.loads(output.out)["$defs"]
     assert output.err.startswith("warning: left out: scheduler `kdcore-bad:bad`")
     assert "ZeroDivisionError" in output.err
+
+
+TRANSFORM = """
+from pydantic import Field
+from kdcore import Transform, TransformConfig
+
+class Halve(Transform):
+    '''Halves the student.'''
+
+    class Config(TransformConfig):
+        keep: int = Field(1, description="What stays.")
+
+    def describe(self, student):
+        return student
+
+    def apply(self, student, generator):
+        return student, {}
+"""
+
+
+def test_stages_are_transforms_with_the_fraction_of_the_budget(packages):
+    schema, _ = recipe_json_schema()
+    assert schema["properties"]["stages"]["items"] == {"anyOf": [{"type": "object"}, {"type": "null"}]}
+    packages.install("kdcore-halve", {"kdcore.transforms:halve": "halve_t:Halve"}, {"halve_t.py": TRANSFORM})
+    schema, skipped = recipe_json_schema()
+    assert skipped == []
+    halve = schema["$defs"]["kdcore.transforms:kdcore-halve:halve"]
+    assert {"name", "at", "keep"} == set(halve["properties"])
+    assert (halve["properties"]["at"]["exclusiveMinimum"], halve["properties"]["at"]["exclusiveMaximum"]) == (0, 1)
+    reference = {"$ref": "#/$defs/kdcore.transforms:kdcore-halve:halve", "required": ["name"]}
+    assert schema["properties"]["stages"]["items"]["anyOf"] == [reference, {"type": "null"}]
+
+
+def test_installed_transforms_are_listed(packages, capsys):
+    packages.install("kdcore-halve", {"kdcore.transforms:halve": "halve_t:Halve"}, {"halve_t.py": TRANSFORM})
+    assert main(["plugins", "list"]) == 0
+    assert any(
+        line.split()[:3] == ["transform", "halve", "kdcore-halve"] for line in capsys.readouterr().out.split("\n")
+    )
+    assert main(["plugins", "show", "halve"]) == 0
+    assert "Fraction of the budget after which the stage begins" in capsys.readouterr().out
