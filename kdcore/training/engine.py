@@ -600,7 +600,7 @@ def _selected(state: dict[str, Any], shapes: Mapping[str, torch.Size], source: P
     selected = {}
     for key, value in state.items():
         if _is_elementwise(value) and value.shape != shapes[source.name]:
-            return {}  # factored, say: what belongs to which element is known to the optimizer alone
+            return {}  # a factored average: only the optimizer knows its elements
         selected[key] = source.select(value).clone() if _is_elementwise(value) else value
     return selected
 

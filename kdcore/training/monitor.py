@@ -77,15 +77,15 @@ class Monitor:
             case ValidationEvent(values=values, metric=metric):
                 self.log(progress, {f"held_out/{name}": value for name, value in values.items()})
                 score = "" if metric is None else f", {metric} {values[metric]:.4f}"
-                self.say(f"step {progress.step}: held-out loss {values['loss']:.5g}{score}")
+                self.info(f"step {progress.step}: held-out loss {values['loss']:.5g}{score}")
             case ExportEvent(path=path):
-                self.say(f"step {progress.step}: student exported to {path}")
+                self.info(f"step {progress.step}: student exported to {path}")
             case StageEvent(stage=stage, transform=transform, info=info):
-                self.say(f"step {progress.step}: stage {stage} begins with `{transform}`: {info.num_layers} blocks")
+                self.info(f"step {progress.step}: stage {stage} begins with `{transform}`: {info.num_layers} blocks")
             case StoppedEvent():
-                self.say(f"step {progress.step}: stopped; start the same command again to continue")
+                self.info(f"step {progress.step}: stopped; start the same command again to continue")
             case FinishedEvent():
-                self.say(f"step {progress.step}: finished")
+                self.info(f"step {progress.step}: finished")
 
     def start(self, progress: Progress) -> None:
         """Training starts or goes on from `progress`; what trackers know beyond it is dropped."""
@@ -107,8 +107,8 @@ class Monitor:
                 f"{time_left(progress)} left"
             )
 
-    def say(self, text: str) -> None:
-        """A line for people, on screen and in the log file."""
+    def info(self, text: str) -> None:
+        """Write a line to the screen and to the log file."""
         if self._is_main:
             logger.info(text)
 

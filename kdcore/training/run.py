@@ -213,7 +213,7 @@ def _context(
 def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Generator[Event]:
     """Train, then export the student and write its predictions."""
     plan, settings, monitor, startup = context.plan, context.settings, context.monitor, context.startup
-    monitor.say(f"run {context.folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
+    monitor.info(f"run {context.folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
     _report_reach(models, plan, monitor)
     context.watchdog.starting("making the engine ready")
     with located(plan.recipe, "training"):
@@ -228,7 +228,7 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
         with located(plan.recipe, "training"):
             compile_models(engine.module, models.teacher, plan.small_batch().to(context.processes.device))
         startup.done("compiling")
-    monitor.say(str(startup))
+    monitor.info(str(startup))
     torch.manual_seed(settings.seed + context.processes.rank)  # each process draws its own dropout
 
     trainer = Trainer(context, engine, models.teacher, models.stages, models.stage, partial(_export, context))
@@ -285,7 +285,7 @@ def _write_predictions(context: RunContext, trainer: Trainer) -> None:
     student = student.to(processes.device)
     scores = write_predictions(target, student, source, plan.task, size, processes, tick, context.check_lock)
     shown = "".join(f", {name} {value:.4f}" for name, value in scores.items())
-    context.monitor.say(f"predictions of {source.parent.name}/{source.name} written to {target}{shown}")
+    context.monitor.info(f"predictions of {source.parent.name}/{source.name} written to {target}{shown}")
 
 
 def _report_reach(models: _Models, plan: Plan, monitor: Monitor) -> None:
@@ -295,8 +295,8 @@ def _report_reach(models: _Models, plan: Plan, monitor: Monitor) -> None:
     trained = sum(p.numel() for name, p in student.named_parameters() if reach[f"student.{name}"])
     layers = student.info.num_layers
     depth = models.module.requests(plan.stages[models.stage].losses).student.depth(layers)
-    monitor.say(f"training {trained:,} of the student's {total:,} parameters")
+    monitor.info(f"training {trained:,} of the student's {total:,} parameters")
     if depth < layers:
-        monitor.say(
+        monitor.info(
             f"no loss reads the student beyond block {depth - 1}: blocks {depth} to {layers - 1} stay as they are"
         )
