@@ -39,7 +39,7 @@ def commands_on(page: str) -> list[list[str]]:
 
 def test_every_core_key_is_on_the_page_with_its_default():
     rows = cells(PAGE)
-    keys = [row for row in key_table(RecipeSettings) if row[0] not in REGISTRIES or row[0] == "tracking"]
+    keys = [row for row in key_table(RecipeSettings) if row[0] not in REGISTRIES or row[0] in ("tracking", "stages")]
     assert len(keys) > 20
     for key, _, default, _ in keys:
         if default == "see below" or any(other.startswith(f"{key}.") for other, *_ in keys if ".every." not in other):
@@ -52,7 +52,7 @@ def test_every_core_key_is_on_the_page_with_its_default():
             assert rows[key][1].strip("`") == default.replace("'", ""), key
     known = {key for key, *_ in keys} | {"extends"}
     stated = {key for key in rows if key.partition(".")[0] in {"extends", *RecipeSettings.model_fields}}
-    sections = {"teacher", "student", "task", "losses.LABEL", "optimizer", "scheduler", "tracking.N"}
+    sections = {"teacher", "student", "task", "losses.LABEL", "optimizer", "scheduler", "tracking.N", "stages.N"}
     assert stated - sections <= known, "a key that is no longer there"
 
 
@@ -69,6 +69,11 @@ def test_every_section_is_on_the_page_with_its_default_name():
 def whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(WHOLE, encoding="utf-8")
+    code = re.findall(
+        r"^```python\n(.*?)^```$", (DOCS / "plugins.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    (transforms,) = (block for block in code if "register_transform" in block)
+    (tmp_path / "my_transforms.py").write_text(transforms, encoding="utf-8")
     (tmp_path / "cluster.yaml").write_text("seed: 1\n", encoding="utf-8")
     return tmp_path / "recipe.yaml"
 
