@@ -366,6 +366,9 @@ class Engine:
         whole: dict[int, Tensor] = {}
         weights = {}
         for name, tensor in module.state_dict(keep_vars=True).items():
+            if not isinstance(tensor, Tensor):
+                weights[name] = tensor  # a module's extra state
+                continue
             if id(tensor) not in whole:
                 master = None
                 if tensor.requires_grad and self._engine.zero_optimization_stage() > 0:

@@ -144,7 +144,9 @@ def _keep_losses(module: DistillationModule, weights: Mapping[str, Tensor]) -> N
     """Give losses the parameters and buffers that they had, where name and shape are the same."""
     for name, tensor in module.state_dict().items():
         before = weights.get(name)
-        if name.startswith("losses.") and before is not None and before.shape == tensor.shape:
+        if not name.startswith("losses.") or not isinstance(tensor, Tensor) or not isinstance(before, Tensor):
+            continue
+        if before.shape == tensor.shape:
             tensor.copy_(before)
 
 
