@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SUITES = ("test", "test-browser", "test-faults", "test-slurm")
+SUITES = ("test", "test-browser", "test-faults", "test-resume", "test-slurm")
 FLAKY = """
 import pathlib
 
@@ -61,9 +61,9 @@ def test_without_failures_only_minutes_are_printed(project: Path) -> None:
     write(project, "of-test/test_good.py", "def test_good():\n    pass\n")
     code, closing = run(project)
     assert code == 0
-    assert [line.split()[1:] for line in closing[:4]] == [["make", name] for name in SUITES]
-    assert all(0 <= float(line.split()[0]) < 5 for line in closing[:4])
-    assert closing[4:] == ["== passed only at the second try: 0"]
+    assert [line.split()[1:] for line in closing[: len(SUITES)]] == [["make", name] for name in SUITES]
+    assert all(0 <= float(line.split()[0]) < 5 for line in closing[: len(SUITES)])
+    assert closing[len(SUITES) :] == ["== passed only at the second try: 0"]
 
 
 def test_what_passes_only_at_the_second_try_is_named(project: Path) -> None:
@@ -71,7 +71,7 @@ def test_what_passes_only_at_the_second_try_is_named(project: Path) -> None:
     code, closing = run(project)
     assert code == 0
     name = "of-test/test_flaky.py::test_flaky[a b]"
-    assert closing[4:] == ["== passed only at the second try: 1", f"  {name}"]
+    assert closing[len(SUITES) :] == ["== passed only at the second try: 1", f"  {name}"]
 
 
 def test_a_failure_of_the_second_try_fails_the_run_and_others_are_still_named(project: Path) -> None:
@@ -80,11 +80,11 @@ def test_a_failure_of_the_second_try_fails_the_run_and_others_are_still_named(pr
     code, closing = run(project)
     assert code == 1
     name = "of-test-faults/test_flaky.py::test_flaky[a b]"
-    assert closing[4:] == ["== passed only at the second try: 1", f"  {name}"]
+    assert closing[len(SUITES) :] == ["== passed only at the second try: 1", f"  {name}"]
 
 
 def test_a_suite_that_cannot_be_collected_fails_the_run(project: Path) -> None:
     write(project, "of-test/test_bad.py", UNBALANCED)
     code, closing = run(project)
     assert code == 1
-    assert closing[4:] == ["== passed only at the second try: 0"]
+    assert closing[len(SUITES) :] == ["== passed only at the second try: 0"]

@@ -62,7 +62,7 @@ def test_an_unknown_subcommand_gets_near_names_and_all_of_its_group(packages, ca
     assert main(["recipe", "chekc"]) == 2
     error = capsys.readouterr().err
     assert "unknown command `recipe chekc`" in error
-    assert "Hint: Did you mean `recipe check`" in error
+    assert "Hint: Did you mean `recipe check` or `recipe schema` or `recipe show`?" in error
     (allowed,) = [line for line in error.splitlines() if line.startswith("  allowed: ")]
     assert set(allowed.removeprefix("  allowed: ").split(", ")) >= {"recipe check", "recipe show", "recipe shout"}
     assert "train" not in allowed
