@@ -7,16 +7,39 @@ Everything that other packages may use is a name of this module. Each is importe
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdcore.commands.base import Command, ExportOption, is_override
+    from kdcore.commands.base import Command, ExportOption, add_overrides, is_override
     from kdcore.commands.runs import RunStatus, read_history, run_status, slurm_queue
     from kdcore.commands.train import train
-    from kdcore.data.base import Corpus, CorpusConfig, Document, Part, TokenizedSequences
-    from kdcore.data.files import input_files, open_input
-    from kdcore.data.prepare import DataRecipe
-    from kdcore.data.staging import whole_file
+    from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part, TokenizedSequences
+    from kdcore.data.manifest import (
+        Damage,
+        Manifest,
+        PreparedSplit,
+        ReaderEntry,
+        ShardEntry,
+        SpecialTokens,
+        SplitEntry,
+        row_dtype,
+        write_json,
+        write_manifest,
+    )
+    from kdcore.data.preparation import Preparation, load_preparation, open_data
+    from kdcore.data.shard_writer import ShardWriter
+    from kdcore.data.shards import Masks, PreparedData, Sequences
+    from kdcore.data.staging import (
+        lock_of,
+        locked,
+        publish,
+        refuse_other_content,
+        staged_folder,
+        staging_of,
+        whole_file,
+    )
+    from kdcore.data.tokenizers import SpecialIds, load_tokenizer, special_ids, tokenizer_fingerprint, vocabulary_size
     from kdcore.errors import (
         DataError,
         InputError,
@@ -26,6 +49,7 @@ if TYPE_CHECKING:
         Problem,
         RecipeError,
         TrainingError,
+        first_line,
     )
     from kdcore.layers import (
         LayerPairs,
@@ -49,18 +73,23 @@ if TYPE_CHECKING:
     from kdcore.models.transformers import TransformersModel
     from kdcore.optimizers.base import Optimizer, OptimizerConfig
     from kdcore.progress import Progress
+    from kdcore.recipe.checking import build_component
+    from kdcore.recipe.fields import path_keys, without_paths
     from kdcore.recipe.loading import Recipe, load_config, load_recipe, recipe_problems
-    from kdcore.recipe.schema import ComponentConfig, ComponentSection, PathOrHubName, PathString
+    from kdcore.recipe.schema import ComponentConfig, ComponentSection, DataSource, PathOrHubName, PathString
     from kdcore.recipe.showing import flow_yaml
     from kdcore.recipe.sweep import SweepCell, make_sweep, read_axes
     from kdcore.recipe.yaml import plain_scalar
     from kdcore.registry import (
+        FoundComponent,
         component_names,
+        find_component,
         register_command,
         register_corpus,
         register_loss,
         register_model,
         register_optimizer,
+        register_preparation,
         register_scheduler,
         register_task,
         register_tracker,
@@ -74,6 +103,7 @@ if TYPE_CHECKING:
     from kdcore.tasks.sequence_classification import SequenceClassification
     from kdcore.trackers.base import Tracker
     from kdcore.transforms.base import ParameterSource, Transform, TransformConfig
+    from kdcore.utils.hashing import sha256_of_file
 
     __version__: str
 
@@ -87,32 +117,41 @@ _HOMES = {
     "ComponentSection": "kdcore.recipe.schema",
     "Corpus": "kdcore.data.base",
     "CorpusConfig": "kdcore.data.base",
+    "Damage": "kdcore.data.manifest",
     "DataError": "kdcore.errors",
-    "DataRecipe": "kdcore.data.prepare",
+    "DataSource": "kdcore.recipe.schema",
     "Document": "kdcore.data.base",
     "Encoder": "kdcore.models.base",
     "ExportOption": "kdcore.commands.base",
+    "FoundComponent": "kdcore.registry",
     "InputError": "kdcore.errors",
     "KdcoreError": "kdcore.errors",
     "LayerPairs": "kdcore.layers",
     "Loss": "kdcore.losses.base",
     "LossConfig": "kdcore.losses.base",
     "MachineError": "kdcore.errors",
+    "Manifest": "kdcore.data.manifest",
     "MaskedLM": "kdcore.tasks.masked_lm",
+    "Masks": "kdcore.data.shards",
     "Model": "kdcore.models.base",
     "ModelInfo": "kdcore.signals",
     "Optimizer": "kdcore.optimizers.base",
     "OptimizerConfig": "kdcore.optimizers.base",
+    "PART_BYTES": "kdcore.data.base",
     "Pairs": "kdcore.layers",
     "ParameterSource": "kdcore.transforms.base",
     "Part": "kdcore.data.base",
     "PathOrHubName": "kdcore.recipe.schema",
     "PathString": "kdcore.recipe.schema",
     "PluginError": "kdcore.errors",
+    "Preparation": "kdcore.data.preparation",
+    "PreparedData": "kdcore.data.shards",
+    "PreparedSplit": "kdcore.data.manifest",
     "Problem": "kdcore.errors",
     "Progress": "kdcore.progress",
     "ProjectionMode": "kdcore.layers",
     "Projections": "kdcore.layers",
+    "ReaderEntry": "kdcore.data.manifest",
     "Recipe": "kdcore.recipe.loading",
     "RecipeError": "kdcore.errors",
     "Requests": "kdcore.signals",
@@ -120,8 +159,14 @@ _HOMES = {
     "Scheduler": "kdcore.schedulers.base",
     "ScoreMaps": "kdcore.relations",
     "SequenceClassification": "kdcore.tasks.sequence_classification",
+    "Sequences": "kdcore.data.shards",
+    "ShardEntry": "kdcore.data.manifest",
+    "ShardWriter": "kdcore.data.shard_writer",
     "SignalRequest": "kdcore.signals",
     "Signals": "kdcore.signals",
+    "SpecialIds": "kdcore.data.tokenizers",
+    "SpecialTokens": "kdcore.data.manifest",
+    "SplitEntry": "kdcore.data.manifest",
     "StoredData": "kdcore.tasks.base",
     "SweepCell": "kdcore.recipe.sweep",
     "Task": "kdcore.tasks.base",
@@ -131,24 +176,35 @@ _HOMES = {
     "Transform": "kdcore.transforms.base",
     "TransformConfig": "kdcore.transforms.base",
     "TransformersModel": "kdcore.models.transformers",
+    "add_overrides": "kdcore.commands.base",
     "at_least_float32": "kdcore.layers",
+    "build_component": "kdcore.recipe.checking",
     "component_names": "kdcore.registry",
+    "find_component": "kdcore.registry",
+    "first_line": "kdcore.errors",
     "flow_yaml": "kdcore.recipe.showing",
-    "input_files": "kdcore.data.files",
     "is_override": "kdcore.commands.base",
     "load_config": "kdcore.recipe.loading",
+    "load_preparation": "kdcore.data.preparation",
     "load_recipe": "kdcore.recipe.loading",
+    "load_tokenizer": "kdcore.data.tokenizers",
+    "lock_of": "kdcore.data.staging",
+    "locked": "kdcore.data.staging",
     "make_sweep": "kdcore.recipe.sweep",
-    "open_input": "kdcore.data.files",
+    "open_data": "kdcore.data.preparation",
+    "path_keys": "kdcore.recipe.fields",
     "plain_scalar": "kdcore.recipe.yaml",
+    "publish": "kdcore.data.staging",
     "read_axes": "kdcore.recipe.sweep",
     "read_history": "kdcore.commands.runs",
     "recipe_problems": "kdcore.recipe.loading",
+    "refuse_other_content": "kdcore.data.staging",
     "register_command": "kdcore.registry",
     "register_corpus": "kdcore.registry",
     "register_loss": "kdcore.registry",
     "register_model": "kdcore.registry",
     "register_optimizer": "kdcore.registry",
+    "register_preparation": "kdcore.registry",
     "register_scheduler": "kdcore.registry",
     "register_task": "kdcore.registry",
     "register_tracker": "kdcore.registry",
@@ -159,13 +215,31 @@ _HOMES = {
     "require_teacher": "kdcore.losses.base",
     "resolve_block_pairs": "kdcore.layers",
     "resolve_pairs": "kdcore.layers",
+    "row_dtype": "kdcore.data.manifest",
     "run_status": "kdcore.commands.runs",
+    "sha256_of_file": "kdcore.utils.hashing",
     "slurm_queue": "kdcore.commands.runs",
+    "special_ids": "kdcore.data.tokenizers",
+    "staged_folder": "kdcore.data.staging",
+    "staging_of": "kdcore.data.staging",
+    "tokenizer_fingerprint": "kdcore.data.tokenizers",
     "train": "kdcore.commands.train",
+    "vocabulary_size": "kdcore.data.tokenizers",
     "whole_file": "kdcore.data.staging",
+    "without_paths": "kdcore.recipe.fields",
+    "write_json": "kdcore.data.manifest",
+    "write_manifest": "kdcore.data.manifest",
+}
+
+# Names that a package of its own has taken over: old name -> that package, as imported and as installed.
+_MOVED = {
+    "DataRecipe": ("kdcore_preparation", "kdcore-preparation"),
+    "input_files": ("kdcore_preparation", "kdcore-preparation"),
+    "open_input": ("kdcore_preparation", "kdcore-preparation"),
 }
 
 __all__ = [
+    "PART_BYTES",
     "Architecture",
     "Batch",
     "ClassHead",
@@ -174,18 +248,22 @@ __all__ = [
     "ComponentSection",
     "Corpus",
     "CorpusConfig",
+    "Damage",
     "DataError",
-    "DataRecipe",
+    "DataSource",
     "Document",
     "Encoder",
     "ExportOption",
+    "FoundComponent",
     "InputError",
     "KdcoreError",
     "LayerPairs",
     "Loss",
     "LossConfig",
     "MachineError",
+    "Manifest",
     "MaskedLM",
+    "Masks",
     "Model",
     "ModelInfo",
     "Optimizer",
@@ -196,10 +274,14 @@ __all__ = [
     "PathOrHubName",
     "PathString",
     "PluginError",
+    "Preparation",
+    "PreparedData",
+    "PreparedSplit",
     "Problem",
     "Progress",
     "ProjectionMode",
     "Projections",
+    "ReaderEntry",
     "Recipe",
     "RecipeError",
     "Requests",
@@ -207,8 +289,14 @@ __all__ = [
     "Scheduler",
     "ScoreMaps",
     "SequenceClassification",
+    "Sequences",
+    "ShardEntry",
+    "ShardWriter",
     "SignalRequest",
     "Signals",
+    "SpecialIds",
+    "SpecialTokens",
+    "SplitEntry",
     "StoredData",
     "SweepCell",
     "Task",
@@ -219,24 +307,35 @@ __all__ = [
     "TransformConfig",
     "TransformersModel",
     "__version__",
+    "add_overrides",
     "at_least_float32",
+    "build_component",
     "component_names",
+    "find_component",
+    "first_line",
     "flow_yaml",
-    "input_files",
     "is_override",
     "load_config",
+    "load_preparation",
     "load_recipe",
+    "load_tokenizer",
+    "lock_of",
+    "locked",
     "make_sweep",
-    "open_input",
+    "open_data",
+    "path_keys",
     "plain_scalar",
+    "publish",
     "read_axes",
     "read_history",
     "recipe_problems",
+    "refuse_other_content",
     "register_command",
     "register_corpus",
     "register_loss",
     "register_model",
     "register_optimizer",
+    "register_preparation",
     "register_scheduler",
     "register_task",
     "register_tracker",
@@ -247,10 +346,20 @@ __all__ = [
     "require_teacher",
     "resolve_block_pairs",
     "resolve_pairs",
+    "row_dtype",
     "run_status",
+    "sha256_of_file",
     "slurm_queue",
+    "special_ids",
+    "staged_folder",
+    "staging_of",
+    "tokenizer_fingerprint",
     "train",
+    "vocabulary_size",
     "whole_file",
+    "without_paths",
+    "write_json",
+    "write_manifest",
 ]
 
 
@@ -261,10 +370,29 @@ def __getattr__(name: str) -> Any:
         value: Any = version("kdcore")
     elif name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MOVED:
+        return _moved(name)  # not kept, so that every module that uses the old name is warned
     else:
         raise AttributeError(f"module 'kdcore' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def _moved(name: str) -> Any:
+    """Resolve a deprecated name.
+
+    Raises:
+        AttributeError: the package that defines it is not installed.
+    """
+    module, package = _MOVED[name]
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise AttributeError(f"`kdcore.{name}` is now `{module}.{name}`: pip install {package}") from error
+    warnings.warn(f"`kdcore.{name}` is deprecated: use `{module}.{name}`", DeprecationWarning, stacklevel=3)
+    return getattr(found, name)
 
 
 def __dir__() -> list[str]:

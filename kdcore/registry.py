@@ -272,6 +272,36 @@ def component_names(group: str) -> list[str]:
     return ALL[group].names()
 
 
+@dataclass(frozen=True)
+class FoundComponent:
+    """A component that a name stands for.
+
+    Attributes:
+        name: its name without its package's.
+        cls: the class.
+        package: the installed package that provides it; None for a class that running code has registered.
+    """
+
+    name: str
+    cls: type[Any]
+    package: str | None
+
+
+def find_component(group: str, name: str) -> FoundComponent:
+    """Find what a name stands for and import it.
+
+    Args:
+        group: the entry point group, such as `kdcore.corpora`.
+        name: the component's name, or `package:name`.
+
+    Raises:
+        PluginError: no package has it, several have it, or it cannot be used.
+    """
+    found = ALL[group].find(name)
+    package = found.distribution if isinstance(found, Entry) else None
+    return FoundComponent(name.rpartition(":")[2], ALL[group].get(name), package)
+
+
 def near_names(name: str) -> str | None:
     """Suggest installed components of any kind with a similar name; None if there are none."""
     kinds = {near: registry.kind for registry in ALL.values() for near in registry.names()}
@@ -374,6 +404,7 @@ losses = Registry("kdcore.losses", "loss", "kdcore.losses.base:Loss")
 optimizers = Registry("kdcore.optimizers", "optimizer", "kdcore.optimizers.base:Optimizer")
 schedulers = Registry("kdcore.schedulers", "scheduler", "kdcore.schedulers.base:Scheduler")
 corpora = Registry("kdcore.corpora", "corpus", "kdcore.data.base:Corpus")
+preparations = Registry("kdcore.preparations", "preparation", "kdcore.data.preparation:Preparation")
 trackers = Registry("kdcore.trackers", "tracker", "kdcore.trackers.base:Tracker")
 transforms = Registry("kdcore.transforms", "transform", "kdcore.transforms.base:Transform")
 commands = Registry("kdcore.commands", "command", "kdcore.commands.base:Command", needs_config=False)
@@ -390,6 +421,7 @@ ALL: dict[str, Registry] = {
         optimizers,
         schedulers,
         corpora,
+        preparations,
         trackers,
         transforms,
         commands,
@@ -403,6 +435,7 @@ register_loss = losses.register
 register_optimizer = optimizers.register
 register_scheduler = schedulers.register
 register_corpus = corpora.register
+register_preparation = preparations.register
 register_tracker = trackers.register
 register_transform = transforms.register
 register_command = commands.register

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kdcore_preparation import open_input
 from pydantic import Field
 
-from kdcore.data.files import open_input
 from kdcore.data.tables import Table, decoded_lines, require_columns, separated_records
 from kdcore.errors import DataError
 from kdcore.recipe.schema import ComponentConfig, PathString

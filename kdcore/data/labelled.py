@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
+from kdcore_preparation import input_files
 from pydantic import BeforeValidator, Field, model_validator
 
-from kdcore.data.files import input_files
 from kdcore.data.glue import GLUE, GlueData, GlueTask, glue_folder, read_glue
 from kdcore.data.labelled_datasets import HuggingFaceData, load_splits
 from kdcore.data.tables import Mistakes, Table, column_of_texts, label_as_text, merged, read_table

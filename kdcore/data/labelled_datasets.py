@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kdcore_preparation import DatasetSource, load_source
 from pydantic import Field
 
-from kdcore.data.huggingface import DatasetSource, load_source
 from kdcore.data.tables import Table, require_columns
 from kdcore.errors import DataError
 
@@ -14,7 +14,7 @@ _KEY = "task.data.huggingface"
 
 
 class HuggingFaceData(DatasetSource):
-    """A dataset of the library `datasets`; needs `pip install kdcore[datasets]`."""
+    """A dataset of the library `datasets`; needs `pip install kdcore-preparation[datasets]`."""
 
     train: str = Field("train", description="Which of its splits is for training.")
     validation: str | None = Field("validation", description="Which is for validation; null for none.")

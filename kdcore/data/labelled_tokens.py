@@ -9,9 +9,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from kdcore_preparation import tokenizer_threads
 from numpy.typing import NDArray
-
-from kdcore.data.encoding import tokenizer_threads
 
 _CHUNK = 10_000
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdcore.data.splitting import Split
 from kdcore.data.staging import whole_file
 from kdcore.errors import DataError, Problem
 
@@ -18,6 +17,8 @@ OLDEST_FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 RowType = Literal["uint16", "int32"]
+PreparedSplit = Literal["train", "held_out"]
+"""A split of prepared data; `held_out` is empty where the recipe holds out nothing."""
 
 _HASH = "sha256"
 _LAST_WITHOUT_HASH = 2
@@ -139,7 +140,7 @@ class Manifest(_Stored):
     sequence_length: Annotated[int, Field(ge=3)]
     dtype: RowType
     reports: list[dict[str, Count]]
-    splits: dict[Split, SplitEntry]
+    splits: dict[PreparedSplit, SplitEntry]
     weights: list[float] = Field(default_factory=list)
     damages: list[Damage] = Field(default_factory=list)
     stated: list[str] | None = None

@@ -10,10 +10,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore.data.files import sha256_of_file
 from kdcore.data.manifest import RowType, ShardEntry
 from kdcore.data.shards import Ids, Masks
 from kdcore.data.staging import whole_file
+from kdcore.utils.hashing import sha256_of_file
 
 BATCH_BYTES = 32 * 2**20
 SHARD_BATCHES = 16

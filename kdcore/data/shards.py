@@ -13,19 +13,27 @@ masks, those too.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore.data.files import sha256_of_file
-from kdcore.data.manifest import MANIFEST, PREPARE_AGAIN, Manifest, ShardEntry, SplitEntry, read_manifest
+from kdcore.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    PREPARE_AGAIN,
+    Manifest,
+    PreparedSplit,
+    ShardEntry,
+    SplitEntry,
+    read_manifest,
+)
 from kdcore.data.mapped_rows import MappedRows
-from kdcore.data.splitting import Split
 from kdcore.errors import DataError, Problem
+from kdcore.utils.hashing import sha256_of_file
 
 TOKENIZER_FOLDER = "tokenizer"
-SPLITS: tuple[Split, ...] = ("train", "held_out")
+SPLITS: tuple[PreparedSplit, ...] = ("train", "held_out")
 
 Ids = NDArray[np.int32]
 
@@ -62,7 +70,7 @@ class Sequences:
         has_masks: whether every sequence has masks that were drawn by another program.
     """
 
-    def __init__(self, folder: Path, name: Split, entry: SplitEntry, sequence_length: int, pad_id: int) -> None:
+    def __init__(self, folder: Path, name: PreparedSplit, entry: SplitEntry, sequence_length: int, pad_id: int) -> None:
         self._folder = folder
         self.name = name
         self.sequence_length = sequence_length
@@ -135,7 +143,16 @@ class PreparedData:
     Attributes:
         folder: where it is.
         manifest: what it says about itself.
+        SPLITS: the names of its splits.
+        MANIFEST: name of the manifest's file, the last that is written.
+        TOKENIZER: name of the folder with the tokenizer.
+        FORMAT_VERSION: version of the folder's layout that this kdcore writes.
     """
+
+    SPLITS: ClassVar[tuple[PreparedSplit, ...]] = SPLITS
+    MANIFEST: ClassVar[str] = MANIFEST
+    TOKENIZER: ClassVar[str] = TOKENIZER_FOLDER
+    FORMAT_VERSION: ClassVar[int] = FORMAT_VERSION
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
@@ -172,7 +189,7 @@ class PreparedData:
             raise DataError("the tokenizer's files are missing", where=str(folder), hint=PREPARE_AGAIN)
         return cls(folder, manifest)
 
-    def split(self, name: Split) -> Sequences:
+    def split(self, name: PreparedSplit) -> Sequences:
         """The sequences of `train` or `held_out`; held_out is empty when the recipe held out nothing.
 
         Raises:
@@ -208,7 +225,7 @@ class PreparedData:
             raise DataError(problems)
 
 
-def _open_split(folder: Path, name: Split) -> Sequences:
+def _open_split(folder: Path, name: PreparedSplit) -> Sequences:
     return PreparedData.open(folder).split(name)
 
 

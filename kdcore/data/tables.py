@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdcore.data.cleaning import decode_utf8
-from kdcore.data.files import open_input
+from kdcore_preparation import decode_utf8, open_input
+
 from kdcore.errors import DataError, first_line
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")

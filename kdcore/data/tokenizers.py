@@ -88,6 +88,15 @@ def special_ids(tokenizer: Any, where: str | None = None) -> SpecialIds:
     return SpecialIds(**ids, unk=tokenizer.unk_token_id, all=tuple(sorted(set(tokenizer.all_special_ids))))
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """Return the number that every id is below.
+
+    It exceeds the number of tokens where a tokenizer leaves ids out.
+    """
+    ids: dict[str, int] = tokenizer.get_vocab()
+    return max(len(tokenizer), max(ids.values()) + 1)
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 over all that decides which ids a text becomes.
 

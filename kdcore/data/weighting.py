@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore.data.manifest import Manifest
-from kdcore.data.splitting import Split
+from kdcore.data.manifest import Manifest, PreparedSplit
 
 
 class WeightedRows:
@@ -21,7 +20,7 @@ class WeightedRows:
         weighted: whether weights count; without them each row is one sample.
     """
 
-    def __init__(self, manifest: Manifest, split: Split, *, weighted: bool = True) -> None:
+    def __init__(self, manifest: Manifest, split: PreparedSplit, *, weighted: bool = True) -> None:
         available = np.zeros(max(1, len(manifest.weights)), np.int64)
         for shard in manifest.splits[split].shards:  # in the order of corpora
             available[shard.corpus] += shard.rows

@@ -12,12 +12,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore.data.files import sha256_of_file
 from kdcore.data.labelled import LabelledTexts, majority_share, read_labelled
 from kdcore.errors import DataError, Problem
 from kdcore.evaluation.subjects import Subject, bytes_on_disk, teacher_fingerprint
 from kdcore.evaluation.suite import Suite, SuiteTask
 from kdcore.recipe.yaml import Plain
+from kdcore.utils.hashing import sha256_of_file
 
 Kind = Literal["finetune", "cost", "masked_lm", "agreement", "linear"]
 

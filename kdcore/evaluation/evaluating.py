@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kdcore.data.preparation import open_data
 from kdcore.data.staging import locked
 from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_TRAINING, InputError
 from kdcore.evaluation.cells import Cell, make_cells, read_task
@@ -20,7 +21,6 @@ from kdcore.evaluation.subjects import Subject
 from kdcore.evaluation.suite import Suite
 from kdcore.recipe.loading import load_recipe
 from kdcore.recipe.yaml import dump_yaml
-from kdcore.tasks.masked_lm import open_data
 from kdcore.tasks.metrics import require_libraries
 
 CELLS = "cells"

@@ -17,13 +17,14 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from kdcore.data.labelled import LabelledTexts, read_labelled
 from kdcore.data.labelled_tokens import TokenizedTexts, tokenize
+from kdcore.data.preparation import open_data
 from kdcore.data.shards import PreparedData
 from kdcore.data.tokenizers import load_tokenizer
 from kdcore.evaluation.agreement import compare, mean_pooled
 from kdcore.evaluation.memory import PeakMemory
 from kdcore.evaluation.subjects import bytes_on_disk
 from kdcore.evaluation.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
-from kdcore.tasks.masked_lm import MaskedLM, open_data
+from kdcore.tasks.masked_lm import MaskedLM
 from kdcore.tasks.metrics import metrics_of
 
 _BATCH = 32

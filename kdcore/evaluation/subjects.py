@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore.data.files import sha256_of_file
 from kdcore.errors import DataError, InputError
 from kdcore.evaluation.suite import Reference
 from kdcore.recipe.loading import load_recipe
 from kdcore.recipe.paths import resolve_path
+from kdcore.utils.hashing import sha256_of_file
 
 Role = Literal["student", "teacher", "random", "model"]
 

@@ -8,12 +8,10 @@ from pydantic import Field, model_validator
 
 from kdcore.data.glue import GlueData, GlueName
 from kdcore.data.labelled import LabelledData
-from kdcore.data.prepare import DataRecipe
-from kdcore.recipe.schema import Budget, ComponentConfig, FolderName, PathString
+from kdcore.recipe.schema import Budget, ComponentConfig, DataSource, FolderName, PathString
 from kdcore.tasks.metrics import OF_CLASSES, OF_NUMBERS, Metric
 
 Reference = Literal["teacher", "random"]
-TextData = PathString | DataRecipe
 LearningRate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -65,14 +63,14 @@ class CostProbe(ComponentConfig):
 class MaskedLMProbe(ComponentConfig):
     """Loss on masked tokens of held-out text; only of models that come with a masked-LM head."""
 
-    data: TextData = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
+    data: DataSource = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
     sequences: int = Field(512, gt=0, description="Sequences at most.")
 
 
 class AgreementProbe(ComponentConfig):
     """Agreement with the teacher on held-out text: of embeddings, of similarities, of nearest neighbours."""
 
-    data: TextData = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
+    data: DataSource = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
     sequences: int = Field(512, gt=1, description="Sequences at most.")
     neighbours: int = Field(10, gt=0, description="How many nearest neighbours are compared.")
 

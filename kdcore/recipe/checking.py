@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from kdcore.errors import InputError, Problem, RecipeError
 from kdcore.recipe.fields import Option, at, field_of, inside, keys_of, literals
-from kdcore.recipe.merging import KeyPath
+from kdcore.recipe.merging import KeyPath, load_merged
 from kdcore.recipe.paths import resolve_path
+from kdcore.recipe.schema import ComponentSection
 from kdcore.recipe.yaml import Origin, Plain, describe
 from kdcore.registry import ALL
 
@@ -192,6 +194,21 @@ def _count(number: int, fault: _Fault) -> str:
     return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A component whose section was checked.
+
+    Attributes:
+        cls: the class.
+        config: the checked instance of its nested `Config`.
+        section: what is stated, with absolute paths; without the name of a default component.
+    """
+
+    cls: type[Any]
+    config: Any
+    section: dict[str, Plain]
+
+
 class SectionWalker:
     """Make the paths in a section absolute and check its nested components.
 
@@ -210,13 +227,17 @@ class SectionWalker:
         if isinstance(value, str):
             markers = [option.path for option in candidates if option.path is not None]
             if markers and value not in literals(candidates):
-                return self._path(value, any(marker.hub for marker in markers), place)
+                path = self._path(value, any(marker.hub for marker in markers), place)
+                for option in candidates:
+                    if option.component is not None and option.component.file and Path(path).is_file():
+                        self._component_file(option.component, Path(path), place)
+                return path
         elif isinstance(value, list):
             return [self.walk(inside(candidates, index), item, (*place, index)) for index, item in enumerate(value)]
         elif isinstance(value, dict):
             for option in candidates:
                 if option.component is not None:
-                    return self._component(option.component.group, value, place)
+                    return self._component(option.component, value, place)
             return {key: self.walk(inside(candidates, key), item, (*place, key)) for key, item in value.items()}
         return value
 
@@ -228,28 +249,80 @@ class SectionWalker:
             self.problems += [replace(problem, where=str(origin), key=dotted(place)) for problem in error.problems]
             return text
 
-    def _component(self, group: str, section: dict[str, Plain], place: KeyPath) -> dict[str, Plain]:
-        """Check a nested section of a component of another registry, such as a corpus of a data recipe."""
-        name = section.get("name")
-        where, key = str(self.locate(place)), dotted(place)
+    def component(self, marker: ComponentSection, section: dict[str, Plain], place: KeyPath) -> Checked | None:
+        """Check a section that names a component of a registry, such as a corpus of a data recipe.
+
+        Returns:
+            The component, or None if it has problems, which are added to `problems`.
+        """
+        registry = ALL[marker.group]
+        name = section.get("name", marker.default)
+        where, key = str(self.locate(place)), dotted(place) or None
         if not isinstance(name, str):
-            kind = ALL[group].kind
             what = "`name` is missing" if name is None else f"expected text as `name`, found {describe(name)}"
-            self.problems.append(
-                Problem(what, where, key, ALL[group].names(), f"Write a map whose `name` is the name of a {kind}.")
-            )
-            return section
+            hint = f"Write a map whose `name` is the name of a {registry.kind}."
+            self.problems.append(Problem(what, where, key, registry.names(), hint))
+            return None
         try:
-            cls = ALL[group].get(name, where=where, key=key, sources=self.sources)
+            cls = registry.get(name, where=where, key=key, sources=self.sources)
         except InputError as error:
-            self.problems += error.problems
-            return section
+            if "name" not in section and name not in registry.names():
+                what = f"this section is read by the {registry.kind} `{name}`, which is not installed"
+                self.problems += [replace(problem, what=what, allowed=None) for problem in error.problems]
+            else:
+                self.problems += error.problems
+            return None
+        options = [Option(cls.Config)]
         own = {key: value for key, value in section.items() if key != "name"}
-        walked = {key: self.walk(inside([Option(cls.Config)], key), item, (*place, key)) for key, item in own.items()}
-        checked = check(cls.Config, walked, place, self.locate)
-        if isinstance(checked, list):
-            self.problems += checked
-        return {"name": name, **walked}
+        before = len(self.problems)
+        walked = {key: self.walk(inside(options, key), item, (*place, key)) for key, item in own.items()}
+        config = check(cls.Config, walked, place, self.locate)
+        if isinstance(config, list):
+            self.problems += config
+            return None
+        stated = walked if name == marker.default else {"name": name, **walked}
+        return Checked(cls, config, stated) if len(self.problems) == before else None
+
+    def _component(self, marker: ComponentSection, section: dict[str, Plain], place: KeyPath) -> dict[str, Plain]:
+        """The section with absolute paths; as it is if something is wrong with it."""
+        checked = self.component(marker, section, place)
+        return section if checked is None else checked.section
+
+    def _component_file(self, marker: ComponentSection, file: Path, place: KeyPath) -> None:
+        """Check a section that is a file of its own; problems carry the file's lines and the recipe's key."""
+        try:
+            root = load_merged(file, (), {}).root
+        except InputError as error:
+            keys = [dotted((*place, *filter(None, [problem.key]))) for problem in error.problems]
+            self.problems += [replace(problem, key=key) for problem, key in zip(error.problems, keys, strict=True)]
+            return
+        walker = SectionWalker(lambda inner: root.origin_at(inner[len(place) :]), self.sources)
+        section = root.plain()
+        assert isinstance(section, dict)
+        walker.component(marker, section, place)
+        self.problems += walker.problems
+
+
+def build_component(group: str, section: Mapping[str, Any], *, where: str | Path, key: str = "") -> Any:
+    """Construct the component that a section with absolute paths names, its keys checked with its `Config`.
+
+    Args:
+        group: the registry's entry point group, such as `kdcore.corpora`.
+        section: the component's `name` and its own keys.
+        where: file of the section, for messages.
+        key: dotted place of the section in that file, for messages.
+
+    Raises:
+        PluginError: `name` is missing, or there is no such component.
+        RecipeError: keys are wrong; all problems are listed.
+    """
+    place = tuple(key.split(".")) if key else ()
+    cls = ALL[group].get(str(section.get("name")), where=str(where), key=key or None)
+    own = {name: value for name, value in section.items() if name != "name"}
+    config = check(cls.Config, own, place, lambda _: Origin(Path(where)))
+    if isinstance(config, list):
+        raise RecipeError(config)
+    return cls(config)
 
 
 def checked_or_raise(model: type[SettingsT], data: dict[str, Plain], locate: Locate) -> SettingsT:

@@ -114,6 +114,42 @@ def key_table(
     return rows
 
 
+def without_paths(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the local paths in a config's plain data; names of models on a hub stay.
+
+    What paths lead to is identified by name and content, not by its place.
+
+    Args:
+        model: the config's class.
+        values: its keys and plain values.
+    """
+    kept: dict[str, Any] = _without_paths([Option(model)], dict(values))
+    return kept
+
+
+def _without_paths(places: list[Option], value: Any) -> Any:
+    if isinstance(value, dict):
+        items = [(key, inside(places, key), item) for key, item in value.items()]
+        return {key: _without_paths(at, item) for key, at, item in items if not _is_path(at, item)}
+    if isinstance(value, list):
+        listed = [(inside(places, number), item) for number, item in enumerate(value)]
+        return [_without_paths(at, item) for at, item in listed if not _is_path(at, item)]
+    return value
+
+
+def _is_path(places: list[Option], value: Any) -> bool:
+    is_path = any(option.path is not None and not option.path.hub for option in places)
+    return is_path and isinstance(value, str) and value not in literals(places)
+
+
+def path_keys(model: type[BaseModel]) -> set[str]:
+    """List the fields of a config that hold a local path."""
+    found = {name: options(field.annotation, tuple(field.metadata)) for name, field in model.model_fields.items()}
+    return {
+        name for name, places in found.items() if any(place.path is not None and not place.path.hub for place in places)
+    }
+
+
 def type_name(annotation: Any, markers: tuple[Any, ...] = ()) -> str:
     """Format a type in the terms of a recipe."""
     names = []
@@ -122,7 +158,8 @@ def type_name(annotation: Any, markers: tuple[Any, ...] = ()) -> str:
         if origin is Literal:
             names += [str(value) for value in arguments]
         elif option.component is not None:
-            names.append(f"{ALL[option.component.group].kind} (a map with its `name`)")
+            kind = ALL[option.component.group].kind
+            names.append(f"{kind} (a map with its `name`)" if option.component.default is None else "map")
         elif option.model is not None:
             names.append("map")
         elif isinstance(origin, type) and arguments:

@@ -20,7 +20,7 @@ from kdcore.recipe.fields import Option, inside
 from kdcore.recipe.imports import run_import
 from kdcore.recipe.merging import KeyPath, load_merged
 from kdcore.recipe.paths import resolve_recipe
-from kdcore.recipe.schema import SECTION_DEFAULTS, RecipeSettings
+from kdcore.recipe.schema import SECTION_DEFAULTS, ComponentSection, RecipeSettings
 from kdcore.recipe.showing import annotated
 from kdcore.recipe.yaml import Node, Origin, Plain, describe, dump_yaml
 from kdcore.registry import Registry, losses, models, optimizers, schedulers, tasks, trackers, transforms
@@ -114,7 +114,7 @@ class Recipe:
 
     def origin(self, key: str) -> Origin:
         """Return the origin of the value at a dotted key, or that of its nearest ancestor if it is not stated."""
-        return _origin(self._root, tuple(key.split(".")) if key else ())
+        return self._root.origin_at(tuple(key.split(".")) if key else ())
 
     def components(self) -> Components:
         """Run the files under `imports:`, import all components of the recipe and check their sections.
@@ -143,8 +143,8 @@ class Recipe:
     def _load_components(self) -> Components:
         for index, file in enumerate(self.settings.imports):
             place = ("imports", index)
-            run_import(file, where=str(_origin(self._root, place)), key=dotted(place))
-        walker = SectionWalker(lambda place: _origin(self._root, place), self.settings.imports)
+            run_import(file, where=str(self._root.origin_at(place)), key=dotted(place))
+        walker = SectionWalker(lambda place: self._root.origin_at(place), self.settings.imports)
         found: dict[KeyPath, Component] = {}
         data = dict(self.data)
         for section in _sections(self.data):
@@ -188,7 +188,7 @@ class Recipe:
                 what = "the label of a loss is its key under `losses`, `label` cannot be set"
                 return [Problem(what, str(self.origin(key)), key)]
             own |= {"name": section.name, "label": str(section.place[1])}
-        return check(cls.Config, own, section.place, lambda place: _origin(self._root, place))
+        return check(cls.Config, own, section.place, lambda place: self._root.origin_at(place))
 
 
 def recipe_problems(data: Mapping[str, Any]) -> list[Problem]:
@@ -219,7 +219,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     root = merged.root
 
     def locate(place: KeyPath) -> Origin:
-        return _origin(root, place)
+        return root.origin_at(place)
 
     problems = [
         Problem("an empty value removes the loss", str(origin), dotted(place), hint="Write `{}` to use its defaults.")
@@ -250,7 +250,28 @@ def load_config(path: str | Path, model: type[SettingsT], overrides: Sequence[st
         RecipeError: with all problems.
     """
     root = load_merged(resolve_recipe(str(path), Path.cwd()), overrides, {}).root
-    return checked_or_raise(model, root.plain(), lambda place: _origin(root, place))
+    return checked_or_raise(model, root.plain(), lambda place: root.origin_at(place))
+
+
+def load_component(path: str | Path, marker: ComponentSection, overrides: Sequence[str] = ()) -> Any:
+    """Read a file that holds the section of one component, and construct the component.
+
+    Args:
+        path: the YAML file.
+        marker: the component's registry, and its default.
+        overrides: `key=value` each.
+
+    Raises:
+        RecipeError: with all problems.
+    """
+    root = load_merged(resolve_recipe(str(path), Path.cwd()), overrides, {}).root
+    section = root.plain()
+    assert isinstance(section, dict)
+    walker = SectionWalker(root.origin_at)
+    checked = walker.component(marker, section, ())
+    if checked is None:
+        raise RecipeError(walker.problems)
+    return checked.cls(checked.config)
 
 
 def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
@@ -262,7 +283,7 @@ def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
         yield Problem(
             f"the batch size {training.batch_size} is not a multiple of the micro-batch size "
             f"{training.micro_batch_size}",
-            str(_origin(root, ("training", "micro_batch_size"))),
+            str(root.origin_at(("training", "micro_batch_size"))),
             key,
             [str(size) for size in fitting],
         )
@@ -271,10 +292,10 @@ def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
         if isinstance(before, int | float) and isinstance(after, int | float) and after <= before:
             place = ("stages", index, "at")
             what = f"the stage begins at {after:g}, but the stage before it at {before:g}"
-            yield Problem(what, str(_origin(root, place)), dotted(place), hint="List stages in the order of `at`.")
+            yield Problem(what, str(root.origin_at(place)), dotted(place), hint="List stages in the order of `at`.")
     for label in settings.losses:
         if "." in label or "/" in label or not label.strip():
-            origin = _origin(root, ("losses", label))
+            origin = root.origin_at(("losses", label))
             what = f"{label!r} is not a valid label for a loss: it is empty or contains `.` or `/`"
             yield Problem(what, str(origin), "losses")
 
@@ -283,7 +304,7 @@ def _unknown_names(data: dict[str, Plain], root: Node) -> list[Problem]:
     problems: list[Problem] = []
     imports = data["imports"] if isinstance(data.get("imports"), list) else []
     for section in _sections(data, problems, root):
-        where, key = str(_origin(root, (*section.place, "name"))), dotted(section.place)
+        where, key = str(root.origin_at((*section.place, "name"))), dotted(section.place)
         try:
             section.registry.find(section.name, where=where, key=key, sources=imports)
         except InputError as error:
@@ -321,7 +342,7 @@ def _sections(
             registry = REGISTRIES[str(place[0])]
             what = "`name` is missing" if name is None else f"expected text, found {describe(name)}"
             key = dotted((*place, "name"))
-            problems.append(Problem(what, str(_origin(root, (*place, "name"))), key, registry.names()))
+            problems.append(Problem(what, str(root.origin_at((*place, "name"))), key, registry.names()))
     return found
 
 
@@ -337,17 +358,3 @@ def _put(data: dict[str, Plain], place: KeyPath, section: dict[str, Plain]) -> N
             data[str(place[0])] = [section if index == place[1] else one for index, one in enumerate(items)]
     else:
         data["losses"] = {**data["losses"], place[1]: section}
-
-
-def _origin(root: Node, place: Sequence[str | int]) -> Origin:
-    node = root
-    for part in place:
-        inner: Node | None = None
-        if isinstance(node.value, dict):
-            inner = node.value.get(str(part))
-        elif isinstance(node.value, list) and str(part).isdigit() and int(part) < len(node.value):
-            inner = node.value[int(part)]
-        if inner is None:
-            break
-        node = inner
-    return node.origin

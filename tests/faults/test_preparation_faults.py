@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 import pytest
+from kdcore_preparation.pipeline.prepare import DataRecipe, prepare, prepare_share
 
 from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part
-from kdcore.data.prepare import DataRecipe, prepare, prepare_share
 from kdcore.errors import MachineError
 
 PARTS = 9

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kdcore_preparation.readers.text_files import TextCorpus
 
 import kdcore
 from kdcore.data.shards import PreparedData
-from kdcore.data.text import TextCorpus
 from kdcore.training import run_folder
 from kdcore.training.build import Plan, make_plan
 from kdcore.training.export import export_run

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kdcore_preparation.pipeline.prepare import DataRecipe
 
-from kdcore.data.prepare import DataRecipe
 from kdcore.tasks.masked_lm import MaskedLM
 
 LENGTH, PREDICTIONS = 24, 4

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from kdcore_preparation.inspection import describe
 from numpy.typing import NDArray
 
-from kdcore.data.inspection import describe
 from kdcore.data.manifest import FORMAT_VERSION, Manifest, SpecialTokens, SplitEntry, row_dtype, write_manifest
 from kdcore.data.shard_writer import ShardWriter
 from kdcore.data.shards import Masks, PreparedData, Sequences

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kdcore_preparation.pipeline.text_encoding import CHUNK_CHARACTERS, Encoder
 
-from kdcore.data.encoding import CHUNK_CHARACTERS, Encoder
 from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint
 from kdcore.errors import DataError
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kdcore_preparation.pipeline.prepare import DataRecipe, prepare
 from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from kdcore.data.manifest import Manifest, ShardEntry, SpecialTokens, SplitEntry
-from kdcore.data.prepare import DataRecipe, prepare
 from kdcore.data.shards import Masks, PreparedData
 from kdcore.data.weighting import WeightedRows
 from kdcore.errors import DataError

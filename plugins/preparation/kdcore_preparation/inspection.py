@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore.data.manifest import SplitEntry
-from kdcore.data.shards import SPLITS, PreparedData, Sequences
-from kdcore.data.splitting import Split
+from kdcore import PreparedData, PreparedSplit, Sequences, SplitEntry
 
 _BINS = 8
 _BAR = 40
@@ -37,7 +35,7 @@ def length_histogram(lengths: NDArray[np.int32], sequence_length: int) -> list[L
     return [LengthBin(*one) for one in zip(lows, highs, counts.tolist(), strict=True)]
 
 
-def problems(data: PreparedData, sequences: dict[Split, Sequences]) -> Iterator[str]:
+def problems(data: PreparedData, sequences: dict[PreparedSplit, Sequences]) -> Iterator[str]:
     """What may be wrong with prepared data although its files are whole."""
     manifest = data.manifest
     for damage in manifest.damages:
@@ -88,7 +86,7 @@ def describe(data: PreparedData, samples_a_split: int) -> Iterator[str]:
         yield f"  corpus {number}: {corpus['name']}, {files:,} files, {size / 1e6:,.1f} MB, weight {weight:g}"
         for what, count in (manifest.reports[number] if number < len(manifest.reports) else {}).items():
             yield f"    {count:,} {what}"
-    opened = {split: data.split(split) for split in SPLITS}
+    opened = {split: data.split(split) for split in PreparedData.SPLITS}
     for split, entry in manifest.splits.items():
         yield from _describe_split(data, split, entry, opened[split], samples_a_split)
     found = list(problems(data, opened))
@@ -98,7 +96,7 @@ def describe(data: PreparedData, samples_a_split: int) -> Iterator[str]:
 
 
 def _describe_split(
-    data: PreparedData, split: Split, entry: SplitEntry, sequences: Sequences, count: int
+    data: PreparedData, split: PreparedSplit, entry: SplitEntry, sequences: Sequences, count: int
 ) -> Iterator[str]:
     yield ""
     sentences = "" if entry.sentences is None else f"{entry.sentences:,} sentences, "

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from kdcore.data.cleaning import cut_text
-from kdcore.data.sentencepiece_models import convert_sentencepiece
-from kdcore.data.staging import staged_folder
-from kdcore.errors import DataError
+from kdcore import DataError, load_tokenizer, staged_folder
+from kdcore_preparation.readers.cleaning import cut_text
 
 TokenizerKind = Literal["unigram", "bpe", "wordpiece"]
 KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
@@ -93,7 +91,7 @@ def train_tokenizer(
             tokenizer = _wordpiece(lines, vocabulary, lowercase)
         else:
             (staging / SENTENCEPIECE_MODEL).write_bytes(_sentencepiece(lines, kind, vocabulary, lowercase))
-            tokenizer = convert_sentencepiece(staging / SENTENCEPIECE_MODEL)
+            tokenizer = load_tokenizer(str(staging / SENTENCEPIECE_MODEL))
         tokenizer.save_pretrained(staging)
         tokens_a_word, unknown = _quality(tokenizer, lines)
     return TrainedTokenizer(folder, len(tokenizer), sample.characters, sample.kept, tokens_a_word, unknown)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kdcore_preparation.readers import file_corpus
+from kdcore_preparation.readers.books import BooksCorpus
 
-from kdcore.data import reading
-from kdcore.data.books import BooksCorpus
 from kdcore.errors import DataError
 from kdcore.recipe.checking import check
 from kdcore.recipe.yaml import Origin
@@ -94,7 +94,7 @@ def test_a_named_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_a_very_long_book_is_several_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
-    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(file_corpus, "MAX_DOCUMENT_BYTES", 1000)
     words = [f"mère{number}" for number in range(500)]
     documents, report = read(write(tmp_path / "book.txt", " ".join(words).encode(encoding)))
     assert " ".join(documents.values()).split() == words

@@ -6,8 +6,7 @@ import unicodedata
 from collections import Counter
 
 import pytest
-
-from kdcore.data.cleaning import clean_text, cut_text, decode_utf8
+from kdcore_preparation.readers.cleaning import clean_text, cut_text, decode_utf8
 
 
 def clean(text: str) -> tuple[str, dict[str, int]]:

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
+from kdcore_preparation.pipeline.prepare import DataRecipe, prepare
 
 from kdcore.commands.main import main
-from kdcore.data.prepare import DataRecipe, prepare
 from kdcore.errors import DataError
 from kdcore.tasks.masked_lm import MaskedLM
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from kdcore_preparation.pipeline.data_recipe import DataRecipe
 from ruamel.yaml import YAML
 
-from kdcore.data.recipe import DataRecipe
 from kdcore.data.staging import staging_of
 from kdcore.recipe.fields import key_table
 from kdcore.recipe.loading import load_config
 from kdcore.tasks.masked_lm import MaskedLM
 from kdcore.tasks.masking import Masking
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 def rows(after: str) -> dict[str, str]:

@@ -7,10 +7,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from kdcore_preparation.readers import hdf5
+from kdcore_preparation.readers.hdf5 import Hdf5Corpus
 
-from kdcore.data import hdf5
 from kdcore.data.base import TokenizedSequences
-from kdcore.data.hdf5 import Hdf5Corpus
 from kdcore.errors import DataError
 
 CLS, SEP, MASK = 101, 102, 103
@@ -150,5 +150,5 @@ def test_without_the_package_the_error_says_how_to_get_it(
 ) -> None:
     write_shard(tmp_path / "a.hdf5", sentences)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(DataError, match=r"needs the package `h5py`\n.*pip install 'kdcore\[hdf5\]'"):
+    with pytest.raises(DataError, match=r"needs the package `h5py`\n.*pip install 'kdcore-preparation\[hdf5\]'"):
         list(corpus_of(tmp_path).documents())

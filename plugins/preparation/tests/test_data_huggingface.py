@@ -7,9 +7,9 @@ from typing import Any
 
 import datasets
 import pytest
+from kdcore_preparation.readers import huggingface
+from kdcore_preparation.readers.huggingface import HuggingFaceCorpus
 
-from kdcore.data import huggingface
-from kdcore.data.huggingface import HuggingFaceCorpus
 from kdcore.errors import DataError
 from kdcore.recipe.checking import check
 from kdcore.recipe.yaml import Origin
@@ -103,5 +103,7 @@ def test_exactly_one_place_must_be_given(settings: dict[str, str]) -> None:
 
 def test_without_the_package_the_error_says_how_to_get_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"needs the package `datasets`\n.*pip install 'kdcore\[datasets\]'"):
+    with pytest.raises(
+        DataError, match=r"needs the package `datasets`\n.*pip install 'kdcore-preparation\[datasets\]'"
+    ):
         read(path=str(saved))

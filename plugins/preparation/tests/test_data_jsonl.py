@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kdcore_preparation.readers import file_corpus, json_lines
+from kdcore_preparation.readers.json_lines import JsonLinesCorpus
 
-from kdcore.data import jsonl, reading
-from kdcore.data.jsonl import JsonLinesCorpus
 from kdcore.errors import DataError
 
 
@@ -94,7 +94,7 @@ def test_a_wrong_field_is_found_without_reading_all(tmp_path: Path) -> None:
 
 
 def test_a_line_beyond_all_measure_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(json_lines, "MAX_RECORD_BYTES", 100)
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": "one"}}\n{{"text": "{"x " * 500}"}}\n{{"text": "three"}}\n')
     kept, message = read_damaged(path)
@@ -104,7 +104,7 @@ def test_a_line_beyond_all_measure_is_passed_over(tmp_path: Path, monkeypatch: p
 
 
 def test_a_very_long_text_is_several_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(file_corpus, "MAX_DOCUMENT_BYTES", 100)
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "word " * 50}))
     documents, report = read(path)
@@ -114,7 +114,7 @@ def test_a_very_long_text_is_several_documents(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_mistake_far_into_a_file_is_named_by_its_line_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PART_BYTES", 64)
+    monkeypatch.setattr(file_corpus, "PART_BYTES", 64)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good"}\n' * 20 + "bad\n")
     corpus = corpus_of(path)

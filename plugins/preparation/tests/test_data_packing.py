@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kdcore_preparation.pipeline.sequence_packing import Layout, Packer
 
-from kdcore.data.packing import Layout, Packer
 from kdcore.data.tokenizers import SpecialIds
 
 CLS, SEP, PAD = 2, 3, 0

@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from kdcore_preparation.readers import file_corpus, parquet
+from kdcore_preparation.readers.parquet import ParquetCorpus
 from pyarrow import parquet as pq
 
-from kdcore.data import parquet, reading
-from kdcore.data.parquet import ParquetCorpus
 from kdcore.errors import DataError
 
 
@@ -54,7 +54,7 @@ def test_groups_of_rows_are_parts_and_rows_keep_their_numbers(tmp_path: Path, mo
 
 
 def test_a_very_long_text_is_several_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(file_corpus, "MAX_DOCUMENT_BYTES", 100)
     documents, _ = read(write(tmp_path / "a.parquet", text=["word " * 30]))
     assert list(documents) == ["a.parquet:0", "a.parquet:0#2"]
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kdcore_preparation.pipeline.duplicates import repeated, text_key
+from kdcore_preparation.pipeline.held_out import points_of
+from kdcore_preparation.pipeline.prepare import DataRecipe, PreparationProgress, prepare, prepare_share
+from kdcore_preparation.pipeline.units import units_of
 
 from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part, TokenizedSequences
-from kdcore.data.duplicates import repeated, text_key
-from kdcore.data.prepare import DataRecipe, PreparationProgress, prepare, prepare_share
 from kdcore.data.shards import PreparedData
-from kdcore.data.splitting import points_of
-from kdcore.data.units import units_of
 from kdcore.errors import DataError, MachineError
 
 LENGTH = 16

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kdcore_preparation.readers import file_corpus, hdf5, huggingface, parquet
+from kdcore_preparation.readers.input_files import input_files
+from kdcore_preparation.readers.wikipedia import wikipedia_dump
 
-from kdcore.data import hdf5, huggingface, parquet, reading, wikipedia_dump
-from kdcore.data.files import input_files
 from kdcore.registry import corpora
 from kdcore.testing import check_corpus
 
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "readers.md"
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "readers.md"
 LINES = [f"document {number}: of the teachér and \ufffd the student" for number in range(300)] + [
     "",
     "a\0b",
@@ -113,7 +114,7 @@ def test_a_reader_keeps_the_promises_of_the_interface(
 ) -> None:
     config = EXAMPLES[name](tmp_path)
     if many_parts:
-        for module in (reading, parquet, huggingface, wikipedia_dump):
+        for module in (file_corpus, parquet, huggingface, wikipedia_dump):
             monkeypatch.setattr(module, "PART_BYTES", 1000)
         monkeypatch.setattr(wikipedia_dump, "COMPRESSED_PART_BYTES", 1000)
         monkeypatch.setattr(hdf5, "_ROWS", 9)
@@ -123,7 +124,7 @@ def test_a_reader_keeps_the_promises_of_the_interface(
 
 
 def test_progress_ends_at_the_size_of_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PART_BYTES", 1000)
+    monkeypatch.setattr(file_corpus, "PART_BYTES", 1000)
     for name in ("text", "jsonl", "books", "parquet", "hdf5"):
         folder = tmp_path / name
         folder.mkdir()
@@ -147,7 +148,7 @@ def test_a_folder_is_not_listed_anew_for_each_of_its_files(
     cls = corpora.get(name)
     corpus = cls(cls.Config(path=str(tmp_path)))
     parts, listed = corpus.parts(), []
-    monkeypatch.setattr(reading, "input_files", lambda path: listed.append(path) or input_files(path))
+    monkeypatch.setattr(file_corpus, "input_files", lambda path: listed.append(path) or input_files(path))
     assert [len(list(corpus.read(part))) for part in parts] == [1] * 20
     assert len(listed) == 1
 

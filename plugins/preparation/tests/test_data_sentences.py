@@ -4,8 +4,7 @@ import random
 import time
 
 import pytest
-
-from kdcore.data.sentences import split_sentences
+from kdcore_preparation.pipeline.sentence_splitting import split_sentences
 
 # fmt: off
 AWKWARD = [

@@ -3,8 +3,8 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from kdcore_preparation.pipeline.held_out import Nearest, document_to_move, points_of
 
-from kdcore.data.splitting import Nearest, document_to_move, points_of
 from kdcore.errors import DataError
 
 

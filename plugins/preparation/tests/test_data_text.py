@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kdcore_preparation.readers import file_corpus
+from kdcore_preparation.readers.text_files import TextCorpus
 
-from kdcore.data import reading
-from kdcore.data.text import TextCorpus
 from kdcore.errors import DataError
 
 
@@ -87,7 +87,7 @@ def test_a_second_reading_counts_from_the_callers_report(tmp_path: Path) -> None
 def test_a_gigantic_line_is_cut_at_white_space_without_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: str
 ) -> None:
-    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(file_corpus, "MAX_DOCUMENT_BYTES", 1000)
     words = [f"wörd{number}" for number in range(2000)]
     path = write(tmp_path / "a.txt", b"small\n\n" + " ".join(words).encode() + b"\n\nafter\n")
     found, report = read(path, documents=documents)
@@ -104,7 +104,7 @@ def test_a_gigantic_line_is_cut_at_white_space_without_loss(
 def test_a_gigantic_line_without_white_space_is_cut_between_characters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lead: int
 ) -> None:
-    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 101)
+    monkeypatch.setattr(file_corpus, "MAX_DOCUMENT_BYTES", 101)
     content = "x" * lead + "日本😀" * 200
     found, report = read(write(tmp_path / "a.txt", content.encode()))
     assert "".join(part for _, part in found) == content
@@ -115,7 +115,7 @@ def test_a_gigantic_line_without_white_space_is_cut_between_characters(
 def test_a_line_about_as_long_as_the_limit_keeps_the_lines_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(file_corpus, "MAX_DOCUMENT_BYTES", 100)
     found, _ = read(write(tmp_path / "a.txt", b"\xef\xbb\xbf" + b"x" * size + b"\nnext\n"))
     assert "".join(part for _, part in found[:-1]) == "x" * size
     assert found[-1] == ("a.txt:2", "next")
@@ -191,7 +191,7 @@ def test_a_binary_file_is_refused_where_it_is_named_and_skipped_among_others(tmp
 
 
 def ranges(content: bytes, size: int, monkeypatch: pytest.MonkeyPatch, path: Path, documents: str) -> list[list[str]]:
-    monkeypatch.setattr(reading, "PART_BYTES", size)
+    monkeypatch.setattr(file_corpus, "PART_BYTES", size)
     corpus = TextCorpus(TextCorpus.Config(path=str(write(path, content)), documents=documents))
     return [[document.text for document in corpus.read(part)] for part in corpus.parts()]
 
@@ -213,7 +213,7 @@ def test_parts_of_any_size_together_hold_each_document_once(
 
 
 def test_documents_keep_their_names_when_a_file_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PART_BYTES", 100)
+    monkeypatch.setattr(file_corpus, "PART_BYTES", 100)
     path = write(tmp_path / "a.txt", b"".join(b"document %d\n" % number for number in range(60)))
     before, _ = read(path)
     with path.open("ab") as file:
@@ -225,7 +225,7 @@ def test_documents_keep_their_names_when_a_file_grows(tmp_path: Path, monkeypatc
 
 
 def test_a_gigantic_line_over_many_parts_is_read_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 50)
+    monkeypatch.setattr(file_corpus, "MAX_DOCUMENT_BYTES", 50)
     content = b"first\n" + b"word " * 100 + b"\nlast"
     parts = ranges(content, 60, monkeypatch, tmp_path / "a.txt", "lines")
     assert len(parts[0]) > 10
@@ -241,7 +241,7 @@ def test_two_hundred_megabytes_without_a_newline_need_little_memory_and_time(tmp
             file.write(b"abcdefg " * 125_000)
     code = f"""
 import resource, time
-from kdcore.data.text import TextCorpus
+from kdcore_preparation.readers.text_files import TextCorpus
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 corpus = TextCorpus(TextCorpus.Config(path={str(path)!r}))
 print(sum(len(document.text) + 1 for document in corpus.documents()))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kdcore_preparation import tokenizer_training
+from kdcore_preparation.tokenizer_training import KINDS, train_tokenizer
 
-from kdcore.data import tokenizer_training
-from kdcore.data.tokenizer_training import KINDS, train_tokenizer
 from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint
 from kdcore.errors import DataError
 

@@ -9,10 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from kdcore_preparation.readers.wikipedia import wikipedia_dump
+from kdcore_preparation.readers.wikipedia.wikipedia_corpus import WikipediaCorpus
+from kdcore_preparation.readers.wikipedia.wikitext import WikitextCleaner
 
-from kdcore.data import wikipedia_dump
-from kdcore.data.wikipedia import WikipediaCorpus
-from kdcore.data.wikitext import WikitextCleaner
 from kdcore.errors import DataError
 
 

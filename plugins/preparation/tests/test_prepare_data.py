@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from kdcore.data.base import Corpus, Document
-from kdcore.data.prepare import (
+from kdcore_preparation.pipeline.prepare import (
     DataRecipe,
     PreparationProgress,
     build_corpora,
@@ -27,8 +25,10 @@ from kdcore.data.prepare import (
     prepare,
     prepare_share,
 )
+from kdcore_preparation.readers.text_files import TextCorpus
+
+from kdcore.data.base import Corpus, Document
 from kdcore.data.shards import PreparedData
-from kdcore.data.text import TextCorpus
 from kdcore.errors import DataError, InputError, MachineError, PluginError
 
 LENGTH = 16
@@ -280,7 +280,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from kdcore.data.base import Corpus, Document
-from kdcore.data.prepare import DataRecipe, prepare
+from kdcore_preparation.pipeline.prepare import DataRecipe, prepare
 
 class Endless(Corpus):
     def files(self):

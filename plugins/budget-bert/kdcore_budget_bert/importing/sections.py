@@ -152,7 +152,7 @@ def put_task(draft: Draft) -> None:
         "task.data.corpora",
         [{"name": "hdf5", "path": path}],
         "dataset_path",
-        note="reading them needs pip install 'kdcore[hdf5]'",
+        note="reading them needs pip install 'kdcore-preparation[hdf5]'",
     )
     draft.put("task.masking", "static", "dataset_path", note="the masks that the shards hold")
     order = "global" if draft.value("data_loader_type") == "dist" else "per_process"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kdcore.commands.base import Command
+from kdcore import Command
 
 _SAMPLES = 3
 
@@ -30,11 +30,11 @@ class DataCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Look and print."""
-        from kdcore.data.shards import PreparedData
+        from kdcore import PreparedData
 
         data = PreparedData.open(arguments.folder)
         if arguments.action == "inspect":
-            from kdcore.data.inspection import describe
+            from kdcore_preparation.inspection import describe
 
             for line in describe(data, max(0, arguments.samples)):
                 print(line)

@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from kdcore.commands.base import Command, add_overrides
+from kdcore import Command, add_overrides
 
 if TYPE_CHECKING:
-    from kdcore.data.manifest import Manifest
-    from kdcore.data.progress import PreparationProgress
+    from kdcore import Manifest
+    from kdcore_preparation.pipeline.preparation_progress import PreparationProgress
 
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -55,8 +55,8 @@ class PrepareCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Prepare and print what came out."""
-        from kdcore.data.prepare import DataRecipe, prepare, prepare_share, refuse_damaged
-        from kdcore.recipe.loading import load_config
+        from kdcore import load_config
+        from kdcore_preparation.pipeline.prepare import DataRecipe, prepare, prepare_share, refuse_damaged
 
         recipe = load_config(arguments.recipe, DataRecipe, arguments.overrides)
         with _Display() as display:
@@ -100,7 +100,7 @@ class _Display:
     """A bar where somebody looks on, else a line now and then; and the speed at the end."""
 
     def __init__(self) -> None:
-        from kdcore.data.progress import Speed
+        from kdcore_preparation.pipeline.preparation_progress import Speed
 
         self._bar: Any = None
         self._described = Speed()

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdcore.commands.base import Command, add_overrides
-from kdcore.errors import DataError, InputError, MachineError
+from kdcore import Command, DataError, InputError, MachineError, add_overrides
 
 _FEWEST_TOKENS = 16
 
@@ -52,10 +51,9 @@ class TokenizerCommand(Command):
                 raise InputError(
                     f"--{option} {getattr(arguments, option)} is too small", allowed=f"a whole number from {fewest} on"
                 )
-        from kdcore.data.base import Document
-        from kdcore.data.prepare import DataRecipe, build_corpora
-        from kdcore.data.tokenizer_training import check_free, train_tokenizer
-        from kdcore.recipe.loading import load_config
+        from kdcore import Document, load_config
+        from kdcore_preparation.pipeline.prepare import DataRecipe, build_corpora
+        from kdcore_preparation.tokenizer_training import check_free, train_tokenizer
 
         folder = Path(arguments.folder)
         check_free(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,18 +15,26 @@ from typing import Annotated, Any, Literal
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel, Field
 
-from kdcore import registry
-from kdcore.data.base import Corpus
-from kdcore.data.files import FileHashes, sha256_of_file
-from kdcore.data.manifest import ReaderEntry
-from kdcore.data.old_fingerprints import old_fingerprint
-from kdcore.data.packing import Layout
-from kdcore.data.tokenizers import tokenizer_fingerprint
-from kdcore.errors import DataError, PluginError, Problem
-from kdcore.recipe.checking import check, dotted
-from kdcore.recipe.fields import Option, inside, literals
-from kdcore.recipe.schema import ComponentConfig, ComponentSection, PathOrHubName
-from kdcore.recipe.yaml import Origin
+from kdcore import (
+    ComponentConfig,
+    ComponentSection,
+    Corpus,
+    DataError,
+    FoundComponent,
+    InputError,
+    PathOrHubName,
+    PluginError,
+    Problem,
+    ReaderEntry,
+    build_component,
+    find_component,
+    sha256_of_file,
+    tokenizer_fingerprint,
+    without_paths,
+)
+from kdcore_preparation.pipeline.old_fingerprints import old_fingerprint
+from kdcore_preparation.pipeline.sequence_packing import Layout
+from kdcore_preparation.readers.input_files import FileHashes
 
 PREPARATION_REVISION = 1
 """Raise it when preparation gives other data for the same recipe and text, or a default of `DataRecipe` changes."""
@@ -108,18 +116,16 @@ def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: s
         PluginError: there is no such corpus.
         DataError: keys of an entry are wrong; all that is wrong is said at once.
     """
-    prefix: tuple[str | int, ...] = tuple(key.split(".")) if key else ()
     problems: list[Problem] = []
     built: list[Corpus] = []
     for number, entry in enumerate(data.corpora):
-        place = (*prefix, "corpora", number)
-        cls = registry.corpora.get(str(entry.get("name")), where=str(where), key=dotted(place))
-        own = {name: value for name, value in entry.items() if name != "name"}
-        config = check(cls.Config, own, place, lambda _: Origin(Path(where)))
-        if isinstance(config, list):
-            problems += config
-        else:
-            built.append(cls(config))
+        place = f"{key}.corpora.{number}" if key else f"corpora.{number}"
+        try:
+            built.append(build_component("kdcore.corpora", entry, where=where, key=place))
+        except PluginError:
+            raise
+        except InputError as error:
+            problems += error.problems
     if problems:
         raise DataError(problems)
     return built
@@ -180,17 +186,21 @@ def reader_entry(stated: object, corpus: Corpus) -> ReaderEntry:
         corpus: the reader, which need not be the one of that name: callers of `prepare` may bring their own.
     """
     cls = type(corpus)
+    found = _registered(stated)
+    if found is None or found.cls is not cls:
+        return ReaderEntry(name=cls.__qualname__, revision=corpus.revision, source=_source_of(cls))
+    if found.package is None:
+        return ReaderEntry(name=found.name, revision=corpus.revision, source=_source_of(cls))
+    package = canonicalize_name(found.package)
+    name = found.name if package in _OWN_PACKAGES else f"{package}:{found.name}"
+    return ReaderEntry(name=name, revision=corpus.revision)
+
+
+def _registered(name: object) -> FoundComponent | None:
     try:
-        found = registry.corpora.find(stated) if isinstance(stated, str) else cls
-        same = isinstance(stated, str) and registry.corpora.get(stated) is cls
+        return find_component("kdcore.corpora", name) if isinstance(name, str) else None
     except PluginError:
-        found, same = cls, False
-    if same and isinstance(found, registry.Entry):
-        package = canonicalize_name(found.distribution)
-        name = found.name if package in _OWN_PACKAGES else f"{package}:{found.name}"
-        return ReaderEntry(name=name, revision=corpus.revision)
-    name = str(stated) if same else cls.__qualname__
-    return ReaderEntry(name=name, revision=corpus.revision, source=_source_of(cls))
+        return None
 
 
 def stated_keys(data: DataRecipe) -> dict[str, Any]:
@@ -198,32 +208,10 @@ def stated_keys(data: DataRecipe) -> dict[str, Any]:
     return data.model_dump(mode="json", exclude={"corpora", "tokenizer"}, exclude_unset=True)
 
 
-def without_paths(places: Iterable[Option], value: Any) -> Any:
-    """A config's plain data without its paths: the files that they lead to are identified by name and content.
-
-    Args:
-        places: the types that the value may have.
-        value: maps, lists and plain values.
-    """
-    places = list(places)
-    if isinstance(value, dict):
-        items = [(key, inside(places, key), item) for key, item in value.items()]
-        return {key: without_paths(at, item) for key, at, item in items if not _is_path(at, item)}
-    if isinstance(value, list):
-        listed = [(inside(places, number), item) for number, item in enumerate(value)]
-        return [without_paths(at, item) for at, item in listed if not _is_path(at, item)]
-    return value
-
-
-def _is_path(places: list[Option], value: Any) -> bool:
-    is_path = any(option.path is not None and not option.path.hub for option in places)
-    return is_path and isinstance(value, str) and value not in literals(places)
-
-
-def _stated_settings(config: BaseModel) -> Any:
+def _stated_settings(config: BaseModel) -> dict[str, Any]:
     """A reader's settings that are stated and differ from their defaults; stating a default changes nothing."""
     dumped = config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_defaults=True)
-    return without_paths([Option(type(config))], dumped)
+    return without_paths(type(config), dumped)
 
 
 def _stated_layout(data: DataRecipe) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore.data.base import TokenizedSequences
-from kdcore.data.manifest import RowType
+from kdcore import TokenizedSequences
 
 _SEQUENCE_ARRAYS = ("tokens", "lengths", "masked_positions", "masked_inputs")
 
@@ -61,7 +60,7 @@ class EncodedDocuments:
 Batch = EncodedDocuments | TokenizedSequences
 
 
-def write_batch(file: IO[bytes], batch: Batch, dtype: RowType) -> None:
+def write_batch(file: IO[bytes], batch: Batch, dtype: str) -> None:
     """Append a batch to a file; `dtype` holds every id."""
     if isinstance(batch, EncodedDocuments):
         names: tuple[str, ...] = EncodedDocuments.__slots__

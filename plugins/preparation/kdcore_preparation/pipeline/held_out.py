@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore.errors import DataError
-
-Split = Literal["train", "held_out"]
+from kdcore import DataError, PreparedSplit
 
 
 def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.float64]:
@@ -39,7 +36,7 @@ class Nearest:
 
 
 def document_to_move(
-    documents: dict[Split, int], nearest: Sequence[Nearest | None], share: float
+    documents: dict[PreparedSplit, int], nearest: Sequence[Nearest | None], share: float
 ) -> tuple[int, int] | None:
     """Where a split would stay empty, because the share is so small or the documents so few: who goes there.
 

@@ -6,24 +6,31 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
-from kdcore.data.base import Corpus
-from kdcore.data.encoding import vocabulary_size
-from kdcore.data.files import FileHashes
-from kdcore.data.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
+from kdcore import (
+    Corpus,
+    DataError,
+    InputError,
+    MachineError,
     Manifest,
+    PreparedData,
+    Problem,
     SpecialTokens,
     SplitEntry,
+    load_tokenizer,
+    lock_of,
+    locked,
+    publish,
+    refuse_other_content,
     row_dtype,
+    special_ids,
+    staging_of,
+    vocabulary_size,
     write_json,
     write_manifest,
 )
-from kdcore.data.progress import PreparationProgress, Progress
-from kdcore.data.recipe import (
+from kdcore_preparation.pipeline.data_recipe import (
     PREPARATION_REVISION,
     DataRecipe,
     Identity,
@@ -32,13 +39,11 @@ from kdcore.data.recipe import (
     stated_keys,
     weight_of,
 )
-from kdcore.data.records import WrittenUnit
-from kdcore.data.shards import SPLITS, TOKENIZER_FOLDER, PreparedData
-from kdcore.data.splitting import document_to_move
-from kdcore.data.staging import lock_of, locked, publish, refuse_other_content, staging_of
-from kdcore.data.tokenizers import load_tokenizer, special_ids
-from kdcore.data.work import UNITS, Work
-from kdcore.errors import DataError, InputError, MachineError, Problem
+from kdcore_preparation.pipeline.held_out import document_to_move
+from kdcore_preparation.pipeline.preparation_progress import PreparationProgress, Progress
+from kdcore_preparation.pipeline.unit_records import WrittenUnit
+from kdcore_preparation.pipeline.work import UNITS, Work
+from kdcore_preparation.readers.input_files import FileHashes
 
 __all__ = [
     "DataRecipe",
@@ -55,12 +60,29 @@ __all__ = [
 _PLAN = "plan.json"
 _FOLDER_NAME = 32  # characters of a fingerprint
 _TAKEN = "another process is preparing data there"
+_REPAIR = "repair the files, or prepare the data with `kdcore prepare --keep-going` and name its folder as `task.data`"
+
+
+def find(data: DataRecipe, cache: str | Path) -> PreparedData | None:
+    """Open the prepared data of a recipe in the cache folder; None if it has not been prepared there.
+
+    Args:
+        data: the recipe; paths in it are absolute.
+        cache: the folder.
+
+    Raises:
+        DataError: raw text, tokenizer or a folder in the cache cannot be used, or text is damaged.
+    """
+    preparation, folder = _in_cache(data, Path(cache), None, None)
+    if not (folder / PreparedData.MANIFEST).is_file():
+        return None
+    return refuse_damaged(preparation.whole(folder, wait=True), _REPAIR)
 
 
 def find_or_prepare(
     data: DataRecipe, cache: str | Path, *, progress: Progress | None = None, workers: int | None = None
 ) -> PreparedData:
-    """Prepared data of a recipe: taken from the cache folder, or prepared there first.
+    """Open the prepared data of a recipe in the cache folder, after preparing it there if needed.
 
     When several processes ask at once, one prepares and the others wait for it.
 
@@ -74,17 +96,8 @@ def find_or_prepare(
         DataError: raw text, tokenizer or a folder in the cache cannot be used, or text is damaged.
         MachineError: the disk is full, or the cache cannot be written.
     """
-    cache = Path(cache)
-    hashes = FileHashes(cache)
-    preparation = _Preparation(data, build_corpora(data), hashes, workers, progress)
-    hashes.save()
-    identity = preparation.identity
-    folder, old = folder_in(cache, identity.fingerprint), folder_in(cache, identity.old_fingerprint)
-    if (old / MANIFEST).is_file() and not (folder / MANIFEST).is_file():
-        folder = old  # prepared before fingerprints were independent of modules and defaults
-    prepared = preparation.whole(folder, wait=True)
-    hint = "repair the files, or prepare the data with `kdcore prepare --keep-going` and name its folder as `task.data`"
-    return refuse_damaged(prepared, hint)
+    preparation, folder = _in_cache(data, Path(cache), workers, progress)
+    return refuse_damaged(preparation.whole(folder, wait=True), _REPAIR)
 
 
 def folder_in(cache: Path, fingerprint: str) -> Path:
@@ -175,6 +188,20 @@ def refuse_damaged(prepared: PreparedData, hint: str) -> PreparedData:
     return prepared
 
 
+def _in_cache(
+    data: DataRecipe, cache: Path, workers: int | None, progress: Progress | None
+) -> tuple[_Preparation, Path]:
+    """Load what a recipe names, and name its folder in the cache."""
+    hashes = FileHashes(cache)
+    preparation = _Preparation(data, build_corpora(data), hashes, workers, progress)
+    hashes.save()
+    identity = preparation.identity
+    folder, old = folder_in(cache, identity.fingerprint), folder_in(cache, identity.old_fingerprint)
+    if (old / PreparedData.MANIFEST).is_file() and not (folder / PreparedData.MANIFEST).is_file():
+        folder = old  # prepared before fingerprints were independent of modules and defaults
+    return preparation, folder
+
+
 class _Preparation:
     """A recipe with all that it names loaded, to be prepared in some folder."""
 
@@ -197,7 +224,7 @@ class _Preparation:
     def whole(self, folder: Path, *, wait: bool) -> PreparedData:
         """Prepare everything that is not there yet."""
         folder = Path(os.path.abspath(folder))
-        if not (folder / MANIFEST).is_file():
+        if not (folder / PreparedData.MANIFEST).is_file():
             try:
                 with locked(lock_of(folder), wait=wait, taken=_TAKEN) as lock:
                     self._make(folder, lock)
@@ -208,7 +235,7 @@ class _Preparation:
     def share(self, folder: Path, share: int, shares: int) -> tuple[PreparedData | None, int]:
         """Do the units of one share, and all that is left if no other share has work to do."""
         folder = Path(os.path.abspath(folder))
-        if (folder / MANIFEST).is_file():
+        if (folder / PreparedData.MANIFEST).is_file():
             return self._open(folder), 0
         try:
             with locked(lock_of(folder), shared=True, wait=False, taken=_TAKEN) as lock:
@@ -224,21 +251,21 @@ class _Preparation:
         return (None, left) if left else (self.whole(folder, wait=True), 0)
 
     def _make(self, folder: Path, lock: int) -> None:
-        if (folder / MANIFEST).is_file():
+        if (folder / PreparedData.MANIFEST).is_file():
             return
         staging = self._open_staging(folder, may_clear=True)
-        if not (staging / MANIFEST).is_file():
+        if not (staging / PreparedData.MANIFEST).is_file():
             try:
                 self._finish(staging, self._work(staging, lock))
             except InputError:
                 shutil.rmtree(staging, ignore_errors=True)  # going on would lead to the same error
                 raise
         _remove_all_but_the_result(staging)
-        publish(staging, folder, MANIFEST)
+        publish(staging, folder, PreparedData.MANIFEST)
 
     def _open_staging(self, folder: Path, *, may_clear: bool) -> Path:
         """The folder of an unfinished preparation of the same data, or a new one."""
-        refuse_other_content(folder, MANIFEST)
+        refuse_other_content(folder, PreparedData.MANIFEST)
         staging = staging_of(folder)
         plan = staging / _PLAN
         if plan.is_file():
@@ -268,7 +295,9 @@ class _Preparation:
 
     def _finish(self, staging: Path, work: Work) -> None:
         records = work.finish()
-        documents = {split: sum(record.counts[split].get("documents", 0) for record in records) for split in SPLITS}
+        documents = {
+            split: sum(record.counts[split].get("documents", 0) for record in records) for split in PreparedData.SPLITS
+        }
         try:
             move = document_to_move(documents, [record.nearest for record in records], self.data.held_out)
         except DataError as error:
@@ -276,7 +305,7 @@ class _Preparation:
             raise DataError([*damages, *error.problems]) from error
         if move is not None:
             records[move[0]] = work.move(*move)
-        self.tokenizer.save_pretrained(staging / TOKENIZER_FOLDER)
+        self.tokenizer.save_pretrained(staging / PreparedData.TOKENIZER)
         write_manifest(staging, self._manifest(work, records))
 
     def _manifest(self, work: Work, records: list[WrittenUnit]) -> Manifest:
@@ -285,7 +314,7 @@ class _Preparation:
             reports[unit.corpus].update(record.report)
         ids = special_ids(self.tokenizer)
         splits = {}
-        for split in SPLITS:
+        for split in PreparedData.SPLITS:
             counts: Counter[str] = Counter()
             for record in records:
                 counts.update(record.counts[split])
@@ -294,8 +323,6 @@ class _Preparation:
             shards = [shard for record in records for shard in record.shards[split]]
             splits[split] = SplitEntry(**counts, shards=shards)
         return Manifest(
-            format_version=FORMAT_VERSION,
-            kdcore_version=metadata.version("kdcore"),
             fingerprint=self.identity.fingerprint,
             recipe=self.data.model_dump(mode="json"),
             inputs=self.identity.inputs,
@@ -327,14 +354,14 @@ class _Preparation:
 
     def _blame_the_machine(self, folder: Path, error: OSError) -> None:
         """A full disk, a folder that may not be written; unless a process that nothing kept out has been faster."""
-        if not (folder / MANIFEST).is_file():
+        if not (folder / PreparedData.MANIFEST).is_file():
             hint = "what has been finished is kept: start again to go on"
             raise MachineError(f"{folder}: the data could not be prepared: {error}\n  {hint}") from error
 
 
 def _remove_all_but_the_result(staging: Path) -> None:
     manifest = PreparedData.open(staging).manifest
-    kept = {MANIFEST, TOKENIZER_FOLDER}
+    kept = {PreparedData.MANIFEST, PreparedData.TOKENIZER}
     kept.update(shard.file for split in manifest.splits.values() for shard in split.shards)
     for path in staging.iterdir():
         if path.name not in kept:

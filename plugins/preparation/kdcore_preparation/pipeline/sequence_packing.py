@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from kdcore.data.tokenizers import SpecialIds
+from kdcore import SpecialIds
 
 SPECIAL_TOKENS_A_SEQUENCE = 2
 

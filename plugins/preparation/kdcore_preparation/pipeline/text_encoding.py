@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore.data.cleaning import cut_text
-from kdcore.data.tokenizers import special_ids
+from kdcore import special_ids, vocabulary_size
+from kdcore_preparation.readers.cleaning import cut_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,12 +47,6 @@ class EncodedTexts:
     tokens: NDArray[np.int32]
     ends: NDArray[np.int64]
     sentence_ends: NDArray[np.int64] | None
-
-
-def vocabulary_size(tokenizer: Any) -> int:
-    """The number that every id is below; some tokenizers leave ids out, so that it is more than they have."""
-    ids: dict[str, int] = tokenizer.get_vocab()
-    return max(len(tokenizer), max(ids.values()) + 1)
 
 
 class Encoder:

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kdcore.data.manifest import Damage, ShardEntry, write_json
-from kdcore.data.splitting import Nearest, Split
+from kdcore import Damage, PreparedSplit, ShardEntry, write_json
+from kdcore_preparation.pipeline.held_out import Nearest
 
 
 class TokenisedUnit(BaseModel):
@@ -23,8 +23,8 @@ class TokenisedUnit(BaseModel):
 class WrittenUnit(BaseModel):
     """A unit whose shards are written."""
 
-    shards: dict[Split, list[ShardEntry]]
-    counts: dict[Split, dict[str, int]]
+    shards: dict[PreparedSplit, list[ShardEntry]]
+    counts: dict[PreparedSplit, dict[str, int]]
     report: dict[str, int]
     damages: list[Damage]
     nearest: Nearest | None

@@ -11,17 +11,22 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore.data.base import TokenizedSequences
-from kdcore.data.batches import Batch, EncodedDocuments
-from kdcore.data.manifest import ShardEntry, row_dtype
-from kdcore.data.packing import SPECIAL_TOKENS_A_SEQUENCE, Packer, Rows
-from kdcore.data.recipe import DataRecipe
-from kdcore.data.shard_writer import ShardWriter
-from kdcore.data.shards import SPLITS, Masks
-from kdcore.data.splitting import Nearest, Split, points_of
-from kdcore.data.tokenizers import SpecialIds
-from kdcore.data.units import Unit
-from kdcore.errors import DataError
+from kdcore import (
+    DataError,
+    Masks,
+    PreparedData,
+    PreparedSplit,
+    ShardEntry,
+    ShardWriter,
+    SpecialIds,
+    TokenizedSequences,
+    row_dtype,
+)
+from kdcore_preparation.pipeline.data_recipe import DataRecipe
+from kdcore_preparation.pipeline.document_batches import Batch, EncodedDocuments
+from kdcore_preparation.pipeline.held_out import Nearest, points_of
+from kdcore_preparation.pipeline.sequence_packing import SPECIAL_TOKENS_A_SEQUENCE, Packer, Rows
+from kdcore_preparation.pipeline.units import Unit
 
 _SHORT_SEQUENCES_STREAM = 2  # second word of the random key, see kdcore.tasks.masked_lm
 
@@ -54,7 +59,7 @@ class UnitWriter:
         dropped: NDArray[np.bool_] | None = None,
         moved: int | None = None,
     ) -> None:
-        self.counts: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
+        self.counts: dict[PreparedSplit, Counter[str]] = {split: Counter() for split in PreparedData.SPLITS}
         self.nearest: Nearest | None = None
         self._unit = unit
         self._data = data
@@ -68,11 +73,11 @@ class UnitWriter:
             split: ShardWriter(
                 folder, f"{split}-{unit.number:05d}", data.sequence_length, row_dtype(vocab_size), corpus=unit.corpus
             )
-            for split in SPLITS
+            for split in PreparedData.SPLITS
         }
         self._packers = {
             split: Packer(data.layout, ids, np.random.Generator(_short_sequences_key(data.seed, unit.number, number)))
-            for number, split in enumerate(SPLITS)
+            for number, split in enumerate(PreparedData.SPLITS)
         }
 
     def __enter__(self) -> Self:
@@ -89,7 +94,7 @@ class UnitWriter:
         self._files.__exit__(kind, error, traceback)
 
     @property
-    def shards(self) -> dict[Split, list[ShardEntry]]:
+    def shards(self) -> dict[PreparedSplit, list[ShardEntry]]:
         """The files that have been finished."""
         return {split: writer.shards for split, writer in self._writers.items()}
 
@@ -121,7 +126,7 @@ class UnitWriter:
         self._add_documents("train", batch.select(kept & ~held_out))
         self._add_documents("held_out", batch.select(kept & held_out))
 
-    def _add_documents(self, split: Split, documents: EncodedDocuments) -> None:
+    def _add_documents(self, split: PreparedSplit, documents: EncodedDocuments) -> None:
         if not len(documents):
             return
         counts = self.counts[split]
@@ -133,7 +138,7 @@ class UnitWriter:
         rows = self._packers[split].add(documents.tokens, documents.document_ends, documents.sentence_ends)
         self._append(split, rows)
 
-    def _append(self, split: Split, rows: Rows, masks: Masks | None = None) -> None:
+    def _append(self, split: PreparedSplit, rows: Rows, masks: Masks | None = None) -> None:
         self.counts[split]["sequences"] += len(rows[0])
         self._writers[split].append(*rows, masks)
 

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdcore.data.base import PART_BYTES, Corpus, Document, Part, TokenizedSequences
-from kdcore.data.batches import Batch, EncodedDocuments
-from kdcore.data.cleaning import clean_text
-from kdcore.data.duplicates import text_key
-from kdcore.data.encoding import Encoder
-from kdcore.data.manifest import Damage
-from kdcore.data.splitting import points_of
-from kdcore.errors import DataError
+from kdcore import PART_BYTES, Corpus, Damage, DataError, Document, Part, TokenizedSequences
+from kdcore_preparation.pipeline.document_batches import Batch, EncodedDocuments
+from kdcore_preparation.pipeline.duplicates import text_key
+from kdcore_preparation.pipeline.held_out import points_of
+from kdcore_preparation.pipeline.text_encoding import Encoder
+from kdcore_preparation.readers.cleaning import clean_text
 
 BATCH_CHARACTERS = 1_000_000
 

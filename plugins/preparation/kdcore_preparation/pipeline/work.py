@@ -13,20 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore.data.base import Corpus
-from kdcore.data.batches import EncodedDocuments, read_batches, write_batch
-from kdcore.data.duplicates import repeated
-from kdcore.data.encoding import Encoder
-from kdcore.data.manifest import row_dtype
-from kdcore.data.progress import Counters, PreparationProgress, Progress
-from kdcore.data.recipe import DataRecipe
-from kdcore.data.records import Records, TokenisedUnit, WrittenUnit
-from kdcore.data.sentences import split_sentences
-from kdcore.data.staging import whole_file
-from kdcore.data.tokenizers import special_ids
-from kdcore.data.unit_writer import UnitWriter
-from kdcore.data.units import UnitReader, units_of
-from kdcore.data.workers import run_in_processes
+from kdcore import Corpus, row_dtype, special_ids, whole_file
+from kdcore_preparation.pipeline.data_recipe import DataRecipe
+from kdcore_preparation.pipeline.document_batches import EncodedDocuments, read_batches, write_batch
+from kdcore_preparation.pipeline.duplicates import repeated
+from kdcore_preparation.pipeline.preparation_progress import Counters, PreparationProgress, Progress
+from kdcore_preparation.pipeline.sentence_splitting import split_sentences
+from kdcore_preparation.pipeline.text_encoding import Encoder
+from kdcore_preparation.pipeline.unit_records import Records, TokenisedUnit, WrittenUnit
+from kdcore_preparation.pipeline.unit_writer import UnitWriter
+from kdcore_preparation.pipeline.units import UnitReader, units_of
+from kdcore_preparation.pipeline.workers import run_in_processes
 
 UNITS = "units"
 

@@ -13,7 +13,7 @@ from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from kdcore.errors import KdcoreError, MachineError
+from kdcore import KdcoreError, MachineError
 
 SECONDS_BETWEEN_TICKS = 0.25
 _PR_SET_PDEATHSIG = 1

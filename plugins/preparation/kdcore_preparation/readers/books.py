@@ -9,12 +9,11 @@ from typing import IO
 
 from pydantic import Field, field_validator
 
-from kdcore.data import reading
-from kdcore.data.base import Document, Part
-from kdcore.data.cleaning import clean_text
-from kdcore.data.files import open_counted
-from kdcore.data.reading import FileCorpus
-from kdcore.errors import DataError
+from kdcore import DataError, Document, Part
+from kdcore_preparation.readers import file_corpus
+from kdcore_preparation.readers.cleaning import clean_text
+from kdcore_preparation.readers.file_corpus import FileCorpus
+from kdcore_preparation.readers.input_files import open_counted
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -59,7 +58,7 @@ class BooksCorpus(FileCorpus):
         """Yield a book, named after its file."""
         path = self.path_of(part)
         with open_counted(path) as (stream, raw_file):
-            raw = stream.read(reading.MAX_DOCUMENT_BYTES)
+            raw = stream.read(file_corpus.MAX_DOCUMENT_BYTES)
             encoding = self.config.encoding or _marked(raw)
             if encoding is None and self.skips_binary(part, path, b"" if _wide(raw) else raw[:4096]):
                 return
@@ -80,7 +79,7 @@ class BooksCorpus(FileCorpus):
         decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
         carried = ""
         while raw:
-            following = stream.read(reading.MAX_DOCUMENT_BYTES)
+            following = stream.read(file_corpus.MAX_DOCUMENT_BYTES)
             decoded = decoder.decode(raw, final=not following)
             if "\ufffd" in decoded:
                 self.report["characters that were broken or unknown replaced"] += decoded.count("\ufffd")

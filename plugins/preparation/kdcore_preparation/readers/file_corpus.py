@@ -8,11 +8,9 @@ from typing import IO, Any, NamedTuple
 
 from pydantic import Field
 
-from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part, TokenizedSequences
-from kdcore.data.cleaning import clean_text, cut_text
-from kdcore.data.files import input_files, is_plain
-from kdcore.errors import DataError
-from kdcore.recipe.schema import PathString
+from kdcore import PART_BYTES, Corpus, CorpusConfig, DataError, Document, Part, PathString, TokenizedSequences
+from kdcore_preparation.readers.cleaning import clean_text, cut_text
+from kdcore_preparation.readers.input_files import input_files, is_plain
 
 MAX_DOCUMENT_BYTES = 16 * 2**20
 """A longer document is read as several, cut at white space, so that memory stays bounded."""

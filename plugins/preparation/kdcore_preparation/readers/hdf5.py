@@ -9,10 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore.data.base import Part, TokenizedSequences
-from kdcore.data.files import input_files
-from kdcore.data.reading import FileCorpus
-from kdcore.errors import DataError, first_line
+from kdcore import DataError, Part, TokenizedSequences, first_line
+from kdcore_preparation.readers.file_corpus import FileCorpus
+from kdcore_preparation.readers.input_files import input_files
 
 _ROWS = 512
 _SUFFIXES = (".hdf5", ".h5")
@@ -20,7 +19,7 @@ _DATASETS = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "m
 
 
 class Hdf5Corpus(FileCorpus):
-    """Reads sequences with pre-drawn masks out of HDF5 shards; needs `pip install kdcore[hdf5]`.
+    """Reads sequences with pre-drawn masks out of HDF5 shards; needs `pip install kdcore-preparation[hdf5]`.
 
     The masks stay as they were drawn. `train_shard_*.hdf5` are for training, `test_shard_*.hdf5` are held out; of files
     with other names the data recipe's `held_out` decides. Next-sentence labels and second segments have no use here;
@@ -118,7 +117,9 @@ def _opened(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise DataError("the corpus `hdf5` needs the package `h5py`", hint="pip install 'kdcore[hdf5]'") from error
+        raise DataError(
+            "the corpus `hdf5` needs the package `h5py`", hint="pip install 'kdcore-preparation[hdf5]'"
+        ) from error
     try:
         return h5py.File(path, "r")
     except OSError as error:

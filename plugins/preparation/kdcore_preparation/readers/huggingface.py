@@ -8,11 +8,9 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from kdcore.data.base import PART_BYTES, CorpusConfig, Document, Part
-from kdcore.data.files import input_files
-from kdcore.data.reading import PartedCorpus
-from kdcore.errors import DataError, first_line
-from kdcore.recipe.schema import ComponentConfig, PathString
+from kdcore import PART_BYTES, ComponentConfig, CorpusConfig, DataError, Document, Part, PathString, first_line
+from kdcore_preparation.readers.file_corpus import PartedCorpus
+from kdcore_preparation.readers.input_files import input_files
 
 
 class DatasetSource(ComponentConfig):
@@ -38,7 +36,7 @@ class DatasetSource(ComponentConfig):
 
 
 class HuggingFaceCorpus(PartedCorpus):
-    """Reads a column of texts out of a dataset; needs `pip install kdcore[datasets]`.
+    """Reads a column of texts out of a dataset; needs `pip install kdcore-preparation[datasets]`.
 
     Datasets of the hub are streamed, not kept on the disk. Control characters are removed, rows whose text is empty or
     null are skipped; each is counted. A text of more than 16 million characters is read as several documents.
@@ -129,7 +127,7 @@ def load_source(source: DatasetSource, *, key: str | None = None, **options: Any
         import datasets
     except ImportError as error:
         raise DataError(
-            "`huggingface` needs the package `datasets`", key=key, hint="pip install 'kdcore[datasets]'"
+            "`huggingface` needs the package `datasets`", key=key, hint="pip install 'kdcore-preparation[datasets]'"
         ) from error
     path = source.path
     if path is not None and not Path(path).is_dir():

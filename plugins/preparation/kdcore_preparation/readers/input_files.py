@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
-import hashlib
 import io
 import json
 import re
@@ -15,8 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from kdcore.data.staging import whole_file
-from kdcore.errors import DataError
+from kdcore import DataError, sha256_of_file, whole_file
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -177,12 +175,6 @@ class FileHashes:
             self._store.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self._store) as file:
                 file.write(json.dumps(self._known).encode())
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hex SHA-256 of a file's content, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damaged(path: Path, error: Exception | str) -> DataError:

@@ -7,10 +7,17 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
-from kdcore.data.base import Document, Part
-from kdcore.data.cleaning import decode_utf8
-from kdcore.data.files import open_counted
-from kdcore.data.reading import BadRecords, FileCorpus, head_of, line_in_file, parts_of_lines, read_lines
+from kdcore import Document, Part
+from kdcore_preparation.readers.cleaning import decode_utf8
+from kdcore_preparation.readers.file_corpus import (
+    BadRecords,
+    FileCorpus,
+    head_of,
+    line_in_file,
+    parts_of_lines,
+    read_lines,
+)
+from kdcore_preparation.readers.input_files import open_counted
 
 MAX_RECORD_BYTES = 64 * 2**20
 """A longer line is not read: JSON cannot be cut."""

@@ -8,9 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
-from kdcore.data.base import PART_BYTES, Document, Part
-from kdcore.data.reading import FileCorpus
-from kdcore.errors import DataError, first_line
+from kdcore import PART_BYTES, DataError, Document, Part, first_line
+from kdcore_preparation.readers.file_corpus import FileCorpus
 
 _BATCH_ROWS = 256
 

@@ -8,11 +8,11 @@ from typing import IO, Literal
 
 from pydantic import Field
 
-from kdcore.data import reading
-from kdcore.data.base import Document, Part
-from kdcore.data.cleaning import clean_text, decode_utf8
-from kdcore.data.files import open_counted
-from kdcore.data.reading import WHITE_SPACE, FileCorpus, head_of, parts_of_lines, read_lines
+from kdcore import Document, Part
+from kdcore_preparation.readers import file_corpus
+from kdcore_preparation.readers.cleaning import clean_text, decode_utf8
+from kdcore_preparation.readers.file_corpus import WHITE_SPACE, FileCorpus, head_of, parts_of_lines, read_lines
+from kdcore_preparation.readers.input_files import open_counted
 
 
 class TextCorpus(FileCorpus):
@@ -79,7 +79,7 @@ def _blocks(stream: IO[bytes], path: Path, part: Part) -> Iterator[tuple[int, by
                 yield start, b"".join(block)
             block, size, begun = [], 0, True
         elif begun:
-            if block and size + len(line.raw) > reading.MAX_DOCUMENT_BYTES:
+            if block and size + len(line.raw) > file_corpus.MAX_DOCUMENT_BYTES:
                 yield start, b"".join(block)
                 block, size = [], 0
             elif not block:

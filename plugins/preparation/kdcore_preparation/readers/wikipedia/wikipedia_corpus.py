@@ -7,13 +7,11 @@ from xml.etree import ElementTree
 
 from pydantic import Field
 
-from kdcore.data.base import Document, Part
-from kdcore.data.cleaning import clean_text, decode_utf8
-from kdcore.data.reading import BadRecords, FileCorpus, ranges
-from kdcore.data.wikipedia_dump import DumpPart, hidden_namespaces, part_bytes
-from kdcore.data.wikitext import WikitextCleaner
-from kdcore.errors import DataError
-from kdcore.recipe.schema import PathString
+from kdcore import DataError, Document, Part, PathString
+from kdcore_preparation.readers.cleaning import clean_text, decode_utf8
+from kdcore_preparation.readers.file_corpus import BadRecords, FileCorpus, ranges
+from kdcore_preparation.readers.wikipedia.wikipedia_dump import DumpPart, hidden_namespaces, part_bytes
+from kdcore_preparation.readers.wikipedia.wikitext import WikitextCleaner
 
 
 class WikipediaCorpus(FileCorpus):

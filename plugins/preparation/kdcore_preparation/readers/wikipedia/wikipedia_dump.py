@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import IO
 from xml.etree import ElementTree
 
-from kdcore.data.base import PART_BYTES, Part
-from kdcore.data.files import BZIP2, compression, damaged, is_plain, open_counted
-from kdcore.errors import DataError
+from kdcore import PART_BYTES, DataError, Part
+from kdcore_preparation.readers.input_files import BZIP2, compression, damaged, is_plain, open_counted
 
 COMPRESSED_PART_BYTES = PART_BYTES // 4
 """Of a compressed dump, which unpacks to about four times its size."""

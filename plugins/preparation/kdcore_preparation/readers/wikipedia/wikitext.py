@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from kdcore.data.wikitext_tokens import parse_without
+from kdcore_preparation.readers.wikipedia.wikitext_tokens import parse_without
 
 # Marks at the start of a line while an article is taken apart; control characters cannot occur in a dump's XML.
 _ITEM = "\x02"

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kdcore_preparation.pipeline.data_recipe import PREPARATION_REVISION, Identity, identify
+from kdcore_preparation.pipeline.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
+from kdcore_preparation.pipeline.prepare import DataRecipe, build_corpora, find_or_prepare, prepare
+from kdcore_preparation.readers.input_files import FileHashes
+from kdcore_preparation.readers.json_lines import JsonLinesCorpus
+from kdcore_preparation.readers.text_files import TextCorpus
 from pydantic import Field, create_model
 
 from kdcore import registry
-from kdcore.data.files import FileHashes
-from kdcore.data.jsonl import JsonLinesCorpus
-from kdcore.data.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
-from kdcore.data.prepare import DataRecipe, build_corpora, find_or_prepare, prepare
-from kdcore.data.recipe import PREPARATION_REVISION, Identity, identify
-from kdcore.data.text import TextCorpus
 from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint
 from kdcore.recipe.imports import run_import
 from kdcore.recipe.loading import load_config
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
+GOLDEN = Path(__file__).parents[3] / "tests" / "golden" / "format-1"
 NAMES = json.loads((GOLDEN / "prepared" / "fingerprints.json").read_text())
 
 
@@ -164,7 +164,7 @@ def test_a_raised_revision_matches_no_earlier_data(golden: Path, monkeypatch: py
 
 
 READER = """
-from kdcore.data.text import TextCorpus
+from kdcore_preparation.readers.text_files import TextCorpus
 
 class Mine(TextCorpus):
     class Config(TextCorpus.Config):
@@ -220,7 +220,7 @@ def build_registered(file: str, data: DataRecipe) -> list[Any]:
 def test_paths_are_left_out_at_any_depth(golden: Path, packages: Any) -> None:
     code = """
 from kdcore import ComponentConfig, PathString
-from kdcore.data.text import TextCorpus
+from kdcore_preparation.readers.text_files import TextCorpus
 
 class Words(ComponentConfig):
     file: PathString

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcore.data.base import Corpus
-from kdcore.recipe.fields import options
+from kdcore import Corpus, path_keys
 
 _FORMAT_VERSION = 2
 
@@ -90,10 +89,8 @@ def _reader(name: str, corpus: Corpus) -> dict[str, Any]:
     cls, old = type(corpus), OLD_READERS.get(name)
     place = f"{cls.__module__}:{cls.__qualname__}" if old is None else old.place
     settings: dict[str, Any] = corpus.config.model_dump(mode="json", exclude_unset=old is not None)
-    for field, info in type(corpus.config).model_fields.items():
-        found = options(info.annotation, tuple(info.metadata))
-        if any(option.path is not None and not option.path.hub for option in found):
-            settings.pop(field, None)
+    for key in path_keys(type(corpus.config)):
+        settings.pop(key, None)
     if old is not None:
         settings = {**old.defaults, **settings}
     return {"reader": place, "revision": corpus.revision, "settings": settings}

@@ -8,26 +8,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcore import registry
-from kdcore.data.base import Corpus
-from kdcore.data.files import FileHashes
-from kdcore.data.manifest import MANIFEST, Manifest
-from kdcore.data.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
-from kdcore.data.prepare import find_or_prepare, folder_in
-from kdcore.data.progress import Progress
-from kdcore.data.recipe import (
+from kdcore import (
+    Corpus,
+    DataError,
+    Manifest,
+    PluginError,
+    PreparedData,
+    find_component,
+    load_tokenizer,
+    without_paths,
+)
+from kdcore_preparation.pipeline.data_recipe import (
     PREPARATION_REVISION,
     DataRecipe,
     Identity,
     build_corpora,
     identify,
     stated_keys,
-    without_paths,
 )
-from kdcore.data.shards import PreparedData
-from kdcore.data.tokenizers import load_tokenizer
-from kdcore.errors import DataError, PluginError
-from kdcore.recipe.fields import Option
+from kdcore_preparation.pipeline.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
+from kdcore_preparation.pipeline.preparation_progress import Progress
+from kdcore_preparation.pipeline.prepare import find_or_prepare, folder_in
+from kdcore_preparation.readers.input_files import FileHashes
 
 logger = logging.getLogger("kdcore")
 
@@ -83,7 +85,7 @@ def reopen(
 
 
 def _opened(folder: Path, fingerprint: str) -> PreparedData | None:
-    if not os.path.isfile(folder / MANIFEST):  # not Path.is_file, which raises for a path that cannot be
+    if not os.path.isfile(folder / PreparedData.MANIFEST):  # not Path.is_file, which raises for a path that cannot be
         return None
     prepared = PreparedData.open(folder)
     return prepared if prepared.fingerprint == fingerprint else None
@@ -125,11 +127,12 @@ def _stated(manifest: Manifest) -> dict[str, Any]:
 
 def _same_entry(before: dict[str, Any], now: dict[str, Any], corpus: Corpus) -> bool:
     try:
-        same_reader = before["name"] == now["name"] or registry.corpora.get(before["name"]) is type(corpus)
+        same_reader = before["name"] == now["name"] or find_component("kdcore.corpora", before["name"]).cls is type(
+            corpus
+        )
     except PluginError:
         return False
-    places = [Option(type(corpus.config))]
-    settings = [without_paths(places, {**entry, "name": None}) for entry in (before, now)]
+    settings = [without_paths(type(corpus.config), {**entry, "name": None}) for entry in (before, now)]
     return same_reader and settings[0] == settings[1]
 
 

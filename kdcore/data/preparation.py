@@ -1,0 +1,161 @@
+"""The interface of packages that prepare data (registry `kdcore.preparations`), and what reads `task.data`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kdcore.data.shards import PreparedData
+from kdcore.recipe.checking import build_component
+from kdcore.recipe.loading import load_component
+from kdcore.recipe.schema import DATA_RECIPE, ComponentConfig
+
+logger = logging.getLogger("kdcore")
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Preparation(ABC):
+    """Makes prepared data out of a data recipe: the map under `task.data`, or a file that holds one.
+
+    A preparation is a class with a nested `Config` (the keys of the data recipe), announced under the entry point group
+    `kdcore.preparations` or with `@register_preparation("name")`. A data recipe names it as `name`; one without `name`
+    belongs to `raw_text` of the package kdcore-preparation. The recipe's keys are checked before anything is read.
+
+    Attributes:
+        Config: keys of the data recipe; strings annotated as `PathString` arrive as absolute paths.
+        config: the checked keys.
+    """
+
+    Config: ClassVar[type[ComponentConfig]] = ComponentConfig
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Name the data in a few words for the log, such as its sources and the length of its sequences."""
+
+    @abstractmethod
+    def find(self, cache: Path) -> PreparedData | None:
+        """Open the data if the cache folder holds it already; None if it has to be prepared.
+
+        Raises:
+            DataError: the raw data or a folder in the cache cannot be used.
+        """
+
+    @abstractmethod
+    def prepare(self, cache: Path, *, progress: Callable[[str], None]) -> PreparedData:
+        """Prepare the data into the cache folder, so that `find` opens it from then on.
+
+        Several processes may ask for the same data at once; one of them prepares it and the others wait.
+
+        Args:
+            cache: the folder; it may not exist yet.
+            progress: called often, with one line about how far the work is, such as documents and time left.
+
+        Raises:
+            DataError: the raw data or a folder in the cache cannot be used.
+            MachineError: the disk is full, or the cache cannot be written.
+        """
+
+    def reopen(
+        self, cache: Path, folder: Path | None, fingerprint: str, *, progress: Callable[[str], None]
+    ) -> tuple[PreparedData, str]:
+        """Open the data that a run has started on, although the recipe's data may be prepared elsewhere by now.
+
+        Override it where one fingerprint has several forms, or where the run's folder is still right although raw data
+        has gone. By default the recipe's data is found or prepared.
+
+        Args:
+            cache: folder of prepared data.
+            folder: the folder that the run has stored; None for a run that stored a fingerprint only.
+            fingerprint: the fingerprint that the run has stored.
+            progress: as for `prepare`.
+
+        Returns:
+            The data and its fingerprint: `fingerprint` if the recipe describes the run's data, else another one.
+
+        Raises:
+            DataError: as `prepare`, and so is MachineError.
+        """
+        found = self.find(cache)
+        data = self.prepare(cache, progress=progress) if found is None else found
+        return data, data.fingerprint
+
+
+def load_preparation(path: str | Path, overrides: Sequence[str] = ()) -> Preparation:
+    """Read a data recipe's file with `extends` and overrides, and check it.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` each.
+
+    Raises:
+        RecipeError: with all problems, each with its file, line and key; also if the package that reads the recipe is
+            not installed.
+    """
+    preparation: Preparation = load_component(path, DATA_RECIPE, overrides)
+    return preparation
+
+
+def open_data(source: str | dict[str, Any], cache: Path) -> PreparedData:
+    """Open prepared data, after preparing it if the source is a data recipe that the cache does not hold yet.
+
+    Args:
+        source: a value of type `DataSource`: a prepared folder, a data recipe's file, or a data recipe.
+        cache: where prepared data is kept and found again.
+
+    Raises:
+        InputError: the folder, the recipe or the raw data cannot be used.
+        MachineError: the disk is full, or the cache cannot be written.
+    """
+    preparation = _preparation_of(source)
+    if preparation is None:
+        return PreparedData.open(str(source))
+    found = preparation.find(cache)
+    if found is not None:
+        return found
+    logger.info(f"preparing data: {preparation.describe()}")
+    return preparation.prepare(cache, progress=_ProgressLog())
+
+
+def reopen_data(
+    source: str | dict[str, Any], cache: Path, folder: Path | None, fingerprint: str
+) -> tuple[PreparedData, str]:
+    """Open the data that a run has started on; arguments and results as for `Preparation.reopen`.
+
+    Raises:
+        InputError: as `open_data`, and so is MachineError.
+    """
+    preparation = _preparation_of(source)
+    if preparation is None:
+        data = PreparedData.open(str(source))
+        return data, data.fingerprint
+    return preparation.reopen(cache, folder, fingerprint, progress=_ProgressLog())
+
+
+def _preparation_of(source: str | dict[str, Any]) -> Preparation | None:
+    """Load a data recipe, from its file if need be; None for a prepared folder."""
+    if isinstance(source, dict):
+        named = {"name": DATA_RECIPE.default, **source}
+        preparation: Preparation = build_component(DATA_RECIPE.group, named, where="data recipe")
+        return preparation
+    return load_preparation(source) if Path(source).is_file() else None
+
+
+class _ProgressLog:
+    """Logs a preparation's progress at intervals."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
+            logger.info(f"preparing data: {line}")

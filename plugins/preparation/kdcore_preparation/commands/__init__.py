@@ -1,0 +1,1 @@
+"""`kdcore prepare`, `kdcore data`, `kdcore tokenizer`."""

@@ -1,0 +1,1 @@
+"""From documents to shards: cleaned, tokenised, packed, split, written by several processes."""

@@ -1,0 +1,57 @@
+"""Raw text as the source of `task.data`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kdcore import Preparation, PreparedData
+from kdcore_preparation.pipeline.data_recipe import DataRecipe
+from kdcore_preparation.pipeline.preparation_progress import Progress, Speed
+from kdcore_preparation.pipeline.prepare import find, find_or_prepare
+from kdcore_preparation.pipeline.reopening import reopen
+
+
+class RawText(Preparation):
+    """Reads corpora, cleans and tokenises their text, and cuts it into sequences; `kdcore prepare` does the same."""
+
+    Config = DataRecipe
+    config: DataRecipe
+
+    def describe(self) -> str:
+        """Name the corpora and the length of sequences."""
+        corpora = ", ".join(str(entry["name"]) for entry in self.config.corpora)
+        return f"corpora {corpora} in sequences of {self.config.sequence_length} tokens"
+
+    def find(self, cache: Path) -> PreparedData | None:
+        """Open the data if the cache folder holds it.
+
+        Raises:
+            DataError: text, tokenizer or a folder in the cache cannot be used, or text is damaged.
+        """
+        return find(self.config, cache)
+
+    def prepare(self, cache: Path, *, progress: Callable[[str], None]) -> PreparedData:
+        """Prepare the data into the cache folder with one process for each core.
+
+        Raises:
+            DataError: as `find`.
+            MachineError: the disk is full, or the cache cannot be written.
+        """
+        return find_or_prepare(self.config, cache, progress=_as_lines(progress))
+
+    def reopen(
+        self, cache: Path, folder: Path | None, fingerprint: str, *, progress: Callable[[str], None]
+    ) -> tuple[PreparedData, str]:
+        """Open the data that a run has started on, even if a reader's revision has risen since, with a warning.
+
+        Raises:
+            DataError: as `find`.
+            MachineError: as `prepare`.
+        """
+        return reopen(self.config, cache, folder, fingerprint, progress=_as_lines(progress))
+
+
+def _as_lines(progress: Callable[[str], None]) -> Progress:
+    speed = Speed()
+    return lambda done: progress(speed.describe(done))

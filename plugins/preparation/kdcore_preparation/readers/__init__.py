@@ -1,0 +1,1 @@
+"""Corpora: readers of raw text and of sequences that another program tokenised."""

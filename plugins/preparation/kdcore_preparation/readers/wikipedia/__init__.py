@@ -1,0 +1,1 @@
+"""Wikipedia dumps: pages, their wikitext, and the plain text in it."""
