@@ -387,6 +387,11 @@ def _kdcore_versions(distribution: metadata.Distribution) -> str:
     return ",".join(filter(None, specifiers))
 
 
+def known_package(group: str, name: str) -> str | None:
+    """Return the package of this repository that provides a component, installed or not."""
+    return _known_packages().get(group, {}).get(name)
+
+
 @lru_cache(maxsize=1)
 def _known_packages() -> dict[str, dict[str, str]]:
     """Map group and name to the providing package; the file is written by `plugins/index.py`."""

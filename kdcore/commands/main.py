@@ -13,7 +13,7 @@ from importlib import metadata
 from kdcore.commands.base import Command
 from kdcore.commands.subcommands import added_subcommands, split_arguments
 from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, InputError, KdcoreError
-from kdcore.registry import Entry, commands
+from kdcore.registry import Entry, commands, known_package
 from kdcore.training.interruption import ending_on_request
 
 EXIT_BROKEN_PIPE = 141
@@ -98,7 +98,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _overview() -> str:
-    """What `kdcore --help` prints. Only kdcore's own commands are imported: they are light."""
+    """Compose the text of `kdcore --help`. Only commands of our own packages are imported: they are light."""
     entries = [entry for entry in commands.entries() if " " not in entry.name]
     names = [entry.name for entry in entries]
     lines = ["usage: kdcore COMMAND ...", "", "Distils BERT-like encoders.", "", "commands:"]
@@ -120,7 +120,7 @@ def _added(group: str) -> str | None:
 
 
 def _help(entry: Entry, name: str) -> str:
-    if entry.distribution != "kdcore":
+    if entry.distribution not in ("kdcore", known_package(entry.group, entry.name)):
         return f"from the package {entry.package}"
     try:
         cls: type[Command] = commands.get(name)

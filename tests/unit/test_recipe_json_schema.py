@@ -58,7 +58,7 @@ def test_third_party_components_are_in_the_schema(packages):
     assert {"$ref": "#/$defs/kdcore.schedulers:kdcore-steps:steps", "required": ["name"]} in options
     assert {"$ref": "#/$defs/kdcore.schedulers:kdcore:linear"} in options, "the default needs no name"
     readers = steps["properties"]["reader"]["anyOf"]
-    assert {"$ref": "#/$defs/kdcore.corpora:kdcore:text", "required": ["name"]} in readers
+    assert {"$ref": "#/$defs/kdcore.corpora:kdcore-preparation:text", "required": ["name"]} in readers
     masking = schema["$defs"]["kdcore.schedulers.kdcore-steps.steps.Masking"]
     assert masking["properties"]["depth"]["default"] == 1, "not to be confused with another package's Masking"
 

@@ -100,7 +100,7 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def built_in() -> list[str]:
-    return [entry.name for entry in corpora.entries() if entry.distribution == "kdcore"]
+    return [entry.name for entry in corpora.entries() if entry.distribution == "kdcore-preparation"]
 
 
 def test_there_is_an_example_for_each_reader() -> None:

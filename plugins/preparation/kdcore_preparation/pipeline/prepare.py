@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from kdcore import (
@@ -323,6 +324,8 @@ class _Preparation:
             shards = [shard for record in records for shard in record.shards[split]]
             splits[split] = SplitEntry(**counts, shards=shards)
         return Manifest(
+            format_version=PreparedData.FORMAT_VERSION,
+            kdcore_version=metadata.version("kdcore"),
             fingerprint=self.identity.fingerprint,
             recipe=self.data.model_dump(mode="json"),
             inputs=self.identity.inputs,
