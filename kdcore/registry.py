@@ -175,7 +175,8 @@ class Registry:
             what + (f"cannot be imported: {cause}" if cause is not None else f"cannot be used: {problem}"),
             where=where,
             key=key,
-            hint=f"The error is in the package {found.distribution}; other packages are not affected."
+            hint=f"The error is in the package {found.distribution}: repair it, or reinstall it with "
+            f"`pip install --force-reinstall {found.distribution}`."
             if canonicalize_name(found.distribution) != "kdcore"
             else None,
         )

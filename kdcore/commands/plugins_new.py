@@ -33,10 +33,12 @@ class Kind:
     Attributes:
         what: description of the generated component in the package's README.
         usage: its use in a recipe.
+        packages: our packages that it imports, beside kdcore.
     """
 
     what: str
     usage: str
+    packages: tuple[str, ...] = ()
 
 
 KINDS = {
@@ -64,6 +66,7 @@ KINDS = {
         "JSON lines",
         "task:\n  name: masked_lm\n  data:\n    tokenizer: bert-base-uncased\n    corpora:\n"
         "      - {name: $name, path: my-text.jsonl, field: text}\n",
+        ("kdcore-preparation",),
     ),
     "tracker": Kind(
         "comma-separated values",
@@ -155,7 +158,7 @@ def _files(package: str, module: str, name: str, kinds: Sequence[str]) -> dict[s
         "name": name,
         "description": f"Adds to kdcore: {', '.join(f'{kind} {name}' for kind in kinds)}.",
         "components": "".join(f"- {kind} `{name}`: {KINDS[kind].what}\n" for kind in kinds),
-        "requirement": _requirement(),
+        "requirements": _requirements(kinds),
         "entry_points": "\n".join(
             f'[project.entry-points."{_registry(kind).group}"]\n{name} = "{module}.{kind}:{camel}{kind.capitalize()}"\n'
             for kind in kinds
@@ -184,8 +187,9 @@ def _registry(kind: str) -> Registry:
     return next(registry for registry in ALL.values() if registry.kind == kind)
 
 
-def _requirement() -> str:
-    """Return the version specifier from the installed kdcore up to the next version that may change public names."""
+def _requirements(kinds: Sequence[str]) -> str:
+    """List our packages from this version up to the next version that may change public names."""
     version = Version(metadata.version("kdcore"))
     upper = f"0.{version.minor + 1}" if version.major == 0 else str(version.major + 1)
-    return f"kdcore>={version.major}.{version.minor},<{upper}"
+    packages = ["kdcore", *dict.fromkeys(package for kind in kinds for package in KINDS[kind].packages)]
+    return ", ".join(f'"{package}>={version.major}.{version.minor},<{upper}"' for package in packages)

@@ -100,7 +100,7 @@ class Corpus(ABC):
                 field: str = "text"
 
             def files(self) -> Mapping[str, Path]:
-                return input_files(self.config.path)
+                return kdcore_preparation.input_files(self.config.path)
 
             def documents(self) -> Iterator[Document]:
                 for name, path in self.files().items():

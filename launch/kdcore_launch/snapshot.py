@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from kdcore import InputError, load_config, load_recipe
+from kdcore import InputError, load_preparation, load_recipe
 
 _GROUP = "kdcore."
 _RECIPE = "recipe.yaml"
@@ -67,12 +67,10 @@ def copy_data_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Pat
     """Write a data recipe, merged with its base recipes and overrides, to one file.
 
     Raises:
-        InputError: the data recipe or one of its corpora is invalid.
+        InputError: the data recipe or one of its corpora is invalid, or the package that reads it is not installed.
     """
-    from kdcore import DataRecipe  # imports the text readers
-
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = load_config(recipe, DataRecipe, overrides).model_dump(mode="json")
+    resolved = load_preparation(recipe, overrides).config.model_dump(mode="json")
     (folder / _DATA).write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")  # JSON is valid YAML
     return folder / _DATA
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from kdcore_preparation.pipeline.prepare import DataRecipe, prepare, prepare_share
+from kdcore_preparation import DataRecipe, prepare, prepare_share
 
 from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part
 from kdcore.errors import MachineError

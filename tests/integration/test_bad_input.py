@@ -481,7 +481,7 @@ def test_two_processes_are_not_started_for_a_mistake_in_the_recipe(row, tmp_path
 @pytest.fixture(scope="session")
 def materials(tmp_path_factory, teacher_folder, corpus_file):
     """A teacher, prepared data of it and of longer sequences, and an empty folder, to be copied beside a recipe."""
-    from kdcore_preparation.pipeline.prepare import DataRecipe, prepare
+    from kdcore_preparation import DataRecipe, prepare
 
     folder = tmp_path_factory.mktemp("materials")
     shutil.copytree(teacher_folder, folder / "teacher")

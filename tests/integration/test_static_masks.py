@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kdcore_preparation.pipeline.prepare import DataRecipe
+from kdcore_preparation import DataRecipe
 
 from kdcore.tasks.masked_lm import MaskedLM
 
@@ -65,12 +65,12 @@ def test_masks_of_the_sources_shards_reach_the_model_as_they_were_drawn(tmp_path
     recipe = DataRecipe(
         corpora=[{"name": "hdf5", "path": str(shards)}], tokenizer=str(tokenizer_folder), sequence_length=32
     )
-    task = MaskedLM(MaskedLM.Config(data=recipe, masking="static"), 1, tmp_path / "cache")
+    task = MaskedLM(MaskedLM.Config(data=recipe.model_dump(mode="json"), masking="static"), 1, tmp_path / "cache")
     assert batch_of(task, "train", 0) == train
     assert batch_of(task, "train", 5) == train
     assert batch_of(task, "held_out", 0) == held_out
 
-    dynamic = MaskedLM(MaskedLM.Config(data=recipe), 1, tmp_path / "cache")
+    dynamic = MaskedLM(MaskedLM.Config(data=recipe.model_dump(mode="json")), 1, tmp_path / "cache")
     originals = [[labels.get(place, token) for place, token in enumerate(tokens)] for tokens, labels in train]
     for (seen, labels), original in zip(batch_of(dynamic, "train", 0), originals, strict=True):
         restored = [labels.get(place, token) for place, token in enumerate(seen)]

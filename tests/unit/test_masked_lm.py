@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from kdcore import DataError, Encoder, Model, ModelInfo, SignalRequest, load_recipe
+from kdcore import DataError, Encoder, Model, ModelInfo, SignalRequest, load_recipe, open_data
 from kdcore.data.shards import PreparedData
 from kdcore.tasks.masked_lm import MaskedLM
 from kdcore.training.build import make_plan
@@ -147,9 +147,7 @@ def test_data_of_another_vocabulary_is_refused_with_the_first_token_that_differs
 
 
 def test_prepared_data_is_found_again_as_folder_or_recipe(task: MaskedLM, tmp_path: Path, small_recipe: Path) -> None:
-    import kdcore.tasks.masked_lm as module
-
-    assert module.open_data(str(task.data.folder), tmp_path).fingerprint == task.fingerprint
+    assert open_data(str(task.data.folder), tmp_path).fingerprint == task.fingerprint
     again = make_plan(load_recipe(small_recipe)).task
     assert again.fingerprint == task.fingerprint
     assert PreparedData.open(task.data.folder).fingerprint == task.fingerprint

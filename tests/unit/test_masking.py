@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kdcore_preparation.pipeline.prepare import DataRecipe, prepare
+from kdcore_preparation import DataRecipe, prepare
 from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
