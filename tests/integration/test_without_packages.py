@@ -65,7 +65,7 @@ def test_a_run_on_a_prepared_folder_loads_the_core_and_its_method_only(
 def test_a_data_recipe_is_refused_at_check_time(run: Run, small_recipe: Path, tmp_path: Path, where: str) -> None:
     (tmp_path / "data.yaml").write_text("sequence_length: 48\ncorpora: [{name: text, path: a}]\n", encoding="utf-8")
     error = error_of(run("recipe", "check", str(small_recipe), *(["task.data=data.yaml"] if where == "file" else [])))
-    line = f"{small_recipe}:10" if where == "recipe" else f"{tmp_path / 'data.yaml'}:1"
+    line = f"{small_recipe}:9" if where == "recipe" else f"{tmp_path / 'data.yaml'}:1"
     assert f"error: {line}: task.data: this section is read by the preparation `raw_text`, which is not inst" in error
     assert PIP in error
 

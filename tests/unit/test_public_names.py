@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kdcore_preparation
+import pytest
+
 import kdcore
 
 
@@ -30,6 +33,14 @@ def test_type_checkers_see_the_same_names_in_the_same_homes():
 
 def test_a_name_that_kdcore_does_not_have_is_an_attribute_error():
     assert not hasattr(kdcore, "NoSuchName")
+
+
+@pytest.mark.parametrize("name", ["DataRecipe", "input_files", "open_input"])
+def test_a_name_that_has_moved_still_works_and_warns(name: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"`kdcore.{name}` is deprecated: use `kdcore_preparation.{name}`"):
+        assert getattr(kdcore, name) is getattr(kdcore_preparation, name)
+    with pytest.warns(DeprecationWarning, match=name):
+        getattr(kdcore, name)
 
 
 def test_importing_kdcore_imports_nothing_of_weight():
