@@ -20,7 +20,7 @@ from kdcore.recipe.fields import Option, inside
 from kdcore.recipe.imports import run_import
 from kdcore.recipe.merging import KeyPath, load_merged
 from kdcore.recipe.paths import resolve_recipe
-from kdcore.recipe.schema import SECTION_DEFAULTS, ComponentSection, RecipeSettings
+from kdcore.recipe.schema import MERGE_DEFAULTS, SECTION_DEFAULTS, ComponentSection, RecipeSettings
 from kdcore.recipe.showing import annotated
 from kdcore.recipe.yaml import Node, Origin, Plain, describe, dump_yaml
 from kdcore.registry import Registry, losses, models, optimizers, schedulers, tasks, trackers, transforms
@@ -215,7 +215,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with all problems, each with its file, line and key.
     """
     file = resolve_recipe(str(path), Path.cwd())
-    merged = load_merged(file, overrides, SECTION_DEFAULTS)
+    merged = load_merged(file, overrides, MERGE_DEFAULTS)
     root = merged.root
 
     def locate(place: KeyPath) -> Origin:

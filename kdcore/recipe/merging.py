@@ -31,7 +31,7 @@ def load_merged(file: Path, overrides: Sequence[str], default_names: Mapping[str
     Args:
         file: the YAML file.
         overrides: `a.b.c=value` each.
-        default_names: default `name` of a section, by key.
+        default_names: default `name` of a section, by dotted key.
 
     Raises:
         RecipeError: a file cannot be read, `extends` is invalid or circular, an override is malformed.
@@ -125,7 +125,7 @@ class _Merger:
     def default_name(self, place: KeyPath) -> str | None:
         if len(place) == 2 and place[0] == "losses":
             return str(place[1])
-        return self.default_names.get(str(place[0])) if len(place) == 1 else None
+        return self.default_names.get(".".join(str(part) for part in place))
 
     def is_indices(self, over: Node) -> bool:
         stated = over.origin.override is not None and isinstance(over.value, dict) and over.value

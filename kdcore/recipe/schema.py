@@ -24,6 +24,9 @@ from pydantic_core import CoreSchema
 SECTION_DEFAULTS = {"teacher": "transformers", "student": "transformers", "optimizer": "adamw", "scheduler": "linear"}
 """Default component of a section without `name`; the default of a loss is its label."""
 
+DEFAULT_PREPARATION = "raw_text"
+"""The preparation of a data recipe that states no `name`; it is left out of stored recipes."""
+
 
 class RecipePath:
     """Mark a string field of a config as a path; relative paths are resolved against the file that contains them.
@@ -63,9 +66,12 @@ class ComponentSection:
 PathString = Annotated[str, RecipePath()]
 PathOrHubName = Annotated[str, RecipePath(hub=True)]
 
-DATA_RECIPE = ComponentSection("kdcore.preparations", default="raw_text", file=True)
+DATA_RECIPE = ComponentSection("kdcore.preparations", default=DEFAULT_PREPARATION, file=True)
 DataSource = PathString | Annotated[dict[str, Any], DATA_RECIPE]
 """A prepared folder, a data recipe's file, or a data recipe; `kdcore.open_data` opens it."""
+
+MERGE_DEFAULTS = {**SECTION_DEFAULTS, "task.data": DEFAULT_PREPARATION}
+"""The component of a section that states no `name`, by dotted key: a section with another `name` replaces it."""
 
 
 class ComponentConfig(BaseModel):

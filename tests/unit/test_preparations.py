@@ -107,7 +107,7 @@ def test_a_name_that_no_package_has_is_refused(small_recipe: Path) -> None:
     assert "task.data: no preparation is called `raw_txt`" in problem
     assert "Did you mean `raw_text`?" in problem
     (problem,) = refusal(small_recipe, "task.data.name=3")
-    assert "task.data: expected text as `name`, found 3" in problem
+    assert "task.data: expected text as `name`, found the number 3" in problem
 
 
 def test_a_preparation_that_cannot_be_imported_is_named_with_what_to_do(
