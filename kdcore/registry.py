@@ -116,9 +116,12 @@ class Registry:
         entries = [entry for entry in self.entries() if entry.name == bare]
         classes: list[_Registered] = []
         if package:
-            entries = [
-                entry for entry in entries if canonicalize_name(entry.distribution) == canonicalize_name(package)
-            ]
+            owner = canonicalize_name(package)
+            own = [entry for entry in entries if canonicalize_name(entry.distribution) == owner]
+            if owner == "kdcore" and not own:  # recipes of kdcore 0.1 name what is in a package of its own by now
+                owner = known_package(self.group, bare) or owner
+                own = [entry for entry in entries if canonicalize_name(entry.distribution) == owner]
+            entries = own
         else:
             found = self._registered.get(name, ())
             classes = [one for one in found if one.source is None or sources is None or one.source in sources]

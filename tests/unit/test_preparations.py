@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,6 @@ from kdcore import InputError, RecipeError, load_preparation, load_recipe, open_
 from kdcore.commands.main import main
 from kdcore.recipe.json_schema import recipe_json_schema
 from kdcore.recipe.yaml import read_yaml
-from tests.conftest import FakePackages
 
 COPIED = """
 from kdcore import ComponentConfig, PathString, Preparation, PreparedData, register_preparation
@@ -110,9 +110,7 @@ def test_a_name_that_no_package_has_is_refused(small_recipe: Path) -> None:
     assert "task.data: expected text as `name`, found the number 3" in problem
 
 
-def test_a_preparation_that_cannot_be_imported_is_named_with_what_to_do(
-    small_recipe: Path, packages: FakePackages
-) -> None:
+def test_a_preparation_that_cannot_be_imported_is_named_with_what_to_do(small_recipe: Path, packages: Any) -> None:
     entry = {"kdcore.preparations:raw_text": "broken_preparation:RawText"}
     packages.install("kdcore-preparation", entry, {"broken_preparation.py": "import no_such_parser\n"})
     (problem,) = refusal(small_recipe)

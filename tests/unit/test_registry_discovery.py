@@ -63,6 +63,14 @@ def test_a_near_name_that_is_installed_and_known_is_suggested_once(monkeypatch):
         registry.schedulers.get("linaer")
 
 
+def test_a_name_of_the_core_that_a_package_has_taken_over_is_found_there(packages):
+    assert registry.corpora.find("kdcore:text").distribution == "kdcore-preparation"
+    packages.install("kdcore-preparation", {"kdcore.corpora:text": "text_a:Text"}, version="9.9")
+    assert registry.corpora.find("kdcore:text").version == "9.9"
+    with pytest.raises(PluginError, match="no corpus is called `kdcore:txt`"):
+        registry.corpora.find("kdcore:txt")
+
+
 def test_two_packages_with_one_name_matter_only_when_it_is_asked_for(packages):
     for letter in "ab":
         packages.install(

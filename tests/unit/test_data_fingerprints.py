@@ -22,7 +22,7 @@ from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint
 from kdcore.recipe.imports import run_import
 from kdcore.recipe.loading import load_config
 
-GOLDEN = Path(__file__).parents[3] / "tests" / "golden" / "format-1"
+GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
 NAMES = json.loads((GOLDEN / "prepared" / "fingerprints.json").read_text())
 
 
