@@ -217,7 +217,7 @@ def test_writing_that_fails_leaves_nothing_that_looks_whole(tmp_path: Path, toke
     message, number = result.get(timeout=60)
     child.join()
     assert number == errno.EFBIG
-    assert "could not be prepared" in message
+    assert "the data cannot be prepared" in message
     assert not folder.exists()
     staging = tmp_path / ".data.preparing"
     assert not list(staging.glob("train-*.arrow")), "a shard has its name before it is whole"

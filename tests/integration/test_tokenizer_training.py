@@ -47,7 +47,7 @@ def test_a_student_is_trained_from_nothing_and_exported_with_the_tokenizer_that_
 
     train = ["tokenizer", "train", "data.yaml", "learnt", "--kind", "unigram", "--vocabulary", "60"]
     assert main(train) == 0
-    assert "learnt 60 tokens from" in capsys.readouterr().out
+    assert "trained 60 tokens on" in capsys.readouterr().out
     assert main(["prepare", "data.yaml", "prepared"]) == 0
     assert main(["train", "recipe.yaml"]) == 0
 

@@ -46,7 +46,7 @@ def problems(data: PreparedData, sequences: dict[PreparedSplit, Sequences]) -> I
             continue
         unknown = entry.unknown_tokens / max(1, entry.tokens)
         if unknown > _MANY_UNKNOWN:
-            yield f"{split}: {unknown:.1%} of the tokens are unknown to the tokenizer; is it made for this text?"
+            yield f"{split}: {unknown:.1%} of the tokens are unknown to the tokenizer; was it trained on such text?"
         short = float((sequences[split].lengths < data.sequence_length / 2).mean())
         if short > _MANY_SHORT:
             yield (
@@ -56,7 +56,7 @@ def problems(data: PreparedData, sequences: dict[PreparedSplit, Sequences]) -> I
     for number, (report, corpus) in enumerate(zip(manifest.reports, manifest.recipe.get("corpora", []), strict=False)):
         broken = report.get("broken UTF-8 replaced", 0)
         if broken:
-            yield f"corpora.{number} ({corpus['name']}): {broken:,} broken pieces of UTF-8; is it another encoding?"
+            yield f"corpora.{number} ({corpus['name']}): {broken:,} invalid UTF-8 sequences; check the encoding"
 
 
 def samples(data: PreparedData, sequences: Sequences, count: int) -> Iterator[tuple[int, str]]:

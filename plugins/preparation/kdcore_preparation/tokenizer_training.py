@@ -83,7 +83,7 @@ def train_tokenizer(
         sample.add(text)
     lines = sample.lines()
     if not lines:
-        raise DataError("the corpora hold no text to learn a tokenizer from")
+        raise DataError("the corpora hold no text to train a tokenizer on")
     with staged_folder(folder, finished="tokenizer.json") as staging:
         if staging is None:
             raise _in_the_way(folder)
@@ -108,7 +108,7 @@ def check_free(folder: Path) -> None:
 
 
 def _in_the_way(folder: Path) -> DataError:
-    return DataError("is in the way: it holds something already", where=str(folder), hint="choose another folder")
+    return DataError("is not empty", where=str(folder), hint="choose another folder")
 
 
 class _Sample:
@@ -173,14 +173,14 @@ def _explained(message: str, vocabulary: int) -> DataError:
         return _too_large(vocabulary, int(most[1]))
     if fewest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return _too_small(vocabulary, int(fewest[1]))
-    return DataError(f"SentencePiece cannot learn from this text: {message}", hint="is there enough of it?")
+    return DataError(f"SentencePiece cannot be trained on this text: {message}", hint="use more text")
 
 
 def _too_large(vocabulary: int, most: int) -> DataError:
     return DataError(
         f"the text is too small for a vocabulary of {vocabulary:,} tokens",
         allowed=f"at most {most}",
-        hint="learn fewer tokens, or learn from more text",
+        hint="lower the vocabulary, or use more text",
     )
 
 

@@ -78,7 +78,7 @@ def test_preparing_again_says_the_same_and_other_data_is_refused(
 
 def test_shares_are_prepared_one_by_one(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("prepare", "data.yaml", "out", "--task", "2/3") == 0
-    assert "task 2 of 3 is done; pieces of text left to other tasks: 1" in capsys.readouterr().out
+    assert "task 2 of 3 is done; pieces of text left for other tasks: 1" in capsys.readouterr().out
     assert not (work / "out").exists()
     assert run("prepare", "data.yaml", "out", "--task", "1/3") == 0
     assert "prepared in" in capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_what_may_be_wrong_with_the_text_is_pointed_out(work: Path, capsys: pyte
     shown = capsys.readouterr().out.partition("problems:")[2]
     assert re.search(r"train: [\d.]+% of the tokens are unknown", shown)
     assert "of the sequences are less than half full" in shown
-    assert "broken pieces of UTF-8" in shown
+    assert "invalid UTF-8 sequences; check the encoding" in shown
     assert "held_out is empty" in shown
 
 

@@ -65,8 +65,8 @@ def test_compressed_files_are_read(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ('{"text": "cut', "line 2 is no JSON: Unterminated string"),
-        ("[1]", "line 2 is no JSON object but a list"),
+        ('{"text": "cut', "line 2 is not JSON: Unterminated string"),
+        ("[1]", "line 2 is not a JSON object but a list"),
         ('{"txt": "a", "id": 1}', 'line 2 has no field "text", only txt, id'),
         ('{"text": ["a"]}', 'line 2 has under "text" no text but a list'),
         ("[" * 100_000, "line 2 is no JSON"),

@@ -72,7 +72,7 @@ def test_a_file_that_is_damaged_or_none_is_refused_when_its_part_is_read(tmp_pat
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no such thing")
     corpus = corpus_of(tmp_path)
     good, bad = corpus.parts()
-    with pytest.raises(DataError, match=r"b\.parquet: is damaged or no Parquet file"):
+    with pytest.raises(DataError, match=r"b\.parquet: is damaged or not a Parquet file"):
         list(corpus.read(bad))
     assert [document.text for document in corpus.read(good)] == ["good"]
 
@@ -83,6 +83,6 @@ def test_what_came_before_damage_is_kept(tmp_path: Path) -> None:
     content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
     path.write_bytes(content)
     kept: list[str] = []
-    with pytest.raises(DataError, match=r"a\.parquet: is damaged or no Parquet file after row \d+"):
+    with pytest.raises(DataError, match=r"a\.parquet: is damaged or not a Parquet file after row \d+"):
         kept.extend(document.text for document in corpus_of(path).documents())
     assert len(kept) >= 500

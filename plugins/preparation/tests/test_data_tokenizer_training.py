@@ -99,7 +99,7 @@ def test_a_folder_that_holds_something_is_refused_before_anything_is_read(tmp_pa
         yield
 
     for folder in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(DataError, match="is in the way"):
+        with pytest.raises(DataError, match="is not empty"):
             train_tokenizer(never(), folder, kind="bpe", vocabulary=300)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -181,7 +181,7 @@ def test_a_page_of_invalid_xml_costs_no_other_one_and_is_an_error_in_the_end(tmp
     path.write_bytes(dump(page(1, "First."), page(2, "Second.").replace("</ns>", "</nn>"), page(3, "Third.")))
     kept, message = read_damaged(path)
     assert kept == ["1", "3"]
-    assert "dump.xml: page 2 of the part `dump.xml` is no valid XML (mismatched tag" in message
+    assert "dump.xml: page 2 of the part `dump.xml` is not valid XML (mismatched tag" in message
 
 
 def test_broken_bytes_in_a_page_are_replaced_and_counted(tmp_path: Path) -> None:

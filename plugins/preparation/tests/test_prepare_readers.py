@@ -66,7 +66,7 @@ def half(raw: bytes) -> Callable[[Path], None]:
         ("a.7z", content(b"7z\xbc\xaf\x27\x1c"), "name: text", ["a.7z: is compressed with 7z", "gzip, bzip2, zstd"]),
         ("a.jsonl", content(b'{"body": "x"}\n' * 200), "name: jsonl", ['line 1 has no field "text", only body']),
         ("a.parquet", parquet_of("body"), "name: parquet", ["no column `text`", "allowed: body", "set `column`"]),
-        ("a.parquet", content(b"text"), "name: parquet", ["a.parquet: is damaged or no Parquet file"]),
+        ("a.parquet", content(b"text"), "name: parquet", ["a.parquet: is damaged or not a Parquet file"]),
         ("a.xml", content(b"<html/>"), "name: wikipedia", ["no MediaWiki dump", "<html>", "pages-articles"]),
         ("a.xml", content(b"<mediawiki></mediawiki>"), "name: wikipedia", ["the dump holds no pages"]),
         ("a.hdf5", content(b"text"), "name: hdf5", ["a.hdf5: is damaged or no HDF5 file"]),

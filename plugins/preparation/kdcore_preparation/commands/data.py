@@ -22,7 +22,11 @@ class DataCommand(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare inspect or verify, FOLDER, --samples."""
-        parser.add_argument("action", choices=self.subcommands, help="look at it, or compare it with its checksums")
+        parser.add_argument(
+            "action",
+            choices=self.subcommands,
+            help="print statistics and samples, or compare all files with their checksums",
+        )
         parser.add_argument("folder", metavar="FOLDER", help="folder that kdcore prepare wrote")
         parser.add_argument(
             "--samples", metavar="N", type=int, default=_SAMPLES, help=f"sequences of each split to show [{_SAMPLES}]"
@@ -42,5 +46,5 @@ class DataCommand(Command):
             data.verify()
             files = [shard for split in data.manifest.splits.values() for shard in split.shards]
             size = sum(shard.bytes for shard in files) / 1e6
-            print(f"{arguments.folder}: {len(files)} files, {size:,.1f} MB, all as they were written")
+            print(f"{arguments.folder}: {len(files)} files, {size:,.1f} MB, all checksums match")
         return 0

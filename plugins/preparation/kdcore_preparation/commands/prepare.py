@@ -20,37 +20,36 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class PrepareCommand(Command):
-    """Prepare raw text as a data recipe says: read, clean, tokenise, cut and split it into a folder for `task.data`.
+    """Prepare raw text into a folder for `task.data`: read, clean, tokenise, pack and split it as a data recipe states.
 
-    FOLDER appears when all is done. Until then the work is in .FOLDER.preparing beside it: a preparation that was
-    interrupted, even by SIGKILL, goes on there when it is started again. The result is the same, byte for byte,
-    whatever the interruptions and the number of workers.
+    FOLDER appears when it is complete. Until then the work is in .FOLDER.preparing beside it. Start an interrupted
+    preparation again, even after SIGKILL, and it resumes there. The result is the same, byte for byte, whatever the
+    interruptions and the number of workers.
 
-    Text that is damaged: all that can be read is prepared, the losses are listed, and the exit code is 2, unless
-    --keep-going takes them as they are.
+    Damaged text: everything readable is prepared, the damage is listed, and the exit code is 2; with --keep-going it
+    is 0.
 
     On several machines that see the same FOLDER, such as the tasks of a SLURM array, start on each
 
         kdcore prepare DATA.yaml FOLDER --task I/N        I = 1 ... N
 
-    Task I of N does its share and exits with 0. The one that finishes last also puts everything together, and only then
-    FOLDER appears. If a task has failed, start it again, or once `kdcore prepare DATA.yaml FOLDER` without --task: it
-    does all that is left.
+    Task I of N prepares its part and exits with 0. The task that finishes last also assembles FOLDER. If a task failed,
+    start it again, or run `kdcore prepare DATA.yaml FOLDER` once without --task to do the rest.
     """
 
-    help = "turn raw text into data for training"
+    help = "prepare raw text for training"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare DATA.yaml, FOLDER, --workers, --task, --keep-going, overrides."""
         parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe: corpora, tokenizer, sequence length")
-        parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when all is done")
+        parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when it is complete")
         parser.add_argument(
             "--workers", metavar="N", type=_workers, help="how many processes; default: one for each core"
         )
-        parser.add_argument("--task", metavar="I/N", type=_task, help="do the I-th of N shares beside other processes")
         parser.add_argument(
-            "--keep-going", action="store_true", help="damaged text is no error: what can be read is enough"
+            "--task", metavar="I/N", type=_task, help="prepare the I-th of N parts beside other processes"
         )
+        parser.add_argument("--keep-going", action="store_true", help="exit with 0 although text is damaged")
         add_overrides(parser)
 
     def run(self, arguments: argparse.Namespace) -> int:
@@ -70,7 +69,7 @@ class PrepareCommand(Command):
                     recipe, arguments.folder, task, tasks, progress=display, workers=arguments.workers
                 )
                 if done is None:
-                    print(f"task {task} of {tasks} is done; pieces of text left to other tasks: {left}")
+                    print(f"task {task} of {tasks} is done; pieces of text left for other tasks: {left}")
                     return 0
                 prepared = done
         for line in summary(prepared.manifest):
@@ -79,7 +78,7 @@ class PrepareCommand(Command):
             print(display.speed)
         print(f"prepared in {prepared.folder}")
         if not arguments.keep_going:
-            refuse_damaged(prepared, "`--keep-going` takes it as it is")
+            refuse_damaged(prepared, "`--keep-going` accepts the damage")
         return 0
 
 
@@ -143,7 +142,7 @@ class _Display:
 
 def _workers(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: it is 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (expected 1 or more)")
     return int(text)
 
 
@@ -151,5 +150,5 @@ def _task(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     task, tasks = (int(number) for number in found.groups()) if found else (0, 0)
     if not 1 <= task <= tasks:
-        raise argparse.ArgumentTypeError(f"{text!r} is no task: write I/N with I from 1 to N, such as 3/8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a task (expected I/N with I from 1 to N, such as 3/8)")
     return task, tasks

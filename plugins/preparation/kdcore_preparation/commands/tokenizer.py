@@ -1,4 +1,4 @@
-"""`kdcore tokenizer`: learn a tokenizer from raw text."""
+"""`kdcore tokenizer`: train a tokenizer on raw text."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ _FEWEST_TOKENS = 16
 
 
 class TokenizerCommand(Command):
-    """Learn a tokenizer from the corpora of a data recipe.
+    """Train a tokenizer on the corpora of a data recipe.
 
     train DATA.yaml FOLDER   a SentencePiece tokenizer (--kind unigram or bpe) or a WordPiece one (--kind wordpiece)
 
-    The folder is loaded by AutoTokenizer. Data recipes name it as `tokenizer`, and DATA.yaml itself may do so already:
-    what it says there is not read. Students that are trained on data prepared with it carry it along.
+    AutoTokenizer loads the folder. Data recipes name it as `tokenizer`; DATA.yaml itself may already do so, as that key
+    is not read here. It is exported with students that are trained on data prepared with it.
     """
 
-    help = "learn a tokenizer from raw text"
+    help = "train a tokenizer on raw text"
     subcommands = ("train",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action, DATA.yaml, FOLDER, overrides and what to learn."""
         parser.add_argument("action", choices=self.subcommands)
         parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe, of which `corpora` is read")
-        parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when all is done")
+        parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when it is complete")
         add_overrides(parser)
-        parser.add_argument("--kind", choices=["unigram", "bpe", "wordpiece"], required=True, help="what to learn")
+        parser.add_argument("--kind", choices=["unigram", "bpe", "wordpiece"], required=True, help="kind of tokenizer")
         parser.add_argument(
             "--vocabulary", type=int, default=30_000, metavar="N", help="tokens, special ones included (30000)"
         )
-        parser.add_argument("--lowercase", action="store_true", help="write all text in small letters")
+        parser.add_argument("--lowercase", action="store_true", help="lower-case all text")
         parser.add_argument(
             "--sample",
             type=int,
             default=200,
             metavar="MEGABYTES",
-            help="learn from an even sample of at most so much text (200); memory grows with it, to about ten times",
+            help="train on an even sample of at most this much text (200); memory is up to ten times as large",
         )
 
     def run(self, arguments: argparse.Namespace) -> int:
@@ -49,7 +49,8 @@ class TokenizerCommand(Command):
         for option, fewest in (("vocabulary", _FEWEST_TOKENS), ("sample", 1)):
             if getattr(arguments, option) < fewest:
                 raise InputError(
-                    f"--{option} {getattr(arguments, option)} is too small", allowed=f"a whole number from {fewest} on"
+                    f"--{option} {getattr(arguments, option)} is too small",
+                    allowed=f"a whole number of at least {fewest}",
                 )
         from kdcore import Document, load_config
         from kdcore_preparation.pipeline.prepare import DataRecipe, build_corpora
@@ -66,9 +67,9 @@ class TokenizerCommand(Command):
                 for number, document in enumerate(corpus.documents(), start=1):
                     if not isinstance(document, Document):
                         raise DataError(
-                            f"the corpus `{entry['name']}` holds tokens, so no tokenizer can be learnt from it",
+                            f"the corpus `{entry['name']}` holds token ids (expected text to train on)",
                             where=arguments.recipe,
-                            hint="name only corpora of text",
+                            hint="name corpora of text only",
                         )
                     if sys.stderr.isatty() and number % 1000 == 0:
                         print(f"\r{entry['name']}: {number:,} documents", end="", file=sys.stderr)
@@ -84,11 +85,11 @@ class TokenizerCommand(Command):
                 sample_megabytes=arguments.sample,
             )
         except OSError as error:  # a full disk, a folder that may not be written
-            raise MachineError(f"{folder}: the tokenizer could not be written: {error}") from error
+            raise MachineError(f"{folder}: the tokenizer cannot be written: {error}") from error
         for entry, corpus in zip(recipe.corpora, corpora, strict=True):
             for what, count in sorted(corpus.report.items()):
                 print(f"{entry['name']}: {count:,} {what}")
-        print(f"learnt {trained.vocabulary:,} tokens from {trained.sampled:,} of {trained.characters:,} characters")
-        print(f"{trained.tokens_a_word:.2f} tokens a word, {trained.unknown:.3%} of them unknown")
+        print(f"trained {trained.vocabulary:,} tokens on {trained.sampled:,} of {trained.characters:,} characters")
+        print(f"{trained.tokens_a_word:.2f} tokens per word, {trained.unknown:.3%} of them unknown")
         print(f"tokenizer in {trained.folder}")
         return 0

@@ -53,21 +53,23 @@ class DataRecipe(ComponentConfig):
     tokenizer: PathOrHubName = Field(
         description="Folder with tokenizer files, a SentencePiece .model file, or the name of a model on a hub."
     )
-    sequence_length: int = Field(128, ge=8, le=2**16, description="Tokens a sequence, [CLS] and [SEP] included.")
+    sequence_length: int = Field(128, ge=8, le=2**16, description="Tokens per sequence, [CLS] and [SEP] included.")
     packing: Literal["document", "full"] = Field(
         "document",
-        description="`document`: a sequence ends with its document; `full`: it goes on with the next, behind [SEP].",
+        description="`document`: a sequence ends with its document; `full`: the next document follows after [SEP].",
     )
     sentences: bool | None = Field(
         None, description="Cut no sentence that fits a sequence. Default: true for `packing: full`."
     )
     short_sequences: float = Field(
-        0.0, ge=0, le=1, description="Share of the sequences that are made shorter, each to a random length."
+        0.0, ge=0, le=1, description="Fraction of the sequences that are made shorter, each to a random length."
     )
     remove_duplicates: bool = Field(
         False, description="Keep one of several documents that have the same text, over all corpora: the first."
     )
-    held_out: float = Field(0.02, ge=0, le=0.5, description="Share of the documents kept for validation; 0 keeps none.")
+    held_out: float = Field(
+        0.02, ge=0, le=0.5, description="Fraction of the documents held out for validation; 0 keeps none."
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Decides which documents are held out and which sequences are short."
     )

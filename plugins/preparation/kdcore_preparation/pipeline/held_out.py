@@ -53,14 +53,14 @@ def document_to_move(
     """
     total = sum(documents.values())
     if not total:
-        raise DataError("the corpora hold no text", hint="look at the paths of the data recipe's `corpora`")
+        raise DataError("the corpora hold no text", hint="check the paths of the data recipe's `corpora`")
     if share == 0 or all(documents.values()):
         return None
     if total == 1:
         raise DataError(
             "the corpora hold a single document: none can be held out without leaving training empty",
             key="held_out",
-            hint="set held_out to 0, or tell documents apart, e.g. by `documents: lines` of the corpus text",
+            hint="set held_out to 0, or separate documents, such as with `documents: lines` of the corpus text",
         )
     candidates = [(one.distance, unit, one.document) for unit, one in enumerate(nearest) if one is not None]
     if not candidates:

@@ -137,7 +137,7 @@ def prepare(
     """
     corpora = build_corpora(data) if corpora is None else corpora
     prepared = _Preparation(data, corpora, FileHashes(None), workers, progress).whole(Path(folder), wait=wait)
-    return prepared if keep_going else refuse_damaged(prepared, "`--keep-going` takes it as it is")
+    return prepared if keep_going else refuse_damaged(prepared, "`--keep-going` accepts the damage")
 
 
 def prepare_share(
@@ -184,7 +184,7 @@ def refuse_damaged(prepared: PreparedData, hint: str) -> PreparedData:
     """
     damages = prepared.manifest.damages
     if damages:
-        kept = f"what could be read is there: {len(damages)} pieces of the text could not be read to their end"
+        kept = f"everything readable is prepared; {len(damages)} pieces of the text could not be read to their end"
         raise DataError([*(damage.problem() for damage in damages), Problem(kept, str(prepared.folder), hint=hint)])
     return prepared
 
@@ -242,7 +242,7 @@ class _Preparation:
             with locked(lock_of(folder), shared=True, wait=False, taken=_TAKEN) as lock:
                 staging = self._open_staging(folder, may_clear=False)
                 own_lock = staging / f"share-{share}-of-{shares}.lock"
-                with locked(own_lock, wait=False, taken=f"another process does share {share} of {shares}"):
+                with locked(own_lock, wait=False, taken=f"another process prepares part {share} of {shares}"):
                     work = self._work(staging, lock)
                     work.run(range(share - 1, len(work.units), shares))
                     left = work.left()
@@ -358,8 +358,8 @@ class _Preparation:
     def _blame_the_machine(self, folder: Path, error: OSError) -> None:
         """A full disk, a folder that may not be written; unless a process that nothing kept out has been faster."""
         if not (folder / PreparedData.MANIFEST).is_file():
-            hint = "what has been finished is kept: start again to go on"
-            raise MachineError(f"{folder}: the data could not be prepared: {error}\n  {hint}") from error
+            hint = "finished pieces are kept: start again to resume"
+            raise MachineError(f"{folder}: the data cannot be prepared: {error}\n  {hint}") from error
 
 
 def _remove_all_but_the_result(staging: Path) -> None:

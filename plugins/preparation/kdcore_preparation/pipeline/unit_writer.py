@@ -161,7 +161,7 @@ class UnitWriter:
         ids, room = self._ids, self._data.sequence_length
         if width > room and batch.lengths.max(initial=0) > room:
             raise DataError(
-                f"{batch.id}: sequences have up to {batch.lengths.max()} tokens, the data recipe wants {room}",
+                f"{batch.id}: sequences have up to {batch.lengths.max()} tokens (expected at most {room})",
                 key="sequence_length",
                 hint="raise sequence_length",
             )
@@ -173,13 +173,13 @@ class UnitWriter:
         positions, inputs = batch.masked_positions, batch.masked_inputs
         strange = [rows] if inputs is None or positions is None else [rows, inputs[positions > 0]]
         if (batch.lengths < SPECIAL_TOKENS_A_SEQUENCE).any() or (batch.lengths > width).any():
-            what = "has sequences whose lengths cannot be"
+            what = "has sequences of impossible lengths"
         elif any(each.size and (each.min() < 0 or each.max() >= self._vocab_size) for each in strange):
-            what = f"has ids that the tokenizer does not have; it has {self._vocab_size}"
+            what = f"has ids outside the tokenizer's vocabulary (expected ids below {self._vocab_size})"
         elif not ((rows[:, 0] == ids.cls).all() and (ends == ids.sep).all()):
             what = f"has sequences that do not start with [CLS] ({ids.cls}) or end with [SEP] ({ids.sep})"
         elif positions is not None and (positions >= batch.lengths[:, None]).any():
-            what = "has masked places behind the ends of sequences"
+            what = "has masked positions behind the ends of sequences"
         else:
             return rows, real
         raise DataError(

@@ -87,7 +87,7 @@ def _raise_what_happened(pipe: Connection, process: BaseProcess) -> None:
         code = process.exitcode or 0
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         raise MachineError(
-            f"a worker process ended {how}, perhaps for want of memory: start again to go on, with fewer workers"
+            f"a worker process ended {how}, perhaps out of memory: start again with fewer workers to resume"
         ) from None
     if error is not None:
         raise error

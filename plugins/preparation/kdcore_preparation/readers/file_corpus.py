@@ -255,6 +255,6 @@ def _cut(line: bytes) -> int:
 def _without_byte_order_mark(line: bytes, path: Path) -> bytes:
     if line.startswith(_UTF16_MARKS):
         raise DataError(
-            "is UTF-16 text, which is not read", where=str(path), hint="convert it to UTF-8, e.g. with iconv"
+            "is UTF-16 text, which is not supported", where=str(path), hint="convert it to UTF-8, e.g. with iconv"
         )
     return line.removeprefix(_BYTE_ORDER_MARK)

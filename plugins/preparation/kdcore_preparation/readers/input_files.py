@@ -70,7 +70,7 @@ def compression(path: Path) -> Compression | None:
     for magic, kind in _FOREIGN_COMPRESSION.items():
         if head.startswith(magic):
             raise DataError(
-                f"is compressed with {kind}, which is not read",
+                f"is compressed with {kind}, which is not supported",
                 where=str(path),
                 allowed="plain text, gzip, bzip2, zstd",
                 hint="unpack the file first",

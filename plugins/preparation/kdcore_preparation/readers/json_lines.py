@@ -74,9 +74,9 @@ class JsonLinesCorpus(FileCorpus):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            return ValueError(f"is no JSON: {error}")
+            return ValueError(f"is not JSON: {error}")
         if not isinstance(record, dict):
-            return ValueError(f"is no JSON object but a {type(record).__name__}")
+            return ValueError(f"is not a JSON object but a {type(record).__name__}")
         if self.config.field not in record:
             return ValueError(
                 f'has no field "{self.config.field}", only {", ".join(list(record)[:10]) or "none at all"}'

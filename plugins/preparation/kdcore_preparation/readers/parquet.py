@@ -107,7 +107,7 @@ def _parts(name: str, metadata: Any) -> Iterator[Part]:
 
 def _damaged(path: Path, error: Exception, where: str) -> DataError:
     return DataError(
-        f"is damaged or no Parquet file{where} ({first_line(error)})",
+        f"is damaged or not a Parquet file{where} ({first_line(error)})",
         where=str(path),
         hint="fetch the file again and compare its size and checksum with those of its source",
     )

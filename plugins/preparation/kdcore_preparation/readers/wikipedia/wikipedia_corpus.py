@@ -55,7 +55,7 @@ class WikipediaCorpus(FileCorpus):
             try:
                 page = self._parsed(raw)
             except ElementTree.ParseError as error:
-                bad.add(f"page {pages} of the part `{part.name}`", f"is no valid XML ({error})", good=pages - 1)
+                bad.add(f"page {pages} of the part `{part.name}`", f"is not valid XML ({error})", good=pages - 1)
                 continue
             document = self._article(page, cleaner)
             if document is not None:

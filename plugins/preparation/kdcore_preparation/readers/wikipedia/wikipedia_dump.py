@@ -53,13 +53,13 @@ def hidden_namespaces(path: Path) -> list[str]:
         raise DataError("the dump holds no pages", where=str(path), allowed=_ALLOWED)
     if first[1].rpartition(b":")[2] != b"mediawiki":
         name = first[1].decode("utf-8", errors="replace")
-        raise DataError(f"is no MediaWiki dump: its first element is <{name}>", where=str(path), allowed=_ALLOWED)
+        raise DataError(f"is not a MediaWiki dump: its first element is <{name}>", where=str(path), allowed=_ALLOWED)
     site = re.search(rb"<siteinfo>.*?</siteinfo>", head, re.DOTALL)
     try:
         namespaces = [] if site is None else ElementTree.fromstring(site[0]).iter("namespace")
         return [each.text for each in namespaces if each.get("key") in _FILE_NAMESPACES and each.text]
     except ElementTree.ParseError as error:
-        raise DataError(f"the dump's <siteinfo> is no valid XML ({error})", where=str(path)) from error
+        raise DataError(f"the dump's <siteinfo> is not valid XML ({error})", where=str(path)) from error
 
 
 class DumpPart:
