@@ -1,1 +1,1 @@
-"""Raw text to training sequences: readers, tokenizers, packing, shards on disk."""
+"""What training reads: prepared folders and tokenizers; the interfaces of corpora and of packages that prepare data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -146,7 +147,7 @@ def _preparation_of(source: str | dict[str, Any]) -> Preparation | None:
         named = {"name": DATA_RECIPE.default, **source}
         preparation: Preparation = build_component(DATA_RECIPE.group, named, where="data recipe")
         return preparation
-    return load_preparation(source) if Path(source).is_file() else None
+    return load_preparation(source) if os.path.isfile(source) else None
 
 
 class _ProgressLog:

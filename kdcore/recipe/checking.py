@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,7 +230,7 @@ class SectionWalker:
             if markers and value not in literals(candidates):
                 path = self._path(value, any(marker.hub for marker in markers), place)
                 for option in candidates:
-                    if option.component is not None and option.component.file and Path(path).is_file():
+                    if option.component is not None and option.component.file and os.path.isfile(path):
                         self._component_file(option.component, Path(path), place)
                 return path
         elif isinstance(value, list):

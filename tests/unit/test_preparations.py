@@ -60,6 +60,11 @@ def test_a_registered_preparation_makes_the_data(
     log = capsys.readouterr().err
     assert "preparing data: a copied folder" in log
     assert "preparing data: half of it is done" in log
+    more = ["imports=[copied.py]", section, "training.budget.steps=8"]
+    assert main(["train", str(small_recipe), *more]) == 0
+    assert (tmp_path / "calls").read_text(encoding="utf-8").split() == ["find", "prepare"] * 2, (
+        "resumed on the same data"
+    )
     stored = read_yaml(tmp_path / "runs/small/1/recipe.yaml").plain()["task"]["data"]
     assert stored == {"name": "copied", "folder": str(prepared.folder), "calls": str(tmp_path / "calls")}
 
