@@ -116,7 +116,7 @@ class Registry:
         entries = [entry for entry in self.entries() if entry.name == bare]
         classes: list[_Registered] = []
         if package:
-            owner = canonicalize_name(package)
+            owner: str = canonicalize_name(package)
             own = [entry for entry in entries if canonicalize_name(entry.distribution) == owner]
             if owner == "kdcore" and not own:  # recipes of kdcore 0.1 name what is in a package of its own by now
                 owner = known_package(self.group, bare) or owner
