@@ -117,6 +117,8 @@ class _Merger:
             return False
         old = base["name"].value if "name" in base else self.default_name(place)
         new = over["name"].value
+        if new is None and "name" not in base:  # there is nothing to remove, which `remove` reports
+            return False
         if isinstance(old, str) and isinstance(new, str):
             # `name` and `package:name` are the same component.
             return old != new and new.rpartition(":")[2] != old and old.rpartition(":")[2] != new

@@ -111,6 +111,10 @@ def test_a_name_that_no_package_has_is_refused(small_recipe: Path) -> None:
     (problem,) = refusal(small_recipe, "task.data.name=raw_txt")
     assert "task.data: no preparation is called `raw_txt`" in problem
     assert "Did you mean `raw_text`?" in problem
+    with pytest.raises(RecipeError, match="allowed: tokenizer, sequence_length, held_out, corpora"):
+        load_recipe(small_recipe, ["task.data.name=null"])
+    (problem,) = refusal(small_recipe, "task.data.corpora.0.name=tex")
+    assert problem.count("Did you mean `text`?") == 1
     (problem,) = refusal(small_recipe, "task.data.name=3")
     assert "task.data: expected text as `name`, found the number 3" in problem
 
