@@ -69,7 +69,7 @@ def test_compressed_files_are_read(tmp_path: Path, suffix: str) -> None:
         ("[1]", "line 2 is not a JSON object but a list"),
         ('{"txt": "a", "id": 1}', 'line 2 has no field "text", only txt, id'),
         ('{"text": ["a"]}', 'line 2 has under "text" no text but a list'),
-        ("[" * 100_000, "line 2 is no JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
     ],
 )
 def test_lines_that_are_no_such_object_cost_no_other_one_and_are_an_error_in_the_end(
@@ -120,5 +120,5 @@ def test_a_mistake_far_into_a_file_is_named_by_its_line_there(tmp_path: Path, mo
     corpus = corpus_of(path)
     *before, last = corpus.parts()
     assert sum(len(list(corpus.read(part))) for part in before) > 15
-    with pytest.raises(DataError, match="line 21 is no JSON"):
+    with pytest.raises(DataError, match="line 21 is not JSON"):
         list(corpus.read(last))

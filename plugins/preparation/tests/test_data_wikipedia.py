@@ -206,7 +206,7 @@ def test_a_dump_with_histories_is_refused_before_memory_is_full(
 def test_what_is_no_dump_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.xml"
     path.write_bytes(b"<html><body/></html>")
-    with pytest.raises(DataError, match="no MediaWiki dump: its first element is <html>"):
+    with pytest.raises(DataError, match="not a MediaWiki dump: its first element is <html>"):
         read(path)
     path.write_bytes(dump())
     with pytest.raises(DataError, match="holds no pages"):

@@ -242,7 +242,7 @@ def test_a_full_disk_is_the_machines_failure_and_the_work_goes_on_when_there_is_
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     folder = tmp_path / "prepared" / "data"
-    with pytest.raises(MachineError, match=r"No space left(.|\n)*start again to go on"):
+    with pytest.raises(MachineError, match=r"No space left(.|\n)*start again to resume"):
         prepare(recipe(texts, tokenizer_folder), folder, progress=disk_full)
     assert not folder.exists()
     prepare(recipe(texts, tokenizer_folder), folder).verify()

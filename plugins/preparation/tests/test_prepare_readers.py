@@ -67,7 +67,7 @@ def half(raw: bytes) -> Callable[[Path], None]:
         ("a.jsonl", content(b'{"body": "x"}\n' * 200), "name: jsonl", ['line 1 has no field "text", only body']),
         ("a.parquet", parquet_of("body"), "name: parquet", ["no column `text`", "allowed: body", "set `column`"]),
         ("a.parquet", content(b"text"), "name: parquet", ["a.parquet: is damaged or not a Parquet file"]),
-        ("a.xml", content(b"<html/>"), "name: wikipedia", ["no MediaWiki dump", "<html>", "pages-articles"]),
+        ("a.xml", content(b"<html/>"), "name: wikipedia", ["not a MediaWiki dump", "<html>", "pages-articles"]),
         ("a.xml", content(b"<mediawiki></mediawiki>"), "name: wikipedia", ["the dump holds no pages"]),
         ("a.hdf5", content(b"text"), "name: hdf5", ["a.hdf5: is damaged or no HDF5 file"]),
         ("a.txt", content(b"text"), "name: hdf5", ["there are no HDF5 files", "train_shard_0.hdf5"]),
@@ -91,12 +91,12 @@ def test_what_cannot_be_read_at_all_is_refused_and_leaves_nothing(
         ("a.gz", half(gzip.compress("\n".join(LINES * 9).encode())), "name: text", ["a.gz: the compressed file"]),
         ("a.bz2", half(bz2.compress(DUMP, 1) + bz2.compress(b"")), "name: wikipedia", ["a.bz2: the compressed file"]),
         ("a.xml", half(DUMP), "name: wikipedia", ["a.xml: the dump is damaged or ends too early, after"]),
-        ("a.xml", content(DUMP.replace(b"</id>", b"</di>", 1)), "name: wikipedia", ["page 1", "no valid XML"]),
+        ("a.xml", content(DUMP.replace(b"</id>", b"</di>", 1)), "name: wikipedia", ["page 1", "not valid XML"]),
         (
             "a.jsonl",
             content(b'{"text": "the teacher"}\n' * 300 + b"{"),
             "name: jsonl",
-            ["a.jsonl: line 301 is no JSON"],
+            ["a.jsonl: line 301 is not JSON"],
         ),
     ],
 )
