@@ -73,7 +73,7 @@ def test_a_data_recipe_is_refused_at_check_time(run: Run, small_recipe: Path, tm
 @pytest.mark.parametrize("command", ["prepare", "data", "tokenizer"])
 def test_commands_name_the_package_that_brings_them(run: Run, command: str) -> None:
     error = error_of(run(command, "a", "b"))
-    assert f"no command is called `{command}`" in error
+    assert f"unknown command `{command}`" in error
     assert PIP in error
 
 

@@ -109,7 +109,7 @@ def test_mistakes_in_a_data_recipe_carry_line_and_key(small_recipe: Path, tmp_pa
 
 def test_a_name_that_no_package_has_is_refused(small_recipe: Path) -> None:
     (problem,) = refusal(small_recipe, "task.data.name=raw_txt")
-    assert "task.data: no preparation is called `raw_txt`" in problem
+    assert "task.data: unknown preparation `raw_txt`" in problem
     assert "Did you mean `raw_text`?" in problem
     with pytest.raises(RecipeError, match="allowed: tokenizer, sequence_length, held_out, corpora"):
         load_recipe(small_recipe, ["task.data.name=null"])

@@ -67,7 +67,7 @@ def test_a_name_of_the_core_that_a_package_has_taken_over_is_found_there(package
     assert registry.corpora.find("kdcore:text").distribution == "kdcore-preparation"
     packages.install("kdcore-preparation", {"kdcore.corpora:text": "text_a:Text"}, version="9.9")
     assert registry.corpora.find("kdcore:text").version == "9.9"
-    with pytest.raises(PluginError, match="no corpus is called `kdcore:txt`"):
+    with pytest.raises(PluginError, match="unknown corpus `kdcore:txt`"):
         registry.corpora.find("kdcore:txt")
 
 
