@@ -278,7 +278,7 @@ def component_names(group: str) -> list[str]:
 
 @dataclass(frozen=True)
 class FoundComponent:
-    """A component that a name stands for.
+    """A component that was found by its name.
 
     Attributes:
         name: its name without its package's.
@@ -292,7 +292,7 @@ class FoundComponent:
 
 
 def find_component(group: str, name: str) -> FoundComponent:
-    """Find what a name stands for and import it.
+    """Find a component by its name and import it.
 
     Args:
         group: the entry point group, such as `kdcore.corpora`.

@@ -45,7 +45,7 @@ _OWN_PACKAGES = ("kdcore", "kdcore-preparation")
 
 
 class DataRecipe(ComponentConfig):
-    """What text, cut into what. Stands under `task.data` of a recipe or in a file of its own."""
+    """Corpora, tokenizer, and how text is cut into sequences: the map under `task.data`, or a separate file."""
 
     corpora: list[Annotated[dict[str, Any], ComponentSection("kdcore.corpora")]] = Field(
         min_length=1, description="Readers of raw text: maps with the `name` of a corpus and its own keys."
@@ -107,7 +107,7 @@ class Identity:
 
 
 def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: str = "") -> list[Corpus]:
-    """Make the readers of a recipe's `corpora`, each checked with its own `Config`.
+    """Construct the readers of a recipe's `corpora`, each checked with its own `Config`.
 
     Args:
         data: the recipe; paths in it are absolute.
@@ -116,7 +116,7 @@ def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: s
 
     Raises:
         PluginError: there is no such corpus.
-        DataError: keys of an entry are wrong; all that is wrong is said at once.
+        DataError: keys of an entry are wrong; all problems are listed.
     """
     problems: list[Problem] = []
     built: list[Corpus] = []
