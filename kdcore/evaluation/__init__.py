@@ -1,1 +1,0 @@
-"""How well a student agrees with its teacher, and what it costs."""
