@@ -196,7 +196,7 @@ def compared_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import math
     import random
 
-    from kdcore.evaluation.results import Row, write_rows
+    from kdcore_evaluation.run.results import ResultRow, write_rows
 
     folder, generator, rows = tmp_path_factory.mktemp("project"), random.Random(1), []
     labelled = {"suite": "quick", "suite_sha256": "5e" * 32, "data": "da" * 32, "labels": "negative,positive"}
@@ -210,11 +210,11 @@ def compared_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for split in ("validation", "test"):
                 value = score - loss + generator.gauss(0, 0.004)
                 what = {"metric": "accuracy", "main": True, "higher_is_better": True, "chance": 0.42, "examples": 700}
-                rows.append(Row(cell=f"{model}{lr}{seed}", split=split, value=value, **what, **tuned, **whose))
+                rows.append(ResultRow(cell=f"{model}{lr}{seed}", split=split, value=value, **what, **tuned, **whose))
         nothing = dict.fromkeys(("task", "split", "chance", "examples", "learning_rate", "batch_size", "seed"))
         for metric, value in (("parameters", 17e6 + 1e6 * score), ("sequences_per_second", 50 - 20 * score)):
             what = {"metric": metric, "main": True, "higher_is_better": metric != "parameters", "value": value}
-            rows.append(Row(cell=f"{model}cost", kind="cost", **what, **nothing, **whose))
+            rows.append(ResultRow(cell=f"{model}cost", kind="cost", **what, **nothing, **whose))
 
     for number, (method, score) in enumerate({"hidden_mse": 0.71, "attention_mse": 0.66, "minilm_v2": 0.708}.items()):
         for seed in (43, 44, 45):

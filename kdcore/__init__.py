@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcore.commands.base import Command, ExportOption, add_overrides, is_override
-    from kdcore.commands.runs import RunStatus, read_history, run_status, slurm_queue
+    from kdcore.commands.runs import RunStatus, read_history, run_folders, run_status, slurm_queue
     from kdcore.commands.train import train
     from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part, TokenizedSequences
     from kdcore.data.manifest import (
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     )
     from kdcore.data.tokenizers import SpecialIds, load_tokenizer, special_ids, tokenizer_fingerprint, vocabulary_size
     from kdcore.errors import (
+        EXIT_INPUT,
+        EXIT_INTERRUPTED,
+        EXIT_MACHINE,
+        EXIT_TRAINING,
         DataError,
         InputError,
         KdcoreError,
@@ -76,14 +80,24 @@ if TYPE_CHECKING:
     from kdcore.recipe.checking import build_component
     from kdcore.recipe.fields import path_keys, without_paths
     from kdcore.recipe.loading import Recipe, load_config, load_recipe, recipe_problems
-    from kdcore.recipe.schema import ComponentConfig, ComponentSection, DataSource, PathOrHubName, PathString
+    from kdcore.recipe.paths import resolve_path
+    from kdcore.recipe.schema import (
+        Budget,
+        ComponentConfig,
+        ComponentSection,
+        DataSource,
+        FolderName,
+        PathOrHubName,
+        PathString,
+    )
     from kdcore.recipe.showing import flow_yaml
-    from kdcore.recipe.sweep import SweepCell, make_sweep, read_axes
-    from kdcore.recipe.yaml import plain_scalar
+    from kdcore.recipe.sweep import SweepCell, SweepFile, as_override, make_sweep, read_axes
+    from kdcore.recipe.yaml import dump_yaml, plain_scalar
     from kdcore.registry import (
         FoundComponent,
         component_names,
         find_component,
+        get_command,
         register_command,
         register_corpus,
         register_loss,
@@ -91,6 +105,7 @@ if TYPE_CHECKING:
         register_optimizer,
         register_preparation,
         register_scheduler,
+        register_summary_rows,
         register_task,
         register_tracker,
         register_transform,
@@ -98,10 +113,13 @@ if TYPE_CHECKING:
     from kdcore.relations import ScoreMaps
     from kdcore.schedulers.base import Scheduler
     from kdcore.signals import Batch, ClassHead, ModelInfo, Requests, SignalRequest, Signals
-    from kdcore.tasks.base import StoredData, Task
+    from kdcore.tasks.base import Split, StoredData, Task
+    from kdcore.tasks.finished_run import FinishedRun, SummaryRows
+    from kdcore.tasks.fitting import check_fit
     from kdcore.tasks.masked_lm import MaskedLM
-    from kdcore.tasks.sequence_classification import SequenceClassification
     from kdcore.trackers.base import Tracker
+    from kdcore.trackers.jsonl import read_metrics
+    from kdcore.training.build import cache_folder
     from kdcore.transforms.base import ParameterSource, Transform, TransformConfig
     from kdcore.utils.hashing import sha256_of_file
 
@@ -111,6 +129,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "kdcore.models.architectures",
     "Batch": "kdcore.signals",
+    "Budget": "kdcore.recipe.schema",
     "ClassHead": "kdcore.signals",
     "Command": "kdcore.commands.base",
     "ComponentConfig": "kdcore.recipe.schema",
@@ -121,8 +140,14 @@ _HOMES = {
     "DataError": "kdcore.errors",
     "DataSource": "kdcore.recipe.schema",
     "Document": "kdcore.data.base",
+    "EXIT_INPUT": "kdcore.errors",
+    "EXIT_INTERRUPTED": "kdcore.errors",
+    "EXIT_MACHINE": "kdcore.errors",
+    "EXIT_TRAINING": "kdcore.errors",
     "Encoder": "kdcore.models.base",
     "ExportOption": "kdcore.commands.base",
+    "FinishedRun": "kdcore.tasks.finished_run",
+    "FolderName": "kdcore.recipe.schema",
     "FoundComponent": "kdcore.registry",
     "InputError": "kdcore.errors",
     "KdcoreError": "kdcore.errors",
@@ -158,7 +183,6 @@ _HOMES = {
     "RunStatus": "kdcore.commands.runs",
     "Scheduler": "kdcore.schedulers.base",
     "ScoreMaps": "kdcore.relations",
-    "SequenceClassification": "kdcore.tasks.sequence_classification",
     "Sequences": "kdcore.data.shards",
     "ShardEntry": "kdcore.data.manifest",
     "ShardWriter": "kdcore.data.shard_writer",
@@ -166,9 +190,12 @@ _HOMES = {
     "Signals": "kdcore.signals",
     "SpecialIds": "kdcore.data.tokenizers",
     "SpecialTokens": "kdcore.data.manifest",
+    "Split": "kdcore.tasks.base",
     "SplitEntry": "kdcore.data.manifest",
     "StoredData": "kdcore.tasks.base",
+    "SummaryRows": "kdcore.tasks.finished_run",
     "SweepCell": "kdcore.recipe.sweep",
+    "SweepFile": "kdcore.recipe.sweep",
     "Task": "kdcore.tasks.base",
     "TokenizedSequences": "kdcore.data.base",
     "Tracker": "kdcore.trackers.base",
@@ -177,12 +204,17 @@ _HOMES = {
     "TransformConfig": "kdcore.transforms.base",
     "TransformersModel": "kdcore.models.transformers",
     "add_overrides": "kdcore.commands.base",
+    "as_override": "kdcore.recipe.sweep",
     "at_least_float32": "kdcore.layers",
     "build_component": "kdcore.recipe.checking",
+    "cache_folder": "kdcore.training.build",
+    "check_fit": "kdcore.tasks.fitting",
     "component_names": "kdcore.registry",
+    "dump_yaml": "kdcore.recipe.yaml",
     "find_component": "kdcore.registry",
     "first_line": "kdcore.errors",
     "flow_yaml": "kdcore.recipe.showing",
+    "get_command": "kdcore.registry",
     "is_override": "kdcore.commands.base",
     "load_config": "kdcore.recipe.loading",
     "load_preparation": "kdcore.data.preparation",
@@ -197,6 +229,7 @@ _HOMES = {
     "publish": "kdcore.data.staging",
     "read_axes": "kdcore.recipe.sweep",
     "read_history": "kdcore.commands.runs",
+    "read_metrics": "kdcore.trackers.jsonl",
     "recipe_problems": "kdcore.recipe.loading",
     "refuse_other_content": "kdcore.data.staging",
     "register_command": "kdcore.registry",
@@ -206,6 +239,7 @@ _HOMES = {
     "register_optimizer": "kdcore.registry",
     "register_preparation": "kdcore.registry",
     "register_scheduler": "kdcore.registry",
+    "register_summary_rows": "kdcore.registry",
     "register_task": "kdcore.registry",
     "register_tracker": "kdcore.registry",
     "register_transform": "kdcore.registry",
@@ -215,7 +249,9 @@ _HOMES = {
     "require_teacher": "kdcore.losses.base",
     "resolve_block_pairs": "kdcore.layers",
     "resolve_pairs": "kdcore.layers",
+    "resolve_path": "kdcore.recipe.paths",
     "row_dtype": "kdcore.data.manifest",
+    "run_folders": "kdcore.commands.runs",
     "run_status": "kdcore.commands.runs",
     "sha256_of_file": "kdcore.utils.hashing",
     "slurm_queue": "kdcore.commands.runs",
@@ -233,15 +269,21 @@ _HOMES = {
 
 # Names that a package of its own has taken over: old name -> that package, as imported and as installed.
 _MOVED = {
+    "SequenceClassification": ("kdcore_supervised", "kdcore-supervised"),
     "DataRecipe": ("kdcore_preparation", "kdcore-preparation"),
     "input_files": ("kdcore_preparation", "kdcore-preparation"),
     "open_input": ("kdcore_preparation", "kdcore-preparation"),
 }
 
 __all__ = [
+    "EXIT_INPUT",
+    "EXIT_INTERRUPTED",
+    "EXIT_MACHINE",
+    "EXIT_TRAINING",
     "PART_BYTES",
     "Architecture",
     "Batch",
+    "Budget",
     "ClassHead",
     "Command",
     "ComponentConfig",
@@ -254,6 +296,8 @@ __all__ = [
     "Document",
     "Encoder",
     "ExportOption",
+    "FinishedRun",
+    "FolderName",
     "FoundComponent",
     "InputError",
     "KdcoreError",
@@ -288,7 +332,6 @@ __all__ = [
     "RunStatus",
     "Scheduler",
     "ScoreMaps",
-    "SequenceClassification",
     "Sequences",
     "ShardEntry",
     "ShardWriter",
@@ -296,9 +339,12 @@ __all__ = [
     "Signals",
     "SpecialIds",
     "SpecialTokens",
+    "Split",
     "SplitEntry",
     "StoredData",
+    "SummaryRows",
     "SweepCell",
+    "SweepFile",
     "Task",
     "TokenizedSequences",
     "Tracker",
@@ -308,12 +354,17 @@ __all__ = [
     "TransformersModel",
     "__version__",
     "add_overrides",
+    "as_override",
     "at_least_float32",
     "build_component",
+    "cache_folder",
+    "check_fit",
     "component_names",
+    "dump_yaml",
     "find_component",
     "first_line",
     "flow_yaml",
+    "get_command",
     "is_override",
     "load_config",
     "load_preparation",
@@ -328,6 +379,7 @@ __all__ = [
     "publish",
     "read_axes",
     "read_history",
+    "read_metrics",
     "recipe_problems",
     "refuse_other_content",
     "register_command",
@@ -337,6 +389,7 @@ __all__ = [
     "register_optimizer",
     "register_preparation",
     "register_scheduler",
+    "register_summary_rows",
     "register_task",
     "register_tracker",
     "register_transform",
@@ -346,7 +399,9 @@ __all__ = [
     "require_teacher",
     "resolve_block_pairs",
     "resolve_pairs",
+    "resolve_path",
     "row_dtype",
+    "run_folders",
     "run_status",
     "sha256_of_file",
     "slurm_queue",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -54,6 +54,19 @@ class SweepFile(ComponentConfig):
     suite_overrides: dict[str, Any] = Field(default_factory=dict, description="Overrides of the suite.")
     compare: Comparing = Comparing()
     smoke: Small | None = None
+
+    @property
+    def override_axes(self) -> dict[str, list[str]]:
+        """The axes with values as they are written in overrides, for `make_sweep`.
+
+        Raises:
+            InputError: an axis has no key or no values, has a value twice, or is one of `run.id`, `run.name` and
+                `run.folder`.
+        """
+        found = {key: [_written(value) for value in values] for key, values in self.axes.items()}
+        for key, values in found.items():
+            _check_axis(key, values, f"axes.{key}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -155,23 +168,20 @@ def _file_axes(text: str) -> dict[str, list[str]]:
     if not Path(text).is_file():
         hint = "write an axis such as --sweep seed=1,2,3, or give a file with the key `axes`"
         raise InputError("neither an axis nor an existing file", where=f"--sweep {text}", hint=hint)
-    return written_axes(load_config(text, SweepFile).axes)
+    return load_config(text, SweepFile).override_axes
 
 
-def written_axes(axes: Mapping[str, list[Any]]) -> dict[str, list[str]]:
-    """Convert the values of a file's axes to the form of overrides.
+def as_override(key: str, value: Any) -> str:
+    """Return `key=value` as commands and `load_recipe` take it.
 
-    Raises:
-        InputError: an axis is invalid.
+    Args:
+        key: dotted key.
+        value: text is taken as it is; any other value has to be expressible in JSON.
     """
-    found = {key: [written(value) for value in values] for key, values in axes.items()}
-    for key, values in found.items():
-        _check_axis(key, values, f"axes.{key}")
-    return found
+    return f"{key}={_written(value)}"
 
 
-def written(value: Any) -> str:
-    """Format a value as in an override."""
+def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 
 from kdcore.models.base import Model
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.signals import Batch, ClassHead
+
+if TYPE_CHECKING:
+    from kdcore.tasks.finished_run import FinishedRun
 
 Split = Literal["train", "held_out", "test"]
 """`test` is asked for only of a task with a `metric`."""
@@ -46,6 +49,9 @@ class Task(ABC):
 
     masks_tokens: ClassVar[bool] = True
     """Whether batches have tokens to be predicted, so that losses may read predictions at masked positions."""
+
+    auto_class: ClassVar[str] = "AutoModel"
+    """The class of transformers that loads an exported student with everything that the task trains."""
 
     class Config(ComponentConfig):
         """The keys of the recipe's `task` section."""
@@ -132,3 +138,30 @@ class Task(ABC):
     def write_predictions(self, folder: Path, split: Split, outputs: np.ndarray) -> None:
         """Write a student's outputs for whole sequences into files of `folder`; arguments as for `scores`."""
         return None
+
+    def sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return samples as an encoder reads them in use, without masks; encoders are compared on them.
+
+        Args:
+            split: where the samples are from.
+            samples: (B,) int64 indices below `num_samples(split)`.
+
+        Returns:
+            Token ids (B, L), padded on the right, and lengths (B,); None if the task has none to compare encoders on.
+        """
+        return None
+
+    def summary_rows(self, run: FinishedRun) -> dict[str, str]:
+        """Return what `kdcore summary` prints about a run of this task besides losses and sizes.
+
+        Args:
+            run: the run; its `task` is this one.
+
+        Returns:
+            Title -> text of each row. A row replaces the one that kdcore would print under the same title, such as
+            `held-out accuracy`.
+
+        Raises:
+            InputError: the run cannot be summarised.
+        """
+        return {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from kdcore.signals import Batch
 from kdcore.tasks.base import Order, Split, StoredData, Task
 from kdcore.tasks.fitting import check_fit
 from kdcore.tasks.masking import MaskDrawer, Masking, stored_masks
+
+if TYPE_CHECKING:
+    from kdcore.tasks.finished_run import FinishedRun
 
 
 class MaskedLM(Task):
@@ -123,6 +126,23 @@ class MaskedLM(Task):
         """Copy the tokenizer that the data was prepared with."""
         for file in self.data.tokenizer_folder.iterdir():
             shutil.copyfile(file, folder / file.name)
+
+    def sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return unmasked sequences: (B, L) ids padded to the data's length, and (B,) lengths."""
+        numbers = self._samples[split].rows(np.asarray(samples, dtype=np.int64), np.zeros(len(samples), dtype=np.int64))
+        return self._splits[split].rows(numbers)
+
+    def summary_rows(self, run: FinishedRun) -> dict[str, str]:
+        """Refuse runs whose student can be compared with nothing; add no rows.
+
+        Raises:
+            InputError: the run has no teacher, or fewer than two held-out sequences.
+        """
+        if run.teacher_source is None:
+            raise InputError("the summary of masked-LM training needs a teacher", where=str(run.folder))
+        if self.num_samples("held_out") < 2:
+            raise InputError("the summary needs held-out text", where=str(run.folder), hint="task.data.held_out: 0.1")
+        return {}
 
     def _refuse_missing_masks(self) -> None:
         for split, sequences in self._splits.items():

@@ -8,15 +8,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+from kdcore_evaluation.commands.evaluate import is_override
+from kdcore_evaluation.run.suite import Probes, Suite
 
-from kdcore.commands.evaluate import is_override
-from kdcore.evaluation.suite import Probes, Suite
 from kdcore.recipe.loading import load_config, load_recipe
 from kdcore.recipe.paths import shipped_recipes
-from kdcore.recipe.sweep import SweepFile, make_sweep, written_axes
+from kdcore.recipe.sweep import SweepFile, make_sweep
 from kdcore.registry import commands
 
-PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 LINES = [line.removeprefix("$ ") for block in re.findall(r"^```console\n(.*?)^```$", PAGE, re.M | re.S)
          for line in block.splitlines()]  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_the_example_of_a_sweep_makes_runs(tmp_path: Path, monkeypatch: pytest.M
     sweep = load_config("mine.yaml", SweepFile)
     assert sweep.recipes is not None
     overrides = [f"{key}={value}" for key, value in sweep.overrides.items()]
-    cells = make_sweep(sweep.recipes, overrides, written_axes(sweep.axes))
+    cells = make_sweep(sweep.recipes, overrides, sweep.override_axes)
     assert [cell.folder.relative_to(tmp_path).as_posix() for cell in cells] == [
         f"runs/{name}/seed={seed}" for name in ("hidden_mse", "minilm_v2") for seed in (43, 44, 45)
     ]
@@ -82,7 +82,7 @@ def test_the_shipped_table_is_objectives_by_initialisations_by_seeds(tmp_path: P
     sweep = load_config(shipped_recipes() / "how-to-distill-your-bert" / "table.yaml", SweepFile)
     assert sweep.recipes is not None
     assert sweep.smoke is not None
-    cells = make_sweep(sweep.recipes, ["task.data=data"], written_axes(sweep.axes))
+    cells = make_sweep(sweep.recipes, ["task.data=data"], sweep.override_axes)
     assert len(cells) == len(sweep.recipes) * 3 * 3 == 72
     random = [
         cell for cell in cells if load_recipe(cell.recipe, cell.overrides).data["student"].get("initialize") is None

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kdcore_evaluation.run.results import ResultRow, read_rows
 
 import kdcore
 from kdcore.commands.main import main
-from kdcore.evaluation.results import Row, read_rows
 
 SUITE = """\
 name: tiny
@@ -77,18 +77,18 @@ def evaluated(
 
 
 @pytest.fixture(scope="module")
-def rows(evaluated: Path) -> list[Row]:
+def rows(evaluated: Path) -> list[ResultRow]:
     return read_rows(evaluated / "evaluations" / "tiny")
 
 
-def value(rows: list[Row], metric: str, **wanted: object) -> float:
+def value(rows: list[ResultRow], metric: str, **wanted: object) -> float:
     (row,) = [
         row for row in rows if row.metric == metric and all(getattr(row, name) == wish for name, wish in wanted.items())
     ]
     return row.value
 
 
-def test_scores_are_those_of_the_stored_predictions(evaluated: Path, rows: list[Row]) -> None:
+def test_scores_are_those_of_the_stored_predictions(evaluated: Path, rows: list[ResultRow]) -> None:
     from pyarrow import parquet
 
     tuned = [row for row in rows if row.kind == "finetune"]
@@ -110,7 +110,7 @@ def test_scores_are_those_of_the_stored_predictions(evaluated: Path, rows: list[
         assert row.chance == pytest.approx(max(labels.values()) / len(table))
 
 
-def test_a_row_holds_what_repeats_it(evaluated: Path, rows: list[Row]) -> None:
+def test_a_row_holds_what_repeats_it(evaluated: Path, rows: list[ResultRow]) -> None:
     row = next(row for row in rows if row.kind == "finetune" and row.role == "student")
     assert {"kdcore", "torch", "transformers", "python"} <= json.loads(row.versions).keys()
     assert (row.learning_rate, row.batch_size, row.seed) == (1e-2, 8, 1)
@@ -126,20 +126,20 @@ def test_a_row_holds_what_repeats_it(evaluated: Path, rows: list[Row]) -> None:
 
 
 def test_what_is_finished_is_not_measured_again(
-    evaluated: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    evaluated: Path, rows: list[ResultRow], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = evaluated / "evaluations" / "tiny" / "cells"
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
     monkeypatch.chdir(evaluated)
     assert main(["evaluate", "runs/small/1", "--on", "suite.yaml", "seeds=[1]"]) == 0
-    assert "6 of 6 cells are finished already" in capsys.readouterr().err
+    assert "6 of 6 trials are finished already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")} == before
     assert read_rows(evaluated / "evaluations" / "tiny") == rows
 
 
 @torch.no_grad()
 def test_probes_of_text_are_a_plain_computation(
-    evaluated: Path, rows: list[Row], teacher_folder: Path, cache_folder: Path
+    evaluated: Path, rows: list[ResultRow], teacher_folder: Path, cache_folder: Path
 ) -> None:
     from transformers import AutoModel, AutoModelForMaskedLM
 
@@ -169,13 +169,12 @@ def test_probes_of_text_are_a_plain_computation(
 
 
 @torch.no_grad()
-def test_the_linear_probe_is_a_logistic_regression_on_mean_embeddings(evaluated: Path, rows: list[Row]) -> None:
+def test_the_linear_probe_is_a_logistic_regression_on_mean_embeddings(evaluated: Path, rows: list[ResultRow]) -> None:
+    from kdcore_evaluation.run.suite import Suite
+    from kdcore_supervised.data.labelled import read_labelled
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
     from transformers import AutoModel, AutoTokenizer
-
-    from kdcore.data.labelled import read_labelled
-    from kdcore.evaluation.suite import Suite
 
     suite = kdcore.load_config(evaluated / "suite.yaml", Suite)
     export = evaluated / "runs" / "small" / "1" / "exports" / "final"
@@ -196,7 +195,7 @@ def test_the_linear_probe_is_a_logistic_regression_on_mean_embeddings(evaluated:
     assert value(rows, "accuracy", kind="linear", split="test") == pytest.approx(accuracy)
 
 
-def test_costs_are_counted_and_measured(evaluated: Path, rows: list[Row]) -> None:
+def test_costs_are_counted_and_measured(evaluated: Path, rows: list[ResultRow]) -> None:
     from transformers import AutoModel
 
     export = evaluated / "runs" / "small" / "1" / "exports" / "final"
@@ -208,7 +207,7 @@ def test_costs_are_counted_and_measured(evaluated: Path, rows: list[Row]) -> Non
 
 
 def test_the_page_of_a_real_run_holds_its_scores(
-    evaluated: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    evaluated: Path, rows: list[ResultRow], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(evaluated)
     assert main(["compare", "runs", "--by", "run", "--html", "page.html"]) == 0

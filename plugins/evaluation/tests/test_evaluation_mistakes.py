@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kdcore_evaluation.run import pool
+from kdcore_evaluation.run.evaluated_models import EvaluatedModel, find_models
+from kdcore_evaluation.run.evaluator import Evaluation
+from kdcore_evaluation.run.pool import run_and_wait
+from kdcore_evaluation.run.suite import Suite
+from kdcore_evaluation.run.trials import make_trials, read_task
 
 from kdcore.commands.main import main
 from kdcore.data.staging import locked
-from kdcore.evaluation import pool
-from kdcore.evaluation.cells import make_cells, read_task
-from kdcore.evaluation.evaluating import Evaluation
-from kdcore.evaluation.pool import run_and_wait
-from kdcore.evaluation.subjects import Subject, find_subjects
-from kdcore.evaluation.suite import Suite
 from kdcore.recipe.loading import load_config
 from kdcore.recipe.paths import shipped_recipes
 from kdcore.training.interruption import ending_on_request
@@ -138,14 +138,14 @@ def test_a_library_that_is_missing_is_told_before_anything_is_read(
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
     (project / "mood.csv").unlink()
     assert main(["evaluate", "runs/small/1", "--on", "suite.yaml"]) == 2
-    assert "pip install 'kdcore[evaluation]'" in capsys.readouterr().err
+    assert "pip install kdcore-supervised" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("codes", "code"), [((), 0), ((3, 2), 2), ((1, 3), 3), ((137,), 1), ((130,), 130), ((3, 130), 130)]
 )
-def test_the_exit_code_of_an_evaluation_follows_from_those_of_its_cells(codes: tuple[int, ...], code: int) -> None:
-    failed = {f"cell {index}": own for index, own in enumerate(codes)}
+def test_the_exit_code_of_an_evaluation_follows_from_those_of_its_trials(codes: tuple[int, ...], code: int) -> None:
+    failed = {f"trial {index}": own for index, own in enumerate(codes)}
     assert Evaluation(Path("evaluations"), [], failed).exit_code == code
 
 
@@ -153,25 +153,25 @@ def test_a_run_without_exports_is_an_error_alone_and_a_remark_beside_others(proj
     shutil.copytree(project / "runs" / "small" / "1", project / "runs" / "small" / "2")
     shutil.rmtree(project / "runs" / "small" / "2" / "exports")
     remarks: list[str] = []
-    found = find_subjects(["runs"], None, [], remarks.append)
-    assert [subject.name for subject in found] == ["small/1"]
+    found = find_models(["runs"], None, [], remarks.append)
+    assert [model.name for model in found] == ["small/1"]
     assert any("small/2" in remark and "no student was exported yet" in remark for remark in remarks)
 
 
 def test_of_an_unfinished_run_the_newest_export_is_taken_and_told(project: Path) -> None:
     shutil.rmtree(project / "runs" / "small" / "1" / "exports" / "final")
     remarks: list[str] = []
-    (subject,) = find_subjects(["runs/small/1"], None, [], remarks.append)
-    assert (subject.export, subject.share) == ("budget-0.5", 0.5)
+    (model,) = find_models(["runs/small/1"], None, [], remarks.append)
+    assert (model.export, model.share) == ("budget-0.5", 0.5)
     assert "unfinished" in remarks[0]
 
 
-def names(subjects: list[Subject]) -> list[tuple[str, str, float | None]]:
-    return [(subject.name, subject.role, subject.share) for subject in subjects]
+def names(models: list[EvaluatedModel]) -> list[tuple[str, str, float | None]]:
+    return [(model.name, model.role, model.share) for model in models]
 
 
 def test_all_exports_and_what_they_are_measured_against(project: Path, teacher_folder: Path) -> None:
-    found = find_subjects(["runs/small/1", "runs"], ["all"], ["teacher", "random"], lambda _: None)
+    found = find_models(["runs/small/1", "runs"], ["all"], ["teacher", "random"], lambda _: None)
     teacher = "/".join(teacher_folder.parts[-2:])
     assert names(found) == [
         ("small/1 budget-0.25", "student", 0.25),
@@ -180,18 +180,18 @@ def test_all_exports_and_what_they_are_measured_against(project: Path, teacher_f
         (teacher, "teacher", None),
         ("random weights (bert, 4 blocks of 32)", "random", None),
     ]
-    plain = find_subjects([str(teacher_folder)], None, ["teacher"], lambda _: None)
+    plain = find_models([str(teacher_folder)], None, ["teacher"], lambda _: None)
     assert names(plain) == [(teacher, "model", None)]
 
 
-def test_cells_are_known_by_what_decides_them_and_not_by_where_it_lies(project: Path, tmp_path: Path) -> None:
+def test_trials_are_known_by_what_decides_them_and_not_by_where_it_lies(project: Path, tmp_path: Path) -> None:
     def ids(places: list[str], suite: str = SUITE) -> dict[str, list[str]]:
         (project / "suite.yaml").write_text(suite, encoding="utf-8")
         loaded = load_config("suite.yaml", Suite)
         tasks = {label: read_task(label, task) for label, task in loaded.all_tasks.items()}
-        found = find_subjects(places, ["final"], loaded.references, lambda _: None)
-        cells = make_cells(loaded, found, tasks, {})
-        return {kind: [cell.id for cell in cells if cell.kind == kind] for kind in ("finetune", "cost", "linear")}
+        found = find_models(places, ["final"], loaded.references, lambda _: None)
+        trials = make_trials(loaded, found, tasks, {})
+        return {kind: [trial.id for trial in trials if trial.kind == kind] for kind in ("finetune", "cost", "linear")}
 
     before = ids(["runs/small/1"])
     assert [len(own) for own in before.values()] == [4, 1, 1]
@@ -236,10 +236,10 @@ def test_exports_of_one_architecture_share_what_inference_costs(project: Path) -
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    found = find_subjects(["runs/small/1"], ["budget-0.5", "final"], [], lambda _: None)
-    cells = make_cells(loaded, found, {label: read_task(label, task) for label, task in loaded.all_tasks.items()}, {})
-    assert len({cell.id for cell in cells if cell.kind == "cost"}) == 1
-    assert len({cell.id for cell in cells if cell.kind == "linear"}) == 2
+    found = find_models(["runs/small/1"], ["budget-0.5", "final"], [], lambda _: None)
+    trials = make_trials(loaded, found, {label: read_task(label, task) for label, task in loaded.all_tasks.items()}, {})
+    assert len({trial.id for trial in trials if trial.kind == "cost"}) == 1
+    assert len({trial.id for trial in trials if trial.kind == "linear"}) == 2
 
 
 def test_shipped_suites_are_what_they_say() -> None:
@@ -258,12 +258,12 @@ def test_shipped_suites_are_what_they_say() -> None:
 def test_a_head_for_other_labels_is_told(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from kdcore.evaluation import evaluating
+    from kdcore_evaluation.run import evaluator
 
     config = project / "runs" / "small" / "1" / "exports" / "final" / "config.json"
     labels = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
     config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), **labels}), encoding="utf-8")
-    monkeypatch.setattr(evaluating, "run_jobs", lambda *arguments: None)
+    monkeypatch.setattr(evaluator, "run_children", lambda *arguments: None)
     assert main(["evaluate", "runs/small/1", "--on", "suite.yaml"]) == 0
     assert "head for other labels (no, yes) than those of mood (sad, glad)" in capsys.readouterr().err
 
@@ -313,7 +313,7 @@ def test_mistakes_of_a_sweep_are_told_before_anything_is_trained(
     old: str, new: str, words: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained: list[object] = []
-    monkeypatch.setattr(pool, "run_jobs", lambda *arguments: trained.append(arguments))
+    monkeypatch.setattr(pool, "run_children", lambda *arguments: trained.append(arguments))
     monkeypatch.setattr(pool, "run_and_wait", trained.append)
     (project / "sweep-recipe.yaml").write_text((project / "runs/small/1/recipe.yaml").read_text(), encoding="utf-8")
     (project / "sweep.yaml").write_text(SWEEP.replace(old, new), encoding="utf-8")

@@ -13,10 +13,10 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from kdcore_evaluation.report.plots import HEIGHT, WIDTH, Axis, Mark, Series, plot
+from kdcore_evaluation.run.results import ResultRow, read_rows
 
 from kdcore.commands.main import main
-from kdcore.evaluation.plots import HEIGHT, WIDTH, Axis, Mark, Series, plot
-from kdcore.evaluation.results import Row, read_rows
 
 VOID = {"meta", "link", "wbr", "br"}
 
@@ -69,7 +69,7 @@ def statistics_of(project: Path) -> Iterator[float]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         yield from (value for line in lines for value in line.values())
 
-    def run_mean(own: list[Row]) -> float:
+    def run_mean(own: list[ResultRow]) -> float:
         validation = {lr: [r.value for r in own if (r.learning_rate, r.split) == (lr, "validation")]
                       for lr in {r.learning_rate for r in own}}  # fmt: skip
         best = max(validation, key=lambda lr: statistics.fmean(validation[lr]))
@@ -180,7 +180,7 @@ def contrast(first: str, second: str) -> float:
 
 
 def test_text_and_lines_stand_out_by_day_and_by_night():
-    css = resources.files("kdcore.evaluation").joinpath("page.css").read_text(encoding="utf-8")
+    css = resources.files("kdcore_evaluation.report").joinpath("page.css").read_text(encoding="utf-8")
     light, dark = re.findall(r":root \{([^}]*--ground[^}]*)\}", css)
     for block in (light, dark):
         colors = dict(re.findall(r"--(\w+): (#\w{6})", block))

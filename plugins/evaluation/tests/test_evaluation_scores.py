@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kdcore_evaluation.probes.similarity import same_neighbours
+from kdcore_evaluation.report.table_formats import csv_text, latex, markdown, terminal
+from kdcore_evaluation.run.results import PARQUET, ResultRow, read_rows
+from kdcore_evaluation.run.scores import Column, Measurement, ScoreTable, make_table, score_table
 
 from kdcore.commands.main import main
-from kdcore.evaluation.agreement import same_neighbours
-from kdcore.evaluation.results import PARQUET, Row, read_rows
-from kdcore.evaluation.scores import Column, Measurement, Table, make_table, score_table
-from kdcore.evaluation.tables import csv_text, latex, markdown, terminal
 
 ACCURACY = Column("finetune", "sentiment", "", "test", "accuracy", True)
 LOSS = Column("masked_lm", "", "", "", "masked_lm_loss", False)
 
 
-def table_of(groups: dict[str, list[float]], column: Column = ACCURACY) -> Table:
+def table_of(groups: dict[str, list[float]], column: Column = ACCURACY) -> ScoreTable:
     values = {
         (name,): [Measurement(column, (seed, 1), value) for seed, value in enumerate(own)]
         for name, own in groups.items()
@@ -30,7 +30,7 @@ def table_of(groups: dict[str, list[float]], column: Column = ACCURACY) -> Table
     return make_table(("method",), values, {}, "seeds", {})
 
 
-def best_of(table: Table) -> list[str]:
+def best_of(table: ScoreTable) -> list[str]:
     return [labels[0] for labels, scores in table.groups.items() for score in scores.values() if score.best]
 
 
@@ -60,7 +60,7 @@ def test_a_run_counts_once_however_often_it_was_fine_tuned():
     assert (alone.deviation, alone.count, alone.unit) == (pytest.approx(0.1), 3, "fine-tunings")
 
 
-def chosen_rows(project: Path, model: str, share: float | None = 1.0) -> list[Row]:
+def chosen_rows(project: Path, model: str, share: float | None = 1.0) -> list[ResultRow]:
     """Test scores at the learning rate that validation prefers, by hand."""
     rows = [
         row
@@ -89,7 +89,7 @@ def test_learning_rates_are_chosen_on_validation_and_the_test_split_is_reported(
 def test_several_tasks_get_an_average_and_their_second_parts_columns_of_their_own(compared_project: Path):
     rows = [row for row in read_rows(compared_project / "evaluations" / "quick") if row.model == "teacher"]
     more = [
-        Row(**{**vars(row), "task": "mnli", "split": f"{row.split}{suffix}", "value": row.value - 0.2})
+        ResultRow(**{**vars(row), "task": "mnli", "split": f"{row.split}{suffix}", "value": row.value - 0.2})
         for row in rows
         if row.kind == "finetune"
         for suffix in ("", "_mismatched")
@@ -175,8 +175,10 @@ def test_what_is_odd_about_a_comparison_is_said(
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     (runs / "minilm_v2-44" / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n{"step": 2, "tra')
     rows = [row for row in read_rows(project / "evaluations" / "quick") if "attention_mse-43" not in (row.run or "")]
-    other = [Row(**{**vars(row), "labels": "a,b", "device": "another"}) for row in rows if row.model == "minilm_v2-45"]
-    from kdcore.evaluation.results import write_rows
+    other = [
+        ResultRow(**{**vars(row), "labels": "a,b", "device": "another"}) for row in rows if row.model == "minilm_v2-45"
+    ]
+    from kdcore_evaluation.run.results import write_rows
 
     write_rows(project / "evaluations" / "quick", [*(row for row in rows if row.model != "minilm_v2-45"), *other[2:]])
     code, _, err = compare(capsys, "runs", "--html", "page.html")

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-from kdcore.evaluation.agreement import compare, rank_correlation
+from kdcore_evaluation.probes.similarity import compare, rank_correlation
 
 
 class Bag:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kdcore.errors import InputError
-from kdcore.layers import at_least_float32
-from kdcore.losses.base import Loss, LossConfig, require_classes
-from kdcore.signals import Batch, ModelInfo, Requests, Signals
+from kdcore import Batch, InputError, Loss, LossConfig, ModelInfo, Requests, Signals, at_least_float32, require_classes
 
 
 class ClassificationLoss(Loss):

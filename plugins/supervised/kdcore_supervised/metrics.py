@@ -7,13 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from kdcore.errors import InputError
+from kdcore import InputError
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 """All are the better the higher."""
 
-OF_CLASSES: tuple[Metric, ...] = ("accuracy", "f1", "matthews")
-OF_NUMBERS: tuple[Metric, ...] = ("pearson", "spearman")
+CLASS_METRICS: tuple[Metric, ...] = ("accuracy", "f1", "matthews")
+NUMBER_METRICS: tuple[Metric, ...] = ("pearson", "spearman")
 
 
 def require_libraries() -> None:
@@ -28,7 +28,7 @@ def require_libraries() -> None:
     except ImportError as error:
         raise InputError(
             f"metrics of this task need a package that is not installed: {error.name or error}",
-            hint="pip install 'kdcore[evaluation]'",
+            hint="pip install kdcore-supervised",
         ) from error
 
 

@@ -14,17 +14,25 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from kdcore.data.glue import submission_rows
-from kdcore.data.labelled import LabelledData, LabelledTexts, overlap, read_labelled
-from kdcore.data.labelled_tokens import TokenizedTexts, tokenize
-from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint, vocabulary_size
-from kdcore.errors import DataError, InputError
-from kdcore.models.base import Model
-from kdcore.recipe.schema import ComponentConfig
-from kdcore.signals import Batch, ClassHead
-from kdcore.tasks.base import Split, Task
-from kdcore.tasks.fitting import check_fit
-from kdcore.tasks.metrics import OF_CLASSES, OF_NUMBERS, Metric, metrics_of, require_libraries
+from kdcore import (
+    Batch,
+    ClassHead,
+    ComponentConfig,
+    DataError,
+    FinishedRun,
+    InputError,
+    Model,
+    Split,
+    Task,
+    check_fit,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
+from kdcore_supervised.data.glue import submission_rows
+from kdcore_supervised.data.labelled import LabelledData, LabelledTexts, majority_fraction, overlap, read_labelled
+from kdcore_supervised.data.labelled_tokens import TokenizedTexts, tokenize
+from kdcore_supervised.metrics import CLASS_METRICS, NUMBER_METRICS, Metric, metrics_of, require_libraries
 
 logger = logging.getLogger("kdcore")
 
@@ -65,7 +73,7 @@ class SequenceClassification(Task):
 
         @model_validator(mode="after")
         def _metric_fits(self) -> SequenceClassification.Config:
-            fitting = OF_CLASSES if self.data.classes else OF_NUMBERS
+            fitting = CLASS_METRICS if self.data.classes else NUMBER_METRICS
             if self.metric is not None and self.metric not in fitting:
                 kind = "classes" if self.data.classes else "numbers"
                 raise ValueError(
@@ -76,6 +84,7 @@ class SequenceClassification(Task):
     config: Config
 
     masks_tokens = False
+    auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, config: Config, seed: int, cache: Path) -> None:
         super().__init__(config, seed, cache)
@@ -209,6 +218,18 @@ class SequenceClassification(Task):
             if glue is not None and part.name in glue.submission:
                 text = submission_rows(glue, part.ids, predictions)
                 (folder / glue.submission[part.name]).write_text(text, encoding="utf-8")
+
+    def summary_rows(self, run: FinishedRun) -> dict[str, str]:
+        """Return a row for each score, and the accuracy of the majority-class baseline."""
+        rows = {}
+        for name, (first, *later) in run.held_out.items():
+            if later and name.partition("_")[0] in (*CLASS_METRICS, *NUMBER_METRICS):
+                rows[f"held-out {name}"] = f"{first:.4f} before, {max(later):.4f} at best, {later[-1]:.4f} at the end"
+        labels = self.labels("held_out")
+        if self.config.data.classes and labels is not None and len(labels):
+            fraction = f"{majority_fraction(labels):.4f} of {len(labels):,} held-out texts"
+            rows["majority class"] = f"{fraction}: the accuracy of a constant prediction"
+        return rows
 
     def _tokenized(self, parts: Sequence[LabelledTexts], name: str) -> _Samples:
         own = [part for part in parts if part.name.startswith(name)]

@@ -171,7 +171,7 @@ def test_training_scores_and_predictions_do_not_depend_on_processes(
 def test_the_best_is_exported_once_however_often_a_run_restarts(
     train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdcore.tasks.sequence_classification import SequenceClassification
+    from kdcore_supervised.sequence_classification import SequenceClassification
 
     of_predictions = 0.0
     counted = iter([0.5, 0.3, 0.7, of_predictions, 0.6, of_predictions, 0.7, 0.8, of_predictions, 0.8, of_predictions])

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from kdcore_supervised.data.glue import GLUE
+from kdcore_supervised.metrics import Metric
+from kdcore_supervised.sequence_classification import SequenceClassification
 from ruamel.yaml import YAML
 
-from kdcore.data.glue import GLUE
 from kdcore.models.architectures import ARCHITECTURES
 from kdcore.recipe.fields import key_table
 from kdcore.recipe.loading import load_recipe
-from kdcore.tasks.metrics import Metric
-from kdcore.tasks.sequence_classification import SequenceClassification
 
-PAGE = (Path(__file__).parents[2] / "docs" / "classification.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "classification.md").read_text(encoding="utf-8")
 WHOLE, *PARTS = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
+from kdcore_supervised.data.labelled import LabelledData, LabelledTexts, read_labelled
 from pyarrow import parquet
 from pydantic import ValidationError
 
 from kdcore import DataError
-from kdcore.data.labelled import LabelledData, LabelledTexts, read_labelled
 
 LABELS = ["neg", "pos"]
 
@@ -136,7 +136,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("", {}, r"has no column `text`(?s:.)*no columns at all"),
     ("text,label\na,pos\nb,pos,more\nc\n", {}, r"2 records(?s:.)*line 3 has 3 fields, the header 2; line 4 has 1"),
     ("text,label\n", {}, r"there are no texts in `train`"),
-    ("text,label\na,pos\n", {"split": {"validation": 0.01}}, r"no texts in `validation`(?s:.)*raise the shares"),
+    ("text,label\na,pos\n", {"split": {"validation": 0.01}}, r"no texts in `validation`(?s:.)*raise the fractions"),
     ("text,label\na,many\n", {"labels": None, "regression": True}, r"line 2 is labelled 'many', which is no number"),
     ("text,label\na,nan\n", {"labels": None, "regression": True}, r"no number(?s:.)*for classes list `labels`"),
 ]

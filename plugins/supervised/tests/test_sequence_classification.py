@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kdcore_supervised.metrics import metrics_of
+from kdcore_supervised.sequence_classification import SequenceClassification
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from kdcore import DataError, InputError
-from kdcore.tasks.metrics import metrics_of
-from kdcore.tasks.sequence_classification import SequenceClassification
 from kdcore.testing import check_task
 
 WORDS = ["the", "teacher", "of", "student", "and"]
@@ -210,5 +210,5 @@ def test_a_metric_that_does_not_fit_is_refused(make: Any) -> None:
 def test_the_missing_extra_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
     monkeypatch.setitem(__import__("sys").modules, "sklearn.metrics", None)
-    with pytest.raises(InputError, match=r"sklearn(?s:.)*pip install 'kdcore\[evaluation\]'"):
+    with pytest.raises(InputError, match=r"sklearn(?s:.)*pip install kdcore-supervised"):
         make()

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore.commands.base import Command
-from kdcore.data.staging import whole_file
-from kdcore.errors import InputError
+from kdcore import Command, InputError, whole_file
 
 if TYPE_CHECKING:
-    from kdcore.evaluation.comparison import Results
+    from kdcore_evaluation.report.comparison import Results
 
 _FORMATS = ("terminal", "markdown", "csv", "latex")
 
@@ -48,11 +46,11 @@ class CompareCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Compare, print and write."""
-        from kdcore.commands.runs import run_status
-        from kdcore.evaluation import tables
-        from kdcore.evaluation.comparison import compare_runs
-        from kdcore.evaluation.page import page
-        from kdcore.evaluation.runs import read_run
+        from kdcore import run_status
+        from kdcore_evaluation.report import table_formats as formats
+        from kdcore_evaluation.report.comparison import compare_runs
+        from kdcore_evaluation.report.page import page
+        from kdcore_evaluation.run.compared_runs import read_run
 
         by = tuple(part.strip() for part in arguments.by.split(",") if part.strip())
         if not by:
@@ -66,16 +64,20 @@ class CompareCommand(Command):
             _write(arguments.html, page(comparison))
             print(f"page: {arguments.html}", file=sys.stderr)
         if comparison.table.columns:
-            write = {"terminal": tables.terminal, "markdown": tables.markdown, "csv": tables.csv_text}
-            print(write.get(arguments.format, tables.latex)(comparison.table))
+            write = {
+                "terminal": formats.terminal,
+                "markdown": formats.markdown,
+                "csv": formats.csv_text,
+            }
+            print(write.get(arguments.format, formats.latex)(comparison.table))
         return 0
 
 
 def _find(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple[list[Results], list[Path]]:
     """Evaluations and run folders, each once."""
-    from kdcore.commands.runs import run_folders
-    from kdcore.evaluation.comparison import Results
-    from kdcore.evaluation.results import JSON_LINES, read_rows
+    from kdcore import run_folders
+    from kdcore_evaluation.report.comparison import Results
+    from kdcore_evaluation.run.results import JSON_LINES, read_rows
 
     evaluations = [place for place in places if (place / JSON_LINES).is_file()]
     searched = list(stated) if stated is not None else [Path("evaluations")]

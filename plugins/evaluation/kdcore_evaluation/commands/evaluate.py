@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore.commands.base import Command, is_override
-from kdcore.errors import InputError
-from kdcore.recipe.loading import load_config
-from kdcore.registry import commands
+from kdcore import Command, InputError, get_command, is_override, load_config
 
 if TYPE_CHECKING:
-    from kdcore.evaluation.evaluating import Launch
+    from kdcore_evaluation.run.evaluator import Launch
 
 
 class EvaluateCommand(Command):
@@ -53,7 +50,7 @@ class EvaluateCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Measure, and print a table."""
-        from kdcore.evaluation.suite import Suite
+        from kdcore_evaluation.run.suite import Suite
 
         words: list[str] = arguments.places
         overrides = [word for word in words if is_override(word)]
@@ -66,19 +63,16 @@ class EvaluateCommand(Command):
         suite = load_config(arguments.on, Suite, overrides)
         launch = _launch(arguments.profile) if arguments.profile is not None else None
 
-        from kdcore.commands.runs import run_status
-        from kdcore.evaluation.evaluating import Evaluator
-        from kdcore.evaluation.scores import score_table
-        from kdcore.evaluation.subjects import find_subjects
-        from kdcore.evaluation.tables import terminal
-        from kdcore.training.build import cache_folder
+        from kdcore import cache_folder, run_status
+        from kdcore_evaluation.report.table_formats import terminal
+        from kdcore_evaluation.run.evaluated_models import find_models
+        from kdcore_evaluation.run.evaluator import Evaluator
+        from kdcore_evaluation.run.scores import score_table
 
-        subjects = find_subjects(places, exports, suite.references, _say)
+        models = find_models(places, exports, suite.references, _say)
         folder: Path = arguments.output or Path("evaluations") / suite.name
         evaluator = Evaluator(suite, folder, cache_folder(), _say)
-        evaluation = evaluator.run(
-            subjects, arguments.processes, launch, lambda run: run_status(run).state == "finished"
-        )
+        evaluation = evaluator.run(models, arguments.processes, launch, lambda run: run_status(run).state == "finished")
         if evaluation.rows:
             print(terminal(score_table(evaluation.rows)))
         print(f"rows: {folder / 'results.parquet'}, {folder / 'results.jsonl'}")
@@ -100,9 +94,9 @@ def _names(text: str | None) -> list[str] | None:
 
 def _launch(profile: str) -> Launch:
     """Trains recipes as jobs of one array, and waits for their end."""
-    from kdcore.evaluation.pool import run_and_wait
+    from kdcore_evaluation.run.pool import run_and_wait
 
-    commands.get("launch")  # says which package has it
+    get_command("launch")  # if it is missing, the error names the package
 
     def launch(recipes: Sequence[Path]) -> int:
         return run_and_wait(["-m", "kdcore", "launch", *map(str, recipes), "--profile", profile, "--wait"])

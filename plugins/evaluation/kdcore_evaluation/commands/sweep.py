@@ -8,14 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcore.commands.base import Command, add_overrides
-from kdcore.errors import EXIT_INPUT, InputError
-from kdcore.recipe.loading import load_config, load_recipe
-from kdcore.recipe.sweep import SweepCell, SweepFile, make_sweep, written, written_axes
-from kdcore.registry import commands
+from kdcore import (
+    EXIT_INPUT,
+    Command,
+    InputError,
+    SweepCell,
+    SweepFile,
+    add_overrides,
+    as_override,
+    get_command,
+    load_config,
+    load_recipe,
+    make_sweep,
+)
 
 if TYPE_CHECKING:
-    from kdcore.evaluation.pool import Job
+    from kdcore_evaluation.run.pool import ChildProcess
 
 _PAGE = "page.html"
 
@@ -42,7 +50,7 @@ class SweepCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Train, evaluate, compare."""
-        from kdcore.evaluation.suite import Suite
+        from kdcore_evaluation.run.suite import Suite
 
         if arguments.processes < 1:
             raise InputError("the number of processes must be at least 1", where="--processes")
@@ -56,7 +64,7 @@ class SweepCommand(Command):
         own = [word for word in arguments.overrides if not word.startswith("suite.")]
         of_suite = [word.removeprefix("suite.") for word in arguments.overrides if word.startswith("suite.")]
         overrides = [*_overrides(sweep.overrides), *own]
-        axes = written_axes(sweep.axes)
+        axes = sweep.override_axes
         cells = make_sweep(sweep.recipes, overrides, axes)
         for cell in cells:
             load_recipe(cell.recipe, cell.overrides).components()
@@ -99,24 +107,24 @@ def _smaller(sweep: SweepFile, where: str) -> SweepFile:
 
 
 def _overrides(keys: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={written(value)}" for key, value in keys.items()]
+    return [as_override(key, value) for key, value in keys.items()]
 
 
 def _train(cells: Sequence[SweepCell], launched: Sequence[str], processes: int) -> int:
     """Train what is not finished: here, or by a command that sends all of it elsewhere; gives an exit code."""
-    from kdcore.commands.runs import run_status
-    from kdcore.evaluation.pool import Job, run_jobs
+    from kdcore import run_status
+    from kdcore_evaluation.run.pool import ChildProcess, run_children
 
     left = [cell for cell in cells if run_status(cell.folder).state != "finished"]
     print(f"{len(cells)} runs, {len(cells) - len(left)} of them finished already", file=sys.stderr, flush=True)
     if not left:
         return 0
     if launched:
-        commands.get("launch")  # says which package has it
+        get_command("launch")  # if it is missing, the error names the package
         return _kdcore(launched)
     codes: list[int] = []
 
-    def ended(job: Job, code: int) -> bool:
+    def ended(job: ChildProcess, code: int) -> bool:
         codes.append(code)
         print(f"run {job.name}: {'finished' if not code else f'failed with exit code {code}'}", file=sys.stderr)
         if code:
@@ -124,18 +132,18 @@ def _train(cells: Sequence[SweepCell], launched: Sequence[str], processes: int) 
         return code != EXIT_INPUT
 
     jobs = [
-        Job(
+        ChildProcess(
             str(cell.folder),
             ["-m", "kdcore", "train", cell.recipe, *cell.overrides],
             cell.folder.with_name(f".{cell.folder.name}.log"),
         )
         for cell in left
     ]
-    run_jobs(jobs, processes, ended)
+    run_children(jobs, processes, ended)
     return next((code for code in codes if code), 0)
 
 
 def _kdcore(arguments: Sequence[str]) -> int:
-    from kdcore.evaluation.pool import run_and_wait
+    from kdcore_evaluation.run.pool import run_and_wait
 
     return run_and_wait(["-m", "kdcore", *arguments])

@@ -11,27 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from kdcore_supervised import LabelledTexts, TokenizedTexts, metrics_of, read_labelled, tokenize
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
-from kdcore.data.labelled import LabelledTexts, read_labelled
-from kdcore.data.labelled_tokens import TokenizedTexts, tokenize
-from kdcore.data.preparation import open_data
-from kdcore.data.shards import PreparedData
-from kdcore.data.tokenizers import load_tokenizer
-from kdcore.evaluation.agreement import compare, mean_pooled
-from kdcore.evaluation.memory import PeakMemory
-from kdcore.evaluation.subjects import bytes_on_disk
-from kdcore.evaluation.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
-from kdcore.tasks.masked_lm import MaskedLM
-from kdcore.tasks.metrics import metrics_of
+from kdcore import MaskedLM, PreparedData, load_tokenizer, open_data
+from kdcore_evaluation.probes.peak_memory import PeakMemory
+from kdcore_evaluation.probes.similarity import compare, mean_pooled
+from kdcore_evaluation.run.evaluated_models import bytes_on_disk
+from kdcore_evaluation.run.outcomes import Outcome
+from kdcore_evaluation.run.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
 
 _BATCH = 32
 _WARM_UP, _FEWEST, _MOST, _SECONDS = 2, 5, 50, 3.0
 _ITERATIONS = 1000
-
-Outcome = dict[str, Any]
 
 
 def cost(source: str, probe: CostProbe) -> Outcome:

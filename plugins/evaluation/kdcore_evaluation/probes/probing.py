@@ -1,4 +1,4 @@
-"""The probes of one model, in a process of their own: `python -m kdcore.evaluation.probing JOB.json`.
+"""The probes of one model, in a process of their own: `python -m kdcore_evaluation.probes.probing JOB.json`.
 
 A process of its own knows what its memory is for, and takes nobody with it when it dies. It writes the outcome of each
 probe as soon as it is known.
@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdcore.errors import EXIT_INPUT, DataError, InputError, KdcoreError
-from kdcore.evaluation.outcomes import write_outcome
+from kdcore import EXIT_INPUT, DataError, InputError, KdcoreError
+from kdcore_evaluation.run.outcomes import write_outcome
 
 
 def main(arguments: list[str]) -> int:
@@ -42,8 +42,8 @@ def run_probe(kind: str, settings: dict[str, Any], source: str, teacher: str | N
     """
     from transformers.utils import logging
 
-    from kdcore.evaluation import probes
-    from kdcore.evaluation.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
+    from kdcore_evaluation.probes import probes
+    from kdcore_evaluation.run.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

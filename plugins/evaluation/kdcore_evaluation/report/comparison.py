@@ -7,10 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcore.evaluation.results import Row
-from kdcore.evaluation.runs import MISSING, Run, check_keys
-from kdcore.evaluation.scores import Column, Labels, Measurement, Score, Table, by_model, chances, make_table, summary
-from kdcore.evaluation.scores import measurements as measurements_of
+from kdcore_evaluation.run.compared_runs import MISSING, ComparedRun, check_keys
+from kdcore_evaluation.run.results import ResultRow
+from kdcore_evaluation.run.scores import (
+    Column,
+    Labels,
+    Measurement,
+    Score,
+    ScoreTable,
+    by_model,
+    chances,
+    make_table,
+    summary,
+)
+from kdcore_evaluation.run.scores import measurements as measurements_of
 
 _REFERENCES = ("teacher", "random", "model")
 
@@ -57,15 +67,15 @@ class Comparison:
         rows: the result rows that went in.
     """
 
-    runs: list[Run]
+    runs: list[ComparedRun]
     by: Labels
     over: str
-    table: Table
+    table: ScoreTable
     curves: dict[str, list[Curve]]
     budget: dict[Labels, dict[float, Score]]
     primary: Column | None
     remarks: list[str]
-    rows: list[Row]
+    rows: list[ResultRow]
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,10 @@ class Results:
     """The result rows of one evaluation, and the folder that their paths are relative to."""
 
     folder: Path
-    rows: list[Row]
+    rows: list[ResultRow]
 
 
-def compare_runs(runs: Sequence[Run], results: Sequence[Results], by: Labels, over: str) -> Comparison:
+def compare_runs(runs: Sequence[ComparedRun], results: Sequence[Results], by: Labels, over: str) -> Comparison:
     """Put runs side by side.
 
     Args:
@@ -121,10 +131,12 @@ def compare_runs(runs: Sequence[Run], results: Sequence[Results], by: Labels, ov
     )
 
 
-def _rows_of(runs: Sequence[Run], results: Iterable[Results]) -> tuple[dict[Path, list[Row]], list[Row]]:
+def _rows_of(
+    runs: Sequence[ComparedRun], results: Iterable[Results]
+) -> tuple[dict[Path, list[ResultRow]], list[ResultRow]]:
     """Rows of each run, and those of the models beside them in the same evaluations."""
-    own: dict[Path, list[Row]] = {run.folder.resolve(): [] for run in runs}
-    others: list[Row] = []
+    own: dict[Path, list[ResultRow]] = {run.folder.resolve(): [] for run in runs}
+    others: list[ResultRow] = []
     for evaluation in results:
         found = False
         for row in evaluation.rows:
@@ -138,21 +150,21 @@ def _rows_of(runs: Sequence[Run], results: Iterable[Results]) -> tuple[dict[Path
     return {run.folder: own[run.folder.resolve()] for run in runs}, others
 
 
-def _group(run: Run, by: Labels, export: str) -> Labels:
+def _group(run: ComparedRun, by: Labels, export: str) -> Labels:
     return tuple(export if key == "export" else run.label(key) or MISSING for key in by)
 
 
-def _repetition(run: Run, over: str, row: Row) -> str:
+def _repetition(run: ComparedRun, over: str, row: ResultRow) -> str:
     return (row.export or "") if over == "export" else run.label(over) or run.name
 
 
-def _last(models: Iterable[list[Row]]) -> list[Row] | None:
+def _last(models: Iterable[list[ResultRow]]) -> list[ResultRow] | None:
     """The rows of a run's best or final student, else of its last."""
     ranked = sorted(models, key=lambda rows: (rows[0].export == "best", rows[0].share or 0.0))
     return ranked[-1] if ranked else None
 
 
-def _reference_name(row: Row) -> str:
+def _reference_name(row: ResultRow) -> str:
     return f"teacher {row.model}" if row.role == "teacher" else row.model
 
 
@@ -160,7 +172,7 @@ def _plural(over: str) -> str:
     return {"seed": "seeds", "run": "runs", "export": "exports", "method": "methods"}.get(over, f"values of {over}")
 
 
-def _primary(table: Table) -> Column | None:
+def _primary(table: ScoreTable) -> Column | None:
     """What is plotted: the average over tasks, else a fine-tuned score, else a probe's."""
     for kind in ("finetune", "linear", "agreement"):
         columns = [column for column in table.columns if column.kind == kind]
@@ -183,7 +195,7 @@ def _scores_by_share(
     return found if any(len(shares) > 1 for shares in found.values()) else {}
 
 
-def _curves(runs: Sequence[Run], by: Labels) -> dict[str, list[Curve]]:
+def _curves(runs: Sequence[ComparedRun], by: Labels) -> dict[str, list[Curve]]:
     found: dict[str, list[Curve]] = {}
     for run in runs:
         training, held_out = _points(run, "train/loss"), _points(run, "held_out/loss")
@@ -192,7 +204,7 @@ def _curves(runs: Sequence[Run], by: Labels) -> dict[str, list[Curve]]:
     return found
 
 
-def _points(run: Run, metric: str) -> list[Point]:
+def _points(run: ComparedRun, metric: str) -> list[Point]:
     return [
         Point(int(row["step"]), float(row["seconds"]) if "seconds" in row else None, float(row[metric]))
         for row in run.metrics
@@ -200,7 +212,7 @@ def _points(run: Run, metric: str) -> list[Point]:
     ]
 
 
-def _run_remarks(runs: Sequence[Run]) -> list[str]:
+def _run_remarks(runs: Sequence[ComparedRun]) -> list[str]:
     remarks = []
     unfinished = [run for run in runs if run.state != "finished"]
     if unfinished:
@@ -228,7 +240,9 @@ def _run_remarks(runs: Sequence[Run]) -> list[str]:
     return remarks
 
 
-def _result_remarks(runs: Sequence[Run], own: Mapping[Path, list[Row]], others: Sequence[Row]) -> list[str]:
+def _result_remarks(
+    runs: Sequence[ComparedRun], own: Mapping[Path, list[ResultRow]], others: Sequence[ResultRow]
+) -> list[str]:
     remarks = []
     everything = [row for rows in own.values() for row in rows] + list(others)
     without = [run.name for run in runs if not own[run.folder]]
@@ -259,7 +273,7 @@ def _result_remarks(runs: Sequence[Run], own: Mapping[Path, list[Row]], others: 
     return remarks
 
 
-def _missing_seeds(own: Mapping[Path, list[Row]], others: Sequence[Row]) -> list[str]:
+def _missing_seeds(own: Mapping[Path, list[ResultRow]], others: Sequence[ResultRow]) -> list[str]:
     rows = [row for found in (*own.values(), others) for row in found if row.kind == "finetune" and row.main]
     cells: dict[tuple[str, str | None, str], set[tuple[float | None, int | None, int | None]]] = {}
     for row in rows:

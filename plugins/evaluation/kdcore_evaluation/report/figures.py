@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from kdcore.evaluation.comparison import Comparison, Curve, Point
-from kdcore.evaluation.markup import datum, legend, region, score_cell, table_of, wrapped
-from kdcore.evaluation.plots import Axis, Mark, Series, plot
-from kdcore.evaluation.scores import Column, Labels, Score
+from kdcore_evaluation.report.comparison import Comparison, Curve, Point
+from kdcore_evaluation.report.markup import datum, legend, region, score_cell, table_of, wrapped
+from kdcore_evaluation.report.plots import Axis, Mark, Series, plot
+from kdcore_evaluation.run.scores import Column, Labels, Score
 
 Styles = Mapping[Labels, int]
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Sequence
 from html import escape
 
-from kdcore.evaluation.plots import swatch
-from kdcore.evaluation.scores import Column, Score
+from kdcore_evaluation.report.plots import swatch
+from kdcore_evaluation.run.scores import Column, Score
 
 
 def datum(value: float, text: str) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 
-from kdcore.evaluation.comparison import Comparison
-from kdcore.evaluation.figures import budget_section, cost_section, loss_section
-from kdcore.evaluation.markup import datum, region, score_cell, table_of, wrapped
-from kdcore.evaluation.scores import Column, Labels, Score, Table
-from kdcore.evaluation.tables import NOTE
-from kdcore.recipe.yaml import dump_yaml
+from kdcore import dump_yaml
+from kdcore_evaluation.report.comparison import Comparison
+from kdcore_evaluation.report.figures import budget_section, cost_section, loss_section
+from kdcore_evaluation.report.markup import datum, region, score_cell, table_of, wrapped
+from kdcore_evaluation.report.table_formats import NOTE
+from kdcore_evaluation.run.scores import Column, Labels, Score, ScoreTable
 
 
 def page(comparison: Comparison) -> str:
@@ -28,7 +28,7 @@ def page(comparison: Comparison) -> str:
     ]
     shown = [(name, title, body) for name, title, body in sections if body]
     title = f"kdcore: {_runs_told(comparison)} compared by {', '.join(comparison.by)}"
-    css = resources.files("kdcore.evaluation").joinpath("page.css").read_text(encoding="utf-8")
+    css = resources.files("kdcore_evaluation.report").joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text, _ in shown)
     body = "".join(
         f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(text)}</h2>\n{part}</section>\n'
@@ -106,7 +106,7 @@ def _scores(comparison: Comparison) -> str:
     return f'{region("Scores", whole)}{below}<p class="quiet">{escape(" ".join(notes))}</p>'
 
 
-def _rows(table: Table, groups: Mapping[Labels, Mapping[Column, Score]]) -> str:
+def _rows(table: ScoreTable, groups: Mapping[Labels, Mapping[Column, Score]]) -> str:
     lines = []
     for labels, scores in groups.items():
         span = len(table.keys) - len(labels) + 1
@@ -181,5 +181,5 @@ def _grid(comparison: Comparison) -> str:
         f"Fine-tuned with learning rates {values(f'{row.learning_rate:g}' for row in rows)}, "
         f"batch sizes {values(row.batch_size for row in rows)} and seeds {values(row.seed for row in rows)}; of each "
         "model and task those are shown that score best on the validation split. "
-        "Every cell's recipe stands in its result row."
+        "Every trial's recipe is in its result row."
     )

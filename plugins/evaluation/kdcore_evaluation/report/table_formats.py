@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
-from kdcore.evaluation.scores import Column, Labels, Score, Table
+from kdcore_evaluation.run.scores import Column, Labels, Score, ScoreTable
 
 NOTE = (
     "Mean ± sample standard deviation (repetitions). The best of a column is marked where it differs from every other "
@@ -20,7 +20,7 @@ _LATEX = {
 }
 
 
-def terminal(table: Table) -> str:
+def terminal(table: ScoreTable) -> str:
     """Aligned columns, `*` behind the best."""
     rows = _texts(table, lambda column, score: shown(column, score) + ("*" if score.best else ""))
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
@@ -29,7 +29,7 @@ def terminal(table: Table) -> str:
     return "\n".join([*lines, *_chance_lines(table), *_note(table, "*")])
 
 
-def markdown(table: Table) -> str:
+def markdown(table: ScoreTable) -> str:
     """A Markdown table, the best in bold."""
 
     def cell(column: Column, score: Score) -> str:
@@ -42,7 +42,7 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", *_chance_lines(table), *_note(table, "bold")])
 
 
-def csv_text(table: Table) -> str:
+def csv_text(table: ScoreTable) -> str:
     """One line a group and column, with all digits."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -59,7 +59,7 @@ def csv_text(table: Table) -> str:
     return file.getvalue().rstrip("\n")
 
 
-def latex(table: Table) -> str:
+def latex(table: ScoreTable) -> str:
     """A tabular with booktabs' rules, the best in bold."""
 
     def cell(column: Column, score: Score) -> str:
@@ -91,7 +91,7 @@ def shown(column: Column, score: Score) -> str:
 
 
 def _texts(
-    table: Table, cell: Callable[[Column, Score], str], escape: Callable[[str], str] = lambda text: text
+    table: ScoreTable, cell: Callable[[Column, Score], str], escape: Callable[[str], str] = lambda text: text
 ) -> list[list[str]]:
     """Header and rows as texts, references last."""
     rows = [[escape(text) for text in (*table.keys, *(column.title for column in table.columns))]]
@@ -101,12 +101,12 @@ def _texts(
     return rows
 
 
-def _padded(labels: Labels, table: Table) -> Sequence[str]:
+def _padded(labels: Labels, table: ScoreTable) -> Sequence[str]:
     """A reference has a name only."""
     return [*labels, *[""] * (len(table.keys) - len(labels))]
 
 
-def _chance_lines(table: Table) -> list[str]:
+def _chance_lines(table: ScoreTable) -> list[str]:
     return [
         f"{column.title}: always saying the most frequent class gives {share:.3f}"
         for column, share in table.chance.items()
@@ -114,7 +114,7 @@ def _chance_lines(table: Table) -> list[str]:
     ]
 
 
-def _note(table: Table, mark: str) -> list[str]:
+def _note(table: ScoreTable, mark: str) -> list[str]:
     spread = any(score.deviation is not None for scores in table.groups.values() for score in scores.values())
     return [NOTE.replace("is marked", f"is marked ({mark})")] if spread else []
 

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcore.errors import InputError
-from kdcore.recipe.loading import load_recipe
-from kdcore.recipe.yaml import Plain
-from kdcore.trackers.jsonl import read_metrics
+from kdcore import InputError, load_recipe, read_metrics
 
 WORDS = ("method", "run", "seed", "export")
 MISSING = "none"
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """A run that is compared.
 
     Attributes:
@@ -37,8 +34,8 @@ class Run:
     folder: Path
     name: str
     state: str
-    recipe: dict[str, Plain]
-    stated: dict[str, Plain]
+    recipe: dict[str, Any]
+    stated: dict[str, Any]
     metrics: list[dict[str, Any]]
     data: str | None
     teacher: str | None
@@ -66,7 +63,7 @@ class Run:
         return None if value is None else describe(value)
 
 
-def describe(value: Plain) -> str:
+def describe(value: Any) -> str:
     """A value of a recipe in one line."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {describe(one)}" for key, one in value.items()) or "{}"
@@ -79,7 +76,7 @@ def describe(value: Plain) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def read_run(folder: Path, state: str) -> Run:
+def read_run(folder: Path, state: str) -> ComparedRun:
     """Read a run folder.
 
     Args:
@@ -96,7 +93,7 @@ def read_run(folder: Path, state: str) -> Run:
     weights = environment.get("teacher_sha256")
     if weights:
         teacher = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
-    return Run(
+    return ComparedRun(
         folder=folder.absolute(),
         name=f"{recipe.settings.run.name}/{recipe.settings.run.id}",
         state=state,
@@ -108,7 +105,7 @@ def read_run(folder: Path, state: str) -> Run:
     )
 
 
-def check_keys(runs: Sequence[Run], keys: Sequence[str]) -> None:
+def check_keys(runs: Sequence[ComparedRun], keys: Sequence[str]) -> None:
     """Refuse keys that no run has.
 
     Raises:
@@ -127,7 +124,7 @@ def check_keys(runs: Sequence[Run], keys: Sequence[str]) -> None:
         )
 
 
-def _sections(settings: dict[str, Plain], stated: dict[str, Plain]) -> dict[str, Plain]:
+def _sections(settings: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
     """Stated sections over the defaults of the core's keys."""
     return {
         key: {**settings[key], **value} if isinstance(value, dict) and isinstance(settings.get(key), dict) else value
@@ -136,7 +133,7 @@ def _sections(settings: dict[str, Plain], stated: dict[str, Plain]) -> dict[str,
     }
 
 
-def _dotted(value: Plain, prefix: str = "") -> list[str]:
+def _dotted(value: Any, prefix: str = "") -> list[str]:
     if not isinstance(value, dict):
         return [prefix]
     inner = [name for key, one in value.items() for name in _dotted(one, f"{prefix}.{key}" if prefix else str(key))]

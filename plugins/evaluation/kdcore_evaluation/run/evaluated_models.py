@@ -12,13 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore.errors import DataError, InputError
-from kdcore.evaluation.suite import Reference
-from kdcore.recipe.loading import load_recipe
-from kdcore.recipe.paths import resolve_path
-from kdcore.utils.hashing import sha256_of_file
+from kdcore import DataError, InputError, load_recipe, resolve_path, sha256_of_file
+from kdcore_evaluation.run.suite import Reference
 
-Role = Literal["student", "teacher", "random", "model"]
+ModelRole = Literal["student", "teacher", "random", "model"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _MODEL_FILES = (*_WEIGHTS, "*.json", "*.txt", "*.model", "*.py")
@@ -38,7 +35,7 @@ _NOT_SIZES = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model to measure.
 
     Attributes:
@@ -55,7 +52,7 @@ class Subject:
     """
 
     name: str
-    role: Role
+    role: ModelRole
     source: str
     given: str
     component: str
@@ -111,9 +108,9 @@ def _known_keys(model_type: str) -> frozenset[str] | None:
     return frozenset(config.to_dict()) | frozenset(config.attribute_map)
 
 
-def find_subjects(
+def find_models(
     places: Sequence[str], exports: Sequence[str] | None, references: Iterable[Reference], remark: Callable[[str], None]
-) -> list[Subject]:
+) -> list[EvaluatedModel]:
     """Every model that is meant.
 
     Args:
@@ -125,12 +122,12 @@ def find_subjects(
     Raises:
         InputError: nothing to evaluate is found in a place.
     """
-    found: list[Subject] = []
+    found: list[EvaluatedModel] = []
     for place in places:
         path = Path(place)
         runs = [path] if _is_run(path) else _runs_below(path)
         if runs:
-            of_runs = [subject for run in runs for subject in _of_run(run, exports, remark)]
+            of_runs = [model for run in runs for model in _of_run(run, exports, remark)]
             if not of_runs:
                 raise InputError(
                     "there is nothing to evaluate: no student was exported" + _wanted(exports),
@@ -162,7 +159,7 @@ def _runs_below(path: Path, depth: int = 2) -> list[Path]:
     return found
 
 
-def _of_run(run: Path, exports: Sequence[str] | None, remark: Callable[[str], None]) -> list[Subject]:
+def _of_run(run: Path, exports: Sequence[str] | None, remark: Callable[[str], None]) -> list[EvaluatedModel]:
     folder = run / "exports"
     there = (
         [path.name for path in sorted(folder.iterdir()) if (path / "config.json").is_file()] if folder.is_dir() else []
@@ -185,7 +182,7 @@ def _of_run(run: Path, exports: Sequence[str] | None, remark: Callable[[str], No
     settings = recipe.settings
     teacher = (settings.teacher or {}).get("path")
     return [
-        Subject(
+        EvaluatedModel(
             name=f"{settings.run.name}/{settings.run.id}" + ("" if name == "final" else f" {name}"),
             role="student",
             source=str((folder / name).absolute()),
@@ -207,7 +204,7 @@ def _latest(there: Sequence[str]) -> list[str]:
     return [max(shares, key=shares.__getitem__)] if shares else list(there[:1])
 
 
-def _of_folder(place: str, role: Role = "model", component: str = "transformers") -> Subject:
+def _of_folder(place: str, role: ModelRole = "model", component: str = "transformers") -> EvaluatedModel:
     """A model folder, or a model of a hub, whose files are fetched now."""
     folder = Path(place)
     if not folder.is_dir():
@@ -219,7 +216,7 @@ def _of_folder(place: str, role: Role = "model", component: str = "transformers"
     name = place if folder != Path(place) else "/".join(Path(os.path.abspath(place)).parts[-2:])
     given = place if folder != Path(place) else str(folder.absolute())
     source = str(folder.absolute())
-    return Subject(name, role, source, given, component, (), None, None, None, fingerprint(folder))
+    return EvaluatedModel(name, role, source, given, component, (), None, None, None, fingerprint(folder))
 
 
 def _fetch(name: str) -> Path:
@@ -254,33 +251,35 @@ def _digest(folder: Path, patterns: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _references(found: Sequence[Subject], wanted: set[Reference], remark: Callable[[str], None]) -> list[Subject]:
-    added: list[Subject] = []
-    students = [subject for subject in found if subject.role == "student"]
+def _references(
+    found: Sequence[EvaluatedModel], wanted: set[Reference], remark: Callable[[str], None]
+) -> list[EvaluatedModel]:
+    added: list[EvaluatedModel] = []
+    students = [model for model in found if model.role == "student"]
     if wanted and not students:
         remark("the suite's `references` are those of runs; none is given, so they are left out")
-    for subject in students:
-        if "teacher" in wanted and subject.teacher is not None:
-            added.append(_of_folder(subject.teacher, "teacher", _teacher_component(subject)))
+    for model in students:
+        if "teacher" in wanted and model.teacher is not None:
+            added.append(_of_folder(model.teacher, "teacher", _teacher_component(model)))
         if "random" in wanted:
-            added.append(_random(subject))
+            added.append(_random(model))
     return added
 
 
-def _teacher_component(subject: Subject) -> str:
-    assert subject.run is not None
-    teacher = load_recipe(subject.run / "recipe.yaml").settings.teacher or {}
+def _teacher_component(model: EvaluatedModel) -> str:
+    assert model.run is not None
+    teacher = load_recipe(model.run / "recipe.yaml").settings.teacher or {}
     return str(teacher.get("name", "transformers"))
 
 
-def _random(subject: Subject) -> Subject:
-    config = subject.config()
-    digest = hashlib.sha256(json.dumps([subject.component, config], sort_keys=True).encode())
-    digest.update(_digest(Path(subject.source), ("token*.json", "vocab.*", "special*.json", "*.model")).encode())
+def _random(model: EvaluatedModel) -> EvaluatedModel:
+    config = model.config()
+    digest = hashlib.sha256(json.dumps([model.component, config], sort_keys=True).encode())
+    digest.update(_digest(Path(model.source), ("token*.json", "vocab.*", "special*.json", "*.model")).encode())
     layers = config.get("num_hidden_layers", config.get("n_layers", "?"))
     width = config.get("hidden_size", config.get("dim", "?"))
     return replace(
-        subject,
+        model,
         name=f"random weights ({config.get('model_type', 'model')}, {layers} blocks of {width})",
         role="random",
         run=None,
@@ -290,10 +289,10 @@ def _random(subject: Subject) -> Subject:
     )
 
 
-def _unique(subjects: Iterable[Subject]) -> list[Subject]:
+def _unique(models: Iterable[EvaluatedModel]) -> list[EvaluatedModel]:
     """Each once: runs often share their teacher and their architecture."""
-    found: dict[tuple[str, str, str | None], Subject] = {}
-    for subject in subjects:
-        key = (subject.role, subject.sha256, subject.source if subject.role in ("student", "model") else None)
-        found.setdefault(key, subject)
+    found: dict[tuple[str, str, str | None], EvaluatedModel] = {}
+    for model in models:
+        key = (model.role, model.sha256, model.source if model.role in ("student", "model") else None)
+        found.setdefault(key, model)
     return list(found.values())

@@ -10,20 +10,27 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kdcore.data.preparation import open_data
-from kdcore.data.staging import locked
-from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_TRAINING, InputError
-from kdcore.evaluation.cells import Cell, make_cells, read_task
-from kdcore.evaluation.outcomes import Outcome, collect_finetuning, place_of, read_outcome, rows_of
-from kdcore.evaluation.pool import Job, run_jobs
-from kdcore.evaluation.results import Row, merged_rows, read_rows, write_rows
-from kdcore.evaluation.subjects import Subject
-from kdcore.evaluation.suite import Suite
-from kdcore.recipe.loading import load_recipe
-from kdcore.recipe.yaml import dump_yaml
-from kdcore.tasks.metrics import require_libraries
+from kdcore_supervised import require_libraries
 
-CELLS = "cells"
+from kdcore import (
+    EXIT_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_MACHINE,
+    EXIT_TRAINING,
+    InputError,
+    dump_yaml,
+    load_recipe,
+    locked,
+    open_data,
+)
+from kdcore_evaluation.run.evaluated_models import EvaluatedModel
+from kdcore_evaluation.run.outcomes import Outcome, collect_finetuning, place_of, read_outcome, rows_of
+from kdcore_evaluation.run.pool import ChildProcess, run_children
+from kdcore_evaluation.run.results import ResultRow, merged_rows, read_rows, write_rows
+from kdcore_evaluation.run.suite import Suite
+from kdcore_evaluation.run.trials import Trial, make_trials, read_task
+
+TRIALS_FOLDER = "cells"  # as in results that are already stored
 _SHOWN_CHARACTERS = 4000
 _WORST_FIRST = (EXIT_INTERRUPTED, EXIT_INPUT, EXIT_TRAINING, EXIT_MACHINE)
 
@@ -39,16 +46,16 @@ class Evaluation:
     Attributes:
         folder: where everything lies.
         rows: all result rows of the models that were measured now.
-        failed: exit code of each cell that has failed.
+        failed: exit code of each trial that has failed.
     """
 
     folder: Path
-    rows: list[Row]
+    rows: list[ResultRow]
     failed: dict[str, int] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing failed; 130 if a cell was interrupted, which ends the evaluation; else 2 before 3 before 1."""
+        """0 if nothing failed; 130 if a trial was interrupted, which ends the evaluation; else 2 before 3 before 1."""
         codes = set(self.failed.values())
         return next((code for code in _WORST_FIRST if code in codes), EXIT_MACHINE if codes else 0)
 
@@ -58,7 +65,7 @@ class Evaluator:
 
     Arguments of the constructor:
         suite: the suite.
-        folder: gets `results.jsonl`, `results.parquet`, and a folder for each cell.
+        folder: gets `results.jsonl`, `results.parquet`, and a folder for each trial.
         cache: where prepared data is kept.
         say: told how it goes.
     """
@@ -72,15 +79,19 @@ class Evaluator:
         self._suite = (suite.name, hashlib.sha256(content.encode()).hexdigest())
         self._failed: dict[str, int] = {}
         self._outcomes: dict[str, Outcome] = {}
-        self._before: list[Row] = []
+        self._before: list[ResultRow] = []
 
     def run(
-        self, subjects: Sequence[Subject], slots: int, launch: Launch | None = None, finished: Finished | None = None
+        self,
+        models: Sequence[EvaluatedModel],
+        slots: int,
+        launch: Launch | None = None,
+        finished: Finished | None = None,
     ) -> Evaluation:
         """Measure all that is not yet measured.
 
         Args:
-            subjects: the models.
+            models: the models.
             slots: how many fine-tunings run at once.
             launch: trains recipes elsewhere, waits, and gives an exit code; without it they are trained here.
             finished: whether a run that was launched has come to its end.
@@ -92,24 +103,24 @@ class Evaluator:
             require_libraries()
         self.tasks = {label: read_task(label, task) for label, task in self.suite.all_tasks.items()}
         texts = self._texts()
-        self.cells = make_cells(self.suite, subjects, self.tasks, texts)
+        self.trials = make_trials(self.suite, models, self.tasks, texts)
         with self._lock():
             self._check_recipes()
             self._remember_suite()
             self._before = read_rows(self.folder)
             self._write_rows()
             unfinished = self._unfinished()
-            every = {cell.id for cell in self.cells}
+            every = {trial.id for trial in self.trials}
             if len(unfinished) < len(every):
-                self.say(f"{len(every) - len(unfinished)} of {len(every)} cells are finished already")
+                self.say(f"{len(every) - len(unfinished)} of {len(every)} trials are finished already")
             try:
-                self._run_probes([cell for cell in unfinished if cell.kind != "finetune"])
-                cells = [cell for cell in unfinished if cell.kind == "finetune"]
+                self._run_probes([trial for trial in unfinished if trial.kind != "finetune"])
+                trials = [trial for trial in unfinished if trial.kind == "finetune"]
                 if EXIT_INPUT not in self._failed.values():
                     if launch is None or finished is None:
-                        self._train(cells, slots)
+                        self._train(trials, slots)
                     else:
-                        self._launch(cells, launch, finished)
+                        self._launch(trials, launch, finished)
             finally:
                 rows = self._write_rows()
         return Evaluation(self.folder, rows, self._failed)
@@ -135,131 +146,133 @@ class Evaluator:
         text = dump_yaml(self.suite.model_dump(mode="json", exclude_none=True))
         (self.folder / "suite.yaml").write_text(text, encoding="utf-8")
 
-    def _unfinished(self) -> list[Cell]:
-        found = {cell.id: cell for cell in reversed(self.cells)}  # of equal ones the first
-        return [cell for cell in self.cells if found[cell.id] is cell and read_outcome(self._place(cell)) is None]
+    def _unfinished(self) -> list[Trial]:
+        found = {trial.id: trial for trial in reversed(self.trials)}  # of equal ones the first
+        return [trial for trial in self.trials if found[trial.id] is trial and read_outcome(self._place(trial)) is None]
 
-    def _place(self, cell: Cell) -> Path:
-        return self.folder / CELLS / cell.id
+    def _place(self, trial: Trial) -> Path:
+        return self.folder / TRIALS_FOLDER / trial.id
 
-    def _recipe(self, cell: Cell) -> Path:
-        return self.folder / "recipes" / f"{cell.id}.yaml"
+    def _recipe(self, trial: Trial) -> Path:
+        return self.folder / "recipes" / f"{trial.id}.yaml"
 
     def _check_recipes(self) -> None:
         """One recipe of each model and task, so that mistakes are told at once."""
         seen: set[tuple[str, str | None]] = set()
-        for cell in self.cells:
-            if cell.kind == "finetune" and (cell.subject.sha256, cell.task) not in seen:
-                seen.add((cell.subject.sha256, cell.task))
-                load_recipe(self._write_recipe(cell)).components()
-                self._tell_other_classes(cell)
+        for trial in self.trials:
+            if trial.kind == "finetune" and (trial.model.sha256, trial.task) not in seen:
+                seen.add((trial.model.sha256, trial.task))
+                load_recipe(self._write_recipe(trial)).components()
+                self._tell_other_classes(trial)
 
-    def _tell_other_classes(self, cell: Cell) -> None:
-        theirs, task = cell.subject.classes(), self.tasks[cell.task or ""].task
+    def _tell_other_classes(self, trial: Trial) -> None:
+        theirs, task = trial.model.classes(), self.tasks[trial.task or ""].task
         if theirs and theirs != task.data.classes:
             ours = ", ".join(task.data.classes) or "numbers"
-            head = f"comes with a head for other labels ({', '.join(theirs)}) than those of {cell.task} ({ours})"
-            self.say(f"{cell.subject.name} {head}: it gets a new one")
+            head = f"comes with a head for other labels ({', '.join(theirs)}) than those of {trial.task} ({ours})"
+            self.say(f"{trial.model.name} {head}: it gets a new one")
 
-    def _write_recipe(self, cell: Cell) -> Path:
-        path = self._recipe(cell)
-        run = {"name": CELLS, "id": cell.id, "folder": str(self.folder)}
-        text = f"# {cell}\n{dump_yaml({'run': run, **cell.settings})}"
-        if path.is_file() and path.read_text(encoding="utf-8") != text and read_outcome(self._place(cell)) is None:
-            shutil.rmtree(self._place(cell), ignore_errors=True)  # begun with the model or the data elsewhere
+    def _write_recipe(self, trial: Trial) -> Path:
+        path = self._recipe(trial)
+        run = {"name": TRIALS_FOLDER, "id": trial.id, "folder": str(self.folder)}
+        text = f"# {trial}\n{dump_yaml({'run': run, **trial.settings})}"
+        if path.is_file() and path.read_text(encoding="utf-8") != text and read_outcome(self._place(trial)) is None:
+            shutil.rmtree(self._place(trial), ignore_errors=True)  # begun with the model or the data elsewhere
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         return path
 
-    def _run_probes(self, cells: Sequence[Cell]) -> None:
+    def _run_probes(self, trials: Sequence[Trial]) -> None:
         """One process a model, one after the other: speed is measured alone."""
-        jobs: dict[str, list[Cell]] = {}
-        for cell in cells:
-            jobs.setdefault(f"{cell.subject.role} {cell.subject.source}", []).append(cell)
+        jobs: dict[str, list[Trial]] = {}
+        for trial in trials:
+            jobs.setdefault(f"{trial.model.role} {trial.model.source}", []).append(trial)
         for own in jobs.values():
-            subject = own[0].subject
-            self.say(f"probing {subject.name}: {', '.join(cell.kind for cell in own)}")
+            model = own[0].model
+            self.say(f"probing {model.name}: {', '.join(trial.kind for trial in own)}")
             path = self.folder / "logs" / f"{own[0].id}.json"
             path.parent.mkdir(exist_ok=True)
-            probes = [{"kind": cell.kind, "settings": cell.settings, "folder": str(self._place(cell))} for cell in own]
-            job = {"source": subject.source, "teacher": subject.teacher, "cache": str(self.cache), "probes": probes}
+            probes = [
+                {"kind": trial.kind, "settings": trial.settings, "folder": str(self._place(trial))} for trial in own
+            ]
+            job = {"source": model.source, "teacher": model.teacher, "cache": str(self.cache), "probes": probes}
             path.write_text(json.dumps(job), encoding="utf-8")
-            arguments = ["-m", "kdcore.evaluation.probing", str(path)]
-            run_jobs([Job(subject.name, arguments, path.with_suffix(".log"))], 1, self._probed)
+            arguments = ["-m", "kdcore_evaluation.probes.probing", str(path)]
+            run_children([ChildProcess(model.name, arguments, path.with_suffix(".log"))], 1, self._probed)
             path.unlink()
-            for cell in own:
-                skipped = (read_outcome(self._place(cell)) or {}).get("skipped")
+            for trial in own:
+                skipped = (read_outcome(self._place(trial)) or {}).get("skipped")
                 if skipped is not None:
-                    self.say(f"{cell}: left out: {skipped}")
+                    self.say(f"{trial}: left out: {skipped}")
 
-    def _probed(self, job: Job, code: int) -> bool:
+    def _probed(self, job: ChildProcess, code: int) -> bool:
         if code:
             self._tell_failure(job, code)
         else:
             job.log.unlink(missing_ok=True)
         return code == 0
 
-    def _train(self, cells: Sequence[Cell], slots: int) -> None:
-        jobs, known = [], {cell.id: cell for cell in cells}
-        for cell in cells:
-            arguments = ["-m", "kdcore", "train", str(self._write_recipe(cell))]
-            jobs.append(Job(cell.id, arguments, self.folder / "logs" / f"{cell.id}.log"))
+    def _train(self, trials: Sequence[Trial], slots: int) -> None:
+        jobs, known = [], {trial.id: trial for trial in trials}
+        for trial in trials:
+            arguments = ["-m", "kdcore", "train", str(self._write_recipe(trial))]
+            jobs.append(ChildProcess(trial.id, arguments, self.folder / "logs" / f"{trial.id}.log"))
         if jobs:
             self.say(f"{len(jobs)} fine-tunings, {min(slots, len(jobs))} at a time")
         count = 0
 
-        def ended(job: Job, code: int) -> bool:
+        def ended(job: ChildProcess, code: int) -> bool:
             nonlocal count
             count += 1
-            cell = known[job.name]
+            trial = known[job.name]
             if code:
-                self._tell_failure(replace(job, name=str(cell)), code)
+                self._tell_failure(replace(job, name=str(trial)), code)
                 return code not in (EXIT_INPUT, EXIT_INTERRUPTED)
-            self._collect(cell, f"{count} of {len(jobs)}")
+            self._collect(trial, f"{count} of {len(jobs)}")
             self._write_rows()
             job.log.unlink(missing_ok=True)
             return True
 
-        run_jobs(jobs, slots, ended)
+        run_children(jobs, slots, ended)
 
-    def _launch(self, cells: Sequence[Cell], launch: Launch, finished: Finished) -> None:
-        if not cells:
+    def _launch(self, trials: Sequence[Trial], launch: Launch, finished: Finished) -> None:
+        if not trials:
             return
-        code = launch([self._write_recipe(cell) for cell in cells])
-        for number, cell in enumerate(cells, 1):
-            if finished(self._place(cell)):
-                self._collect(cell, f"{number} of {len(cells)}")
+        code = launch([self._write_recipe(trial) for trial in trials])
+        for number, trial in enumerate(trials, 1):
+            if finished(self._place(trial)):
+                self._collect(trial, f"{number} of {len(trials)}")
             else:
-                self._failed[str(cell)] = code or EXIT_MACHINE
-                self.say(f"{cell}: not finished; see {self._place(cell)}")
+                self._failed[str(trial)] = code or EXIT_MACHINE
+                self.say(f"{trial}: not finished; see {self._place(trial)}")
 
-    def _collect(self, cell: Cell, number: str) -> None:
-        assert cell.task is not None
-        collect_finetuning(self._place(cell), self.tasks[cell.task])
-        outcome = read_outcome(self._place(cell)) or {}
+    def _collect(self, trial: Trial, number: str) -> None:
+        assert trial.task is not None
+        collect_finetuning(self._place(trial), self.tasks[trial.task])
+        outcome = read_outcome(self._place(trial)) or {}
         scores = [
             f"{one['split']} {one['value']:.4f}"
             for one in outcome["measured"]
-            if one["metric"] == self.tasks[cell.task].task.main_metric
+            if one["metric"] == self.tasks[trial.task].task.main_metric
         ]
-        self.say(f"{number}: {cell}: {self.tasks[cell.task].task.main_metric} {', '.join(scores)}")
+        self.say(f"{number}: {trial}: {self.tasks[trial.task].task.main_metric} {', '.join(scores)}")
 
-    def _tell_failure(self, job: Job, code: int) -> None:
+    def _tell_failure(self, job: ChildProcess, code: int) -> None:
         self._failed[job.name] = code
         log = job.log.read_text(encoding="utf-8", errors="replace").strip()
         at = log.rfind("error: ")
         said = log[at:] if at >= 0 else log[-_SHOWN_CHARACTERS:]
         self.say(f"{job.name}: failed with exit code {code} ({job.log}):\n{said}")
 
-    def _write_rows(self) -> list[Row]:
+    def _write_rows(self) -> list[ResultRow]:
         """Write the rows of all that is finished, beside those of models that were measured before."""
-        now: list[Row] = []
-        for cell in self.cells:
-            outcome = self._outcomes.get(cell.id) or read_outcome(self._place(cell))
+        now: list[ResultRow] = []
+        for trial in self.trials:
+            outcome = self._outcomes.get(trial.id) or read_outcome(self._place(trial))
             if outcome is not None:
-                self._outcomes[cell.id] = outcome
-                known = self.tasks[cell.task] if cell.task is not None else None
-                now += rows_of(cell, outcome, known, self._suite, self.folder)
-        measured = {(cell.subject.role, place_of(cell.subject, self.folder)) for cell in self.cells}
+                self._outcomes[trial.id] = outcome
+                known = self.tasks[trial.task] if trial.task is not None else None
+                now += rows_of(trial, outcome, known, self._suite, self.folder)
+        measured = {(trial.model.role, place_of(trial.model, self.folder)) for trial in self.trials}
         write_rows(self.folder, merged_rows(self._before, now, measured))
         return now

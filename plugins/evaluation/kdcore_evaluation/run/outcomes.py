@@ -1,4 +1,4 @@
-"""What a cell has measured: `result.json` in its folder, which is there once the cell is finished."""
+"""What a trial has measured: `result.json` in its folder, which is there once the trial is finished."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kdcore_supervised import metrics_of
 
-from kdcore.data.staging import whole_file
-from kdcore.errors import DataError
-from kdcore.evaluation.cells import Cell, TaskData
-from kdcore.evaluation.results import Row, relative
-from kdcore.evaluation.subjects import Subject
-from kdcore.tasks.metrics import metrics_of
-from kdcore.trackers.jsonl import read_metrics
+from kdcore import DataError, read_metrics, whole_file
+from kdcore_evaluation.run.evaluated_models import EvaluatedModel
+from kdcore_evaluation.run.results import ResultRow, relative
+from kdcore_evaluation.run.trials import TaskData, Trial
 
 RESULT = "result.json"
 PREDICTIONS = "predictions"
@@ -30,7 +28,7 @@ Outcome = dict[str, Any]
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """What a cell has measured; None if it is not finished."""
+    """What a trial has measured; None if it is not finished."""
     try:
         outcome: Outcome = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -39,7 +37,7 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Write what a cell has measured, whole or not at all."""
+    """Write what a trial has measured, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     whole = {"versions": versions(), **outcome, "finished": finished}
@@ -77,31 +75,33 @@ def collect_finetuning(folder: Path, known: TaskData) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def rows_of(cell: Cell, outcome: Outcome, known: TaskData | None, suite: tuple[str, str], folder: Path) -> list[Row]:
-    """Result rows of a finished cell.
+def rows_of(
+    trial: Trial, outcome: Outcome, known: TaskData | None, suite: tuple[str, str], folder: Path
+) -> list[ResultRow]:
+    """Result rows of a finished trial.
 
     Args:
-        cell: the cell.
+        trial: the trial.
         outcome: what it has measured.
         known: what is known of its task, if it has one.
         suite: name of the suite, and its fingerprint.
         folder: of the evaluation.
     """
-    subject = cell.subject
+    model = trial.model
     return [
-        Row(
-            model=subject.name,
-            role=subject.role,
-            source=place_of(subject, folder),
-            model_sha256=subject.sha256,
-            run=relative(subject.run, folder) if subject.run is not None else None,
-            export=subject.export,
-            share=subject.share,
+        ResultRow(
+            model=model.name,
+            role=model.role,
+            source=place_of(model, folder),
+            model_sha256=model.sha256,
+            run=relative(model.run, folder) if model.run is not None else None,
+            export=model.export,
+            share=model.share,
             suite=suite[0],
             suite_sha256=suite[1],
-            cell=cell.id,
-            kind=cell.kind,
-            task=cell.task,
+            cell=trial.id,
+            kind=trial.kind,
+            task=trial.task,
             split=one["split"],
             metric=one["metric"],
             main=known is None or one["metric"] == known.task.main_metric,
@@ -109,13 +109,13 @@ def rows_of(cell: Cell, outcome: Outcome, known: TaskData | None, suite: tuple[s
             higher_is_better=one["higher_is_better"],
             chance=known.majority.get(one["split"]) if known is not None else None,
             examples=one["examples"],
-            learning_rate=cell.learning_rate,
-            batch_size=cell.batch_size,
-            seed=cell.seed,
+            learning_rate=trial.learning_rate,
+            batch_size=trial.batch_size,
+            seed=trial.seed,
             seconds=float(outcome.get("seconds", 0.0)),
-            data=cell.data,
+            data=trial.data,
             labels=",".join(known.task.data.classes) if known is not None else None,
-            recipe=json.dumps(cell.settings, sort_keys=True),
+            recipe=json.dumps(trial.settings, sort_keys=True),
             versions=json.dumps(outcome.get("versions", {}), sort_keys=True),
             device=str(outcome.get("device", "")),
             finished=str(outcome.get("finished", "")),
@@ -124,9 +124,9 @@ def rows_of(cell: Cell, outcome: Outcome, known: TaskData | None, suite: tuple[s
     ]
 
 
-def place_of(subject: Subject, folder: Path) -> str:
+def place_of(model: EvaluatedModel, folder: Path) -> str:
     """Where a model is, as rows hold it: relative to the evaluation's folder, or its name on a hub."""
-    return relative(subject.given, folder) if os.path.isabs(subject.given) else subject.given
+    return relative(model.given, folder) if os.path.isabs(model.given) else model.given
 
 
 def _predictions(folder: Path, known: TaskData) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:

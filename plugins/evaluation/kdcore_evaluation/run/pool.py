@@ -19,7 +19,7 @@ _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
-class Job:
+class ChildProcess:
     """A command to run.
 
     Attributes:
@@ -35,7 +35,7 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_jobs(jobs: Sequence[Job], slots: int, ended: Callable[[Job, int], bool]) -> None:
+def run_children(jobs: Sequence[ChildProcess], slots: int, ended: Callable[[ChildProcess, int], bool]) -> None:
     """Run all jobs, `slots` at a time.
 
     However this process ends, even by SIGKILL, what it has started ends too (on Linux). Interrupted, it asks them to
@@ -48,7 +48,7 @@ def run_jobs(jobs: Sequence[Job], slots: int, ended: Callable[[Job, int], bool])
             it gives False no further job is started.
     """
     waiting = list(jobs)
-    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    running: dict[int, tuple[ChildProcess, subprocess.Popen[bytes]]] = {}
     devices = _devices()
     try:
         while waiting or running:
@@ -68,7 +68,7 @@ def run_jobs(jobs: Sequence[Job], slots: int, ended: Callable[[Job, int], bool])
 
 
 def run_and_wait(arguments: Sequence[str]) -> int:
-    """Run one command of this Python, such as `-m kdcore launch ...`, and give its exit code, as `run_jobs` does.
+    """Run one command of this Python, such as `-m kdcore launch ...`, and give its exit code, as `run_children` does.
 
     Interrupted, it asks the command to stop, and waits until it has: `subprocess.run` would kill it a moment later.
     """
@@ -85,7 +85,7 @@ def _exit_code(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _start(job: Job, slots: int, device: str | None) -> subprocess.Popen[bytes]:
+def _start(job: ChildProcess, slots: int, device: str | None) -> subprocess.Popen[bytes]:
     environment = {**os.environ, **job.environment}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, _processors() // slots)))
     if device is not None:

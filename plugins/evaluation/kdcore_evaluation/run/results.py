@@ -1,4 +1,4 @@
-"""Result rows: one a model, task, cell and metric, in Parquet and as lines of JSON."""
+"""Result rows: one a model, task, trial and metric, in Parquet and as lines of JSON."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from kdcore.data.staging import whole_file
-from kdcore.errors import DataError
+from kdcore import DataError, whole_file
 
 JSON_LINES = "results.jsonl"
 PARQUET = "results.parquet"
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One number, and everything that is needed to get it again.
 
     Attributes:
@@ -30,7 +29,7 @@ class Row:
         share: of the run's budget at which it was exported; 1 at the end.
         suite: name of the suite.
         suite_sha256: over its resolved content.
-        cell: id of the measurement.
+        cell: id of the trial.
         kind: `finetune`, or which probe.
         task: label of the task; None for probes without one.
         split: part of the labelled texts, such as `validation` or `test`; `held_out` for text.
@@ -41,7 +40,7 @@ class Row:
         chance: share of the most frequent class in that part, for classes.
         examples: how many texts or sequences it is about.
         learning_rate, batch_size, seed: of the fine-tuning.
-        seconds: that the cell took.
+        seconds: that the trial took.
         data: fingerprint of what was read.
         labels: classes in the order of the outputs, joined by commas; empty for numbers.
         recipe: the whole recipe of the fine-tuning, or the settings of the probe, as JSON.
@@ -86,7 +85,7 @@ class Row:
         return (self.role, self.model, self.run or self.source, self.model_sha256)
 
 
-def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+def write_rows(folder: Path, rows: Sequence[ResultRow]) -> None:
     """Write both files, each whole or not at all."""
     import pyarrow
     from pyarrow import parquet
@@ -94,13 +93,13 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
     lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
     with whole_file(folder / JSON_LINES) as file:
         file.write(lines.encode())
-    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Row)}
-    schema = pyarrow.schema([(name, _arrow_type(hint)) for name, hint in get_type_hints(Row).items()])
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(ResultRow)}
+    schema = pyarrow.schema([(name, _arrow_type(hint)) for name, hint in get_type_hints(ResultRow).items()])
     with whole_file(folder / PARQUET) as file:
         parquet.write_table(pyarrow.table(columns, schema=schema), file)
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path) -> list[ResultRow]:
     """The rows of an evaluation's folder; none if there are no results yet.
 
     Raises:
@@ -112,17 +111,19 @@ def read_rows(folder: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            rows.append(Row(**json.loads(line)))
+            rows.append(ResultRow(**json.loads(line)))
         except (ValueError, TypeError) as error:
             raise DataError(
                 f"this is no row of results ({error})",
                 where=f"{path}:{number}",
-                hint="remove the file: `kdcore evaluate` writes it again from the cells that are finished",
+                hint="remove the file: `kdcore evaluate` writes it again from the trials that are finished",
             ) from error
     return rows
 
 
-def merged_rows(before: Iterable[Row], now: Sequence[Row], measured: Iterable[tuple[str, str]]) -> list[Row]:
+def merged_rows(
+    before: Iterable[ResultRow], now: Sequence[ResultRow], measured: Iterable[tuple[str, str]]
+) -> list[ResultRow]:
     """Earlier rows of other models, then today's.
 
     Args:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdcore.evaluation.results import Row
+from kdcore_evaluation.run.results import ResultRow
 
 Labels = tuple[str, ...]
 
@@ -102,7 +102,7 @@ class Measurement:
 
 
 @dataclass
-class Table:
+class ScoreTable:
     """Scores of groups.
 
     Attributes:
@@ -120,7 +120,7 @@ class Table:
     chance: dict[Column, float] = field(default_factory=dict)
 
 
-def score_table(rows: Sequence[Row]) -> Table:
+def score_table(rows: Sequence[ResultRow]) -> ScoreTable:
     """Each model on its own, its spread being that of fine-tuning with several seeds."""
     groups: dict[Labels, list[Measurement]] = {}
     references: dict[Labels, list[Measurement]] = {}
@@ -130,15 +130,15 @@ def score_table(rows: Sequence[Row]) -> Table:
     return make_table(("model",), groups, references, "runs", chances(rows))
 
 
-def by_model(rows: Iterable[Row]) -> dict[tuple[str, str, str | None, str], list[Row]]:
+def by_model(rows: Iterable[ResultRow]) -> dict[tuple[str, str, str | None, str], list[ResultRow]]:
     """Rows of each model."""
-    found: dict[tuple[str, str, str | None, str], list[Row]] = {}
+    found: dict[tuple[str, str, str | None, str], list[ResultRow]] = {}
     for row in rows:
         found.setdefault(row.identity, []).append(row)
     return found
 
 
-def measurements(rows: Sequence[Row], repetition: Hashable) -> list[Measurement]:
+def measurements(rows: Sequence[ResultRow], repetition: Hashable) -> list[Measurement]:
     """What counts of the rows of one model: those with the learning rate and batch size that validation prefers.
 
     Scores are those of the test split where its labels are known, else of the validation split.
@@ -176,13 +176,13 @@ def _averages(values: Sequence[Measurement]) -> list[Measurement]:
     ]
 
 
-def reported_split(rows: Sequence[Row]) -> str | None:
+def reported_split(rows: Sequence[ResultRow]) -> str | None:
     """`test` if there are scores of it, else `validation`; None of probes that have no labelled texts."""
     splits = {row.split for row in rows if row.split is not None and row.kind in ("finetune", "linear")}
     return "test" if "test" in splits else "validation" if "validation" in splits else None
 
 
-def _preferred(rows: Sequence[Row]) -> tuple[float | None, int | None]:
+def _preferred(rows: Sequence[ResultRow]) -> tuple[float | None, int | None]:
     """The learning rate and batch size whose mean over seeds is best on the validation split."""
     scores: dict[tuple[float | None, int | None], list[float]] = {}
     for row in rows:
@@ -193,7 +193,7 @@ def _preferred(rows: Sequence[Row]) -> tuple[float | None, int | None]:
     return max(whole, key=whole.__getitem__) if whole else (None, None)
 
 
-def chances(rows: Iterable[Row]) -> dict[Column, float]:
+def chances(rows: Iterable[ResultRow]) -> dict[Column, float]:
     """Share of the most frequent class in what accuracies are reported of."""
     found = {}
     for own in by_model(rows).values():
@@ -216,12 +216,12 @@ def make_table(
     references: Mapping[Labels, Sequence[Measurement]],
     over: str,
     chance: Mapping[Column, float],
-) -> Table:
+) -> ScoreTable:
     """Means of groups, the best ones marked."""
     everything = [*groups.values(), *references.values()]
     columns = list(dict.fromkeys(one.column for own in everything for one in own))
     columns.sort(key=lambda column: _KINDS.index(column.kind) if column.kind in _KINDS else len(_KINDS))
-    table = Table(
+    table = ScoreTable(
         keys,
         columns,
         {labels: _scores(own, over) for labels, own in groups.items()},

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from kdcore_supervised import CLASS_METRICS, NUMBER_METRICS, GlueData, GlueName, LabelledData, Metric
 from pydantic import Field, model_validator
 
-from kdcore.data.glue import GlueData, GlueName
-from kdcore.data.labelled import LabelledData
-from kdcore.recipe.schema import Budget, ComponentConfig, DataSource, FolderName, PathString
-from kdcore.tasks.metrics import OF_CLASSES, OF_NUMBERS, Metric
+from kdcore import Budget, ComponentConfig, DataSource, FolderName, PathString
 
 Reference = Literal["teacher", "random"]
 LearningRate = Annotated[float, Field(gt=0)]
@@ -36,7 +34,7 @@ class SuiteTask(ComponentConfig):
     @property
     def fitting(self) -> tuple[Metric, ...]:
         """Metrics of such labels."""
-        return OF_CLASSES if self.data.classes else OF_NUMBERS
+        return CLASS_METRICS if self.data.classes else NUMBER_METRICS
 
     @property
     def main_metric(self) -> str:
@@ -104,7 +102,7 @@ class Suite(ComponentConfig):
     batch_sizes: list[Annotated[int, Field(gt=0)]] = Field([32], min_length=1)
     seeds: list[Seed] = Field([1, 2, 3], min_length=1)
     budget: Budget = Budget(epochs=3)
-    recipe: dict[str, Any] = Field(default_factory=dict, description="Further keys of every cell's recipe.")
+    recipe: dict[str, Any] = Field(default_factory=dict, description="Further keys of every trial's recipe.")
     references: list[Reference] = Field(
         default_factory=list,
         description="Models to measure beside the given ones: `teacher` of the runs; `random`: their students' "

@@ -1,4 +1,4 @@
-"""Cells: the single measurements that a suite asks for, each known by all that decides its outcome."""
+"""Trials: the single measurements that a suite asks for, each known by all that decides its outcome."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore.data.labelled import LabelledTexts, majority_share, read_labelled
-from kdcore.errors import DataError, Problem
-from kdcore.evaluation.subjects import Subject, bytes_on_disk, teacher_fingerprint
-from kdcore.evaluation.suite import Suite, SuiteTask
-from kdcore.recipe.yaml import Plain
-from kdcore.utils.hashing import sha256_of_file
+from kdcore_supervised import LabelledTexts, majority_fraction, read_labelled
 
-Kind = Literal["finetune", "cost", "masked_lm", "agreement", "linear"]
+from kdcore import DataError, Problem, sha256_of_file
+from kdcore_evaluation.run.evaluated_models import EvaluatedModel, bytes_on_disk, teacher_fingerprint
+from kdcore_evaluation.run.suite import Suite, SuiteTask
 
-PROBES: tuple[Kind, ...] = ("cost", "masked_lm", "agreement", "linear")
+TrialKind = Literal["finetune", "cost", "masked_lm", "agreement", "linear"]
+
+PROBES: tuple[TrialKind, ...] = ("cost", "masked_lm", "agreement", "linear")
 _ID_LENGTH = 16
 
 
@@ -41,13 +40,13 @@ class TaskData:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One measurement of one model.
 
     Attributes:
         id: names it; equal for equal measurements, wherever models and data lie.
         kind: `finetune`, or which probe.
-        subject: the model.
+        model: the model.
         task: label of the task; None for probes that have none.
         settings: what a probe is to do; the recipe of a fine-tuning, without its place.
         learning_rate, batch_size, seed: place in the grid; None for probes.
@@ -55,8 +54,8 @@ class Cell:
     """
 
     id: str
-    kind: Kind
-    subject: Subject
+    kind: TrialKind
+    model: EvaluatedModel
     task: str | None
     settings: dict[str, Any]
     learning_rate: float | None = None
@@ -69,7 +68,7 @@ class Cell:
             self.kind if self.kind != "finetune" else f"learning rate {self.learning_rate:g}, batch {self.batch_size}"
         )
         seed = f", seed {self.seed}" if self.seed is not None else ""
-        return ": ".join(part for part in (self.subject.name, self.task, what + seed) if part)
+        return ": ".join(part for part in (self.model.name, self.task, what + seed) if part)
 
 
 def read_task(label: str, task: SuiteTask) -> TaskData:
@@ -111,35 +110,37 @@ def _require_validation(label: str, parts: Sequence[LabelledTexts]) -> None:
 def _majorities(task: SuiteTask, parts: Sequence[LabelledTexts]) -> dict[str, float]:
     if not task.data.classes:
         return {}
-    return {part.name: majority_share(part.labels) for part in parts if part.labels is not None}
+    return {part.name: majority_fraction(part.labels) for part in parts if part.labels is not None}
 
 
-def make_cells(
-    suite: Suite, subjects: Sequence[Subject], tasks: Mapping[str, TaskData], texts: Mapping[str, str]
-) -> list[Cell]:
-    """All cells of a suite, probes first.
+def make_trials(
+    suite: Suite, models: Sequence[EvaluatedModel], tasks: Mapping[str, TaskData], texts: Mapping[str, str]
+) -> list[Trial]:
+    """All trials of a suite, probes first.
 
     Args:
         suite: the suite.
-        subjects: the models.
+        models: the models.
         tasks: what is known of each of its tasks.
         texts: fingerprint of the prepared data of the probes that read text, by their kind.
     """
-    cells = [cell for subject in subjects for cell in _probes(suite, subject, tasks, texts)]
+    trials = [trial for model in models for trial in _probes(suite, model, tasks, texts)]
     grid = list(product(suite.learning_rates, suite.batch_sizes, suite.seeds))
-    for subject in subjects:
+    for model in models:
         for label, known in tasks.items():
-            cells += [_finetuning(suite, subject, label, known, *place) for place in grid]
-    return cells
+            trials += [_finetuning(suite, model, label, known, *place) for place in grid]
+    return trials
 
 
-def _probes(suite: Suite, subject: Subject, tasks: Mapping[str, TaskData], texts: Mapping[str, str]) -> list[Cell]:
-    if subject.role == "random":
+def _probes(
+    suite: Suite, model: EvaluatedModel, tasks: Mapping[str, TaskData], texts: Mapping[str, str]
+) -> list[Trial]:
+    if model.role == "random":
         return []
     found = []
     for kind in PROBES:
         probe = getattr(suite.probes, kind)
-        if probe is None or (kind == "agreement" and subject.teacher is None):
+        if probe is None or (kind == "agreement" and model.teacher is None):
             continue
         settings = probe.model_dump(mode="json")
         if kind == "linear":
@@ -147,42 +148,47 @@ def _probes(suite: Suite, subject: Subject, tasks: Mapping[str, TaskData], texts
                 task = known.task.model_dump(mode="json")
                 own = settings | {"task": task}
                 key = settings | {"max_length": known.task.data.max_length, "metric": known.task.main_metric}
-                found.append(_cell(kind, subject, label, own, key, known.fingerprint))
+                found.append(_trial(kind, model, label, own, key, known.fingerprint))
         else:
             key = {name: value for name, value in settings.items() if name != "data"}
-            found.append(_cell(kind, subject, None, settings, key, texts.get(kind)))
+            found.append(_trial(kind, model, None, settings, key, texts.get(kind)))
     return found
 
 
-def _cell(
-    kind: Kind, subject: Subject, task: str | None, settings: dict[str, Any], key: dict[str, Any], data: str | None
-) -> Cell:
-    against = teacher_fingerprint(subject.teacher) if kind == "agreement" and subject.teacher else None
-    return Cell(_identify(kind, subject, key, data, against), kind, subject, task, settings, data=data)
+def _trial(
+    kind: TrialKind,
+    model: EvaluatedModel,
+    task: str | None,
+    settings: dict[str, Any],
+    key: dict[str, Any],
+    data: str | None,
+) -> Trial:
+    against = teacher_fingerprint(model.teacher) if kind == "agreement" and model.teacher else None
+    return Trial(_identify(kind, model, key, data, against), kind, model, task, settings, data=data)
 
 
 def _finetuning(
-    suite: Suite, subject: Subject, label: str, known: TaskData, lr: float, batch_size: int, seed: int
-) -> Cell:
-    recipe = finetuning_recipe(suite, subject, known.task, lr, batch_size, seed)
+    suite: Suite, model: EvaluatedModel, label: str, known: TaskData, lr: float, batch_size: int, seed: int
+) -> Trial:
+    recipe = finetuning_recipe(suite, model, known.task, lr, batch_size, seed)
     key = {**recipe, "student": None, "task": {"max_length": known.task.data.max_length, "metric": known.task.metric}}
-    if subject.imports:  # by content: where the files are changes nothing
-        key["imports"] = [sha256_of_file(Path(file)) if Path(file).is_file() else file for file in subject.imports]
-    cell_id = _identify("finetune", subject, key, known.fingerprint)
-    return Cell(cell_id, "finetune", subject, label, recipe, lr, batch_size, seed, known.fingerprint)
+    if model.imports:  # by content: where the files are changes nothing
+        key["imports"] = [sha256_of_file(Path(file)) if Path(file).is_file() else file for file in model.imports]
+    trial_id = _identify("finetune", model, key, known.fingerprint)
+    return Trial(trial_id, "finetune", model, label, recipe, lr, batch_size, seed, known.fingerprint)
 
 
 def finetuning_recipe(
-    suite: Suite, subject: Subject, task: SuiteTask, lr: float, batch_size: int, seed: int
-) -> dict[str, Plain]:
-    """The recipe of a cell, without its place: the student starts from the model and learns the labels."""
-    student: dict[str, Plain] = {"name": subject.component}
-    if subject.role == "random":
-        student["config"] = subject.config()
+    suite: Suite, model: EvaluatedModel, task: SuiteTask, lr: float, batch_size: int, seed: int
+) -> dict[str, Any]:
+    """The recipe of a trial, without its place: the student starts from the model and learns the labels."""
+    student: dict[str, Any] = {"name": model.component}
+    if model.role == "random":
+        student["config"] = model.config()
     else:
-        student["initialize"] = {"from": subject.source}
+        student["initialize"] = {"from": model.source}
     data = task.data.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    section: dict[str, Plain] = {"name": "sequence_classification", "data": {"tokenizer": subject.source, **data}}
+    section: dict[str, Any] = {"name": "sequence_classification", "data": {"tokenizer": model.source, **data}}
     if task.metric is not None:
         section["metric"] = task.metric
     further = suite.recipe
@@ -197,7 +203,7 @@ def finetuning_recipe(
     sections["optimizer"] = {**sections["optimizer"], "lr": lr}
     budget = suite.budget.model_dump(exclude_none=True)
     sections["training"] = {**sections["training"], "batch_size": batch_size, "budget": budget}
-    imports = {"imports": list(subject.imports)} if subject.imports else {}
+    imports = {"imports": list(model.imports)} if model.imports else {}
     return {
         **imports,
         "seed": seed,
@@ -218,13 +224,13 @@ def _laid_on(default: Any, stated: Any) -> Any:
 
 
 def _identify(
-    kind: Kind, subject: Subject, key: Mapping[str, Any], data: str | None, against: str | None = None
+    kind: TrialKind, model: EvaluatedModel, key: Mapping[str, Any], data: str | None, against: str | None = None
 ) -> str:
     whole = {
         "kind": kind,
         # What inference costs does not depend on the values of weights: students of one architecture share it.
-        "model": [subject.config(), bytes_on_disk(subject.source)] if kind == "cost" else subject.sha256,
-        "random": subject.role == "random",
+        "model": [model.config(), bytes_on_disk(model.source)] if kind == "cost" else model.sha256,
+        "random": model.role == "random",
         "settings": key,
         "data": data,
         "against": against,

@@ -16,9 +16,8 @@ from typing import Any, Literal
 from kdcore_preparation import open_input
 from pydantic import Field
 
-from kdcore.data.tables import Table, decoded_lines, require_columns, separated_records
-from kdcore.errors import DataError
-from kdcore.recipe.schema import ComponentConfig, PathString
+from kdcore import ComponentConfig, DataError, PathString
+from kdcore_supervised.data.labelled_tables import LabelledTable, decoded_lines, require_columns, separated_records
 
 GlueName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
 
@@ -142,7 +141,7 @@ def glue_folder(folder: str, name: GlueName) -> Path:
     )
 
 
-def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> Table:
+def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> LabelledTable:
     """A file of a task, with the columns of its texts, and label and number where they are there.
 
     Lines of train and validation files that lack a text or a label are left out; in test files each line counts, so
@@ -177,7 +176,7 @@ def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> Ta
             numbers.append(record[number] if number is not None and is_test else str(len(lines)))
             lines.append(line)
     columns["id"] = numbers
-    return Table(str(path), "line", lines, columns)
+    return LabelledTable(str(path), "line", lines, columns)
 
 
 def submission_rows(task: GlueTask, ids: Sequence[str], predictions: Sequence[Any]) -> str:

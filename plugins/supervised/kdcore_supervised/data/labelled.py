@@ -13,28 +13,34 @@ import numpy as np
 from kdcore_preparation import input_files
 from pydantic import BeforeValidator, Field, model_validator
 
-from kdcore.data.glue import GLUE, GlueData, GlueTask, glue_folder, read_glue
-from kdcore.data.labelled_datasets import HuggingFaceData, load_splits
-from kdcore.data.tables import Mistakes, Table, column_of_texts, label_as_text, merged, read_table
-from kdcore.errors import DataError
-from kdcore.recipe.schema import ComponentConfig, PathOrHubName, PathString
+from kdcore import ComponentConfig, DataError, PathOrHubName, PathString
+from kdcore_supervised.data.glue import GLUE, GlueData, GlueTask, glue_folder, read_glue
+from kdcore_supervised.data.labelled_datasets import HuggingFaceData, load_splits
+from kdcore_supervised.data.labelled_tables import (
+    LabelledTable,
+    Mistakes,
+    column_of_texts,
+    label_as_text,
+    merged,
+    read_table,
+)
 
 SPLITS = ("train", "validation", "test")
 _LABELS_KEY = "task.data.labels"
 _NO_LABEL = ("", "-1")  # nothing, or what the datasets library says for it
 
 Label = Annotated[str, BeforeValidator(lambda value: label_as_text(value) if isinstance(value, bool | int) else value)]
-Share = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class SplitShares(ComponentConfig):
-    """Which shares of a single file are not for training."""
+class SplitFractions(ComponentConfig):
+    """Which fractions of a single file are not for training."""
 
-    validation: Share = Field(description="Share for validation.")
-    test: float = Field(0.0, ge=0, lt=1, description="Share for testing.")
+    validation: Fraction = Field(description="Fraction for validation.")
+    test: float = Field(0.0, ge=0, lt=1, description="Fraction for testing.")
 
     @model_validator(mode="after")
-    def _leaves_something(self) -> SplitShares:
+    def _leaves_something(self) -> SplitFractions:
         if self.validation + self.test >= 1:
             raise ValueError(f"`validation` ({self.validation:g}) and `test` ({self.test:g}) leave nothing to train on")
         return self
@@ -48,8 +54,8 @@ class LabelledData(ComponentConfig):
     test: PathString | None = Field(None, description="The same, for predictions; labels may be missing there.")
     glue: GlueData | None = None
     huggingface: HuggingFaceData | None = None
-    split: SplitShares | None = Field(
-        None, description="Shares of `train` for validation and testing, chosen by a hash of the text."
+    split: SplitFractions | None = Field(
+        None, description="Fractions of `train` for validation and testing, chosen by a hash of the text."
     )
     text: str | Annotated[list[str], Field(min_length=1, max_length=2)] | None = Field(
         None, description="Column of the text, or both columns of a pair."
@@ -160,7 +166,7 @@ def read_labelled(data: LabelledData, report: Counter[str]) -> list[LabelledText
             raise DataError(
                 f"there are no texts in `{part.name}`",
                 key="task.data",
-                hint="raise the shares under `split`" if data.split else "give files with records in them",
+                hint="raise the fractions under `split`" if data.split else "give files with records in them",
             )
     return parts
 
@@ -179,7 +185,7 @@ def overlap(parts: Sequence[LabelledTexts], other: str) -> tuple[int, str | None
     return len(same), " / ".join(same[0]) if same else None, sum(one in ids for part in others for one in part.ids)
 
 
-def _read_files(data: LabelledData, split: str, report: Counter[str]) -> Table | None:
+def _read_files(data: LabelledData, split: str, report: Counter[str]) -> LabelledTable | None:
     path = getattr(data, split)
     if path is None:
         return None
@@ -211,7 +217,7 @@ def _read_huggingface(data: LabelledData, source: HuggingFaceData, report: Count
     return [_labelled(data, table, name, report) for name, table in tables.items()]
 
 
-def _labelled(data: LabelledData, table: Table, name: str, report: Counter[str]) -> LabelledTexts:
+def _labelled(data: LabelledData, table: LabelledTable, name: str, report: Counter[str]) -> LabelledTexts:
     """The records of a table as texts with labels."""
     column = data.glue_task.label if data.glue_task else str(data.label)
     texts = tuple(column_of_texts(table, text, report) for text in data.columns)
@@ -225,7 +231,7 @@ def _labelled(data: LabelledData, table: Table, name: str, report: Counter[str])
     return LabelledTexts(name, ids, texts, labels)
 
 
-def _classes(data: LabelledData, table: Table, values: Sequence[str]) -> np.ndarray:
+def _classes(data: LabelledData, table: LabelledTable, values: Sequence[str]) -> np.ndarray:
     written = (data.glue_task.values if data.glue_task else ()) or data.classes
     number = {label: index for index, label in enumerate(written)}
     mistakes = Mistakes(table.where)
@@ -239,7 +245,7 @@ def _classes(data: LabelledData, table: Table, values: Sequence[str]) -> np.ndar
     return np.array([number[value] for value in values], dtype=np.int64)
 
 
-def _numbers(table: Table, values: Sequence[str]) -> np.ndarray:
+def _numbers(table: LabelledTable, values: Sequence[str]) -> np.ndarray:
     numbers, mistakes = [], Mistakes(table.where)
     for record, value in enumerate(values):
         try:
@@ -254,13 +260,13 @@ def _numbers(table: Table, values: Sequence[str]) -> np.ndarray:
     return np.array(numbers, dtype=np.float32)
 
 
-def _split(parts: list[LabelledTexts], shares: SplitShares) -> list[LabelledTexts]:
+def _split(parts: list[LabelledTexts], fractions: SplitFractions) -> list[LabelledTexts]:
     """Deal one part out by a hash of its texts, so that equal texts stay together."""
     whole = parts[0]
     places = np.array([_place(text) for text in zip(*whole.texts, strict=True)])
-    bounds = [shares.test, shares.test + shares.validation]
+    bounds = [fractions.test, fractions.test + fractions.validation]
     which = np.searchsorted(bounds, places, side="right")
-    found = [("train", 2), ("validation", 1), *([("test", 0)] if shares.test else [])]
+    found = [("train", 2), ("validation", 1), *([("test", 0)] if fractions.test else [])]
     return [whole.select(np.flatnonzero(which == number), name) for name, number in found]
 
 
@@ -270,6 +276,6 @@ def _place(texts: tuple[str, ...]) -> float:
     return int.from_bytes(digest[:8]) / 2**64
 
 
-def majority_share(labels: np.ndarray) -> float:
-    """Share of the most frequent class."""
+def majority_fraction(labels: np.ndarray) -> float:
+    """Fraction of the most frequent class."""
     return float(np.bincount(labels).max() / len(labels))

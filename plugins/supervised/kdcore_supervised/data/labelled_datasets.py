@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from kdcore_preparation import DatasetSource, load_source
 from pydantic import Field
 
-from kdcore.data.tables import Table, require_columns
-from kdcore.errors import DataError
+from kdcore import DataError
+from kdcore_supervised.data.labelled_tables import LabelledTable, require_columns
 
 _KEY = "task.data.huggingface"
 
 
 class HuggingFaceData(DatasetSource):
-    """A dataset of the library `datasets`; needs `pip install kdcore-preparation[datasets]`."""
+    """A dataset of the library `datasets`; needs `pip install kdcore[datasets]`."""
 
     train: str = Field("train", description="Which of its splits is for training.")
     validation: str | None = Field("validation", description="Which is for validation; null for none.")
@@ -23,7 +23,7 @@ class HuggingFaceData(DatasetSource):
 
 def load_splits(
     source: HuggingFaceData, needed: Sequence[str], label: str, classes: Sequence[str], *, only_train: bool
-) -> dict[str, Table]:
+) -> dict[str, LabelledTable]:
     """Columns of a dataset's splits; the test split may be missing, all others that are named may not.
 
     Args:
@@ -55,5 +55,5 @@ def load_splits(
             if names and not all(one.isdigit() for one in classes):
                 values = ["" if value is None or value < 0 else names[value] for value in values]
             columns[label] = values
-        tables[name] = Table(where, "row", list(range(len(split))), columns)
+        tables[name] = LabelledTable(where, "row", list(range(len(split))), columns)
     return tables

@@ -13,7 +13,7 @@ from typing import Any
 
 from kdcore_preparation import decode_utf8, open_input
 
-from kdcore.errors import DataError, first_line
+from kdcore import DataError, first_line
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _COMPRESSED = (".gz", ".bz2", ".zst")
@@ -23,7 +23,7 @@ _SHOWN = 5
 
 
 @dataclass
-class Table:
+class LabelledTable:
     """Some columns of a file.
 
     Attributes:
@@ -68,7 +68,7 @@ class Mistakes:
             raise DataError(what, where=self.where, key=key, allowed=allowed, hint=hint)
 
 
-def read_table(path: Path, needed: Sequence[str], wanted: Sequence[str], report: Counter[str]) -> Table:
+def read_table(path: Path, needed: Sequence[str], wanted: Sequence[str], report: Counter[str]) -> LabelledTable:
     """Read columns of a file; its name tells its format.
 
     Tab-separated values are never quoted; comma-separated ones may be, over several lines too. Broken UTF-8 becomes
@@ -148,7 +148,7 @@ def require_columns(where: str, present: Sequence[str], needed: Sequence[str]) -
 
 def _read_separated(
     path: Path, lines: Iterator[str], delimiter: str, needed: Sequence[str], wanted: Sequence[str]
-) -> Table:
+) -> LabelledTable:
     records = separated_records(lines, delimiter)
     try:
         _, header = next(records, (0, []))
@@ -173,10 +173,10 @@ def _read_separated(
         if delimiter == "\t"
         else "put values with commas, quotes or line breaks in them into double quotes"
     )
-    return Table(str(path), "line", numbers, dict(zip(used, found, strict=True)))
+    return LabelledTable(str(path), "line", numbers, dict(zip(used, found, strict=True)))
 
 
-def _read_json_lines(path: Path, lines: Iterator[str], needed: Sequence[str], wanted: Sequence[str]) -> Table:
+def _read_json_lines(path: Path, lines: Iterator[str], needed: Sequence[str], wanted: Sequence[str]) -> LabelledTable:
     columns: dict[str, list[Any]] = {name: [] for name in dict.fromkeys([*needed, *wanted])}
     numbers: list[int] = []
     mistakes = Mistakes(str(path))
@@ -202,12 +202,12 @@ def _read_json_lines(path: Path, lines: Iterator[str], needed: Sequence[str], wa
             values.append(record.get(name))
     mistakes.raise_if_any(hint="each line has to be a JSON object with the same keys")
     present = {name: values for name, values in columns.items() if any(value is not None for value in values)}
-    return Table(
+    return LabelledTable(
         str(path), "line", numbers, {name: columns[name] for name in columns if name in needed or name in present}
     )
 
 
-def _read_parquet(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> Table:
+def _read_parquet(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> LabelledTable:
     import pyarrow
     from pyarrow import parquet
 
@@ -219,7 +219,7 @@ def _read_parquet(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> T
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"is damaged or no Parquet file ({first_line(error)})", where=str(path)) from error
     columns = {name: content.column(name).to_pylist() for name in used}
-    return Table(str(path), "row", list(range(content.num_rows)), columns)
+    return LabelledTable(str(path), "row", list(range(content.num_rows)), columns)
 
 
 def _without_surrogates(value: Any, report: Counter[str]) -> Any:
@@ -231,7 +231,7 @@ def _without_surrogates(value: Any, report: Counter[str]) -> Any:
     return value
 
 
-def column_of_texts(table: Table, column: str, report: Counter[str]) -> list[str]:
+def column_of_texts(table: LabelledTable, column: str, report: Counter[str]) -> list[str]:
     """A column as texts: numbers as they are written, nothing where there is nothing.
 
     Raises:
@@ -267,7 +267,7 @@ def label_as_text(value: Any) -> str:
     return str(value).strip()
 
 
-def merged(tables: Sequence[Table], where: str) -> Table:
+def merged(tables: Sequence[LabelledTable], where: str) -> LabelledTable:
     """The records of several files of the same columns, one after the other."""
     if len(tables) == 1:
         return tables[0]
@@ -275,4 +275,4 @@ def merged(tables: Sequence[Table], where: str) -> Table:
     for table in tables[1:]:
         require_columns(table.where, list(table.columns), list(columns))
     joined = {name: [value for table in tables for value in table.columns[name]] for name in columns}
-    return Table(where, "row", list(range(sum(map(len, tables)))), joined)
+    return LabelledTable(where, "row", list(range(sum(map(len, tables)))), joined)

@@ -1,0 +1,63 @@
+"""A finished run as its summary reads it, and the interface of packages that add rows to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kdcore.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        export: folder of the student: `exports/best` where the run chose its best student by a score, else
+            `exports/final`.
+        teacher_source: folder or hub name of the teacher's weights; None without a teacher.
+        task: the run's task.
+        held_out: values of each held-out loss and score in the order of steps, by name, without the weighted total.
+    """
+
+    folder: Path
+    export: Path
+    teacher_source: str | None
+    task: Task
+    held_out: Mapping[str, list[float]]
+
+    @cached_property
+    def student(self) -> Any:
+        """The exported student as `AutoModel` loads it: float32, on the CPU, in eval mode."""
+        return _load(str(self.export))
+
+    @cached_property
+    def teacher(self) -> Any | None:
+        """The teacher, loaded likewise; None without one."""
+        return None if self.teacher_source is None else _load(self.teacher_source)
+
+
+class SummaryRows(ABC):
+    """Rows that a package adds to `kdcore summary` (registry `kdcore.summary_rows`).
+
+    The name of a component serves only `kdcore plugins`: every installed one is asked.
+    """
+
+    @abstractmethod
+    def rows(self, run: FinishedRun) -> dict[str, str]:
+        """Return title -> text of each row; none about runs that the package has nothing to say about."""
+
+
+def _load(source: str) -> Any:
+    import torch
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return AutoModel.from_pretrained(source, dtype=torch.float32).eval()

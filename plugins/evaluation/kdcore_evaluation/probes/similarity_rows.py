@@ -1,0 +1,28 @@
+"""Rows of `kdcore summary` that compare a student with its teacher."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdcore import FinishedRun, SummaryRows
+from kdcore_evaluation.probes.similarity import compare
+
+_MOST_SEQUENCES = 512
+
+
+class SimilarityRows(SummaryRows):
+    """Speed of inference relative to the teacher, and similarity of both models' embeddings of held-out text."""
+
+    def rows(self, run: FinishedRun) -> dict[str, str]:
+        """Compare both models on up to 512 held-out sequences; nothing without a teacher or such sequences."""
+        count = min(run.task.num_samples("held_out"), _MOST_SEQUENCES)
+        held_out = run.task.sequences("held_out", np.arange(count))
+        if run.teacher is None or held_out is None or count < 2:
+            return {}
+        found = compare(run.teacher, run.student, *held_out)
+        rows = {"inference speed": f"student {found.speedup:.2f} times the teacher's, on this machine"}
+        if found.cosine is not None:
+            rows["embeddings"] = f"mean cosine {found.cosine:.3f} to the teacher's"
+        correlation = f"rank correlation {found.rank_correlation:.3f}"
+        rows["similarities"] = f"{correlation}, all pairs of {found.sequences} texts"
+        return rows

@@ -1,0 +1,1 @@
+"""From a suite and models to result rows."""

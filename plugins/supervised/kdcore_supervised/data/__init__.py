@@ -1,0 +1,1 @@
+"""Labelled texts out of files, GLUE and the library datasets."""
