@@ -136,6 +136,7 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
     4. `AutoTokenizer` loads the tokenizer that it saves.
     5. If it has a `metric`, correct outputs have the highest score, predictions are written for each split, and
        `lengths` are those of its batches.
+    6. If it has `sequences`, they are as long as in its batches and equal in repeated calls.
 
     Args:
         name: registered name, or class.
@@ -179,6 +180,7 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
         ):
             found = _rows(again.batch(split, samples[asked], epochs[asked]))
             assert found == [rows[row] for row in asked], f"{what}, samples of `{split}` give different sequences"
+        _check_sequences(task, split, samples, batch.lengths)
     _check_tokenizer(task)
     if task.metric is not None:
         _check_scores(task, cls.class_head(task.config))
@@ -218,6 +220,18 @@ def _rows(batch: Batch) -> list[tuple[list[int], dict[int, int], dict[str, Any]]
         )
         for row, length in enumerate(batch.lengths)
     ]
+
+
+def _check_sequences(task: Task, split: Split, samples: np.ndarray, lengths: np.ndarray) -> None:
+    found, again = task.sequences(split, samples), task.sequences(split, samples)
+    if found is None or again is None:
+        assert found is again, f"`sequences` of `{split}` gives something only sometimes"
+        return
+    ids, own = found
+    assert ids.ndim == 2, f"`sequences` of `{split}` gives ids of shape {ids.shape}, not (B, L)"
+    assert len(ids) == len(samples), f"`sequences` of `{split}` gives {len(ids)} rows for {len(samples)} samples"
+    assert own.tolist() == lengths.tolist(), f"`sequences` of `{split}` has other lengths than `batch`"
+    assert (ids == again[0]).all(), f"`sequences` of `{split}` gives other ids the second time"
 
 
 def _check_tokenizer(task: Task) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import kdcore
+from kdcore import registry
 from kdcore.commands.main import main
 
 
@@ -70,3 +72,39 @@ def test_without_metrics_and_with_a_loss_that_has_no_layers_the_table_is_shorter
     table = capsys.readouterr().out
     assert "held-out" not in table
     assert "try next" not in table
+
+
+ROWS = """
+from kdcore import SummaryRows
+class Rows(SummaryRows):
+    def rows(self, run):
+        ids, lengths = run.task.sequences("held_out", [0, 1])
+        blocks = f"{run.teacher.config.num_hidden_layers} and {run.student.config.num_hidden_layers}"
+        return {"shape": f"{ids.shape} {len(lengths)}", "depth": blocks, "export": run.export.name}
+"""
+
+
+def test_packages_add_rows_and_one_that_fails_costs_no_other_row(
+    small_recipe: Path, packages: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = kdcore.train(small_recipe).folder
+    capsys.readouterr()
+    packages.install("kdcore-rows", {"kdcore.summary_rows:mine": "summary_rows_a:Rows"}, {"summary_rows_a.py": ROWS})
+    broken = {"summary_rows_b.py": "import no_such_module", "summary_rows_c.py": ROWS.replace("run.export", "run.none")}
+    packages.install("kdcore-broken", {"kdcore.summary_rows:broken": "summary_rows_b:Rows"}, broken)
+    packages.install("kdcore-fails", {"kdcore.summary_rows:fails": "summary_rows_c:Rows"})
+    assert main(["summary", str(folder)]) == 0
+    captured = capsys.readouterr()
+    titles = [line.partition("  ")[0] for line in captured.out.splitlines()]
+    assert "(2, 48) 2" in captured.out
+    assert "4 and 2" in captured.out
+    core = ["held-out hidden_mse", "blocks", "parameters", "student", "try next"]
+    assert [title for title in titles if title in core] == core
+    assert set(titles) - set(core) == {"inference speed", "embeddings", "similarities", "shape", "depth", "export"}
+    assert titles[-2:] == ["student", "try next"]
+    assert "`kdcore-broken:broken` are left out" in captured.err
+    assert "no_such_module" in captured.err
+    assert "`kdcore-fails:fails` are left out" in captured.err
+    monkeypatch.setattr(registry.summary_rows, "entries", list)
+    assert main(["summary", str(folder)]) == 0
+    assert [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()] == core

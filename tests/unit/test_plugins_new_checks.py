@@ -181,9 +181,16 @@ class PaddingScored(MaskedLM):
         return replace(batch, masked_index=everywhere, masked_labels=batch.input_ids.reshape(-1))
 
 
+class CutShort(MaskedLM):
+    def sequences(self, split: Any, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids, lengths = super().sequences(split, samples)
+        return ids, lengths - 1
+
+
 @pytest.mark.parametrize(
     ("task", "words"),
     [
+        (CutShort, "`sequences` of `train` has other lengths than `batch`"),
         (ByChance, "in a second call, samples of `train` give different sequences"),
         (ByNeighbours, "in another order, samples of `train` give different sequences"),
         (PaddingScored, "`masked_index` contains padding"),
