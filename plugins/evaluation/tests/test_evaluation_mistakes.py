@@ -104,12 +104,12 @@ def test_mistakes_of_a_suite(
     ("arguments", "words"),
     [
         (["empty"], "empty: this folder is empty"),
-        (["no-such-model"], "no such model could be had from the hub"),
+        (["no-such-model"], "the hub returned no such model"),
         (["./nowhere"], "no such folder"),
         (["runs/small/1", "--exports", "best"], "no student was exported as best"),
         (["runs/small/1", "--exports", ","], "no export is named"),
         (["runs/small/1", "--processes", "0"], "at least 1"),
-        (["seeds=[1]"], "nothing to evaluate is given"),
+        (["seeds=[1]"], "no run or model is given"),
         (["runs/small/1", "--output", "mood.csv"], "mood.csv: the folder cannot be made"),
         (["runs/small/1", "--output", "mood.csv/below"], "mood.csv/below: the folder cannot be made"),
         (["runs/small/1", "seeds=x"], "override `seeds=x`"),
@@ -128,7 +128,7 @@ def test_mistakes_of_the_command(
 def test_two_evaluations_do_not_share_a_folder(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with locked(project / "evaluations" / "tiny" / ".lock"):
         assert main(["evaluate", "runs/small/1", "--on", "suite.yaml"]) == 2
-    assert "another `kdcore evaluate` is at work in this folder" in capsys.readouterr().err
+    assert "another `kdcore evaluate` is running in this folder" in capsys.readouterr().err
     assert not list((project / "evaluations" / "tiny").iterdir())
 
 

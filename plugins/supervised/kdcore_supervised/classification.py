@@ -1,4 +1,4 @@
-"""Labels of whole sequences."""
+"""The loss `classification`: cross-entropy or squared error of labels of whole sequences."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class ClassificationLoss(Loss):
         self.num_classes = require_classes(config, student, "student")
 
     def requests(self) -> Requests:
-        """The student's outputs for whole sequences, and their labels."""
+        """Request the student's outputs for whole sequences, and their labels."""
         return Requests(student=Signals.classes(), columns=frozenset({"labels"}))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Sequences.
+        """Count sequences.
 
         Raises:
             InputError: the batch has no labels.
@@ -40,7 +40,7 @@ class ClassificationLoss(Loss):
         return {"classification": batch.num_sequences}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Summed cross-entropy or squared error."""
+        """Sum cross-entropy or squared error over the sequences."""
         logits, labels = at_least_float32(student.class_logits), batch.columns["labels"]
         if self.num_classes > 1:
             return {"classification": cross_entropy(logits, labels, reduction="sum")}

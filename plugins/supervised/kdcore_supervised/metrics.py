@@ -1,4 +1,4 @@
-"""How good predictions of whole sequences are, by scikit-learn and SciPy."""
+"""Scores of predictions for whole sequences, computed by scikit-learn and SciPy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from kdcore import InputError
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
-"""All are the better the higher."""
+"""Higher is better for all of them."""
 
 CLASS_METRICS: tuple[Metric, ...] = ("accuracy", "f1", "matthews")
 NUMBER_METRICS: tuple[Metric, ...] = ("pearson", "spearman")
 
 
 def require_libraries() -> None:
-    """Refuse to start what could not be scored.
+    """Require scikit-learn and SciPy before work starts that they have to score.
 
     Raises:
         InputError: scikit-learn or SciPy is missing.
@@ -27,16 +27,16 @@ def require_libraries() -> None:
         import sklearn.metrics  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"metrics of this task need a package that is not installed: {error.name or error}",
+            f"the scores of this task need a package that is not installed: {error.name or error}",
             hint="pip install kdcore-supervised",
         ) from error
 
 
 def metrics_of(outputs: np.ndarray, labels: np.ndarray) -> Mapping[Metric, float]:
-    """Every metric that fits.
+    """Compute every metric of the labels' kind.
 
-    `f1` is that of the second class where there are two, as GLUE's; else the mean over the classes. Where a metric is
-    not defined, because all predictions or all labels are the same, it is 0.
+    `f1` is that of the second class where there are two, as in GLUE, else the macro average. An undefined correlation
+    (constant predictions or labels) is 0.
 
     Args:
         outputs: (n, C) logits of C classes, or (n, 1) numbers.

@@ -1,4 +1,4 @@
-"""Labels of whole texts, or of pairs of texts: classes, or numbers."""
+"""The task `sequence_classification`: texts, or pairs of texts, with a class or a number each."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class _Samples:
-    """One split: its parts one after the other, and their tokens."""
+    """One split: its parts concatenated, with their tokens."""
 
     parts: list[LabelledTexts]
     tokens: TokenizedTexts
     labels: np.ndarray | None
 
     def slices(self) -> list[tuple[LabelledTexts, slice]]:
-        """Which samples are of which part."""
+        """Return the samples of each part."""
         ends = np.cumsum([0, *map(len, self.parts)])
         return [(part, slice(ends[index], ends[index + 1])) for index, part in enumerate(self.parts)]
 
 
 class SequenceClassification(Task):
-    """Texts, or pairs of texts, with a class or a number each. All of them are tokenised once, at the start.
+    """Train on texts, or pairs of texts, with a class or a number each; all are tokenised once, at the start.
 
-    Validation computes every metric that fits on all held-out texts: accuracy, F1 and Matthews' correlation of classes,
-    Pearson's and Spearman's correlation of numbers.
+    Validation computes every metric of the labels' kind on all held-out texts: accuracy, F1 and Matthews' correlation
+    of classes, Pearson's and Spearman's correlation of numbers.
     """
 
     class Config(ComponentConfig):
@@ -67,7 +67,7 @@ class SequenceClassification(Task):
         data: LabelledData
         metric: Metric | None = Field(
             None,
-            description="By which the best student is chosen; default: GLUE's own, else accuracy, or pearson of "
+            description="Score that selects the best student; default: GLUE's own, else accuracy, or pearson of "
             "numbers.",
         )
 
@@ -92,7 +92,7 @@ class SequenceClassification(Task):
         data = config.data
         if data.tokenizer is None:
             raise InputError(
-                "which tokenizer is not said, and there are no weights to take one from",
+                "no tokenizer is stated, and there are no weights to take one from",
                 key="task.data.tokenizer",
                 hint="name a folder or hub name",
             )
@@ -101,11 +101,11 @@ class SequenceClassification(Task):
         parts = read_labelled(data, report)
         self._splits = {split: self._tokenized(parts, name) for split, name in _PARTS.items()}
         self._fingerprint = self._identify()
-        self._tell(parts, report)
+        self._log_texts(parts, report)
 
     @classmethod
     def class_head(cls, config: ComponentConfig) -> ClassHead:
-        """The classes that the recipe lists, or a number."""
+        """Return the recipe's classes, or one number for regression."""
         assert isinstance(config, cls.Config)
         return ClassHead(config.data.classes)
 
@@ -120,12 +120,12 @@ class SequenceClassification(Task):
 
     @property
     def fingerprint(self) -> str:
-        """Over tokens, labels, classes and tokenizer; not over where the files are."""
+        """Hash of tokens, labels, classes and tokenizer, independent of the location of the files."""
         return self._fingerprint
 
     @property
     def metric(self) -> str | None:
-        """The recipe's, GLUE's own, or the usual one."""
+        """The recipe's metric, else GLUE's own, else accuracy or pearson."""
         if self.config.metric is not None:
             return self.config.metric
         if self.config.data.glue_task is not None:
@@ -147,19 +147,19 @@ class SequenceClassification(Task):
         )
 
     def num_samples(self, split: Split) -> int:
-        """Number of texts or pairs."""
+        """Return the number of texts or pairs."""
         return len(self._splits[split].tokens)
 
     def lengths(self, split: Split) -> np.ndarray:
-        """Tokens of each text or pair, special ones included."""
+        """Return the number of tokens (n,) of each text or pair, special ones included."""
         return self._splits[split].tokens.lengths
 
     def labels(self, split: Split) -> np.ndarray | None:
-        """(n,) int64 classes or float32 numbers; None if they are not known of all."""
+        """Return (n,) int64 classes or float32 numbers; None if some texts are unlabelled."""
         return self._splits[split].labels
 
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
-        """The texts of these samples; the same in every epoch. Columns: `sample_ids`, and `labels` if known."""
+        """Return the texts of these samples, equal in every epoch. Columns: `sample_ids`, and `labels` if present."""
         held = self._splits[split]
         ids, lengths, types = held.tokens.rows(samples)
         real = np.arange(ids.shape[1]) < lengths[:, None]
@@ -183,7 +183,7 @@ class SequenceClassification(Task):
         self.tokenizer.save_pretrained(folder)
 
     def scores(self, split: Split, outputs: np.ndarray) -> dict[str, float]:
-        """Every metric that fits, of each part; a second part's carry its name: `accuracy_mismatched`.
+        """Compute every metric on each part; names of a second part end with its name: `accuracy_mismatched`.
 
         Raises:
             DataError: the split has no labels.
@@ -195,14 +195,14 @@ class SequenceClassification(Task):
                 found |= {f"{name}{suffix}": value for name, value in metrics_of(outputs[rows], part.labels).items()}
         if not found:
             raise DataError(
-                f"the split `{_PARTS[split]}` has no labels, so there is nothing to score predictions by",
+                f"the split `{_PARTS[split]}` has no labels, so predictions cannot be scored",
                 key=f"task.data.{_PARTS[split]}",
-                hint="score on `validation`, or send the predictions to whoever has the labels",
+                hint="score on `validation`; predictions for unlabelled texts are written without scores",
             )
         return found
 
     def write_predictions(self, folder: Path, split: Split, outputs: np.ndarray) -> None:
-        """Write a Parquet file of each part: id, label if known, prediction, outputs; of GLUE's tests a submission."""
+        """Write id, label if present, prediction and outputs of each part as Parquet, and GLUE's submissions."""
         import pyarrow
         from pyarrow import parquet
 
@@ -248,8 +248,8 @@ class SequenceClassification(Task):
             digest.update(b"" if samples.labels is None else samples.labels.tobytes())
         return digest.hexdigest()
 
-    def _tell(self, parts: Sequence[LabelledTexts], report: Counter[str]) -> None:
-        """Say what was read, and what is remarkable about it."""
+    def _log_texts(self, parts: Sequence[LabelledTexts], report: Counter[str]) -> None:
+        """Log the sizes of the parts, repairs, truncation and overlap between parts."""
         sizes = ", ".join(f"{part.name} {len(part):,}" for part in parts)
         logger.info(f"labelled texts: {sizes}")
         for what, count in report.items():
@@ -257,11 +257,13 @@ class SequenceClassification(Task):
         cut = sum(samples.tokens.cut for samples in self._splits.values())
         if cut:
             limit = self.config.data.max_length
-            logger.info(f"labelled texts: {cut:,} are longer than {limit} tokens (task.data.max_length) and were cut")
+            logger.info(
+                f"labelled texts: {cut:,} are longer than {limit} tokens (task.data.max_length) and were truncated"
+            )
         for name in ("validation", "test"):
             texts, first, ids = overlap(parts, name)
             if texts:
                 shown = str(first)[:_SHOWN_CHARACTERS]
-                logger.warning(f"{texts:,} texts of `{name}` are texts to train on too, such as {shown!r}")
+                logger.warning(f"{texts:,} texts of `{name}` are also in `train`, such as {shown!r}")
             if ids and self.config.data.id is not None:
-                logger.warning(f"{ids:,} ids of `{name}` are ids of texts to train on too")
+                logger.warning(f"{ids:,} ids of `{name}` are also in `train`")

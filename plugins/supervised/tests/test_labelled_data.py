@@ -133,12 +133,12 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("text,label\na,pos\nb,worse\n", {}, r"allowed: neg, pos"),
     ("words,label\na,pos\n", {}, r"has no column `text`(?s:.)*allowed: words, label"),
     ("text,etikett\na,pos\n", {}, r"task.data.train: has no column `label`"),
-    ("", {}, r"has no column `text`(?s:.)*no columns at all"),
+    ("", {}, r"has no column `text`(?s:.)*the file has no columns"),
     ("text,label\na,pos\nb,pos,more\nc\n", {}, r"2 records(?s:.)*line 3 has 3 fields, the header 2; line 4 has 1"),
     ("text,label\n", {}, r"there are no texts in `train`"),
     ("text,label\na,pos\n", {"split": {"validation": 0.01}}, r"no texts in `validation`(?s:.)*raise the fractions"),
-    ("text,label\na,many\n", {"labels": None, "regression": True}, r"line 2 is labelled 'many', which is no number"),
-    ("text,label\na,nan\n", {"labels": None, "regression": True}, r"no number(?s:.)*for classes list `labels`"),
+    ("text,label\na,many\n", {"labels": None, "regression": True}, r"line 2 is labelled 'many', not a number"),
+    ("text,label\na,nan\n", {"labels": None, "regression": True}, r"not a number(?s:.)*for classes list `labels`"),
 ]
 
 
@@ -159,10 +159,10 @@ def test_validation_without_labels_says_that_there_is_no_score(tmp_path: Path) -
 def test_mistakes_of_json_lines_and_unknown_formats(tmp_path: Path) -> None:
     lines = ['{"text": "a", "label": "pos"}', "{", "[1]", '{"text": "b"}']
     with pytest.raises(
-        DataError, match=r"3 records(?s:.)*line 2 is no JSON(?s:.)*line 3(?s:.)*line 4 has no key `label`"
+        DataError, match=r"3 records(?s:.)*line 2 is not JSON(?s:.)*line 3(?s:.)*line 4 has no key `label`"
     ):
         read(train=write(tmp_path, "x.jsonl", "\n".join(lines)))
-    with pytest.raises(DataError, match=r"the format of the file(?s:.)*\.csv, \.tsv"):
+    with pytest.raises(DataError, match=r"the file name does not end with a known format(?s:.)*\.csv, \.tsv"):
         read(train=write(tmp_path, "x.xls", "a"))
     with pytest.raises(DataError, match="Parquet"):
         read(train=write(tmp_path, "x.parquet", "a"))
@@ -177,9 +177,9 @@ KEYS: list[tuple[dict[str, Any], str]] = [
     ({"train": "x", "text": "t", "label": "l"}, "needs either `labels`"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "b"], "regression": True}, "needs either `labels`"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "a"]}, "names a class twice"),
-    ({"glue": {"folder": "g", "task": "rte"}, "labels": ["a", "b"]}, "`labels` is known of GLUE's tasks"),
+    ({"glue": {"folder": "g", "task": "rte"}, "labels": ["a", "b"]}, "`labels` follows from GLUE's task"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "b"], "validation": "v", "split": {"validation": 0.1}},
-     "leave it out where there are splits already"),
+     "leave it out where other splits are given"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "b"], "split": {"validation": 0.6, "test": 0.4}},
      "leave nothing to train on"),
     ({"huggingface": {"path": "a", "dataset": "b"}, "text": "t", "label": "l", "labels": ["a", "b"]}, "either `path`"),

@@ -109,7 +109,7 @@ def test_very_long_texts_are_cut_counted_and_told_once(
         task = make(train=long, split=None)
     assert task.lengths("train").tolist() == [24, 3, 24]
     told = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
-    assert told == ["labelled texts: 2 are longer than 24 tokens (task.data.max_length) and were cut"]
+    assert told == ["labelled texts: 2 are longer than 24 tokens (task.data.max_length) and were truncated"]
 
 
 def test_texts_and_ids_of_validation_that_are_trained_on_are_told(
@@ -121,8 +121,8 @@ def test_texts_and_ids_of_validation_that_are_trained_on_are_told(
         make(train=train, validation=held, split=None, id="name")
     told = [record.getMessage() for record in caplog.records]
     assert told == [
-        "2 texts of `validation` are texts to train on too, such as 'two'",
-        "2 ids of `validation` are ids of texts to train on too",
+        "2 texts of `validation` are also in `train`, such as 'two'",
+        "2 ids of `validation` are also in `train`",
     ]
 
 
@@ -175,7 +175,7 @@ def test_predictions_of_glues_tests_are_a_submission(
     task = SequenceClassification(config.model_copy(update={"data": data}), 1, tmp_path)
     task.write_predictions(tmp_path, "test", np.array(outputs, dtype=np.float32))
     assert (tmp_path / f"{name}.tsv").read_text(encoding="utf-8") == "index\tprediction\n" + expected
-    with pytest.raises(DataError, match=r"the split `test` has no labels, so there is nothing to score"):
+    with pytest.raises(DataError, match=r"the split `test` has no labels, so predictions cannot be scored"):
         task.scores("test", np.array(outputs))
 
 

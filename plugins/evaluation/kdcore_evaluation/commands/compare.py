@@ -1,4 +1,4 @@
-"""`kdcore compare`: runs side by side, as tables and as a page."""
+"""`kdcore compare`: compare runs in tables and on a page."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _FORMATS = ("terminal", "markdown", "csv", "latex")
 class CompareCommand(Command):
     """Compare runs: mean, spread and number of repetitions of their scores, in a table and on a page with plots.
 
-    Give run folders, folders of runs, or folders of `kdcore evaluate`, whose runs are then compared. Scores are looked
-    for below `evaluations` and wherever --results says.
+    Give run folders, folders of runs, or folders of `kdcore evaluate`, whose runs are then compared. Scores are read
+    from evaluations below `evaluations`, or below the folders of --results.
 
     --by and --over take keys of recipes, such as student.initialize.blocks, or these words:
 
@@ -54,7 +54,7 @@ class CompareCommand(Command):
 
         by = tuple(part.strip() for part in arguments.by.split(",") if part.strip())
         if not by:
-            raise InputError("no key is named", where="--by", hint="such as --by method")
+            raise InputError("no key is given", where="--by", hint="such as --by method")
         results, folders = _find(arguments.places, arguments.results)
         runs = [read_run(folder, run_status(folder).state) for folder in folders]
         comparison = compare_runs(runs, results, by, arguments.over.strip())

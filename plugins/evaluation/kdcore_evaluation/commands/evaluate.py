@@ -1,4 +1,4 @@
-"""`kdcore evaluate`: how good exported students are, on tasks with labels and by probes."""
+"""`kdcore evaluate`: measure exported students on labelled tasks and by probes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class EvaluateCommand(Command):
     """Measure exported students by a suite: fine-tuning on tasks with labels, and probes.
 
-    Give run folders, folders of runs, Hugging Face model folders or hub names. Started again, it goes on where it was:
-    what is finished is not measured again. `key=value` changes the suite, such as `seeds=[1]` or `glue.folder=GLUE`.
+    Give run folders, folders of runs, Hugging Face model folders or hub names. The same command continues a stopped
+    evaluation: finished trials are not repeated. `key=value` changes the suite, such as `seeds=[1]`.
 
-    The results are rows in results.parquet and results.jsonl of the output folder; `kdcore compare` makes tables and a
-    page of them.
+    The results are rows in results.parquet and results.jsonl of the output folder, from which `kdcore compare` makes
+    tables and a page.
 
     Exit codes: 0 finished, 2 the input is wrong, 3 a fine-tuning failed, 1 the machine failed, 130 interrupted.
     """
@@ -56,7 +56,7 @@ class EvaluateCommand(Command):
         overrides = [word for word in words if is_override(word)]
         places = [word for word in words if word not in overrides]
         if not places:
-            raise InputError("nothing to evaluate is given", hint="kdcore evaluate RUN --on SUITE")
+            raise InputError("no run or model is given", hint="kdcore evaluate RUN --on SUITE")
         if arguments.processes < 1:
             raise InputError("the number of processes must be at least 1", where="--processes")
         exports = _names(arguments.exports)
@@ -69,9 +69,9 @@ class EvaluateCommand(Command):
         from kdcore_evaluation.run.evaluator import Evaluator
         from kdcore_evaluation.run.scores import score_table
 
-        models = find_models(places, exports, suite.references, _say)
+        models = find_models(places, exports, suite.references, _report)
         folder: Path = arguments.output or Path("evaluations") / suite.name
-        evaluator = Evaluator(suite, folder, cache_folder(), _say)
+        evaluator = Evaluator(suite, folder, cache_folder(), _report)
         evaluation = evaluator.run(models, arguments.processes, launch, lambda run: run_status(run).state == "finished")
         if evaluation.rows:
             print(terminal(score_table(evaluation.rows)))
@@ -79,7 +79,7 @@ class EvaluateCommand(Command):
         return evaluation.exit_code
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -93,7 +93,7 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _launch(profile: str) -> Launch:
-    """Trains recipes as jobs of one array, and waits for their end."""
+    """Return a function that trains recipes as jobs of one array and waits for their end."""
     from kdcore_evaluation.run.pool import run_and_wait
 
     get_command("launch")  # if it is missing, the error names the package

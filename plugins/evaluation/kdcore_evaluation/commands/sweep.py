@@ -31,9 +31,9 @@ _PAGE = "page.html"
 class SweepCommand(Command):
     """Train every combination of a sweep file, measure the students by its suite, and compare them on a page.
 
-    Started again, it goes on where it was. `key=value` changes every recipe, `suite.key=value` the suite. With
-    --profile the runs and the fine-tunings are jobs of `kdcore launch`. --smoke does what the file says under `smoke`,
-    to try the whole way in minutes.
+    The same command continues a stopped sweep. `key=value` changes every recipe, `suite.key=value` the suite. With
+    --profile the runs and the fine-tunings are jobs of `kdcore launch`. --smoke runs the small sweep under `smoke` of
+    the file, which takes minutes.
 
     Exit codes: 0 finished, 2 the input is wrong, 3 training failed, 1 the machine failed, 130 interrupted.
     """
@@ -69,7 +69,7 @@ class SweepCommand(Command):
         for cell in cells:
             load_recipe(cell.recipe, cell.overrides).components()
         suite = [*_overrides(sweep.suite_overrides), *of_suite]
-        load_config(sweep.suite, Suite, suite)  # what is wrong with it is not told after days of training
+        load_config(sweep.suite, Suite, suite)  # report its mistakes before days of training
         if arguments.profile is not None:
             launched = [word for key, values in axes.items() for word in ("--sweep", f"{key}={','.join(values)}")]
             launched = ["launch", *sweep.recipes, *overrides, *launched, "--profile", arguments.profile, "--wait"]
@@ -94,7 +94,7 @@ class SweepCommand(Command):
 def _smaller(sweep: SweepFile, where: str) -> SweepFile:
     small = sweep.smoke
     if small is None:
-        raise InputError("the file has no `smoke`, which would say what a small sweep is", where=where, key="smoke")
+        raise InputError("the file has no key `smoke`, which defines the small sweep", where=where, key="smoke")
     return sweep.model_copy(
         update={
             "recipes": small.recipes or sweep.recipes,
@@ -111,7 +111,7 @@ def _overrides(keys: Mapping[str, Any]) -> list[str]:
 
 
 def _train(cells: Sequence[SweepCell], launched: Sequence[str], processes: int) -> int:
-    """Train what is not finished: here, or by a command that sends all of it elsewhere; gives an exit code."""
+    """Train unfinished runs here, or by the command `launched`; return an exit code."""
     from kdcore import run_status
     from kdcore_evaluation.run.pool import ChildProcess, run_children
 

@@ -1,4 +1,4 @@
-"""Memory in use beyond what a process held at first, at its peak."""
+"""Peak memory of a process beyond its initial memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _FORGET_PEAK = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Measures from its construction on: bytes of the device on a GPU, resident bytes of the process on a CPU."""
+    """Measure from construction on: bytes of the device on a GPU, resident bytes of the process on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._before = self._now()
 
     def reset(self) -> None:
-        """Forget the peak so far, such as that of loading a model."""
+        """Reset the peak, for example after loading a model."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
@@ -28,7 +28,7 @@ class PeakMemory:
                 self._before = None  # the peak would be that of loading
 
     def peak(self) -> int | None:
-        """Bytes at the peak; None where it cannot be measured."""
+        """Return the peak in bytes; None where it cannot be measured."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         most = _resident("VmHWM")
@@ -39,7 +39,7 @@ class PeakMemory:
 
 
 def _resident(key: str) -> int | None:
-    """A line of Linux's account of this process, in bytes."""
+    """Read a size in bytes from Linux's status of this process."""
     try:
         lines = _STATUS.read_text(encoding="ascii").splitlines()
     except OSError:

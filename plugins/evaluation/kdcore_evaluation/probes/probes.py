@@ -1,4 +1,4 @@
-"""Probes: what can be measured of an encoder without training it."""
+"""Probes: measurements of an encoder without training it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ITERATIONS = 1000
 
 
 def cost(source: str, probe: CostProbe) -> Outcome:
-    """Parameters of the encoder (without heads), bytes of its files of weights, speed and memory of inference.
+    """Measure parameters (without heads), bytes of weight files, and speed and peak memory of inference.
 
     The speed is the median over passes; the memory is the most that was in use during them beyond what the process
     held before the model was loaded: weights and activations.
@@ -63,12 +63,12 @@ def cost(source: str, probe: CostProbe) -> Outcome:
 
 
 def masked_lm(source: str, probe: MaskedLMProbe, cache: Path) -> Outcome:
-    """Cross entropy in nats a masked token, the same masks for every model."""
+    """Measure cross-entropy in nats per masked token, with the same masks for every model."""
     task = MaskedLM(MaskedLM.Config(data=probe.data), 0, cache)
     refusal = _other_vocabulary(source, task.data)
     model, report = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     if report["missing_keys"]:
-        return {"skipped": "it has no masked-LM head"}
+        return {"skipped": "the model has no masked-LM head"}
     if refusal is not None:
         return {"skipped": refusal}
     device = _device()
@@ -92,7 +92,7 @@ def masked_lm(source: str, probe: MaskedLMProbe, cache: Path) -> Outcome:
 
 
 def agreement(source: str, teacher: str, probe: AgreementProbe, cache: Path) -> Outcome:
-    """How alike the embeddings of held-out text are to the teacher's."""
+    """Measure the similarity of embeddings of held-out text to the teacher's."""
     data = open_data(probe.data, cache)
     for model in (teacher, source):
         refusal = _other_vocabulary(model, data)
@@ -113,7 +113,7 @@ def agreement(source: str, teacher: str, probe: AgreementProbe, cache: Path) -> 
 
 
 def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
-    """Every metric that fits of a linear model on frozen embeddings, on each part with labels but the training one."""
+    """Fit a linear model on frozen embeddings and score it on each labelled part except `train`."""
     data = task.data
     tokenizer = load_tokenizer(data.tokenizer or source)
     model = _load(source)
@@ -142,7 +142,7 @@ def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
 
 @torch.inference_mode()
 def embeddings(model: PreTrainedModel, texts: TokenizedTexts, device: torch.device) -> np.ndarray:
-    """(n, d) mean over the last hidden states of each text's tokens; texts of like length are computed together."""
+    """Compute (n, d) means over the last hidden states of each text's tokens, in batches of similar length."""
     order = np.argsort(texts.lengths, kind="stable")
     found: np.ndarray | None = None
     for start in range(0, len(order), _BATCH):
@@ -173,7 +173,7 @@ def _fit(features: np.ndarray, labels: np.ndarray | None, *, classes: bool) -> A
 
 
 def _outputs(fitted: Any, features: np.ndarray, classes: int) -> np.ndarray:
-    """(n, C) log probabilities, very low for classes that were not among the texts it was fitted on; or (n, 1)."""
+    """Return (n, C) log probabilities, -inf for classes absent from the fitted texts; (n, 1) for numbers."""
     if not classes:
         return np.asarray(fitted.predict(features), dtype=np.float64)[:, None]
     outputs = np.full((len(features), classes), -np.inf)
@@ -182,7 +182,7 @@ def _outputs(fitted: Any, features: np.ndarray, classes: int) -> np.ndarray:
 
 
 def device_name(device: torch.device) -> str:
-    """What a measurement ran on, for people."""
+    """Name the device of a measurement."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -218,13 +218,13 @@ def _load(source: str) -> PreTrainedModel:
 
 
 def _positions(model: PreTrainedModel) -> int:
-    """Tokens of the longest sequence; RoBERTa's relatives count positions from their padding id on."""
+    """Return the longest sequence in tokens; RoBERTa-like models number positions from the padding id on."""
     positions = int(getattr(model.config, "max_position_embeddings", 512))
     offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
     return positions - offset - 1 if isinstance(offset, int) and offset else positions
 
 
 def _other_vocabulary(source: str, data: PreparedData) -> str | None:
-    """Why a model cannot read prepared data, if it cannot."""
+    """Return why a model cannot read prepared data; None if it can."""
     own, theirs = load_tokenizer(source).get_vocab(), load_tokenizer(str(data.tokenizer_folder)).get_vocab()
     return None if own == theirs else f"the text in {data.folder} was prepared with another tokenizer than {source} has"

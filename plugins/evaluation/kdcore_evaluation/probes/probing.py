@@ -1,7 +1,6 @@
-"""The probes of one model, in a process of their own: `python -m kdcore_evaluation.probes.probing JOB.json`.
+"""The probes of one model, in a separate process: `python -m kdcore_evaluation.probes.probing JOB.json`.
 
-A process of its own knows what its memory is for, and takes nobody with it when it dies. It writes the outcome of each
-probe as soon as it is known.
+A separate process makes peak memory meaningful and isolates crashes. It writes the outcome of each probe at once.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ def main(arguments: list[str]) -> int:
 
 
 def run_probe(kind: str, settings: dict[str, Any], source: str, teacher: str | None, cache: Path) -> dict[str, Any]:
-    """Measure.
+    """Run one probe.
 
     Returns:
         `measured`: a list of maps with `metric`, `value`, `higher_is_better`, and where it fits `split` and `examples`;
-        or `skipped`: why this model cannot be measured so.
+        or `skipped`: why the probe does not support this model.
 
     Raises:
         InputError: the model or the data cannot be used.

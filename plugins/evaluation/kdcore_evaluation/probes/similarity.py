@@ -1,4 +1,4 @@
-"""Agreement of two encoders on the same text: of their sentence embeddings, and of what they call similar."""
+"""Similarity of two encoders on the same text: of their embeddings, and of the similarities between texts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Agreement:
         sequences: n.
         cosine: mean cosine between the two mean-pooled embeddings of a sequence; None if their widths differ.
         rank_correlation: Spearman's correlation of the n(n-1)/2 cosine similarities between sequences.
-        neighbours: mean share of a sequence's nearest neighbours that both encoders agree on; None if none were asked
-            for.
+        neighbours: mean share of a sequence's nearest neighbours that both encoders share; None if not
+            requested.
         speedup: time of the first encoder over time of the second, batch by batch in turn, median.
     """
 
@@ -85,7 +85,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def same_neighbours(first: np.ndarray, second: np.ndarray, count: int) -> float:
-    """Mean share of the `count` nearest neighbours that two similarities (n, n) agree on; nobody is its own."""
+    """Mean share of the `count` nearest neighbours that two similarities (n, n) share, self excluded."""
     count = min(count, len(first) - 1)
     nearest = []
     for similarities in (first, second):

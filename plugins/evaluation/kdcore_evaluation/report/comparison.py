@@ -1,4 +1,4 @@
-"""Runs side by side: groups of runs, their scores, their losses on the way, and what is odd about comparing them."""
+"""Compare runs: groups, their scores, their loss curves, and remarks about what limits the comparison."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Curve:
     """The losses of one run.
 
     Attributes:
-        run: its name.
-        group: its place in the comparison.
+        run: name of the run.
+        group: its group in the comparison.
         training: the objective on training text, smoothed over the steps between two rows of metrics.
         held_out: the objective on held-out text.
     """
@@ -62,9 +62,9 @@ class Comparison:
         table: scores at the end of each run.
         curves: losses of each run, by method: only those of one method can be compared.
         budget: score of each group by the share of the budget at which its students were exported.
-        primary: the column that is plotted; None if nothing was scored.
-        remarks: what readers have to know.
-        rows: the result rows that went in.
+        primary: the plotted column; None without scores.
+        remarks: limits of the comparison, for its readers.
+        rows: the result rows behind the scores.
     """
 
     runs: list[ComparedRun]
@@ -87,7 +87,7 @@ class Results:
 
 
 def compare_runs(runs: Sequence[ComparedRun], results: Sequence[Results], by: Labels, over: str) -> Comparison:
-    """Put runs side by side.
+    """Compare runs.
 
     Args:
         runs: the runs.
@@ -173,7 +173,7 @@ def _plural(over: str) -> str:
 
 
 def _primary(table: ScoreTable) -> Column | None:
-    """What is plotted: the average over tasks, else a fine-tuned score, else a probe's."""
+    """Choose the plotted column: the average over tasks, else a fine-tuned score, else a probe's."""
     for kind in ("finetune", "linear", "agreement"):
         columns = [column for column in table.columns if column.kind == kind]
         averages = [column for column in columns if column.task == "average"]
@@ -217,7 +217,7 @@ def _run_remarks(runs: Sequence[ComparedRun]) -> list[str]:
     unfinished = [run for run in runs if run.state != "finished"]
     if unfinished:
         names = ", ".join(f"{run.name} ({run.state})" for run in unfinished)
-        remarks.append(f"Not finished, so that what is shown of them is not their end: {names}.")
+        remarks.append(f"Not finished, so their values are intermediate: {names}.")
     for what, values in (
         ("data", {run.name: run.data for run in runs}),
         ("teachers", {run.name: run.teacher for run in runs}),
@@ -249,19 +249,17 @@ def _result_remarks(
     if everything and without:
         remarks.append(f"Not evaluated: {', '.join(without)}.")
     elif runs and not everything:
-        remarks.append(
-            "None of these runs was evaluated: there are no scores. `kdcore evaluate RUN --on SUITE` makes them."
-        )
+        remarks.append("None of these runs was evaluated: run `kdcore evaluate RUN --on SUITE` for scores.")
     for task in dict.fromkeys(row.task for row in everything if row.task is not None):
         rows = [row for row in everything if row.task == task and row.kind == "finetune"]
         labels = dict.fromkeys(row.labels or "numbers" for row in rows)
         if len(labels) > 1:
-            remarks.append(f"`{task}` stands for different sets of labels: {'; '.join(labels)}.")
+            remarks.append(f"`{task}` has different sets of labels: {'; '.join(labels)}.")
         elif len({row.data for row in rows}) > 1:
-            remarks.append(f"`{task}` stands for different texts in these results.")
+            remarks.append(f"`{task}` has different texts in these results.")
         if rows and all(row.split != "test" for row in rows):
             remarks.append(
-                f"`{task}` has no labelled test split: learning rates were chosen on the scores that are shown."
+                f"`{task}` has no labelled test split: learning rates were selected on the scores that are shown."
             )
     suites = dict.fromkeys(f"{row.suite} ({row.suite_sha256[:8]})" for row in everything)
     if len(suites) > 1:
@@ -275,16 +273,16 @@ def _result_remarks(
 
 def _missing_seeds(own: Mapping[Path, list[ResultRow]], others: Sequence[ResultRow]) -> list[str]:
     rows = [row for found in (*own.values(), others) for row in found if row.kind == "finetune" and row.main]
-    cells: dict[tuple[str, str | None, str], set[tuple[float | None, int | None, int | None]]] = {}
+    trials: dict[tuple[str, str | None, str], set[tuple[float | None, int | None, int | None]]] = {}
     for row in rows:
         place = (row.learning_rate, row.batch_size, row.seed)
-        cells.setdefault((row.model, row.task, row.suite_sha256), set()).add(place)
+        trials.setdefault((row.model, row.task, row.suite_sha256), set()).add(place)
     most: dict[tuple[str | None, str], int] = {}
-    for (_, task, suite), places in cells.items():
+    for (_, task, suite), places in trials.items():
         most[task, suite] = max(most.get((task, suite), 0), len(places))
     behind = [
         f"{model} on {task} ({len(places)} of {most[task, suite]} fine-tunings)"
-        for (model, task, suite), places in cells.items()
+        for (model, task, suite), places in trials.items()
         if len(places) < most[task, suite]
     ]
     return [f"Not all fine-tunings are finished: {', '.join(behind)}."] if behind else []

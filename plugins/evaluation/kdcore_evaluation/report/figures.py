@@ -33,9 +33,7 @@ def loss_section(comparison: Comparison, styles: Styles) -> str:
         return ""
     parts = []
     if len(comparison.curves) > 1:
-        parts.append(
-            "<p>Each method has its own objective: heights can be compared within a method, not between them.</p>"
-        )
+        parts.append("<p>Methods have different objectives: compare losses within a method, not between methods.</p>")
     for number, (method, curves) in enumerate(comparison.curves.items()):
         groups = list(dict.fromkeys(curve.group for curve in curves))
         body = [_loss_plot(f"steps-{number}", method, curves, styles, None)]

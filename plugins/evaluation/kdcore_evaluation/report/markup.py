@@ -1,4 +1,4 @@
-"""Pieces of HTML that the page is made of."""
+"""HTML elements of the page."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from kdcore_evaluation.run.scores import Column, Score
 
 
 def datum(value: float, text: str) -> str:
-    """A number for people, with the number itself for programs."""
+    """Format a number as `<data>`, with its exact value for programs."""
     return f'<data value="{value!r}">{escape(text)}</data>'
 
 
 def wrapped(text: str) -> str:
-    """A name that may go on in the next line after a `/`, `_` or `-`."""
+    """Escape a name and allow line breaks after `/`, `_` and `-`."""
     return re.sub(r"([/_-])(?=.)", r"\1<wbr>", escape(text))
 
 
 def score_cell(score: Score | None, column: Column) -> str:
-    """A score with its spread; the best one is marked for eyes and for ears."""
+    """Format a score with its spread; the best one is marked visibly and for screen readers."""
     if score is None:
         return '<span class="quiet">-</span>'
     text = datum(score.mean, column.show(score.mean))
@@ -34,14 +34,14 @@ def score_cell(score: Score | None, column: Column) -> str:
 
 
 def region(label: str, inside: str) -> str:
-    """What may be wider than the screen; it can be scrolled with the keyboard."""
+    """Wrap content that may be wider than the screen, scrollable with the keyboard."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{inside}</div>\n'
 
 
 def table_of(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[int] = (), caption: str = ""
 ) -> str:
-    """A table; cells of `rows` are HTML already, the first of each is its header."""
+    """Make a table; cells of `rows` are HTML, the first of each row is its header."""
     kinds = [' class="number"' if index in numbers else "" for index in range(len(head))]
     top = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for text, kind in zip(head, kinds, strict=True))
     lines = []
@@ -53,6 +53,6 @@ def table_of(
 
 
 def legend(entries: Sequence[tuple[str, int]], *, line: bool = True) -> str:
-    """What is which in a plot."""
+    """Make the legend of a plot."""
     items = "".join(f"<li>{swatch(style, line=line)}{escape(label)}</li>" for label, style in entries)
     return f'<ul class="legend">{items}</ul>'

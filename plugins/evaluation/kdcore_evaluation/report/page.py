@@ -1,4 +1,4 @@
-"""The comparison as one HTML page that needs nothing else: no network, no script, no further file."""
+"""The comparison as one self-contained HTML page: no network, no script, no further file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def page(comparison: Comparison) -> str:
         ("repeat", "How to get this again", _repeat(comparison)),
     ]
     shown = [(name, title, body) for name, title, body in sections if body]
-    title = f"kdcore: {_runs_told(comparison)} compared by {', '.join(comparison.by)}"
+    title = f"kdcore: {_number_of_runs(comparison)} compared by {', '.join(comparison.by)}"
     css = resources.files("kdcore_evaluation.report").joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text, _ in shown)
     body = "".join(
@@ -37,7 +37,7 @@ def page(comparison: Comparison) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Without an icon of its own a browser asks the server for one.
+        # Without an icon in the page a browser requests one from the server.
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
         f"<header><h1>{escape(_heading(comparison))}</h1>{_lead(comparison)}</header>\n"
@@ -55,10 +55,10 @@ def groups_of(comparison: Comparison) -> list[Labels]:
 def _heading(comparison: Comparison) -> str:
     count = len(comparison.table.groups)
     groups = f"{count} groups" if count != 1 else "one group"
-    return f"{_runs_told(comparison)}, {groups} by {', '.join(comparison.by)}"
+    return f"{_number_of_runs(comparison)}, {groups} by {', '.join(comparison.by)}"
 
 
-def _runs_told(comparison: Comparison) -> str:
+def _number_of_runs(comparison: Comparison) -> str:
     count = len(comparison.runs)
     return f"{count} runs" if count != 1 else "one run"
 
@@ -87,7 +87,7 @@ def _scores(comparison: Comparison) -> str:
         parts.append(f'<tbody class="references">{_rows(table, table.references)}</tbody>')
     whole = f"<table><thead><tr>{head}</tr></thead>{''.join(parts)}</table>"
     chance = "".join(
-        f"<li>{escape(column.title)}: always saying the most frequent class gives {datum(share, f'{share:.3f}')}</li>"
+        f"<li>{escape(column.title)}: majority-class baseline {datum(share, f'{share:.3f}')}</li>"
         for column, share in table.chance.items()
         if column in table.columns
     )

@@ -1,4 +1,4 @@
-"""Plots as SVG for the page: small enough to be read on a phone, told apart without colours, described in words."""
+"""SVG plots for the page: readable on a phone, distinguishable without colours, with a textual description."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def plot(name: str, title: str, description: str, series: Sequence[Series], x: A
     Args:
         name: unique in the page, for the ids of title and description.
         title: what is shown.
-        description: what can be seen, for those who cannot see it.
+        description: the content of the plot in words, for screen readers.
         series: what is drawn, later ones on top.
         x: the horizontal axis.
         y: the vertical one.
@@ -80,7 +80,7 @@ def plot(name: str, title: str, description: str, series: Sequence[Series], x: A
 
 
 def swatch(style: int, *, line: bool = True) -> str:
-    """A series' line and shape for a legend, which says in words what it is."""
+    """Draw a series' line and shape for a legend."""
     stroke = f'<path class="line c{style % _STYLES}"{_dash(style)} d="M1 7H27"/>' if line else ""
     marker = _marker(style, 14, 7)
     return f'<svg class="swatch" viewBox="0 0 28 14" aria-hidden="true">{stroke}{marker}</svg>'

@@ -108,7 +108,7 @@ def _padded(labels: Labels, table: ScoreTable) -> Sequence[str]:
 
 def _chance_lines(table: ScoreTable) -> list[str]:
     return [
-        f"{column.title}: always saying the most frequent class gives {share:.3f}"
+        f"{column.title}: majority-class baseline {share:.3f}"
         for column, share in table.chance.items()
         if column in table.columns
     ]

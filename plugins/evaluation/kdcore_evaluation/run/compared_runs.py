@@ -1,4 +1,4 @@
-"""Run folders, as comparisons read them."""
+"""Read run folders for comparisons."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ MISSING = "none"
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run that is compared.
+    """One run of a comparison.
 
     Attributes:
         folder: the run folder.
         name: `NAME/ID`.
-        state: `finished`, `running`, `stopped`, ... as `kdcore runs list` says.
-        recipe: its recipe, resolved, with the defaults of the core's keys.
-        stated: the keys that the recipe states itself.
-        metrics: rows of metrics, in their order; rows of some steps hold training losses, others held-out ones.
-        data: fingerprint of its data; None if it is not known.
-        teacher: digest of its teacher's weights, or where they are; None without a teacher.
+        state: `finished`, `running`, `stopped`, ... as in `kdcore runs list`.
+        recipe: the resolved recipe, with defaults of the core's keys.
+        stated: the keys that the recipe states.
+        metrics: rows of metrics.jsonl in file order; training and held-out losses are in separate rows.
+        data: fingerprint of the data; None if the run did not store one.
+        teacher: digest of the teacher's weights, or their location in older runs; None without a teacher.
     """
 
     folder: Path
@@ -42,12 +42,12 @@ class ComparedRun:
 
     @property
     def method(self) -> str:
-        """Names of the losses, joined."""
+        """Names of the losses, joined by ` + `."""
         losses: dict[str, dict[str, Any]] = self.recipe["losses"]
         return " + ".join(dict.fromkeys(str(section.get("name", label)) for label, section in losses.items()))
 
     def label(self, key: str) -> str | None:
-        """What this run has at a key of `--by` or `--over`, for people; None if there is nothing."""
+        """Return the printable value of a key of `--by` or `--over`; None if the run has no such key."""
         if key == "method":
             return self.method
         if key == "run":
@@ -64,7 +64,7 @@ class ComparedRun:
 
 
 def describe(value: Any) -> str:
-    """A value of a recipe in one line."""
+    """Format a value of a recipe in one line."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {describe(one)}" for key, one in value.items()) or "{}"
     if isinstance(value, list):
@@ -80,8 +80,8 @@ def read_run(folder: Path, state: str) -> ComparedRun:
     """Read a run folder.
 
     Args:
-        folder: it.
-        state: what is known of how the run is doing.
+        folder: the run folder.
+        state: the run's state, from `kdcore.run_status`.
 
     Raises:
         InputError: its recipe cannot be read.
@@ -106,10 +106,10 @@ def read_run(folder: Path, state: str) -> ComparedRun:
 
 
 def check_keys(runs: Sequence[ComparedRun], keys: Sequence[str]) -> None:
-    """Refuse keys that no run has.
+    """Require that each key exists in some run.
 
     Raises:
-        InputError: with the keys that would have been near.
+        InputError: a key exists in none; the message suggests a similar one.
     """
     for key in keys:
         if key in WORDS or any(run.label(key) is not None for run in runs):
@@ -125,7 +125,7 @@ def check_keys(runs: Sequence[ComparedRun], keys: Sequence[str]) -> None:
 
 
 def _sections(settings: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
-    """Stated sections over the defaults of the core's keys."""
+    """Merge stated sections over the defaults of the core's keys."""
     return {
         key: {**settings[key], **value} if isinstance(value, dict) and isinstance(settings.get(key), dict) else value
         for key, value in stated.items()

@@ -1,4 +1,4 @@
-"""What is evaluated: exports of runs, model folders, models of a hub, and what they are measured against."""
+"""Find the models to evaluate: exports of runs, model folders, hub models, and their references."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class EvaluatedModel:
     """A model to measure.
 
     Attributes:
-        name: how tables call it.
+        name: name in tables.
         role: `student` of a run, `teacher` of one, `random` weights of a student's architecture, or another `model`.
-        source: folder of its weights; for random weights that of the student whose architecture it has.
-        given: how the source was given: the folder, or the name on a hub.
+        source: folder of the weights; for random weights, of the student with the same architecture.
+        given: the source as the user gave it: a folder, or a hub name.
         component: name of the kdcore model that reads it.
-        imports: files that register that model, if it is not installed.
+        imports: files that register `component` if it is not installed.
         run: folder of the run that exported it.
         export: name of the export, such as `final` or `budget-0.5`.
         teacher: folder or hub name of the run's teacher.
@@ -64,12 +64,12 @@ class EvaluatedModel:
 
     @property
     def share(self) -> float | None:
-        """Share of the run's budget at which it was exported; 1 at the end, None if it is not known."""
+        """Fraction of the run's budget at export: 1 for `final`, None if unknown."""
         match = _BUDGET.fullmatch(self.export or "")
         return float(match[1]) if match else 1.0 if self.export == "final" else None
 
     def classes(self) -> tuple[str, ...]:
-        """The classes of the head that the model comes with, in their order; none without one."""
+        """Return the classes of the model's classification head in order; empty without one."""
         stated = self._stated()
         if self.role == "random" or not any("SequenceClass" in name for name in stated.get("architectures") or ()):
             return ()
@@ -77,7 +77,7 @@ class EvaluatedModel:
         return tuple(labels[key] for key in sorted(labels, key=int))
 
     def config(self) -> dict[str, Any]:
-        """The configuration's sizes, from which the same architecture can be made with random weights."""
+        """Return the keys of config.json that define the architecture, to build it with random weights."""
         stated = self._stated()
         known = _known_keys(str(stated.get("model_type"))) or stated.keys()
         return {
@@ -92,13 +92,13 @@ class EvaluatedModel:
 
 
 def bytes_on_disk(folder: str) -> int:
-    """Of a model's files of weights."""
+    """Return the total size of a model's weight files in bytes."""
     return sum(path.stat().st_size for pattern in _WEIGHTS for path in Path(folder).glob(pattern))
 
 
 @cache
 def _known_keys(model_type: str) -> frozenset[str] | None:
-    """Keys of a configuration of transformers; files often hold others. None if it does not know the type."""
+    """Return the keys of a transformers configuration, without others in its file; None for unknown types."""
     from transformers import AutoConfig
 
     try:
@@ -111,16 +111,17 @@ def _known_keys(model_type: str) -> frozenset[str] | None:
 def find_models(
     places: Sequence[str], exports: Sequence[str] | None, references: Iterable[Reference], remark: Callable[[str], None]
 ) -> list[EvaluatedModel]:
-    """Every model that is meant.
+    """Find every model that a command line names.
 
     Args:
         places: run folders, folders of runs, model folders and hub names.
-        exports: names of the exports of a run to take; `all` for all; None for `best` and `final`, whichever there are.
-        references: what to add beside them.
-        remark: told what is odd but no reason to stop.
+        exports: names of the exports to take from each run, or `all`; None takes `best`, else `final`, else the one
+            with the largest fraction of the budget.
+        references: reference models to add.
+        remark: called with each warning.
 
     Raises:
-        InputError: nothing to evaluate is found in a place.
+        InputError: a place holds nothing to evaluate.
     """
     found: list[EvaluatedModel] = []
     for place in places:
@@ -149,7 +150,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _runs_below(path: Path, depth: int = 2) -> list[Path]:
-    """Runs in a folder of runs, such as `runs` or `runs/NAME`."""
+    """Find runs in a folder of runs, such as `runs` or `runs/NAME`."""
     if not path.is_dir() or (path / "config.json").is_file():
         return []
     found = []
@@ -165,19 +166,19 @@ def _of_run(run: Path, exports: Sequence[str] | None, remark: Callable[[str], No
         [path.name for path in sorted(folder.iterdir()) if (path / "config.json").is_file()] if folder.is_dir() else []
     )
     if not there:
-        remark(f"{run}: no student was exported yet, so it is left out")
+        remark(f"{run}: skipped: no student was exported yet")
         return []
     if exports is None:
         chosen = [name for name in ("best", "final") if name in there][:1] or _latest(there)
         if "final" not in there:
-            remark(f"{run}: unfinished: it has no exports/final, {' and '.join(chosen)} is evaluated instead")
+            remark(f"{run}: unfinished: no exports/final; evaluating {' and '.join(chosen)}")
     elif "all" in exports:
         chosen = there
     else:
         chosen = [name for name in exports if name in there]
         for name in exports:
             if name not in there:
-                remark(f"{run}: has no exports/{name}; there are: {', '.join(there)}")
+                remark(f"{run}: no exports/{name} (found {', '.join(there)})")
     recipe = load_recipe(run / "recipe.yaml")
     settings = recipe.settings
     teacher = (settings.teacher or {}).get("path")
@@ -199,19 +200,23 @@ def _of_run(run: Path, exports: Sequence[str] | None, remark: Callable[[str], No
 
 
 def _latest(there: Sequence[str]) -> list[str]:
-    """The export of the largest share of the budget."""
+    """Return the export with the largest fraction of the budget."""
     shares = {name: float(match[1]) for name in there if (match := _BUDGET.fullmatch(name))}
     return [max(shares, key=shares.__getitem__)] if shares else list(there[:1])
 
 
 def _of_folder(place: str, role: ModelRole = "model", component: str = "transformers") -> EvaluatedModel:
-    """A model folder, or a model of a hub, whose files are fetched now."""
+    """Describe a model folder, or a hub model after downloading it."""
     folder = Path(place)
     if not folder.is_dir():
         folder = _fetch(place)
     elif not (folder / "config.json").is_file():
         hint = "give a run folder (runs/NAME/ID), a folder of runs, a Hugging Face model folder or a hub name"
-        what = "this folder is empty" if not any(folder.iterdir()) else "this is no run, no folder of runs and no model"
+        what = (
+            "this folder is empty"
+            if not any(folder.iterdir())
+            else "this is neither a run, nor a folder of runs, nor a model"
+        )
         raise InputError(what, where=place, hint=hint)
     name = place if folder != Path(place) else "/".join(Path(os.path.abspath(place)).parts[-2:])
     given = place if folder != Path(place) else str(folder.absolute())
@@ -227,20 +232,20 @@ def _fetch(name: str) -> Path:
         raise DataError("no such folder", where=name, hint="give a run folder, a model folder or a hub name")
     try:
         return Path(snapshot_download(name, allow_patterns=list(_MODEL_FILES)))
-    except Exception as error:  # network, hub and cache raise many kinds
+    except Exception as error:  # network, hub and cache raise many types
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        what = f"no such folder, and no such model could be had from the hub ({lines[0]})"
+        what = f"no such folder, and the hub returned no such model ({lines[0]})"
         raise DataError(what, where=name, hint=hint) from error
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the files that decide what a model computes; READMEs and the like do not."""
+    """Return the SHA-256 of weights, configuration and tokenizer files."""
     return _digest(folder, _MODEL_FILES)
 
 
 @cache
 def teacher_fingerprint(given: str) -> str:
-    """The same of a teacher; its name, if it is a hub's."""
+    """Return the fingerprint of a teacher's folder, or its hub name."""
     return fingerprint(Path(given)) if Path(given).is_dir() else given
 
 
@@ -257,7 +262,7 @@ def _references(
     added: list[EvaluatedModel] = []
     students = [model for model in found if model.role == "student"]
     if wanted and not students:
-        remark("the suite's `references` are those of runs; none is given, so they are left out")
+        remark("the suite's `references` are skipped: they need runs, and none is given")
     for model in students:
         if "teacher" in wanted and model.teacher is not None:
             added.append(_of_folder(model.teacher, "teacher", _teacher_component(model)))
@@ -290,7 +295,7 @@ def _random(model: EvaluatedModel) -> EvaluatedModel:
 
 
 def _unique(models: Iterable[EvaluatedModel]) -> list[EvaluatedModel]:
-    """Each once: runs often share their teacher and their architecture."""
+    """Remove duplicates: runs often share their teacher and their architecture."""
     found: dict[tuple[str, str, str | None], EvaluatedModel] = {}
     for model in models:
         key = (model.role, model.sha256, model.source if model.role in ("student", "model") else None)

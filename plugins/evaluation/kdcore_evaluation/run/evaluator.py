@@ -1,4 +1,4 @@
-"""From models and a suite to result rows: what is finished is not measured again."""
+"""Measure models by a suite and write result rows; finished trials are not repeated."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from kdcore_evaluation.run.results import ResultRow, merged_rows, read_rows, wri
 from kdcore_evaluation.run.suite import Suite
 from kdcore_evaluation.run.trials import Trial, make_trials, read_task
 
-TRIALS_FOLDER = "cells"  # as in results that are already stored
+TRIALS_FOLDER = "cells"  # the name in stored evaluations
 _SHOWN_CHARACTERS = 4000
 _WORST_FIRST = (EXIT_INTERRUPTED, EXIT_INPUT, EXIT_TRAINING, EXIT_MACHINE)
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 Launch = Callable[[Sequence[Path]], int]
 Finished = Callable[[Path], bool]
 
 
 @dataclass
 class Evaluation:
-    """How an evaluation ended.
+    """Outcome of an evaluation.
 
     Attributes:
-        folder: where everything lies.
-        rows: all result rows of the models that were measured now.
-        failed: exit code of each trial that has failed.
+        folder: folder of results, trials and recipes.
+        rows: result rows of the models of this evaluation.
+        failed: exit code of each failed trial.
     """
 
     folder: Path
@@ -55,26 +55,26 @@ class Evaluation:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing failed; 130 if a trial was interrupted, which ends the evaluation; else 2 before 3 before 1."""
+        """Exit code: 0 without failures, else the first of 130 (interrupted), 2, 3 and 1 that occurred."""
         codes = set(self.failed.values())
         return next((code for code in _WORST_FIRST if code in codes), EXIT_MACHINE if codes else 0)
 
 
 class Evaluator:
-    """Measures models by a suite, into a folder.
+    """Measure models by a suite into a folder.
 
     Arguments of the constructor:
         suite: the suite.
-        folder: gets `results.jsonl`, `results.parquet`, and a folder for each trial.
+        folder: receives `results.jsonl`, `results.parquet`, and a folder for each trial.
         cache: where prepared data is kept.
-        say: told how it goes.
+        report: called with each line of progress.
     """
 
-    def __init__(self, suite: Suite, folder: Path, cache: Path, say: Say) -> None:
+    def __init__(self, suite: Suite, folder: Path, cache: Path, report: Report) -> None:
         self.suite = suite
         self.folder = folder.absolute()
         self.cache = cache
-        self.say = say
+        self.report = report
         content = json.dumps(suite.model_dump(mode="json"), sort_keys=True)
         self._suite = (suite.name, hashlib.sha256(content.encode()).hexdigest())
         self._failed: dict[str, int] = {}
@@ -88,13 +88,13 @@ class Evaluator:
         launch: Launch | None = None,
         finished: Finished | None = None,
     ) -> Evaluation:
-        """Measure all that is not yet measured.
+        """Run every unfinished trial.
 
         Args:
             models: the models.
-            slots: how many fine-tunings run at once.
-            launch: trains recipes elsewhere, waits, and gives an exit code; without it they are trained here.
-            finished: whether a run that was launched has come to its end.
+            slots: number of parallel fine-tunings.
+            launch: trains recipes elsewhere, waits and returns an exit code; None trains them on this machine.
+            finished: returns whether a launched run has finished.
 
         Raises:
             InputError: a task, its data or a model cannot be used, a library is missing, or the folder is in use.
@@ -112,7 +112,7 @@ class Evaluator:
             unfinished = self._unfinished()
             every = {trial.id for trial in self.trials}
             if len(unfinished) < len(every):
-                self.say(f"{len(every) - len(unfinished)} of {len(every)} trials are finished already")
+                self.report(f"{len(every) - len(unfinished)} of {len(every)} trials are finished already")
             try:
                 self._run_probes([trial for trial in unfinished if trial.kind != "finetune"])
                 trials = [trial for trial in unfinished if trial.kind == "finetune"]
@@ -126,7 +126,7 @@ class Evaluator:
         return Evaluation(self.folder, rows, self._failed)
 
     def _texts(self) -> dict[str, str]:
-        """Prepare what probes read, once and for all models; gives its fingerprints."""
+        """Prepare the text that probes read, once for all models; return fingerprints by probe."""
         probes = self.suite.probes
         reading = {"masked_lm": probes.masked_lm, "agreement": probes.agreement}
         return {
@@ -139,7 +139,7 @@ class Evaluator:
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             what = f"the folder cannot be made: {error.strerror}"
             raise InputError(what, where=str(self.folder), hint="give another --output") from error
-        taken = "another `kdcore evaluate` is at work in this folder"
+        taken = "another `kdcore evaluate` is running in this folder"
         return locked(self.folder / ".lock", wait=False, taken=taken)
 
     def _remember_suite(self) -> None:
@@ -147,7 +147,7 @@ class Evaluator:
         (self.folder / "suite.yaml").write_text(text, encoding="utf-8")
 
     def _unfinished(self) -> list[Trial]:
-        found = {trial.id: trial for trial in reversed(self.trials)}  # of equal ones the first
+        found = {trial.id: trial for trial in reversed(self.trials)}  # of duplicates the first
         return [trial for trial in self.trials if found[trial.id] is trial and read_outcome(self._place(trial)) is None]
 
     def _place(self, trial: Trial) -> Path:
@@ -157,39 +157,39 @@ class Evaluator:
         return self.folder / "recipes" / f"{trial.id}.yaml"
 
     def _check_recipes(self) -> None:
-        """One recipe of each model and task, so that mistakes are told at once."""
+        """Check one recipe of each model and task before any training starts."""
         seen: set[tuple[str, str | None]] = set()
         for trial in self.trials:
             if trial.kind == "finetune" and (trial.model.sha256, trial.task) not in seen:
                 seen.add((trial.model.sha256, trial.task))
                 load_recipe(self._write_recipe(trial)).components()
-                self._tell_other_classes(trial)
+                self._report_other_classes(trial)
 
-    def _tell_other_classes(self, trial: Trial) -> None:
+    def _report_other_classes(self, trial: Trial) -> None:
         theirs, task = trial.model.classes(), self.tasks[trial.task or ""].task
         if theirs and theirs != task.data.classes:
             ours = ", ".join(task.data.classes) or "numbers"
-            head = f"comes with a head for other labels ({', '.join(theirs)}) than those of {trial.task} ({ours})"
-            self.say(f"{trial.model.name} {head}: it gets a new one")
+            head = f"has a head for other labels ({', '.join(theirs)}) than those of {trial.task} ({ours})"
+            self.report(f"{trial.model.name} {head}: the head is replaced")
 
     def _write_recipe(self, trial: Trial) -> Path:
         path = self._recipe(trial)
         run = {"name": TRIALS_FOLDER, "id": trial.id, "folder": str(self.folder)}
         text = f"# {trial}\n{dump_yaml({'run': run, **trial.settings})}"
         if path.is_file() and path.read_text(encoding="utf-8") != text and read_outcome(self._place(trial)) is None:
-            shutil.rmtree(self._place(trial), ignore_errors=True)  # begun with the model or the data elsewhere
+            shutil.rmtree(self._place(trial), ignore_errors=True)  # started with the model or the data in another place
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         return path
 
     def _run_probes(self, trials: Sequence[Trial]) -> None:
-        """One process a model, one after the other: speed is measured alone."""
+        """Probe models one after the other, each in its own process, so that speed is measured undisturbed."""
         jobs: dict[str, list[Trial]] = {}
         for trial in trials:
             jobs.setdefault(f"{trial.model.role} {trial.model.source}", []).append(trial)
         for own in jobs.values():
             model = own[0].model
-            self.say(f"probing {model.name}: {', '.join(trial.kind for trial in own)}")
+            self.report(f"probing {model.name}: {', '.join(trial.kind for trial in own)}")
             path = self.folder / "logs" / f"{own[0].id}.json"
             path.parent.mkdir(exist_ok=True)
             probes = [
@@ -203,11 +203,11 @@ class Evaluator:
             for trial in own:
                 skipped = (read_outcome(self._place(trial)) or {}).get("skipped")
                 if skipped is not None:
-                    self.say(f"{trial}: left out: {skipped}")
+                    self.report(f"{trial}: skipped: {skipped}")
 
     def _probed(self, job: ChildProcess, code: int) -> bool:
         if code:
-            self._tell_failure(job, code)
+            self._report_failure(job, code)
         else:
             job.log.unlink(missing_ok=True)
         return code == 0
@@ -218,7 +218,7 @@ class Evaluator:
             arguments = ["-m", "kdcore", "train", str(self._write_recipe(trial))]
             jobs.append(ChildProcess(trial.id, arguments, self.folder / "logs" / f"{trial.id}.log"))
         if jobs:
-            self.say(f"{len(jobs)} fine-tunings, {min(slots, len(jobs))} at a time")
+            self.report(f"{len(jobs)} fine-tunings, {min(slots, len(jobs))} at a time")
         count = 0
 
         def ended(job: ChildProcess, code: int) -> bool:
@@ -226,7 +226,7 @@ class Evaluator:
             count += 1
             trial = known[job.name]
             if code:
-                self._tell_failure(replace(job, name=str(trial)), code)
+                self._report_failure(replace(job, name=str(trial)), code)
                 return code not in (EXIT_INPUT, EXIT_INTERRUPTED)
             self._collect(trial, f"{count} of {len(jobs)}")
             self._write_rows()
@@ -244,7 +244,7 @@ class Evaluator:
                 self._collect(trial, f"{number} of {len(trials)}")
             else:
                 self._failed[str(trial)] = code or EXIT_MACHINE
-                self.say(f"{trial}: not finished; see {self._place(trial)}")
+                self.report(f"{trial}: not finished; see {self._place(trial)}")
 
     def _collect(self, trial: Trial, number: str) -> None:
         assert trial.task is not None
@@ -255,17 +255,17 @@ class Evaluator:
             for one in outcome["measured"]
             if one["metric"] == self.tasks[trial.task].task.main_metric
         ]
-        self.say(f"{number}: {trial}: {self.tasks[trial.task].task.main_metric} {', '.join(scores)}")
+        self.report(f"{number}: {trial}: {self.tasks[trial.task].task.main_metric} {', '.join(scores)}")
 
-    def _tell_failure(self, job: ChildProcess, code: int) -> None:
+    def _report_failure(self, job: ChildProcess, code: int) -> None:
         self._failed[job.name] = code
         log = job.log.read_text(encoding="utf-8", errors="replace").strip()
         at = log.rfind("error: ")
-        said = log[at:] if at >= 0 else log[-_SHOWN_CHARACTERS:]
-        self.say(f"{job.name}: failed with exit code {code} ({job.log}):\n{said}")
+        message = log[at:] if at >= 0 else log[-_SHOWN_CHARACTERS:]
+        self.report(f"{job.name}: failed with exit code {code} ({job.log}):\n{message}")
 
     def _write_rows(self) -> list[ResultRow]:
-        """Write the rows of all that is finished, beside those of models that were measured before."""
+        """Write the rows of all finished trials, and keep those of models from earlier evaluations."""
         now: list[ResultRow] = []
         for trial in self.trials:
             outcome = self._outcomes.get(trial.id) or read_outcome(self._place(trial))

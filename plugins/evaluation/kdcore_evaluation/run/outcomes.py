@@ -1,4 +1,4 @@
-"""What a trial has measured: `result.json` in its folder, which is there once the trial is finished."""
+"""Outcome of a trial: `result.json` in its folder, written once the trial is finished."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Outcome = dict[str, Any]
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """What a trial has measured; None if it is not finished."""
+    """Read the outcome of a trial; None if it is not finished."""
     try:
         outcome: Outcome = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -37,7 +37,7 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Write what a trial has measured, whole or not at all."""
+    """Write the outcome of a trial atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     whole = {"versions": versions(), **outcome, "finished": finished}
@@ -46,7 +46,7 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide results."""
+    """Return versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
 
 
 def collect_finetuning(folder: Path, known: TaskData) -> None:
-    """Score the predictions of a finished fine-tuning, and keep what repeats and explains it, not the weights.
+    """Score the predictions of a finished fine-tuning and remove its weights; recipe, metrics and log remain.
 
     Raises:
         DataError: its predictions cannot be read.
@@ -67,7 +67,7 @@ def collect_finetuning(folder: Path, known: TaskData) -> None:
         for metric, value in metrics_of(outputs, labels).items()
     ]
     if not measured:
-        raise DataError("the fine-tuning has written no predictions of texts with labels", where=str(folder))
+        raise DataError("the fine-tuning wrote no predictions for labelled texts", where=str(folder))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     outcome = {"measured": measured, "seconds": _seconds(folder)}
     write_outcome(folder, {**outcome, "versions": {**versions(), **environment.get("packages", {})}})
@@ -78,14 +78,14 @@ def collect_finetuning(folder: Path, known: TaskData) -> None:
 def rows_of(
     trial: Trial, outcome: Outcome, known: TaskData | None, suite: tuple[str, str], folder: Path
 ) -> list[ResultRow]:
-    """Result rows of a finished trial.
+    """Convert the outcome of a finished trial to result rows.
 
     Args:
         trial: the trial.
-        outcome: what it has measured.
-        known: what is known of its task, if it has one.
-        suite: name of the suite, and its fingerprint.
-        folder: of the evaluation.
+        outcome: its outcome.
+        known: its task's data; None for probes without a task.
+        suite: name and fingerprint of the suite.
+        folder: folder of the evaluation.
     """
     model = trial.model
     return [
@@ -125,12 +125,12 @@ def rows_of(
 
 
 def place_of(model: EvaluatedModel, folder: Path) -> str:
-    """Where a model is, as rows hold it: relative to the evaluation's folder, or its name on a hub."""
+    """Return a model's location as stored in rows: relative to the evaluation's folder, or a hub name."""
     return relative(model.given, folder) if os.path.isabs(model.given) else model.given
 
 
 def _predictions(folder: Path, known: TaskData) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
-    """Outputs (n, C) and labels (n,) of every part whose labels are known."""
+    """Read outputs (n, C), labels (n,) and n of every labelled part."""
     from pyarrow import parquet
 
     found = {}
@@ -145,5 +145,5 @@ def _predictions(folder: Path, known: TaskData) -> dict[str, tuple[np.ndarray, n
 
 
 def _seconds(folder: Path) -> float:
-    """Seconds of training by the run's own clock."""
+    """Return seconds of training as logged by the run."""
     return max((float(row.get("seconds", 0.0)) for row in read_metrics(folder)), default=0.0)

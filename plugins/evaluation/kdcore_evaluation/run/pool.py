@@ -1,4 +1,4 @@
-"""Several commands at a time on one machine, which end with the process that has started them."""
+"""Run several commands in parallel on one machine; they end with the process that started them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ChildProcess:
     """A command to run.
 
     Attributes:
-        name: names it to the caller.
-        arguments: of this Python, such as `-m kdcore train ...`.
-        log: file that gets what it prints.
-        environment: variables of its own.
+        name: identifies the command for the caller.
+        arguments: arguments of this Python, such as `-m kdcore train ...`.
+        log: file for its output.
+        environment: additional environment variables.
     """
 
     name: str
@@ -36,16 +36,16 @@ class ChildProcess:
 
 
 def run_children(jobs: Sequence[ChildProcess], slots: int, ended: Callable[[ChildProcess, int], bool]) -> None:
-    """Run all jobs, `slots` at a time.
+    """Run all commands, `slots` in parallel.
 
-    However this process ends, even by SIGKILL, what it has started ends too (on Linux). Interrupted, it asks them to
-    stop, so that training saves its state, and waits for them.
+    On Linux the commands end with this process, even after SIGKILL. An interruption of this process sends them SIGTERM,
+    so that training saves its state, and waits for them.
 
     Args:
-        jobs: the jobs, in the order in which they are started.
-        slots: how many run at once.
-        ended: called with each job that has ended and its exit code (128 and a signal's number, if one ended it); if
-            it gives False no further job is started.
+        jobs: the commands in the order of their start.
+        slots: number of parallel commands.
+        ended: called with each ended command and its exit code (128 plus the number of a signal that ended it); no
+            further command is started once it returns False.
     """
     waiting = list(jobs)
     running: dict[int, tuple[ChildProcess, subprocess.Popen[bytes]]] = {}
@@ -68,9 +68,10 @@ def run_children(jobs: Sequence[ChildProcess], slots: int, ended: Callable[[Chil
 
 
 def run_and_wait(arguments: Sequence[str]) -> int:
-    """Run one command of this Python, such as `-m kdcore launch ...`, and give its exit code, as `run_children` does.
+    """Run one command of this Python, such as `-m kdcore launch ...`, and return its exit code as `run_children` does.
 
-    Interrupted, it asks the command to stop, and waits until it has: `subprocess.run` would kill it a moment later.
+    An interruption of this process sends SIGTERM and waits until the command has ended; `subprocess.run` would kill the
+    command shortly after.
     """
     process = subprocess.Popen([sys.executable, *arguments])
     try:
@@ -98,7 +99,7 @@ def _start(job: ChildProcess, slots: int, device: str | None) -> subprocess.Pope
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
+            start_new_session=True,  # Ctrl-C reaches only this process, which forwards it once
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 
@@ -107,7 +108,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent is gone."""
+    """Ask the kernel to kill this process when its parent ends."""
     if _libc is not None:
         _libc.prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
 
@@ -130,7 +131,7 @@ def _processors() -> int:
 
 
 def _devices() -> list[str]:
-    """GPUs that are to be shared out; none on a machine without."""
+    """Return the GPUs to distribute over the slots; empty on a machine without."""
     stated = os.environ.get("CUDA_VISIBLE_DEVICES")
     if stated is not None:
         return [part for part in stated.split(",") if part.strip() not in ("", "-1")]

@@ -1,4 +1,4 @@
-"""Result rows: one a model, task, trial and metric, in Parquet and as lines of JSON."""
+"""Result rows: one per model, task, trial and metric, in Parquet and as lines of JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARQUET = "results.parquet"
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One number, and everything that is needed to get it again.
+    """One measured number and everything that reproduces it.
 
     Attributes:
         model: name of the model, as tables call it.
@@ -81,12 +81,12 @@ class ResultRow:
 
     @property
     def identity(self) -> tuple[str, str, str | None, str]:
-        """Whose number it is: role, name, run (or source) and its fingerprint."""
+        """Identity of the model: role, name, run (or source) and fingerprint."""
         return (self.role, self.model, self.run or self.source, self.model_sha256)
 
 
 def write_rows(folder: Path, rows: Sequence[ResultRow]) -> None:
-    """Write both files, each whole or not at all."""
+    """Write both files, each atomically."""
     import pyarrow
     from pyarrow import parquet
 
@@ -100,7 +100,7 @@ def write_rows(folder: Path, rows: Sequence[ResultRow]) -> None:
 
 
 def read_rows(folder: Path) -> list[ResultRow]:
-    """The rows of an evaluation's folder; none if there are no results yet.
+    """Read the rows of an evaluation's folder; empty if there are no results yet.
 
     Raises:
         DataError: the file is damaged or of another kdcore.
@@ -114,7 +114,7 @@ def read_rows(folder: Path) -> list[ResultRow]:
             rows.append(ResultRow(**json.loads(line)))
         except (ValueError, TypeError) as error:
             raise DataError(
-                f"this is no row of results ({error})",
+                f"the line is not a result row ({error})",
                 where=f"{path}:{number}",
                 hint="remove the file: `kdcore evaluate` writes it again from the trials that are finished",
             ) from error
@@ -124,11 +124,11 @@ def read_rows(folder: Path) -> list[ResultRow]:
 def merged_rows(
     before: Iterable[ResultRow], now: Sequence[ResultRow], measured: Iterable[tuple[str, str]]
 ) -> list[ResultRow]:
-    """Earlier rows of other models, then today's.
+    """Combine earlier rows of other models with new rows.
 
     Args:
-        before: rows that are there.
-        now: rows of the models that were measured now.
+        before: the earlier rows.
+        now: rows of the models of this evaluation.
         measured: role and source of each of those models.
     """
     again = set(measured)
@@ -136,7 +136,7 @@ def merged_rows(
 
 
 def relative(path: str | Path, folder: Path) -> str:
-    """A path as rows hold it: evaluations and runs can be moved together."""
+    """Return a path relative to the evaluation, so that evaluations and runs can be moved together."""
     return Path(os.path.relpath(path, folder)).as_posix()
 
 

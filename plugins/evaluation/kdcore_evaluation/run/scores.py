@@ -1,4 +1,4 @@
-"""From result rows to means and spreads."""
+"""Aggregate result rows to means and standard deviations."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _KINDS = ("finetune", "linear", "agreement", "masked_lm", "cost")
 
 @dataclass(frozen=True)
 class Column:
-    """What is compared.
+    """One compared quantity.
 
     Attributes:
         kind: `finetune`, or which probe.
         task: label of the task; empty for probes without one.
-        part: empty, or what tells a second part of a split from the first, such as `mismatched`.
+        part: empty, or the name of a second part of a split, such as `mismatched`.
         split: `test` where it has labels, else `validation`; empty for probes without one.
         metric: its name in result rows.
         higher_is_better: whether more of it is better.
@@ -46,18 +46,18 @@ class Column:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Heading of the column."""
         if self.kind in ("finetune", "linear"):
             words = [self.task, self.part, self.metric, "(linear probe)" if self.kind == "linear" else ""]
             return " ".join(word for word in words if word)
         return _PROBE_TITLES.get(self.metric, self.metric)
 
     def has_spread(self, score: Score) -> bool:
-        """Whether a score's deviation says anything; equal architectures have equal sizes."""
+        """Return whether a score's deviation is meaningful; sizes of equal architectures do not vary."""
         return score.deviation is not None and (self.kind != "cost" or score.deviation > 0)
 
     def show(self, value: float) -> str:
-        """A value of this column, for people."""
+        """Format a value of this column."""
         if self.metric == "parameters":
             return f"{value / 1e6:.2f} M"
         if self.metric in ("bytes_on_disk", "memory_bytes"):
@@ -76,7 +76,7 @@ class Score:
         deviation: their sample standard deviation; None for a single one.
         count: how many.
         unit: what was repeated.
-        best: whether it is better than every other by more than their spread.
+        best: whether it exceeds every other mean by more than the spread of their difference.
     """
 
     mean: float
@@ -88,7 +88,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One value that counts.
+    """One value that enters a mean.
 
     Attributes:
         column: what it is of.
@@ -103,14 +103,14 @@ class Measurement:
 
 @dataclass
 class ScoreTable:
-    """Scores of groups.
+    """Scores of groups of runs.
 
     Attributes:
         keys: names of the labels of a group.
         columns: what is compared.
-        groups: scores of each group by column; those that were not measured are missing.
-        references: the same for models that are measured beside them and take no part in the comparison.
-        chance: share of the most frequent class, for columns that are accuracies.
+        groups: scores of each group by column, without unmeasured ones.
+        references: the same for reference models, which are not ranked.
+        chance: accuracy of the majority-class baseline, for columns that are accuracies.
     """
 
     keys: Labels
@@ -121,7 +121,7 @@ class ScoreTable:
 
 
 def score_table(rows: Sequence[ResultRow]) -> ScoreTable:
-    """Each model on its own, its spread being that of fine-tuning with several seeds."""
+    """Make a table with one group per model; deviations are over fine-tunings with several seeds."""
     groups: dict[Labels, list[Measurement]] = {}
     references: dict[Labels, list[Measurement]] = {}
     for own in by_model(rows).values():
@@ -131,7 +131,7 @@ def score_table(rows: Sequence[ResultRow]) -> ScoreTable:
 
 
 def by_model(rows: Iterable[ResultRow]) -> dict[tuple[str, str, str | None, str], list[ResultRow]]:
-    """Rows of each model."""
+    """Group rows by model."""
     found: dict[tuple[str, str, str | None, str], list[ResultRow]] = {}
     for row in rows:
         found.setdefault(row.identity, []).append(row)
@@ -139,9 +139,9 @@ def by_model(rows: Iterable[ResultRow]) -> dict[tuple[str, str, str | None, str]
 
 
 def measurements(rows: Sequence[ResultRow], repetition: Hashable) -> list[Measurement]:
-    """What counts of the rows of one model: those with the learning rate and batch size that validation prefers.
+    """Select the values of one model: those of the learning rate and batch size with the best validation score.
 
-    Scores are those of the test split where its labels are known, else of the validation split.
+    Scores are those of the test split where it is labelled, else of the validation split.
     """
     found = []
     for kind, task in dict.fromkeys((row.kind, row.task) for row in rows):
@@ -160,7 +160,7 @@ def measurements(rows: Sequence[ResultRow], repetition: Hashable) -> list[Measur
 
 
 def _averages(values: Sequence[Measurement]) -> list[Measurement]:
-    """Mean over the tasks of each repetition that has been fine-tuned on all of them."""
+    """Average over tasks, for each repetition that was fine-tuned on all of them."""
     own = [one for one in values if one.column.kind == "finetune" and not one.column.part]
     tasks = {one.column.task for one in own}
     if len(tasks) < 2:
@@ -177,13 +177,13 @@ def _averages(values: Sequence[Measurement]) -> list[Measurement]:
 
 
 def reported_split(rows: Sequence[ResultRow]) -> str | None:
-    """`test` if there are scores of it, else `validation`; None of probes that have no labelled texts."""
+    """Return `test` if it has scores, else `validation`; None for probes without labelled texts."""
     splits = {row.split for row in rows if row.split is not None and row.kind in ("finetune", "linear")}
     return "test" if "test" in splits else "validation" if "validation" in splits else None
 
 
 def _preferred(rows: Sequence[ResultRow]) -> tuple[float | None, int | None]:
-    """The learning rate and batch size whose mean over seeds is best on the validation split."""
+    """Return the learning rate and batch size with the best mean over seeds on the validation split."""
     scores: dict[tuple[float | None, int | None], list[float]] = {}
     for row in rows:
         if row.main and row.split == "validation":
@@ -194,7 +194,7 @@ def _preferred(rows: Sequence[ResultRow]) -> tuple[float | None, int | None]:
 
 
 def chances(rows: Iterable[ResultRow]) -> dict[Column, float]:
-    """Share of the most frequent class in what accuracies are reported of."""
+    """Return the majority-class baseline of each column of accuracies."""
     found = {}
     for own in by_model(rows).values():
         for one in measurements(own, 0):
@@ -217,7 +217,7 @@ def make_table(
     over: str,
     chance: Mapping[Column, float],
 ) -> ScoreTable:
-    """Means of groups, the best ones marked."""
+    """Compute means of groups and mark the best ones."""
     everything = [*groups.values(), *references.values()]
     columns = list(dict.fromkeys(one.column for own in everything for one in own))
     columns.sort(key=lambda column: _KINDS.index(column.kind) if column.kind in _KINDS else len(_KINDS))
@@ -239,7 +239,7 @@ def _scores(values: Sequence[Measurement], over: str) -> dict[Column, Score]:
 
 
 def summary(values: Sequence[Measurement], over: str) -> Score:
-    """Mean and deviation over repetitions; of a single one, over the seeds of its fine-tuning.
+    """Compute mean and deviation over repetitions; of a single one, over the seeds of its fine-tuning.
 
     A repetition counts once, however often it was fine-tuned.
     """
@@ -267,7 +267,7 @@ def _mark_best(groups: dict[Labels, dict[Column, Score]], column: Column) -> Non
 
 
 def _clearly(best: Score, other: Score) -> bool:
-    """Whether two means differ by more than the standard deviation of a difference of two repetitions."""
+    """Return whether two means differ by more than the standard deviation of a difference of two repetitions."""
     if best.deviation is None or other.deviation is None:
         return False
     return abs(best.mean - other.mean) > math.hypot(best.deviation, other.deviation)

@@ -1,4 +1,4 @@
-"""Suites: the files that say what models are measured by."""
+"""Suites: files that define tasks, the grid of fine-tunings, and probes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GRID_KEYS = ("run", "seed", "teacher", "student", "task", "losses", "tracking",
 
 
 class SuiteTask(ComponentConfig):
-    """Labelled texts that every model is fine-tuned on."""
+    """Labelled texts on which every model is fine-tuned."""
 
     data: LabelledData
     metric: Metric | None = Field(None, description="The score; default: GLUE's own, else accuracy, or pearson.")
@@ -33,22 +33,24 @@ class SuiteTask(ComponentConfig):
 
     @property
     def fitting(self) -> tuple[Metric, ...]:
-        """Metrics of such labels."""
+        """Metrics of the labels' kind."""
         return CLASS_METRICS if self.data.classes else NUMBER_METRICS
 
     @property
     def main_metric(self) -> str:
-        """The one by which hyperparameters are chosen and models are compared."""
+        """The metric that selects hyperparameters and compares models."""
         glue = self.data.glue_task
         return self.metric or (glue.metric if glue is not None else self.fitting[0])
 
 
 class GlueTasks(ComponentConfig):
-    """Several of GLUE's tasks out of one folder."""
+    """Several of GLUE's tasks from one folder."""
 
     folder: PathString = Field(description="GLUE's folder, with one folder a task in it.")
     tasks: list[GlueName] = Field(min_length=1, description="Which of its tasks.")
-    max_length: int = Field(128, ge=4, description="Tokens a sequence, special ones included; what is longer is cut.")
+    max_length: int = Field(
+        128, ge=4, description="Tokens of a sequence, special ones included; longer ones are truncated."
+    )
 
 
 class CostProbe(ComponentConfig):
@@ -80,7 +82,7 @@ class LinearProbe(ComponentConfig):
 
 
 class Probes(ComponentConfig):
-    """What is measured besides fine-tuning; what is left out is not."""
+    """Measurements besides fine-tuning; each is optional."""
 
     cost: CostProbe | None = None
     masked_lm: MaskedLMProbe | None = None
@@ -120,7 +122,7 @@ class Suite(ComponentConfig):
                 raise ValueError(f"`{name}` names a value twice")
         twice = sorted(set(self.tasks) & set(self.glue.tasks if self.glue else ()))
         if twice:
-            raise ValueError(f"the task `{twice[0]}` stands under `tasks` and under `glue`")
+            raise ValueError(f"the task `{twice[0]}` is in `tasks` and in `glue`")
         for key in self.recipe:
             if key in _GRID_KEYS:
                 raise ValueError(f"`recipe.{key}` follows from the suite: it cannot be stated")
@@ -130,7 +132,7 @@ class Suite(ComponentConfig):
 
     @property
     def all_tasks(self) -> dict[str, SuiteTask]:
-        """Tasks by label, GLUE's among them."""
+        """Tasks by label, including GLUE's."""
         found = dict(self.tasks)
         if self.glue is not None:
             for name in self.glue.tasks:

@@ -1,4 +1,4 @@
-"""Trials: the single measurements that a suite asks for, each known by all that decides its outcome."""
+"""Trials: the single measurements of a suite, each identified by a hash of everything that affects its outcome."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _ID_LENGTH = 16
 
 @dataclass(frozen=True)
 class TaskData:
-    """What is known of a task's labelled texts before anything is measured.
+    """A task with properties of its labelled texts.
 
     Attributes:
-        task: its section of the suite.
+        task: the task's section of the suite.
         fingerprint: SHA-256 over texts, labels and classes.
-        majority: share of the most frequent class in each part with labels; empty for numbers.
+        majority: fraction of the most frequent class in each labelled part; empty for numbers.
     """
 
     task: SuiteTask
@@ -44,12 +44,12 @@ class Trial:
     """One measurement of one model.
 
     Attributes:
-        id: names it; equal for equal measurements, wherever models and data lie.
+        id: hash; equal for equal measurements, independent of the location of models and data.
         kind: `finetune`, or which probe.
         model: the model.
         task: label of the task; None for probes that have none.
-        settings: what a probe is to do; the recipe of a fine-tuning, without its place.
-        learning_rate, batch_size, seed: place in the grid; None for probes.
+        settings: settings of a probe, or the recipe of a fine-tuning without `run`.
+        learning_rate, batch_size, seed: position in the grid; None for probes.
         data: fingerprint of labelled texts or of prepared data; None if no data is read.
     """
 
@@ -72,10 +72,10 @@ class Trial:
 
 
 def read_task(label: str, task: SuiteTask) -> TaskData:
-    """Read a task's texts, so that what is wrong with them is told before hours are spent.
+    """Read and check a task's texts before any trial starts.
 
     Raises:
-        DataError: they cannot be used, or there is nothing to score models on.
+        DataError: they cannot be used, or have no labelled validation part.
     """
     try:
         parts = read_labelled(task.data, Counter())
@@ -92,7 +92,7 @@ def read_task(label: str, task: SuiteTask) -> TaskData:
 
 
 def _in_suite(problem: Problem, label: str) -> Problem:
-    """What is wrong with a recipe's `task.data`, at its place in a suite."""
+    """Translate a problem of a recipe's `task.data` to its key in the suite."""
     own = f"tasks.{label}.data"
     key, hint = (text and text.replace("task.data", own) for text in (problem.key, problem.hint))
     return replace(problem, key=key, hint=hint)
@@ -101,9 +101,9 @@ def _in_suite(problem: Problem, label: str) -> Problem:
 def _require_validation(label: str, parts: Sequence[LabelledTexts]) -> None:
     if not any(part.name == "validation" and part.labels is not None for part in parts):
         raise DataError(
-            "there are no labelled texts for validation, by which learning rates are chosen",
+            "there are no labelled texts for validation, which selects learning rates",
             key=f"tasks.{label}.data",
-            hint="name a file as `validation`, or take a share of `train`: `split: {validation: 0.1, test: 0.1}`",
+            hint="name a file as `validation`, or take a fraction of `train`: `split: {validation: 0.1, test: 0.1}`",
         )
 
 
@@ -116,12 +116,12 @@ def _majorities(task: SuiteTask, parts: Sequence[LabelledTexts]) -> dict[str, fl
 def make_trials(
     suite: Suite, models: Sequence[EvaluatedModel], tasks: Mapping[str, TaskData], texts: Mapping[str, str]
 ) -> list[Trial]:
-    """All trials of a suite, probes first.
+    """List all trials of a suite, probes first.
 
     Args:
         suite: the suite.
         models: the models.
-        tasks: what is known of each of its tasks.
+        tasks: data of each task, by label.
         texts: fingerprint of the prepared data of the probes that read text, by their kind.
     """
     trials = [trial for model in models for trial in _probes(suite, model, tasks, texts)]
@@ -181,7 +181,7 @@ def _finetuning(
 def finetuning_recipe(
     suite: Suite, model: EvaluatedModel, task: SuiteTask, lr: float, batch_size: int, seed: int
 ) -> dict[str, Any]:
-    """The recipe of a trial, without its place: the student starts from the model and learns the labels."""
+    """Make the recipe of a fine-tuning, without `run`: the student starts from the model and learns the labels."""
     student: dict[str, Any] = {"name": model.component}
     if model.role == "random":
         student["config"] = model.config()
@@ -216,7 +216,7 @@ def finetuning_recipe(
 
 
 def _laid_on(default: Any, stated: Any) -> Any:
-    """Stated keys before defaults, but for another component than the default's."""
+    """Merge stated keys over defaults, unless they name another component than the defaults do."""
     if not isinstance(stated, dict) or not isinstance(default, dict):
         return default if stated is None else stated
     other = "name" in stated and stated["name"] != default.get("name", stated["name"])
@@ -228,7 +228,7 @@ def _identify(
 ) -> str:
     whole = {
         "kind": kind,
-        # What inference costs does not depend on the values of weights: students of one architecture share it.
+        # The cost of inference does not depend on the values of weights: students of one architecture share it.
         "model": [model.config(), bytes_on_disk(model.source)] if kind == "cost" else model.sha256,
         "random": model.role == "random",
         "settings": key,

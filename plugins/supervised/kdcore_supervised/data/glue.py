@@ -1,8 +1,7 @@
-"""GLUE's own folders (Wang et al. 2019), as its download gives them.
+"""GLUE's folders (Wang et al. 2019) as its download lays them out.
 
-Layouts, label values and the form of submissions are written down from memory of the benchmark's files and of the
-readers in wide use; they could not be compared with the download here. Each task's files are tab-separated and not
-quoted.
+Layouts, label values and the format of submissions follow the benchmark's documentation and widely used readers; they
+have not been compared with the download. Each task's files are tab-separated and not quoted.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ GlueName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte",
 
 
 class GlueData(ComponentConfig):
-    """One of GLUE's tasks, in the files that GLUE gives."""
+    """One of GLUE's tasks, in GLUE's own files."""
 
     folder: PathString = Field(description="GLUE's folder, or that of the task.")
     task: GlueName = Field(description="Which of its tasks.")
@@ -37,13 +36,13 @@ class GlueTask:
         folder: name of its folder.
         text: columns of the text, or of both texts of a pair.
         label: column of the label.
-        labels: names of the classes, in the order in which models know them; none where labels are numbers.
-        values: what stands in the files for each class; the names themselves if nothing is said.
-        metric: the benchmark's, or the first of its two.
+        labels: names of the classes, in the order of a model's outputs; empty where labels are numbers.
+        values: the values of the classes in the files; empty where they are the names.
+        metric: the benchmark's metric, or the first of its two.
         train: file.
         validation: files by the name of their part.
         test: files by the name of their part.
-        submission: file of a submission by the part that it is for.
+        submission: name of the submission file of each part.
         index: column that numbers the rows of the test files.
     """
 
@@ -124,10 +123,10 @@ _NO_LABEL = ("", "-")  # a question pair without one; a pair on which annotators
 
 
 def glue_folder(folder: str, name: GlueName) -> Path:
-    """The folder of a task: the one given, or the one with the task's name in it.
+    """Find the folder of a task: the given folder, or the one inside it with the task's name.
 
     Raises:
-        DataError: there is none.
+        DataError: neither holds the task's files.
     """
     task, given = GLUE[name], Path(folder)
     for place in (given / task.folder, given):
@@ -142,13 +141,13 @@ def glue_folder(folder: str, name: GlueName) -> Path:
 
 
 def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> LabelledTable:
-    """A file of a task, with the columns of its texts, and label and number where they are there.
+    """Read the texts of a file of a task, with labels and row numbers where the file has them.
 
-    Lines of train and validation files that lack a text or a label are left out; in test files each line counts, so
-    that they are kept with what they have. Both are counted in `report`.
+    Lines of train and validation files without a text or a label are skipped. Lines of test files are kept even if they
+    are incomplete, because a submission needs every line. Both are counted in `report`.
 
     Raises:
-        DataError: it is no file of this task.
+        DataError: the file lacks a column of this task.
     """
     task, is_test = GLUE[name], part.startswith("test")
     needed = list(task.text) if is_test else [*task.text, task.label]
@@ -180,7 +179,7 @@ def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> La
 
 
 def submission_rows(task: GlueTask, ids: Sequence[str], predictions: Sequence[Any]) -> str:
-    """A file of a submission: a number and a prediction a line, scores within the task's range of 0 to 5."""
+    """Format a submission: one number and prediction per line, scores clipped to the task's range of 0 to 5."""
     lines = ["index\tprediction"]
     for number, prediction in zip(ids, predictions, strict=True):
         if isinstance(prediction, str):

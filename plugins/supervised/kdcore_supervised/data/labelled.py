@@ -1,4 +1,4 @@
-"""Labelled texts: where they are, what their columns mean, and which of them are for training."""
+"""Labelled texts: the keys that locate them, and reading their train, validation and test parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kdcore_supervised.data.labelled_tables import (
 
 SPLITS = ("train", "validation", "test")
 _LABELS_KEY = "task.data.labels"
-_NO_LABEL = ("", "-1")  # nothing, or what the datasets library says for it
+_NO_LABEL = ("", "-1")  # -1 is the missing label of the library datasets
 
 Label = Annotated[str, BeforeValidator(lambda value: label_as_text(value) if isinstance(value, bool | int) else value)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -47,7 +47,7 @@ class SplitFractions(ComponentConfig):
 
 
 class LabelledData(ComponentConfig):
-    """Texts with labels, out of files, GLUE's folders or the library `datasets`."""
+    """Texts with labels from files, GLUE's folders or the library `datasets`."""
 
     train: PathString | None = Field(None, description="File, folder or glob: csv, tsv, jsonl or parquet.")
     validation: PathString | None = Field(None, description="The same, for validation.")
@@ -63,13 +63,15 @@ class LabelledData(ComponentConfig):
     label: str | None = Field(None, description="Column of the label.")
     id: str | None = Field(None, description="Column that names a record; default: its number in the file.")
     labels: Annotated[list[Label], Field(min_length=2)] | None = Field(
-        None, description="The classes as they stand in the files, in the order of the model's outputs."
+        None, description="The classes as the files spell them, in the order of the model's outputs."
     )
     regression: bool = Field(False, description="Whether labels are numbers instead of classes.")
     tokenizer: PathOrHubName | None = Field(
         None, description="Default: that of the folder the student starts from, else the teacher's."
     )
-    max_length: int = Field(128, ge=4, description="Tokens a sequence, special ones included; what is longer is cut.")
+    max_length: int = Field(
+        128, ge=4, description="Tokens of a sequence, special ones included; longer ones are truncated."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> LabelledData:
@@ -82,7 +84,7 @@ class LabelledData(ComponentConfig):
             own = {**columns, "id": self.id, "labels": self.labels, "regression": self.regression or None}
             known = [name for name, value in own.items() if value is not None]
             if known:
-                raise ValueError(f"`{known[0]}` is known of GLUE's tasks: leave it out")
+                raise ValueError(f"`{known[0]}` follows from GLUE's task: leave it out")
         else:
             missing = [name for name, value in columns.items() if value is None]
             if missing:
@@ -94,22 +96,22 @@ class LabelledData(ComponentConfig):
         if self.train is None and (self.validation is not None or self.test is not None):
             raise ValueError("`validation` and `test` are files that go with `train`")
         if self.split is not None and (self.validation is not None or self.test is not None or self.glue is not None):
-            raise ValueError("`split` cuts `train`; leave it out where there are splits already")
+            raise ValueError("`split` divides `train`: leave it out where other splits are given")
         return self
 
     @property
     def glue_task(self) -> GlueTask | None:
-        """What is known of GLUE's task, if it is one."""
+        """Layout of GLUE's task; None for other data."""
         return None if self.glue is None else GLUE[self.glue.task]
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes in the order of the outputs; none for regression."""
+        """Names of the classes in the order of the outputs; empty for regression."""
         return self.glue_task.labels if self.glue_task else tuple(self.labels or ())
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the text, or of both texts."""
+        """Columns of the text, or of both texts of a pair."""
         if self.glue_task:
             return self.glue_task.text
         return (self.text,) if isinstance(self.text, str) else tuple(self.text or ())
@@ -117,13 +119,13 @@ class LabelledData(ComponentConfig):
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Some texts or pairs of texts.
+    """One part of labelled texts or pairs of texts.
 
     Attributes:
-        name: of the part, such as `validation_mismatched`.
-        ids: a name for each.
-        texts: the first texts, and the second ones if they are pairs.
-        labels: (n,) int64 classes, or float32 numbers; None if they are not known.
+        name: name of the part, such as `validation_mismatched`.
+        ids: one name per record.
+        texts: one list of texts, or two for pairs.
+        labels: (n,) int64 classes, or float32 numbers; None for unlabelled texts.
     """
 
     name: str
@@ -135,7 +137,7 @@ class LabelledTexts:
         return len(self.ids)
 
     def select(self, chosen: np.ndarray, name: str) -> LabelledTexts:
-        """Some of them, as a part of that name."""
+        """Return the records at the indices `chosen` (m,) as a part called `name`."""
         texts = tuple([column[index] for index in chosen] for column in self.texts)
         labels = None if self.labels is None else self.labels[chosen]
         return LabelledTexts(name, [self.ids[index] for index in chosen], texts, labels)
@@ -144,10 +146,10 @@ class LabelledTexts:
 def read_labelled(data: LabelledData, report: Counter[str]) -> list[LabelledTexts]:
     """Read every part: `train` first, then those whose names begin with `validation` and with `test`.
 
-    What was repaired or is remarkable is counted in `report`.
+    Repairs and oddities are counted in `report`.
 
     Raises:
-        DataError: files or columns are missing, labels are none of the classes, or a part is empty.
+        DataError: files or columns are missing, a label is not among the classes, or a part is empty.
     """
     if data.glue is not None:
         parts = _read_glue(data, data.glue, report)
@@ -172,11 +174,11 @@ def read_labelled(data: LabelledData, report: Counter[str]) -> list[LabelledText
 
 
 def overlap(parts: Sequence[LabelledTexts], other: str) -> tuple[int, str | None, int]:
-    """Texts and ids of the parts called `other...` that are among those to train on.
+    """Count texts and ids of the parts called `other...` that also belong to the part `train`.
 
     Returns:
-        How many of the texts, the first of them, and how many of the ids; ids that are numbers of records count for
-        nothing, so the caller asks only where a column names them.
+        The number of shared texts, the first of them, and the number of shared ids. The last is meaningful only where a
+        column names the records; otherwise ids are record numbers.
     """
     train = next(part for part in parts if part.name == "train")
     texts, ids = set(zip(*train.texts, strict=True)), set(train.ids)
@@ -218,7 +220,7 @@ def _read_huggingface(data: LabelledData, source: HuggingFaceData, report: Count
 
 
 def _labelled(data: LabelledData, table: LabelledTable, name: str, report: Counter[str]) -> LabelledTexts:
-    """The records of a table as texts with labels."""
+    """Convert the records of a table to texts with labels."""
     column = data.glue_task.label if data.glue_task else str(data.label)
     texts = tuple(column_of_texts(table, text, report) for text in data.columns)
     key = "id" if data.glue_task else data.id
@@ -253,15 +255,15 @@ def _numbers(table: LabelledTable, values: Sequence[str]) -> np.ndarray:
         except ValueError:
             numbers.append(math.nan)
         if not math.isfinite(numbers[-1]):
-            mistakes.add(f"{table.unit} {table.lines[record]}", f"is labelled {value!r}, which is no number")
+            mistakes.add(f"{table.unit} {table.lines[record]}", f"is labelled {value!r}, not a number")
     mistakes.raise_if_any(
-        key="task.data.label", hint="with `regression: true` labels have to be numbers; for classes list `labels`"
+        key="task.data.label", hint="`regression: true` needs labels that are numbers; for classes list `labels`"
     )
     return np.array(numbers, dtype=np.float32)
 
 
 def _split(parts: list[LabelledTexts], fractions: SplitFractions) -> list[LabelledTexts]:
-    """Deal one part out by a hash of its texts, so that equal texts stay together."""
+    """Divide one part by a hash of its texts, so that equal texts stay together."""
     whole = parts[0]
     places = np.array([_place(text) for text in zip(*whole.texts, strict=True)])
     bounds = [fractions.test, fractions.test + fractions.validation]
@@ -271,7 +273,7 @@ def _split(parts: list[LabelledTexts], fractions: SplitFractions) -> list[Labell
 
 
 def _place(texts: tuple[str, ...]) -> float:
-    """A number from 0 to 1 that looks random and is the same wherever the text is met."""
+    """Map texts to a number from 0 to 1 by a hash: pseudorandom, and the same for equal texts."""
     digest = hashlib.sha256("\0".join(texts).encode("utf-8", errors="replace")).digest()
     return int.from_bytes(digest[:8]) / 2**64
 

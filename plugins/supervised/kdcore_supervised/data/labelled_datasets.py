@@ -14,7 +14,7 @@ _KEY = "task.data.huggingface"
 
 
 class HuggingFaceData(DatasetSource):
-    """A dataset of the library `datasets`; needs `pip install kdcore[datasets]`."""
+    """A dataset of the library `datasets`; needs `pip install "kdcore-preparation[datasets]"`."""
 
     train: str = Field("train", description="Which of its splits is for training.")
     validation: str | None = Field("validation", description="Which is for validation; null for none.")
@@ -24,14 +24,15 @@ class HuggingFaceData(DatasetSource):
 def load_splits(
     source: HuggingFaceData, needed: Sequence[str], label: str, classes: Sequence[str], *, only_train: bool
 ) -> dict[str, LabelledTable]:
-    """Columns of a dataset's splits; the test split may be missing, all others that are named may not.
+    """Read columns of a dataset's splits. The test split may be missing; every other split that is named must exist.
 
     Args:
         source: the dataset.
-        needed: columns that must be there.
-        label: column of the label, which the test split need not have.
-        classes: as the recipe lists them; classes that the dataset numbers are given by name, unless these are numbers.
-        only_train: whether the other splits are left alone.
+        needed: columns that must exist.
+        label: column of the label, optional in the test split.
+        classes: the recipe's classes; numbered classes of the dataset are translated to their names unless the recipe's
+            are numbers.
+        only_train: whether to read only the split to train on.
 
     Raises:
         DataError: the library or the dataset is missing, or has no such split or column.

@@ -27,9 +27,9 @@ class LabelledTable:
     """Some columns of a file.
 
     Attributes:
-        where: the file, or what stands for it, for messages.
+        where: the file or dataset, for messages.
         unit: what `lines` count: `line` or `row`.
-        lines: where each record stands in the file, counted from 1 for lines and from 0 for rows.
+        lines: position of each record in the file, counted from 1 for lines and from 0 for rows.
         columns: values by the name of their column, one a record.
     """
 
@@ -44,23 +44,23 @@ class LabelledTable:
 
 @dataclass
 class Mistakes:
-    """Records of one file that cannot be used: the first ones are remembered, all are counted."""
+    """Count the unusable records of one file and keep the first ones for the message."""
 
     where: str
     count: int = 0
     shown: list[str] = field(default_factory=list)
 
     def add(self, place: str, what: str) -> None:
-        """Note one."""
+        """Count a record; `what` completes a sentence that starts with `place`."""
         self.count += 1
         if len(self.shown) < _SHOWN:
             self.shown.append(f"{place} {what}")
 
     def raise_if_any(self, *, key: str | None = None, allowed: Sequence[str] | None = None, hint: str) -> None:
-        """Tell all of them at once.
+        """Report all of them in one error.
 
         Raises:
-            DataError: there was one.
+            DataError: a record was counted.
         """
         if self.count:
             more = f", and {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
@@ -69,19 +69,19 @@ class Mistakes:
 
 
 def read_table(path: Path, needed: Sequence[str], wanted: Sequence[str], report: Counter[str]) -> LabelledTable:
-    """Read columns of a file; its name tells its format.
+    """Read columns of a file in the format that its name ends with.
 
-    Tab-separated values are never quoted; comma-separated ones may be, over several lines too. Broken UTF-8 becomes
+    Tab-separated values are never quoted; comma-separated ones may be, also over several lines. Invalid UTF-8 becomes
     U+FFFD and is counted in `report`.
 
     Args:
         path: the file.
-        needed: columns that must be there.
-        wanted: columns that are read if they are there.
+        needed: columns that must exist.
+        wanted: columns that are read if they exist.
         report: counts of what was repaired.
 
     Raises:
-        DataError: the format is unknown, a column is missing, or records are no records.
+        DataError: the format is unknown, a column is missing, or records are malformed.
     """
     name = path.name.lower()
     for ending in _COMPRESSED:
@@ -89,7 +89,7 @@ def read_table(path: Path, needed: Sequence[str], wanted: Sequence[str], report:
     ending = Path(name).suffix
     if ending not in FORMATS:
         raise DataError(
-            "the format of the file cannot be told from its name",
+            "the file name does not end with a known format",
             where=str(path),
             allowed=f"names that end with {', '.join(FORMATS)}, compressed or not ({', '.join(_COMPRESSED)})",
         )
@@ -107,14 +107,14 @@ def read_table(path: Path, needed: Sequence[str], wanted: Sequence[str], report:
 
 
 def decoded_lines(stream: Any, report: Counter[str]) -> Iterator[str]:
-    """The lines of a stream of bytes as text; lines end with newlines and nothing else."""
+    """Decode the lines of a byte stream; only newlines end a line."""
     for number, raw in enumerate(stream):
         line = decode_utf8(raw, report)
         yield line.removeprefix("\ufeff") if number == 0 else line
 
 
 def separated_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Records with the number of their (last) line; blank lines are none. Between tabs nothing is quoted."""
+    """Yield records with the number of their last line; skip blank lines. Quotes between tabs are text."""
     if delimiter == "\t":
         for number, line in enumerate(lines, start=1):
             if not line.isspace():
@@ -131,18 +131,18 @@ def separated_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[in
 
 
 def require_columns(where: str, present: Sequence[str], needed: Sequence[str]) -> None:
-    """Refuse a file without some column.
+    """Require columns of a file.
 
     Raises:
-        DataError: names the column and those that are there.
+        DataError: a column is missing; the message lists those that exist.
     """
     for column in needed:
         if column not in present:
             raise DataError(
                 f"has no column `{column}`",
                 where=where,
-                allowed=list(present) or "none: it has no columns at all",
-                hint="say under `task.data` which columns hold `text` and `label`",
+                allowed=list(present) or "none: the file has no columns",
+                hint="name the columns of `text` and `label` under `task.data`",
             )
 
 
@@ -169,7 +169,7 @@ def _read_separated(
     except csv.Error as error:
         raise DataError(f"cannot be read: {error}", where=str(path)) from error
     mistakes.raise_if_any(
-        hint="values with tabs or line breaks in them cannot stand in a tsv file; use csv with quotes, or jsonl"
+        hint="values with tabs or line breaks in them cannot be stored in a tsv file; use csv with quotes, or jsonl"
         if delimiter == "\t"
         else "put values with commas, quotes or line breaks in them into double quotes"
     )
@@ -186,10 +186,10 @@ def _read_json_lines(path: Path, lines: Iterator[str], needed: Sequence[str], wa
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            mistakes.add(f"line {number}", f"is no JSON: {error}")
+            mistakes.add(f"line {number}", f"is not JSON: {error}")
             continue
         if not isinstance(record, dict):
-            mistakes.add(f"line {number}", f"is no JSON object but a {type(record).__name__}")
+            mistakes.add(f"line {number}", f"is a JSON {type(record).__name__}, not an object")
             continue
         if not numbers and not mistakes.count:
             require_columns(str(path), list(record), needed)
@@ -217,13 +217,13 @@ def _read_parquet(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> L
         used = [name for name in dict.fromkeys([*needed, *wanted]) if name in present]
         content = parquet.read_table(path, columns=used)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"is damaged or no Parquet file ({first_line(error)})", where=str(path)) from error
+        raise DataError(f"is damaged or not a Parquet file ({first_line(error)})", where=str(path)) from error
     columns = {name: content.column(name).to_pylist() for name in used}
     return LabelledTable(str(path), "row", list(range(content.num_rows)), columns)
 
 
 def _without_surrogates(value: Any, report: Counter[str]) -> Any:
-    """JSON can spell halves of characters, which no tokenizer takes."""
+    """Replace lone surrogates, which JSON can hold and tokenizers reject."""
     if not isinstance(value, str) or not _SURROGATE.search(value):
         return value
     value, count = _SURROGATE.subn("\ufffd", value)
@@ -232,10 +232,10 @@ def _without_surrogates(value: Any, report: Counter[str]) -> Any:
 
 
 def column_of_texts(table: LabelledTable, column: str, report: Counter[str]) -> list[str]:
-    """A column as texts: numbers as they are written, nothing where there is nothing.
+    """Return a column as texts; numbers keep their digits, missing values become empty texts.
 
     Raises:
-        DataError: there are values that are no text.
+        DataError: a value is neither text nor number.
     """
     texts: list[str] = []
     mistakes = Mistakes(table.where)
@@ -246,7 +246,7 @@ def column_of_texts(table: LabelledTable, column: str, report: Counter[str]) -> 
             texts.append("" if value is None else str(value))
         else:
             mistakes.add(
-                f"{table.unit} {table.lines[record]}", f"has under `{column}` a {type(value).__name__}, no text"
+                f"{table.unit} {table.lines[record]}", f"has a {type(value).__name__} under `{column}`, not a text"
             )
             texts.append("")
     mistakes.raise_if_any(hint="name a column of texts under `task.data.text`")
@@ -257,7 +257,7 @@ def column_of_texts(table: LabelledTable, column: str, report: Counter[str]) -> 
 
 
 def label_as_text(value: Any) -> str:
-    """A label as a recipe spells it: 1 for 1.0, true for True, nothing for nothing."""
+    """Return a label as a recipe spells it: 1 for 1.0, true for True, an empty text for a missing one."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -268,7 +268,7 @@ def label_as_text(value: Any) -> str:
 
 
 def merged(tables: Sequence[LabelledTable], where: str) -> LabelledTable:
-    """The records of several files of the same columns, one after the other."""
+    """Concatenate the records of several files with the same columns."""
     if len(tables) == 1:
         return tables[0]
     columns: Mapping[str, list[Any]] = tables[0].columns

@@ -1,4 +1,4 @@
-"""Labelled texts as tokens: all of a part in flat arrays."""
+"""Tokenise labelled texts: the tokens of a part in flat arrays."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class TokenizedTexts:
     Attributes:
         tokens: (tokens,) ids.
         ends: (n,) where each sequence ends in `tokens`.
-        types: (tokens,) 1 on tokens of the second text of a pair; None if the tokenizer does not tell them apart.
-        pad_id: what short sequences are filled with.
-        cut: how many were longer than allowed.
+        types: (tokens,) 1 on tokens of the second text of a pair; None if the tokenizer does not mark them.
+        pad_id: id that fills short sequences.
+        cut: number of sequences that were truncated.
     """
 
     tokens: NDArray[np.int32]
@@ -47,7 +47,7 @@ class TokenizedTexts:
         return self.ends - self.starts
 
     def rows(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
-        """Sequences by their numbers: ids (B, L) padded to the longest, lengths (B,), types (B, L) or None."""
+        """Return sequences by number: ids (B, L) padded to the longest, lengths (B,), types (B, L) or None."""
         starts, lengths = self.starts[samples], self.lengths[samples]
         columns = np.arange(int(lengths.max()))
         real = columns < lengths[:, None]
@@ -57,7 +57,7 @@ class TokenizedTexts:
         return ids, lengths, types
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that it holds."""
+        """Return the SHA-256 of all arrays and the padding id."""
         digest = hashlib.sha256(repr((self.pad_id, len(self.ends))).encode())
         arrays: list[NDArray[Any]] = [self.tokens, self.ends, *([] if self.types is None else [self.types])]
         for array in arrays:
@@ -68,12 +68,12 @@ class TokenizedTexts:
 def tokenize(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) -> TokenizedTexts:
     """Tokenise texts, or pairs of texts, with the tokenizer's special tokens around them.
 
-    What is longer than `max_length` is cut at its end; of a pair, the longer text is cut first. The words of special
-    tokens that a text happens to hold ("[SEP]") are ordinary text.
+    Sequences longer than `max_length` are truncated at the end; of a pair, the longer text first. Special tokens that
+    are spelled in a text ("[SEP]") are encoded as ordinary text.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
-        texts: the first texts, and the second ones if they are pairs; all of one length.
+        texts: a list of texts, or two lists of equal length for pairs.
         max_length: tokens of a sequence, special ones included.
     """
     from tokenizers import Tokenizer
