@@ -40,6 +40,7 @@ class Entry:
         version: the package's version.
         group: the entry point group, such as `kdcore.losses`.
         kdcore: the package's version specifier for kdcore, such as `<0.2,>=0.1`; empty if there is none.
+        unmet: the first required package of kdcore's family that is missing or has another version; empty if none.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry:
     version: str
     group: str
     kdcore: str = ""
+    unmet: str = ""
 
     @property
     def package(self) -> str:
@@ -147,6 +149,13 @@ class Registry:
                 where=where,
                 key=key,
                 hint=f"Try `pip install --upgrade {entry.distribution}`, or install a matching version of kdcore.",
+            )
+        if entry.unmet:
+            raise PluginError(
+                f"{self.kind} `{name}` comes from {entry.package}, which needs {entry.unmet}",
+                where=where,
+                key=key,
+                hint=f"Try `pip install --upgrade {entry.distribution}`.",
             )
         return entry
 
@@ -367,9 +376,9 @@ def _installed(_state: tuple[tuple[str, int], ...]) -> dict[str, list[Entry]]:
         if not points or canonicalize_name(distribution.name) in seen:
             continue
         seen.add(canonicalize_name(distribution.name))
-        asked = _kdcore_versions(distribution)
+        asked, unmet = _kdcore_versions(distribution), _unmet_requirement(distribution)
         for point in points:
-            entry = Entry(point.name, point.value, distribution.name, distribution.version, point.group, asked)
+            entry = Entry(point.name, point.value, distribution.name, distribution.version, point.group, asked, unmet)
             found.setdefault(point.group, []).append(entry)
     for entries in found.values():
         entries.sort(key=lambda entry: (entry.name, entry.distribution))
@@ -378,17 +387,36 @@ def _installed(_state: tuple[tuple[str, int], ...]) -> dict[str, list[Entry]]:
 
 def _kdcore_versions(distribution: metadata.Distribution) -> str:
     """Return the package's version specifier for kdcore, without extras."""
-    specifiers = []
+    specifiers = [str(one.specifier) for one in _requirements(distribution) if canonicalize_name(one.name) == "kdcore"]
+    return ",".join(filter(None, specifiers))
+
+
+def _unmet_requirement(distribution: metadata.Distribution) -> str:
+    """Describe the first `kdcore-...` package that is required and missing, or has another version.
+
+    Such packages import each other inside commands, where a missing one would end in a traceback.
+    """
+    for requirement in _requirements(distribution):
+        if not canonicalize_name(requirement.name).startswith("kdcore-"):
+            continue
+        try:
+            installed = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            return f"{requirement.name}, which is not installed"
+        if not requirement.specifier.contains(installed, prereleases=True):
+            return f"{requirement.name}{requirement.specifier} (found {installed})"
+    return ""
+
+
+def _requirements(distribution: metadata.Distribution) -> Iterator[Requirement]:
+    """Yield the package's requirements without extras; skip malformed ones."""
     for line in distribution.requires or ():
         try:
             requirement = Requirement(line)
         except InvalidRequirement:
             continue
-        if canonicalize_name(requirement.name) == "kdcore" and (
-            requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        ):
-            specifiers.append(str(requirement.specifier))
-    return ",".join(filter(None, specifiers))
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield requirement
 
 
 def known_package(group: str, name: str) -> str | None:

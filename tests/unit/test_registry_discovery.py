@@ -191,3 +191,27 @@ class X(Base):
 
     with pytest.raises(PluginError, match="Config lacks weight; derive it from odd_config"):
         kind.register("x")(odd_config.X)
+
+
+@pytest.mark.parametrize(
+    ("requires", "words"),
+    [
+        ("kdcore-helper>=2", r"needs kdcore-helper>=2 \(found 1\.0\)"),
+        ("kdcore-nowhere", "needs kdcore-nowhere, which is not installed"),
+    ],
+)
+def test_a_package_whose_own_requirement_does_not_fit_is_refused_without_importing_it(packages, requires, words):
+    packages.install("kdcore-helper", {})
+    points = {"kdcore.schedulers:flat": "never_imported:Constant"}
+    packages.install("kdcore-flat", points, requires=("kdcore>=0.1", "other>=3", requires))
+    with pytest.raises(PluginError, match=rf"kdcore-flat 1\.0, which {words}") as caught:
+        registry.schedulers.get("flat")
+    assert "pip install --upgrade kdcore-flat" in str(caught.value)
+
+
+def test_a_package_whose_own_requirements_fit_is_used(packages):
+    packages.install("kdcore-helper", {})
+    points = {"kdcore.schedulers:flat": "flat_fits:Constant"}
+    requires = ("kdcore-helper>=1,<2", 'kdcore-nowhere>=1; extra == "more"')
+    packages.install("kdcore-flat", points, {"flat_fits.py": SCHEDULER}, requires=requires)
+    assert registry.schedulers.get("flat").__name__ == "Constant"
