@@ -180,7 +180,7 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
         ):
             found = _rows(again.batch(split, samples[asked], epochs[asked]))
             assert found == [rows[row] for row in asked], f"{what}, samples of `{split}` give different sequences"
-        _check_sequences(task, split, samples, batch.lengths)
+        _check_unmasked(task, split, samples, batch.lengths)
     _check_tokenizer(task)
     if task.metric is not None:
         _check_scores(task, cls.class_head(task.config))
@@ -222,7 +222,7 @@ def _rows(batch: Batch) -> list[tuple[list[int], dict[int, int], dict[str, Any]]
     ]
 
 
-def _check_sequences(task: Task, split: Split, samples: np.ndarray, lengths: np.ndarray) -> None:
+def _check_unmasked(task: Task, split: Split, samples: np.ndarray, lengths: np.ndarray) -> None:
     found, again = task.sequences(split, samples), task.sequences(split, samples)
     if found is None or again is None:
         assert found is again, f"`sequences` of `{split}` gives something only sometimes"
