@@ -448,9 +448,7 @@ commands = Registry("kdcore.commands", "command", "kdcore.commands.base:Command"
 export_options = Registry(
     "kdcore.export_options", "export option", "kdcore.commands.base:ExportOption", needs_config=False
 )
-summary_rows = Registry(
-    "kdcore.summary_rows", "summary row", "kdcore.tasks.finished_run:SummaryRows", needs_config=False
-)
+summary_rows = Registry("kdcore.summary_rows", "summary", "kdcore.tasks.finished_run:SummaryRows", needs_config=False)
 
 ALL: dict[str, Registry] = {
     registry.group: registry
@@ -480,6 +478,6 @@ register_preparation = preparations.register
 register_tracker = trackers.register
 register_transform = transforms.register
 register_command = commands.register
-register_summary_rows = summary_rows.register
+register_summary = summary_rows.register
 
 get_command = commands.get

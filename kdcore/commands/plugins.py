@@ -93,7 +93,7 @@ def _list() -> int:
     entries = list(_entries())
     for entry in entries:
         notes = [] if entry.fits else [f"built for kdcore{entry.kdcore}"]
-        if entry.unmet:
+        if entry.fits and entry.unmet:
             notes.append(f"needs {entry.unmet}")
         others = [one.distribution for one in entries if (one.group, one.name) == (entry.group, entry.name)]
         if len(others) > 1:
