@@ -218,14 +218,14 @@ def test_trials_are_known_by_what_decides_them_and_not_by_where_it_lies(project:
 def test_files_that_register_a_model_are_known_by_their_content(project: Path) -> None:
     loaded = load_config("suite.yaml", Suite)
     tasks = {label: read_task(label, task) for label, task in loaded.all_tasks.items()}
-    (subject,) = find_subjects(["runs/small/1"], ["final"], [], lambda _: None)
+    (model,) = find_models(["runs/small/1"], ["final"], [], lambda _: None)
     ids = []
     for folder, code in (("here", "pass"), ("there", "pass"), ("changed", "import os")):
         file = project / folder / "model.py"
         file.parent.mkdir()
         file.write_text(code, encoding="utf-8")
-        cells = make_cells(loaded, [replace(subject, imports=(str(file),))], tasks, {})
-        ids.append({cell.id for cell in cells if cell.kind == "finetune"})
+        trials = make_trials(loaded, [replace(model, imports=(str(file),))], tasks, {})
+        ids.append({trial.id for trial in trials if trial.kind == "finetune"})
     assert ids[0] == ids[1]
     assert not ids[0] & ids[2]
 
