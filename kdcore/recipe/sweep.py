@@ -176,7 +176,7 @@ def as_override(key: str, value: Any) -> str:
 
     Args:
         key: dotted key.
-        value: text is taken as it is; any other value has to be expressible in JSON.
+        value: text is taken as written, so that `1` is a number; any other value has to be expressible in JSON.
     """
     return f"{key}={_written(value)}"
 

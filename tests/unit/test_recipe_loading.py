@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kdcore.errors import PluginError, RecipeError
-from kdcore.recipe.loading import load_recipe
+from kdcore.errors import InputError, PluginError, RecipeError
+from kdcore.recipe.loading import load_config, load_recipe
 from kdcore.recipe.paths import shipped_recipes
+from kdcore.recipe.sweep import SweepFile, as_override
 from kdcore.registry import schedulers
 
 RECIPE = """\
@@ -67,6 +68,25 @@ def test_everything_that_is_wrong_is_told_at_once(recipe):
         "task.name",
         "optimizer",
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", 7), ("run.name", "other"), ("training.budget", {"steps": 5}), ("tracking", ["jsonl"])],
+)
+def test_a_value_as_an_override_is_that_value(recipe, key, value):
+    found = load_recipe(recipe, [as_override(key, value)]).data
+    for part in key.split("."):
+        found = found[part]
+    assert found == value
+
+
+def test_the_axes_of_a_sweep_file_are_written_as_overrides(tmp_path):
+    (tmp_path / "sweep.yaml").write_text("axes: {seed: [1, 2], optimizer: [{lr: 0.1}, null]}\n", encoding="utf-8")
+    axes = load_config(tmp_path / "sweep.yaml", SweepFile).override_axes
+    assert axes == {"seed": ["1", "2"], "optimizer": ['{"lr": 0.1}', "null"]}
+    with pytest.raises(InputError, match=r"axes\.run\.folder: `run\.folder` follows from the sweep"):
+        _ = load_config(tmp_path / "sweep.yaml", SweepFile, ["axes={run.folder: [x]}"]).override_axes
 
 
 def test_a_micro_batch_has_to_divide_the_batch(recipe):
