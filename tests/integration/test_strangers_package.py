@@ -179,11 +179,13 @@ def test_a_file_without_a_package_will_do(environment, recipe, tmp_path):
 
 
 def test_the_page_knows_every_kind():
-    rows = re.findall(r"^\| (\w+) \| `([\w.]+)` \| `(\w+)` \|", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| ([\w ]+) \| `([\w.]+)` \| `(\w+)` \|", PAGE, re.MULTILINE)
     kinds = [(one.kind, one.group, one.interface.rpartition(":")[2]) for one in ALL.values()]
     assert rows == kinds
     for kind, _, base in rows:
         assert base in kdcore.__all__
+        if kind == "export option":  # only an installed package adds one
+            continue
         assert f"`register_{kind}`" in PAGE
         assert f"register_{kind}" in kdcore.__all__
 

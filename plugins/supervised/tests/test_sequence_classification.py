@@ -108,7 +108,7 @@ def test_very_long_texts_are_cut_counted_and_told_once(
     with caplog.at_level(logging.INFO, "kdcore"):
         task = make(train=long, split=None)
     assert task.lengths("train").tolist() == [24, 3, 24]
-    told = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "truncated" in record.getMessage()]
     assert told == ["labelled texts: 2 are longer than 24 tokens (task.data.max_length) and were truncated"]
 
 
