@@ -60,7 +60,7 @@ class SweepFile(ComponentConfig):
         """The axes with values as they are written in overrides, for `make_sweep`.
 
         Raises:
-            InputError: an axis has no key or no values, has a value twice, or is one of `run.id`, `run.name` and
+            InputError: an axis has no key, no values or duplicate values, or is one of `run.id`, `run.name` and
                 `run.folder`.
         """
         found = {key: [_written(value) for value in values] for key, values in self.axes.items()}

@@ -59,7 +59,7 @@ def test_a_recipe_that_needs_a_missing_package_is_refused_with_the_pip_command(
     for command in (["recipe", "check", "recipe.yaml"], ["train", "recipe.yaml"]):
         assert main(command) == 2
         error = capsys.readouterr().err
-        assert f"{place}: no " in error
+        assert f"{place}: unknown " in error
         assert "`pip install kdcore-supervised`" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
 
@@ -71,7 +71,7 @@ def test_a_command_of_a_missing_package_is_refused_with_the_pip_command(
     without("kdcore-evaluation")
     assert main([command, "runs/small/1"]) == 2
     error = capsys.readouterr().err
-    assert f"no command is called `{command}`" in error
+    assert f"unknown command `{command}`" in error
     assert "`pip install kdcore-evaluation`" in error
 
 

@@ -85,7 +85,7 @@ def test_the_axes_of_a_sweep_file_are_written_as_overrides(tmp_path):
     (tmp_path / "sweep.yaml").write_text("axes: {seed: [1, 2], optimizer: [{lr: 0.1}, null]}\n", encoding="utf-8")
     axes = load_config(tmp_path / "sweep.yaml", SweepFile).override_axes
     assert axes == {"seed": ["1", "2"], "optimizer": ['{"lr": 0.1}', "null"]}
-    with pytest.raises(InputError, match=r"axes\.run\.folder: `run\.folder` follows from the sweep"):
+    with pytest.raises(InputError, match=r"axes\.run\.folder: `run\.folder` cannot be an axis"):
         _ = load_config(tmp_path / "sweep.yaml", SweepFile, ["axes={run.folder: [x]}"]).override_axes
 
 

@@ -304,8 +304,8 @@ suite: suite.yaml
     [
         ("suite: suite.yaml", "suite: suit.yaml", "suit.yaml"),
         ("seed: [1, 2]", "seed: []", "axes.seed: the axis `seed` has no values"),
-        ("seed: [1, 2]", "seed: [1, '1']", "axes.seed: the axis `seed` has a value twice"),
-        ("seed: [1, 2]", "run.id: [a, b]", "`run.id` follows from the sweep"),
+        ("seed: [1, 2]", "seed: [1, '1']", "axes.seed: the axis `seed` has duplicate values"),
+        ("seed: [1, 2]", "run.id: [a, b]", "`run.id` cannot be an axis, it is set by the sweep"),
         ("suite: suite.yaml", "suite: suite.yaml\nsuite_overrides: {seedz: [1]}", "seedz: unknown key"),
     ],
 )
