@@ -16,7 +16,7 @@ from kdcore.trackers.jsonl import read_metrics
 
 if TYPE_CHECKING:
     from kdcore.tasks.finished_run import FinishedRun, SummaryRows
-    from kdcore.training.build import Plan
+    from kdcore.training.plan import Plan
 
 
 class SummaryCommand(Command):

@@ -16,7 +16,7 @@ from kdcore.data.tokenizers import load_tokenizer
 from kdcore.errors import InputError
 from kdcore.recipe.loading import load_recipe
 from kdcore.signals import Batch
-from kdcore.training.build import Plan, make_plan
+from kdcore.training.build import make_plan
 from kdcore.training.checkpoint_files import (
     all_checkpoints,
     problems_of,
@@ -26,6 +26,7 @@ from kdcore.training.checkpoint_files import (
 )
 from kdcore.training.engine import accumulation, float32_weights_of
 from kdcore.training.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.plan import Plan
 from kdcore.training.run_folder import stored_data
 from kdcore.training.sampling import StepSamples
 

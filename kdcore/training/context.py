@@ -8,11 +8,11 @@ from pathlib import Path
 
 from kdcore.progress import Progress
 from kdcore.recipe.schema import RecipeSettings
-from kdcore.training.build import Plan
 from kdcore.training.checkpoint import Checkpoints
 from kdcore.training.distributed import Processes
 from kdcore.training.interruption import GracefulShutdown
 from kdcore.training.monitor import Monitor
+from kdcore.training.plan import Plan
 from kdcore.training.startup import StartupTimer
 from kdcore.training.watchdog import Watchdog
 

@@ -12,12 +12,14 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Recipe
 from kdcore.signals import Batch
-from kdcore.training.build import Plan, located, make_plan
+from kdcore.training.build import make_plan
 from kdcore.training.distributed import Processes, start_processes
 from kdcore.training.engine import Engine, accumulation, check_precision
 from kdcore.training.module import DistillationModule, FrozenTeacher, Term, compile_models, factors_of, find_reach
+from kdcore.training.plan import Plan
 from kdcore.training.sampling import StepSamples
 
 PARTS = ("data", "communication", "teacher", "student forward", "losses", "backward", "optimizer")
@@ -123,7 +125,7 @@ def profile_recipe(recipe: Recipe, steps: int = 5) -> StepProfile:
     Raises:
         InputError: the recipe, its data or its models cannot be used.
     """
-    with located(recipe, "training"):
+    with error_location(recipe, "training"):
         check_precision(recipe.settings.training)
     plan = make_plan(recipe)
     processes = start_processes()
@@ -142,7 +144,7 @@ class _Profiler:
         module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
         self._small_batch = plan.small_batch().to(processes.device)
         reach = find_reach(module, self._small_batch, self.teacher)
-        with located(plan.recipe, "training"):
+        with error_location(plan.recipe, "training"):
             self.engine = Engine(module, reach, plan.optimizer, settings.training, processes)
         self.teacher.to(self.engine.dtype)
         self.clock = _Clock(processes.device)
@@ -182,7 +184,7 @@ class _Profiler:
         with FlopCounterMode(display=False) as counter:  # it cannot look into what is compiled
             self._step(samples, 0)
         if settings.training.compile:
-            with located(self.plan.recipe, "training"):
+            with error_location(self.plan.recipe, "training"):
                 compile_models(self.engine.module, self.teacher, self._small_batch)
         self._step(samples, 1)
         self.clock.steps.clear()

@@ -12,12 +12,13 @@ import torch
 
 from kdcore.errors import InputError, MachineError, RecipeError
 from kdcore.progress import Progress
+from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Recipe
 from kdcore.signals import Signals
 from kdcore.tasks.base import StoredData
 from kdcore.training import run_folder
 from kdcore.training.agreement import by_main
-from kdcore.training.build import Plan, located, make_plan
+from kdcore.training.build import make_plan
 from kdcore.training.checkpoint import Checkpoints, check_layout, latest_checkpoint
 from kdcore.training.checkpoint_files import read_state
 from kdcore.training.context import RunContext
@@ -28,6 +29,7 @@ from kdcore.training.export import export_student
 from kdcore.training.interruption import GracefulShutdown
 from kdcore.training.module import DistillationModule, FrozenTeacher, compile_models
 from kdcore.training.monitor import Monitor, console, logger
+from kdcore.training.plan import Plan
 from kdcore.training.predictions import write_predictions
 from kdcore.training.run_lock import refuse_if_held, run_lock
 from kdcore.training.stages import StageParameters, examine_stages
@@ -108,11 +110,11 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
 
 def _check_early(recipe: Recipe) -> None:
     """Refuse what is known to fail before anything that takes long: data is prepared as part of the plan."""
-    with located(recipe, "training"):
+    with error_location(recipe, "training"):
         check_precision(recipe.settings.training)
         deepspeed_config(recipe.settings.training, number_of_processes())
     optimizer = recipe.components().optimizer
-    with located(recipe, optimizer.key):
+    with error_location(recipe, optimizer.key):
         check_optimizer(optimizer.cls, optimizer.name, recipe.settings.training)
 
 
@@ -216,7 +218,7 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
     monitor.info(f"run {context.folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
     _report_reach(models, plan, monitor)
     context.watchdog.starting("making the engine ready")
-    with located(plan.recipe, "training"):
+    with error_location(plan.recipe, "training"):
         parameters = models.stages[models.stage]
         engine = Engine(
             models.module, parameters.reach, plan.optimizer, settings.training, context.processes, parameters.past
@@ -225,7 +227,7 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
     startup.done("engine")
     if settings.training.compile:
         context.watchdog.starting("compiling the models")
-        with located(plan.recipe, "training"):
+        with error_location(plan.recipe, "training"):
             compile_models(engine.module, models.teacher, plan.small_batch().to(context.processes.device))
         startup.done("compiling")
     monitor.info(str(startup))

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.training.build import Plan, located
+from kdcore.recipe.error_location import error_location
 from kdcore.training.context import RunContext
 from kdcore.training.distributed import Processes
 from kdcore.training.engine import Engine, Past
 from kdcore.training.module import DistillationModule, FrozenTeacher, compile_models, find_reach
+from kdcore.training.plan import Plan
 from kdcore.transforms.base import ParameterSource
 
 
@@ -64,7 +65,7 @@ def examine_stages(
                 for name, source in sources.items()
             }
         module.to(processes.device)
-        with located(plan.recipe, "losses"):
+        with error_location(plan.recipe, "losses"):
             reach = _reach(module, teacher, plan, processes)
         found.append(StageParameters(reach, past, sources))
     return found, module
@@ -129,7 +130,7 @@ def change_stage(
         del engine
         gc.collect()
         weights = {name: parameter.detach().float().cpu().clone() for name, parameter in module.named_parameters()}
-        with located(plan.recipe, "training"):
+        with error_location(plan.recipe, "training"):
             changed = Engine(
                 module, parameters.reach, plan.optimizer, context.settings.training, processes, parameters.past
             )

@@ -17,8 +17,9 @@ from kdcore_preparation.readers.text_files import TextCorpus
 import kdcore
 from kdcore.data.shards import PreparedData
 from kdcore.training import run_folder
-from kdcore.training.build import Plan, make_plan
+from kdcore.training.build import make_plan
 from kdcore.training.export import export_run
+from kdcore.training.plan import Plan
 from kdcore.training.run_folder import check_resumable, stored_data
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
