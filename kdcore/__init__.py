@@ -119,7 +119,7 @@ if TYPE_CHECKING:
     from kdcore.tasks.masked_lm import MaskedLM
     from kdcore.trackers.base import Tracker
     from kdcore.trackers.jsonl import read_metrics
-    from kdcore.training.build import cache_folder
+    from kdcore.training.run.build import cache_folder
     from kdcore.transforms.base import ParameterSource, Transform, TransformConfig
     from kdcore.utils.hashing import sha256_of_file
 
@@ -207,7 +207,7 @@ _HOMES = {
     "as_override": "kdcore.recipe.sweep",
     "at_least_float32": "kdcore.layers",
     "build_component": "kdcore.recipe.checking",
-    "cache_folder": "kdcore.training.build",
+    "cache_folder": "kdcore.training.run.build",
     "check_fit": "kdcore.tasks.fitting",
     "component_names": "kdcore.registry",
     "dump_yaml": "kdcore.recipe.yaml",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdcore.commands.base import Command
 from kdcore.errors import EXIT_INPUT, EXIT_MACHINE, InputError
-from kdcore.training import checkpoint_files as files
+from kdcore.training.checkpoint import format as files
 
 
 class CheckpointCommand(Command):

@@ -28,7 +28,7 @@ class DebugCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Print the report."""
-        from kdcore.training.batch_report import batch_report
+        from kdcore.training.run.batch_report import batch_report
 
         for line in batch_report(arguments.run, arguments.step, arguments.processes):
             print(line)

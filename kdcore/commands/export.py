@@ -38,7 +38,7 @@ class ExportCommand(Command):
     def run(self, arguments: argparse.Namespace) -> int:
         """Export, apply the options of packages, publish, and print where to."""
         from kdcore.data.staging import staged_folder
-        from kdcore.training.export import export_run
+        from kdcore.training.run.export import export_run
 
         folder: Path = arguments.folder.absolute()
         taken = InputError("the folder exists and is not empty", where=str(folder), hint="Give a new folder.")

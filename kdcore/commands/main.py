@@ -14,7 +14,7 @@ from kdcore.commands.base import Command
 from kdcore.commands.subcommands import added_subcommands, split_arguments
 from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, InputError, KdcoreError
 from kdcore.registry import Entry, commands, known_package
-from kdcore.training.interruption import ending_on_request
+from kdcore.training.runtime.shutdown import ending_on_request
 
 EXIT_BROKEN_PIPE = 141
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}

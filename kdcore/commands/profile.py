@@ -10,7 +10,7 @@ from kdcore.errors import InputError
 from kdcore.recipe.loading import load_recipe
 
 if TYPE_CHECKING:
-    from kdcore.training.profiling import StepProfile
+    from kdcore.training.run.profiling import StepProfile
 
 
 class ProfileCommand(Command):
@@ -31,8 +31,8 @@ class ProfileCommand(Command):
         if arguments.steps < 1:
             raise InputError(f"must be at least 1, found {arguments.steps}", where="--steps")
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        from kdcore.training.monitor import console
-        from kdcore.training.profiling import profile_recipe
+        from kdcore.training.loop.monitor import console
+        from kdcore.training.run.profiling import profile_recipe
 
         with console():
             profile = profile_recipe(recipe, arguments.steps)

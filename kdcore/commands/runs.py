@@ -120,7 +120,7 @@ def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatu
         folder: the run folder.
         queue: result of `slurm_queue`; None without SLURM.
     """
-    from kdcore.training.checkpoint_files import all_checkpoints, step_of
+    from kdcore.training.checkpoint.format import all_checkpoints, step_of
 
     metrics = rows_of(_tail(folder / METRICS))[::-1]  # newest first
     training = next((row for row in metrics if "train/loss" in row), {})

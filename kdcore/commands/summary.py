@@ -16,7 +16,7 @@ from kdcore.trackers.jsonl import read_metrics
 
 if TYPE_CHECKING:
     from kdcore.tasks.finished_run import FinishedRun, SummaryRows
-    from kdcore.training.plan import Plan
+    from kdcore.training.loop.plan import Plan
 
 
 class SummaryCommand(Command):
@@ -45,8 +45,8 @@ def summarise(folder: Path) -> str:
         InputError: the folder holds no finished run, or its task refuses to summarise it.
     """
     from kdcore.tasks.finished_run import FinishedRun
-    from kdcore.training.build import make_plan
-    from kdcore.training.run_folder import stored_data
+    from kdcore.training.run.build import make_plan
+    from kdcore.training.run.run_folder import stored_data
 
     exports = folder / "exports"
     if not (exports / "final").is_dir():

@@ -12,7 +12,7 @@ from kdcore.errors import InputError
 from kdcore.recipe.loading import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from kdcore.training.events import RunResult
+    from kdcore.training.loop.events import RunResult
 
 
 class TrainCommand(Command):
@@ -39,7 +39,7 @@ class TrainCommand(Command):
             return _train(recipe, smoke=arguments.smoke).exit_code
         if arguments.processes < 1:
             raise InputError("the number of processes must be at least 1", where="--processes")
-        from kdcore.training.processes import run_processes
+        from kdcore.training.runtime.processes import run_processes
 
         smoke = ["--smoke"] if arguments.smoke else []
         return run_processes(["train", arguments.recipe, *arguments.overrides, *smoke], arguments.processes)
@@ -65,9 +65,9 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = Fa
 
 def _train(recipe: Recipe, *, smoke: bool) -> RunResult:
     if smoke:
-        from kdcore.training.smoke import smoke_test
+        from kdcore.training.run.smoke import smoke_test
 
         return smoke_test(recipe)
-    from kdcore.training.run import train_recipe
+    from kdcore.training.run.run import train_recipe
 
     return train_recipe(recipe)

@@ -12,7 +12,7 @@ from kdcore.models.base import Encoder
 from kdcore.registry import transforms
 from kdcore.signals import ModelInfo, Signals
 from kdcore.testing.cases import make_batch
-from kdcore.training.plan import KEPT_BY_TRANSFORMS, transform_fault, with_sources
+from kdcore.training.loop.plan import KEPT_BY_TRANSFORMS, transform_fault, with_sources
 from kdcore.transforms.base import ParameterSource, Transform
 
 _LENGTH = 6

@@ -29,10 +29,10 @@ from torch import nn
 
 from kdcore.optimizers.adamw import AdamW
 from kdcore.recipe.schema import Budget, TrainingSettings
-from kdcore.training.checkpoint import Checkpoints
-from kdcore.training.checkpoint_files import TrainingState
-from kdcore.training.distributed import start_processes
-from kdcore.training.engine import Engine
+from kdcore.training.checkpoint.format import TrainingState
+from kdcore.training.checkpoint.manager import Checkpoints
+from kdcore.training.engine.engine import Engine
+from kdcore.training.runtime.distributed import start_processes
 
 LIMIT = 1.2
 DEMO_LIMIT = 0.03
@@ -90,7 +90,7 @@ def standing_still(rounds: int) -> int:
 
 def cost_in_demo(rounds: int) -> int:
     import kdcore
-    from kdcore.training.trainer import Trainer
+    from kdcore.training.loop.trainer import Trainer
 
     moments: list[tuple[float, float]] = []  # wall clock and CPU at the start of each step
     train_step = Trainer._train_step

@@ -67,7 +67,7 @@ def overhead(recipe: Path) -> dict[str, Any]:
     """Share of a step's CPU time that is not the bare step's."""
     import kdcore
     from kdcore.registry import optimizers
-    from kdcore.training.trainer import Trainer
+    from kdcore.training.loop.trainer import Trainer
 
     whole: list[float] = []
     bare: list[float] = []

@@ -37,7 +37,7 @@ STEPS = 40
 TRAINING = """
 import json, sys, time
 import kdcore
-from kdcore.training.batches import TrainingBatches
+from kdcore.training.loop.batches import TrainingBatches
 
 step, spans = TrainingBatches.step, []
 

@@ -22,7 +22,7 @@ from kdcore.models.transformers import TransformersModel
 from kdcore.registry import losses as registered_losses
 from kdcore.registry import optimizers
 from kdcore.signals import Batch
-from kdcore.training.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.engine.module import DistillationModule, FrozenTeacher, Term
 
 LENGTH = 128
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from kdcore.recipe.loading import load_recipe
-from kdcore.training.run import train_recipe
+from kdcore.training.run.run import train_recipe
 
 if __name__ == "__main__":
     from deepspeed.accelerator import get_accelerator

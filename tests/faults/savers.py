@@ -24,10 +24,10 @@ import torch
 import torch.distributed as dist
 
 from kdcore.errors import MachineError
-from kdcore.training import checkpoint_files as files
-from kdcore.training import tensor_files
-from kdcore.training.checkpoint import Checkpoints, latest_checkpoint
-from kdcore.training.distributed import Processes
+from kdcore.training.checkpoint import format as files
+from kdcore.training.checkpoint.manager import Checkpoints, latest_checkpoint
+from kdcore.training.engine import tensors as tensor_files
+from kdcore.training.runtime.distributed import Processes
 
 NUMBERS = 50_000
 

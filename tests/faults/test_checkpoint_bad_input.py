@@ -18,9 +18,9 @@ import torch
 
 from kdcore.commands.main import main
 from kdcore.recipe.loading import load_recipe
-from kdcore.training import checkpoint_files
-from kdcore.training.run import train_recipe
-from kdcore.training.tensor_files import read_tensors, write_tensors
+from kdcore.training.checkpoint import format as checkpoint_files
+from kdcore.training.engine.tensors import read_tensors, write_tensors
+from kdcore.training.run.run import train_recipe
 
 WATCHED = Path(__file__).with_name("watched.py")
 MODEL = "engine/mp_rank_00_model_states.pt"

@@ -12,8 +12,8 @@ import pytest
 
 import kdcore
 from kdcore.commands.main import main
-from kdcore.training import checkpoint_files
-from kdcore.training.checkpoint_files import latest_checkpoint, problems_of
+from kdcore.training.checkpoint import format as checkpoint_files
+from kdcore.training.checkpoint.format import latest_checkpoint, problems_of
 
 FILES = [
     "engine/mp_rank_00_model_states.pt",

@@ -21,7 +21,7 @@ import pytest
 
 import kdcore
 from kdcore.recipe.loading import load_recipe
-from kdcore.training.run import train_recipe
+from kdcore.training.run.run import train_recipe
 
 PAIR = Path(__file__).with_name("pair.py")
 LAYOUTS = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("bf16", 1), ("bf16", 2), ("fp16", 1), ("fp16", 2)]
@@ -172,7 +172,7 @@ import os
 import signal
 import time
 
-from kdcore.training import checkpoint
+from kdcore.training.checkpoint import manager as checkpoint
 
 original, count = checkpoint.write_process_state, 0
 
@@ -260,7 +260,7 @@ WAITING = """
 import time
 from pathlib import Path
 
-from kdcore.training.trainer import Trainer
+from kdcore.training.loop.trainer import Trainer
 
 original = Trainer._train_step
 

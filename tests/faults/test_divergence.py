@@ -12,9 +12,9 @@ import pytest
 
 import kdcore
 from kdcore.training import engine, run
-from kdcore.training.build import make_plan
-from kdcore.training.run import RunResult
-from kdcore.training.sampling import SampleOrder
+from kdcore.training.loop.sampling import SampleOrder
+from kdcore.training.run.build import make_plan
+from kdcore.training.run.run import RunResult
 
 RUN = Path("runs", "small", "1")
 

@@ -17,12 +17,12 @@ import torch
 
 import kdcore
 from kdcore.recipe.loading import load_recipe
-from kdcore.training.build import make_plan
-from kdcore.training.checkpoint_files import checkpoint_folder, read_state
-from kdcore.training.events import CheckpointEvent, FinishedEvent, StageEvent, StepEvent
-from kdcore.training.module import DistillationModule, FrozenTeacher
-from kdcore.training.run import run_events, train_recipe
-from kdcore.training.sampling import SampleOrder
+from kdcore.training.checkpoint.format import checkpoint_folder, read_state
+from kdcore.training.engine.module import DistillationModule, FrozenTeacher
+from kdcore.training.loop.events import CheckpointEvent, FinishedEvent, StageEvent, StepEvent
+from kdcore.training.loop.sampling import SampleOrder
+from kdcore.training.run.build import make_plan
+from kdcore.training.run.run import run_events, train_recipe
 
 HERE = Path(__file__).parent
 IMPORTS = f"imports=[{HERE / 'transforms.py'}]"
@@ -186,8 +186,8 @@ def test_files_of_a_run_with_stages_have_the_structure_of_their_step(small_recip
     from transformers import AutoModel
 
     from kdcore.commands.summary import summarise
-    from kdcore.training.batch_report import batch_report
-    from kdcore.training.export import export_run
+    from kdcore.training.run.batch_report import batch_report
+    from kdcore.training.run.export import export_run
 
     overrides = [*COMMON, "checkpoints={every: 1, keep: 10, export_at: [0.5]}"]
     events = list(run_events(load_recipe(small_recipe, overrides)))

@@ -474,7 +474,7 @@ def test_a_mistake_is_answered_with_words_and_exit_code_2(row, tmp_path, monkeyp
 def test_two_processes_are_not_started_for_a_mistake_in_the_recipe(row, tmp_path, monkeypatch, capfd):
     lay_out(row, tmp_path, RECIPE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("kdcore.training.processes.run_processes", None)
+    monkeypatch.setattr("kdcore.training.runtime.processes.run_processes", None)
     assert_refused(row, tmp_path, capfd, *([] if "--processes" in row.overrides else ["--processes", "2"]))
 
 
@@ -539,7 +539,9 @@ class EachRow(Command):
             json.dump(results, output)
         return 0
 """
-LAUNCH = "import sys; from kdcore.training.processes import run_processes; sys.exit(run_processes(sys.argv[1:], 2))"
+LAUNCH = (
+    "import sys; from kdcore.training.runtime.processes import run_processes; sys.exit(run_processes(sys.argv[1:], 2))"
+)
 
 
 def test_two_processes_give_the_same_answers(materials, offline, packages, tmp_path):

@@ -15,8 +15,8 @@ import pytest
 import kdcore
 from kdcore.commands.main import main
 from kdcore.tasks.base import StoredData
-from kdcore.training.run import RunResult
-from kdcore.training.run_folder import check_resumable, store
+from kdcore.training.run.run import RunResult
+from kdcore.training.run.run_folder import check_resumable, store
 
 MARKERS = [round(0.05 * number, 2) for number in range(1, 20)]
 SCHEDULE = [
@@ -51,7 +51,7 @@ def train(small_recipe: Path) -> Callable[..., RunResult]:
 def test_every_marker_and_validation_comes_once_with_and_without_restarts(
     train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdcore.training.trainer import Trainer
+    from kdcore.training.loop.trainer import Trainer
 
     whole = train(*SCHEDULE, "run.id=whole").folder
     assert set(steps_of_exports(whole)) == {f"budget-{marker:g}" for marker in MARKERS}
@@ -60,7 +60,7 @@ def test_every_marker_and_validation_comes_once_with_and_without_restarts(
     assert [row["step"] for row in rows_of(whole, "held_out/loss")] == VALIDATED
 
     written: list[Path] = []
-    from kdcore.training import run as module
+    from kdcore.training.run import run as module
 
     export_student = module.export_student
     monkeypatch.setattr(
@@ -97,7 +97,7 @@ def test_an_exit_before_the_end_leaves_schedules_as_they_are(train: Callable[...
 
 def test_a_budget_of_epochs_reads_each_sample_so_often(train: Callable[..., RunResult]) -> None:
     folder = train("training.budget={steps: null, epochs: 0.5}").folder
-    from kdcore.training.build import make_plan
+    from kdcore.training.run.build import make_plan
 
     plan = make_plan(kdcore.load_recipe(folder / "recipe.yaml"))
     steps = -(-plan.task.num_samples("train") // 16)

@@ -10,8 +10,8 @@ import pytest
 
 import kdcore
 from kdcore.commands.main import main
-from kdcore.training.build import make_plan
-from kdcore.training.sampling import SampleOrder
+from kdcore.training.loop.sampling import SampleOrder
+from kdcore.training.run.build import make_plan
 
 RUN = Path("runs", "small", "1")
 BREAKING = """

@@ -117,7 +117,7 @@ def test_every_exit_code_is_on_the_page():
 
 
 def test_what_may_change_on_resume_is_on_the_page():
-    from kdcore.training import run_folder
+    from kdcore.training.run import run_folder
 
     sentence = PAGE.partition("On resuming these may change:")[2].partition("Anything else")[0]
     assert set(re.findall(r"`([\w.]+)`", sentence)) == set(run_folder._FREE_ON_RESUME)
@@ -125,7 +125,7 @@ def test_what_may_change_on_resume_is_on_the_page():
 
 def test_what_the_page_on_checkpoints_says_of_resuming_and_of_messages_is_so():
     """What may change, and the beginnings of messages, are those of the code."""
-    from kdcore.training import run_folder
+    from kdcore.training.run import run_folder
 
     page = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.endswith("| freely |"))

@@ -43,7 +43,7 @@ def without(line: str) -> str:
 @pytest.fixture
 def fake_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run whose export is two small files, so that no model is needed."""
-    from kdcore.training import export
+    from kdcore.training.run import export
 
     def export_run(run: Path, folder: Path, step: int | None) -> Path:
         assert not folder.exists() or not any(folder.iterdir())

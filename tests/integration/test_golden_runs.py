@@ -17,7 +17,7 @@ import kdcore
 from kdcore.commands.main import main
 from kdcore.recipe.loading import load_recipe
 from kdcore.training import checkpoint_files, tensor_files
-from kdcore.training.run import train_recipe
+from kdcore.training.run.run import train_recipe
 
 ELSEWHERE = 1e-4  # relative tolerance on another processor than the one that wrote the runs
 
@@ -137,8 +137,8 @@ def test_a_risen_format_number_breaks_nothing(tmp_path, cache, monkeypatch):
 
 def test_a_moved_class_breaks_nothing(tmp_path, cache, monkeypatch):
     """Format 1 names the class of a term by its module, which may go."""
-    from kdcore.training import module
-    from kdcore.training.process_state import read_process_state
+    from kdcore.training.checkpoint.process_state import read_process_state
+    from kdcore.training.engine import module
 
     monkeypatch.delattr(module, "Term")
     run = golden.copy_golden("fp32-zero0", tmp_path)

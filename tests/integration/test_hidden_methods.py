@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import kdcore
-from kdcore.training.checkpoint_files import checkpoint_folder
-from kdcore.training.run import RunResult
-from kdcore.training.tensor_files import read_tensors
+from kdcore.training.checkpoint.format import checkpoint_folder
+from kdcore.training.engine.tensors import read_tensors
+from kdcore.training.run.run import RunResult
 
 # More places than the data has samples, so that a test need not know how many sequences the texts make.
 CONTRASTIVE = "losses.contrastive={samples: 200, negatives: 20, embedding_size: 16}"

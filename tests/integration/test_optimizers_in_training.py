@@ -10,12 +10,12 @@ import torch
 
 from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.loading import load_recipe
-from kdcore.training.build import make_plan
-from kdcore.training.checkpoint_files import checkpoint_folder
-from kdcore.training.engine import float32_student_of
-from kdcore.training.module import DistillationModule, FrozenTeacher
-from kdcore.training.run import train_recipe
-from kdcore.training.sampling import SampleOrder
+from kdcore.training.checkpoint.format import checkpoint_folder
+from kdcore.training.engine.engine import float32_student_of
+from kdcore.training.engine.module import DistillationModule, FrozenTeacher
+from kdcore.training.loop.sampling import SampleOrder
+from kdcore.training.run.build import make_plan
+from kdcore.training.run.run import train_recipe
 
 Weights = dict[str, torch.Tensor]
 STEPS = 6

@@ -16,11 +16,11 @@ from kdcore_preparation.readers.text_files import TextCorpus
 
 import kdcore
 from kdcore.data.shards import PreparedData
-from kdcore.training import run_folder
-from kdcore.training.build import make_plan
-from kdcore.training.export import export_run
-from kdcore.training.plan import Plan
-from kdcore.training.run_folder import check_resumable, stored_data
+from kdcore.training.loop.plan import Plan
+from kdcore.training.run import run_folder
+from kdcore.training.run.build import make_plan
+from kdcore.training.run.export import export_run
+from kdcore.training.run.run_folder import check_resumable, stored_data
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
 OTHER_DATA = r"task\.data: the run was started on other data"

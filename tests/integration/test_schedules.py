@@ -14,7 +14,7 @@ import torch
 import kdcore
 from kdcore.losses.base import LossConfig
 from kdcore.losses.masked_lm import MaskedLMLoss
-from kdcore.training.run import RunResult
+from kdcore.training.run.run import RunResult
 
 TWO_STAGES = ["losses.masked_lm={active: [0.0, 0.5]}", "losses.hidden_mse.active=[0.5, 1.0]"]
 
@@ -81,8 +81,8 @@ def test_what_no_active_loss_reaches_stays_bit_for_bit_and_moves_later(
     train: Callable[..., RunResult], stage: int
 ) -> None:
     """The head is reached by masked_lm alone; AdamW's momentum and decay would carry it on after half-way."""
-    from kdcore.training.checkpoint_files import checkpoint_folder
-    from kdcore.training.engine import float32_student_of
+    from kdcore.training.checkpoint.format import checkpoint_folder
+    from kdcore.training.engine.engine import float32_student_of
 
     common = ["checkpoints={every: 1, keep: 10}", "optimizer.weight_decay=0.5", f"training.zero_stage={stage}"]
     first = train(*TWO_STAGES, *common, "run.id=first").folder
@@ -105,7 +105,7 @@ def head_of(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_the_teacher_runs_only_while_a_loss_reads_it(
     train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdcore.training.module import FrozenTeacher
+    from kdcore.training.engine.module import FrozenTeacher
 
     asked = []
     original = FrozenTeacher.__call__
@@ -142,8 +142,8 @@ def test_a_late_losss_first_update_is_as_long_as_any_optimizers_first(
     train: Callable[..., RunResult], stage: int
 ) -> None:
     """Adam's first update is lr * g / |g|. With a step count that ran on meanwhile it would be another length."""
-    from kdcore.training.checkpoint_files import checkpoint_folder
-    from kdcore.training.engine import float32_student_of
+    from kdcore.training.checkpoint.format import checkpoint_folder
+    from kdcore.training.engine.engine import float32_student_of
 
     late = ["losses.masked_lm={active: [0.5, 1.0]}", "losses.hidden_mse.active=[0.0, 0.5]"]
     common = ["checkpoints={every: 1, keep: 30}", "optimizer={weight_decay: 0.0, eps: 1e-12}", "scheduler.warmup=0.0"]

@@ -12,9 +12,9 @@ import torch
 
 import kdcore
 from kdcore.models.base import Encoder
-from kdcore.training.build import make_plan
-from kdcore.training.module import FrozenTeacher
-from kdcore.training.run import RunResult
+from kdcore.training.engine.module import FrozenTeacher
+from kdcore.training.run.build import make_plan
+from kdcore.training.run.run import RunResult
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 import kdcore
 from kdcore.recipe.loading import load_recipe
-from kdcore.training.run import train_recipe
+from kdcore.training.run.run import train_recipe
 
 STRANGE = """
 import torch

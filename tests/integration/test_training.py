@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import kdcore
-from kdcore.training.run import RunResult
+from kdcore.training.run.run import RunResult
 
 Rows = list[dict[str, Any]]
 
@@ -93,8 +93,8 @@ def test_the_first_loss_is_the_definition_computed_by_hand(
     """float64 NumPy on the plain models' outputs, over the batch that the task gives for step 0."""
     from transformers import AutoModel
 
-    from kdcore.training.build import make_plan
-    from kdcore.training.sampling import SampleOrder
+    from kdcore.training.loop.sampling import SampleOrder
+    from kdcore.training.run.build import make_plan
 
     logged = losses_of(train("training.budget.steps=1").folder)[0]
     plan = make_plan(kdcore.load_recipe(small_recipe))
@@ -277,7 +277,7 @@ def test_teacher_and_student_run_only_the_blocks_that_a_loss_reads(
 
 
 def test_a_teacher_is_loaded_only_as_deep_as_it_is_read(small_recipe: Path) -> None:
-    from kdcore.training.build import make_plan
+    from kdcore.training.run.build import make_plan
 
     plan = make_plan(kdcore.load_recipe(small_recipe, ["losses.hidden_mse.layers=[[1, 0]]"]))
     teacher = plan.load_teacher()
@@ -288,7 +288,7 @@ def test_a_teacher_is_loaded_only_as_deep_as_it_is_read(small_recipe: Path) -> N
 
 
 def test_no_teacher_is_loaded_when_nothing_reads_it(train: Callable[..., RunResult], small_recipe: Path) -> None:
-    from kdcore.training.build import make_plan
+    from kdcore.training.run.build import make_plan
 
     overrides = ["losses.hidden_mse=null", "losses.masked_lm={}"]
     assert make_plan(kdcore.load_recipe(small_recipe, overrides)).load_teacher() is None

@@ -16,7 +16,7 @@ THREE_STEPS = """
 import sys
 
 from kdcore.recipe.loading import load_recipe
-from kdcore.training.run import train_recipe
+from kdcore.training.run.run import train_recipe
 
 train_recipe(load_recipe(sys.argv[1], sys.argv[2:]), exit_steps=3)
 """

@@ -10,7 +10,7 @@ import pytest
 
 from kdcore.commands.main import main
 from kdcore.errors import InputError, MachineError
-from kdcore.training import checkpoint_files as files
+from kdcore.training.checkpoint import format as files
 
 
 def save(run: Path, step: int, keep: int = 2, *, milestone: bool = False, text: str = "weights") -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kdcore.training.checkpoint import merge_own_states
-from kdcore.training.run_folder import weights_of
+from kdcore.training.checkpoint.manager import merge_own_states
+from kdcore.training.run.run_folder import weights_of
 
 
 def test_sums_go_to_one_process_and_the_rest_is_the_same_everywhere():

@@ -20,17 +20,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdcore.errors import InputError, PluginError
-from kdcore.training import checkpoint_files as files
-from kdcore.training.module import Term
-from kdcore.training.pickled_names import foreign_names
-from kdcore.training.process_state import (
+from kdcore.training.checkpoint import format as files
+from kdcore.training.checkpoint.process_state import (
     random_states,
     read_process_state,
     restore_random_states,
     write_process_state,
 )
-from kdcore.training.resharding import float32_weights, read_parts, reshard
-from kdcore.training.tensor_files import read_tensors, write_tensors
+from kdcore.training.engine.module import Term
+from kdcore.training.engine.pickled_names import foreign_names
+from kdcore.training.engine.resharding import float32_weights, read_parts, reshard
+from kdcore.training.engine.tensors import read_tensors, write_tensors
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,10 @@ import torch
 
 from kdcore.errors import TrainingError
 from kdcore.recipe.schema import RecipeSettings
-from kdcore.training.distributed import Processes
-from kdcore.training.engine import LossScale
-from kdcore.training.health import DivergenceMonitor
-from kdcore.training.module import Term
+from kdcore.training.engine.engine import LossScale
+from kdcore.training.engine.module import Term
+from kdcore.training.loop.divergence import DivergenceMonitor
+from kdcore.training.runtime.distributed import Processes
 
 SETTINGS = {
     "run": {"name": "r"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdcore.training.sampling import SampleOrder, StepSamples
+from kdcore.training.loop.sampling import SampleOrder, StepSamples
 
 LENGTHS = np.random.default_rng(0).lognormal(2.7, 0.7, 5003).astype(np.int64).clip(3, 128)
 SIZE = 32

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from kdcore import DataError, Encoder, Model, ModelInfo, SignalRequest, load_recipe, open_data
 from kdcore.data.shards import PreparedData
 from kdcore.tasks.masked_lm import MaskedLM
-from kdcore.training.build import make_plan
+from kdcore.training.run.build import make_plan
 
 
 @pytest.fixture

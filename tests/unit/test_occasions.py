@@ -9,7 +9,7 @@ import pytest
 
 from kdcore import Progress
 from kdcore.recipe.schema import Budget, CheckpointSettings, ValidationSettings
-from kdcore.training.occasions import Triggers
+from kdcore.training.loop.triggers import Triggers
 
 Due = Callable[[Progress, Progress], object]
 

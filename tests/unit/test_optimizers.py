@@ -16,7 +16,7 @@ from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.schema import Budget, TrainingSettings
 from kdcore.registry import optimizers
 from kdcore.testing import check_optimizer
-from kdcore.training.engine import check_optimizer as check_stage
+from kdcore.training.engine.engine import check_optimizer as check_stage
 
 Array = NDArray[np.float64]
 SHAPES = [(5, 3), (7,), (2, 3, 4), (4, 4), (1, 6)]

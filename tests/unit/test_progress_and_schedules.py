@@ -7,8 +7,8 @@ import pytest
 
 from kdcore import Progress
 from kdcore.schedulers.linear import Linear
-from kdcore.training.monitor import time_left
-from kdcore.training.sampling import SampleOrder
+from kdcore.training.loop.monitor import time_left
+from kdcore.training.loop.sampling import SampleOrder
 
 
 def test_the_budget_is_used_up_by_whichever_limit_comes_first() -> None:

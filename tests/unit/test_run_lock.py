@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from kdcore.errors import InputError, MachineError
-from kdcore.training.run_lock import RunLock
+from kdcore.training.runtime.run_lock import RunLock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from kdcore.training.run_lock import RunLock
+from kdcore.training.runtime.run_lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdcore.errors import DataError
-from kdcore.training.sampling import StepSamples
+from kdcore.training.loop.sampling import StepSamples
 
 
 def drawn(order: str, processes: int, steps: int, *, first: int = 0, samples: int = 22) -> list[list[list[int]]]:

@@ -9,7 +9,7 @@ from kdcore.progress import Progress
 from kdcore.trackers.base import Tracker
 from kdcore.trackers.jsonl import JsonLinesTracker, read_metrics
 from kdcore.trackers.tensorboard import TensorBoardTracker
-from kdcore.training.monitor import Monitor
+from kdcore.training.loop.monitor import Monitor
 
 
 def test_rows_beyond_the_restored_step_are_dropped_with_a_line_that_was_cut_off(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import pytest
 
-from kdcore.training import watchdog
-from kdcore.training.watchdog import Watchdog, duration, end_process, stacks
+from kdcore.training.runtime import watchdog
+from kdcore.training.runtime.watchdog import Watchdog, duration, end_process, stacks
 
 
 class Clock:

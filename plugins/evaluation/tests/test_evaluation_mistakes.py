@@ -20,7 +20,7 @@ from kdcore.commands.main import main
 from kdcore.data.staging import locked
 from kdcore.recipe.loading import load_config
 from kdcore.recipe.paths import shipped_recipes
-from kdcore.training.interruption import ending_on_request
+from kdcore.training.runtime.shutdown import ending_on_request
 
 SUITE = """\
 name: tiny

@@ -16,7 +16,7 @@ from pyarrow import parquet
 import kdcore
 from kdcore.commands.main import main
 from kdcore.commands.summary import summarise
-from kdcore.training.run import RunResult
+from kdcore.training.run.run import RunResult
 
 WORDS = {"con": ["bad", "sad", "worst"], "pro": ["good", "glad", "best"]}
 

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from kdcore.errors import InputError, Problem, first_line
-from kdcore.training.pickled_names import foreign_names
+from kdcore.training.engine import ENGINE_FOLDER
+from kdcore.training.engine.pickled_names import foreign_names
 
 logger = logging.getLogger("kdcore")
 
-ENGINE_FOLDER = "engine"
 STATE = "state.json"
 _MANIFEST = "manifest.json"
 _LATEST = "latest"

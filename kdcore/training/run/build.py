@@ -18,8 +18,8 @@ from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Component, Components, Recipe
 from kdcore.signals import ModelInfo
 from kdcore.tasks.base import StoredData, Task
-from kdcore.training.module import union_of_requests
-from kdcore.training.plan import KEPT_BY_TRANSFORMS, Plan, Stage
+from kdcore.training.engine.module import union_of_requests
+from kdcore.training.loop.plan import KEPT_BY_TRANSFORMS, Plan, Stage
 
 
 def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:

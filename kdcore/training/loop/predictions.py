@@ -15,9 +15,9 @@ from kdcore.errors import MachineError
 from kdcore.models.base import Encoder
 from kdcore.signals import Batch, Signals
 from kdcore.tasks.base import Split, Task
-from kdcore.training.agreement import by_main, from_all
-from kdcore.training.batches import held_out_batches
-from kdcore.training.distributed import Processes
+from kdcore.training.loop.batches import held_out_batches
+from kdcore.training.runtime.collectives import by_main, from_all
+from kdcore.training.runtime.distributed import Processes
 
 SCORES = "scores.json"
 

@@ -18,12 +18,12 @@ from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.schema import TrainingSettings
 from kdcore.registry import optimizers
 from kdcore.signals import Batch, Signals
-from kdcore.training.checkpoint_files import ENGINE_FOLDER
-from kdcore.training.distributed import Processes, find_accelerator
-from kdcore.training.module import DistillationModule, Term
-from kdcore.training.quiet import quiet
-from kdcore.training.resharding import float32_weights, part_rank, read_part, read_parts, reshard
-from kdcore.training.tensor_files import read_tensors, write_tensors
+from kdcore.training.engine import ENGINE_FOLDER
+from kdcore.training.engine.module import DistillationModule, Term
+from kdcore.training.engine.resharding import float32_weights, part_rank, read_part, read_parts, reshard
+from kdcore.training.engine.tensors import read_tensors, write_tensors
+from kdcore.training.runtime.distributed import Processes, find_accelerator
+from kdcore.training.runtime.suppress_output import quiet
 from kdcore.transforms.base import ParameterSource
 
 _MODEL_FILE = "mp_rank_00_model_states.pt"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdcore.errors import InputError
-from kdcore.training.tensor_files import read_tensors
+from kdcore.training.engine.tensors import read_tensors
 
 _PART = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d{1,6})_mp_rank_00_optim_states\.pt")
 _WEIGHTS = "single_partition_of_fp32_groups"

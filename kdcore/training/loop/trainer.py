@@ -14,12 +14,14 @@ from torch import Tensor
 from kdcore.errors import TrainingError
 from kdcore.progress import Progress
 from kdcore.signals import Batch
-from kdcore.training.batches import TrainingBatches
-from kdcore.training.checkpoint import load_checkpoint, readable
-from kdcore.training.checkpoint_files import TrainingState, checkpoint_folder
-from kdcore.training.context import RunContext
-from kdcore.training.engine import Engine, accumulation, zero_stage
-from kdcore.training.events import (
+from kdcore.training.checkpoint.format import TrainingState, checkpoint_folder
+from kdcore.training.checkpoint.manager import load_checkpoint, readable
+from kdcore.training.engine.engine import Engine, accumulation, zero_stage
+from kdcore.training.engine.module import FrozenTeacher, Term, factors_of
+from kdcore.training.loop.batches import TrainingBatches
+from kdcore.training.loop.context import RunContext
+from kdcore.training.loop.divergence import DivergenceMonitor
+from kdcore.training.loop.events import (
     CheckpointEvent,
     Event,
     ExportEvent,
@@ -28,11 +30,9 @@ from kdcore.training.events import (
     StepEvent,
     ValidationEvent,
 )
-from kdcore.training.health import DivergenceMonitor
-from kdcore.training.module import FrozenTeacher, Term, factors_of
-from kdcore.training.occasions import Triggers
-from kdcore.training.stages import StageParameters, change_stage
-from kdcore.training.validation import validate
+from kdcore.training.loop.stages import StageParameters, change_stage
+from kdcore.training.loop.triggers import Triggers
+from kdcore.training.loop.validation import validate
 
 Export = Callable[[Engine, str, Progress, Mapping[str, float]], Path]
 """Writes the engine's student below `exports`, given the folder's name and held-out losses for the model card."""

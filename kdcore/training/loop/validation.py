@@ -9,11 +9,11 @@ from torch import Tensor
 
 from kdcore.signals import Signals
 from kdcore.tasks.base import Task
-from kdcore.training.batches import held_out_batches
-from kdcore.training.distributed import Processes
-from kdcore.training.module import DistillationModule, FrozenTeacher, Term
-from kdcore.training.predictions import Outputs
-from kdcore.training.watchdog import Watchdog
+from kdcore.training.engine.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.loop.batches import held_out_batches
+from kdcore.training.loop.predictions import Outputs
+from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.watchdog import Watchdog
 
 
 @torch.no_grad()

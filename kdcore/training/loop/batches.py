@@ -10,8 +10,8 @@ import torch
 
 from kdcore.signals import Batch
 from kdcore.tasks.base import Split, Task
-from kdcore.training.distributed import Processes
-from kdcore.training.sampling import StepSamples
+from kdcore.training.loop.sampling import StepSamples
+from kdcore.training.runtime.distributed import Processes
 
 
 class TrainingBatches:

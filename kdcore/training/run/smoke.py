@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from kdcore.recipe.loading import Recipe, load_recipe
-from kdcore.training.distributed import start_processes
-from kdcore.training.events import RunResult
-from kdcore.training.run import train_recipe
+from kdcore.training.loop.events import RunResult
+from kdcore.training.run.run import train_recipe
+from kdcore.training.runtime.distributed import start_processes
 
 _STEPS = 2
 

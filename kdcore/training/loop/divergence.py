@@ -19,11 +19,11 @@ from torch import Tensor
 
 from kdcore.errors import TrainingError
 from kdcore.recipe.schema import RecipeSettings
-from kdcore.training.agreement import from_all
-from kdcore.training.batches import TrainingBatches
-from kdcore.training.distributed import Processes
-from kdcore.training.engine import Engine, accumulation
-from kdcore.training.module import Term
+from kdcore.training.engine.engine import Engine, accumulation
+from kdcore.training.engine.module import Term
+from kdcore.training.loop.batches import TrainingBatches
+from kdcore.training.runtime.collectives import from_all
+from kdcore.training.runtime.distributed import Processes
 
 logger = logging.getLogger("kdcore")
 

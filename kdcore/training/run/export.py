@@ -18,10 +18,10 @@ from kdcore.models.encoder import TransformersEncoder
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.recipe.yaml import dump_yaml
 from kdcore.tasks.base import Task
-from kdcore.training.build import make_plan
-from kdcore.training.checkpoint_files import checkpoint_folder, latest_checkpoint, read_state, require_good, sync_files
-from kdcore.training.engine import float32_student_of
-from kdcore.training.run_folder import stored_data
+from kdcore.training.checkpoint.format import checkpoint_folder, latest_checkpoint, read_state, require_good, sync_files
+from kdcore.training.engine.engine import float32_student_of
+from kdcore.training.run.build import make_plan
+from kdcore.training.run.run_folder import stored_data
 
 
 def export_student(

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from kdcore.errors import InputError, MachineError
-from kdcore.training.agreement import by_main
-from kdcore.training.distributed import Processes
+from kdcore.training.runtime.collectives import by_main
+from kdcore.training.runtime.distributed import Processes
 
 logger = logging.getLogger("kdcore")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from kdcore.errors import EXIT_INTERRUPTED, EXIT_MACHINE, MachineError
-from kdcore.training.interruption import STOP_SIGNALS
+from kdcore.training.runtime.shutdown import STOP_SIGNALS
 
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.05

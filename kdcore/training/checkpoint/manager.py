@@ -22,17 +22,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kdcore.errors import InputError, KdcoreError, MachineError, PluginError, first_line
-from kdcore.training import checkpoint_files as files
-from kdcore.training.agreement import by_main, from_all
-from kdcore.training.checkpoint_files import FileEntry, TrainingState
-from kdcore.training.distributed import Processes
-from kdcore.training.engine import Engine
-from kdcore.training.process_state import (
+from kdcore.training.checkpoint import format as files
+from kdcore.training.checkpoint.format import FileEntry, TrainingState
+from kdcore.training.checkpoint.process_state import (
     random_states,
     read_process_state,
     restore_random_states,
     write_process_state,
 )
+from kdcore.training.engine.engine import Engine
+from kdcore.training.runtime.collectives import by_main, from_all
+from kdcore.training.runtime.distributed import Processes
 
 logger = logging.getLogger("kdcore")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from kdcore.progress import Progress
 from kdcore.recipe.schema import RecipeSettings
-from kdcore.training.checkpoint import Checkpoints
-from kdcore.training.distributed import Processes
-from kdcore.training.interruption import GracefulShutdown
-from kdcore.training.monitor import Monitor
-from kdcore.training.plan import Plan
-from kdcore.training.startup import StartupTimer
-from kdcore.training.watchdog import Watchdog
+from kdcore.training.checkpoint.manager import Checkpoints
+from kdcore.training.loop.monitor import Monitor
+from kdcore.training.loop.plan import Plan
+from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.shutdown import GracefulShutdown
+from kdcore.training.runtime.startup import StartupTimer
+from kdcore.training.runtime.watchdog import Watchdog
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from kdcore.errors import InputError, PluginError
-from kdcore.training.checkpoint_files import read_json
-from kdcore.training.tensor_files import OldTerm, read_tensors
+from kdcore.training.checkpoint.format import read_json
+from kdcore.training.engine.tensors import OldTerm, read_tensors
 
 
 def write_process_state(state: Mapping[str, Any], folder: Path, rank: int) -> list[Path]:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from kdcore.recipe.error_location import error_location
-from kdcore.training.context import RunContext
-from kdcore.training.distributed import Processes
-from kdcore.training.engine import Engine, Past
-from kdcore.training.module import DistillationModule, FrozenTeacher, compile_models, find_reach
-from kdcore.training.plan import Plan
+from kdcore.training.engine.engine import Engine, Past
+from kdcore.training.engine.module import DistillationModule, FrozenTeacher, compile_models, find_reach
+from kdcore.training.loop.context import RunContext
+from kdcore.training.loop.plan import Plan
+from kdcore.training.runtime.distributed import Processes
 from kdcore.transforms.base import ParameterSource
 
 

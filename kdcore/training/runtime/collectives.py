@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from kdcore.errors import InputError, KdcoreError, MachineError
-from kdcore.training.distributed import Processes
+from kdcore.training.runtime.distributed import Processes
 
 T = TypeVar("T")
 

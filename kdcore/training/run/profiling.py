@@ -15,12 +15,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Recipe
 from kdcore.signals import Batch
-from kdcore.training.build import make_plan
-from kdcore.training.distributed import Processes, start_processes
-from kdcore.training.engine import Engine, accumulation, check_precision
-from kdcore.training.module import DistillationModule, FrozenTeacher, Term, compile_models, factors_of, find_reach
-from kdcore.training.plan import Plan
-from kdcore.training.sampling import StepSamples
+from kdcore.training.engine.engine import Engine, accumulation, check_precision
+from kdcore.training.engine.module import (
+    DistillationModule,
+    FrozenTeacher,
+    Term,
+    compile_models,
+    factors_of,
+    find_reach,
+)
+from kdcore.training.loop.plan import Plan
+from kdcore.training.loop.sampling import StepSamples
+from kdcore.training.run.build import make_plan
+from kdcore.training.runtime.distributed import Processes, start_processes
 
 PARTS = ("data", "communication", "teacher", "student forward", "losses", "backward", "optimizer")
 _LIMIT_SIZE = 2048

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from kdcore.progress import Progress
 from kdcore.trackers.base import Tracker
-from kdcore.training.events import (
+from kdcore.training.loop.events import (
     Event,
     ExportEvent,
     FinishedEvent,

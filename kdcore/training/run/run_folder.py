@@ -14,8 +14,8 @@ from kdcore.data.staging import whole_file
 from kdcore.errors import DataError, Problem, RecipeError
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.tasks.base import StoredData
-from kdcore.training.checkpoint_files import describe_file
-from kdcore.training.engine import zero_stage
+from kdcore.training.checkpoint.format import describe_file
+from kdcore.training.engine.engine import zero_stage
 
 _RECIPE = "recipe.yaml"
 _ENVIRONMENT = "environment.json"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kdcore.errors import InputError, first_line
-from kdcore.training.pickled_names import DEEPSPEED, foreign_names
+from kdcore.training.engine.pickled_names import DEEPSPEED, foreign_names
 
 
 class _File:
@@ -59,7 +59,7 @@ def write_tensors(content: Any, path: Path) -> None:
 
 @dataclass(frozen=True)
 class OldTerm:
-    """The key of a term in process files of format 1, which named the class `kdcore.training.module.Term`."""
+    """The key of a term in process files of format 1, which named the class `kdcore.training.engine.module.Term`."""
 
     label: str
     name: str
@@ -95,7 +95,7 @@ def _allowed(name: str) -> list[Any]:
     module, _, attribute = name.rpartition(".")
     if name in DEEPSPEED:
         return [(getattr(import_module(module), attribute), name)]
-    if name == "kdcore.training.module.Term":
+    if name == "kdcore.training.engine.module.Term":
         return [(OldTerm, name)]
     if name == "numpy.dtype":
         return [(np.dtype, name), np.dtypes.UInt32DType]

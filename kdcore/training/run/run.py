@@ -16,26 +16,26 @@ from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Recipe
 from kdcore.signals import Signals
 from kdcore.tasks.base import StoredData
-from kdcore.training import run_folder
-from kdcore.training.agreement import by_main
-from kdcore.training.build import make_plan
-from kdcore.training.checkpoint import Checkpoints, check_layout, latest_checkpoint
-from kdcore.training.checkpoint_files import read_state
-from kdcore.training.context import RunContext
-from kdcore.training.distributed import Processes, number_of_processes, start_processes
-from kdcore.training.engine import Engine, check_optimizer, check_precision, deepspeed_config, zero_stage
-from kdcore.training.events import Event, FinishedEvent, RunResult, StoppedEvent
-from kdcore.training.export import export_student
-from kdcore.training.interruption import GracefulShutdown
-from kdcore.training.module import DistillationModule, FrozenTeacher, compile_models
-from kdcore.training.monitor import Monitor, console, logger
-from kdcore.training.plan import Plan
-from kdcore.training.predictions import write_predictions
-from kdcore.training.run_lock import refuse_if_held, run_lock
-from kdcore.training.stages import StageParameters, examine_stages
-from kdcore.training.startup import StartupTimer
-from kdcore.training.trainer import Trainer
-from kdcore.training.watchdog import Watchdog
+from kdcore.training.checkpoint.format import read_state
+from kdcore.training.checkpoint.manager import Checkpoints, check_layout, latest_checkpoint
+from kdcore.training.engine.engine import Engine, check_optimizer, check_precision, deepspeed_config, zero_stage
+from kdcore.training.engine.module import DistillationModule, FrozenTeacher, compile_models
+from kdcore.training.loop.context import RunContext
+from kdcore.training.loop.events import Event, FinishedEvent, RunResult, StoppedEvent
+from kdcore.training.loop.monitor import Monitor, console, logger
+from kdcore.training.loop.plan import Plan
+from kdcore.training.loop.predictions import write_predictions
+from kdcore.training.loop.stages import StageParameters, examine_stages
+from kdcore.training.loop.trainer import Trainer
+from kdcore.training.run import run_folder
+from kdcore.training.run.build import make_plan
+from kdcore.training.run.export import export_student
+from kdcore.training.runtime.collectives import by_main
+from kdcore.training.runtime.distributed import Processes, number_of_processes, start_processes
+from kdcore.training.runtime.run_lock import refuse_if_held, run_lock
+from kdcore.training.runtime.shutdown import GracefulShutdown
+from kdcore.training.runtime.startup import StartupTimer
+from kdcore.training.runtime.watchdog import Watchdog
 
 __all__ = ["PREDICTIONS", "RunResult", "run_events", "train_recipe"]
 

@@ -17,7 +17,7 @@ from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-de
 from torch.distributed.rendezvous import register_rendezvous_handler
 
 from kdcore.errors import MachineError
-from kdcore.training.quiet import quiet
+from kdcore.training.runtime.suppress_output import quiet
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _ONE_MACHINE = "kdcore-one-machine"

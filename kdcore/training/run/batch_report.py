@@ -16,19 +16,19 @@ from kdcore.data.tokenizers import load_tokenizer
 from kdcore.errors import InputError
 from kdcore.recipe.loading import load_recipe
 from kdcore.signals import Batch
-from kdcore.training.build import make_plan
-from kdcore.training.checkpoint_files import (
+from kdcore.training.checkpoint.format import (
     all_checkpoints,
     problems_of,
     read_state,
     refuse_foreign,
     step_of,
 )
-from kdcore.training.engine import accumulation, float32_weights_of
-from kdcore.training.module import DistillationModule, FrozenTeacher, Term
-from kdcore.training.plan import Plan
-from kdcore.training.run_folder import stored_data
-from kdcore.training.sampling import StepSamples
+from kdcore.training.engine.engine import accumulation, float32_weights_of
+from kdcore.training.engine.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.loop.plan import Plan
+from kdcore.training.loop.sampling import StepSamples
+from kdcore.training.run.build import make_plan
+from kdcore.training.run.run_folder import stored_data
 
 
 @dataclass(frozen=True)

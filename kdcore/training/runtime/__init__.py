@@ -1,0 +1,1 @@
+"""Processes, collectives, signals and locks that a run needs."""
