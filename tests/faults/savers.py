@@ -27,7 +27,7 @@ from kdcore.errors import MachineError
 from kdcore.training.checkpoint import format as files
 from kdcore.training.checkpoint.manager import Checkpoints, latest_checkpoint
 from kdcore.training.engine import tensors as tensor_files
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.distributed import DistributedContext
 
 NUMBERS = 50_000
 
@@ -59,12 +59,12 @@ class StandIn:
         return paths
 
 
-def join(rank: int, count: int, meeting: Path) -> Processes:
+def join(rank: int, count: int, meeting: Path) -> DistributedContext:
     dist.init_process_group("gloo", store=dist.FileStore(str(meeting), count), rank=rank, world_size=count)
-    return Processes(rank, count, torch.device("cpu"), dist.group.WORLD)
+    return DistributedContext(rank, count, torch.device("cpu"), dist.group.WORLD)
 
 
-def saver(run: Path, processes: Processes, announce: Path, steps: int = 10**6) -> None:
+def saver(run: Path, processes: DistributedContext, announce: Path, steps: int = 10**6) -> None:
     """Go on from the newest checkpoint and save after every step."""
     logging.getLogger("kdcore").addHandler(logging.NullHandler())
     found = latest_checkpoint(run, processes)

@@ -14,7 +14,7 @@ from kdcore.recipe.schema import RecipeSettings
 from kdcore.training.engine.engine import LossScale
 from kdcore.training.engine.module import Term
 from kdcore.training.loop.divergence import DivergenceMonitor
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.distributed import DistributedContext
 
 SETTINGS = {
     "run": {"name": "r"},
@@ -52,7 +52,7 @@ def engine():
 
 @pytest.fixture
 def health(engine):
-    processes = Processes(0, 1, torch.device("cpu"), None)
+    processes = DistributedContext(0, 1, torch.device("cpu"), None)
     return DivergenceMonitor(RecipeSettings.model_validate(SETTINGS), engine, Batches(), processes)
 
 

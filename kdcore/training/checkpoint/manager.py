@@ -31,8 +31,8 @@ from kdcore.training.checkpoint.process_state import (
     write_process_state,
 )
 from kdcore.training.engine.engine import Engine
-from kdcore.training.runtime.collectives import by_main, from_all
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.collectives import all_gather, broadcast_from_main
+from kdcore.training.runtime.distributed import DistributedContext
 
 logger = logging.getLogger("kdcore")
 
@@ -47,7 +47,7 @@ class Checkpoints:
     for it and raise what went wrong with it; `failed` tells that without waiting.
     """
 
-    def __init__(self, run_folder: Path, keep: int, processes: Processes, check: Callable[[], None]) -> None:
+    def __init__(self, run_folder: Path, keep: int, processes: DistributedContext, check: Callable[[], None]) -> None:
         """Every process makes one.
 
         Args:
@@ -127,7 +127,7 @@ class Checkpoints:
 
     def _make_room(self, folder: Path, engine: Engine) -> None:
         """Make the staging folder, if the state can be written and there is space for it."""
-        answers = from_all(self._processes, (engine.state_bytes(), engine.unsaveable()))
+        answers = all_gather(self._processes, (engine.state_bytes(), engine.unsaveable()))
         refused = next((text for _, text in answers if text is not None), None)
         if refused is not None:
             raise PluginError(f"checkpoint {folder.name} cannot be written: {refused}")
@@ -144,7 +144,7 @@ class Checkpoints:
                 )
 
         try:
-            by_main(self._processes, make)
+            broadcast_from_main(self._processes, make)
         except MachineError as error:
             if isinstance(error.__cause__, OSError):
                 raise MachineError(self._text(folder, str(error))) from error
@@ -152,7 +152,7 @@ class Checkpoints:
 
     def _agree_on_success(self, folder: Path, error: OSError | None) -> None:
         """Raise the same on all processes if one could not write its part."""
-        texts = from_all(self._processes, None if error is None else _text_of(error, self._processes))
+        texts = all_gather(self._processes, None if error is None else _text_of(error, self._processes))
         wrong = [text for text in texts if text is not None]
         if wrong:
             if self._processes.is_main:
@@ -173,7 +173,7 @@ class Checkpoints:
             part = {path.relative_to(staging).as_posix(): files.describe_file(path, sync=True) for path in written}
         except OSError as error:
             part = _text_of(error, self._processes)
-        parts = from_all(self._processes, part, self._group)
+        parts = all_gather(self._processes, part, self._group)
         wrong = [part for part in parts if isinstance(part, str)]
         failure: KdcoreError | None = MachineError(self._text(folder, "; ".join(wrong))) if wrong else None
         if self._processes.is_main:
@@ -188,7 +188,7 @@ class Checkpoints:
                     failure = error
             if failure is not None:
                 shutil.rmtree(staging, ignore_errors=True)
-        texts = from_all(self._processes, None if failure is None else str(failure), self._group)
+        texts = all_gather(self._processes, None if failure is None else str(failure), self._group)
         if failure is None and texts[0] is not None:
             failure = MachineError(texts[0])
         return failure
@@ -202,7 +202,7 @@ class Checkpoints:
         )
 
 
-def latest_checkpoint(run_folder: Path, processes: Processes) -> Path | None:
+def latest_checkpoint(run_folder: Path, processes: DistributedContext) -> Path | None:
     """The newest good checkpoint, the same on every process; None if none was ever written.
 
     Process 0 reads it whole; what a killed run has left half-written is removed.
@@ -215,7 +215,7 @@ def latest_checkpoint(run_folder: Path, processes: Processes) -> Path | None:
         files.clean_up(run_folder)
         return files.latest_checkpoint(run_folder)
 
-    return by_main(processes, find)
+    return broadcast_from_main(processes, find)
 
 
 def check_layout(folder: Path, zero_stage: int) -> None:
@@ -233,7 +233,9 @@ def check_layout(folder: Path, zero_stage: int) -> None:
         )
 
 
-def load_checkpoint(folder: Path, engine: Engine, processes: Processes) -> tuple[TrainingState, dict[str, Any]]:
+def load_checkpoint(
+    folder: Path, engine: Engine, processes: DistributedContext
+) -> tuple[TrainingState, dict[str, Any]]:
     """Restore engine and random states; give the loop's state and what this process alone remembered.
 
     With another number of processes than wrote it, sums that they remembered go to process 0, and the random state of
@@ -285,7 +287,7 @@ def merge_own_states(values: Sequence[Any], *, to_sum: bool) -> Any:
     return first
 
 
-def _text_of(error: OSError, processes: Processes) -> str:
+def _text_of(error: OSError, processes: DistributedContext) -> str:
     who = f"process {processes.rank}: " if processes.world_size > 1 else ""
     return f"{who}{error.strerror or error}"
 

@@ -22,8 +22,8 @@ from kdcore.training.engine import ENGINE_FOLDER
 from kdcore.training.engine.module import DistillationModule, Term
 from kdcore.training.engine.resharding import float32_weights, part_rank, read_part, read_parts, reshard
 from kdcore.training.engine.tensors import read_tensors, write_tensors
-from kdcore.training.runtime.distributed import Processes, find_accelerator
-from kdcore.training.runtime.suppress_output import quiet
+from kdcore.training.runtime.distributed import DistributedContext, find_accelerator
+from kdcore.training.runtime.suppress_output import suppress_output
 from kdcore.transforms.base import ParameterSource
 
 _MODEL_FILE = "mp_rank_00_model_states.pt"
@@ -194,7 +194,7 @@ class Engine:
         reach: Mapping[str, frozenset[str]],
         optimizer: Optimizer,
         settings: TrainingSettings,
-        processes: Processes,
+        processes: DistributedContext,
         past: Mapping[str, Past] | None = None,
     ) -> None:
         """Hand `module` to DeepSpeed. Parameters move only in steps in which a loss of their `reach` is active.
@@ -241,7 +241,7 @@ class Engine:
             ]
         )
         try:
-            with quiet():
+            with suppress_output():
                 self._engine, *_ = deepspeed.initialize(
                     model=module, optimizer=client, config=config, dist_init_required=False
                 )
@@ -459,7 +459,7 @@ class Engine:
 
     def close(self) -> None:
         """Let go of DeepSpeed's engine: its hooks on parameters and its buffers."""
-        with quiet():
+        with suppress_output():
             self._engine.destroy()
 
     def save(self, folder: Path) -> list[Path]:
@@ -550,7 +550,7 @@ class Engine:
         self._engine.checkpoint_engine.load = read
         try:
             # DeepSpeed finds its files by patterns, which a folder's own name may upset: seen from inside it has none.
-            with quiet(), chdir(folder):
+            with suppress_output(), chdir(folder):
                 path, _ = self._engine.load_checkpoint(".", tag=ENGINE_FOLDER)
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"does not fit this run: {first_line(error)}", where=str(place)) from error

@@ -11,13 +11,15 @@ import torch
 from kdcore.signals import Batch
 from kdcore.tasks.base import Split, Task
 from kdcore.training.loop.sampling import StepSamples
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.distributed import DistributedContext
 
 
 class TrainingBatches:
     """Gives each step's micro-batches for this process."""
 
-    def __init__(self, task: Task, seed: int, batch_size: int, micro_batch_size: int, processes: Processes) -> None:
+    def __init__(
+        self, task: Task, seed: int, batch_size: int, micro_batch_size: int, processes: DistributedContext
+    ) -> None:
         self._task = task
         self._samples = StepSamples(
             task.num_samples("train"),
@@ -53,7 +55,9 @@ class TrainingBatches:
         return [batch.pin() for batch in batches] if _pins(self._processes.device) else batches
 
 
-def held_out_batches(task: Task, batch_size: int, processes: Processes, split: Split = "held_out") -> Iterator[Batch]:
+def held_out_batches(
+    task: Task, batch_size: int, processes: DistributedContext, split: Split = "held_out"
+) -> Iterator[Batch]:
     """This process's share of the held-out samples (or of another split's), masked the same at every validation."""
     lengths = task.lengths(split)
     order = np.arange(task.num_samples(split)) if lengths is None else np.argsort(lengths, kind="stable")

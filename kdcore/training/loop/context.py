@@ -11,7 +11,7 @@ from kdcore.recipe.schema import RecipeSettings
 from kdcore.training.checkpoint.manager import Checkpoints
 from kdcore.training.loop.monitor import Monitor
 from kdcore.training.loop.plan import Plan
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.distributed import DistributedContext
 from kdcore.training.runtime.shutdown import GracefulShutdown
 from kdcore.training.runtime.startup import StartupTimer
 from kdcore.training.runtime.watchdog import Watchdog
@@ -36,7 +36,7 @@ class RunContext:
 
     plan: Plan
     folder: Path
-    processes: Processes
+    processes: DistributedContext
     monitor: Monitor
     checkpoints: Checkpoints
     shutdown: GracefulShutdown

@@ -22,8 +22,8 @@ from kdcore.recipe.schema import RecipeSettings
 from kdcore.training.engine.engine import Engine, accumulation
 from kdcore.training.engine.module import Term
 from kdcore.training.loop.batches import TrainingBatches
-from kdcore.training.runtime.collectives import from_all
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.collectives import all_gather
+from kdcore.training.runtime.distributed import DistributedContext
 
 logger = logging.getLogger("kdcore")
 
@@ -62,7 +62,7 @@ class DivergenceMonitor:
         settings: RecipeSettings,
         engine: Engine,
         batches: TrainingBatches,
-        processes: Processes,
+        processes: DistributedContext,
     ) -> None:
         self.engine = engine
         self._batches = batches
@@ -174,7 +174,7 @@ class DivergenceMonitor:
             names = tuple(name for name, where in places.items() if where == place)
             micro_batch = None if names == (_GRADIENTS,) else number
             findings.append(_Finding(place, step, micro_batch, self._processes.rank, names))
-        everywhere = [finding for found in from_all(self._processes, findings) for finding in found]
+        everywhere = [finding for found in all_gather(self._processes, findings) for finding in found]
         return min(everywhere, key=lambda finding: (finding.place, finding.rank), default=None)
 
     def _told(self, finding: _Finding) -> str:

@@ -16,8 +16,8 @@ from kdcore.models.base import Encoder
 from kdcore.signals import Batch, Signals
 from kdcore.tasks.base import Split, Task
 from kdcore.training.loop.batches import held_out_batches
-from kdcore.training.runtime.collectives import by_main, from_all
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.collectives import all_gather, broadcast_from_main
+from kdcore.training.runtime.distributed import DistributedContext
 
 SCORES = "scores.json"
 
@@ -34,9 +34,9 @@ class Outputs:
         self._samples.append(batch.columns["sample_ids"].cpu().numpy())
         self._values.append(student.class_logits.detach().float().cpu().numpy())
 
-    def gathered(self, processes: Processes) -> np.ndarray:
+    def gathered(self, processes: DistributedContext) -> np.ndarray:
         """(n, C) float32 in the order of the samples, the same on every process; every process must call this."""
-        everyone = from_all(processes, (self._samples, self._values))
+        everyone = all_gather(processes, (self._samples, self._values))
         samples = np.concatenate([one for samples, _ in everyone for one in samples])
         values = np.concatenate([one for _, values in everyone for one in values])
         ordered = np.empty_like(values)
@@ -46,7 +46,7 @@ class Outputs:
 
 @torch.no_grad()
 def predict(
-    student: Encoder, task: Task, split: Split, batch_size: int, processes: Processes, tick: Callable[[], None]
+    student: Encoder, task: Task, split: Split, batch_size: int, processes: DistributedContext, tick: Callable[[], None]
 ) -> np.ndarray:
     """A student's outputs for a split: (n, C) float32; every process must call this.
 
@@ -73,7 +73,7 @@ def write_predictions(
     source: Path,
     task: Task,
     batch_size: int,
-    processes: Processes,
+    processes: DistributedContext,
     tick: Callable[[], None],
     check: Callable[[], None],
 ) -> dict[str, float]:
@@ -118,7 +118,7 @@ def write_predictions(
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    by_main(processes, write)
+    broadcast_from_main(processes, write)
     return scores
 
 

@@ -17,7 +17,7 @@ from kdcore.training.engine.engine import Engine, Past
 from kdcore.training.engine.module import DistillationModule, FrozenTeacher, compile_models, find_reach
 from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.plan import Plan
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.distributed import DistributedContext
 from kdcore.transforms.base import ParameterSource
 
 
@@ -37,7 +37,7 @@ class StageParameters:
 
 
 def examine_stages(
-    plan: Plan, teacher: FrozenTeacher, processes: Processes
+    plan: Plan, teacher: FrozenTeacher, processes: DistributedContext
 ) -> tuple[list[StageParameters], DistillationModule]:
     """Apply all transforms to the student's first weights, and try the losses of each stage on a small batch.
 
@@ -86,7 +86,7 @@ def _sources(
 
 
 def _reach(
-    module: DistillationModule, teacher: FrozenTeacher, plan: Plan, processes: Processes
+    module: DistillationModule, teacher: FrozenTeacher, plan: Plan, processes: DistributedContext
 ) -> dict[str, frozenset[str]]:
     """Which losses move which parameters, tried on a small batch."""
     last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)

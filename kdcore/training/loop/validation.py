@@ -12,7 +12,7 @@ from kdcore.tasks.base import Task
 from kdcore.training.engine.module import DistillationModule, FrozenTeacher, Term
 from kdcore.training.loop.batches import held_out_batches
 from kdcore.training.loop.predictions import Outputs
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.distributed import DistributedContext
 from kdcore.training.runtime.watchdog import Watchdog
 
 
@@ -22,7 +22,7 @@ def validate(
     teacher: FrozenTeacher,
     task: Task,
     batch_size: int,
-    processes: Processes,
+    processes: DistributedContext,
     weights: Mapping[str, float],
     watchdog: Watchdog,
 ) -> dict[str, float]:
@@ -68,5 +68,5 @@ def validate(
     return result | (task.scores("held_out", outputs.gathered(processes)) if scored else {})
 
 
-def _first(processes: Processes) -> Processes:
-    return Processes(0, 1, processes.device, processes.host_group)
+def _first(processes: DistributedContext) -> DistributedContext:
+    return DistributedContext(0, 1, processes.device, processes.host_group)

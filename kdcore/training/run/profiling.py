@@ -27,7 +27,7 @@ from kdcore.training.engine.module import (
 from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.sampling import StepSamples
 from kdcore.training.run.build import make_plan
-from kdcore.training.runtime.distributed import Processes, start_processes
+from kdcore.training.runtime.distributed import DistributedContext, start_processes
 
 PARTS = ("data", "communication", "teacher", "student forward", "losses", "backward", "optimizer")
 _LIMIT_SIZE = 2048
@@ -142,7 +142,7 @@ def profile_recipe(recipe: Recipe, steps: int = 5) -> StepProfile:
 class _Profiler:
     """Takes steps of a plan, part by part."""
 
-    def __init__(self, plan: Plan, processes: Processes) -> None:
+    def __init__(self, plan: Plan, processes: DistributedContext) -> None:
         settings = plan.recipe.settings
         self.plan, self.processes, self.task = plan, processes, plan.task
         self.micro_batch_size, self.micro_batches = accumulation(settings.training, processes.world_size)

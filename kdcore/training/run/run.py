@@ -30,8 +30,8 @@ from kdcore.training.loop.trainer import Trainer
 from kdcore.training.run import run_folder
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.export import export_student
-from kdcore.training.runtime.collectives import by_main
-from kdcore.training.runtime.distributed import Processes, number_of_processes, start_processes
+from kdcore.training.runtime.collectives import broadcast_from_main
+from kdcore.training.runtime.distributed import DistributedContext, number_of_processes, start_processes
 from kdcore.training.runtime.run_lock import refuse_if_held, run_lock
 from kdcore.training.runtime.shutdown import GracefulShutdown
 from kdcore.training.runtime.startup import StartupTimer
@@ -118,7 +118,9 @@ def _check_early(recipe: Recipe) -> None:
         check_optimizer(optimizer.cls, optimizer.name, recipe.settings.training)
 
 
-def _earlier_session(plan: Plan, start: Progress, folder: Path, processes: Processes) -> Path | FinishedEvent | None:
+def _earlier_session(
+    plan: Plan, start: Progress, folder: Path, processes: DistributedContext
+) -> Path | FinishedEvent | None:
     """Find the checkpoint to continue from; None for a new run, an event for one that is finished."""
     recipe = plan.recipe
     if not run_folder.exists(folder):
@@ -162,12 +164,12 @@ class _Models:
     stages: list[StageParameters]
 
 
-def _load_models(plan: Plan, stage: int, folder: Path, processes: Processes, startup: StartupTimer) -> _Models:
+def _load_models(plan: Plan, stage: int, folder: Path, processes: DistributedContext, startup: StartupTimer) -> _Models:
     """Load teacher and student; process 0 then stores in the run folder what the run was started with."""
     recipe = plan.recipe
     encoder = plan.load_teacher()
     source = plan.teacher.source if plan.teacher is not None and encoder is not None else None
-    weights = by_main(processes, lambda: run_folder.check_teacher(folder, recipe, source))
+    weights = broadcast_from_main(processes, lambda: run_folder.check_teacher(folder, recipe, source))
     startup.done("teacher")
     teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
     stages, module = examine_stages(plan, teacher, processes)
@@ -184,7 +186,7 @@ def _load_models(plan: Plan, stage: int, folder: Path, processes: Processes, sta
 def _context(
     plan: Plan,
     folder: Path,
-    processes: Processes,
+    processes: DistributedContext,
     watchdog: Watchdog,
     check_lock: Callable[[], None],
     startup: StartupTimer,
@@ -257,7 +259,7 @@ def _export(context: RunContext, engine: Engine, name: str, progress: Progress, 
     def write() -> None:
         export_student(target, student, weights, plan.task, plan.recipe, progress.step, held_out, context.check_lock)
 
-    by_main(context.processes, write)
+    broadcast_from_main(context.processes, write)
     return target
 
 

@@ -9,12 +9,12 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from kdcore.errors import InputError, KdcoreError, MachineError
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.distributed import DistributedContext
 
 T = TypeVar("T")
 
 
-def by_main(processes: Processes, decide: Callable[[], T]) -> T:
+def broadcast_from_main(processes: DistributedContext, decide: Callable[[], T]) -> T:
     """What process 0 decides, on every process. Where it raises a `KdcoreError`, all raise the same.
 
     Raises:
@@ -46,7 +46,7 @@ def by_main(processes: Processes, decide: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def from_all(processes: Processes, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+def all_gather(processes: DistributedContext, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """The value of every process, on every process.
 
     Raises:

@@ -17,14 +17,14 @@ from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-de
 from torch.distributed.rendezvous import register_rendezvous_handler
 
 from kdcore.errors import MachineError
-from kdcore.training.runtime.suppress_output import quiet
+from kdcore.training.runtime.suppress_output import suppress_output
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _ONE_MACHINE = "kdcore-one-machine"
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistributedContext:
     """This process's place among all.
 
     Attributes:
@@ -61,7 +61,7 @@ class Processes:
 
 def find_accelerator() -> Any:
     """DeepSpeed's view of the device."""
-    with quiet():  # its import warns if there is no accelerator but the CPU
+    with suppress_output():  # its import warns if there is no accelerator but the CPU
         from deepspeed.accelerator import get_accelerator
 
         return get_accelerator()
@@ -79,7 +79,7 @@ def number_of_processes() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
-def start_processes() -> Processes:
+def start_processes() -> DistributedContext:
     """Join the process group that the environment describes (torchrun's variables), or create one of a single process.
 
     Raises:
@@ -109,7 +109,7 @@ def _check_environment() -> None:
         raise MachineError(f"the environment says RANK={rank} of WORLD_SIZE={count}: ranks are 0 to {count - 1}")
 
 
-def _join(rank: int, world_size: int) -> Processes:
+def _join(rank: int, world_size: int) -> DistributedContext:
     accelerator = find_accelerator()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_cpu = accelerator.device_name() == "cpu"
@@ -122,7 +122,7 @@ def _join(rank: int, world_size: int) -> Processes:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback_interface())
         # torchrun serves the store itself, and the processes that it starts only connect to it.
         is_served = world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        with quiet():
+        with suppress_output():
             import deepspeed
 
             # On CPUs DeepSpeed compiles an all-reduce through shared memory if this table lists it as compatible, and
@@ -143,7 +143,7 @@ def _join(rank: int, world_size: int) -> Processes:
     host_group = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
     assert host_group is not None
     device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
-    return Processes(dist.get_rank(), dist.get_world_size(), device, host_group)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), device, host_group)
 
 
 def _rendezvous_on_one_machine(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:

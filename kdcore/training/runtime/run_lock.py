@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from kdcore.errors import InputError, MachineError
-from kdcore.training.runtime.collectives import by_main
-from kdcore.training.runtime.distributed import Processes
+from kdcore.training.runtime.collectives import broadcast_from_main
+from kdcore.training.runtime.distributed import DistributedContext
 
 logger = logging.getLogger("kdcore")
 
@@ -169,7 +169,7 @@ class RunLock:
 
 
 @contextmanager
-def run_lock(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
+def run_lock(folder: Path, processes: DistributedContext) -> Iterator[Callable[[], None]]:
     """Have process 0 hold a run folder's lock; gives what it has to call before it gives anything its name there.
 
     Raises:
@@ -182,7 +182,7 @@ def run_lock(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]
             held.enter_context(lock)
 
         lock = RunLock(folder)
-        by_main(processes, take)
+        broadcast_from_main(processes, take)
         yield lock.check
 
 

@@ -12,7 +12,7 @@ from kdcore.errors import KdcoreError
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_output() -> Iterator[None]:
     """Hold back what this process and its children write to stdout and stderr; show it if something fails in it.
 
     Works on file descriptors, because compilers and linkers that are started inside write there directly.
