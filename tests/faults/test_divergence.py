@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import kdcore
-from kdcore.training import engine, run
+from kdcore.training.engine import engine
 from kdcore.training.loop.sampling import SampleOrder
+from kdcore.training.run import run
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.run import RunResult
 

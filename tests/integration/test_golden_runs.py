@@ -16,7 +16,8 @@ import torch
 import kdcore
 from kdcore.commands.main import main
 from kdcore.recipe.loading import load_recipe
-from kdcore.training import checkpoint_files, tensor_files
+from kdcore.training.checkpoint import format as checkpoint_files
+from kdcore.training.engine import tensors as tensor_files
 from kdcore.training.run.run import train_recipe
 
 ELSEWHERE = 1e-4  # relative tolerance on another processor than the one that wrote the runs

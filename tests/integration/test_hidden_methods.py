@@ -131,7 +131,7 @@ def test_a_memory_that_is_too_small_is_told_with_the_line(small_recipe: Path, tm
     text = text.replace("losses:\n", "losses:\n  contrastive: {samples: 4}\n")
     small_recipe.write_text(text, encoding="utf-8")
     line = text.splitlines().index("  contrastive: {samples: 4}") + 1
-    with pytest.raises(kdcore.InputError, match="remembers 4 samples") as caught:
+    with pytest.raises(kdcore.InputError, match="the memory of `contrastive` has 4 rows") as caught:
         kdcore.train(small_recipe)
     assert f"small.yaml:{line}: losses.contrastive.samples" in str(caught.value)
     assert not (tmp_path / "runs").exists()

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdcore
 from kdcore.recipe.loading import load_recipe
-from kdcore.training import trainer, validation
+from kdcore.training.loop import trainer, validation
 from kdcore.training.loop.batches import held_out_batches
 from kdcore.training.loop.trainer import Trainer
 from kdcore.training.run.profiling import PARTS, StepProfile, profile_recipe
