@@ -247,7 +247,7 @@ def test_what_cannot_work_is_refused_before_training(refused: Callable[..., str]
     assert "stages.1.at: the stage begins at 0.5, but the stage before it at 0.5" in message
     assert "`at` is missing" in refused("stages=[{name: drop_block, block: 1}]")
     assert "stages.0.name: `name` is missing" in refused("stages=[{at: 0.5}]")
-    assert "no transform is called `drop_blocks`" in refused("stages=[{at: 0.5, name: drop_blocks}]")
+    assert "unknown transform `drop_blocks`" in refused("stages=[{at: 0.5, name: drop_blocks}]")
     assert "changes the student's vocab_size" in refused("stages=[{at: 0.5, name: liar, vocabulary: true}]")
     assert "the transform `liar` gives a student other than it described" in refused("stages=[{at: 0.5, name: liar}]")
 
