@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,18 @@ def test_every_public_name_can_be_imported():
     assert set(kdcore.__all__) <= set(dir(kdcore))
 
 
-def test_type_checkers_see_the_same_names_in_the_same_homes():
-    tree = ast.parse(Path(kdcore.__file__).read_text(encoding="utf-8"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert seen == kdcore._HOMES
+def test_the_table_names_the_module_that_defines_each_name_and_nothing_else():
+    tree = ast.parse(Path(kdcore.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    *imports, version = tree.body
+    assert ast.unparse(version) == "__version__: str"
+    for node in imports:
+        assert isinstance(node, ast.ImportFrom)
+        assert node.level == 1
+        for alias in node.names:
+            assert alias.asname == alias.name, f"type checkers do not export {alias.name} without `as {alias.name}`"
+            found = getattr(kdcore, alias.name)
+            if inspect.isclass(found) or inspect.isfunction(found):
+                assert found.__module__ == f"kdcore.{node.module}"
 
 
 def test_a_name_that_kdcore_does_not_have_is_an_attribute_error():
@@ -47,3 +55,8 @@ def test_importing_kdcore_imports_nothing_of_weight():
     code = "import kdcore, sys; print(*sorted(name for name in sys.modules if name.startswith('kdcore')), sep=',')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "kdcore"
+
+
+def test_dir_lists_the_public_names_without_importing_them():
+    code = "import kdcore, sys; assert 'train' in dir(kdcore); assert 'kdcore.commands' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
