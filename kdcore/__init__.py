@@ -6,8 +6,6 @@ imported at its first use, so that `import kdcore` is fast and imports neither t
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from typing import Any
 
 import lazy_loader
@@ -30,26 +28,11 @@ def __getattr__(name: str) -> Any:
 
         return version("kdcore")
     if name in _MOVED:
-        return _moved(name)
+        from kdcore.deprecated import moved_name
+
+        return moved_name(f"kdcore.{name}", *_MOVED[name])
     return _public_name(name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _moved(name: str) -> Any:
-    """Resolve a deprecated name, with a warning at each use.
-
-    Raises:
-        AttributeError: the package that defines it is not installed.
-    """
-    module, package = _MOVED[name]
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise AttributeError(f"`kdcore.{name}` is now `{module}.{name}`: pip install {package}") from error
-    warnings.warn(f"`kdcore.{name}` is deprecated: use `{module}.{name}`", DeprecationWarning, stacklevel=3)
-    return getattr(found, name)

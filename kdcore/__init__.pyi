@@ -119,9 +119,14 @@ from .registry import register_tracker as register_tracker
 from .registry import register_transform as register_transform
 from .relations import ScoreMaps as ScoreMaps
 from .schedulers.base import Scheduler as Scheduler
+from .signals import AttentionPart as AttentionPart
+from .signals import AttentionTap as AttentionTap
 from .signals import Batch as Batch
+from .signals import Block as Block
 from .signals import ClassHead as ClassHead
+from .signals import HeadChunk as HeadChunk
 from .signals import ModelInfo as ModelInfo
+from .signals import Positions as Positions
 from .signals import Requests as Requests
 from .signals import SignalRequest as SignalRequest
 from .signals import Signals as Signals
@@ -134,6 +139,9 @@ from .tasks.fitting import check_fit as check_fit
 from .tasks.masked_lm import MaskedLM as MaskedLM
 from .trackers.base import Tracker as Tracker
 from .trackers.jsonl import read_metrics as read_metrics
+from .training.loop.plan import KEPT_BY_TRANSFORMS as KEPT_BY_TRANSFORMS
+from .training.loop.plan import transform_fault as transform_fault
+from .training.loop.plan import with_sources as with_sources
 from .training.run.build import cache_folder as cache_folder
 from .transforms.base import ParameterSource as ParameterSource
 from .transforms.base import Transform as Transform

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdcore.layers import at_least_float32
-from kdcore.signals import Part, Signals
+from kdcore.signals import AttentionPart, Signals
 
 _SLICE = 2**18
 """Elements of one model's maps in a slice: 16 maps of 128 tokens, 1 of 512; 1 MB in float32, which fits in caches."""
@@ -62,7 +62,7 @@ class ScoreMaps:
         )
 
     @classmethod
-    def relations(cls, signals: Signals, part: Part, block: int, num_heads: int | None = None) -> ScoreMaps:
+    def relations(cls, signals: Signals, part: AttentionPart, block: int, num_heads: int | None = None) -> ScoreMaps:
         """Create the scaled dot products of query, key or value of `block` with itself: `x x^T / sqrt(head width)`.
 
         Keys are those that the block attends to; of an additive mask only this is used, not its bias.

@@ -17,7 +17,7 @@ from torch import Tensor
 Block = int | Literal["embeddings"]
 """Location of hidden states: a 0-based block, or the embedding output."""
 
-Part = Literal["query", "key", "value"]
+AttentionPart = Literal["query", "key", "value"]
 """One of the three projections inside an attention block."""
 
 Positions = Literal["masked", "all"]
@@ -81,7 +81,7 @@ class SignalRequest:
     """
 
     hidden_blocks: frozenset[Block] = frozenset()
-    attention_parts: frozenset[tuple[Part, int]] = frozenset()
+    attention_parts: frozenset[tuple[AttentionPart, int]] = frozenset()
     prediction_positions: frozenset[Positions] = frozenset()
     class_logits: bool = False
 
@@ -266,7 +266,7 @@ class Signals:
         return SignalRequest(hidden_blocks=frozenset(blocks))
 
     @staticmethod
-    def attention(parts: Iterable[Part], blocks: Iterable[int]) -> SignalRequest:
+    def attention(parts: Iterable[AttentionPart], blocks: Iterable[int]) -> SignalRequest:
         """Request query, key or value projections inside `blocks`."""
         parts = tuple(parts)
         return SignalRequest(attention_parts=frozenset((part, block) for block in blocks for part in parts))
@@ -291,7 +291,7 @@ class Signals:
         """Return the hidden states of each sequence's first token after `block`: (B, d)."""
         return self._hidden[block][:, 0]
 
-    def heads(self, part: Part, block: int) -> Iterator[HeadChunk]:
+    def heads(self, part: AttentionPart, block: int) -> Iterator[HeadChunk]:
         """Yield query, key or value of `block` in chunks of whole sequences, equal for every part and model."""
         tap = self._attention[block]
         states: Tensor = getattr(tap, part)

@@ -26,8 +26,8 @@ class PluginsCommand(Command):
     new NAME    create the package NAME with a small working component of each --kind, tests and a README
 
     `kdcore plugins new kdcore-my-method --kind loss` creates the folder kdcore-my-method. After
-    `pip install -e kdcore-my-method`, recipes can use its loss as `my_method`. The generated tests pass; rerun them
-    after each change. See docs/writing-a-plugin.md.
+    `pip install -e 'kdcore-my-method[test]'`, recipes can use its loss as `my_method`. The generated tests pass; rerun
+    them after each change. See docs/writing-a-plugin.md.
     """
 
     help = "list, show and check components, or create a package with new ones"
@@ -82,8 +82,8 @@ def _new(package: str | None, kinds: Sequence[str]) -> int:
         print(file)
     print(
         f"\n  cd {package}\n"
-        "  python -m pytest      # the generated tests pass\n"
-        "  pip install -e .      # makes its components available to recipes\n"
+        "  pip install -e '.[test]'   # makes its components available to recipes\n"
+        "  python -m pytest           # the generated tests pass\n"
     )
     return 0
 

@@ -158,7 +158,8 @@ def _files(package: str, module: str, name: str, kinds: Sequence[str]) -> dict[s
         "name": name,
         "description": f"Adds to kdcore: {', '.join(f'{kind} {name}' for kind in kinds)}.",
         "components": "".join(f"- {kind} `{name}`: {KINDS[kind].what}\n" for kind in kinds),
-        "requirements": _requirements(kinds),
+        "requirements": _requirements(["kdcore", *(package for kind in kinds for package in KINDS[kind].packages)]),
+        "test_requirements": f'"pytest>=8.3", {_requirements(["kdcore-testing"])}',
         "entry_points": "\n".join(
             f'[project.entry-points."{_registry(kind).group}"]\n{name} = "{module}.{kind}:{camel}{kind.capitalize()}"\n'
             for kind in kinds
@@ -187,9 +188,8 @@ def _registry(kind: str) -> Registry:
     return next(registry for registry in ALL.values() if registry.kind == kind)
 
 
-def _requirements(kinds: Sequence[str]) -> str:
+def _requirements(packages: Sequence[str]) -> str:
     """List our packages from this version up to the next version that may change public names."""
     version = Version(metadata.version("kdcore"))
     upper = f"0.{version.minor + 1}" if version.major == 0 else str(version.major + 1)
-    packages = ["kdcore", *dict.fromkeys(package for kind in kinds for package in KINDS[kind].packages)]
-    return ", ".join(f'"{package}>={version.major}.{version.minor},<{upper}"' for package in packages)
+    return ", ".join(f'"{package}>={version.major}.{version.minor},<{upper}"' for package in dict.fromkeys(packages))

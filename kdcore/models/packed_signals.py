@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdcore.models.capture import Capture
 from kdcore.models.packing import Packing
-from kdcore.signals import Batch, Block, HeadChunk, Part, Positions, Signals
+from kdcore.signals import AttentionPart, Batch, Block, HeadChunk, Positions, Signals
 
 
 class PackedSignals(Signals):
@@ -25,7 +25,7 @@ class PackedSignals(Signals):
         super().__init__(batch, capture.hidden, capture.attention, logits, class_logits)
         self._packing = packing
         self._masks: dict[int, Tensor] = {}
-        self._heads: dict[tuple[Part, int], Tensor] = {}
+        self._heads: dict[tuple[AttentionPart, int], Tensor] = {}
 
     def tokens(self, block: Block) -> Tensor:
         """Return the hidden states of the real tokens after `block`: (N, d)."""
@@ -35,7 +35,7 @@ class PackedSignals(Signals):
         """Return the hidden states of each sequence's first token after `block`: (B, d)."""
         return self._hidden[block].squeeze(0).index_select(0, self._packing.first)
 
-    def heads(self, part: Part, block: int) -> Iterator[HeadChunk]:
+    def heads(self, part: AttentionPart, block: int) -> Iterator[HeadChunk]:
         """Yield query, key or value of `block` as one chunk, with zeros in the padding."""
         tap = self._attention[block]
         if (part, block) not in self._heads:

@@ -74,7 +74,7 @@ def test_the_page_leads_to_a_trained_student(
 
 
 def test_the_checks_on_the_page_are_those_of_check_loss() -> None:
-    from kdcore.testing import check_loss
+    from kdcore_testing import check_loss
 
     promised = re.findall(r"^ *(\d)\. (.*)$", str(check_loss.__doc__), re.MULTILINE)
     told = re.findall(r"^(\d)\. ((?:.|\n(?!\d\.|\n))*)", PAGE.partition("holds the loss to")[2], re.MULTILINE)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from kdcore_testing import check_model
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from kdcore import InputError, Signals, TransformersModel
 from kdcore.models.configuration import with_num_layers
 from kdcore.signals import ClassHead
-from kdcore.testing import check_model
 
 ARCHITECTURES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "modernbert"]
 LENGTHS = (7, 3, 5)

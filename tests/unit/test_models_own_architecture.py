@@ -9,12 +9,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from kdcore_testing import check_model
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from kdcore.errors import InputError
 from kdcore.models.transformers import TransformersModel
 from kdcore.signals import Signals
-from kdcore.testing import check_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
 REQUEST = Signals.hidden(["embeddings", 1]) | Signals.attention(["key"], [0]) | Signals.predictions("masked")

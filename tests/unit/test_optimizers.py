@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kdcore_testing import check_optimizer
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -15,7 +16,6 @@ from kdcore.errors import RecipeError
 from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.schema import Budget, TrainingSettings
 from kdcore.registry import optimizers
-from kdcore.testing import check_optimizer
 from kdcore.training.engine.engine import check_optimizer as check_stage
 
 Array = NDArray[np.float64]

@@ -42,6 +42,7 @@ def test_it_writes_a_package_whose_component_has_the_packages_name(
     assert set(files) <= set(told)
     project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["dependencies"] == ["kdcore>=0.1,<0.2"]
+    assert project["optional-dependencies"] == {"test": ["pytest>=8.3", "kdcore-testing>=0.1,<0.2"]}
     assert project["entry-points"] == {"kdcore.losses": {"last_cosine": "kdcore_last_cosine.loss:LastCosineLoss"}}
     assert package.stat().st_mode == (package / "tests").stat().st_mode, "others can read it"
 
@@ -68,15 +69,17 @@ def test_what_it_writes_is_in_the_style_that_it_asks_for(folder: Path, name: str
 def test_what_it_writes_imports_public_names_only(folder: Path) -> None:
     import ast
 
-    import kdcore
-    import kdcore.testing
+    import kdcore_preparation
+    import kdcore_testing
 
+    import kdcore
+
+    public = {module.__name__: set(module.__all__) for module in (kdcore, kdcore_preparation, kdcore_testing)}
     assert new("mine", *KINDS) == 0
     for path in (folder / "mine").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kdcore":
-                public = {"kdcore": kdcore.__all__, "kdcore.testing": kdcore.testing.__all__}[str(node.module)]
-                assert {alias.name for alias in node.names} <= set(public), path
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdcore"):
+                assert {alias.name for alias in node.names} <= public[str(node.module)], path
 
 
 @pytest.mark.parametrize(

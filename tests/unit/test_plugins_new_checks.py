@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kdcore_testing import check_corpus, check_model, check_task
 
 from kdcore import Batch, ComponentConfig, Corpus, Document, MaskedLM, PathString, SignalRequest, Signals
 from kdcore.models.transformers import TransformersModel
-from kdcore.testing import check_corpus, check_model, check_task
 
 STUDENT = {"config": {"num_hidden_layers": 2}, "initialize": {"from": "teacher"}}
 

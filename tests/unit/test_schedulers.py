@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kdcore_testing import check_scheduler
 from pydantic import ValidationError
 
 from kdcore import Progress, RecipeError, Scheduler
 from kdcore.recipe.schema import Budget
 from kdcore.registry import schedulers
-from kdcore.testing import check_scheduler
 
 NAMES = schedulers.names()
 

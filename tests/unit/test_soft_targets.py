@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kdcore_testing import check_loss, compute_loss
 
 import kdcore
 from kdcore.losses import soft_targets
-from kdcore.testing import check_loss, compute_loss
 
 REAL = np.arange(5) < np.array([5, 2, 4])[:, None]
 

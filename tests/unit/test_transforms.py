@@ -1,4 +1,4 @@
-"""What `kdcore.testing.check_transform` accepts and refuses."""
+"""What `kdcore_testing.check_transform` accepts and refuses."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from kdcore_testing import check_transform
 from torch import nn
 
 from kdcore import ComponentConfig, ParameterSource, Transform, TransformConfig, TransformersModel
 from kdcore.registry import transforms
 from kdcore.signals import Signals
-from kdcore.testing import check_transform
 
 WEIGHT = "network.encoder.layer.0.output.dense.weight"
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kdcore_testing import check_loss, compute_loss
 
 import kdcore
 from kdcore.signals import AttentionTap
-from kdcore.testing import check_loss, compute_loss
 
 NAMES = ("attention_kl", "attention_mse", "value_relation_kl")
 PARTS = ("query", "key", "value")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from kdcore_budget_bert.model import BudgetBert
+from kdcore_testing import check_model
 
 from kdcore import Batch, Encoder, Signals
-from kdcore.testing import check_model
 
 LAYERS, HEADS, VOCABULARY = 3, 4, 50
 FORMS = [

@@ -10,9 +10,9 @@ import pytest
 import torch
 from kdcore_contrastive.contrastive import Contrastive
 from kdcore_contrastive.memory import Memory
+from kdcore_testing import check_loss, compute_loss
 
 import kdcore
-from kdcore.testing import check_loss, compute_loss
 
 SAMPLES = 40
 IDS = np.array([7, 0, 39])

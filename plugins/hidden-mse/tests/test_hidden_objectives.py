@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kdcore_testing import check_loss, compute_loss
 
 import kdcore
-from kdcore.testing import check_loss, compute_loss
 
 Arrays = dict[str, list[np.ndarray]]
 RAGGED = np.arange(5) < np.array([5, 2, 4])[:, None]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from kdcore_minilm.minilm_v2 import MiniLMv2
+from kdcore_testing import check_loss, compute_loss
 
 import kdcore
 from kdcore.signals import AttentionTap
-from kdcore.testing import check_loss, compute_loss
 
 PARTS = ("query", "key", "value")
 FULL = np.ones((3, 5), dtype=bool)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from kdcore_pearson import attention_pearson
 from kdcore_pearson.attention_pearson import AttentionPearson
+from kdcore_testing import check_loss, compute_loss
 
 import kdcore
-from kdcore.testing import check_loss, compute_loss
 
 FULL = np.ones((3, 5), dtype=bool)
 RAGGED = np.arange(5) < np.array([5, 2, 4])[:, None]

@@ -13,9 +13,9 @@ import pytest
 from kdcore_preparation.readers import file_corpus, hdf5, huggingface, parquet
 from kdcore_preparation.readers.input_files import input_files
 from kdcore_preparation.readers.wikipedia import wikipedia_dump
+from kdcore_testing import check_corpus
 
 from kdcore.registry import corpora
-from kdcore.testing import check_corpus
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "readers.md"
 LINES = [f"document {number}: of the teachér and \ufffd the student" for number in range(300)] + [

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from kdcore_testing import check_loss, compute_loss
+from kdcore_testing.loss_checks import tiny
 
 from kdcore import InputError
-from kdcore.testing import check_loss, compute_loss
-from kdcore.testing.losses import tiny
 
 STUDENT = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
 TEACHER = np.array([[0.5, 0.0, 0.25], [-1.0, 2.0, 2.0]])

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from kdcore_supervised.metrics import metrics_of
 from kdcore_supervised.sequence_classification import SequenceClassification
+from kdcore_testing import check_task
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from kdcore import DataError, InputError
-from kdcore.testing import check_task
 
 WORDS = ["the", "teacher", "of", "student", "and"]
 

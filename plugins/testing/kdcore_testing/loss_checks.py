@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.losses.base import Loss
-from kdcore.registry import losses as registry
-from kdcore.signals import ModelInfo
-from kdcore.testing.cases import (
+from kdcore import Loss, ModelInfo, find_component
+from kdcore_testing.signal_cases import (
     Case,
     Read,
     RecordingSignals,
@@ -345,7 +343,7 @@ def _evaluate(
 def _build(
     name: str | type[Loss], config: Mapping[str, Any] | None, student: ModelInfo, teacher: ModelInfo | None
 ) -> Loss:
-    cls: Any = registry.get(name) if isinstance(name, str) else name
+    cls: Any = find_component("kdcore.losses", name).cls if isinstance(name, str) else name
     label = name if isinstance(name, str) else cls.__name__
     loss: Loss = cls(cls.Config(name=label, label=label, **(config or {})), teacher, student)
     return loss

@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcore.models.base import Encoder
-from kdcore.registry import transforms
-from kdcore.signals import ModelInfo, Signals
-from kdcore.testing.cases import make_batch
-from kdcore.training.loop.plan import KEPT_BY_TRANSFORMS, transform_fault, with_sources
-from kdcore.transforms.base import ParameterSource, Transform
+from kdcore import (
+    KEPT_BY_TRANSFORMS,
+    Encoder,
+    ModelInfo,
+    ParameterSource,
+    Signals,
+    Transform,
+    find_component,
+    transform_fault,
+    with_sources,
+)
+from kdcore_testing.signal_cases import make_batch
 
 _LENGTH = 6
 
@@ -36,7 +42,7 @@ def check_transform(
     Raises:
         AssertionError: says what does not hold.
     """
-    cls: Any = transforms.get(name) if isinstance(name, str) else name
+    cls: Any = find_component("kdcore.transforms", name).cls if isinstance(name, str) else name
     transform: Transform = cls(cls.Config.model_validate({"at": 0.5, **(config or {})}))
 
     def changed(

@@ -9,11 +9,7 @@ from typing import Any
 
 import torch
 
-from kdcore.errors import RecipeError
-from kdcore.optimizers.base import Optimizer
-from kdcore.progress import Progress
-from kdcore.registry import optimizers, schedulers
-from kdcore.schedulers.base import Scheduler
+from kdcore import Optimizer, Progress, RecipeError, Scheduler, find_component
 
 
 def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | None = None) -> None:
@@ -29,7 +25,7 @@ def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | Non
     Raises:
         AssertionError: with the violated requirement.
     """
-    cls: type[Scheduler] = schedulers.get(name) if isinstance(name, str) else name
+    cls: type[Scheduler] = find_component("kdcore.schedulers", name).cls if isinstance(name, str) else name
     scheduler = cls(cls.Config(**(config or {})))
     budgets = [
         (max_steps, max_seconds)
@@ -72,7 +68,7 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
     Raises:
         AssertionError: with the violated requirement.
     """
-    cls: type[Optimizer] = optimizers.get(name) if isinstance(name, str) else name
+    cls: type[Optimizer] = find_component("kdcore.optimizers", name).cls if isinstance(name, str) else name
     keys = {"lr": 0.05, "weight_decay": 0.0} | dict(config or {})
 
     torch.manual_seed(0)

@@ -10,11 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.signals import AttentionTap, Batch, Block, HeadChunk, ModelInfo, Part, Positions, SignalRequest, Signals
+from kdcore import (
+    AttentionPart,
+    AttentionTap,
+    Batch,
+    Block,
+    HeadChunk,
+    ModelInfo,
+    Positions,
+    SignalRequest,
+    Signals,
+)
 
 Read = (
     tuple[Literal["hidden"], Block]
-    | tuple[Part, int]
+    | tuple[AttentionPart, int]
     | tuple[Literal["logits"], Positions]
     | tuple[Literal["classes"], Literal["sequences"]]
 )
@@ -49,7 +59,7 @@ class RecordingSignals(Signals):
         """Return the hidden states of the first tokens: (B, d)."""
         return self._take(("hidden", block))[:, 0]
 
-    def heads(self, part: Part, block: int) -> Iterator[HeadChunk]:
+    def heads(self, part: AttentionPart, block: int) -> Iterator[HeadChunk]:
         """Yield all sequences as one chunk."""
         states = self._take((part, block))
         rows = self._own_batch.attention_mask
@@ -214,7 +224,7 @@ def given_reads(arrays: Mapping[str, Any]) -> dict[Read, Tensor]:
         reads["hidden", block] = torch.as_tensor(array)
     if "embeddings" in arrays:
         reads["hidden", "embeddings"] = torch.as_tensor(arrays["embeddings"])
-    parts: tuple[Part, ...] = ("query", "key", "value")
+    parts: tuple[AttentionPart, ...] = ("query", "key", "value")
     for part in parts:
         for block, array in enumerate(arrays.get(part, ())):
             reads[part, block] = torch.as_tensor(array)

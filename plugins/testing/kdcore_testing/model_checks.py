@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.models.base import Encoder, Model
-from kdcore.registry import models
-from kdcore.signals import Batch, ClassHead, Signals
-from kdcore.testing.cases import make_batch
+from kdcore import Batch, ClassHead, Encoder, Model, Signals, find_component
+from kdcore_testing.signal_cases import make_batch
 
 _LENGTHS = (6, 3, 5)
 
@@ -42,7 +40,7 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
     Raises:
         AssertionError: with the violated requirement.
     """
-    cls: Any = models.get(name) if isinstance(name, str) else name
+    cls: Any = find_component("kdcore.models", name).cls if isinstance(name, str) else name
     described: Model = cls(cls.Config.model_validate(dict(teacher)), "teacher", None)
     own: Model = cls(cls.Config.model_validate(dict(student)), "student", described)
     large = _load_teacher(described)
