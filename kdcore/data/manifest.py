@@ -114,11 +114,11 @@ class _InputEntry(_Stored):
     sha256: str
 
 
-class _Recipe(_Stored):
-    class Corpus(_Stored):
+class _StoredRecipe(_Stored):
+    class CorpusName(_Stored):
         name: str
 
-    corpora: list[Corpus] = []
+    corpora: list[CorpusName] = []
 
 
 class Manifest(_Stored):
@@ -149,7 +149,7 @@ class Manifest(_Stored):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _check("recipe", _Recipe, self.recipe)
+        _check("recipe", _StoredRecipe, self.recipe)
         for number, entry in enumerate(self.inputs):
             _check(f"inputs.{number}", _InputEntry, entry)
         shards = [shard for split in self.splits.values() for shard in split.shards]

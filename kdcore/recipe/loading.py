@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel
 
 from kdcore.errors import InputError, Problem, RecipeError
-from kdcore.recipe.checking import SectionWalker, check, checked_or_raise, dotted
+from kdcore.recipe.checking import SectionWalker, SettingsT, check, checked_or_raise, dotted
 from kdcore.recipe.fields import Option, inside
 from kdcore.recipe.imports import run_import
 from kdcore.recipe.merging import KeyPath, load_merged
@@ -26,8 +26,6 @@ from kdcore.recipe.yaml import Node, Origin, Plain, describe, dump_yaml
 from kdcore.registry import Registry, losses, models, optimizers, schedulers, tasks, trackers, transforms
 
 __all__ = ["Component", "Components", "Origin", "Recipe", "load_config", "load_recipe"]
-
-SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 REGISTRIES: dict[str, Registry] = {
     "teacher": models,

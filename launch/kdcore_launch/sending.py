@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdcore import InputError, KdcoreError, load_recipe, run_status, slurm_queue
+from kdcore import InputError, KdcoreError, SweepCell, load_recipe, make_sweep, read_axes, run_status, slurm_queue
 from kdcore_launch import history, slurm
 from kdcore_launch.job import Job
 from kdcore_launch.profile import Profile
@@ -26,7 +26,6 @@ from kdcore_launch.submission import (
     submit,
     submit_here,
 )
-from kdcore_launch.sweep import Cell, make_cells, read_axes
 from kdcore_launch.waiting import wait_for
 
 _JOB_ID = re.compile(r"\d+(_\d+)?")
@@ -51,7 +50,7 @@ def run_submission(
     """
     if not recipes:
         raise InputError("a recipe is required", hint="use kdcore launch RECIPE --profile FILE")
-    cells = make_cells(recipes, overrides, read_axes(axes))
+    cells = make_sweep(recipes, overrides, read_axes(axes))
     for cell in cells:
         load_recipe(cell.recipe, cell.overrides).components()  # report errors now, not after hours in the queue
     sweep = len(cells) > 1 or bool(axes)
@@ -174,7 +173,7 @@ def send(submission: Submission, *, local: bool, wait: bool, dry: bool) -> int:
     return wait_for(list(zip(ids, folders, strict=True)), local=local) if wait else 0
 
 
-def _arguments(cell: Cell, profile: Profile, *, dry: bool) -> tuple[str, ...]:
+def _arguments(cell: SweepCell, profile: Profile, *, dry: bool) -> tuple[str, ...]:
     if not profile.snapshot:
         recipe = cell.recipe if cell.recipe.startswith("kdcore:") else os.path.abspath(cell.recipe)
         return ("train", recipe, *cell.overrides)
@@ -185,7 +184,7 @@ def _arguments(cell: Cell, profile: Profile, *, dry: bool) -> tuple[str, ...]:
     return ("train", str(own / "recipe.yaml"))
 
 
-def _sweep_folder(cells: Sequence[Cell], run_name: str, name: str | None) -> Path:
+def _sweep_folder(cells: Sequence[SweepCell], run_name: str, name: str | None) -> Path:
     sweeps = cells[0].folder.parent.parent / _SWEEPS
     if name is not None:
         if not name.isprintable() or set(name) & set("/\\%") or name.startswith("."):

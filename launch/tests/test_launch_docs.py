@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from kdcore_launch.command import LaunchCommand
 from kdcore_launch.profile import Container, Profile, Restarts, load_profile, shipped_profiles
-from kdcore_launch.sweep import read_axes
 
-from kdcore import InputError, MachineError, TrainingError
+from kdcore import InputError, MachineError, TrainingError, read_axes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

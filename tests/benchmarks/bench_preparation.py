@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process, for all that is compared
 
 from kdcore_preparation.pipeline.prepare import DataRecipe, prepare
-from kdcore_preparation.pipeline.text_encoding import Encoder
+from kdcore_preparation.pipeline.text_encoding import TextEncoder
 from kdcore_preparation.readers.input_files import open_input
 from kdcore_preparation.readers.wikipedia.wikipedia_corpus import WikipediaCorpus
 from kdcore_preparation.readers.wikipedia.wikitext import WikitextCleaner
@@ -108,7 +108,7 @@ def wikitext_of(dump: Path) -> list[str]:
     return found
 
 
-def bare_wikitext(texts: list[str], encoder: Encoder) -> None:
+def bare_wikitext(texts: list[str], encoder: TextEncoder) -> None:
     """Take markup apart and tokenise what is left."""
     cleaner = WikitextCleaner()
     for text in texts:
@@ -174,7 +174,7 @@ class Bench:
         pages, end, foot = rest.rpartition(b"</page>")
         dump = self.folder / "dump.xml.bz2"
         dump.write_bytes(bz2.compress(head + (separator + pages + end) * DUMPS + foot))
-        texts, encoder = wikitext_of(dump), Encoder(self.tokenizer, all_cores=False)
+        texts, encoder = wikitext_of(dump), TextEncoder(self.tokenizer, all_cores=False)
         data = recipe("wikipedia", dump, self.tokenizer_folder)
         seconds = in_turns(self.rounds, bare=lambda: bare_wikitext(texts, encoder), ours=lambda: self.prepare(data))
         what = "Wikipedia: preparing the dump / parsing and tokenising"

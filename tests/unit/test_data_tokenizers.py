@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kdcore_preparation.pipeline.text_encoding import CHUNK_CHARACTERS, Encoder
+from kdcore_preparation.pipeline.text_encoding import CHUNK_CHARACTERS, TextEncoder
 
 from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint
 from kdcore.errors import DataError
@@ -21,7 +21,7 @@ def tokenizer(tokenizer_folder: Path) -> Any:
 
 
 def encode(tokenizer: Any, *texts: str) -> list[list[int]]:
-    encoded = Encoder(tokenizer).encode(texts)
+    encoded = TextEncoder(tokenizer).encode(texts)
     return [tokens.tolist() for tokens in np.split(encoded.tokens, encoded.ends[:-1])]
 
 

@@ -452,12 +452,12 @@ def _let_go(run_folder: Path, step: int, keep: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Manifest:
+class _CheckpointManifest:
     format: int
     files: dict[str, FileEntry]
 
 
-def _trusted(folder: Path) -> _Manifest:
+def _trusted(folder: Path) -> _CheckpointManifest:
     """Read the manifest.
 
     Raises:
@@ -479,7 +479,7 @@ def _refuse_newer(folder: Path) -> None:
         return
 
 
-def _manifest(folder: Path) -> _Manifest:
+def _manifest(folder: Path) -> _CheckpointManifest:
     path = folder / _MANIFEST
     try:
         if path.is_symlink():
@@ -508,7 +508,7 @@ def _manifest(folder: Path) -> _Manifest:
         raise _DamagedError(f"is not what was written: it does not list {STATE}")
     if text != _dump(files, number):  # it holds a hash of itself
         raise _DamagedError("is not what was written")
-    return _Manifest(number, files)
+    return _CheckpointManifest(number, files)
 
 
 def _entry(name: str, entry: Any) -> FileEntry:

@@ -96,7 +96,7 @@ class StepProfile:
 
 
 @dataclass
-class _Clock:
+class _PartTimer:
     """Adds up seconds by part; waits for the device at every edge."""
 
     device: torch.device
@@ -154,7 +154,7 @@ class _Profiler:
         with error_location(plan.recipe, "training"):
             self.engine = Engine(module, reach, plan.optimizer, settings.training, processes)
         self.teacher.to(self.engine.dtype)
-        self.clock = _Clock(processes.device)
+        self.clock = _PartTimer(processes.device)
         self._watch()
 
     def _watch(self) -> None:

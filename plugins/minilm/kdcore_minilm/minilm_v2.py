@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from kdcore import (
+    AttentionPart,
     Batch,
     ComponentConfig,
     InputError,
@@ -24,16 +25,15 @@ from kdcore import (
     resolve_block_pairs,
 )
 
-Part = Literal["query", "key", "value"]
-Weight = Annotated[float, Field(ge=0)]
+RelationWeight = Annotated[float, Field(ge=0)]
 
 
 class RelationWeights(ComponentConfig):
     """Weights of the relations; 0 disables a relation."""
 
-    query: Weight = Field(1.0, description="Weight of the relations between queries.")
-    key: Weight = Field(1.0, description="Weight of the relations between keys.")
-    value: Weight = Field(1.0, description="Weight of the relations between values.")
+    query: RelationWeight = Field(1.0, description="Weight of the relations between queries.")
+    key: RelationWeight = Field(1.0, description="Weight of the relations between keys.")
+    value: RelationWeight = Field(1.0, description="Weight of the relations between values.")
 
 
 class MiniLMv2(Loss):
@@ -62,7 +62,7 @@ class MiniLMv2(Loss):
         super().__init__(config)
         teacher = require_teacher(config, teacher)
         weights = config.relations
-        parts: dict[Part, float] = {"query": weights.query, "key": weights.key, "value": weights.value}
+        parts: dict[AttentionPart, float] = {"query": weights.query, "key": weights.key, "value": weights.value}
         self.weights = {part: weight for part, weight in parts.items() if weight > 0}
         if not self.weights:
             raise InputError(
@@ -87,7 +87,7 @@ class MiniLMv2(Loss):
         assert teacher is not None
         return {part: weight * self._divergence(part, student, teacher) for part, weight in self.weights.items()}
 
-    def _divergence(self, part: Part, student: Signals, teacher: Signals) -> Tensor:
+    def _divergence(self, part: AttentionPart, student: Signals, teacher: Signals) -> Tensor:
         heads = self.relation_heads
         sums = [
             ScoreMaps.relations(student, part, own, heads).kl_from(ScoreMaps.relations(teacher, part, theirs, heads))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcore import Preparation, PreparedData
 from kdcore_preparation.pipeline.data_recipe import DataRecipe
-from kdcore_preparation.pipeline.preparation_progress import Progress, Speed
+from kdcore_preparation.pipeline.preparation_progress import ReportProgress, Speed
 from kdcore_preparation.pipeline.prepare import find, find_or_prepare
 from kdcore_preparation.pipeline.reopening import reopen
 
@@ -52,6 +52,6 @@ class RawText(Preparation):
         return reopen(self.config, cache, folder, fingerprint, progress=_as_lines(progress))
 
 
-def _as_lines(progress: Callable[[str], None]) -> Progress:
+def _as_lines(progress: Callable[[str], None]) -> ReportProgress:
     speed = Speed()
     return lambda done: progress(speed.describe(done))

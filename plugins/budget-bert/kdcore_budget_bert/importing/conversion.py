@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcore import InputError, recipe_problems
-from kdcore_budget_bert.importing.command import parse_command
 from kdcore_budget_bert.importing.draft import Draft
 from kdcore_budget_bert.importing.sections import (
     leave_out_the_rest,
@@ -19,6 +18,7 @@ from kdcore_budget_bert.importing.sections import (
     put_run,
     put_task,
 )
+from kdcore_budget_bert.importing.source_command import parse_command
 from kdcore_budget_bert.importing.training import (
     count_shards,
     put_occasions,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdcore import InputError, Problem, flow_yaml, plain_scalar
-from kdcore_budget_bert.importing.command import SourceCommand
 from kdcore_budget_bert.importing.flags import FLAGS
+from kdcore_budget_bert.importing.source_command import SourceCommand
 
 _WIDTH = 118
 _COLUMN = 44

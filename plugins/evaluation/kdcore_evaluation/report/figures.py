@@ -15,7 +15,7 @@ Styles = Mapping[Labels, int]
 
 
 @dataclass(frozen=True)
-class _Clock:
+class _TimeUnit:
     """A unit of time for an axis."""
 
     name: str
@@ -53,7 +53,7 @@ def _drawn_points(curve: Curve) -> list[Point]:
     return curve.training or curve.held_out
 
 
-def _loss_plot(name: str, method: str, curves: Sequence[Curve], styles: Styles, clock: _Clock | None) -> str:
+def _loss_plot(name: str, method: str, curves: Sequence[Curve], styles: Styles, clock: _TimeUnit | None) -> str:
     series = []
     several = len({curve.group for curve in curves}) > 1
     for curve in curves:
@@ -74,16 +74,18 @@ def _loss_plot(name: str, method: str, curves: Sequence[Curve], styles: Styles, 
     return f"<figure>{drawn}<figcaption>{escape(title)}{scale}; a line is a run.</figcaption></figure>"
 
 
-def _place(point: Point, clock: _Clock | None) -> float:
+def _place(point: Point, clock: _TimeUnit | None) -> float:
     return float(point.step) if clock is None else (point.seconds or 0.0) / clock.seconds
 
 
-def _clock(seconds: Sequence[float | None]) -> _Clock | None:
+def _clock(seconds: Sequence[float | None]) -> _TimeUnit | None:
     known = [one for one in seconds if one is not None]
     if not known:
         return None
     longest = max(known)
-    return _Clock("hours", 3600) if longest > 7200 else _Clock("minutes", 60) if longest > 120 else _Clock("seconds", 1)
+    if longest > 7200:
+        return _TimeUnit("hours", 3600)
+    return _TimeUnit("minutes", 60) if longest > 120 else _TimeUnit("seconds", 1)
 
 
 def _loss_table(curves: Sequence[Curve]) -> str:

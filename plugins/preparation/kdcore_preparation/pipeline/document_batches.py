@@ -57,10 +57,10 @@ class EncodedDocuments:
         )
 
 
-Batch = EncodedDocuments | TokenizedSequences
+DocumentBatch = EncodedDocuments | TokenizedSequences
 
 
-def write_batch(file: IO[bytes], batch: Batch, dtype: str) -> None:
+def write_batch(file: IO[bytes], batch: DocumentBatch, dtype: str) -> None:
     """Append a batch to a file; `dtype` holds every id."""
     if isinstance(batch, EncodedDocuments):
         names: tuple[str, ...] = EncodedDocuments.__slots__
@@ -73,7 +73,7 @@ def write_batch(file: IO[bytes], batch: Batch, dtype: str) -> None:
         np.save(file, array.astype(dtype) if name == "tokens" else array)
 
 
-def read_batches(path: Path) -> Iterator[Batch]:
+def read_batches(path: Path) -> Iterator[DocumentBatch]:
     """What was appended to a file, one batch after the other."""
     size = path.stat().st_size
     with path.open("rb") as file:

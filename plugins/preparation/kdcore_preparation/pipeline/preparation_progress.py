@@ -19,7 +19,7 @@ class PreparationProgress(NamedTuple):
     total_bytes: int = 0
 
 
-Progress = Callable[[PreparationProgress], None]
+ReportProgress = Callable[[PreparationProgress], None]
 _COUNTED = len(PreparationProgress._fields) - 1
 
 

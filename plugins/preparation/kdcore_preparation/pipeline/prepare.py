@@ -41,7 +41,7 @@ from kdcore_preparation.pipeline.data_recipe import (
     weight_of,
 )
 from kdcore_preparation.pipeline.held_out import document_to_move
-from kdcore_preparation.pipeline.preparation_progress import PreparationProgress, Progress
+from kdcore_preparation.pipeline.preparation_progress import PreparationProgress, ReportProgress
 from kdcore_preparation.pipeline.unit_records import WrittenUnit
 from kdcore_preparation.pipeline.work import UNITS, Work
 from kdcore_preparation.readers.input_files import FileHashes
@@ -49,7 +49,7 @@ from kdcore_preparation.readers.input_files import FileHashes
 __all__ = [
     "DataRecipe",
     "PreparationProgress",
-    "Progress",
+    "ReportProgress",
     "build_corpora",
     "find_or_prepare",
     "folder_in",
@@ -81,7 +81,7 @@ def find(data: DataRecipe, cache: str | Path) -> PreparedData | None:
 
 
 def find_or_prepare(
-    data: DataRecipe, cache: str | Path, *, progress: Progress | None = None, workers: int | None = None
+    data: DataRecipe, cache: str | Path, *, progress: ReportProgress | None = None, workers: int | None = None
 ) -> PreparedData:
     """Open the prepared data of a recipe in the cache folder, after preparing it there if needed.
 
@@ -110,7 +110,7 @@ def prepare(
     data: DataRecipe,
     folder: str | Path,
     *,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     corpora: Sequence[Corpus] | None = None,
     workers: int | None = None,
     keep_going: bool = False,
@@ -136,7 +136,7 @@ def prepare(
         MachineError: the disk is full, or a worker process was killed.
     """
     corpora = build_corpora(data) if corpora is None else corpora
-    prepared = _Preparation(data, corpora, FileHashes(None), workers, progress).whole(Path(folder), wait=wait)
+    prepared = _PreparationRun(data, corpora, FileHashes(None), workers, progress).whole(Path(folder), wait=wait)
     return prepared if keep_going else refuse_damaged(prepared, "`--keep-going` accepts the damage")
 
 
@@ -146,7 +146,7 @@ def prepare_share(
     share: int,
     shares: int,
     *,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     corpora: Sequence[Corpus] | None = None,
     workers: int | None = None,
 ) -> tuple[PreparedData | None, int]:
@@ -171,7 +171,7 @@ def prepare_share(
         DataError: as `prepare`; or somebody does the same share.
     """
     corpora = build_corpora(data) if corpora is None else corpora
-    preparation = _Preparation(data, corpora, FileHashes(None), workers, progress)
+    preparation = _PreparationRun(data, corpora, FileHashes(None), workers, progress)
     return preparation.share(Path(folder), share, shares)
 
 
@@ -190,11 +190,11 @@ def refuse_damaged(prepared: PreparedData, hint: str) -> PreparedData:
 
 
 def _in_cache(
-    data: DataRecipe, cache: Path, workers: int | None, progress: Progress | None
-) -> tuple[_Preparation, Path]:
+    data: DataRecipe, cache: Path, workers: int | None, progress: ReportProgress | None
+) -> tuple[_PreparationRun, Path]:
     """Load what a recipe names, and name its folder in the cache."""
     hashes = FileHashes(cache)
-    preparation = _Preparation(data, build_corpora(data), hashes, workers, progress)
+    preparation = _PreparationRun(data, build_corpora(data), hashes, workers, progress)
     hashes.save()
     identity = preparation.identity
     folder, old = folder_in(cache, identity.fingerprint), folder_in(cache, identity.old_fingerprint)
@@ -203,7 +203,7 @@ def _in_cache(
     return preparation, folder
 
 
-class _Preparation:
+class _PreparationRun:
     """A recipe with all that it names loaded, to be prepared in some folder."""
 
     def __init__(
@@ -212,7 +212,7 @@ class _Preparation:
         corpora: Sequence[Corpus],
         hashes: FileHashes,
         workers: int | None,
-        progress: Progress | None,
+        progress: ReportProgress | None,
     ) -> None:
         self.data = data
         self.corpora = corpora

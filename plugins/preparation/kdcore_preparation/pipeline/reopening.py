@@ -27,7 +27,7 @@ from kdcore_preparation.pipeline.data_recipe import (
     stated_keys,
 )
 from kdcore_preparation.pipeline.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
-from kdcore_preparation.pipeline.preparation_progress import Progress
+from kdcore_preparation.pipeline.preparation_progress import ReportProgress
 from kdcore_preparation.pipeline.prepare import find_or_prepare, folder_in
 from kdcore_preparation.readers.input_files import FileHashes
 
@@ -37,7 +37,7 @@ _NEW_DATA = "start another run with `run.id=NEW` to prepare and use new data"
 
 
 def reopen(
-    data: DataRecipe, cache: Path, folder: Path | None, fingerprint: str, *, progress: Progress | None = None
+    data: DataRecipe, cache: Path, folder: Path | None, fingerprint: str, *, progress: ReportProgress | None = None
 ) -> tuple[PreparedData, str]:
     """Open the data that a run has started on, even if a reader's revision has risen since, with a warning.
 

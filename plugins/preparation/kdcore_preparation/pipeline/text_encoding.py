@@ -49,7 +49,7 @@ class EncodedTexts:
     sentence_ends: NDArray[np.int64] | None
 
 
-class Encoder:
+class TextEncoder:
     """Turns texts into token ids, none left out.
 
     The words of special tokens that a text happens to hold ("[MASK]") are encoded as ordinary text.

@@ -23,7 +23,7 @@ from kdcore import (
     row_dtype,
 )
 from kdcore_preparation.pipeline.data_recipe import DataRecipe
-from kdcore_preparation.pipeline.document_batches import Batch, EncodedDocuments
+from kdcore_preparation.pipeline.document_batches import DocumentBatch, EncodedDocuments
 from kdcore_preparation.pipeline.held_out import Nearest, points_of
 from kdcore_preparation.pipeline.sequence_packing import SPECIAL_TOKENS_A_SEQUENCE, Packer, Rows
 from kdcore_preparation.pipeline.units import Unit
@@ -104,7 +104,7 @@ class UnitWriter:
             name: sum(counts[name] for counts in self.counts.values()) for name in ("documents", "sequences", "tokens")
         }
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: DocumentBatch) -> None:
         """Write some documents.
 
         Raises:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdcore import PART_BYTES, Corpus, Damage, DataError, Document, Part, TokenizedSequences
-from kdcore_preparation.pipeline.document_batches import Batch, EncodedDocuments
+from kdcore_preparation.pipeline.document_batches import DocumentBatch, EncodedDocuments
 from kdcore_preparation.pipeline.duplicates import text_key
 from kdcore_preparation.pipeline.held_out import points_of
-from kdcore_preparation.pipeline.text_encoding import Encoder
+from kdcore_preparation.pipeline.text_encoding import TextEncoder
 from kdcore_preparation.readers.cleaning import clean_text
 
 BATCH_CHARACTERS = 1_000_000
@@ -68,7 +68,7 @@ class UnitReader:
         bytes_done: how much of the unit has been read.
     """
 
-    def __init__(self, unit: Unit, corpus: Corpus, encoder: Encoder, seed: int, *, keys: bool) -> None:
+    def __init__(self, unit: Unit, corpus: Corpus, encoder: TextEncoder, seed: int, *, keys: bool) -> None:
         self.report: Counter[str] = Counter()
         self.damages: list[Damage] = []
         self._unit = unit
@@ -83,7 +83,7 @@ class UnitReader:
         """Bytes of the unit's files that have been read."""
         return self._bytes_before + self._corpus.bytes_read
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[DocumentBatch]:
         """Tokenised documents, about a million characters at a time."""
         waiting: list[Document] = []
         size = 0

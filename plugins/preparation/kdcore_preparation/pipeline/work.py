@@ -17,9 +17,9 @@ from kdcore import Corpus, row_dtype, special_ids, whole_file
 from kdcore_preparation.pipeline.data_recipe import DataRecipe
 from kdcore_preparation.pipeline.document_batches import EncodedDocuments, read_batches, write_batch
 from kdcore_preparation.pipeline.duplicates import repeated
-from kdcore_preparation.pipeline.preparation_progress import Counters, PreparationProgress, Progress
+from kdcore_preparation.pipeline.preparation_progress import Counters, PreparationProgress, ReportProgress
 from kdcore_preparation.pipeline.sentence_splitting import split_sentences
-from kdcore_preparation.pipeline.text_encoding import Encoder
+from kdcore_preparation.pipeline.text_encoding import TextEncoder
 from kdcore_preparation.pipeline.unit_records import Records, TokenisedUnit, WrittenUnit
 from kdcore_preparation.pipeline.unit_writer import UnitWriter
 from kdcore_preparation.pipeline.units import UnitReader, units_of
@@ -57,7 +57,7 @@ class Work:
         folder: Path,
         *,
         workers: int,
-        progress: Progress | None,
+        progress: ReportProgress | None,
         lock: int,
     ) -> None:
         self.units = units_of(corpora)
@@ -71,7 +71,7 @@ class Work:
         self._progress = progress
         self._lock = lock
         split = split_sentences if data.layout.sentences else None
-        self._encoder = Encoder(tokenizer, split_sentences=split, all_cores=workers > 1)
+        self._encoder = TextEncoder(tokenizer, split_sentences=split, all_cores=workers > 1)
         self._repeated: list[NDArray[np.bool_]] = []
         self._counters = Counters(1, PreparationProgress())
 

@@ -30,13 +30,13 @@ _LABELS_KEY = "task.data.labels"
 _NO_LABEL = ("", "-1")  # -1 is the missing label of the library datasets
 
 Label = Annotated[str, BeforeValidator(lambda value: label_as_text(value) if isinstance(value, bool | int) else value)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class SplitFractions(ComponentConfig):
     """Which fractions of a single file are not for training."""
 
-    validation: Fraction = Field(description="Fraction for validation.")
+    validation: OpenFraction = Field(description="Fraction for validation.")
     test: float = Field(0.0, ge=0, lt=1, description="Fraction for testing.")
 
     @model_validator(mode="after")
