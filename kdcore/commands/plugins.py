@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcore.commands.base import Command
-from kdcore.commands.plugins_new import KINDS, new_package
+from kdcore.commands.scaffold.new_package import KINDS, new_package
 from kdcore.errors import EXIT_INPUT, InputError, PluginError
 from kdcore.registry import ALL, Entry, near_names
 

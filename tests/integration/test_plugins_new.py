@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.commands.main import main
-from kdcore.commands.plugins_new import KINDS
+from kdcore.commands.scaffold.new_package import KINDS
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

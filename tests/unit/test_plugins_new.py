@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.commands.main import main
-from kdcore.commands.plugins_new import KINDS, MAX_NAME
+from kdcore.commands.scaffold.new_package import KINDS, MAX_NAME
 
 
 @pytest.fixture(autouse=True)

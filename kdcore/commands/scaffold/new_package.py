@@ -180,8 +180,8 @@ def _files(package: str, module: str, name: str, kinds: Sequence[str]) -> dict[s
 
 
 def _fill(file: str, values: dict[str, str]) -> str:
-    template = resources.files("kdcore.commands").joinpath("templates", f"{file}.txt").read_text(encoding="utf-8")
-    return Template(template).substitute(values)
+    template = resources.files("kdcore.commands.scaffold").joinpath("templates", f"{file}.txt")
+    return Template(template.read_text(encoding="utf-8")).substitute(values)
 
 
 def _registry(kind: str) -> Registry:

@@ -1,0 +1,1 @@
+"""Generate packages for new components."""
