@@ -16,6 +16,7 @@ _MOVED = {
     "DataRecipe": ("kdcore_preparation", "kdcore-preparation"),
     "input_files": ("kdcore_preparation", "kdcore-preparation"),
     "open_input": ("kdcore_preparation", "kdcore-preparation"),
+    "slurm_queue": ("kdcore_launch.slurm", "kdcore-launch"),
 }
 
 _public_name, _, __all__ = lazy_loader.attach_stub(__name__, __file__)

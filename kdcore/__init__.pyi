@@ -3,13 +3,13 @@
 
 from .commands.base import Command as Command
 from .commands.base import ExportOption as ExportOption
+from .commands.base import JobQueue as JobQueue
 from .commands.base import add_overrides as add_overrides
 from .commands.base import is_override as is_override
 from .commands.runs import RunStatus as RunStatus
 from .commands.runs import read_history as read_history
 from .commands.runs import run_folders as run_folders
 from .commands.runs import run_status as run_status
-from .commands.runs import slurm_queue as slurm_queue
 from .commands.train import train as train
 from .data.base import PART_BYTES as PART_BYTES
 from .data.base import Corpus as Corpus

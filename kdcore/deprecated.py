@@ -24,7 +24,7 @@ def moved_name(old: str, module: str, package: str) -> Any:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module:
+        if error.name not in (module, module.partition(".")[0]):
             raise
         raise AttributeError(f"`{old}` is now `{module}.{name}`: pip install {package}") from error
     value = getattr(found, name)

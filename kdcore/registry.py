@@ -448,6 +448,7 @@ commands = Registry("kdcore.commands", "command", "kdcore.commands.base:Command"
 export_options = Registry(
     "kdcore.export_options", "export option", "kdcore.commands.base:ExportOption", needs_config=False
 )
+job_queues = Registry("kdcore.job_queues", "job queue", "kdcore.commands.base:JobQueue", needs_config=False)
 summary_rows = Registry("kdcore.summary_rows", "summary", "kdcore.tasks.finished_run:SummaryRows", needs_config=False)
 
 ALL: dict[str, Registry] = {
@@ -464,6 +465,7 @@ ALL: dict[str, Registry] = {
         transforms,
         commands,
         export_options,
+        job_queues,
         summary_rows,
     )
 }

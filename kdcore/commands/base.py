@@ -1,4 +1,4 @@
-"""The interfaces of commands (registry `kdcore.commands`) and of options of `kdcore export`."""
+"""Define the interfaces of commands, of options of `kdcore export` and of job queues."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -65,6 +65,20 @@ class ExportOption(ABC):
 
         Raises:
             KdcoreError: shown without a traceback; its exit code is used.
+        """
+
+
+class JobQueue(ABC):
+    """A scheduler's queue of jobs, such as SLURM's (registry `kdcore.job_queues`).
+
+    `kdcore runs list` reads every installed one to tell queued runs from lost ones.
+    """
+
+    @abstractmethod
+    def states(self) -> Mapping[str, str] | None:
+        """Return the state of each of the user's jobs by job id: `PENDING` before its start, any other text after it.
+
+        Return None if the scheduler is not available here.
         """
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import socket
-import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore.commands.base import Command
-from kdcore.errors import InputError
+from kdcore.commands.base import Command, JobQueue
+from kdcore.errors import InputError, first_line
+from kdcore.registry import job_queues
 from kdcore.trackers.jsonl import METRICS, rows_of
 
 State = Literal["queued", "running", "finished", "stopped", "failed", "lost"]
@@ -54,7 +54,7 @@ class RunsCommand(Command):
         if not found:
             hint = "give the folder set as `run.folder` in the recipes"
             raise InputError("the folder contains no runs", where=str(folder), hint=hint)
-        queue = slurm_queue()
+        queue = _queued_jobs()
         rows: list[tuple[str, ...]] = [
             ("RUN", "STATE", "STEP", "LOSS", "HELD-OUT", "TOKENS/S", "RESTARTS", "UPDATED", "")
         ]
@@ -118,7 +118,7 @@ def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatu
 
     Args:
         folder: the run folder.
-        queue: result of `slurm_queue`; None without SLURM.
+        queue: states of the user's jobs by job id, as in `JobQueue.states`; None without a scheduler.
     """
     from kdcore.training.checkpoint.format import all_checkpoints, step_of
 
@@ -156,19 +156,18 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows_of(_tail(folder / "launch" / "history.jsonl")) if "event" in row]
 
 
-def slurm_queue() -> dict[str, str] | None:
-    """Return the state of each of the user's jobs in SLURM's queue, by job id (`12`, or `12_3` in an array).
-
-    Return None without SLURM, or if it does not respond.
-    """
-    if shutil.which("squeue") is None:
-        return None
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if len(line.split()) == 2)
+def _queued_jobs() -> dict[str, str] | None:
+    """Return the states of the jobs in all queues; None if no scheduler is available."""
+    found: dict[str, str] | None = None
+    for entry in job_queues.entries():
+        try:
+            queue: JobQueue = job_queues.get(f"{entry.distribution}:{entry.name}")()
+            states = queue.states()
+        except Exception as error:
+            print(f"warning: the queue `{entry.name}` is left out: {first_line(error)}", file=sys.stderr)
+        else:
+            found = found if states is None else {**(found or {}), **states}
+    return found
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:

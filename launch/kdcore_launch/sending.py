@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdcore import InputError, KdcoreError, SweepCell, load_recipe, make_sweep, read_axes, run_status, slurm_queue
+from kdcore import InputError, KdcoreError, SweepCell, load_recipe, make_sweep, read_axes, run_status
 from kdcore_launch import history, slurm
 from kdcore_launch.job import Job
 from kdcore_launch.profile import Profile
@@ -130,7 +130,7 @@ def resume_submission(target: str, profile: Profile | None) -> Submission | None
             raise InputError("the folder has no submission", where=target, hint=hint)
         folder = _folder_of_job(target)
     submission = read_submission(folder)
-    queue = slurm_queue()
+    queue = slurm.slurm_queue()
     left = []
     for job in submission.jobs:
         status = run_status(job.folder, queue)
@@ -201,7 +201,7 @@ def _sweep_folder(cells: Sequence[SweepCell], run_name: str, name: str | None) -
 
 def _refuse_queued(folders: Sequence[Path]) -> None:
     """Reject run folders with a queued job, because two jobs cannot write to one run folder."""
-    queue = slurm_queue() or {}
+    queue = slurm.slurm_queue() or {}
     for folder in folders:
         job = history.latest_job(folder)
         if job in queue:

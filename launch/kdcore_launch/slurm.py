@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdcore import InputError, MachineError
+from kdcore import InputError, JobQueue, MachineError
 
 _SECONDS = 60
 
@@ -133,6 +133,28 @@ def job_info(job: str) -> JobInfo | None:
         limit_seconds=_seconds(fields.get("TimeLimit", "")),
         nodes=fields.get("NodeList", ""),
     )
+
+
+def slurm_queue() -> dict[str, str] | None:
+    """Return the state of each of the user's jobs in SLURM's queue, by job id (`12`, or `12_3` in an array).
+
+    Return None without SLURM, or if it does not respond.
+    """
+    if shutil.which("squeue") is None:
+        return None
+    try:
+        text = run(["squeue", "--me", "--noheader", "--array", "--format=%i %T"])
+    except MachineError:
+        return None
+    return dict(line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) == 2)
+
+
+class SlurmQueue(JobQueue):
+    """SLURM's queue, for `kdcore runs list`."""
+
+    def states(self) -> dict[str, str] | None:
+        """Return the state of each of the user's jobs by job id; None without SLURM, or if it does not respond."""
+        return slurm_queue()
 
 
 def requeue(job: str) -> None:

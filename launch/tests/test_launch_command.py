@@ -288,3 +288,29 @@ def test_inside_of_a_job_its_variables_do_not_leak_into_the_next(slurm, project,
     assert "SLURM_CONF" in names
     assert not {"SLURM_JOB_ID", "SLURM_MEM_PER_CPU", "RANK"} & names
     assert os.environ["SLURM_JOB_ID"] == "3"
+
+
+def test_runs_list_reads_the_queue_of_slurm(slurm, project, kdcore, write_history):
+    runs = project / "runs" / "hidden"
+    for name, job in (("seed=1", "7_1"), ("seed=2", "7_2"), ("seed=3", "7_3")):
+        write_history(runs / name, {"event": "start", "job": job})
+    slurm.answer("squeue", "echo 7_1 RUNNING; echo 7_2 PENDING; echo slurm_load_jobs warning about nothing")
+    code, said, _ = kdcore("runs", "list")
+    assert code == 0
+    assert dict(line.split()[:2] for line in said.splitlines()[1:]) == {
+        "hidden/seed=1": "running",
+        "hidden/seed=2": "queued",
+        "hidden/seed=3": "lost",
+    }
+    slurm.answer("squeue", "exit 1")
+    _, said, _ = kdcore("runs", "list")
+    assert [line.split()[1] for line in said.splitlines()[1:]] == ["running"] * 3, "without a queue the history counts"
+
+
+def test_the_queue_is_available_under_its_old_name():
+    import kdcore_launch.slurm
+
+    import kdcore
+
+    with pytest.warns(DeprecationWarning, match=r"use `kdcore_launch\.slurm\.slurm_queue`"):
+        assert kdcore.slurm_queue is kdcore_launch.slurm.slurm_queue

@@ -155,3 +155,24 @@ def test_runs_are_listed_without_torch(tmp_path):
         f"assert main(['runs', 'list', {str(tmp_path)!r}]) == 0; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+QUEUE = """
+import kdcore
+class Queue(kdcore.JobQueue):
+    def states(self):
+        return {"7": "PENDING"}
+"""
+
+
+def test_states_of_jobs_come_from_the_queues_of_packages(tmp_path, packages, capsys):
+    files = {"queue_a.py": QUEUE, "queue_b.py": QUEUE.replace('{"7": "PENDING"}', "1 / 0")}
+    packages.install("kdcore-queues", {"kdcore.job_queues:good": "queue_a:Queue"}, files)
+    packages.install("kdcore-worse", {"kdcore.job_queues:bad": "queue_b:Queue"})
+    make_run(tmp_path / "runs" / "a" / "waits", history=(START,))
+    make_run(tmp_path / "runs" / "b" / "gone", history=(START | {"job": "8"},))
+    assert main(["runs", "list", str(tmp_path / "runs")]) == 0
+    printed = capsys.readouterr()
+    states = dict(line.split()[:2] for line in printed.out.splitlines()[1:])
+    assert states == {"a/waits": "queued", "b/gone": "lost"}
+    assert "warning: the queue `bad` is left out: division by zero" in printed.err
