@@ -6,10 +6,6 @@ from .commands.base import ExportOption as ExportOption
 from .commands.base import JobQueue as JobQueue
 from .commands.base import add_overrides as add_overrides
 from .commands.base import is_override as is_override
-from .commands.runs import RunStatus as RunStatus
-from .commands.runs import read_history as read_history
-from .commands.runs import run_folders as run_folders
-from .commands.runs import run_status as run_status
 from .commands.train import train as train
 from .data.base import PART_BYTES as PART_BYTES
 from .data.base import Corpus as Corpus
@@ -143,6 +139,10 @@ from .training.loop.plan import KEPT_BY_TRANSFORMS as KEPT_BY_TRANSFORMS
 from .training.loop.plan import transform_fault as transform_fault
 from .training.loop.plan import with_sources as with_sources
 from .training.run.build import cache_folder as cache_folder
+from .training.run.run_status import RunStatus as RunStatus
+from .training.run.run_status import read_history as read_history
+from .training.run.run_status import run_folders as run_folders
+from .training.run.run_status import run_status as run_status
 from .transforms.base import ParameterSource as ParameterSource
 from .transforms.base import Transform as Transform
 from .transforms.base import TransformConfig as TransformConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.commands.main import main
-from kdcore.commands.runs import run_folders, run_status
+from kdcore.training.run.run_status import run_folders, run_status
 
 
 @pytest.fixture(autouse=True)
