@@ -36,13 +36,14 @@ class StoredData:
 
 
 class Task(ABC):
-    """Data and batches. Subclasses are constructed as `Task(config, seed, cache)`.
+    """Provide data and batches. Subclasses are constructed as `Task(config, seed, cache)`.
 
     `seed` is the recipe's; `cache` is a folder where prepared data may be kept and found again.
 
     Attributes:
-        order: `global`: all samples in one random order, dealt to the processes, so that their number changes nothing;
-            `per_process`: each process draws from a share of its own, a random order of which it goes through.
+        order: `global`: all samples in one random order, distributed over the processes, so that results do not
+            depend on their number;
+            `per_process`: each process reads its own part of the samples, in random order.
     """
 
     order: Order = "global"
@@ -62,12 +63,12 @@ class Task(ABC):
 
     @classmethod
     def class_head(cls, config: ComponentConfig) -> ClassHead | None:
-        """What students predict of whole sequences; told to models before anything is read. None if nothing."""
+        """Describe what students predict for whole sequences, passed to models before data is read; None if nothing."""
         return None
 
     @classmethod
     def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
-        """The configuration with what it leaves to the models, such as whose tokenizer is used."""
+        """Fill in settings that depend on the models, such as whose tokenizer is used."""
         return config
 
     @classmethod
@@ -90,7 +91,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Identifies the prepared data; a run is resumed only on the same data."""
+        """Fingerprint of the prepared data; a run resumes only on the same data."""
 
     @abstractmethod
     def check(self, student: Model, teacher: Model | None) -> None:
@@ -98,20 +99,20 @@ class Task(ABC):
 
     @abstractmethod
     def num_samples(self, split: Split) -> int:
-        """How many samples a split has."""
+        """Return the number of samples of a split."""
 
     def lengths(self, split: Split) -> np.ndarray | None:
-        """Length of each sample in tokens (n,), so that similar ones come together; None to leave them mixed."""
+        """Return the length of each sample in tokens (n,), for batching by length; None to leave samples mixed."""
         return None
 
     @abstractmethod
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
-        """A batch of the given samples; a pure function of seed, samples and epochs.
+        """Build a batch of the given samples; a pure function of seed, samples and epochs.
 
         Args:
-            split: where the samples are from.
+            split: split of the samples.
             samples: (B,) int64 indices below `num_samples(split)`.
-            epochs: (B,) int64, how often each sample has been seen before.
+            epochs: (B,) int64, number of times that each sample has been seen before.
         """
 
     @abstractmethod
@@ -120,14 +121,14 @@ class Task(ABC):
 
     @property
     def metric(self) -> str | None:
-        """Name of the score, the higher the better, by which the best student is chosen; None without scores."""
+        """Score that selects the best student (higher is better); None without scores."""
         return None
 
     def scores(self, split: Split, outputs: np.ndarray) -> dict[str, float]:
-        """Scores of a student's outputs for whole sequences, `metric` among them.
+        """Compute scores of a student's outputs for whole sequences, including `metric`.
 
         Args:
-            split: what the outputs are for.
+            split: split of the outputs.
             outputs: (n, C) float32, for each of the split's samples in their order.
 
         Raises:
@@ -140,7 +141,7 @@ class Task(ABC):
         return None
 
     def sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return samples as an encoder reads them in use, without masks; encoders are compared on them.
+        """Return unmasked samples, on which encoders are compared.
 
         Args:
             split: where the samples are from.

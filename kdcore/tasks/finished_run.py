@@ -1,4 +1,4 @@
-"""A finished run as its summary reads it, and the interface of packages that add rows to it."""
+"""A finished run as `kdcore summary` reads it, and the interface for additional rows."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class FinishedRun:
 class SummaryRows(ABC):
     """Rows that a package adds to `kdcore summary` (registry `kdcore.summary_rows`).
 
-    The name of a component serves only `kdcore plugins`: every installed one is asked.
+    Every installed component is called; its name only appears in `kdcore plugins`.
     """
 
     @abstractmethod
     def rows(self, run: FinishedRun) -> dict[str, str]:
-        """Return title -> text of each row; none about runs that the package has nothing to say about."""
+        """Return title -> text of each row; empty for runs that the package has no rows for."""
 
 
 def _load(source: str) -> Any:

@@ -1,4 +1,4 @@
-"""Whether models and tokenised data speak the same vocabulary."""
+"""Check that models and tokenised data have the same vocabulary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdcore.models.base import Model
 logger = logging.getLogger("kdcore")
 
 _SPARE_IDS = 256
-"""Rows of an embedding beyond the tokenizer's that pass as rounding up to what devices like."""
+"""Extra embedding rows that count as padding to a multiple that is fast on the device."""
 
 
 def check_fit(
@@ -30,37 +30,39 @@ def check_fit(
     Args:
         student: the student.
         teacher: the teacher, None if no loss reads it.
-        vocabulary: gives the token to id map of the data's tokenizer.
-        vocab_size: of the data's tokenizer.
-        longest: tokens of the longest sequence.
-        where: the data, for messages.
-        shorter: how to get shorter sequences.
-        own_tokenizer: how to take the tokenizer of the model `{whose}`.
+        vocabulary: returns the token-to-id map of the data's tokenizer.
+        vocab_size: vocabulary size of the data's tokenizer.
+        longest: length of the longest sequence in tokens.
+        where: folder of the data, for messages.
+        shorter: hint how to get shorter sequences.
+        own_tokenizer: hint how to use the tokenizer of the model `{whose}`.
 
     Raises:
-        DataError: sequences are too long, or ids mean other tokens to a model, which would pass unnoticed.
+        DataError: sequences are too long, or the vocabulary of a model differs from the data's.
     """
     for whose, model in (("teacher", teacher), ("student", student)):
         if model is None:
             continue
         if vocab_size > model.info.vocab_size:
             raise DataError(
-                f"the data's tokenizer has {vocab_size} tokens, the {whose} embeds {model.info.vocab_size}",
+                f"the data's vocabulary is larger than the {whose}'s (found {vocab_size} tokens, "
+                f"expected at most {model.info.vocab_size})",
                 where=where,
                 key="task.data",
                 hint=own_tokenizer.format(whose=whose),
             )
         if longest > model.info.max_length:
             raise DataError(
-                f"sequences have up to {longest} tokens, the {whose} takes {model.info.max_length}",
+                f"sequences are too long for the {whose} (found up to {longest} tokens, "
+                f"expected at most {model.info.max_length})",
                 where=where,
                 key="task.data",
                 hint=shorter,
             )
     if teacher is None and student.source is None and student.info.vocab_size > vocab_size + _SPARE_IDS:
         logger.warning(
-            f"the student embeds {student.info.vocab_size} ids, the data's tokenizer has {vocab_size}: "
-            f"`student.config.vocab_size={vocab_size}` leaves out what is never read"
+            f"the student embeds {student.info.vocab_size} ids, but the data's tokenizer has only {vocab_size} tokens: "
+            f"`student.config.vocab_size={vocab_size}` drops the unused rows"
         )
     sources = {model.source: (whose, model) for whose, model in (("student", student), ("teacher", teacher)) if model}
     for whose, model in sources.values():
@@ -74,7 +76,7 @@ def _compare(
     where: str,
     own_tokenizer: str,
 ) -> None:
-    """Every id must mean the same token to data and weights; random weights mean nothing yet."""
+    """Raise a DataError if an id is another token to trained weights; random weights have no vocabulary."""
     if theirs is None:
         return
     ours = vocabulary()
@@ -84,11 +86,11 @@ def _compare(
     first = min(number for number, _ in different)
 
     def token(vocabulary: Mapping[str, int]) -> str:
-        return next((f"`{token}`" for token, number in vocabulary.items() if number == first), "nothing")
+        return next((f"`{token}`" for token, number in vocabulary.items() if number == first), "unused")
 
     raise DataError(
-        f"the data was made with another vocabulary than the {whose}'s: id {first} is {token(ours)} to the data "
-        f"and {token(theirs)} to the {whose}",
+        f"the data's vocabulary differs from the {whose}'s: id {first} is {token(ours)} in the data "
+        f"and {token(theirs)} in the {whose}",
         where=where,
         key="task.data",
         hint=own_tokenizer.format(whose=whose),

@@ -30,21 +30,22 @@ if TYPE_CHECKING:
 
 
 class MaskedLM(Task):
-    """Sequences of running text, masked anew in every epoch; the masks depend on seed, epoch and sample alone."""
+    """Mask running text anew in every epoch. Masks depend on seed, epoch and sample only."""
 
     class Config(ComponentConfig):
         """Keys of the task `masked_lm`."""
 
         data: DataSource = Field(
-            description="A prepared folder, or a data recipe or its file: prepared on first use, then found again."
+            description="A prepared folder, or a data recipe or its file, prepared on first use and then cached."
         )
         masking: Literal["static"] | Masking = Field(
-            Masking(), description="How masks are drawn; `static`: those that the prepared data holds, as they are."
+            Masking(),
+            description="How masks are drawn; `static` uses the masks that are stored with the prepared data.",
         )
         order: Order = Field(
             "global",
-            description="`global`: one random order of all sequences, whatever the number of processes; `per_process`: "
-            "each process draws from a share of its own.",
+            description="`global`: one random order of all sequences for any number of processes; `per_process`: "
+            "each process reads its own part of the data.",
         )
 
     config: Config
@@ -65,7 +66,7 @@ class MaskedLM(Task):
 
     @classmethod
     def resumed(cls, config: ComponentConfig, seed: int, cache: Path, stored: StoredData) -> Self:
-        """Open the folder that the run has stored, although the recipe's data may be prepared elsewhere by now."""
+        """Open the folder that the run has stored, even if the recipe's data is prepared elsewhere by now."""
         assert isinstance(config, cls.Config)
         with _located():
             data, fingerprint = reopen_data(config.data, cache, stored.folder, stored.fingerprint)
@@ -80,7 +81,7 @@ class MaskedLM(Task):
 
     @property
     def fingerprint(self) -> str:
-        """The prepared data's fingerprint; of a run that is resumed, the one that it has stored for this data."""
+        """Fingerprint of the prepared data; for a resumed run, the one that the run stored for this data."""
         return self._fingerprint
 
     def check(self, student: Model, teacher: Model | None) -> None:
@@ -97,7 +98,7 @@ class MaskedLM(Task):
         )
 
     def num_samples(self, split: Split) -> int:
-        """Number of sequences, counted as often as their corpora's weights say."""
+        """Return the number of sequences, each counted by the weight of its corpus."""
         return self._samples[split].num_samples
 
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
@@ -133,31 +134,31 @@ class MaskedLM(Task):
         return self._splits[split].rows(numbers)
 
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:
-        """Refuse runs whose student can be compared with nothing; add no rows.
+        """Check that the student can be compared with a teacher on held-out text; add no rows.
 
         Raises:
             InputError: the run has no teacher, or fewer than two held-out sequences.
         """
         if run.teacher_source is None:
-            raise InputError("the summary of masked-LM training needs a teacher", where=str(run.folder))
+            raise InputError("the run has no teacher to compare its student with", where=str(run.folder))
         if self.num_samples("held_out") < 2:
-            raise InputError("the summary needs held-out text", where=str(run.folder), hint="task.data.held_out: 0.1")
+            raise InputError("the run has no held-out text", where=str(run.folder), hint="set task.data.held_out: 0.1")
         return {}
 
     def _refuse_missing_masks(self) -> None:
         for split, sequences in self._splits.items():
             if len(sequences) and not sequences.has_masks:
                 raise DataError(
-                    f"the split {split} has sequences without masks of their own",
+                    f"`static` needs stored masks, but sequences of the split `{split}` have none",
                     where=str(self.data.folder),
                     key="task.masking",
-                    allowed="`static` only for data whose masks another program has drawn",
-                    hint="leave it out: masks are drawn while training",
+                    allowed="`static` only for data that another program has masked",
+                    hint="remove `task.masking`: masks are then drawn during training",
                 )
 
 
 def _place(key: str | None) -> str:
-    """Where in a recipe a problem with its data stands."""
+    """Return the recipe key of a problem with the data."""
     return "task.data" if key is None else key if key.startswith("task.") else f"task.data.{key}"
 
 

@@ -1,4 +1,4 @@
-"""Which tokens of a sequence are hidden, and by what; NumPy, no Python for each token."""
+"""Draw masks for masked language modelling, vectorised in NumPy."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ _MASKING_STREAM = 1  # second word of the random key: other users of a seed take
 
 
 class Masking(ComponentConfig):
-    """Which tokens are hidden, and by what (Devlin et al. 2019, section 3.1). Special tokens never are."""
+    """Select and replace the tokens to be predicted (Devlin et al. 2019, section 3.1), never special tokens."""
 
-    probability: float = Field(0.15, ge=0, le=1, description="Chance of each token to be predicted.")
-    mask: float = Field(0.8, ge=0, le=1, description="Share of those that become the mask token.")
-    random: float = Field(0.1, ge=0, le=1, description="Share of those that become a random token; the rest stay.")
+    probability: float = Field(0.15, ge=0, le=1, description="Probability that a token is predicted.")
+    mask: float = Field(0.8, ge=0, le=1, description="Fraction of predicted tokens that become the mask token.")
+    random: float = Field(
+        0.1, ge=0, le=1, description="Fraction of predicted tokens that become a random token; the rest stay."
+    )
     whole_word: bool = Field(False, description="Predict all tokens of a word or none of them.")
     max_predictions: int | None = Field(
-        None, gt=0, description="At most so many tokens of a sequence, picked at random."
+        None, gt=0, description="Maximum number of predicted tokens of a sequence, chosen at random."
     )
     duplicates: int | None = Field(
         None,
         gt=0,
-        description="Draw so many masks of each sequence and use them in turn; default: new ones each epoch.",
+        description="Number of masks drawn for each sequence and used in turn; default: a new one each epoch.",
     )
 
     @model_validator(mode="after")
     def _shares(self) -> Masking:
         if self.mask + self.random > 1:
-            raise ValueError("`mask` and `random` are shares of the same tokens and may not exceed 1 together")
+            raise ValueError(f"`mask` and `random` may add up to at most 1 (found {self.mask + self.random:g})")
         return self
 
 
@@ -51,7 +53,7 @@ class Masked(NamedTuple):
 
 
 class MaskDrawer:
-    """Draws masks; they are functions of seed, sample and epoch, whatever else is in the batch.
+    """Draw masks as functions of seed, sample and epoch, independent of the rest of the batch.
 
     Args:
         masking: what to draw.
@@ -59,7 +61,7 @@ class MaskDrawer:
         seed: the recipe's.
 
     Raises:
-        DataError: whole words are asked for, and the tokenizer does not tell where words start.
+        DataError: `whole_word` is set, and the tokenizer does not mark where words start.
     """
 
     def __init__(self, masking: Masking, data: PreparedData, seed: int) -> None:
@@ -79,10 +81,10 @@ class MaskDrawer:
 
         Args:
             tokens: (B, L) ids.
-            real: (B, L) whether a place holds a token.
+            real: (B, L) True where a position is not padding.
             samples: (B,) numbers of the samples.
-            epochs: (B,) how often each has been seen.
-            stream: tells splits apart.
+            epochs: (B,) number of times that each has been seen.
+            stream: number of the split, so that splits get different masks.
         """
         masking = self._masking
         draws = np.empty((len(samples), 3, self._length))
@@ -105,7 +107,7 @@ class MaskDrawer:
         return Masked(np.where(is_random, random_ids, inputs), predicted)
 
     def _first_of_word(self, tokens: np.ndarray, maskable: np.ndarray) -> np.ndarray:
-        """(B, L) the place of the first token of each token's word."""
+        """Return the position of the first token of each token's word (B, L)."""
         assert self._starts_word is not None
         starts = self._starts_word[tokens] | ~maskable
         starts[:, 1:] |= ~maskable[:, :-1]
@@ -113,7 +115,7 @@ class MaskDrawer:
 
 
 def stored_masks(tokens: np.ndarray, masks: Masks) -> Masked:
-    """Sequences (B, L) with the masks that are stored with them."""
+    """Apply stored masks to sequences (B, L)."""
     inputs, predicted = tokens.copy(), np.zeros(tokens.shape, dtype=bool)
     rows, columns = np.nonzero(masks.positions)
     places = masks.positions[rows, columns]
@@ -126,10 +128,10 @@ def at_most(limit: int, predicted: np.ndarray, choose: np.ndarray, first: np.nda
     """Drop words (or tokens) at random until at most `limit` tokens of each sequence are to be predicted.
 
     Args:
-        limit: the most tokens of a sequence.
+        limit: maximum number of predicted tokens of a sequence.
         predicted: (B, L) whether a token is to be predicted.
-        choose: (B, L) what was drawn for it; words with the smallest numbers stay.
-        first: (B, L) the place of the first token of its word; None where each token stands for itself.
+        choose: (B, L) random number of the token; words with the smallest numbers stay.
+        first: (B, L) position of the first token of its word; None if single tokens are masked.
     """
     if not (predicted.sum(axis=1) > limit).any():
         return predicted
@@ -149,10 +151,10 @@ def at_most(limit: int, predicted: np.ndarray, choose: np.ndarray, first: np.nda
 
 
 def word_starts(data: PreparedData) -> np.ndarray:
-    """(vocab_size,) whether a token starts a word, by the marks that its tokenizer puts on tokens.
+    """Return whether each token starts a word (vocab_size,), by the tokenizer's prefixes.
 
     Raises:
-        DataError: the tokenizer puts no marks on them.
+        DataError: the tokenizer has no such prefixes.
     """
     file = data.tokenizer_folder / "tokenizer.json"
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -176,7 +178,7 @@ def word_starts(data: PreparedData) -> np.ndarray:
 
 
 def _marks(content: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The prefix of tokens that continue a word, or the prefixes of those that start one."""
+    """Return the prefix of tokens that continue a word, or the prefixes of those that start one."""
     model = content["model"]
     if model.get("continuing_subword_prefix"):
         return str(model["continuing_subword_prefix"]), ()

@@ -1,4 +1,4 @@
-"""The interface of a transform (registry `kdcore.transforms`): it changes the student between two stages of a run."""
+"""The interface of a transform (registry `kdcore.transforms`): a change of the student between two stages of a run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ class ParameterSource:
 
     Attributes:
         name: name of the parameter in the student before the change.
-        select: makes from a tensor of the old parameter's shape one of the new parameter's shape, such as a slice;
-            None if the shape stays. It is applied to every state of the optimizer that has the parameter's shape
-            (Adam's two averages).
+        select: maps a tensor of the old parameter's shape to the new parameter's shape, such as a slice; None if the
+            shape stays. It is applied to every optimizer state that has the parameter's shape (Adam's two moments).
     """
 
     name: str
@@ -37,11 +36,11 @@ class ParameterSource:
 
 
 class Transform(ABC):
-    """Changes the student at the beginning of a stage. Subclasses are constructed as `Transform(config)`.
+    """Change the student at the beginning of a stage. Subclasses are constructed as `Transform(config)`.
 
     A resumed run rebuilds the structure of a stage from the recipe and then loads weights into it. The structure
     (modules, parameter names and shapes) that `apply` gives must therefore depend on the configuration, on the
-    structure before and on the generator alone; only values of weights may depend on the weights before.
+    structure before and on the generator only; only the values of weights may depend on the previous weights.
     """
 
     class Config(TransformConfig):
@@ -52,17 +51,17 @@ class Transform(ABC):
 
     @abstractmethod
     def describe(self, student: ModelInfo) -> ModelInfo:
-        """Describe the changed student; asked for every stage before training starts.
+        """Describe the changed student. Called for every stage before training starts.
 
         Number of blocks, hidden size and heads may change; vocabulary, length and the head on whole sequences may not.
 
         Raises:
-            InputError: a student like this cannot be changed so.
+            InputError: the transform does not support this student.
         """
 
     @abstractmethod
     def apply(self, student: Encoder, generator: torch.Generator) -> tuple[Encoder, Mapping[str, ParameterSource]]:
-        """Change the student in place, or make a new one.
+        """Change the student in place, or construct a new one.
 
         Args:
             student: in float32 on the CPU, with the trained weights.
@@ -70,6 +69,6 @@ class Transform(ABC):
 
         Returns:
             The changed student, whose `info` is what `describe` gave, and the sources of its parameters by their new
-            names. A parameter that is still the same `Parameter` object needs no entry. All others begin with the
-            values that they have now and without any state of the optimizer.
+            names. A parameter that is still the same `Parameter` object needs no entry. All others start from their
+            current values without optimizer state.
         """

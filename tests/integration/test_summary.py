@@ -41,10 +41,10 @@ def test_it_tells_what_the_run_measured_and_what_the_models_are(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task.data.held_out=0", "validation.every=never"], "needs held-out text"),
+        (["task.data.held_out=0", "validation.every=never"], "no held-out text"),
         (
             ["losses.hidden_mse=null", "losses.masked_lm={}", "teacher=null", "student.initialize=null"],
-            "needs a teacher",
+            "no teacher to compare its student with",
         ),
     ],
 )

@@ -110,9 +110,9 @@ class DescribedModel(Model):
 
 def test_data_that_does_not_fit_the_models_is_refused(task: MaskedLM) -> None:
     task.check(DescribedModel(), None)
-    with pytest.raises(DataError, match=r"has \d+ tokens, the student embeds 5"):
+    with pytest.raises(DataError, match=r"the student's \(found \d+ tokens, expected at most 5\)"):
         task.check(DescribedModel(vocab_size=5), None)
-    with pytest.raises(DataError, match=r"up to 48 tokens, the teacher takes 16"):
+    with pytest.raises(DataError, match=r"the teacher \(found up to 48 tokens, expected at most 16\)"):
         task.check(DescribedModel(), DescribedModel(max_length=16))
 
 
@@ -140,9 +140,9 @@ def test_data_of_another_vocabulary_is_refused_with_the_first_token_that_differs
     swapped = own | {first: 9, second: 7}
     with pytest.raises(DataError) as refused:
         task.check(DescribedModel(), DescribedModel(vocabulary=swapped))
-    assert f"the teacher's: id 7 is `{first}` to the data and `{second}` to the teacher" in str(refused.value)
+    assert f"the teacher's: id 7 is `{first}` in the data and `{second}` in the teacher" in str(refused.value)
     longer = own | {"more": len(own)}
-    with pytest.raises(DataError, match=rf"student's: id {len(own)} is nothing to the data and `more` to the student"):
+    with pytest.raises(DataError, match=rf"student's: id {len(own)} is unused in the data and `more` in the student"):
         task.check(DescribedModel(vocabulary=longer), None)
 
 

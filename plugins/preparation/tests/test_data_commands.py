@@ -138,6 +138,6 @@ def test_folders_that_are_none_are_refused(work: Path, capsys: pytest.CaptureFix
 def test_masks_of_the_data_are_asked_for_where_there_are_none(work: Path, tokenizer_folder: Path) -> None:
     recipe = DataRecipe(corpora=[{"name": "text", "path": str(work / "texts")}], tokenizer=str(tokenizer_folder))
     folder = prepare(recipe, work / "out").folder
-    with pytest.raises(DataError, match="without masks of their own") as caught:
+    with pytest.raises(DataError, match="sequences of the split `train` have none") as caught:
         MaskedLM(MaskedLM.Config(data=str(folder), masking="static"), 1, work / "cache")
     assert caught.value.problems[0].key == "task.masking"

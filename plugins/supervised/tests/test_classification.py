@@ -263,7 +263,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["task.data.text=words"], ["task.data.train", "has no column `words`", "allowed: text, label"]),
     (["task.metric=pearson"], ["classify.yaml:6: task", "`metric: pearson` does not fit", "accuracy, f1, matthews"]),
     (["task.metric=best"], ["task.metric", "accuracy, f1, matthews, pearson, spearman"]),
-    (["task.data={train: LONG, max_length: 100}"], ["the student takes 64", "lower task.data.max_length"]),
+    (["task.data={train: LONG, max_length: 100}"], ["expected at most 64", "lower task.data.max_length"]),
     (
         ["student={config: {model_type: bert, vocab_size: 200}, initialize: null}"],
         ["task.data.tokenizer", "no weights to take one from"],

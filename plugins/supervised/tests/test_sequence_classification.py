@@ -97,7 +97,7 @@ def test_a_tokenizer_that_leaves_ids_out_needs_as_many_embeddings_as_its_highest
     vocabulary[max(vocabulary, key=vocabulary.get)] = size + 9
     (tmp_path / "gaps/tokenizer.json").write_text(json.dumps(content))
     student: Any = SimpleNamespace(info=SimpleNamespace(vocab_size=size, max_length=512), source=None)
-    with pytest.raises(DataError, match=f"has {size + 10} tokens, the student embeds {size}"):
+    with pytest.raises(DataError, match=rf"the student's \(found {size + 10} tokens, expected at most {size}\)"):
         make(tokenizer=str(tmp_path / "gaps")).check(student, None)
 
 
