@@ -127,14 +127,14 @@ def empty_part(folder: Path) -> None:
 # What is done to the checkpoint of step 6, and the words of the message that name what is wrong.
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (cut, f"{MODEL} has "),
-    "bits flipped": (flip, f"{PART} is not what was written"),
+    "bits flipped": (flip, f"{PART} is corrupt (found sha256"),
     "missing": (lambda folder: (folder / MODEL).unlink(), f"{MODEL} is missing"),
     "one more": (lambda folder: (folder / "engine" / "x_optim_states.pt").touch(), "engine/x_optim_states.pt was not"),
-    "a link": (replace_by_link, f"{PART} is a link instead of a file"),
-    "a name outside": (edit_manifest, "manifest.json names '../../recipe.yaml', which is no file of a checkpoint"),
-    "a newer format": (raise_format, "manifest.json is of format 9, this kdcore reads up to 2"),
+    "a link": (replace_by_link, f"{PART} is a link (expected a regular file)"),
+    "a name outside": (edit_manifest, "manifest.json names '../../recipe.yaml', which is not a file of a checkpoint"),
+    "a newer format": (raise_format, "manifest.json has an unsupported format (found 9, expected at most 2)"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
-    "a state of other types": (with_manifest(edit_state), "state.json: step: has another type (found 'six'"),
+    "a state of other types": (with_manifest(edit_state), "state.json: step: has the wrong type (found 'six'"),
     "other own state": (with_manifest(drop_own_state), "process-0.json"),
     "safetensors without header": (with_manifest(damage_header), "process-0.safetensors: cannot be read"),
     "torch's file cut": (with_manifest(cut), MODEL),
@@ -163,7 +163,7 @@ def test_where_an_older_checkpoint_is_good_it_is_taken_with_a_warning(run, store
     assert main(["export", str(run), str(run / "out")]) == 0
     first, second = warnings
     assert words in first
-    assert f"{golden.STEP} is taken instead" in second
+    assert f"using {golden.STEP} instead" in second
 
 
 @pytest.mark.parametrize("damage", ["a newer format"])

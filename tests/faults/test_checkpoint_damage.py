@@ -87,7 +87,7 @@ def test_damage_is_named_and_the_older_checkpoint_is_taken(trained, file, damage
     assert latest_checkpoint(trained) == trained / "checkpoints" / "step-0000003"
     first, second = warnings
     assert f"checkpoint step-0000006 is damaged: {file} " in first
-    assert "step-0000003 is taken instead" in second
+    assert "using step-0000003 instead" in second
     assert main(["checkpoint", "verify", str(trained)]) == 1
     good, bad = capsys.readouterr().out.splitlines()
     assert good == "step-0000003  valid"
@@ -113,7 +113,7 @@ def test_training_goes_on_from_the_good_one_and_says_so(small_recipe, run):
     command = [sys.executable, "-m", "kdcore.commands.main", "train", str(small_recipe), "checkpoints.every=3"]
     done = subprocess.run([*command, "training.zero_stage=1"], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    assert "step-0000006 is damaged: engine/mp_rank_00_model_states.pt is not what was written" in done.stderr
+    assert "step-0000006 is damaged: engine/mp_rank_00_model_states.pt is corrupt (found sha256" in done.stderr
     assert "continued from step-0000003" in done.stderr
     assert (folder / "exports" / "final" / "model.safetensors").read_bytes() == whole
     assert main(["checkpoint", "verify", str(folder)]) == 0
@@ -128,7 +128,7 @@ def test_no_good_checkpoint_is_an_error_and_no_start_from_zero(small_recipe, run
     assert "step-0000003 is damaged" in str(caught.value)
     assert "run.id=NEW" in str(caught.value)
     shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(kdcore.InputError, match="written checkpoints, but there are none"):
+    with pytest.raises(kdcore.InputError, match="written checkpoints, but none are left"):
         run()
 
 

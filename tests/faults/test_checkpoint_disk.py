@@ -81,7 +81,7 @@ def test_a_full_disk_costs_the_run_and_nothing_else(train, disk):
     for failed in (known, unknown):
         assert "Traceback" not in failed.stderr, failed.stderr
         (error,) = (line for line in failed.stderr.splitlines() if line.startswith("error: "))
-        assert "step-0000002 still stands" in error
+        assert "the last good checkpoint is step-0000002" in error
         assert checkpoints(disk) == {"step-0000002", "latest"}
 
     mount("-o", "remount,size=64m", disk)
@@ -101,6 +101,6 @@ def test_a_read_only_folder_is_told_at_once(small_recipe, tmp_path):
     finally:
         subprocess.run(["umount", str(folder)], check=True)
     assert done.returncode == 2
-    assert f"error: {folder}/small/1: the run cannot be written here: {os.strerror(30)}" in done.stderr
+    assert f"error: {folder}/small/1: the run folder cannot be written: {os.strerror(30)}" in done.stderr
     assert "run.folder" in done.stderr
     assert "Traceback" not in done.stderr

@@ -229,7 +229,7 @@ def test_other_data_is_refused(train, corpus_file, tmp_path):
     train(own)
     text = (tmp_path / "corpus.txt").read_text(encoding="utf-8")
     (tmp_path / "corpus.txt").write_text(text + "one more line\n", encoding="utf-8")
-    with pytest.raises(kdcore.RecipeError, match=r"task\.data: the run was started on other data"):
+    with pytest.raises(kdcore.RecipeError, match=r"task\.data: the run was started with other data"):
         train(own, "training.budget.steps=9")
 
 
@@ -251,7 +251,7 @@ def test_another_teacher_in_the_same_place_is_refused_with_its_files(train, teac
     assert weights.stat().st_size == before.st_size
     with pytest.raises(kdcore.RecipeError) as caught:
         train("teacher.path=teacher", "training.budget.steps=9")
-    assert "other weights of the teacher" in str(caught.value)
+    assert "the teacher's weights have changed since" in str(caught.value)
     assert "teacher.path: model.safetensors has another content" in str(caught.value)
     assert "config.json" not in str(caught.value)
 
@@ -284,7 +284,7 @@ def test_a_second_run_in_one_folder_is_refused_while_the_first_goes_on(small_rec
             while not (tmp_path / "began").exists():
                 assert first.poll() is None
                 time.sleep(0.02)
-            with pytest.raises(kdcore.InputError, match="another run is going on in this folder") as caught:
+            with pytest.raises(kdcore.InputError, match="another run is active in this folder") as caught:
                 train()
             assert f"process {first.pid} on {socket.gethostname()}, since 20" in str(caught.value)
             assert "run.id=NEW" in str(caught.value)

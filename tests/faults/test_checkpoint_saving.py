@@ -39,4 +39,4 @@ def test_a_disk_that_fails_one_process_ends_both_with_the_same_words(tmp_path, c
     first, second = (line for line in done.stderr.splitlines() if "Warning" not in line)
     assert first == second
     assert "checkpoint step-0000002 cannot be written: process 1: " in first
-    assert "step-0000001 still stands" in first
+    assert "the last good checkpoint is step-0000001" in first

@@ -64,12 +64,12 @@ def test_a_loss_that_is_not_a_number_is_named_with_step_term_and_samples(train, 
     often = ["training.micro_batch_size=4", "logging.every=10", "checkpoints.every=4"]
     message = fails(train, *overrides, *often)
     listed = ", ".join(map(str, samples_of_step(small_recipe, overrides, 6)[:4]))
-    assert "at step 8 this is not finite: loss; it began in step 6 with eventful, among the samples" in message
+    assert "at step 8 these values are not finite: loss; first seen in step 6 in eventful, among the samples" in message
     assert f"among the samples {listed}. " in message
     assert f"`kdcore debug batch {RUN} 6`" in message
     good = checkpoints(tmp_path)
     assert list(good) == ["step-0000004"]
-    assert "it began in step 5 with eventful" in fails(train, *eventful("nan", step=1), *often)
+    assert "first seen in step 5 in eventful" in fails(train, *eventful("nan", step=1), *often)
     assert checkpoints(tmp_path) == good
     assert not (tmp_path / RUN / "exports").exists()
 
@@ -80,7 +80,7 @@ def test_with_two_processes_the_one_whose_loss_is_not_a_number_is_named_once(sta
     assert running.wait() == 3, running.text
     (error,) = running.errors
     listed = ", ".join(map(str, samples_of_step(small_recipe, overrides, 3)[2:4]))  # process 1 has the second pair
-    assert f"it began in step 3 with eventful on process 1, among the samples {listed}. " in error
+    assert f"first seen in step 3 in eventful on process 1, among the samples {listed}. " in error
     assert not (tmp_path / RUN / "exports").exists()
 
 
@@ -88,7 +88,10 @@ def test_with_two_processes_the_one_whose_loss_is_not_a_number_is_named_once(sta
     ("changes", "found"),
     [
         # Plain float32: the weights are ruined, and that is found before they are saved.
-        (["training.zero_stage=0"], "at step 4 this is not finite: the weights; it began in step 4 with the gradients"),
+        (
+            ["training.zero_stage=0"],
+            "at step 4 these values are not finite: the weights; first seen in step 4 in the gradients",
+        ),
         # Where DeepSpeed looks at gradients it would skip such a step without a word.
         (["training.zero_stage=1"], "at step 4 the gradients are not finite, although all losses are"),
         (["training.precision=bf16"], "at step 4 the gradients are not finite, although all losses are"),
@@ -107,7 +110,7 @@ def test_a_loss_of_inf_lowers_the_scale_to_its_floor_and_then_fails(train, event
     scale = "training.deepspeed={fp16: {initial_scale_power: 4, hysteresis: 1, loss_scale_window: 1000}}"
     message = fails(train, *eventful("inf", step=5), "training.precision=fp16", scale, "checkpoints.every=2")
     assert "at step 9 the loss scale is at its minimum, 1, and gradients still overflow" in message
-    assert "it began in step 9 with eventful, among the samples" in message
+    assert "first seen in step 9 in eventful, among the samples" in message
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert [line.partition(";")[0] for line in told] == [f"warning: step {step} was skipped" for step in (5, 6, 7, 8)]
     rows = [json.loads(line) for line in (tmp_path / RUN / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -21,9 +21,9 @@ def test_a_stopped_process_ends_the_run_and_is_named(start, eventful, is_stopped
     children = run.children()
     assert run.wait() == 1, run.text  # torch alone would wait for half an hour
     stalled, silent = run.errors
-    assert f"process {1 - stopped} of 2 got nowhere for" in stalled
+    assert f"process {1 - stopped} of 2 made no progress for" in stalled
     assert "in step 3 (training.stall_minutes)" in stalled
-    assert f"process {stopped} was silent, for something had stopped it" in silent
+    assert f"process {stopped} was suspended (SIGSTOP) and has been killed" in silent
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
     log = (tmp_path / RUN / "train.log").read_text(encoding="utf-8")
     assert stalled in log

@@ -41,7 +41,7 @@ def test_a_signal_during_training_saves_the_step_and_the_next_start_goes_on(star
     run = start(*overrides)
     assert run.wait() == 130, run.text
     assert saved(tmp_path) == ["step-0000003"]
-    assert "start the same command again to continue" in run.text
+    assert "run the same command again to resume" in run.text
     if name == "SIGINT":
         again = start(*overrides, EVENT="")
         assert again.wait() == 0, again.text

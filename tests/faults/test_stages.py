@@ -205,7 +205,7 @@ def test_files_of_a_run_with_stages_have_the_structure_of_their_step(small_recip
     assert AutoModel.from_pretrained(folder / "exports" / "budget-0.5").config.num_hidden_layers == 3
     assert AutoModel.from_pretrained(folder / "exports" / "final").config.num_hidden_layers == 2
     for step in (3, 6):
-        assert "every sample's losses are finite" in list(batch_report(folder, step))[-1]
+        assert "the losses of all samples are finite" in list(batch_report(folder, step))[-1]
     assert "teacher 4, student 2" in summarise(folder)
 
 
@@ -249,7 +249,9 @@ def test_what_cannot_work_is_refused_before_training(refused: Callable[..., str]
     assert "stages.0.name: `name` is missing" in refused("stages=[{at: 0.5}]")
     assert "unknown transform `drop_blocks`" in refused("stages=[{at: 0.5, name: drop_blocks}]")
     assert "changes the student's vocab_size" in refused("stages=[{at: 0.5, name: liar, vocabulary: true}]")
-    assert "the transform `liar` gives a student other than it described" in refused("stages=[{at: 0.5, name: liar}]")
+    assert "the transform `liar` returned a student that differs from its description" in refused(
+        "stages=[{at: 0.5, name: liar}]"
+    )
 
 
 def test_a_loss_may_end_where_the_student_no_longer_fits_it(small_recipe: Path) -> None:

@@ -264,7 +264,7 @@ MODEL_ROWS = [
     # validation
     Row(
         "a bound on a loss that is never computed",
-        ["early_stopping.max_loss", "never computed", "`validation`"],
+        ["early_stopping.max_loss", "the run has no validation", "`validation`"],
         overrides=["validation.every=never", "early_stopping={after_minutes: 1, max_loss: 2}"],
     ),
     # the teacher and the student
@@ -347,7 +347,7 @@ MODEL_ROWS = [
     ),
     Row(
         "sequences that are too long",
-        ["recipe.yaml:7: task", "72 tokens", "takes 64"],
+        ["recipe.yaml:7: task", "72 tokens", "found up to 72 tokens, expected at most 64"],
         replace=("data: data", "data: long"),
     ),
     Row(
@@ -363,7 +363,7 @@ MODEL_ROWS = [
     # training
     Row(
         "fp16 on a CPU",
-        ["recipe.yaml:14: training.precision", "fp16 does not train on this device (cpu)", "allowed: bf16, fp32"],
+        ["recipe.yaml:14: training.precision", "fp16 is not supported on this device (cpu)", "allowed: bf16, fp32"],
         replace=("precision: fp32", "precision: fp16"),
     ),
     Row(
@@ -395,7 +395,13 @@ MODEL_ROWS = [
     ),
     Row(
         "the run folder of another recipe",
-        ["this run folder belongs to another run", "recipe.yaml:10: optimizer.lr", "0.001", "0.0005", "run.id=NEW"],
+        [
+            "the run in this folder was started with other settings",
+            "recipe.yaml:10: optimizer.lr",
+            "0.001",
+            "0.0005",
+            "run.id=NEW",
+        ],
         damage=start_another_run,
     ),
 ]  # fmt: skip

@@ -143,7 +143,7 @@ def test_without_validation_there_are_no_held_out_rows(train: Callable[..., RunR
 def test_validation_without_held_out_text_is_refused(small_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(small_recipe), "task.data.held_out=0"]) == 2
     error = capsys.readouterr().err
-    assert "small.yaml:19: validation: validation is asked for, but `task.data` holds no text out" in error
+    assert "small.yaml:19: validation: validation is enabled, but `task.data` has no held-out samples" in error
     assert "validation.every: never" in error
     assert not (small_recipe.parent / "runs").exists()
 
@@ -177,9 +177,17 @@ def test_processes_whose_clocks_differ_by_minutes_stop_at_the_same_step(small_re
     [
         ("{steps: 6}", "{steps: 6, exit_after_hours: 1}", None),
         ("{epochs: 1}", "{epochs: 2}", None),
-        ("{epochs: 1}", "{epochs: 0.5}", "training.budget.epochs: a run's budget may only grow: 1.0 before, 0.5 now"),
-        ("{steps: 6}", "{steps: 5}", "training.budget.steps: a run's budget may only grow: 6 before, 5 now"),
-        ("{steps: 6}", "{steps: 6, hours: 1}", "training.budget.hours: a run's budget may only grow: None before"),
+        (
+            "{epochs: 1}",
+            "{epochs: 0.5}",
+            "training.budget.epochs: the budget of a run may only grow (found 0.5, was 1.0)",
+        ),
+        ("{steps: 6}", "{steps: 5}", "training.budget.steps: the budget of a run may only grow (found 5, was 6)"),
+        (
+            "{steps: 6}",
+            "{steps: 6, hours: 1}",
+            "training.budget.hours: the budget of a run may only grow (found 1.0, was None)",
+        ),
     ],
 )
 def test_the_budget_of_a_started_run_may_only_grow(

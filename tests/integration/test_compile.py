@@ -56,4 +56,4 @@ def test_what_torch_cannot_compile_is_told_before_training(small_recipe: Path, m
     with pytest.raises(kdcore.InputError, match="torch cannot compile the models: ") as caught:
         kdcore.train(small_recipe, ["training.compile=true"])
     assert "training.compile" in str(caught.value)
-    assert "leave training.compile out" in str(caught.value)
+    assert "remove training.compile" in str(caught.value)

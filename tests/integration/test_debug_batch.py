@@ -57,8 +57,8 @@ def broken(small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_sample_that_breaks_a_loss_is_found(broken, small_recipe, capsys):
     assert main(["debug", "batch", str(RUN), "4"]) == 0
     out = capsys.readouterr().out
-    assert "losses with step-0000002, in float32" in out
-    assert out.splitlines()[-1] == f"samples whose losses are not finite: {broken}"
+    assert "losses with step-0000002 in float32" in out
+    assert out.splitlines()[-1] == f"samples with non-finite losses: {broken}"
     block = out[out.index(f"sample {broken}, epoch 0: ") :]
     assert re.search(r"^    breaking inf over \d+  <-- not finite$", block, re.MULTILINE)
     # Text, lengths and counts are those of the very batch that the step was trained with.
@@ -78,8 +78,8 @@ def test_the_sample_that_breaks_a_loss_is_found(broken, small_recipe, capsys):
 def test_a_step_before_the_first_checkpoint_is_looked_at_with_the_first_weights(broken, capsys):
     assert main(["debug", "batch", str(RUN), "1"]) == 0
     out = capsys.readouterr().out
-    assert "losses with its first weights" in out
-    assert out.splitlines()[-1] == "every sample's losses are finite"
+    assert "losses with its initial weights" in out
+    assert out.splitlines()[-1] == "the losses of all samples are finite"
     hidden_mse = [float(value) for value in re.findall(r"^  hidden_mse (\S+) over", out, re.MULTILINE)]
     counts = [int(value) for value in re.findall(r"^  hidden_mse \S+ over (\d+)", out, re.MULTILINE)]
     logged = (RUN / "metrics.jsonl").read_text(encoding="utf-8")
@@ -88,6 +88,9 @@ def test_a_step_before_the_first_checkpoint_is_looked_at_with_the_first_weights(
 
 
 def test_what_is_not_there_is_said(broken, capsys):
-    for arguments, words in ((["nowhere", "1"], "there is no run here"), ([str(RUN), "0"], "steps count from 1")):
+    for arguments, words in (
+        (["nowhere", "1"], "the folder holds no run"),
+        ([str(RUN), "0"], "STEP: must be at least 1 (found 0)"),
+    ):
         assert main(["debug", "batch", *arguments]) == 2
         assert words in capsys.readouterr().err

@@ -115,13 +115,13 @@ def test_failed_training_is_told_once_and_ends_with_3(train):
     done = train(*EVENTS, event="nan")
     assert done.returncode == 3
     (error,) = errors(done)
-    assert "at step 1 this is not finite: loss, eventful" in error
+    assert "at step 1 these values are not finite: loss, eventful" in error
 
 
 def test_a_killed_process_is_the_machines_failure_and_ends_with_1(train):
     done = train(*EVENTS, event="kill")
     assert done.returncode == 1
-    assert "error: process 1 was ended by signal SIGKILL" in errors(done)
+    assert "error: process 1 was killed by signal SIGKILL" in errors(done)
 
 
 def test_an_interrupted_run_ends_with_130_and_the_next_start_continues_it(train, tmp_path):

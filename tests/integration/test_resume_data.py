@@ -23,7 +23,7 @@ from kdcore.training.run.export import export_run
 from kdcore.training.run.run_folder import check_resumable, stored_data
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
-OTHER_DATA = r"task\.data: the run was started on other data"
+OTHER_DATA = r"task\.data: the run was started with other data"
 
 
 @pytest.fixture

@@ -136,10 +136,10 @@ def profile(**changes: Any) -> StepProfile:
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
-        ({"seconds": {"data": 2.0}}, "drawing a step's data"),
+        ({"seconds": {"data": 2.0}}, "loading the data of a step"),
         ({"seconds": {"optimizer": 0.9}}, "training.batch_size"),
         ({"flops": 1e10, "tokens": 512.0}, "training.micro_batch_size"),
-        ({"padding": 0.3, "computes_padding": True}, "30% of what is computed is padding"),
+        ({"padding": 0.3, "computes_padding": True}, "30% of all computed positions are padding"),
         ({"seconds": {"teacher": 3.0}}, "the teacher takes most"),
     ],
 )

@@ -94,8 +94,8 @@ def test_a_manifest_of_a_newer_kdcore_is_said_to_be_one(tmp_path):
     folder = save(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) | {"format": 9}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    assert files.problems_of(folder) == ["manifest.json is of format 9, this kdcore reads up to 2"]
-    with pytest.raises(InputError, match="format 9, this kdcore reads up to 2"):
+    assert files.problems_of(folder) == ["manifest.json has an unsupported format (found 9, expected at most 2)"]
+    with pytest.raises(InputError, match="found 9, expected at most 2"):
         files.latest_checkpoint(tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_verify_ends_with_1_if_one_is_damaged(run, capsys):
     (files.checkpoint_folder(Path(run), 100) / "process-0.json").write_text("weights of 101", encoding="utf-8")
     assert main(["checkpoint", "verify", run, "200"]) == 0
     assert main(["checkpoint", "verify", run]) == 1
-    assert "step-0000100  process-0.json is not what was written" in capsys.readouterr().out
+    assert "step-0000100  process-0.json is corrupt (found sha256" in capsys.readouterr().out
 
 
 def test_show_prints_the_state_and_the_files(run, capsys):

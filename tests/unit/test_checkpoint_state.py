@@ -109,7 +109,7 @@ def test_a_state_of_another_type_is_named(tmp_path, key, value):
         return
     with pytest.raises(InputError) as caught:
         files.read_state(tmp_path)
-    assert f"{tmp_path}/state.json: {key}: has another type" in str(caught.value)
+    assert f"{tmp_path}/state.json: {key}: has the wrong type" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "1", "{", "\0", '{"step": 1, "step": 2}', "[" * 100_000, "1" * 5000])
@@ -131,14 +131,14 @@ def checkpoint(folder: Path) -> Path:
 
 GOOD = {"size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
 ENTRIES = {
-    "another file": ("notes.txt", GOOD, "names 'notes.txt', which is no file of a checkpoint"),
-    "a file above": ("../process-0.json", GOOD, "names '../process-0.json', which is no file"),
-    "a file above the engine": ("engine/../process-0.pt", GOOD, "names 'engine/../process-0.pt', which is no file"),
-    "an absolute name": ("/etc/passwd", GOOD, "names '/etc/passwd', which is no file"),
-    "NUL": ("process-0\0.json", GOOD, "names 'process-0\\x00.json', which is no file"),
-    "a newline": ("process-0.json\n", GOOD, "names 'process-0.json\\n', which is no file"),
-    "an empty name": ("", GOOD, "names '', which is no file"),
-    "a long name": ("x" * 10_000, GOOD, "which is no file of a checkpoint"),
+    "another file": ("notes.txt", GOOD, "names 'notes.txt', which is not a file of a checkpoint"),
+    "a file above": ("../process-0.json", GOOD, "names '../process-0.json', which is not a file"),
+    "a file above the engine": ("engine/../process-0.pt", GOOD, "names 'engine/../process-0.pt', which is not a file"),
+    "an absolute name": ("/etc/passwd", GOOD, "names '/etc/passwd', which is not a file"),
+    "NUL": ("process-0\0.json", GOOD, "names 'process-0\\x00.json', which is not a file"),
+    "a newline": ("process-0.json\n", GOOD, "names 'process-0.json\\n', which is not a file"),
+    "an empty name": ("", GOOD, "names '', which is not a file"),
+    "a long name": ("x" * 10_000, GOOD, "which is not a file of a checkpoint"),
     "a file that is not there": ("process-1.json", GOOD, "process-1.json is missing"),
     "a size below zero": (
         "process-0.json",
@@ -186,7 +186,7 @@ def test_a_manifest_of_other_types_is_named(tmp_path, text):
     folder = checkpoint(tmp_path / "step-0000004")
     (folder / "manifest.json").write_text(text, encoding="utf-8")
     (problem,) = files.problems_of(folder)
-    assert problem.startswith("manifest.json is not what was written")
+    assert problem.startswith("manifest.json is corrupt")
     assert files.size_of(folder) == 0
 
 
@@ -194,7 +194,7 @@ def test_a_manifest_with_a_name_twice_is_named(tmp_path):
     folder = checkpoint(tmp_path / "step-0000004")
     text = (folder / "manifest.json").read_text(encoding="utf-8")
     (folder / "manifest.json").write_text(text.replace('"state.json"', '"process-0.json"'), encoding="utf-8")
-    assert files.problems_of(folder) == ["manifest.json is not what was written: 'process-0.json' is there twice"]
+    assert files.problems_of(folder) == ["manifest.json is corrupt: duplicate key 'process-0.json'"]
 
 
 def test_links_and_files_that_came_later_are_named(tmp_path):
@@ -206,9 +206,9 @@ def test_links_and_files_that_came_later_are_named(tmp_path):
     (folder / "process-0.json").rename(tmp_path / "elsewhere")
     (folder / "process-0.json").symlink_to(tmp_path / "elsewhere")
     assert sorted(files.problems_of(folder)) == [
-        "engine was not written with the rest",
-        "extra.json was not written with the rest",
-        "process-0.json is a link instead of a file",
+        "engine is not listed in manifest.json",
+        "extra.json is not listed in manifest.json",
+        "process-0.json is a link (expected a regular file)",
     ]
 
 
@@ -239,7 +239,7 @@ class Evil:
 def test_files_that_refer_to_other_code_are_not_read(tmp_path):
     write_tensors({"weight": torch.ones(2), "loss": Evil()}, tmp_path / "evil.pt")
     assert foreign_names(tmp_path / "evil.pt") == ["posix.system"]
-    with pytest.raises(InputError, match=r"evil\.pt: holds posix\.system"):
+    with pytest.raises(InputError, match=r"evil\.pt: refers to posix\.system"):
         read_tensors(tmp_path / "evil.pt")
     torch.save({"loss": Evil()}, tmp_path / "four.pt", pickle_protocol=4)
     with pytest.raises(InputError, match=r"four\.pt: holds"):
@@ -340,7 +340,7 @@ def test_state_that_is_not_element_by_element_is_not_cut():
         bit16_groups=[list(parameters.values())],
         state_dict=dict,
     )
-    with pytest.raises(InputError, match=r"`factor` in the optimizer's state cannot be divided") as caught:
+    with pytest.raises(InputError, match=r"`factor` in the optimizer's state cannot be resharded") as caught:
         reshard(parts, optimizer, Path("here"))
     assert "start with 2 processes" in str(caught.value)
 
@@ -349,7 +349,7 @@ def test_a_missing_part_is_named(tmp_path):
     flats = {"weights": torch.randn(23), "moment": torch.randn(23)}
     for rank in (0, 2):
         write_tensors({"optimizer_state_dict": {}}, tmp_path / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-    with pytest.raises(InputError, match=r"rank_0_mp_rank_00_optim_states\.pt: holds no optimizer state"):
+    with pytest.raises(InputError, match=r"rank_0_mp_rank_00_optim_states\.pt: does not hold optimizer state"):
         read_parts(tmp_path)
     part = part_of(3, 0, flats) | {"param_slice_mappings": [{}], "loss_scaler": None}
     write_tensors({"optimizer_state_dict": part}, tmp_path / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")

@@ -70,15 +70,16 @@ def test_the_first_of_all_that_is_not_finite_is_named(health):
     step(health, 2, {(0, A): math.nan})
     with pytest.raises(TrainingError) as caught:
         health.check(3, {"loss": math.nan, "a": 1.0})
-    assert "at step 3 this is not finite: loss; it began in step 2 with b/part, among the samples 104, 105. " in str(
-        caught.value
+    assert (
+        "at step 3 these values are not finite: loss; first seen in step 2 in b/part, among the samples 104, 105. "
+        in str(caught.value)
     )
     assert "`kdcore debug batch runs/r/1 2`" in str(caught.value)
 
 
 def test_all_terms_of_the_micro_batch_are_named(health):
     step(health, 0, {(1, A): math.nan, (1, B): -math.inf})
-    with pytest.raises(TrainingError, match="with a, b/part, among the samples 2, 3"):
+    with pytest.raises(TrainingError, match="in a, b/part, among the samples 2, 3"):
         health.check(1, {"loss": math.nan})
 
 
@@ -87,14 +88,14 @@ def test_gradients_come_after_the_losses_of_their_step_and_before_those_of_the_n
     step(health, 4)
     engine.grad_norm = torch.tensor(1.0)
     step(health, 5, {(0, A): math.nan})
-    with pytest.raises(TrainingError, match="it began in step 5 with the gradients, while its losses were finite"):
+    with pytest.raises(TrainingError, match="first seen in step 5 in the gradients, while its losses were finite"):
         health.check(6, {"loss": math.nan})
 
 
 def test_a_loss_comes_before_the_gradients_that_it_ruins(health, engine):
     engine.grad_norm = torch.tensor(math.inf)
     step(health, 4, {(2, A): math.inf})
-    with pytest.raises(TrainingError, match="it began in step 5 with a, among the samples 404, 405"):
+    with pytest.raises(TrainingError, match="first seen in step 5 in a, among the samples 404, 405"):
         health.check(5, {"loss": math.inf})
 
 
@@ -103,14 +104,14 @@ def test_finite_values_are_let_pass(health, engine):
     health.check(1, {"loss": 1e30})
     health.check_weights(1)
     engine.largest = math.inf
-    with pytest.raises(TrainingError, match="at step 1 this is not finite: the weights"):
+    with pytest.raises(TrainingError, match="at step 1 these values are not finite: the weights"):
         health.check_weights(1)
 
 
 def test_a_skipped_step_is_an_error_where_there_is_no_loss_scale(health, engine):
     assert step(health, 0)
     engine.skipped = True
-    with pytest.raises(TrainingError, match="at step 2 the gradients are not finite, although all losses are"):
+    with pytest.raises(TrainingError, match="at step 2 the gradients are not finite, but all losses are"):
         step(health, 1)
 
 
@@ -123,7 +124,9 @@ def test_what_a_skipped_step_had_is_told_once_between_two_rows_and_forgotten(hea
         assert not step(health, 3), "gradients alone are what a loss scale is found by"
         assert not step(health, 11, {(0, A): math.inf})
     told = [record.getMessage().partition(",")[0] for record in caplog.records]
-    assert told == [f"warning: step {n} was skipped; it began in step {n} with a" for n in (2, 12)]
+    assert told == [
+        f"warning: step {n} was skipped: its gradients overflowed; first seen in step {n} in a" for n in (2, 12)
+    ]
     engine.skipped = False
     assert step(health, 12)
     health.check(13, {"loss": 1.0})
@@ -131,7 +134,7 @@ def test_what_a_skipped_step_had_is_told_once_between_two_rows_and_forgotten(hea
 
 def test_a_scale_that_cannot_be_lowered_is_an_error(health, engine):
     engine.loss_scale, engine.skipped, engine.scale_is_exhausted = LossScale(1, 1), True, True
-    with pytest.raises(TrainingError, match=r"at step 4 the loss scale is at its minimum, 1, .* train in bf16"):
+    with pytest.raises(TrainingError, match=r"at step 4 the loss scale is at its minimum \(1\) and .* train in bf16"):
         step(health, 3)
 
 
@@ -157,8 +160,8 @@ def test_a_leap_of_the_loss_is_told_with_what_it_was_before(health, caplog):
     (told,) = spikes(health, [*usual, 2.9, *usual[:20]], caplog)
     before = usual[-100:]
     assert told == (
-        "warning: step 121: the loss has leapt to 2.9; over the last 100 rows of metrics it was "
-        f"{before.mean():.5g} on average, with a standard deviation of {before.std():.2g}"
+        f"warning: step 121: loss spike: 2.9 (mean {before.mean():.5g}, standard deviation {before.std():.2g} "
+        "over the last 100 rows of metrics)"
     )
 
 

@@ -165,7 +165,7 @@ def test_what_works_with_zero_is_told_where_something_does_not(name: str) -> Non
             check_stage(cls, name, settings)
         (problem,) = caught.value.problems
         assert problem.key == "optimizer.name"
-        assert f"`{name}` needs whole tensors, ZeRO stage {stage}" in problem.what
+        assert f"`{name}` needs whole tensors, but ZeRO stage {stage}" in problem.what
         assert "`training.zero_stage: 0` and `training.precision: fp32`" in str(problem.allowed)
         assert str(problem.allowed).endswith("adam, adamw")
 

@@ -62,7 +62,7 @@ def test_a_requeued_job_takes_the_folder_and_what_is_left_of_it_notices(tmp_path
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         with RunLock(tmp_path) as requeued:
             requeued.check()
-            with pytest.raises(MachineError, match=f"taken over by process {os.getpid()} on .*writes nothing more"):
+            with pytest.raises(MachineError, match=f"taken over by process {os.getpid()} on .*stops writing"):
                 orphan.check()
             monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
             refused(tmp_path)  # an older start does not get it back
@@ -107,4 +107,4 @@ def test_a_folder_in_which_nothing_was_written_is_taken_away_again(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_wrong_input(tmp_path):
     (tmp_path / "runs").touch()
-    assert "cannot be written here" in refused(tmp_path / "runs" / "1")
+    assert "the run folder cannot be written" in refused(tmp_path / "runs" / "1")

@@ -53,5 +53,5 @@ def test_one_process_has_the_same_order_either_way() -> None:
 
 
 def test_fewer_sequences_than_processes_cannot_be_shared_out() -> None:
-    with pytest.raises(DataError, match="too few for 4 processes"):
+    with pytest.raises(DataError, match=r"at least one sequence per process \(found 3, expected 4\)"):
         StepSamples(3, 1, 8, 2, 4, "per_process")

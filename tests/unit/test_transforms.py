@@ -108,11 +108,11 @@ def test_good_transforms_pass(make_student: Callable[[], Any]) -> None:
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (Undescribed, "gives a student other than it described"),
+        (Undescribed, "returned a student that differs from its description"),
         (OtherVocabulary, "changes vocab_size"),
         (Random, "differs between two equal students"),
-        (WrongSource, r"in another shape \(found \(1, 48\), expected \(32, 48\)\)"),
-        (UnknownSource, "names a parameter that does not exist"),
+        (WrongSource, r"with the wrong shape \(found \(1, 48\), expected \(32, 48\)\)"),
+        (UnknownSource, "returned a source for a parameter that does not exist"),
         (ByWeights, "the structure depends on the weights"),
         (Half, "not float32"),
     ],

@@ -62,7 +62,7 @@ def test_until_the_first_step_is_done_half_an_hour_is_waited(monkeypatch, tmp_pa
 
     _, clock, (words,) = silence_until_the_end(monkeypatch, tmp_path, slices, stall_minutes=0.5)
     assert 1800 < clock.now < 1810
-    assert "got nowhere for 30 minutes in step 1 (the bound until the first step is done)" in words
+    assert "made no progress for 30 minutes (phase: step 1; the limit before the first step)" in words
 
 
 @pytest.mark.parametrize(("slow", "bound"), [(5, 600), (90, 1800)])
@@ -77,8 +77,8 @@ def test_the_bound_is_twenty_times_the_slowest_but_at_least_ten_minutes(monkeypa
     _, clock, (words,) = silence_until_the_end(monkeypatch, tmp_path, slices)
     passed_before = 3 * 2 + slow + 1
     assert bound < clock.now - passed_before < bound + 10
-    assert "in the checkpoint after step 4" in words
-    assert "training.stall_minutes sets the bound" in words
+    assert "(phase: the checkpoint after step 4;" in words
+    assert "training.stall_minutes sets the limit" in words
 
 
 def test_the_recipes_minutes_are_the_bound(monkeypatch, tmp_path):
@@ -90,7 +90,7 @@ def test_the_recipes_minutes_are_the_bound(monkeypatch, tmp_path):
 
     _, clock, (words,) = silence_until_the_end(monkeypatch, tmp_path, slices, stall_minutes=1.5)
     assert 90 < clock.now < 95
-    assert "in step 3 (training.stall_minutes)" in words
+    assert "(phase: step 3; training.stall_minutes)" in words
 
 
 def test_a_leap_of_the_clock_is_no_silence(monkeypatch, tmp_path):

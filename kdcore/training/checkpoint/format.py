@@ -142,7 +142,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot be read: {first_line(error)}", where=str(path)) from error
     if not isinstance(content, dict):
-        raise InputError(f"holds no JSON object (found {type(content).__name__})", where=str(path))
+        raise InputError(f"does not hold a JSON object (found {type(content).__name__})", where=str(path))
     return content
 
 
@@ -164,9 +164,9 @@ def read_state(folder: Path) -> TrainingState:
             values[field.name] = content[field.name]
         else:
             found = repr(content[field.name])[:_SHOWN]
-            problems.append(Problem(f"has another type (found {found}, expected {what})", str(path), field.name))
+            problems.append(Problem(f"has the wrong type (found {found}, expected {what})", str(path), field.name))
     if not problems and not values["world_size"]:
-        problems.append(Problem("is wrong (found 0, expected at least 1)", str(path), "world_size"))
+        problems.append(Problem("is out of range (found 0, expected at least 1)", str(path), "world_size"))
     if problems:
         raise InputError(problems)
     return TrainingState(**values)
@@ -202,16 +202,16 @@ def problems_of(folder: Path) -> list[str]:
         try:
             status = (folder / name).lstat()
             if not stat.S_ISREG(status.st_mode):
-                return f"{name} is {'a link' if stat.S_ISLNK(status.st_mode) else 'something else'} instead of a file"
+                return f"{name} is {'a link' if stat.S_ISLNK(status.st_mode) else 'special'} (expected a regular file)"
             if status.st_size != expected.size:
-                return f"{name} has {status.st_size:,} bytes instead of {expected.size:,}"
+                return f"{name} has the wrong size (found {status.st_size:,} bytes, expected {expected.size:,})"
             found = describe_file(folder / name).sha256
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
         if found != expected.sha256:
-            return f"{name} is not what was written: its sha256 is {found[:12]}... instead of {expected.sha256[:12]}..."
+            return f"{name} is corrupt (found sha256 {found[:12]}..., expected {expected.sha256[:12]}...)"
         return None
 
     with ThreadPoolExecutor(4) as pool:  # hashing and reading let go of the interpreter's lock
@@ -240,7 +240,7 @@ def foreign_files(folder: Path) -> list[str]:
         if path.suffix != ".pt" or not path.is_file() or path.stat().st_size != entry.size:
             continue
         try:
-            texts += [f"{name} holds {foreign}, which no run writes" for foreign in foreign_names(path)[:1]]
+            texts += [f"{name} refers to {foreign}, which kdcore never writes" for foreign in foreign_names(path)[:1]]
         except ValueError as error:
             texts.append(f"{name}: {error}")
     return texts
@@ -255,9 +255,9 @@ def refuse_foreign(folder: Path) -> None:
     texts = foreign_files(folder)
     if texts:
         raise InputError(
-            f"the checkpoint was not written by a run: {'; '.join(texts)}",
+            f"the checkpoint holds content that kdcore did not write: {'; '.join(texts)}",
             where=str(folder),
-            hint="do not use it; put a copy back whose origin you know",
+            hint="do not use it; restore a copy from a source that you trust",
         )
 
 
@@ -268,7 +268,7 @@ def _strangers(folder: Path, known: Set[str]) -> list[str]:
         links = [name for name in folders if Path(place, name).is_symlink()]
         for path in (Path(place, name).relative_to(folder) for name in sorted([*names, *links])):
             if path.as_posix() not in known and not path.name.startswith("."):
-                found.append(f"{path.as_posix()} was not written with the rest")
+                found.append(f"{path.as_posix()} is not listed in {_MANIFEST}")
     return found
 
 
@@ -284,7 +284,7 @@ def require_good(folder: Path) -> None:
         raise InputError(
             f"the checkpoint is damaged: {'; '.join(problems)}",
             where=str(folder),
-            hint="take another: `kdcore checkpoint verify RUN` lists which are good",
+            hint="use another one: `kdcore checkpoint verify RUN` lists the good ones",
         )
     refuse_foreign(folder)
 
@@ -316,17 +316,17 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
         if name is None:
             wrong.insert(0, f"the file {_LATEST}, which names the newest checkpoint, is missing or damaged")
         elif name != folder.name and name not in [path.name for path in found]:
-            wrong.insert(0, f"checkpoint {name} is missing, although {_LATEST} names it")
+            wrong.insert(0, f"checkpoint {name}, which the file {_LATEST} names, is missing")
         for text in wrong:
             logger.warning(f"{run_folder / 'checkpoints'}: {text}")
         refuse_foreign(folder)
         if wrong:
-            logger.warning(f"{run_folder / 'checkpoints'}: {folder.name} is taken instead, the newest good one")
+            logger.warning(f"{run_folder / 'checkpoints'}: using {folder.name} instead, the newest good checkpoint")
         return folder
     raise InputError(
-        "; ".join(wrong) or "the run has written checkpoints, but there are none",
+        "; ".join(wrong) or "the run has written checkpoints, but none are left",
         where=str(run_folder / "checkpoints"),
-        hint="put a good copy of a checkpoint back, or start another run with `run.id=NEW`",
+        hint="restore a good copy of a checkpoint, or start another run with `run.id=NEW`",
     )
 
 
@@ -403,7 +403,9 @@ def commit(
     _sync_folder(folder.parent)
     run_folder = folder.parent.parent
     if not (run_folder / _MARK).exists():
-        _write(run_folder / _MARK, "This run has written checkpoints: without one it does not start from zero again.\n")
+        _write(
+            run_folder / _MARK, "This run has written checkpoints. If all are lost, it does not restart from step 0.\n"
+        )
         _sync_folder(run_folder)
     _let_go(run_folder, state.step, keep)
 
@@ -474,7 +476,7 @@ def _refuse_newer(folder: Path) -> None:
     try:
         _manifest(folder)
     except _NewerError as error:
-        raise InputError(f"{_MANIFEST} {error}", where=str(folder), hint="update kdcore") from error
+        raise InputError(f"{_MANIFEST} {error}", where=str(folder), hint="upgrade kdcore") from error
     except _DamagedError:
         return
 
@@ -483,31 +485,31 @@ def _manifest(folder: Path) -> _CheckpointManifest:
     path = folder / _MANIFEST
     try:
         if path.is_symlink():
-            raise _DamagedError("is a link instead of a file")
+            raise _DamagedError("is a link (expected a regular file)")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise _DamagedError("is missing") from error
     except OSError as error:
         raise _DamagedError(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise _DamagedError("is not what was written") from error
+        raise _DamagedError("is corrupt") from error
     try:
         content = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _DamagedError(f"is not what was written: {first_line(error)}") from error
+        raise _DamagedError(f"is corrupt: {first_line(error)}") from error
     number = content.get("format") if isinstance(content, dict) else None
     if type(number) is not int or number < 1:
-        raise _DamagedError("is not what was written: it has no format number")
+        raise _DamagedError("is corrupt: it has no format number")
     if number > _FORMAT:
-        raise _NewerError(f"is of format {number}, this kdcore reads up to {_FORMAT}")
+        raise _NewerError(f"has an unsupported format (found {number}, expected at most {_FORMAT})")
     entries = content.get("files")
     if not isinstance(entries, dict):
-        raise _DamagedError("is not what was written: it lists no files")
+        raise _DamagedError("is corrupt: it lists no files")
     files = {name: _entry(name, entry) for name, entry in entries.items()}
     if STATE not in files:
-        raise _DamagedError(f"is not what was written: it does not list {STATE}")
+        raise _DamagedError(f"is corrupt: it does not list {STATE}")
     if text != _dump(files, number):  # it holds a hash of itself
-        raise _DamagedError("is not what was written")
+        raise _DamagedError("is corrupt")
     return _CheckpointManifest(number, files)
 
 
@@ -515,7 +517,7 @@ def _entry(name: str, entry: Any) -> FileEntry:
     """Check one entry of a manifest."""
     shown = repr(name[:_SHOWN])
     if not _FILE.fullmatch(name):
-        raise _DamagedError(f"names {shown}, which is no file of a checkpoint")
+        raise _DamagedError(f"names {shown}, which is not a file of a checkpoint")
     if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
         raise _DamagedError(f"has no size and sha256 for {shown}")
     size, digest = entry["size"], entry["sha256"]
@@ -531,7 +533,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:_SHOWN]!r} is there twice")
+        raise ValueError(f"duplicate key {twice[:_SHOWN]!r}")
     return content
 
 

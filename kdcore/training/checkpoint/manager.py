@@ -140,7 +140,7 @@ class Checkpoints:
             if free < needed:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise MachineError(
-                    self._text(folder, f"it needs {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")
+                    self._text(folder, f"it needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free")
                 )
 
         try:
@@ -195,10 +195,10 @@ class Checkpoints:
 
     def _text(self, folder: Path, why: str) -> str:
         good = files.pointed_to(self._run_folder)
-        last = f"{good} still stands" if good else "there is none before it"
+        last = f"the last good checkpoint is {good}" if good else "the run has no earlier checkpoint"
         return (
-            f"{folder.parent}: checkpoint {folder.name} cannot be written: {why}; {last}. Make room or put the disk "
-            "right, then start the same command again"
+            f"{folder.parent}: checkpoint {folder.name} cannot be written: {why}; {last}. Free disk space "
+            "or repair the disk, then run the same command again"
         )
 
 
@@ -227,7 +227,7 @@ def check_layout(folder: Path, zero_stage: int) -> None:
     state = files.read_state(folder)
     if state.zero_stage != zero_stage:
         raise InputError(
-            f"the checkpoint was written at ZeRO stage {state.zero_stage}, this run is at stage {zero_stage}",
+            f"the ZeRO stage differs from this run's (found {state.zero_stage}, expected {zero_stage})",
             where=str(folder),
             hint=f"start with `training.zero_stage={state.zero_stage}`",
         )
@@ -250,7 +250,7 @@ def load_checkpoint(
             restore_random_states(own["random"], processes.device)
             return state, own["own"]
     everyone = [read_process_state(folder, rank, file_format) for rank in range(state.world_size)]
-    logger.info(f"{folder.name} was written by {state.world_size} processes and goes on in {processes.world_size}")
+    logger.info(f"{folder.name} was written by {state.world_size} processes; resuming with {processes.world_size}")
     with readable(folder):
         _draw_random_states(everyone[0]["random"], processes.rank)
         merged: dict[str, Any] = merge_own_states([each["own"] for each in everyone], to_sum=processes.is_main)
@@ -264,7 +264,7 @@ def readable(folder: Path) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"the files process-* hold other values than a run stores ({type(error).__name__}: {first_line(error)})",
+            f"the files process-* hold unexpected values ({type(error).__name__}: {first_line(error)})",
             where=str(folder),
         ) from error
 

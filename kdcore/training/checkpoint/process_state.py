@@ -66,7 +66,7 @@ def read_process_state(folder: Path, rank: int, file_format: int) -> dict[str, A
         for key in outer:
             place = place.get(key) if isinstance(place, dict) else None
         if not isinstance(place, dict) or place.get(last, tensor) is not None:
-            raise InputError(f"process-{rank}.json has no place for its tensor {pointer!r}", where=str(path))
+            raise InputError(f"the tensor {pointer!r} is not listed in process-{rank}.json", where=str(path))
         place[last] = tensor
     return state
 

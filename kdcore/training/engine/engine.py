@@ -80,17 +80,17 @@ def check_precision(settings: TrainingSettings) -> None:
     device = accelerator.device_name()
     if settings.precision == "fp16" and not accelerator.is_fp16_supported():
         raise RecipeError(
-            f"fp16 does not train on this device ({device})", key="training.precision", allowed=("bf16", "fp32")
+            f"fp16 is not supported on this device ({device})", key="training.precision", allowed=("bf16", "fp32")
         )
     if settings.precision == "bf16" and not accelerator.is_bf16_supported():
         raise RecipeError(
-            f"bf16 does not train on this device ({device})", key="training.precision", allowed=("fp16", "fp32")
+            f"bf16 is not supported on this device ({device})", key="training.precision", allowed=("fp16", "fp32")
         )
     if settings.precision != "fp32" and zero_stage(settings) == 0:
         # Measured with DeepSpeed 0.19.8: in fp16 the loss is never scaled, yet gradients are divided by the scale. In
         # bf16 the float32 copy of the weights cannot be reached there, so that exports would be rounded.
         raise RecipeError(
-            f"{settings.precision} does not train right at ZeRO stage 0", key="training.zero_stage", allowed=("1", "2")
+            f"{settings.precision} is not supported at ZeRO stage 0", key="training.zero_stage", allowed=("1", "2")
         )
 
 
@@ -103,7 +103,7 @@ def check_optimizer(optimizer: type[Optimizer], name: str, settings: TrainingSet
     stage = zero_stage(settings)
     if stage > 0 and not optimizer.elementwise:
         raise RecipeError(
-            f"the optimizer `{name}` needs whole tensors, ZeRO stage {stage} flattens and splits them",
+            f"the optimizer `{name}` needs whole tensors, but ZeRO stage {stage} flattens and splits them",
             key="optimizer.name",
             allowed=f"`{name}` with `training.zero_stage: 0` and `training.precision: fp32`, or an optimizer that "
             f"works element by element: {', '.join(_elementwise_optimizers())}",

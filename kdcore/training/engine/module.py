@@ -151,7 +151,7 @@ def compile_models(module: DistillationModule, teacher: FrozenTeacher, batch: Ba
             module.student(batch, requests.student)
     except (TorchDynamoException, RuntimeError) as error:  # it ran before it was compiled, so it is not the batch
         raise InputError(
-            f"torch cannot compile the models: {first_line(error)}", key="compile", hint="leave training.compile out"
+            f"torch cannot compile the models: {first_line(error)}", key="compile", hint="remove training.compile"
         ) from error
 
 

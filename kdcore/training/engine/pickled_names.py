@@ -44,13 +44,13 @@ def foreign_names(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             records = [entry for entry in archive.infolist() if entry.filename.rpartition("/")[2] == "data.pkl"]
             if len(records) != 1 or records[0].compress_type != zipfile.ZIP_STORED:
-                raise ValueError("not a file that torch writes")
+                raise ValueError("not a file written by torch.save")
             for operation, argument, _ in pickletools.genops(archive.read(records[0])):
                 if operation.name == "GLOBAL":
                     names.add(str(argument).replace(" ", "."))
                 elif operation.name in _NAMELESS:
                     names.add(f"the pickle operation {operation.name}")
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError("not a file that torch writes") from error
+        raise ValueError("not a file written by torch.save") from error
     known = {*DEEPSPEED, *FORMAT_1}
     return sorted(name for name in names if name not in known and not _TENSORS.fullmatch(name))

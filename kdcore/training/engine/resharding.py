@@ -39,7 +39,7 @@ def read_part(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     content = read_tensors(path, mmap=mmap)
     part = content.get("optimizer_state_dict") if isinstance(content, dict) else None
     if not isinstance(part, dict) or any(key not in part for key in (_WEIGHTS, _PLACES, _BASE, "partition_count")):
-        raise InputError("holds no optimizer state of ZeRO stage 1 or 2", where=str(path))
+        raise InputError("does not hold optimizer state of ZeRO stage 1 or 2", where=str(path))
     return {**content, "optimizer_state_dict": part}
 
 
@@ -121,7 +121,7 @@ def _state(
     ):
         return values[0]
     raise InputError(
-        f"`{key}` in the optimizer's state cannot be divided among another number of processes",
+        f"`{key}` in the optimizer's state cannot be resharded to another number of processes",
         where=str(where),
         hint=f"start with {len(parts)} processes, as it was written, or train with `training.zero_stage: 0`",
     )
@@ -146,7 +146,9 @@ def _cut(whole: Mapping[str, Tensor], members: Mapping[str, Any], flat: Tensor, 
     """Give this process's part of a group, with zeros where no parameter lies."""
     if whole.keys() != members.keys():
         other = sorted(whole.keys() ^ members.keys())
-        raise InputError(f"holds other parameters than this run trains, the first is `{other[0]}`", where=str(where))
+        raise InputError(
+            f"its parameters differ from those of this run (first difference: `{other[0]}`)", where=str(where)
+        )
     part = torch.zeros(flat.numel(), dtype=next(iter(whole.values())).dtype)
     for name, parameter in members.items():
         mapping = parameter._hp_mapping

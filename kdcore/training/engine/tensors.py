@@ -79,9 +79,9 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
         foreign = foreign_names(path)
         if foreign:
             raise InputError(
-                f"holds {foreign[0]}, which no run writes (expected tensors and plain values)",
+                f"refers to {foreign[0]}, which kdcore never writes (expected tensors and plain values)",
                 where=str(path),
-                hint="do not use this checkpoint; put a copy back whose origin you know",
+                hint="do not use this checkpoint; restore a copy from a source that you trust",
             )
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         with torch.serialization.safe_globals([each for name in names for each in _allowed(name)]):

@@ -101,16 +101,16 @@ class DivergenceMonitor:
             text = "" if finding is None else f"; {self._told(finding)}"
             if scale is None:
                 raise TrainingError(
-                    f"at step {step + 1} the gradients are not finite{text or ', although all losses are'}. The "
-                    f"weights are as they were before it. {self._advice(step)}"
+                    f"at step {step + 1} the gradients are not finite{text or ', but all losses are'}. The "
+                    f"weights were not updated. {self._advice(step)}"
                 )
             if engine.scale_is_exhausted:
                 raise TrainingError(
-                    f"at step {step + 1} the loss scale is at its minimum, {scale.minimum:g}, and gradients still "
+                    f"at step {step + 1} the loss scale is at its minimum ({scale.minimum:g}) and gradients still "
                     f"overflow{text}: training has diverged. {self._advice(step)}, or train in bf16"
                 )
             if finding is not None and self._may_tell(step):
-                logger.warning(f"warning: step {step + 1} was skipped{text}")
+                logger.warning(f"warning: step {step + 1} was skipped: its gradients overflowed{text}")
         self._watch_scale(step, scale.at_minimum if scale is not None else False)
         return not engine.skipped
 
@@ -125,7 +125,7 @@ class DivergenceMonitor:
             finding = self._find()
             began = "" if finding is None else f"; {self._told(finding)}"
             advice = self._advice(step - 1 if finding is None else finding.step)
-            raise TrainingError(f"at step {step} this is not finite: {', '.join(wrong)}{began}. {advice}")
+            raise TrainingError(f"at step {step} these values are not finite: {', '.join(wrong)}{began}. {advice}")
 
     def check_weights(self, step: int) -> None:
         """Look at the weights after `step` steps, before they are saved or exported; every process must call this.
@@ -143,8 +143,8 @@ class DivergenceMonitor:
             mean, deviation = statistics.fmean(before), statistics.pstdev(before)
             if loss > mean + _SPIKE_DEVIATIONS * deviation and deviation > 0:
                 logger.warning(
-                    f"warning: step {step}: the loss has leapt to {loss:.5g}; over the last {len(before)} rows of "
-                    f"metrics it was {mean:.5g} on average, with a standard deviation of {deviation:.2g}"
+                    f"warning: step {step}: loss spike: {loss:.5g} (mean {mean:.5g}, "
+                    f"standard deviation {deviation:.2g} over the last {len(before)} rows of metrics)"
                 )
 
     def state(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class DivergenceMonitor:
 
     def _told(self, finding: _Finding) -> str:
         """A finding in words."""
-        what = f"it began in step {finding.step + 1} with {', '.join(finding.names)}"
+        what = f"first seen in step {finding.step + 1} in {', '.join(finding.names)}"
         if finding.micro_batch is None:
             return f"{what}, while its losses were finite"
         samples, _ = self._batches.samples(finding.step, finding.rank)[finding.micro_batch]
@@ -196,8 +196,8 @@ class DivergenceMonitor:
         self._steps_at_minimum = self._steps_at_minimum + 1 if at_minimum else 0
         if self._steps_at_minimum >= self._max_steps_at_minimum:
             raise TrainingError(
-                f"at step {step + 1} the loss scale has been at its minimum for {self._steps_at_minimum} steps, as "
-                "many as early_stopping.max_steps_at_min_loss_scale allows: fp16 cannot hold gradients this large. "
+                f"at step {step + 1} the loss scale has been at its minimum for {self._steps_at_minimum} steps, "
+                "the limit of early_stopping.max_steps_at_min_loss_scale: the gradients are too large for fp16. "
                 f"{self._advice(step)}, or train in bf16"
             )
 

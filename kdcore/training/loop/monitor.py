@@ -83,7 +83,7 @@ class Monitor:
             case StageEvent(stage=stage, transform=transform, info=info):
                 self.info(f"step {progress.step}: stage {stage} begins with `{transform}`: {info.num_layers} blocks")
             case StoppedEvent():
-                self.info(f"step {progress.step}: stopped; start the same command again to continue")
+                self.info(f"step {progress.step}: stopped; run the same command again to resume")
             case FinishedEvent():
                 self.info(f"step {progress.step}: finished")
 

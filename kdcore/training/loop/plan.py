@@ -103,7 +103,8 @@ class Plan:
             InputError: the run has no such stage.
         """
         if stage >= len(self.stages):
-            what = f"the checkpoint is of stage {stage}, but the recipe has {len(self.stages)} (counted from 0)"
+            last = len(self.stages) - 1
+            what = f"the recipe lacks the stage of the checkpoint (found stage {stage}, expected 0 to {last})"
             raise InputError(what, where=str(self.recipe.path), key="stages")
         torch.manual_seed(self.recipe.settings.seed)
         with error_location(self.recipe, self.components.student.key):
@@ -168,14 +169,14 @@ def transform_fault(
         shapes: shapes of the parameters before the change.
     """
     if student.info != info:
-        return f"gives a student other than it described (found {student.info}, expected {info})"
+        return f"returned a student that differs from its description (found {student.info}, expected {info})"
     parameters = dict(student.named_parameters())
     for name, source in sources.items():
         if name not in parameters or source.name not in shapes:
-            return f"names a parameter that does not exist: `{name}` from `{source.name}`"
+            return f"returned a source for a parameter that does not exist: `{name}` from `{source.name}`"
         before = torch.empty(shapes[source.name])
         found = (before if source.select is None else source.select(before)).shape
         if found != parameters[name].shape:
             wanted = tuple(parameters[name].shape)
-            return f"takes `{name}` from `{source.name}` in another shape (found {tuple(found)}, expected {wanted})"
+            return f"takes `{name}` from `{source.name}` with the wrong shape (found {tuple(found)}, expected {wanted})"
     return ""

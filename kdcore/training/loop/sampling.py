@@ -41,9 +41,9 @@ class SampleOrder:
         self.num_samples = num_samples * (share + 1) // shares - self.first
         if not self.num_samples:
             raise DataError(
-                f"{num_samples} sequences are too few for {shares} processes to have some each",
+                f"`per_process` needs at least one sequence per process (found {num_samples}, expected {shares})",
                 key="task.order",
-                hint="take `order: global`",
+                hint="use `order: global`",
             )
         self._lengths = lengths
         self._step_size = step_size

@@ -265,8 +265,8 @@ class Trainer:
             minutes = progress.seconds / 60
             if minutes >= stopping.after_minutes and values["loss"] > stopping.max_loss:
                 raise TrainingError(
-                    f"at step {progress.step}, after {minutes:.1f} minutes, the held-out loss is {values['loss']:.5g}: "
-                    f"more than early_stopping.max_loss ({stopping.max_loss:g}) allows after "
+                    f"at step {progress.step}, after {minutes:.1f} minutes, the held-out loss is {values['loss']:.5g}, "
+                    f"above early_stopping.max_loss ({stopping.max_loss:g}), which applies after "
                     f"early_stopping.after_minutes ({stopping.after_minutes:g})"
                 )
 

@@ -67,9 +67,9 @@ def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator
     """
     path = run / "recipe.yaml"
     if not path.is_file():
-        raise InputError("there is no run here", where=str(run), hint="give a folder runs/NAME/ID")
+        raise InputError("the folder holds no run", where=str(run), hint="give a folder runs/NAME/ID")
     if step < 1:
-        raise InputError("steps count from 1", where=str(step))
+        raise InputError(f"must be at least 1 (found {step})", where="STEP")
     plan = make_plan(load_recipe(path), stored_data(run))
     training = plan.recipe.settings.training
     checkpoint = _newest_good(run, step)
@@ -87,8 +87,8 @@ def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator
         lengths,
     )
     examiner = _Examiner(plan, checkpoint)
-    weights = "its first weights" if checkpoint is None else checkpoint.name
-    yield f"step {step} of {run}: {training.batch_size} samples; losses with {weights}, in float32, without dropout"
+    weights = "its initial weights" if checkpoint is None else checkpoint.name
+    yield f"step {step} of {run}: {training.batch_size} samples; losses with {weights} in float32, without dropout"
     bad: list[int] = []
     for rank in range(count):
         for number, (samples, epochs) in enumerate(order.micro_batches(step - 1, rank), start=1):
@@ -99,9 +99,7 @@ def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator
                 yield from examiner.sample(int(sample), int(epoch), bad)
     yield ""
     yield (
-        f"samples whose losses are not finite: {', '.join(map(str, bad))}"
-        if bad
-        else "every sample's losses are finite"
+        f"samples with non-finite losses: {', '.join(map(str, bad))}" if bad else "the losses of all samples are finite"
     )
 
 

@@ -92,7 +92,7 @@ def _make_stages(recipe: Recipe, components: Components, teacher: ModelInfo | No
                 if getattr(info, name) != getattr(before, name):
                     raise InputError(
                         f"the transform `{component.name}` changes the student's {name} "
-                        f"(found {getattr(info, name)}, expected {getattr(before, name)}), which no stage may"
+                        f"(found {getattr(info, name)}, expected {getattr(before, name)}): stages must keep it"
                     )
         try:
             losses = make_losses(info, number)
@@ -113,15 +113,15 @@ def check_validation(recipe: Recipe, task: Task) -> None:
     held_out = task.num_samples("held_out") > 0
     if "validation" in recipe.data and settings.validation.every != "never" and not held_out:
         raise RecipeError(
-            "validation is asked for, but `task.data` holds no text out",
+            "validation is enabled, but `task.data` has no held-out samples",
             key="validation",
-            hint="hold some out (`task.data.held_out: 0.02`) or say `validation.every: never`",
+            hint="set `task.data.held_out: 0.02`, or disable it with `validation.every: never`",
         )
     if settings.early_stopping.max_loss is not None and (settings.validation.every == "never" or not held_out):
         raise RecipeError(
-            "`early_stopping.max_loss` bounds the held-out loss, which is never computed here",
+            "`early_stopping.max_loss` needs the held-out loss, but the run has no validation",
             key="early_stopping.max_loss",
-            hint="let `validation` and `task.data.held_out` ask for it, or leave the bound out",
+            hint="set `validation.every` and `task.data.held_out`, or remove `early_stopping.max_loss`",
         )
 
 
@@ -136,8 +136,8 @@ def check_positions(recipe: Recipe, components: Components, losses: Mapping[str,
         if "masked" in requests.student.prediction_positions | requests.teacher.prediction_positions:
             with error_location(recipe, components.losses[label].key):
                 raise RecipeError(
-                    f"`{components.losses[label].name}` reads predictions at masked positions, and the task "
-                    f"`{components.task.name}` masks none",
+                    f"`{components.losses[label].name}` reads predictions at masked positions, but the task "
+                    f"`{components.task.name}` masks no tokens",
                     hint="use the task masked_lm, or losses such as classification",
                 )
 
@@ -163,7 +163,7 @@ def check_schedule(configs: Collection[LossConfig]) -> None:
             raise RecipeError(
                 f"no loss is active between the fractions {start:g} and {end:g} of the budget",
                 key="losses",
-                hint="let `active` and `weight` of the losses cover the budget from 0 to 1",
+                hint="choose `active` and `weight` of the losses so that they cover the budget from 0 to 1",
             )
 
 

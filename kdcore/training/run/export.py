@@ -116,14 +116,14 @@ def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[st
         "---",
         f"# {settings.run.name}",
         "",
-        f"An encoder of {info.num_layers} blocks, hidden size {info.hidden_size} and {parameters:,} parameters, "
+        f"An encoder with {info.num_layers} blocks, hidden size {info.hidden_size} and {parameters:,} parameters, "
         f"{'distilled' if settings.teacher else 'trained'} with kdcore {metadata.version('kdcore')}.",
         "",
         "| | |",
         "| --- | --- |",
         f"| teacher | {_short(str(teacher))} |",
         f"| losses | {', '.join(settings.losses)} |",
-        f"| steps | {step:,} of {settings.training.batch_size} sequences |",
+        f"| steps | {step:,} with {settings.training.batch_size} sequences each |",
     ]
     if info.num_classes is not None:
         lines.append(f"| predicts | {', '.join(info.class_labels) or 'a number'} |")

@@ -78,20 +78,22 @@ class StepProfile:
         share = {part: seconds / self.step_seconds for part, seconds in self.seconds.items()}
         if self.seconds["data"] > 0.8 * others:
             hints.append(
-                "drawing a step's data takes about as long as training on it: prepare the data ahead (kdcore prepare), "
-                "keep it on a local disk"
+                "loading the data of a step takes about as long as training on it: prepare the data in advance "
+                "(kdcore prepare) and keep it on a local disk"
             )
         if share["optimizer"] > 0.2 and self.micro_batches == 1:
-            hints.append("the optimizer takes much of a step: a larger training.batch_size would take its share down")
+            hints.append("the optimizer takes a large part of a step: a larger training.batch_size reduces it")
         if self.utilization < 0.4 and self.tokens / self.micro_batches < 4096:
             hints.append(
-                f"a micro-batch has {self.tokens / self.micro_batches:,.0f} tokens and the device is not busy: try a "
-                "larger training.micro_batch_size"
+                f"a micro-batch has only {self.tokens / self.micro_batches:,.0f} tokens and does not saturate the "
+                "device: try a larger training.micro_batch_size"
             )
         if self.padding > 0.05 and self.computes_padding:
-            hints.append(f"{self.padding:.0%} of what is computed is padding, which this model cannot leave out")
+            hints.append(
+                f"{self.padding:.0%} of all computed positions are padding: this model does not support unpadding"
+            )
         if share["teacher"] > 0.6:
-            hints.append("the teacher takes most of a step: losses on lower blocks let it stop earlier")
+            hints.append("the teacher takes most of a step: losses on lower blocks run fewer of its blocks")
         return hints
 
 

@@ -84,11 +84,11 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
                 raise
         startup.done("plan and data")
         with Watchdog(recipe.settings.training.stall_minutes, folder / "train.log") as watchdog:
-            watchdog.starting("joining the other processes")
+            watchdog.starting("joining the process group")
             processes = start_processes()
             startup.done("processes")
             with run_lock(folder, processes) as check_lock:
-                watchdog.starting("looking for an earlier session of the run")
+                watchdog.starting("finding the last checkpoint")
                 start = replace(plan.start, exit_steps=exit_steps)
                 earlier = _earlier_session(plan, start, folder, processes)
                 if isinstance(earlier, FinishedEvent):
@@ -139,10 +139,10 @@ def _earlier_session(
     if state.stage < len(plan.stages) and progress.fraction < plan.stages[state.stage].begins:
         raise RecipeError(
             f"the run is in stage {state.stage}, which begins at {plan.stages[state.stage].begins:g} of the budget, "
-            f"but of the new budget only {progress.fraction:.3g} is used",
+            f"but its steps so far are only {progress.fraction:.3g} of the new budget",
             where=str(recipe.origin("training.budget")),
             key="training.budget",
-            hint="grow the budget by less, or start another run with `run.id=NEW`",
+            hint="increase the budget by less, or start another run with `run.id=NEW`",
         )
     return checkpoint
 
@@ -208,7 +208,7 @@ def _context(
                 raise
     except RuntimeError as error:
         if processes.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
-            raise MachineError("another process of this run is gone; its own message says why") from error
+            raise MachineError("another process of this run has exited; its error message names the cause") from error
         raise
     finally:
         monitor.close()
@@ -219,7 +219,7 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
     plan, settings, monitor, startup = context.plan, context.settings, context.monitor, context.startup
     monitor.info(f"run {context.folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
     _report_reach(models, plan, monitor)
-    context.watchdog.starting("making the engine ready")
+    context.watchdog.starting("creating the engine")
     with error_location(plan.recipe, "training"):
         parameters = models.stages[models.stage]
         engine = Engine(
@@ -302,5 +302,5 @@ def _report_reach(models: _Models, plan: Plan, monitor: Monitor) -> None:
     monitor.info(f"training {trained:,} of the student's {total:,} parameters")
     if depth < layers:
         monitor.info(
-            f"no loss reads the student beyond block {depth - 1}: blocks {depth} to {layers - 1} stay as they are"
+            f"no loss reads the student beyond block {depth - 1}: blocks {depth} to {layers - 1} are not trained"
         )

@@ -52,23 +52,25 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
         if key == "imports" and _same_content(stored.settings.imports, recipe.settings.imports):
             continue  # a job runs copies of the files that its recipe names
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
-            what = f"the run was started with {before!r}, the recipe now says {now!r}"
+            what = f"differs from the recipe that the run was started with (found {now!r}, expected {before!r})"
             problems.append(Problem(what, str(recipe.origin(key)), key))
     for limit in ("steps", "epochs", "hours"):
         before, now = (getattr(r.settings.training.budget, limit) for r in (stored, recipe))
         if (before is None) != (now is None) or (before is not None and now < before):
             key = f"training.budget.{limit}"
-            what = f"a run's budget may only grow: {before} before, {now} now"
+            what = f"the budget of a run may only grow (found {now}, was {before})"
             problems.append(Problem(what, str(recipe.origin(key)), key))
     if zero_stage(stored.settings.training) != zero_stage(recipe.settings.training):
         key = "training.zero_stage"
-        problems.append(Problem("the ZeRO stage may not change", str(recipe.origin(key)), key))
+        problems.append(Problem("the ZeRO stage of a run must not change", str(recipe.origin(key)), key))
     environment = read_environment(folder)
     if environment.get("data_fingerprint") not in (None, data_fingerprint):
-        problems.append(Problem("the run was started on other data", str(recipe.origin("task.data")), "task.data"))
+        problems.append(Problem("the run was started with other data", str(recipe.origin("task.data")), "task.data"))
     if problems:
-        hint = "start another run with `run.id=NEW`, or take back what is listed here"
-        raise RecipeError([Problem("this run folder belongs to another run", str(folder), hint=hint), *problems])
+        hint = "start another run with `run.id=NEW`, or undo the changes listed here"
+        raise RecipeError(
+            [Problem("the run in this folder was started with other settings", str(folder), hint=hint), *problems]
+        )
 
 
 def check_teacher(folder: Path, recipe: Recipe, source: str | None) -> dict[str, str]:
@@ -95,8 +97,8 @@ def check_teacher(folder: Path, recipe: Recipe, source: str | None) -> dict[str,
             if before.get(name) != now.get(name)
         ]
         if problems:
-            what = "this run was started with other weights of the teacher"
-            hint = "put the weights back, or start another run with `run.id=NEW`"
+            what = "the teacher's weights have changed since the run was started"
+            hint = "restore the weights, or start another run with `run.id=NEW`"
             raise RecipeError([Problem(what, str(folder), hint=hint), *problems])
     return now or before
 
@@ -121,10 +123,10 @@ def weights_of(source: str) -> dict[str, str]:
 
 def _difference(before: str | None, now: str | None, name: str) -> str:
     if before is None:
-        return f"{name} was not there"
+        return f"{name} was added"
     if now is None:
-        return f"{name} is not there any more"
-    return f"{name} has another content: its sha256 was {before[:12]}... and is {now[:12]}..."
+        return f"{name} is missing"
+    return f"{name} has changed (found sha256 {now[:12]}..., expected {before[:12]}...)"
 
 
 def store(folder: Path, recipe: Recipe, data: StoredData, teacher: Mapping[str, str]) -> None:

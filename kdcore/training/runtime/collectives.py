@@ -65,7 +65,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo: the other side has closed
-        raise MachineError("another process of this run is gone; its own message says why") from error
+        raise MachineError("another process of this run has exited; its error message names the cause") from error
 
 
 def _packed(error: BaseException | None) -> tuple[type[KdcoreError], object] | None:
@@ -76,7 +76,7 @@ def _packed(error: BaseException | None) -> tuple[type[KdcoreError], object] | N
         return type(error), error.problems
     if isinstance(error, KdcoreError):
         return type(error), str(error)
-    return MachineError, "process 0 failed; its own message says why"
+    return MachineError, "process 0 failed; its error message names the cause"
 
 
 def _unpacked(packed: tuple[type[KdcoreError], object]) -> KdcoreError:

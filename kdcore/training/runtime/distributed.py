@@ -97,16 +97,16 @@ def _check_environment() -> None:
     missing = [name for name in _VARIABLES if not os.environ.get(name)]
     if missing:
         raise MachineError(
-            f"RANK is set in the environment, as a launcher does, but not {', '.join(missing)}: start with torchrun or "
-            "with --processes N, or unset RANK"
+            f"RANK is set in the environment, but not {', '.join(missing)}: start with torchrun or with --processes N, "
+            "or unset RANK"
         )
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         value = os.environ.get(name, "0")
         if not value.isdigit():
-            raise MachineError(f"the environment variable {name} must be a whole number, found {value!r}")
+            raise MachineError(f"the environment variable {name} must be an integer (found {value!r})")
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank >= count:
-        raise MachineError(f"the environment says RANK={rank} of WORLD_SIZE={count}: ranks are 0 to {count - 1}")
+        raise MachineError(f"RANK is out of range (found {rank}, expected 0 to {count - 1}, as WORLD_SIZE is {count})")
 
 
 def _join(rank: int, world_size: int) -> DistributedContext:
@@ -193,12 +193,14 @@ def _why_not_joined(text: str, world_size: int) -> str:
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     if "EADDRINUSE" in text or "address already in use" in text.lower():
         return (
-            f"the port {port}, where the processes of this run are to meet (MASTER_PORT), is in use by another program "
-            "on this machine; start again with another one (torchrun --master-port, or --standalone for one machine)"
+            f"the rendezvous port {port} (MASTER_PORT) is in use by another program on this machine; choose another "
+            "one (torchrun --master-port, or --standalone for one machine)"
         )
     if "timed out" in text.lower() or "timeout" in text.lower():
         return (
-            f"process 0 did not come to {host}:{port} (MASTER_ADDR, MASTER_PORT): look whether it has failed, and "
-            "whether this machine reaches that address"
+            f"timed out waiting for process 0 at {host}:{port} (MASTER_ADDR, MASTER_PORT): check whether it has "
+            "failed, and whether this machine reaches that address"
         )
-    return f"the processes of this run cannot meet at {host}:{port} (MASTER_ADDR, MASTER_PORT): {text.splitlines()[0]}"
+    return (
+        f"the processes of this run cannot connect at {host}:{port} (MASTER_ADDR, MASTER_PORT): {text.splitlines()[0]}"
+    )

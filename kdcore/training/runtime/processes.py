@@ -20,8 +20,8 @@ from kdcore.training.runtime.shutdown import STOP_SIGNALS
 
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.05
-_STOPPED = "was silent, for something had stopped it (as SIGSTOP does): it has been ended"
-_STUCK = "was silent, stuck in reading, writing or a device: it has been ended"
+_STOPPED = "was suspended (SIGSTOP) and has been killed"
+_STUCK = "hung in uninterruptible I/O and has been killed"
 
 
 def run_processes(arguments: Sequence[str], count: int) -> int:
@@ -59,7 +59,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         if -code in passed_on:  # the signal came before the process had made ready for it
             return EXIT_INTERRUPTED
         if code < 0:
-            raise MachineError(f"process {end.cause} was ended by signal {signal.Signals(-code).name}")
+            raise MachineError(f"process {end.cause} was killed by signal {signal.Signals(-code).name}")
         if started[0].returncode != code:
             message = (Path(folder) / str(end.cause)).read_text(encoding="utf-8", errors="replace")
             sys.stderr.write(message[-20_000:])
@@ -167,4 +167,4 @@ def _state(pid: int) -> str:
         letter = ""
     if letter in ("T", "t"):
         return _STOPPED
-    return _STUCK if letter == "D" else "was silent and did not end by itself: it has been ended"
+    return _STUCK if letter == "D" else "hung and has been killed"

@@ -91,9 +91,11 @@ class RunLock:
             self._file = self._take()
         except OSError as error:
             self._remove_if_empty()
-            what = f"the run cannot be written here: {error.strerror}"
+            what = f"the run folder cannot be written: {error.strerror}"
             if error.errno in _NOT_WRITABLE:
-                raise InputError(what, where=str(self.folder), hint="give another place with `run.folder=`") from error
+                raise InputError(
+                    what, where=str(self.folder), hint="choose another folder with `run.folder=`"
+                ) from error
             raise MachineError(f"{self.folder}: {what}") from error
         return self
 
@@ -111,7 +113,7 @@ class RunLock:
         holder = _read(self._path)
         if holder is None or holder.token != self._own.token:
             by = f" by process {holder.pid} on {holder.host}, since {holder.since}" if holder else ""
-            raise MachineError(f"{self.folder}: the run folder was taken over{by}; this process writes nothing more")
+            raise MachineError(f"{self.folder}: the run folder was taken over{by}; this process stops writing")
 
     def _take(self) -> TextIO:
         while True:
@@ -123,13 +125,15 @@ class RunLock:
                 holder = _read(self._path)
                 if not self._own.replaces(holder):
                     raise _refusal(self.folder, holder) from None
-                logger.warning(f"{self.folder}: taken over from this job's earlier start")
+                logger.warning(f"{self.folder}: taken over from an earlier start of this SLURM job")
                 return self._replace()
             except OSError as error:
                 if error.errno not in _NO_LOCKS_HERE:
                     file.close()
                     raise
-                logger.warning(f"{self.folder}: this file system has no locks; see that only one run uses the folder")
+                logger.warning(
+                    f"{self.folder}: this file system has no locks; make sure that only one run uses the folder"
+                )
             if self._is_at_place(file):
                 self._write(file)
                 return file
@@ -208,7 +212,7 @@ def _read(path: Path) -> _Holder | None:
 def _refusal(folder: Path, holder: _Holder | None) -> InputError:
     who = f"process {holder.pid} on {holder.host}, since {holder.since}" if holder else "another process"
     return InputError(
-        f"another run is going on in this folder: {who}",
+        f"another run is active in this folder: {who}",
         where=str(folder),
-        hint="wait for it or end it; `run.id=NEW` starts a run beside it",
+        hint="wait for it or stop it, or start a separate run with `run.id=NEW`",
     )

@@ -113,20 +113,20 @@ class Watchdog:
     def _bound(self) -> tuple[float, str]:
         """Seconds that may pass in silence, and where the number is from."""
         if not self._paced:
-            return max(_START_SECONDS, self._stall_seconds or 0.0), "the bound until the first step is done"
+            return max(_START_SECONDS, self._stall_seconds or 0.0), "the limit before the first step"
         if self._stall_seconds is not None:
             return self._stall_seconds, "training.stall_minutes"
         adaptive = max(_LEAST_SECONDS, _TIMES_THE_SLOWEST * self._slowest)
-        slowest = f"the slowest so far took {duration(self._slowest)}" if self._slowest else "all so far were quick"
-        return adaptive, f"{slowest}; training.stall_minutes sets the bound"
+        slowest = f"the slowest so far took {duration(self._slowest)}" if self._slowest else "all others were fast"
+        return adaptive, f"{slowest}; training.stall_minutes sets the limit"
 
     def _message(self, silent: float, why: str) -> str:
         rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         where = f"process {rank} of {count}" if count != "1" else "the run"
         return (
-            f"{where} got nowhere for {duration(silent)} in {self._doing} ({why}). The stacks before this line show "
-            "where it waits: in a collective, look for another process that was stopped, killed or cut off; in reading "
-            "or writing, at the disk; on the device, at its driver. Then start the same command again"
+            f"{where} made no progress for {duration(silent)} (phase: {self._doing}; {why}). The stacks above show "
+            "where it hangs. In a collective: check whether another process was suspended, killed or disconnected; in "
+            "file I/O: check the disk; on the device: check its driver. Then run the same command again to resume"
         )
 
 

@@ -257,8 +257,8 @@ def test_numbers_are_learned_too(train: Callable[..., RunResult], tmp_path: Path
 TEACHER = "teacher.path=FINE_TUNED"
 SOFT = "losses={soft_targets: {positions: classes}}"
 MISTAKES: list[tuple[list[str], list[str]]] = [
-    (["losses={masked_lm: {}}"], ["losses.masked_lm", "`sequence_classification` masks none", "masked_lm"]),
-    (["losses={soft_targets: {}}", TEACHER], ["losses.soft_targets", "masks none"]),
+    (["losses={masked_lm: {}}"], ["losses.masked_lm", "`sequence_classification` masks no tokens", "masked_lm"]),
+    (["losses={soft_targets: {}}", TEACHER], ["losses.soft_targets", "masks no tokens"]),
     (["task.data.labels=[con, neutral]"], ["task.data.labels", "records cannot be used", "line 3 is labelled 'pro'"]),
     (["task.data.text=words"], ["task.data.train", "has no column `words`", "allowed: text, label"]),
     (["task.metric=pearson"], ["classify.yaml:6: task", "`metric: pearson` does not fit", "accuracy, f1, matthews"]),
