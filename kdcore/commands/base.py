@@ -83,7 +83,7 @@ class JobQueue(ABC):
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """The arguments `RECIPE [key=value ...]`."""
+    """Add the arguments `RECIPE [key=value ...]`."""
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
@@ -94,7 +94,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, *, optional: bool = Fa
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """The arguments `[key=value ...]`."""
+    """Add the arguments `[key=value ...]`."""
     parser.add_argument(
         "overrides",
         metavar="key=value",
@@ -105,5 +105,5 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def is_override(word: str) -> bool:
-    """Whether an argument is `key=value`; folders of sweeps have such names, too."""
+    """Return whether an argument is `key=value`; folders of sweeps have such names, too."""
     return _OVERRIDE.match(word) is not None and not os.path.exists(word)  # Path.exists raises on long values

@@ -111,7 +111,7 @@ def _overview() -> str:
 
 
 def _added(group: str) -> str | None:
-    """What `kdcore GROUP --help` prints of the subcommands that packages add. Imports none of them."""
+    """Compose the part of `kdcore GROUP --help` about subcommands of packages. Imports none of them."""
     entries = added_subcommands(group)
     if not entries:
         return None

@@ -43,7 +43,7 @@ def split_arguments(name: str, arguments: Sequence[str]) -> tuple[str, list[str]
 
 
 def added_subcommands(group: str, word: str | None = None) -> list[Entry]:
-    """Subcommands that installed packages add to a group, or only those called `word`. Imports nothing."""
+    """List subcommands that installed packages add to a group, or only those called `word`. Imports nothing."""
     return [
         entry
         for entry in commands.entries()
@@ -52,7 +52,7 @@ def added_subcommands(group: str, word: str | None = None) -> list[Entry]:
 
 
 def placement_fault(name: str) -> str | None:
-    """Why `kdcore NAME` never reaches a command of that name; None if it does."""
+    """Explain why `kdcore NAME` never reaches a command of that name; None if it does."""
     if " " not in name:
         return None
     group, _, word = name.partition(" ")

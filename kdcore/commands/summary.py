@@ -73,7 +73,7 @@ def summarise(folder: Path) -> str:
 
 
 def _held_out_values(folder: Path) -> dict[str, list[float]]:
-    """Every held-out value but the weighted sum, by its name, in the order of steps."""
+    """Read every held-out value except the weighted sum, by name, in the order of steps."""
     values: dict[str, list[float]] = {}
     for row in read_metrics(folder):
         for name, value in row.items():
@@ -84,7 +84,7 @@ def _held_out_values(folder: Path) -> dict[str, list[float]]:
 
 
 def _held_out_rows(run: FinishedRun) -> dict[str, str]:
-    """First held-out value of each loss, before training or when the loss became active, and the last one."""
+    """Format the first held-out value of each loss (before training, or when it became active) and the last one."""
     rows = {}
     for label, (first, *later) in run.held_out.items():
         if later:
@@ -109,14 +109,14 @@ def _parameters(model: object) -> int:
 
 
 def _providers() -> Iterator[str]:
-    """Names of installed and registered components, unique ones."""
+    """List the names of installed and registered components, without duplicates."""
     for entry in summary_rows.entries():
         yield f"{entry.distribution}:{entry.name}"
     yield from summary_rows.registered()
 
 
 def _rows_of(name: str, run: FinishedRun) -> dict[str, str]:
-    """Rows of a package; a package that fails costs its rows, not the table."""
+    """Return the rows of a package; a package that fails loses its rows, not the whole table."""
     try:
         provider: SummaryRows = summary_rows.get(name)()
         return provider.rows(run)
@@ -135,7 +135,7 @@ def _place_rows(run: FinishedRun) -> dict[str, str]:
 
 
 def _suggestion(run: FinishedRun, plan: Plan) -> dict[str, str]:
-    """Another choice of blocks for the first loss that pairs blocks and does not pair them evenly."""
+    """Suggest an even pairing of blocks for the first loss that pairs blocks in another way."""
     for label, loss in plan.losses.items():
         if getattr(loss.config, "layers", "uniform") != "uniform":
             change = f"run.id=NEW losses.{label}.layers=uniform"

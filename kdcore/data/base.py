@@ -142,7 +142,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def files(self) -> Mapping[str, Path]:
-        """Every file that the documents come from, by a name that does not depend on where the data lies.
+        """List every input file of the documents, by a name that does not depend on where the data is stored.
 
         Contents and names of these files and the reader's settings other than paths identify the data: when none of
         them has changed, data that was prepared once is used again. Empty for a reader that reads no files.
@@ -165,7 +165,7 @@ class Corpus(ABC):
         """
 
     def parts(self) -> Sequence[Part]:
-        """The pieces that can be read independently, in the order of reading; by default everything is one.
+        """List the pieces that can be read independently, in reading order; by default everything is one piece.
 
         They are determined by the files and the reader's settings alone, never by the number of processes, and are
         listed without reading much. Pieces of about `PART_BYTES` suit best: small ones are joined, large ones keep

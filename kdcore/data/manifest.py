@@ -27,7 +27,7 @@ PREPARE_AGAIN = "remove the folder and prepare the data again"
 
 
 def row_dtype(vocab_size: int) -> RowType:
-    """The smaller type that holds every id."""
+    """Return the smaller type that holds every id."""
     return "uint16" if vocab_size <= 2**16 else "int32"
 
 
@@ -91,7 +91,7 @@ class Damage(_Stored):
     hint: str | None = None
 
     def problem(self) -> Problem:
-        """As one line of an error."""
+        """Return the damage as one line of an error."""
         return Problem(self.what, where=self.where, allowed=self.allowed, hint=self.hint)
 
 
@@ -214,7 +214,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _hash_of(content: dict[str, Any]) -> str:
-    """SHA-256 of a manifest without its hash: canonical JSON, keys sorted."""
+    """Compute the SHA-256 of a manifest without its hash: canonical JSON, keys sorted."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -43,7 +43,7 @@ class MappedRows:
         self._shifts = (addresses - base) // item - starts[:-1] * self._width
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
-        """Copies of rows (n, width) by their numbers (n,): at least one, all in range, which is not checked."""
+        """Copy rows (n, width) by their numbers (n,): at least one, all in range, which is not checked."""
         places = numbers * self._width
         places += self._shifts[self._borders.searchsorted(numbers, side="right")]
         rows: NDArray[Any] = self._windows[places].view(self._dtype).reshape(-1, self._width)

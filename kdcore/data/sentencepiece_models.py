@@ -104,7 +104,7 @@ def _backend(proto: Any) -> Any:
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:
-    """The pairs that BPE merges, best piece first: SentencePiece stores pieces with scores instead."""
+    """List the pairs that BPE merges, best piece first: SentencePiece stores pieces with scores instead."""
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type not in (_UNKNOWN, _CONTROL)}
     order = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     found = [

@@ -94,7 +94,7 @@ class Sequences:
         return _open_split, (self._folder, self.name)
 
     def rows(self, indices: NDArray[np.integer[Any]]) -> tuple[Ids, Ids]:
-        """Sequences by their numbers, in the order asked for.
+        """Return sequences by their numbers, in the given order.
 
         Args:
             indices: (n,) numbers from 0 to len - 1.
@@ -111,7 +111,7 @@ class Sequences:
         return self._rows.take(numbers).astype(np.int32, copy=False), self.lengths[numbers]
 
     def masks(self, indices: NDArray[np.integer[Any]]) -> Masks:
-        """The masks that are stored with these sequences, filled up with zeros.
+        """Return the masks that are stored with these sequences, padded with zeros.
 
         Raises:
             IndexError: a number is out of range.
@@ -190,7 +190,7 @@ class PreparedData:
         return cls(folder, manifest)
 
     def split(self, name: PreparedSplit) -> Sequences:
-        """The sequences of `train` or `held_out`; held_out is empty when the recipe held out nothing.
+        """Open the sequences of `train` or `held_out`; `held_out` is empty when the recipe held out nothing.
 
         Raises:
             DataError: there is no such split, or its files are damaged.
@@ -263,6 +263,6 @@ def _map_file(path: Path) -> list[_MappedBatch]:
 
 
 def _values(column: Any) -> NDArray[Any]:
-    """(rows, width) of a column of lists of one width, as a view of the mapped file."""
+    """View a column of fixed-size lists as (rows, width) of the mapped file."""
     values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
     return values

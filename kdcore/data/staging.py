@@ -21,12 +21,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def staging_of(folder: Path) -> Path:
-    """Where a folder is while it is made."""
+    """Return the staging folder of a folder that is being written."""
     return folder.with_name(f".{folder.name}.preparing")
 
 
 def lock_of(folder: Path) -> Path:
-    """The file whose lock is needed for making a folder."""
+    """Return the lock file of a folder that is being written."""
     return folder.with_name(f".{folder.name}.lock")
 
 
@@ -117,7 +117,7 @@ def staged_folder(folder: Path, *, finished: str) -> Iterator[Path | None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is at `path` whole, and on the disk, when the `with` block ends without an error, or not at all."""
+    """Yield a file that replaces `path` atomically, synced to disk, if the `with` block ends without an error."""
     staging = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with staging.open("wb") as file:

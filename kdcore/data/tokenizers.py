@@ -71,7 +71,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def special_ids(tokenizer: Any, where: str | None = None) -> SpecialIds:
-    """Ids of the special tokens.
+    """Return the ids of the special tokens.
 
     Raises:
         DataError: the tokenizer lacks a token for padding, start, end or mask.
@@ -98,7 +98,7 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 over all that decides which ids a text becomes.
+    """Compute the SHA-256 of everything that decides how text is tokenised.
 
     It does not depend on how the files are formatted or on truncation and padding settings, so a teacher's tokenizer
     and the one saved with prepared data have the same fingerprint when they agree.

@@ -34,7 +34,7 @@ class WeightedRows:
         self.num_samples = int(shown.sum())
 
     def rows(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Numbers of the rows that these samples show in these epochs."""
+        """Return the numbers of the rows that these samples show in these epochs."""
         if self._plain:
             return samples
         corpus = np.searchsorted(self._first_sample + self._shown, samples, side="right")

@@ -264,7 +264,7 @@ MODEL_ROWS = [
     # validation
     Row(
         "a bound on a loss that is never computed",
-        ["early_stopping.max_loss", "the run has no validation", "`validation`"],
+        ["early_stopping.max_loss", "the run has no validation", "`validation.every`"],
         overrides=["validation.every=never", "early_stopping={after_minutes: 1, max_loss: 2}"],
     ),
     # the teacher and the student

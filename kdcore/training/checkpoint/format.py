@@ -102,28 +102,28 @@ class _NewerError(_DamagedError):
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder of the checkpoint of a step."""
     return run_folder / "checkpoints" / f"step-{step:07d}"
 
 
 def staging_folder(folder: Path) -> Path:
-    """Where a checkpoint is written before it takes its name."""
+    """Return the staging folder of a checkpoint."""
     return folder.with_name(_STAGING + folder.name)
 
 
 def step_of(folder: Path) -> int:
-    """The step of a checkpoint, by its folder's name."""
+    """Return the step of a checkpoint by the name of its folder."""
     return int(folder.name.removeprefix("step-"))
 
 
 def all_checkpoints(run_folder: Path) -> list[Path]:
-    """The folders of all checkpoints, good or not, from the oldest step to the newest."""
+    """List the folders of all checkpoints, good or not, from the oldest step to the newest."""
     found = (path for path in (run_folder / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name))
     return sorted(found, key=step_of)
 
 
 def pointed_to(run_folder: Path) -> str | None:
-    """The name of the checkpoint that is the newest by the pointer; None if the pointer is missing or no name."""
+    """Return the name in the pointer to the newest checkpoint; None if the pointer is missing or invalid."""
     try:
         name = (run_folder / "checkpoints" / _LATEST).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -290,7 +290,7 @@ def require_good(folder: Path) -> None:
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
-    """The newest good checkpoint, read whole and compared with what was written; None if none was ever written.
+    """Find the newest good checkpoint, verified by its checksums; None if none was ever written.
 
     The pointer says which is the newest. Where it is missing, or what it names is not good, a warning says so and the
     next older one is tried.
@@ -331,7 +331,7 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
 
 
 def describe_file(path: Path, *, sync: bool = False) -> FileEntry:
-    """Size and hash of a file, which is on the disk when this returns if `sync` is set.
+    """Return size and hash of a file; with `sync`, first flush it to disk.
 
     Raises:
         OSError: it cannot be read, or not be written to the disk.
@@ -356,7 +356,7 @@ def sync_files(folder: Path) -> None:
 
 
 def make_staging(folder: Path) -> Path:
-    """An empty folder to write a checkpoint into, with one for the engine in it."""
+    """Create an empty staging folder for a checkpoint, including the engine's folder."""
     staging = staging_folder(folder)
     shutil.rmtree(staging, ignore_errors=True)
     (staging / ENGINE_FOLDER).mkdir(parents=True)
@@ -424,7 +424,7 @@ def clean_up(run_folder: Path) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of a checkpoint by its manifest; 0 if that is damaged."""
+    """Return the size of a checkpoint in bytes by its manifest; 0 if that is damaged."""
     try:
         return sum(entry.size for entry in _manifest(folder).files.values())
     except _DamagedError:
@@ -432,7 +432,7 @@ def size_of(folder: Path) -> int:
 
 
 def is_milestone(folder: Path) -> bool:
-    """Whether a checkpoint is kept for good; one whose state cannot be read may be."""
+    """Return whether a checkpoint is kept permanently; True if its state cannot be read."""
     try:
         return read_state(folder).milestone
     except InputError:

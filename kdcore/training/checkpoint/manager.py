@@ -48,7 +48,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_folder: Path, keep: int, processes: DistributedContext, check: Callable[[], None]) -> None:
-        """Every process makes one.
+        """Create the writer; every process must do so.
 
         Args:
             run_folder: the run's folder.
@@ -160,7 +160,7 @@ class Checkpoints:
             raise MachineError(self._text(folder, "; ".join(wrong))) from error
 
     def _finish(self, folder: Path, state: TrainingState, written: Sequence[Path]) -> None:
-        """In the background: have this process's part on the disk, and on process 0 give the whole its name."""
+        """Sync this process's part in the background, and on process 0 commit the checkpoint."""
         try:
             self._failure = self._finished(folder, state, written)
         except BaseException as error:
@@ -203,7 +203,7 @@ class Checkpoints:
 
 
 def latest_checkpoint(run_folder: Path, processes: DistributedContext) -> Path | None:
-    """The newest good checkpoint, the same on every process; None if none was ever written.
+    """Find the newest good checkpoint, the same on every process; None if none was ever written.
 
     Process 0 reads it whole; what a killed run has left half-written is removed.
 
@@ -270,7 +270,7 @@ def readable(folder: Path) -> Iterator[None]:
 
 
 def merge_own_states(values: Sequence[Any], *, to_sum: bool) -> Any:
-    """What several processes remembered, for one of another number of processes.
+    """Merge what several processes stored, for another number of processes.
 
     Args:
         values: the same part of each process's memory.

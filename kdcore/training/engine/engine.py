@@ -64,7 +64,7 @@ _PLAIN = {Tensor, nn.Parameter, type(None), bool, int, float, str}
 
 
 def zero_stage(settings: TrainingSettings) -> int:
-    """The ZeRO stage: as configured, else 0 with fp32 and 1 with half precision."""
+    """Return the ZeRO stage: as configured, else 0 with fp32 and 1 with half precision."""
     if settings.zero_stage is not None:
         return settings.zero_stage
     return 0 if settings.precision == "fp32" else 1
@@ -111,7 +111,7 @@ def check_optimizer(optimizer: type[Optimizer], name: str, settings: TrainingSet
 
 
 def _elementwise_optimizers() -> list[str]:
-    """The installed optimizers that ZeRO may cut; one that cannot be imported is nothing to recommend."""
+    """List the installed optimizers that ZeRO may split; those that cannot be imported are left out."""
     names = []
     for name in optimizers.names():
         with suppress(PluginError):
@@ -121,7 +121,7 @@ def _elementwise_optimizers() -> list[str]:
 
 
 def accumulation(settings: TrainingSettings, world_size: int) -> tuple[int, int]:
-    """Micro-batch size, and micro-batches a process and step.
+    """Return the micro-batch size, and the number of micro-batches per process and step.
 
     Raises:
         RecipeError: batch size, micro batch and processes do not go into each other.
@@ -309,7 +309,7 @@ class Engine:
         return base
 
     def _gradients(self) -> Iterator[Tensor]:
-        """The gradients of all that is trained, zeros where there are none: as DeepSpeed has them between processes."""
+        """Yield the gradients of all trained parameters, zeros where there are none, as DeepSpeed reduces them."""
         for parameter in self.module.parameters():
             if parameter.requires_grad:
                 if parameter.grad is None:
@@ -329,7 +329,7 @@ class Engine:
                     self._optimizer.forget(base.state[parameter])
 
     def metrics(self) -> dict[str, float]:
-        """Gradient norm, and loss scale and skipped steps in fp16; waits for the device."""
+        """Return the gradient norm, and in fp16 the loss scale and skipped steps; waits for the device."""
         metrics = {}
         norm = self._engine.get_global_grad_norm() if self.grad_norm is None else self.grad_norm
         if norm is not None:
@@ -352,12 +352,12 @@ class Engine:
         return LossScale(now, now if self.skipped else 0.0)  # one that is fixed can do nothing against an overflow
 
     def largest_weight(self) -> float:
-        """The largest absolute value of all weights on this process; waits for the device. NaN if there is one."""
+        """Return the largest absolute weight on this process; waits for the device. NaN if there is one."""
         extremes = [torch.stack(torch.aminmax(parameter.detach())).float() for parameter in self.module.parameters()]
         return float(torch.cat(extremes).abs().max())
 
     def float32_student(self) -> dict[str, Tensor]:
-        """The student's weights in float32 on the CPU, from the master copy; every process must call this."""
+        """Gather the student's weights in float32 on the CPU, from the master copy; every process must call this."""
         return self._float32_weights(self.module.student)
 
     def _float32_weights(self, module: nn.Module) -> dict[str, Tensor]:
@@ -506,7 +506,7 @@ class Engine:
         return None
 
     def state_bytes(self) -> int:
-        """About how many bytes `save` writes on this process, once there was a step."""
+        """Estimate the bytes that `save` writes on this process, after the first step."""
         outer = self._engine.optimizer
         base = getattr(outer, "optimizer", outer)
         tensors = [value for state in base.state.values() for value in state.values() if isinstance(value, Tensor)]
@@ -574,19 +574,19 @@ def _not_plain(value: Any) -> str | None:
 
 
 def _is_elementwise(value: Any) -> bool:
-    """Whether a value of an optimizer's state holds a number for each element, not one for the whole tensor."""
+    """Return whether a value of an optimizer's state has an element for each element of the parameter."""
     return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _on_cpu(value: Any) -> Any:
-    """A copy on the CPU; step counts stay on the device, where some kernels want them."""
+    """Copy a value to the CPU; step counts stay on the device, where some kernels need them."""
     if not isinstance(value, Tensor):
         return value
     return value.detach().to("cpu", copy=True) if value.ndim else value.detach().clone()
 
 
 def _whole_state(parameter: nn.Parameter, flat: Tensor) -> Tensor:
-    """A parameter's state, on the CPU, from all processes' parts of its flat group; all of them must call this."""
+    """Gather a parameter's state from all parts of its flat group to the CPU; every process must call this."""
     whole = torch.zeros(parameter.numel(), dtype=flat.dtype, device=parameter.device)
     mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
     if mapping is not None:
@@ -597,7 +597,7 @@ def _whole_state(parameter: nn.Parameter, flat: Tensor) -> Tensor:
 
 
 def _selected(state: dict[str, Any], shapes: Mapping[str, torch.Size], source: ParameterSource) -> dict[str, Any]:
-    """The optimizer's state of a changed parameter; none if it holds tensors that cannot follow the change."""
+    """Transform the optimizer's state of a changed parameter; empty if a tensor cannot follow the change."""
     if source.select is None:
         return dict(state)
     selected = {}
@@ -630,7 +630,7 @@ class _Writer:
 
 
 def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for these settings.
+    """Compose DeepSpeed's configuration for these settings.
 
     Raises:
         RecipeError: `training.deepspeed` has a key that is kdcore's own or that DeepSpeed does not know.
@@ -672,7 +672,7 @@ def _merge(user: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
-    """The student's part of `float32_weights_of`, by its own names.
+    """Return the student's part of `float32_weights_of`, by its own names.
 
     Raises:
         InputError: the folder is not complete.
@@ -683,7 +683,7 @@ def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
 
 
 def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
-    """All weights in float32, the losses' own included, out of a folder that `Engine.save` wrote, without an engine.
+    """Read all weights in float32, including the losses' own, from a folder of `Engine.save`, without an engine.
 
     Raises:
         InputError: the folder is not complete.

@@ -44,22 +44,22 @@ class DistillationModule(nn.Module):
         self.reads_classes = any(requests.student.class_logits for requests in self._requests.values())
 
     def labelled_losses(self) -> Iterator[tuple[str, Loss]]:
-        """The losses by their labels."""
+        """Yield the losses by their labels."""
         for label, loss in self.losses.items():
             assert isinstance(loss, Loss)
             yield label, loss
 
     def weights_at(self, fraction: float) -> dict[str, float]:
-        """The weight of each loss that is active at a fraction of the budget, by label."""
+        """Return the weight of each loss that is active at a fraction of the budget, by label."""
         weights = {label: loss.config.weight_at(fraction) for label, loss in self.labelled_losses()}
         return {label: weight for label, weight in weights.items() if weight > 0}
 
     def requests(self, labels: Collection[str]) -> Requests:
-        """What the losses with these labels read."""
+        """Return what the losses with these labels read."""
         return union_of_requests(self._requests[label] for label in labels)
 
     def counts(self, batch: Batch) -> dict[Term, int]:
-        """What each term of every loss averages over in this micro-batch; on the host, before any forward pass."""
+        """Count what each term of every loss averages over in this micro-batch, on the host, before a forward pass."""
         return {
             Term(label, name): count
             for label, loss in self.labelled_losses()
@@ -82,12 +82,12 @@ class DistillationModule(nn.Module):
         }
 
     def forward(self, batch: Batch, teacher: Signals | None, labels: Collection[str]) -> dict[Term, Tensor]:
-        """The same as `sums`; the engine calls it."""
+        """Do the same as `sums`; called by the engine."""
         return self.sums(batch, teacher, labels)
 
 
 def factors_of(counts: Mapping[Term, float], weights: Mapping[str, float]) -> dict[Term, float]:
-    """What the sum of each active term is multiplied with in the objective: weight / global count.
+    """Compute the factor of each active term's sum in the objective: weight / global count.
 
     Args:
         counts: what each term counts in the whole step, over all micro-batches and processes. A term that counts
@@ -124,7 +124,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, request: SignalRequest) -> Signals | None:
-        """The teacher's answers for a micro-batch; None, without running it, if nothing is asked."""
+        """Run the teacher on a micro-batch; None, without running it, if nothing is requested."""
         if not request:
             return None
         assert self._encoder is not None
@@ -156,12 +156,12 @@ def compile_models(module: DistillationModule, teacher: FrozenTeacher, batch: Ba
 
 
 def union_of_requests(requests: Iterable[Requests]) -> Requests:
-    """Everything that any of them asks for."""
+    """Return the union of several requests."""
     return reduce(or_, requests, Requests())
 
 
 def find_reach(module: DistillationModule, batch: Batch, teacher: FrozenTeacher) -> dict[str, frozenset[str]]:
-    """Which losses reach which parameters, found by one backward pass of each loss over a small batch.
+    """Find which losses reach which parameters, by one backward pass of each loss over a small batch.
 
     Buffers, which a loss may move in its forward pass, and random states are put back.
 

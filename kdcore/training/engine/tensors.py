@@ -36,7 +36,7 @@ class _File:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: the file is unbuffered."""
 
     def close(self) -> None:
         self._file.close()

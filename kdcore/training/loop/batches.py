@@ -35,7 +35,7 @@ class TrainingBatches:
         self._next: tuple[int, Future[list[Batch]]] | None = None
 
     def step(self, step: int) -> list[Batch]:
-        """This process's micro-batches of a step, in host memory."""
+        """Return this process's micro-batches of a step, in host memory."""
         drawn = self._next[1] if self._next is not None and self._next[0] == step else None
         batches = self._draw(step) if drawn is None else drawn.result()
         self._next = (step + 1, self._pool.submit(self._draw, step + 1))
@@ -46,7 +46,7 @@ class TrainingBatches:
         self._pool.shutdown(cancel_futures=True)
 
     def samples(self, step: int, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Samples and their epochs in each micro-batch of a step on process `rank`."""
+        """Return samples and their epochs in each micro-batch of a step on process `rank`."""
         return self._samples.micro_batches(step, rank)
 
     def _draw(self, step: int) -> list[Batch]:
@@ -58,7 +58,7 @@ class TrainingBatches:
 def held_out_batches(
     task: Task, batch_size: int, processes: DistributedContext, split: Split = "held_out"
 ) -> Iterator[Batch]:
-    """This process's share of the held-out samples (or of another split's), masked the same at every validation."""
+    """Yield this process's batches of the held-out (or another) split, with the same masks at every validation."""
     lengths = task.lengths(split)
     order = np.arange(task.num_samples(split)) if lengths is None else np.argsort(lengths, kind="stable")
     for start in range(processes.rank * batch_size, len(order), batch_size * processes.world_size):

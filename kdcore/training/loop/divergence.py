@@ -78,7 +78,7 @@ class DivergenceMonitor:
         self._told_in = -1
 
     def micro_batch(self, step: int, number: int, sums: Mapping[Term, Tensor]) -> None:
-        """Remember which terms of a micro-batch are not finite; 0-based numbers."""
+        """Record which terms of a micro-batch are not finite; 0-based numbers."""
         if sums:
             self._remember(tuple(map(str, sums)), torch.stack(list(sums.values())), step * self._places + number)
 
@@ -148,7 +148,7 @@ class DivergenceMonitor:
                 )
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must remember; the same on every process."""
+        """Return the state that a resumed run needs; the same on every process."""
         return {"steps_at_minimum": self._steps_at_minimum, "losses": list(self._losses)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -162,7 +162,7 @@ class DivergenceMonitor:
         self._first[names] = places if known is None else torch.minimum(known, places)
 
     def _find(self) -> _Finding | None:
-        """The first thing that was not finite, of all processes; waits for the device and for them."""
+        """Find the first value of all processes that was not finite; waits for the device and all processes."""
         places: dict[str, int] = {}
         for names, first in self._first.items():
             for name, place in zip(names, first.tolist(), strict=True):
@@ -178,7 +178,7 @@ class DivergenceMonitor:
         return min(everywhere, key=lambda finding: (finding.place, finding.rank), default=None)
 
     def _told(self, finding: _Finding) -> str:
-        """A finding in words."""
+        """Describe a finding in words."""
         what = f"first seen in step {finding.step + 1} in {', '.join(finding.names)}"
         if finding.micro_batch is None:
             return f"{what}, while its losses were finite"
@@ -202,7 +202,7 @@ class DivergenceMonitor:
             )
 
     def _may_tell(self, step: int) -> bool:
-        """At most once between two rows of metrics."""
+        """Return whether to warn: at most once between two rows of metrics."""
         told, self._told_in = self._told_in, step // self._log_every
         return told != self._told_in
 

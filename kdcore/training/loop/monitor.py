@@ -36,7 +36,7 @@ class _AboveTheBar(logging.Handler):
 
 @contextmanager
 def console() -> Iterator[None]:
-    """While entered, what kdcore has to say appears on stderr, on process 0."""
+    """Print kdcore's log to stderr while entered; on processes other than 0 only errors."""
     handler = _AboveTheBar()
     is_main = os.environ.get("RANK", "0") == "0"
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
@@ -88,7 +88,7 @@ class Monitor:
                 self.info(f"step {progress.step}: finished")
 
     def start(self, progress: Progress) -> None:
-        """Training starts or goes on from `progress`; what trackers know beyond it is dropped."""
+        """Start the display at `progress`, and drop what trackers recorded beyond it."""
         for tracker in self._trackers:
             tracker.rewind(progress.step or -1)  # before the first step all is done again, the first validation, too
         if self._is_main and sys.stderr.isatty():
@@ -97,7 +97,7 @@ class Monitor:
                 self._bar.total = None  # time may end the run first; the share of the budget is shown instead
 
     def log(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """A row of metrics for trackers and progress bar; `seconds` of training come with it."""
+        """Send a row of metrics to trackers and progress bar, with the `seconds` of training."""
         row = {**metrics, "seconds": round(progress.seconds, 3)}
         for tracker in self._trackers:
             tracker.log(progress.step, row)

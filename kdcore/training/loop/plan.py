@@ -81,12 +81,12 @@ class Plan:
         return Progress.start(self.recipe.settings.training.budget, self.steps_per_epoch)
 
     def small_batch(self) -> Batch:
-        """One or two samples, to try things on."""
+        """Draw a batch of one or two samples, for trial runs."""
         samples = np.arange(min(2, self.task.num_samples("train")), dtype=np.int64)
         return self.task.batch("train", samples, np.zeros_like(samples))
 
     def load_teacher(self) -> Encoder | None:
-        """The teacher, as deep as the losses read; None if they read nothing of it."""
+        """Load the teacher, as deep as the losses read; None if they read nothing of it."""
         if self.teacher is None or not self.requests.teacher:
             return None
         assert self.components.teacher is not None
@@ -141,7 +141,7 @@ class Plan:
 def with_sources(
     student: Encoder, before: Mapping[str, Tensor], stated: Mapping[str, ParameterSource]
 ) -> dict[str, ParameterSource]:
-    """The sources that a transform states, and those of parameters that are the same objects as before.
+    """Merge the sources that a transform states with those of parameters that are the same objects as before.
 
     Args:
         student: the changed student.
@@ -160,7 +160,7 @@ def with_sources(
 def transform_fault(
     student: Encoder, info: ModelInfo, sources: Mapping[str, ParameterSource], shapes: Mapping[str, torch.Size]
 ) -> str:
-    """What keeps a changed student from the interface of transforms; empty if nothing does.
+    """Describe how a changed student violates the interface of transforms; empty if it does not.
 
     Args:
         student: the changed student.

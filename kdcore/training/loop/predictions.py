@@ -30,12 +30,12 @@ class Outputs:
         self._values: list[np.ndarray] = []
 
     def add(self, batch: Batch, student: Signals) -> None:
-        """Those of a batch, whose column `sample_ids` says for which samples they are."""
+        """Add the outputs of a batch, whose column `sample_ids` identifies the samples."""
         self._samples.append(batch.columns["sample_ids"].cpu().numpy())
         self._values.append(student.class_logits.detach().float().cpu().numpy())
 
     def gathered(self, processes: DistributedContext) -> np.ndarray:
-        """(n, C) float32 in the order of the samples, the same on every process; every process must call this."""
+        """Gather outputs (n, C) float32 in the order of the samples, on every process; every process must call this."""
         everyone = all_gather(processes, (self._samples, self._values))
         samples = np.concatenate([one for samples, _ in everyone for one in samples])
         values = np.concatenate([one for _, values in everyone for one in values])
@@ -48,7 +48,7 @@ class Outputs:
 def predict(
     student: Encoder, task: Task, split: Split, batch_size: int, processes: DistributedContext, tick: Callable[[], None]
 ) -> np.ndarray:
-    """A student's outputs for a split: (n, C) float32; every process must call this.
+    """Compute a student's outputs for a split: (n, C) float32; every process must call this.
 
     Args:
         student: the student; it is left in eval mode.

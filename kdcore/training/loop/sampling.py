@@ -61,7 +61,7 @@ class SampleOrder:
         return bucketed(order, self._lengths, self._step_size, start, random)
 
     def take(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Samples and their epochs at stream positions `start` to `start + count - 1`; both (count,) int64."""
+        """Return samples and epochs at stream positions `start` to `start + count - 1`; both (count,) int64."""
         positions = np.arange(start, start + count, dtype=np.int64)
         epochs, offsets = np.divmod(positions, self.num_samples)
         samples = np.empty(count, dtype=np.int64)
@@ -74,7 +74,7 @@ class SampleOrder:
 def bucketed(
     order: np.ndarray, lengths: np.ndarray, step_size: int, start: int, random: np.random.Generator
 ) -> np.ndarray:
-    """The same samples, those of a step of similar length, so that little padding is computed.
+    """Reorder samples so that those of a step have similar length, which reduces padding.
 
     Neighbours in `order` are sorted by length, window by window, and cut into steps, which are shuffled within the
     window. What belongs to steps that reach into another epoch stays as it is.
@@ -134,7 +134,7 @@ class StepSamples:
         ]
 
     def micro_batches(self, step: int, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Samples and their epochs in each micro-batch of a step on process `rank`."""
+        """Return samples and their epochs in each micro-batch of a step on process `rank`."""
         samples, epochs = self._streams[rank if self._alone else 0].take(step * self._step_size, self._step_size)
         first, processes = (0, 1) if self._alone else (rank, self._world_size)
         starts = range(first * self._size, self._step_size, processes * self._size)

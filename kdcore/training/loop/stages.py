@@ -74,7 +74,7 @@ def examine_stages(
 def _sources(
     student: Mapping[str, ParameterSource], before: DistillationModule, after: DistillationModule
 ) -> dict[str, ParameterSource]:
-    """Sources by names in the module; a loss keeps its own parameters where name and shape are the same."""
+    """Map sources to names in the module; a loss keeps its own parameters where name and shape are the same."""
     sources = {
         f"student.{name}": ParameterSource(f"student.{source.name}", source.select) for name, source in student.items()
     }
@@ -88,7 +88,7 @@ def _sources(
 def _reach(
     module: DistillationModule, teacher: FrozenTeacher, plan: Plan, processes: DistributedContext
 ) -> dict[str, frozenset[str]]:
-    """Which losses move which parameters, tried on a small batch."""
+    """Find which losses reach which parameters, with a small batch."""
     last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
     module.counts(plan.task.batch("train", last, np.zeros_like(last)))  # a loss may have been given fewer samples
     return find_reach(module, plan.small_batch().to(processes.device), teacher)

@@ -62,7 +62,7 @@ class Trainer:
         stage: int,
         export: Export,
     ) -> None:
-        """Nothing is trained before the events of `train` are consumed.
+        """Set up the loop; training starts when the events of `train` are consumed.
 
         Args:
             context: the run's collaborators.
@@ -216,7 +216,7 @@ class Trainer:
             yield self._save()
 
     def _agree(self, micro_batches: list[Batch], stop: bool) -> tuple[dict[Term, float], float, bool, float]:
-        """Counts and tokens over all processes, whether one was asked to stop, process 0's clock: one all-reduce."""
+        """All-reduce counts, tokens and stop requests, and take process 0's clock."""
         local: dict[Term, float] = {}
         for batch in micro_batches:
             for term, count in self.engine.module.counts(batch).items():
@@ -292,7 +292,7 @@ class Trainer:
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
-        """While entered, time does not count in the speed that is logged."""
+        """Exclude the time inside from the logged speed."""
         began = time.monotonic()
         try:
             yield
@@ -341,7 +341,7 @@ class Trainer:
             self.window.terms = {Term.parse(text): value.to(device) for text, value in window["terms"].items()}
 
     def _clock(self) -> float:
-        """Seconds of training by this process's clock, earlier sessions included."""
+        """Return seconds of training by this process's clock, earlier sessions included."""
         return self.seconds_before + time.monotonic() - self.started
 
     def _new_window(self) -> MetricAccumulator:

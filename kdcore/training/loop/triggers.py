@@ -28,7 +28,7 @@ class Triggers:
     steps_per_epoch: float
 
     def validation(self, before: Progress, now: Progress) -> bool:
-        """Whether validation is due; the parts of the budget have each their own pace."""
+        """Return whether validation is due; `begin` and `end` of the budget have their own intervals."""
         settings = self.validation_settings
         every: Every
         if settings.begin is not None and now.fraction <= settings.begin.share:
@@ -42,22 +42,22 @@ class Triggers:
         return self._passed(every, before, now)
 
     def checkpoint(self, before: Progress, now: Progress) -> bool:
-        """Whether a checkpoint is due."""
+        """Return whether a checkpoint is due."""
         return self._passed(self.checkpoint_settings.every, before, now)
 
     def milestone(self, before: Progress, now: Progress) -> bool:
-        """Whether a checkpoint is due that is kept for good."""
+        """Return whether a checkpoint that is kept permanently is due."""
         return bool(_between(self.checkpoint_settings.keep_at, before, now))
 
     def exports(self, before: Progress, now: Progress) -> list[float]:
-        """Shares of the budget at which the student is to be exported now."""
+        """Return the fractions of the budget for which the student is to be exported now."""
         return _between(self.checkpoint_settings.export_at, before, now)
 
     def _passed(self, every: Every, before: Progress, now: Progress) -> bool:
         return self._periods(every, now) > self._periods(every, before)
 
     def _periods(self, every: Every, progress: Progress) -> int:
-        """How many whole intervals have gone by."""
+        """Count the whole intervals that have passed."""
         if isinstance(every, int):
             return progress.step // every
         if every.steps is not None:

@@ -26,7 +26,7 @@ def validate(
     weights: Mapping[str, float],
     watchdog: Watchdog,
 ) -> dict[str, float]:
-    """Each term of the active losses and their weighted total under `loss`, over all held-out samples and processes.
+    """Compute each term of the active losses over all held-out samples, and their weighted total as `loss`.
 
     Where losses read the student's outputs for whole sequences, the task's scores of them are there too.
 

@@ -51,7 +51,7 @@ class TermValue:
 
 
 def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator[str]:
-    """Lines that show the samples of a step: ids, lengths, text with what was masked, and what the losses are for them.
+    """Describe the samples of a step: ids, lengths, text with masks, and their losses.
 
     Losses are computed in float32 and without dropout, with the weights of the newest good checkpoint from before that
     step, else with those that training began with.
@@ -121,11 +121,11 @@ class _Examiner:
             self._tokenizer: Any = load_tokenizer(folder)
 
     def values(self, samples: np.ndarray, epochs: np.ndarray, labels: Collection[str] | None = None) -> list[TermValue]:
-        """Each term of the losses with these labels, by default of all."""
+        """Compute each term of the losses with these labels, by default of all."""
         return self._values(self._task.batch("train", samples, epochs), labels)
 
     def sample(self, sample: int, epoch: int, bad: list[int]) -> Iterator[str]:
-        """Lines about one sample; if one of its losses is not finite, it is added to `bad`."""
+        """Describe one sample; if one of its losses is not finite, add the sample to `bad`."""
         batch = self._task.batch("train", np.array([sample]), np.array([epoch]))
         values = self._values(batch, self._separable)
         if not all(math.isfinite(value.value) for value in values):
@@ -145,7 +145,7 @@ class _Examiner:
         ]
 
     def _text(self, batch: Batch) -> str:
-        """The text as the student sees it; `<original as shown>` where a token is to be predicted."""
+        """Decode the text as the student sees it; `<original as shown>` where a token is to be predicted."""
         ids = batch.input_ids[0, : batch.num_tokens].tolist()
         originals = dict(zip(batch.masked_index.tolist(), batch.masked_labels.tolist(), strict=True))
         parts: list[str] = []
@@ -164,6 +164,6 @@ class _Examiner:
 
 
 def _newest_good(run: Path, step: int) -> Path | None:
-    """The newest undamaged checkpoint from before a step."""
+    """Find the newest undamaged checkpoint from before a step."""
     before = [folder for folder in all_checkpoints(run) if step_of(folder) < step]
     return next((folder for folder in reversed(before) if not problems_of(folder)), None)

@@ -143,12 +143,12 @@ def check_positions(recipe: Recipe, components: Components, losses: Mapping[str,
 
 
 def is_ever_active(config: LossConfig) -> bool:
-    """Whether there is a part of the budget in which the loss has a weight."""
+    """Return whether the loss has a weight in some part of the budget."""
     return is_active_between(config, 0.0, 1.0)
 
 
 def is_active_between(config: LossConfig, start: float, end: float) -> bool:
-    """Whether the loss has a weight somewhere between two fractions of the budget."""
+    """Return whether the loss has a weight somewhere between two fractions of the budget."""
     return any(config.weight_at(fraction) > 0 for fraction in _middles([config], start, end))
 
 
@@ -168,7 +168,7 @@ def check_schedule(configs: Collection[LossConfig]) -> None:
 
 
 def _middles(configs: Iterable[LossConfig], start: float, end: float) -> dict[float, tuple[float, float]]:
-    """The stretches of a part of the budget between which weights can change their course, by their middles."""
+    """Split a part of the budget where weights can change their course: middle -> (start, end) of each piece."""
     edges = {start, end}
     for config in configs:
         edges.update(config.active)
@@ -179,7 +179,7 @@ def _middles(configs: Iterable[LossConfig], start: float, end: float) -> dict[fl
 
 
 def cache_folder() -> Path:
-    """Where prepared data is kept: the environment variable KDCORE_CACHE, else `~/.cache/kdcore`."""
+    """Return the cache of prepared data: the environment variable KDCORE_CACHE, else `~/.cache/kdcore`."""
     return Path(os.environ.get("KDCORE_CACHE") or Path.home() / ".cache" / "kdcore")
 
 

@@ -104,7 +104,7 @@ def export_run(run: Path, folder: Path, step: int | None) -> Path:
 
 
 def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[str, float]) -> str:
-    """The export's README.md."""
+    """Compose the export's README.md."""
     settings = recipe.settings
     teacher = (settings.teacher or {}).get("path", "none")
     info = student.info
@@ -135,14 +135,14 @@ def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[st
 
 
 def _pools_for_classes(student: Encoder) -> bool:
-    """Whether the pooler is a part of the student's head."""
+    """Return whether the pooler is part of the student's classification head."""
     if not isinstance(student, TransformersEncoder) or not student.architecture.class_head_pools:
         return False
     return type(student.network).__name__.endswith("ForSequenceClassification")
 
 
 def _without_folders(value: Any) -> Any:
-    """The same without what only means something on this machine: of absolute paths, the last two parts stay."""
+    """Shorten absolute paths to their last two parts: the rest has a meaning on this machine only."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -151,5 +151,5 @@ def _without_folders(value: Any) -> Any:
 
 
 def _short(path: str) -> str:
-    """A hub name as it is; a folder by its last two parts."""
+    """Return a hub name as it is, and a folder by its last two parts."""
     return "/".join(Path(path).parts[-2:])

@@ -72,7 +72,7 @@ class StepProfile:
         return self.flops / self.step_seconds / self.limit
 
     def hints(self) -> list[str]:
-        """What the numbers suggest."""
+        """List suggestions that follow from the measurements."""
         hints = []
         others = sum(self.seconds.values()) - self.seconds["data"]
         share = {part: seconds / self.step_seconds for part, seconds in self.seconds.items()}
@@ -106,7 +106,7 @@ class _PartTimer:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """What happens here is `part`."""
+        """Add the time inside to `part`."""
         started = self.now()
         try:
             yield
@@ -118,7 +118,7 @@ class _PartTimer:
         self.steps[-1][part] = self.steps[-1].get(part, 0.0) + seconds
 
     def now(self) -> float:
-        """The time when the device has done all that it was told."""
+        """Return the time after the device has finished all queued work."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
         return time.perf_counter()
@@ -178,7 +178,7 @@ class _Profiler:
             inner.register_forward_hook(leave)
 
     def measure(self, steps: int) -> StepProfile:
-        """A step to count multiplications, one to warm up, and `steps` that are timed."""
+        """Run one step to count operations, one to warm up, and `steps` that are timed."""
         settings = self.plan.recipe.settings
         samples = StepSamples(
             self.task.num_samples("train"),
@@ -242,7 +242,7 @@ class _Profiler:
         return batches
 
     def _factors(self, batches: list[Batch], weights: Mapping[str, float]) -> dict[Term, float]:
-        """Weight by global count of every term, as in training."""
+        """Compute the weight by global count of every term, as in training."""
         local: dict[Term, float] = {}
         for batch in batches:
             for term, count in self.engine.module.counts(batch).items():
@@ -251,7 +251,7 @@ class _Profiler:
         return factors_of(counts, weights)
 
     def _limit(self) -> float:
-        """Multiplications and additions a second of large matrix products."""
+        """Measure operations per second of large matrix products."""
         one = torch.randn(_LIMIT_SIZE, _LIMIT_SIZE // 2, device=self.processes.device).to(self.engine.dtype)
         seconds = []
         for _ in range(6):

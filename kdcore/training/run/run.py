@@ -264,12 +264,12 @@ def _export(context: RunContext, engine: Engine, name: str, progress: Progress, 
 
 
 def _final_export(folder: Path, recipe: Recipe) -> Path | None:
-    """Where the finished student goes; None if the recipe wants none."""
+    """Return the folder of the finished student; None if the recipe disables that export."""
     return folder / "exports" / "final" if recipe.settings.checkpoints.export_at_end else None
 
 
 def _predicts(plan: Plan) -> bool:
-    """Whether a finished run leaves predictions: its task scores them, and losses read what they are made of."""
+    """Return whether a finished run writes predictions: its task has scores, and losses read class logits."""
     return plan.task.metric is not None and plan.requests.student.class_logits
 
 

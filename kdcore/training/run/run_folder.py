@@ -104,7 +104,7 @@ def check_teacher(folder: Path, recipe: Recipe, source: str | None) -> dict[str,
 
 
 def weights_of(source: str) -> dict[str, str]:
-    """The sha256 of each file of weights, and of the configuration, of a model that has been loaded.
+    """Compute the sha256 of each weight file and of the configuration of a loaded model.
 
     Args:
         source: a folder, or a hub name, whose files are then in the hub's cache.
@@ -180,7 +180,7 @@ def stored_data(folder: Path) -> StoredData | None:
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """What `store` has stored about versions and data.
+    """Read the versions and fingerprints that `store` has written.
 
     Raises:
         DataError: it is damaged.
@@ -207,7 +207,7 @@ def _damaged(path: Path, what: str, key: str | None = None) -> DataError:
 
 
 def exists(folder: Path) -> bool:
-    """Whether a run was started here."""
+    """Return whether a run was started here."""
     return (folder / _RECIPE).is_file()
 
 
@@ -236,7 +236,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _same_content(before: Sequence[str], now: Sequence[str]) -> bool:
-    """Whether files that lie elsewhere are the same; they are not if one of them cannot be read."""
+    """Return whether files in different places are equal; False if one of them cannot be read."""
     try:
         return [Path(file).read_bytes() for file in before] == [Path(file).read_bytes() for file in now]
     except OSError:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def broadcast_from_main(processes: DistributedContext, decide: Callable[[], T]) -> T:
-    """What process 0 decides, on every process. Where it raises a `KdcoreError`, all raise the same.
+    """Broadcast the result of `decide` on process 0; a `KdcoreError` there is raised on every process.
 
     Raises:
         KdcoreError: of `decide`; OSErrors come as MachineError.
@@ -47,7 +47,7 @@ def broadcast_from_main(processes: DistributedContext, decide: Callable[[], T]) 
 
 
 def all_gather(processes: DistributedContext, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """The value of every process, on every process.
+    """Gather the value of every process, on every process.
 
     Raises:
         MachineError: another process is gone.
@@ -69,7 +69,7 @@ def _together() -> Iterator[None]:
 
 
 def _packed(error: BaseException | None) -> tuple[type[KdcoreError], object] | None:
-    """An error in a form that can be sent: exceptions do not survive pickling whole."""
+    """Convert an error to a form that can be sent: exceptions are not pickled completely."""
     if error is None:
         return None
     if isinstance(error, InputError):

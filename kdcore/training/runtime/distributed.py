@@ -60,7 +60,7 @@ class DistributedContext:
 
 
 def find_accelerator() -> Any:
-    """DeepSpeed's view of the device."""
+    """Return DeepSpeed's accelerator."""
     with suppress_output():  # its import warns if there is no accelerator but the CPU
         from deepspeed.accelerator import get_accelerator
 
@@ -68,7 +68,7 @@ def find_accelerator() -> Any:
 
 
 def number_of_processes() -> int:
-    """How many processes the environment asks for, before they are joined.
+    """Return the world size that the environment defines, before the group is joined.
 
     Raises:
         MachineError: the environment does not say it whole.

@@ -70,7 +70,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
 
 @contextmanager
 def held_port() -> Iterator[int]:
-    """A free port of this machine that is given to nobody else while entered, except to those who ask for it by name.
+    """Reserve a free port on this machine while entered; it can only be bound by number.
 
     The socket that holds it does not listen and lets its address be used again, which is how the store of process 0,
     which does the same, can still listen there.
@@ -160,7 +160,7 @@ def _await(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _state(pid: int) -> str:
-    """What a process that does not end is found doing."""
+    """Describe the state of a process that does not end."""
     try:
         letter = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except (OSError, IndexError):

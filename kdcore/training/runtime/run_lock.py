@@ -59,7 +59,7 @@ class _Holder:
         )
 
     def replaces(self, other: _Holder | None) -> bool:
-        """Whether this is the same SLURM job, requeued: what is left of it on a lost machine must give way."""
+        """Return whether this is a requeued start of the same SLURM job, which takes over from the earlier start."""
         return other is not None and self.job != "" and self.job == other.job and self.restarts > other.restarts
 
 
@@ -165,7 +165,7 @@ class RunLock:
                 path.rmdir()
 
     def _is_at_place(self, file: TextIO) -> bool:
-        """Whether this open file is the lock's, not one that was replaced or removed."""
+        """Return whether this open file is still the lock file, not one that was replaced or removed."""
         try:
             return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
         except FileNotFoundError:

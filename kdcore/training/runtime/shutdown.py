@@ -32,7 +32,7 @@ class _Ending:
 
 @contextmanager
 def ending_on_request() -> Iterator[None]:
-    """While entered, SIGTERM and SIGUSR2 raise KeyboardInterrupt, as SIGINT does.
+    """Raise KeyboardInterrupt on SIGTERM and SIGUSR2 while entered, as on SIGINT.
 
     Entered before anything of weight is imported, it covers what comes before training (data, models) and after it. In
     a thread other than the main one, where Python handles no signals, it does nothing.

@@ -10,12 +10,12 @@ class StartupTimer:
     """Seconds of each part of a start, the first one being what the process did before this object was made."""
 
     def __init__(self, first: str) -> None:
-        """Everything so far in the process's life was `first`, such as imports."""
+        """Attribute the process's time so far to `first`, such as imports."""
         self._last = time.monotonic()
         self._parts = {first: _age_of_process()}
 
     def done(self, part: str) -> None:
-        """What has been going on since the last call was `part`."""
+        """Attribute the time since the last call to `part`."""
         now = time.monotonic()
         self._parts[part] = self._parts.get(part, 0.0) + now - self._last
         self._last = now
@@ -26,7 +26,7 @@ class StartupTimer:
 
 
 def _age_of_process() -> float:
-    """Seconds since the operating system started this process; 0 where it does not tell."""
+    """Return the seconds since the operating system started this process; 0 if unknown."""
     try:
         with open("/proc/self/stat", encoding="ascii") as file:
             started = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")

@@ -41,7 +41,7 @@ class Watchdog:
     """
 
     def __init__(self, stall_minutes: float | None, log_file: Path) -> None:
-        """Nothing is watched before the watchdog is entered.
+        """Set up the watchdog; it watches while entered.
 
         Args:
             stall_minutes: the recipe's `training.stall_minutes`.
@@ -71,12 +71,12 @@ class Watchdog:
         os.close(self._stderr)
 
     def starting(self, doing: str) -> None:
-        """`doing` begins, one of the things that come before the first step and may take long."""
+        """Report that `doing` begins, a phase before the first step that may take long."""
         self._doing = doing
         self._ticks += 1
 
     def tick(self, doing: str) -> None:
-        """What went on is done and `doing` begins: a step, a batch of a validation, a checkpoint, an export."""
+        """Report progress: `doing` begins, such as a step, a batch of a validation, a checkpoint or an export."""
         self._paced = self._training
         self._training = True
         self._doing = doing
@@ -84,7 +84,7 @@ class Watchdog:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """While entered, time does not count: a consumer of the run's events may take as long as it needs."""
+        """Stop the clock while entered: a consumer of the run's events may take as long as it needs."""
         self._suspended = True
         try:
             yield
@@ -111,7 +111,7 @@ class Watchdog:
                 end_process(self._message(silent, why), self._stderr, self._log_file)
 
     def _bound(self) -> tuple[float, str]:
-        """Seconds that may pass in silence, and where the number is from."""
+        """Return the limit in seconds, and where it comes from."""
         if not self._paced:
             return max(_START_SECONDS, self._stall_seconds or 0.0), "the limit before the first step"
         if self._stall_seconds is not None:
@@ -143,7 +143,7 @@ def end_process(message: str, stderr: int, log_file: Path) -> None:
 
 
 def stacks() -> str:
-    """Where each thread of this process is, the innermost call last. Reads no source file, for disks may hang."""
+    """Format the stack of each thread, innermost call last. Reads no source file: the disk may hang."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     own = threading.get_ident()
     parts = []
@@ -154,7 +154,7 @@ def stacks() -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as `1.5 seconds` or `12 minutes`."""
+    """Format seconds, such as `1.5 seconds` or `12 minutes`."""
     return f"{seconds:.2g} seconds" if seconds < 99.5 else f"{seconds / 60:,.0f} minutes"
 
 

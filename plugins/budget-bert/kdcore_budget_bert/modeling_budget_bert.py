@@ -38,7 +38,7 @@ class BudgetBertConfig(BertConfig):  # type: ignore[misc]  # transformers has no
 
 
 def make_norm(config: BudgetBertConfig) -> nn.Module:
-    """The norm that the configuration names, of the model's width."""
+    """Construct the norm that the configuration names, of the model's width."""
     cls = nn.RMSNorm if config.norm == "rms_norm" else nn.LayerNorm
     return cls(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -61,7 +61,7 @@ class BudgetBertEmbeddings(nn.Module):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
-        """Embed tokens (B, L), or take their embeddings (B, L, d) as given."""
+        """Embed tokens (B, L), or use the given embeddings (B, L, d)."""
         states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         length, longest = states.shape[1], self.position_embeddings.num_embeddings
         if length > longest and position_ids is None:
@@ -85,7 +85,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention step by step, for `attn_implementation="eager"`, which shows the probabilities (B, A, L, L)."""
+    """Compute attention step by step, for `attn_implementation="eager"`, which shows the probabilities (B, A, L, L)."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -113,7 +113,7 @@ class BudgetBertSelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Weighted values (B, L, d), and probabilities where the kernel has them."""
+        """Compute weighted values (B, L, d), and probabilities where the kernel has them."""
         query, key, value = (
             project(states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
@@ -140,7 +140,7 @@ class BudgetBertOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def enter(self, states: Tensor) -> Tensor:
-        """What the framed part is given."""
+        """Return the input of the framed part."""
         return self.LayerNorm(states) if self.norm_first else states
 
     def forward(self, inner: Tensor, states: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class BudgetBertAttention(nn.Module):
         self.output = BudgetBertOutput(config, config.hidden_size)
 
     def forward(self, states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """States (B, L, d) after attention, and probabilities where the kernel has them."""
+        """Return states (B, L, d) after attention, and probabilities where the kernel has them."""
         values, probabilities = self.self(self.output.enter(states), attention_mask, **kwargs)
         return self.output(values, states), probabilities
 
@@ -187,7 +187,7 @@ class BudgetBertLayer(nn.Module):
         self.output = BudgetBertOutput(config, config.intermediate_size)
 
     def forward(self, states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """States (B, L, d) after the block, and attention probabilities where the kernel has them."""
+        """Return states (B, L, d) after the block, and attention probabilities where the kernel has them."""
         states, probabilities = self.attention(states, attention_mask, **kwargs)
         return self.output(self.intermediate(self.output.enter(states)), states), probabilities
 
@@ -239,7 +239,7 @@ class BudgetBertPredictions(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # the decoder's under the name that BERT saves it by
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits (..., V) of states (..., d)."""
+        """Compute logits (..., V) of states (..., d)."""
         logits: Tensor = self.decoder(self.transform(states))
         return logits
 
@@ -252,7 +252,7 @@ class BudgetBertHeads(nn.Module):
         self.predictions = BudgetBertPredictions(config)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits (..., V) of states (..., d)."""
+        """Compute logits (..., V) of states (..., d)."""
         logits: Tensor = self.predictions(states)
         return logits
 
@@ -292,7 +292,7 @@ class BudgetBertModel(BudgetBertPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings."""
+        """Return the word embeddings."""
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
@@ -352,7 +352,7 @@ class BudgetBertForMaskedLM(BudgetBertPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The decoder."""
+        """Return the decoder."""
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:

@@ -27,7 +27,7 @@ class LengthBin:
 
 
 def length_histogram(lengths: NDArray[np.int32], sequence_length: int) -> list[LengthBin]:
-    """Sequences by their lengths, special tokens included; the last bin holds the full ones alone."""
+    """Count sequences by length, special tokens included; the last bin holds the full ones only."""
     borders = np.unique(np.linspace(1, sequence_length, _BINS + 1).astype(int))
     counts, _ = np.histogram(lengths, bins=[*borders.tolist(), sequence_length + 1])
     lows = [*borders.tolist()]
@@ -36,7 +36,7 @@ def length_histogram(lengths: NDArray[np.int32], sequence_length: int) -> list[L
 
 
 def problems(data: PreparedData, sequences: dict[PreparedSplit, Sequences]) -> Iterator[str]:
-    """What may be wrong with prepared data although its files are whole."""
+    """List likely problems of prepared data whose files are intact."""
     manifest = data.manifest
     for damage in manifest.damages:
         yield f"not read to its end: {damage.where or damage.part}: {damage.what}"
@@ -60,7 +60,7 @@ def problems(data: PreparedData, sequences: dict[PreparedSplit, Sequences]) -> I
 
 
 def samples(data: PreparedData, sequences: Sequences, count: int) -> Iterator[tuple[int, str]]:
-    """Some sequences, evenly spread over a split, as text: number and beginning of each."""
+    """Decode some sequences, evenly spread over a split: number and beginning of each."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(data.tokenizer_folder / "tokenizer.json"))
@@ -72,7 +72,7 @@ def samples(data: PreparedData, sequences: Sequences, count: int) -> Iterator[tu
 
 
 def describe(data: PreparedData, samples_a_split: int) -> Iterator[str]:
-    """Lines about a folder: what it is made of, counts, lengths, samples, problems."""
+    """Describe a folder: its sources, counts, lengths, samples, problems."""
     manifest = data.manifest
     layout = manifest.recipe
     yield f"{data.folder}"

@@ -137,7 +137,7 @@ class _Sample:
                 self.kept = sum(len(line) for _, line in self._lines)
 
     def lines(self) -> list[str]:
-        """Those that were kept, in order."""
+        """Yield the kept lines, in order."""
         return [line for _, line in self._lines]
 
 
@@ -235,7 +235,7 @@ def _train_wordpiece(
 
 
 def _quality(tokenizer: Any, lines: list[str], characters: int = 1_000_000) -> tuple[float, float]:
-    """Tokens a word and the share of unknown ones, on lines from all over the sample."""
+    """Measure tokens per word and the fraction of unknown ones, on lines spread over the sample."""
     step = max(1, sum(len(line) for line in lines) // characters)
     some = lines[::step]
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(some, add_special_tokens=False)

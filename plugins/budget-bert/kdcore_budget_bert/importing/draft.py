@@ -45,11 +45,11 @@ class Draft:
     _flags_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def given(self, name: str) -> bool:
-        """Whether the command states a flag."""
+        """Return whether the command states a flag."""
         return name in self.command.stated
 
     def value(self, name: str) -> Any:
-        """A flag's value: as stated, else the source's default."""
+        """Return a flag's value: as stated, else the source's default."""
         self._dealt_with.add(name)
         return self.command.stated[name].value if self.given(name) else FLAGS[name].default
 
@@ -100,7 +100,7 @@ class Draft:
         self.problems.append(Problem(what, self.where(name), f"--{name}", allowed, hint))
 
     def where(self, name: str) -> str | None:
-        """Where the command states a flag."""
+        """Return where the command states a flag."""
         return self.command.stated[name].where if self.given(name) else None
 
     def flags_of(self, key: str) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ class Draft:
         assert not forgotten, f"no recipe key and no remark for {sorted(forgotten)}"
 
     def text(self, header: list[str]) -> str:
-        """The recipe as YAML under a header of comment lines."""
+        """Compose the recipe as YAML under a header of comment lines."""
         lines = [_comment(line) for line in header]
         for title, remarks in (("Approximated", self.approximated), ("Without a counterpart", self.without)):
             if remarks:
@@ -130,7 +130,7 @@ class Draft:
         return "\n".join([*lines, *_section(self._leaves, "")]) + "\n"
 
     def _text(self, value: Any, names: tuple[str, ...]) -> str:
-        """The value in YAML; a number as the user has written it."""
+        """Format the value in YAML; a number as the user has written it."""
         for name in names:
             text = self.command.stated[name].text if self.given(name) else None
             number = isinstance(value, int | float) and not isinstance(value, bool)

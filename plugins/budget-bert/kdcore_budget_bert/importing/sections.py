@@ -51,7 +51,7 @@ _DEPARTURES = {
 
 
 def put_run(draft: Draft) -> None:
-    """Where the run lives, and its seed."""
+    """Put the run folder and the seed."""
     draft.flag("job_name", "run.name")
     if draft.value("current_run_id"):
         run_id = draft.value("current_run_id")
@@ -64,7 +64,7 @@ def put_run(draft: Draft) -> None:
 
 
 def put_models(draft: Draft) -> None:
-    """Teacher and student."""
+    """Put teacher and student."""
     _refuse_what_is_not_wanted(draft)
     distils = draft.value("distillation")
     if distils and draft.value("teacher_path") is None:
@@ -138,7 +138,7 @@ def _put_initialize(draft: Draft, copies: bool) -> None:
 
 
 def put_task(draft: Draft) -> None:
-    """The task and its data."""
+    """Put the task and its data."""
     draft.put("task.name", "masked_lm", "model_type")
     path = draft.value("dataset_path")
     if draft.value("tokenizer_name") is None:
@@ -162,7 +162,7 @@ def put_task(draft: Draft) -> None:
 
 
 def put_losses(draft: Draft) -> None:
-    """The objective and which blocks it pairs."""
+    """Put the objective and the blocks that it pairs."""
     if not draft.value("distillation"):
         draft.put("losses.masked_lm", {}, note="--distillation is not given")
         return
@@ -189,7 +189,7 @@ def put_losses(draft: Draft) -> None:
 
 
 def _layers(draft: Draft, method: str) -> Any:
-    """`layers` of the losses: the selected teacher blocks beside the student's."""
+    """Return `layers` of the losses: the selected teacher blocks beside the student's."""
     selection, depth = draft.value("layer_selection"), draft.value("num_hidden_layers")
     if method == "pear_col":
         return "last"
@@ -215,7 +215,7 @@ def _layers(draft: Draft, method: str) -> Any:
 
 
 def put_logging(draft: Draft) -> None:
-    """How often metrics are written, and where to."""
+    """Put how often metrics are written, and where to."""
     draft.flag("print_steps", "logging.every")
     draft.leave_out("every row of metrics has the throughput", "log_throughput_every")
     plain: list[Any] = ["tensorboard", "jsonl"]
@@ -232,7 +232,7 @@ def put_logging(draft: Draft) -> None:
 
 
 def leave_out_the_rest(draft: Draft) -> None:
-    """Flags that no recipe needs."""
+    """Leave out flags that no recipe needs."""
     draft.leave_out("always DeepSpeed; keys of its own go below `training.deepspeed`", "deepspeed")
     fastest = [name for name, flag in FLAGS.items() if flag.remark.startswith(FASTEST)]
     draft.leave_out("the fast way is always taken", *fastest)

@@ -117,7 +117,7 @@ _EXAMPLE = "such as: python -m torch.distributed.launch run_pretraining.py --mod
 
 
 def _words(text: str, source: str) -> Iterator[Word]:
-    """Words by the rules of a shell, quotes and escapes included; nothing is expanded."""
+    """Split into words by the rules of a shell, with quotes and escapes; nothing is expanded."""
     position, line = 0, 1
     while position < len(text):
         character = text[position]
@@ -137,7 +137,7 @@ def _words(text: str, source: str) -> Iterator[Word]:
 
 
 def _word(text: str, position: int, line: int, source: str) -> tuple[str, int, int]:
-    """The word at a position, where it ends, and the line there."""
+    """Return the word at a position, where it ends, and the line there."""
     parts: list[str] = []
     began = line
     while position < len(text) and not text[position].isspace():

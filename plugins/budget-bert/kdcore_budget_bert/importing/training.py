@@ -59,7 +59,7 @@ def count_shards(draft: Draft, stated: int | None) -> Shards:
 
 
 def put_optimizer(draft: Draft) -> None:
-    """The optimizer with the flags that the source's one reads."""
+    """Put the optimizer with the flags that the source's one reads."""
     kind = draft.value("optimizer_type")
     draft.put("optimizer.name", kind, "optimizer_type")
     draft.flag("lr", "optimizer.lr")
@@ -79,7 +79,7 @@ def put_optimizer(draft: Draft) -> None:
 
 
 def put_scheduler(draft: Draft) -> None:
-    """The schedule of the learning rate."""
+    """Put the learning-rate schedule."""
     schedule, curve = draft.value("lr_schedule"), draft.value("curve")
     draft.put("scheduler.name", "exponential" if curve == "exp" else "linear", "curve")
     draft.put("scheduler.over", "time" if schedule == "time" else "steps", "lr_schedule")
@@ -105,7 +105,7 @@ def put_scheduler(draft: Draft) -> None:
 
 
 def put_training(draft: Draft, shards: Shards) -> None:
-    """Budget, batches and precision."""
+    """Put budget, batches and precision."""
     steps = draft.value("max_steps")
     if steps < NO_LIMIT:
         draft.flag("max_steps", "training.budget.steps")
@@ -156,7 +156,7 @@ def _put_precision(draft: Draft) -> None:
 
 
 def put_occasions(draft: Draft, shards: Shards) -> None:
-    """Validation, checkpoints, exports and early stopping."""
+    """Put validation, checkpoints, exports and early stopping."""
     phases = ("begin", "end")
     names = ["validation_epochs", "validation_micro_batch"]
     names += [name for phase in phases for name in (f"validation_epochs_{phase}", f"validation_{phase}_proportion")]

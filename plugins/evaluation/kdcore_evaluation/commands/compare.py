@@ -74,7 +74,7 @@ class CompareCommand(Command):
 
 
 def _find(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple[list[Results], list[Path]]:
-    """Evaluations and run folders, each once."""
+    """Find evaluations and run folders, each once."""
     from kdcore import run_folders
     from kdcore_evaluation.report.comparison import Results
     from kdcore_evaluation.run.results import JSON_LINES, read_rows

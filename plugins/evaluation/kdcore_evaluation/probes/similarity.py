@@ -74,18 +74,18 @@ def compare(
 
 
 def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
-    """(B, d) mean of the hidden states (B, L, d) of real tokens, where `mask` (B, L) is true."""
+    """Average hidden states (B, L, d) of real tokens, where `mask` (B, L) is true, to (B, d)."""
     return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation of two samples (n,) without ties."""
+    """Compute Spearman's rank correlation of two samples (n,) without ties."""
     ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (first, second)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def same_neighbours(first: np.ndarray, second: np.ndarray, count: int) -> float:
-    """Mean share of the `count` nearest neighbours that two similarities (n, n) share, self excluded."""
+    """Compute the mean fraction of common `count` nearest neighbours of two similarities (n, n), self excluded."""
     count = min(count, len(first) - 1)
     nearest = []
     for similarities in (first, second):

@@ -134,7 +134,7 @@ def compare_runs(runs: Sequence[ComparedRun], results: Sequence[Results], by: La
 def _rows_of(
     runs: Sequence[ComparedRun], results: Iterable[Results]
 ) -> tuple[dict[Path, list[ResultRow]], list[ResultRow]]:
-    """Rows of each run, and those of the models beside them in the same evaluations."""
+    """Collect the rows of each run, and those of the reference models of the same evaluations."""
     own: dict[Path, list[ResultRow]] = {run.folder.resolve(): [] for run in runs}
     others: list[ResultRow] = []
     for evaluation in results:
@@ -159,7 +159,7 @@ def _repetition(run: ComparedRun, over: str, row: ResultRow) -> str:
 
 
 def _last(models: Iterable[list[ResultRow]]) -> list[ResultRow] | None:
-    """The rows of a run's best or final student, else of its last."""
+    """Select the rows of a run's best or final student, else of its last export."""
     ranked = sorted(models, key=lambda rows: (rows[0].export == "best", rows[0].share or 0.0))
     return ranked[-1] if ranked else None
 

@@ -23,12 +23,12 @@ class _TimeUnit:
 
 
 def name_of(labels: Labels) -> str:
-    """A group in one line."""
+    """Format a group in one line."""
     return ", ".join(labels)
 
 
 def loss_section(comparison: Comparison, styles: Styles) -> str:
-    """Loss against steps and against time, one pair of plots for each method."""
+    """Draw loss against steps and against time, one pair of plots for each method."""
     if not comparison.curves:
         return ""
     parts = []
@@ -114,7 +114,7 @@ def _loss(points: Sequence[Point], which: int) -> str:
 
 
 def budget_section(comparison: Comparison, styles: Styles) -> str:
-    """The score of exports by the share of the budget at which they were made."""
+    """Draw the score of exports against their fraction of the budget."""
     column = comparison.primary
     if not comparison.budget or column is None:
         return ""
@@ -142,7 +142,7 @@ def budget_section(comparison: Comparison, styles: Styles) -> str:
 
 
 def cost_section(comparison: Comparison, styles: Styles) -> str:
-    """The score against size and against speed."""
+    """Draw the score against size and against speed."""
     primary, table = comparison.primary, comparison.table
     costs = [column for column in table.columns if column.kind == "cost"]
     if primary is None or not costs:
@@ -195,5 +195,5 @@ def _words(column: Column, score: Score) -> str:
 
 
 def _short(value: float) -> str:
-    """A number on an axis."""
+    """Format a number on an axis."""
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"

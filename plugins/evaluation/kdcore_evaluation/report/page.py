@@ -16,7 +16,7 @@ from kdcore_evaluation.run.scores import Column, Labels, Score, ScoreTable
 
 
 def page(comparison: Comparison) -> str:
-    """The whole page."""
+    """Compose the whole page."""
     styles = {labels: number for number, labels in enumerate(groups_of(comparison))}
     sections = [
         ("scores", "Scores", _scores(comparison)),
@@ -47,7 +47,7 @@ def page(comparison: Comparison) -> str:
 
 
 def groups_of(comparison: Comparison) -> list[Labels]:
-    """Every group that is drawn, in the order of their styles."""
+    """List every group that is drawn, in the order of their styles."""
     curves = (curve.group for own in comparison.curves.values() for curve in own)
     return list(dict.fromkeys([*comparison.table.groups, *comparison.budget, *curves, *comparison.table.references]))
 

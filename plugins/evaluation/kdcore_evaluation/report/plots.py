@@ -56,7 +56,7 @@ class Axis:
 
 
 def plot(name: str, title: str, description: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
-    """An SVG element.
+    """Draw an SVG element.
 
     Args:
         name: unique in the page, for the ids of title and description.
@@ -126,7 +126,7 @@ class _Scale:
 
 
 def _round_values(lowest: float, highest: float, count: int = 5) -> list[float]:
-    """Some round numbers between two."""
+    """Choose some round numbers between two."""
     span = highest - lowest
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if span / (factor * power) <= count)
@@ -170,7 +170,7 @@ def _drawn(series: Series, x: _Scale, y: _Scale) -> Iterable[str]:
 
 
 def _thinned(marks: Sequence[Mark]) -> list[Mark]:
-    """Evenly chosen points, the last one among them."""
+    """Thin points evenly; the last one is kept."""
     step = math.ceil(len(marks) / _MOST_POINTS)
     return [*marks[:-1:step], marks[-1]]
 
@@ -187,7 +187,7 @@ def _dash(style: int) -> str:
 
 
 def _marker(style: int, x: float, y: float, inside: str = "") -> str:
-    """One of eight shapes; a second round of styles is drawn hollow."""
+    """Draw one of eight shapes; a second round of styles is drawn hollow."""
     r = _MARKER
     shapes = (
         f"M{x - r} {y}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",

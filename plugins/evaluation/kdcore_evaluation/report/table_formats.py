@@ -21,7 +21,7 @@ _LATEX = {
 
 
 def terminal(table: ScoreTable) -> str:
-    """Aligned columns, `*` behind the best."""
+    """Format aligned columns, with `*` after the best."""
     rows = _texts(table, lambda column, score: shown(column, score) + ("*" if score.best else ""))
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -30,7 +30,7 @@ def terminal(table: ScoreTable) -> str:
 
 
 def markdown(table: ScoreTable) -> str:
-    """A Markdown table, the best in bold."""
+    """Format a Markdown table, the best in bold."""
 
     def cell(column: Column, score: Score) -> str:
         text = shown(column, score)
@@ -43,7 +43,7 @@ def markdown(table: ScoreTable) -> str:
 
 
 def csv_text(table: ScoreTable) -> str:
-    """One line a group and column, with all digits."""
+    """Format one line per group and column, with all digits."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     fields = ["column", "kind", "task", "split", "metric", "mean", "standard_deviation", "count", "over", "best"]
@@ -60,7 +60,7 @@ def csv_text(table: ScoreTable) -> str:
 
 
 def latex(table: ScoreTable) -> str:
-    """A tabular with booktabs' rules, the best in bold."""
+    """Format a tabular with booktabs' rules, the best in bold."""
 
     def cell(column: Column, score: Score) -> str:
         text = _escaped(shown(column, score)).replace("±", r"$\pm$")
@@ -83,7 +83,7 @@ def latex(table: ScoreTable) -> str:
 
 
 def shown(column: Column, score: Score) -> str:
-    """A score for people, such as `0.731 ± 0.004 (3)`."""
+    """Format a score, such as `0.731 ± 0.004 (3)`."""
     text = column.show(score.mean)
     if score.deviation is None or not column.has_spread(score):
         return text
@@ -93,7 +93,7 @@ def shown(column: Column, score: Score) -> str:
 def _texts(
     table: ScoreTable, cell: Callable[[Column, Score], str], escape: Callable[[str], str] = lambda text: text
 ) -> list[list[str]]:
-    """Header and rows as texts, references last."""
+    """Format header and rows, references last."""
     rows = [[escape(text) for text in (*table.keys, *(column.title for column in table.columns))]]
     for labels, scores in (*table.groups.items(), *table.references.items()):
         cells = [cell(column, scores[column]) if column in scores else "-" for column in table.columns]
@@ -102,7 +102,7 @@ def _texts(
 
 
 def _padded(labels: Labels, table: ScoreTable) -> Sequence[str]:
-    """A reference has a name only."""
+    """Pad the name of a reference to all key columns."""
     return [*labels, *[""] * (len(table.keys) - len(labels))]
 
 

@@ -83,7 +83,7 @@ class PrepareCommand(Command):
 
 
 def summary(manifest: Manifest) -> Iterator[str]:
-    """Lines about what was prepared, and what was left out and why."""
+    """Describe what was prepared, and what was left out and why."""
     for split, entry in manifest.splits.items():
         sentences = "" if entry.sentences is None else f"{entry.sentences:,} sentences, "
         counts = f"{entry.documents:,} documents, {sentences}{entry.sequences:,} sequences, {entry.tokens:,} tokens"

@@ -134,12 +134,12 @@ def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: s
 
 
 def weight_of(corpus: Corpus) -> float:
-    """How often an epoch shows each of a corpus's sequences; 1 for readers that know no weights."""
+    """Return how often an epoch shows each of a corpus's sequences; 1 for readers without weights."""
     return float(getattr(corpus.config, "weight", 1.0))
 
 
 def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizer: Any, hashes: FileHashes) -> Identity:
-    """Fingerprint a recipe. It costs reading each input file once, unless `hashes` knows it."""
+    """Compute the fingerprints of a recipe. Reads each input file once, unless `hashes` has its hash."""
     files = [(number, name, path) for number, corpus in enumerate(corpora) for name, path in corpus.files().items()]
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         digests = list(pool.map(hashes.sha256, [path for _, _, path in files]))
@@ -206,18 +206,18 @@ def _registered(name: object) -> FoundComponent | None:
 
 
 def stated_keys(data: DataRecipe) -> dict[str, Any]:
-    """The keys that a data recipe states, `corpora` and `tokenizer` excepted."""
+    """Return the keys that a data recipe states, except `corpora` and `tokenizer`."""
     return data.model_dump(mode="json", exclude={"corpora", "tokenizer"}, exclude_unset=True)
 
 
 def _stated_settings(config: BaseModel) -> dict[str, Any]:
-    """A reader's settings that are stated and differ from their defaults; stating a default changes nothing."""
+    """Return the stated settings of a reader that differ from their defaults; stating a default changes nothing."""
     dumped = config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_defaults=True)
     return without_paths(type(config), dumped)
 
 
 def _stated_layout(data: DataRecipe) -> dict[str, Any]:
-    """The keys of a data recipe, `corpora` and `tokenizer` excepted, that are stated and differ from their defaults."""
+    """Return the stated keys of a data recipe, except `corpora` and `tokenizer`, that differ from their defaults."""
     stated = data.model_dump(mode="json", exclude={"corpora", "tokenizer"}, exclude_unset=True, exclude_defaults=True)
     if data.layout.sentences == (data.packing == "full"):
         stated.pop("sentences", None)
@@ -225,7 +225,7 @@ def _stated_layout(data: DataRecipe) -> dict[str, Any]:
 
 
 def _source_of(cls: type) -> str:
-    """SHA-256 of the file that defines a class; empty for code without a file, such as a notebook's."""
+    """Hash the file that defines a class (SHA-256); empty for code without a file, such as a notebook's."""
     try:
         file = inspect.getsourcefile(cls)
         return "" if file is None else sha256_of_file(Path(file))

@@ -38,7 +38,7 @@ class EncodedDocuments:
         return len(self.document_ends)
 
     def select(self, chosen: NDArray[np.bool_]) -> EncodedDocuments:
-        """Only the chosen documents; `chosen` is (documents,)."""
+        """Select documents; `chosen` is (documents,)."""
         if chosen.all():
             return self
         lengths = np.diff(self.document_ends, prepend=0)
@@ -74,7 +74,7 @@ def write_batch(file: IO[bytes], batch: DocumentBatch, dtype: str) -> None:
 
 
 def read_batches(path: Path) -> Iterator[DocumentBatch]:
-    """What was appended to a file, one batch after the other."""
+    """Read the batches that were appended to a file, in order."""
     size = path.stat().st_size
     with path.open("rb") as file:
         while file.tell() < size:

@@ -12,7 +12,7 @@ _SHARE_BITS = 5  # keys are sorted in 32 shares, because sorting takes three tim
 
 
 def text_key(text: str) -> int:
-    """64 bits that two texts share when they differ in nothing but white space.
+    """Hash a text to 64 bits, ignoring differences in white space.
 
     Among a hundred million texts two different ones share them with a chance of 3 in 10,000.
     """
@@ -21,7 +21,7 @@ def text_key(text: str) -> int:
 
 
 def repeated(keys: Sequence[NDArray[np.uint64]]) -> list[NDArray[np.bool_]]:
-    """Which documents have the text of one before them.
+    """Mark the documents that have the text of an earlier one.
 
     Args:
         keys: the documents' keys, some arrays of them in the order of reading.

@@ -13,7 +13,7 @@ from kdcore import DataError, PreparedSplit
 
 
 def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1), evenly spread over documents: those below the share to be held out are held out.
+    """Map documents to evenly spread numbers in [0, 1); those below `held_out` are held out.
 
     They depend on the documents' names and the seed alone, so a document stays where it is when others come or go.
     """
@@ -38,7 +38,7 @@ class Nearest:
 def document_to_move(
     documents: dict[PreparedSplit, int], nearest: Sequence[Nearest | None], share: float
 ) -> tuple[int, int] | None:
-    """Where a split would stay empty, because the share is so small or the documents so few: who goes there.
+    """Choose a document to move to a split that would otherwise be empty.
 
     Args:
         documents: how many each split has.

@@ -31,11 +31,11 @@ class Counters:
         self._counts: Any = get_context("fork").RawArray(c_int64, _COUNTED * processes)
 
     def begin(self, worker: int) -> UnitCounter:
-        """A counter for the next unit of a process."""
+        """Return a counter for the next unit of a process."""
         return UnitCounter(self._counts, worker * _COUNTED)
 
     def total(self) -> PreparationProgress:
-        """All that has been done."""
+        """Sum what all processes have done."""
         values = list(self._counts)
         done = PreparationProgress(*(sum(values[field::_COUNTED]) + self._before[field] for field in range(_COUNTED)))
         return done._replace(total_bytes=self._before.total_bytes)
@@ -62,7 +62,7 @@ class Speed:
         self._start: tuple[float, PreparationProgress] | None = None
 
     def describe(self, progress: PreparationProgress) -> str:
-        """One line: documents, share, MB/s of raw text, and time left if it goes on like this."""
+        """Format one line: documents, percentage, MB/s of raw text, and estimated time left."""
         now = time.monotonic()
         if self._start is None:
             self._start = (now, progress)

@@ -102,7 +102,7 @@ def find_or_prepare(
 
 
 def folder_in(cache: Path, fingerprint: str) -> Path:
-    """Where a cache folder has the data of a fingerprint."""
+    """Return the cache folder of the data with a fingerprint."""
     return cache / fingerprint[:_FOLDER_NAME]
 
 
@@ -265,7 +265,7 @@ class _PreparationRun:
         publish(staging, folder, PreparedData.MANIFEST)
 
     def _open_staging(self, folder: Path, *, may_clear: bool) -> Path:
-        """The folder of an unfinished preparation of the same data, or a new one."""
+        """Open the folder of an unfinished preparation of the same data, or create a new one."""
         refuse_other_content(folder, PreparedData.MANIFEST)
         staging = staging_of(folder)
         plan = staging / _PLAN
@@ -356,7 +356,7 @@ class _PreparationRun:
         return prepared
 
     def _blame_the_machine(self, folder: Path, error: OSError) -> None:
-        """A full disk, a folder that may not be written; unless a process that nothing kept out has been faster."""
+        """Raise a MachineError for a full disk or read-only folder, unless another process has finished it."""
         if not (folder / PreparedData.MANIFEST).is_file():
             hint = "finished pieces are kept: start again to resume"
             raise MachineError(f"{folder}: the data cannot be prepared: {error}\n  {hint}") from error

@@ -92,7 +92,7 @@ def _opened(folder: Path, fingerprint: str) -> PreparedData | None:
 
 
 def _same_recipe(manifest: Manifest, data: DataRecipe, corpora: Sequence[Corpus]) -> bool:
-    """Whether the manifest's recipe stated the same, whatever the revisions and defaults were."""
+    """Return whether the manifest's recipe stated the same, regardless of revisions and defaults."""
     entries, now = manifest.recipe.get("corpora", []), stated_keys(data)
     if manifest.stated is None:
         now = {key: value for key, value in now.items() if value != OLD_RECIPE_DEFAULTS.get(key)}
@@ -104,7 +104,7 @@ def _same_recipe(manifest: Manifest, data: DataRecipe, corpora: Sequence[Corpus]
 
 
 def _same_content(manifest: Manifest, identity: Identity) -> bool:
-    """Whether text, tokenizer and the files of registered readers are those that the data was prepared from."""
+    """Return whether text, tokenizer and files of registered readers are those that the data was prepared from."""
     sources = [reader.source for reader in manifest.readers]
     return (
         manifest.tokenizer_fingerprint == identity.tokenizer_fingerprint
@@ -118,7 +118,7 @@ def _inputs(inputs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def _stated(manifest: Manifest) -> dict[str, Any]:
-    """What the recipe stated; versions up to 2 also hold unstated defaults, so defaults are left out."""
+    """Return what the recipe stated; versions up to 2 also store defaults, which are left out."""
     stored = {key: value for key, value in manifest.recipe.items() if key not in ("corpora", "tokenizer")}
     if manifest.stated is None:
         return {key: value for key, value in stored.items() if value != OLD_RECIPE_DEFAULTS.get(key)}
@@ -137,7 +137,7 @@ def _same_entry(before: dict[str, Any], now: dict[str, Any], corpus: Corpus) -> 
 
 
 def _risen(manifest: Manifest, identity: Identity) -> Iterator[str]:
-    """What has another revision than when the data was prepared."""
+    """Describe whose revision has changed since the data was prepared."""
     for number, reader in enumerate(identity.readers):
         if number < len(manifest.readers):
             before = manifest.readers[number].revision

@@ -91,13 +91,13 @@ class Packer:
         return self._fill(stream, *np.array(cuts, np.int64).reshape(-1, 2).T)
 
     def finish(self) -> Rows:
-        """The sequence that is still open, if there is one."""
+        """Return the sequence that is still open, if there is one."""
         stream, self._open = self._open, self._open[:0]
         starts = np.zeros(1 if stream.size else 0, np.int64)
         return self._fill(stream, starts, starts + stream.size)
 
     def _cut(self, starts: list[int], ends: list[int], closes: list[bool]) -> tuple[list[tuple[int, int]], int]:
-        """Deal pieces (sentences, or whole documents) to sequences.
+        """Distribute pieces (sentences, or whole documents) over sequences.
 
         Args:
             starts: where each piece starts in the stream; behind a [SEP] where a document goes on after another.
@@ -137,7 +137,7 @@ class Packer:
         return cuts, start
 
     def _fill(self, stream: Tokens, starts: Places, ends: Places) -> Rows:
-        """Rows of the given ranges of the stream."""
+        """Build rows of the given ranges of the stream."""
         layout, ids = self._layout, self._ids
         rows = np.full((len(starts), layout.sequence_length), ids.pad, np.int32)
         sizes = ends - starts
@@ -152,7 +152,7 @@ class Packer:
 
 
 def _cut_evenly(document_ends: Places, room: int) -> tuple[Places, Places]:
-    """Full sequences within each document, the last one as short as what is left."""
+    """Cut each document into full sequences; its last one may be shorter."""
     document_starts = np.concatenate([[0], document_ends[:-1]]).astype(np.int64)
     sequences = -(-(document_ends - document_starts) // room)
     first = np.cumsum(sequences) - sequences
@@ -162,7 +162,7 @@ def _cut_evenly(document_ends: Places, room: int) -> tuple[Places, Places]:
 
 
 def _targets(layout: Layout, random: np.random.Generator) -> Iterator[int]:
-    """How many tokens of text each next sequence aims at."""
+    """Return the target length in text tokens of each next sequence."""
     while True:
         short = layout.short_sequences > 0 and random.random() < layout.short_sequences
         yield int(random.integers(2, layout.room + 1)) if short else layout.room

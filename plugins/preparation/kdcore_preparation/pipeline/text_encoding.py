@@ -91,7 +91,7 @@ class TextEncoder:
         return EncodedTexts(tokens, ends, sentence_ends[sentence_ends > 0])
 
     def _cut(self, texts: Sequence[str]) -> tuple[list[str], list[bool], list[int]]:
-        """The pieces to be encoded, whether a sentence ends with each of them, and how many each text has."""
+        """Cut texts: the pieces to encode, whether each ends a sentence, and the number of pieces of each text."""
         pieces: list[str] = []
         sentences: list[bool] = []
         pieces_a_text = []
@@ -112,7 +112,7 @@ class TextEncoder:
 
 
 def _leading_space(sentences: list[str]) -> Iterator[str]:
-    """The same sentences with the white space between two of them in front of the second, as `cut_text` has it."""
+    """Move white space between two sentences to the front of the second, as `cut_text` does."""
     carried = ""
     for number, sentence in enumerate(sentences):
         whole = carried + sentence
@@ -139,7 +139,7 @@ def tokenizer_threads(wanted: bool) -> Iterator[None]:
 
 
 def _plain_backend(tokenizer: Any) -> Tokenizer:
-    """A copy of the Rust tokenizer that neither truncates nor pads nor obeys special tokens inside a text."""
+    """Copy the Rust tokenizer without truncation, padding and special tokens inside a text."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

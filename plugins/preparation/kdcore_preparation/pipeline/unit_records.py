@@ -30,7 +30,7 @@ class WrittenUnit(BaseModel):
     nearest: Nearest | None
 
     def total(self, name: str) -> int:
-        """A count over all splits."""
+        """Sum a count over all splits."""
         return sum(counts.get(name, 0) for counts in self.counts.values())
 
 
@@ -51,19 +51,19 @@ class Records:
         folder.mkdir(exist_ok=True)
 
     def path(self, unit: int, what: str) -> Path:
-        """Where a file of a unit is."""
+        """Return the path of a file of a unit."""
         return self._folder / f"{unit:05d}.{what}"
 
     def write(self, unit: int, record: TokenisedUnit | WrittenUnit) -> None:
-        """Remember that a unit is done; the last thing that is done to it."""
+        """Record that a unit is done; its last step."""
         write_json(self.path(unit, _file_of(type(record))), record.model_dump(mode="json"))
 
     def tokenised(self, unit: int) -> TokenisedUnit | None:
-        """What is known of a unit that is tokenised."""
+        """Return the record of a tokenised unit."""
         return self._read(unit, TokenisedUnit)
 
     def written(self, unit: int) -> WrittenUnit | None:
-        """What is known of a unit whose shards are there."""
+        """Return the record of a unit whose shards exist."""
         record = self._read(unit, WrittenUnit)
         shards = [] if record is None else [shard for shards in record.shards.values() for shard in shards]
         return record if all(_size(self._shards / shard.file) == shard.bytes for shard in shards) else None

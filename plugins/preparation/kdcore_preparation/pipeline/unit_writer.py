@@ -99,7 +99,7 @@ class UnitWriter:
         return {split: writer.shards for split, writer in self._writers.items()}
 
     def totals(self) -> dict[str, int]:
-        """Documents, sequences and tokens so far."""
+        """Return documents, sequences and tokens so far."""
         return {
             name: sum(counts[name] for counts in self.counts.values()) for name in ("documents", "sequences", "tokens")
         }
@@ -156,7 +156,7 @@ class UnitWriter:
         self._append(split, (rows, batch.lengths.astype(np.int32)), masks)
 
     def _checked_rows(self, batch: TokenizedSequences) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Rows padded as ours are, and which of their places hold a token."""
+        """Return padded rows, and which of their positions hold a token."""
         count, width = batch.tokens.shape
         ids, room = self._ids, self._data.sequence_length
         if width > room and batch.lengths.max(initial=0) > room:

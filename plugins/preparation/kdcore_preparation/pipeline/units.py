@@ -84,7 +84,7 @@ class UnitReader:
         return self._bytes_before + self._corpus.bytes_read
 
     def batches(self) -> Iterator[DocumentBatch]:
-        """Tokenised documents, about a million characters at a time."""
+        """Yield tokenised documents, about a million characters at a time."""
         waiting: list[Document] = []
         size = 0
         for item in self._items():

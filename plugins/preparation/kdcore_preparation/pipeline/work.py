@@ -83,7 +83,7 @@ class Work:
             self._run(self._write, numbers, self._records.written)
 
     def left(self) -> int:
-        """How many units have still to be run."""
+        """Count the units that are still to be run."""
         known = self._records.tokenised if self._data.remove_duplicates else self._records.written
         return sum(known(unit.number) is None for unit in self.units)
 

@@ -75,7 +75,7 @@ class BooksCorpus(FileCorpus):
                 self.report["empty documents skipped"] += 1
 
     def _pieces(self, raw: bytes, stream: IO[bytes], encoding: str) -> Iterator[str]:
-        """The text of a file, cut at white space where it is longer than one document."""
+        """Yield the text of a file, cut at white space where it exceeds one document."""
         decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
         carried = ""
         while raw:
@@ -98,7 +98,7 @@ def _marked(raw: bytes) -> str | None:
 
 
 def _wide(raw: bytes) -> str | None:
-    """UTF-16 without a mark: of text in a Latin script every other byte is 0."""
+    """Detect UTF-16 without a byte order mark: in Latin scripts every other byte is 0."""
     head = raw[:_SAMPLE_BYTES]
     low, high = head[0::2].count(0), head[1::2].count(0)
     if high > len(head) // 4 and low < high // 8:

@@ -33,7 +33,7 @@ class PartedCorpus(Corpus):
             yield from self.read(part)
 
     def finished(self, name: str, text: str) -> Iterator[Document]:
-        """The document of a text, cleaned: none of an empty text, several of a very long one. All is counted."""
+        """Clean a text and yield its document: none if empty, several if very long. Everything is counted."""
         text = clean_text(text, self.report)
         if not text:
             self.report["empty documents skipped"] += 1
@@ -42,7 +42,7 @@ class PartedCorpus(Corpus):
             yield self.continued(name, number, piece.strip())
 
     def continued(self, name: str, number: int, text: str) -> Document:
-        """Piece `number` of a document that may be cut."""
+        """Return piece `number` of a document that may be cut."""
         if number == 1:
             return Document(name, text)
         self.report["documents continued as another one, being very long"] += 1
@@ -64,21 +64,21 @@ class FileCorpus(PartedCorpus):
         self._paths: Mapping[str, Path] = {}
 
     def files(self) -> Mapping[str, Path]:
-        """Files by their names below `path`."""
+        """List files by their names below `path`."""
         return input_files(self.config.path)
 
     def path_of(self, part: Part) -> Path:
-        """The file of a part. Files are listed once, for a folder may hold many and each of them is a part."""
+        """Return the file of a part. Files are listed once: a folder may hold many, each of them a part."""
         if part.file not in self._paths:
             self._paths = self.files()
         return self._paths[part.file]
 
     def parts(self) -> Sequence[Part]:
-        """One part a file."""
+        """Return one part for each file."""
         return [Part(name, path.stat().st_size, name) for name, path in self.files().items()]
 
     def skips_binary(self, part: Part, path: Path, head: bytes) -> bool:
-        """Whether a file is to be left out for being no text; it is counted once.
+        """Return whether to skip a binary file, and count it once.
 
         Raises:
             DataError: it was named itself, not found in a folder.
@@ -98,7 +98,7 @@ class FileCorpus(PartedCorpus):
 
 
 def parts_of_lines(files: Mapping[str, Path]) -> list[Part]:
-    """Parts of files that can be read from any line on: ranges of large plain files, compressed files as a whole."""
+    """List parts of files that can be read from any line: ranges of large plain files, compressed files as a whole."""
     parts: list[Part] = []
     for name, path in files.items():
         size = path.stat().st_size
@@ -110,7 +110,7 @@ def parts_of_lines(files: Mapping[str, Path]) -> list[Part]:
 
 
 def ranges(name: str, size: int, step: int) -> Iterator[Part]:
-    """A file as parts of `step` bytes."""
+    """Divide a file into parts of `step` bytes."""
     for start in range(0, size, step):
         end = start + step
         yield Part(
@@ -162,7 +162,7 @@ def read_lines(stream: IO[bytes], path: Path, start: int, end: int | None, limit
 
 
 def line_in_file(path: Path, part: Part, line: Line) -> int:
-    """The number of a line of a part, counted from the start of the file."""
+    """Return the number of a part's line, counted from the start of the file."""
     if part.start == 0:
         return line.number
     before = 0
@@ -215,7 +215,7 @@ class BadRecords:
 
 
 def looks_binary(head: bytes) -> bool:
-    """Whether a file that begins so is no text: control characters are a tenth of compressed or executable data."""
+    """Return whether a file is binary: a tenth of compressed or executable data is control characters."""
     if head.startswith(_UTF16_MARKS):
         return False  # readers of UTF-8 say so themselves
     controls = len(head) - len(head.translate(None, _CONTROL))
@@ -223,13 +223,13 @@ def looks_binary(head: bytes) -> bool:
 
 
 def head_of(stream: IO[bytes]) -> bytes:
-    """The first bytes of an opened file, which stay to be read."""
+    """Peek at the first bytes of an opened file."""
     peek: bytes = stream.peek(_HEAD)  # type: ignore[attr-defined]
     return peek[:_HEAD]
 
 
 def _first_line(stream: IO[bytes], start: int, end: int | None) -> int:
-    """Go to the first line that starts at `start` or later; not beyond `end`, where another part begins."""
+    """Seek to the first line that starts at `start` or later, but before `end`, where another part begins."""
     if not start:
         return 0
     position = start - 1
@@ -242,7 +242,7 @@ def _first_line(stream: IO[bytes], start: int, end: int | None) -> int:
 
 
 def _cut(line: bytes) -> int:
-    """Where to cut a line that is too long: after its last white space, else between two UTF-8 characters."""
+    """Find where to cut a line that is too long: after its last white space, else between two UTF-8 characters."""
     at = max(line.rfind(bytes([character])) for character in WHITE_SPACE)
     if at > 0:
         return at + 1

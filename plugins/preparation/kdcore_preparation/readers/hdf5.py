@@ -27,7 +27,7 @@ class Hdf5Corpus(FileCorpus):
     """
 
     def files(self) -> Mapping[str, Path]:
-        """The shards by their names; other files beside them are no part of the corpus."""
+        """List the shards by their names; other files in the folder are ignored."""
         found = input_files(self.config.path)
         shards = {name: path for name, path in found.items() if path.suffix in _SUFFIXES}
         if not shards:

@@ -58,11 +58,11 @@ class HuggingFaceCorpus(PartedCorpus):
         self._loaded: Any = None
 
     def files(self) -> Mapping[str, Path]:
-        """The folder's files; none of a dataset on the hub, which is identified by its name and revision."""
+        """List the folder's files; empty for a dataset on the hub, which is identified by its name and revision."""
         return {} if self.config.path is None else input_files(self.config.path)
 
     def parts(self) -> Sequence[Part]:
-        """Ranges of rows of a saved dataset; the files of one that is streamed."""
+        """List ranges of rows of a saved dataset, or the files of a streamed one."""
         dataset = self._dataset()
         if _streamed(dataset):
             return [Part(f"file {index}", start=index) for index in range(dataset.num_shards)]
@@ -113,7 +113,7 @@ class HuggingFaceCorpus(PartedCorpus):
 
 
 def load_source(source: DatasetSource, *, key: str | None = None, **options: Any) -> Any:
-    """A dataset as the library gives it.
+    """Load a dataset with the library.
 
     Args:
         source: where it is.
@@ -142,7 +142,7 @@ def load_source(source: DatasetSource, *, key: str | None = None, **options: Any
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What the library raises where a dataset cannot be read; to be asked once it is imported."""
+    """List the errors that the library raises for unreadable datasets; call it after the library's import."""
     from datasets.exceptions import DatasetsError
 
     return (OSError, ValueError, DatasetsError)

@@ -57,7 +57,7 @@ def input_files(path: str) -> dict[str, Path]:
 
 
 def compression(path: Path) -> Compression | None:
-    """How a file is compressed, which its content tells; None for a plain one.
+    """Detect the compression of a file by its content; None for a plain file.
 
     Raises:
         DataError: it cannot be read, or its compression is none of these.
@@ -83,7 +83,7 @@ def compression(path: Path) -> Compression | None:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether a file can be read and is not compressed at all."""
+    """Return whether a file can be read and is not compressed at all."""
     try:
         return compression(path) is None
     except DataError:
@@ -178,7 +178,7 @@ class FileHashes:
 
 
 def damaged(path: Path, error: Exception | str) -> DataError:
-    """The error for compressed data that cannot be unpacked to its end."""
+    """Return the error for compressed data that cannot be unpacked to its end."""
     return DataError(
         f"the compressed file is damaged or ends too early ({error})",
         where=str(path),

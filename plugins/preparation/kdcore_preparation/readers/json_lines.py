@@ -38,7 +38,7 @@ class JsonLinesCorpus(FileCorpus):
     config: Config
 
     def parts(self) -> Sequence[Part]:
-        """Ranges of large plain files; compressed and small files as a whole."""
+        """List ranges of large plain files; compressed and small files as a whole."""
         return parts_of_lines(self.files())
 
     def read(self, part: Part) -> Iterator[Document]:
@@ -67,7 +67,7 @@ class JsonLinesCorpus(FileCorpus):
         bad.raise_if_any()
 
     def _text(self, raw: bytes) -> str | ValueError | None:
-        """The text of a line; None for a blank line; else what is wrong with it."""
+        """Return the text of a line; None for a blank line; else a description of what is wrong."""
         line = decode_utf8(raw, self.report).strip()
         if not line:
             return None

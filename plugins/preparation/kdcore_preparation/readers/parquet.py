@@ -29,7 +29,7 @@ class ParquetCorpus(FileCorpus):
     config: Config
 
     def parts(self) -> Sequence[Part]:
-        """Groups of rows as the file has them, small ones joined."""
+        """List the file's groups of rows, small ones joined."""
         parts: list[Part] = []
         for name, path in self.files().items():
             try:

@@ -34,7 +34,7 @@ class TextCorpus(FileCorpus):
     config: Config
 
     def parts(self) -> Sequence[Part]:
-        """Ranges of large plain files; compressed and small files as a whole."""
+        """List ranges of large plain files; compressed and small files as a whole."""
         return parts_of_lines(self.files())
 
     def read(self, part: Part) -> Iterator[Document]:

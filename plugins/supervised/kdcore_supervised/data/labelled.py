@@ -279,5 +279,5 @@ def _place(texts: tuple[str, ...]) -> float:
 
 
 def majority_fraction(labels: np.ndarray) -> float:
-    """Fraction of the most frequent class."""
+    """Return the fraction of the most frequent class."""
     return float(np.bincount(labels).max() / len(labels))

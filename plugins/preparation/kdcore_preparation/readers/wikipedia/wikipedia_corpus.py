@@ -34,7 +34,7 @@ class WikipediaCorpus(FileCorpus):
     config: Config
 
     def parts(self) -> Sequence[Part]:
-        """Ranges of plain and multistream files; other files as a whole."""
+        """List ranges of plain and multistream files; other files as a whole."""
         parts: list[Part] = []
         for name, path in self.files().items():
             size = path.stat().st_size

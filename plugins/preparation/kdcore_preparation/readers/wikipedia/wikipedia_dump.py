@@ -30,7 +30,7 @@ _ALLOWED = "a pages-articles dump of MediaWiki"
 
 
 def part_bytes(path: Path, size: int) -> int:
-    """How large parts of this file can be; its size where it can only be read from its start."""
+    """Return the possible size of parts of this file; the file's size if it can only be read from its start."""
     if size > PART_BYTES and is_plain(path):
         return PART_BYTES
     if size > COMPRESSED_PART_BYTES and _is_multistream(path):
@@ -39,7 +39,7 @@ def part_bytes(path: Path, size: int) -> int:
 
 
 def hidden_namespaces(path: Path) -> list[str]:
-    """What the dump's wiki calls the namespaces of files and categories.
+    """Return the names of the namespaces of files and categories in the dump's wiki.
 
     Raises:
         DataError: the file is no dump.
@@ -132,7 +132,7 @@ class DumpPart:
             )
 
     def _chunks(self) -> Iterator[tuple[bytes, bool]]:
-        """Unpacked bytes from the part's start on, and whether they belong to the part or come after it."""
+        """Yield unpacked bytes from the part's start, and whether they belong to the part or follow it."""
         if compression(self._path) == "bzip2":
             with self._path.open("rb") as raw:
                 yield from self._bzip2(raw)
@@ -194,7 +194,7 @@ def _is_multistream(path: Path) -> bool:
 
 
 def _find_stream(raw: IO[bytes], start: int, end: int | None) -> int | None:
-    """Where the first stream of bzip2 begins, from `start` on and before `end`."""
+    """Find the first bzip2 stream that begins at `start` or later and before `end`."""
     raw.seek(start)
     position = start
     carried = b""

@@ -62,7 +62,7 @@ class WikitextCleaner:
         self._hidden = {name.casefold() for name in ("File", "Image", "Media", "Category", *hidden_namespaces)}
 
     def paragraphs(self, wikitext: str, report: Counter[str]) -> list[str]:
-        """Plain paragraphs of `wikitext`; headings are paragraphs of their own.
+        """Extract plain paragraphs of `wikitext`; headings are separate paragraphs.
 
         What could not be parsed is counted in `report`.
         """
@@ -148,7 +148,7 @@ def _keeps_template(name: str) -> bool:
 
 
 def _replaces_tag(name: str) -> str | None:
-    """A tag that is dropped ends a paragraph if it stands between paragraphs."""
+    """Replace a dropped tag by a paragraph end if it is between paragraphs."""
     if name in _DROPPED_TAGS:
         return "\n\n" if name in ("table", "gallery", "pre") else ""
     return None
@@ -190,12 +190,12 @@ def _lines(rendered: str) -> list[tuple[str, int]]:
 
 
 def _without_marks(line: str) -> str:
-    """A mark inside a line stands for the colon of `; term : meaning`."""
+    """Drop marks inside a line except the colon of `; term : meaning`."""
     return re.sub(rf"\s*{_ITEM}\s*", ": ", line.lstrip(f"{_ITEM} "))
 
 
 def _tidy(line: str, report: Counter[str]) -> str:
-    """One paragraph without leftovers of markup and of what was taken out; empty when no word is left."""
+    """Remove leftovers of markup from one paragraph; empty when no word is left."""
     if _DEBRIS_LINE.match(line):
         report["lines of unclosed tables dropped"] += 1
         return ""

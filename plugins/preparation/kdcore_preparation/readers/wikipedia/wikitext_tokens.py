@@ -77,13 +77,13 @@ def _left_out(
 
 
 def _template_name(tokens: list[Any], place: int, kinds: _Kinds) -> str:
-    """Empty for a name that is not plain text."""
+    """Return the name of a template; empty if it is not plain text."""
     name, end = _words(tokens, place + 1, kinds)
     return name if type(tokens[end]) in kinds.template_ends_name else ""
 
 
 def _words(tokens: list[Any], place: int, kinds: _Kinds) -> tuple[str, int]:
-    """The text that begins at `place`, in the form of names, and where it ends."""
+    """Return the normalised text that begins at `place`, and where it ends."""
     end = place
     while type(tokens[end]) is kinds.text:
         end += 1
@@ -91,7 +91,7 @@ def _words(tokens: list[Any], place: int, kinds: _Kinds) -> tuple[str, int]:
 
 
 def _end(tokens: list[Any], place: int, kinds: _Kinds) -> int:
-    """Where the tokens go on after what begins at `place`."""
+    """Return the position after what begins at `place`."""
     depth = 0
     while True:
         depth += kinds.depth.get(type(tokens[place]), 0)
