@@ -36,7 +36,7 @@ class Command(ABC):
 
     @abstractmethod
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do it and return the exit code.
+        """Run the command and return the exit code.
 
         Raises:
             KdcoreError: shown without a traceback; its exit code is used.
@@ -99,7 +99,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        default=[],  # without one argparse calls them required
+        default=[],  # without a default argparse calls them required
         help="values to use instead of the file's, such as training.batch_size=64; key=null removes a key",
     )
 

@@ -47,7 +47,7 @@ def _guarded(run: Callable[[], int]) -> int:
         print(f"interrupted{f' by {interruption}' if str(interruption) else ''}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough. Python must not try to flush what is left.
+        # The reader, such as `head`, has closed the pipe. Python must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except OSError as error:
@@ -77,7 +77,7 @@ def _run(name: str, arguments: list[str], program: str) -> int:
     command.add_arguments(parser)
     try:
         parsed = _parse(parser, arguments)
-    except SystemExit as stop:  # argparse has said what is wrong, or has printed the help
+    except SystemExit as stop:  # argparse has printed an error or the help
         return stop.code if isinstance(stop.code, int) else EXIT_INPUT
     return command.run(parsed)
 
@@ -90,7 +90,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Shows docstrings as they are written."""
+    """Show docstrings as they are written."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         first, _, rest = text.partition("\n")
@@ -101,12 +101,12 @@ def _overview() -> str:
     """Compose the text of `kdcore --help`. Only commands of our own packages are imported: they are light."""
     entries = [entry for entry in commands.entries() if " " not in entry.name]
     names = [entry.name for entry in entries]
-    lines = ["usage: kdcore COMMAND ...", "", "Distils BERT-like encoders.", "", "commands:"]
+    lines = ["usage: kdcore COMMAND ...", "", "Distil BERT-like encoders.", "", "commands:"]
     for entry in entries:
         twice = names.count(entry.name) > 1
         name = f"{entry.distribution}:{entry.name}" if twice else entry.name
         lines.append(f"  {name:<10} {_help(entry, name)}")
-    lines += ["", "`kdcore COMMAND --help` explains a command; `kdcore --version` prints the version."]
+    lines += ["", "`kdcore COMMAND --help` describes a command; `kdcore --version` prints the version."]
     return "\n".join(lines)
 
 
@@ -116,7 +116,7 @@ def _added(group: str) -> str | None:
     if not entries:
         return None
     lines = [f"  {entry.name.partition(' ')[2]:<10} from the package {entry.package}" for entry in entries]
-    return "\n".join(["subcommands from packages:", *lines, f"`kdcore {group} SUBCOMMAND --help` explains one."])
+    return "\n".join(["subcommands from packages:", *lines, f"`kdcore {group} SUBCOMMAND --help` describes one."])
 
 
 def _help(entry: Entry, name: str) -> str:
@@ -125,7 +125,7 @@ def _help(entry: Entry, name: str) -> str:
     try:
         cls: type[Command] = commands.get(name)
     except KdcoreError:
-        return "broken; `kdcore plugins check` tells why"
+        return "broken; `kdcore plugins check` shows the error"
     return cls.help
 
 

@@ -12,14 +12,14 @@ from kdcore.recipe.loading import load_recipe
 
 
 class RecipeCommand(Command):
-    """Look at recipes without training.
+    """Check and print recipes without training.
 
-    check RECIPE [key=value ...]   list everything that is wrong with a recipe
+    check RECIPE [key=value ...]   list all mistakes in a recipe
     show RECIPE [key=value ...]    print the resolved recipe with the origin of each value
-    schema                         print a JSON Schema of recipes with everything that is installed, for editors
+    schema                         print a JSON Schema of recipes with all installed components, for editors
     """
 
-    help = "check a recipe, show it resolved, print the schema for editors"
+    help = "check a recipe, show it resolved, print a schema for editors"
     subcommands = ("check", "show", "schema")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -31,16 +31,16 @@ class RecipeCommand(Command):
         """Do the action."""
         if arguments.action == "schema":
             if arguments.recipe is not None:
-                raise InputError("`kdcore recipe schema` takes no recipe: the schema is that of all recipes")
+                raise InputError("`kdcore recipe schema` takes no recipe: the schema covers all recipes")
             return _schema()
         if arguments.recipe is None:
-            raise InputError(f"`kdcore recipe {arguments.action}` needs the recipe's file")
+            raise InputError(f"`kdcore recipe {arguments.action}` needs a recipe file")
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         if arguments.action == "show":
             print(recipe.annotated_yaml(), end="")
             return 0
         components = recipe.components()
-        print(f"{recipe.path}: nothing is wrong with this recipe (losses: {', '.join(components.losses)})")
+        print(f"{recipe.path}: the recipe is valid (losses: {', '.join(components.losses)})")
         return 0
 
 

@@ -1,4 +1,4 @@
-"""`kdcore summary`: what came out of a finished run."""
+"""`kdcore summary`: losses, scores and sizes of a finished run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 class SummaryCommand(Command):
     """Print a short table about a finished run.
 
-    It has losses, scores and sizes, and what the task and installed packages add: the speed of inference and the
-    similarity of embeddings to the teacher's, for example, come from kdcore-evaluation.
+    It lists losses, scores, sizes, and rows of the task and of installed packages: kdcore-evaluation, for example, adds
+    inference speed and the similarity of embeddings to the teacher's.
     """
 
-    help = "print what came out of a finished run: losses, scores, size, comparison with the teacher"
+    help = "summarise a finished run: losses, scores, size, comparison with the teacher"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare RUN."""
@@ -50,9 +50,7 @@ def summarise(folder: Path) -> str:
 
     exports = folder / "exports"
     if not (exports / "final").is_dir():
-        raise InputError(
-            "there is no finished run in this folder", where=str(folder), hint="give a folder runs/NAME/ID"
-        )
+        raise InputError("the folder holds no finished run", where=str(folder), hint="give a folder runs/NAME/ID")
     plan = make_plan(load_recipe(folder / "recipe.yaml"), stored_data(folder))
     run = FinishedRun(
         folder=folder,
@@ -88,8 +86,8 @@ def _held_out_rows(run: FinishedRun) -> dict[str, str]:
     rows = {}
     for label, (first, *later) in run.held_out.items():
         if later:
-            ratio = f": {first / later[-1]:.1f} times smaller" if 0 < later[-1] < first else ""
-            rows[f"held-out {label}"] = f"{first:.4f} before, {later[-1]:.4f} after{ratio}"
+            ratio = f" ({first / later[-1]:.1f} times lower)" if 0 < later[-1] < first else ""
+            rows[f"held-out {label}"] = f"{first:.4f} at the start, {later[-1]:.4f} at the end{ratio}"
     return rows
 
 
@@ -100,7 +98,7 @@ def _size_rows(run: FinishedRun) -> dict[str, str]:
     theirs = _parameters(run.teacher)
     return {
         "blocks": f"teacher {run.teacher.config.num_hidden_layers}, student {student.config.num_hidden_layers}",
-        "parameters": f"teacher {theirs:,}, student {size:,}: {size / theirs:.0%}",
+        "parameters": f"teacher {theirs:,}, student {size:,} ({size / theirs:.0%})",
     }
 
 

@@ -16,29 +16,33 @@ if TYPE_CHECKING:
 
 
 class TrainCommand(Command):
-    """Train a student as a recipe says, and export it.
+    """Train the student of a recipe and export it.
 
-    The run lives in the folder runs/NAME/ID of the recipe's `run`. Started again, it continues where it was; `run.id=2`
-    starts another.
+    The run folder is runs/NAME/ID, by the recipe's `run`. The same command resumes a run; `run.id=2` starts another
+    one.
 
-    Exit codes: 0 finished, 2 the input is wrong, 3 training failed, 1 the machine failed, 130 interrupted.
+    Exit codes: 0 finished, 1 machine failure, 2 wrong input, 3 training failed, 130 interrupted.
     """
 
-    help = "train a student as a recipe says, and export it"
+    help = "train the student of a recipe and export it"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare RECIPE, overrides, --processes, --smoke."""
         add_recipe_arguments(parser)
-        parser.add_argument("--processes", type=int, metavar="N", help="run N processes on this machine, one a device")
-        parser.add_argument("--smoke", action="store_true", help="walk through every phase of the run in a minute")
+        parser.add_argument(
+            "--processes", type=int, metavar="N", help="start N processes on this machine, one per device"
+        )
+        parser.add_argument(
+            "--smoke", action="store_true", help="test every phase of the run with a few steps, in about a minute"
+        )
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Train here or in several processes."""
+        """Train in this process or in several ones."""
         recipe = load_recipe(arguments.recipe, arguments.overrides)  # reports mistakes before torch is imported
         if arguments.processes is None:
             return _train(recipe, smoke=arguments.smoke).exit_code
         if arguments.processes < 1:
-            raise InputError("the number of processes must be at least 1", where="--processes")
+            raise InputError(f"must be at least 1 (found {arguments.processes})", where="--processes")
         from kdcore.training.runtime.processes import run_processes
 
         smoke = ["--smoke"] if arguments.smoke else []
@@ -51,10 +55,10 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = Fa
     Args:
         recipe: the recipe's file, or `kdcore:quickstart.yaml` for one that kdcore ships.
         overrides: `key=value` each, such as `training.batch_size=64`.
-        smoke: walk through every phase of the run in a minute, to see that a long run would work.
+        smoke: test every phase of the run with a few steps, to check that a long run would work.
 
     Returns:
-        Where the run, its exported student and its last held-out losses are.
+        The run folder, the exported student and the last held-out losses.
 
     Raises:
         InputError: the recipe, its data or its models cannot be used.

@@ -1,1 +1,1 @@
-"""What training reads: prepared folders and tokenizers; the interfaces of corpora and of packages that prepare data."""
+"""Prepared data and tokenizers, and the interfaces of corpora and of packages that prepare data."""

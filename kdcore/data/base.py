@@ -16,7 +16,7 @@ from pydantic import Field
 from kdcore.recipe.schema import ComponentConfig
 
 PART_BYTES = 32 * 2**20
-"""About how much of a file one part should cover: some seconds of tokenising, and what is lost when work is killed."""
+"""Approximate size of a part: some seconds of tokenising, which is also what is lost when work is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Document:
     """One text that belongs together: an article, a book, a post.
 
     Attributes:
-        id: names the document within its corpus. It decides, together with the seed, whether the document is held
-            out, so it must be the same each time, wherever the files lie, and stay the same when they grow.
+        id: identifies the document within its corpus. Together with the seed it decides whether the document is held
+            out, so it must not depend on where the files are stored, and must not change when they grow.
         text: plain text, its paragraphs separated by a newline character.
     """
 
@@ -42,13 +42,13 @@ class TokenizedSequences:
 
     Attributes:
         id: names this group of sequences within its corpus, as `Document.id`; they are held out together or not at all.
-        tokens: (sequences, width) the original ids, special tokens included, before any of them was masked; what
-            stands behind a sequence's end does not matter. `width` is at most the recipe's `sequence_length`.
+        tokens: (sequences, width) the original ids, special tokens included, before any of them was masked; content
+            after a sequence's end is ignored. `width` is at most the recipe's `sequence_length`.
         lengths: (sequences,) tokens of each, special tokens included.
-        masked_positions: (sequences, predictions) places of the tokens to be predicted; 0 fills up, for the first token
-            is [CLS] and never predicted. None where nothing is masked.
-        masked_inputs: (sequences, predictions) the ids that the model gets to see there (most of them [MASK]); what
-            stands where the place is 0 does not matter.
+        masked_positions: (sequences, predictions) positions of the tokens to be predicted; 0 is padding, as the first
+            token is [CLS] and never predicted. None where nothing is masked.
+        masked_inputs: (sequences, predictions) the ids that the model sees there (most of them [MASK]); ignored
+            where the position is 0.
         split: the split that they belong to; None lets the recipe's `held_out` decide.
     """
 
@@ -65,9 +65,9 @@ class Part:
     """A piece of a corpus that can be read by itself: a file, or a range of a large one.
 
     Attributes:
-        name: names it within its corpus and says nothing of where the data lies.
-        bytes: how much of the files it covers, as they lie on the disk; 0 where that is unknown. Work is dealt to
-            processes and progress is shown by it.
+        name: identifies it within its corpus, independent of where the data is stored.
+        bytes: size of the covered range on disk; 0 if unknown. Work is distributed over processes, and progress is
+            shown, by it.
         file: name of its file in `Corpus.files`, for readers that read file by file.
         start: where the range starts in the file, for readers that can begin there.
         end: where it ends; None is the end of the file.
@@ -89,7 +89,7 @@ class CorpusConfig(ComponentConfig):
 
 
 class Corpus(ABC):
-    """Reads documents out of files. Subclass it to teach kdcore another format of raw text.
+    """Read documents from files. Subclass it to support another format of raw text.
 
     A reader is a class with a nested `Config` (the keys of its entry under `corpora`, `name` excepted), announced under
     the entry point group `kdcore.corpora` or with `@register_corpus("name")`:
@@ -112,23 +112,22 @@ class Corpus(ABC):
                             else:
                                 self.report["empty documents skipped"] += 1
 
-    That is all a reader needs. One that also has `parts` and `read` is read by several processes at once, and a
-    preparation that was killed goes on behind the parts that were finished.
+    A reader needs no more. If it also has `parts` and `read`, several processes read it at once, and a preparation that
+    was killed resumes after the finished parts.
 
-    **Damage.** A reader that cannot go on in a file yields what came before it and then raises `DataError`. What came
-    before is kept, the loss is recorded, and the other parts are read all the same.
+    **Damage.** A reader that hits damage in a file yields what came before it and then raises `DataError`. What came
+    before is kept, the damage is recorded, and the other parts are still read.
 
     Attributes:
-        revision: raise it when the reader yields other documents for the same files and stated settings than it did
-            before, also by a changed default, so that data which was prepared by the older reader is not taken for
-            current.
+        revision: increase it when the reader yields other documents than before for the same files and stated settings,
+            also because of a changed default, so that data prepared by the older reader is not used as current.
         Config: keys of the reader; strings annotated as `PathString` arrive as absolute paths.
         config: the checked keys.
-        report: what the reader had to repair or leave out, counted by kind in plain words ("redirects skipped"). It is
-            stored with the prepared data and shown to the user: nothing may be changed or dropped without a count.
-            It is emptied before each part and added up afterwards.
-        bytes_read: how many of the part's `bytes` have been read so far, for the progress bar. A reader that knows may
-            keep it up to date; it is set to 0 before each part.
+        report: counts of what the reader repaired or left out, by description ("redirects skipped"). Stored with the
+            prepared data and shown to the user: nothing may be changed or dropped without a count. Reset before each
+            part and summed afterwards.
+        bytes_read: number of the part's `bytes` that have been read so far, for the progress bar. Updating it is
+            optional; it is reset to 0 before each part.
     """
 
     revision: ClassVar[int] = 1
@@ -148,7 +147,7 @@ class Corpus(ABC):
         them has changed, data that was prepared once is used again. Empty for a reader that reads no files.
 
         Raises:
-            DataError: there is no such file or folder.
+            DataError: the file or folder does not exist.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a folder of prepared data says about itself."""
+"""The manifest of a folder of prepared data."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ShardEntry(_Stored):
 class SplitEntry(_Stored):
     """One split: its files and what they hold.
 
-    `tokens` are the text's, [CLS], [SEP] and [PAD] not counted; `sentences` is None where they were not told apart.
+    `tokens` are the text's, without [CLS], [SEP] and [PAD]; `sentences` is None where sentences were not detected.
     """
 
     documents: int = 0
@@ -70,7 +70,7 @@ class SplitEntry(_Stored):
 
 
 class SpecialTokens(_Stored):
-    """Ids of special tokens; `all` are every id that never stands for text."""
+    """Ids of special tokens; `all` lists every id that never represents text."""
 
     pad: int
     cls: int
@@ -124,7 +124,7 @@ class _StoredRecipe(_Stored):
 class Manifest(_Stored):
     """What a prepared folder holds.
 
-    `reports` say, for each corpus, what was repaired or left out and how often; `weights` how often an epoch shows the
+    `reports` count, for each corpus, what was repaired or left out; `weights` how often an epoch shows the
     sequences of each corpus. `stated` are the keys of `recipe` that were stated, `readers` and `preparation` the
     readers and the revision of the preparation; versions 1 and 2 have none of these.
     """
@@ -159,13 +159,13 @@ class Manifest(_Stored):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, with a hash over itself; the last file of a folder in the making."""
+    """Write the manifest with a hash of itself, as the last file of a folder."""
     content = manifest.model_dump(mode="json")
     write_json(folder / MANIFEST, {**content, _HASH: _hash_of(content)})
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is there whole or not at all."""
+    """Write a JSON file atomically."""
     with whole_file(path) as file:
         file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -174,16 +174,18 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a folder's manifest, of any version up to this one, and compare it with its hash.
 
     Raises:
-        DataError: there is none, it is damaged or was changed, or a newer kdcore wrote it.
+        DataError: it is missing, damaged or changed, or was written by a newer kdcore.
     """
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if not folder.is_dir():
-            raise DataError("there is no such folder", where=str(folder), hint="kdcore prepare makes one") from error
+            raise DataError("no such folder", where=str(folder), hint="create it with kdcore prepare") from error
         raise DataError(
-            f"is no folder of prepared data: it has no {MANIFEST}", where=str(folder), hint="kdcore prepare makes one"
+            f"is not a folder of prepared data: it has no {MANIFEST}",
+            where=str(folder),
+            hint="create one with kdcore prepare",
         ) from error
     except RecursionError as error:
         raise DataError("cannot be read (nested too deeply)", where=str(path), hint=PREPARE_AGAIN) from error
@@ -197,7 +199,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise _damaged(path, f"{what}, expected a number from {OLDEST_FORMAT_VERSION}", "format_version")
     if version > FORMAT_VERSION:
         raise DataError(
-            f"was written by a newer kdcore ({content.get('kdcore_version')}): format version {version}",
+            f"was written by a newer kdcore ({content.get('kdcore_version')}, format version {version})",
             where=str(folder),
             allowed=f"format versions {OLDEST_FORMAT_VERSION} to {FORMAT_VERSION}",
             hint="upgrade kdcore, or prepare the data again with this one",

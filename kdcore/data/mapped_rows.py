@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 
 class MappedRows:
-    """Rows of arrays of one type and width, numbered through.
+    """Gather rows of many arrays of one type and width, numbered consecutively.
 
-    NumPy needs some microseconds for each array that it is asked for rows of, and a random batch meets hundreds of
-    files. Therefore all of them are seen as one array that reaches from the first mapped address to the last. Rows are
-    picked out of it by their addresses as pieces of bytes, which is faster than element by element; what lies between
-    the arrays, where nothing may be mapped, is never read.
+    NumPy needs some microseconds per indexed array, and a random batch touches hundreds of files. Therefore all arrays
+    are viewed as one array from the first mapped address to the last. Rows are gathered from it by address as pieces of
+    bytes, which is faster than by element; memory between the arrays, which may be unmapped, is never read.
 
     Args:
         arrays: (rows, width) each, contiguous.

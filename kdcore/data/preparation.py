@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Preparation(ABC):
-    """Makes prepared data out of a data recipe: the map under `task.data`, or a file that holds one.
+    """Prepare data from a data recipe: the map under `task.data`, or a file that holds one.
 
     A preparation is a class with a nested `Config` (the keys of the data recipe), announced under the entry point group
     `kdcore.preparations` or with `@register_preparation("name")`. A data recipe names it as `name`; one without `name`
@@ -58,7 +58,7 @@ class Preparation(ABC):
 
         Args:
             cache: the folder; it may not exist yet.
-            progress: called often, with one line about how far the work is, such as documents and time left.
+            progress: called often, with one line about the progress, such as documents and time left.
 
         Raises:
             DataError: the raw data or a folder in the cache cannot be used.
@@ -68,10 +68,10 @@ class Preparation(ABC):
     def reopen(
         self, cache: Path, folder: Path | None, fingerprint: str, *, progress: Callable[[str], None]
     ) -> tuple[PreparedData, str]:
-        """Open the data that a run has started on, although the recipe's data may be prepared elsewhere by now.
+        """Open the data that a run has started on, even if the recipe's data is prepared elsewhere by now.
 
-        Override it where one fingerprint has several forms, or where the run's folder is still right although raw data
-        has gone. By default the recipe's data is found or prepared.
+        Override it if one fingerprint has several forms, or if the run's folder stays valid when raw data is missing.
+        By default the recipe's data is found or prepared.
 
         Args:
             cache: folder of prepared data.
@@ -151,7 +151,7 @@ def _preparation_of(source: str | dict[str, Any]) -> Preparation | None:
 
 
 class _ProgressLog:
-    """Logs a preparation's progress at intervals."""
+    """Log a preparation's progress at intervals."""
 
     def __init__(self) -> None:
         self._next = 0.0

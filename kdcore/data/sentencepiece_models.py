@@ -11,7 +11,7 @@ _SPACE = "▁"
 _UNIGRAM, _BPE = 1, 2  # trainer_spec.model_type
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # pieces' types
 
-# Pieces that may play a role, in order of preference; where a model has none, the first one is added at its end.
+# Candidate pieces of each role, in order of preference; if a model has none, the first one is appended.
 _ROLE_PIECES = {
     "cls_token": ("[CLS]", "<cls>", "<s>"),
     "sep_token": ("[SEP]", "<sep>", "</s>"),
@@ -24,11 +24,11 @@ def convert_sentencepiece(path: Path) -> Any:
     """Turn a SentencePiece unigram or BPE model into a `transformers` fast tokenizer.
 
     Pieces keep their ids. `[CLS]`, `[SEP]`, `[PAD]` and `[MASK]` are the model's own pieces where it has them (also as
-    `<cls>`, `<s>` and the like) and are added after its last piece where it has not. Models that number
-    their pieces otherwise than their SentencePiece file (XLM-R) must be loaded from their folder instead.
+    `<cls>`, `<s>` and the like); missing ones are appended after its last piece. Models that number their pieces
+    differently from their SentencePiece file (XLM-R) must be loaded from their folder instead.
 
     Raises:
-        DataError: the file is no such model.
+        DataError: the file is not such a model.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -50,11 +50,11 @@ def _read(path: Path) -> Any:
     try:
         proto.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        raise _unusable(path, "is no SentencePiece model") from error
+        raise _unusable(path, "is not a SentencePiece model") from error
     if not any(piece.type == _UNKNOWN for piece in proto.pieces):
-        raise _unusable(path, "is no SentencePiece model: it has no piece for unknown text")
+        raise _unusable(path, "is not a SentencePiece model: it has no piece for unknown text")
     if proto.trainer_spec.model_type not in (_UNIGRAM, _BPE):
-        raise _unusable(path, "is a SentencePiece model of words or characters")
+        raise _unusable(path, "is a SentencePiece model of an unsupported type (words or characters)")
     return proto
 
 

@@ -1,4 +1,4 @@
-"""Rows of token ids into Arrow files."""
+"""Write rows of token ids to Arrow files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SHARD_BATCHES = 16
 
 
 class ShardWriter:
-    """Writes rows, a new file each time the last one is large enough. A file has its name when it is whole.
+    """Write rows, starting a new file when the last one is large enough. Files are written atomically.
 
     Args:
-        folder: where to.
-        name: of the first file, without its suffix; further ones are numbered.
+        folder: folder of the files.
+        name: name of the first file, without its suffix; further ones are numbered.
         sequence_length: columns of a row.
         dtype: type of ids.
-        corpus: what the rows are from.
+        corpus: number of the rows' corpus.
         batch_rows: rows that are written at once.
     """
 
@@ -87,7 +87,7 @@ class ShardWriter:
                 self._write_batch()
 
     def close(self) -> None:
-        """Write what is left and finish the last file."""
+        """Write the remaining rows and finish the last file."""
         if self._filled:
             self._write_batch()
         self._finish_file()

@@ -42,7 +42,7 @@ class Masks(NamedTuple):
     """Masks that are stored with rows.
 
     Attributes:
-        positions: (rows, predictions) places to be predicted; 0 is none.
+        positions: (rows, predictions) positions to be predicted; 0 is padding.
         inputs: (rows, predictions) the ids that the model sees there.
     """
 
@@ -65,7 +65,7 @@ class Sequences:
     Attributes:
         name: name of the split.
         sequence_length: columns of a row.
-        pad_id: what rows are filled with behind their end.
+        pad_id: id that pads rows.
         lengths: (sequences,) int32, special tokens included.
         has_masks: whether every sequence has masks that were drawn by another program.
     """
@@ -90,7 +90,7 @@ class Sequences:
         return len(self.lengths)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A data loader's worker maps the files itself instead of getting them through a pipe.
+        # A data loader's worker maps the files itself instead of receiving them through a pipe.
         return _open_split, (self._folder, self.name)
 
     def rows(self, indices: NDArray[np.integer[Any]]) -> tuple[Ids, Ids]:
@@ -142,7 +142,7 @@ class PreparedData:
 
     Attributes:
         folder: where it is.
-        manifest: what it says about itself.
+        manifest: its manifest.
         SPLITS: the names of its splits.
         MANIFEST: name of the manifest's file, the last that is written.
         TOKENIZER: name of the folder with the tokenizer.
@@ -174,7 +174,7 @@ class PreparedData:
         """Open a folder. Sizes are checked against the manifest, contents only by `verify`.
 
         Raises:
-            DataError: there is none, it is incomplete, or another kdcore wrote it.
+            DataError: it is missing or incomplete, or was written by an unsupported kdcore.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -183,7 +183,7 @@ class PreparedData:
                 _check_size(folder / shard.file, shard)
             rows = sum(shard.rows for shard in entry.shards)
             if rows != entry.sequences:
-                what = f"is damaged: its files have {rows} rows (expected {entry.sequences}, the sequences of {name})"
+                what = f"the files of {name} have the wrong number of rows (found {rows}, expected {entry.sequences})"
                 raise DataError(what, where=str(folder / MANIFEST), key=f"splits.{name}", hint=PREPARE_AGAIN)
         if not (folder / TOKENIZER_FOLDER / "tokenizer.json").is_file():
             raise DataError("the tokenizer's files are missing", where=str(folder), hint=PREPARE_AGAIN)
@@ -193,17 +193,17 @@ class PreparedData:
         """Open the sequences of `train` or `held_out`; `held_out` is empty when the recipe held out nothing.
 
         Raises:
-            DataError: there is no such split, or its files are damaged.
+            DataError: the split does not exist, or its files are damaged.
         """
         if name not in self.manifest.splits:
             raise DataError(f"has no split `{name}`", where=str(self.folder), allowed=SPLITS)
         return Sequences(self.folder, name, self.manifest.splits[name], self.sequence_length, self.pad_id)
 
     def verify(self) -> None:
-        """Read everything and compare it with the checksums.
+        """Read all files and compare them with the checksums.
 
         Raises:
-            DataError: files are not what was written; all of them are named.
+            DataError: names every file that is damaged.
         """
         from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint
 
@@ -219,7 +219,7 @@ class PreparedData:
                     if sha256_of_file(path) != shard.sha256:
                         problems.append(Problem("is damaged: its checksum differs", str(path), hint=PREPARE_AGAIN))
         if tokenizer_fingerprint(load_tokenizer(str(self.tokenizer_folder))) != self.tokenizer_fingerprint:
-            what = "is another tokenizer than the data's"
+            what = "is not the tokenizer of the data (its fingerprint differs)"
             problems.append(Problem(what, str(self.tokenizer_folder), hint=PREPARE_AGAIN))
         if problems:
             raise DataError(problems)
@@ -234,7 +234,9 @@ def _check_size(path: Path, shard: ShardEntry) -> None:
     if size is None:
         raise DataError("is missing", where=str(path), hint=PREPARE_AGAIN)
     if size != shard.bytes:
-        raise DataError(f"has {size} bytes instead of {shard.bytes}", where=str(path), hint=PREPARE_AGAIN)
+        raise DataError(
+            f"has the wrong size (found {size} bytes, expected {shard.bytes})", where=str(path), hint=PREPARE_AGAIN
+        )
 
 
 def _checked_batches(folder: Path, shard: ShardEntry) -> list[_MappedBatch]:
@@ -244,8 +246,9 @@ def _checked_batches(folder: Path, shard: ShardEntry) -> list[_MappedBatch]:
         batches = _map_file(path)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"cannot be read ({error})", where=str(path), hint=PREPARE_AGAIN) from error
-    if sum(len(batch.lengths) for batch in batches) != shard.rows:
-        raise DataError("has other rows than the manifest says", where=str(path), hint=PREPARE_AGAIN)
+    rows = sum(len(batch.lengths) for batch in batches)
+    if rows != shard.rows:
+        raise DataError(f"has {rows} rows (expected {shard.rows})", where=str(path), hint=PREPARE_AGAIN)
     return batches
 
 

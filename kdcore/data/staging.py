@@ -1,6 +1,6 @@
-"""A folder that appears whole or not at all, and whose making goes on where it was interrupted.
+"""Atomic folders, whose writing resumes after an interruption, and locks.
 
-While it is made, FOLDER is `.FOLDER.preparing` beside it, and `.FOLDER.lock` says who may write there.
+While FOLDER is written, it is `.FOLDER.preparing` beside it, and the holder of `.FOLDER.lock` may write there.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def lock_of(folder: Path) -> Path:
 
 
 def refuse_other_content(folder: Path, finished: str) -> None:
-    """Raise a DataError if a folder holds something, and not the file that shows that it was made here."""
+    """Raise a DataError if a folder is not empty and lacks the file that marks a finished folder."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / finished).is_file())):
         raise DataError(
-            "is in the way: it is no folder of prepared data, and not empty",
+            "is not empty and not a folder of prepared data",
             where=str(folder),
             hint="choose another folder",
         )
@@ -42,19 +42,19 @@ def refuse_other_content(folder: Path, finished: str) -> None:
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False, wait: bool = True, taken: str = "") -> Iterator[int]:
-    """Hold a lock file, which goes when its only holder is done. Where a file system has no locks, nobody is kept out.
+    """Hold a lock file, which its last holder removes. Without effect on file systems that have no locks.
 
     Args:
         path: the lock file.
-        shared: let others in who ask for a shared lock too.
-        wait: until it is free; otherwise it is an error if it is not.
-        taken: what that error says.
+        shared: take a shared lock.
+        wait: wait until it is free; otherwise raise an error if it is not.
+        taken: message of that error.
 
     Yields:
         The open file's descriptor. It holds the lock in forked processes too, until they close it.
 
     Raises:
-        DataError: it is taken.
+        DataError: another process holds it.
     """
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,14 +84,14 @@ def locked(path: Path, *, shared: bool = False, wait: bool = True, taken: str = 
 
 @contextmanager
 def staged_folder(folder: Path, *, finished: str) -> Iterator[Path | None]:
-    """Give a new folder to write to, which becomes `folder` when the `with` block ends without an error.
+    """Yield a new folder to write to, which becomes `folder` when the `with` block ends without an error.
 
-    Only one process at a time gets one; others wait, and find the folder finished. What a process that was killed had
-    written is removed by the next one.
+    Only one process at a time gets one; others wait, and then find the folder finished. The next process removes what
+    a killed one has left.
 
     Args:
-        folder: where the finished folder shall be.
-        finished: a file in it that shows that it is there already.
+        folder: the finished folder.
+        finished: a file in it that marks it as finished.
 
     Yields:
         The folder to write to, or None when `folder` is finished already.
@@ -130,13 +130,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def publish(staging: Path, folder: Path, finished: str) -> None:
-    """Give a finished folder its name."""
+    """Rename a finished folder atomically, after syncing it to disk."""
     for path in (*staging.rglob("*"), staging):
         _sync(path)
     try:
         staging.rename(folder)
     except OSError as error:
-        # Without locks another process may have been faster; its folder holds the same.
+        # Without locks another process may have been faster; its folder has the same content.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not (folder / finished).is_file():
             raise
     _sync(folder.parent)

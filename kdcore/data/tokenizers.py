@@ -1,4 +1,4 @@
-"""Tokenizers: loading them and telling them apart."""
+"""Load and fingerprint tokenizers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NEEDED_FOR = "kdcore needs [CLS] and [SEP] around each sequence, [PAD] for shor
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids of the tokens with a role, and of all that never stand for text.
+    """Ids of special tokens by role, and all ids that never represent text.
 
     Attributes:
-        pad: fills short sequences.
+        pad: pads short sequences.
         cls: starts each sequence.
         sep: ends each sequence.
-        mask: stands for a token to be predicted.
-        unk: stands for what the vocabulary cannot spell; None where it can spell everything.
+        mask: replaces a token to be predicted.
+        unk: replaces text outside the vocabulary; None for vocabularies that cover all text.
         all: every special token, sorted.
     """
 
@@ -38,13 +38,13 @@ class SpecialIds:
 def load_tokenizer(name: str) -> Any:
     """Load a fast tokenizer from a folder, a SentencePiece `.model` file or the name of a model on a hub.
 
-    Truncation and padding that its files ask for are switched off, for they would lose tokens.
+    Truncation and padding settings of its files are turned off, because they would lose tokens.
 
     Returns:
         A `transformers` fast tokenizer; it can be saved with `save_pretrained` and loaded with `AutoTokenizer`.
 
     Raises:
-        DataError: there is no tokenizer, no fast one, or it lacks a needed special token.
+        DataError: the tokenizer is missing, is not a fast one, or lacks a required special token.
     """
     path = Path(name)
     if path.suffix == ".model" and path.is_file():
@@ -56,7 +56,7 @@ def load_tokenizer(name: str) -> Any:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    # What transformers remembers of those settings, and of this machine, would be saved along and come back.
+    # transformers stores these settings, and traces of this machine, and would save and restore them.
     for setting in (
         "max_length",
         "stride",
@@ -83,7 +83,7 @@ def special_ids(tokenizer: Any, where: str | None = None) -> SpecialIds:
             f"the tokenizer has no {', '.join(f'{role}_token' for role in missing)}",
             where=where,
             allowed=_NEEDED_FOR,
-            hint="take the tokenizer of a BERT-like encoder, or add the tokens and save it again",
+            hint="use the tokenizer of a BERT-like encoder, or add the tokens and save it again",
         )
     return SpecialIds(**ids, unk=tokenizer.unk_token_id, all=tuple(sorted(set(tokenizer.all_special_ids))))
 
@@ -115,7 +115,7 @@ def _load_with_transformers(name: str) -> Any:
 
     if Path(name).is_file():
         raise DataError(
-            "is a file, but no SentencePiece model",
+            "is a file, but not a SentencePiece model",
             where=name,
             allowed="a folder with tokenizer files, a SentencePiece .model file, the name of a model on a hub",
         )
@@ -123,23 +123,23 @@ def _load_with_transformers(name: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise DataError(
-            f"no tokenizer could be loaded ({first_line(error)})",
+            f"the tokenizer cannot be loaded ({first_line(error)})",
             where=name,
             allowed="a folder with tokenizer files, a SentencePiece .model file, the name of a model on a hub",
-            hint="without a network, download the tokenizer elsewhere and give its folder",
+            hint="without network access, download the tokenizer elsewhere and name its folder",
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
             "has only a slow tokenizer, written in Python",
             where=name,
-            hint="convert it to a fast one (a tokenizer.json) and give that folder",
+            hint="convert it to a fast one (a tokenizer.json) and name that folder",
         )
-    # transformers makes up a tokenizer of five special tokens for a folder that holds none.
+    # transformers invents a tokenizer of five special tokens for a folder without one.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise DataError(
-            "holds no tokenizer files",
+            "contains no tokenizer files",
             where=name,
-            allowed="a folder with a tokenizer.json, or a vocabulary of its own kind",
+            allowed="a folder with a tokenizer.json, or with the vocabulary files of its tokenizer class",
             hint="save the tokenizer there with save_pretrained",
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""Which row an epoch shows where corpora have weights."""
+"""Select the rows of an epoch by the weights of corpora."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from kdcore.data.manifest import Manifest, PreparedSplit
 
 
 class WeightedRows:
-    """A split as an epoch shows it: the rows of a corpus `weight` times.
+    """Map samples of an epoch to rows of a split: those of each corpus appear `weight` times.
 
     A corpus of weight 2 has each row twice in every epoch. One of weight 0.5 shows half of its rows in an epoch and the
     other half in the next, so that all are shown equally often.
 
     Args:
         manifest: the prepared data's.
-        split: which rows.
-        weighted: whether weights count; without them each row is one sample.
+        split: split of the rows.
+        weighted: whether to apply weights; without them each row is one sample.
     """
 
     def __init__(self, manifest: Manifest, split: PreparedSplit, *, weighted: bool = True) -> None:

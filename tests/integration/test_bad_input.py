@@ -357,7 +357,7 @@ MODEL_ROWS = [
     ),
     Row(
         "no tokenizer",
-        ["recipe.yaml:7: task", "empty: no tokenizer could be loaded", "a folder with tokenizer files"],
+        ["recipe.yaml:7: task", "empty: the tokenizer cannot be loaded", "a folder with tokenizer files"],
         replace=("data: data", "data: {tokenizer: ./empty, corpora: [{name: text, path: corpus.txt}]}"),
     ),
     # training

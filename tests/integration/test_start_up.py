@@ -58,7 +58,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--help"], 0, "train a student"),
+        (["--help"], 0, "train the student"),
         (["plugins", "list"], 0, "transformers"),
         (["recipe", "check", "recipe.yaml"], 2, "recipe.yaml:5: training.precison: unknown key `precison`"),
         (["recipe", "check", "recipe.yaml", "training.precison=null", "optimizer.name=adamx"], 2, "`adamw`?"),

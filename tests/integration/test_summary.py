@@ -24,7 +24,7 @@ def test_it_tells_what_the_run_measured_and_what_the_models_are(
     metrics = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     held_out = [row["held_out/hidden_mse"] for row in metrics if "held_out/hidden_mse" in row]
     (loss,) = [line for line in rows.values() if line.startswith("held-out hidden_mse")]
-    assert f"{held_out[0]:.4f} before, {held_out[-1]:.4f} after" in loss
+    assert f"{held_out[0]:.4f} at the start, {held_out[-1]:.4f} at the end" in loss
     assert result.export is not None
     parameters = sum(parameter.numel() for parameter in AutoModel.from_pretrained(result.export).parameters())
     text = "\n".join(rows.values())
@@ -35,7 +35,7 @@ def test_it_tells_what_the_run_measured_and_what_the_models_are(
     with (result.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 99, "held_out/hid')  # as a process that is killed leaves it
     assert main(["summary", str(result.folder)]) == 0
-    assert f"{held_out[0]:.4f} before, {held_out[-1]:.4f} after" in capsys.readouterr().out
+    assert f"{held_out[0]:.4f} at the start, {held_out[-1]:.4f} at the end" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_help_lists_every_command_with_what_it_does(capsys):
     text = capsys.readouterr().out
     for name in ("train", "prepare", "plugins", "recipe", "export"):
         assert f"  {name} " in text
-    assert "train a student" in text
+    assert "train the student" in text
 
 
 def test_no_command_at_all_is_a_mistake_that_is_answered_with_help(capsys):

@@ -128,9 +128,9 @@ def test_ids_are_stored_in_the_smaller_type_that_holds_them(vocab_size: int, dty
 
 
 def test_a_folder_that_is_missing_or_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such folder"):
+    with pytest.raises(DataError, match="no such folder"):
         PreparedData.open(tmp_path / "missing")
-    with pytest.raises(DataError, match=r"is no folder of prepared data: it has no manifest\.json"):
+    with pytest.raises(DataError, match=r"is not a folder of prepared data: it has no manifest\.json"):
         PreparedData.open(tmp_path)
 
 
@@ -138,7 +138,10 @@ def test_a_truncated_or_missing_shard_is_found_on_opening(prepared: PreparedData
     shard = prepared.folder / prepared.manifest.splits["train"].shards[1].file
     content = shard.read_bytes()
     shard.write_bytes(content[:-10])
-    with pytest.raises(DataError, match=rf"{shard.name}: has {len(content) - 10} bytes instead of {len(content)}"):
+    with pytest.raises(
+        DataError,
+        match=rf"{shard.name}: has the wrong size \(found {len(content) - 10} bytes, expected {len(content)}\)",
+    ):
         PreparedData.open(prepared.folder)
     shard.unlink()
     with pytest.raises(DataError, match=rf"{shard.name}: is missing"):
@@ -165,7 +168,7 @@ def test_another_tokenizer_in_the_folder_is_found_by_verify(prepared: PreparedDa
     tokenizer = load_tokenizer(str(prepared.tokenizer_folder))
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(prepared.tokenizer_folder)
-    with pytest.raises(DataError, match="another tokenizer"):
+    with pytest.raises(DataError, match="is not the tokenizer of the data"):
         prepared.verify()
     shutil.rmtree(prepared.tokenizer_folder)
     with pytest.raises(DataError, match="tokenizer's files are missing"):

@@ -112,12 +112,12 @@ def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(DataError, match="holds no tokenizer files"):
+    with pytest.raises(DataError, match="contains no tokenizer files"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "config.json").unlink()
-    with pytest.raises(DataError, match="no tokenizer could be loaded"):
+    with pytest.raises(DataError, match="the tokenizer cannot be loaded"):
         load_tokenizer(str(tmp_path))
-    with pytest.raises(DataError, match="no tokenizer could be loaded"):
+    with pytest.raises(DataError, match="the tokenizer cannot be loaded"):
         load_tokenizer(str(tmp_path / "missing"))
 
 
@@ -190,7 +190,7 @@ def test_a_sentencepiece_model_gives_the_pieces_of_sentencepiece_and_the_roles_o
 def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.model"
     path.write_bytes(b"no protobuf \xff\xff\xff")
-    with pytest.raises(DataError, match=r"a\.model: is no SentencePiece model"):
+    with pytest.raises(DataError, match=r"a\.model: is not a SentencePiece model"):
         load_tokenizer(str(path))
     path.write_bytes(b"")
     with pytest.raises(DataError, match="no piece for unknown text"):

@@ -139,5 +139,5 @@ def test_the_schema_knows_data_recipes() -> None:
 
 
 def test_a_folder_is_opened_without_a_preparation(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(InputError, match="no such folder"):
         open_data(str(tmp_path / "nothing"), tmp_path)

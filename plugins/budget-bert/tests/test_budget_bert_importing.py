@@ -146,7 +146,7 @@ def test_each_value_of_the_example_is_in_the_recipe(shown: dict[str, Any]) -> No
 
 def test_the_examples_recipe_passes_the_check(shown: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "check", "recipe.yaml"]) == 0
-    assert "nothing is wrong" in capsys.readouterr().out
+    assert "the recipe is valid" in capsys.readouterr().out
 
 
 def test_the_bare_student_initialize_is_explained(shown: dict[str, Any]) -> None:

@@ -37,10 +37,10 @@ def table(text: str) -> dict[str, str]:
 def test_the_summary_of_a_classification_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summary", "runs/classification"]) == 0
     rows = table(capsys.readouterr().out)
-    assert rows["held-out classification"] == "1.1686 before, 0.4691 after: 2.5 times smaller"
-    assert rows["held-out accuracy"] == "0.3529 before, 0.6471 at best, 0.6471 at the end"
-    assert rows["held-out f1"] == "0.5217 before, 0.0000 at best, 0.0000 at the end"
-    assert rows["majority class"].startswith("0.6471 of 17 held-out texts")
+    assert rows["held-out classification"] == "1.1686 at the start, 0.4691 at the end (2.5 times lower)"
+    assert rows["held-out accuracy"] == "0.3529 at the start, 0.6471 at the end, 0.6471 at best"
+    assert rows["held-out f1"] == "0.5217 at the start, 0.0000 at the end, 0.0000 at best"
+    assert rows["majority-class baseline"] == "0.6471 on 17 held-out texts"
     assert rows["parameters"] == "5,632"
     assert rows["student"].startswith("runs/classification/exports/best  (AutoModelForSequenceClassification")
     assert rows["predictions"] == "runs/classification/predictions"
@@ -50,10 +50,10 @@ def test_the_summary_of_a_classification_run(finished: Path, capsys: pytest.Capt
 def test_the_summary_of_a_distillation_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summary", "runs/distillation"]) == 0
     rows = table(capsys.readouterr().out)
-    assert rows["held-out hidden_mse"] == "0.8451 before, 0.1552 after: 5.4 times smaller"
-    assert rows["held-out masked_lm"] == "3.3043 before, 3.0731 after: 1.1 times smaller"
+    assert rows["held-out hidden_mse"] == "0.8451 at the start, 0.1552 at the end (5.4 times lower)"
+    assert rows["held-out masked_lm"] == "3.3043 at the start, 3.0731 at the end (1.1 times lower)"
     assert rows["blocks"] == "teacher 4, student 2"
-    assert rows["parameters"] == "teacher 10,080, student 5,632: 56%"
+    assert rows["parameters"] == "teacher 10,080, student 5,632 (56%)"
     assert rows["embeddings"] == "mean cosine 0.956 to the teacher's"
     assert rows["similarities"] == "rank correlation 0.912, all pairs of 7 texts"
     assert rows["try next"].endswith("run.id=NEW losses.hidden_mse.layers=uniform")

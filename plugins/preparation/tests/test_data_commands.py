@@ -130,9 +130,9 @@ def test_what_may_be_wrong_with_the_text_is_pointed_out(work: Path, capsys: pyte
 def test_folders_that_are_none_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for action in ("inspect", "verify"):
         assert run("data", action, "nowhere") == 2
-        assert "there is no such folder" in capsys.readouterr().err
+        assert "no such folder" in capsys.readouterr().err
     assert run("data", "inspect", "texts") == 2
-    assert "is no folder of prepared data" in capsys.readouterr().err
+    assert "is not a folder of prepared data" in capsys.readouterr().err
 
 
 def test_masks_of_the_data_are_asked_for_where_there_are_none(work: Path, tokenizer_folder: Path) -> None:

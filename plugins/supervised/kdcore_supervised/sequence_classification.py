@@ -224,11 +224,12 @@ class SequenceClassification(Task):
         rows = {}
         for name, (first, *later) in run.held_out.items():
             if later and name.partition("_")[0] in (*CLASS_METRICS, *NUMBER_METRICS):
-                rows[f"held-out {name}"] = f"{first:.4f} before, {max(later):.4f} at best, {later[-1]:.4f} at the end"
+                rows[f"held-out {name}"] = (
+                    f"{first:.4f} at the start, {later[-1]:.4f} at the end, {max(later):.4f} at best"
+                )
         labels = self.labels("held_out")
         if self.config.data.classes and labels is not None and len(labels):
-            fraction = f"{majority_fraction(labels):.4f} of {len(labels):,} held-out texts"
-            rows["majority class"] = f"{fraction}: the accuracy of a constant prediction"
+            rows["majority-class baseline"] = f"{majority_fraction(labels):.4f} on {len(labels):,} held-out texts"
         return rows
 
     def _tokenized(self, parts: Sequence[LabelledTexts], name: str) -> _Samples:

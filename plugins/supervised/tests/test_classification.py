@@ -151,7 +151,7 @@ def test_a_fine_tuned_student_is_scored_exported_and_predicts(
     assert "The pooler was not trained" not in card
     shown = summarise(run)
     assert "accuracy" in shown
-    assert "majority class" in shown
+    assert "majority-class baseline" in shown
 
 
 def test_training_scores_and_predictions_do_not_depend_on_processes(
