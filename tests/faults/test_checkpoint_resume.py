@@ -252,7 +252,7 @@ def test_another_teacher_in_the_same_place_is_refused_with_its_files(train, teac
     with pytest.raises(kdcore.RecipeError) as caught:
         train("teacher.path=teacher", "training.budget.steps=9")
     assert "the teacher's weights have changed since" in str(caught.value)
-    assert "teacher.path: model.safetensors has another content" in str(caught.value)
+    assert "teacher.path: model.safetensors has changed (found sha256 " in str(caught.value)
     assert "config.json" not in str(caught.value)
 
 

@@ -22,7 +22,7 @@ def test_a_stopped_process_ends_the_run_and_is_named(start, eventful, is_stopped
     assert run.wait() == 1, run.text  # torch alone would wait for half an hour
     stalled, silent = run.errors
     assert f"process {1 - stopped} of 2 made no progress for" in stalled
-    assert "in step 3 (training.stall_minutes)" in stalled
+    assert "(phase: step 3; training.stall_minutes)" in stalled
     assert f"process {stopped} was suspended (SIGSTOP) and has been killed" in silent
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
     log = (tmp_path / RUN / "train.log").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def test_a_port_that_is_taken_is_named(start):
         run = start(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         assert run.wait() == 1, run.text  # torch alone would wait for minutes
     (error,) = run.errors
-    assert f"the port {port}" in error
+    assert f"the rendezvous port {port} (MASTER_PORT)" in error
     assert "in use by another program" in error
 
 

@@ -191,7 +191,7 @@ def test_a_newer_format_says_so_even_when_it_has_other_keys(prepared: PreparedDa
     change_manifest(prepared, format_version=FORMAT_VERSION + 1, kdcore_version="9.1", splits=None)
     with pytest.raises(
         DataError,
-        match=rf"newer kdcore \(9\.1\): format version {FORMAT_VERSION + 1}(.|\n)*1 to {FORMAT_VERSION}(.|\n)*upgrade",
+        match=rf"newer kdcore \(9\.1, format version {FORMAT_VERSION + 1}\)(.|\n)*1 to {FORMAT_VERSION}(.|\n)*upgrade",
     ):
         PreparedData.open(prepared.folder)
 

@@ -1,10 +1,10 @@
-"""Checkpoints as files: what a good one is, which one is taken, how one comes to stand. Needs no torch.
+"""The files of checkpoints: validation, selection and atomic commit. Needs no torch.
 
-RUN/checkpoints/latest                        the name of the newest
+RUN/checkpoints/latest                        name of the newest checkpoint
 RUN/checkpoints/step-0000500/manifest.json    size and sha256 of every other file in it
-RUN/checkpoints/step-0000500/state.json       what the training loop remembers
-RUN/checkpoints/.staging-step-0001000/        being written; takes its name when all of it is on the disk
-RUN/.has-checkpoints                          says that a start from zero would lose something
+RUN/checkpoints/step-0000500/state.json       state of the training loop
+RUN/checkpoints/.staging-step-0001000/        being written; renamed when all of it is on disk
+RUN/.has-checkpoints                          marks a run that has written checkpoints
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ _FORMAT = 2
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What the loop itself has to remember.
+    """State of the training loop.
 
     Attributes:
         step: steps done.
         seconds: training time, by process 0's clock, when it was written.
-        done_seconds: training time as all processes last agreed on it; what was due until then has been done.
+        done_seconds: training time that all processes last agreed on; everything due until then has been done.
         world_size: number of processes that wrote the checkpoint.
         zero_stage: ZeRO stage that it was written with.
-        milestone: whether it is kept for good.
+        milestone: whether it is kept permanently.
         best_score: the best score so far, whose student has been exported; None without one.
         stage: the run's stage, counted from 0.
     """
@@ -74,11 +74,11 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file as the manifest knows it.
+    """A file in the manifest.
 
     Attributes:
-        size: bytes.
-        sha256: of its content, in hexadecimal digits.
+        size: size in bytes.
+        sha256: SHA-256 of its content, in hexadecimal digits.
     """
 
     size: int
@@ -94,7 +94,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 class _DamagedError(Exception):
-    """A manifest that cannot be trusted; says why."""
+    """A manifest that cannot be trusted; the message gives the reason."""
 
 
 class _NewerError(_DamagedError):
@@ -191,7 +191,7 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
 
 
 def problems_of(folder: Path) -> list[str]:
-    """List what is wrong with the files of a checkpoint, each read whole; nothing if it is as it was written."""
+    """List what is wrong with the files of a checkpoint, each compared with its checksum; empty if it is intact."""
     try:
         manifest = _manifest(folder).files
     except _DamagedError as error:
@@ -214,7 +214,7 @@ def problems_of(folder: Path) -> list[str]:
             return f"{name} is corrupt (found sha256 {found[:12]}..., expected {expected.sha256[:12]}...)"
         return None
 
-    with ThreadPoolExecutor(4) as pool:  # hashing and reading let go of the interpreter's lock
+    with ThreadPoolExecutor(4) as pool:  # hashing and reading release the GIL
         problems = [problem for problem in pool.map(check, manifest.items()) if problem is not None]
     problems += _strangers(folder, {*manifest, _MANIFEST})
     if not problems:
@@ -226,10 +226,10 @@ def problems_of(folder: Path) -> list[str]:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """List the files of a checkpoint that refer to classes or functions that no checkpoint holds, and to which.
+    """List the files of a checkpoint that refer to classes or functions that kdcore never stores, and name these.
 
-    Reads only the part of each file that names them, without running anything. Neither training nor exporting would run
-    it either, but such a file was not written by a run: somebody has put it there and has written a manifest for it.
+    Reads only the names in each file and executes nothing. Neither training nor exporting would execute such code, but
+    the file was not written by a run: it was added later, with a matching manifest.
 
     Raises:
         InputError: the manifest is missing or damaged, or of a newer format.
@@ -247,7 +247,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse a checkpoint that `foreign_files` finds something in.
+    """Refuse a checkpoint with foreign files.
 
     Raises:
         InputError: names each such file.
@@ -273,10 +273,10 @@ def _strangers(folder: Path, known: Set[str]) -> list[str]:
 
 
 def require_good(folder: Path) -> None:
-    """Refuse a checkpoint that is not as it was written, or that holds what no run writes.
+    """Refuse a checkpoint that is damaged or holds foreign content.
 
     Raises:
-        InputError: names each file that is wrong, and how.
+        InputError: names each bad file and the problem.
     """
     _refuse_newer(folder)
     problems = problems_of(folder)
@@ -292,12 +292,12 @@ def require_good(folder: Path) -> None:
 def latest_checkpoint(run_folder: Path) -> Path | None:
     """Find the newest good checkpoint, verified by its checksums; None if none was ever written.
 
-    The pointer says which is the newest. Where it is missing, or what it names is not good, a warning says so and the
-    next older one is tried.
+    The pointer names the newest. If it is missing or its checkpoint is damaged, a warning is logged and the next older
+    one is tried.
 
     Raises:
-        InputError: there is no good checkpoint, but there should be; or the one to take is of a newer format, or holds
-            what no run writes.
+        InputError: all checkpoints of a run are lost or damaged, or the selected one has a newer format or foreign
+            content.
     """
     found = all_checkpoints(run_folder)
     name = pointed_to(run_folder)
@@ -305,7 +305,7 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
         return None
     limit = step_of(Path(name)) if name else None
     wrong = []
-    # Steps beyond the pointer are of a past that somebody has left on purpose: they come last.
+    # Steps beyond the pointer were abandoned on purpose: try them last.
     within = [path for path in found if limit is None or step_of(path) <= limit]
     for folder in [*reversed(within), *reversed(found[len(within) :])]:
         _refuse_newer(folder)
@@ -334,7 +334,7 @@ def describe_file(path: Path, *, sync: bool = False) -> FileEntry:
     """Return size and hash of a file; with `sync`, first flush it to disk.
 
     Raises:
-        OSError: it cannot be read, or not be written to the disk.
+        OSError: it cannot be read, or not be flushed to disk.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -344,10 +344,10 @@ def describe_file(path: Path, *, sync: bool = False) -> FileEntry:
 
 
 def sync_files(folder: Path) -> None:
-    """Have the files in a folder on the disk.
+    """Flush the files of a folder to disk.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the disk fails.
     """
     for path in folder.iterdir():
         with path.open("rb") as file:
@@ -366,23 +366,23 @@ def make_staging(folder: Path) -> Path:
 def commit(
     folder: Path, state: TrainingState, files: Mapping[str, FileEntry], keep: int, check: Callable[[], None]
 ) -> None:
-    """Give a checkpoint that lies whole in its staging folder its name, then let go of old ones.
+    """Rename a complete checkpoint from its staging folder, then remove old ones.
 
-    Whenever this is cut off, a good checkpoint stands: the new one, or those before it.
+    If this is interrupted at any point, a good checkpoint exists: the new one, or those before it.
 
     Args:
-        folder: the checkpoint's place.
+        folder: the checkpoint's folder.
         state: the loop's state.
-        files: what the processes have written, by path within the folder; on the disk already.
-        keep: how many checkpoints stay, besides milestones.
-        check: raises if this run may no longer write here; called right before the checkpoint takes its name.
+        files: files that the processes have written and flushed, by path within the folder.
+        keep: number of checkpoints to keep, besides milestones.
+        check: raises if this run may no longer write here; called right before the rename.
 
     Raises:
-        OSError: the disk refuses.
-        KdcoreError: of `check`.
+        OSError: the disk fails.
+        KdcoreError: raised by `check`.
     """
     staging = staging_folder(folder)
-    if folder.exists() and is_milestone(folder):  # and now written again, at the same step with a later clock
+    if folder.exists() and is_milestone(folder):  # rewritten at the same step with a later clock
         state = replace(state, milestone=True)
     _write(staging / STATE, json.dumps(asdict(state), indent=2) + "\n")
     manifest = {**files, STATE: describe_file(staging / STATE)}
@@ -391,7 +391,7 @@ def commit(
         _sync_folder(inner)
     check()
     replaced = folder.with_name(_REPLACED + folder.name)
-    if folder.exists():  # the old one goes when the new one stands
+    if folder.exists():  # keep the old one until the new one is in place
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(folder, replaced)
     os.replace(staging, folder)
@@ -411,14 +411,14 @@ def commit(
 
 
 def clean_up(run_folder: Path) -> None:
-    """Put right what a run that was killed while it wrote a checkpoint has left. Only the run's owner may."""
+    """Clean up after a run that was killed while writing a checkpoint. Call it only while holding the run lock."""
     folder = run_folder / "checkpoints"
     for replaced in folder.glob(f"{_REPLACED}*"):
-        stands = folder / replaced.name.removeprefix(_REPLACED)
-        if stands.exists():
+        original = folder / replaced.name.removeprefix(_REPLACED)
+        if original.exists():
             shutil.rmtree(replaced, ignore_errors=True)
-        else:  # cut off between moving the old one away and naming the new one
-            os.replace(replaced, stands)
+        else:  # killed between the two renames
+            os.replace(replaced, original)
     for rest in [*folder.glob(f"{_STAGING}*"), *folder.glob(f"{_REMOVED}*")]:
         shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink()
 
@@ -442,13 +442,13 @@ def is_milestone(folder: Path) -> bool:
 def _let_go(run_folder: Path, step: int, keep: int) -> None:
     """Remove all but the newest `keep` and milestones, and all that are newer than `step`.
 
-    Newer ones are of a past that this run did not continue. The run comes by them again.
+    Newer ones belong to steps that the run will repeat.
     """
     found = all_checkpoints(run_folder)
     later = [path for path in found if step_of(path) > step]
     old = [path for path in found if step_of(path) <= step][:-keep]
     for folder in later + [path for path in old if not is_milestone(path)]:
-        removed = folder.with_name(_REMOVED + folder.name)  # what is removed in part must not look like a checkpoint
+        removed = folder.with_name(_REMOVED + folder.name)  # a partly removed folder must not look like a checkpoint
         os.replace(folder, removed)
         shutil.rmtree(removed, ignore_errors=True)
 
@@ -472,7 +472,7 @@ def _trusted(folder: Path) -> _CheckpointManifest:
 
 
 def _refuse_newer(folder: Path) -> None:
-    """Refuse a checkpoint of a newer format: to fall back to an older one would lose steps."""
+    """Refuse a checkpoint of a newer format: falling back to an older one would lose steps."""
     try:
         _manifest(folder)
     except _NewerError as error:
@@ -508,7 +508,7 @@ def _manifest(folder: Path) -> _CheckpointManifest:
     files = {name: _entry(name, entry) for name, entry in entries.items()}
     if STATE not in files:
         raise _DamagedError(f"is corrupt: it does not list {STATE}")
-    if text != _dump(files, number):  # it holds a hash of itself
+    if text != _dump(files, number):  # the text includes a hash of its entries
         raise _DamagedError("is corrupt")
     return _CheckpointManifest(number, files)
 
@@ -551,12 +551,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
+    """Flush the entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems know this for files only
+        if error.errno != errno.EINVAL:  # some network file systems support this for files only
             raise
     finally:
         os.close(descriptor)

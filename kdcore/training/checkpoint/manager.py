@@ -1,7 +1,6 @@
 """Checkpoints to resume from: written together by all processes, and restored by them.
 
-Training stands still while the state is written to files. Hashing them, waiting for the disk and giving the checkpoint
-its name happens beside the steps that follow.
+Training pauses while the state is written to files. Hashing, flushing and the rename happen in the background.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ _SPARE_BYTES = 1 << 20
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run.
+    """Write the checkpoints of a run.
 
-    While entered, one checkpoint at a time may be finished in the background. The next `save`, `wait` and leaving wait
-    for it and raise what went wrong with it; `failed` tells that without waiting.
+    While entered, one checkpoint at a time may be finished in the background. The next `save`, `wait` and the exit wait
+    for it and raise its error; `failed` reports an error without waiting.
     """
 
     def __init__(self, run_folder: Path, keep: int, processes: DistributedContext, check: Callable[[], None]) -> None:
@@ -52,7 +51,7 @@ class Checkpoints:
 
         Args:
             run_folder: the run's folder.
-            keep: how many checkpoints stay, besides milestones.
+            keep: number of checkpoints to keep, besides milestones.
             processes: the processes that write together.
             check: raises on process 0 if this run may no longer write in the folder (`RunLock.check`).
         """
@@ -62,7 +61,7 @@ class Checkpoints:
         self._check = check
         self._thread: Thread | None = None
         self._failure: BaseException | None = None
-        # What goes on in the background must not get in between the steps' own reductions.
+        # Background collectives must not interleave with those of training steps.
         self._group = dist.new_group(backend="gloo") if processes.world_size > 1 else None
 
     def __enter__(self) -> Self:
@@ -72,7 +71,7 @@ class Checkpoints:
         try:
             if kind is None:
                 self.wait()
-            elif self._thread is not None and issubclass(kind, Exception):  # who is interrupted twice wants to end now
+            elif self._thread is not None and issubclass(kind, Exception):  # a second interrupt ends at once
                 self._thread.join(_PATIENCE_SECONDS)
         finally:
             if self._group is not None and (self._thread is None or not self._thread.is_alive()):
@@ -80,14 +79,14 @@ class Checkpoints:
 
     @property
     def failed(self) -> bool:
-        """Whether the last checkpoint has come to nothing. Let all processes agree on it, then call `wait`."""
+        """Whether the last background save failed. Let all processes agree on it, then call `wait`."""
         return self._failure is not None
 
     def wait(self) -> None:
-        """Wait until the last checkpoint stands.
+        """Wait until the last checkpoint is committed.
 
         Raises:
-            MachineError: it could not be written, or another run has taken the folder.
+            MachineError: it could not be written, or another run has taken over the folder.
         """
         if self._thread is not None:
             self._thread.join()
@@ -97,17 +96,16 @@ class Checkpoints:
             raise failure
 
     def save(self, state: TrainingState, own_state: Mapping[str, Any], engine: Engine) -> None:
-        """Write a checkpoint; every process must call this. It takes its name, and is told about, a little later.
+        """Write a checkpoint; every process must call this. It is committed and logged in the background.
 
         Args:
-            state: what the loop remembers.
-            own_state: what this process alone remembers: maps of maps, tensors and what JSON holds, with text as keys.
-                Tensors and floats in it are sums over what this process has seen; everything else is the same on every
-                process.
-            engine: gives the rest of the state.
+            state: state of the training loop.
+            own_state: state of this process: nested maps of tensors and JSON values, with text as keys. Tensors and
+                floats are sums over this process's samples; everything else is equal on all processes.
+            engine: holds the rest of the state.
 
         Raises:
-            PluginError: the state of a loss or of the optimizer is such that a checkpoint cannot hold it.
+            PluginError: the state of a loss or of the optimizer cannot be stored.
             MachineError: this checkpoint, or the one before it, could not be written.
         """
         self.wait()
@@ -126,7 +124,7 @@ class Checkpoints:
         self._thread.start()
 
     def _make_room(self, folder: Path, engine: Engine) -> None:
-        """Make the staging folder, if the state can be written and there is space for it."""
+        """Create the staging folder, if the state can be stored and the disk has space for it."""
         answers = all_gather(self._processes, (engine.state_bytes(), engine.unsaveable()))
         refused = next((text for _, text in answers if text is not None), None)
         if refused is not None:
@@ -151,7 +149,7 @@ class Checkpoints:
             raise
 
     def _agree_on_success(self, folder: Path, error: OSError | None) -> None:
-        """Raise the same on all processes if one could not write its part."""
+        """Raise the same error on all processes if one could not write its part."""
         texts = all_gather(self._processes, None if error is None else _text_of(error, self._processes))
         wrong = [text for text in texts if text is not None]
         if wrong:
@@ -205,10 +203,10 @@ class Checkpoints:
 def latest_checkpoint(run_folder: Path, processes: DistributedContext) -> Path | None:
     """Find the newest good checkpoint, the same on every process; None if none was ever written.
 
-    Process 0 reads it whole; what a killed run has left half-written is removed.
+    Process 0 verifies it and removes incomplete checkpoints of a killed run.
 
     Raises:
-        InputError: there is no good checkpoint, but there should be.
+        InputError: all checkpoints of a run are lost or damaged.
     """
 
     def find() -> Path | None:
@@ -219,10 +217,10 @@ def latest_checkpoint(run_folder: Path, processes: DistributedContext) -> Path |
 
 
 def check_layout(folder: Path, zero_stage: int) -> None:
-    """Refuse a checkpoint that cannot be loaded at a ZeRO stage. The number of processes may be another.
+    """Refuse a checkpoint that cannot be loaded at a ZeRO stage. The number of processes may differ.
 
     Raises:
-        InputError: it was written at another stage.
+        InputError: it was written at a different stage.
     """
     state = files.read_state(folder)
     if state.zero_stage != zero_stage:
@@ -236,10 +234,10 @@ def check_layout(folder: Path, zero_stage: int) -> None:
 def load_checkpoint(
     folder: Path, engine: Engine, processes: DistributedContext
 ) -> tuple[TrainingState, dict[str, Any]]:
-    """Restore engine and random states; give the loop's state and what this process alone remembered.
+    """Restore engine and random states; return the states of the loop and of this process.
 
-    With another number of processes than wrote it, sums that they remembered go to process 0, and the random state of
-    each process is drawn from what process 0's was and from its own rank.
+    With another number of processes than wrote it, stored sums go to process 0, and the random state of each process is
+    derived from that of process 0 and from its own rank.
     """
     state = files.read_state(folder)
     file_format = files.read_format(folder)
@@ -259,7 +257,7 @@ def load_checkpoint(
 
 @contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Turn errors on values of a checkpoint's process files that have another form than expected into InputErrors."""
+    """Turn errors caused by unexpected values in a checkpoint's process files into InputErrors."""
     try:
         yield
     except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -273,8 +271,8 @@ def merge_own_states(values: Sequence[Any], *, to_sum: bool) -> Any:
     """Merge what several processes stored, for another number of processes.
 
     Args:
-        values: the same part of each process's memory.
-        to_sum: whether this process takes the sums over; the others start from zero.
+        values: the same part of each process's state.
+        to_sum: whether this process takes over the sums; the others start from zero.
     """
     first = values[0]
     if isinstance(first, Mapping):

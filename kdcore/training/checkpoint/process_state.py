@@ -35,8 +35,8 @@ def write_process_state(state: Mapping[str, Any], folder: Path, rank: int) -> li
         The files written.
 
     Raises:
-        PluginError: a value is neither a tensor nor JSON, or a key is no text.
-        OSError: the disk refuses.
+        PluginError: a value is neither a tensor nor JSON, or a key is not text.
+        OSError: the disk fails.
     """
     tensors: dict[str, Tensor] = {}
     rest = _without_tensors(state, "", tensors)
@@ -47,7 +47,7 @@ def write_process_state(state: Mapping[str, Any], folder: Path, rank: int) -> li
 
 
 def read_process_state(folder: Path, rank: int, file_format: int) -> dict[str, Any]:
-    """Read a process's state from a checkpoint of a format; tensors lie on the CPU.
+    """Read a process's state from a checkpoint of a format, with tensors on the CPU.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -72,7 +72,7 @@ def read_process_state(folder: Path, rank: int, file_format: int) -> dict[str, A
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """Give the random states of this process, for `write_process_state`."""
+    """Return the random states of this process, for `write_process_state`."""
     return {
         **_generators(random.getstate(), np.random.get_state()),
         "torch": torch.get_rng_state(),
@@ -81,7 +81,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Put the random states of this process back to what `random_states` gave."""
+    """Restore the random states that `random_states` returned."""
     python, numpy = states["python"], states["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     words = numpy["words"].numpy().astype(np.uint32)

@@ -1,4 +1,4 @@
-"""All that is DeepSpeed, the module that is trained, and the files that hold tensors."""
+"""The DeepSpeed engine, the trained module, and files of tensors."""
 
 ENGINE_FOLDER = "engine"
 """Folder of the engine's files in a checkpoint."""

@@ -1,4 +1,4 @@
-"""All that is DeepSpeed."""
+"""The only module that calls DeepSpeed's engine."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def accumulation(settings: TrainingSettings, world_size: int) -> tuple[int, int]
     """Return the micro-batch size, and the number of micro-batches per process and step.
 
     Raises:
-        RecipeError: batch size, micro batch and processes do not go into each other.
+        RecipeError: the batch size is not divisible by micro-batch size and number of processes.
     """
     batch_size = settings.batch_size
     if batch_size % world_size:
@@ -145,11 +145,11 @@ def accumulation(settings: TrainingSettings, world_size: int) -> tuple[int, int]
 
 @dataclass(frozen=True)
 class LossScale:
-    """What fp16's losses are multiplied with.
+    """The factor by which losses are multiplied in fp16.
 
     Attributes:
-        now: the factor.
-        minimum: the smallest that it may become.
+        now: the current factor.
+        minimum: the smallest allowed factor.
     """
 
     now: float
@@ -167,7 +167,7 @@ Past = tuple[tuple[frozenset[str], bool], ...]
 
 @dataclass(frozen=True)
 class CarriedState:
-    """What the engine of a stage gives to that of the next, the same on every process.
+    """State that the engine of a stage passes to that of the next, the same on every process.
 
     Attributes:
         weights: float32 weights, and buffers, by name in the module, on the CPU.
@@ -186,7 +186,7 @@ class CarriedState:
 
 
 class Engine:
-    """Forward, backward and update through DeepSpeed; weights and state in and out of it."""
+    """Run forward, backward and update through DeepSpeed, and move weights and state in and out of it."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class Engine:
         processes: DistributedContext,
         past: Mapping[str, Past] | None = None,
     ) -> None:
-        """Hand `module` to DeepSpeed. Parameters move only in steps in which a loss of their `reach` is active.
+        """Pass `module` to DeepSpeed. Parameters change only in steps in which a loss of their `reach` is active.
 
         Args:
             module: student and losses.
@@ -208,7 +208,7 @@ class Engine:
             past: in later stages of a run, the groups that parameters were in before.
 
         Raises:
-            RecipeError: `training.deepspeed` has a key that is kdcore's own or that DeepSpeed does not know.
+            RecipeError: `training.deepspeed` has a key that kdcore sets itself or that DeepSpeed does not know.
         """
         import deepspeed
 
@@ -219,8 +219,8 @@ class Engine:
         self.grad_norm: Tensor | None = None
         self.peak_lr = optimizer.config.lr
         self._optimizer = optimizer
-        # DeepSpeed fills missing gradients with zeros, and momentum and weight decay would then move what no active
-        # loss reaches. So parameters of equal reach are a group of their own, whose learning rate is 0 meanwhile.
+        # DeepSpeed fills missing gradients with zeros, and momentum and weight decay would then move parameters that no
+        # active loss reaches. So parameters of equal reach form a group, whose learning rate is then set to 0.
         # ZeRO keeps one step count for a group, so parameters with different pasts are in different groups, too.
         groups: dict[Past, list[nn.Parameter]] = {}
         names: dict[Past, list[str]] = {}
@@ -245,7 +245,7 @@ class Engine:
                 self._engine, *_ = deepspeed.initialize(
                     model=module, optimizer=client, config=config, dist_init_required=False
                 )
-            # It would copy all gradients into one tensor and back, to sum them over a single process.
+            # The all-reduce of a single process would copy all gradients to one tensor and back.
             if processes.world_size == 1 and zero_stage(settings) == 0:
                 self._engine.enable_backward_allreduce = False
         except ValidationError as error:
@@ -265,12 +265,12 @@ class Engine:
         return next(self.module.student.parameters()).dtype
 
     def forward(self, batch: Batch, teacher: Signals | None, labels: Collection[str]) -> dict[Term, Tensor]:
-        """Run the student on a micro-batch; gives the sum of each term of the losses with these labels."""
+        """Run the student on a micro-batch; return the sum of each term of the losses with these labels."""
         sums: dict[Term, Tensor] = self._engine(batch, teacher, labels)
         return sums
 
     def backward(self, objective: Tensor) -> None:
-        """Accumulate the gradient of a scalar that was computed from what `forward` gave.
+        """Accumulate the gradient of a scalar that was computed from the result of `forward`.
 
         DeepSpeed then averages gradients over processes.
         """
@@ -279,15 +279,15 @@ class Engine:
         self._engine.backward(objective, scale_wrt_gas=False)
 
     def finish_micro_batch(self, lr: float, active: Collection[str]) -> None:
-        """Tell DeepSpeed that a micro-batch is done; after the step's last one it updates with learning rate `lr`.
+        """Finish a micro-batch; after the step's last one, update with learning rate `lr`.
 
-        What none of the `active` losses reaches stays bit for bit as it is. If gradients overflow, `skipped` says
-        whether the step was left out, and `scale_is_exhausted` whether the loss scale could not be lowered.
+        Parameters that no `active` loss reaches stay bit for bit unchanged. If gradients overflow, `skipped` is set if
+        the step was skipped, and `scale_is_exhausted` if the loss scale could not be lowered.
         """
         for group, reach in zip(self._engine.optimizer.param_groups, self._group_reach, strict=True):
             group["lr"] = 0.0 if reach.isdisjoint(active) else lr
         updates = self._engine.is_gradient_accumulation_boundary()
-        if updates and self._engine.zero_optimization_stage() == 0:  # at the others DeepSpeed looks at its gradients
+        if updates and self._engine.zero_optimization_stage() == 0:  # at other stages DeepSpeed computes the norm
             self.grad_norm = nn.utils.get_total_norm(list(self._gradients()))
         skipped_before = self._engine.skipped_steps
         try:
@@ -317,10 +317,10 @@ class Engine:
                 yield parameter.grad
 
     def _forget(self, active: Collection[str]) -> None:
-        """Put the optimizer's state of groups that no active loss reaches back to its beginning.
+        """Reset the optimizer's state of groups that no active loss reaches.
 
-        They have just been given gradients of zero. Left alone, their step count would run on without them, and Adam's
-        first real updates would be of another length than its first ones are: half of it after 10 such steps.
+        Their gradients in this step are zeros. Without the reset their step count would advance, and Adam's bias
+        correction would shrink the first real updates: to half their length after 10 such steps.
         """
         base = self._base_optimizer
         for group, reach in zip(base.param_groups, self._group_reach, strict=True):
@@ -349,7 +349,7 @@ class Engine:
         now = float(scaler.cur_scale)
         if scaler.dynamic:
             return LossScale(now, float(scaler.min_scale))
-        return LossScale(now, now if self.skipped else 0.0)  # one that is fixed can do nothing against an overflow
+        return LossScale(now, now if self.skipped else 0.0)  # a static scale cannot react to an overflow
 
     def largest_weight(self) -> float:
         """Return the largest absolute weight on this process; waits for the device. NaN if there is one."""
@@ -380,7 +380,7 @@ class Engine:
         return weights
 
     def state_to_carry(self) -> CarriedState:
-        """Copy what the engine of the next stage takes over; every process must call this."""
+        """Copy the state that the engine of the next stage takes over; every process must call this."""
         trained = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
         flat = self._engine.zero_optimization_stage() > 0
         base, states = self._base_optimizer, dict[str, dict[str, Any]]()
@@ -404,11 +404,11 @@ class Engine:
     def take_over(
         self, before: CarriedState, sources: Mapping[str, ParameterSource], weights: Mapping[str, Tensor]
     ) -> None:
-        """Continue with the optimizer's state of the engine before; called before the first step.
+        """Take over the optimizer's state of the previous engine, before the first step.
 
         Args:
-            before: of the engine of the stage before.
-            sources: where parameters of this engine's module come from; those without begin without state.
+            before: state of the previous stage's engine.
+            sources: sources of this engine's parameters; parameters without one start without state.
             weights: float32 values of all parameters, from which this engine's module was cast.
         """
         from deepspeed.utils import safe_set_full_fp32_param
@@ -440,14 +440,14 @@ class Engine:
     def _set_flat_state(
         self, flat: Tensor, parameters: Mapping[str, nn.Parameter], states: Mapping[str, dict[str, Any]]
     ) -> None:
-        """Put the state of a group's parameters into the state of this process's part of the flat group."""
+        """Copy the state of a group's parameters to this process's part of the flat group."""
         first = next((state for state in states.values() if state), None)
         if first is None:
             return
         state = self._base_optimizer.state[flat]
         for key, example in first.items():
             if not _is_elementwise(example):
-                state[key] = example  # equal for all of a group: they have taken the same steps
+                state[key] = example  # equal within a group: its parameters have taken the same steps
                 continue
             state[key] = torch.zeros_like(flat)
             for name, values in states.items():
@@ -458,7 +458,7 @@ class Engine:
                     state[key].narrow(0, inside.start, inside.numel).copy_(value)
 
     def close(self) -> None:
-        """Let go of DeepSpeed's engine: its hooks on parameters and its buffers."""
+        """Destroy DeepSpeed's engine: its hooks on parameters and its buffers."""
         with suppress_output():
             self._engine.destroy()
 
@@ -469,21 +469,21 @@ class Engine:
             The files that this process has written.
 
         Raises:
-            OSError: the disk refuses. It comes once all processes are through.
+            OSError: the disk fails. Raised after all processes have finished.
         """
         writer = _Writer()
         self._engine.checkpoint_engine.save = writer.save
-        self._engine._copy_recovery_script = lambda folder: None  # scripts of DeepSpeed's for its own folders
+        self._engine._copy_recovery_script = lambda folder: None  # DeepSpeed would add its scripts
         self._engine.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False)
         if writer.error is not None:
             raise writer.error
         return writer.written
 
     def unsaveable(self) -> str | None:
-        """Find state that a checkpoint cannot hold, being neither tensors nor plain values; None if there is none.
+        """Find state that cannot be stored, neither tensors nor plain values; None if everything can.
 
         Returns:
-            Where it is and what it is: a loss's or the student's extra state, or an entry of the optimizer's state.
+            Its place and type: a loss's or the student's extra state, or an entry of the optimizer's state.
         """
         for name, value in self.module.state_dict().items():
             if found := _not_plain(value):
@@ -522,8 +522,8 @@ class Engine:
     def load(self, folder: Path, world_size: int) -> None:
         """Restore what `save` wrote; every process must call this.
 
-        DeepSpeed reads its files through `read_tensors`. Written by another number of processes, each process gets the
-        part of the optimizer's state that it would hold itself.
+        DeepSpeed reads its files through `read_tensors`. If another number of processes wrote them,
+        the optimizer's state is resharded.
 
         Args:
             folder: the checkpoint.
@@ -549,7 +549,7 @@ class Engine:
 
         self._engine.checkpoint_engine.load = read
         try:
-            # DeepSpeed finds its files by patterns, which a folder's own name may upset: seen from inside it has none.
+            # DeepSpeed finds files by glob patterns, which break on special characters in paths.
             with suppress_output(), chdir(folder):
                 path, _ = self._engine.load_checkpoint(".", tag=ENGINE_FOLDER)
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -563,7 +563,7 @@ class Engine:
 
 
 def _not_plain(value: Any) -> str | None:
-    """Name the type of what is neither a tensor nor a plain value, within a value; None if there is nothing."""
+    """Describe the first item within a value that is neither a tensor nor a plain value; None if there is none."""
     if type(value) in _PLAIN:
         return None
     if isinstance(value, dict):
@@ -603,16 +603,16 @@ def _selected(state: dict[str, Any], shapes: Mapping[str, torch.Size], source: P
     selected = {}
     for key, value in state.items():
         if _is_elementwise(value) and value.shape != shapes[source.name]:
-            return {}  # a factored average: only the optimizer knows its elements
+            return {}  # a factored moment: only the optimizer knows its layout
         selected[key] = source.select(value).clone() if _is_elementwise(value) else value
     return selected
 
 
 class _Writer:
-    """Writes files in DeepSpeed's place.
+    """Write files instead of DeepSpeed.
 
-    An error on one process must not end its `save_checkpoint` in the middle: the others would wait for it at the next
-    barrier. So the first error is kept, and nothing more is written.
+    An error must not abort `save_checkpoint` on one process: the others would hang at the next barrier. So the first
+    error is kept, and nothing more is written.
     """
 
     def __init__(self) -> None:
@@ -633,7 +633,7 @@ def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, A
     """Compose DeepSpeed's configuration for these settings.
 
     Raises:
-        RecipeError: `training.deepspeed` has a key that is kdcore's own or that DeepSpeed does not know.
+        RecipeError: `training.deepspeed` has a key that kdcore sets itself or that DeepSpeed does not know.
     """
     for key in settings.deepspeed:
         if key in _OWN_KEYS:

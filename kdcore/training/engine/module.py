@@ -1,4 +1,4 @@
-"""What is trained: the student together with the losses and their learned parameters."""
+"""The trained module: the student together with the losses and their learned parameters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Term:
 
     @classmethod
     def parse(cls, text: str) -> Term:
-        """Give the term whose text this is; labels hold no slash."""
+        """Parse the text of a term; labels contain no slash."""
         label, slash, name = text.partition("/")
         return cls(label, name if slash else label)
 
@@ -73,7 +73,7 @@ class DistillationModule(nn.Module):
     def sums_of(
         self, student: Signals, teacher: Signals | None, batch: Batch, labels: Collection[str]
     ) -> dict[Term, Tensor]:
-        """Sum the terms of these losses, given the student's answers."""
+        """Sum the terms of these losses, given the student's outputs."""
         return {
             Term(label, name): value
             for label, loss in self.labelled_losses()
@@ -90,8 +90,8 @@ def factors_of(counts: Mapping[Term, float], weights: Mapping[str, float]) -> di
     """Compute the factor of each active term's sum in the objective: weight / global count.
 
     Args:
-        counts: what each term counts in the whole step, over all micro-batches and processes. A term that counts
-            nothing contributes 0.
+        counts: count of each term in the whole step, over all micro-batches and processes. A term with count 0
+            contributes 0.
         weights: weight of each active loss by its label.
     """
     return {
@@ -102,7 +102,7 @@ def factors_of(counts: Mapping[Term, float], weights: Mapping[str, float]) -> di
 
 
 class FrozenTeacher:
-    """The teacher: always in eval mode, never with gradients, and run only when something is asked of it."""
+    """The teacher: always in eval mode, without gradients, and run only for non-empty requests."""
 
     def __init__(self, encoder: Encoder | None) -> None:
         """Freeze the encoder; None if no loss of the recipe ever reads a teacher."""
@@ -117,7 +117,7 @@ class FrozenTeacher:
             self._encoder.to(dtype)
 
     def compile_parts(self) -> None:
-        """Have torch compile it, if there is one; once, however often this is called."""
+        """Compile the teacher, if there is one; repeated calls have no effect."""
         if self._encoder is not None and not self._compiled:
             self._encoder.compile_parts()
             self._compiled = True
@@ -133,9 +133,9 @@ class FrozenTeacher:
 
 
 def compile_models(module: DistillationModule, teacher: FrozenTeacher, batch: Batch) -> None:
-    """Compile student and teacher, and try it on a small batch: what cannot be compiled is told before training starts.
+    """Compile student and teacher, and run them on a small batch, so that failures appear before training starts.
 
-    Losses are not run, for they may remember what they saw.
+    Losses are not run, because they may have state.
 
     Raises:
         InputError: a model cannot be compiled.
@@ -149,7 +149,7 @@ def compile_models(module: DistillationModule, teacher: FrozenTeacher, batch: Ba
         with torch.random.fork_rng():
             teacher(batch, requests.teacher)
             module.student(batch, requests.student)
-    except (TorchDynamoException, RuntimeError) as error:  # it ran before it was compiled, so it is not the batch
+    except (TorchDynamoException, RuntimeError) as error:  # uncompiled, the same batch has worked
         raise InputError(
             f"torch cannot compile the models: {first_line(error)}", key="compile", hint="remove training.compile"
         ) from error
@@ -163,10 +163,10 @@ def union_of_requests(requests: Iterable[Requests]) -> Requests:
 def find_reach(module: DistillationModule, batch: Batch, teacher: FrozenTeacher) -> dict[str, frozenset[str]]:
     """Find which losses reach which parameters, by one backward pass of each loss over a small batch.
 
-    Buffers, which a loss may move in its forward pass, and random states are put back.
+    Buffers, which a loss may change in its forward pass, and random states are restored.
 
     Returns:
-        The labels of the losses that reach it, for every parameter's name; empty where none does.
+        Parameter name -> labels of the losses that reach it; empty if none does.
     """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     reach: dict[str, set[str]] = {name: set() for name, _ in module.named_parameters()}

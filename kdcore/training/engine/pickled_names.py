@@ -28,12 +28,12 @@ _TENSORS = re.compile(
     r"collections\.OrderedDict|_codecs\.encode|torch\.\w+Storage|torch\._utils\._rebuild_(?:tensor_v2|parameter)"
     r"|torch\.(?:Size|Tensor|device|nn\.parameter\.Parameter|bool|b?float\d+\w*|u?int\d+|complex\d+)"
 )
-# Each pushes an object that no text in the pickle names; torch writes none of them.
+# Operations that construct objects without a GLOBAL; torch never writes them.
 _NAMELESS = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "NEWOBJ_EX"}
 
 
 def foreign_names(path: Path) -> list[str]:
-    """List what a file refers to that no checkpoint holds, such as `posix.system`, sorted; empty for a good file.
+    """List the foreign names in a file, such as `posix.system`, sorted; empty for a good file.
 
     Raises:
         ValueError: the file is not one that `torch.save` writes.

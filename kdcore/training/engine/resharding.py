@@ -1,4 +1,4 @@
-"""The parts of DeepSpeed's optimizer state at ZeRO stages 1 and 2, joined by parameter and cut for other processes.
+"""Reshard DeepSpeed's optimizer state of ZeRO stages 1 and 2 to another number of processes.
 
 At these stages all parameters of a group form one flat tensor, of which each process holds a part: the float32 weights,
 and the optimizer's state. Each part's file lists which range of it belongs to which parameter.
@@ -25,7 +25,7 @@ _LAYOUT = ("group_paddings", "param_alignment_paddings", "partition_count", _PLA
 
 
 def part_rank(name: str) -> int | None:
-    """Give the process whose part a file is by its name; None for another file. bf16's names have a prefix."""
+    """Return the rank in the name of a part's file; None for another file. bf16's names have a prefix."""
     found = _PART.fullmatch(name)
     return int(found[1]) if found else None
 
@@ -73,7 +73,7 @@ def float32_weights(parts: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 def reshard(parts: Sequence[Mapping[str, Any]], optimizer: Any, where: Path) -> dict[str, Any]:
-    """Give the part of this process, whose DeepSpeed optimizer divides the groups in its own way.
+    """Return the part of this process, by the layout of its DeepSpeed optimizer.
 
     Args:
         parts: of all processes that wrote the checkpoint.
@@ -81,7 +81,7 @@ def reshard(parts: Sequence[Mapping[str, Any]], optimizer: Any, where: Path) -> 
         where: the checkpoint, for messages.
 
     Raises:
-        InputError: the groups hold other parameters, or a state is not element by element.
+        InputError: the groups hold other parameters, or a state is not elementwise.
     """
     layout = optimizer.state_dict()
     base = parts[0][_BASE]
@@ -110,7 +110,7 @@ def _state(
     flat: Tensor,
     where: Path,
 ) -> Any:
-    """Give one entry of a group's state: joined and cut if it has an element for each of the part, else as it is."""
+    """Return one entry of a group's state: resharded if it is elementwise, else unchanged."""
     values = [state[key] for state in own]
     if all(isinstance(value, Tensor) and value.ndim == 1 for value in values):
         sizes = [part[_WEIGHTS][group].numel() for part in parts]
@@ -128,7 +128,7 @@ def _state(
 
 
 def _members(optimizer: Any) -> Sequence[Iterable[Tensor]]:
-    """List the parameters of each group of DeepSpeed's optimizer, which is of one of two classes."""
+    """List the parameters of each group of DeepSpeed's optimizer, for both of its classes."""
     groups: Sequence[Iterable[Tensor]] = getattr(optimizer, "bit16_groups", None) or optimizer.bf16_groups
     return groups
 
@@ -143,7 +143,7 @@ def _joined(parts: Sequence[Mapping[str, Any]], group: int, flats: Sequence[Tens
 
 
 def _cut(whole: Mapping[str, Tensor], members: Mapping[str, Any], flat: Tensor, where: Path) -> Tensor:
-    """Give this process's part of a group, with zeros where no parameter lies."""
+    """Return this process's part of a group, with zeros as padding."""
     if whole.keys() != members.keys():
         other = sorted(whole.keys() ^ members.keys())
         raise InputError(

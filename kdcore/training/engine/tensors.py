@@ -1,4 +1,4 @@
-"""Files that torch writes: written with the errors of the disk, read without running code."""
+"""Files of torch tensors: disk errors are reported as such, and reading never executes code."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kdcore.training.engine.pickled_names import DEEPSPEED, foreign_names
 
 
 class _File:
-    """Keeps the first error instead of raising it.
+    """Record the first write error instead of raising it.
 
-    torch's writer in C++ answers an exception in the middle of an archive with one about its own position in it.
+    torch's writer in C++ would replace an exception by one about its position in the archive.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ def write_tensors(content: Any, path: Path) -> None:
     """Do what `torch.save` does.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the disk fails.
     """
     file = _File(path)
     try:
@@ -66,11 +66,11 @@ class OldTerm:
 
 
 def read_tensors(path: Path, *, mmap: bool = False) -> Any:
-    """Read what `write_tensors` wrote, on the CPU. Only tensors, plain values and the classes of a checkpoint are made.
+    """Read what `write_tensors` wrote, on the CPU. Only tensors, plain values and known classes are constructed.
 
     Args:
         path: the file.
-        mmap: map the tensors into memory; each is read from the disk when it is used.
+        mmap: map the tensors into memory; each is read from disk when it is used.
 
     Raises:
         InputError: the file cannot be read, or holds something else.
@@ -91,7 +91,7 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
 
 
 def _allowed(name: str) -> list[Any]:
-    """List what to build where a file names `name`, in the form that torch takes."""
+    """Return the safe globals for a name in a file, as torch takes them."""
     module, _, attribute = name.rpartition(".")
     if name in DEEPSPEED:
         return [(getattr(import_module(module), attribute), name)]

@@ -1,1 +1,1 @@
-"""The training loop and what it does between steps."""
+"""The training loop and the actions between its steps."""

@@ -15,7 +15,7 @@ from kdcore.training.runtime.distributed import DistributedContext
 
 
 class TrainingBatches:
-    """Gives each step's micro-batches for this process."""
+    """Draw this process's micro-batches of each step, one step ahead in a thread."""
 
     def __init__(
         self, task: Task, seed: int, batch_size: int, micro_batch_size: int, processes: DistributedContext
@@ -42,7 +42,7 @@ class TrainingBatches:
         return batches
 
     def close(self) -> None:
-        """Stop drawing."""
+        """Stop the background thread."""
         self._pool.shutdown(cancel_futures=True)
 
     def samples(self, step: int, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:

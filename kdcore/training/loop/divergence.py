@@ -1,7 +1,7 @@
-"""Whether training goes well: losses, gradients and weights that are not finite, the loss scale, spikes of the loss.
+"""Detect divergence: NaN and infinity in losses, gradients and weights, an exhausted loss scale, loss spikes.
 
-Nothing here waits for the device in the middle of training. What each micro-batch gave is remembered on the device and
-looked at where values are read anyway: for a row of metrics, before a checkpoint, in a step that was skipped.
+No check synchronises with the device in the middle of training. Values are recorded on the device and read where a
+synchronisation happens anyway: for a row of metrics, before a checkpoint, in a skipped step.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _SPIKE_DEVIATIONS = 6.0
 
 @dataclass(frozen=True)
 class _Finding:
-    """Where something that is not finite was seen first.
+    """The first value that was not finite.
 
     Attributes:
-        place: its number in the order of training, comparable between processes.
+        place: its position in the order of training, comparable between processes.
         step: 0-based step.
         micro_batch: 0-based micro-batch of the step and process; None for the gradients of a whole step.
-        rank: the process.
-        names: the terms, or the gradients.
+        rank: rank of the process.
+        names: names of the terms, or of the gradients.
     """
 
     place: int
@@ -55,7 +55,7 @@ class _Finding:
 
 
 class DivergenceMonitor:
-    """Looks for training that has failed, and says where it began; every process has one and calls it alike."""
+    """Detect divergence and its first step; every process must make the same calls."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class DivergenceMonitor:
         self._run_folder = Path(settings.run.folder, settings.run.name, settings.run.id)
         self._log_every = settings.logging.every
         self._max_steps_at_minimum = settings.early_stopping.max_steps_at_min_loss_scale
-        # A step has a place for each micro-batch and one, the last, for its gradients.
+        # A step has one place for each micro-batch and a last one for its gradients.
         self._places = accumulation(settings.training, processes.world_size)[1] + 1
         self._first: dict[tuple[str, ...], Tensor] = {}
         self._steps_at_minimum = 0
         self._losses: list[float] = []
-        self._told_in = -1
+        self._warned_in = -1
 
     def micro_batch(self, step: int, number: int, sums: Mapping[Term, Tensor]) -> None:
         """Record which terms of a micro-batch are not finite; 0-based numbers."""
@@ -83,13 +83,12 @@ class DivergenceMonitor:
             self._remember(tuple(map(str, sums)), torch.stack(list(sums.values())), step * self._places + number)
 
     def updated(self, step: int) -> bool:
-        """Look at what the engine made of a step; whether it was applied.
+        """Check the engine after a step; return whether the step was applied.
 
-        In fp16 a step whose gradients overflow is skipped, and the loss scale lowered, which is how a scale is found.
+        In fp16 a step whose gradients overflow is skipped and the loss scale lowered, until a scale fits.
 
         Raises:
-            TrainingError: gradients are not finite where no loss scale explains it, or the loss scale is at its
-                minimum and cannot help any more.
+            TrainingError: gradients are not finite without a loss scale, or the loss scale is at its minimum.
         """
         engine = self.engine
         if engine.grad_norm is not None:
@@ -97,8 +96,8 @@ class DivergenceMonitor:
         scale = engine.loss_scale
         if engine.skipped:
             finding = self._find()
-            self._first.clear()  # of a step that left no trace
-            text = "" if finding is None else f"; {self._told(finding)}"
+            self._first.clear()  # the step had no effect
+            text = "" if finding is None else f"; {self._described(finding)}"
             if scale is None:
                 raise TrainingError(
                     f"at step {step + 1} the gradients are not finite{text or ', but all losses are'}. The "
@@ -109,34 +108,34 @@ class DivergenceMonitor:
                     f"at step {step + 1} the loss scale is at its minimum ({scale.minimum:g}) and gradients still "
                     f"overflow{text}: training has diverged. {self._advice(step)}, or train in bf16"
                 )
-            if finding is not None and self._may_tell(step):
+            if finding is not None and self._may_warn(step):
                 logger.warning(f"warning: step {step + 1} was skipped: its gradients overflowed{text}")
         self._watch_scale(step, scale.at_minimum if scale is not None else False)
         return not engine.skipped
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
-        """Look at values that have been read after `step` steps; the same on every process.
+        """Check values that were read after `step` steps; the same on every process.
 
         Raises:
-            TrainingError: one is not finite; it says where that began, as far as it is known.
+            TrainingError: a value is not finite; names the first step and samples, if known.
         """
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong:
             finding = self._find()
-            began = "" if finding is None else f"; {self._told(finding)}"
+            began = "" if finding is None else f"; {self._described(finding)}"
             advice = self._advice(step - 1 if finding is None else finding.step)
             raise TrainingError(f"at step {step} these values are not finite: {', '.join(wrong)}{began}. {advice}")
 
     def check_weights(self, step: int) -> None:
-        """Look at the weights after `step` steps, before they are saved or exported; every process must call this.
+        """Check the weights after `step` steps, before they are saved or exported; every process must call this.
 
         Raises:
-            TrainingError: they are not finite. The losses, computed with the weights before, may well be.
+            TrainingError: they are not finite, while losses of the previous weights may still be.
         """
         self.check(step, {"the weights": self._processes.sum([self.engine.largest_weight()])[0]})
 
     def logged(self, step: int, loss: float) -> None:
-        """Tell of a loss far above those of the last rows of metrics."""
+        """Warn about a loss far above those of the last rows of metrics."""
         before = self._losses[-_REMEMBERED_LOSSES:]
         self._losses = [*before, loss]
         if len(before) >= _LEAST_LOSSES:
@@ -152,7 +151,7 @@ class DivergenceMonitor:
         return {"steps_at_minimum": self._steps_at_minimum, "losses": list(self._losses)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         self._steps_at_minimum = state["steps_at_minimum"]
         self._losses = list(state["losses"])
 
@@ -177,7 +176,7 @@ class DivergenceMonitor:
         everywhere = [finding for found in all_gather(self._processes, findings) for finding in found]
         return min(everywhere, key=lambda finding: (finding.place, finding.rank), default=None)
 
-    def _told(self, finding: _Finding) -> str:
+    def _described(self, finding: _Finding) -> str:
         """Describe a finding in words."""
         what = f"first seen in step {finding.step + 1} in {', '.join(finding.names)}"
         if finding.micro_batch is None:
@@ -201,10 +200,10 @@ class DivergenceMonitor:
                 f"{self._advice(step)}, or train in bf16"
             )
 
-    def _may_tell(self, step: int) -> bool:
+    def _may_warn(self, step: int) -> bool:
         """Return whether to warn: at most once between two rows of metrics."""
-        told, self._told_in = self._told_in, step // self._log_every
-        return told != self._told_in
+        before, self._warned_in = self._warned_in, step // self._log_every
+        return before != self._warned_in
 
 
 def _listed(samples: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: commands, the monitor and notebooks consume the same events."""
+"""Events of a training run, consumed by commands, the monitor and notebooks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kdcore.signals import ModelInfo
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         folder: the run folder.
         finished: whether the run used up its budget; else it was interrupted and can be continued.
         export: the exported student; None if there is none.
-        held_out: the last held-out losses, `loss` being their weighted sum; empty if nothing was validated just now.
+        held_out: the last held-out losses, `loss` being their weighted sum; empty if this session did not validate.
     """
 
     folder: Path
@@ -82,7 +82,7 @@ class CheckpointEvent:
     Attributes:
         progress: progress that the checkpoint records.
         path: folder of the checkpoint.
-        milestone: whether it is kept for good.
+        milestone: whether it is kept permanently.
     """
 
     progress: Progress

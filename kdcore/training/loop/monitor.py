@@ -1,4 +1,4 @@
-"""What people see of a run: progress bar, log file, trackers."""
+"""Progress bar, log file and trackers of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("kdcore")
 
 
 class _AboveTheBar(logging.Handler):
-    """Prints log lines without tearing the progress bar."""
+    """Print log lines without breaking the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -49,7 +49,7 @@ def console() -> Iterator[None]:
 
 
 class Monitor:
-    """Shows and records the events of a run; on processes other than 0 it does nothing."""
+    """Show and record the events of a run; without effect on processes other than 0."""
 
     def __init__(self, run_folder: Path, trackers: Sequence[Tracker], *, is_main: bool) -> None:
         self._trackers = trackers
@@ -90,11 +90,13 @@ class Monitor:
     def start(self, progress: Progress) -> None:
         """Start the display at `progress`, and drop what trackers recorded beyond it."""
         for tracker in self._trackers:
-            tracker.rewind(progress.step or -1)  # before the first step all is done again, the first validation, too
+            tracker.rewind(
+                progress.step or -1
+            )  # before the first step everything is repeated, including the first validation
         if self._is_main and sys.stderr.isatty():
             self._bar = tqdm(total=progress.max_steps, initial=progress.step, unit="step", dynamic_ncols=True)
             if progress.max_steps is None or progress.max_seconds is not None:
-                self._bar.total = None  # time may end the run first; the share of the budget is shown instead
+                self._bar.total = None  # time may end the run first, so the number of steps is unknown
 
     def log(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Send a row of metrics to trackers and progress bar, with the `seconds` of training."""
@@ -113,7 +115,7 @@ class Monitor:
             logger.info(text)
 
     def close(self) -> None:
-        """Write out and let go of everything."""
+        """Flush and close everything."""
         if self._bar is not None:
             self._bar.close()
         for tracker in self._trackers:
@@ -124,7 +126,7 @@ class Monitor:
 
 
 def time_left(progress: Progress) -> str:
-    """Time until the budget is used up at the speed so far, such as `2:05:10`; `?` when nothing is known yet."""
+    """Time until the budget is used up at the speed so far, such as `2:05:10`; `?` if unknown."""
     if progress.fraction <= 0 or progress.seconds <= 0:
         return "?"
     seconds = int(progress.seconds / progress.fraction - progress.seconds)

@@ -1,4 +1,4 @@
-"""All that a run needs, as live objects without weights: the plan of a run and its stages."""
+"""The plan of a run and its stages: live objects without weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdcore.signals import Batch, ModelInfo, Requests
 from kdcore.tasks.base import Task
 from kdcore.transforms.base import ParameterSource, Transform
 
-# Batches, the tokenizer and heads are made for these before training starts.
+# Batches, the tokenizer and heads are created for these before training starts.
 KEPT_BY_TRANSFORMS = ("vocab_size", "max_length", "num_classes", "class_labels", "has_lm_head")
 
 
@@ -33,7 +33,7 @@ class Stage:
         info: describes the student.
         losses: the active losses by their labels, constructed for this student.
         begins: fraction of the budget after which the stage begins.
-        transform: makes its student from that of the stage before; None for the first stage.
+        transform: creates its student from that of the previous stage; None for the first stage.
         key: the stage's entry in the recipe, such as `stages.0`; None for the first stage.
         name: name of the transform; empty for the first stage.
     """
@@ -48,7 +48,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run needs, described and checked, with no weights loaded yet.
+    """The checked parts of a run, before any weights are loaded.
 
     Attributes:
         requests: what the losses of all stages read.
@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps that one pass over the training data takes; not whole as a rule."""
+        """Steps of one pass over the training data; usually not an integer."""
         return self.task.num_samples("train") / self.recipe.settings.training.batch_size
 
     @property
@@ -94,13 +94,13 @@ class Plan:
             return self.teacher.load_teacher(self.requests.teacher)
 
     def build_student(self, stage: int = 0) -> Encoder:
-        """Make the student of a stage on the CPU in float32.
+        """Construct the student of a stage on the CPU in float32.
 
-        At stage 0 it has its first weights. Later ones have the structure of their stage, and weights that mean
-        nothing until trained ones are loaded into them.
+        At stage 0 it has its initial weights. At later stages it has the structure of the stage, with placeholder
+        weights until trained ones are loaded.
 
         Raises:
-            InputError: the run has no such stage.
+            InputError: the run does not have that stage.
         """
         if stage >= len(self.stages):
             last = len(self.stages) - 1
@@ -114,14 +114,14 @@ class Plan:
         return student
 
     def transform_student(self, student: Encoder, stage: int) -> tuple[Encoder, dict[str, ParameterSource]]:
-        """Make the student of a stage from that of the stage before, on the CPU.
+        """Construct the student of a stage from that of the previous stage, on the CPU.
 
         Returns:
             The student, and the sources of all its parameters that have one.
 
         Raises:
             InputError: the transform refuses the student.
-            PluginError: the transform does not keep to its interface.
+            PluginError: the transform violates its interface.
         """
         entry = self.stages[stage]
         assert entry.transform is not None
@@ -146,7 +146,7 @@ def with_sources(
     Args:
         student: the changed student.
         before: the parameters before the change.
-        stated: what the transform gave.
+        stated: sources that the transform returned.
     """
     names = {id(parameter): name for name, parameter in before.items()}
     kept = {
@@ -164,7 +164,7 @@ def transform_fault(
 
     Args:
         student: the changed student.
-        info: what the transform described.
+        info: the transform's description of the student.
         sources: sources of its parameters.
         shapes: shapes of the parameters before the change.
     """

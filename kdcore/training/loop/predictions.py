@@ -1,4 +1,4 @@
-"""A student's outputs for whole sequences, over all samples of a split and all processes."""
+"""Predict class logits of a student over all samples of a split and all processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCORES = "scores.json"
 
 
 class Outputs:
-    """Collects them batch by batch."""
+    """Collect outputs batch by batch."""
 
     def __init__(self) -> None:
         self._samples: list[np.ndarray] = []
@@ -52,9 +52,9 @@ def predict(
 
     Args:
         student: the student; it is left in eval mode.
-        task: gives the batches.
-        split: which samples.
-        batch_size: sequences a batch.
+        task: provides the batches.
+        split: split of the samples.
+        batch_size: sequences per batch.
         processes: the processes.
         tick: called before each batch.
     """
@@ -77,25 +77,25 @@ def write_predictions(
     tick: Callable[[], None],
     check: Callable[[], None],
 ) -> dict[str, float]:
-    """Write what a student predicts for the held-out and the test samples, and its scores on the former.
+    """Write a student's predictions for held-out and test samples, and its held-out scores.
 
-    The folder is whole or not there.
+    The folder is written atomically.
 
     Args:
-        folder: where to.
+        folder: folder to write.
         student: the student.
-        source: the export that the student is, which `scores.json` names.
+        source: the student's export, which `scores.json` names.
         task: writes the files.
-        batch_size: sequences a batch.
+        batch_size: sequences per batch.
         processes: the processes; every one must call this.
         tick: called before each batch.
-        check: raises if nothing may be written there any more.
+        check: raises if this run may no longer write there.
 
     Returns:
         The scores.
 
     Raises:
-        MachineError: the disk refuses.
+        MachineError: the disk fails.
     """
     splits: list[Split] = [split for split in _SPLITS if task.num_samples(split)]
     outputs = {split: predict(student, task, split, batch_size, processes, tick) for split in splits}

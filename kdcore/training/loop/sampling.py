@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of the seed, the same after restarts."""
+"""The order of samples: a pure function of the seed, independent of restarts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from kdcore.errors import DataError
 from kdcore.tasks.base import Order
 
-_WINDOW_BATCHES = 64  # so many batches' samples are sorted by length together: more pad less and are mixed less
+_WINDOW_BATCHES = 64  # steps whose samples are sorted by length together: more means less padding and less shuffling
 _ORDER_STREAM = 0  # second word of the random key, see kdcore.tasks.masking
 
 
@@ -17,12 +17,12 @@ class SampleOrder:
     """An endless stream of samples: one random permutation after the other.
 
     Args:
-        num_samples: how many there are.
-        seed: decides the permutations.
-        share: which of `shares` equal ranges of the samples are in the stream.
-        shares: how many ranges there are.
-        lengths: length of each sample, by which similar ones come into one step; None to leave them mixed.
-        step_size: how many samples in a row are those of a step.
+        num_samples: number of samples.
+        seed: seed of the permutations.
+        share: index of the stream's range among `shares` equal ranges of the samples.
+        shares: number of ranges.
+        lengths: length of each sample, for steps of similar length; None to leave them mixed.
+        step_size: number of consecutive samples in a step.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ def bucketed(
 ) -> np.ndarray:
     """Reorder samples so that those of a step have similar length, which reduces padding.
 
-    Neighbours in `order` are sorted by length, window by window, and cut into steps, which are shuffled within the
-    window. What belongs to steps that reach into another epoch stays as it is.
+    Windows of `order` are sorted by length and cut into steps, which are shuffled within the window. Steps that extend
+    into another epoch stay unchanged.
 
     Args:
         order: (n,) samples in random order.
         lengths: length of each sample, by its number.
-        step_size: samples of a step.
-        start: where in `order` the first whole step begins.
+        step_size: samples per step.
+        start: position in `order` of the first whole step.
         random: shuffles the steps.
     """
     order = order.copy()
@@ -96,19 +96,19 @@ def bucketed(
 
 
 class StepSamples:
-    """Which samples each micro-batch of a process has.
+    """Select the samples of each process's micro-batches.
 
-    In the global order the step's samples depend on the seed alone: cut into micro-batches, they are dealt to the
-    processes in turn. In the order per process each has a share of the samples, and a stream, of its own.
+    With `global`, the samples of a step depend only on the seed; micro-batches are distributed round-robin. With
+    `per_process`, each process has its own part of the samples and its own stream.
 
     Args:
-        num_samples: how many there are.
-        seed: decides the order.
-        batch_size: samples of a step, over all processes.
-        micro_batch_size: samples of a micro-batch.
-        world_size: how many processes there are.
-        order: global or per process.
-        lengths: length of each sample, by which similar ones come into one step; None to leave them mixed.
+        num_samples: number of samples.
+        seed: seed of the order.
+        batch_size: samples per step, over all processes.
+        micro_batch_size: samples per micro-batch.
+        world_size: number of processes.
+        order: `global` or `per_process`.
+        lengths: length of each sample, for steps of similar length; None to leave them mixed.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Stages of a run: what each of them trains, and the change of the student from one to the next."""
+"""Stages of a run: their parameters, and the change of the student between them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class StageParameters:
 def examine_stages(
     plan: Plan, teacher: FrozenTeacher, processes: DistributedContext
 ) -> tuple[list[StageParameters], DistillationModule]:
-    """Apply all transforms to the student's first weights, and try the losses of each stage on a small batch.
+    """Apply all transforms to the initial student, and run the losses of each stage on a small batch.
 
-    What does not work is thereby found before training starts.
+    Failures thereby appear before training starts.
 
     Returns:
         The parameters of every stage, and the module of the last one.
@@ -90,7 +90,9 @@ def _reach(
 ) -> dict[str, frozenset[str]]:
     """Find which losses reach which parameters, with a small batch."""
     last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
-    module.counts(plan.task.batch("train", last, np.zeros_like(last)))  # a loss may have been given fewer samples
+    module.counts(
+        plan.task.batch("train", last, np.zeros_like(last))
+    )  # so that a loss with data for fewer samples fails here
     return find_reach(module, plan.small_batch().to(processes.device), teacher)
 
 
@@ -99,14 +101,14 @@ def change_stage(
 ) -> Engine:
     """Transform the trained student into that of stage `number`; every process must call this.
 
-    Weights go through the transform in float32. The optimizer's state follows the parameters' sources, in fp16 the
-    loss scale stays, and random states are as they were. The old engine can no longer be used.
+    Weights are transformed in float32. The optimizer's state follows the parameters' sources; the fp16 loss scale and
+    random states are kept. The old engine can no longer be used.
 
     Args:
         context: the run's collaborators.
-        engine: the engine of the stage before.
-        number: the new stage.
-        parameters: those of the new stage.
+        engine: the engine of the previous stage.
+        number: number of the new stage.
+        parameters: parameters of the new stage.
         teacher: the teacher.
 
     Returns:
@@ -142,7 +144,7 @@ def change_stage(
 
 @torch.no_grad()
 def _keep_losses(module: DistillationModule, weights: Mapping[str, Tensor]) -> None:
-    """Give losses the parameters and buffers that they had, where name and shape are the same."""
+    """Restore the losses' parameters and buffers where name and shape are unchanged."""
     for name, tensor in module.state_dict().items():
         before = weights.get(name)
         if not name.startswith("losses.") or not isinstance(tensor, Tensor) or not isinstance(before, Tensor):

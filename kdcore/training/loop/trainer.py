@@ -35,7 +35,7 @@ from kdcore.training.loop.triggers import Triggers
 from kdcore.training.loop.validation import validate
 
 Export = Callable[[Engine, str, Progress, Mapping[str, float]], Path]
-"""Writes the engine's student below `exports`, given the folder's name and held-out losses for the model card."""
+"""Write the engine's student below `exports`, given the folder's name and held-out losses for the model card."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class MetricAccumulator:
 
 
 class Trainer:
-    """Takes the steps of a run from where its last checkpoint left it to the end of its budget."""
+    """Train from the last checkpoint to the end of the budget."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class Trainer:
 
         Args:
             context: the run's collaborators.
-            engine: holds student and losses of the first stage of this session.
+            engine: engine of this session's first stage.
             teacher: the teacher.
-            stages: the parameters of every stage of the run.
-            stage: number of the first stage of this session.
+            stages: parameters of every stage of the run.
+            stage: number of this session's first stage.
             export: writes the student to a folder.
         """
         self.context = context
@@ -102,7 +102,7 @@ class Trainer:
         self._write_student = export
 
     def train(self, checkpoint: Path | None) -> Generator[Event, None, Progress]:
-        """Train until the budget is used up or a signal asks to stop; either writes a checkpoint at the end.
+        """Train until the budget is used up or a signal requests a stop; either writes a checkpoint at the end.
 
         A consumer that closes the generator ends training after the event it has received; no checkpoint is written
         then, so the run continues from its last one.
@@ -146,16 +146,16 @@ class Trainer:
         return bool(following) and progress.fraction >= following[0].begins
 
     def _change_stage(self, progress: Progress) -> StageEvent:
-        """Transform the student. Everything due after the step before was done with the student before.
+        """Transform the student, after everything due in the previous step was done.
 
-        A checkpoint of this step therefore records the stage before, and a run that resumes from it changes here.
+        A checkpoint of this step therefore records the previous stage, and a run that resumes from it changes here.
         """
         self.stage += 1
         self.watchdog.tick(f"the change to stage {self.stage}")
         with self._pause():
             self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teacher)
         self.divergence.engine = self.engine
-        self.best_score = None  # the best student of another structure is no candidate any more
+        self.best_score = None  # scores of another structure do not compare
         stage = self.context.plan.stages[self.stage]
         return StageEvent(progress, self.stage, stage.name, stage.info)
 
@@ -175,9 +175,9 @@ class Trainer:
             batch = host_batch.to(self.processes.device)
             sums = engine.forward(batch, self.teacher(batch, request), weights)
             objective = torch.stack([factors[term] * value for term, value in sums.items()]).sum()
-            engine.backward(world_size * objective)  # gradients are then averaged over processes
+            engine.backward(world_size * objective)  # DeepSpeed averages gradients over processes
             sums = {term: value.detach() for term, value in sums.items()}
-            del objective  # it keeps the graph alive, which the optimizer needs the memory of
+            del objective  # frees the graph's memory before the optimizer step
             engine.finish_micro_batch(self.lr, weights)
             self.divergence.micro_batch(self.step, number, sums)
             for term, value in sums.items():
@@ -205,12 +205,12 @@ class Trainer:
             yield self._save(milestone=milestone)
 
     def _finish(self, progress: Progress) -> Iterator[Event]:
-        """Do what is due at the end, to which time may have moved past marks that no step reached."""
+        """Do what is due at the end, including what time has made due since the last step."""
         before, self.done = self.done, progress
         if self.validated_step != self.step:
             yield from self._validate(progress)
         yield from self._export(before, progress)
-        # Of the same step, a newer checkpoint records the time at which the budget was used up.
+        # Rewrite the checkpoint of the last step with the time at which the budget was used up.
         timed = progress.max_seconds is not None or progress.exit_seconds is not None
         if self.step and (self.saved_step != self.step or timed):
             yield self._save()
@@ -233,7 +233,7 @@ class Trainer:
         window = self.window
         own = torch.stack([window.objective, *window.terms.values()]).tolist()
         objective, *sums = self.processes.sum(own)
-        losses = {"loss": objective / window.steps} if window.steps else {}  # in fp16 all may have been skipped
+        losses = {"loss": objective / window.steps} if window.steps else {}  # in fp16 all steps may have been skipped
         for term, total in zip(window.terms, sums, strict=True):
             losses.setdefault(str(term), total / window.term_steps[term])
         metrics = {f"train/{name}": value for name, value in losses.items()}

@@ -1,7 +1,7 @@
-"""When validation, checkpoints and exports are due: decided from the agreed progress alone, alike on all processes.
+"""Decide when validation, checkpoints and exports are due, by the agreed progress, equally on all processes.
 
-Something is due in a step if the step, or the time that it took, carried progress over one of its marks. What was due
-before a checkpoint is therefore never due again after it, and nothing is left out, however often a run is restarted.
+An action is due in a step if progress, in steps or time, passes one of its marks. So an action that was due before a
+checkpoint is never repeated after it, and none is left out, regardless of restarts.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from kdcore.recipe.schema import CheckpointSettings, Every, ValidationSettings
 
 @dataclass(frozen=True)
 class Triggers:
-    """What is due between two moments of a run.
+    """Decide which actions are due between two points of a run.
 
     Attributes:
-        validation_settings: of the recipe.
-        checkpoint_settings: of the recipe.
-        steps_per_epoch: steps that one pass over the training data takes; not whole as a rule.
+        validation_settings: the recipe's `validation`.
+        checkpoint_settings: the recipe's `checkpoints`.
+        steps_per_epoch: steps of one pass over the training data; usually not an integer.
     """
 
     validation_settings: ValidationSettings
@@ -65,7 +65,7 @@ class Triggers:
         if every.minutes is not None:
             return int(progress.seconds // (every.minutes * 60))
         assert every.epochs is not None
-        # A step that ends an epoch exactly must not miss it by a rounding error.
+        # A rounding error must not hide the exact end of an epoch.
         return math.floor(progress.step / (every.epochs * self.steps_per_epoch) + 1e-9)
 
 

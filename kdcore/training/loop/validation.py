@@ -28,13 +28,13 @@ def validate(
 ) -> dict[str, float]:
     """Compute each term of the active losses over all held-out samples, and their weighted total as `loss`.
 
-    Where losses read the student's outputs for whole sequences, the task's scores of them are there too.
+    If losses read class logits, the task's scores are included.
 
-    `weights` holds the weight of each active loss by its label; `watchdog` learns of each batch.
+    `weights` maps labels of active losses to their weights; `watchdog` is notified of each batch.
     """
     was_training = module.training
     module.eval()
-    sums: dict[Term, Tensor] = {}  # on the device, which is not waited for before all has been computed
+    sums: dict[Term, Tensor] = {}  # on the device, without synchronisation until the end
     counts: dict[Term, float] = {}
     outputs = Outputs()
     scored = module.reads_classes and task.metric is not None
@@ -54,7 +54,7 @@ def validate(
                 outputs.add(batch, student)
     finally:
         module.train(was_training)
-    # A process without a batch of its own must still name the same terms in the same order.
+    # A process without a batch must still list the same terms in the same order.
     first = next(held_out_batches(task, 1, _first(processes)))
     terms = [term for term in module.counts(first) if term.label in weights]
     own = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}

@@ -1,1 +1,1 @@
-"""One run: from a recipe to live objects, its folder, its exports."""
+"""One run: its plan, folder and exports."""

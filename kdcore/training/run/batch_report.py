@@ -1,4 +1,4 @@
-"""What a training step was fed with, and what its losses make of each sample: to find the one that ruins a run."""
+"""Report the samples of a training step with their losses, to find those that make a run diverge."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class TermValue:
     """One term of a loss for some samples.
 
     Attributes:
-        term: which one.
-        count: what it averages over.
-        value: the average; 0 where it counts nothing, as in training.
+        term: the term.
+        count: number of elements that it averages over.
+        value: the average; 0 if the count is 0, as in training.
     """
 
     term: Term
@@ -53,17 +53,17 @@ class TermValue:
 def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator[str]:
     """Describe the samples of a step: ids, lengths, text with masks, and their losses.
 
-    Losses are computed in float32 and without dropout, with the weights of the newest good checkpoint from before that
-    step, else with those that training began with.
+    Losses are computed in float32 and without dropout, with the weights of the newest good checkpoint before that step,
+    else with the initial weights.
 
     Args:
         run: the run's folder.
-        step: the step as it stands in metrics and messages, from 1.
-        processes: how many processes the run had, where that decides who got which samples; default: as many as wrote
-            the checkpoint, else 1.
+        step: number of the step as in metrics and messages, from 1.
+        processes: number of processes of the run, which decides their samples; default: that of the checkpoint,
+            else 1.
 
     Raises:
-        InputError: there is no run, or no such step.
+        InputError: the run or the step does not exist.
     """
     path = run / "recipe.yaml"
     if not path.is_file():
@@ -104,7 +104,7 @@ def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator
 
 
 class _Examiner:
-    """Computes the losses of samples outside of training."""
+    """Compute the losses of samples outside of training."""
 
     def __init__(self, plan: Plan, checkpoint: Path | None) -> None:
         self._task = plan.task
@@ -114,7 +114,7 @@ class _Examiner:
         self._module = DistillationModule(student, losses).eval()
         if checkpoint is not None:
             self._module.load_state_dict(float32_weights_of(checkpoint, read_state(checkpoint).zero_stage))
-        # Losses that couple the sequences of a batch mean something for whole batches only.
+        # Losses that couple the sequences of a batch are meaningful for whole batches only.
         self._separable = [label for label, loss in losses.items() if not loss.couples_batch]
         with tempfile.TemporaryDirectory(prefix="kdcore-") as folder:
             plan.task.save_tokenizer(Path(folder))

@@ -1,4 +1,4 @@
-"""From a checked recipe to live objects."""
+"""Build a plan of live objects from a checked recipe."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from kdcore.training.loop.plan import KEPT_BY_TRANSFORMS, Plan, Stage
 
 
 def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
-    """Describe and check everything that a recipe names; data is prepared here if it has not been.
+    """Construct and check all components of a recipe; prepare its data if necessary.
 
     Args:
-        recipe: what to describe.
-        stored: the data that the run has started on, if it is to be resumed.
+        recipe: the recipe.
+        stored: the data that a resumed run has started on.
 
     Raises:
-        InputError: something does not fit; it names the place in the recipe.
+        InputError: components do not fit together; names the place in the recipe.
     """
     components = recipe.components()
     settings = recipe.settings
@@ -75,7 +75,7 @@ def _make_stages(recipe: Recipe, components: Components, teacher: ModelInfo | No
     def make_losses(info: ModelInfo, number: int) -> dict[str, Loss]:
         losses = {}
         for label, component in components.losses.items():
-            # Of a run without stages every loss is constructed, so that mistakes in inactive ones are found, too.
+            # Without stages every loss is constructed, so that mistakes in inactive ones are found, too.
             if not components.transforms or is_active_between(configs[label], *begins[number : number + 2]):
                 with error_location(recipe, component.key):
                     losses[label] = component.cls(component.config, teacher, info)

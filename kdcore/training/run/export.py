@@ -34,20 +34,20 @@ def export_student(
     held_out: Mapping[str, float],
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the folder beside its place, then rename it: it is whole or not there.
+    """Write the export to a staging folder, then rename it atomically.
 
     Args:
-        folder: where the export shall stand; what stands there is replaced.
+        folder: folder of the export; an existing one is replaced.
         student: the network whose configuration is written.
         weights: float32 tensors for every name of its state.
-        task: gives the tokenizer.
+        task: provides the tokenizer.
         recipe: for the model card.
-        step: steps done.
+        step: number of completed steps.
         held_out: held-out losses at that step, for the model card.
-        check: raises if nothing may be written there any more; called when all is ready to take its name.
+        check: raises if this run may no longer write there; called right before the rename.
 
     Raises:
-        MachineError: the disk refuses.
+        MachineError: the disk fails.
     """
     staging = folder.with_name(f".staging-{folder.name}")
     try:
@@ -57,7 +57,7 @@ def export_student(
         task.save_tokenizer(staging)
         (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
         for file in staging.iterdir():
-            file.chmod(0o666 & ~_umask())  # safetensors keeps its files from everybody else
+            file.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner can read
         sync_files(staging)
         check()
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +78,7 @@ def export_run(run: Path, folder: Path, step: int | None) -> Path:
     """Export a run's student from a checkpoint: the newest, or that of `step`.
 
     Raises:
-        InputError: there is no such run or checkpoint, or `folder` is not empty.
+        InputError: the run or checkpoint does not exist, or `folder` is not empty.
     """
     folder = folder.absolute()
     if not (run / "recipe.yaml").is_file():

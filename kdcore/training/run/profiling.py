@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""Measure how the time of a training step is spent."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _LIMIT_SIZE = 2048
 
 @dataclass
 class StepProfile:
-    """What one process measured.
+    """Measurements of one process.
 
     Attributes:
         seconds: of each part of PARTS, the median over steps. Gradients are reduced within backward and optimizer.
-        steps: how many were measured.
-        tokens: real tokens a step on this process.
-        padding: share of all positions that is padding.
+        steps: number of measured steps.
+        tokens: real tokens per step on this process.
+        padding: fraction of all positions that are padding.
         computes_padding: whether the student runs on padding, too.
         flops: multiplications and additions of a step's matrix products.
-        limit: the same a second in plain matrix products in training precision, measured beside it.
-        memory: peak in bytes: of the device, or of the process where that is the CPU.
-        micro_batch_size: sequences a micro-batch.
-        micro_batches: micro-batches a step.
+        limit: the same per second in plain matrix products in training precision, measured separately.
+        memory: peak memory in bytes, of the device, or of the process on a CPU.
+        micro_batch_size: sequences per micro-batch.
+        micro_batches: micro-batches per step.
     """
 
     seconds: dict[str, float]
@@ -63,12 +63,12 @@ class StepProfile:
 
     @property
     def step_seconds(self) -> float:
-        """A step without drawing its data, which happens beside the step before."""
+        """Seconds of a step; its data is drawn during the previous step."""
         return max(self.seconds["data"], sum(self.seconds.values()) - self.seconds["data"])
 
     @property
     def utilization(self) -> float:
-        """Share of the matrix-multiply limit that is used (MFU)."""
+        """Model FLOPs utilization (MFU): the used fraction of the matrix-multiply limit."""
         return self.flops / self.step_seconds / self.limit
 
     def hints(self) -> list[str]:
@@ -99,7 +99,7 @@ class StepProfile:
 
 @dataclass
 class _PartTimer:
-    """Adds up seconds by part; waits for the device at every edge."""
+    """Accumulate seconds by part, synchronising with the device at every boundary."""
 
     device: torch.device
     steps: list[dict[str, float]] = field(default_factory=list)
@@ -125,11 +125,11 @@ class _PartTimer:
 
 
 def profile_recipe(recipe: Recipe, steps: int = 5) -> StepProfile:
-    """Take a few steps of a recipe and measure them; nothing is written but prepared data.
+    """Run a few steps of a recipe and measure them; nothing is written except prepared data.
 
     Args:
-        recipe: what to train.
-        steps: how many steps to measure, after one that is not.
+        recipe: the recipe.
+        steps: number of steps to measure, after a warm-up.
 
     Raises:
         InputError: the recipe, its data or its models cannot be used.
@@ -142,7 +142,7 @@ def profile_recipe(recipe: Recipe, steps: int = 5) -> StepProfile:
 
 
 class _Profiler:
-    """Takes steps of a plan, part by part."""
+    """Run steps of a plan, part by part."""
 
     def __init__(self, plan: Plan, processes: DistributedContext) -> None:
         settings = plan.recipe.settings
@@ -190,7 +190,7 @@ class _Profiler:
             self.task.lengths("train"),
         )
         tokens, positions = 0, 0
-        with FlopCounterMode(display=False) as counter:  # it cannot look into what is compiled
+        with FlopCounterMode(display=False) as counter:  # it cannot see compiled operations
             self._step(samples, 0)
         if settings.training.compile:
             with error_location(self.plan.recipe, "training"):

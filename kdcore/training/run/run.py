@@ -43,11 +43,11 @@ PREDICTIONS = "predictions"
 
 
 def train_recipe(recipe: Recipe, *, exit_steps: int | None = None) -> RunResult:
-    """Train a recipe, or continue where its run folder left it, and export the student.
+    """Train a recipe, or resume its run, and export the student.
 
     Args:
-        recipe: what to train.
-        exit_steps: end after so many steps, as if the budget were used up; schedules keep to the budget.
+        recipe: the recipe.
+        exit_steps: stop after this number of steps, as if the budget were used up; schedules follow the budget.
 
     Raises:
         InputError: the recipe, its data or its models cannot be used.
@@ -109,7 +109,7 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
 
 
 def _check_early(recipe: Recipe) -> None:
-    """Refuse what is known to fail before anything that takes long: data is prepared as part of the plan."""
+    """Check precision, engine and optimizer before the plan, whose data preparation may take long."""
     with error_location(recipe, "training"):
         check_precision(recipe.settings.training)
         deepspeed_config(recipe.settings.training, number_of_processes())
@@ -149,13 +149,13 @@ def _earlier_session(
 
 @dataclass(frozen=True)
 class _Models:
-    """The models of a run before they are handed to the engine.
+    """The models of a run before they are passed to the engine.
 
     Attributes:
         teacher: the teacher.
-        module: student and losses of the stage in which the session begins.
+        module: student and losses of the session's first stage.
         stage: number of that stage.
-        stages: the parameters of every stage.
+        stages: parameters of every stage.
     """
 
     teacher: FrozenTeacher
@@ -165,7 +165,7 @@ class _Models:
 
 
 def _load_models(plan: Plan, stage: int, folder: Path, processes: DistributedContext, startup: StartupTimer) -> _Models:
-    """Load teacher and student; process 0 then stores in the run folder what the run was started with."""
+    """Load teacher and student; process 0 then writes the run folder's recipe, data and environment."""
     recipe = plan.recipe
     encoder = plan.load_teacher()
     source = plan.teacher.source if plan.teacher is not None and encoder is not None else None
@@ -173,10 +173,10 @@ def _load_models(plan: Plan, stage: int, folder: Path, processes: DistributedCon
     startup.done("teacher")
     teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
     stages, module = examine_stages(plan, teacher, processes)
-    if len(stages) > 1:  # it has been changed through all stages
+    if len(stages) > 1:  # the trial run has transformed it through all stages
         module = DistillationModule(plan.build_student(stage), plan.stages[stage].losses).to(processes.device)
     startup.done("student")
-    processes.barrier()  # every process has looked for an earlier session before process 0 writes anything
+    processes.barrier()  # all processes must have looked for an earlier session before process 0 writes
     if processes.is_main:
         run_folder.store(folder, recipe, StoredData(plan.task.fingerprint, plan.task.data_folder), weights)
     return _Models(teacher, module, stage, stages)
@@ -192,7 +192,7 @@ def _context(
     startup: StartupTimer,
     start: Progress,
 ) -> Iterator[RunContext]:
-    """Open what a training session writes to, and close it in the end."""
+    """Open trackers, log and checkpoints of a session, and close them at the end."""
     trackers = [entry.cls(entry.config, folder) for entry in plan.components.trackers] if processes.is_main else []
     monitor = Monitor(folder, trackers, is_main=processes.is_main)
     keep = plan.recipe.settings.checkpoints.keep
@@ -233,7 +233,7 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
             compile_models(engine.module, models.teacher, plan.small_batch().to(context.processes.device))
         startup.done("compiling")
     monitor.info(str(startup))
-    torch.manual_seed(settings.seed + context.processes.rank)  # each process draws its own dropout
+    torch.manual_seed(settings.seed + context.processes.rank)  # different dropout on each process
 
     trainer = Trainer(context, engine, models.teacher, models.stages, models.stage, partial(_export, context))
     progress = yield from trainer.train(checkpoint)
@@ -274,7 +274,7 @@ def _predicts(plan: Plan) -> bool:
 
 
 def _write_predictions(context: RunContext, trainer: Trainer) -> None:
-    """Predict with the best student; with the one just trained if there is no best one that the model can read."""
+    """Predict with the best student, or with the final one if no best export can be loaded."""
     plan, folder, processes = context.plan, context.folder, context.processes
     source = folder / "exports" / "best"
     student = plan.student.load_export(source, Signals.classes()) if source.is_dir() else None
@@ -293,7 +293,7 @@ def _write_predictions(context: RunContext, trainer: Trainer) -> None:
 
 
 def _report_reach(models: _Models, plan: Plan, monitor: Monitor) -> None:
-    """Report once which parts of the student no loss reaches."""
+    """Report which parts of the student no loss reaches."""
     student, reach = models.module.student, models.stages[models.stage].reach
     total = sum(parameter.numel() for parameter in student.parameters())
     trained = sum(p.numel() for name, p in student.named_parameters() if reach[f"student.{name}"])

@@ -1,4 +1,4 @@
-"""The run folder: what a run was started with, and whether the same run may go on in it."""
+"""The run folder: recipe, data and environment of a run, and checks that a resumed run matches them."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
     settings = stored.settings.model_dump(), recipe.settings.model_dump()
     for key, (before, now) in sorted(_differences(stored.data, recipe.data).items()):
         if key == "training.zero_stage" or _value(settings[0], key) == _value(settings[1], key) is not None:
-            continue  # what one of them says is what the other leaves to the default
+            continue  # one states the default of the other
         if key == "imports" and _same_content(stored.settings.imports, recipe.settings.imports):
-            continue  # a job runs copies of the files that its recipe names
+            continue  # a SLURM job runs copies of the recipe's files
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
             what = f"differs from the recipe that the run was started with (found {now!r}, expected {before!r})"
             problems.append(Problem(what, str(recipe.origin(key)), key))
@@ -79,7 +79,7 @@ def check_teacher(folder: Path, recipe: Recipe, source: str | None) -> dict[str,
     Args:
         folder: the run folder.
         recipe: the run's recipe.
-        source: folder or hub name that the teacher has been loaded from; None if none was.
+        source: folder or hub name of the loaded teacher; None without one.
 
     Returns:
         The sha256 of each of its files.
@@ -130,13 +130,13 @@ def _difference(before: str | None, now: str | None, name: str) -> str:
 
 
 def store(folder: Path, recipe: Recipe, data: StoredData, teacher: Mapping[str, str]) -> None:
-    """Store the recipe, and what it runs with, in the folder; a resumed run stores what has changed.
+    """Write recipe, data and environment to the folder; a resumed run overwrites them.
 
     Args:
         folder: the run folder.
         recipe: the run's recipe.
         data: the task's data.
-        teacher: what `check_teacher` gives.
+        teacher: result of `check_teacher`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if data.folder is not None:
@@ -148,10 +148,10 @@ def store(folder: Path, recipe: Recipe, data: StoredData, teacher: Mapping[str, 
 
 
 def stored_data(folder: Path) -> StoredData | None:
-    """Read which data a run has started on; None if no run was started here, or if it has stored nothing about data.
+    """Read which data a run has started on; None without a run, or if it has stored no data.
 
     Raises:
-        DataError: what is stored is damaged, or a newer kdcore wrote it.
+        DataError: the file is damaged or was written by a newer kdcore.
     """
     if not exists(folder):
         return None
@@ -189,7 +189,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one if there is no such file."""
+    """Read a JSON object; an empty one if the file does not exist."""
     if not path.is_file():
         return {}
     try:

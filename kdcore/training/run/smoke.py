@@ -1,4 +1,4 @@
-"""A walk through every phase of a run in about a minute, before the long run is started."""
+"""Test every phase of a run in about a minute, before the long run is started."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def smoke_test(recipe: Recipe) -> RunResult:
     next smoke test.
 
     Raises:
-        KdcoreError: what the long run would have met.
+        KdcoreError: the error that the long run would raise.
     """
     run = recipe.settings.run
     parent = Path(run.folder).absolute() / ".smoke"
@@ -40,6 +40,6 @@ def smoke_test(recipe: Recipe) -> RunResult:
     if processes.is_main:
         shutil.rmtree(parent / run.name / run.id, ignore_errors=True)
         for folder in (parent / run.name, parent):
-            with suppress(OSError):  # another smoke test may be at work in it
+            with suppress(OSError):  # another smoke test may be using it
                 folder.rmdir()
     return result

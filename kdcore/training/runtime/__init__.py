@@ -1,1 +1,1 @@
-"""Processes, collectives, signals and locks that a run needs."""
+"""Processes, collectives, signals and locks of a run."""

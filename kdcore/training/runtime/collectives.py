@@ -1,4 +1,4 @@
-"""Decisions that all processes of a run share, so that none goes on, or fails, alone."""
+"""Collectives on Python objects and errors, so that processes fail and continue together."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def broadcast_from_main(processes: DistributedContext, decide: Callable[[], T]) 
     """Broadcast the result of `decide` on process 0; a `KdcoreError` there is raised on every process.
 
     Raises:
-        KdcoreError: of `decide`; OSErrors come as MachineError.
-        MachineError: another process is gone.
+        KdcoreError: raised by `decide`; an OSError becomes a MachineError.
+        MachineError: another process has exited.
     """
     result: T | None = None
     error: BaseException | None = None
@@ -50,7 +50,7 @@ def all_gather(processes: DistributedContext, value: T, group: dist.ProcessGroup
     """Gather the value of every process, on every process.
 
     Raises:
-        MachineError: another process is gone.
+        MachineError: another process has exited.
     """
     if processes.world_size == 1:
         return [value]
@@ -64,7 +64,7 @@ def all_gather(processes: DistributedContext, value: T, group: dist.ProcessGroup
 def _together() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo: the other side has closed
+    except RuntimeError as error:  # gloo: a peer has closed its connection
         raise MachineError("another process of this run has exited; its error message names the cause") from error
 
 

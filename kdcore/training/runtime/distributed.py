@@ -1,4 +1,4 @@
-"""The processes of a run: who is who, on which device, and sums over the host network."""
+"""Process groups: ranks, devices, and sums over the host network."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ONE_MACHINE = "kdcore-one-machine"
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process's place among all.
+    """Rank, device and host group of this process.
 
     Attributes:
         rank: number of this process.
         world_size: number of processes.
-        device: where this process computes.
+        device: device of this process.
         host_group: process group that reduces tensors in host memory.
     """
 
@@ -61,7 +61,7 @@ class DistributedContext:
 
 def find_accelerator() -> Any:
     """Return DeepSpeed's accelerator."""
-    with suppress_output():  # its import warns if there is no accelerator but the CPU
+    with suppress_output():  # its import warns on machines without an accelerator
         from deepspeed.accelerator import get_accelerator
 
         return get_accelerator()
@@ -71,7 +71,7 @@ def number_of_processes() -> int:
     """Return the world size that the environment defines, before the group is joined.
 
     Raises:
-        MachineError: the environment does not say it whole.
+        MachineError: the environment is incomplete.
     """
     if "RANK" not in os.environ:
         return 1
@@ -83,7 +83,7 @@ def start_processes() -> DistributedContext:
     """Join the process group that the environment describes (torchrun's variables), or create one of a single process.
 
     Raises:
-        MachineError: the group cannot be joined: variables are missing, the port is taken, or process 0 does not come.
+        MachineError: variables are missing, the port is in use, or process 0 cannot be reached.
     """
     if "RANK" in os.environ:
         _check_environment()
@@ -93,7 +93,7 @@ def start_processes() -> DistributedContext:
 
 
 def _check_environment() -> None:
-    """Refuse half of what a launcher such as torchrun sets, where torch would complain obscurely or wait."""
+    """Refuse incomplete launcher variables, on which torch would fail obscurely or hang."""
     missing = [name for name in _VARIABLES if not os.environ.get(name)]
     if missing:
         raise MachineError(
@@ -155,7 +155,7 @@ def _rendezvous_on_one_machine(url: str, timeout: timedelta, **_: Any) -> Iterat
 
     Raises:
         OSError: MASTER_PORT is in use.
-        DistError: the other processes did not come.
+        DistError: timed out waiting for the other processes.
     """
     query = parse_qs(urlsplit(url).query)
     rank, world_size = int(query["rank"][0]), int(query["world_size"][0])

@@ -1,4 +1,4 @@
-"""Several processes on one machine that end together, with one exit code and one error message."""
+"""Run several processes on one machine that end together, with one exit code and one error message."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _STUCK = "hung in uninterruptible I/O and has been killed"
 
 
 def run_processes(arguments: Sequence[str], count: int) -> int:
-    """Run `kdcore ARGUMENTS` in `count` processes and give the exit code of the run.
+    """Run `kdcore ARGUMENTS` in `count` processes and return the exit code of the run.
 
-    Unlike torchrun this keeps the exit codes 2 (input), 3 (training) and 130 (interrupted). Process 0 shares this
-    terminal; what another one writes to stderr is shown only if that process failed with something of its own to say.
+    Unlike torchrun this keeps the exit codes 2 (input), 3 (training) and 130 (interrupted). Process 0 writes to this
+    terminal; the stderr of another process is shown only if that process caused the failure.
 
     Raises:
-        MachineError: a process was ended by a signal, or was silent when the others gave up and had to be ended.
+        MachineError: a process was killed by a signal, or hung after the others had failed and was killed.
     """
     command = [sys.executable, "-m", "kdcore.commands.main", *arguments]
     started: list[subprocess.Popen[bytes]] = []
@@ -46,17 +46,17 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         for rank in range(count):
             output = None if rank == 0 else (Path(folder) / str(rank)).open("wb")
             own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # A group of its own: Ctrl-C reaches this process, which passes it on once.
+            # A separate process group: Ctrl-C reaches only this process, which forwards it once.
             started.append(subprocess.Popen(command, env=own, stdout=output, stderr=output, start_new_session=True))
             if output is not None:
                 output.close()
-        for number, known in passed_on.items():  # it came while processes were being started: the rest must know too
+        for number, known in passed_on.items():  # forward signals that arrived while processes were being started
             _send(started[known:], number)
         end = _wait(started)
         if end is None:
             return 0
         code = started[end.cause].returncode
-        if -code in passed_on:  # the signal came before the process had made ready for it
+        if -code in passed_on:  # the signal arrived before the process had installed its handler
             return EXIT_INTERRUPTED
         if code < 0:
             raise MachineError(f"process {end.cause} was killed by signal {signal.Signals(-code).name}")
@@ -72,8 +72,8 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
 def held_port() -> Iterator[int]:
     """Reserve a free port on this machine while entered; it can only be bound by number.
 
-    The socket that holds it does not listen and lets its address be used again, which is how the store of process 0,
-    which does the same, can still listen there.
+    The socket that holds it does not listen and has SO_REUSEADDR, so that the store of process 0, which sets it too,
+    can still listen there.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -84,7 +84,7 @@ def held_port() -> Iterator[int]:
 
 @contextmanager
 def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[Mapping[int, int]]:
-    """Hand signals that ask to stop to all processes; gives those that came, and how many processes there were then."""
+    """Forward stop signals to all processes; yield signal -> number of processes when it arrived."""
     came: dict[int, int] = {}
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -107,11 +107,11 @@ def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
 
 @dataclass(frozen=True)
 class _End:
-    """How processes ended of which one failed.
+    """The end of processes of which one failed.
 
     Attributes:
-        cause: number of the process whose exit code tells why.
-        silent: those that had to be ended, and what they were found doing.
+        cause: rank of the process whose exit code is the cause.
+        silent: ranks that had to be killed, with their states.
     """
 
     cause: int
@@ -119,14 +119,14 @@ class _End:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> _End | None:
-    """Wait for all; once one has failed, end the others. None if none failed."""
+    """Wait for all; once one has failed, end the others. Return None if none failed."""
     while True:
         codes = [process.poll() for process in processes]
         failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
         if failed:
             silent = _end_the_others(processes)
             late = [rank for rank, process in enumerate(processes) if process.returncode != 0 and rank not in silent]
-            # Exit code 1 may only say that a peer was lost: then that peer's own code is the cause.
+            # Exit code 1 may mean that a peer was lost: then the peer's exit code is the cause.
             causes = [rank for rank in [*failed, *late] if processes[rank].returncode != EXIT_MACHINE]
             return _End(causes[0] if causes else failed[0], silent)
         if all(code == 0 for code in codes):
@@ -135,10 +135,12 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> _End | None:
 
 
 def _end_the_others(processes: Sequence[subprocess.Popen[bytes]]) -> dict[int, str]:
-    """Give the rest a moment to fail by the same cause, then end them: without their peer they can only hang.
+    """Let the others fail by the same cause, then end them: without their peer they can only hang.
 
-    Gives those that had to be ended, and what they were found doing. They are first asked, for one that is compiling
-    must take its lock away, and then ended with all that they have started.
+    They get SIGTERM first, so that a compiler can release its lock, and then SIGKILL together with their children.
+
+    Returns:
+        The ranks that had to be ended, with their states.
     """
     _await(processes)
     silent = {rank: _state(process.pid) for rank, process in enumerate(processes) if process.poll() is None}

@@ -1,4 +1,4 @@
-"""One run in a folder at a time: a lock that vanishes with its process, and a token that an orphan notices."""
+"""Allow one run per folder: a lock that ends with its process, and a token by which an orphan notices a takeover."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EE
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who holds the lock, as its file says.
+    """The holder of a lock, as stored in its file.
 
     Attributes:
-        token: of this session alone.
-        host: name of the machine.
-        pid: the process's number there.
-        since: when it took the lock.
-        job: SLURM job; empty outside of one.
-        restarts: how often SLURM has requeued the job.
+        token: unique to this session.
+        host: host name.
+        pid: process id.
+        since: time when it took the lock.
+        job: SLURM job; empty outside of SLURM.
+        restarts: number of times that SLURM has requeued the job.
     """
 
     token: str
@@ -64,10 +64,10 @@ class _Holder:
 
 
 class RunLock:
-    """Held while entered; the operating system lets go of it when the process ends, however it ends.
+    """A lock that is held while entered; the operating system releases it when the process ends.
 
-    A requeued SLURM job takes the folder from what is left of its own earlier start, which may still run on a machine
-    that SLURM has lost sight of. That one finds out by `check`, and must call it before it gives anything its name.
+    A requeued SLURM job takes over the folder from its own earlier start, which may still run on an unreachable node.
+    The earlier process notices by `check`, which must be called before each rename in the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,11 +78,11 @@ class RunLock:
         self._made: list[Path] = []
 
     def __enter__(self) -> Self:
-        """Take the lock; the folder is made if it is not there.
+        """Take the lock; create the folder if necessary.
 
         Raises:
-            InputError: another run holds it, or nothing can be written here.
-            MachineError: the disk refuses.
+            InputError: another run holds it, or the folder cannot be written.
+            MachineError: the disk fails.
         """
         try:
             missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
@@ -105,10 +105,10 @@ class RunLock:
             self._file.close()
 
     def check(self) -> None:
-        """Make sure that the folder still belongs to this run.
+        """Check that this run still holds the folder.
 
         Raises:
-            MachineError: another has taken it, or the lock's file is gone.
+            MachineError: another process has taken over, or the lock file is missing.
         """
         holder = _read(self._path)
         if holder is None or holder.token != self._own.token:
@@ -137,10 +137,10 @@ class RunLock:
             if self._is_at_place(file):
                 self._write(file)
                 return file
-            file.close()  # between opening and locking it was replaced or removed
+            file.close()  # replaced or removed between opening and locking
 
     def _replace(self) -> TextIO:
-        """Put a locked file in the place of the one that cannot be had."""
+        """Replace the lock file of another process by a new, locked one."""
         path = self._path.with_name(f"{_FILE}-{self._own.token}")
         file = path.open("a+", encoding="utf-8")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,7 +155,7 @@ class RunLock:
         os.fsync(file.fileno())
 
     def _remove_if_empty(self) -> None:
-        """Leave no folder behind in which nothing was written."""
+        """Remove created folders in which nothing was written."""
         if not self._made:
             return
         if self._file is not None and self._is_at_place(self._file) and list(self.folder.iterdir()) == [self._path]:
@@ -174,11 +174,11 @@ class RunLock:
 
 @contextmanager
 def run_lock(folder: Path, processes: DistributedContext) -> Iterator[Callable[[], None]]:
-    """Have process 0 hold a run folder's lock; gives what it has to call before it gives anything its name there.
+    """Hold a run folder's lock on process 0; yield the check that it must call before each rename there.
 
     Raises:
-        InputError: on every process, if another run holds it, or nothing can be written there.
-        MachineError: on every process, if the disk refuses.
+        InputError: on every process, if another run holds it, or the folder cannot be written.
+        MachineError: on every process, if the disk fails.
     """
     with ExitStack() as held:
 
@@ -191,7 +191,7 @@ def run_lock(folder: Path, processes: DistributedContext) -> Iterator[Callable[[
 
 
 def refuse_if_held(folder: Path) -> None:
-    """Raise an InputError if another run is going on in a folder; nothing is taken, and nothing made."""
+    """Raise an InputError if another run is active in a folder, without locking or creating anything."""
     with ExitStack() as opened:
         try:
             file = opened.enter_context((folder / _FILE).open(encoding="utf-8"))
@@ -199,7 +199,7 @@ def refuse_if_held(folder: Path) -> None:
         except BlockingIOError:
             raise _refusal(folder, _read(folder / _FILE)) from None
         except OSError:
-            return  # no lock, or none to be had: nothing is known of another run
+            return  # no lock file, or no locks on this file system
 
 
 def _read(path: Path) -> _Holder | None:

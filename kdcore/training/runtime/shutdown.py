@@ -1,4 +1,4 @@
-"""Ending on request: during training a signal sets a flag, and the run stops at the next step with a checkpoint."""
+"""Graceful shutdown: during training a signal sets a flag, and the run stops after the step with a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _GRACE_SECONDS = 5.0
 
 
 class _Ending:
-    """Handles signals outside of training: the first one raises KeyboardInterrupt, so that everything is cleaned up."""
+    """Handle signals outside of training: the first one raises KeyboardInterrupt, which runs all cleanup."""
 
     def __init__(self) -> None:
         self.came = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        # What cleans up is not disturbed by the reminders of a launcher, only by somebody at the keyboard.
+        # Cleanup is not interrupted by a launcher's repeated signals, only by Ctrl-C.
         if not self.came or number == signal.SIGINT:
             self.came = True
             raise KeyboardInterrupt(signal.Signals(number).name)
@@ -34,8 +34,8 @@ class _Ending:
 def ending_on_request() -> Iterator[None]:
     """Raise KeyboardInterrupt on SIGTERM and SIGUSR2 while entered, as on SIGINT.
 
-    Entered before anything of weight is imported, it covers what comes before training (data, models) and after it. In
-    a thread other than the main one, where Python handles no signals, it does nothing.
+    Entered before heavy imports, it covers the time before training (data, models) and after it. Without effect outside
+    the main thread, where Python handles no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,10 +50,10 @@ def ending_on_request() -> Iterator[None]:
 
 
 class GracefulShutdown:
-    """While entered, SIGINT, SIGTERM and SIGUSR2 only set `requested`; a second SIGINT ends the process now.
+    """While entered, SIGINT, SIGTERM and SIGUSR2 only set `requested`; a second SIGINT raises KeyboardInterrupt.
 
-    It does so by KeyboardInterrupt. Python cannot raise that while the main thread waits in a collective whose peer is
-    gone: then a thread, which does see signals, ends the process a few seconds later with exit code 130.
+    Python cannot raise it while the main thread hangs in a collective whose peer has exited: then a thread, which still
+    sees signals, ends the process a few seconds later with exit code 130.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class GracefulShutdown:
         for number in STOP_SIGNALS:
             before = signal.signal(number, self._handle)
             self._previous[number] = before
-            # A library may have swallowed the exception of a signal that came earlier.
+            # A library may have swallowed the exception of an earlier signal.
             self.requested = self.requested or (isinstance(before, _Ending) and before.came)
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
@@ -77,7 +77,7 @@ class GracefulShutdown:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         signal.set_wakeup_fd(self._wakeup)
-        os.close(self._writer)  # the thread reads the end and closes its side
+        os.close(self._writer)  # the thread reads EOF and closes its side
         self._thread.join()
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ class GracefulShutdown:
         self.requested = True
 
     def _listen(self) -> None:
-        """Count what asks to stop, as `_handle` does; the second SIGINT must end the process, whatever it waits in."""
+        """Count stop signals like `_handle`; the second SIGINT must end the process even if it hangs."""
         asked = self.requested
         with os.fdopen(self._reader, "rb", buffering=0) as reader:
             while numbers := reader.read(64):

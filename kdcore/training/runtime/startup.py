@@ -1,4 +1,4 @@
-"""How long each part of starting a run took."""
+"""Measure how long each part of starting a run takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 class StartupTimer:
-    """Seconds of each part of a start, the first one being what the process did before this object was made."""
+    """Seconds of each part of a start; the first part is the time before this object was created."""
 
     def __init__(self, first: str) -> None:
         """Attribute the process's time so far to `first`, such as imports."""

@@ -1,4 +1,4 @@
-"""Keeps other libraries' chatter off the screen, unless it turns out to matter."""
+"""Suppress the output of other libraries unless they fail."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kdcore.errors import KdcoreError
 
 @contextmanager
 def suppress_output() -> Iterator[None]:
-    """Hold back what this process and its children write to stdout and stderr; show it if something fails in it.
+    """Capture stdout and stderr of this process and its children; print them if an exception is raised.
 
-    Works on file descriptors, because compilers and linkers that are started inside write there directly.
+    Works on file descriptors, because compilers and linkers started inside write there directly.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -27,7 +27,7 @@ def suppress_output() -> Iterator[None]:
         try:
             yield
         except (KdcoreError, KeyboardInterrupt):
-            raise  # these say all that there is to say
+            raise  # these messages are complete
         except BaseException:
             failed = True
             raise

@@ -1,7 +1,7 @@
-"""Ends a process that no longer gets anywhere: a peer that was stopped, a device or a file system that hangs.
+"""End a process that hangs: because of a suspended peer, a device or a file system.
 
-While one process of a run is stuck in a collective, all the others wait in it for as long as it likes: no timeout of
-torch or DeepSpeed reaches every group. So each process watches itself.
+If one process of a run hangs, all others hang in their next collective: no timeout of torch or DeepSpeed covers every
+group. So each process watches itself.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _WRITING_SECONDS = 10.0
 
 
 class Watchdog:
-    """While entered, a thread ends this process with exit code 1 when nothing has been done for too long.
+    """End this process with exit code 1, by a thread, if it makes no progress while entered.
 
-    Before that it writes the stacks of all threads to stderr and to the run's log. Too long is: until the first step or
-    batch of a validation is done half an hour; then the recipe's `training.stall_minutes`, or by default 20 times what
-    the slowest step, validation batch or checkpoint took so far, and at least 10 minutes.
+    Before that, the stacks of all threads are written to stderr and to the run's log. The limit is half an hour until
+    the first step or validation batch is done; then the recipe's `training.stall_minutes`, or by default 20 times the
+    duration of the slowest step, validation batch or checkpoint so far, and at least 10 minutes.
 
-    Time counts only while this process runs: the thread adds up short slices that it has itself seen pass, so that a
-    process that was stopped and continued, or a laptop that slept, goes on as if nothing had been.
+    Time counts only while this process runs: the thread sums short slices that it has observed, so that the time of a
+    suspended process or a sleeping laptop does not count.
     """
 
     def __init__(self, stall_minutes: float | None, log_file: Path) -> None:
@@ -45,7 +45,7 @@ class Watchdog:
 
         Args:
             stall_minutes: the recipe's `training.stall_minutes`.
-            log_file: where stacks are added; if it does not exist by then, they only go to stderr.
+            log_file: file to append stacks to; if it does not exist, they only go to stderr.
         """
         self._stall_seconds = None if stall_minutes is None else stall_minutes * 60
         self._slice = _SLICE_SECONDS if self._stall_seconds is None else min(_SLICE_SECONDS, self._stall_seconds / 20)
@@ -61,7 +61,7 @@ class Watchdog:
         self._stderr = -1
 
     def __enter__(self) -> Self:
-        self._stderr = os.dup(2)  # other libraries' chatter is held back at times, and this must not be
+        self._stderr = os.dup(2)  # `suppress_output` redirects stderr at times
         self._thread.start()
         return self
 
@@ -131,13 +131,13 @@ class Watchdog:
 
 
 def end_process(message: str, stderr: int, log_file: Path) -> None:
-    """Tell why, with the stacks of all threads, and end this process with exit code 1 even if nothing can be told."""
+    """Print a message with the stacks of all threads, and end this process with exit code 1 even if printing hangs."""
     text = f"{stacks()}error: {message}\n"
-    # A disk that hangs would keep us here for ever, and may be the very reason.
-    telling = [_in_background(lambda: _write(stderr, text)), _in_background(lambda: _append(log_file, text))]
-    telling.append(_in_background(_flush))
+    # Writing may hang, if the disk is the cause.
+    writers = [_in_background(lambda: _write(stderr, text)), _in_background(lambda: _append(log_file, text))]
+    writers.append(_in_background(_flush))
     deadline = time.monotonic() + _WRITING_SECONDS
-    for thread in telling:
+    for thread in writers:
         thread.join(max(0.0, deadline - time.monotonic()))
     os._exit(EXIT_MACHINE)
 
