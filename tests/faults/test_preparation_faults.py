@@ -240,7 +240,7 @@ def test_the_command_refuses_to_run_twice_and_starts_again_after_a_kill(tmp_path
         second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         first.send_signal(signal.SIGKILL)
     assert second.returncode == 2
-    assert "another process is preparing data there" in second.stderr
+    assert "another process is preparing this data" in second.stderr
     assert not (tmp_path / "data").exists()
     done = subprocess.run([*command, "held_out=0"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -72,11 +72,11 @@ def test_a_student_is_trained_from_nothing_and_exported_with_the_tokenizer_that_
     ("arguments", "words"),
     [
         (["--kind", "words"], "invalid choice: 'words'"),
-        (["--kind", "bpe", "--vocabulary", "3"], "--vocabulary 3 is too small"),
-        (["--kind", "bpe", "--sample", "0"], "--sample 0 is too small"),
+        (["--kind", "bpe", "--vocabulary", "3"], "--vocabulary: must be at least 16 (found 3)"),
+        (["--kind", "bpe", "--sample", "0"], "--sample: must be at least 1 (found 0)"),
         (["--kind", "bpe", "--vocabulary", "50000"], "allowed: at most"),
         (["--kind", "bpe", "corpora.0.name=txet"], "unknown corpus `txet`"),
-        (["--kind", "bpe", "corpora.0.path=nowhere.txt"], "there is no such file or folder"),
+        (["--kind", "bpe", "corpora.0.path=nowhere.txt"], "no such file or folder"),
     ],
 )
 def test_mistakes_are_told_and_leave_nothing(

@@ -482,7 +482,7 @@ def test_the_line_of_a_mistake_is_reported() -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "there is no command"), ("# nothing\n", "no command"), ("sbatch run.sh", "starts no Python script"),
+    [("", "no command is given"), ("# nothing\n", "no command"), ("sbatch run.sh", "starts no Python script"),
      (f"{SHORT} --job_name 'a b", "the quote ' is not closed")],
 )  # fmt: skip
 def test_what_is_not_a_command_is_reported(text: str, words: str) -> None:

@@ -201,8 +201,8 @@ def test_what_is_odd_about_a_comparison_is_said(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere"], "nowhere: there is no such folder"),
-        (["empty"], "empty: there are no runs"),
+        (["nowhere"], "nowhere: no such folder"),
+        (["empty"], "empty: the folder contains no runs"),
         (["runs", "--by", "trainig.batch_size"], "Did you mean `training.batch_size`?"),
         (["runs", "--by", ","], "no key is given"),
         (["runs", "--results", "empty"], "empty: there are no results"),

@@ -1,4 +1,4 @@
-"""What a folder of prepared data looks like, for people."""
+"""Describe a folder of prepared data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MANY_SHORT = 0.5
 
 @dataclass(frozen=True)
 class LengthBin:
-    """How many sequences have a length from `low` to `high`."""
+    """The number of sequences with a length from `low` to `high`."""
 
     low: int
     high: int
@@ -39,7 +39,7 @@ def problems(data: PreparedData, sequences: dict[PreparedSplit, Sequences]) -> I
     """List likely problems of prepared data whose files are intact."""
     manifest = data.manifest
     for damage in manifest.damages:
-        yield f"not read to its end: {damage.where or damage.part}: {damage.what}"
+        yield f"could not be read completely: {damage.where or damage.part}: {damage.what}"
     for split, entry in manifest.splits.items():
         if not entry.sequences:
             yield f"{split} is empty"
@@ -110,7 +110,7 @@ def _describe_split(
     if not len(sequences):
         return
     full = entry.tokens / (entry.sequences * (data.sequence_length - 2))
-    yield f"  lengths (mean {sequences.lengths.mean():.1f}; {full:.1%} of the places for text are used)"
+    yield f"  lengths (mean {sequences.lengths.mean():.1f}; {full:.1%} of the positions for text are used)"
     histogram = length_histogram(sequences.lengths, data.sequence_length)
     most = max(one.sequences for one in histogram)
     for one in histogram:

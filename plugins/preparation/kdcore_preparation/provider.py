@@ -13,7 +13,7 @@ from kdcore_preparation.pipeline.reopening import reopen
 
 
 class RawText(Preparation):
-    """Reads corpora, cleans and tokenises their text, and cuts it into sequences; `kdcore prepare` does the same."""
+    """Read corpora, clean and tokenise their text, and cut it into sequences, as `kdcore prepare` does."""
 
     Config = DataRecipe
     config: DataRecipe
@@ -43,7 +43,7 @@ class RawText(Preparation):
     def reopen(
         self, cache: Path, folder: Path | None, fingerprint: str, *, progress: Callable[[str], None]
     ) -> tuple[PreparedData, str]:
-        """Open the data that a run has started on, even if a reader's revision has risen since, with a warning.
+        """Open the data that a run has started on, with a warning if a reader's revision has increased since.
 
         Raises:
             DataError: as `find`.

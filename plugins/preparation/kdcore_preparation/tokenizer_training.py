@@ -1,4 +1,4 @@
-"""Learning a tokenizer from the text that a data recipe names."""
+"""Train a tokenizer on the text of a data recipe."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SENTENCEPIECE_MODEL = "sentencepiece.model"
 
 LINE_CHARACTERS = 1000
-"""Longer lines are cut at white space: SentencePiece passes over lines of more than 4192 bytes."""
+"""Longer lines are cut at white space: SentencePiece skips lines of more than 4192 bytes."""
 
-# What SentencePiece learns depends on how many threads share the work, so their number is the same on every machine.
+# SentencePiece's result depends on the number of threads, so that number is the same on every machine.
 _SENTENCEPIECE_THREADS = 16
 _MOST_CHARACTERS = 1000  # of a WordPiece vocabulary, as in BERT's own
 _FEWEST_OCCURRENCES = 2
@@ -31,15 +31,15 @@ _FEWEST_OCCURRENCES = 2
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
-    """What came out.
+    """The result of training a tokenizer.
 
     Attributes:
         folder: loaded by `AutoTokenizer` and named as `tokenizer` in data recipes.
         vocabulary: number of tokens, special tokens included.
         characters: characters of text that were read.
-        sampled: characters of them that the vocabulary was learnt from.
-        tokens_a_word: on (a part of) the sampled text, words being what white space separates.
-        unknown: share of unknown tokens there.
+        sampled: number of these characters in the sample that the vocabulary was trained on.
+        tokens_a_word: tokens per word (separated by white space) on (a part of) the sample.
+        unknown: fraction of unknown tokens there.
     """
 
     folder: Path
@@ -59,22 +59,21 @@ def train_tokenizer(
     lowercase: bool = False,
     sample_megabytes: int = 200,
 ) -> TrainedTokenizer:
-    """Learn a tokenizer with the special tokens of an encoder. The same texts give the same tokenizer,
-    whatever the number of cores.
+    """Train a tokenizer with the special tokens of an encoder.
 
-    The texts are read once, one after the other. So that memory stays bounded, an even sample of their lines is kept
-    to learn from.
+    The same texts give the same tokenizer on any number of cores. The texts are read once, in order. To bound memory,
+    it is trained on an even sample of their lines.
 
     Args:
         texts: paragraphs are separated by newlines.
-        folder: where to; it appears when all is written.
+        folder: folder to write; it appears when it is complete.
         kind: SentencePiece's `unigram` or `bpe`, or BERT's `wordpiece`.
         vocabulary: number of tokens, special tokens included.
         lowercase: `wordpiece` strips accents too, as BERT's uncased vocabularies do.
-        sample_megabytes: millions of characters to learn from at most; a larger text is thinned out evenly.
+        sample_megabytes: maximum size of the sample in millions of characters.
 
     Raises:
-        DataError: there is no text, too little for such a vocabulary, or the folder holds something.
+        DataError: the text is empty or too small for the vocabulary, or the folder is not empty.
     """
     folder = Path(folder)
     check_free(folder)
@@ -83,7 +82,7 @@ def train_tokenizer(
         sample.add(text)
     lines = sample.lines()
     if not lines:
-        raise DataError("the corpora hold no text to train a tokenizer on")
+        raise DataError("the corpora contain no text to train a tokenizer on")
     with staged_folder(folder, finished="tokenizer.json") as staging:
         if staging is None:
             raise _in_the_way(folder)
@@ -98,10 +97,10 @@ def train_tokenizer(
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that holds something, before hours of reading.
+    """Check that the folder is empty, before hours of reading.
 
     Raises:
-        DataError: it is no folder, or not an empty one.
+        DataError: it is not a folder, or not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise _in_the_way(folder)
@@ -112,7 +111,7 @@ def _in_the_way(folder: Path) -> DataError:
 
 
 class _Sample:
-    """Lines of a text of any length: all of them, or an even sample of at most `limit` characters."""
+    """Collect all lines of a text, or an even sample of at most `limit` characters."""
 
     def __init__(self, limit: int) -> None:
         self.characters = 0
@@ -123,7 +122,7 @@ class _Sample:
         self._lines: list[tuple[float, str]] = []
 
     def add(self, text: str) -> None:
-        """Draw for each line whether it is kept; when there are too many, half of those kept go again."""
+        """Keep lines at random; when there are too many, drop half of those kept."""
         for line in _lines(text):
             self.characters += len(line)
             number = self._random.random()
@@ -200,9 +199,9 @@ def _wordpiece(lines: list[str], vocabulary: int, lowercase: bool) -> Any:
         characters.update(normalizer.normalize_str(line))
     by_number = sorted(characters, key=lambda character: (-characters[character], character))
     alphabet = sorted([character for character in by_number if not character.isspace()][:_MOST_CHARACTERS])
-    # The trainer numbers single characters in the order in which it happens to meet them, and equally frequent pairs
-    # by those numbers. Characters that it is given as special tokens have their numbers beforehand; the first run is
-    # only to learn which of them go on within a word.
+    # The trainer numbers single characters in an arbitrary order, and equally frequent pairs by those numbers.
+    # Characters that are passed as special tokens get fixed numbers; the first run only finds out which of them occur
+    # inside words.
     single = set(_train_wordpiece(lines, normalizer, alphabet, [], 0)) - set(SPECIAL_TOKENS)
     fixed = sorted(single, key=lambda piece: (len(piece) > 1, piece))
     if vocabulary < len(fixed) + len(SPECIAL_TOKENS):

@@ -84,11 +84,11 @@ def test_an_unknown_encoding_is_refused() -> None:
         BooksCorpus.Config, {"path": "x", "encoding": "utf-9"}, ("corpora", 0), lambda _: Origin(Path("d.yaml"))
     )
     assert isinstance(problems, list)
-    assert "no encoding `utf-9`" in str(problems[0])
+    assert "unknown encoding `utf-9`" in str(problems[0])
 
 
 def test_a_named_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cover\.jpg: is no text but binary data"):
+    with pytest.raises(DataError, match=r"cover\.jpg: is binary data, not text"):
         read(write(tmp_path / "cover.jpg", bytes(range(256)) * 20))
 
 

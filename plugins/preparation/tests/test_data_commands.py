@@ -73,7 +73,7 @@ def test_preparing_again_says_the_same_and_other_data_is_refused(
     again = capsys.readouterr().out
     assert again == re.sub(r"^.*tokens/s\n", "", first, flags=re.M)
     assert run("prepare", "data.yaml", "out", "seed=1") == 2
-    assert "already holds other prepared data" in capsys.readouterr().err
+    assert "already contains other prepared data" in capsys.readouterr().err
 
 
 def test_shares_are_prepared_one_by_one(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +110,7 @@ def test_damage_is_exit_code_2_with_all_else_prepared_unless_it_is_taken_as_it_i
     capsys.readouterr()
     assert run("data", "inspect", "out") == 0
     shown = capsys.readouterr().out
-    assert re.search(r"problems:\n +not read to its end: .*c\.gz", shown)
+    assert re.search(r"problems:\n +could not be read completely: .*c\.gz", shown)
     documents = [int(number.replace(",", "")) for number in re.findall(r": ([\d,]+) documents", shown)]
     assert 400 + 1000 < sum(documents) < 400 + 5000
 

@@ -129,15 +129,15 @@ def test_files_that_are_none_of_these_are_refused(tmp_path: Path, sentences: lis
     with pytest.raises(DataError, match="no files"):
         corpus_of(tmp_path).files()
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(DataError, match=r"there are no HDF5 files\n.*train_shard_0\.hdf5"):
+    with pytest.raises(DataError, match=r"the folder contains no HDF5 files\n.*train_shard_0\.hdf5"):
         corpus_of(tmp_path).files()
     (tmp_path / "a.hdf5").write_text("no such thing")
-    with pytest.raises(DataError, match=r"a\.hdf5: is damaged or no HDF5 file"):
+    with pytest.raises(DataError, match=r"a\.hdf5: is damaged or not an HDF5 file"):
         list(corpus_of(tmp_path).documents())
     write_shard(tmp_path / "a.hdf5", sentences)
     content = (tmp_path / "a.hdf5").read_bytes()
     (tmp_path / "a.hdf5").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"a\.hdf5: is damaged or no HDF5 file"):
+    with pytest.raises(DataError, match=r"a\.hdf5: is damaged or not an HDF5 file"):
         list(corpus_of(tmp_path).documents())
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file["input_ids"] = np.zeros((2, 2))

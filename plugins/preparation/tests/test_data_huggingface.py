@@ -75,7 +75,7 @@ def test_a_streamed_dataset_is_read_file_by_file(data_files: Path) -> None:
 def test_a_missing_column_or_split_is_refused_with_those_there_are(saved: Path, data_files: Path) -> None:
     with pytest.raises(DataError, match=r"no column `body`\n.*allowed: id, text\n.*set `column`"):
         read(path=str(saved), column="body")
-    with pytest.raises(DataError, match=r"there is no column `text`\n.*allowed: body"):
+    with pytest.raises(DataError, match=r"the dataset has no column `text`\n.*allowed: body"):
         read(path=str(data_files))
     with pytest.raises(DataError, match=r"column `id` holds a int, not text"):
         read(path=str(saved), column="id")
@@ -86,9 +86,9 @@ def test_a_missing_column_or_split_is_refused_with_those_there_are(saved: Path, 
 
 
 def test_a_dataset_that_is_not_there_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: there is no such file or folder"):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
         corpus_of(path=str(tmp_path / "nowhere")).files()
-    with pytest.raises(DataError, match=r"nowhere: there is no such folder"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder"):
         read(path=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"dataset no/such: the dataset cannot be read(.|\n)*save_to_disk"):
         read(dataset="no/such")
@@ -98,7 +98,7 @@ def test_a_dataset_that_is_not_there_is_refused_with_a_way_out(tmp_path: Path) -
 def test_exactly_one_place_must_be_given(settings: dict[str, str]) -> None:
     problems = check(HuggingFaceCorpus.Config, settings, ("corpora", 0), lambda _: Origin(Path("d.yaml")))
     assert isinstance(problems, list)
-    assert "either `path`, a folder, or `dataset`" in str(problems[0])
+    assert "either `path` (a folder) or `dataset`" in str(problems[0])
 
 
 def test_without_the_package_the_error_says_how_to_get_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,9 +66,9 @@ def test_compressed_files_are_read(tmp_path: Path, suffix: str) -> None:
     ("bad", "words"),
     [
         ('{"text": "cut', "line 2 is not JSON: Unterminated string"),
-        ("[1]", "line 2 is not a JSON object but a list"),
+        ("[1]", "line 2 is not a JSON object (found list)"),
         ('{"txt": "a", "id": 1}', 'line 2 has no field "text", only txt, id'),
-        ('{"text": ["a"]}', 'line 2 has under "text" no text but a list'),
+        ('{"text": ["a"]}', 'line 2 has no text under "text" (found list)'),
         ("[" * 100_000, "line 2 is not JSON"),
     ],
 )

@@ -396,8 +396,8 @@ def test_sequences_of_another_program_are_stored_as_they_are(
     ("changes", "message"),
     [
         ({"lengths": np.full(4, 4, np.int32)}, r"do not start with \[CLS\] \(2\) or end with \[SEP\] \(3\)"),
-        ({"lengths": np.full(4, 9, np.int32)}, "sequences of impossible lengths"),
-        ({"masked_positions": np.full((4, 2), 5, np.int32)}, "masked positions behind the ends"),
+        ({"lengths": np.full(4, 9, np.int32)}, "sequences of invalid lengths"),
+        ({"masked_positions": np.full((4, 2), 5, np.int32)}, "masked positions after the ends"),
         ({"masked_inputs": np.full((4, 2), 5000, np.int32)}, "ids outside the tokenizer's vocabulary"),
         (
             {"tokens": np.tile(np.array([2] + [9] * 18 + [3], np.int32), (4, 1)), "lengths": np.full(4, 20, np.int32)},

@@ -52,7 +52,7 @@ def test_sequences_that_all_name_their_split_cannot_be_moved() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_no_document_at_all_is_an_error(share: float) -> None:
-    with pytest.raises(DataError, match="hold no text"):
+    with pytest.raises(DataError, match="contain no text"):
         document_to_move({"train": 0, "held_out": 0}, [None], share)
 
 

@@ -162,7 +162,7 @@ def test_a_truncated_compressed_file_is_an_error_that_names_it(tmp_path: Path, c
     path = write(tmp_path / "texts.z", whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"texts\.z: the compressed file is damaged or ends too early") as caught:
         read(path)
-    assert "fetch the file again" in str(caught.value)
+    assert "download the file again" in str(caught.value)
 
 
 def test_damaged_compressed_data_is_an_error_that_names_the_file(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ BINARY = bytes(range(256)) * 20
 @pytest.mark.parametrize("content", [BINARY, b"%PDF-1.7\n", "no byte order mark".encode("utf-16-le") * 9])
 def test_a_binary_file_is_refused_where_it_is_named_and_skipped_among_others(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path / "texts" / "b.txt", content)
-    with pytest.raises(DataError, match=r"b\.txt: is no text but binary data(.|\n)*glob"):
+    with pytest.raises(DataError, match=r"b\.txt: is binary data, not text(.|\n)*glob"):
         read(path)
     write(tmp_path / "texts" / "a.txt", b"one")
     write(tmp_path / "texts" / "c.gz", gzip.compress(content))
@@ -267,9 +267,9 @@ def test_what_came_before_damage_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_an_empty_folder_and_an_empty_glob_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such file or folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         read(tmp_path / "missing.txt")
-    with pytest.raises(DataError, match="the folder holds no files"):
+    with pytest.raises(DataError, match="the folder contains no files"):
         read(tmp_path)
     with pytest.raises(DataError, match="no file matches the pattern"):
         read(tmp_path / "*.txt")

@@ -86,7 +86,7 @@ def test_a_vocabulary_that_the_text_cannot_fill_or_that_cannot_spell_it_is_refus
         train_tokenizer(texts, tmp_path / "t", kind=kind, vocabulary=100_000)
     with pytest.raises(DataError, match=r"vocabulary of 20 tokens cannot hold the characters"):
         train_tokenizer(texts, tmp_path / "t", kind=kind, vocabulary=20)
-    with pytest.raises(DataError, match="hold no text"):
+    with pytest.raises(DataError, match="contain no text"):
         train_tokenizer(["", " \n "], tmp_path / "t", kind=kind, vocabulary=300)
     assert list(tmp_path.iterdir()) == []
 

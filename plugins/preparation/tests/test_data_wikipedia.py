@@ -81,7 +81,9 @@ def test_a_truncated_dump_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "dump.xml.bz2"
     whole = bz2.compress(dump(*(page(number, f"Text {number}.") for number in range(3000))))
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"dump\.xml\.bz2: the .* damaged or ends too early(.|\n)*fetch the file again"):
+    with pytest.raises(
+        DataError, match=r"dump\.xml\.bz2: the .* damaged or ends too early(.|\n)*download the file again"
+    ):
         read(path)
     path = tmp_path / "dump.xml"
     path.write_bytes(dump(page(1, "First."), page(2, "Second."))[:-60])
@@ -209,7 +211,7 @@ def test_what_is_no_dump_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a MediaWiki dump: its first element is <html>"):
         read(path)
     path.write_bytes(dump())
-    with pytest.raises(DataError, match="holds no pages"):
+    with pytest.raises(DataError, match="contains no pages"):
         read(path)
     with pytest.raises(DataError, match="no such file"):
         read(tmp_path / "missing.xml")

@@ -185,7 +185,7 @@ def test_a_folder_with_other_data_or_other_files_is_not_touched(
     folder = tmp_path / "data"
     first = prepare(recipe(texts, tokenizer_folder), folder)
     assert prepare(recipe(texts, tokenizer_folder), folder).manifest == first.manifest
-    with pytest.raises(DataError, match="already holds other prepared data"):
+    with pytest.raises(DataError, match="already contains other prepared data"):
         prepare(recipe(texts, tokenizer_folder, seed=1), folder)
     assert PreparedData.open(folder).manifest == first.manifest
     other = tmp_path / "other"
@@ -230,7 +230,7 @@ def test_text_that_is_no_good_at_all_leaves_nothing(tmp_path: Path, tokenizer_fo
     bad = tmp_path / "bad.txt"
     bad.write_bytes("utf-16".encode("utf-16"))
     cache = tmp_path / "cache"
-    with pytest.raises(DataError, match=r"bad\.txt: is UTF-16(.|\n)*the corpora hold no text"):
+    with pytest.raises(DataError, match=r"bad\.txt: is UTF-16(.|\n)*the corpora contain no text"):
         find_or_prepare(recipe(bad, tokenizer_folder), cache)
     assert [path.name for path in cache.iterdir()] == ["file-hashes.json"]
 
@@ -242,7 +242,7 @@ def test_a_full_disk_is_the_machines_failure_and_the_work_goes_on_when_there_is_
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     folder = tmp_path / "prepared" / "data"
-    with pytest.raises(MachineError, match=r"No space left(.|\n)*start again to resume"):
+    with pytest.raises(MachineError, match=r"No space left(.|\n)*run the same command again to resume"):
         prepare(recipe(texts, tokenizer_folder), folder, progress=disk_full)
     assert not folder.exists()
     prepare(recipe(texts, tokenizer_folder), folder).verify()
@@ -390,7 +390,7 @@ def test_a_second_preparation_of_the_same_folder_is_refused_while_the_first_is_a
 
     def second(_: PreparationProgress) -> None:
         for again in (lambda: prepare(data, folder), lambda: prepare_share(data, folder, 1, 2)):
-            with pytest.raises(DataError, match="another process is preparing data there") as caught:
+            with pytest.raises(DataError, match="another process is preparing this data") as caught:
                 again()
             refused.append(str(caught.value))
 

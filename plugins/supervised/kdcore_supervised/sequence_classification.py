@@ -92,9 +92,9 @@ class SequenceClassification(Task):
         data = config.data
         if data.tokenizer is None:
             raise InputError(
-                "no tokenizer is stated, and there are no weights to take one from",
+                "no tokenizer is set, and the models have no weights to take one from",
                 key="task.data.tokenizer",
-                hint="name a folder or hub name",
+                hint="set it to a folder or hub name",
             )
         self.tokenizer = load_tokenizer(data.tokenizer)
         report: Counter[str] = Counter()
@@ -120,7 +120,7 @@ class SequenceClassification(Task):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of tokens, labels, classes and tokenizer, independent of the location of the files."""
+        """Hash of tokens, labels, classes and tokenizer, independent of where the files are stored."""
         return self._fingerprint
 
     @property
@@ -143,7 +143,7 @@ class SequenceClassification(Task):
             longest=max(lengths),
             where=str(self.config.data.tokenizer),
             shorter="lower task.data.max_length",
-            own_tokenizer="let task.data.tokenizer be the {whose}'s own",
+            own_tokenizer="set task.data.tokenizer to the {whose}'s",
         )
 
     def num_samples(self, split: Split) -> int:

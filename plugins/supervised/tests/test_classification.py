@@ -273,7 +273,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([SOFT, TEACHER, "task.data.labels=[pro, con]"], ["losses.soft_targets", "the teacher's are con, pro", "pro, con"]),
     ([SOFT, TEACHER, "task.data.labels=[con, pro, no]"], ["of classes, but the teacher has 2 and the student 3"]),
     (["task.data.validation=UNLABELLED"], ["task.data.validation", "has no column `label`"]),
-    (["task.data.train=EMPTY"], ["task.data", "no texts in `train`"]),
+    (["task.data.train=EMPTY"], ["task.data", "`train` contains no texts"]),
 ]  # fmt: skip
 
 

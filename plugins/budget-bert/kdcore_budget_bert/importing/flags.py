@@ -44,7 +44,7 @@ class Flag:
         name: without the dashes.
         type: `switch` is true or false, and true if it is given without a value.
         default: the source's default; None where it has none.
-        keys: keys of a recipe that the flag decides; none if there is no counterpart.
+        keys: keys of a recipe that the flag sets; empty without a counterpart.
         remark: what is different in kdcore, in one or two sentences.
         choices: the values that the source allows, if it does not allow all.
         bare: whether kdcore also takes it without a value where the source needs one.

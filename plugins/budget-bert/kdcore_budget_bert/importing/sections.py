@@ -233,7 +233,7 @@ def put_logging(draft: Draft) -> None:
 
 def leave_out_the_rest(draft: Draft) -> None:
     """Leave out flags that no recipe needs."""
-    draft.leave_out("always DeepSpeed; keys of its own go below `training.deepspeed`", "deepspeed")
+    draft.leave_out("always DeepSpeed; its own keys go below `training.deepspeed`", "deepspeed")
     fastest = [name for name, flag in FLAGS.items() if flag.remark.startswith(FASTEST)]
     draft.leave_out("the fast way is always taken", *fastest)
     draft.leave_out("the launcher sets it", "local_rank")

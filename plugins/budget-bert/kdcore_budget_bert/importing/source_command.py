@@ -82,7 +82,7 @@ def parse_command(text: str, source: str) -> SourceCommand:
     if words and words[0].text == "$":  # copied with the prompt
         del words[0]
     if not words:
-        raise InputError("there is no command", where=source, hint=_EXAMPLE)
+        raise InputError("no command is given", where=source, hint=_EXAMPLE)
     script = next((index for index, word in enumerate(words) if word.text.endswith(".py")), None)
     if script is None and not words[0].is_flag:
         raise InputError(

@@ -34,18 +34,26 @@ class CompareCommand(Command):
     help = "compare runs: tables, and a page with plots"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare everything."""
+        """Declare RUN, --by, --over, --format, --html, --results."""
         parser.add_argument("places", metavar="RUN", nargs="+", type=Path, help="runs, folders of runs, evaluations")
-        parser.add_argument("--by", metavar="KEY,...", default="method", help="what makes the groups; default: method")
-        parser.add_argument("--over", metavar="KEY", default="seed", help="what is repeated; default: seed")
-        parser.add_argument("--format", choices=_FORMATS, default="terminal", help="of the table; default: terminal")
-        parser.add_argument("--html", metavar="FILE", type=Path, help="write the page there")
         parser.add_argument(
-            "--results", metavar="FOLDER", type=Path, action="append", help="evaluations; default: evaluations"
+            "--by", metavar="KEY,...", default="method", help="keys that define the groups; default: method"
+        )
+        parser.add_argument("--over", metavar="KEY", default="seed", help="key of the repetitions; default: seed")
+        parser.add_argument(
+            "--format", choices=_FORMATS, default="terminal", help="format of the table; default: terminal"
+        )
+        parser.add_argument("--html", metavar="FILE", type=Path, help="write the comparison page to this file")
+        parser.add_argument(
+            "--results",
+            metavar="FOLDER",
+            type=Path,
+            action="append",
+            help="folder of evaluations; default: evaluations",
         )
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Compare, print and write."""
+        """Compare runs, print the table and write the page."""
         from kdcore import run_status
         from kdcore_evaluation.report import table_formats as formats
         from kdcore_evaluation.report.comparison import compare_runs
@@ -54,7 +62,7 @@ class CompareCommand(Command):
 
         by = tuple(part.strip() for part in arguments.by.split(",") if part.strip())
         if not by:
-            raise InputError("no key is given", where="--by", hint="such as --by method")
+            raise InputError("no key is given", where="--by", hint="give keys, such as --by method")
         results, folders = _find(arguments.places, arguments.results)
         runs = [read_run(folder, run_status(folder).state) for folder in folders]
         comparison = compare_runs(runs, results, by, arguments.over.strip())
@@ -85,7 +93,7 @@ def _find(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple[list[R
         found = [path.parent for path in sorted(folder.glob(f"**/{JSON_LINES}"))] if folder.is_dir() else []
         if stated is not None and not found:
             raise InputError(
-                "there are no results in this folder", where=str(folder), hint="kdcore evaluate RUN --on SUITE"
+                "the folder contains no results", where=str(folder), hint="run kdcore evaluate RUN --on SUITE"
             )
         evaluations += found
     results = [Results(path.absolute(), read_rows(path)) for path in dict.fromkeys(map(_absolute, evaluations))]
@@ -98,7 +106,7 @@ def _find(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple[list[R
         else:
             found = [path for path in run_folders(place) if (path / "recipe.yaml").is_file()]
         if not found:
-            what = "there is no such folder" if not place.is_dir() else "there are no runs in this folder"
+            what = "the folder contains no runs" if place.is_dir() else "no such folder"
             raise InputError(what, where=str(place), hint="give run folders (runs/NAME/ID) or a folder of runs")
         runs += found
     return results, list(dict.fromkeys(map(_absolute, runs)))

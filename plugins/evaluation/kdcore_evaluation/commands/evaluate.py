@@ -23,7 +23,7 @@ class EvaluateCommand(Command):
     The results are rows in results.parquet and results.jsonl of the output folder, from which `kdcore compare` makes
     tables and a page.
 
-    Exit codes: 0 finished, 2 the input is wrong, 3 a fine-tuning failed, 1 the machine failed, 130 interrupted.
+    Exit codes: 0 finished, 1 machine failure, 2 wrong input, 3 a fine-tuning failed, 130 interrupted.
     """
 
     help = "measure exported students by a suite of tasks and probes"
@@ -43,7 +43,9 @@ class EvaluateCommand(Command):
             metavar="NAME,...",
             help="which exports of a run: final, best, budget-0.5, or all; default: best, else final",
         )
-        parser.add_argument("--processes", metavar="N", type=int, default=1, help="fine-tunings at a time; default: 1")
+        parser.add_argument(
+            "--processes", metavar="N", type=int, default=1, help="number of parallel fine-tunings; default: 1"
+        )
         parser.add_argument(
             "--profile", metavar="FILE", help="run the fine-tunings as jobs of `kdcore launch`, and wait"
         )
@@ -56,9 +58,9 @@ class EvaluateCommand(Command):
         overrides = [word for word in words if is_override(word)]
         places = [word for word in words if word not in overrides]
         if not places:
-            raise InputError("no run or model is given", hint="kdcore evaluate RUN --on SUITE")
+            raise InputError("no run or model is given", hint="run kdcore evaluate RUN --on SUITE")
         if arguments.processes < 1:
-            raise InputError("the number of processes must be at least 1", where="--processes")
+            raise InputError(f"must be at least 1 (found {arguments.processes})", where="--processes")
         exports = _names(arguments.exports)
         suite = load_config(arguments.on, Suite, overrides)
         launch = _launch(arguments.profile) if arguments.profile is not None else None

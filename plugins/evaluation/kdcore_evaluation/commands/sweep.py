@@ -35,7 +35,7 @@ class SweepCommand(Command):
     --profile the runs and the fine-tunings are jobs of `kdcore launch`. --smoke runs the small sweep under `smoke` of
     the file, which takes minutes.
 
-    Exit codes: 0 finished, 2 the input is wrong, 3 training failed, 1 the machine failed, 130 interrupted.
+    Exit codes: 0 finished, 1 machine failure, 2 wrong input, 3 training failed, 130 interrupted.
     """
 
     help = "train every run of a sweep file, evaluate and compare them"
@@ -44,16 +44,16 @@ class SweepCommand(Command):
         """Declare FILE, overrides, --profile, --processes, --smoke."""
         parser.add_argument("sweep", metavar="FILE", help="sweep file, or kdcore:NAME for one that kdcore ships")
         add_overrides(parser)
-        parser.add_argument("--processes", metavar="N", type=int, default=1, help="runs at a time; default: 1")
+        parser.add_argument("--processes", metavar="N", type=int, default=1, help="number of parallel runs; default: 1")
         parser.add_argument("--profile", metavar="PROFILE", help="run them as jobs of `kdcore launch`, and wait")
-        parser.add_argument("--smoke", action="store_true", help="the small sweep that the file holds")
+        parser.add_argument("--smoke", action="store_true", help="run the small sweep under `smoke` of the file")
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Train, evaluate, compare."""
+        """Train, evaluate and compare."""
         from kdcore_evaluation.run.suite import Suite
 
         if arguments.processes < 1:
-            raise InputError("the number of processes must be at least 1", where="--processes")
+            raise InputError(f"must be at least 1 (found {arguments.processes})", where="--processes")
         name = Path(arguments.sweep).stem + ("-smoke" if arguments.smoke else "")
         sweep = load_config(arguments.sweep, SweepFile)
         if arguments.smoke:
@@ -83,7 +83,7 @@ class SweepCommand(Command):
         options = ["--output", str(folder), "--processes", str(arguments.processes)]
         if arguments.profile is not None:
             options += ["--profile", arguments.profile]
-        # The exports on the way are the points of the plot of scores against the budget.
+        # The intermediate exports are the points of the plot of scores against the budget.
         code = _kdcore(["evaluate", *folders, *suite, "--on", sweep.suite, "--exports", "all", *options])
         if code:
             return code

@@ -1,1 +1,1 @@
-"""What is measured of an encoder without training it."""
+"""Measurements of an encoder without training it."""

@@ -100,7 +100,7 @@ def agreement(source: str, teacher: str, probe: AgreementProbe, cache: Path) -> 
             return {"skipped": refusal}
     held_out = data.split("held_out")
     if len(held_out) < 2:
-        return {"skipped": f"{data.folder} has less than two sequences of held-out text"}
+        return {"skipped": f"{data.folder} has fewer than two sequences of held-out text"}
     rows, lengths = held_out.rows(np.arange(min(len(held_out), probe.sequences)))
     found = compare(_load(teacher), _load(source), rows, lengths, probe.neighbours)
     values = {"cosine": found.cosine, "rank_correlation": found.rank_correlation, "same_neighbours": found.neighbours}

@@ -21,9 +21,9 @@ class Agreement:
         sequences: n.
         cosine: mean cosine between the two mean-pooled embeddings of a sequence; None if their widths differ.
         rank_correlation: Spearman's correlation of the n(n-1)/2 cosine similarities between sequences.
-        neighbours: mean share of a sequence's nearest neighbours that both encoders share; None if not
+        neighbours: mean fraction of a sequence's nearest neighbours that both encoders have in common; None if not
             requested.
-        speedup: time of the first encoder over time of the second, batch by batch in turn, median.
+        speedup: median ratio of the times of first and second encoder, measured in alternation on each batch.
     """
 
     sequences: int

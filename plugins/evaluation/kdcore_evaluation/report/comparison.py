@@ -27,7 +27,7 @@ _REFERENCES = ("teacher", "random", "model")
 
 @dataclass(frozen=True)
 class Point:
-    """A loss at a moment of training; seconds are None where the run did not note them."""
+    """A loss at a moment of training; seconds are None if the run did not record them."""
 
     step: int
     seconds: float | None
@@ -61,7 +61,7 @@ class Comparison:
         over: key whose values are repetitions.
         table: scores at the end of each run.
         curves: losses of each run, by method: only those of one method can be compared.
-        budget: score of each group by the share of the budget at which its students were exported.
+        budget: score of each group by the fraction of the budget at which its students were exported.
         primary: the plotted column; None without scores.
         remarks: limits of the comparison, for its readers.
         rows: the result rows behind the scores.
@@ -217,7 +217,7 @@ def _run_remarks(runs: Sequence[ComparedRun]) -> list[str]:
     unfinished = [run for run in runs if run.state != "finished"]
     if unfinished:
         names = ", ".join(f"{run.name} ({run.state})" for run in unfinished)
-        remarks.append(f"Not finished, so their values are intermediate: {names}.")
+        remarks.append(f"These runs are not finished, so their values are intermediate: {names}.")
     for what, values in (
         ("data", {run.name: run.data for run in runs}),
         ("teachers", {run.name: run.teacher for run in runs}),
@@ -229,7 +229,7 @@ def _run_remarks(runs: Sequence[ComparedRun]) -> list[str]:
         if len(kinds) > 1:
             sides = "; ".join(", ".join(names) for names in kinds.values())
             remarks.append(
-                f"These runs had different {what}, so their differences are not those of methods alone: {sides}."
+                f"These runs had different {what}, so their differences are not only due to their methods: {sides}."
             )
     silent = [run.name for run in runs if not run.metrics]
     if silent:
@@ -258,12 +258,10 @@ def _result_remarks(
         elif len({row.data for row in rows}) > 1:
             remarks.append(f"`{task}` has different texts in these results.")
         if rows and all(row.split != "test" for row in rows):
-            remarks.append(
-                f"`{task}` has no labelled test split: learning rates were selected on the scores that are shown."
-            )
+            remarks.append(f"`{task}` has no labelled test split: learning rates were selected on the shown scores.")
     suites = dict.fromkeys(f"{row.suite} ({row.suite_sha256[:8]})" for row in everything)
     if len(suites) > 1:
-        remarks.append(f"Measured by different suites, or by versions of one: {', '.join(suites)}.")
+        remarks.append(f"Measured by different suites, or by different versions of one: {', '.join(suites)}.")
     devices = dict.fromkeys(row.device for row in everything if row.metric == "sequences_per_second")
     if len(devices) > 1:
         remarks.append(f"Speed was measured on different machines: {'; '.join(devices)}.")

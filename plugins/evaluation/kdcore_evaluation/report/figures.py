@@ -71,7 +71,7 @@ def _loss_plot(name: str, method: str, curves: Sequence[Curve], styles: Styles, 
     )
     scale = ", logarithmic" if logarithmic else ""
     drawn = plot(name, title, f"{title}. {falls}.", series, Axis(against, _short), Axis(kind, _short, logarithmic))
-    return f"<figure>{drawn}<figcaption>{escape(title)}{scale}; a line is a run.</figcaption></figure>"
+    return f"<figure>{drawn}<figcaption>{escape(title)}{scale}; one line per run.</figcaption></figure>"
 
 
 def _place(point: Point, clock: _TimeUnit | None) -> float:
@@ -124,17 +124,17 @@ def budget_section(comparison: Comparison, styles: Styles) -> str:
         marks = [Mark(share, score.mean, score.deviation, _words(column, score)) for share, score in own.items()]
         series.append(Series(name_of(group), styles[group], marks))
         rows.append([wrapped(name_of(group)), *(score_cell(own.get(share), column) for share in shares)])
-    title = f"{column.title} against the share of the budget"
+    title = f"{column.title} against the fraction of the budget"
     described = "; ".join(f"{one.label}: " + ", ".join(f"{m.x:.0%} {m.y:.3f}" for m in one.marks) for one in series)
     drawn = plot(
         "budget-plot",
         title,
         f"{title}. {described}.",
         series,
-        Axis("share of the budget", lambda value: f"{value:.0%}"),
+        Axis("fraction of the budget", lambda value: f"{value:.0%}"),
         Axis(column.title),
     )
-    figure = f"<figure>{drawn}<figcaption>{escape(title)}; bars are standard deviations.</figcaption></figure>"
+    figure = f"<figure>{drawn}<figcaption>{escape(title)}; bars show standard deviations.</figcaption></figure>"
     head = ["group", *(f"{share:.0%}" for share in shares)]
     table = table_of(head, rows, numbers=range(1, len(head)), caption=column.title)
     entries = [(one.label, one.style) for one in series]
@@ -184,9 +184,9 @@ def _scatter(
         return ""
     title = f"{primary.title} against {cost.title}"
     described = "; ".join(f"{one.label}: {one.marks[0].text}" for one in series)
-    axis = Axis(cost.title, cost.show) if name == "parameters" else Axis("sequences a second", _short)
+    axis = Axis(cost.title, cost.show) if name == "parameters" else Axis("sequences per second", _short)
     drawn = plot(name, title, f"{title}. {described}.", series, axis, Axis(primary.title))
-    return f"<figure>{drawn}<figcaption>{escape(title)}; bars are standard deviations.</figcaption></figure>"
+    return f"<figure>{drawn}<figcaption>{escape(title)}; bars show standard deviations.</figcaption></figure>"
 
 
 def _words(column: Column, score: Score) -> str:

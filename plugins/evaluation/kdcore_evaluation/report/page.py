@@ -20,11 +20,11 @@ def page(comparison: Comparison) -> str:
     styles = {labels: number for number, labels in enumerate(groups_of(comparison))}
     sections = [
         ("scores", "Scores", _scores(comparison)),
-        ("loss", "Loss on the way", loss_section(comparison, styles)),
-        ("budget", "Score by share of the budget", budget_section(comparison, styles)),
+        ("loss", "Loss during training", loss_section(comparison, styles)),
+        ("budget", "Score by fraction of the budget", budget_section(comparison, styles)),
         ("cost", "Score by size and speed", cost_section(comparison, styles)),
         ("runs", "Runs", _runs(comparison)),
-        ("repeat", "How to get this again", _repeat(comparison)),
+        ("repeat", "How to reproduce this page", _repeat(comparison)),
     ]
     shown = [(name, title, body) for name, title, body in sections if body]
     title = f"kdcore: {_number_of_runs(comparison)} compared by {', '.join(comparison.by)}"
@@ -79,7 +79,7 @@ def _remarks(remarks: Sequence[str]) -> str:
 def _scores(comparison: Comparison) -> str:
     table = comparison.table
     if not table.columns:
-        return "<p>Nothing was scored.</p>"
+        return "<p>There are no scores.</p>"
     head = "".join(f'<th scope="col">{escape(key)}</th>' for key in table.keys)
     head += "".join(f'<th scope="col" class="number">{escape(column.title)}</th>' for column in table.columns)
     parts = [f"<tbody>{_rows(table, table.groups)}</tbody>"]
@@ -99,9 +99,9 @@ def _scores(comparison: Comparison) -> str:
     )
     notes = [NOTE]
     if units:
-        notes.append(f"In brackets: how many {' or '.join(units)}.")
+        notes.append(f"In brackets: number of {' or '.join(units)}.")
     if table.references:
-        notes.append("Below the line: models measured beside them, which take no part.")
+        notes.append("Below the line: reference models, which are not compared.")
     below = f"<ul>{chance}</ul>" if chance else ""
     return f'{region("Scores", whole)}{below}<p class="quiet">{escape(" ".join(notes))}</p>'
 
@@ -139,7 +139,7 @@ def _runs(comparison: Comparison) -> str:
                 escape((run.teacher or "-")[:8]),
             ]
         )
-    note = '<p class="quiet">Data and teacher: the first digits of their fingerprints; equal ones are the same.</p>'
+    note = '<p class="quiet">Data and teacher: first digits of fingerprints; equal digits mean equal content.</p>'
     return region("Runs", table_of(head, body, numbers={2, 3})) + note
 
 
@@ -179,7 +179,7 @@ def _grid(comparison: Comparison) -> str:
 
     return (
         f"Fine-tuned with learning rates {values(f'{row.learning_rate:g}' for row in rows)}, "
-        f"batch sizes {values(row.batch_size for row in rows)} and seeds {values(row.seed for row in rows)}; of each "
-        "model and task those are shown that score best on the validation split. "
+        f"batch sizes {values(row.batch_size for row in rows)} and seeds {values(row.seed for row in rows)}; for "
+        "each model and task the setting with the best validation score is shown. "
         "Every trial's recipe is in its result row."
     )

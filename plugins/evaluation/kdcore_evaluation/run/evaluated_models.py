@@ -131,7 +131,7 @@ def find_models(
             of_runs = [model for run in runs for model in _of_run(run, exports, remark)]
             if not of_runs:
                 raise InputError(
-                    "there is nothing to evaluate: no student was exported" + _wanted(exports),
+                    "nothing to evaluate: no student has been exported" + _wanted(exports),
                     where=place,
                     hint="let the run finish, or export a checkpoint: kdcore export RUN FOLDER",
                 )

@@ -46,8 +46,8 @@ class SuiteTask(ComponentConfig):
 class GlueTasks(ComponentConfig):
     """Several of GLUE's tasks from one folder."""
 
-    folder: PathString = Field(description="GLUE's folder, with one folder a task in it.")
-    tasks: list[GlueName] = Field(min_length=1, description="Which of its tasks.")
+    folder: PathString = Field(description="GLUE's folder, with one subfolder per task.")
+    tasks: list[GlueName] = Field(min_length=1, description="Names of the tasks.")
     max_length: int = Field(
         128, ge=4, description="Tokens of a sequence, special ones included; longer ones are truncated."
     )
@@ -56,29 +56,29 @@ class GlueTasks(ComponentConfig):
 class CostProbe(ComponentConfig):
     """Parameters, bytes on disk, and measured speed and memory of inference on tokens drawn at random."""
 
-    batch_size: int = Field(8, gt=0, description="Sequences of one forward pass.")
-    sequence_length: int = Field(128, gt=2, description="Tokens of each.")
+    batch_size: int = Field(8, gt=0, description="Sequences per forward pass.")
+    sequence_length: int = Field(128, gt=2, description="Tokens per sequence.")
 
 
 class MaskedLMProbe(ComponentConfig):
     """Loss on masked tokens of held-out text; only of models that come with a masked-LM head."""
 
     data: DataSource = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
-    sequences: int = Field(512, gt=0, description="Sequences at most.")
+    sequences: int = Field(512, gt=0, description="Maximum number of sequences.")
 
 
 class AgreementProbe(ComponentConfig):
     """Agreement with the teacher on held-out text: of embeddings, of similarities, of nearest neighbours."""
 
     data: DataSource = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
-    sequences: int = Field(512, gt=1, description="Sequences at most.")
-    neighbours: int = Field(10, gt=0, description="How many nearest neighbours are compared.")
+    sequences: int = Field(512, gt=1, description="Maximum number of sequences.")
+    neighbours: int = Field(10, gt=0, description="Number of nearest neighbours to compare.")
 
 
 class LinearProbe(ComponentConfig):
     """A linear classifier (or regression) on frozen, mean-pooled embeddings, for each task of the suite."""
 
-    texts: int = Field(2000, gt=1, description="Texts to fit it on at most.")
+    texts: int = Field(2000, gt=1, description="Maximum number of texts to fit on.")
 
 
 class Probes(ComponentConfig):
@@ -107,7 +107,7 @@ class Suite(ComponentConfig):
     recipe: dict[str, Any] = Field(default_factory=dict, description="Further keys of every trial's recipe.")
     references: list[Reference] = Field(
         default_factory=list,
-        description="Models to measure beside the given ones: `teacher` of the runs; `random`: their students' "
+        description="Models to measure besides the given ones: `teacher` of the runs; `random`: their students' "
         "architectures with random weights.",
     )
     probes: Probes = Probes()

@@ -101,7 +101,7 @@ def _in_suite(problem: Problem, label: str) -> Problem:
 def _require_validation(label: str, parts: Sequence[LabelledTexts]) -> None:
     if not any(part.name == "validation" and part.labels is not None for part in parts):
         raise DataError(
-            "there are no labelled texts for validation, which selects learning rates",
+            "no labelled texts for validation, which selects learning rates",
             key=f"tasks.{label}.data",
             hint="name a file as `validation`, or take a fraction of `train`: `split: {validation: 0.1, test: 0.1}`",
         )

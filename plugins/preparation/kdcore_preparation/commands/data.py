@@ -1,4 +1,4 @@
-"""`kdcore data`: look at prepared data."""
+"""`kdcore data`: inspect and verify prepared data."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _SAMPLES = 3
 
 
 class DataCommand(Command):
-    """Look at a folder of prepared data.
+    """Inspect or verify a folder of prepared data.
 
-    `kdcore data inspect FOLDER` shows what it was made of, counts, lengths of its sequences, some of them as text, the
-    share of unknown tokens, and what may be wrong with it. `kdcore data verify FOLDER` reads everything and compares it
-    with the checksums; its exit code is 2 if a file is not what was written.
+    `kdcore data inspect FOLDER` shows its sources, counts, lengths of sequences, some sequences as text, the fraction
+    of unknown tokens, and likely problems. `kdcore data verify FOLDER` compares all files with their checksums; its
+    exit code is 2 if a file is damaged.
     """
 
     help = "inspect or verify prepared data"
@@ -33,7 +33,7 @@ class DataCommand(Command):
         )
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Look and print."""
+        """Inspect or verify, and print the result."""
         from kdcore import PreparedData
 
         data = PreparedData.open(arguments.folder)

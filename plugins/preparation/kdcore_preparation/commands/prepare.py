@@ -1,4 +1,4 @@
-"""`kdcore prepare`: from raw text to a folder of prepared data."""
+"""`kdcore prepare`: prepare raw text into a folder."""
 
 from __future__ import annotations
 
@@ -43,17 +43,15 @@ class PrepareCommand(Command):
         """Declare DATA.yaml, FOLDER, --workers, --task, --keep-going, overrides."""
         parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe: corpora, tokenizer, sequence length")
         parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when it is complete")
-        parser.add_argument(
-            "--workers", metavar="N", type=_workers, help="how many processes; default: one for each core"
-        )
+        parser.add_argument("--workers", metavar="N", type=_workers, help="number of processes; default: one per core")
         parser.add_argument(
             "--task", metavar="I/N", type=_task, help="prepare the I-th of N parts beside other processes"
         )
-        parser.add_argument("--keep-going", action="store_true", help="exit with 0 although text is damaged")
+        parser.add_argument("--keep-going", action="store_true", help="exit with 0 even if text is damaged")
         add_overrides(parser)
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Prepare and print what came out."""
+        """Prepare and print a summary."""
         from kdcore import load_config
         from kdcore_preparation.pipeline.prepare import DataRecipe, prepare, prepare_share, refuse_damaged
 
@@ -96,7 +94,7 @@ def summary(manifest: Manifest) -> Iterator[str]:
 
 
 class _Display:
-    """A bar where somebody looks on, else a line now and then; and the speed at the end."""
+    """Show a progress bar on a terminal, else regular lines, and the speed at the end."""
 
     def __init__(self) -> None:
         from kdcore_preparation.pipeline.preparation_progress import Speed
@@ -130,7 +128,7 @@ class _Display:
             print(line, file=sys.stderr, flush=True)
 
     def _draw(self, progress: PreparationProgress) -> None:
-        if self._bar is None or progress.bytes < self._bar.n:  # what follows goes over all the text again
+        if self._bar is None or progress.bytes < self._bar.n:  # the next pass reads all text again
             from tqdm import tqdm
 
             if self._bar is not None:

@@ -19,7 +19,7 @@ class TokenizerCommand(Command):
     train DATA.yaml FOLDER   a SentencePiece tokenizer (--kind unigram or bpe) or a WordPiece one (--kind wordpiece)
 
     AutoTokenizer loads the folder. Data recipes name it as `tokenizer`; DATA.yaml itself may already do so, as that key
-    is not read here. It is exported with students that are trained on data prepared with it.
+    is ignored here. Students that are trained on data prepared with it are exported together with it.
     """
 
     help = "train a tokenizer on raw text"
@@ -28,7 +28,7 @@ class TokenizerCommand(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the action, DATA.yaml, FOLDER, overrides and what to learn."""
         parser.add_argument("action", choices=self.subcommands)
-        parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe, of which `corpora` is read")
+        parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe; only its `corpora` are read")
         parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when it is complete")
         add_overrides(parser)
         parser.add_argument("--kind", choices=["unigram", "bpe", "wordpiece"], required=True, help="kind of tokenizer")
@@ -41,17 +41,14 @@ class TokenizerCommand(Command):
             type=int,
             default=200,
             metavar="MEGABYTES",
-            help="train on an even sample of at most this much text (200); memory is up to ten times as large",
+            help="train on an even sample of at most this much text (200); takes up to ten times as much memory",
         )
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Train and print what came out."""
+        """Train and print a summary."""
         for option, fewest in (("vocabulary", _FEWEST_TOKENS), ("sample", 1)):
             if getattr(arguments, option) < fewest:
-                raise InputError(
-                    f"--{option} {getattr(arguments, option)} is too small",
-                    allowed=f"a whole number of at least {fewest}",
-                )
+                raise InputError(f"must be at least {fewest} (found {getattr(arguments, option)})", where=f"--{option}")
         from kdcore import Document, load_config
         from kdcore_preparation.pipeline.prepare import DataRecipe, build_corpora
         from kdcore_preparation.tokenizer_training import check_free, train_tokenizer
@@ -84,7 +81,7 @@ class TokenizerCommand(Command):
                 lowercase=arguments.lowercase,
                 sample_megabytes=arguments.sample,
             )
-        except OSError as error:  # a full disk, a folder that may not be written
+        except OSError as error:  # a full disk or a read-only folder
             raise MachineError(f"{folder}: the tokenizer cannot be written: {error}") from error
         for entry, corpus in zip(recipe.corpora, corpora, strict=True):
             for what, count in sorted(corpus.report.items()):

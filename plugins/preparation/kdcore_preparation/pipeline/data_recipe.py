@@ -1,4 +1,4 @@
-"""Data recipes: what text, cut into what; and what makes prepared data the same data."""
+"""Data recipes, and the identity of prepared data."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from kdcore_preparation.pipeline.sequence_packing import Layout
 from kdcore_preparation.readers.input_files import FileHashes
 
 PREPARATION_REVISION = 1
-"""Raise it when preparation gives other data for the same recipe and text, or a default of `DataRecipe` changes."""
+"""Increase it when preparation yields other data for the same recipe and text, or a default of `DataRecipe` changes."""
 
 _HASHING_THREADS = 8
 # Their readers are known by bare names, so that a reader may move from one of these packages to the other.
@@ -76,14 +76,14 @@ class DataRecipe(ComponentConfig):
 
     @property
     def layout(self) -> Layout:
-        """How tokens become sequences."""
+        """The layout of sequences."""
         sentences = self.packing == "full" if self.sentences is None else self.sentences
         return Layout(self.sequence_length, self.packing, sentences, self.short_sequences)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes prepared data the same data.
+    """The identity of prepared data.
 
     Attributes:
         fingerprint: SHA-256 over all that decides its content: the readers' registered names and revisions, what the
@@ -92,7 +92,7 @@ class Identity:
         old_fingerprint: the fingerprint that manifest version 2 has for the same data.
         readers: name and revision of each corpus's reader.
         inputs: name, size and SHA-256 of every input file.
-        tokenizer_fingerprint: of the tokenizer alone.
+        tokenizer_fingerprint: fingerprint of the tokenizer.
     """
 
     fingerprint: str
@@ -115,7 +115,7 @@ def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: s
         key: dotted place of the data recipe in that file.
 
     Raises:
-        PluginError: there is no such corpus.
+        PluginError: the corpus does not exist.
         DataError: keys of an entry are wrong; all problems are listed.
     """
     problems: list[Problem] = []
@@ -185,7 +185,7 @@ def reader_entry(stated: object, corpus: Corpus) -> ReaderEntry:
 
     Args:
         stated: the name in the data recipe.
-        corpus: the reader, which need not be the one of that name: callers of `prepare` may bring their own.
+        corpus: the reader, which need not be the one of that name: callers of `prepare` may pass their own.
     """
     cls = type(corpus)
     found = _registered(stated)

@@ -1,4 +1,4 @@
-"""Tokenised documents on their way through a preparation, in memory and in the files of an unfinished one."""
+"""Batches of tokenised documents, in memory and in the files of an unfinished preparation."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SEQUENCE_ARRAYS = ("tokens", "lengths", "masked_positions", "masked_inputs")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedDocuments:
-    """Some documents, none of them empty, one after the other.
+    """A batch of concatenated documents, none of them empty.
 
     Attributes:
         tokens: (tokens,) ids without special tokens.
         document_ends: (documents,) where each document ends in `tokens`.
-        sentence_ends: where sentences end, rising, the ends of documents among them; None if they are not told apart.
-        points: (documents,) in [0, 1); those below the share to be held out are held out.
-        keys: (documents,) 64 bits of a hash of each text; empty if nobody looks for duplicates.
+        sentence_ends: ascending ends of sentences, including the ends of documents; None if sentences are not detected.
+        points: (documents,) in [0, 1); those below `held_out` are held out.
+        keys: (documents,) 64-bit hash of each text; empty if duplicates are kept.
     """
 
     tokens: NDArray[np.int32]

@@ -1,4 +1,4 @@
-"""Documents with the same text: found by a hash of each, in a dozen bytes of memory a document."""
+"""Find documents with the same text by their hashes, in a dozen bytes of memory per document."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-_SHARE_BITS = 5  # keys are sorted in 32 shares, because sorting takes three times their memory
+_SHARE_BITS = 5  # keys are sorted in 32 pieces, because sorting takes three times their memory
 
 
 def text_key(text: str) -> int:
     """Hash a text to 64 bits, ignoring differences in white space.
 
-    Among a hundred million texts two different ones share them with a chance of 3 in 10,000.
+    Among a hundred million texts, the probability of a collision is 3 in 10,000.
     """
     normalised = " ".join(text.split()).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(normalised, digest_size=8).digest(), "big")
@@ -24,10 +24,10 @@ def repeated(keys: Sequence[NDArray[np.uint64]]) -> list[NDArray[np.bool_]]:
     """Mark the documents that have the text of an earlier one.
 
     Args:
-        keys: the documents' keys, some arrays of them in the order of reading.
+        keys: arrays of the documents' keys, in reading order.
 
     Returns:
-        For each array, (documents,) whether the document shall go.
+        For each array, (documents,) whether the document is to be removed.
     """
     everything = np.concatenate([*keys, np.empty(0, np.uint64)])
     again = np.zeros(len(everything), np.bool_)

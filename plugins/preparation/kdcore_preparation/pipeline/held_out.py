@@ -1,4 +1,4 @@
-"""Which documents are held out."""
+"""Select the held-out documents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from kdcore import DataError, PreparedSplit
 def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.float64]:
     """Map documents to evenly spread numbers in [0, 1); those below `held_out` are held out.
 
-    They depend on the documents' names and the seed alone, so a document stays where it is when others come or go.
+    They depend only on the documents' names and the seed, so a document keeps its split when others
+    are added or removed.
     """
     start = f"{seed}\0{corpus}:".encode()
     digests = [blake2b(start + name.encode("utf-8", "surrogatepass"), digest_size=8).digest() for name in documents]
@@ -24,10 +25,10 @@ def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.fl
 
 @dataclass(frozen=True)
 class Nearest:
-    """The document of some text that is the next to change its split if the share were changed.
+    """The document of a unit that would change its split first if `held_out` were changed.
 
     Attributes:
-        distance: between its point and the share.
+        distance: distance between its point and `held_out`.
         document: its number in that text.
     """
 
@@ -41,30 +42,30 @@ def document_to_move(
     """Choose a document to move to a split that would otherwise be empty.
 
     Args:
-        documents: how many each split has.
-        nearest: the nearest document of each unit of text, None for one without documents to choose from.
+        documents: number of documents of each split.
+        nearest: the nearest document of each unit; None for units without candidates.
         share: fraction of the documents to be held out.
 
     Returns:
-        The unit and the document's number in it; None if both splits have a document, or none shall be held out.
+        The unit and the document's number in it; None if both splits have a document, or nothing is held out.
 
     Raises:
         DataError: there are too few documents to fill the splits.
     """
     total = sum(documents.values())
     if not total:
-        raise DataError("the corpora hold no text", hint="check the paths of the data recipe's `corpora`")
+        raise DataError("the corpora contain no text", hint="check the paths of the data recipe's `corpora`")
     if share == 0 or all(documents.values()):
         return None
     if total == 1:
         raise DataError(
-            "the corpora hold a single document: none can be held out without leaving training empty",
+            "the corpora contain a single document: holding it out would leave none for training",
             key="held_out",
             hint="set held_out to 0, or separate documents, such as with `documents: lines` of the corpus text",
         )
     candidates = [(one.distance, unit, one.document) for unit, one in enumerate(nearest) if one is not None]
     if not candidates:
         empty = next(split for split, count in documents.items() if not count)
-        raise DataError(f"the corpora name a split for every sequence, and none for `{empty}`", key="held_out")
+        raise DataError(f"the corpora assign a split to every sequence, but none to `{empty}`", key="held_out")
     _, unit, document = min(candidates)
     return unit, document

@@ -1,7 +1,7 @@
-"""Compute fingerprints as manifest versions up to 2 have them, so that data prepared then is found again.
+"""Compute the fingerprints of manifest versions up to 2, so that data prepared then is still found.
 
-Those fingerprints hashed the place of a reader's class, the number of the manifest's format and every default. The
-places and defaults of that time are frozen here: neither moving a reader nor a new option changes them.
+Those fingerprints included the module of a reader's class, the manifest's format version and every default. The modules
+and defaults of that time are frozen here: neither moving a reader nor a new option changes them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class OldReader:
-    """What the fingerprint of a reader of manifest version 2 was made of.
+    """The parts of a reader's fingerprint in manifest version 2.
 
     Attributes:
         place: `module:Class`.
         revision: the last revision that such a fingerprint holds.
-        defaults: every setting but paths.
+        defaults: every setting except paths.
     """
 
     place: str

@@ -1,4 +1,4 @@
-"""How far a preparation has come, counted by several processes in memory that they share."""
+"""Progress of a preparation, counted by several processes in shared memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class PreparationProgress(NamedTuple):
-    """How far a preparation has come; `bytes` of `total_bytes` of the raw text's files have been read."""
+    """Progress of a preparation; `bytes` of `total_bytes` of the raw text's files have been read."""
 
     documents: int = 0
     sequences: int = 0
@@ -24,7 +24,7 @@ _COUNTED = len(PreparationProgress._fields) - 1
 
 
 class Counters:
-    """What processes have done, each in its own place, and what was done before they began."""
+    """Counts of each process, plus what was done before they began."""
 
     def __init__(self, processes: int, before: PreparationProgress) -> None:
         self._before = before
@@ -42,7 +42,7 @@ class Counters:
 
 
 class UnitCounter:
-    """Counts what a process does to one unit."""
+    """Count the work of a process on one unit."""
 
     def __init__(self, counts: Any, place: int) -> None:
         self._counts = counts
@@ -50,13 +50,13 @@ class UnitCounter:
         self._before = list(counts[place : place + _COUNTED])
 
     def at(self, *, documents: int = 0, sequences: int = 0, tokens: int = 0, bytes_done: int = 0) -> None:
-        """Say how far the unit has come since its beginning."""
+        """Set the progress within the unit."""
         for field, value in enumerate((documents, sequences, tokens, bytes_done)):
             self._counts[self._place + field] = self._before[field] + value
 
 
 class Speed:
-    """How fast a preparation is, from when it was first asked for."""
+    """Measure the speed of a preparation from its first progress report."""
 
     def __init__(self) -> None:
         self._start: tuple[float, PreparationProgress] | None = None

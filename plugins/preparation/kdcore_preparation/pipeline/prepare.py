@@ -1,4 +1,4 @@
-"""From a data recipe to a folder of prepared data, which is there whole or not at all."""
+"""Prepare a data recipe into a folder, which is written atomically."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ __all__ = [
 
 _PLAN = "plan.json"
 _FOLDER_NAME = 32  # characters of a fingerprint
-_TAKEN = "another process is preparing data there"
+_TAKEN = "another process is preparing this data"
 _REPAIR = "repair the files, or prepare the data with `kdcore prepare --keep-going` and name its folder as `task.data`"
 
 
@@ -90,8 +90,8 @@ def find_or_prepare(
     Args:
         data: the recipe; paths in it are absolute.
         cache: the folder.
-        progress: told now and then how far it has come.
-        workers: how many processes prepare; default: one for each core.
+        progress: called regularly with the progress.
+        workers: number of processes; default: one per core.
 
     Raises:
         DataError: raw text, tokenizer or a folder in the cache cannot be used, or text is damaged.
@@ -116,23 +116,23 @@ def prepare(
     keep_going: bool = False,
     wait: bool = False,
 ) -> PreparedData:
-    """Prepare a recipe's data into a folder of your choice. A folder that already holds just this is left as it is.
+    """Prepare a recipe's data into a given folder. A folder that already holds this data is left unchanged.
 
-    A preparation that was interrupted goes on where it was. The result depends on the recipe and its files alone, not
-    on interruptions or on the number of workers.
+    An interrupted preparation is resumed. The result depends only on the recipe and its files, not on interruptions or
+    the number of workers.
 
     Args:
         data: the recipe; paths in it are absolute.
-        folder: where to; it appears when all is written.
-        progress: told now and then how far it has come.
+        folder: folder to write; it appears when it is complete.
+        progress: called regularly with the progress.
         corpora: readers to use instead of those that the recipe names.
-        workers: how many processes; default: one for each core.
-        keep_going: raise no error for text that is damaged.
-        wait: for another process that is preparing the same folder, instead of raising an error.
+        workers: number of processes; default: one per core.
+        keep_going: accept damaged text.
+        wait: wait for another process that is preparing the same folder, instead of raising an error.
 
     Raises:
-        DataError: raw text or tokenizer cannot be used, or the folder holds something else, or somebody else is
-            preparing it. For text that is damaged, only when all that can be read is there in the folder.
+        DataError: raw text or tokenizer cannot be used, the folder holds other content, or another process is preparing
+            it. For damaged text, raised after everything readable has been prepared in the folder.
         MachineError: the disk is full, or a worker process was killed.
     """
     corpora = build_corpora(data) if corpora is None else corpora
@@ -150,25 +150,25 @@ def prepare_share(
     corpora: Sequence[Corpus] | None = None,
     workers: int | None = None,
 ) -> tuple[PreparedData | None, int]:
-    """Do one of several shares of a preparation, beside others, perhaps on other machines that see the same folder.
+    """Prepare one of several parts of the data, in parallel with others, also on machines that share the folder.
 
-    Who finishes last puts everything together. Should somebody never finish, calling `prepare` does what is left.
+    The call that finishes last assembles the folder. If one never finishes, `prepare` does the rest.
 
     Args:
-        data: the recipe, the same for all.
-        folder: where to, the same for all.
-        share: which share, from 1 to `shares`.
-        shares: how many there are.
-        progress: told now and then how far this share has come.
+        data: the recipe, the same for all parts.
+        folder: folder to write, the same for all parts.
+        share: number of this part, from 1 to `shares`.
+        shares: number of parts.
+        progress: called regularly with the progress of this part.
         corpora: readers to use instead of those that the recipe names.
-        workers: how many processes; default: one for each core.
+        workers: number of processes; default: one per core.
 
     Returns:
-        The data if this was the last share, else None; and how many units others have still to do. Damaged text is
-        no error here: see `refuse_damaged`.
+        The data if this was the last part, else None; and the number of units that are left to other parts. Damaged
+        text is not an error here: see `refuse_damaged`.
 
     Raises:
-        DataError: as `prepare`; or somebody does the same share.
+        DataError: as `prepare`; or another process is preparing the same part.
     """
     corpora = build_corpora(data) if corpora is None else corpora
     preparation = _PreparationRun(data, corpora, FileHashes(None), workers, progress)
@@ -176,15 +176,15 @@ def prepare_share(
 
 
 def refuse_damaged(prepared: PreparedData, hint: str) -> PreparedData:
-    """Raise a DataError that lists what could not be read, if there is such; else give the data back.
+    """Raise a DataError that lists the damaged text, if any; else return the data.
 
     Args:
         prepared: the data.
-        hint: what to do about it.
+        hint: hint of the error.
     """
     damages = prepared.manifest.damages
     if damages:
-        kept = f"everything readable is prepared; {len(damages)} pieces of the text could not be read to their end"
+        kept = f"everything readable is prepared, but {len(damages)} pieces of text could not be read completely"
         raise DataError([*(damage.problem() for damage in damages), Problem(kept, str(prepared.folder), hint=hint)])
     return prepared
 
@@ -192,7 +192,7 @@ def refuse_damaged(prepared: PreparedData, hint: str) -> PreparedData:
 def _in_cache(
     data: DataRecipe, cache: Path, workers: int | None, progress: ReportProgress | None
 ) -> tuple[_PreparationRun, Path]:
-    """Load what a recipe names, and name its folder in the cache."""
+    """Load the components of a recipe, and return its folder in the cache."""
     hashes = FileHashes(cache)
     preparation = _PreparationRun(data, build_corpora(data), hashes, workers, progress)
     hashes.save()
@@ -204,7 +204,7 @@ def _in_cache(
 
 
 class _PreparationRun:
-    """A recipe with all that it names loaded, to be prepared in some folder."""
+    """A recipe with loaded readers and tokenizer, to be prepared in a folder."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class _PreparationRun:
         self.progress = progress
 
     def whole(self, folder: Path, *, wait: bool) -> PreparedData:
-        """Prepare everything that is not there yet."""
+        """Prepare everything that is missing."""
         folder = Path(os.path.abspath(folder))
         if not (folder / PreparedData.MANIFEST).is_file():
             try:
@@ -234,7 +234,7 @@ class _PreparationRun:
         return self._open(folder)
 
     def share(self, folder: Path, share: int, shares: int) -> tuple[PreparedData | None, int]:
-        """Do the units of one share, and all that is left if no other share has work to do."""
+        """Prepare the units of one part, and assemble the folder if no units are left."""
         folder = Path(os.path.abspath(folder))
         if (folder / PreparedData.MANIFEST).is_file():
             return self._open(folder), 0
@@ -242,7 +242,7 @@ class _PreparationRun:
             with locked(lock_of(folder), shared=True, wait=False, taken=_TAKEN) as lock:
                 staging = self._open_staging(folder, may_clear=False)
                 own_lock = staging / f"share-{share}-of-{shares}.lock"
-                with locked(own_lock, wait=False, taken=f"another process prepares part {share} of {shares}"):
+                with locked(own_lock, wait=False, taken=f"another process is preparing part {share} of {shares}"):
                     work = self._work(staging, lock)
                     work.run(range(share - 1, len(work.units), shares))
                     left = work.left()
@@ -259,7 +259,7 @@ class _PreparationRun:
             try:
                 self._finish(staging, self._work(staging, lock))
             except InputError:
-                shutil.rmtree(staging, ignore_errors=True)  # going on would lead to the same error
+                shutil.rmtree(staging, ignore_errors=True)  # a restart would raise the same error
                 raise
         _remove_all_but_the_result(staging)
         publish(staging, folder, PreparedData.MANIFEST)
@@ -274,7 +274,7 @@ class _PreparationRun:
                 return staging
             if not may_clear:
                 raise DataError(
-                    "holds an unfinished preparation of other data", where=str(staging), hint="remove it first"
+                    "contains an unfinished preparation of other data", where=str(staging), hint="remove it first"
                 )
         if may_clear:
             shutil.rmtree(staging, ignore_errors=True)
@@ -349,7 +349,7 @@ class _PreparationRun:
         prepared = PreparedData.open(folder)
         if not self.identity.matches(prepared.fingerprint):
             raise DataError(
-                "the folder already holds other prepared data",
+                "the folder already contains other prepared data",
                 where=str(folder),
                 hint="choose another folder, or remove this one first",
             )
@@ -358,7 +358,7 @@ class _PreparationRun:
     def _blame_the_machine(self, folder: Path, error: OSError) -> None:
         """Raise a MachineError for a full disk or read-only folder, unless another process has finished it."""
         if not (folder / PreparedData.MANIFEST).is_file():
-            hint = "finished pieces are kept: start again to resume"
+            hint = "finished pieces are kept: run the same command again to resume"
             raise MachineError(f"{folder}: the data cannot be prepared: {error}\n  {hint}") from error
 
 

@@ -39,9 +39,9 @@ _NEW_DATA = "start another run with `run.id=NEW` to prepare and use new data"
 def reopen(
     data: DataRecipe, cache: Path, folder: Path | None, fingerprint: str, *, progress: ReportProgress | None = None
 ) -> tuple[PreparedData, str]:
-    """Open the data that a run has started on, even if a reader's revision has risen since, with a warning.
+    """Open the data that a run has started on, with a warning if a reader's revision has increased since.
 
-    The run's folder is opened, or the cache's folder of that fingerprint. If both are gone, the recipe's data is found
+    The run's folder is opened, or the cache folder of that fingerprint. If both are missing, the recipe's data is found
     or prepared.
 
     Args:
@@ -49,7 +49,7 @@ def reopen(
         cache: folder of prepared data.
         folder: the folder that the run has stored; None for a run that stored a fingerprint only.
         fingerprint: the fingerprint that the run has stored.
-        progress: called now and then while data is prepared.
+        progress: called regularly while data is prepared.
 
     Returns:
         The data and its fingerprint: the run's if the recipe describes the run's data, whatever the format of either.
@@ -68,7 +68,7 @@ def reopen(
             raise
         logger.warning(
             f"{prepared.folder}: the text or tokenizer that the data was prepared from cannot be read "
-            f"({error.problems[0]}); the run continues on the prepared data"
+            f"({error.problems[0]}); the run continues with the prepared data"
         )
         return prepared, fingerprint
     hashes.save()
@@ -80,12 +80,12 @@ def reopen(
         if not (_same_recipe(prepared.manifest, data, corpora) and _same_content(prepared.manifest, identity)):
             return prepared, identity.fingerprint
         for what in _risen(prepared.manifest, identity):
-            logger.warning(f"{prepared.folder}: {what}; the run continues on the data it has started on. {_NEW_DATA}")
+            logger.warning(f"{prepared.folder}: {what}; the run continues with its original data. {_NEW_DATA}")
     return prepared, fingerprint
 
 
 def _opened(folder: Path, fingerprint: str) -> PreparedData | None:
-    if not os.path.isfile(folder / PreparedData.MANIFEST):  # not Path.is_file, which raises for a path that cannot be
+    if not os.path.isfile(folder / PreparedData.MANIFEST):  # not Path.is_file, which raises for invalid paths
         return None
     prepared = PreparedData.open(folder)
     return prepared if prepared.fingerprint == fingerprint else None

@@ -1,20 +1,20 @@
-"""Where sentences end."""
+"""Split text into sentences."""
 
 from __future__ import annotations
 
 import re
 
-# The segmenter takes some white space for one byte long and stops in the middle of it.
+# The segmenter treats some white space as one byte long and stops in the middle of it.
 _WIDE_WHITE_SPACE = {code: " " for code in range(0x80, 0x3001) if chr(code).isspace()}
 _PARAGRAPH = re.compile(r"[^\n]*\n+|[^\n]+")
 
 
 def split_sentences(text: str) -> list[str]:
-    """Cut a text into sentences. Nothing is lost: joined together they are the text again.
+    """Cut a text into sentences, whose concatenation is the text.
 
-    A sentence keeps the white space behind it. Paragraphs, which newlines separate, are never joined, so a heading or
-    an item of a list is a sentence of its own. Where it is unclear whether a full stop ends a sentence, it does not
-    (the abbreviations known are those of English). It takes about a hundredth of the time that tokenising takes.
+    A sentence keeps the white space after it. Paragraphs, separated by newlines, are never joined, so a heading or list
+    item is a separate sentence. An ambiguous full stop does not end a sentence (only English abbreviations are known).
+    Splitting takes about a hundredth of the time of tokenising.
 
     Returns:
         Sentences, none of them empty; no sentence for an empty text.
@@ -31,8 +31,8 @@ def _split_paragraph(paragraph: str) -> list[str]:
     try:
         found: list[str] = sentencex.segment("en", paragraph.translate(_WIDE_WHITE_SPACE))
     except BaseException as error:
-        # A mistake of the segmenter's own (Rust calls it a panic, which is no Exception) is no reason to stop after
-        # hours of work: a long sentence does less harm.
+        # A bug in the segmenter (a Rust panic, which does not derive from Exception) must not abort hours of work: keep
+        # the text as one long sentence.
         if type(error).__name__ != "PanicException":
             raise
         return [paragraph]

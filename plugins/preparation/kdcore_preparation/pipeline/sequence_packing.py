@@ -1,4 +1,4 @@
-"""Tokens of documents as sequences `[CLS] ... [SEP]`; every token is in exactly one of them, in order."""
+"""Pack tokens of documents into sequences `[CLS] ... [SEP]`; every token is in exactly one of them, in order."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Rows = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class Layout:
-    """How tokens become sequences.
+    """The layout of sequences.
 
     Attributes:
-        sequence_length: tokens a sequence, [CLS] and [SEP] included.
-        packing: `document` ends a sequence where its document ends; `full` goes on with the next document, a [SEP]
-            between them.
+        sequence_length: tokens per sequence, [CLS] and [SEP] included.
+        packing: `document` ends a sequence where its document ends; `full` continues with the next document after a
+            [SEP].
         sentences: end sequences where a sentence ends; a sentence is cut only if it is longer than a sequence.
-        short_sequences: share of the sequences that are made shorter, each to a random length.
+        short_sequences: fraction of the sequences that are made shorter, each to a random length.
     """
 
     sequence_length: int
@@ -43,10 +43,10 @@ class Layout:
 
 
 class Packer:
-    """Packs documents as they come. A sequence may go on from one call to the next; `finish` gives the last one.
+    """Pack a stream of documents. A sequence may span several calls; `finish` returns the last one.
 
     Args:
-        layout: how.
+        layout: layout of sequences.
         ids: special tokens.
         random: draws the lengths of short sequences.
     """
@@ -65,8 +65,8 @@ class Packer:
         Args:
             tokens: (tokens,) ids of text, one document after the other.
             document_ends: (documents,) where each document ends; none is empty.
-            sentence_ends: where each sentence ends, rising, the documents' ends among them; needed where the layout
-                respects sentences.
+            sentence_ends: ascending ends of sentences, including the documents' ends; required if the layout respects
+                sentences.
 
         Returns:
             Finished rows (sequences, sequence_length) and their lengths (sequences,), special tokens included.
@@ -100,7 +100,7 @@ class Packer:
         """Distribute pieces (sentences, or whole documents) over sequences.
 
         Args:
-            starts: where each piece starts in the stream; behind a [SEP] where a document goes on after another.
+            starts: start of each piece in the stream; after the [SEP] if a document follows another.
             ends: where each piece ends.
             closes: whether a document ends with it.
 

@@ -1,4 +1,4 @@
-"""Texts to token ids: many at once, one after the other in one array."""
+"""Encode many texts at once to one array of token ids."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CHUNK_CHARACTERS = 100_000
-"""Longer texts are encoded in pieces: the encoder keeps about 150 bytes a token until a piece is done."""
+"""Longer texts are encoded in pieces: the encoder keeps about 150 bytes per token until a piece is done."""
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
-_OFF_AFTER_USE = "False"  # told apart from the usual "false" that a user may have set
+_OFF_AFTER_USE = "False"  # differs from the usual "false" that a user may have set
 _forked = False
 
 
@@ -41,7 +41,7 @@ class EncodedTexts:
     Attributes:
         tokens: (tokens,) ids without special tokens.
         ends: (texts,) where each text ends in `tokens`.
-        sentence_ends: where sentences end, rising; each text's end is among them. None where they are not told apart.
+        sentence_ends: ascending ends of sentences, including each text's end; None if sentences are not detected.
     """
 
     tokens: NDArray[np.int32]
@@ -50,13 +50,13 @@ class EncodedTexts:
 
 
 class TextEncoder:
-    """Turns texts into token ids, none left out.
+    """Encode texts to token ids without truncation.
 
-    The words of special tokens that a text happens to hold ("[MASK]") are encoded as ordinary text.
+    Special tokens that occur in a text ("[MASK]") are encoded as ordinary text.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
-        split_sentences: cuts a text into pieces that joined together are the text; None if nobody needs sentences.
+        split_sentences: cuts a text into pieces whose concatenation is the text; None if sentences are not needed.
         all_cores: use threads where that is possible.
     """
 
@@ -66,7 +66,7 @@ class TextEncoder:
         ids = special_ids(tokenizer)
         self._backend = _plain_backend(tokenizer)
         self._unk = ids.unk
-        # A unigram model knows its control pieces as words and may find them in a text, whatever it is told.
+        # A unigram model has its control pieces in its vocabulary and may match them in a text, whatever the settings.
         self._forbidden = np.zeros(vocabulary_size(tokenizer), dtype=bool)
         self._forbidden[[index for index in ids.all if index != ids.unk]] = True
         self._split_sentences = split_sentences
@@ -79,7 +79,7 @@ class TextEncoder:
             encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
         lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
         piece_ends = np.concatenate([[0], np.cumsum(lengths)])
-        # Lists of ids are made and forgotten one by one: thousands at once would keep the garbage collector busy.
+        # Lists of ids are created and dropped one by one: thousands at once would keep the garbage collector busy.
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         tokens = np.fromiter(ids, np.int32, int(piece_ends[-1]))
         if self._unk is not None:
@@ -123,10 +123,10 @@ def _leading_space(sentences: list[str]) -> Iterator[str]:
 
 @contextmanager
 def tokenizer_threads(wanted: bool) -> Iterator[None]:
-    """Let the tokenizers library use its threads now if they are wanted, but not in processes that are forked later.
+    """Enable the threads of the tokenizers library in this process if wanted, but not in processes forked later.
 
-    There its threads do not exist: encoding would hang, which the library avoids with a warning at each fork unless the
-    variable is set. What the user has set stays.
+    Its threads do not survive a fork: encoding would hang, which the library avoids with a warning at each fork unless
+    the variable is set. A value set by the user is kept.
     """
     if os.environ.get(_PARALLELISM, _OFF_AFTER_USE) != _OFF_AFTER_USE:
         yield

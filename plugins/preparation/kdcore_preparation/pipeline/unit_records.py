@@ -1,4 +1,4 @@
-"""What an unfinished preparation remembers of the units that are done."""
+"""Records of the finished units of an unfinished preparation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcore_preparation.pipeline.held_out import Nearest
 
 
 class TokenisedUnit(BaseModel):
-    """A unit whose tokens wait for the duplicates in all units to be known."""
+    """A tokenised unit that waits until the duplicates in all units are known."""
 
     documents: int
     tokens: int
@@ -38,11 +38,11 @@ Record = TypeVar("Record", TokenisedUnit, WrittenUnit)
 
 
 class Records:
-    """Records and other files of units, in a folder of their own.
+    """Records and other files of units, in a separate folder.
 
     Args:
-        folder: the folder; `shards` names the one in which units' shards are.
-        shards: where the shards of written units are.
+        folder: folder of the records.
+        shards: folder of the shards of written units.
     """
 
     def __init__(self, folder: Path, shards: Path) -> None:

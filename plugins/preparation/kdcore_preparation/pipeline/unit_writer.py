@@ -1,4 +1,4 @@
-"""The tokenised documents of a unit into the files of its splits."""
+"""Write the tokenised documents of a unit to the files of its splits."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _SHORT_SEQUENCES_STREAM = 2  # second word of the random key, see kdcore.tasks.m
 
 
 class UnitWriter:
-    """Packs what it is given, each split by itself, and writes it.
+    """Pack documents, separately for each split, and write them.
 
     Args:
-        folder: where the files go, named after splits and unit.
-        unit: whose documents they are.
+        folder: folder of the files, which are named after splits and unit.
+        unit: unit of the documents.
         data: the recipe.
         ids: special tokens.
-        vocab_size: ids are below it.
-        dropped: whether each of its documents is left out; None leaves out none.
-        moved: number of a document that goes to the other split than the one that its point says.
+        vocab_size: upper bound of ids.
+        dropped: whether each document is left out; None leaves out none.
+        moved: number of a document that is moved to the other split.
 
     Attributes:
         counts: documents, sentences, sequences, tokens and unknown_tokens of each split.
@@ -95,7 +95,7 @@ class UnitWriter:
 
     @property
     def shards(self) -> dict[PreparedSplit, list[ShardEntry]]:
-        """The files that have been finished."""
+        """The finished files."""
         return {split: writer.shards for split, writer in self._writers.items()}
 
     def totals(self) -> dict[str, int]:
@@ -173,13 +173,13 @@ class UnitWriter:
         positions, inputs = batch.masked_positions, batch.masked_inputs
         strange = [rows] if inputs is None or positions is None else [rows, inputs[positions > 0]]
         if (batch.lengths < SPECIAL_TOKENS_A_SEQUENCE).any() or (batch.lengths > width).any():
-            what = "has sequences of impossible lengths"
+            what = "has sequences of invalid lengths"
         elif any(each.size and (each.min() < 0 or each.max() >= self._vocab_size) for each in strange):
             what = f"has ids outside the tokenizer's vocabulary (expected ids below {self._vocab_size})"
         elif not ((rows[:, 0] == ids.cls).all() and (ends == ids.sep).all()):
             what = f"has sequences that do not start with [CLS] ({ids.cls}) or end with [SEP] ({ids.sep})"
         elif positions is not None and (positions >= batch.lengths[:, None]).any():
-            what = "has masked positions behind the ends of sequences"
+            what = "has masked positions after the ends of sequences"
         else:
             return rows, real
         raise DataError(

@@ -1,7 +1,7 @@
 """One unit of a preparation: a few megabytes of raw text, read, cleaned, tokenised, packed and written by one process.
 
-Units are the corpora's parts, small ones joined, so they depend on the files alone. What a unit's files hold depends on
-the unit alone; that is why neither interruptions nor the number of processes leave a trace in prepared data.
+Units are the corpora's parts, small ones joined, so they depend only on the files. The content of a unit's files
+depends only on the unit, so neither interruptions nor the number of processes change prepared data.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Unit:
     """Some parts of one corpus.
 
     Attributes:
-        number: place of the unit among all.
+        number: index of the unit.
         corpus: number of the corpus.
-        parts: its pieces, in the order of reading.
+        parts: its parts, in reading order.
     """
 
     number: int
@@ -60,12 +60,12 @@ def units_of(corpora: Sequence[Corpus]) -> list[Unit]:
 
 
 class UnitReader:
-    """Reads, cleans and tokenises a unit.
+    """Read, clean and tokenise a unit.
 
     Attributes:
-        report: what was repaired or left out, counted by kind.
-        damages: parts that could not be read to their end.
-        bytes_done: how much of the unit has been read.
+        report: counts of repaired or left-out content, by kind.
+        damages: parts that could not be read completely.
+        bytes_done: number of bytes of the unit that have been read.
     """
 
     def __init__(self, unit: Unit, corpus: Corpus, encoder: TextEncoder, seed: int, *, keys: bool) -> None:

@@ -1,4 +1,4 @@
-"""What is done to the units of a preparation, and by how many processes."""
+"""The work on the units of a preparation, distributed over processes."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ UNITS = "units"
 
 
 class Work:
-    """A preparation's units, in a folder in which the work may have been begun.
+    """Process the units of a preparation, in a folder where the work may be partly done.
 
-    Where duplicates are to be removed, units are tokenised first, and written once all of them are: only then is it
-    known which documents come again. Otherwise each is written at once.
+    To remove duplicates, all units are tokenised before any is written, because only then the repeated documents are
+    known. Otherwise each unit is tokenised and written in one go.
 
     Args:
         data: the recipe.
         corpora: its readers.
         tokenizer: its tokenizer.
-        vocab_size: every id is below it.
-        folder: where shards go; what is remembered of units is in a folder below.
-        workers: how many processes.
-        progress: told now and then how far the work has come.
-        lock: descriptor that worker processes close, for they would keep a lock when this process is gone.
+        vocab_size: upper bound of ids.
+        folder: folder of the shards; records of units are in a folder below.
+        workers: number of processes.
+        progress: called regularly with the progress.
+        lock: descriptor that worker processes close, because they would hold the lock after this process has ended.
 
     Attributes:
-        units: all of them.
+        units: all units.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Work:
         self._counters = Counters(1, PreparationProgress())
 
     def run(self, numbers: Sequence[int]) -> None:
-        """Do what can be done to these units without knowing the others, unless it has been done."""
+        """Do the outstanding work on these units that is independent of other units."""
         if self._data.remove_duplicates:
             self._run(self._tokenise, numbers, self._records.tokenised)
         else:
@@ -88,7 +88,7 @@ class Work:
         return sum(known(unit.number) is None for unit in self.units)
 
     def finish(self) -> list[WrittenUnit]:
-        """Do what is left to do to any unit; what is known of each then."""
+        """Do all outstanding work on all units, and return their records."""
         numbers = range(len(self.units))
         self.run(numbers)
         if self._data.remove_duplicates:
@@ -97,14 +97,14 @@ class Work:
         return [self._known(number) for number in numbers]
 
     def move(self, number: int, document: int) -> WrittenUnit:
-        """Write a unit again, with one of its documents in the other split."""
+        """Rewrite a unit with one of its documents in the other split."""
         self._write(number, 0, moved=document)
         return self._known(number)
 
     def _known(self, number: int) -> WrittenUnit:
         record = self._records.written(number)
         if record is None:
-            raise OSError(f"what was written of unit {number} has gone")
+            raise OSError(f"the files of unit {number} are missing")
         return record
 
     def _run(
@@ -117,17 +117,17 @@ class Work:
         missing = [number for number, record in records.items() if record is None]
         processes = max(1, min(self._workers, len(missing)))
         self._counters = Counters(processes, self._done_before(records))
-        self._tell()
+        self._report_progress()
         if processes == 1:
-            gc.freeze()  # looking through all that is loaded for garbage, again and again, takes a tenth of the time
+            gc.freeze()  # otherwise repeated garbage collection of all loaded objects takes a tenth of the time
             try:
                 for number in missing:
                     work(number, 0)
             finally:
                 gc.unfreeze()
         else:
-            run_in_processes(work, missing, processes, in_child=self._in_child, tick=self._tell)
-        self._tell()
+            run_in_processes(work, missing, processes, in_child=self._in_child, tick=self._report_progress)
+        self._report_progress()
 
     def _done_before(self, records: dict[int, TokenisedUnit | WrittenUnit | None]) -> PreparationProgress:
         documents = sequences = tokens = done = 0
@@ -144,7 +144,7 @@ class Work:
             documents, sequences, tokens, done, sum(self.units[number].bytes for number in records)
         )
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         if self._progress is not None:
             self._progress(self._counters.total())
 
@@ -171,7 +171,7 @@ class Work:
                     documents += len(batch)
                     tokens += batch.tokens.size
                 counter.at(documents=documents, tokens=tokens, bytes_done=reader.bytes_done)
-                self._tell()
+                self._report_progress()
         with whole_file(self._records.path(number, "keys.npy")) as file:
             np.save(file, np.concatenate([*keys, np.empty(0, np.uint64)]))
         record = TokenisedUnit(documents=documents, tokens=tokens, report=reader.report, damages=reader.damages)
@@ -195,7 +195,7 @@ class Work:
             for batch in batches:
                 writer.add(batch)
                 counter.at(**writer.totals(), bytes_done=reader.bytes_done)
-                self._tell()
+                self._report_progress()
         report = reader.report if tokenised is None else Counter(tokenised.report)
         if repeated_here is not None and repeated_here.any():
             report["duplicates removed"] += int(repeated_here.sum())

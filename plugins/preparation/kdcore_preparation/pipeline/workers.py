@@ -1,4 +1,4 @@
-"""Numbered pieces of work, dealt to forked processes."""
+"""Distribute numbered pieces of work over forked processes."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def run_in_processes(
     in_child: Callable[[], None],
     tick: Callable[[], None],
 ) -> None:
-    """Call `work(item, worker)` for each item, in processes that know all that this one knows.
+    """Call `work(item, worker)` for each item in forked processes.
 
-    Processes are forked, so nothing has to be picklable; they end with this one, however it ends, and all at once when
-    one of them fails.
+    Nothing has to be picklable, as processes are forked. They end when this process ends, even by SIGKILL, and together
+    when one of them fails.
 
     Args:
-        work: does one item; `worker` is the number of the process, from 0.
-        items: what is to be done, in this order.
-        processes: how many at once.
+        work: processes one item; `worker` is the number of the process, from 0.
+        items: items in the order of work.
+        processes: number of processes.
         in_child: called first in each process.
         tick: called in this process a few times a second.
 
     Raises:
         MachineError: a process was killed.
-        Exception: whatever `work` raised.
+        Exception: raised by `work`.
     """
     waiting = iter(items)
     context = get_context("fork")
@@ -87,7 +87,7 @@ def _raise_what_happened(pipe: Connection, process: BaseProcess) -> None:
         code = process.exitcode or 0
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         raise MachineError(
-            f"a worker process ended {how}, perhaps out of memory: start again with fewer workers to resume"
+            f"a worker process ended {how}, perhaps out of memory: run the command again with fewer workers to resume"
         ) from None
     if error is not None:
         raise error
@@ -97,10 +97,10 @@ def _serve(
     work: Callable[[int, int], None], pipe: Connection, number: int, parent: int, in_child: Callable[[], None]
 ) -> None:
     _end_with(parent)
-    for theirs in (signal.SIGINT, signal.SIGUSR2):  # the parent gets them too, and ends its workers
+    for theirs in (signal.SIGINT, signal.SIGUSR2):  # the parent receives them, too, and ends its workers
         signal.signal(theirs, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.freeze()  # what the parent has loaded is not looked through again and again, and stays shared
+    gc.freeze()  # excludes the parent's objects from garbage collection, so that their memory stays shared
     in_child()
     while True:
         item = pipe.recv()
@@ -116,16 +116,16 @@ def _for_the_parent(error: Exception) -> Exception:
     import pickle
 
     if not isinstance(error, KdcoreError | OSError):
-        error.add_note("".join(traceback.format_exception(error)))  # where in the worker it was raised
+        error.add_note("".join(traceback.format_exception(error)))  # the worker's traceback
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its class does when it is pickled: the words matter
+    except Exception:  # its class may raise anything when pickled: keep the text
         return RuntimeError("".join(traceback.format_exception(error)))
     return error
 
 
 def _end_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, were it by SIGKILL."""
+    """Have the kernel kill this process when its parent ends, even by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -23,23 +23,24 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _SAMPLE_BYTES = 64 * 1024
-_CHUNKS = 10  # the detector looks at so many pieces of a sample
+_CHUNKS = 10  # number of pieces into which the detector divides a sample
 _ENCODING_HINT = "set `encoding`, or convert the file to UTF-8, e.g. with iconv"
 
 
 class BooksCorpus(FileCorpus):
-    """Reads each text file below a folder as one document, whatever its encoding; files may be compressed.
+    """Read each text file below a folder as one document, whatever its encoding; files may be compressed.
 
-    A byte order mark says the encoding; what is UTF-8 but for a few broken bytes is UTF-8; anything else is detected.
-    How many books were read as what is counted. Broken bytes become U+FFFD, control characters are removed, empty and
-    binary files are skipped; each is counted. A book of more than 16 MiB is read as several documents.
+    A byte order mark decides the encoding; text that is UTF-8 except for a few broken bytes is read as UTF-8; any
+    other encoding is detected. The number of books per encoding is reported. Broken bytes become U+FFFD, control
+    characters are removed, empty and binary files are skipped; each is counted. A book of more than 16 MiB is read
+    as several documents.
     """
 
     class Config(FileCorpus.Config):
-        """Where the books are."""
+        """Keys of the corpus."""
 
         encoding: str | None = Field(
-            None, description="Encoding of all files, by the name that Python gives it; detected for each if not given."
+            None, description="Encoding of all files, by its name in Python; by default detected for each file."
         )
 
         @field_validator("encoding")
@@ -49,7 +50,9 @@ class BooksCorpus(FileCorpus):
                 try:
                     codecs.lookup(value)
                 except LookupError as error:
-                    raise ValueError(f"Python knows no encoding `{value}`; it knows utf-8, cp1252, ...") from error
+                    raise ValueError(
+                        f"unknown encoding `{value}` (expected a name in Python, such as utf-8 or cp1252)"
+                    ) from error
             return value
 
     config: Config
@@ -109,9 +112,9 @@ def _wide(raw: bytes) -> str | None:
 def _detected(raw: bytes, path: Path) -> str:
     if wide := _wide(raw):
         return wide
-    text = codecs.getincrementaldecoder("utf-8")(errors="replace").decode(raw)  # its end may be within a character
+    text = codecs.getincrementaldecoder("utf-8")(errors="replace").decode(raw)  # may end within a character
     broken = text.count("\ufffd")
-    # A book in another encoding has next to no valid UTF-8 in it, whose characters are several bytes each.
+    # Text in other encodings contains hardly any valid multi-byte UTF-8.
     if not broken or broken * 10 < len(raw) - len(text):
         return "utf-8"
     from charset_normalizer import from_bytes
@@ -119,5 +122,5 @@ def _detected(raw: bytes, path: Path) -> str:
     foreign = b"\n".join(line for line in raw.split(b"\n") if not line.isascii())
     match = from_bytes(foreign[:_SAMPLE_BYTES], steps=_CHUNKS, chunk_size=_SAMPLE_BYTES // _CHUNKS).best()
     if match is None:
-        raise DataError("its encoding could not be told", where=str(path), hint=_ENCODING_HINT)
+        raise DataError("the encoding could not be detected", where=str(path), hint=_ENCODING_HINT)
     return match.encoding

@@ -1,4 +1,4 @@
-"""What every text goes through before it is tokenised: one form of Unicode, and no characters that are no text."""
+"""Clean text before it is tokenised: normalise Unicode, and remove characters that are not text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 # Other ways to end a line: Windows, old Macintosh, form feed, "next line", and Unicode's own separators.
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-# Control characters but tab and newline; byte order marks; code points that Unicode reserves for no character.
+# Control characters except tab and newline; byte order marks; noncharacters.
 _NO_TEXT = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\ufeff\ufdd0-\ufdef\ufffe\uffff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SUSPECT = re.compile(
@@ -18,12 +18,11 @@ _SUSPECT = re.compile(
 
 
 def clean_text(text: str, report: Counter[str]) -> str:
-    """Bring a text into the form that all documents have, and count in `report` what that changed.
+    """Normalise a text and count the changes in `report`.
 
-    Unicode is brought into normal form C, so that one word is spelt by the same characters everywhere; what looks the
-    same but is told apart (½ and 1/2, full-width letters) stays. Line ends become newlines. Control characters, byte
-    order marks and code points that are no characters go; halves of surrogate pairs become U+FFFD. White space at
-    both ends of the text goes.
+    Unicode becomes normal form C, so that a word has one spelling; compatibility characters (½, full-width letters)
+    stay. Line ends become newlines. Control characters, byte order marks and noncharacters are removed; halves of
+    surrogate pairs become U+FFFD. The text is stripped.
     """
     if _SUSPECT.search(text):
         text = _without_suspects(text, report)
@@ -46,8 +45,8 @@ def decode_utf8(raw: bytes, report: Counter[str]) -> str:
 def cut_text(text: str, limit: int) -> Iterator[str]:
     """Cut a text into pieces of at most `limit` characters, in front of white space where there is any.
 
-    The white space stays with the word that follows, as in the pieces that byte-level and SentencePiece tokenizers
-    know, so that the pieces' tokens are the text's.
+    White space stays with the following word, as in byte-level and SentencePiece tokenizers, so that the tokens of the
+    pieces are those of the text.
     """
     start = 0
     while len(text) - start > limit:

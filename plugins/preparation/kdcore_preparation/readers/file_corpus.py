@@ -1,4 +1,4 @@
-"""What readers of files have in common: parts of large files, lines of bounded length, what becomes of bad records."""
+"""Common code of readers of files: parts of large files, lines of bounded length, bad records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_BAD_AT_FIRST = 100
 
 
 class PartedCorpus(Corpus):
-    """A reader that reads its parts one after the other."""
+    """Base of readers that read their parts in order."""
 
     def documents(self) -> Iterator[Document | TokenizedSequences]:
         """Yield the documents of all parts."""
@@ -50,10 +50,10 @@ class PartedCorpus(Corpus):
 
 
 class FileCorpus(PartedCorpus):
-    """A reader of files, each of which gives some documents."""
+    """Base of readers of files that each contain some documents."""
 
     class Config(CorpusConfig):
-        """Where the files are."""
+        """Keys of the corpus."""
 
         path: PathString = Field(description="A file, a folder of files, or a glob.")
 
@@ -81,13 +81,13 @@ class FileCorpus(PartedCorpus):
         """Return whether to skip a binary file, and count it once.
 
         Raises:
-            DataError: it was named itself, not found in a folder.
+            DataError: the file was named explicitly, not found in a folder.
         """
         if not looks_binary(head):
             return False
         if Path(self.config.path).is_file():
             raise DataError(
-                "is no text but binary data",
+                "is binary data, not text",
                 where=str(path),
                 allowed="text, also compressed with gzip, bzip2 or zstd",
                 hint="name the files that hold text, for example with a glob such as texts/*.txt",
@@ -122,7 +122,7 @@ class Line(NamedTuple):
     """A line of a file, or a piece of one.
 
     Attributes:
-        number: of the line, counted from 1 at the start of the part.
+        number: number of the line, counted from 1 at the start of the part.
         start: where the line starts in the (unpacked) file.
         raw: its bytes.
         complete: whether this is the end of the line.
@@ -175,12 +175,12 @@ def line_in_file(path: Path, part: Part, line: Line) -> int:
 
 
 class BadRecords:
-    """Records of a part that cannot be used. The others are read all the same; in the end the loss is an error.
+    """Collect the unusable records of a part. The other records are read; an error is raised at the end.
 
     Args:
         path: the file.
-        allowed: what would have been right.
-        hint: what to do about it.
+        allowed: valid records, for the error.
+        hint: hint of the error.
     """
 
     def __init__(self, path: Path, allowed: str, hint: str) -> None:
@@ -195,8 +195,8 @@ class BadRecords:
 
         Args:
             place: line or row.
-            what: what is wrong with it.
-            good: how many records were good so far; where none of the first hundred is, reading on makes no sense.
+            what: description of the problem.
+            good: number of good records so far; if the first hundred are all bad, reading stops.
         """
         self._first = self._first or f"{place} {what}"
         self._count += 1
@@ -204,10 +204,10 @@ class BadRecords:
             self.raise_if_any()
 
     def raise_if_any(self) -> None:
-        """Raise what was noted.
+        """Raise an error for the noted records.
 
         Raises:
-            DataError: there was a bad record.
+            DataError: a record was bad.
         """
         if self._count:
             more = f", and {self._count - 1:,} more like it" if self._count > 1 else ""
@@ -217,7 +217,7 @@ class BadRecords:
 def looks_binary(head: bytes) -> bool:
     """Return whether a file is binary: a tenth of compressed or executable data is control characters."""
     if head.startswith(_UTF16_MARKS):
-        return False  # readers of UTF-8 say so themselves
+        return False  # readers of UTF-8 report UTF-16 themselves
     controls = len(head) - len(head.translate(None, _CONTROL))
     return controls > max(16, len(head) // 33) or head.startswith(b"%PDF-")
 

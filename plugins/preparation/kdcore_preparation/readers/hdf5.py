@@ -1,4 +1,4 @@
-"""Shards of academic-budget-bert and of NVIDIA's BERT scripts: sequences that were tokenised and masked beforehand."""
+"""Shards of academic-budget-bert and of NVIDIA's BERT scripts, which are already tokenised and masked."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _DATASETS = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "m
 
 
 class Hdf5Corpus(FileCorpus):
-    """Reads sequences with pre-drawn masks out of HDF5 shards; needs `pip install kdcore-preparation[hdf5]`.
+    """Read sequences with pre-drawn masks from HDF5 shards; needs `pip install kdcore-preparation[hdf5]`.
 
-    The masks stay as they were drawn. `train_shard_*.hdf5` are for training, `test_shard_*.hdf5` are held out; of files
-    with other names the data recipe's `held_out` decides. Next-sentence labels and second segments have no use here;
+    The masks are kept. `train_shard_*.hdf5` are for training, `test_shard_*.hdf5` are held out; of files
+    with other names the data recipe's `held_out` decides. Next-sentence labels and second segments are ignored;
     sequences that have them are counted.
     """
 
@@ -32,7 +32,7 @@ class Hdf5Corpus(FileCorpus):
         shards = {name: path for name, path in found.items() if path.suffix in _SUFFIXES}
         if not shards:
             raise DataError(
-                "there are no HDF5 files",
+                "the folder contains no HDF5 files",
                 where=self.config.path,
                 allowed="files such as train_shard_0.hdf5 and test_shard_0.hdf5",
             )
@@ -84,7 +84,7 @@ class Hdf5Corpus(FileCorpus):
         positions = columns["masked_lm_positions"].copy()
         lengths = mask.sum(axis=1, dtype=np.int32)
         width = seen.shape[1]
-        # As where the shards come from: what follows the first 0 is no prediction.
+        # As in the programs that write such shards: positions after the first 0 are padding.
         positions[np.logical_or.accumulate(positions == 0, axis=1)] = 0
         wrong = (
             (mask != (np.arange(width) < lengths[:, None])).any(axis=1)
@@ -130,7 +130,7 @@ def _opened(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception, where: str) -> DataError:
     return DataError(
-        f"is damaged or no HDF5 file{where} ({first_line(error)})",
+        f"is damaged or not an HDF5 file{where} ({first_line(error)})",
         where=str(path),
-        hint="write the shard again, or fetch it again",
+        hint="write or download the shard again",
     )

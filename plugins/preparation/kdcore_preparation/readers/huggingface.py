@@ -14,11 +14,9 @@ from kdcore_preparation.readers.input_files import input_files
 
 
 class DatasetSource(ComponentConfig):
-    """Where a dataset of the library `datasets` is."""
+    """Location of a dataset of the library `datasets`."""
 
-    path: PathString | None = Field(
-        None, description="Folder that `save_to_disk` wrote, or that `load_dataset` can read."
-    )
+    path: PathString | None = Field(None, description="Folder written by `save_to_disk` or readable by `load_dataset`.")
     dataset: str | None = Field(None, description="Name on the hub, such as wikimedia/wikipedia or nyu-mll/glue.")
     subset: str | None = Field(None, description="Name of its configuration, such as 20231101.en or sst2.")
     revision: str | None = Field(None, description="Commit or tag on the hub.")
@@ -26,28 +24,28 @@ class DatasetSource(ComponentConfig):
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if (self.path is None) == (self.dataset is None):
-            raise ValueError("needs either `path`, a folder, or `dataset`, a name on the hub")
+            raise ValueError("needs either `path` (a folder) or `dataset` (a name on the hub)")
         return self
 
     @property
     def where(self) -> str:
-        """What it is, for messages."""
+        """Name of the dataset in messages."""
         return self.path or f"dataset {self.dataset}"
 
 
 class HuggingFaceCorpus(PartedCorpus):
-    """Reads a column of texts out of a dataset; needs `pip install kdcore-preparation[datasets]`.
+    """Read a column of texts from a dataset; needs `pip install kdcore-preparation[datasets]`.
 
-    Datasets of the hub are streamed, not kept on the disk. Control characters are removed, rows whose text is empty or
+    Datasets of the hub are streamed, not stored on disk. Control characters are removed, rows whose text is empty or
     null are skipped; each is counted. A text of more than 16 million characters is read as several documents.
     """
 
     class Config(DatasetSource, CorpusConfig):
-        """Which dataset, and which of its columns is the text."""
+        """Keys of the corpus: the dataset and its column of texts."""
 
-        split: str = Field("train", description="Which of its splits.")
+        split: str = Field("train", description="Name of the split.")
         revision: str | None = Field(
-            None, description="Commit or tag on the hub; without one, later versions go unnoticed."
+            None, description="Commit or tag on the hub; without one, a changed dataset is not noticed."
         )
         column: str = Field("text", min_length=1, description="Name of the column of texts.")
 
@@ -104,7 +102,7 @@ class HuggingFaceCorpus(PartedCorpus):
             self._loaded = found
             columns = found.column_names
             if columns is not None and config.column not in columns:
-                raise self._wrong_column(f"there is no column `{config.column}`", columns)
+                raise self._wrong_column(f"the dataset has no column `{config.column}`", columns)
         return self._loaded
 
     def _wrong_column(self, what: str, columns: list[str]) -> DataError:
@@ -116,9 +114,9 @@ def load_source(source: DatasetSource, *, key: str | None = None, **options: Any
     """Load a dataset with the library.
 
     Args:
-        source: where it is.
-        key: what names it in a recipe, for messages.
-        options: of `load_dataset`; a folder that `save_to_disk` wrote is loaded as it is, with all its splits.
+        source: location of the dataset.
+        key: its key in the recipe, for messages.
+        options: options of `load_dataset`; ignored for a folder that `save_to_disk` wrote, whose splits are all loaded.
 
     Raises:
         DataError: the library or the dataset is missing, or it cannot be read.
@@ -131,7 +129,7 @@ def load_source(source: DatasetSource, *, key: str | None = None, **options: Any
         ) from error
     path = source.path
     if path is not None and not Path(path).is_dir():
-        raise DataError("there is no such folder", where=path, key=key)
+        raise DataError("no such folder", where=path, key=key)
     datasets.disable_progress_bars()
     try:
         if path is not None and any(Path(path, name).is_file() for name in ("dataset_dict.json", "state.json")):
@@ -153,7 +151,7 @@ def _unusable(source: DatasetSource, error: Exception, key: str | None = None) -
         f"the dataset cannot be read ({first_line(error)})",
         where=source.where,
         key=key,
-        hint="without a network, write it to a folder elsewhere with save_to_disk and give that as `path`",
+        hint="without network access, save it elsewhere with save_to_disk and name that folder as `path`",
     )
 
 

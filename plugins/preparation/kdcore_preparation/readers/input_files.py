@@ -1,4 +1,4 @@
-"""Raw input: finding the files that a path names, opening them whether or not they are compressed, hashing them."""
+"""Find, open (compressed or not) and hash input files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdcore import DataError, sha256_of_file, whole_file
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
-"""How a stream of bzip2 begins; the second form is an empty one."""
+"""First bytes of a bzip2 stream; the second form is that of an empty one."""
 
 _FOREIGN_COMPRESSION = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"7z\xbc\xaf\x27\x1c": "7z"}
 
@@ -27,16 +27,16 @@ Compression = Literal["gzip", "bzip2", "zstd"]
 
 
 def input_files(path: str) -> dict[str, Path]:
-    """Find the files that `path` names: one file, all files below a folder, or those that match a glob.
+    """Find the files of `path`: one file, all files below a folder, or those that match a glob.
 
     Hidden files are left out of folders, and a glob's matches are files only.
 
     Returns:
         The files in the order of their names. A name is relative to the folder (or to the part of the glob before its
-        first wildcard), so it does not depend on where the data lies.
+        first wildcard), so it does not depend on where the data is stored.
 
     Raises:
-        DataError: nothing is there, or nothing to read.
+        DataError: the path does not exist or contains no files.
     """
     place = Path(path)
     if place.is_file():
@@ -48,11 +48,11 @@ def input_files(path: str) -> dict[str, Path]:
         root = _fixed_part(place)
         found = [Path(match) for match in glob.iglob(path, recursive=True)]
     else:
-        raise DataError("there is no such file or folder", where=path)
+        raise DataError("no such file or folder", where=path)
     files = {file.relative_to(root).as_posix(): file for file in found if file.is_file()}
     if not files:
-        what = "the folder holds no files" if place.is_dir() else "no file matches the pattern"
-        raise DataError(what, where=path, hint="give a text file, a folder of text files or a glob such as texts/*.txt")
+        what = "the folder contains no files" if place.is_dir() else "no file matches the pattern"
+        raise DataError(what, where=path, hint="name a text file, a folder of text files or a glob such as texts/*.txt")
     return dict(sorted(files.items()))
 
 
@@ -60,7 +60,7 @@ def compression(path: Path) -> Compression | None:
     """Detect the compression of a file by its content; None for a plain file.
 
     Raises:
-        DataError: it cannot be read, or its compression is none of these.
+        DataError: it cannot be read, or its compression is not supported.
     """
     try:
         with path.open("rb") as raw:
@@ -92,7 +92,7 @@ def is_plain(path: Path) -> bool:
 
 @contextmanager
 def open_input(path: Path) -> Iterator[IO[bytes]]:
-    """Open a plain, gzip, bzip2 (multistream too) or zstd file for reading bytes; its content tells which it is.
+    """Open a plain, gzip, bzip2 (multistream too) or zstd file for reading bytes; the type is detected by content.
 
     Raises:
         DataError: also for reads inside the `with` block: the compressed data is damaged or ends too early.
@@ -106,8 +106,7 @@ def open_counted(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Open a file as `open_input` does.
 
     Yields:
-        The unpacked bytes (a plain file's can be sought in), and the file as it lies on the disk, whose `tell` says
-        how much of it has been read.
+        The unpacked bytes (seekable for a plain file), and the raw file, whose `tell` is the number of bytes read.
     """
     kind = compression(path)
     with path.open("rb") as raw:
@@ -132,9 +131,9 @@ def open_counted(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 
 class FileHashes:
-    """SHA-256 of files' contents, remembered in a folder by path, size and time of change.
+    """SHA-256 of files, cached in a folder by path, size and modification time.
 
-    Hashing a dump of 20 GB takes a minute; a training that starts again must not wait for it each time.
+    Hashing a dump of 20 GB takes a minute, which a restarted training must not repeat.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -145,14 +144,14 @@ class FileHashes:
             try:
                 known = json.loads(self._store.read_text())
             except (OSError, ValueError):
-                known = None  # only a cache: a damaged one is written anew
+                known = None  # a damaged cache is rewritten
             self._known = known if isinstance(known, dict) else {}
 
     def sha256(self, path: Path) -> str:
-        """Hash of the whole content of `path`.
+        """Return the hash of a file's content.
 
         Raises:
-            DataError: the file is gone or may not be read.
+            DataError: the file does not exist or cannot be read.
         """
         key = str(path.resolve())
         try:
@@ -168,10 +167,10 @@ class FileHashes:
         return digest
 
     def save(self) -> None:
-        """Write what was learnt; a concurrent writer's last word wins, which costs no more than hashing again."""
+        """Write the cache; the last concurrent writer wins, which costs at most another hashing."""
         if self._store is None or not self._changed:
             return
-        with suppress(OSError):  # a cache that others filled may be read-only
+        with suppress(OSError):  # a shared cache may be read-only
             self._store.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self._store) as file:
                 file.write(json.dumps(self._known).encode())
@@ -182,7 +181,7 @@ def damaged(path: Path, error: Exception | str) -> DataError:
     return DataError(
         f"the compressed file is damaged or ends too early ({error})",
         where=str(path),
-        hint="fetch the file again and compare its size and checksum with those of its source",
+        hint="download the file again and compare its size and checksum with those of its source",
     )
 
 

@@ -1,4 +1,4 @@
-"""JSON Lines: one JSON object a line, one of its fields being the text."""
+"""JSON Lines: one JSON object per line, with the text in one field."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MAX_RECORD_BYTES = 64 * 2**20
 
 
 class JsonLinesCorpus(FileCorpus):
-    """Reads a text field of JSON objects, one a line, out of plain, gzip, bzip2 or zstd files.
+    """Read a text field of JSON objects, one per line, from plain, gzip, bzip2 or zstd files.
 
     Broken bytes become U+FFFD, control characters are removed, objects whose text is empty or null and binary files in
-    a folder are skipped; each is counted. Lines that are no such object are left out and make an error in the end.
+    a folder are skipped; each is counted. Other lines are left out and raise an error at the end.
     """
 
     class Config(FileCorpus.Config):
-        """Where the objects are and which of their fields is the text."""
+        """Keys of the corpus: the files and the field of the text."""
 
         field: str = Field("text", min_length=1, description="Key of the text in each object.")
 
@@ -46,7 +46,7 @@ class JsonLinesCorpus(FileCorpus):
         path = self.path_of(part)
         bad = BadRecords(
             path,
-            allowed=f'one JSON object a line, with its text under "{self.config.field}"',
+            allowed=f'one JSON object per line, with its text under "{self.config.field}"',
             hint="set `field` to the key of the text, or repair the file",
         )
         with open_counted(path) as (stream, raw_file):
@@ -76,7 +76,7 @@ class JsonLinesCorpus(FileCorpus):
         except (ValueError, RecursionError) as error:
             return ValueError(f"is not JSON: {error}")
         if not isinstance(record, dict):
-            return ValueError(f"is not a JSON object but a {type(record).__name__}")
+            return ValueError(f"is not a JSON object (found {type(record).__name__})")
         if self.config.field not in record:
             return ValueError(
                 f'has no field "{self.config.field}", only {", ".join(list(record)[:10]) or "none at all"}'
@@ -85,5 +85,5 @@ class JsonLinesCorpus(FileCorpus):
         if text is None:
             return ""
         if not isinstance(text, str):
-            return ValueError(f'has under "{self.config.field}" no text but a {type(text).__name__}')
+            return ValueError(f'has no text under "{self.config.field}" (found {type(text).__name__})')
         return text

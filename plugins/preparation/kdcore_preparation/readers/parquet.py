@@ -15,14 +15,14 @@ _BATCH_ROWS = 256
 
 
 class ParquetCorpus(FileCorpus):
-    """Reads a column of texts out of Parquet files, row by row.
+    """Read a column of texts from Parquet files, row by row.
 
     Control characters are removed, rows whose text is empty or null are skipped; each is counted. A text of more than
     16 million characters is read as several documents.
     """
 
     class Config(FileCorpus.Config):
-        """Where the files are and which column is the text."""
+        """Keys of the corpus: the files and the column of the text."""
 
         column: str = Field("text", min_length=1, description="Name of the column of texts.")
 
@@ -109,5 +109,5 @@ def _damaged(path: Path, error: Exception, where: str) -> DataError:
     return DataError(
         f"is damaged or not a Parquet file{where} ({first_line(error)})",
         where=str(path),
-        hint="fetch the file again and compare its size and checksum with those of its source",
+        hint="download the file again and compare its size and checksum with those of its source",
     )

@@ -1,4 +1,4 @@
-"""Plain text files, one document a line or documents separated by blank lines."""
+"""Plain text files, one document per line or documents separated by blank lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdcore_preparation.readers.input_files import open_counted
 
 
 class TextCorpus(FileCorpus):
-    """Reads UTF-8 text out of plain, gzip, bzip2 or zstd files.
+    """Read UTF-8 text from plain, gzip, bzip2 or zstd files.
 
     Broken bytes become U+FFFD, control characters are removed, empty documents and binary files in a folder are
     skipped; each is counted. A document of more than 16 MiB is read as several.
@@ -25,10 +25,10 @@ class TextCorpus(FileCorpus):
     revision = 2
 
     class Config(FileCorpus.Config):
-        """Where the text is and how documents are told apart."""
+        """Keys of the corpus: the files and the separation of documents."""
 
         documents: Literal["lines", "blank_lines"] = Field(
-            "lines", description="One document a line, or documents separated by blank lines."
+            "lines", description="One document per line, or documents separated by blank lines."
         )
 
     config: Config

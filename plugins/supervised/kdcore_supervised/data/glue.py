@@ -25,7 +25,7 @@ class GlueData(ComponentConfig):
     """One of GLUE's tasks, in GLUE's own files."""
 
     folder: PathString = Field(description="GLUE's folder, or that of the task.")
-    task: GlueName = Field(description="Which of its tasks.")
+    task: GlueName = Field(description="Name of the task.")
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ def glue_folder(folder: str, name: GlueName) -> Path:
         if (place / task.train).is_file():
             return place
     raise DataError(
-        f"there is neither {task.train} nor {task.folder}/{task.train} in the folder",
+        f"the folder contains neither {task.train} nor {task.folder}/{task.train}",
         where=folder,
         key="task.data.glue.folder",
-        hint=f"give GLUE's folder, or that of {task.folder}",
+        hint=f"name GLUE's folder, or that of {task.folder}",
     )
 
 

@@ -34,7 +34,7 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class SplitFractions(ComponentConfig):
-    """Which fractions of a single file are not for training."""
+    """Fractions of a single file for validation and testing."""
 
     validation: OpenFraction = Field(description="Fraction for validation.")
     test: float = Field(0.0, ge=0, lt=1, description="Fraction for testing.")
@@ -50,8 +50,8 @@ class LabelledData(ComponentConfig):
     """Texts with labels from files, GLUE's folders or the library `datasets`."""
 
     train: PathString | None = Field(None, description="File, folder or glob: csv, tsv, jsonl or parquet.")
-    validation: PathString | None = Field(None, description="The same, for validation.")
-    test: PathString | None = Field(None, description="The same, for predictions; labels may be missing there.")
+    validation: PathString | None = Field(None, description="Validation files, as `train`.")
+    test: PathString | None = Field(None, description="Test files for predictions, as `train`; labels may be missing.")
     glue: GlueData | None = None
     huggingface: HuggingFaceData | None = None
     split: SplitFractions | None = Field(
@@ -67,7 +67,7 @@ class LabelledData(ComponentConfig):
     )
     regression: bool = Field(False, description="Whether labels are numbers instead of classes.")
     tokenizer: PathOrHubName | None = Field(
-        None, description="Default: that of the folder the student starts from, else the teacher's."
+        None, description="Default: the tokenizer of the folder that the student starts from, else the teacher's."
     )
     max_length: int = Field(
         128, ge=4, description="Tokens of a sequence, special ones included; longer ones are truncated."
@@ -84,7 +84,7 @@ class LabelledData(ComponentConfig):
             own = {**columns, "id": self.id, "labels": self.labels, "regression": self.regression or None}
             known = [name for name, value in own.items() if value is not None]
             if known:
-                raise ValueError(f"`{known[0]}` follows from GLUE's task: leave it out")
+                raise ValueError(f"`{known[0]}` is defined by GLUE's task: remove it")
         else:
             missing = [name for name, value in columns.items() if value is None]
             if missing:
@@ -96,7 +96,7 @@ class LabelledData(ComponentConfig):
         if self.train is None and (self.validation is not None or self.test is not None):
             raise ValueError("`validation` and `test` are files that go with `train`")
         if self.split is not None and (self.validation is not None or self.test is not None or self.glue is not None):
-            raise ValueError("`split` divides `train`: leave it out where other splits are given")
+            raise ValueError("`split` divides `train`: remove it where other splits are given")
         return self
 
     @property
@@ -166,9 +166,9 @@ def read_labelled(data: LabelledData, report: Counter[str]) -> list[LabelledText
     for part in parts:
         if not len(part):
             raise DataError(
-                f"there are no texts in `{part.name}`",
+                f"`{part.name}` contains no texts",
                 key="task.data",
-                hint="raise the fractions under `split`" if data.split else "give files with records in them",
+                hint="increase the fractions under `split`" if data.split else "name files that contain records",
             )
     return parts
 
@@ -255,7 +255,7 @@ def _numbers(table: LabelledTable, values: Sequence[str]) -> np.ndarray:
         except ValueError:
             numbers.append(math.nan)
         if not math.isfinite(numbers[-1]):
-            mistakes.add(f"{table.unit} {table.lines[record]}", f"is labelled {value!r}, not a number")
+            mistakes.add(f"{table.unit} {table.lines[record]}", f"has a label that is not a number (found {value!r})")
     mistakes.raise_if_any(
         key="task.data.label", hint="`regression: true` needs labels that are numbers; for classes list `labels`"
     )

@@ -16,9 +16,9 @@ _KEY = "task.data.huggingface"
 class HuggingFaceData(DatasetSource):
     """A dataset of the library `datasets`; needs `pip install "kdcore-preparation[datasets]"`."""
 
-    train: str = Field("train", description="Which of its splits is for training.")
-    validation: str | None = Field("validation", description="Which is for validation; null for none.")
-    test: str | None = Field("test", description="Which is for testing, if it is there; null for none.")
+    train: str = Field("train", description="Name of the training split.")
+    validation: str | None = Field("validation", description="Name of the validation split; null for none.")
+    test: str | None = Field("test", description="Name of the test split, used if it exists; null for none.")
 
 
 def load_splits(

@@ -189,7 +189,7 @@ def _read_json_lines(path: Path, lines: Iterator[str], needed: Sequence[str], wa
             mistakes.add(f"line {number}", f"is not JSON: {error}")
             continue
         if not isinstance(record, dict):
-            mistakes.add(f"line {number}", f"is a JSON {type(record).__name__}, not an object")
+            mistakes.add(f"line {number}", f"is not a JSON object (found {type(record).__name__})")
             continue
         if not numbers and not mistakes.count:
             require_columns(str(path), list(record), needed)
@@ -246,7 +246,7 @@ def column_of_texts(table: LabelledTable, column: str, report: Counter[str]) -> 
             texts.append("" if value is None else str(value))
         else:
             mistakes.add(
-                f"{table.unit} {table.lines[record]}", f"has a {type(value).__name__} under `{column}`, not a text"
+                f"{table.unit} {table.lines[record]}", f"has no text under `{column}` (found {type(value).__name__})"
             )
             texts.append("")
     mistakes.raise_if_any(hint="name a column of texts under `task.data.text`")

@@ -15,17 +15,18 @@ from kdcore_preparation.readers.wikipedia.wikitext import WikitextCleaner
 
 
 class WikipediaCorpus(FileCorpus):
-    """Reads the articles of a `pages-articles` dump as plain paragraphs.
+    """Read the articles of a `pages-articles` dump as plain paragraphs.
 
-    Pages of other namespaces than the articles', redirects and pages that are not wikitext are skipped; each kind is
-    counted. The dump is streamed: memory holds one page. Pages that are no valid XML are left out and make an error in
-    the end. A plain dump and a multistream one are read in parts; other compressed files are one part each.
+    Pages of other namespaces than the articles', redirects and pages that are not wikitext are skipped; each kind
+    is counted. The dump is streamed: memory holds one page. Pages that are not valid XML are left out and raise an
+    error at the end. A plain dump and a multistream one are read in parts; other compressed files are one part
+    each.
     """
 
     revision = 2
 
     class Config(FileCorpus.Config):
-        """Where the dump is."""
+        """Keys of the corpus."""
 
         path: PathString = Field(
             description="MediaWiki XML, plain, .bz2 (best multistream), .gz or .zst; a folder or glob for many files."
@@ -47,7 +48,7 @@ class WikipediaCorpus(FileCorpus):
         cleaner = WikitextCleaner(hidden_namespaces(path))
         dump = DumpPart(path, part)
         bad = BadRecords(
-            path, allowed="pages that are valid XML", hint="fetch the dump again and compare it with its checksum"
+            path, allowed="pages that are valid XML", hint="download the dump again and compare it with its checksum"
         )
         pages = 0
         for pages, raw in enumerate(dump.pages(), start=1):
@@ -62,7 +63,7 @@ class WikipediaCorpus(FileCorpus):
                 yield document
         bad.raise_if_any()
         if not pages and part.start == 0 and part.end is None:
-            raise DataError("the dump holds no pages", where=str(path), allowed="a pages-articles dump of MediaWiki")
+            raise DataError("the dump contains no pages", where=str(path), allowed="a pages-articles dump of MediaWiki")
 
     def _parsed(self, raw: bytes) -> ElementTree.Element:
         try:

@@ -1,7 +1,7 @@
-"""The pages of a MediaWiki dump as raw XML, from any part of it on.
+"""Read the pages of a MediaWiki dump as raw XML, from any position.
 
-A dump is not parsed as one XML document: `<page>` and `</page>` are found in its bytes (in a page's text they are
-escaped), and each page is a document of its own. So reading can begin anywhere, and a damaged page costs no other one.
+A dump is not parsed as one XML document: `<page>` and `</page>` are found in its bytes (they are escaped in a page's
+text), and each page is parsed separately. So reading can begin anywhere, and a damaged page does not affect others.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def hidden_namespaces(path: Path) -> list[str]:
     """Return the names of the namespaces of files and categories in the dump's wiki.
 
     Raises:
-        DataError: the file is no dump.
+        DataError: the file is not a dump.
     """
     head = bytearray()
     with open_counted(path) as (stream, _):
@@ -50,7 +50,7 @@ def hidden_namespaces(path: Path) -> list[str]:
             head += read
     first = _FIRST_ELEMENT.search(head)
     if first is None:
-        raise DataError("the dump holds no pages", where=str(path), allowed=_ALLOWED)
+        raise DataError("the dump contains no pages", where=str(path), allowed=_ALLOWED)
     if first[1].rpartition(b":")[2] != b"mediawiki":
         name = first[1].decode("utf-8", errors="replace")
         raise DataError(f"is not a MediaWiki dump: its first element is <{name}>", where=str(path), allowed=_ALLOWED)
@@ -66,7 +66,7 @@ class DumpPart:
     """The pages that begin in one part of a dump.
 
     Attributes:
-        bytes_read: how much of the part has been read, as it lies on the disk.
+        bytes_read: number of bytes of the part on disk that have been read.
     """
 
     def __init__(self, path: Path, part: Part) -> None:
@@ -83,7 +83,7 @@ class DumpPart:
         """
         buffer = bytearray()
         gone = 0  # bytes that have left the buffer
-        own: int | None = None  # how many bytes the part has in all, once it is known
+        own: int | None = None  # total bytes of the part, once known
         start = -1  # of the page in the buffer that has not ended yet
         place = 0  # in the buffer, up to which it has been searched
         pages = 0
@@ -92,7 +92,7 @@ class DumpPart:
             if own is None and not is_own:
                 own = gone + len(buffer)
                 if start < 0 and b"<" not in buffer[place:]:
-                    return  # no page goes on into the next part, which may be damaged
+                    return  # pages end within the part; the next one may be damaged
             buffer += chunk
             tail = (tail + chunk)[-_TAIL:]
             while True:
@@ -128,7 +128,7 @@ class DumpPart:
                 f"the dump is damaged or ends too early, after {pages:,} whole pages"
                 + (f" from byte {self._start:,} on" if self._start else ""),
                 where=str(self._path),
-                hint="fetch the dump again and compare it with the checksum that its site publishes",
+                hint="download the dump again and compare it with the checksum that its site publishes",
             )
 
     def _chunks(self) -> Iterator[tuple[bytes, bool]]:

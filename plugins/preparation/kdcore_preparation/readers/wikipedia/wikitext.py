@@ -1,4 +1,4 @@
-"""MediaWiki markup to plain paragraphs."""
+"""Convert MediaWiki markup to plain paragraphs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcore_preparation.readers.wikipedia.wikitext_tokens import parse_without
 
-# Marks at the start of a line while an article is taken apart; control characters cannot occur in a dump's XML.
+# Temporary marks at the start of a line; control characters cannot occur in a dump's XML.
 _ITEM = "\x02"
 _HEADING = "\x03"
 
@@ -49,10 +49,10 @@ _INTERWIKI = re.compile(r"^[a-z]{2,3}(?:-[a-z-]+)?:(?=\S)|^simple:")
 
 
 class WikitextCleaner:
-    """Turns the markup of an article into paragraphs of plain text.
+    """Convert the markup of an article to paragraphs of plain text.
 
-    Tables, references, galleries, formulae, templates, comments, files and categories go; the words of links, emphasis,
-    headings and lists stay. A heading with nothing left below it goes too.
+    Tables, references, galleries, formulae, templates, comments, files and categories are removed; the words of links,
+    emphasis, headings and lists stay. A heading without text below it is removed, too.
 
     Args:
         hidden_namespaces: names of the namespaces whose links are not text (files, categories), in the wiki's language.
@@ -64,7 +64,7 @@ class WikitextCleaner:
     def paragraphs(self, wikitext: str, report: Counter[str]) -> list[str]:
         """Extract plain paragraphs of `wikitext`; headings are separate paragraphs.
 
-        What could not be parsed is counted in `report`.
+        Markup that could not be parsed is counted in `report`.
         """
         kept: list[tuple[str, int]] = []
         for line, level in _lines(self._render(parse_without(wikitext, _keeps_template, _replaces_tag))):
@@ -162,7 +162,7 @@ def _entity(node: Any) -> str:
 
 
 def _lines(rendered: str) -> list[tuple[str, int]]:
-    """Join what is one paragraph: (text, level of the heading or 0). List items and headings stand alone."""
+    """Join what is one paragraph: (text, level of the heading or 0). List items and headings are separate."""
     paragraphs: list[tuple[str, int]] = []
     open_lines: list[str] = []
 

@@ -1,7 +1,7 @@
-"""Taking an article apart without what will not be read anyway.
+"""Parse an article without the parts that are dropped anyway.
 
-The library finds the tokens of wikitext in C and builds a tree of Python objects from them, which takes ten times as
-long. Most of a Wikipedia's tokens are inside templates, references and tables: they are left out before that.
+The library tokenises wikitext in C and builds a tree of Python objects from the tokens, which takes ten times as long.
+Most of a Wikipedia's tokens are inside templates, references and tables: they are left out before that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class _Kinds(NamedTuple):
-    """The library's types of tokens that matter here."""
+    """The library's token types that are used here."""
 
     depth: dict[type, int]  # 1 opens something, -1 closes it
     text: type
@@ -25,18 +25,18 @@ class _Kinds(NamedTuple):
 
 
 def parse_without(text: str, keeps_template: Callable[[str], bool], replaces_tag: Callable[[str], str | None]) -> Any:
-    """Parse wikitext, leaving out comments, attributes of tags, and the templates and tags that are not asked for.
+    """Parse wikitext, leaving out comments, attributes of tags, and the unwanted templates and tags.
 
     Args:
         text: the wikitext.
-        keeps_template: whether a template, by its name, stays.
-        replaces_tag: what stands for a tag, by its name, and all that is in it; None where it stays.
+        keeps_template: whether to keep a template, by its name.
+        replaces_tag: replacement of a tag and its content, by the tag's name; None to keep it.
 
     Returns:
-        The library's tree of what is left.
+        The library's tree of the rest.
 
     Raises:
-        ParserError: the library made a mistake.
+        ParserError: the library failed.
     """
     from mwparserfromhell import parser
     from mwparserfromhell.parser.builder import Builder
