@@ -96,7 +96,7 @@ class Damage(_Stored):
 
 
 class ReaderEntry(_Stored):
-    """Which reader a corpus was read with.
+    """The reader of a corpus.
 
     `source` is the SHA-256 of the file that defines a class which running code has registered; None for an installed
     reader.
@@ -122,7 +122,7 @@ class _StoredRecipe(_Stored):
 
 
 class Manifest(_Stored):
-    """What a prepared folder holds.
+    """The description of a prepared folder.
 
     `reports` count, for each corpus, what was repaired or left out; `weights` how often an epoch shows the
     sequences of each corpus. `stated` are the keys of `recipe` that were stated, `readers` and `preparation` the

@@ -41,7 +41,7 @@ class Masking(ComponentConfig):
 
 
 class Masked(NamedTuple):
-    """Sequences as the model sees them.
+    """Masked sequences.
 
     Attributes:
         inputs: (B, L) token ids.

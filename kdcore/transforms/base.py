@@ -23,7 +23,7 @@ class TransformConfig(ComponentConfig):
 
 @dataclass(frozen=True)
 class ParameterSource:
-    """Where a parameter of the changed student comes from, so that the optimizer's state can follow it.
+    """The source of a changed student's parameter, by which the optimizer's state follows it.
 
     Attributes:
         name: name of the parameter in the student before the change.

@@ -19,7 +19,7 @@ from kdcore.training.runtime.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all parts of a training session share.
+    """Objects that all parts of a training session share.
 
     Attributes:
         plan: the checked recipe as objects, without weights.

@@ -50,7 +50,7 @@ def ending_on_request() -> Iterator[None]:
 
 
 class GracefulShutdown:
-    """While entered, SIGINT, SIGTERM and SIGUSR2 only set `requested`; a second SIGINT raises KeyboardInterrupt.
+    """Set `requested` on SIGINT, SIGTERM and SIGUSR2 while entered; a second SIGINT raises KeyboardInterrupt.
 
     Python cannot raise it while the main thread hangs in a collective whose peer has exited: then a thread, which still
     sees signals, ends the process a few seconds later with exit code 130.

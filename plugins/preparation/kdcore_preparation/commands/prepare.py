@@ -23,8 +23,8 @@ class PrepareCommand(Command):
     """Prepare raw text into a folder for `task.data`: read, clean, tokenise, pack and split it as a data recipe states.
 
     FOLDER appears when it is complete. Until then the work is in .FOLDER.preparing beside it. Start an interrupted
-    preparation again, even after SIGKILL, and it resumes there. The result is the same, byte for byte, whatever the
-    interruptions and the number of workers.
+    preparation again, even after SIGKILL, and it resumes there. The result is byte for byte independent of
+    interruptions and of the number of workers.
 
     Damaged text: everything readable is prepared, the damage is listed, and the exit code is 2; with --keep-going it
     is 0.

@@ -52,7 +52,7 @@ def reopen(
         progress: called regularly while data is prepared.
 
     Returns:
-        The data and its fingerprint: the run's if the recipe describes the run's data, whatever the format of either.
+        The data and its fingerprint: the run's if the recipe describes the run's data, in any format.
 
     Raises:
         DataError: the folder is damaged, or as `find_or_prepare`.
