@@ -16,7 +16,7 @@ DEEPSPEED = (
 """The classes of DeepSpeed in its model and optimizer files (0.19.8, ZeRO stages 0 to 2, all precisions)."""
 
 FORMAT_1 = (
-    "kdcore.training.engine.module.Term",
+    "kdcore.training.module.Term",
     "numpy.core.multiarray._reconstruct",
     "numpy._core.multiarray._reconstruct",
     "numpy.dtype",

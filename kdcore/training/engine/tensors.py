@@ -59,7 +59,7 @@ def write_tensors(content: Any, path: Path) -> None:
 
 @dataclass(frozen=True)
 class OldTerm:
-    """The key of a term in process files of format 1, which named the class `kdcore.training.engine.module.Term`."""
+    """The key of a term in process files of format 1, which named the class `kdcore.training.module.Term`."""
 
     label: str
     name: str
@@ -95,7 +95,7 @@ def _allowed(name: str) -> list[Any]:
     module, _, attribute = name.rpartition(".")
     if name in DEEPSPEED:
         return [(getattr(import_module(module), attribute), name)]
-    if name == "kdcore.training.engine.module.Term":
+    if name == "kdcore.training.module.Term":
         return [(OldTerm, name)]
     if name == "numpy.dtype":
         return [(np.dtype, name), np.dtypes.UInt32DType]
