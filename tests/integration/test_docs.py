@@ -131,7 +131,7 @@ def test_what_the_page_on_checkpoints_says_of_resuming_and_of_messages_is_so():
     row = next(line for line in page.splitlines() if line.endswith("| freely |"))
     free = set(run_folder._FREE_ON_RESUME) - {"training.budget"}
     assert set(re.findall(r"`([\w.]+)`", row)) == free
-    code = "".join(path.read_text(encoding="utf-8") for path in Path(run_folder.__file__).parent.glob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(run_folder.__file__).parents[1].rglob("*.py"))
     messages = re.findall(r"^\| `([^`]+)`", page.partition("## What to do when")[2], re.MULTILINE)
     assert len(messages) == 9
     for message in messages:
