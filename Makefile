@@ -8,12 +8,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \
 	mariadb-server
 
-.PHONY: help setup demo test test-browser test-faults test-resume test-slurm test-recipes bench lint clean
+.PHONY: help setup demo test test-browser test-faults test-install test-resume test-slurm test-recipes bench lint clean
 
 help:
 	@echo "make demo           distil a real teacher on real text and fine-tune both, in minutes on two CPU cores"
 	@echo "make test           check style, types, layers and behaviour"
 	@echo "make test-faults    kill, starve and damage real runs: nothing is lost (some of it needs root)"
+	@echo "make test-install   build all wheels and install them into new environments (minutes, 3 GB, a package index)"
 	@echo "make test-resume    resume with every precision, ZeRO stage and pair of process counts; prints a table (ten minutes)"
 	@echo "make test-browser   the comparison page in a real Chromium, which it installs (root, Debian)"
 	@echo "make test-slurm     the tests on a real SLURM of three nodes, which it installs and brings up here (root, Debian)"
@@ -43,6 +44,10 @@ test: setup lint
 # What disturbs whole processes and disks. What needs a mount is skipped where one may not.
 test-faults: setup
 	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/faults $(PYTEST_ARGUMENTS)
+
+# pip installs wheels and all their dependencies twice. Without a package index, only the wheels are checked.
+test-install: setup
+	$(BIN)/pytest tests/install $(PYTEST_ARGUMENTS)
 
 # PYTEST_ARGUMENTS="-m sample" runs the rows that continuous integration runs.
 test-resume: setup
