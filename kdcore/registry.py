@@ -23,10 +23,24 @@ from typing import Any, TypeVar
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from kdcore.errors import PluginError
 
 ComponentT = TypeVar("ComponentT", bound=type)
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """A requirement of a package on another one of kdcore's family that is not fulfilled.
+
+    Attributes:
+        what: the required package, its versions and the version found, for messages: `kdcore-x>=2 (found 1.0)`.
+        hint: what to install or upgrade.
+    """
+
+    what: str
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,8 @@ class Entry:
         version: the package's version.
         group: the entry point group, such as `kdcore.losses`.
         kdcore: the package's version specifier for kdcore, such as `<0.2,>=0.1`; empty if there is none.
-        unmet: the first required package of kdcore's family that is missing or has another version; empty if none.
+        unmet: the first required `kdcore-...` package that is missing, has another version, or lacks what it requires
+            itself; None if all fit.
     """
 
     name: str
@@ -49,7 +64,7 @@ class Entry:
     version: str
     group: str
     kdcore: str = ""
-    unmet: str = ""
+    unmet: Unmet | None = None
 
     @property
     def package(self) -> str:
@@ -148,14 +163,14 @@ class Registry:
                 f"but kdcore {_version()} is installed",
                 where=where,
                 key=key,
-                hint=f"Try `pip install --upgrade {entry.distribution}`, or install a matching version of kdcore.",
+                hint=_upgrade_hint(Requirement(f"kdcore{entry.kdcore}"), _version(), entry.distribution),
             )
         if entry.unmet:
             raise PluginError(
-                f"{self.kind} `{name}` comes from {entry.package}, which needs {entry.unmet}",
+                f"{self.kind} `{name}` comes from {entry.package}, which needs {entry.unmet.what}",
                 where=where,
                 key=key,
-                hint=f"Try `pip install --upgrade {entry.distribution}`.",
+                hint=entry.unmet.hint,
             )
         return entry
 
@@ -371,18 +386,33 @@ def _installed(_state: tuple[tuple[str, int], ...]) -> dict[str, list[Entry]]:
     found: dict[str, list[Entry]] = {}
     seen: set[str] = set()
     for distribution in metadata.distributions():
-        points = [point for point in distribution.entry_points if point.group in ALL]
-        # Of two installations of one package, Python imports the first on `sys.path`.
-        if not points or canonicalize_name(distribution.name) in seen:
+        try:
+            entries = _declared(distribution)
+        except Exception as error:  # metadata that an interrupted installation left must not stop other packages
+            place = getattr(distribution, "_path", "a package")
+            print(f"warning: {place} is ignored: its metadata is damaged ({describe_error(error)})", file=sys.stderr)
             continue
-        seen.add(canonicalize_name(distribution.name))
-        asked, unmet = _kdcore_versions(distribution), _unmet_requirement(distribution)
-        for point in points:
-            entry = Entry(point.name, point.value, distribution.name, distribution.version, point.group, asked, unmet)
-            found.setdefault(point.group, []).append(entry)
+        # Of two installations of one package, Python imports the first on `sys.path`.
+        if not entries or canonicalize_name(entries[0].distribution) in seen:
+            continue
+        seen.add(canonicalize_name(entries[0].distribution))
+        for entry in entries:
+            found.setdefault(entry.group, []).append(entry)
     for entries in found.values():
         entries.sort(key=lambda entry: (entry.name, entry.distribution))
     return found
+
+
+def _declared(distribution: metadata.Distribution) -> list[Entry]:
+    """Return the components that a package declares; raises any exception if its metadata is damaged."""
+    points = [point for point in distribution.entry_points if point.group in ALL]
+    if not points:
+        return []
+    name, version = distribution.name, distribution.version
+    if not name or not version:
+        raise ValueError("it has no name or no version")
+    asked, unmet = _kdcore_versions(distribution), _unmet_requirement(distribution, (canonicalize_name(name),))
+    return [Entry(point.name, point.value, name, version, point.group, asked, unmet) for point in points]
 
 
 def _kdcore_versions(distribution: metadata.Distribution) -> str:
@@ -391,21 +421,57 @@ def _kdcore_versions(distribution: metadata.Distribution) -> str:
     return ",".join(filter(None, specifiers))
 
 
-def _unmet_requirement(distribution: metadata.Distribution) -> str:
-    """Describe the first `kdcore-...` package that is required and missing, or has another version.
+def _unmet_requirement(distribution: metadata.Distribution, above: tuple[str, ...]) -> Unmet | None:
+    """Find the first requirement on a `kdcore-...` package, direct or indirect, that is not fulfilled.
 
     Such packages import each other inside commands, where a missing one would end in a traceback.
+
+    Args:
+        distribution: the package whose requirements are checked.
+        above: canonical names of that package and of those that require it. What the first of them requires of kdcore
+            itself is left out: it has a message of its own.
     """
     for requirement in _requirements(distribution):
-        if not canonicalize_name(requirement.name).startswith("kdcore-"):
+        name = canonicalize_name(requirement.name)
+        family = name.startswith("kdcore-") or (name == "kdcore" and len(above) > 1)
+        if not family or name in above:
             continue
         try:
-            installed = metadata.version(requirement.name)
+            required = metadata.distribution(name)
         except metadata.PackageNotFoundError:
-            return f"{requirement.name}, which is not installed"
-        if not requirement.specifier.contains(installed, prereleases=True):
-            return f"{requirement.name}{requirement.specifier} (found {installed})"
-    return ""
+            return Unmet(f"{requirement.name}, which is not installed", f"Run {_pip_install(requirement)}.")
+        if not requirement.specifier.contains(required.version or "", prereleases=True):
+            hint = _upgrade_hint(requirement, required.version, above[-1])
+            return Unmet(f"{requirement.name}{requirement.specifier} (found {required.version})", hint)
+        indirect = _unmet_requirement(required, (*above, name)) if name != "kdcore" else None
+        if indirect is not None:
+            return Unmet(f"{requirement.name} {required.version}, which needs {indirect.what}", indirect.hint)
+    return None
+
+
+def _upgrade_hint(required: Requirement, found: str, requiring: str) -> str:
+    """Return advice on a requirement whose installed version does not match: upgrade the older one of both packages."""
+    if _is_too_old(found, required):
+        return f"Run {_pip_install(required)}."
+    return f"Run `pip install --upgrade {requiring}`. If that is the newest version already: {_pip_install(required)}."
+
+
+def _is_too_old(found: str, required: Requirement) -> bool:
+    """Return whether a version lies below the lower bound of a requirement."""
+    try:
+        version = Version(found)
+        return any(
+            Version(one.version.removesuffix(".*")) >= version and not one.contains(version, prereleases=True)
+            for one in required.specifier
+            if one.operator in (">=", ">", "~=", "==")
+        )
+    except (InvalidVersion, TypeError):  # reinstalling repairs a package without a valid version
+        return True
+
+
+def _pip_install(requirement: Requirement) -> str:
+    whole = f"{requirement.name}{requirement.specifier}"
+    return f'`pip install "{whole}"`' if requirement.specifier else f"`pip install {whole}`"
 
 
 def _requirements(distribution: metadata.Distribution) -> Iterator[Requirement]:

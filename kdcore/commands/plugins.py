@@ -94,7 +94,7 @@ def _list() -> int:
     for entry in entries:
         notes = [] if entry.fits else [f"built for kdcore{entry.kdcore}"]
         if entry.fits and entry.unmet:
-            notes.append(f"needs {entry.unmet}")
+            notes.append(f"needs {entry.unmet.what}")
         others = [one.distribution for one in entries if (one.group, one.name) == (entry.group, entry.name)]
         if len(others) > 1:
             notes.append(f"in {len(others)} packages, use {entry.distribution}:{entry.name}")

@@ -80,8 +80,8 @@ def _distributions() -> Iterator[tuple[metadata.Distribution, list[str]]]:
     seen: set[str] = set()
     for distribution in metadata.distributions():
         points = [point for point in distribution.entry_points if point.group.startswith(_GROUP)]
-        name = distribution.name.lower().replace("_", "-")
-        if points and name not in seen:
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        if points and name not in {"", *seen}:
             seen.add(name)
             yield distribution, sorted({point.value.partition(":")[0].partition(".")[0] for point in points})
 

@@ -147,8 +147,11 @@ def test_a_plugin_for_another_kdcore_is_told_without_importing_it(packages, requ
     if fits:
         assert registry.schedulers.find("flat").fits
     else:
-        with pytest.raises(PluginError, match=r"built for kdcore[<>].*but kdcore 0\.1\.0 is installed"):
+        with pytest.raises(PluginError, match=r"built for kdcore[<>].*but kdcore 0\.1\.0 is installed") as caught:
             registry.schedulers.get("flat")
+        too_old = "Hint: Run `pip install --upgrade kdcore-flat`. If that is the newest version already: "
+        advice = {">": "Hint: Run ", "<": too_old}[requires[0][len("kdcore")]] + f'`pip install "{requires[0]}"`.'
+        assert str(caught.value).splitlines()[-1].strip() == advice
 
 
 @pytest.mark.parametrize(
@@ -193,20 +196,65 @@ class X(Base):
         kind.register("x")(odd_config.X)
 
 
+UPGRADE_FLAT = "Run `pip install --upgrade kdcore-flat`. If that is the newest version already: "
+
+
 @pytest.mark.parametrize(
-    ("requires", "words"),
+    ("requires", "what", "hint"),
     [
-        ("kdcore-helper>=2", r"needs kdcore-helper>=2 \(found 1\.0\)"),
-        ("kdcore-nowhere", "needs kdcore-nowhere, which is not installed"),
+        ("kdcore-helper>=2", "kdcore-helper>=2 (found 1.0)", 'Run `pip install "kdcore-helper>=2"`.'),
+        ("kdcore-helper>1.0", "kdcore-helper>1.0 (found 1.0)", 'Run `pip install "kdcore-helper>1.0"`.'),
+        ("kdcore-helper==2.*", "kdcore-helper==2.* (found 1.0)", 'Run `pip install "kdcore-helper==2.*"`.'),
+        ("kdcore-helper~=1.1", "kdcore-helper~=1.1 (found 1.0)", 'Run `pip install "kdcore-helper~=1.1"`.'),
+        (
+            "kdcore-helper<1",
+            "kdcore-helper<1 (found 1.0)",
+            UPGRADE_FLAT + '`pip install "kdcore-helper<1"`.',
+        ),
+        (
+            "kdcore-helper==0.9.*",
+            "kdcore-helper==0.9.* (found 1.0)",
+            UPGRADE_FLAT + '`pip install "kdcore-helper==0.9.*"`.',
+        ),
+        ("kdcore-nowhere", "kdcore-nowhere, which is not installed", "Run `pip install kdcore-nowhere`."),
+        ("kdcore-nowhere>=3", "kdcore-nowhere, which is not installed", 'Run `pip install "kdcore-nowhere>=3"`.'),
+        (
+            "kdcore-middle",
+            "kdcore-middle 0.5, which needs kdcore-helper>=4 (found 1.0)",
+            'Run `pip install "kdcore-helper>=4"`.',
+        ),
+        (
+            "kdcore-future",
+            "kdcore-future 9.0, which needs kdcore>=9 (found 0.1.0)",
+            'Run `pip install "kdcore>=9"`.',
+        ),
+        (
+            "kdcore-past",
+            "kdcore-past 0.0.1, which needs kdcore<0.1 (found 0.1.0)",
+            "Run `pip install --upgrade kdcore-past`. If that is the newest version already: "
+            '`pip install "kdcore<0.1"`.',
+        ),
     ],
 )
-def test_a_package_whose_own_requirement_does_not_fit_is_refused_without_importing_it(packages, requires, words):
+def test_a_package_whose_own_requirement_does_not_fit_is_refused_without_importing_it(packages, requires, what, hint):
     packages.install("kdcore-helper", {})
+    packages.install("kdcore-middle", {}, version="0.5", requires=("kdcore>=0.1", "kdcore-helper>=4"))
+    packages.install("kdcore-future", {}, version="9.0", requires=("kdcore>=9",))
+    packages.install("kdcore-past", {}, version="0.0.1", requires=("kdcore<0.1",))
     points = {"kdcore.schedulers:flat": "never_imported:Constant"}
     packages.install("kdcore-flat", points, requires=("kdcore>=0.1", "other>=3", requires))
-    with pytest.raises(PluginError, match=rf"kdcore-flat 1\.0, which {words}") as caught:
+    with pytest.raises(PluginError) as caught:
         registry.schedulers.get("flat")
-    assert "pip install --upgrade kdcore-flat" in str(caught.value)
+    message, advice = str(caught.value).splitlines()
+    assert message == f"scheduler `flat` comes from kdcore-flat 1.0, which needs {what}"
+    assert advice == f"  Hint: {hint}"
+
+
+def test_packages_that_require_each_other_are_used(packages):
+    packages.install("kdcore-helper", {}, requires=("kdcore-flat>=1",))
+    points = {"kdcore.schedulers:flat": "flat_cycle:Constant"}
+    packages.install("kdcore-flat", points, {"flat_cycle.py": SCHEDULER}, requires=("kdcore-helper>=1",))
+    assert registry.schedulers.get("flat").__name__ == "Constant"
 
 
 def test_a_package_whose_own_requirements_fit_is_used(packages):
@@ -215,3 +263,25 @@ def test_a_package_whose_own_requirements_fit_is_used(packages):
     requires = ("kdcore-helper>=1,<2", 'kdcore-nowhere>=1; extra == "more"')
     packages.install("kdcore-flat", points, {"flat_fits.py": SCHEDULER}, requires=requires)
     assert registry.schedulers.get("flat").__name__ == "Constant"
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"entry_points.txt": b"[kdcore.schedulers]\nthis is no entry point\n"},
+        {"entry_points.txt": b"\xff\xfe[kdcore.schedulers]\nflat = x:Y\n"},
+        {"METADATA": b"Metadata-Version: 2.1\nName: kdcore-bad\nVersion: 1.0\nSummary: \xff\n"},
+        {"METADATA": b"Metadata-Version: 2.1\nName: kdcore-bad\n"},
+        {"METADATA": None},
+    ],
+)
+def test_damaged_metadata_is_reported_and_stops_no_other_package(packages, capsys, damaged):
+    """As an installation or removal leaves it that was interrupted."""
+    packages.install("kdcore-bad", {"kdcore.schedulers:bad": "bad_metadata:X"})
+    (info,) = packages.folder.glob("*.dist-info")
+    for name, content in damaged.items():
+        (info / name).unlink() if content is None else (info / name).write_bytes(content)
+    assert registry.schedulers.get("linear").__module__ == "kdcore.schedulers.linear"
+    assert "bad" not in registry.schedulers.names()
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {info} is ignored: its metadata is damaged (")

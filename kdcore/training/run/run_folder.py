@@ -214,7 +214,7 @@ def exists(folder: Path) -> bool:
 def _environment() -> dict[str, Any]:
     versions = {}
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
+        name = distribution.metadata["Name"] or ""  # a removal that was interrupted may leave none
         if name in _PACKAGES or name.startswith("kdcore"):
             versions[name] = distribution.version
     return {"python": platform.python_version(), "packages": dict(sorted(versions.items())), "git": _git_state()}
