@@ -12,8 +12,8 @@ from importlib import metadata
 
 from kdcore.commands.base import Command
 from kdcore.commands.subcommands import added_subcommands, split_arguments
-from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, InputError, KdcoreError
-from kdcore.registry import Entry, commands, known_package
+from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, InputError, KdcoreError, PluginError
+from kdcore.registry import Entry, commands, describe_error, known_package
 from kdcore.training.runtime.shutdown import ending_on_request
 
 EXIT_BROKEN_PIPE = 141
@@ -79,7 +79,16 @@ def _run(name: str, arguments: list[str], program: str) -> int:
         parsed = _parse(parser, arguments)
     except SystemExit as stop:  # argparse has printed an error or the help
         return stop.code if isinstance(stop.code, int) else EXIT_INPUT
-    return command.run(parsed)
+    try:
+        return command.run(parsed)
+    except ImportError as error:
+        found = commands.find(name)
+        if not isinstance(found, Entry) or found.distribution == "kdcore":
+            raise
+        raise PluginError(
+            f"command `{name}` of {found.package} cannot import what it needs: {describe_error(error)}",
+            hint="Find the package to repair with `kdcore plugins check`, or a missing one with `pip check`.",
+        ) from error
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
