@@ -135,7 +135,7 @@ class Registry:
         if package:
             owner: str = canonicalize_name(package)
             own = [entry for entry in entries if canonicalize_name(entry.distribution) == owner]
-            if owner == "kdcore" and not own:  # recipes of kdcore 0.1 name what is in a package of its own by now
+            if owner == "kdcore" and not own:  # recipes of kdcore 0.1 name components that have moved to packages
                 owner = known_package(self.group, bare) or owner
                 own = [entry for entry in entries if canonicalize_name(entry.distribution) == owner]
             entries = own

@@ -71,7 +71,7 @@ class ExportOption(ABC):
 class JobQueue(ABC):
     """A scheduler's queue of jobs, such as SLURM's (registry `kdcore.job_queues`).
 
-    `kdcore runs list` reads every installed one to tell queued runs from lost ones.
+    `kdcore runs list` reads every installed one to distinguish queued from lost runs.
     """
 
     @abstractmethod

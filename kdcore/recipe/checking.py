@@ -290,7 +290,7 @@ class SectionWalker:
         return section if checked is None else checked.section
 
     def _component_file(self, marker: ComponentSection, file: Path, place: KeyPath) -> None:
-        """Check a section that is a file of its own; problems carry the file's lines and the recipe's key."""
+        """Check a section in a separate file; problems carry the file's lines and the recipe's key."""
         try:
             root = load_merged(file, (), {}).root
         except InputError as error:
@@ -314,7 +314,7 @@ def build_component(group: str, section: Mapping[str, Any], *, where: str | Path
         key: dotted place of the section in that file, for messages.
 
     Raises:
-        PluginError: `name` is missing, or there is no such component.
+        PluginError: `name` is missing, or the component does not exist.
         RecipeError: keys are wrong; all problems are listed.
     """
     place = tuple(key.split(".")) if key else ()

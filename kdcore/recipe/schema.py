@@ -49,7 +49,7 @@ class ComponentSection:
         group: the registry's entry point group.
         default: the component of a section without `name`; its name is left out of stored recipes. None requires a
             `name`.
-        file: whether a string that names an existing file stands for the section in that file. The string is kept, and
+        file: whether a string that names an existing file refers to the section in that file. The string is kept, and
             the file is checked together with the recipe.
     """
 

@@ -205,7 +205,7 @@ def test_what_is_odd_about_a_comparison_is_said(
         (["empty"], "empty: the folder contains no runs"),
         (["runs", "--by", "trainig.batch_size"], "Did you mean `training.batch_size`?"),
         (["runs", "--by", ","], "no key is given"),
-        (["runs", "--results", "empty"], "empty: there are no results"),
+        (["runs", "--results", "empty"], "empty: the folder contains no results"),
     ],
 )
 def test_what_cannot_be_compared(

@@ -46,7 +46,7 @@ def test_a_single_document_cannot_be_split() -> None:
 
 
 def test_sequences_that_all_name_their_split_cannot_be_moved() -> None:
-    with pytest.raises(DataError, match="none for `held_out`"):
+    with pytest.raises(DataError, match="none to `held_out`"):
         document_to_move({"train": 7, "held_out": 0}, [None], 0.1)
 
 

@@ -71,7 +71,7 @@ def half(raw: bytes) -> Callable[[Path], None]:
         ("a.xml", content(b"<mediawiki></mediawiki>"), "name: wikipedia", ["the dump contains no pages"]),
         ("a.hdf5", content(b"text"), "name: hdf5", ["a.hdf5: is damaged or not an HDF5 file"]),
         ("a.txt", content(b"text"), "name: hdf5", ["the folder contains no HDF5 files", "train_shard_0.hdf5"]),
-        ("a.txt", content(b"text"), "name: books, encoding: utf-9", ["corpora.0.encoding", "no encoding `utf-9`"]),
+        ("a.txt", content(b"text"), "name: books, encoding: utf-9", ["corpora.0.encoding", "unknown encoding `utf-9`"]),
     ],
 )
 def test_what_cannot_be_read_at_all_is_refused_and_leaves_nothing(

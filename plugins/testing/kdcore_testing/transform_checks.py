@@ -40,7 +40,7 @@ def check_transform(
         config: its keys in a recipe, without `name`; `at` may be left out.
 
     Raises:
-        AssertionError: says what does not hold.
+        AssertionError: names the violated requirement.
     """
     cls: Any = find_component("kdcore.transforms", name).cls if isinstance(name, str) else name
     transform: Transform = cls(cls.Config.model_validate({"at": 0.5, **(config or {})}))

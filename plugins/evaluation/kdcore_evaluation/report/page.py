@@ -79,7 +79,7 @@ def _remarks(remarks: Sequence[str]) -> str:
 def _scores(comparison: Comparison) -> str:
     table = comparison.table
     if not table.columns:
-        return "<p>There are no scores.</p>"
+        return "<p>No scores.</p>"
     head = "".join(f'<th scope="col">{escape(key)}</th>' for key in table.keys)
     head += "".join(f'<th scope="col" class="number">{escape(column.title)}</th>' for column in table.columns)
     parts = [f"<tbody>{_rows(table, table.groups)}</tbody>"]
