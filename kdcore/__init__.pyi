@@ -30,13 +30,6 @@ from .data.shard_writer import ShardWriter as ShardWriter
 from .data.shards import Masks as Masks
 from .data.shards import PreparedData as PreparedData
 from .data.shards import Sequences as Sequences
-from .data.staging import lock_of as lock_of
-from .data.staging import locked as locked
-from .data.staging import publish as publish
-from .data.staging import refuse_other_content as refuse_other_content
-from .data.staging import staged_folder as staged_folder
-from .data.staging import staging_of as staging_of
-from .data.staging import whole_file as whole_file
 from .data.tokenizers import SpecialIds as SpecialIds
 from .data.tokenizers import load_tokenizer as load_tokenizer
 from .data.tokenizers import special_ids as special_ids
@@ -146,6 +139,11 @@ from .training.run.run_status import run_status as run_status
 from .transforms.base import ParameterSource as ParameterSource
 from .transforms.base import Transform as Transform
 from .transforms.base import TransformConfig as TransformConfig
+from .utils.atomic import atomic_directory as atomic_directory
+from .utils.atomic import atomic_write as atomic_write
+from .utils.atomic import commit_directory as commit_directory
 from .utils.hashing import sha256_of_file as sha256_of_file
+from .utils.locks import lock_of as lock_of
+from .utils.locks import locked as locked
 
 __version__: str

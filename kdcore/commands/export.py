@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -37,21 +38,25 @@ class ExportCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Export, apply the options of packages, publish, and print where to."""
-        from kdcore.data.staging import staged_folder
         from kdcore.training.run.export import export_run
+        from kdcore.utils.atomic import atomic_directory
+        from kdcore.utils.locks import lock_of, locked
 
-        folder: Path = arguments.folder.absolute()
-        taken = InputError("the folder exists and is not empty", where=str(folder), hint="Give a new folder.")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise taken
-        with staged_folder(folder, finished="config.json") as staging:
-            if staging is None:  # another process has exported to it since
-                raise taken
-            export_run(arguments.run, staging, arguments.checkpoint)
-            for entry, option in self._options:
-                _apply(option, entry, staging, arguments)
+        folder = Path(os.path.abspath(arguments.folder))
+        _check_free(folder)
+        with locked(lock_of(folder)):
+            _check_free(folder)  # another process may have exported to it since
+            with atomic_directory(folder, finished="config.json") as staging:
+                export_run(arguments.run, staging, arguments.checkpoint)
+                for entry, option in self._options:
+                    _apply(option, entry, staging, arguments)
         print(f"exported to {folder}")
         return 0
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("the folder exists and is not empty", where=str(folder), hint="Give a new folder.")
 
 
 class _Probe(argparse.ArgumentParser):

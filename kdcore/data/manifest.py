@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdcore.data.staging import whole_file
 from kdcore.errors import DataError, Problem
+from kdcore.utils.atomic import atomic_write
 
 FORMAT_VERSION = 3
 OLDEST_FORMAT_VERSION = 1
@@ -166,7 +166,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 

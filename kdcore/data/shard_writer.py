@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdcore.data.manifest import RowType, ShardEntry
 from kdcore.data.shards import Ids, Masks
-from kdcore.data.staging import whole_file
+from kdcore.utils.atomic import atomic_write
 from kdcore.utils.hashing import sha256_of_file
 
 BATCH_BYTES = 32 * 2**20
@@ -106,7 +106,7 @@ class ShardWriter:
             number = len(self.shards)
             path = self._folder / (f"{self._name}-{number}.arrow" if number else f"{self._name}.arrow")
             self._path = path
-            self._writer = pyarrow.ipc.new_file(self._file.enter_context(whole_file(path)), batch.schema)
+            self._writer = pyarrow.ipc.new_file(self._file.enter_context(atomic_write(path)), batch.schema)
         self._writer.write_batch(batch)
         self._rows += self._filled
         self._batches += 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.trackers.base import Tracker
+from kdcore.utils.atomic import atomic_write
 
 METRICS = "metrics.jsonl"
 
@@ -53,9 +53,8 @@ class JsonLinesTracker(Tracker):
         """Drop rows after `step` and a truncated last row."""
         self._file.close()
         kept = [row for row in rows_of(self.path.read_text(encoding="utf-8", errors="replace")) if row["step"] <= step]
-        staging = self.path.with_suffix(".staging")
-        staging.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(staging, self.path)
+        with atomic_write(self.path) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = self.path.open("a", encoding="utf-8")
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from kdcore import InputError, load_preparation, load_recipe
+from kdcore import InputError, atomic_directory, load_preparation, load_recipe
 
 _GROUP = "kdcore."
 _RECIPE = "recipe.yaml"
@@ -25,20 +25,16 @@ def copy_code(folder: Path) -> None:
     Raises:
         InputError: a package cannot be copied.
     """
-    staging = folder.with_name(f".staging-{folder.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    for distribution, modules in _distributions():
-        for module in modules:
-            _copy_module(module, staging)
-        info = staging / f"{distribution.name.replace('-', '_')}-{distribution.version}.dist-info"
-        info.mkdir()
-        for name in ("METADATA", "entry_points.txt"):
-            text = distribution.read_text(name)
-            if text is not None:
-                (info / name).write_text(text, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    with atomic_directory(folder, replace=True) as staging:
+        for distribution, modules in _distributions():
+            for module in modules:
+                _copy_module(module, staging)
+            info = staging / f"{distribution.name.replace('-', '_')}-{distribution.version}.dist-info"
+            info.mkdir()
+            for name in ("METADATA", "entry_points.txt"):
+                text = distribution.read_text(name)
+                if text is not None:
+                    (info / name).write_text(text, encoding="utf-8")
 
 
 def copy_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Path:

@@ -19,7 +19,7 @@ import submitit
 from pydantic import ValidationError
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from kdcore import InputError, MachineError
+from kdcore import InputError, MachineError, atomic_write
 from kdcore_launch import history, slurm
 from kdcore_launch.job import Job
 from kdcore_launch.profile import Profile
@@ -69,9 +69,8 @@ class Submission:
             "jobs": [{"folder": str(job.folder), "arguments": job.arguments} for job in self.jobs],
         }
         folder.mkdir(parents=True, exist_ok=True)
-        staging = folder / f".staging-{_FILE}"
-        staging.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        os.replace(staging, folder / _FILE)
+        with atomic_write(folder / _FILE) as file:
+            file.write(json.dumps(note, indent=2).encode() + b"\n")
 
 
 def stored_in(folder: Path) -> Path | None:

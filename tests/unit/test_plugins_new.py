@@ -120,7 +120,7 @@ def test_nothing_half_written_is_left_when_the_disk_fails(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr(os, "replace", fail)
     assert new("mine", "loss") == 1
     assert "No space left on device" in capsys.readouterr().err
     assert list(folder.iterdir()) == []

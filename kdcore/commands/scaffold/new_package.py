@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import keyword
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, resources
@@ -19,6 +16,7 @@ from packaging.version import Version
 
 from kdcore.errors import InputError, MachineError
 from kdcore.registry import ALL, Registry
+from kdcore.utils.atomic import atomic_directory
 
 MAX_NAME = 30
 """Maximum length of a component's name, so that generated lines pass the line length check of the package."""
@@ -98,19 +96,13 @@ def new_package(package: str, kinds: Sequence[str], parent: Path) -> list[Path]:
         raise InputError("already exists", where=str(folder), hint="choose another name, or remove it first")
     _check_free(package, module, name, kinds)
     files = _files(package, module, name, kinds)
-    staging: Path | None = None
     try:
-        staging = Path(tempfile.mkdtemp(dir=parent, prefix=f".{package}.staging-"))
-        for file, text in files.items():
-            (staging / file).parent.mkdir(parents=True, exist_ok=True)
-            (staging / file).write_text(text, encoding="utf-8")
-        staging.chmod((staging / module).stat().st_mode & 0o777)  # default permissions instead of those of mkdtemp
-        os.rename(staging, folder)
+        with atomic_directory(folder) as staging:
+            for file, text in files.items():
+                (staging / file).parent.mkdir(parents=True, exist_ok=True)
+                (staging / file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise MachineError(f"{folder} cannot be written: {error.strerror}") from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
     return [Path(package) / file for file in files]
 
 

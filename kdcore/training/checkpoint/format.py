@@ -9,7 +9,6 @@ RUN/.has-checkpoints                          marks a run that has written check
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -27,6 +26,7 @@ from typing import Any
 from kdcore.errors import InputError, Problem, first_line
 from kdcore.training.engine import ENGINE_FOLDER
 from kdcore.training.engine.pickled_names import foreign_names
+from kdcore.utils.atomic import atomic_write, commit_directory, restore_replaced, staging_folder, sync_folder
 
 logger = logging.getLogger("kdcore")
 
@@ -34,8 +34,6 @@ STATE = "state.json"
 _MANIFEST = "manifest.json"
 _LATEST = "latest"
 _MARK = ".has-checkpoints"
-_STAGING = ".staging-"
-_REPLACED = ".replaced-"
 _REMOVED = ".removed-"
 _NAME = re.compile(r"step-([0-9]{7,18})")
 _FILE = re.compile(
@@ -104,11 +102,6 @@ class _NewerError(_DamagedError):
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
     """Return the folder of the checkpoint of a step."""
     return run_folder / "checkpoints" / f"step-{step:07d}"
-
-
-def staging_folder(folder: Path) -> Path:
-    """Return the staging folder of a checkpoint."""
-    return folder.with_name(_STAGING + folder.name)
 
 
 def step_of(folder: Path) -> int:
@@ -343,18 +336,6 @@ def describe_file(path: Path, *, sync: bool = False) -> FileEntry:
         return FileEntry(os.fstat(file.fileno()).st_size, digest)
 
 
-def sync_files(folder: Path) -> None:
-    """Flush the files of a folder to disk.
-
-    Raises:
-        OSError: the disk fails.
-    """
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
 def make_staging(folder: Path) -> Path:
     """Create an empty staging folder for a checkpoint, including the engine's folder."""
     staging = staging_folder(folder)
@@ -387,40 +368,24 @@ def commit(
     _write(staging / STATE, json.dumps(asdict(state), indent=2) + "\n")
     manifest = {**files, STATE: describe_file(staging / STATE)}
     _write(staging / _MANIFEST, _dump(manifest, _FORMAT))
-    for inner in {path.parent for path in (staging / name for name in manifest)}:
-        _sync_folder(inner)
-    check()
-    replaced = folder.with_name(_REPLACED + folder.name)
-    if folder.exists():  # keep the old one until the new one is in place
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.replace(folder, replaced)
-    os.replace(staging, folder)
-    _sync_folder(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-    pointer = folder.with_name(_LATEST)
-    _write(pointer.with_name(_STAGING + _LATEST), folder.name)
-    os.replace(pointer.with_name(_STAGING + _LATEST), pointer)
-    _sync_folder(folder.parent)
+    commit_directory(staging, folder, replace=True, check=check)
+    _write(folder.with_name(_LATEST), folder.name)
+    sync_folder(folder.parent)
     run_folder = folder.parent.parent
     if not (run_folder / _MARK).exists():
         _write(
             run_folder / _MARK, "This run has written checkpoints. If all are lost, it does not restart from step 0.\n"
         )
-        _sync_folder(run_folder)
+        sync_folder(run_folder)
     _let_go(run_folder, state.step, keep)
 
 
 def clean_up(run_folder: Path) -> None:
     """Clean up after a run that was killed while writing a checkpoint. Call it only while holding the run lock."""
     folder = run_folder / "checkpoints"
-    for replaced in folder.glob(f"{_REPLACED}*"):
-        original = folder / replaced.name.removeprefix(_REPLACED)
-        if original.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:  # killed between the two renames
-            os.replace(replaced, original)
-    for rest in [*folder.glob(f"{_STAGING}*"), *folder.glob(f"{_REMOVED}*")]:
-        shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink()
+    restore_replaced(folder)
+    for removed in folder.glob(f"{_REMOVED}*"):
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def size_of(folder: Path) -> int:
@@ -544,19 +509,5 @@ def _dump(files: Mapping[str, FileEntry], number: int) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems support this for files only
-            raise
-    finally:
-        os.close(descriptor)
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -32,6 +32,7 @@ from kdcore.training.checkpoint.process_state import (
 from kdcore.training.engine.engine import Engine
 from kdcore.training.runtime.collectives import all_gather, broadcast_from_main
 from kdcore.training.runtime.distributed import DistributedContext
+from kdcore.utils.atomic import staging_folder
 
 logger = logging.getLogger("kdcore")
 
@@ -110,7 +111,7 @@ class Checkpoints:
         """
         self.wait()
         folder = files.checkpoint_folder(self._run_folder, state.step)
-        staging = files.staging_folder(folder)
+        staging = staging_folder(folder)
         self._make_room(folder, engine)
         error = None
         try:
@@ -154,7 +155,7 @@ class Checkpoints:
         wrong = [text for text in texts if text is not None]
         if wrong:
             if self._processes.is_main:
-                shutil.rmtree(files.staging_folder(folder), ignore_errors=True)
+                shutil.rmtree(staging_folder(folder), ignore_errors=True)
             raise MachineError(self._text(folder, "; ".join(wrong))) from error
 
     def _finish(self, folder: Path, state: TrainingState, written: Sequence[Path]) -> None:
@@ -165,7 +166,7 @@ class Checkpoints:
             self._failure = error
 
     def _finished(self, folder: Path, state: TrainingState, written: Sequence[Path]) -> KdcoreError | None:
-        staging = files.staging_folder(folder)
+        staging = staging_folder(folder)
         part: dict[str, FileEntry] | str
         try:
             part = {path.relative_to(staging).as_posix(): files.describe_file(path, sync=True) for path in written}

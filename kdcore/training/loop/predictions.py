@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from kdcore.tasks.base import Split, Task
 from kdcore.training.loop.batches import held_out_batches
 from kdcore.training.runtime.collectives import all_gather, broadcast_from_main
 from kdcore.training.runtime.distributed import DistributedContext
+from kdcore.utils.atomic import atomic_directory
 
 SCORES = "scores.json"
 
@@ -102,21 +101,14 @@ def write_predictions(
     scores = task.scores("held_out", outputs["held_out"]) if "held_out" in outputs else {}
 
     def write() -> None:
-        staging = folder.with_name(f".staging-{folder.name}")
         try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            for split in splits:
-                task.write_predictions(staging, split, outputs[split])
-            content = {"export": f"{source.parent.name}/{source.name}", "scores": scores}
-            (staging / SCORES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            check()
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(staging, folder)
+            with atomic_directory(folder, replace=True, check=check) as staging:
+                for split in splits:
+                    task.write_predictions(staging, split, outputs[split])
+                content = {"export": f"{source.parent.name}/{source.name}", "scores": scores}
+                (staging / SCORES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise MachineError(f"{folder}: the predictions cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     broadcast_from_main(processes, write)
     return scores

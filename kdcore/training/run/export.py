@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +17,11 @@ from kdcore.models.encoder import TransformersEncoder
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.recipe.yaml import dump_yaml
 from kdcore.tasks.base import Task
-from kdcore.training.checkpoint.format import checkpoint_folder, latest_checkpoint, read_state, require_good, sync_files
+from kdcore.training.checkpoint.format import checkpoint_folder, latest_checkpoint, read_state, require_good
 from kdcore.training.engine.engine import float32_student_of
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.run_folder import stored_data
+from kdcore.utils.atomic import atomic_directory
 
 
 def export_student(
@@ -49,23 +49,15 @@ def export_student(
     Raises:
         MachineError: the disk fails.
     """
-    staging = folder.with_name(f".staging-{folder.name}")
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        student.export(staging, weights)
-        task.save_tokenizer(staging)
-        (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
-        for file in staging.iterdir():
-            file.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner can read
-        sync_files(staging)
-        check()
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(staging, folder)
+        with atomic_directory(folder, replace=True, check=check) as staging:
+            student.export(staging, weights)
+            task.save_tokenizer(staging)
+            (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
+            for file in staging.iterdir():
+                file.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner can read
     except (OSError, SafetensorError) as error:
         raise MachineError(f"{folder}: the student cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -10,12 +10,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdcore.data.staging import whole_file
 from kdcore.errors import DataError, Problem, RecipeError
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.tasks.base import StoredData
 from kdcore.training.checkpoint.format import describe_file
 from kdcore.training.engine.engine import zero_stage
+from kdcore.utils.atomic import atomic_write
 
 _RECIPE = "recipe.yaml"
 _ENVIRONMENT = "environment.json"
@@ -231,7 +231,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

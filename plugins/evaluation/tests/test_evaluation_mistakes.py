@@ -17,10 +17,10 @@ from kdcore_evaluation.run.suite import Suite
 from kdcore_evaluation.run.trials import make_trials, read_task
 
 from kdcore.commands.main import main
-from kdcore.data.staging import locked
 from kdcore.recipe.loading import load_config
 from kdcore.recipe.paths import shipped_recipes
 from kdcore.training.runtime.shutdown import ending_on_request
+from kdcore.utils.locks import locked
 
 SUITE = """\
 name: tiny

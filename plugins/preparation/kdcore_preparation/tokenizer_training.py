@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import re
 from collections import Counter
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from kdcore import DataError, load_tokenizer, staged_folder
+from kdcore import DataError, atomic_directory, load_tokenizer, lock_of, locked
 from kdcore_preparation.readers.cleaning import cut_text
 
 TokenizerKind = Literal["unigram", "bpe", "wordpiece"]
@@ -83,16 +84,17 @@ def train_tokenizer(
     lines = sample.lines()
     if not lines:
         raise DataError("the corpora contain no text to train a tokenizer on")
-    with staged_folder(folder, finished="tokenizer.json") as staging:
-        if staging is None:
-            raise _in_the_way(folder)
-        if kind == "wordpiece":
-            tokenizer = _wordpiece(lines, vocabulary, lowercase)
-        else:
-            (staging / SENTENCEPIECE_MODEL).write_bytes(_sentencepiece(lines, kind, vocabulary, lowercase))
-            tokenizer = load_tokenizer(str(staging / SENTENCEPIECE_MODEL))
-        tokenizer.save_pretrained(staging)
-        tokens_a_word, unknown = _quality(tokenizer, lines)
+    target = Path(os.path.abspath(folder))
+    with locked(lock_of(target)):
+        check_free(folder)  # another process may have written it since
+        with atomic_directory(target, finished="tokenizer.json") as staging:
+            if kind == "wordpiece":
+                tokenizer = _wordpiece(lines, vocabulary, lowercase)
+            else:
+                (staging / SENTENCEPIECE_MODEL).write_bytes(_sentencepiece(lines, kind, vocabulary, lowercase))
+                tokenizer = load_tokenizer(str(staging / SENTENCEPIECE_MODEL))
+            tokenizer.save_pretrained(staging)
+            tokens_a_word, unknown = _quality(tokenizer, lines)
     return TrainedTokenizer(folder, len(tokenizer), sample.characters, sample.kept, tokens_a_word, unknown)
 
 

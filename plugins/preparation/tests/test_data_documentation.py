@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from kdcore_preparation.pipeline.data_recipe import DataRecipe
+from kdcore_preparation.pipeline.prepare import staging_of
 from ruamel.yaml import YAML
 
-from kdcore.data.staging import staging_of
 from kdcore.recipe.fields import key_table
 from kdcore.recipe.loading import load_config
 from kdcore.tasks.masked_lm import MaskedLM

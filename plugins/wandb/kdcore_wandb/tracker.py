@@ -13,7 +13,7 @@ from typing import Any, Literal
 import wandb
 from pydantic import Field
 
-from kdcore import ComponentConfig, InputError, MachineError, Tracker, load_recipe
+from kdcore import ComponentConfig, InputError, MachineError, Tracker, atomic_write, load_recipe
 
 logger = logging.getLogger("kdcore")
 
@@ -129,9 +129,8 @@ class WandbTracker(Tracker):
             ) from error
 
     def _write_state(self) -> None:
-        staging = self._state_file.with_suffix(".staging")
-        staging.write_text(json.dumps({"id": self._id, "step": self._logged}) + "\n", encoding="utf-8")
-        os.replace(staging, self._state_file)
+        with atomic_write(self._state_file) as file:
+            file.write(json.dumps({"id": self._id, "step": self._logged}).encode() + b"\n")
 
     def _give_up(self, error: Exception) -> None:
         logger.warning(f"wandb failed, training continues without it: {type(error).__name__}: {error}")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kdcore import Command, InputError, whole_file
+from kdcore import Command, InputError, atomic_write
 
 
 class RecipeImportCommand(Command):
@@ -77,7 +77,7 @@ def _write_new(file: Path, text: str) -> None:
     if file.exists():
         raise InputError("the file exists already", where=str(file), hint="Remove it, or choose another --output.")
     try:
-        with whole_file(file) as whole:
+        with atomic_write(file) as whole:
             whole.write(text.encode())
     except OSError as error:
         raise InputError(f"the file cannot be written: {error.strerror}", where=str(file)) from error

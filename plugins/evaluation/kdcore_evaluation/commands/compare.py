@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore import Command, InputError, whole_file
+from kdcore import Command, InputError, atomic_write
 
 if TYPE_CHECKING:
     from kdcore_evaluation.report.comparison import Results
@@ -119,7 +119,7 @@ def _absolute(path: Path) -> Path:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(text.encode())
     except OSError as error:
         raise InputError(f"the page cannot be written: {error.strerror}", where=str(path)) from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from kdcore_supervised import metrics_of
 
-from kdcore import DataError, read_metrics, whole_file
+from kdcore import DataError, atomic_write, read_metrics
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel
 from kdcore_evaluation.run.results import ResultRow, relative
 from kdcore_evaluation.run.trials import TaskData, Trial
@@ -41,7 +41,7 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     whole = {"versions": versions(), **outcome, "finished": finished}
-    with whole_file(folder / RESULT) as file:
+    with atomic_write(folder / RESULT) as file:
         file.write(json.dumps(whole, indent=1).encode() + b"\n")
 
 

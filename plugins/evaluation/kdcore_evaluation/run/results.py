@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from kdcore import DataError, whole_file
+from kdcore import DataError, atomic_write
 
 JSON_LINES = "results.jsonl"
 PARQUET = "results.parquet"
@@ -91,11 +91,11 @@ def write_rows(folder: Path, rows: Sequence[ResultRow]) -> None:
     from pyarrow import parquet
 
     lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
-    with whole_file(folder / JSON_LINES) as file:
+    with atomic_write(folder / JSON_LINES) as file:
         file.write(lines.encode())
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(ResultRow)}
     schema = pyarrow.schema([(name, _arrow_type(hint)) for name, hint in get_type_hints(ResultRow).items()])
-    with whole_file(folder / PARQUET) as file:
+    with atomic_write(folder / PARQUET) as file:
         parquet.write_table(pyarrow.table(columns, schema=schema), file)
 
 

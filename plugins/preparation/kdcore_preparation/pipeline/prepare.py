@@ -19,14 +19,12 @@ from kdcore import (
     Problem,
     SpecialTokens,
     SplitEntry,
+    commit_directory,
     load_tokenizer,
     lock_of,
     locked,
-    publish,
-    refuse_other_content,
     row_dtype,
     special_ids,
-    staging_of,
     vocabulary_size,
     write_json,
     write_manifest,
@@ -262,11 +260,11 @@ class _PreparationRun:
                 shutil.rmtree(staging, ignore_errors=True)  # a restart would raise the same error
                 raise
         _remove_all_but_the_result(staging)
-        publish(staging, folder, PreparedData.MANIFEST)
+        commit_directory(staging, folder, finished=PreparedData.MANIFEST)
 
     def _open_staging(self, folder: Path, *, may_clear: bool) -> Path:
         """Open the folder of an unfinished preparation of the same data, or create a new one."""
-        refuse_other_content(folder, PreparedData.MANIFEST)
+        _refuse_other_content(folder)
         staging = staging_of(folder)
         plan = staging / _PLAN
         if plan.is_file():
@@ -360,6 +358,22 @@ class _PreparationRun:
         if not (folder / PreparedData.MANIFEST).is_file():
             hint = "finished pieces are kept: run the same command again to resume"
             raise MachineError(f"{folder}: the data cannot be prepared: {error}\n  {hint}") from error
+
+
+def staging_of(folder: Path) -> Path:
+    """Return the path of an unfinished preparation. It is kept when the process ends, so that it can be resumed."""
+    return folder.with_name(f".{folder.name}.preparing")
+
+
+def _refuse_other_content(folder: Path) -> None:
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / PreparedData.MANIFEST).is_file())
+    ):
+        raise DataError(
+            "is not empty and not a folder of prepared data",
+            where=str(folder),
+            hint="choose another folder",
+        )
 
 
 def _remove_all_but_the_result(staging: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore import Corpus, row_dtype, special_ids, whole_file
+from kdcore import Corpus, atomic_write, row_dtype, special_ids
 from kdcore_preparation.pipeline.data_recipe import DataRecipe
 from kdcore_preparation.pipeline.document_batches import EncodedDocuments, read_batches, write_batch
 from kdcore_preparation.pipeline.duplicates import repeated
@@ -163,7 +163,7 @@ class Work:
         dtype = row_dtype(self._vocab_size)
         keys: list[NDArray[np.uint64]] = []
         documents = tokens = 0
-        with whole_file(self._records.path(number, "tokens")) as file:
+        with atomic_write(self._records.path(number, "tokens")) as file:
             for batch in reader.batches():
                 write_batch(file, batch, dtype)
                 if isinstance(batch, EncodedDocuments):
@@ -172,7 +172,7 @@ class Work:
                     tokens += batch.tokens.size
                 counter.at(documents=documents, tokens=tokens, bytes_done=reader.bytes_done)
                 self._report_progress()
-        with whole_file(self._records.path(number, "keys.npy")) as file:
+        with atomic_write(self._records.path(number, "keys.npy")) as file:
             np.save(file, np.concatenate([*keys, np.empty(0, np.uint64)]))
         record = TokenisedUnit(documents=documents, tokens=tokens, report=reader.report, damages=reader.damages)
         self._records.write(number, record)

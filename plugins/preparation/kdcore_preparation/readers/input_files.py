@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from kdcore import DataError, sha256_of_file, whole_file
+from kdcore import DataError, atomic_write, sha256_of_file
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -172,7 +172,7 @@ class FileHashes:
             return
         with suppress(OSError):  # a shared cache may be read-only
             self._store.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self._store) as file:
+            with atomic_write(self._store) as file:
                 file.write(json.dumps(self._known).encode())
 
 
