@@ -145,5 +145,9 @@ from .utils.atomic import commit_directory as commit_directory
 from .utils.hashing import sha256_of_file as sha256_of_file
 from .utils.locks import lock_of as lock_of
 from .utils.locks import locked as locked
+from .utils.subprocesses import STOP_SIGNALS as STOP_SIGNALS
+from .utils.subprocesses import Supervisor as Supervisor
+from .utils.subprocesses import kill_with_parent as kill_with_parent
+from .utils.subprocesses import shell_code as shell_code
 
 __version__: str

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the file cannot be written.
     """
-    staging = path.with_name(f"{STAGING}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    staging = path.with_name(f"{STAGING}{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with staging.open("wb") as file:
             yield file

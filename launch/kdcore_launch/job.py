@@ -20,10 +20,18 @@ from types import FrameType
 
 import submitit
 
-from kdcore import InputError, KdcoreError, MachineError, TrainingError, run_status
+from kdcore import (
+    EXIT_INTERRUPTED,
+    STOP_SIGNALS,
+    InputError,
+    KdcoreError,
+    MachineError,
+    Supervisor,
+    TrainingError,
+    run_status,
+)
 from kdcore_launch import history, slurm
 from kdcore_launch.ports import free_port
-from kdcore_launch.process import INTERRUPTED, STOP_SIGNALS, Stop
 from kdcore_launch.profile import Profile
 
 _EXIT_INPUT, _EXIT_MACHINE, _EXIT_TRAINING = InputError.exit_code, MachineError.exit_code, TrainingError.exit_code
@@ -181,13 +189,13 @@ class _SlurmStart:
                 return certain
         if len(codes) == self.profile.world_size and not any(codes.values()):
             return 0
-        if INTERRUPTED in codes.values() and set(codes.values()) <= {0, INTERRUPTED}:
-            return INTERRUPTED
+        if EXIT_INTERRUPTED in codes.values() and set(codes.values()) <= {0, EXIT_INTERRUPTED}:
+            return EXIT_INTERRUPTED
         return _EXIT_MACHINE  # srun's exit code is not reliable: it is 0 if SLURM has lost the node
 
     def _show_cause(self, code: int) -> None:
         """Print the log of the process that ended the run, unless it is process 0, whose output is in this log."""
-        if code in (0, INTERRUPTED):
+        if code in (0, EXIT_INTERRUPTED):
             return
         codes = self._codes()
         ends = [f"rank {rank}: {own}" for rank, own in codes.items()]
@@ -202,7 +210,7 @@ class _SlurmStart:
 
     def _end(self, code: int) -> None:
         """Requeue the job if a restart may help, and record the decision."""
-        again = code in (INTERRUPTED, _EXIT_MACHINE)
+        again = code in (EXIT_INTERRUPTED, _EXIT_MACHINE)
         again |= code == _EXIT_TRAINING and self.profile.restarts.after_training_failed
         if not again:
             self._note_end(code, requeued=False)
@@ -218,7 +226,7 @@ class _SlurmStart:
             return
         if info is not None and info.state != "RUNNING" and not info.timed_out:
             self._log(f"exit code {code}; the job was cancelled")
-            self._note_end(INTERRUPTED, requeued=False)
+            self._note_end(EXIT_INTERRUPTED, requeued=False)
             return
         self._check_limit(run_status(self.job.folder).saved_step)
         # Recorded first, because SLURM ends this process as soon as the job is requeued.
@@ -265,17 +273,17 @@ def _run_here(job: Job, environment: submitit.JobEnvironment) -> int:
     if job.arguments[0] == "train" and processes > 1:
         command += ["--processes", str(processes)]
     name, restart = environment.job_id, 0
-    stop = Stop()
-    while True:
-        step = run_status(job.folder).saved_step
-        history.append(job.folder, "start", name, restart=restart, step=step, local=True)
-        code = stop.run(command)
-        code = _EXIT_MACHINE if code < 0 else code
-        saved = run_status(job.folder).saved_step
-        tried = history.restarts_without_progress(job.folder, name, saved)
-        again = code == _EXIT_MACHINE or (code == _EXIT_TRAINING and job.profile.restarts.after_training_failed)
-        again = again and not stop.came and tried <= job.profile.restarts.without_progress
-        history.append(job.folder, "end", name, restart=restart, code=code, step=saved, requeued=again, local=True)
-        if not again:
-            return code
-        restart += 1
+    with Supervisor(sessions=False) as supervisor:
+        while True:
+            step = run_status(job.folder).saved_step
+            history.append(job.folder, "start", name, restart=restart, step=step, local=True)
+            code = supervisor.run(command)
+            code = _EXIT_MACHINE if code < 0 else code
+            saved = run_status(job.folder).saved_step
+            tried = history.restarts_without_progress(job.folder, name, saved)
+            again = code == _EXIT_MACHINE or (code == _EXIT_TRAINING and job.profile.restarts.after_training_failed)
+            again = again and not supervisor.interrupted and tried <= job.profile.restarts.without_progress
+            history.append(job.folder, "end", name, restart=restart, code=code, step=saved, requeued=again, local=True)
+            if not again:
+                return code
+            restart += 1

@@ -13,6 +13,8 @@ from pathlib import Path
 import kdcore_launch
 import pytest
 
+import kdcore
+
 KDCORE = """
 import os
 import signal
@@ -36,7 +38,9 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts one process; `kdcore` is the script above."""
     package = tmp_path / "site" / "kdcore"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("", encoding="utf-8")
+    for path in Path(kdcore.__file__).parent.iterdir():
+        if path.name != "__main__.py":
+            (package / path.name).symlink_to(path)
     (package / "__main__.py").write_text(KDCORE, encoding="utf-8")
     records = tmp_path / "records"
     records.mkdir()
@@ -85,8 +89,8 @@ def test_a_signal_reaches_kdcore_and_ends_in_130(start, tmp_path, number, ready)
 
 
 def test_what_a_signal_forestalls_is_not_started(tmp_path):
-    code = "import os, signal, sys; from kdcore_launch.process import Stop; stop = Stop()\n"
-    code += "os.kill(os.getpid(), signal.SIGTERM); sys.exit(stop.run(['touch', 'started']))"
+    code = "import os, signal, sys; from kdcore import Supervisor\nwith Supervisor() as supervisor:\n"
+    code += "    os.kill(os.getpid(), signal.SIGTERM); sys.exit(supervisor.run(['touch', 'started']))"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 130
     assert not (tmp_path / "started").exists()
 

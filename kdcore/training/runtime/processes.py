@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
-from kdcore.errors import EXIT_INTERRUPTED, EXIT_MACHINE, MachineError
-from kdcore.training.runtime.shutdown import STOP_SIGNALS
+from kdcore.errors import EXIT_MACHINE, MachineError
+from kdcore.utils.subprocesses import Supervisor
 
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.05
@@ -34,11 +32,10 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         MachineError: a process was killed by a signal, or hung after the others had failed and was killed.
     """
     command = [sys.executable, "-m", "kdcore.commands.main", *arguments]
-    started: list[subprocess.Popen[bytes]] = []
     with (
         tempfile.TemporaryDirectory(prefix="kdcore-") as folder,
         held_port() as port,
-        _passing_on(started) as passed_on,
+        Supervisor() as supervisor,
     ):
         environment = dict(os.environ)
         environment |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -46,21 +43,19 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         for rank in range(count):
             output = None if rank == 0 else (Path(folder) / str(rank)).open("wb")
             own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # A separate process group: Ctrl-C reaches only this process, which forwards it once.
-            started.append(subprocess.Popen(command, env=own, stdout=output, stderr=output, start_new_session=True))
+            supervisor.start(command, environment=own, output=output)
             if output is not None:
                 output.close()
-        for number, known in passed_on.items():  # forward signals that arrived while processes were being started
-            _send(started[known:], number)
-        end = _wait(started)
+        end = _wait(supervisor)
         if end is None:
             return 0
-        code = started[end.cause].returncode
-        if -code in passed_on:  # the signal arrived before the process had installed its handler
-            return EXIT_INTERRUPTED
+        cause = supervisor.processes[end.cause]
+        code = supervisor.code_of(cause)
+        if code != cause.returncode:  # a forwarded signal killed it during its start
+            return code
         if code < 0:
             raise MachineError(f"process {end.cause} was killed by signal {signal.Signals(-code).name}")
-        if started[0].returncode != code:
+        if supervisor.processes[0].returncode != code:
             message = (Path(folder) / str(end.cause)).read_text(encoding="utf-8", errors="replace")
             sys.stderr.write(message[-20_000:])
         if code == EXIT_MACHINE and end.silent:
@@ -82,29 +77,6 @@ def held_port() -> Iterator[int]:
         yield port
 
 
-@contextmanager
-def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[Mapping[int, int]]:
-    """Forward stop signals to all processes; yield signal -> number of processes when it arrived."""
-    came: dict[int, int] = {}
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        came.setdefault(number, len(processes))
-        _send(processes, number)
-
-    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
-    try:
-        yield came
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(number)
-
-
 @dataclass(frozen=True)
 class _End:
     """The end of processes of which one failed.
@@ -118,13 +90,14 @@ class _End:
     silent: dict[int, str] = field(default_factory=dict)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> _End | None:
+def _wait(supervisor: Supervisor) -> _End | None:
     """Wait for all; once one has failed, end the others. Return None if none failed."""
+    processes = supervisor.processes
     while True:
         codes = [process.poll() for process in processes]
         failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
         if failed:
-            silent = _end_the_others(processes)
+            silent = _end_the_others(supervisor)
             late = [rank for rank, process in enumerate(processes) if process.returncode != 0 and rank not in silent]
             # Exit code 1 may mean that a peer was lost: then the peer's exit code is the cause.
             causes = [rank for rank in [*failed, *late] if processes[rank].returncode != EXIT_MACHINE]
@@ -134,7 +107,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> _End | None:
         time.sleep(_POLL_SECONDS)
 
 
-def _end_the_others(processes: Sequence[subprocess.Popen[bytes]]) -> dict[int, str]:
+def _end_the_others(supervisor: Supervisor) -> dict[int, str]:
     """Let the others fail by the same cause, then end them: without their peer they can only hang.
 
     They get SIGTERM first, so that a compiler can release its lock, and then SIGKILL together with their children.
@@ -142,23 +115,9 @@ def _end_the_others(processes: Sequence[subprocess.Popen[bytes]]) -> dict[int, s
     Returns:
         The ranks that had to be ended, with their states.
     """
-    _await(processes)
-    silent = {rank: _state(process.pid) for rank, process in enumerate(processes) if process.poll() is None}
-    for rank in silent:
-        processes[rank].send_signal(signal.SIGTERM)
-    if any(state != _STOPPED for state in silent.values()):
-        _await(processes)
-    for rank in silent:
-        if processes[rank].poll() is None:
-            os.killpg(processes[rank].pid, signal.SIGKILL)
-            processes[rank].wait()
+    silent = {supervisor.processes.index(each): _state(each.pid) for each in supervisor.wait(_GRACE_SECONDS)}
+    supervisor.stop(0.0 if all(state == _STOPPED for state in silent.values()) else _GRACE_SECONDS)
     return silent
-
-
-def _await(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + _GRACE_SECONDS
-    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-        time.sleep(_POLL_SECONDS)
 
 
 def _state(pid: int) -> str:

@@ -11,8 +11,7 @@ from types import FrameType
 from typing import Self
 
 from kdcore.errors import EXIT_INTERRUPTED
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+from kdcore.utils.subprocesses import STOP_SIGNALS
 
 _GRACE_SECONDS = 5.0
 

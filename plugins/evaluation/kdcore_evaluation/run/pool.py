@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdcore import Supervisor, shell_code
+
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 20.0
-_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -50,21 +48,25 @@ def run_children(jobs: Sequence[ChildProcess], slots: int, ended: Callable[[Chil
     waiting = list(jobs)
     running: dict[int, tuple[ChildProcess, subprocess.Popen[bytes]]] = {}
     devices = _devices()
+    supervisor = Supervisor()  # not entered: an interruption is an exception here
     try:
         while waiting or running:
             for slot in range(slots):
                 if waiting and slot not in running:
                     job = waiting.pop(0)
-                    running[slot] = (job, _start(job, slots, devices[slot % len(devices)] if devices else None))
+                    running[slot] = (
+                        job,
+                        _start(supervisor, job, slots, devices[slot % len(devices)] if devices else None),
+                    )
             time.sleep(_POLL_SECONDS)
             for slot, (job, process) in list(running.items()):
                 code = process.poll()
                 if code is not None:
                     del running[slot]
-                    if not ended(job, _exit_code(code)):
+                    if not ended(job, shell_code(code)):
                         waiting.clear()
     finally:
-        _stop([process for _, process in running.values()])
+        supervisor.stop(_GRACE_SECONDS)
 
 
 def run_and_wait(arguments: Sequence[str]) -> int:
@@ -75,55 +77,27 @@ def run_and_wait(arguments: Sequence[str]) -> int:
     """
     process = subprocess.Popen([sys.executable, *arguments])
     try:
-        return _exit_code(process.wait())
+        return shell_code(process.wait())
     except BaseException:
         process.terminate()
         process.wait()
         raise
 
 
-def _exit_code(code: int) -> int:
-    return code if code >= 0 else 128 - code
-
-
-def _start(job: ChildProcess, slots: int, device: str | None) -> subprocess.Popen[bytes]:
+def _start(supervisor: Supervisor, job: ChildProcess, slots: int, device: str | None) -> subprocess.Popen[bytes]:
     environment = {**os.environ, **job.environment}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, _processors() // slots)))
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("wb") as log:
-        return subprocess.Popen(
+        return supervisor.start(
             [sys.executable, *job.arguments],
-            env=environment,
+            environment=environment,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C reaches only this process, which forwards it once
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            output=log,
+            end_with_parent=True,
         )
-
-
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends."""
-    if _libc is not None:
-        _libc.prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + _GRACE_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def _processors() -> int:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterable
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from kdcore import KdcoreError, MachineError
+from kdcore import KdcoreError, MachineError, kill_with_parent
 
 SECONDS_BETWEEN_TICKS = 0.25
-_PR_SET_PDEATHSIG = 1
 
 
 def run_in_processes(
@@ -126,7 +123,6 @@ def _for_the_parent(error: Exception) -> Exception:
 
 def _end_with(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, even by SIGKILL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    kill_with_parent()
     if os.getppid() != parent:
         os._exit(1)
