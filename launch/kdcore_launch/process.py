@@ -1,6 +1,6 @@
 """Supervise one process of a run on a SLURM node.
 
-`python -m kdcore_launch.process RECORDS ARGUMENTS...` runs `kdcore ARGUMENTS`. Importing kdcore takes seconds, during
+`python -m kdcore_launch.process RECORDS ARGUMENTS...` runs `kdcore ARGUMENTS`. Starting kdcore takes seconds, during
 which USR2 would kill it. This process handles signals immediately, forwards them, and records kdcore's exit code in the
 folder RECORDS. SLURM's exit codes are not sufficient: after one process has failed, SLURM kills the others and reports
 the signals.

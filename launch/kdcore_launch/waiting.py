@@ -7,9 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcore import InputError, KdcoreError, MachineError, read_history
+from kdcore import EXIT_INTERRUPTED, InputError, KdcoreError, MachineError, read_history
 from kdcore_launch import slurm
-from kdcore_launch.process import INTERRUPTED
 
 # Reported by slurmstepd if it could not open the files of the script or change to its folder.
 _NO_FILES = 53
@@ -76,7 +75,7 @@ def _explain(job: str, folder: Path, *, local: bool) -> int:
             hint="set `run.folder` to a folder on a file system shared by all nodes",
         )
     elif info is not None and "CANCELLED" in info.state:
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     else:
         gone = "its process does not exist" if local else "it is not in SLURM's records"
         state = gone if info is None else f"{info.state}, exit code {info.exit_code}"
