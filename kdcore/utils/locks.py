@@ -1,4 +1,9 @@
-"""Lock files: one writer at a time, released when the process ends, however it ends."""
+"""Locks of files, released by the operating system when the process ends, however it ends.
+
+Exclusive locks are those of the library filelock on an open file. Its class `FileLock` is not used: it unlocks the file
+for forked processes as well, leaves the file behind, and hides the open file, whose identity shows whether another
+process has replaced the lock.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,16 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdcore.errors import DataError
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+
+class LocksUnsupportedError(OSError):
+    """The file system has no locks."""
 
 
 def lock_of(folder: Path) -> Path:
@@ -35,20 +44,14 @@ def locked(path: Path, *, shared: bool = False, wait: bool = True, taken: str = 
     Raises:
         DataError: another process holds the lock.
     """
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, how)
-            except OSError as error:
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            with suppress(LocksUnsupportedError):
+                if not acquire(descriptor, shared=shared, wait=wait):
                     hint = "wait until it is done, or choose another folder"
-                    raise DataError(taken, where=str(path.parent), hint=hint) from error
-                if error.errno not in _NO_LOCKS:
-                    raise
-            else:
+                    raise DataError(taken, where=str(path.parent), hint=hint)
                 if not is_open_at(descriptor, path):
                     continue  # its holder removed it while this process was waiting
             try:
@@ -59,6 +62,37 @@ def locked(path: Path, *, shared: bool = False, wait: bool = True, taken: str = 
             return
         finally:
             os.close(descriptor)
+
+
+def acquire(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file until all copies of its descriptor are closed.
+
+    Args:
+        descriptor: the open file; for an exclusive lock on NFS it must be writable.
+        shared: allow other holders that also ask for a shared lock.
+        wait: wait until the lock is free.
+
+    Returns:
+        Whether the lock is held; False if it is taken and `wait` is not set.
+
+    Raises:
+        LocksUnsupportedError: the file system has no locks.
+        OSError: the file cannot be locked.
+    """
+    try:
+        if not shared:
+            from filelock import lock_descriptor  # its import takes longer than that of this package
+
+            return lock_descriptor(descriptor, blocking=wait)
+        # filelock has no shared lock of this kind: its read-write locks use SQLite or marker files.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        if error.errno in _UNSUPPORTED:
+            raise LocksUnsupportedError(error.errno, error.strerror) from error
+        raise
+    return True
 
 
 def is_open_at(descriptor: int, path: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -19,11 +18,11 @@ from typing import Self, TextIO
 from kdcore.errors import InputError, MachineError
 from kdcore.training.runtime.collectives import broadcast_from_main
 from kdcore.training.runtime.distributed import DistributedContext
+from kdcore.utils.locks import LocksUnsupportedError, acquire, is_open_at
 
 logger = logging.getLogger("kdcore")
 
 _FILE = ".lock"
-_NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
 _NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
@@ -119,22 +118,23 @@ class RunLock:
         while True:
             file = self._path.open("a+", encoding="utf-8")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                holder = _read(self._path)
-                if not self._own.replaces(holder):
-                    raise _refusal(self.folder, holder) from None
-                logger.warning(f"{self.folder}: taken over from an earlier start of this SLURM job")
-                return self._replace()
-            except OSError as error:
-                if error.errno not in _NO_LOCKS_HERE:
-                    file.close()
-                    raise
+                held = acquire(file.fileno())
+            except LocksUnsupportedError:
                 logger.warning(
                     f"{self.folder}: this file system has no locks; make sure that only one run uses the folder"
                 )
-            if self._is_at_place(file):
+                held = True
+            except OSError:
+                file.close()
+                raise
+            if not held:
+                file.close()
+                holder = _read(self._path)
+                if not self._own.replaces(holder):
+                    raise _refusal(self.folder, holder)
+                logger.warning(f"{self.folder}: taken over from an earlier start of this SLURM job")
+                return self._replace()
+            if is_open_at(file.fileno(), self._path):
                 self._write(file)
                 return file
             file.close()  # replaced or removed between opening and locking
@@ -143,7 +143,7 @@ class RunLock:
         """Replace the lock file of another process by a new, locked one."""
         path = self._path.with_name(f"{_FILE}-{self._own.token}")
         file = path.open("a+", encoding="utf-8")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        acquire(file.fileno())
         self._write(file)
         os.replace(path, self._path)
         return file
@@ -158,18 +158,15 @@ class RunLock:
         """Remove created folders in which nothing was written."""
         if not self._made:
             return
-        if self._file is not None and self._is_at_place(self._file) and list(self.folder.iterdir()) == [self._path]:
+        if (
+            self._file is not None
+            and is_open_at(self._file.fileno(), self._path)
+            and list(self.folder.iterdir()) == [self._path]
+        ):
             self._path.unlink()
         for path in self._made:
             if path.exists() and not any(path.iterdir()):
                 path.rmdir()
-
-    def _is_at_place(self, file: TextIO) -> bool:
-        """Return whether this open file is still the lock file, not one that was replaced or removed."""
-        try:
-            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
-        except FileNotFoundError:
-            return False
 
 
 @contextmanager
@@ -195,11 +192,11 @@ def refuse_if_held(folder: Path) -> None:
     with ExitStack() as opened:
         try:
             file = opened.enter_context((folder / _FILE).open(encoding="utf-8"))
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _refusal(folder, _read(folder / _FILE)) from None
+            held = acquire(file.fileno(), shared=True)
         except OSError:
             return  # no lock file, or no locks on this file system
+        if not held:
+            raise _refusal(folder, _read(folder / _FILE))
 
 
 def _read(path: Path) -> _Holder | None:
