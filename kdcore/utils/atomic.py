@@ -103,12 +103,15 @@ def commit_directory(
     if check is not None:
         check()
     replaced = folder.with_name(REPLACED + folder.name)
-    if replace and folder.exists():
+    moved = replace and folder.exists()
+    if moved:
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(folder, replaced)
     try:
         os.replace(staging, folder)
     except OSError as error:
+        if moved:
+            os.replace(replaced, folder)
         raced = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
         if not raced or finished is None or not (folder / finished).is_file():
             raise

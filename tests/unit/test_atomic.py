@@ -70,6 +70,24 @@ def test_a_writer_that_may_not_commit_any_more_changes_nothing(tmp_path: Path) -
     assert names(tmp_path) == {"export"}
 
 
+def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "export"
+    with atomic_directory(folder) as staging:
+        (staging / "weights").write_text("first")
+    rename = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if source.name.startswith(".staging-"):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="No space"), atomic_directory(folder, replace=True) as staging:
+        (staging / "weights").write_text("second")
+    assert (folder / "weights").read_text() == "first"
+    assert names(tmp_path) == {"export"}
+
+
 def test_the_first_of_two_complete_folders_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     for text in ("first", "second"):
