@@ -1,6 +1,6 @@
 """Start child processes, forward stop signals to them, and stop those that do not end.
 
-Imports only the standard library, because a launcher has to handle signals before anything else is imported.
+Quick to import, because a launcher has to handle signals before anything else is imported.
 """
 
 from __future__ import annotations
