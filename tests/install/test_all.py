@@ -22,7 +22,7 @@ def declared() -> dict[str, set[str]]:
     """Names of components in the pyproject.toml files, by group."""
     found: dict[str, set[str]] = {}
     for file in [ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml"), ROOT / "launch" / "pyproject.toml"]:
-        groups = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["entry-points"]
+        groups = tomllib.loads(file.read_text(encoding="utf-8"))["project"].get("entry-points", {})
         for group, names in groups.items():
             found.setdefault(group, set()).update(names)
     return found

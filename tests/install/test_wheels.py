@@ -52,7 +52,7 @@ def opened(wheels: Path) -> dict[str, Wheel]:
 
 def test_every_package_has_a_wheel(opened: dict[str, Wheel]) -> None:
     assert set(opened) == set(FOLDERS)
-    assert len(opened) >= 12
+    assert len(opened) >= 13
 
 
 @pytest.mark.parametrize("name", sorted(FOLDERS))
@@ -69,13 +69,18 @@ def test_a_wheel_holds_the_package_and_nothing_else(name: str, opened: dict[str,
         expected |= {file.replace(package, f"{package}/{added.name}", 1) for file in below(added)}
     assert opened[name].files == expected
     assert f"{package}/py.typed" in expected
-    assert {"entry_points.txt", "licenses/LICENSE"} <= opened[name].others
+    assert "licenses/LICENSE" in opened[name].others
+    project = tomllib.loads((FOLDERS[name] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert ("entry_points.txt" in opened[name].others) == ("entry-points" in project)
 
 
 def test_wheels_hold_what_code_reads_at_run_time(opened: dict[str, Wheel]) -> None:
     core = opened["kdcore"].files
     assert {"kdcore/known_packages.json", "kdcore/recipes/quickstart.yaml", "kdcore/recipes/suites/quick.yaml"} <= core
-    assert {f"kdcore/commands/templates/{name}.txt" for name in ("pyproject.toml", "loss.py", "test_loss.py")} <= core
+    templates = {
+        f"kdcore/commands/scaffold/templates/{name}.txt" for name in ("pyproject.toml", "loss.py", "test_loss.py")
+    }
+    assert templates <= core
     assert "kdcore_evaluation/report/page.css" in opened["kdcore-evaluation"].files
     assert "kdcore_launch/profiles/slurm-8xa100.yaml" in opened["kdcore-launch"].files
 
