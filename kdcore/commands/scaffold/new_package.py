@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import re
 import sys
@@ -39,38 +40,9 @@ class Kind:
     packages: tuple[str, ...] = ()
 
 
-KINDS = {
-    "loss": Kind(
-        "cosine distance of hidden states",
-        "losses:\n  $name: {layers: last, weight: 1.0}\n",
-    ),
-    "model": Kind(
-        "encoders supported by `AutoModel`, for losses on hidden states",
-        "teacher: {name: $name, path: bert-base-uncased}\nstudent: {name: $name, config: {num_hidden_layers: 6}}\n",
-    ),
-    "task": Kind(
-        "masked-LM batches with unmasked inputs",
-        "task: {name: $name, data: my-prepared-data}\n",
-    ),
-    "optimizer": Kind(
-        "rectified Adam",
-        "optimizer: {name: $name, lr: 1.0e-3}\n",
-    ),
-    "scheduler": Kind(
-        "linear warm-up, then cosine decay",
-        "scheduler: {name: $name, warmup: 0.06}\n",
-    ),
-    "corpus": Kind(
-        "JSON lines",
-        "task:\n  name: masked_lm\n  data:\n    tokenizer: bert-base-uncased\n    corpora:\n"
-        "      - {name: $name, path: my-text.jsonl, field: text}\n",
-        ("kdcore-preparation",),
-    ),
-    "tracker": Kind(
-        "comma-separated values",
-        "tracking: [$name]\n",
-    ),
-}
+_TEMPLATES = resources.files("kdcore.commands.scaffold").joinpath("templates")
+KINDS = {name: Kind(**texts) for name, texts in json.loads(_TEMPLATES.joinpath("kinds.json").read_text()).items()}
+"""The kinds of components that can be generated, by name."""
 
 
 def new_package(package: str, kinds: Sequence[str], parent: Path) -> list[Path]:
@@ -172,7 +144,7 @@ def _files(package: str, module: str, name: str, kinds: Sequence[str]) -> dict[s
 
 
 def _fill(file: str, values: dict[str, str]) -> str:
-    template = resources.files("kdcore.commands.scaffold").joinpath("templates", f"{file}.txt")
+    template = _TEMPLATES.joinpath(f"{file}.txt")
     return Template(template.read_text(encoding="utf-8")).substitute(values)
 
 
