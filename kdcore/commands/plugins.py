@@ -1,4 +1,4 @@
-"""Implement `kdcore plugins`: list, show and check installed components, and create new packages."""
+"""Implement `kdcore plugins`: list, show and check installed components."""
 
 from __future__ import annotations
 
@@ -8,51 +8,31 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from kdcore.commands.base import Command
-from kdcore.commands.scaffold.new_package import KINDS, new_package
 from kdcore.errors import EXIT_INPUT, InputError, PluginError
 from kdcore.registry import ALL, Entry, near_names
 
 
 class PluginsCommand(Command):
-    """Inspect the installed components, and create a package with new ones.
+    """Inspect the installed components.
 
     list        list all components with their packages, without importing them
     show NAME   show the description and the keys of a component
     check       import all components, each package in a separate process, and report broken ones
-    new NAME    create the package NAME with a small working component of each --kind, tests and a README
-
-    `kdcore plugins new kdcore-my-method --kind loss` creates the folder kdcore-my-method. After
-    `pip install -e 'kdcore-my-method[test]'`, recipes can use its loss as `my_method`. The generated tests pass; rerun
-    them after each change. See docs/writing-a-plugin.md.
     """
 
-    help = "list, show and check components, or create a package with new ones"
-    subcommands = ("list", "show", "check", "new")
+    help = "list, show and check components"
+    subcommands = ("list", "show", "check")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the arguments ACTION, NAME and --kind."""
+        """Add the arguments ACTION and NAME."""
         parser.add_argument("action", choices=self.subcommands)
-        parser.add_argument(
-            "name", metavar="NAME", nargs="?", help="show: a component, or package:name; new: the new package"
-        )
-        parser.add_argument(
-            "--kind",
-            action="append",
-            choices=list(KINDS),
-            default=[],
-            help="new: kind of component to add; repeatable",
-        )
+        parser.add_argument("name", metavar="NAME", nargs="?", help="show: a component, or package:name")
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Run the action."""
-        if arguments.action == "new":
-            return _new(arguments.name, arguments.kind)
-        if arguments.kind:
-            raise InputError(f"`kdcore plugins {arguments.action}` does not accept --kind")
         if arguments.action == "show":
             if arguments.name is None:
                 raise InputError("`kdcore plugins show` requires the name of a component")
@@ -69,23 +49,6 @@ _FROM_PLACE = ("name", "label")
 def _entries() -> Iterator[Entry]:
     for registry in ALL.values():
         yield from registry.entries()
-
-
-def _new(package: str | None, kinds: Sequence[str]) -> int:
-    example = "for example: kdcore plugins new kdcore-my-method --kind loss"
-    if package is None:
-        raise InputError("`kdcore plugins new` requires the name of the package", hint=example)
-    if not kinds:
-        raise InputError("`kdcore plugins new` requires a --kind", allowed=list(KINDS), hint=example)
-    files = new_package(package, kinds, Path.cwd())
-    for file in files:
-        print(file)
-    print(
-        f"\n  cd {package}\n"
-        "  pip install -e '.[test]'   # makes its components available to recipes\n"
-        "  python -m pytest           # the generated tests pass\n"
-    )
-    return 0
 
 
 def _list() -> int:

@@ -58,3 +58,9 @@ def test_shipped_recipes_are_checked(installed: Any, tmp_path: Path) -> None:
     for group, names in declared().items():
         for name in names if group in ("kdcore.losses", "kdcore.tasks", "kdcore.corpora") else ():
             assert any(key.startswith(f"{group}:") and key.endswith(f":{name}") for key in schema["$defs"]), name
+
+
+def test_a_new_package_is_written_from_the_templates(installed: Any, tmp_path: Path) -> None:
+    done = installed.run("kdcore", "plugins", "new", "kdcore-mine", "--kind", "loss", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kdcore-mine" / "pyproject.toml").is_file()

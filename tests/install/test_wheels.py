@@ -78,9 +78,9 @@ def test_wheels_hold_what_code_reads_at_run_time(opened: dict[str, Wheel]) -> No
     core = opened["kdcore"].files
     assert {"kdcore/known_packages.json", "kdcore/recipes/quickstart.yaml", "kdcore/recipes/suites/quick.yaml"} <= core
     templates = {
-        f"kdcore/commands/scaffold/templates/{name}.txt" for name in ("pyproject.toml", "loss.py", "test_loss.py")
+        f"kdcore_testing/scaffold/templates/{name}.txt" for name in ("pyproject.toml", "loss.py", "test_loss.py")
     }
-    assert templates <= core
+    assert templates <= opened["kdcore-testing"].files
     assert "kdcore_evaluation/report/page.css" in opened["kdcore-evaluation"].files
     assert "kdcore_launch/profiles/slurm-8xa100.yaml" in opened["kdcore-launch"].files
 

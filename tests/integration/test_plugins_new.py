@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kdcore_testing.scaffold.new_package import KINDS
 
 from kdcore.commands.main import main
-from kdcore.commands.scaffold.new_package import KINDS
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -9,9 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from kdcore_testing.scaffold.new_package import KINDS, MAX_NAME
 
 from kdcore.commands.main import main
-from kdcore.commands.scaffold.new_package import KINDS, MAX_NAME
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,7 @@ from string import Template
 
 from packaging.version import Version
 
-from kdcore.errors import InputError, MachineError
-from kdcore.registry import ALL, Registry
-from kdcore.utils.atomic import atomic_directory
+from kdcore import InputError, MachineError, atomic_directory
 
 MAX_NAME = 30
 """Maximum length of a component's name, so that generated lines pass the line length check of the package."""
@@ -30,17 +28,19 @@ class Kind:
     """Texts for one kind of component.
 
     Attributes:
+        group: entry-point group of its components.
         what: description of the generated component in the package's README.
         usage: its use in a recipe.
         packages: our packages that it imports, beside kdcore.
     """
 
+    group: str
     what: str
     usage: str
     packages: tuple[str, ...] = ()
 
 
-_TEMPLATES = resources.files("kdcore.commands.scaffold").joinpath("templates")
+_TEMPLATES = resources.files("kdcore_testing.scaffold").joinpath("templates")
 KINDS = {name: Kind(**texts) for name, texts in json.loads(_TEMPLATES.joinpath("kinds.json").read_text()).items()}
 """The kinds of components that can be generated, by name."""
 
@@ -104,13 +104,12 @@ def _check_free(package: str, module: str, name: str, kinds: Sequence[str]) -> N
             hint="choose another name, for example with the prefix `kdcore-`",
         )
     for kind in kinds:
-        registry = _registry(kind)
-        for entry in registry.entries():
-            if entry.name == name:
-                raise InputError(
-                    f"a {kind} `{name}` is already installed by the package {entry.package}",
-                    hint="choose another name, so that recipes are not ambiguous",
-                )
+        for entry in metadata.entry_points(group=KINDS[kind].group, name=name):
+            owner = "" if entry.dist is None else f" by the package {entry.dist.name} {entry.dist.version}"
+            raise InputError(
+                f"a {kind} `{name}` is already installed{owner}",
+                hint="choose another name, so that recipes are not ambiguous",
+            )
 
 
 def _files(package: str, module: str, name: str, kinds: Sequence[str]) -> dict[str, str]:
@@ -125,7 +124,7 @@ def _files(package: str, module: str, name: str, kinds: Sequence[str]) -> dict[s
         "requirements": _requirements(["kdcore", *(package for kind in kinds for package in KINDS[kind].packages)]),
         "test_requirements": f'"pytest>=8.3", {_requirements(["kdcore-testing"])}',
         "entry_points": "\n".join(
-            f'[project.entry-points."{_registry(kind).group}"]\n{name} = "{module}.{kind}:{camel}{kind.capitalize()}"\n'
+            f'[project.entry-points."{KINDS[kind].group}"]\n{name} = "{module}.{kind}:{camel}{kind.capitalize()}"\n'
             for kind in kinds
         ),
         "usage": "\n".join(f"```yaml\n{Template(KINDS[kind].usage).substitute(name=name)}```\n" for kind in kinds),
@@ -146,10 +145,6 @@ def _files(package: str, module: str, name: str, kinds: Sequence[str]) -> dict[s
 def _fill(file: str, values: dict[str, str]) -> str:
     template = _TEMPLATES.joinpath(f"{file}.txt")
     return Template(template.read_text(encoding="utf-8")).substitute(values)
-
-
-def _registry(kind: str) -> Registry:
-    return next(registry for registry in ALL.values() if registry.kind == kind)
 
 
 def _requirements(packages: Sequence[str]) -> str:

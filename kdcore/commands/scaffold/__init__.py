@@ -1,1 +1,0 @@
-"""Generate packages for new components."""

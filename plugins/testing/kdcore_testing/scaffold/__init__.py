@@ -1,0 +1,1 @@
+"""Generate packages with new components: `kdcore plugins new`."""
