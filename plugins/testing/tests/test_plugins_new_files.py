@@ -132,7 +132,7 @@ def test_nothing_half_written_is_left_when_the_disk_fails(
         (["new"], "requires the name of the package"),
         (["new", "mine"], "allowed: loss, model, task, optimizer, scheduler, corpus, tracker"),
         (["new", "mine", "--kind", "losses"], "invalid choice: 'losses'"),
-        (["list", "--kind", "loss"], "does not accept --kind"),
+        (["list", "--kind", "loss"], "unrecognized arguments: --kind loss"),
     ],
 )
 def test_arguments_that_make_no_sense_are_told(
