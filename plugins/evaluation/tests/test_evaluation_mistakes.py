@@ -106,7 +106,7 @@ def test_mistakes_of_a_suite(
         (["empty"], "empty: this folder is empty"),
         (["no-such-model"], "the hub returned no such model"),
         (["./nowhere"], "no such folder"),
-        (["runs/small/1", "--exports", "best"], "no student was exported as best"),
+        (["runs/small/1", "--exports", "best"], "no student has been exported as best"),
         (["runs/small/1", "--exports", ","], "no export is named"),
         (["runs/small/1", "--processes", "0"], "at least 1"),
         (["seeds=[1]"], "no run or model is given"),
