@@ -7,9 +7,11 @@ import json
 import os
 import pickle
 import random
+from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import golden
 import numpy as np
@@ -27,6 +29,7 @@ from kdcore.training.checkpoint.process_state import (
     restore_random_states,
     write_process_state,
 )
+from kdcore.training.engine.engine import _not_plain
 from kdcore.training.engine.module import Term
 from kdcore.training.engine.pickled_names import foreign_names
 from kdcore.training.engine.resharding import float32_weights, read_parts, reshard
@@ -248,6 +251,63 @@ def test_files_that_refer_to_other_code_are_not_read(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=f"{name}: cannot be read"):
             read_tensors(tmp_path / name)
+
+
+class Pair(NamedTuple):
+    first: int
+    second: int
+
+
+def with_attribute(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.note = "kept"
+    return tensor
+
+
+DTYPES = [
+    *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "complex64", "float16"),
+    *("bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"),
+]
+HELD = {
+    **{name: torch.tensor([0, 1, 1]).to(getattr(torch, name)) for name in DTYPES},
+    "parameter": torch.nn.Parameter(torch.ones(2)),
+    "view": torch.arange(6.0).reshape(2, 3).t()[1:],
+    "size": torch.Size([1, 2]),
+    "ordered": OrderedDict(b=1, a=2),
+    "nested": {1: [(2.5, "x", None, True, 10**40)]},
+}
+NOT_HELD = {
+    "defaultdict": (defaultdict(int, a=1), "an object of type defaultdict"),
+    "counter": (Counter("aab"), "an object of type Counter"),
+    "named tuple": (Pair(1, 2), "an object of type Pair"),
+    "set": ({1}, "an object of type set"),
+    "number of NumPy": (np.float64(1), "an object of type float64"),
+    "sparse": (torch.eye(2).to_sparse(), "a sparse tensor"),
+    "sparse rows": (torch.eye(2).to_sparse_csr(), "a sparse tensor"),
+    "meta": (torch.ones(2, device="meta"), "a meta tensor"),
+    "tensor with an attribute": (with_attribute(torch.ones(2)), "a tensor with the attribute `note`"),
+    "parameter with an attribute": (with_attribute(torch.nn.Parameter(torch.ones(2))), "attribute `note`"),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_state_that_is_written_can_be_read(tmp_path, name):
+    assert _not_plain(HELD[name]) is None
+    write_tensors({"state": HELD[name]}, tmp_path / "state.pt")
+    back = read_tensors(tmp_path / "state.pt")["state"]
+    if isinstance(HELD[name], torch.Tensor):
+        assert (back.dtype, back.shape, type(back)) == (HELD[name].dtype, HELD[name].shape, type(HELD[name]))
+        assert back.detach().to(torch.complex128).tolist() == HELD[name].detach().to(torch.complex128).tolist()
+    else:
+        assert back == HELD[name]
+
+
+@pytest.mark.parametrize("name", NOT_HELD)
+def test_state_that_could_not_be_read_is_refused_before_it_is_written(tmp_path, name):
+    value, words = NOT_HELD[name]
+    assert words in str(_not_plain({"state": [value]}))
+    write_tensors({"state": value}, tmp_path / "state.pt")
+    with pytest.raises(InputError):  # so to write it would lose the checkpoint
+        read_tensors(tmp_path / "state.pt")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import chdir, suppress
 from dataclasses import dataclass
@@ -563,14 +564,34 @@ class Engine:
 
 
 def _not_plain(value: Any) -> str | None:
-    """Describe the first item within a value that is neither a tensor nor a plain value; None if there is none."""
+    """Name the type of what `read_tensors` refuses, within a value; None if there is nothing.
+
+    Types are compared exactly: a value of a subclass, such as a named tuple or a Counter, is pickled with a reference
+    to its class.
+    """
+    if isinstance(value, Tensor) and type(value) in _PLAIN:
+        return _unusual(value)
     if type(value) in _PLAIN:
         return None
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         return next(filter(None, (_not_plain(item) for pair in value.items() for item in pair)), None)
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple, torch.Size):
         return next(filter(None, map(_not_plain, value)), None)
     return f"an object of type {type(value).__qualname__} (expected tensors, numbers, text, lists and maps)"
+
+
+def _unusual(tensor: Tensor) -> str | None:
+    """Name what torch stores in another form than for dense tensors; None for a dense tensor."""
+    kinds = {
+        "sparse": tensor.layout != torch.strided,
+        "nested": tensor.is_nested,
+        "quantized": tensor.is_quantized,
+        "meta": tensor.is_meta,
+    }
+    found = [kind for kind, holds in kinds.items() if holds]
+    if not found and tensor.__dict__:
+        return f"a tensor with the attribute `{next(iter(tensor.__dict__))}` (expected one without)"
+    return f"a {found[0]} tensor (expected a dense one)" if found else None
 
 
 def _is_elementwise(value: Any) -> bool:

@@ -25,7 +25,8 @@ FORMAT_1 = (
 """The names in the process files of format 1, besides torch's."""
 
 _TENSORS = re.compile(
-    r"collections\.OrderedDict|_codecs\.encode|torch\.\w+Storage|torch\._utils\._rebuild_(?:tensor_v2|parameter)"
+    r"collections\.OrderedDict|_codecs\.encode|torch\.(?:storage\.)?\w+Storage"
+    r"|torch\._utils\._rebuild_(?:tensor_v[23]|parameter)"
     r"|torch\.(?:Size|Tensor|device|nn\.parameter\.Parameter|bool|b?float\d+\w*|u?int\d+|complex\d+)"
 )
 # Operations that construct objects without a GLOBAL; torch never writes them.
