@@ -7,7 +7,10 @@ import json
 import os
 import pickle
 import random
+import zipfile
 from collections import Counter, OrderedDict, defaultdict
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,6 +254,47 @@ def test_files_that_refer_to_other_code_are_not_read(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=f"{name}: cannot be read"):
             read_tensors(tmp_path / name)
+
+
+def test_a_small_file_cannot_hold_much(tmp_path):
+    """torch unpacks compressed records, and records that share their bytes, into memory of any size."""
+    good, packed, shared = (tmp_path / f"{name}.pt" for name in ("good", "packed", "shared"))
+    write_tensors([torch.zeros(1_000_000), torch.zeros(1_000_000)], good)
+    with zipfile.ZipFile(good) as archive, zipfile.ZipFile(packed, "w") as target:
+        for entry in archive.infolist():
+            kind = zipfile.ZIP_STORED if entry.filename.endswith(".pkl") else zipfile.ZIP_DEFLATED
+            target.writestr(entry.filename, archive.read(entry), kind)
+    with zipfile.ZipFile(good) as archive, zipfile.ZipFile(shared, "w") as target:
+        for entry in archive.infolist():
+            if not entry.filename.endswith("/data/1"):
+                target.writestr(entry.filename, archive.read(entry))
+        (first,) = (entry for entry in target.infolist() if entry.filename.endswith("/data/0"))
+        second = copy(first)
+        second.filename = first.filename[:-1] + "1"
+        target.filelist.append(second)
+        target.NameToInfo[second.filename] = second
+    assert packed.stat().st_size < 100_000
+    assert shared.stat().st_size < 5_000_000
+    for path in (packed, shared):
+        with pytest.raises(InputError, match=r"cannot be read: not a file written by torch\.save"):
+            read_tensors(path)
+
+
+def test_any_flipped_byte_is_read_or_is_an_input_error(tmp_path):
+    """Of the pickle, and of the archive's directory behind it."""
+    folder = checkpoint(tmp_path / "step-0000004")
+    path = folder / "process-0.pt"
+    write_tensors({"weight": torch.ones(2), "names": ["a", {"b": torch.nn.Parameter(torch.ones(1))}]}, path)
+    good, draw = path.read_bytes(), random.Random(0)
+    golden.rewrite_manifest(folder)
+    for _ in range(600):
+        content = bytearray(good)
+        for _ in range(draw.randint(1, 4)):
+            content[draw.choice([draw.randrange(500), -draw.randint(1, 500)])] = draw.randrange(256)
+        path.write_bytes(content)
+        files.foreign_files(folder)
+        with suppress(InputError):
+            read_tensors(path)
 
 
 class Pair(NamedTuple):

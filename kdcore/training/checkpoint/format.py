@@ -230,12 +230,15 @@ def foreign_files(folder: Path) -> list[str]:
     texts = []
     for name, entry in _trusted(folder).files.items():
         path = folder / name
-        if path.suffix != ".pt" or not path.is_file() or path.stat().st_size != entry.size:
-            continue
         try:
+            status = path.lstat()
+            if path.suffix != ".pt" or not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+                continue
             texts += [f"{name} refers to {foreign}, which kdcore never writes" for foreign in foreign_names(path)[:1]]
-        except ValueError as error:
-            texts.append(f"{name}: {error}")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            texts.append(f"{name} cannot be read: {first_line(error)}")
     return texts
 
 

@@ -42,9 +42,13 @@ def foreign_names(path: Path) -> list[str]:
     """
     names: set[str] = set()
     try:
+        size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
-            records = [entry for entry in archive.infolist() if entry.filename.rpartition("/")[2] == "data.pkl"]
-            if len(records) != 1 or records[0].compress_type != zipfile.ZIP_STORED:
+            entries = archive.infolist()
+            records = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
+            # A small file of compressed or overlapping records would take any amount of memory.
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if len(records) != 1 or not stored or sum(entry.file_size for entry in entries) > size:
                 raise ValueError("not a file written by torch.save")
             for operation, argument, _ in pickletools.genops(archive.read(records[0])):
                 if operation.name == "GLOBAL":

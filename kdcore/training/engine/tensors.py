@@ -86,7 +86,10 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         with torch.serialization.safe_globals([each for name in names for each in _allowed(name)]):
             return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
-    except (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
+    except (
+        *(OSError, EOFError, AttributeError, LookupError, OverflowError, TypeError, ValueError, RuntimeError),
+        UnpicklingError,
+    ) as error:
         raise InputError(f"cannot be read: {first_line(error)}", where=str(path)) from error
 
 
