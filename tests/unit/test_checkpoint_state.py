@@ -90,6 +90,24 @@ def test_random_states_are_those_of_the_moment(tmp_path):
     assert draw() == first
 
 
+@pytest.mark.parametrize("position", [-1, 625, 10**6, 2**40, "1", None])
+def test_a_random_state_that_numpy_would_read_beyond_is_refused(position):
+    before, state = np.random.get_state(), random_states(CPU)
+    state["numpy"]["position"] = position
+    with pytest.raises((TypeError, ValueError)):
+        restore_random_states(state, CPU)
+    assert np.random.get_state()[2] == before[2]
+
+
+def test_values_of_format_1_that_hold_themselves_are_an_input_error(tmp_path):
+    random_state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    own: dict[str, object] = {}
+    own["own"] = own
+    write_tensors({"random": random_state, "own": own}, tmp_path / "process-0.pt")
+    with pytest.raises(InputError, match=r"process-0\.pt: cannot be read"):
+        read_process_state(tmp_path, 0, 1)
+
+
 @pytest.mark.parametrize("term", [Term("a", "a"), Term("a", "b"), Term("a", "b/c")])
 def test_a_term_is_its_text(term):
     assert Term.parse(str(term)) == term

@@ -85,6 +85,8 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
     python, numpy = states["python"], states["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     words = numpy["words"].numpy().astype(np.uint32)
+    if not 0 <= numpy["position"] <= len(words):  # NumPy would read beyond its state
+        raise ValueError(f"numpy.position is {numpy['position']}, expected 0 to {len(words)}")
     np.random.set_state(("MT19937", words, numpy["position"], numpy["has_gauss"], numpy["gauss"]))
     torch.set_rng_state(states["torch"])
     if device.type == "cuda":
@@ -134,7 +136,7 @@ def _format_1(path: Path) -> dict[str, Any]:
         generators = _generators(states.pop("python"), states.pop("numpy"))
         own: dict[str, Any] = _with_text_as_keys(content["own"])
         return {"random": {**generators, **states}, "own": own}
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"cannot be read: {error}", where=str(path)) from error
 
 
