@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
 from contextlib import suppress
@@ -124,7 +126,9 @@ def test_a_state_of_a_later_version_is_read_and_an_older_one_has_stage_0(tmp_pat
 
 
 @pytest.mark.parametrize("key", STATE)
-@pytest.mark.parametrize("value", ["1", None, [], {}, True, -1, float("nan"), 10**30], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["1", None, [], {}, True, -1, float("nan"), 10**30, 10**400], ids=lambda value: repr(value)[:40]
+)
 def test_a_state_of_another_type_is_named(tmp_path, key, value):
     fits = key in ("seconds", "done_seconds") and value in (-1, 10**30)
     (tmp_path / "state.json").write_text(json.dumps(STATE | {key: value}), encoding="utf-8")
@@ -234,6 +238,42 @@ def test_links_and_files_that_came_later_are_named(tmp_path):
         "extra.json is not listed in manifest.json",
         "process-0.json is a link (expected a regular file)",
     ]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "process-0.json"])
+@pytest.mark.parametrize("kind", ["pipe", "endless", "large"])
+def test_what_cannot_be_read_to_its_end_is_named(tmp_path, name, kind):
+    """In another process: one that waits for the end of such a file cannot be stopped by a test."""
+    folder = checkpoint(tmp_path / "checkpoints" / "step-0000004")
+    (folder / name).unlink()
+    for path in (folder / name, tmp_path / "checkpoints" / "latest"):
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "endless":
+            path.symlink_to("/dev/zero")
+        else:
+            with path.open("wb") as file:
+                file.truncate(1 << 40)  # takes no space on the disk
+    program = (
+        "import sys, pathlib, resource\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
+        "from kdcore.errors import InputError\n"
+        "from kdcore.training.checkpoint import format as files\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "assert files.pointed_to(folder.parent.parent) is None\n"
+        "print(*files.problems_of(folder))\n"
+        "try:\n"
+        "    files.read_json(folder / sys.argv[2])\n"
+        "except InputError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), name], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert name in first
+    assert f"{name}: cannot be read" in second
 
 
 JSON = st.recursive(

@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -41,6 +41,7 @@ _FILE = re.compile(
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST_SIZE = 1 << 60
+_LARGEST_TEXT = 64 << 20
 _SHOWN = 80
 _FORMAT = 2
 
@@ -85,7 +86,7 @@ class FileEntry:
 
 _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("a number from 0", lambda value: type(value) is int and 0 <= value < 1 << 62),
-    "float": ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    "float": ("a number", lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max),
     "float | None": ("a number or null", lambda value: value is None or type(value) in (int, float)),
     "bool": ("true or false", lambda value: type(value) is bool),
 }
@@ -118,7 +119,7 @@ def all_checkpoints(run_folder: Path) -> list[Path]:
 def pointed_to(run_folder: Path) -> str | None:
     """Return the name in the pointer to the newest checkpoint; None if the pointer is missing or invalid."""
     try:
-        name = (run_folder / "checkpoints" / _LATEST).read_text(encoding="utf-8").strip()
+        name = _read_text(run_folder / "checkpoints" / _LATEST).strip()
     except (OSError, UnicodeDecodeError):
         return None
     return name if _NAME.fullmatch(name) else None
@@ -131,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+        content = json.loads(_read_text(path), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot be read: {first_line(error)}", where=str(path)) from error
     if not isinstance(content, dict):
@@ -454,7 +455,7 @@ def _manifest(folder: Path) -> _CheckpointManifest:
     try:
         if path.is_symlink():
             raise _DamagedError("is a link (expected a regular file)")
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
     except FileNotFoundError as error:
         raise _DamagedError("is missing") from error
     except OSError as error:
@@ -509,6 +510,24 @@ def _dump(files: Mapping[str, FileEntry], number: int) -> str:
     entries = {name: asdict(files[name]) for name in sorted(files)}
     digest = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
     return json.dumps({"format": number, "files": entries, "sha256_of_files": digest}, indent=2) + "\n"
+
+
+def _read_text(path: Path) -> str:
+    """Read a file that JSON or a name is stored in.
+
+    Raises:
+        OSError: the file cannot be read, is larger than any that a run writes, or is a pipe or a device, from which
+            reading might never end.
+        UnicodeDecodeError: it is no text.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        content = file.read(_LARGEST_TEXT + 1)
+    if len(content) > _LARGEST_TEXT:
+        raise OSError(errno.EFBIG, f"larger than {_LARGEST_TEXT >> 20} MiB", str(path))
+    return content.decode()
 
 
 def _write(path: Path, text: str) -> None:
