@@ -412,6 +412,15 @@ def test_state_that_could_not_be_read_is_refused_before_it_is_written(tmp_path, 
         read_tensors(tmp_path / "state.pt")
 
 
+STORED_FILES = sorted(golden.STORED.glob("runs/*/checkpoints/*/**/*.pt"))
+
+
+@pytest.mark.parametrize("path", STORED_FILES, ids=lambda path: path.relative_to(golden.STORED / "runs").as_posix())
+def test_a_stored_file_holds_nothing_foreign(path):
+    assert foreign_names(path) == []
+    assert read_tensors(path)
+
+
 @dataclass
 class Place:
     numel: int
