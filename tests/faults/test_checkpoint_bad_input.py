@@ -104,6 +104,11 @@ def edit_state(folder: Path) -> None:
     (folder / "state.json").write_text(json.dumps({**content, "step": "six"}), encoding="utf-8")
 
 
+def raise_stage(folder: Path) -> None:
+    content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    (folder / "state.json").write_text(json.dumps({**content, "stage": 1}), encoding="utf-8")
+
+
 def drop_own_state(folder: Path) -> None:
     (folder / "process-0.json").write_text('{"random": {}, "own": []}', encoding="utf-8")
 
@@ -135,6 +140,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a newer format": (raise_format, "manifest.json has an unsupported format (found 9, expected at most 2)"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
     "a state of other types": (with_manifest(edit_state), "state.json: step: has the wrong type (found 'six'"),
+    "a stage that the recipe has not": (
+        with_manifest(raise_stage),
+        "the recipe lacks the stage of the checkpoint (found stage 1, expected 0 to 0)",
+    ),
     "other own state": (with_manifest(drop_own_state), "process-0.json"),
     "safetensors without header": (with_manifest(damage_header), "process-0.safetensors: cannot be read"),
     "torch's file cut": (with_manifest(cut), MODEL),
@@ -153,6 +162,29 @@ def test_damage_to_the_only_checkpoint_is_named_and_ends_with_2(run, damage, cap
     assert words in error
     assert "Traceback" not in error
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before, "no start from zero"
+
+
+@pytest.mark.parametrize("value", [5, [[]], [None]], ids=str)
+def test_parts_of_other_types_are_named_when_they_are_cut_anew(tmp_path, monkeypatch, value, capsys):
+    run = golden.copy_golden("bf16-zero1-two-processes", tmp_path)
+    monkeypatch.setenv("KDCORE_CACHE", str(tmp_path / "cache"))
+    folder = run / "checkpoints" / golden.STEP
+    content = read_tensors(folder / PART)
+    key = "param_slice_mappings" if value == [None] else "partition_count"
+    content["optimizer_state_dict"][key] = value
+    write_tensors(content, folder / PART)
+    golden.rewrite_manifest(folder)
+    assert main(["train", str(run / "recipe.yaml")]) == 2
+    assert f"{folder / 'engine'}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [["model.safetensors"], "x", {"model.safetensors": 1}], ids=str)
+def test_sums_of_the_teacher_of_other_types_are_named(run, value, capsys):
+    path = run / "environment.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"teacher_sha256": value}), encoding="utf-8")
+    assert main(["train", str(run / "recipe.yaml")]) == 2
+    assert f"{path}: teacher_sha256: is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["cut", "bits flipped", "missing", "one more", "a link", "a name outside"])

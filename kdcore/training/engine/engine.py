@@ -537,7 +537,10 @@ class Engine:
         place = folder / ENGINE_FOLDER
         own_part: dict[str, Any] | None = None
         if stage > 0 and world_size != self.processes.world_size:
-            own_part = {"optimizer_state_dict": reshard(read_parts(place), self._engine.optimizer, place)}
+            try:
+                own_part = {"optimizer_state_dict": reshard(read_parts(place), self._engine.optimizer, place)}
+            except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"does not fit this run: {first_line(error)}", where=str(place)) from error
 
         def read(path: str, map_location: object = None) -> Any:
             name = Path(path).name

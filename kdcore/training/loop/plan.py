@@ -102,16 +102,24 @@ class Plan:
         Raises:
             InputError: the run does not have that stage.
         """
-        if stage >= len(self.stages):
-            last = len(self.stages) - 1
-            what = f"the recipe lacks the stage of the checkpoint (found stage {stage}, expected 0 to {last})"
-            raise InputError(what, where=str(self.recipe.path), key="stages")
+        self.check_stage(stage)
         torch.manual_seed(self.recipe.settings.seed)
         with error_location(self.recipe, self.components.student.key):
             student = self.student.build_student(self.requests.student)
         for number in range(1, stage + 1):
             student, _ = self.transform_student(student, number)
         return student
+
+    def check_stage(self, stage: int) -> None:
+        """Refuse a checkpoint's stage that the run does not have.
+
+        Raises:
+            InputError: the run does not have that stage.
+        """
+        if stage >= len(self.stages):
+            last = len(self.stages) - 1
+            what = f"the recipe lacks the stage of the checkpoint (found stage {stage}, expected 0 to {last})"
+            raise InputError(what, where=str(self.recipe.path), key="stages")
 
     def transform_student(self, student: Encoder, stage: int) -> tuple[Encoder, dict[str, ParameterSource]]:
         """Construct the student of a stage from that of the previous stage, on the CPU.

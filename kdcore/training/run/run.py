@@ -136,7 +136,8 @@ def _earlier_session(
     if progress.finished and complete:
         return FinishedEvent(progress, RunResult(folder, True, export, {}))
     check_layout(checkpoint, zero_stage(recipe.settings.training))
-    if state.stage < len(plan.stages) and progress.fraction < plan.stages[state.stage].begins:
+    plan.check_stage(state.stage)
+    if progress.fraction < plan.stages[state.stage].begins:
         raise RecipeError(
             f"the run is in stage {state.stage}, which begins at {plan.stages[state.stage].begins:g} of the budget, "
             f"but its steps so far are only {progress.fraction:.3g} of the new budget",

@@ -88,7 +88,9 @@ def check_teacher(folder: Path, recipe: Recipe, source: str | None) -> dict[str,
         RecipeError: lists the files that differ.
     """
     now = {} if source is None else weights_of(source)
-    before: dict[str, str] = read_environment(folder).get("teacher_sha256") or {}
+    before = read_environment(folder).get("teacher_sha256") or {}
+    if not isinstance(before, dict) or not all(isinstance(value, str) for value in before.values()):
+        raise _damaged(folder / _ENVIRONMENT, "expected the sha256 of each file", "teacher_sha256")
     if before and now:
         where = str(recipe.origin("teacher.path"))
         problems = [
