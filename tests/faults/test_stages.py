@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 import kdcore
 from kdcore.recipe.loading import load_recipe
 from kdcore.training.checkpoint.format import checkpoint_folder, read_state
+from kdcore.training.engine.engine import Engine
 from kdcore.training.engine.module import DistillationModule, FrozenTeacher
 from kdcore.training.loop.events import CheckpointEvent, FinishedEvent, StageEvent, StepEvent
 from kdcore.training.loop.sampling import SampleOrder
@@ -207,6 +210,30 @@ def test_files_of_a_run_with_stages_have_the_structure_of_their_step(small_recip
     for step in (3, 6):
         assert "the losses of all samples are finite" in list(batch_report(folder, step))[-1]
     assert "teacher 4, student 2" in summarise(folder)
+
+
+@pytest.mark.parametrize(("precision", "stage"), LAYOUTS)
+def test_a_change_releases_the_engine_before(
+    small_recipe: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stage: int
+) -> None:
+    engines: list[tuple[weakref.ref[Any], list[torch.nn.Parameter]]] = []
+    build = Engine.__init__
+
+    def watched(self: Engine, *arguments: Any) -> None:
+        build(self, *arguments)
+        engines.append((weakref.ref(self._base_optimizer), list(self.module.parameters())))
+
+    monkeypatch.setattr(Engine, "__init__", watched)
+    recipe = load_recipe(small_recipe, layout(precision, stage))
+    for event in run_events(recipe):
+        if isinstance(event, FinishedEvent):
+            gc.collect()
+            (before, old), (after, new) = engines
+            assert before() is None
+            assert after() is not None
+            assert not any(parameter.untyped_storage().nbytes() for parameter in old)
+            assert all(parameter.untyped_storage().nbytes() for parameter in new)
+    assert len(engines) == 2
 
 
 def test_closing_the_events_leaves_a_run_that_continues(small_recipe: Path) -> None:

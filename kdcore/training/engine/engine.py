@@ -459,9 +459,22 @@ class Engine:
                     state[key].narrow(0, inside.start, inside.numel).copy_(value)
 
     def close(self) -> None:
-        """Destroy DeepSpeed's engine: its hooks on parameters and its buffers."""
+        """Release DeepSpeed's engine and the memory of the module, which others may still refer to.
+
+        Hooks and parameters of the module refer to DeepSpeed's engine and to its flat weights and gradients, so that a
+        module that is kept would keep all of them.
+        """
+        module = self.module
         with suppress_output():
             self._engine.destroy()
+        del self._engine
+        for part in module.modules():
+            part._forward_hooks.clear()
+            part._forward_pre_hooks.clear()
+        for parameter in module.parameters():
+            vars(parameter).clear()
+            parameter.grad = None
+            parameter.data = parameter.data.new_empty(0)
 
     def save(self, folder: Path) -> list[Path]:
         """Write this process's part of the state into `folder`; every process must call this.
