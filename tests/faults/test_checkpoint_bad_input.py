@@ -178,6 +178,24 @@ def test_parts_of_other_types_are_named_when_they_are_cut_anew(tmp_path, monkeyp
     assert f"{folder / 'engine'}: " in capsys.readouterr().err
 
 
+def cut_embeddings(folder: Path) -> None:
+    content = read_tensors(folder / MODEL)
+    name = next(name for name in content["module"] if name.endswith("word_embeddings.weight"))
+    content["module"][name] = content["module"][name][:3]
+    write_tensors(content, folder / MODEL)
+
+
+@pytest.mark.parametrize("change", [drop_parameter, cut_embeddings])
+def test_weights_of_another_student_are_neither_exported_nor_examined(tmp_path, monkeypatch, change, capsys):
+    run = golden.copy_golden("fp32-zero0", tmp_path)
+    monkeypatch.setenv("KDCORE_CACHE", str(tmp_path / "cache"))
+    with_manifest(change)(run / "checkpoints" / golden.STEP)
+    for command in [["export", str(run), str(tmp_path / "out")], ["debug", "batch", str(run), "6"]]:
+        assert main(command) == 2, command
+        assert f"{MODEL}: does not fit this run: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("value", [["model.safetensors"], "x", {"model.safetensors": 1}], ids=str)
 def test_sums_of_the_teacher_of_other_types_are_named(run, value, capsys):
     path = run / "environment.json"

@@ -738,3 +738,26 @@ def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
         return {name: value.to(torch.float32) if name in floating else value for name, value in weights.items()}
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"cannot be read: {first_line(error)}", where=str(path)) from error
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, Any], folder: Path) -> None:
+    """Refuse weights that a checkpoint holds for another module.
+
+    Args:
+        module: the module that the weights are for.
+        weights: of `float32_weights_of` or `float32_student_of`.
+        folder: the checkpoint.
+
+    Raises:
+        InputError: names the first weight that is missing, is unknown or has another shape.
+    """
+    expected, where = module.state_dict(), str(folder / ENGINE_FOLDER / _MODEL_FILE)
+    other = sorted(expected.keys() ^ weights.keys())
+    if other:
+        what = "lacks" if other[0] in expected else "holds an unknown"
+        raise InputError(f"does not fit this run: {what} `{other[0]}`", where=where)
+    for name, tensor in expected.items():
+        shapes = [tuple(one.shape) if isinstance(one, Tensor) else None for one in (weights[name], tensor)]
+        if shapes[0] != shapes[1]:
+            found = f"(found {shapes[0]}, expected {shapes[1]})"
+            raise InputError(f"does not fit this run: the shape of `{name}` differs {found}", where=where)

@@ -23,7 +23,7 @@ from kdcore.training.checkpoint.format import (
     refuse_foreign,
     step_of,
 )
-from kdcore.training.engine.engine import accumulation, float32_weights_of
+from kdcore.training.engine.engine import accumulation, check_weights, float32_weights_of
 from kdcore.training.engine.module import DistillationModule, FrozenTeacher, Term
 from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.sampling import StepSamples
@@ -113,7 +113,9 @@ class _Examiner:
         student, losses = plan.build_student(stage), plan.stages[stage].losses
         self._module = DistillationModule(student, losses).eval()
         if checkpoint is not None:
-            self._module.load_state_dict(float32_weights_of(checkpoint, read_state(checkpoint).zero_stage))
+            weights = float32_weights_of(checkpoint, read_state(checkpoint).zero_stage)
+            check_weights(self._module, weights, checkpoint)
+            self._module.load_state_dict(weights)
         # Losses that couple the sequences of a batch are meaningful for whole batches only.
         self._separable = [label for label, loss in losses.items() if not loss.couples_batch]
         with tempfile.TemporaryDirectory(prefix="kdcore-") as folder:

@@ -18,7 +18,7 @@ from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.recipe.yaml import dump_yaml
 from kdcore.tasks.base import Task
 from kdcore.training.checkpoint.format import checkpoint_folder, latest_checkpoint, read_state, require_good
-from kdcore.training.engine.engine import float32_student_of
+from kdcore.training.engine.engine import check_weights, float32_student_of
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.run_folder import stored_data
 from kdcore.utils.atomic import atomic_directory
@@ -91,7 +91,9 @@ def export_run(run: Path, folder: Path, step: int | None) -> Path:
     recipe = load_recipe(run / "recipe.yaml")
     plan = make_plan(recipe, stored_data(run))
     weights = float32_student_of(checkpoint, state.zero_stage)
-    export_student(folder, plan.build_student(state.stage), weights, plan.task, recipe, state.step, {})
+    student = plan.build_student(state.stage)
+    check_weights(student, weights, checkpoint)
+    export_student(folder, student, weights, plan.task, recipe, state.step, {})
     return folder
 
 
