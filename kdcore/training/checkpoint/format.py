@@ -9,6 +9,7 @@ RUN/.has-checkpoints                          marks a run that has written check
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
