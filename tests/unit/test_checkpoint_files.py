@@ -83,6 +83,25 @@ def test_cleaning_up_brings_back_a_checkpoint_that_was_being_replaced(tmp_path):
     assert {path.name for path in folder.parent.iterdir()} == {"latest", "step-0000001"}
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_nothing_is_written_through_a_link_in_the_place_of_the_staging_folder(tmp_path, clean):
+    save(tmp_path / "run", 1)
+    (tmp_path / "elsewhere").mkdir()
+    files.staging_folder(files.checkpoint_folder(tmp_path / "run", 2)).symlink_to(tmp_path / "elsewhere")
+    if clean:
+        files.clean_up(tmp_path / "run")
+    folder = save(tmp_path / "run", 2)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert not folder.is_symlink()
+    assert files.problems_of(folder) == []
+
+
+def test_a_checkpoint_in_the_folder_of_another_step_is_damaged(tmp_path):
+    folder = save(tmp_path, 1)
+    other = folder.rename(files.checkpoint_folder(tmp_path, 2))
+    assert files.problems_of(other) == ["state.json: step: differs from the folder's (found 1, expected 2)"]
+
+
 def test_a_run_that_never_saved_has_none(tmp_path):
     assert files.latest_checkpoint(tmp_path) is None
     files.make_staging(files.checkpoint_folder(tmp_path, 1))  # killed in its first save

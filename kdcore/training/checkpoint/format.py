@@ -214,7 +214,9 @@ def problems_of(folder: Path) -> list[str]:
     problems += _strangers(folder, {*manifest, _MANIFEST})
     if not problems:
         try:
-            read_state(folder)
+            step = read_state(folder).step
+            if step != step_of(folder):
+                problems.append(f"{STATE}: step: differs from the folder's (found {step}, expected {step_of(folder)})")
         except InputError as error:
             problems += [f"{STATE}: {': '.join(filter(None, (each.key, each.what)))}" for each in error.problems]
     return problems
@@ -344,6 +346,8 @@ def describe_file(path: Path, *, sync: bool = False) -> FileEntry:
 def make_staging(folder: Path) -> Path:
     """Create an empty staging folder for a checkpoint, including the engine's folder."""
     staging = staging_folder(folder)
+    if staging.is_symlink():  # rmtree leaves links, and the checkpoint would be written to the link's target
+        staging.unlink()
     shutil.rmtree(staging, ignore_errors=True)
     (staging / ENGINE_FOLDER).mkdir(parents=True)
     return staging
