@@ -338,6 +338,26 @@ def test_a_small_file_cannot_hold_much(tmp_path):
             read_tensors(path)
 
 
+def test_a_tensor_with_more_elements_than_are_stored_is_not_read(tmp_path):
+    huge = torch.zeros(1, dtype=torch.bfloat16).expand(10**12)
+    for place, content in enumerate([huge, {"module": OrderedDict(weight=huge)}, [(1, {"a": [huge]})]]):
+        path = tmp_path / f"{place}.pt"
+        write_tensors(content, path)
+        assert path.stat().st_size < 2000
+        for mmap in (False, True):
+            with pytest.raises(InputError, match=rf"{place}\.pt: cannot be read: a tensor of shape \(1000000000000,\)"):
+                read_tensors(path, mmap=mmap)
+
+
+def test_lists_that_hold_each_other_many_times_are_read_at_once(tmp_path):
+    content: list = []
+    for _ in range(60):  # 2**60 paths to the innermost list
+        content = [content, content]
+    content.append(content)
+    write_tensors(content, tmp_path / "shared.pt")
+    assert len(read_tensors(tmp_path / "shared.pt")) == 3
+
+
 def test_any_flipped_byte_is_read_or_is_an_input_error(tmp_path):
     """Of the pickle, and of the archive's directory behind it."""
     folder = checkpoint(tmp_path / "step-0000004")
@@ -386,6 +406,8 @@ NOT_HELD = {
     "sparse": (torch.eye(2).to_sparse(), "a sparse tensor"),
     "sparse rows": (torch.eye(2).to_sparse_csr(), "a sparse tensor"),
     "meta": (torch.ones(2, device="meta"), "a meta tensor"),
+    "expanded": (torch.ones(1).expand(2), "an expanded tensor"),
+    "expanded parameter": (torch.nn.Parameter(torch.ones(2, 1).expand(2, 2)), "an expanded tensor"),
     "tensor with an attribute": (with_attribute(torch.ones(2)), "a tensor with the attribute `note`"),
     "parameter with an attribute": (with_attribute(torch.nn.Parameter(torch.ones(2))), "attribute `note`"),
 }

@@ -22,7 +22,7 @@ from kdcore.signals import Batch, Signals
 from kdcore.training.engine import ENGINE_FOLDER
 from kdcore.training.engine.module import DistillationModule, Term
 from kdcore.training.engine.resharding import float32_weights, part_rank, read_part, read_parts, reshard
-from kdcore.training.engine.tensors import read_tensors, write_tensors
+from kdcore.training.engine.tensors import is_expanded, read_tensors, write_tensors
 from kdcore.training.runtime.distributed import DistributedContext, find_accelerator
 from kdcore.training.runtime.suppress_output import suppress_output
 from kdcore.transforms.base import ParameterSource
@@ -605,6 +605,8 @@ def _unusual(tensor: Tensor) -> str | None:
         "meta": tensor.is_meta,
     }
     found = [kind for kind, holds in kinds.items() if holds]
+    if not found and is_expanded(tensor):
+        return "an expanded tensor (expected one that stores all its elements)"
     if not found and tensor.__dict__:
         return f"a tensor with the attribute `{next(iter(tensor.__dict__))}` (expected one without)"
     return f"a {found[0]} tensor (expected a dense one)" if found else None

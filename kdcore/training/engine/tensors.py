@@ -65,6 +65,11 @@ class OldTerm:
     name: str
 
 
+def is_expanded(tensor: torch.Tensor) -> bool:
+    """Return whether a dense tensor has more elements than its storage, as the result of `Tensor.expand`."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
 def read_tensors(path: Path, *, mmap: bool = False) -> Any:
     """Read what `write_tensors` wrote, on the CPU. Only tensors, plain values and known classes are constructed.
 
@@ -85,7 +90,15 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
             )
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         with torch.serialization.safe_globals([each for name in names for each in _allowed(name)]):
-            return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
+            content = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
+        seen, inner = set(), [content]
+        for item in inner:  # grows meanwhile
+            if isinstance(item, torch.Tensor) and is_expanded(item):
+                raise ValueError(f"a tensor of shape {tuple(item.shape)} has more elements than are stored")
+            if isinstance(item, (dict, list, tuple)) and id(item) not in seen:
+                seen.add(id(item))
+                inner += item.values() if isinstance(item, dict) else item
+        return content
     except (
         *(OSError, EOFError, AttributeError, LookupError, OverflowError, TypeError, ValueError, RuntimeError),
         UnpicklingError,
