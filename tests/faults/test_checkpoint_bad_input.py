@@ -196,6 +196,36 @@ def test_weights_of_another_student_are_neither_exported_nor_examined(tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["fp32-zero0", "bf16-zero1", "bf16-zero2", "bf16-zero1-two-processes"])
+@pytest.mark.parametrize("what", ["exp_avg", "weights", "rows"])
+def test_state_of_another_shape_is_an_input_error_that_names_it(tmp_path, monkeypatch, name, what, capsys):
+    """The fused Adam of torch would read beyond the end of a shorter state, and DeepSpeed pads weights."""
+    run = golden.copy_golden(name, tmp_path)
+    monkeypatch.setenv("KDCORE_CACHE", str(tmp_path / "cache"))
+    folder = run / "checkpoints" / golden.STEP
+    path = folder / (MODEL if name == "fp32-zero0" else PART)
+    content = read_tensors(path)
+    part = content["optimizer"] if name == "fp32-zero0" else content["optimizer_state_dict"]["base_optimizer_state"]
+    if what == "exp_avg":
+        part["state"][0]["exp_avg"] = part["state"][0]["exp_avg"][:3].clone()
+    elif name == "fp32-zero0":
+        content["module"]["student.network.bert.embeddings.word_embeddings.weight"] = torch.ones(3, 16)
+    else:
+        masters = content["optimizer_state_dict"]["single_partition_of_fp32_groups"]
+        masters[0] = torch.nn.Parameter(
+            masters[0].detach()[:1].clone() if what == "weights" else masters[0].view(2, -1)
+        )
+    write_tensors(content, path)
+    golden.rewrite_manifest(folder)
+    assert main(["train", str(run / "recipe.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder / 'engine'}" in error
+    assert "does not fit this run: " in error or "cannot be resharded" in error
+    if name != "bf16-zero1-two-processes" and what != "rows":  # torch's messages there
+        assert "student.network.bert.embeddings.word_embeddings.weight" in error
+        assert what in error or name == "fp32-zero0"
+
+
 @pytest.mark.parametrize("value", [["model.safetensors"], "x", {"model.safetensors": 1}], ids=str)
 def test_sums_of_the_teacher_of_other_types_are_named(run, value, capsys):
     path = run / "environment.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -558,7 +558,14 @@ class Engine:
         def read(path: str, map_location: object = None) -> Any:
             name = Path(path).name
             if part_rank(name) is not None:
-                return read_part(place / name) if own_part is None else own_part
+                if own_part is not None:
+                    return own_part
+                part = read_part(place / name)
+                state = part["optimizer_state_dict"]
+                pairs = zip(state["single_partition_of_fp32_groups"], state["group_paddings"], strict=True)
+                sizes = [torch.empty(weights.numel() + padding, device="meta") for weights, padding in pairs]
+                self._check_shapes([{"weights": size} for size in sizes], place / name)  # DeepSpeed would pad any
+                return part
             content = read_tensors(place / name)
             if name == _MODEL_FILE and isinstance(content, dict):
                 content["dp_world_size"] = self.processes.world_size
@@ -569,14 +576,37 @@ class Engine:
             # DeepSpeed finds files by glob patterns, which break on special characters in paths.
             with suppress_output(), chdir(folder):
                 path, _ = self._engine.load_checkpoint(".", tag=ENGINE_FOLDER)
+            base = self._base_optimizer
+            self._check_shapes([base.state[one] for group in base.param_groups for one in group["params"]], place)
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"does not fit this run: {first_line(error)}", where=str(place)) from error
         except RuntimeError as error:
-            if "loading state_dict" not in str(error):
-                raise
-            raise InputError(f"does not fit this run: {first_line(error)}", where=str(place / _MODEL_FILE)) from error
+            if type(error) is not RuntimeError or any(word in str(error) for word in ("gloo", "CUDA")):
+                raise  # a fault of memory, network or device
+            text = " ".join(str(error).split())  # the parameter is not in the first line
+            file = place / _MODEL_FILE if "loading state_dict" in text else place
+            raise InputError(f"does not fit this run: {text[:500]}", where=str(file)) from error
         if path is None:
             raise InputError(f"{_MODEL_FILE} is missing", where=str(place))
+
+    def _check_shapes(self, states: Sequence[Mapping[str, Any]], where: Path) -> None:
+        """Refuse elementwise state of another shape than its parameter's: fused optimizers would read beyond its end.
+
+        Args:
+            states: of each parameter in the order of groups; above ZeRO stage 0, of each group's flat one.
+            where: the checkpoint, for messages.
+
+        Raises:
+            InputError: names the first one, by the (first) parameter's name.
+        """
+        groups = zip(self._base_optimizer.param_groups, self._group_names, strict=True)
+        named = [pair for group, names in groups for pair in zip(group["params"], names, strict=False)]
+        for (parameter, name), state in zip(named, states, strict=True):
+            for key, value in state.items() if self._optimizer.elementwise else ():
+                if _is_elementwise(value) and value.shape != parameter.shape:
+                    found = f"(found {tuple(value.shape)}, expected {tuple(parameter.shape)})"
+                    what = f"does not fit this run: the shape of `{key}` of `{name}` differs {found}"
+                    raise InputError(what, where=str(where))
 
 
 def _not_plain(value: Any) -> str | None:
