@@ -155,8 +155,11 @@ def test_data_that_is_gone_is_prepared_again_by_the_recipe(
     assert (cache / name / "train-00000.arrow").read_bytes() == content
     shutil.rmtree(cache / name)
     raise_revision(monkeypatch)
-    with pytest.raises(kdcore.RecipeError, match=OTHER_DATA):
+    with pytest.raises(kdcore.DataError, match=OTHER_DATA) as caught:
         resumed(small_recipe)
+    assert str(cache / name) in str(caught.value)
+    assert "run.id=NEW" in str(caught.value)
+    assert folders(cache) == [], "nothing is prepared for a run that is refused"
 
 
 def test_text_that_is_gone_does_not_stop_a_run_whose_data_is_there(

@@ -28,7 +28,7 @@ from kdcore_preparation.pipeline.data_recipe import (
 )
 from kdcore_preparation.pipeline.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
 from kdcore_preparation.pipeline.preparation_progress import ReportProgress
-from kdcore_preparation.pipeline.prepare import find_or_prepare, folder_in
+from kdcore_preparation.pipeline.prepare import find, find_or_prepare, folder_in
 from kdcore_preparation.readers.input_files import FileHashes
 
 logger = logging.getLogger("kdcore")
@@ -41,8 +41,8 @@ def reopen(
 ) -> tuple[PreparedData, str]:
     """Open the data that a run has started on, with a warning if a reader's revision has increased since.
 
-    The run's folder is opened, or the cache folder of that fingerprint. If both are missing, the recipe's data is found
-    or prepared.
+    The run's folder is opened, or the cache folder of that fingerprint. If both are missing, the recipe's data is
+    found, or prepared if it is the run's.
 
     Args:
         data: the data recipe; paths in it are absolute.
@@ -55,7 +55,8 @@ def reopen(
         The data and its fingerprint: the run's if the recipe describes the run's data, in any format.
 
     Raises:
-        DataError: the folder is damaged, or as `find_or_prepare`.
+        DataError: the folder is damaged, it is missing and the recipe's data is other data that the cache does not
+            hold either, or as `find_or_prepare`.
     """
     hashes = FileHashes(cache)
     places = [*([] if folder is None else [folder]), folder_in(cache, fingerprint)]
@@ -74,6 +75,12 @@ def reopen(
     hashes.save()
     same = identity.matches(fingerprint)
     if prepared is None:
+        if not same and find(data, cache) is None:
+            raise DataError(
+                "the run was started with other data than the recipe describes, and its data is missing "
+                f"(found neither {' nor '.join(map(str, places))})",
+                hint=f"restore that folder, or {_NEW_DATA}",
+            )
         found = find_or_prepare(data, cache, progress=progress)
         return found, fingerprint if same else found.fingerprint
     if not same:
