@@ -45,7 +45,7 @@ def checkpoint_show(run: Path, text: str) -> None:
 
 
 def recipe_check(run: Path, text: str) -> None:
-    assert "nothing is wrong with this recipe" in text
+    assert "the recipe is valid" in text
     assert all(label in text for label in read_yaml(run / "recipe.yaml").plain()["losses"])
 
 
@@ -112,4 +112,4 @@ def test_a_stored_run_that_is_not_finished_is_named_by_the_summary(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["summary", str(run)]) == 2
-    assert f"error: {run}: there is no finished run in this folder" in capsys.readouterr().err
+    assert f"error: {run}: the folder holds no finished run" in capsys.readouterr().err
