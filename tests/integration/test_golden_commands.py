@@ -72,7 +72,7 @@ def runs_list(run: Path, text: str) -> None:
 
 def debug_batch(run: Path, text: str) -> None:
     """The weighted mean of the samples' losses is the batch's."""
-    heading = f"step 5 of {run}: 8 samples; losses with {golden.STEP}, in float32, without dropout"
+    heading = f"step 5 of {run}: 8 samples; losses with {golden.STEP} in float32, without dropout"
     assert heading in text.splitlines()
     labels = read_yaml(run / "recipe.yaml").plain()["losses"]
     for label in labels:
