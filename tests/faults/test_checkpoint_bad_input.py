@@ -134,7 +134,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (cut, f"{MODEL} has "),
     "bits flipped": (flip, f"{PART} is corrupt (found sha256"),
     "missing": (lambda folder: (folder / MODEL).unlink(), f"{MODEL} is missing"),
-    "one more": (lambda folder: (folder / "engine" / "x_optim_states.pt").touch(), "engine/x_optim_states.pt is not listed in manifest.json"),
+    "one more": (
+        lambda folder: (folder / "engine" / "x_optim_states.pt").touch(),
+        "engine/x_optim_states.pt is not listed in manifest.json",
+    ),
     "a link": (replace_by_link, f"{PART} is a link (expected a regular file)"),
     "a name outside": (edit_manifest, "manifest.json names '../../recipe.yaml', which is not a file of a checkpoint"),
     "a newer format": (raise_format, "manifest.json has an unsupported format (found 9, expected at most 2)"),

@@ -21,6 +21,7 @@ import pytest
 
 import kdcore
 from kdcore.recipe.loading import load_recipe
+from kdcore.training.loop.trainer import Trainer
 from kdcore.training.run.run import train_recipe
 
 PAIR = Path(__file__).with_name("pair.py")
@@ -276,7 +277,9 @@ Trainer._train_step = train_step
 """
 
 
-def test_a_second_run_in_one_folder_is_refused_while_the_first_goes_on(small_recipe, train, tmp_path):
+def test_a_second_run_in_one_folder_is_refused_while_the_first_goes_on(small_recipe, train, tmp_path, monkeypatch):
+    # The last run imports `waiting.py` into this process, which must not wait in other tests.
+    monkeypatch.setattr(Trainer, "_train_step", Trainer._train_step)
     (tmp_path / "waiting.py").write_text(WAITING, encoding="utf-8")
     command = [sys.executable, "-m", "kdcore.commands.main", "train", str(small_recipe), "imports=[waiting.py]"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as first:
