@@ -66,7 +66,7 @@ def copy_data_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Pat
         InputError: the data recipe or one of its corpora is invalid, or the package that reads it is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = load_preparation(recipe, overrides).config.model_dump(mode="json")
+    resolved = load_preparation(recipe, overrides).config.model_dump(mode="json", exclude_unset=True)
     (folder / _DATA).write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")  # JSON is valid YAML
     return folder / _DATA
 
