@@ -526,7 +526,7 @@ def _read_text(path: Path) -> str:
         UnicodeDecodeError: it is no text.
     """
     # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         content = file.read(_LARGEST_TEXT + 1)
