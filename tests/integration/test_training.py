@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import golden
 import numpy as np
 import pytest
 import torch
@@ -421,8 +423,10 @@ def test_a_run_goes_on_with_a_copy_of_the_file_that_it_imports_and_with_no_other
 def test_a_checkpoint_of_an_abandoned_past_does_not_crowd_out_the_new_one(train: Callable[..., RunResult]) -> None:
     common = "checkpoints={every: 2, keep: 1}"
     checkpoints = train(common, "training.budget.steps=4").folder / "checkpoints"
-    (checkpoints / "step-0000004").rename(checkpoints / "step-0000009")
-    (checkpoints / "latest").write_text("step-0000009", encoding="utf-8")
+    abandoned = shutil.copytree(checkpoints / "step-0000004", checkpoints / "step-0000009")
+    state = json.loads((abandoned / "state.json").read_text(encoding="utf-8"))
+    (abandoned / "state.json").write_text(json.dumps(state | {"step": 9}), encoding="utf-8")
+    golden.rewrite_manifest(abandoned)
     assert train(common, "training.budget.steps=6").exit_code == 0
     assert [path.name for path in checkpoints.glob("step-*")] == ["step-0000006"]
 
