@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -20,6 +22,7 @@ import pytest
 from kdcore_preparation.pipeline.prepare import (
     DataRecipe,
     PreparationProgress,
+    _PreparationRun,
     build_corpora,
     find_or_prepare,
     prepare,
@@ -397,6 +400,34 @@ def test_a_second_preparation_of_the_same_folder_is_refused_while_the_first_is_a
     data = recipe(texts, tokenizer_folder)
     prepare(data, folder, progress=second).verify()
     assert refused
+    assert leftovers(folder.parent) == []
+
+
+def test_a_part_waits_for_the_part_that_assembles_the_folder(
+    tmp_path: Path, texts: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "prepared" / "data"
+    data = recipe(texts, tokenizer_folder)
+    assembling, resume = threading.Event(), threading.Event()
+    real = _PreparationRun._finish
+
+    def finish(self: _PreparationRun, *arguments: Any) -> None:
+        assembling.set()
+        assert resume.wait(30)
+        real(self, *arguments)
+
+    monkeypatch.setattr(_PreparationRun, "_finish", finish)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(prepare_share, data, folder, 1, 1, workers=1)
+        assert assembling.wait(30)
+        second = pool.submit(prepare_share, data, folder, 2, 2, workers=1)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)
+        resume.set()
+        for part in (first, second):
+            prepared, left = part.result(timeout=30)
+            assert prepared is not None
+            assert (prepared.folder, left) == (folder, 0)
     assert leftovers(folder.parent) == []
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 _PLAN = "plan.json"
+_ASSEMBLING = "assembling"  # exists once the parts of an array have prepared all units
 _FOLDER_NAME = 32  # characters of a fingerprint
 _TAKEN = "another process is preparing this data"
 _REPAIR = "repair the files, or prepare the data with `kdcore prepare --keep-going` and name its folder as `task.data`"
@@ -237,13 +239,21 @@ class _PreparationRun:
         if (folder / PreparedData.MANIFEST).is_file():
             return self._open(folder), 0
         try:
-            with locked(lock_of(folder), shared=True, wait=False, taken=_TAKEN) as lock:
+            with ExitStack() as stack:
+                try:
+                    lock = stack.enter_context(locked(lock_of(folder), shared=True, wait=False, taken=_TAKEN))
+                except DataError:
+                    if not _is_being_assembled(folder):
+                        raise
+                    return self.whole(folder, wait=True), 0
                 staging = self._open_staging(folder, may_clear=False)
                 own_lock = staging / f"share-{share}-of-{shares}.lock"
                 with locked(own_lock, wait=False, taken=f"another process is preparing part {share} of {shares}"):
                     work = self._work(staging, lock)
                     work.run(range(share - 1, len(work.units), shares))
                     left = work.left()
+                if not left:
+                    (staging / _ASSEMBLING).touch()
         except OSError as error:
             self._blame_the_machine(folder, error)
             left = 0
@@ -363,6 +373,14 @@ class _PreparationRun:
 def staging_of(folder: Path) -> Path:
     """Return the path of an unfinished preparation. It is kept when the process ends, so that it can be resumed."""
     return folder.with_name(f".{folder.name}.preparing")
+
+
+def _is_being_assembled(folder: Path) -> bool:
+    """Return whether all units are prepared, so that the holder of the lock finishes soon."""
+    staging = staging_of(folder)
+    # In the order in which they appear, because the process that holds the lock removes earlier ones.
+    steps = (staging / _ASSEMBLING, staging / PreparedData.MANIFEST, folder / PreparedData.MANIFEST)
+    return any(step.is_file() for step in steps)
 
 
 def _refuse_other_content(folder: Path) -> None:
