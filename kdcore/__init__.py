@@ -18,6 +18,8 @@ _MOVED = {
     "open_input": ("kdcore_preparation", "kdcore-preparation"),
     "slurm_queue": ("kdcore_launch.slurm", "kdcore-launch"),
 }
+# Names that have changed: old name -> new name.
+_RENAMED = {"MachineError": "InfrastructureError"}
 
 _public_name, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["__version__"]
@@ -32,6 +34,10 @@ def __getattr__(name: str) -> Any:
         from kdcore.deprecated import moved_name
 
         return moved_name(f"kdcore.{name}", *_MOVED[name])
+    if name in _RENAMED:
+        from kdcore.deprecated import renamed
+
+        return renamed(f"kdcore.{name}", f"kdcore.{_RENAMED[name]}", _public_name(_RENAMED[name]))
     return _public_name(name)
 
 

@@ -40,9 +40,9 @@ from .errors import EXIT_INTERRUPTED as EXIT_INTERRUPTED
 from .errors import EXIT_MACHINE as EXIT_MACHINE
 from .errors import EXIT_TRAINING as EXIT_TRAINING
 from .errors import DataError as DataError
+from .errors import InfrastructureError as InfrastructureError
 from .errors import InputError as InputError
 from .errors import KdcoreError as KdcoreError
-from .errors import MachineError as MachineError
 from .errors import PluginError as PluginError
 from .errors import Problem as Problem
 from .errors import RecipeError as RecipeError

@@ -1,4 +1,4 @@
-"""Resolve public names that another package has taken over."""
+"""Resolve public names that have another name now, or that another package has taken over."""
 
 from __future__ import annotations
 
@@ -29,4 +29,18 @@ def moved_name(old: str, module: str, package: str) -> Any:
         raise AttributeError(f"`{old}` is now `{module}.{name}`: pip install {package}") from error
     value = getattr(found, name)
     warnings.warn(f"`{old}` is deprecated: use `{module}.{name}`", DeprecationWarning, stacklevel=3)
+    return value
+
+
+def renamed(old: str, new: str, value: Any) -> Any:
+    """Return the value of a renamed public name, with a warning in the module that uses the old one.
+
+    Called by a module's `__getattr__`.
+
+    Args:
+        old: the deprecated name with its module, such as `kdcore.MachineError`.
+        new: its name now.
+        value: what it names.
+    """
+    warnings.warn(f"`{old}` is deprecated: use `{new}`", DeprecationWarning, stacklevel=3)
     return value

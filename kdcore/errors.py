@@ -85,7 +85,7 @@ class DataError(InputError):
     """Raw text, a prepared folder, a tokenizer or a model folder cannot be used."""
 
 
-class MachineError(KdcoreError):
+class InfrastructureError(KdcoreError):
     """The infrastructure failed: a process died, a disk is full, a port is in use."""
 
     exit_code = EXIT_MACHINE

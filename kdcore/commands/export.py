@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kdcore.commands.base import Command, ExportOption
-from kdcore.errors import InputError, KdcoreError, MachineError, PluginError
+from kdcore.errors import InfrastructureError, InputError, KdcoreError, PluginError
 from kdcore.registry import Entry, describe_error, export_options
 
 
@@ -88,7 +88,9 @@ def _apply(option: ExportOption, entry: Entry, folder: Path, arguments: argparse
     except KdcoreError:
         raise
     except OSError as error:
-        raise MachineError(f"{arguments.folder}: {entry.name} of {entry.package} cannot write: {error}") from error
+        raise InfrastructureError(
+            f"{arguments.folder}: {entry.name} of {entry.package} cannot write: {error}"
+        ) from error
     except Exception as error:
         raise PluginError(
             f"export option `{entry.name}` of {entry.package} ({entry.value}) failed: {describe_error(error)}"

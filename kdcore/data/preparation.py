@@ -62,7 +62,7 @@ class Preparation(ABC):
 
         Raises:
             DataError: the raw data or a folder in the cache cannot be used.
-            MachineError: the disk is full, or the cache cannot be written.
+            InfrastructureError: the disk is full, or the cache cannot be written.
         """
 
     def reopen(
@@ -83,7 +83,7 @@ class Preparation(ABC):
             The data and its fingerprint: `fingerprint` if the recipe describes the run's data, else another one.
 
         Raises:
-            DataError: as `prepare`, and so is MachineError.
+            DataError: as `prepare`, and so is InfrastructureError.
         """
         found = self.find(cache)
         data = self.prepare(cache, progress=progress) if found is None else found
@@ -114,7 +114,7 @@ def open_data(source: str | dict[str, Any], cache: Path) -> PreparedData:
 
     Raises:
         InputError: the folder, the recipe or the raw data cannot be used.
-        MachineError: the disk is full, or the cache cannot be written.
+        InfrastructureError: the disk is full, or the cache cannot be written.
     """
     preparation = _preparation_of(source)
     if preparation is None:
@@ -132,7 +132,7 @@ def reopen_data(
     """Open the data that a run has started on; arguments and results as for `Preparation.reopen`.
 
     Raises:
-        InputError: as `open_data`, and so is MachineError.
+        InputError: as `open_data`, and so is InfrastructureError.
     """
     preparation = _preparation_of(source)
     if preparation is None:

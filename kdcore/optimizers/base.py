@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -36,7 +37,7 @@ class Optimizer(ABC):
     def build(self, groups: list[dict[str, Any]]) -> TorchOptimizer:
         """Build the optimizer for `groups`, each of which has its `weight_decay`."""
 
-    def forget(self, state: dict[str, Any]) -> None:
+    def reset_state(self, state: dict[str, Any]) -> None:
         """Reset the optimizer state of one parameter to its initial values, in place.
 
         The engine does this while no active loss reaches the parameter. Tensors and numbers are set to 0; an optimizer
@@ -44,3 +45,16 @@ class Optimizer(ABC):
         """
         for name, value in state.items():
             state[name] = value.zero_() if isinstance(value, Tensor) else type(value)(0)
+
+    def forget(self, state: dict[str, Any]) -> None:
+        """Call `reset_state` under its name in kdcore 0.1."""
+        warnings.warn("`Optimizer.forget` is deprecated: use `reset_state`", DeprecationWarning, stacklevel=2)
+        # A class written for kdcore 0.1 overrides `forget`, and calls this method by `super()`.
+        overridden = type(self).forget is not Optimizer.forget
+        Optimizer.reset_state(self, state) if overridden else self.reset_state(state)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forget" in vars(cls) and "reset_state" not in vars(cls):
+            warnings.warn("`Optimizer.forget` is deprecated: override `reset_state`", DeprecationWarning, stacklevel=2)
+            cls.reset_state = cls.forget  # type: ignore[method-assign]

@@ -23,9 +23,9 @@ import submitit
 from kdcore import (
     EXIT_INTERRUPTED,
     STOP_SIGNALS,
+    InfrastructureError,
     InputError,
     KdcoreError,
-    MachineError,
     Supervisor,
     TrainingError,
     run_status,
@@ -34,7 +34,11 @@ from kdcore_launch import history, slurm
 from kdcore_launch.ports import free_port
 from kdcore_launch.profile import Profile
 
-_EXIT_INPUT, _EXIT_MACHINE, _EXIT_TRAINING = InputError.exit_code, MachineError.exit_code, TrainingError.exit_code
+_EXIT_INPUT, _EXIT_MACHINE, _EXIT_TRAINING = (
+    InputError.exit_code,
+    InfrastructureError.exit_code,
+    TrainingError.exit_code,
+)
 _POLL_SECONDS = 2.0
 # After a process has failed, SLURM kills the others within KillWait, 30 s by default. If srun is still running
 # afterwards, SLURM has lost a step daemon.
@@ -115,7 +119,7 @@ class _SlurmStart:
         tried = history.restarts_without_progress(self.job.folder, self.name, step)
         if tried > limit:
             self._note_end(_EXIT_MACHINE, requeued=False)
-            raise MachineError(
+            raise InfrastructureError(
                 f"stopped after {tried} starts without a checkpoint newer than step {step} "
                 f"(restarts.without_progress: {limit}); `kdcore launch --resume {self.job.folder}` resubmits the run"
             )
@@ -234,7 +238,7 @@ class _SlurmStart:
         self._log(f"exit code {code}; requeueing the job, which resumes from its newest checkpoint")
         try:
             slurm.requeue(self.number)
-        except MachineError:
+        except InfrastructureError:
             self._note_end(code, requeued=False)
             raise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 
-from kdcore import MachineError
+from kdcore import InfrastructureError
 
 # Below the ephemeral ports (from 32768), which outgoing connections may use at any time.
 _FIRST, _LAST = 12000, 32000
@@ -20,7 +20,7 @@ def free_port(job: str, restart: int) -> int:
         restart: number of requeues; a process of an earlier start may still use its port.
 
     Raises:
-        MachineError: all tested ports are in use.
+        InfrastructureError: all tested ports are in use.
     """
     for attempt in range(_ATTEMPTS):
         digest = hashlib.sha256(f"{job} {restart} {attempt}".encode()).digest()
@@ -33,6 +33,6 @@ def free_port(job: str, restart: int) -> int:
             except OSError:
                 continue
             return port
-    raise MachineError(
+    raise InfrastructureError(
         f"no free port on {socket.gethostname()} ({_ATTEMPTS} ports between {_FIRST} and {_LAST} are in use)"
     )

@@ -146,7 +146,7 @@ def send(submission: Submission, *, local: bool, wait: bool, dry: bool) -> int:
 
     Raises:
         InputError: SLURM rejects the job.
-        MachineError: SLURM does not respond, or a job ended without recording an exit code.
+        InfrastructureError: SLURM does not respond, or a job ended without recording an exit code.
     """
     if dry:
         print(sbatch_script(submission))

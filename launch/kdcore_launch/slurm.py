@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdcore import InputError, JobQueue, MachineError
+from kdcore import InfrastructureError, InputError, JobQueue
 
 _SECONDS = 60
 
@@ -77,7 +77,7 @@ def require_slurm() -> None:
         )
 
 
-class _EndedBySignalError(MachineError):
+class _EndedBySignalError(InfrastructureError):
     """A command was killed by a signal."""
 
 
@@ -85,19 +85,19 @@ def run(command: Sequence[str]) -> str:
     """Run a command and return its output.
 
     Raises:
-        MachineError: the command fails (with its error output) or does not respond.
+        InfrastructureError: the command fails (with its error output) or does not respond.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise MachineError(f"`{' '.join(command)}` did not respond within {_SECONDS} seconds") from error
+        raise InfrastructureError(f"`{' '.join(command)}` did not respond within {_SECONDS} seconds") from error
     except OSError as error:
-        raise MachineError(f"`{command[0]}` cannot be run: {error.strerror}") from error
+        raise InfrastructureError(f"`{command[0]}` cannot be run: {error.strerror}") from error
     if done.returncode < 0:
         raise _EndedBySignalError(f"`{' '.join(command)}` was killed by signal {-done.returncode}")
     if done.returncode != 0:
         words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-        raise MachineError(f"`{' '.join(command)}`: {words}")
+        raise InfrastructureError(f"`{' '.join(command)}`: {words}")
     return done.stdout
 
 
@@ -108,11 +108,11 @@ def job_info(job: str) -> JobInfo | None:
         job: `12`, or `12_3` for a job of an array.
 
     Raises:
-        MachineError: SLURM does not respond.
+        InfrastructureError: SLURM does not respond.
     """
     try:
         text = run(["scontrol", "--oneliner", "show", "job", job])
-    except MachineError as error:
+    except InfrastructureError as error:
         if "Invalid job id" in str(error):
             return None
         raise
@@ -144,7 +144,7 @@ def slurm_queue() -> dict[str, str] | None:
         return None
     try:
         text = run(["squeue", "--me", "--noheader", "--array", "--format=%i %T"])
-    except MachineError:
+    except InfrastructureError:
         return None
     return dict(line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) == 2)
 
@@ -161,7 +161,7 @@ def requeue(job: str) -> None:
     """Requeue the job of this process.
 
     Raises:
-        MachineError: SLURM rejects the request or does not respond.
+        InfrastructureError: SLURM rejects the request or does not respond.
     """
     # SLURM then kills all processes of the job, possibly including this command.
     with contextlib.suppress(_EndedBySignalError):
@@ -177,7 +177,7 @@ def offered(what: str) -> list[str]:
     }
     try:
         return sorted(set(run(commands[what]).split()))
-    except MachineError:
+    except InfrastructureError:
         return []
 
 

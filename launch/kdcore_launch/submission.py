@@ -19,7 +19,7 @@ import submitit
 from pydantic import ValidationError
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from kdcore import InputError, MachineError, atomic_write
+from kdcore import InfrastructureError, InputError, atomic_write
 from kdcore_launch import history, slurm
 from kdcore_launch.job import Job
 from kdcore_launch.profile import Profile
@@ -213,7 +213,7 @@ def _code_line(submission: Submission) -> list[str]:
     return [f"export PYTHONPATH={shlex.quote(str(submission.code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
 
 
-def _refusal(words: str) -> InputError | MachineError:
+def _refusal(words: str) -> InputError | InfrastructureError:
     """Convert an error of sbatch, with the valid values if SLURM can list them."""
     known = {"partition": r"invalid partition", "account": r"invalid account", "qos": r"invalid qos"}
     for key, pattern in known.items():
@@ -221,7 +221,7 @@ def _refusal(words: str) -> InputError | MachineError:
             hint = f"set `{key}` in the profile, or `profile.{key}=NAME`"
             return InputError(f"sbatch rejected the job: {words}", key=key, allowed=slurm.offered(key), hint=hint)
     if re.search(r"unable to contact|connection refused|timed out", words, re.IGNORECASE):
-        return MachineError(f"SLURM does not respond: {words}")
+        return InfrastructureError(f"SLURM does not respond: {words}")
     hint = "change the profile; `--dry-run` prints the resulting sbatch script"
     return InputError(f"sbatch rejected the job: {words}", hint=hint)
 

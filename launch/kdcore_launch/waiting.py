@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcore import EXIT_INTERRUPTED, InputError, KdcoreError, MachineError, read_history
+from kdcore import EXIT_INTERRUPTED, InfrastructureError, InputError, KdcoreError, read_history
 from kdcore_launch import slurm
 
 # Reported by slurmstepd if it could not open the files of the script or change to its folder.
@@ -24,7 +24,7 @@ def wait_for(jobs: Sequence[tuple[str, Path]], *, local: bool) -> int:
 
     Raises:
         InputError: a job could not start because of its submission.
-        MachineError: a job ended without recording an exit code.
+        InfrastructureError: a job ended without recording an exit code.
     """
     waiting = dict(jobs)
     codes: dict[str, int] = {}
@@ -79,5 +79,7 @@ def _explain(job: str, folder: Path, *, local: bool) -> int:
     else:
         gone = "its process does not exist" if local else "it is not in SLURM's records"
         state = gone if info is None else f"{info.state}, exit code {info.exit_code}"
-        error = MachineError(f"job {job} ended without recording an exit code ({state}); check its log in {folder}")
+        error = InfrastructureError(
+            f"job {job} ended without recording an exit code ({state}); check its log in {folder}"
+        )
     raise error

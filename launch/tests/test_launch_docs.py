@@ -11,7 +11,7 @@ import pytest
 from kdcore_launch.command import LaunchCommand
 from kdcore_launch.profile import Container, Profile, Restarts, load_profile, shipped_profiles
 
-from kdcore import InputError, MachineError, TrainingError, read_axes
+from kdcore import InfrastructureError, InputError, TrainingError, read_axes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -58,4 +58,4 @@ def test_every_option_is_on_the_page():
 
 def test_the_exit_codes_on_the_page_are_kdcores():
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
-    assert codes == {0, MachineError.exit_code, InputError.exit_code, TrainingError.exit_code, 130}
+    assert codes == {0, InfrastructureError.exit_code, InputError.exit_code, TrainingError.exit_code, 130}

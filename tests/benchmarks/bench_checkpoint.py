@@ -45,8 +45,8 @@ def make_engine(processes) -> Engine:
     module = nn.Module()
     module.student = BertForMaskedLM(BertConfig(num_hidden_layers=6))
     settings = TrainingSettings(budget=Budget(steps=1), batch_size=1)
-    reach = {name: frozenset({"loss"}) for name, _ in module.named_parameters()}
-    engine = Engine(module, reach, AdamW(AdamW.Config()), settings, processes)
+    losses = {name: frozenset({"loss"}) for name, _ in module.named_parameters()}
+    engine = Engine(module, losses, AdamW(AdamW.Config()), settings, processes)
     optimizer = engine._engine.optimizer
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-3

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from kdcore.errors import MachineError
+from kdcore.errors import InfrastructureError
 from kdcore.training.checkpoint import format as files
 from kdcore.training.checkpoint.manager import Checkpoints, latest_checkpoint
 from kdcore.training.engine import tensors as tensor_files
@@ -89,7 +89,7 @@ def child(work) -> int:
     try:
         work()
         code = 0
-    except MachineError as error:
+    except InfrastructureError as error:
         os.write(2, f"error: {error}\n".encode())
     except BaseException:
         traceback.print_exc()

@@ -21,7 +21,7 @@ import pytest
 from kdcore_preparation import DataRecipe, prepare, prepare_share
 
 from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part
-from kdcore.errors import MachineError
+from kdcore.errors import InfrastructureError
 
 PARTS = 9
 DOCUMENTS = 150  # of each part
@@ -202,7 +202,7 @@ def _limited(data: DataRecipe, folder: Path, result: Any) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     try:
         prepare(data, folder, corpora=[Babble()], workers=2)
-    except MachineError as error:
+    except InfrastructureError as error:
         cause = error.__cause__
         result.put((str(error), cause.errno if isinstance(cause, OSError) else None))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.commands.main import main
-from kdcore.errors import InputError, MachineError
+from kdcore.errors import InfrastructureError, InputError
 from kdcore.training.checkpoint import format as files
 
 
@@ -65,9 +65,9 @@ def test_a_run_that_lost_its_folder_leaves_everything_as_it_was(tmp_path):
     staging = files.make_staging(files.checkpoint_folder(tmp_path, 2))
 
     def taken() -> None:
-        raise MachineError("taken over")
+        raise InfrastructureError("taken over")
 
-    with pytest.raises(MachineError):
+    with pytest.raises(InfrastructureError):
         files.commit(files.checkpoint_folder(tmp_path, 2), files.TrainingState(2, 1, 1, 1, 0), {}, 1, taken)
     assert steps(tmp_path) == [1]
     assert files.pointed_to(tmp_path) == "step-0000001"

@@ -9,7 +9,7 @@ import pytest
 
 from kdcore import registry
 from kdcore.commands.main import main, main_train
-from kdcore.errors import MachineError, Problem, RecipeError, TrainingError
+from kdcore.errors import InfrastructureError, Problem, RecipeError, TrainingError
 
 COMMAND = """
 from kdcore.commands.base import Command
@@ -110,7 +110,7 @@ def test_kdcore_train_is_kdcore_train(capsys):
     ("error", "code", "message"),
     [
         (RecipeError([Problem("first", "r.yaml:1"), Problem("second")]), 2, "error: r.yaml:1: first\nerror: second\n"),
-        (MachineError("a process died"), 1, "error: a process died\n"),
+        (InfrastructureError("a process died"), 1, "error: a process died\n"),
         (TrainingError("the loss is not finite"), 3, "error: the loss is not finite\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

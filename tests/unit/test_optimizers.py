@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from kdcore.errors import RecipeError
+from kdcore.optimizers.adamw import AdamW
 from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.schema import Budget, TrainingSettings
 from kdcore.registry import optimizers
@@ -149,7 +150,7 @@ def test_conformance_finds_state_that_does_not_begin_at_0() -> None:
         def build(self, groups: list[dict[str, Any]]) -> torch.optim.NAdam:
             return torch.optim.NAdam(groups, lr=self.config.lr)
 
-    with pytest.raises(AssertionError, match="`forget` does not reset the state"):
+    with pytest.raises(AssertionError, match="`reset_state` does not reset the state"):
         check_optimizer(NAdam)
 
 
@@ -181,3 +182,30 @@ def test_what_works_with_zero_is_told_where_something_does_not(name: str) -> Non
 def test_keys_that_make_no_sense_are_refused(name: str, keys: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         build(name, keys)
+
+
+def test_an_optimizer_that_overrides_the_hook_under_its_old_name_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match="`Optimizer.forget` is deprecated: override `reset_state`"):
+
+        class Old(AdamW):
+            def forget(self, state: dict[str, Any]) -> None:
+                super().forget(state)
+                state["product"] = 1.0
+
+    state = {"step": torch.tensor(3.0), "product": 0.5, "average": torch.ones(2)}
+    with pytest.warns(DeprecationWarning, match="`Optimizer.forget` is deprecated: use `reset_state`"):
+        Old(AdamW.Config()).reset_state(state)
+    assert state["product"] == 1.0
+    assert state["step"] == 0
+    assert not state["average"].any()
+
+
+def test_the_hooks_old_name_calls_the_override_of_the_new_one() -> None:
+    class New(AdamW):
+        def reset_state(self, state: dict[str, Any]) -> None:
+            state["reset"] = True
+
+    state: dict[str, Any] = {}
+    with pytest.warns(DeprecationWarning, match="use `reset_state`"):
+        New(AdamW.Config()).forget(state)
+    assert state == {"reset": True}

@@ -51,6 +51,13 @@ def test_a_name_that_has_moved_still_works_and_warns(name: str) -> None:
         getattr(kdcore, name)
 
 
+def test_a_name_that_has_changed_still_works_and_warns() -> None:
+    with pytest.warns(
+        DeprecationWarning, match="`kdcore.MachineError` is deprecated: use `kdcore.InfrastructureError`"
+    ):
+        assert kdcore.MachineError is kdcore.InfrastructureError
+
+
 def test_importing_kdcore_imports_nothing_of_weight():
     code = "import kdcore, sys; print(*sorted(name for name in sys.modules if name.startswith('kdcore')), sep=',')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcore.errors import InputError, MachineError
+from kdcore.errors import InfrastructureError, InputError
 from kdcore.training.runtime.run_lock import RunLock
 
 HOLDER = """
@@ -62,7 +62,7 @@ def test_a_requeued_job_takes_the_folder_and_what_is_left_of_it_notices(tmp_path
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         with RunLock(tmp_path) as requeued:
             requeued.check()
-            with pytest.raises(MachineError, match=f"taken over by process {os.getpid()} on .*stops writing"):
+            with pytest.raises(InfrastructureError, match=f"taken over by process {os.getpid()} on .*stops writing"):
                 orphan.check()
             monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
             refused(tmp_path)  # an older start does not get it back
@@ -86,7 +86,7 @@ def test_who_has_lost_the_lock_does_not_take_it_from_the_next(tmp_path, monkeypa
 def test_a_lock_file_that_is_gone_is_a_lost_lock(tmp_path):
     with RunLock(tmp_path) as lock:
         (tmp_path / ".lock").unlink()
-        with pytest.raises(MachineError, match="taken over"):
+        with pytest.raises(InfrastructureError, match="taken over"):
             lock.check()
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdcore.errors import InputError, KdcoreError, MachineError, PluginError, first_line
+from kdcore.errors import InfrastructureError, InputError, KdcoreError, PluginError, first_line
 from kdcore.training.checkpoint import format as files
 from kdcore.training.checkpoint.format import FileEntry, TrainingState
 from kdcore.training.checkpoint.process_state import (
@@ -87,7 +87,7 @@ class Checkpoints:
         """Wait until the last checkpoint is committed.
 
         Raises:
-            MachineError: it could not be written, or another run has taken over the folder.
+            InfrastructureError: it could not be written, or another run has taken over the folder.
         """
         if self._thread is not None:
             self._thread.join()
@@ -107,7 +107,7 @@ class Checkpoints:
 
         Raises:
             PluginError: the state of a loss or of the optimizer cannot be stored.
-            MachineError: this checkpoint, or the one before it, could not be written.
+            InfrastructureError: this checkpoint, or the one before it, could not be written.
         """
         self.wait()
         folder = files.checkpoint_folder(self._run_folder, state.step)
@@ -138,15 +138,15 @@ class Checkpoints:
             free = shutil.disk_usage(staging).free
             if free < needed:
                 shutil.rmtree(staging, ignore_errors=True)
-                raise MachineError(
+                raise InfrastructureError(
                     self._text(folder, f"it needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free")
                 )
 
         try:
             broadcast_from_main(self._processes, make)
-        except MachineError as error:
+        except InfrastructureError as error:
             if isinstance(error.__cause__, OSError):
-                raise MachineError(self._text(folder, str(error))) from error
+                raise InfrastructureError(self._text(folder, str(error))) from error
             raise
 
     def _agree_on_success(self, folder: Path, error: OSError | None) -> None:
@@ -156,7 +156,7 @@ class Checkpoints:
         if wrong:
             if self._processes.is_main:
                 shutil.rmtree(staging_folder(folder), ignore_errors=True)
-            raise MachineError(self._text(folder, "; ".join(wrong))) from error
+            raise InfrastructureError(self._text(folder, "; ".join(wrong))) from error
 
     def _finish(self, folder: Path, state: TrainingState, written: Sequence[Path]) -> None:
         """Sync this process's part in the background, and on process 0 commit the checkpoint."""
@@ -174,7 +174,7 @@ class Checkpoints:
             part = _text_of(error, self._processes)
         parts = all_gather(self._processes, part, self._group)
         wrong = [part for part in parts if isinstance(part, str)]
-        failure: KdcoreError | None = MachineError(self._text(folder, "; ".join(wrong))) if wrong else None
+        failure: KdcoreError | None = InfrastructureError(self._text(folder, "; ".join(wrong))) if wrong else None
         if self._processes.is_main:
             if failure is None:
                 try:
@@ -182,14 +182,14 @@ class Checkpoints:
                     files.commit(folder, state, entries, self._keep, self._check)
                     logger.info(f"step {state.step}: checkpoint {folder.name}")
                 except OSError as error:
-                    failure = MachineError(self._text(folder, _text_of(error, self._processes)))
+                    failure = InfrastructureError(self._text(folder, _text_of(error, self._processes)))
                 except KdcoreError as error:
                     failure = error
             if failure is not None:
                 shutil.rmtree(staging, ignore_errors=True)
         texts = all_gather(self._processes, None if failure is None else str(failure), self._group)
         if failure is None and texts[0] is not None:
-            failure = MachineError(texts[0])
+            failure = InfrastructureError(texts[0])
         return failure
 
     def _text(self, folder: Path, why: str) -> str:

@@ -192,17 +192,17 @@ class Engine:
     def __init__(
         self,
         module: DistillationModule,
-        reach: Mapping[str, frozenset[str]],
+        losses_by_parameter: Mapping[str, frozenset[str]],
         optimizer: Optimizer,
         settings: TrainingSettings,
         processes: DistributedContext,
         past: Mapping[str, Past] | None = None,
     ) -> None:
-        """Pass `module` to DeepSpeed. Parameters change only in steps in which a loss of their `reach` is active.
+        """Pass `module` to DeepSpeed. Parameters change only in steps in which a loss that reaches them is active.
 
         Args:
             module: student and losses.
-            reach: labels of the losses that reach each parameter.
+            losses_by_parameter: labels of the losses that reach each parameter.
             optimizer: makes torch's optimizer.
             settings: the recipe's.
             processes: the processes.
@@ -221,17 +221,18 @@ class Engine:
         self.peak_lr = optimizer.config.lr
         self._optimizer = optimizer
         # DeepSpeed fills missing gradients with zeros, and momentum and weight decay would then move parameters that no
-        # active loss reaches. So parameters of equal reach form a group, whose learning rate is then set to 0.
+        # active loss reaches. So the parameters that the same losses reach form a group; its learning rate is then 0.
         # ZeRO keeps one step count for a group, so parameters with different pasts are in different groups, too.
         groups: dict[Past, list[nn.Parameter]] = {}
         names: dict[Past, list[str]] = {}
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(bool(reach[name]))
-            if reach[name]:
-                group = (*(past or {}).get(name, ()), (reach[name], parameter.ndim >= 2))
+            labels = losses_by_parameter[name]
+            parameter.requires_grad_(bool(labels))
+            if labels:
+                group = (*(past or {}).get(name, ()), (labels, parameter.ndim >= 2))
                 groups.setdefault(group, []).append(parameter)
                 names.setdefault(group, []).append(name)
-        self._group_reach = [group[-1][0] for group in groups]
+        self._group_losses = [group[-1][0] for group in groups]
         self._group_names = list(names.values())
         module.to(processes.device)
         config = deepspeed_config(settings, processes.world_size)
@@ -285,8 +286,8 @@ class Engine:
         Parameters that no `active` loss reaches stay bit for bit unchanged. If gradients overflow, `skipped` is set if
         the step was skipped, and `scale_is_exhausted` if the loss scale could not be lowered.
         """
-        for group, reach in zip(self._engine.optimizer.param_groups, self._group_reach, strict=True):
-            group["lr"] = 0.0 if reach.isdisjoint(active) else lr
+        for group, labels in zip(self._engine.optimizer.param_groups, self._group_losses, strict=True):
+            group["lr"] = 0.0 if labels.isdisjoint(active) else lr
         updates = self._engine.is_gradient_accumulation_boundary()
         if updates and self._engine.zero_optimization_stage() == 0:  # at other stages DeepSpeed computes the norm
             self.grad_norm = nn.utils.get_total_norm(list(self._gradients()))
@@ -300,7 +301,7 @@ class Engine:
             return
         if updates:
             self.skipped = self._engine.skipped_steps > skipped_before
-            self._forget(active)
+            self._reset_inactive(active)
 
     @property
     def _base_optimizer(self) -> torch.optim.Optimizer:
@@ -317,17 +318,17 @@ class Engine:
                     parameter.grad = torch.zeros_like(parameter)
                 yield parameter.grad
 
-    def _forget(self, active: Collection[str]) -> None:
+    def _reset_inactive(self, active: Collection[str]) -> None:
         """Reset the optimizer's state of groups that no active loss reaches.
 
         Their gradients in this step are zeros. Without the reset their step count would advance, and Adam's bias
         correction would shrink the first real updates: to half their length after 10 such steps.
         """
         base = self._base_optimizer
-        for group, reach in zip(base.param_groups, self._group_reach, strict=True):
-            if reach.isdisjoint(active):
+        for group, labels in zip(base.param_groups, self._group_losses, strict=True):
+            if labels.isdisjoint(active):
                 for parameter in group["params"]:
-                    self._optimizer.forget(base.state[parameter])
+                    self._optimizer.reset_state(base.state[parameter])
 
     def metrics(self) -> dict[str, float]:
         """Return the gradient norm, and in fp16 the loss scale and skipped steps; waits for the device."""

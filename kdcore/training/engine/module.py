@@ -160,8 +160,10 @@ def union_of_requests(requests: Iterable[Requests]) -> Requests:
     return reduce(or_, requests, Requests())
 
 
-def find_reach(module: DistillationModule, batch: Batch, teacher: FrozenTeacher) -> dict[str, frozenset[str]]:
-    """Find which losses reach which parameters, by one backward pass of each loss over a small batch.
+def find_losses_by_parameter(
+    module: DistillationModule, batch: Batch, teacher: FrozenTeacher
+) -> dict[str, frozenset[str]]:
+    """Find the losses that reach each parameter, by one backward pass of each loss over a small batch.
 
     Buffers, which a loss may change in its forward pass, and random states are restored.
 
@@ -169,7 +171,7 @@ def find_reach(module: DistillationModule, batch: Batch, teacher: FrozenTeacher)
         Parameter name -> labels of the losses that reach it; empty if none does.
     """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    reach: dict[str, set[str]] = {name: set() for name, _ in module.named_parameters()}
+    found: dict[str, set[str]] = {name: set() for name, _ in module.named_parameters()}
     with torch.random.fork_rng():
         for label, _ in module.labelled_losses():
             answers = teacher(batch, module.requests([label]).teacher)
@@ -178,8 +180,8 @@ def find_reach(module: DistillationModule, batch: Batch, teacher: FrozenTeacher)
                 torch.autograd.backward(sums)
             for name, parameter in module.named_parameters():
                 if parameter.grad is not None:
-                    reach[name].add(label)
+                    found[name].add(label)
             module.zero_grad(set_to_none=True)
     for name, buffer in module.named_buffers():
         buffer.copy_(buffers[name])
-    return {name: frozenset(labels) for name, labels in reach.items()}
+    return {name: frozenset(labels) for name, labels in found.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcore.errors import MachineError
+from kdcore.errors import InfrastructureError
 from kdcore.models.base import Encoder
 from kdcore.signals import Batch, Signals
 from kdcore.tasks.base import Split, Task
@@ -94,7 +94,7 @@ def write_predictions(
         The scores.
 
     Raises:
-        MachineError: the disk fails.
+        InfrastructureError: the disk fails.
     """
     splits: list[Split] = [split for split in _SPLITS if task.num_samples(split)]
     outputs = {split: predict(student, task, split, batch_size, processes, tick) for split in splits}
@@ -108,7 +108,7 @@ def write_predictions(
                 content = {"export": f"{source.parent.name}/{source.name}", "scores": scores}
                 (staging / SCORES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise MachineError(f"{folder}: the predictions cannot be written: {error}") from error
+            raise InfrastructureError(f"{folder}: the predictions cannot be written: {error}") from error
 
     broadcast_from_main(processes, write)
     return scores

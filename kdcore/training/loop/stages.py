@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdcore.recipe.error_location import error_location
 from kdcore.training.engine.engine import Engine, Past
-from kdcore.training.engine.module import DistillationModule, FrozenTeacher, compile_models, find_reach
+from kdcore.training.engine.module import DistillationModule, FrozenTeacher, compile_models, find_losses_by_parameter
 from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.plan import Plan
 from kdcore.training.runtime.distributed import DistributedContext
@@ -26,12 +26,12 @@ class StageParameters:
     """The parameters of student and losses in one stage, by their names in the module.
 
     Attributes:
-        reach: labels of the losses that reach each parameter.
+        losses_by_parameter: labels of the losses that reach each parameter.
         past: the groups of the optimizer that each parameter was in during earlier stages.
         sources: parameters of the stage before that parameters come from.
     """
 
-    reach: dict[str, frozenset[str]]
+    losses_by_parameter: dict[str, frozenset[str]]
     past: dict[str, Past]
     sources: dict[str, ParameterSource]
 
@@ -61,13 +61,16 @@ def examine_stages(
             sources = _sources(changed, before, module)
             earlier = found[-1]
             past = {
-                name: (*earlier.past.get(source.name, ()), (earlier.reach[source.name], decays[source.name]))
+                name: (
+                    *earlier.past.get(source.name, ()),
+                    (earlier.losses_by_parameter[source.name], decays[source.name]),
+                )
                 for name, source in sources.items()
             }
         module.to(processes.device)
         with error_location(plan.recipe, "losses"):
-            reach = _reach(module, teacher, plan, processes)
-        found.append(StageParameters(reach, past, sources))
+            labels = _losses_by_parameter(module, teacher, plan, processes)
+        found.append(StageParameters(labels, past, sources))
     return found, module
 
 
@@ -85,15 +88,15 @@ def _sources(
     return sources
 
 
-def _reach(
+def _losses_by_parameter(
     module: DistillationModule, teacher: FrozenTeacher, plan: Plan, processes: DistributedContext
 ) -> dict[str, frozenset[str]]:
-    """Find which losses reach which parameters, with a small batch."""
+    """Find the losses that reach each parameter, with a small batch."""
     last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
     module.counts(
         plan.task.batch("train", last, np.zeros_like(last))
     )  # so that a loss with data for fewer samples fails here
-    return find_reach(module, plan.small_batch().to(processes.device), teacher)
+    return find_losses_by_parameter(module, plan.small_batch().to(processes.device), teacher)
 
 
 def change_stage(
@@ -134,7 +137,12 @@ def change_stage(
         weights = {name: parameter.detach().float().cpu().clone() for name, parameter in module.named_parameters()}
         with error_location(plan.recipe, "training"):
             changed = Engine(
-                module, parameters.reach, plan.optimizer, context.settings.training, processes, parameters.past
+                module,
+                parameters.losses_by_parameter,
+                plan.optimizer,
+                context.settings.training,
+                processes,
+                parameters.past,
             )
             changed.take_over(carried, parameters.sources, weights)
             if context.settings.training.compile:

@@ -112,7 +112,7 @@ class Trainer:
 
         Raises:
             TrainingError: a value is not finite, the loss scale is at its minimum, or early stopping ends the run.
-            MachineError: a checkpoint cannot be written.
+            InfrastructureError: a checkpoint cannot be written.
         """
         if checkpoint is not None:
             self._restore(checkpoint)

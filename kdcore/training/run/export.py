@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kdcore.errors import InputError, MachineError
+from kdcore.errors import InfrastructureError, InputError
 from kdcore.models.base import Encoder
 from kdcore.models.encoder import TransformersEncoder
 from kdcore.recipe.loading import Recipe, load_recipe
@@ -47,7 +47,7 @@ def export_student(
         check: raises if this run may no longer write there; called right before the rename.
 
     Raises:
-        MachineError: the disk fails.
+        InfrastructureError: the disk fails.
     """
     try:
         with atomic_directory(folder, replace=True, check=check) as staging:
@@ -57,7 +57,7 @@ def export_student(
             for file in staging.iterdir():
                 file.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner can read
     except (OSError, SafetensorError) as error:
-        raise MachineError(f"{folder}: the student cannot be written: {error}") from error
+        raise InfrastructureError(f"{folder}: the student cannot be written: {error}") from error
 
 
 def _umask() -> int:

@@ -22,7 +22,7 @@ from kdcore.training.engine.module import (
     Term,
     compile_models,
     factors_of,
-    find_reach,
+    find_losses_by_parameter,
 )
 from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.sampling import StepSamples
@@ -152,9 +152,9 @@ class _Profiler:
         self.teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
         module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
         self._small_batch = plan.small_batch().to(processes.device)
-        reach = find_reach(module, self._small_batch, self.teacher)
+        losses = find_losses_by_parameter(module, self._small_batch, self.teacher)
         with error_location(plan.recipe, "training"):
-            self.engine = Engine(module, reach, plan.optimizer, settings.training, processes)
+            self.engine = Engine(module, losses, plan.optimizer, settings.training, processes)
         self.teacher.to(self.engine.dtype)
         self.clock = _PartTimer(processes.device)
         self._watch()

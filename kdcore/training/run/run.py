@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from kdcore.errors import InputError, MachineError, RecipeError
+from kdcore.errors import InfrastructureError, InputError, RecipeError
 from kdcore.progress import Progress
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Recipe
@@ -209,7 +209,9 @@ def _context(
                 raise
     except RuntimeError as error:
         if processes.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
-            raise MachineError("another process of this run has exited; its error message names the cause") from error
+            raise InfrastructureError(
+                "another process of this run has exited; its error message names the cause"
+            ) from error
         raise
     finally:
         monitor.close()
@@ -219,12 +221,17 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
     """Train, then export the student and write its predictions."""
     plan, settings, monitor, startup = context.plan, context.settings, context.monitor, context.startup
     monitor.info(f"run {context.folder}" + (f", continued from {checkpoint.name}" if checkpoint else ""))
-    _report_reach(models, plan, monitor)
+    _report_trained(models, plan, monitor)
     context.watchdog.starting("creating the engine")
     with error_location(plan.recipe, "training"):
         parameters = models.stages[models.stage]
         engine = Engine(
-            models.module, parameters.reach, plan.optimizer, settings.training, context.processes, parameters.past
+            models.module,
+            parameters.losses_by_parameter,
+            plan.optimizer,
+            settings.training,
+            context.processes,
+            parameters.past,
         )
     models.teacher.to(engine.dtype)
     startup.done("engine")
@@ -293,11 +300,11 @@ def _write_predictions(context: RunContext, trainer: Trainer) -> None:
     context.monitor.info(f"predictions of {source.parent.name}/{source.name} written to {target}{shown}")
 
 
-def _report_reach(models: _Models, plan: Plan, monitor: Monitor) -> None:
-    """Report which parts of the student no loss reaches."""
-    student, reach = models.module.student, models.stages[models.stage].reach
+def _report_trained(models: _Models, plan: Plan, monitor: Monitor) -> None:
+    """Report which parts of the student the losses train."""
+    student, losses = models.module.student, models.stages[models.stage].losses_by_parameter
     total = sum(parameter.numel() for parameter in student.parameters())
-    trained = sum(p.numel() for name, p in student.named_parameters() if reach[f"student.{name}"])
+    trained = sum(p.numel() for name, p in student.named_parameters() if losses[f"student.{name}"])
     layers = student.info.num_layers
     depth = models.module.requests(plan.stages[models.stage].losses).student.depth(layers)
     monitor.info(f"training {trained:,} of the student's {total:,} parameters")

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from kdcore.errors import InputError, KdcoreError, MachineError
+from kdcore.errors import InfrastructureError, InputError, KdcoreError
 from kdcore.training.runtime.distributed import DistributedContext
 
 T = TypeVar("T")
@@ -18,8 +18,8 @@ def broadcast_from_main(processes: DistributedContext, decide: Callable[[], T]) 
     """Broadcast the result of `decide` on process 0; a `KdcoreError` there is raised on every process.
 
     Raises:
-        KdcoreError: raised by `decide`; an OSError becomes a MachineError.
-        MachineError: another process has exited.
+        KdcoreError: raised by `decide`; an OSError becomes a InfrastructureError.
+        InfrastructureError: another process has exited.
     """
     result: T | None = None
     error: BaseException | None = None
@@ -29,7 +29,7 @@ def broadcast_from_main(processes: DistributedContext, decide: Callable[[], T]) 
         except KdcoreError as failure:
             error = failure
         except OSError as failure:
-            error = MachineError(f"{failure.filename or 'the disk'}: {failure.strerror}")
+            error = InfrastructureError(f"{failure.filename or 'the disk'}: {failure.strerror}")
             error.__cause__ = failure
         except BaseException as failure:
             error = failure
@@ -50,7 +50,7 @@ def all_gather(processes: DistributedContext, value: T, group: dist.ProcessGroup
     """Gather the value of every process, on every process.
 
     Raises:
-        MachineError: another process has exited.
+        InfrastructureError: another process has exited.
     """
     if processes.world_size == 1:
         return [value]
@@ -65,7 +65,9 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo: a peer has closed its connection
-        raise MachineError("another process of this run has exited; its error message names the cause") from error
+        raise InfrastructureError(
+            "another process of this run has exited; its error message names the cause"
+        ) from error
 
 
 def _packed(error: BaseException | None) -> tuple[type[KdcoreError], object] | None:
@@ -76,7 +78,7 @@ def _packed(error: BaseException | None) -> tuple[type[KdcoreError], object] | N
         return type(error), error.problems
     if isinstance(error, KdcoreError):
         return type(error), str(error)
-    return MachineError, "process 0 failed; its error message names the cause"
+    return InfrastructureError, "process 0 failed; its error message names the cause"
 
 
 def _unpacked(packed: tuple[type[KdcoreError], object]) -> KdcoreError:

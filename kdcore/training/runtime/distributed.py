@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import register_rendezvous_handler
 
-from kdcore.errors import MachineError
+from kdcore.errors import InfrastructureError
 from kdcore.training.runtime.suppress_output import suppress_output
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -71,7 +71,7 @@ def number_of_processes() -> int:
     """Return the world size that the environment defines, before the group is joined.
 
     Raises:
-        MachineError: the environment is incomplete.
+        InfrastructureError: the environment is incomplete.
     """
     if "RANK" not in os.environ:
         return 1
@@ -83,7 +83,7 @@ def start_processes() -> DistributedContext:
     """Join the process group that the environment describes (torchrun's variables), or create one of a single process.
 
     Raises:
-        MachineError: variables are missing, the port is in use, or process 0 cannot be reached.
+        InfrastructureError: variables are missing, the port is in use, or process 0 cannot be reached.
     """
     if "RANK" in os.environ:
         _check_environment()
@@ -96,17 +96,19 @@ def _check_environment() -> None:
     """Refuse incomplete launcher variables, on which torch would fail obscurely or hang."""
     missing = [name for name in _VARIABLES if not os.environ.get(name)]
     if missing:
-        raise MachineError(
+        raise InfrastructureError(
             f"RANK is set in the environment, but not {', '.join(missing)}: start with torchrun or with --processes N, "
             "or unset RANK"
         )
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         value = os.environ.get(name, "0")
         if not value.isdigit():
-            raise MachineError(f"the environment variable {name} must be an integer (found {value!r})")
+            raise InfrastructureError(f"the environment variable {name} must be an integer (found {value!r})")
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank >= count:
-        raise MachineError(f"RANK is out of range (found {rank}, expected 0 to {count - 1}, as WORLD_SIZE is {count})")
+        raise InfrastructureError(
+            f"RANK is out of range (found {rank}, expected 0 to {count - 1}, as WORLD_SIZE is {count})"
+        )
 
 
 def _join(rank: int, world_size: int) -> DistributedContext:
@@ -139,7 +141,7 @@ def _join(rank: int, world_size: int) -> DistributedContext:
                     world_size=world_size,
                 )
             except (dist.DistError, OSError) as error:
-                raise MachineError(_why_not_joined(str(error), world_size)) from error
+                raise InfrastructureError(_why_not_joined(str(error), world_size)) from error
     host_group = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
     assert host_group is not None
     device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdcore.errors import EXIT_MACHINE, MachineError
+from kdcore.errors import EXIT_MACHINE, InfrastructureError
 from kdcore.utils.subprocesses import Supervisor
 
 _GRACE_SECONDS = 5.0
@@ -29,7 +29,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
     terminal; the stderr of another process is shown only if that process caused the failure.
 
     Raises:
-        MachineError: a process was killed by a signal, or hung after the others had failed and was killed.
+        InfrastructureError: a process was killed by a signal, or hung after the others had failed and was killed.
     """
     command = [sys.executable, "-m", "kdcore.commands.main", *arguments]
     with (
@@ -54,12 +54,12 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         if code != cause.returncode:  # a forwarded signal killed it during its start
             return code
         if code < 0:
-            raise MachineError(f"process {end.cause} was killed by signal {signal.Signals(-code).name}")
+            raise InfrastructureError(f"process {end.cause} was killed by signal {signal.Signals(-code).name}")
         if supervisor.processes[0].returncode != code:
             message = (Path(folder) / str(end.cause)).read_text(encoding="utf-8", errors="replace")
             sys.stderr.write(message[-20_000:])
         if code == EXIT_MACHINE and end.silent:
-            raise MachineError("; ".join(f"process {rank} {what}" for rank, what in end.silent.items()))
+            raise InfrastructureError("; ".join(f"process {rank} {what}" for rank, what in end.silent.items()))
         return code
 
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self, TextIO
 
-from kdcore.errors import InputError, MachineError
+from kdcore.errors import InfrastructureError, InputError
 from kdcore.training.runtime.collectives import broadcast_from_main
 from kdcore.training.runtime.distributed import DistributedContext
 from kdcore.utils.locks import LocksUnsupportedError, acquire, is_open_at
@@ -81,7 +81,7 @@ class RunLock:
 
         Raises:
             InputError: another run holds it, or the folder cannot be written.
-            MachineError: the disk fails.
+            InfrastructureError: the disk fails.
         """
         try:
             missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
@@ -95,7 +95,7 @@ class RunLock:
                 raise InputError(
                     what, where=str(self.folder), hint="choose another folder with `run.folder=`"
                 ) from error
-            raise MachineError(f"{self.folder}: {what}") from error
+            raise InfrastructureError(f"{self.folder}: {what}") from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,12 +107,12 @@ class RunLock:
         """Check that this run still holds the folder.
 
         Raises:
-            MachineError: another process has taken over, or the lock file is missing.
+            InfrastructureError: another process has taken over, or the lock file is missing.
         """
         holder = _read(self._path)
         if holder is None or holder.token != self._own.token:
             by = f" by process {holder.pid} on {holder.host}, since {holder.since}" if holder else ""
-            raise MachineError(f"{self.folder}: the run folder was taken over{by}; this process stops writing")
+            raise InfrastructureError(f"{self.folder}: the run folder was taken over{by}; this process stops writing")
 
     def _take(self) -> TextIO:
         while True:
@@ -175,7 +175,7 @@ def run_lock(folder: Path, processes: DistributedContext) -> Iterator[Callable[[
 
     Raises:
         InputError: on every process, if another run holds it, or the folder cannot be written.
-        MachineError: on every process, if the disk fails.
+        InfrastructureError: on every process, if the disk fails.
     """
     with ExitStack() as held:
 

@@ -36,7 +36,7 @@ class RawText(Preparation):
 
         Raises:
             DataError: as `find`.
-            MachineError: the disk is full, or the cache cannot be written.
+            InfrastructureError: the disk is full, or the cache cannot be written.
         """
         return find_or_prepare(self.config, cache, progress=_as_lines(progress))
 
@@ -47,7 +47,7 @@ class RawText(Preparation):
 
         Raises:
             DataError: as `find`.
-            MachineError: as `prepare`.
+            InfrastructureError: as `prepare`.
         """
         return reopen(self.config, cache, folder, fingerprint, progress=_as_lines(progress))
 

@@ -22,7 +22,7 @@ from kdcore_preparation.pipeline.units import units_of
 
 from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part, TokenizedSequences
 from kdcore.data.shards import PreparedData
-from kdcore.errors import DataError, MachineError
+from kdcore.errors import DataError, InfrastructureError
 
 LENGTH = 16
 
@@ -163,7 +163,7 @@ def test_a_worker_that_is_killed_is_the_machines_failure_and_what_was_done_is_ke
         if part == 3 and os.getpid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(MachineError, match="ended by SIGKILL"):
+    with pytest.raises(InfrastructureError, match="ended by SIGKILL"):
         prepare(data, tmp_path / "data", corpora=[Texts(parts, kill_third)], workers=2)
     prepare(data, tmp_path / "data", corpora=[Texts(parts)], workers=1)
     prepare(data, tmp_path / "undisturbed", corpora=[Texts(parts)], workers=1)
@@ -186,7 +186,7 @@ def test_unfinished_work_of_another_recipe_is_not_mixed_in(tmp_path: Path, token
             raise OSError("no such luck")
 
     folder = tmp_path / "data"
-    with pytest.raises(MachineError):
+    with pytest.raises(InfrastructureError):
         prepare(recipe(tokenizer_folder), folder, corpora=[Texts(texts(), fail_at_last)], workers=1)
     other = recipe(tokenizer_folder, seed=5)
     with pytest.raises(DataError, match="unfinished preparation of other data"):

@@ -32,7 +32,7 @@ from kdcore_preparation.readers.text_files import TextCorpus
 
 from kdcore.data.base import Corpus, Document
 from kdcore.data.shards import PreparedData
-from kdcore.errors import DataError, InputError, MachineError, PluginError
+from kdcore.errors import DataError, InfrastructureError, InputError, PluginError
 
 LENGTH = 16
 
@@ -245,7 +245,7 @@ def test_a_full_disk_is_the_machines_failure_and_the_work_goes_on_when_there_is_
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     folder = tmp_path / "prepared" / "data"
-    with pytest.raises(MachineError, match=r"No space left(.|\n)*run the same command again to resume"):
+    with pytest.raises(InfrastructureError, match=r"No space left(.|\n)*run the same command again to resume"):
         prepare(recipe(texts, tokenizer_folder), folder, progress=disk_full)
     assert not folder.exists()
     prepare(recipe(texts, tokenizer_folder), folder).verify()

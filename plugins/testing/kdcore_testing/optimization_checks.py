@@ -59,7 +59,7 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
 
     It reduces a quadratic; a learning rate of 0 leaves parameters bitwise unchanged; groups have separate weight decay;
     splitting a tensor changes its update if and only if `elementwise` is False; a new optimizer with the loaded state
-    continues bitwise like the old one; after `forget` it behaves like a new one.
+    continues bitwise like the old one; after `reset_state` it behaves like a new one.
 
     Args:
         name: registered name, or class.
@@ -113,7 +113,7 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
         step(new, [copy])
     assert torch.equal(copy, weight), "a new optimizer with the loaded state diverges from the old one"
     component = cls(cls.Config(**keys))
-    component.forget(old.state[weight])
+    component.reset_state(old.state[weight])
     weight.data.copy_(start)
     step(old, [weight])
-    assert torch.equal(weight, run(1, 1)), "`forget` does not reset the state: its initial values are not 0"
+    assert torch.equal(weight, run(1, 1)), "`reset_state` does not reset the state: its initial values are not 0"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import wandb
 from pydantic import Field
 
-from kdcore import ComponentConfig, InputError, MachineError, Tracker, atomic_write, load_recipe
+from kdcore import ComponentConfig, InfrastructureError, InputError, Tracker, atomic_write, load_recipe
 
 logger = logging.getLogger("kdcore")
 
@@ -49,7 +49,7 @@ class WandbTracker(Tracker):
 
         Raises:
             InputError: the mode is online without an API key, or the state file of an earlier session is damaged.
-            MachineError: wandb is not reachable or fails to start.
+            InfrastructureError: wandb is not reachable or fails to start.
         """
         super().__init__(config, run_folder)
         mode = config.mode or os.environ.get("WANDB_MODE", "online")
@@ -108,7 +108,7 @@ class WandbTracker(Tracker):
                 settings=wandb.Settings(silent=True, console="off", save_code=False, finish_timeout=_SECONDS_TO_SEND),
             )
         except wandb.Error as error:
-            raise MachineError(f"wandb failed to start: {error}") from error
+            raise InfrastructureError(f"wandb failed to start: {error}") from error
 
     def _recipe(self) -> dict[str, Any]:
         """Return the recipe stored in the run folder, so that runs can be compared by their settings."""

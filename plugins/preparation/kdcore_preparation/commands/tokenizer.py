@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdcore import Command, DataError, InputError, MachineError, add_overrides
+from kdcore import Command, DataError, InfrastructureError, InputError, add_overrides
 
 _FEWEST_TOKENS = 16
 
@@ -82,7 +82,7 @@ class TokenizerCommand(Command):
                 sample_megabytes=arguments.sample,
             )
         except OSError as error:  # a full disk or a read-only folder
-            raise MachineError(f"{folder}: the tokenizer cannot be written: {error}") from error
+            raise InfrastructureError(f"{folder}: the tokenizer cannot be written: {error}") from error
         for entry, corpus in zip(recipe.corpora, corpora, strict=True):
             for what, count in sorted(corpus.report.items()):
                 print(f"{entry['name']}: {count:,} {what}")

@@ -13,8 +13,8 @@ from pathlib import Path
 from kdcore import (
     Corpus,
     DataError,
+    InfrastructureError,
     InputError,
-    MachineError,
     Manifest,
     PreparedData,
     Problem,
@@ -95,7 +95,7 @@ def find_or_prepare(
 
     Raises:
         DataError: raw text, tokenizer or a folder in the cache cannot be used, or text is damaged.
-        MachineError: the disk is full, or the cache cannot be written.
+        InfrastructureError: the disk is full, or the cache cannot be written.
     """
     preparation, folder = _in_cache(data, Path(cache), workers, progress)
     return refuse_damaged(preparation.whole(folder, wait=True), _REPAIR)
@@ -133,7 +133,7 @@ def prepare(
     Raises:
         DataError: raw text or tokenizer cannot be used, the folder holds other content, or another process is preparing
             it. For damaged text, raised after everything readable has been prepared in the folder.
-        MachineError: the disk is full, or a worker process was killed.
+        InfrastructureError: the disk is full, or a worker process was killed.
     """
     corpora = build_corpora(data) if corpora is None else corpora
     prepared = _PreparationRun(data, corpora, FileHashes(None), workers, progress).whole(Path(folder), wait=wait)
@@ -364,10 +364,10 @@ class _PreparationRun:
         return prepared
 
     def _blame_the_machine(self, folder: Path, error: OSError) -> None:
-        """Raise a MachineError for a full disk or read-only folder, unless another process has finished it."""
+        """Raise a InfrastructureError for a full disk or read-only folder, unless another process has finished it."""
         if not (folder / PreparedData.MANIFEST).is_file():
             hint = "finished pieces are kept: run the same command again to resume"
-            raise MachineError(f"{folder}: the data cannot be prepared: {error}\n  {hint}") from error
+            raise InfrastructureError(f"{folder}: the data cannot be prepared: {error}\n  {hint}") from error
 
 
 def staging_of(folder: Path) -> Path:

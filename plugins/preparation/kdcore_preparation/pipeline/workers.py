@@ -11,7 +11,7 @@ from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from kdcore import KdcoreError, MachineError, kill_with_parent
+from kdcore import InfrastructureError, KdcoreError, kill_with_parent
 
 SECONDS_BETWEEN_TICKS = 0.25
 
@@ -37,7 +37,7 @@ def run_in_processes(
         tick: called in this process a few times a second.
 
     Raises:
-        MachineError: a process was killed.
+        InfrastructureError: a process was killed.
         Exception: raised by `work`.
     """
     waiting = iter(items)
@@ -83,7 +83,7 @@ def _raise_what_happened(pipe: Connection, process: BaseProcess) -> None:
         process.join()
         code = process.exitcode or 0
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        raise MachineError(
+        raise InfrastructureError(
             f"a worker process ended {how}, perhaps out of memory: run the command again with fewer workers to resume"
         ) from None
     if error is not None:

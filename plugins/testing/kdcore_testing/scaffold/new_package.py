@@ -15,7 +15,7 @@ from string import Template
 
 from packaging.version import Version
 
-from kdcore import InputError, MachineError, atomic_directory
+from kdcore import InfrastructureError, InputError, atomic_directory
 
 MAX_NAME = 30
 """Maximum length of a component's name, so that generated lines pass the line length check of the package."""
@@ -59,7 +59,7 @@ def new_package(package: str, kinds: Sequence[str], parent: Path) -> list[Path]:
 
     Raises:
         InputError: the name is invalid or already in use.
-        MachineError: the files cannot be written.
+        InfrastructureError: the files cannot be written.
     """
     kinds = list(dict.fromkeys(kinds))
     module, name = _names(package)
@@ -74,7 +74,7 @@ def new_package(package: str, kinds: Sequence[str], parent: Path) -> list[Path]:
                 (staging / file).parent.mkdir(parents=True, exist_ok=True)
                 (staging / file).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise MachineError(f"{folder} cannot be written: {error.strerror}") from error
+        raise InfrastructureError(f"{folder} cannot be written: {error.strerror}") from error
     return [Path(package) / file for file in files]
 
 
