@@ -80,7 +80,7 @@ def test_a_student_is_trained_resumed_exported_and_summarised(installed: Any, pr
     code = "from transformers import AutoModelForMaskedLM as M; print(M.from_pretrained('exported').num_parameters())"
     parameters = int(succeed(installed.run("python", "-c", code, cwd=project)).stdout)
     summary = succeed(installed.run("kdcore", "summary", run, cwd=project)).stdout
-    assert f"{held_out[0]:.4f} before, {held_out[6]:.4f} after" in summary
+    assert f"{held_out[0]:.4f} at the start, {held_out[6]:.4f} at the end" in summary
     assert "teacher 4, student 2" in summary
     assert 5_000 < parameters < 100_000
     assert "inference speed" not in summary, "a row of kdcore-evaluation"
