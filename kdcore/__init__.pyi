@@ -64,6 +64,8 @@ from .losses.base import require_teacher as require_teacher
 from .models.architectures import Architecture as Architecture
 from .models.base import Encoder as Encoder
 from .models.base import Model as Model
+from .models.base import Role as Role
+from .models.encoder import TransformersEncoder as TransformersEncoder
 from .models.transformers import TransformersModel as TransformersModel
 from .optimizers.base import Optimizer as Optimizer
 from .optimizers.base import OptimizerConfig as OptimizerConfig
@@ -128,6 +130,7 @@ from .tasks.fitting import check_fit as check_fit
 from .tasks.masked_lm import MaskedLM as MaskedLM
 from .trackers.base import Tracker as Tracker
 from .trackers.jsonl import read_metrics as read_metrics
+from .training.loop.events import RunResult as RunResult
 from .training.loop.plan import KEPT_BY_TRANSFORMS as KEPT_BY_TRANSFORMS
 from .training.loop.plan import transform_fault as transform_fault
 from .training.loop.plan import with_sources as with_sources

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
+import re
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import kdcore_preparation
 import pytest
@@ -37,6 +42,44 @@ def test_the_table_names_the_module_that_defines_each_name_and_nothing_else():
             found = getattr(kdcore, alias.name)
             if inspect.isclass(found) or inspect.isfunction(found):
                 assert found.__module__ == f"kdcore.{node.module}"
+
+
+# Types that a package does not name: parts of a loaded recipe and of `ScoreMaps`, aliases of literals and arrays.
+OPAQUE = {"Components", "Node", "Origin", "RecipeSettings", "SettingsT", "_Chunk", "Ids", "NDArray", "RowType", "State"}
+
+
+def annotations_of(public: Any) -> Iterator[tuple[Any, str]]:
+    """Yield the annotations of a function, or of the constructor and public methods of a class, as text."""
+    functions = [public] if inspect.isfunction(public) else []
+    if inspect.isclass(public):
+        for name, value in vars(public).items():
+            function = getattr(value, "__func__", getattr(value, "fget", value))
+            if inspect.isfunction(function) and (name == "__init__" or name[0] != "_"):
+                functions.append(function)
+    for function in functions:
+        yield from ((function, str(text)) for text in function.__annotations__.values())
+
+
+def is_own_type(word: str, module: Any) -> bool:
+    """Return whether a word of an annotation is a class or an alias of kdcore; also if the module only imports it for
+    type checkers."""
+    if not hasattr(module, word):
+        return word[0].isupper() and not hasattr(builtins, word) and word != "Config"
+    value = getattr(module, word)
+    if inspect.isclass(value):
+        return value.__module__.startswith("kdcore")
+    return word[0].isupper() and not inspect.ismodule(value) and not hasattr(typing, word)
+
+
+def test_types_in_public_signatures_are_public():
+    private = {}
+    for name in kdcore.__all__:
+        for owner, text in annotations_of(getattr(kdcore, name)):
+            words = re.sub(r"'[^']*'", "", text) if text.startswith("Literal") else text
+            for word in re.findall(r"(?<![\w.])[A-Za-z_]\w*", words):
+                if is_own_type(word, sys.modules[owner.__module__]) and word not in {*kdcore.__all__, *OPAQUE}:
+                    private[word] = name
+    assert private == {}
 
 
 def test_a_name_that_kdcore_does_not_have_is_an_attribute_error():
