@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,16 +187,23 @@ ARCHITECTURES = {
             position_offset=_padding_offset,
             class_head=_classify,
         ),
-        Architecture(
-            "xlm-roberta",
-            blocks="encoder.layer",
-            lm_head=lambda network, rows: network.lm_head(rows),
-            lm_head_classes=("XLMRobertaForMaskedLM",),
-            packs=True,
-            position_offset=_padding_offset,
-            class_head=_classify,
-        ),
     )
+}
+"""Supported encoders by model type."""
+
+_RENAMED = {
+    "camembert": ("roberta", ("CamembertForMaskedLM",)),
+    "data2vec-text": ("roberta", ("Data2VecTextForMaskedLM",)),
+    "ernie": ("bert", ("ErnieForMaskedLM", "ErnieForPreTraining")),
+    "roberta-prelayernorm": ("roberta", ("RobertaPreLayerNormForMaskedLM",)),
+    "xlm-roberta": ("roberta", ("XLMRobertaForMaskedLM",)),
+    "xlm-roberta-xl": ("roberta", ("XLMRobertaXLForMaskedLM",)),
+}
+"""Model types whose parts are where those of another architecture are, with their classes of a masked-LM head."""
+
+ARCHITECTURES |= {
+    model_type: replace(ARCHITECTURES[like], model_type=model_type, lm_head_classes=classes)
+    for model_type, (like, classes) in _RENAMED.items()
 }
 
 

@@ -29,6 +29,7 @@ OWN_KEYS: dict[str, dict[str, Any]] = {
         "sep_token_id": 2,
         "local_attention": 6,
     },
+    "ernie": {"use_task_id": True},
     "roberta": {"type_vocab_size": 1},
     "xlm-roberta": {"type_vocab_size": 1},
 }

@@ -13,10 +13,10 @@ from kdcore_testing import check_model
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from kdcore import InputError, Signals, TransformersModel
+from kdcore.models.architectures import ARCHITECTURES
 from kdcore.models.configuration import with_num_layers
 from kdcore.signals import ClassHead
 
-ARCHITECTURES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "modernbert"]
 LENGTHS = (7, 3, 5)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,7 +61,7 @@ def logits_of(folder: Path, batch: Any, **more: Any) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_a_teachers_outputs_are_transformers_own(
     model_type: str, classifier: Callable[..., Path], token_batch: Callable[..., Any]
 ) -> None:
@@ -106,7 +106,7 @@ def test_pairs_have_token_types_where_the_model_has_embeddings_for_them(
         assert torch.allclose(found, logits_of(folder, batch), atol=1e-5) == (not has_types)
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_a_student_of_a_fine_tuned_model_starts_with_its_head_and_is_exported_with_it(
     model_type: str, classifier: Callable[..., Path], token_batch: Callable[..., Any], tmp_path: Path
 ) -> None:

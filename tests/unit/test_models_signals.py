@@ -26,13 +26,10 @@ EVERYTHING = (
 )
 # Where each architecture's plain attention hands on the weighted values, by the path inside a block.
 AFTER_ATTENTION = {
-    "bert": "attention.output.dense",
+    **dict.fromkeys(ARCHITECTURES, "attention.output.dense"),
     "distilbert": "attention.out_lin",
-    "electra": "attention.output.dense",
     "modernbert": "attn.Wo",
     "mpnet": "attention.attn.o",
-    "roberta": "attention.output.dense",
-    "xlm-roberta": "attention.output.dense",
 }
 
 pytestmark = [
@@ -250,7 +247,7 @@ def test_weights_are_cast_but_rotary_frequencies_are_not(model_type, dtype, load
 @torch.no_grad()
 def test_a_model_is_described_before_it_is_loaded(model_type, models, loaded, saved_model, token_batch):
     info = models(model_type).info
-    longest = {"mpnet": 38, "roberta": 38, "xlm-roberta": 38}.get(model_type, 40)
+    longest = 40 if model_type in ("bert", "distilbert", "electra", "ernie", "modernbert") else 38
     assert (info.architecture, info.num_layers, info.hidden_size, info.num_heads) == (model_type, LAYERS, 32, 4)
     assert (info.head_size, info.vocab_size, info.max_length, info.has_lm_head) == (8, 60, longest, True)
     loaded(model_type)(token_batch([longest, 3]), EVERYTHING)
