@@ -76,6 +76,20 @@ class Entry:
         """Return whether the package supports the installed version of kdcore."""
         return not self.kdcore or Requirement(f"kdcore{self.kdcore}").specifier.contains(_version(), prereleases=True)
 
+    @property
+    def precedence(self) -> int:
+        """Return the rank of the package among those with the same name: the lowest number is used.
+
+        0 is kdcore, 1 the package of this repository that has the name, 2 another package of this repository, 3 any
+        other one.
+        """
+        owner = canonicalize_name(self.distribution)
+        if owner == "kdcore":
+            return 0
+        if owner == known_package(self.group, self.name):
+            return 1
+        return 2 if any(owner in names.values() for names in _known_packages().values()) else 3
+
 
 @dataclass(frozen=True)
 class _Registered:
@@ -115,33 +129,55 @@ class Registry:
         """Return the classes registered at run time, by name."""
         return {name: [one.cls for one in found] for name, found in self._registered.items()}
 
+    def providers(self, name: str) -> list[Entry]:
+        """Return the installed components that a name stands for; several if it is ambiguous.
+
+        Of packages with the same name, kdcore precedes our own packages, and those precede all others.
+
+        Args:
+            name: the component's name, or `package:name`, which reaches every component.
+        """
+        package, _, bare = name.rpartition(":")
+        entries = [entry for entry in self.entries() if entry.name == bare]
+        if not package:
+            first = min((entry.precedence for entry in entries), default=0)
+            return [entry for entry in entries if entry.precedence == first]
+        owner: str = canonicalize_name(package)
+        own = [entry for entry in entries if canonicalize_name(entry.distribution) == owner]
+        if owner == "kdcore" and not own:  # recipes of kdcore 0.1 name components that have moved to packages
+            owner = known_package(self.group, bare) or owner
+            own = [entry for entry in entries if canonicalize_name(entry.distribution) == owner]
+        return own
+
+    def pinned(self, name: str, *, sources: Collection[str] | None = None) -> str:
+        """Return the name under which a component is found whatever else is installed.
+
+        That is `package:name` unless the component is built in or registered by running code. Arguments and errors are
+        those of `find`.
+        """
+        found = self.find(name, sources=sources)
+        return f"{found.distribution}:{found.name}" if isinstance(found, Entry) and found.precedence else name
+
     def find(
         self, name: str, *, where: str | None = None, key: str | None = None, sources: Collection[str] | None = None
     ) -> Entry | type:
         """Resolve a name without importing the component.
 
+        A class that running code has registered precedes the installed components of that name.
+
         Args:
-            name: the component's name, or `package:name` if several packages provide it.
+            name: the component's name, or `package:name` for that of a certain package.
             where: file and line of the reference, for the error message.
             key: key path of the reference, for the error message.
             sources: import files whose registrations are considered; all if None.
 
         Raises:
-            PluginError: the name is unknown, provided by several packages, or its package needs another kdcore version.
+            PluginError: the name is unknown, provided by several packages none of which precedes the others, or its
+                package needs another kdcore version.
         """
-        package, _, bare = name.rpartition(":")
-        entries = [entry for entry in self.entries() if entry.name == bare]
-        classes: list[_Registered] = []
-        if package:
-            owner: str = canonicalize_name(package)
-            own = [entry for entry in entries if canonicalize_name(entry.distribution) == owner]
-            if owner == "kdcore" and not own:  # recipes of kdcore 0.1 name components that have moved to packages
-                owner = known_package(self.group, bare) or owner
-                own = [entry for entry in entries if canonicalize_name(entry.distribution) == owner]
-            entries = own
-        else:
-            found = self._registered.get(name, ())
-            classes = [one for one in found if one.source is None or sources is None or one.source in sources]
+        registered = self._registered.get(name, ())
+        classes = [one for one in registered if one.source is None or sources is None or one.source in sources]
+        entries = [] if classes else self.providers(name)
         if not entries and not classes:
             raise self.unknown(name, where=where, key=key)
         if len(entries) + len(classes) > 1:
@@ -323,11 +359,23 @@ def find_component(group: str, name: str) -> FoundComponent:
         name: the component's name, or `package:name`.
 
     Raises:
-        PluginError: no package has it, several have it, or it cannot be used.
+        PluginError: no package has it, several have it and none precedes the others, or it cannot be used.
     """
     found = ALL[group].find(name)
     package = found.distribution if isinstance(found, Entry) else None
     return FoundComponent(name.rpartition(":")[2], ALL[group].get(name), package)
+
+
+def is_same_component(name: str, other: str) -> bool:
+    """Return whether two names are equal, or stand for one installed component of any kind.
+
+    Args:
+        name: a component's name, or `package:name`.
+        other: likewise.
+    """
+    if name == other:
+        return True
+    return any(set(registry.providers(name)) & set(registry.providers(other)) for registry in ALL.values())
 
 
 def near_names(name: str) -> str | None:

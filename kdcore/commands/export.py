@@ -26,7 +26,8 @@ class ExportCommand(Command):
         parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
         parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to write")
         parser.add_argument("--checkpoint", type=int, metavar="STEP", help="the checkpoint's step; default: the newest")
-        for entry in export_options.entries():
+        # An option of another package never displaces one of ours.
+        for entry in sorted(export_options.entries(), key=lambda entry: entry.precedence):
             try:
                 option: ExportOption = export_options.get(f"{entry.distribution}:{entry.name}")()
                 _require_fitting(option, entry, parser)

@@ -109,11 +109,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 def _overview() -> str:
     """Compose the text of `kdcore --help`. Only commands of our own packages are imported: they are light."""
     entries = [entry for entry in commands.entries() if " " not in entry.name]
-    names = [entry.name for entry in entries]
     lines = ["usage: kdcore COMMAND ...", "", "Distil BERT-like encoders.", "", "commands:"]
     for entry in entries:
-        twice = names.count(entry.name) > 1
-        name = f"{entry.distribution}:{entry.name}" if twice else entry.name
+        alone = commands.providers(entry.name) == [entry]
+        name = entry.name if alone else f"{entry.distribution}:{entry.name}"
         lines.append(f"  {name:<10} {_help(entry, name)}")
     lines += ["", "`kdcore COMMAND --help` describes a command; `kdcore --version` prints the version."]
     return "\n".join(lines)

@@ -53,17 +53,25 @@ def _entries() -> Iterator[Entry]:
 
 def _list() -> int:
     rows = [("KIND", "NAME", "PACKAGE", "VERSION", "NOTES")]
-    entries = list(_entries())
-    for entry in entries:
+    for entry in _entries():
         notes = [] if entry.fits else [f"built for kdcore{entry.kdcore}"]
         if entry.fits and entry.unmet:
             notes.append(f"needs {entry.unmet.what}")
-        others = [one.distribution for one in entries if (one.group, one.name) == (entry.group, entry.name)]
-        if len(others) > 1:
-            notes.append(f"in {len(others)} packages, use {entry.distribution}:{entry.name}")
+        notes += filter(None, [_shadowed(entry)])
         rows.append((ALL[entry.group].kind, entry.name, entry.distribution, entry.version, "; ".join(notes)))
     _table(rows)
     return 0
+
+
+def _shadowed(entry: Entry) -> str | None:
+    """Explain that the name alone does not select this component; None if it does."""
+    first = ALL[entry.group].providers(entry.name)
+    if first == [entry]:
+        return None
+    full = f"{entry.distribution}:{entry.name}"
+    if entry in first:
+        return f"in {len(first)} packages, use {full}"
+    return f"shadowed by {' and '.join(one.distribution for one in first)}, use {full}"
 
 
 def _show(asked: str) -> int:

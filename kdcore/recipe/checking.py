@@ -18,7 +18,7 @@ from kdcore.recipe.merging import KeyPath, load_merged
 from kdcore.recipe.paths import resolve_path
 from kdcore.recipe.schema import ComponentSection
 from kdcore.recipe.yaml import Origin, Plain, describe
-from kdcore.registry import ALL
+from kdcore.registry import ALL, Registry
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 Locate = Callable[[KeyPath], Origin]
@@ -215,12 +215,14 @@ class SectionWalker:
 
     Attributes:
         problems: the problems found so far.
+        pinned: key path -> `package:name` of each component found so far whose name another package could shadow.
     """
 
     def __init__(self, locate: Locate, sources: Sequence[str] | None = None) -> None:
         self.locate = locate
         self.sources = sources
         self.problems: list[Problem] = []
+        self.pinned: dict[KeyPath, str] = {}
 
     def walk(self, candidates: Iterable[Option], value: Plain, place: KeyPath) -> Plain:
         """Return the value at `place` with absolute paths; `candidates` are its possible types."""
@@ -282,7 +284,15 @@ class SectionWalker:
             self.problems += config
             return None
         stated = walked if name == marker.default else {"name": name, **walked}
+        if name != marker.default:
+            self.pin(registry, name, place)
         return Checked(cls, config, stated) if len(self.problems) == before else None
+
+    def pin(self, registry: Registry, name: str, place: KeyPath) -> None:
+        """Record the pinned name of the component at `place`, unless it is the stated one."""
+        pinned = registry.pinned(name, sources=self.sources)
+        if pinned != name:
+            self.pinned[place] = pinned
 
     def _component(self, marker: ComponentSection, section: dict[str, Plain], place: KeyPath) -> dict[str, Plain]:
         """The section with absolute paths; as it is if something is wrong with it."""

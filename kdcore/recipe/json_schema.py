@@ -79,7 +79,8 @@ def _closed(model: type[BaseModel], prefix: str, definitions: Schema) -> Schema:
 def _named(section: Schema, entry: Entry, cls: type[Any]) -> Schema:
     """Return the schema of a component's section: the keys of its config and `name`."""
     properties = {key: value for key, value in section.get("properties", {}).items() if key not in ("name", "label")}
-    name = {"enum": [entry.name, f"{entry.distribution}:{entry.name}"], "description": f"From {entry.package}."}
+    bare = [entry.name] if ALL[entry.group].providers(entry.name) == [entry] else []
+    name = {"enum": [*bare, f"{entry.distribution}:{entry.name}"], "description": f"From {entry.package}."}
     about = (cls.__doc__ or "").strip().partition("\n")[0]
     return {**section, "description": about, "properties": {"name": name, **properties}, "required": ["name"]}
 
@@ -101,7 +102,8 @@ def _resolve(schema: Any, definitions: Schema) -> Any:
         options: list[Schema] = []
         for name in found:
             own = {"$ref": f"#/$defs/{name}"}
-            options.append(own if name.endswith(f":{default}") else {**own, "required": ["name"]})
+            implied = default in definitions[name]["properties"]["name"]["enum"]
+            options.append(own if implied else {**own, "required": ["name"]})
         if not options:  # only files under `imports:` provide such components
             options = [{"type": "object"}]
         return {"anyOf": [*options, {"type": "null"}]}

@@ -103,6 +103,7 @@ class Recipe:
         self.settings = settings
         self._root = root
         self._components: Components | None = None
+        self._pinned: dict[KeyPath, str] = {}
 
     @property
     def run_folder(self) -> Path:
@@ -128,11 +129,23 @@ class Recipe:
     def resolved_yaml(self) -> str:
         """Format the recipe as one file without `extends`; loading it from any folder gives the same settings.
 
+        Components of packages are named `package:name`, so that packages that are installed later change nothing.
+
         Raises:
             InputError: as `components`, which determines the keys that are paths.
         """
         self.components()
-        return dump_yaml(self.data)
+        data: Plain = self.data
+        for place, name in self._pinned.items():
+            data = _with_name(data, place, name)
+        return dump_yaml(data)
+
+    def named_data(self) -> dict[str, Plain]:
+        """Return the stated keys and values, with the name of each component that is implied by a label or default."""
+        data = dict(self.data)
+        for section in _sections(data):
+            _put(data, section.place, {"name": section.name, **section.settings})
+        return data
 
     def annotated_yaml(self) -> str:
         """Format the stated values and the core's defaults as YAML, each with its origin as a comment."""
@@ -158,6 +171,7 @@ class Recipe:
                 for key, value in section.settings.items()
             }
             _put(data, section.place, settings)
+            walker.pin(section.registry, section.name, section.place)
             checked = self._check_section(section, cls, settings)
             if isinstance(checked, list):
                 walker.problems += checked
@@ -167,6 +181,7 @@ class Recipe:
             raise RecipeError(walker.problems)
         self.data = data
         self.settings = RecipeSettings.model_validate(data)
+        self._pinned = walker.pinned
         return Components(
             teacher=found.get(("teacher",)),
             student=found[("student",)],
@@ -185,7 +200,7 @@ class Recipe:
                 key = dotted((*section.place, "label"))
                 what = "the label of a loss is its key under `losses`, `label` cannot be set"
                 return [Problem(what, str(self.origin(key)), key)]
-            own |= {"name": section.name, "label": str(section.place[1])}
+            own |= {"name": section.name.rpartition(":")[2], "label": str(section.place[1])}
         return check(cls.Config, own, section.place, lambda place: self._root.origin_at(place))
 
 
@@ -342,6 +357,21 @@ def _sections(
             key = dotted((*place, "name"))
             problems.append(Problem(what, str(root.origin_at((*place, "name"))), key, registry.names()))
     return found
+
+
+def _with_name(value: Plain, place: KeyPath, name: str) -> Plain:
+    """Return a copy of a recipe's data in which the component at `place` has this name."""
+    if not place:
+        return (
+            {"name": name, **{key: inner for key, inner in value.items() if key != "name"}}
+            if isinstance(value, dict)
+            else name
+        )
+    head, *rest = place
+    if isinstance(value, list):
+        return [_with_name(item, tuple(rest), name) if index == head else item for index, item in enumerate(value)]
+    assert isinstance(value, dict)
+    return {key: _with_name(inner, tuple(rest), name) if key == head else inner for key, inner in value.items()}
 
 
 def _put(data: dict[str, Plain], place: KeyPath, section: dict[str, Plain]) -> None:

@@ -46,6 +46,16 @@ def test_list_shows_packages_and_notes_and_imports_nothing(packages, capsys):
     assert "never" not in sys.modules
 
 
+def test_list_marks_shadowed_components(packages, capsys):
+    points = {"kdcore.schedulers:linear": "never:X", "kdcore.losses:hidden_mse": "never:X"}
+    packages.install("twin-a", points, {"never.py": "raise RuntimeError('imported')"})
+    assert main(["plugins", "list"]) == 0
+    lines = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()]
+    assert ["scheduler", "linear", "twin-a", "1.0", "shadowed by kdcore, use twin-a:linear"] in lines
+    assert ["loss", "hidden_mse", "twin-a", "1.0", "shadowed by kdcore-hidden-mse, use twin-a:hidden_mse"] in lines
+    assert ["scheduler", "linear", "kdcore", lines[1][3]] in lines
+
+
 def test_show_prints_the_docstring_and_every_key(packages, capsys):
     packages.install("kdcore-steps", {"kdcore.schedulers:steps": "steps_a:Steps"}, {"steps_a.py": SCHEDULER})
     assert main(["plugins", "show", "steps"]) == 0

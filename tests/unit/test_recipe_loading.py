@@ -151,9 +151,8 @@ def test_what_one_recipes_file_registers_is_nothing_to_another(tmp_path, monkeyp
         (tmp_path / f"{name}.py").write_text(code.replace("NAME", scheduler))
         (tmp_path / f"{name}.yaml").write_text(RECIPE + f"imports: [{name}.py]\nscheduler: {{name: {scheduler}}}\n")
     (tmp_path / "plain.yaml").write_text(RECIPE)
-    with pytest.raises(RecipeError, match="scheduler `linear` is ambiguous: provided by"):
-        load_recipe(tmp_path / "first.yaml").components()
-    assert load_recipe(tmp_path / "plain.yaml").components().scheduler.name == "linear"
+    assert load_recipe(tmp_path / "first.yaml").components().scheduler.cls.__name__ == "Mine"
+    assert load_recipe(tmp_path / "plain.yaml").components().scheduler.cls.__name__ == "Linear"
     second, third = (load_recipe(tmp_path / f"{name}.yaml").components() for name in ("second", "third"))
     assert second.scheduler.cls is not third.scheduler.cls
 

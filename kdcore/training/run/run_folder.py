@@ -12,6 +12,7 @@ from typing import Any
 
 from kdcore.errors import DataError, Problem, RecipeError
 from kdcore.recipe.loading import Recipe, load_recipe
+from kdcore.registry import is_same_component
 from kdcore.tasks.base import StoredData
 from kdcore.training.checkpoint.format import describe_file
 from kdcore.training.engine.engine import zero_stage
@@ -46,7 +47,7 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
     stored = load_recipe(stored_path)
     problems = []
     settings = stored.settings.model_dump(), recipe.settings.model_dump()
-    for key, (before, now) in sorted(_differences(stored.data, recipe.data).items()):
+    for key, (before, now) in sorted(_differences(stored.named_data(), recipe.named_data()).items()):
         if key == "training.zero_stage" or _value(settings[0], key) == _value(settings[1], key) is not None:
             continue  # one states the default of the other
         if key == "imports" and _same_content(stored.settings.imports, recipe.settings.imports):
@@ -258,4 +259,15 @@ def _differences(before: Any, now: Any, key: str = "") -> dict[str, tuple[Any, A
             inner = f"{key}.{name}" if key else str(name)
             found |= _differences(before.get(name), now.get(name), inner)
         return found
-    return {} if before == now else {key: (before, now)}
+    return {} if _is_equal(before, now, key) else {key: (before, now)}
+
+
+def _is_equal(before: Any, now: Any, key: str) -> bool:
+    """Compare two values of a recipe; `name` and `package:name` of one component are equal."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return before.keys() == now.keys() and all(_is_equal(before[name], now[name], name) for name in before)
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) == len(now) and all(_is_equal(*pair, key) for pair in zip(before, now, strict=True))
+    if isinstance(before, str) and isinstance(now, str) and key.rpartition(".")[2] == "name":
+        return is_same_component(before, now)
+    return bool(before == now)
