@@ -1,0 +1,57 @@
+"""Precision, recall and F1 of predicted spans."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kdcore_supervised.tags import TaggedSpan
+
+SpanMetric = Literal["f1", "precision", "recall", "accuracy"]
+"""Of spans over all types; `accuracy` is that of the tags of words. Higher is better for all of them."""
+
+
+@dataclass
+class SpanScores:
+    """Counts of spans by type, from which scores are computed.
+
+    A predicted span is correct if a true span has the same words and the same type.
+
+    Attributes:
+        types: types of spans, each of which has its own scores.
+        true, predicted, correct: numbers of spans by type.
+        words: number of words.
+        equal: number of words with the predicted tag.
+    """
+
+    types: Sequence[str]
+    true: Counter[str] = field(default_factory=Counter)
+    predicted: Counter[str] = field(default_factory=Counter)
+    correct: Counter[str] = field(default_factory=Counter)
+    words: int = 0
+    equal: int = 0
+
+    def add(self, true: Iterable[TaggedSpan], predicted: Iterable[TaggedSpan]) -> None:
+        """Count the spans of one text."""
+        own, theirs = set(true), set(predicted)
+        self.true.update(span.type for span in own)
+        self.predicted.update(span.type for span in theirs)
+        self.correct.update(span.type for span in own & theirs)
+
+    def values(self) -> dict[str, float]:
+        """Return every `SpanMetric`, and `precision_TYPE`, `recall_TYPE` and `f1_TYPE`; 0 where undefined."""
+        found = _scores("", self.correct.total(), self.predicted.total(), self.true.total())
+        found["accuracy"] = self.equal / self.words if self.words else 0.0
+        for name in self.types:
+            found |= _scores(f"_{name}", self.correct[name], self.predicted[name], self.true[name])
+        return found
+
+
+def _scores(suffix: str, correct: int, predicted: int, true: int) -> dict[str, float]:
+    return {
+        f"precision{suffix}": correct / predicted if predicted else 0.0,
+        f"recall{suffix}": correct / true if true else 0.0,
+        f"f1{suffix}": 2 * correct / (predicted + true) if predicted + true else 0.0,
+    }
