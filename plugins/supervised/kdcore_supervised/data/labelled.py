@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -24,26 +23,13 @@ from kdcore_supervised.data.labelled_tables import (
     merged,
     read_table,
 )
+from kdcore_supervised.data.splitting import SplitFractions
 
 SPLITS = ("train", "validation", "test")
 _LABELS_KEY = "task.data.labels"
 _NO_LABEL = ("", "-1")  # -1 is the missing label of the library datasets
 
 Label = Annotated[str, BeforeValidator(lambda value: label_as_text(value) if isinstance(value, bool | int) else value)]
-OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-class SplitFractions(ComponentConfig):
-    """Fractions of a single file for validation and testing."""
-
-    validation: OpenFraction = Field(description="Fraction for validation.")
-    test: float = Field(0.0, ge=0, lt=1, description="Fraction for testing.")
-
-    @model_validator(mode="after")
-    def _leaves_something(self) -> SplitFractions:
-        if self.validation + self.test >= 1:
-            raise ValueError(f"`validation` ({self.validation:g}) and `test` ({self.test:g}) leave nothing to train on")
-        return self
 
 
 class LabelledData(ComponentConfig):
@@ -162,7 +148,8 @@ def read_labelled(data: LabelledData, report: Counter[str]) -> list[LabelledText
             if (table := _read_files(data, split, report)) is not None
         ]
     if data.split is not None:
-        parts = _split(parts, data.split)
+        divided = data.split.divide(zip(*parts[0].texts, strict=True))
+        parts = [parts[0].select(chosen, name) for name, chosen in divided.items()]
     for part in parts:
         if not len(part):
             raise DataError(
@@ -260,22 +247,6 @@ def _numbers(table: LabelledTable, values: Sequence[str]) -> np.ndarray:
         key="task.data.label", hint="`regression: true` needs labels that are numbers; for classes list `labels`"
     )
     return np.array(numbers, dtype=np.float32)
-
-
-def _split(parts: list[LabelledTexts], fractions: SplitFractions) -> list[LabelledTexts]:
-    """Divide one part by a hash of its texts, so that equal texts stay together."""
-    whole = parts[0]
-    places = np.array([_place(text) for text in zip(*whole.texts, strict=True)])
-    bounds = [fractions.test, fractions.test + fractions.validation]
-    which = np.searchsorted(bounds, places, side="right")
-    found = [("train", 2), ("validation", 1), *([("test", 0)] if fractions.test else [])]
-    return [whole.select(np.flatnonzero(which == number), name) for name, number in found]
-
-
-def _place(texts: tuple[str, ...]) -> float:
-    """Map texts to a number from 0 to 1 by a hash: pseudorandom, and the same for equal texts."""
-    digest = hashlib.sha256("\0".join(texts).encode("utf-8", errors="replace")).digest()
-    return int.from_bytes(digest[:8]) / 2**64
 
 
 def majority_fraction(labels: np.ndarray) -> float:

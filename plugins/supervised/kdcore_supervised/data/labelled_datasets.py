@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from kdcore_preparation import DatasetSource, load_source
 from pydantic import Field
@@ -52,9 +53,20 @@ def load_splits(
         columns = {column: list(split[column]) for column in needed}
         if label in split.column_names:
             values = list(split[label])
-            names = getattr(split.features[label], "names", None)
+            names = _class_names(split.features[label])
             if names and not all(one.isdigit() for one in classes):
-                values = ["" if value is None or value < 0 else names[value] for value in values]
+                values = [_with_names(value, names) for value in values]
             columns[label] = values
         tables[name] = LabelledTable(where, "row", list(range(len(split))), columns)
     return tables
+
+
+def _class_names(feature: Any) -> Sequence[str] | None:
+    """Return the names of numbered classes, also of a feature that holds lists of them."""
+    return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+
+
+def _with_names(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_with_names(one, names) for one in value]
+    return "" if value is None or value < 0 else names[value]

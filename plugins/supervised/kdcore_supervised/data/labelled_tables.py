@@ -68,6 +68,14 @@ class Mistakes:
             raise DataError(what, where=self.where, key=key, allowed=allowed, hint=hint)
 
 
+def file_format(path: Path) -> str:
+    """Return the ending that names the format of a file, without that of a compression."""
+    name = path.name.lower()
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    return Path(name).suffix
+
+
 def read_table(path: Path, needed: Sequence[str], wanted: Sequence[str], report: Counter[str]) -> LabelledTable:
     """Read columns of a file in the format that its name ends with.
 
@@ -83,10 +91,7 @@ def read_table(path: Path, needed: Sequence[str], wanted: Sequence[str], report:
     Raises:
         DataError: the format is unknown, a column is missing, or records are malformed.
     """
-    name = path.name.lower()
-    for ending in _COMPRESSED:
-        name = name.removesuffix(ending)
-    ending = Path(name).suffix
+    ending = file_format(path)
     if ending not in FORMATS:
         raise DataError(
             "the file name does not end with a known format",
