@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kdcore.errors import DataError, first_line
+from kdcore.utils.lfs import refuse_pointers
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model")
+"""Patterns of the files that hold a vocabulary."""
 
 _ROLES = ("pad", "cls", "sep", "mask")
 _NEEDED_FOR = "kdcore needs [CLS] and [SEP] around each sequence, [PAD] for short ones and [MASK] for masked-LM"
@@ -47,6 +51,7 @@ def load_tokenizer(name: str) -> Any:
         DataError: the tokenizer is missing, is not a fast one, or lacks a required special token.
     """
     path = Path(name)
+    refuse_pointers(path, TOKENIZER_FILES)
     if path.suffix == ".model" and path.is_file():
         from kdcore.data.sentencepiece_models import convert_sentencepiece
 

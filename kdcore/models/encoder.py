@@ -18,6 +18,7 @@ from kdcore.models.architectures import Architecture
 from kdcore.models.base import Encoder
 from kdcore.models.capture import Capture, unwatch_blocks, watch_blocks, watch_embeddings
 from kdcore.models.configuration import with_blocks
+from kdcore.models.loading import biases_of_head
 from kdcore.models.packed_signals import PackedSignals
 from kdcore.models.packing import Packing
 from kdcore.signals import Batch, ModelInfo, Positions, SignalRequest, Signals, select_rows
@@ -178,6 +179,8 @@ class TransformersEncoder(Encoder):
                 state[f"{prefix}{name}"] = tensor
             else:
                 state[name.removeprefix("network.")] = tensor
+        for alias, bias in biases_of_head(self.network).items():
+            state[bias] = state[alias].clone()
         # Tied weights are saved once; loading ties them again.
         for tied in self.network.all_tied_weights_keys:  # type: ignore[union-attr]
             state.pop(tied, None)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModel,
@@ -22,7 +20,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from kdcore.errors import DataError, InputError
 from kdcore.models.architectures import ARCHITECTURES, Architecture
@@ -39,6 +36,7 @@ from kdcore.models.configuration import (
 )
 from kdcore.models.encoder import TransformersEncoder
 from kdcore.models.initialization import choose_blocks, plain_state, plan_copy
+from kdcore.models.loading import adapt_to_weights, load_weights, refuse_incomplete, tie_biases
 from kdcore.recipe.schema import ComponentConfig, PathOrHubName
 from kdcore.signals import ClassHead, SignalRequest
 
@@ -98,18 +96,14 @@ class TransformersModel(Model):
         super().__init__(config, role, teacher)
         self._role = role
         self._teacher = teacher if isinstance(teacher, TransformersModel) else None
+        self._configs: dict[str, PreTrainedConfig] = {}
         self.hf_config = self._teacher_config() if role == "teacher" else self._student_config()
         self.architecture = self.architectures[self.hf_config.model_type]
         if role == "teacher" and self._trusts:
             self.architecture = replace(self.architecture, packs=False)  # its custom code may not support packed rows
         self.info = describe(self.hf_config, self.architecture)
-        # Weights are loaded only after data has been prepared, so detect failures early.
         if role == "student":
             self._chosen_blocks = self._check_student()
-        teachers = None if self._teacher is None else self._teacher.source
-        if self.source is not None and self.source != teachers and Path(self.source).is_dir():
-            first_block = with_num_layers(self._read_config(self.source), 1)
-            self._load(self.source, first_block, head=None)
 
     @property
     def source(self) -> str | None:
@@ -206,12 +200,11 @@ class TransformersModel(Model):
         config = self._read_config(path)
         theirs = describe(config, self.architecture)
         set_classes(config, ClassHead(self.info.class_labels))
-        loaded = _from_pretrained(path, config, "classes", trust=bool(self._trusts))
-        prefix = f"{loaded.network.base_model_prefix}."
-        head = {name for name in loaded.network.state_dict() if not name.startswith(prefix)}
+        loaded = load_weights(_CLASSES["classes"], path, config, trust=bool(self._trusts))
+        prefix, head = f"{loaded.network.base_model_prefix}.", loaded.head
         new = {name for name in loaded.missing if name in head or "pooler." in name}
         mismatched = {name: sizes for name, sizes in loaded.mismatched.items() if name not in head}
-        _refuse(replace(loaded, missing=loaded.missing - new, mismatched=mismatched), path)
+        refuse_incomplete(replace(loaded, missing=loaded.missing - new, mismatched=mismatched), path)
         names = theirs.class_labels, self.info.class_labels
         others = theirs.num_classes != self.info.num_classes or (all(names) and names[0] != names[1])
         if theirs.num_classes is not None and others:
@@ -279,11 +272,28 @@ class TransformersModel(Model):
         return owner.config.trust_remote_code
 
     def _read_config(self, path: str) -> PreTrainedConfig:
-        """Read the configuration of the source; reject custom code if `trust_remote_code` is not set.
+        """Read the configuration of the source, as far as its weights confirm it.
+
+        Embeddings and first block are loaded for that, so that wrong weights are detected before data is prepared.
+        """
+        if self._teacher is not None and path == self._teacher.source:
+            return self._teacher._read_config(path)
+        if path not in self._configs:
+            config = read_config(path, self.architectures)
+            self._refuse_foreign_code(path, config)
+            architecture, trust = self.architectures[config.model_type], bool(self._trusts)
+            if trust and foreign_code(config):
+                _load(path, with_num_layers(config, 1), architecture, None, trust=True)
+            else:
+                adapt_to_weights(path, config, architecture, trust=trust)
+            self._configs[path] = config
+        return copy.deepcopy(self._configs[path])
+
+    def _refuse_foreign_code(self, path: str, config: PreTrainedConfig) -> None:
+        """Refuse custom code if `trust_remote_code` is not set.
 
         transformers would silently use its own class of that `model_type`, which may compute something else.
         """
-        config = read_config(path, self.architectures)
         foreign = foreign_code(config)
         if foreign and self._trusts is None:
             raise InputError(
@@ -292,7 +302,6 @@ class TransformersModel(Model):
                 key=f"{self._role}.trust_remote_code",
                 hint=f"`true` runs the code on this machine; `false` uses the installed `{config.model_type}` instead",
             )
-        return config
 
     def _load(self, path: str, config: PreTrainedConfig, head: Head | None) -> PreTrainedModel:
         return _load(path, config, self.architecture, head, trust=bool(self._trusts))
@@ -350,94 +359,16 @@ def _load(
     Raises:
         DataError: the weights are missing or do not match the configuration.
     """
-    loaded = _from_pretrained(path, config, head, trust=trust)
+    loaded = load_weights(_CLASSES[head], path, config, trust=trust)
     network = loaded.network
     poolers = {name for name in loaded.missing if "pooler." in name}
     if head == "classes" and architecture.class_head_pools:
         poolers = set()
-    _refuse(replace(loaded, missing=loaded.missing - poolers), path)
+    refuse_incomplete(replace(loaded, missing=loaded.missing - poolers), path)
     if poolers:
         network.base_model.pooler = None  # it would be random
     architecture.adapt(network.base_model)
     return network
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A loaded network, and the weights that are random because they were missing or mismatched.
-
-    Attributes:
-        network: the network.
-        missing: names of missing weights.
-        mismatched: found and expected sizes of weights of another size, by name.
-    """
-
-    network: PreTrainedModel
-    missing: set[str]
-    mismatched: Mapping[str, tuple[Any, Any]]
-
-
-def _refuse(loaded: _Loaded, path: str) -> None:
-    """Reject a model with missing or mismatched weights.
-
-    Raises:
-        DataError: with the first such weight.
-    """
-    model_type = loaded.network.config.model_type
-    if loaded.missing:
-        raise DataError(
-            f"{len(loaded.missing)} weights are missing, the first is `{min(loaded.missing)}`",
-            where=path,
-            hint=f"config.json describes a complete `{model_type}`: check that the weights belong to it",
-        )
-    for name, (found, needed) in sorted(loaded.mismatched.items()):
-        raise DataError(
-            f"the shape of `{name}` does not match config.json (found {tuple(found)}, expected {tuple(needed)})",
-            where=path,
-            hint=f"config.json and the weights belong to different `{model_type}` models",
-        )
-
-
-def _from_pretrained(path: str, config: PreTrainedConfig, head: Head | None, *, trust: bool) -> _Loaded:
-    """Load weights in float32; run their custom code only if `trust` is set.
-
-    Raises:
-        DataError: the weights are missing, or the custom code fails.
-    """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # do not report blocks and heads that are not loaded on purpose
-    transformers_logging.disable_progress_bar()
-    try:
-        loaded, report = _CLASSES[head].from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=IMPLEMENTATION,
-            trust_remote_code=trust,
-            weights_only=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            output_loading_info=True,
-        )
-    except UnpicklingError as error:
-        raise DataError(
-            "pytorch_model.bin contains objects other than weights and was not loaded, because they could run code",
-            where=path,
-            hint="ask the author for model.safetensors",
-        ) from error
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
-        raise DataError(
-            f"the model's weights cannot be loaded: {reason_of(error)}",
-            where=path,
-            hint="the folder must contain a model.safetensors (or pytorch_model.bin) that matches config.json",
-        ) from error
-    except Exception as error:
-        if not trust:
-            raise
-        raise DataError(f"the model's custom code failed: {error!r}", where=path) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    mismatched = {name: (found, needed) for name, found, needed in report["mismatched_keys"]}
-    return _Loaded(loaded, set(report["missing_keys"]), mismatched)
 
 
 def _create(config: PreTrainedConfig, architecture: Architecture, *, head: Head | None) -> PreTrainedModel:
@@ -448,5 +379,6 @@ def _create(config: PreTrainedConfig, architecture: Architecture, *, head: Head 
         pooler = getattr(bare, "pooler", None)
         if isinstance(pooler, nn.Module):
             network.base_model.pooler = pooler
+    tie_biases(network)
     architecture.adapt(network.base_model)
     return network

@@ -130,7 +130,7 @@ def test_trust_without_weights_to_trust_is_refused(folder):
         ({"is_decoder": True}, ["decoder"]),
         ({"position_embedding_type": "relative_key"}, ["relative_key", "absolute"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers", "must be a positive integer"]),
-        ({"hidden_size": 16}, ["`embeddings.LayerNorm.", "(32,)", "(16,)", "config.json"]),
+        ({"hidden_size": 16}, ["`bert.embeddings.LayerNorm.", "(32,)", "(16,)", "config.json"]),
         ({"vocab_size": 61}, ["word_embeddings.weight", "(60, 32)", "(61, 32)"]),
         ({"model_type": "distilbert"}, ["weights are missing", "`distilbert`"]),
         ({"model_type": "roberta"}, ["weights are missing", "`roberta`"]),
