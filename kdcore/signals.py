@@ -55,6 +55,7 @@ class ModelInfo:
         has_lm_head: whether the model was saved with trained weights of a masked-LM head.
         num_classes: outputs C of its classification head, 1 for regression; None without such a head.
         class_labels: names of the classes in the order of the outputs; empty if unknown or for regression.
+        position_pad_id: token that is not counted as a position, as in RoBERTa; None if positions do not depend on ids.
     """
 
     architecture: str
@@ -67,6 +68,7 @@ class ModelInfo:
     has_lm_head: bool
     num_classes: int | None = None
     class_labels: tuple[str, ...] = ()
+    position_pad_id: int | None = None
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ class Architecture:
         lm_head_classes: classes of transformers that are saved with trained weights of that head.
         embeddings: modules of the base model that compute the embeddings; the last existing one returns their output.
         intermediate_size: configuration key of the feed-forward width.
-        position_offset: number of unused rows at the start of the position table, given the configuration.
+        position_offset: number of unused rows at the start of the position table, given the configuration. If there
+            are any, the last of them belongs to the padding token, whose id is its number.
         first_block_differs: whether the first block lacks weights that the others have.
         adapt: replaces the attention of a new or loaded base model, if it cannot be selected by name.
         relatives: other model types whose folders hold the same weights under the same names, each with the

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from kdcore.errors import DataError, InputError, first_line
 from kdcore.models.architectures import Architecture, architecture_of
 from kdcore.signals import ClassHead, ModelInfo
+from kdcore.utils.lfs import refuse_pointers
 
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 _CLASS_HEAD = "ForSequenceClassification"
@@ -67,6 +68,7 @@ def describe(config: PreTrainedConfig, architecture: Architecture) -> ModelInfo:
         has_lm_head=any(name in architecture.lm_head_classes for name in config.architectures or ()),
         num_classes=len(classes) or None,
         class_labels=tuple(classes) if named else (),
+        position_pad_id=architecture.position_offset(config) - 1 if architecture.needs_padding_id else None,
     )
 
 
@@ -102,8 +104,10 @@ def read_config(path: str, architectures: Architectures) -> PreTrainedConfig:
         DataError: the configuration is missing, invalid, or of an unsupported model.
     """
     folder = Path(path)
+    refuse_pointers(folder, ["config.json"])
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise DataError("config.json is missing", where=path, hint="give a Hugging Face model folder")
+        hint = _hint_on_parts(folder) or "give a Hugging Face model folder"
+        raise DataError("config.json is missing", where=path, hint=hint)
     try:
         stated, _ = PreTrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
@@ -115,7 +119,8 @@ def read_config(path: str, architectures: Architectures) -> PreTrainedConfig:
             ) from error
         raise DataError(f"the model's configuration cannot be read: {reason_of(error)}", where=path) from error
     if not isinstance(stated.get("model_type"), str):
-        raise DataError("config.json has no model_type", where=path, hint="give a Hugging Face model folder")
+        hint = _hint_on_parts(folder) or _hint_on_type(stated.get("architectures"), architectures)
+        raise DataError("config.json has no model_type", where=path, hint=hint)
     stated = _as_own(stated, architectures)
     architecture = architecture_of(stated["model_type"], path, architectures)
     cls = _config_class(architecture)
@@ -129,6 +134,20 @@ def read_config(path: str, architectures: Architectures) -> PreTrainedConfig:
     if problem is not None:
         raise DataError(problem, where=path, hint="check config.json")
     return config
+
+
+def _hint_on_parts(folder: Path) -> str | None:
+    """Name the transformer inside a sentence-transformers folder; None for other folders."""
+    inner = next((path for path in sorted(folder.glob("0_*")) if (path / "config.json").is_file()), None)
+    return f"this is a sentence-transformers folder: give its transformer, {inner}" if inner else None
+
+
+def _hint_on_type(classes: object, architectures: Architectures) -> str:
+    """Derive the model type from the names of its classes."""
+    name = str(classes[0]).lower() if isinstance(classes, list) and classes else ""
+    near = [model_type for model_type in architectures if name.startswith(model_type.replace("-", ""))]
+    guess = max(near, key=len, default="bert")
+    return f'add the type of the model, such as "model_type": "{guess}", or give a Hugging Face model folder'
 
 
 def student_config(base: Base | None, changes: Mapping[str, Any], architectures: Architectures) -> PreTrainedConfig:

@@ -130,6 +130,13 @@ def _check_equal_use(source: PreTrainedConfig, student: PreTrainedConfig, archit
                 key=f"student.config.{key}",
                 hint="use the source's value, or remove `initialize`",
             )
+    if architecture.position_offset(source) != architecture.position_offset(student):
+        raise InputError(
+            f"positions start after pad_token_id, which is {source.pad_token_id} in the source and "
+            f"{student.pad_token_id} in the student, so copied position embeddings would be shifted",
+            key="student.config.pad_token_id",
+            hint="use the source's value, or remove `initialize`",
+        )
 
 
 def plain_state(network: PreTrainedModel) -> dict[str, Tensor]:

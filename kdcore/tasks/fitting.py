@@ -24,6 +24,7 @@ def check_fit(
     where: str,
     shorter: str,
     own_tokenizer: str,
+    pad_id: int | None = None,
 ) -> None:
     """Compare lengths and vocabulary of tokenised data with both models.
 
@@ -36,9 +37,11 @@ def check_fit(
         where: folder of the data, for messages.
         shorter: hint how to get shorter sequences.
         own_tokenizer: hint how to use the tokenizer of the model `{whose}`.
+        pad_id: id with which the data's tokenizer pads; None if it does not pad.
 
     Raises:
-        DataError: sequences are too long, or the vocabulary of a model differs from the data's.
+        DataError: sequences are too long, the vocabulary of a model differs from the data's, or positions of a model
+            depend on another padding id.
     """
     for whose, model in (("teacher", teacher), ("student", student)):
         if model is None:
@@ -58,6 +61,18 @@ def check_fit(
                 where=where,
                 key="task.data",
                 hint=shorter,
+            )
+        position_pad_id = model.info.position_pad_id
+        if pad_id is not None and position_pad_id is not None and position_pad_id != pad_id:
+            raise DataError(
+                f"the {whose} computes positions from another padding id (found {pad_id} in the data's tokenizer, "
+                f"expected {position_pad_id})",
+                where=where,
+                key="task.data",
+                hint=f"set student.config.pad_token_id={pad_id}, or choose a model_type whose positions do not depend "
+                "on it"
+                if model.source is None
+                else f"{own_tokenizer.format(whose=whose)}, or correct pad_token_id in config.json of {model.source}",
             )
     if teacher is None and student.source is None and student.info.vocab_size > vocab_size + _SPARE_IDS:
         logger.warning(

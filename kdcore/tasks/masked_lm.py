@@ -95,6 +95,7 @@ class MaskedLM(Task):
             where=str(self.data.folder),
             shorter="prepare the data with a smaller sequence_length",
             own_tokenizer="prepare the data with the {whose}'s own tokenizer",
+            pad_id=self.data.pad_id,
         )
 
     def num_samples(self, split: Split) -> int:

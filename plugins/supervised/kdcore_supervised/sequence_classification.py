@@ -144,6 +144,7 @@ class SequenceClassification(Task):
             where=str(self.config.data.tokenizer),
             shorter="lower task.data.max_length",
             own_tokenizer="set task.data.tokenizer to the {whose}'s",
+            pad_id=self.tokenizer.pad_token_id,
         )
 
     def num_samples(self, split: Split) -> int:
