@@ -18,9 +18,9 @@ from kdcore.models.architectures import Architecture
 from kdcore.models.base import Encoder
 from kdcore.models.capture import Capture, unwatch_blocks, watch_blocks, watch_embeddings
 from kdcore.models.configuration import with_blocks
-from kdcore.models.loading import biases_of_head
 from kdcore.models.packed_signals import PackedSignals
 from kdcore.models.packing import Packing
+from kdcore.models.weight_loading import biases_of_head
 from kdcore.signals import Batch, ModelInfo, Positions, SignalRequest, Signals, select_rows
 
 

@@ -36,7 +36,7 @@ from kdcore.models.configuration import (
 )
 from kdcore.models.encoder import TransformersEncoder
 from kdcore.models.initialization import choose_blocks, plain_state, plan_copy
-from kdcore.models.loading import adapt_to_weights, load_weights, refuse_incomplete, tie_biases
+from kdcore.models.weight_loading import adapt_to_weights, load_weights, refuse_incomplete, tie_biases
 from kdcore.recipe.schema import ComponentConfig, PathOrHubName
 from kdcore.signals import ClassHead, SignalRequest
 
@@ -276,8 +276,9 @@ class TransformersModel(Model):
 
         Embeddings and first block are loaded for that, so that wrong weights are detected before data is prepared.
         """
-        if self._teacher is not None and path == self._teacher.source:
-            return self._teacher._read_config(path)
+        teacher = self._teacher
+        if teacher is not None and path == teacher.source and teacher.architectures is self.architectures:
+            return teacher._read_config(path)
         if path not in self._configs:
             config = read_config(path, self.architectures)
             self._refuse_foreign_code(path, config)
