@@ -135,9 +135,12 @@ from .training.loop.plan import KEPT_BY_TRANSFORMS as KEPT_BY_TRANSFORMS
 from .training.loop.plan import transform_fault as transform_fault
 from .training.loop.plan import with_sources as with_sources
 from .training.run.build import cache_folder as cache_folder
+from .training.run.run_folder import Environment as Environment
+from .training.run.run_folder import read_environment as read_environment
 from .training.run.run_status import RunStatus as RunStatus
 from .training.run.run_status import read_history as read_history
 from .training.run.run_status import run_folders as run_folders
+from .training.run.run_status import run_state as run_state
 from .training.run.run_status import run_status as run_status
 from .transforms.base import ParameterSource as ParameterSource
 from .transforms.base import Transform as Transform
@@ -148,6 +151,7 @@ from .utils.atomic import commit_directory as commit_directory
 from .utils.hashing import sha256_of_file as sha256_of_file
 from .utils.locks import lock_of as lock_of
 from .utils.locks import locked as locked
+from .utils.stored import read_json_rows as read_json_rows
 from .utils.subprocesses import STOP_SIGNALS as STOP_SIGNALS
 from .utils.subprocesses import Supervisor as Supervisor
 from .utils.subprocesses import kill_with_parent as kill_with_parent

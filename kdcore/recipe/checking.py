@@ -19,31 +19,10 @@ from kdcore.recipe.paths import resolve_path
 from kdcore.recipe.schema import ComponentSection
 from kdcore.recipe.yaml import Origin, Plain, describe
 from kdcore.registry import ALL, Registry
+from kdcore.utils.stored import EXPECTED
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 Locate = Callable[[KeyPath], Origin]
-
-EXPECTED = {
-    "int_type": "an integer",
-    "int_parsing": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "set_type": "a list",
-    "frozen_set_type": "a list",
-    "dict_type": "a map",
-    "model_type": "a map",
-    "model_attributes_type": "a map",
-    "dataclass_type": "a map",
-    "none_required": "null",
-    "path_type": "a path",
-}
 
 
 def dotted(place: KeyPath) -> str:

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.trackers.base import Tracker
 from kdcore.utils.atomic import atomic_write
+from kdcore.utils.stored import StoredCount, read_json_rows
 
 METRICS = "metrics.jsonl"
 
 
-def rows_of(text: str) -> list[dict[str, Any]]:
-    """Parse JSON lines with maps; skip truncated lines, such as the first and last line of an excerpt."""
-    rows = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+def _number(value: Any) -> Any:
+    if type(value) is not float and (type(value) is not int or abs(value) > sys.float_info.max):
+        raise ValueError("a number")
+    return value
 
 
-def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics, each with its `step`; empty if there are none yet."""
-    try:
-        text = (run_folder / METRICS).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return [row for row in rows_of(text) if "step" in row]
+class _MetricRow(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_number)]]
+
+    step: StoredCount
+
+
+def read_metrics(run_folder: Path, *, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics: numbers by name, among them `step`. Empty if there are none yet.
+
+    Damaged rows are skipped with one warning, which names the first of them.
+
+    Args:
+        run_folder: the run folder.
+        last_bytes: read only the rows in these last bytes of the file.
+    """
+    rows = read_json_rows(run_folder / METRICS, _MetricRow, last_bytes=last_bytes)
+    return [{"step": row.step, **row.model_extra} for row in rows]
 
 
 class JsonLinesTracker(Tracker):
@@ -50,9 +58,9 @@ class JsonLinesTracker(Tracker):
         self._file.flush()
 
     def rewind(self, step: int) -> None:
-        """Drop rows after `step` and a truncated last row."""
+        """Drop rows after `step` and damaged rows."""
         self._file.close()
-        kept = [row for row in rows_of(self.path.read_text(encoding="utf-8", errors="replace")) if row["step"] <= step]
+        kept = [row for row in read_metrics(self.run_folder) if row["step"] <= step]
         with atomic_write(self.path) as file:
             file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = self.path.open("a", encoding="utf-8")

@@ -9,7 +9,6 @@ RUN/.has-checkpoints                          marks a run that has written check
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -17,17 +16,19 @@ import os
 import re
 import shutil
 import stat
-import sys
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from kdcore.errors import InputError, Problem, first_line
+from pydantic import Field
+
+from kdcore.errors import InputError, first_line
 from kdcore.training.engine import ENGINE_FOLDER
 from kdcore.training.engine.pickled_names import foreign_names
 from kdcore.utils.atomic import atomic_write, commit_directory, restore_replaced, staging_folder, sync_folder
+from kdcore.utils.stored import FiniteNumber, StoredCount, read_json_object, read_small_file
 
 logger = logging.getLogger("kdcore")
 
@@ -42,7 +43,6 @@ _FILE = re.compile(
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST_SIZE = 1 << 60
-_LARGEST_TEXT = 64 << 20
 _SHOWN = 80
 _FORMAT = 2
 
@@ -62,14 +62,14 @@ class TrainingState:
         stage: the run's stage, counted from 0.
     """
 
-    step: int
-    seconds: float
-    done_seconds: float
-    world_size: int
-    zero_stage: int
+    step: StoredCount
+    seconds: FiniteNumber
+    done_seconds: FiniteNumber
+    world_size: Annotated[StoredCount, Field(ge=1)]
+    zero_stage: StoredCount
     milestone: bool = False
     best_score: float | None = None
-    stage: int = 0
+    stage: StoredCount = 0
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,6 @@ class FileEntry:
 
     size: int
     sha256: str
-
-
-_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "int": ("a number from 0", lambda value: type(value) is int and 0 <= value < 1 << 62),
-    "float": ("a number", lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max),
-    "float | None": ("a number or null", lambda value: value is None or type(value) in (int, float)),
-    "bool": ("true or false", lambda value: type(value) is bool),
-}
 
 
 class _DamagedError(Exception):
@@ -147,24 +139,7 @@ def read_state(folder: Path) -> TrainingState:
     Raises:
         InputError: the file cannot be read, or a value is missing or of another type.
     """
-    path = folder / STATE
-    content = read_json(path)
-    problems, values = [], {}
-    for field in fields(TrainingState):
-        what, fits = _TYPES[str(field.type)]
-        if field.name not in content:
-            if field.default is MISSING:
-                problems.append(Problem("is missing", str(path), field.name))
-        elif fits(content[field.name]):
-            values[field.name] = content[field.name]
-        else:
-            found = repr(content[field.name])[:_SHOWN]
-            problems.append(Problem(f"has the wrong type (found {found}, expected {what})", str(path), field.name))
-    if not problems and not values["world_size"]:
-        problems.append(Problem("is out of range (found 0, expected at least 1)", str(path), "world_size"))
-    if problems:
-        raise InputError(problems)
-    return TrainingState(**values)
+    return read_json_object(folder / STATE, TrainingState)
 
 
 def read_format(folder: Path) -> int:
@@ -521,18 +496,10 @@ def _read_text(path: Path) -> str:
     """Read a file that JSON or a name is stored in.
 
     Raises:
-        OSError: the file cannot be read, is larger than any that a run writes, or is a pipe or a device, from which
-            reading might never end.
-        UnicodeDecodeError: it is no text.
+        OSError: the file cannot be read, is not a regular one, or is larger than any that a run writes.
+        UnicodeDecodeError: it is not text.
     """
-    # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        content = file.read(_LARGEST_TEXT + 1)
-    if len(content) > _LARGEST_TEXT:
-        raise OSError(errno.EFBIG, f"larger than {_LARGEST_TEXT >> 20} MiB", str(path))
-    return content.decode()
+    return read_small_file(path).decode()
 
 
 def _write(path: Path, text: str) -> None:

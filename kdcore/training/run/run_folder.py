@@ -8,7 +8,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdcore.errors import DataError, Problem, RecipeError
 from kdcore.recipe.loading import Recipe, load_recipe
@@ -17,6 +19,7 @@ from kdcore.tasks.base import StoredData
 from kdcore.training.checkpoint.format import describe_file
 from kdcore.training.engine.engine import zero_stage
 from kdcore.utils.atomic import atomic_write
+from kdcore.utils.stored import StoredCount, StoredText, read_json_object
 
 _RECIPE = "recipe.yaml"
 _ENVIRONMENT = "environment.json"
@@ -34,6 +37,7 @@ _FREE_ON_RESUME = (
     "training.budget",
 )
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "config.json")
+_RESTORE = "restore the file, or start another run with `run.id=NEW`"
 _PACKAGES = ("kdcore", "torch", "deepspeed", "transformers", "numpy", "pyarrow")
 
 
@@ -64,8 +68,7 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
     if zero_stage(stored.settings.training) != zero_stage(recipe.settings.training):
         key = "training.zero_stage"
         problems.append(Problem("the ZeRO stage of a run must not change", str(recipe.origin(key)), key))
-    environment = read_environment(folder)
-    if environment.get("data_fingerprint") not in (None, data_fingerprint):
+    if read_environment(folder).data_fingerprint not in (None, data_fingerprint):
         problems.append(Problem("the run was started with other data", str(recipe.origin("task.data")), "task.data"))
     if problems:
         hint = "start another run with `run.id=NEW`, or undo the changes listed here"
@@ -89,9 +92,7 @@ def check_teacher(folder: Path, recipe: Recipe, source: str | None) -> dict[str,
         RecipeError: lists the files that differ.
     """
     now = {} if source is None else weights_of(source)
-    before = read_environment(folder).get("teacher_sha256") or {}
-    if not isinstance(before, dict) or not all(isinstance(value, str) for value in before.values()):
-        raise _damaged(folder / _ENVIRONMENT, "expected the sha256 of each file", "teacher_sha256")
+    before = read_environment(folder).teacher_sha256 or {}
     if before and now:
         where = str(recipe.origin("teacher.path"))
         problems = [
@@ -160,14 +161,9 @@ def stored_data(folder: Path) -> StoredData | None:
         return None
     path = folder / _DATA
     if not path.is_file():  # runs older than this file have the fingerprint only
-        fingerprint = read_environment(folder).get("data_fingerprint")
-        if fingerprint is not None and not isinstance(fingerprint, str):
-            raise _damaged(folder / _ENVIRONMENT, f"found {fingerprint!r}, expected text", "data_fingerprint")
+        fingerprint = read_environment(folder).data_fingerprint
         return None if fingerprint is None else StoredData(fingerprint)
-    stored = _read_object(path)
-    version = stored.get("format_version")
-    if type(version) is not int or version < 1:
-        raise _damaged(path, f"found {version!r}, expected {_DATA_FORMAT}", "format_version")
+    version = read_json_object(path, _Format, hint=_RESTORE).format_version
     if version > _DATA_FORMAT:
         raise DataError(
             f"was written by a newer kdcore: format version {version}",
@@ -175,38 +171,47 @@ def stored_data(folder: Path) -> StoredData | None:
             allowed=f"format version {_DATA_FORMAT}",
             hint="upgrade kdcore, or start another run with `run.id=NEW`",
         )
-    for key in ("folder", "fingerprint"):
-        value = stored.get(key)
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise _damaged(path, f"found {value!r}, expected text", key)
-    return StoredData(stored["fingerprint"], Path(stored["folder"]))
+    stored = read_json_object(path, _DataFile, hint=_RESTORE)
+    return StoredData(stored.fingerprint, Path(stored.folder))
 
 
-def read_environment(folder: Path) -> dict[str, Any]:
-    """Read the versions and fingerprints that `store` has written.
+class Environment(BaseModel):
+    """Versions and fingerprints of a run's start, as in environment.json; unknown keys are ignored.
+
+    Attributes:
+        python: version of Python.
+        packages: versions of packages by name.
+        git: commit and cleanliness of the working folder's repository; None outside of one.
+        data_fingerprint: fingerprint of the data; None if the run has stored none.
+        teacher_sha256: SHA-256 of the teacher's files by name; None or empty without a teacher.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    python: str = ""
+    packages: dict[str, str] = {}
+    git: dict[str, str | bool] | None = None
+    data_fingerprint: str | None = None
+    teacher_sha256: dict[str, str] | None = None
+
+
+class _Format(BaseModel):
+    format_version: Annotated[StoredCount, Field(ge=1)]
+
+
+class _DataFile(BaseModel):
+    folder: Annotated[StoredText, Field(min_length=1)]
+    fingerprint: Annotated[StoredText, Field(min_length=1)]
+
+
+def read_environment(folder: Path) -> Environment:
+    """Read the versions and fingerprints that a run has stored in environment.json; empty without the file.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged; names each bad key.
     """
-    return _read_object(folder / _ENVIRONMENT)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one if the file does not exist."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, f"found a {type(content).__name__}, expected a JSON object")
-    return content
-
-
-def _damaged(path: Path, what: str, key: str | None = None) -> DataError:
-    hint = "restore the file, or start another run with `run.id=NEW`"
-    return DataError(f"is damaged: {what}", where=str(path), key=key, hint=hint)
+    path = folder / _ENVIRONMENT
+    return read_json_object(path, Environment, hint=_RESTORE) if path.exists() else Environment()
 
 
 def exists(folder: Path) -> bool:

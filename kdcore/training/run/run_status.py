@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import socket
 import time
@@ -11,14 +11,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from kdcore.errors import InputError
-from kdcore.trackers.jsonl import METRICS, rows_of
+from kdcore.trackers.jsonl import METRICS, read_metrics
+from kdcore.utils.stored import StoredCount, StoredText, open_regular, read_json_object, read_json_rows
+
+logger = logging.getLogger("kdcore")
 
 State = Literal["queued", "running", "finished", "stopped", "failed", "lost"]
 
 _DEPTH = 3
 _TAIL_BYTES = 1 << 17
 _FRESH_SECONDS = 15 * 60
+
+
+class _JobEvent(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    event: str
+    job: StoredText = ""
+    code: int | None = None
+    step: int = 0
+    requeued: bool | None = None
+    local: bool | None = None
+
+
+class _SweepJob(BaseModel):
+    folder: StoredText
+
+
+class _SweepNote(BaseModel):
+    jobs: list[_SweepJob]
+
+
+class _LockFile(BaseModel):
+    host: str
+    pid: StoredCount
 
 
 @dataclass(frozen=True)
@@ -58,13 +87,8 @@ def run_folders(folder: Path) -> Iterator[Path]:
     """
     note = folder / "submission.json"
     if note.is_file():
-        try:
-            found = [Path(job["folder"]) for job in json.loads(note.read_text(encoding="utf-8"))["jobs"]]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            what = f"the submission file cannot be read: {error}"
-            hint = "give the folder set as `run.folder` in the recipes, which contains the runs of the sweep"
-            raise InputError(what, where=str(note), hint=hint) from error
-        yield from found
+        hint = "give the folder set as `run.folder` in the recipes, which contains the runs of the sweep"
+        yield from (Path(job.folder) for job in read_json_object(note, _SweepNote, hint=hint).jobs)
     else:
         yield from _walk(folder, _DEPTH)
 
@@ -78,13 +102,13 @@ def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatu
     """
     from kdcore.training.checkpoint.format import all_checkpoints, step_of
 
-    metrics = rows_of(_tail(folder / METRICS))[::-1]  # newest first
+    metrics = read_metrics(folder, last_bytes=_TAIL_BYTES)[::-1]  # newest first
     training = next((row for row in metrics if "train/loss" in row), {})
     validation = next((row for row in metrics if "held_out/loss" in row), {})
     steps = [step for step in (training.get("step"), validation.get("step")) if step is not None]
     checkpoints = all_checkpoints(folder)
     history = read_history(folder)
-    log = _tail(folder / "train.log")
+    log = _log(folder)
     state, note = _state(folder, history, log, queue)
     starts = sum(event.get("event") == "start" for event in history)
     signs = [folder / name for name in (METRICS, "train.log", "launch/history.jsonl")]
@@ -102,6 +126,11 @@ def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatu
     )
 
 
+def run_state(folder: Path) -> State:
+    """Read only the state of a run from its folder, as `run_status` without a scheduler does."""
+    return _state(folder, read_history(folder), _log(folder), None)[0]
+
+
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Return the job events of a run recorded by kdcore-launch, oldest first; empty if it was not submitted.
 
@@ -109,16 +138,21 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     `time`; an `end` also has `code` and `requeued`. After `stopping`, when SLURM stops the job, the `end` may be
     missing.
     """
-    return [row for row in rows_of(_tail(folder / "launch" / "history.jsonl")) if "event" in row]
+    rows = read_json_rows(folder / "launch" / "history.jsonl", _JobEvent, last_bytes=_TAIL_BYTES)
+    return [row.model_dump(exclude_unset=True) for row in rows]
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
     if (folder / "recipe.yaml").is_file() or (folder / "launch" / "history.jsonl").is_file():
         yield folder
     elif depth and folder.is_dir():
-        for inner in sorted(folder.iterdir()):
-            if inner.is_dir() and not inner.name.startswith("."):
-                yield from _walk(inner, depth - 1)
+        try:
+            inside = sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+        except OSError as error:
+            logger.warning(f"{folder}: left out, because it cannot be read: {error.strerror}")
+            return
+        for inner in inside:
+            yield from _walk(inner, depth - 1)
 
 
 def _state(
@@ -151,16 +185,15 @@ def _launched_state(last: Mapping[str, Any], queue: Mapping[str, str] | None) ->
 def _is_alive(folder: Path) -> bool:
     """Return whether the process that last locked the folder appears to be running."""
     try:
-        holder = json.loads((folder / ".lock").read_text(encoding="utf-8"))
-        host, pid = str(holder["host"]), int(holder["pid"])
-    except (OSError, ValueError, TypeError, KeyError):
+        holder = read_json_object(folder / ".lock", _LockFile)
+    except InputError:
         return False
-    if host != socket.gethostname():  # a process on another host can only be detected by its log
+    if holder.host != socket.gethostname():  # a process on another host can only be detected by its log
         log = folder / "train.log"
         return log.exists() and time.time() - log.stat().st_mtime < _FRESH_SECONDS
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(holder.pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
@@ -175,13 +208,15 @@ def _max_steps(recipe: Path) -> int | None:
         steps = data["training"]["budget"]["steps"]
     except (InputError, KeyError, TypeError):
         return None
-    return steps if isinstance(steps, int) else None
+    return steps if type(steps) is int else None
 
 
-def _tail(path: Path) -> str:
+def _log(folder: Path) -> str:
+    """Return the end of a run's log."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            return file.read().decode("utf-8", errors="replace")
+        with open_regular(folder / "train.log") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            text: str = file.read().decode("utf-8", errors="replace")
+            return text
     except OSError:
         return ""

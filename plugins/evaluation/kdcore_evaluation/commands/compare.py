@@ -13,6 +13,7 @@ from kdcore import Command, InputError, atomic_write
 
 if TYPE_CHECKING:
     from kdcore_evaluation.report.comparison import Results
+    from kdcore_evaluation.run.compared_runs import ComparedRun
 
 _FORMATS = ("terminal", "markdown", "csv", "latex")
 
@@ -54,17 +55,15 @@ class CompareCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Compare runs, print the table and write the page."""
-        from kdcore import run_status
         from kdcore_evaluation.report import table_formats as formats
         from kdcore_evaluation.report.comparison import compare_runs
         from kdcore_evaluation.report.page import page
-        from kdcore_evaluation.run.compared_runs import read_run
 
         by = tuple(part.strip() for part in arguments.by.split(",") if part.strip())
         if not by:
             raise InputError("no key is given", where="--by", hint="give keys, such as --by method")
         results, folders = _find(arguments.places, arguments.results)
-        runs = [read_run(folder, run_status(folder).state) for folder in folders]
+        runs = _read_runs(folders)
         comparison = compare_runs(runs, results, by, arguments.over.strip())
         for remark in comparison.remarks:
             print(f"remark: {remark}", file=sys.stderr)
@@ -79,6 +78,28 @@ class CompareCommand(Command):
             }
             print(write.get(arguments.format, formats.latex)(comparison.table))
         return 0
+
+
+def _read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
+    """Read the runs; one whose recipe is damaged is left out with a warning, if there are others.
+
+    Raises:
+        InputError: no run can be read.
+    """
+    from kdcore import run_state
+    from kdcore_evaluation.run.compared_runs import read_run
+
+    runs, errors = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder, run_state(folder)))
+        except InputError as error:
+            errors.append(error)
+    if not runs:
+        raise InputError([problem for error in errors for problem in error.problems])
+    for left_out in errors:
+        print(f"warning: a run is left out: {left_out.problems[0]}", file=sys.stderr)
+    return runs
 
 
 def _find(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple[list[Results], list[Path]]:

@@ -65,7 +65,7 @@ class EvaluateCommand(Command):
         suite = load_config(arguments.on, Suite, overrides)
         launch = _launch(arguments.profile) if arguments.profile is not None else None
 
-        from kdcore import cache_folder, run_status
+        from kdcore import cache_folder, run_state
         from kdcore_evaluation.report.table_formats import terminal
         from kdcore_evaluation.run.evaluated_models import find_models
         from kdcore_evaluation.run.evaluator import Evaluator
@@ -74,7 +74,7 @@ class EvaluateCommand(Command):
         models = find_models(places, exports, suite.references, _report)
         folder: Path = arguments.output or Path("evaluations") / suite.name
         evaluator = Evaluator(suite, folder, cache_folder(), _report)
-        evaluation = evaluator.run(models, arguments.processes, launch, lambda run: run_status(run).state == "finished")
+        evaluation = evaluator.run(models, arguments.processes, launch, lambda run: run_state(run) == "finished")
         if evaluation.rows:
             print(terminal(score_table(evaluation.rows)))
         print(f"rows: {folder / 'results.parquet'}, {folder / 'results.jsonl'}")

@@ -112,10 +112,10 @@ def _overrides(keys: Mapping[str, Any]) -> list[str]:
 
 def _train(cells: Sequence[SweepCell], launched: Sequence[str], processes: int) -> int:
     """Train unfinished runs here, or by the command `launched`; return an exit code."""
-    from kdcore import run_status
+    from kdcore import run_state
     from kdcore_evaluation.run.pool import ChildProcess, run_children
 
-    left = [cell for cell in cells if run_status(cell.folder).state != "finished"]
+    left = [cell for cell in cells if run_state(cell.folder) != "finished"]
     print(f"{len(cells)} runs, {len(cells) - len(left)} of them finished already", file=sys.stderr, flush=True)
     if not left:
         return 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcore import InputError, load_recipe, read_metrics
+from kdcore import Environment, InputError, load_recipe, read_environment, read_metrics
+
+logger = logging.getLogger("kdcore")
 
 WORDS = ("method", "run", "seed", "export")
 MISSING = "none"
@@ -88,9 +91,9 @@ def read_run(folder: Path, state: str) -> ComparedRun:
     """
     recipe = load_recipe(folder / "recipe.yaml")
     settings = recipe.settings.model_dump(mode="json")
-    environment = _json(folder / "environment.json")
+    environment = _environment(folder)
     teacher = (recipe.data.get("teacher") or {}).get("path")
-    weights = environment.get("teacher_sha256")
+    weights = environment.teacher_sha256
     if weights:
         teacher = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
     return ComparedRun(
@@ -100,7 +103,7 @@ def read_run(folder: Path, state: str) -> ComparedRun:
         recipe={**settings, **_sections(settings, recipe.data)},
         stated=recipe.data,
         metrics=read_metrics(folder),
-        data=environment.get("data_fingerprint"),
+        data=environment.data_fingerprint,
         teacher=None if teacher is None else str(teacher),
     )
 
@@ -140,9 +143,10 @@ def _dotted(value: Any, prefix: str = "") -> list[str]:
     return [prefix, *inner] if prefix else inner
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _environment(folder: Path) -> Environment:
+    """Read environment.json; a damaged one must not hide the run."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return read_environment(folder)
+    except InputError as error:
+        logger.warning(f"{error.problems[0]}\n  The run is compared without the fingerprints of its data and teacher.")
+        return Environment()

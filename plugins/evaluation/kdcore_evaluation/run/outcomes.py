@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from kdcore_supervised import metrics_of
 
-from kdcore import DataError, atomic_write, read_metrics
+from kdcore import DataError, atomic_write, read_environment, read_metrics
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel
 from kdcore_evaluation.run.results import ResultRow, relative
 from kdcore_evaluation.run.trials import TaskData, Trial
@@ -68,9 +68,8 @@ def collect_finetuning(folder: Path, known: TaskData) -> None:
     ]
     if not measured:
         raise DataError("the fine-tuning wrote no predictions for labelled texts", where=str(folder))
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     outcome = {"measured": measured, "seconds": _seconds(folder)}
-    write_outcome(folder, {**outcome, "versions": {**versions(), **environment.get("packages", {})}})
+    write_outcome(folder, {**outcome, "versions": {**versions(), **read_environment(folder).packages}})
     for name in _HEAVY:
         shutil.rmtree(folder / name, ignore_errors=True)
 

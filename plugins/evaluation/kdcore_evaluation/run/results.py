@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from kdcore import DataError, atomic_write
+from kdcore import atomic_write, read_json_rows
 
 JSON_LINES = "results.jsonl"
 PARQUET = "results.parquet"
@@ -102,23 +102,9 @@ def write_rows(folder: Path, rows: Sequence[ResultRow]) -> None:
 def read_rows(folder: Path) -> list[ResultRow]:
     """Read the rows of an evaluation's folder; empty if there are no results yet.
 
-    Raises:
-        DataError: the file is damaged or of another kdcore.
+    Damaged rows are skipped with one warning; `kdcore evaluate` writes them again from the finished trials.
     """
-    path = folder / JSON_LINES
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(ResultRow(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"the line is not a result row ({error})",
-                where=f"{path}:{number}",
-                hint="remove the file: `kdcore evaluate` writes it again from the trials that are finished",
-            ) from error
-    return rows
+    return read_json_rows(folder / JSON_LINES, ResultRow)
 
 
 def merged_rows(
