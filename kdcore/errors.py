@@ -14,6 +14,8 @@ EXIT_INPUT = 2
 EXIT_TRAINING = 3
 EXIT_INTERRUPTED = 130
 
+_LONGEST_PART = 4000
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -34,14 +36,22 @@ class Problem:
     hint: str | None = None
 
     def __str__(self) -> str:
-        place = ": ".join(part for part in (self.where, self.key) if part)
-        lines = [f"{place}: {self.what}" if place else self.what]
+        place = ": ".join(_shortened(part) for part in (self.where, self.key) if part)
+        what = _shortened(self.what)
+        lines = [f"{place}: {what}" if place else what]
         if self.allowed:
             allowed = self.allowed if isinstance(self.allowed, str) else ", ".join(self.allowed)
-            lines.append(f"  allowed: {allowed}")
+            lines.append(f"  allowed: {_shortened(allowed)}")
         if self.hint:
-            lines.append(f"  Hint: {self.hint}")
+            lines.append(f"  Hint: {_shortened(self.hint)}")
         return "\n".join(lines)
+
+
+def _shortened(text: str) -> str:
+    """Leave out the middle of a long text, so that a value from a file never floods the screen."""
+    left_out = len(text) - _LONGEST_PART
+    half = _LONGEST_PART // 2
+    return text if left_out <= 0 else f"{text[:half]}... ({left_out:,} characters left out) ...{text[-half:]}"
 
 
 class KdcoreError(Exception):

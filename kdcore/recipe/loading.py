@@ -6,6 +6,7 @@ component names. `Recipe.components` imports the components and checks their sec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,7 +20,7 @@ from kdcore.recipe.checking import SectionWalker, SettingsT, check, checked_or_r
 from kdcore.recipe.fields import Option, inside
 from kdcore.recipe.imports import run_import
 from kdcore.recipe.merging import KeyPath, load_merged
-from kdcore.recipe.paths import resolve_recipe
+from kdcore.recipe.paths import refuse_impossible, resolve_recipe
 from kdcore.recipe.schema import MERGE_DEFAULTS, SECTION_DEFAULTS, ComponentSection, RecipeSettings
 from kdcore.recipe.showing import annotated
 from kdcore.recipe.yaml import Node, Origin, Plain, describe, dump_yaml
@@ -37,6 +38,9 @@ REGISTRIES: dict[str, Registry] = {
     "tracking": trackers,
     "stages": transforms,
 }
+
+
+_NAME_TOO_LONG = re.compile(r"[\w.~:@+-]{256}")
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     problems += walker.problems + (settings if isinstance(settings, list) else [])
     if isinstance(settings, RecipeSettings):
         problems += _contradictions(settings, root)
+    problems += _too_long_names(root.value, ())
     problems += _unknown_names(data, root)
     if problems or isinstance(settings, list):
         raise RecipeError(problems)
@@ -311,6 +316,18 @@ def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
             origin = root.origin_at(("losses", label))
             what = f"{label!r} is not a valid label for a loss: it is empty or contains `.` or `/`"
             yield Problem(what, str(origin), "losses")
+
+
+def _too_long_names(value: Any, place: KeyPath) -> Iterator[Problem]:
+    """Find texts that cannot be paths, before components, which know which keys are paths, are imported."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, node in items:
+        yield from _too_long_names(node.value, (*place, key))
+        if isinstance(node.value, str) and _NAME_TOO_LONG.search(node.value):
+            try:
+                refuse_impossible(node.value)
+            except RecipeError as error:
+                yield Problem(error.problems[0].what, str(node.origin), dotted((*place, key)))
 
 
 def _unknown_names(data: dict[str, Plain], root: Node) -> list[Problem]:

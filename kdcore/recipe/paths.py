@@ -11,6 +11,8 @@ from urllib.parse import unquote, urlparse
 
 from kdcore.errors import RecipeError
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, as Linux limits them
+
 
 def resolve_path(text: str, folder: Path, *, hub: bool = False) -> str:
     """Make a path absolute.
@@ -27,6 +29,7 @@ def resolve_path(text: str, folder: Path, *, hub: bool = False) -> str:
         return str(_in_package(text))
     if not text.strip():
         raise RecipeError("the path is empty")
+    refuse_impossible(text)
     try:
         path = folder / Path(text).expanduser()
     except RuntimeError:
@@ -35,6 +38,21 @@ def resolve_path(text: str, folder: Path, *, hub: bool = False) -> str:
         return text
     # Not Path.resolve(): symbolic links keep the name that the user gave them.
     return os.path.abspath(path)
+
+
+def refuse_impossible(text: str) -> None:
+    """Refuse a path that no file system holds.
+
+    Raises:
+        RecipeError: a part of it is too long, or it contains NUL.
+    """
+    if "\0" in text:
+        raise RecipeError("the path contains the character NUL")
+    longest = max((len(os.fsencode(part)) for part in text.split("/")), default=0)
+    if longest > _LONGEST_NAME or len(os.fsencode(text)) > _LONGEST_PATH:
+        what, limit = ("a name in the path", _LONGEST_NAME) if longest > _LONGEST_NAME else ("the path", _LONGEST_PATH)
+        length = longest if longest > _LONGEST_NAME else len(os.fsencode(text))
+        raise RecipeError(f"{what} is too long (found {length:,} bytes, expected at most {limit:,})")
 
 
 def resolve_recipe(text: str, folder: Path) -> Path:

@@ -21,6 +21,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from kdcore.recipe.paths import refuse_impossible
+
 SECTION_DEFAULTS = {"teacher": "transformers", "student": "transformers", "optimizer": "adamw", "scheduler": "linear"}
 """Default component of a section without `name`; the default of a loss is its label."""
 
@@ -86,17 +88,28 @@ def _number_as_text(value: Any) -> Any:
 
 
 def _folder_name(value: str) -> str:
-    if not value.strip():
+    if not value:
         reason = "it is empty"
+    elif not value.isprintable():
+        reason = "it contains a character that cannot be printed"
+    elif not value.strip():
+        reason = "it consists of spaces"
+    elif len(value.encode()) > 255:
+        reason = "it is longer than 255 bytes"
     elif value.startswith("."):
         reason = "it starts with a dot"
     elif set(value) & set("/\\"):
         reason = "it contains a slash"
-    elif not value.isprintable():
-        reason = "it contains a character that cannot be printed"
     else:
         return value
     raise ValueError(f"{value if len(value) <= 60 else value[:57] + '...'!r} is not a valid folder name: {reason}")
+
+
+def _runs_folder(value: str) -> str:
+    if not value.isprintable():  # a line break would end a comment in a batch script
+        raise ValueError(f"{value[:60]!r} is not a valid folder: it contains a character that cannot be printed")
+    refuse_impossible(value)
+    return os.path.expanduser(value)
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
@@ -107,7 +120,7 @@ class RunSettings(ComponentConfig):
 
     name: FolderName = Field(description="Name of the experiment.")
     id: Annotated[FolderName, BeforeValidator(_number_as_text)] = "1"
-    folder: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+    folder: Annotated[str, AfterValidator(_runs_folder)] = Field(
         "runs", description="Parent folder of all runs, relative to the working directory."
     )
 

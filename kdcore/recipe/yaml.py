@@ -28,6 +28,7 @@ from ruamel.yaml.events import (
 )
 
 from kdcore.errors import Problem, RecipeError
+from kdcore.utils.stored import open_regular
 
 Plain: TypeAlias = Any
 """None, bool, int, float, str, or a list or a `dict[str, ...]` of these."""
@@ -89,7 +90,11 @@ def read_yaml(file: Path) -> Node:
         RecipeError: the file cannot be read, is empty, is not YAML, or does not contain a map.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        with open_regular(file) as opened:
+            content = opened.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
+            raise RecipeError(f"the file is larger than {_LARGEST_FILE >> 20} MiB", where=str(file))
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError("the file does not exist", where=str(file), hint=yaml_files_near(file)) from None
     except IsADirectoryError:
@@ -142,6 +147,12 @@ def describe(value: Plain) -> str:
     return "a map" if isinstance(value, dict) else f"the number {value}"
 
 
+_LARGEST_FILE = 1 << 20
+_DEEPEST = 100
+_MOST_FROM_ALIASES = 10_000
+_CHARACTERS_OF_A_VALUE = 100
+_LARGEST_NUMBER = 10**308
+_BRACKET = re.compile(r"[\[\]{}]")
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _WHOLE_WITH_EXPONENT = re.compile(r"([-+]?[0-9]+)[eE]\+?([0-9]{1,2})")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
@@ -159,13 +170,20 @@ _CONSTANTS: dict[str, bool | float | None] = {text: value for texts, value in _S
 
 
 def plain_scalar(text: str) -> bool | int | float | str | None:
-    """Parse a plain (unquoted) scalar by the core schema of YAML 1.2."""
+    """Parse a plain (unquoted) scalar by the core schema of YAML 1.2.
+
+    Raises:
+        RecipeError: it is an integer of more than 308 digits, which no setting can hold.
+    """
     if text in _CONSTANTS:
         return _CONSTANTS[text]
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    if _BASED.fullmatch(text):
-        return int(text, 0)
+    is_decimal = _INTEGER.fullmatch(text)
+    if is_decimal or _BASED.fullmatch(text):
+        # Python refuses to convert decimals of more than 4,300 digits.
+        number = _LARGEST_NUMBER if is_decimal and len(text) > 400 else int(text, 10 if is_decimal else 0)
+        if abs(number) >= _LARGEST_NUMBER:
+            raise RecipeError(f"the number is out of range (found {text[:20]}..., expected fewer than 309 digits)")
+        return number
     # `steps: 1e5` is an integer. Integers are also accepted wherever a number is expected.
     whole = _WHOLE_WITH_EXPONENT.fullmatch(text)
     if whole:
@@ -174,6 +192,7 @@ def plain_scalar(text: str) -> bool | int | float | str | None:
 
 
 def _parse(text: str, origin: Origin) -> Node | None:
+    _refuse_deep_brackets(text, origin)
     try:
         return _Composer(text, origin).document()
     except MarkedYAMLError as error:
@@ -187,13 +206,26 @@ def _parse(text: str, origin: Origin) -> Node | None:
         raise RecipeError(f"invalid YAML: {first}", where=str(origin)) from None
 
 
+def _refuse_deep_brackets(text: str, origin: Origin) -> None:
+    """Refuse deep nesting before the scanner sees it, whose time grows with the square of the depth."""
+    depth = 0
+    for bracket in _BRACKET.finditer(text):
+        depth = depth + 1 if bracket[0] in "[{" else max(0, depth - 1)
+        if depth > _DEEPEST:
+            line = Origin(origin.file, text.count("\n", 0, bracket.start()) + 1) if origin.file else origin
+            raise RecipeError(f"values are nested more than {_DEEPEST} levels deep", where=str(line))
+
+
 class _Composer:
     """Build nodes from ruamel.yaml's events, which keep tags and distinguish plain from quoted scalars."""
 
     def __init__(self, text: str, origin: Origin) -> None:
         self.origin = origin
         self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(text)
-        self.anchors: dict[str, Node] = {}
+        self.anchors: dict[str, tuple[Node, int]] = {}
+        self.depth = 0
+        self.values = 0  # after the expansion of aliases; a long text counts as several
+        self.values_from_aliases = 0
         self.problems: list[Problem] = []
 
     def document(self) -> Node | None:
@@ -218,20 +250,32 @@ class _Composer:
         if isinstance(event, AliasEvent):
             if event.anchor not in self.anchors:
                 raise RecipeError(f"`*{event.anchor}` has no preceding anchor `&{event.anchor}`", where=str(origin))
-            return Node(self.anchors[event.anchor].value, origin)
+            node, values = self.anchors[event.anchor]
+            self.values += values
+            self.values_from_aliases += values
+            if self.values_from_aliases > _MOST_FROM_ALIASES:
+                what = f"aliases such as `*{event.anchor}` expand to more than {_MOST_FROM_ALIASES:,} values"
+                raise RecipeError(what, where=str(origin))
+            return Node(node.value, origin)
         assert isinstance(event, ScalarEvent | SequenceStartEvent | MappingStartEvent)
         if event.tag is not None:
             self.problems.append(
                 Problem(f"the tag `{event.tag}` is not allowed", str(origin), hint="A recipe is plain data, not code.")
             )
-        node = Node(self.value(event), origin)
+        before = self.values
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise RecipeError(f"values are nested more than {_DEEPEST} levels deep", where=str(origin))
+        node = Node(self.value(event, origin), origin)
+        self.depth -= 1
+        self.values += 1
         if event.anchor is not None:
-            self.anchors[event.anchor] = node
+            self.anchors[event.anchor] = node, self.values - before
         return node
 
-    def value(self, event: Event) -> bool | int | float | str | list[Node] | dict[str, Node] | None:
+    def value(self, event: Event, origin: Origin) -> bool | int | float | str | list[Node] | dict[str, Node] | None:
         if isinstance(event, ScalarEvent):
-            return plain_scalar(event.value) if event.implicit[0] else str(event.value)
+            return self.scalar(event, origin)
         if isinstance(event, SequenceStartEvent):
             items = []
             while not isinstance(item := next(self.events), SequenceEndEvent):
@@ -239,6 +283,16 @@ class _Composer:
             return items
         assert isinstance(event, MappingStartEvent)
         return self.map()
+
+    def scalar(self, event: ScalarEvent, origin: Origin) -> bool | int | float | str | None:
+        text = str(event.value)
+        self.values += len(text) // _CHARACTERS_OF_A_VALUE
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise RecipeError("the text contains half of a surrogate pair, which UTF-8 cannot hold", where=str(origin))
+        try:
+            return plain_scalar(text) if event.implicit[0] else text
+        except RecipeError as error:
+            raise RecipeError(error.problems[0].what, where=str(origin)) from None
 
     def map(self) -> dict[str, Node]:
         found: dict[str, Node] = {}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from kdcore.errors import RecipeError
-from kdcore.recipe.yaml import Origin, dump_yaml, parse_value, read_yaml
+from kdcore.recipe.yaml import Origin, dump_yaml, parse_value, plain_scalar, read_yaml
 
 
 def read(folder: Path, text: str | bytes):
@@ -129,3 +131,59 @@ def test_what_is_written_reads_back_the_same(tmp_path):
     assert back == data
     assert list(back) == list(data)
     assert [type(value) for value in back["a"].values()] == [type(value) for value in data["a"].values()]
+
+
+BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"a{level}: &a{level} [{','.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
+)
+HOSTILE = {
+    "an alias bomb": (BOMB, "4: aliases such as `*a2` expand to more than 10,000 values"),
+    "an alias bomb of long texts": (
+        f"a: &a {'x' * 100_000}\nb: &b [{','.join(['*a'] * 50)}]\nc: [{','.join(['*b'] * 50)}]\n",
+        "2: aliases such as `*a` expand to more than 10,000 values",
+    ),
+    "2,000 brackets": ("a: 1\nb: " + "[" * 2000 + "]" * 2000, "2: values are nested more than 100 levels deep"),
+    "2,000 braces": ("b: " + "{b: " * 2000 + "1" + "}" * 2000, "1: values are nested more than 100 levels deep"),
+    "brackets that are not closed": ("b: " + "[" * 50_000, "1: values are nested more than 100 levels deep"),
+    "brackets over lines": ("b:\n" + " [\n" * 200, "102: values are nested more than 100 levels deep"),
+    "nested lists": ("b:\n " + "- " * 500 + "1", "2: values are nested more than 100 levels deep"),
+    "nested maps": ("\n".join(" " * depth + "b:" for depth in range(300)), "100: values are nested more than 100"),
+    "5,000 digits": (
+        "a: 1\nb: " + "9" * 5000,
+        "2: the number is out of range (found 99999999999999999999..., ",
+    ),
+    "a negative one": ("b: -" + "9" * 5000, "1: the number is out of range"),
+    "400 digits": ("b: " + "9" * 400, "1: the number is out of range"),
+    "a giant hexadecimal number": ("b: 0x" + "f" * 5000, "1: the number is out of range (found 0xffffffffffffffffff"),
+    "a giant octal number": ("b: 0o" + "7" * 50_000, "1: the number is out of range"),
+    "half a surrogate pair": ('a: 1\nb: "\\ud800"', "2: the text contains half of a surrogate pair"),
+    "more than a mebibyte": ("a: " + "x" * (1 << 20), " the file is larger than 1 MiB"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_is_refused_by_its_line_within_a_second(tmp_path: Path, name: str) -> None:
+    text, words = HOSTILE[name]
+    started = time.process_time()
+    with pytest.raises(RecipeError) as caught:
+        read(tmp_path, text)
+    assert time.process_time() - started < 1.0
+    assert str(caught.value).startswith(f"{tmp_path / 'recipe.yaml'}:{words}")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["9" * 308, "-" + "9" * 308, "0x" + "f" * 255, "1e99"])
+def test_large_numbers_that_python_can_print_are_numbers(text: str) -> None:
+    expected = int(text, 0) if "e" not in text or "x" in text else 10**99
+    assert plain_scalar(text) == expected
+
+
+def test_aliases_of_moderate_size_are_expanded(tmp_path: Path) -> None:
+    root = read(tmp_path, "a: &a [1, 2]\nb: [" + ", ".join(["*a"] * 3000) + "]\n")
+    assert root.plain()["b"] == [[1, 2]] * 3000
+
+
+def test_a_pipe_does_not_block_reading(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: the file cannot be read"):
+        read_yaml(tmp_path / "recipe.yaml")

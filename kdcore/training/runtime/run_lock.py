@@ -19,6 +19,7 @@ from kdcore.errors import InfrastructureError, InputError
 from kdcore.training.runtime.collectives import broadcast_from_main
 from kdcore.training.runtime.distributed import DistributedContext
 from kdcore.utils.locks import LocksUnsupportedError, acquire, is_open_at
+from kdcore.utils.stored import read_json_object
 
 logger = logging.getLogger("kdcore")
 
@@ -201,8 +202,8 @@ def refuse_if_held(folder: Path) -> None:
 
 def _read(path: Path) -> _Holder | None:
     try:
-        return _Holder(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read_json_object(path, _Holder)
+    except InputError:
         return None
 
 
