@@ -130,10 +130,10 @@ def test_a_state_of_a_later_version_is_read_and_an_older_one_has_stage_0(tmp_pat
     "value", ["1", None, [], {}, True, -1, float("nan"), 10**30, 10**400], ids=lambda value: repr(value)[:40]
 )
 def test_a_state_of_another_type_is_named(tmp_path, key, value):
-    fits = key in ("seconds", "done_seconds") and value == -1
+    fits = key in ("seconds", "done_seconds") and value in (-1, 10**30)
     (tmp_path / "state.json").write_text(json.dumps(STATE | {key: value}), encoding="utf-8")
     if fits:
-        assert getattr(files.read_state(tmp_path), key) == value
+        assert getattr(files.read_state(tmp_path), key) == float(value)
         return
     with pytest.raises(InputError) as caught:
         files.read_state(tmp_path)
