@@ -111,12 +111,14 @@ from .registry import register_transform as register_transform
 from .relations import ScoreMaps as ScoreMaps
 from .schedulers.base import Scheduler as Scheduler
 from .signals import AttentionPart as AttentionPart
+from .signals import AttentionPattern as AttentionPattern
 from .signals import AttentionTap as AttentionTap
 from .signals import Batch as Batch
 from .signals import Block as Block
 from .signals import ClassHead as ClassHead
 from .signals import HeadChunk as HeadChunk
 from .signals import ModelInfo as ModelInfo
+from .signals import PackedHeads as PackedHeads
 from .signals import Positions as Positions
 from .signals import Requests as Requests
 from .signals import SignalRequest as SignalRequest

@@ -196,16 +196,49 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class AttentionPattern:
+    """The structure of a block's attention, besides the lengths of the sequences, which the batch has.
+
+    Every query attends to the real keys of its sequence within the window.
+
+    Attributes:
+        window: greatest distance between a query and its keys; None without a limit.
+        bias: added to the scaled scores, broadcastable to (B, A, L, L); None without a bias.
+    """
+
+    window: int | None = None
+    bias: Tensor | None = None
+
+    def mask(self, batch: Batch) -> Tensor | None:
+        """Return the mask, broadcastable to (B, A, L, L): bool, or additive with a bias; None if nothing is masked.
+
+        Padding queries within a window attend to everything, so that no row is empty.
+        """
+        rows = batch.attention_mask
+        seen = None if rows is None else rows[:, None, None, :]
+        if self.window is not None:
+            places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+            near = ((places[:, None] - places).abs() <= self.window)[None, None]
+            seen = near if rows is None else (near & rows[:, None, None, :]) | ~rows[:, None, :, None]
+        if self.bias is None or seen is None:
+            return seen if self.bias is None else self.bias
+        return torch.where(seen, self.bias, torch.finfo(self.bias.dtype).min)
+
+
+@dataclass(frozen=True)
 class AttentionTap:
     """The inputs of one block's attention kernel.
 
     Attributes:
-        query: (B, A, L, d_k), after rotary embedding where there is one.
-        key: (B, A, L, d_k), likewise.
-        value: (B, A, L, d_k).
+        query: (B, A, L, d_k), after rotary embedding where there is one; packed: (N, A, d_k).
+        key: likewise.
+        value: likewise.
         mask: the block's mask (padding, window, bias) as passed to the kernel: bool (true is attended) or additive,
-            broadcastable to (B, A, L, L); None if every position attends to every position.
+            broadcastable to (B, A, L, L); None if every position attends to every position, or if `pattern` has it.
         scale: factor on `query @ key^T` before the softmax.
+        pattern: the structure of the mask; None if only the mask is known.
+        packed: whether the states are those of the N real tokens, one sequence after another, without padding.
+            Requires a `pattern`.
     """
 
     query: Tensor
@@ -213,6 +246,8 @@ class AttentionTap:
     value: Tensor
     mask: Tensor | None
     scale: float
+    pattern: AttentionPattern | None = None
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,6 +261,7 @@ class HeadChunk:
         scale: the block's factor on `query @ key^T`.
         lengths: (b,) NumPy array, real tokens of each sequence, to process sequences one by one; None if unknown.
         only_padding: whether `mask` is guaranteed to mask padding only.
+        pattern: the structure of the mask besides the lengths; None if only the mask is known.
     """
 
     states: Tensor
@@ -234,6 +270,26 @@ class HeadChunk:
     scale: float
     lengths: np.ndarray | None = None
     only_padding: bool = False
+    pattern: AttentionPattern | None = None
+
+
+@dataclass(frozen=True)
+class PackedHeads:
+    """Heads of the real tokens without padding, one sequence after another, as kernels for ragged batches read them.
+
+    Attributes:
+        states: (N, A, d_k).
+        offsets: (B + 1,) int32, the start of each sequence and N at the end.
+        longest: tokens of the longest sequence; known on the host.
+        scale: the block's factor on `query @ key^T`.
+        pattern: which keys of its sequence a query attends to; None if only the dense mask of `heads` is known.
+    """
+
+    states: Tensor
+    offsets: Tensor
+    longest: int
+    scale: float
+    pattern: AttentionPattern | None
 
 
 class Signals:
@@ -242,7 +298,7 @@ class Signals:
     | request | read |
     | --- | --- |
     | `Signals.hidden(blocks)` | `tokens(block)`, `first(block)` |
-    | `Signals.attention(parts, blocks)` | `heads(part, block)` |
+    | `Signals.attention(parts, blocks)` | `heads(part, block)`, `packed_heads(part, block)` |
     | `Signals.predictions(positions)` | `logits(positions)` |
     | `Signals.classes()` | `class_logits` |
     """
@@ -261,6 +317,8 @@ class Signals:
         self._logits = logits
         self._class_logits = class_logits
         self._tokens: dict[Block, Tensor] = {}
+        self._masks: dict[int, Tensor | None] = {}
+        self._heads: dict[tuple[AttentionPart, int], Tensor] = {}
 
     @staticmethod
     def hidden(blocks: Iterable[Block]) -> SignalRequest:
@@ -297,7 +355,46 @@ class Signals:
         """Yield query, key or value of `block` in chunks of whole sequences, equal for every part and model."""
         tap = self._attention[block]
         states: Tensor = getattr(tap, part)
-        yield HeadChunk(states, tap.mask, self._batch.attention_mask, tap.scale, lengths=self._batch.lengths)
+        if tap.packed:
+            if (part, block) not in self._heads:
+                self._heads[part, block] = self._unpack(states).transpose(1, 2)
+            states = self._heads[part, block]
+        yield HeadChunk(
+            states,
+            self._mask(block),
+            self._batch.attention_mask,
+            tap.scale,
+            lengths=self._batch.lengths,
+            only_padding=tap.pattern is not None and tap.pattern.window is None and tap.pattern.bias is None,
+            pattern=tap.pattern,
+        )
+
+    def packed_heads(self, part: AttentionPart, block: int) -> PackedHeads:
+        """Return query, key or value of `block` for the real tokens, without padding and without a dense mask."""
+        tap, batch = self._attention[block], self._batch
+        states: Tensor = getattr(tap, part)
+        if not tap.packed:
+            states = states.transpose(1, 2).flatten(0, 1).index_select(0, batch.token_index)
+        starts = torch.arange(batch.num_sequences, device=batch.token_index.device) * batch.input_ids.shape[1]
+        offsets = torch.searchsorted(
+            batch.token_index, torch.cat([starts, starts.new_full((1,), batch.input_ids.numel())])
+        )
+        return PackedHeads(states, offsets.to(torch.int32), int(batch.lengths.max()), tap.scale, tap.pattern)
+
+    def _mask(self, block: int) -> Tensor | None:
+        """Return the dense mask of a block, broadcastable to (B, A, L, L)."""
+        tap = self._attention[block]
+        if tap.mask is not None or tap.pattern is None:
+            return tap.mask
+        if block not in self._masks:
+            self._masks[block] = tap.pattern.mask(self._batch)
+        return self._masks[block]
+
+    def _unpack(self, states: Tensor) -> Tensor:
+        """Lay out states of the real tokens (N, ...) as (B, L, ...), with zeros in the padding."""
+        size = self._batch.input_ids.shape
+        padded = states.new_zeros((size.numel(), *states.shape[1:])).index_copy(0, self._batch.token_index, states)
+        return padded.view(*size, *states.shape[1:])
 
     def logits(self, positions: Positions) -> Tensor:
         """Return predictions over the vocabulary: (M, V) at masked positions, (N, V) at all real tokens."""

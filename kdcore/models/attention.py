@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import create_position_bias_mask, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from kdcore.models.capture import current_capture
-from kdcore.signals import AttentionTap
+from kdcore.signals import AttentionPattern, AttentionTap
 
 IMPLEMENTATION = "kdcore"
 
@@ -26,17 +27,38 @@ def tapped_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute scaled dot-product attention (with transformers' signature) and pass its inputs to the active capture."""
+    """Compute scaled dot-product attention (with transformers' signature) and pass its inputs to the active capture.
+
+    Args:
+        module: the caller.
+        query: (B, A, L, d_k).
+        key: likewise.
+        value: likewise.
+        attention_mask: bool, as kdcore's mask function makes it, or an additive mask; None if nothing is masked.
+        scaling: factor on the products; None: `d_k ** -0.5`.
+        position_bias: added to the scaled scores, broadcastable to (B, A, L, L).
+        sliding_window: a query attends to keys at a distance below it; the mask contains this limit.
+        kwargs: further arguments of transformers, such as `dropout`.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    pattern = None
+    if attention_mask is None or attention_mask.dtype == torch.bool:
+        pattern = AttentionPattern(None if sliding_window is None else sliding_window - 1, position_bias)
+    if position_bias is not None:
+        attention_mask = create_position_bias_mask(position_bias, attention_mask, False, query, key)
     capture = current_capture()
+    if capture is not None and capture.packing is not None:
+        query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+        capture.tap(AttentionTap(query, key, value, attention_mask, scale, pattern, packed=True))
+        dropout = float(kwargs.get("dropout", 0.0))
+        return capture.packing.attend(query, key, value, attention_mask, dropout, scale), None
     if capture is not None:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        capture.tap(AttentionTap(query, key, value, attention_mask, scale))
-        if capture.packing is not None:
-            dropout = float(kwargs.get("dropout", 0.0))
-            return capture.packing.attend(query, key, value, attention_mask, dropout, scale), None
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        capture.tap(AttentionTap(query, key, value, attention_mask, scale, pattern))
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scale, **kwargs)
     return output, None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdcore.models.attention import tapped_attention
@@ -50,17 +49,15 @@ class FusedMPNetAttention(nn.Module):
             position_bias: (B, A, L, L), added to the scores.
             output_attentions: must be false, because the kernel does not return probabilities.
         """
-        assert position_bias is not None
         assert not output_attentions
         query, key, value = (
             project(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for project in (self.q, self.k, self.v)
         )
-        mask = position_bias
-        if attention_mask is not None:
-            mask = torch.where(attention_mask, position_bias, torch.finfo(position_bias.dtype).min)
         dropout = self.dropout.p if self.training else 0.0
-        output, _ = tapped_attention(self, query, key, value, mask, dropout=dropout)
+        output, _ = tapped_attention(
+            self, query, key, value, attention_mask, position_bias=position_bias, dropout=dropout
+        )
         return (self.o(output.flatten(2)),)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor
 
 from kdcore.models.capture import Capture
 from kdcore.models.packing import Packing
-from kdcore.signals import AttentionPart, Batch, Block, HeadChunk, Positions, Signals
+from kdcore.signals import Batch, Block, Positions, Signals
 
 
 class PackedSignals(Signals):
@@ -24,8 +22,6 @@ class PackedSignals(Signals):
     ) -> None:
         super().__init__(batch, capture.hidden, capture.attention, logits, class_logits)
         self._packing = packing
-        self._masks: dict[int, Tensor] = {}
-        self._heads: dict[tuple[AttentionPart, int], Tensor] = {}
 
     def tokens(self, block: Block) -> Tensor:
         """Return the hidden states of the real tokens after `block`: (N, d)."""
@@ -35,19 +31,8 @@ class PackedSignals(Signals):
         """Return the hidden states of each sequence's first token after `block`: (B, d)."""
         return self._hidden[block].squeeze(0).index_select(0, self._packing.first)
 
-    def heads(self, part: AttentionPart, block: int) -> Iterator[HeadChunk]:
-        """Yield query, key or value of `block` as one chunk, with zeros in the padding."""
-        tap = self._attention[block]
-        if (part, block) not in self._heads:
-            states: Tensor = getattr(tap, part)
-            self._heads[part, block] = self._packing.padded(states.squeeze(0).transpose(0, 1)).transpose(1, 2)
+    def _mask(self, block: int) -> Tensor | None:
+        """Return the dense mask of a block, broadcastable to (B, A, L, L)."""
         if block not in self._masks:
-            self._masks[block] = self._packing.whole_mask(tap.mask)
-        yield HeadChunk(
-            self._heads[part, block],
-            self._masks[block],
-            self._batch.attention_mask,
-            tap.scale,
-            lengths=self._batch.lengths,
-            only_padding=tap.mask is None,
-        )
+            self._masks[block] = self._packing.whole_mask(self._attention[block].mask)
+        return self._masks[block]

@@ -95,14 +95,14 @@ class Packing:
         """Compute attention within each sequence: (1, N, A, d_k).
 
         Args:
-            query: (1, A, N, d_k), of all real tokens.
+            query: (N, A, d_k), of all real tokens.
             key: likewise.
             value: likewise.
             mask: the block's mask for one sequence of length L, broadcastable to (1, A, L, L), or None.
             dropout: fraction of the attention probabilities to drop.
             scale: factor on the products.
         """
-        tokens = [states.squeeze(0).transpose(0, 1) for states in (query, key, value)]
+        tokens = [query, key, value]
         if query.device.type == "cpu":
             output = self._attend_in_turn(tokens, mask, dropout, scale)
         elif mask is None and dropout == 0 and query.dtype in (torch.float16, torch.bfloat16) and _varlen_attention:

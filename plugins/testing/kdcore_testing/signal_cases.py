@@ -12,11 +12,13 @@ from torch import Tensor
 
 from kdcore import (
     AttentionPart,
+    AttentionPattern,
     AttentionTap,
     Batch,
     Block,
     HeadChunk,
     ModelInfo,
+    PackedHeads,
     Positions,
     SignalRequest,
     Signals,
@@ -66,6 +68,12 @@ class RecordingSignals(Signals):
         mask = None if rows is None else rows[:, None, None, :]
         tap = AttentionTap(states, states, states, mask, states.shape[-1] ** -0.5)
         yield HeadChunk(states, tap.mask, rows, tap.scale)
+
+    def packed_heads(self, part: AttentionPart, block: int) -> PackedHeads:
+        """Return the real tokens of all sequences."""
+        states = self._take((part, block))
+        tap = AttentionTap(states, states, states, None, states.shape[-1] ** -0.5, AttentionPattern())
+        return Signals(self._own_batch, {}, {block: tap}, {}).packed_heads(part, block)
 
     def logits(self, positions: Positions) -> Tensor:
         """Return the rows of the logits at the requested positions: (rows, V)."""
