@@ -116,8 +116,9 @@ def load_weights(auto: Any, path: str, config: PreTrainedConfig, *, trust: bool)
         raise DataError(f"the model's custom code failed: {error!r}", where=path) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-    _refuse_not_finite(network.state_dict(), path)
     missing = set(report["missing_keys"])
+    # Weights that are missing in the files are not always initialised, for example the bias of Data2Vec's head.
+    _refuse_not_finite({name: one for name, one in network.state_dict().items() if name not in missing}, path)
     for alias, bias in biases_of_head(network).items():
         if alias in missing and bias not in missing:  # transformers before 5 saved them once
             _set_parameter(network, alias, network.get_parameter(bias))
