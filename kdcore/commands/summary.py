@@ -52,12 +52,14 @@ def summarise(folder: Path) -> str:
     if not (exports / "final").is_dir():
         raise InputError("the folder holds no finished run", where=str(folder), hint="give a folder runs/NAME/ID")
     plan = make_plan(load_recipe(folder / "recipe.yaml"), stored_data(folder))
+    teacher_sources = {label: model.source for label, model in plan.teachers.items() if model.source is not None}
     run = FinishedRun(
         folder=folder,
         export=exports / ("best" if (exports / "best").is_dir() else "final"),
-        teacher_source=None if plan.teacher is None else plan.teacher.source,
+        teacher_source=teacher_sources.get(plan.recipe.settings.students_teacher or ""),
         task=plan.task,
         held_out=_held_out_values(folder),
+        teacher_sources=teacher_sources,
     )
     rows = _held_out_rows(run)
     rows |= run.task.summary_rows(run)
@@ -96,7 +98,11 @@ def _size_rows(run: FinishedRun) -> dict[str, str]:
     if run.teacher is None:
         return {"blocks": str(student.config.num_hidden_layers), "parameters": f"{size:,}"}
     theirs = _parameters(run.teacher)
-    return {
+    rows = {}
+    if len(run.teacher_sources) > 1:
+        rows["teachers"] = ", ".join(f"{label}: {source}" for label, source in run.teacher_sources.items())
+        rows["compared with"] = str(run.teacher_source)
+    return rows | {
         "blocks": f"teacher {run.teacher.config.num_hidden_layers}, student {student.config.num_hidden_layers}",
         "parameters": f"teacher {theirs:,}, student {size:,} ({size / theirs:.0%})",
     }

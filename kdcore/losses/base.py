@@ -35,6 +35,11 @@ class LossConfig(ComponentConfig):
         (0.0, 1.0), description="Interval [from, to) of the budget, in fractions, in which the loss is computed."
     )
 
+    teacher: str | None = Field(
+        None,
+        description="Label of the teacher that the loss reads; required if the recipe has several under `teachers`.",
+    )
+
     @model_validator(mode="after")
     def _in_order(self) -> LossConfig:
         if self.active[0] >= self.active[1]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from kdcore.errors import InputError
 from kdcore.recipe.loading import Recipe
+from kdcore.recipe.schema import TEACHER
 
 
 @contextmanager
@@ -27,6 +28,8 @@ def error_location(recipe: Recipe, key: str) -> Iterator[None]:
         problems = []
         for problem in error.problems:
             inner = problem.key or ""
+            if key.startswith("teachers.") and inner.split(".")[0] == TEACHER:  # models name their section by role
+                inner = inner.removeprefix(TEACHER).removeprefix(".")
             full = (
                 inner if inner.split(".")[0] == key.split(".")[0] else ".".join(part for part in (key, inner) if part)
             )

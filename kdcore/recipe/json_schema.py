@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from kdcore.errors import KdcoreError
-from kdcore.recipe.schema import SECTION_DEFAULTS, RecipeSettings
+from kdcore.recipe.schema import SECTION_DEFAULTS, CompositeSettings, RecipeSettings
 from kdcore.registry import ALL, Entry
 
 Schema = dict[str, Any]
@@ -23,6 +23,8 @@ SECTIONS = {
     "optimizer": "kdcore.optimizers",
     "scheduler": "kdcore.schedulers",
 }
+_STUDENTS = "student"
+"""Prefix of the definitions of students: the core adds a key to those of the models."""
 
 
 def recipe_json_schema() -> tuple[Schema, list[str]]:
@@ -42,6 +44,8 @@ def recipe_json_schema() -> tuple[Schema, list[str]]:
                     skipped.append(f"{registry.kind} `{entry.name}` of {entry.package}: {error}")
                 else:
                     definitions[_name_of(entry)] = _named(section, entry, cls)
+                    if group == SECTIONS["student"]:
+                        definitions[f"{_STUDENTS}:{_name_of(entry)}"] = _as_student(definitions[_name_of(entry)])
     schema = _closed(RecipeSettings, "recipe", definitions)
     properties = schema["properties"]
     properties["extends"] = {
@@ -56,6 +60,13 @@ def recipe_json_schema() -> tuple[Schema, list[str]]:
         "properties": {name: _any_of("kdcore.losses", name) for name in ALL["kdcore.losses"].names()},
         "additionalProperties": _any_of("kdcore.losses", None),
     }
+    composite = _closed(CompositeSettings, "composite", definitions)
+    properties["teachers"] = {
+        "type": "object",
+        "description": "Several teachers by label: models, or the average or concatenation of others.",
+        "additionalProperties": {"anyOf": [composite, _any_of("kdcore.models", SECTION_DEFAULTS["teachers"])]},
+    }
+    properties["student"] = _any_of(_STUDENTS, SECTION_DEFAULTS["student"])
     names = {"type": "string", "enum": ALL["kdcore.trackers"].names()}
     properties["tracking"] = {"type": "array", "items": {"anyOf": [names, _any_of("kdcore.trackers", None)]}}
     properties["stages"] = {**properties["stages"], "items": _any_of("kdcore.transforms", None)}
@@ -83,6 +94,13 @@ def _named(section: Schema, entry: Entry, cls: type[Any]) -> Schema:
     name = {"enum": [*bare, f"{entry.distribution}:{entry.name}"], "description": f"From {entry.package}."}
     about = (cls.__doc__ or "").strip().partition("\n")[0]
     return {**section, "description": about, "properties": {"name": name, **properties}, "required": ["name"]}
+
+
+def _as_student(section: Schema) -> Schema:
+    """Add the core's key to the section of a model."""
+    about = "Label of the teacher that lends the student its missing configuration; default: the first."
+    added = {"from": {"type": "string", "description": about}}
+    return {**section, "properties": {**added, **section["properties"]}}
 
 
 def _any_of(group: str, default: str | None) -> Schema:

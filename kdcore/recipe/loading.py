@@ -6,6 +6,7 @@ component names. `Recipe.components` imports the components and checks their sec
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,19 @@ from pydantic import BaseModel
 
 from kdcore.errors import InputError, Problem, RecipeError
 from kdcore.recipe.checking import SectionWalker, SettingsT, check, checked_or_raise, dotted
-from kdcore.recipe.fields import Option, inside
+from kdcore.recipe.fields import Option, inside, keys_of
 from kdcore.recipe.imports import run_import
 from kdcore.recipe.merging import KeyPath, load_merged
 from kdcore.recipe.paths import refuse_impossible, resolve_recipe
-from kdcore.recipe.schema import MERGE_DEFAULTS, SECTION_DEFAULTS, ComponentSection, RecipeSettings
+from kdcore.recipe.schema import (
+    MERGE_DEFAULTS,
+    SECTION_DEFAULTS,
+    TEACHER,
+    ComponentSection,
+    CompositeSettings,
+    RecipeSettings,
+    is_composite,
+)
 from kdcore.recipe.showing import annotated
 from kdcore.recipe.yaml import Node, Origin, Plain, describe, dump_yaml
 from kdcore.registry import Registry, losses, models, optimizers, schedulers, tasks, trackers, transforms
@@ -30,6 +39,7 @@ __all__ = ["Component", "Components", "Origin", "Recipe", "load_config", "load_r
 
 REGISTRIES: dict[str, Registry] = {
     "teacher": models,
+    "teachers": models,
     "student": models,
     "task": tasks,
     "losses": losses,
@@ -62,9 +72,15 @@ class Component:
 
 @dataclass(frozen=True)
 class Components:
-    """All components of a recipe."""
+    """All components of a recipe.
 
-    teacher: Component | None
+    Attributes:
+        teachers: models by label; that of `teacher:` has the label `teacher`.
+        composites: teachers that combine others, by label.
+    """
+
+    teachers: dict[str, Component]
+    composites: dict[str, CompositeSettings]
     student: Component
     task: Component
     losses: dict[str, Component]
@@ -187,7 +203,16 @@ class Recipe:
         self.settings = RecipeSettings.model_validate(data)
         self._pinned = walker.pinned
         return Components(
-            teacher=found.get(("teacher",)),
+            teachers={
+                str(place[1]) if place[0] == "teachers" else TEACHER: one
+                for place, one in found.items()
+                if place[0] in ("teacher", "teachers")
+            },
+            composites={
+                label: CompositeSettings.model_validate(section)
+                for label, section in (self.settings.teachers or {}).items()
+                if is_composite(section)
+            },
             student=found[("student",)],
             task=found[("task",)],
             losses={str(place[1]): one for place, one in found.items() if place[0] == "losses"},
@@ -205,6 +230,8 @@ class Recipe:
                 what = "the label of a loss is its key under `losses`, `label` cannot be set"
                 return [Problem(what, str(self.origin(key)), key)]
             own |= {"name": section.name.rpartition(":")[2], "label": str(section.place[1])}
+        if section.place == ("student",) and self.settings.teachers and "from" not in keys_of(cls.Config):
+            own.pop("from", None)  # the core's key
         return check(cls.Config, own, section.place, lambda place: self._root.origin_at(place))
 
 
@@ -311,11 +338,49 @@ def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
             place = ("stages", index, "at")
             what = f"the stage begins at {after:g}, but the stage before it at {before:g}"
             yield Problem(what, str(root.origin_at(place)), dotted(place), hint="List stages in the order of `at`.")
-    for label in settings.losses:
-        if "." in label or "/" in label or not label.strip():
-            origin = root.origin_at(("losses", label))
-            what = f"{label!r} is not a valid label for a loss: it is empty or contains `.` or `/`"
-            yield Problem(what, str(origin), "losses")
+    for key, kind in (("losses", "loss"), ("teachers", "teacher")):
+        for label in getattr(settings, key) or ():
+            if "." in label or "/" in label or not label.strip():
+                origin = root.origin_at((key, label))
+                what = f"{label!r} is not a valid label for a {kind}: it is empty or contains `.` or `/`"
+                yield Problem(what, str(origin), key)
+    yield from _teacher_problems(settings, root)
+
+
+def _teacher_problems(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
+    """Yield problems of composite teachers, and labels that name no teacher."""
+
+    def unknown(place: KeyPath, label: Any, allowed: Sequence[str]) -> Iterator[Problem]:
+        if label not in allowed:
+            near = difflib.get_close_matches(str(label), allowed, n=1)
+            hint = f"Did you mean `{near[0]}`?" if near else None
+            what = f"{label!r} is not the label of a teacher"
+            yield Problem(what, str(root.origin_at(place)), dotted(place), allowed, hint)
+
+    teachers, models = settings.teachers or {}, list(settings.models_of_teachers)
+    if settings.teacher is not None and teachers:
+        what = "a recipe has either `teacher` or `teachers`"
+        yield Problem(what, str(root.origin_at(("teachers",))), "teachers", hint="Write `teacher: null` to remove it.")
+        return
+    for label, section in teachers.items():
+        if is_composite(section):
+            place: KeyPath = ("teachers", label)
+            checked = check(CompositeSettings, section, place, root.origin_at)
+            if isinstance(checked, list):
+                yield from checked
+                continue
+            kind = "average" if checked.average else "concat"
+            for index, member in enumerate(checked.members):
+                yield from unknown((*place, kind, index), member, models)
+    if teachers and "from" in settings.student:
+        yield from unknown(("student", "from"), settings.student["from"], models)
+    for label, section in settings.losses.items():
+        place, named = ("losses", label, "teacher"), section.get("teacher")
+        if isinstance(named, str) and not teachers:
+            what = "the loss names a teacher, but the recipe has no `teachers`"
+            yield Problem(what, str(root.origin_at(place)), dotted(place), hint="Remove the key.")
+        elif isinstance(named, str):
+            yield from unknown(place, named, list(teachers))
 
 
 def _too_long_names(value: Any, place: KeyPath) -> Iterator[Problem]:
@@ -350,6 +415,8 @@ def _sections(
 ) -> list[_Section]:
     """Return the sections of all components; append problems of invalid sections to `problems` if given."""
     stated: dict[KeyPath, Plain] = {(key,): data[key] for key in ("teacher", "student", "task") if key in data}
+    if isinstance(data.get("teachers"), dict):
+        stated |= {("teachers", key): one for key, one in data["teachers"].items() if not is_composite(one)}
     if isinstance(data.get("losses"), dict):
         stated |= {("losses", label): section for label, section in data["losses"].items()}
     stated |= {(key,): data.get(key, {}) for key in ("optimizer", "scheduler")}
@@ -402,4 +469,4 @@ def _put(data: dict[str, Plain], place: KeyPath, section: dict[str, Plain]) -> N
         if isinstance(items[place[1]], dict):
             data[str(place[0])] = [section if index == place[1] else one for index, one in enumerate(items)]
     else:
-        data["losses"] = {**data["losses"], place[1]: section}
+        data[str(place[0])] = {**data[str(place[0])], place[1]: section}

@@ -127,6 +127,8 @@ class _Merger:
     def default_name(self, place: KeyPath) -> str | None:
         if len(place) == 2 and place[0] == "losses":
             return str(place[1])
+        if len(place) == 2 and place[0] == "teachers":
+            return self.default_names.get("teachers")
         return self.default_names.get(".".join(str(part) for part in place))
 
     def is_indices(self, over: Node) -> bool:

@@ -23,7 +23,13 @@ from pydantic_core import CoreSchema
 
 from kdcore.recipe.paths import refuse_impossible
 
-SECTION_DEFAULTS = {"teacher": "transformers", "student": "transformers", "optimizer": "adamw", "scheduler": "linear"}
+SECTION_DEFAULTS = {
+    "teacher": "transformers",
+    "teachers": "transformers",
+    "student": "transformers",
+    "optimizer": "adamw",
+    "scheduler": "linear",
+}
 """Default component of a section without `name`; the default of a loss is its label."""
 
 DEFAULT_PREPARATION = "raw_text"
@@ -80,6 +86,38 @@ class ComponentConfig(BaseModel):
     """Base class of every nested `Config`: unknown keys are errors, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+TEACHER = "teacher"
+"""Label of the teacher of a recipe with `teacher:`; those of `teachers:` have the labels stated there."""
+
+
+class CompositeSettings(ComponentConfig):
+    """An entry of `teachers` that combines the outputs of others; it states one of the two keys."""
+
+    average: list[str] | None = Field(None, min_length=2, description="Labels of the teachers to average.")
+    concat: list[str] | None = Field(None, min_length=2, description="Labels of the teachers to concatenate.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> CompositeSettings:
+        if (self.average is None) == (self.concat is None):
+            raise ValueError("a composite teacher requires exactly one of `average` and `concat`")
+        if len(set(self.members)) < len(self.members):
+            raise ValueError(f"a composite teacher lists each member once (found {', '.join(self.members)})")
+        return self
+
+    @property
+    def members(self) -> list[str]:
+        """Labels of the combined teachers, in their order."""
+        return self.average or self.concat or []
+
+
+def is_composite(section: Any) -> bool:
+    """Return whether an entry of `teachers` combines others, instead of naming a model."""
+    return isinstance(section, dict) and "name" not in section and not section.keys().isdisjoint(_COMPOSITE_KEYS)
+
+
+_COMPOSITE_KEYS = set(CompositeSettings.model_fields)
 
 
 def _number_as_text(value: Any) -> Any:
@@ -283,6 +321,7 @@ class RecipeSettings(ComponentConfig):
     run: RunSettings
     seed: int = Field(0, ge=0, lt=2**63)
     teacher: dict[str, Any] | None = None
+    teachers: dict[str, dict[str, Any]] | None = Field(None, min_length=1)
     student: dict[str, Any]
     task: dict[str, Any]
     losses: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -297,3 +336,17 @@ class RecipeSettings(ComponentConfig):
     )
     logging: LoggingSettings = LoggingSettings()
     tracking: list[str | dict[str, Any]] = Field(default_factory=_default_trackers)
+
+    @property
+    def models_of_teachers(self) -> dict[str, dict[str, Any]]:
+        """Sections of all teachers that are models, by label."""
+        if self.teacher is not None:
+            return {TEACHER: self.teacher}
+        return {label: section for label, section in (self.teachers or {}).items() if not is_composite(section)}
+
+    @property
+    def students_teacher(self) -> str | None:
+        """Label of the teacher that lends the student its missing configuration; None without teachers."""
+        labels = list(self.models_of_teachers)
+        stated = self.student.get("from") if self.teachers else None
+        return str(stated) if stated is not None else labels[0] if labels else None

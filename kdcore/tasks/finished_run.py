@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ class FinishedRun:
         folder: the run folder.
         export: folder of the student: `exports/best` where the run chose its best student by a score, else
             `exports/final`.
-        teacher_source: folder or hub name of the teacher's weights; None without a teacher.
+        teacher_source: folder or hub name of the teacher's weights; None without a teacher. Of several teachers it is
+            the one that lent the student its missing configuration.
         task: the run's task.
         held_out: values of each held-out loss and score in the order of steps, by name, without the weighted total.
+        teacher_sources: source of each teacher by label; that of `teacher:` has the label `teacher`.
     """
 
     folder: Path
@@ -30,6 +32,7 @@ class FinishedRun:
     teacher_source: str | None
     task: Task
     held_out: Mapping[str, list[float]]
+    teacher_sources: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def student(self) -> Any:

@@ -80,9 +80,9 @@ def overhead(recipe: Path) -> dict[str, Any]:
             cls = optimizers.get("adamw")
             made["optimizer"] = cls(cls.Config(lr=1e-4)).build([{"params": list(made["module"].parameters())}])
         module = made["module"]
-        request = module.requests(["hidden_mse"]).teacher
+        requests = module.requests(["hidden_mse"]).teachers
         for batch in micro_batches:
-            sums = module(batch, trainer.teacher(batch, request), ["hidden_mse"])
+            sums = module(batch, trainer.teachers(batch, requests), ["hidden_mse"])
             sum(value / counts[term] for term, value in sums.items()).backward()
         made["optimizer"].step()
         made["optimizer"].zero_grad(set_to_none=True)

@@ -19,10 +19,12 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 from transformers import BertConfig, BertForMaskedLM
 
 from kdcore.models.transformers import TransformersModel
+from kdcore.recipe.schema import TEACHER
 from kdcore.registry import losses as registered_losses
 from kdcore.registry import optimizers
 from kdcore.signals import Batch
-from kdcore.training.engine.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.engine.module import DistillationModule, Term
+from kdcore.training.engine.teachers import FrozenTeachers
 
 LENGTH = 128
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -123,14 +125,14 @@ class Workload:
         cls = registered_losses.get(keys["name"])
         loss = cls(cls.Config(label="loss", **keys), teacher.info, student.info)
         requests = loss.requests()
-        frozen = FrozenTeacher(teacher.load_teacher(requests.teacher))
+        frozen = FrozenTeachers({TEACHER: teacher.load_teacher(requests.teacher)}, {})
         module = DistillationModule(student.build_student(requests.student), {"loss": loss})
         if compiled:
             frozen.compile_parts()
             module.student.compile_parts()
 
         def compute(batch: Batch) -> Tensor:
-            answers = frozen(batch, requests.teacher)
+            answers = frozen(batch, {TEACHER: requests.teacher})
             counts = module.counts(batch)
             sums: dict[Term, Tensor] = module(batch, answers, ["loss"])
             return torch.stack([value / counts[term] for term, value in sums.items()]).sum()

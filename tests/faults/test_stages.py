@@ -21,7 +21,8 @@ import kdcore
 from kdcore.recipe.loading import load_recipe
 from kdcore.training.checkpoint.format import checkpoint_folder, read_state
 from kdcore.training.engine.engine import Engine
-from kdcore.training.engine.module import DistillationModule, FrozenTeacher
+from kdcore.training.engine.module import DistillationModule
+from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.events import CheckpointEvent, FinishedEvent, StageEvent, StepEvent
 from kdcore.training.loop.sampling import SampleOrder
 from kdcore.training.run.build import make_plan
@@ -138,7 +139,7 @@ def halve(module: DistillationModule, optimizer: torch.optim.Optimizer) -> None:
 def plain_loop(recipe: Path, overrides: list[str], transform: str) -> dict[str, torch.Tensor]:
     """The student after six steps of a loop without DeepSpeed, whose optimizer keeps the state of what stays."""
     plan = make_plan(load_recipe(recipe, overrides))
-    teacher = FrozenTeacher(plan.load_teacher())
+    teachers = FrozenTeachers(plan.load_teachers(), plan.composites)
     module = DistillationModule(plan.build_student(), plan.stages[0].losses)
     matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in module.parameters() if parameter.ndim < 2]
@@ -157,7 +158,7 @@ def plain_loop(recipe: Path, overrides: list[str], transform: str) -> dict[str, 
         batch = plan.task.batch("train", *order.take(step * 8, 8))
         active = module.weights_at(progress.fraction)
         counts = module.counts(batch)
-        sums = module(batch, teacher(batch, module.requests(active).teacher), active)
+        sums = module(batch, teachers(batch, module.requests(active).teachers), active)
         torch.stack([value * active[term.label] / counts[term] for term, value in sums.items()]).sum().backward()
         for group in optimizer.param_groups:
             group["lr"] = plan.optimizer.config.lr * plan.scheduler.factor(progress)

@@ -52,7 +52,17 @@ def test_every_core_key_is_on_the_page_with_its_default():
             assert rows[key][1].strip("`") == default.replace("'", ""), key
     known = {key for key, *_ in keys} | {"extends"}
     stated = {key for key in rows if key.partition(".")[0] in {"extends", *RecipeSettings.model_fields}}
-    sections = {"teacher", "student", "task", "losses.LABEL", "optimizer", "scheduler", "tracking.N", "stages.N"}
+    sections = {
+        "teacher",
+        "teachers.LABEL",
+        "student",
+        "task",
+        "losses.LABEL",
+        "optimizer",
+        "scheduler",
+        "tracking.N",
+        "stages.N",
+    }
     assert stated - sections <= known, "a key that is no longer there"
 
 
@@ -87,7 +97,8 @@ def test_the_whole_example_is_accepted(whole):
 def test_every_part_is_accepted_in_the_place_of_the_whole_ones(whole, part):
     assert "# part of a recipe" in part
     (whole.parent / "part.yaml").write_text(part, encoding="utf-8")
-    (whole.parent / "both.yaml").write_text("extends: [recipe.yaml, part.yaml]\n", encoding="utf-8")
+    both = "extends: [recipe.yaml, part.yaml]\n" if "extends:" in part else f"extends: recipe.yaml\n{part}"
+    (whole.parent / "both.yaml").write_text(both, encoding="utf-8")
     assert load_recipe(whole.parent / "both.yaml").components()
 
 

@@ -12,7 +12,8 @@ from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.loading import load_recipe
 from kdcore.training.checkpoint.format import checkpoint_folder
 from kdcore.training.engine.engine import float32_student_of
-from kdcore.training.engine.module import DistillationModule, FrozenTeacher
+from kdcore.training.engine.module import DistillationModule
+from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.sampling import SampleOrder
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.run import train_recipe
@@ -40,7 +41,7 @@ def sections(optimizer: dict[str, Any]) -> list[str]:
 def plain_loop(recipe: Path, overrides: list[str]) -> list[Weights]:
     """The student after each step of a loop that knows nothing of DeepSpeed."""
     plan = make_plan(load_recipe(recipe, overrides))
-    teacher = FrozenTeacher(plan.load_teacher())
+    teachers = FrozenTeachers(plan.load_teachers(), plan.composites)
     module = DistillationModule(plan.build_student(), plan.losses)
     torch.manual_seed(plan.recipe.settings.seed)
     matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
@@ -57,7 +58,7 @@ def plain_loop(recipe: Path, overrides: list[str]) -> list[Weights]:
         active = module.weights_at(progress.fraction)
         counts = {term: count for term, count in module.counts(batch).items() if term.label in active}
         factors = {term: active[term.label] / count for term, count in counts.items()}
-        sums = module(batch, teacher(batch, module.requests(active).teacher), active)
+        sums = module(batch, teachers(batch, module.requests(active).teachers), active)
         torch.stack([value * factors[term] for term, value in sums.items()]).sum().backward()
         for group in built.param_groups:
             group["lr"] = optimizer.config.lr * plan.scheduler.factor(progress)

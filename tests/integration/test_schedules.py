@@ -105,17 +105,17 @@ def head_of(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_the_teacher_runs_only_while_a_loss_reads_it(
     train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdcore.training.engine.module import FrozenTeacher
+    from kdcore.training.engine.teachers import FrozenTeachers
 
     asked = []
-    original = FrozenTeacher.__call__
+    original = FrozenTeachers.__call__
 
-    def recorded(self: FrozenTeacher, batch: kdcore.Batch, request: kdcore.SignalRequest) -> Any:
-        answers = original(self, batch, request)
-        asked.append(answers is not None)
+    def recorded(self: FrozenTeachers, batch: kdcore.Batch, requests: dict[str, kdcore.SignalRequest]) -> Any:
+        answers = original(self, batch, requests)
+        asked.append(bool(answers))
         return answers
 
-    monkeypatch.setattr(FrozenTeacher, "__call__", recorded)
+    monkeypatch.setattr(FrozenTeachers, "__call__", recorded)
     train(*TWO_STAGES, "task.data.held_out=0", "validation.every=never")
     assert asked[-6:] == [False] * 3 + [True] * 3
 

@@ -12,7 +12,7 @@ import torch
 
 import kdcore
 from kdcore.models.base import Encoder
-from kdcore.training.engine.module import FrozenTeacher
+from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.run import RunResult
 
@@ -30,19 +30,17 @@ def test_fault_8_the_teacher_has_no_dropout_whatever_validation_did(
 ) -> None:
     """The source keeps its dropout on, and puts it back to train mode after each validation."""
     modes: list[bool] = []
-    original = FrozenTeacher.__call__
+    original = FrozenTeachers.__call__
 
-    def recorded(self: FrozenTeacher, batch: kdcore.Batch, request: kdcore.SignalRequest) -> Any:
-        encoder = self._encoder
+    def recorded(self: FrozenTeachers, batch: kdcore.Batch, requests: dict[str, kdcore.SignalRequest]) -> Any:
+        (encoder,) = self._encoders.values()
         assert isinstance(encoder, Encoder)
         modes.extend(module.training for module in encoder.modules())
-        first, second = (original(self, batch, request) for _ in range(2))
-        assert first is not None
-        assert second is not None
-        assert torch.equal(first.tokens(3), second.tokens(3))
+        first, second = (original(self, batch, requests) for _ in range(2))
+        assert torch.equal(first["teacher"].tokens(3), second["teacher"].tokens(3))
         return first
 
-    monkeypatch.setattr(FrozenTeacher, "__call__", recorded)
+    monkeypatch.setattr(FrozenTeachers, "__call__", recorded)
     train("validation.every=2", "student.config.hidden_dropout_prob=0.1")
     assert len(modes) > 9
     assert not any(modes)

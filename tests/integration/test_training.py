@@ -282,8 +282,7 @@ def test_a_teacher_is_loaded_only_as_deep_as_it_is_read(small_recipe: Path) -> N
     from kdcore.training.run.build import make_plan
 
     plan = make_plan(kdcore.load_recipe(small_recipe, ["losses.hidden_mse.layers=[[1, 0]]"]))
-    teacher = plan.load_teacher()
-    assert teacher is not None
+    (teacher,) = plan.load_teachers().values()
     names = list(teacher.state_dict())
     assert {name.split("layer.")[1].split(".")[0] for name in names if "layer." in name} == {"0", "1"}
     assert not [name for name in names if "pooler" in name or "cls" in name]
@@ -293,7 +292,7 @@ def test_no_teacher_is_loaded_when_nothing_reads_it(train: Callable[..., RunResu
     from kdcore.training.run.build import make_plan
 
     overrides = ["losses.hidden_mse=null", "losses.masked_lm={}"]
-    assert make_plan(kdcore.load_recipe(small_recipe, overrides)).load_teacher() is None
+    assert make_plan(kdcore.load_recipe(small_recipe, overrides)).load_teachers() == {}
     folder = train(*overrides).folder
     assert held_out_of(folder)[-1] < held_out_of(folder)[0]
 

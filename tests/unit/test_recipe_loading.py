@@ -177,7 +177,7 @@ def test_a_file_under_imports_that_fails_is_told_with_its_cause(recipe, tmp_path
 
 def test_components_carry_their_checked_configs(recipe):
     components = load_recipe(recipe, ["losses.second={name: masked_lm, weight: 2}", "tracking=[jsonl]"]).components()
-    assert components.teacher is None
+    assert components.teachers == {}
     assert list(components.losses) == ["masked_lm", "second"]
     second = components.losses["second"]
     assert (second.config.name, second.config.label, second.config.weight) == ("masked_lm", "second", 2.0)

@@ -266,9 +266,9 @@ class Engine:
         """The training precision."""
         return next(self.module.student.parameters()).dtype
 
-    def forward(self, batch: Batch, teacher: Signals | None, labels: Collection[str]) -> dict[Term, Tensor]:
+    def forward(self, batch: Batch, teachers: Mapping[str, Signals], labels: Collection[str]) -> dict[Term, Tensor]:
         """Run the student on a micro-batch; return the sum of each term of the losses with these labels."""
-        sums: dict[Term, Tensor] = self._engine(batch, teacher, labels)
+        sums: dict[Term, Tensor] = self._engine(batch, teachers, labels)
         return sums
 
     def backward(self, objective: Tensor) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +11,9 @@ from torch import Tensor, nn
 from kdcore.errors import InputError, first_line
 from kdcore.losses.base import Loss
 from kdcore.models.base import Encoder
-from kdcore.signals import Batch, Requests, SignalRequest, Signals
+from kdcore.recipe.schema import TEACHER
+from kdcore.signals import Batch, SignalRequest, Signals
+from kdcore.training.engine.teachers import FrozenTeachers
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,19 @@ class Term:
         return cls(label, name if slash else label)
 
 
+@dataclass(frozen=True)
+class ModelRequests:
+    """The union of what several losses request.
+
+    Attributes:
+        student: from the student.
+        teachers: from each teacher by its label, composites included; not empty.
+    """
+
+    student: SignalRequest
+    teachers: dict[str, SignalRequest]
+
+
 class DistillationModule(nn.Module):
     """Student and losses as one module, so that the engine shards, casts and saves both."""
 
@@ -40,7 +53,7 @@ class DistillationModule(nn.Module):
         super().__init__()
         self.student = student
         self.losses = nn.ModuleDict(losses)
-        self._requests = {label: loss.requests() for label, loss in losses.items()}
+        self._requests = {label: union_of_requests([loss]) for label, loss in losses.items()}
         self.reads_classes = any(requests.student.class_logits for requests in self._requests.values())
 
     def labelled_losses(self) -> Iterator[tuple[str, Loss]]:
@@ -54,9 +67,9 @@ class DistillationModule(nn.Module):
         weights = {label: loss.config.weight_at(fraction) for label, loss in self.labelled_losses()}
         return {label: weight for label, weight in weights.items() if weight > 0}
 
-    def requests(self, labels: Collection[str]) -> Requests:
+    def requests(self, labels: Collection[str]) -> ModelRequests:
         """Return what the losses with these labels read."""
-        return union_of_requests(self._requests[label] for label in labels)
+        return _union(self._requests[label] for label in labels)
 
     def counts(self, batch: Batch) -> dict[Term, int]:
         """Count what each term of every loss averages over in this micro-batch, on the host, before a forward pass."""
@@ -66,24 +79,24 @@ class DistillationModule(nn.Module):
             for name, count in loss.counts(batch).items()
         }
 
-    def sums(self, batch: Batch, teacher: Signals | None, labels: Collection[str]) -> dict[Term, Tensor]:
+    def sums(self, batch: Batch, teachers: Mapping[str, Signals], labels: Collection[str]) -> dict[Term, Tensor]:
         """Run the student as deep as these losses read it, and sum their terms over this micro-batch."""
-        return self.sums_of(self.student(batch, self.requests(labels).student), teacher, batch, labels)
+        return self.sums_of(self.student(batch, self.requests(labels).student), teachers, batch, labels)
 
     def sums_of(
-        self, student: Signals, teacher: Signals | None, batch: Batch, labels: Collection[str]
+        self, student: Signals, teachers: Mapping[str, Signals], batch: Batch, labels: Collection[str]
     ) -> dict[Term, Tensor]:
-        """Sum the terms of these losses, given the student's outputs."""
+        """Sum the terms of these losses, given the outputs of the student and of each teacher by its label."""
         return {
             Term(label, name): value
             for label, loss in self.labelled_losses()
             if label in labels
-            for name, value in loss(student, teacher, batch).items()
+            for name, value in loss(student, teachers.get(teacher_of(loss)), batch).items()
         }
 
-    def forward(self, batch: Batch, teacher: Signals | None, labels: Collection[str]) -> dict[Term, Tensor]:
+    def forward(self, batch: Batch, teachers: Mapping[str, Signals], labels: Collection[str]) -> dict[Term, Tensor]:
         """Do the same as `sums`; called by the engine."""
-        return self.sums(batch, teacher, labels)
+        return self.sums(batch, teachers, labels)
 
 
 def factors_of(counts: Mapping[Term, float], weights: Mapping[str, float]) -> dict[Term, float]:
@@ -101,38 +114,7 @@ def factors_of(counts: Mapping[Term, float], weights: Mapping[str, float]) -> di
     }
 
 
-class FrozenTeacher:
-    """The teacher: always in eval mode, without gradients, and run only for non-empty requests."""
-
-    def __init__(self, encoder: Encoder | None) -> None:
-        """Freeze the encoder; None if no loss of the recipe ever reads a teacher."""
-        self._encoder = encoder
-        self._compiled = False
-        if encoder is not None:
-            encoder.eval().requires_grad_(False)
-
-    def to(self, dtype: torch.dtype) -> None:
-        """Compute in `dtype` from now on."""
-        if self._encoder is not None:
-            self._encoder.to(dtype)
-
-    def compile_parts(self) -> None:
-        """Compile the teacher, if there is one; repeated calls have no effect."""
-        if self._encoder is not None and not self._compiled:
-            self._encoder.compile_parts()
-            self._compiled = True
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch, request: SignalRequest) -> Signals | None:
-        """Run the teacher on a micro-batch; None, without running it, if nothing is requested."""
-        if not request:
-            return None
-        assert self._encoder is not None
-        signals: Signals = self._encoder(batch, request)
-        return signals
-
-
-def compile_models(module: DistillationModule, teacher: FrozenTeacher, batch: Batch) -> None:
+def compile_models(module: DistillationModule, teachers: FrozenTeachers, batch: Batch) -> None:
     """Compile student and teacher, and run them on a small batch, so that failures appear before training starts.
 
     Losses are not run, because they may have state.
@@ -144,10 +126,10 @@ def compile_models(module: DistillationModule, teacher: FrozenTeacher, batch: Ba
 
     requests = module.requests([label for label, _ in module.labelled_losses()])
     module.student.compile_parts()
-    teacher.compile_parts()
+    teachers.compile_parts()
     try:
         with torch.random.fork_rng():
-            teacher(batch, requests.teacher)
+            teachers(batch, requests.teachers)
             module.student(batch, requests.student)
     except (TorchDynamoException, RuntimeError) as error:  # uncompiled, the same batch has worked
         raise InputError(
@@ -155,13 +137,28 @@ def compile_models(module: DistillationModule, teacher: FrozenTeacher, batch: Ba
         ) from error
 
 
-def union_of_requests(requests: Iterable[Requests]) -> Requests:
-    """Return the union of several requests."""
-    return reduce(or_, requests, Requests())
+def teacher_of(loss: Loss) -> str:
+    """Return the label of the teacher that a loss reads, if it reads one."""
+    return loss.config.teacher or TEACHER
+
+
+def union_of_requests(losses: Iterable[Loss]) -> ModelRequests:
+    """Return the union of what losses request."""
+    requests = [(teacher_of(loss), loss.requests()) for loss in losses]
+    return _union(ModelRequests(one.student, {label: one.teacher} if one.teacher else {}) for label, one in requests)
+
+
+def _union(requests: Iterable[ModelRequests]) -> ModelRequests:
+    student, teachers = SignalRequest(), dict[str, SignalRequest]()
+    for one in requests:
+        student |= one.student
+        for label, request in one.teachers.items():
+            teachers[label] = teachers.get(label, SignalRequest()) | request
+    return ModelRequests(student, teachers)
 
 
 def find_losses_by_parameter(
-    module: DistillationModule, batch: Batch, teacher: FrozenTeacher
+    module: DistillationModule, batch: Batch, teachers: FrozenTeachers
 ) -> dict[str, frozenset[str]]:
     """Find the losses that reach each parameter, by one backward pass of each loss over a small batch.
 
@@ -174,7 +171,7 @@ def find_losses_by_parameter(
     found: dict[str, set[str]] = {name: set() for name, _ in module.named_parameters()}
     with torch.random.fork_rng():
         for label, _ in module.labelled_losses():
-            answers = teacher(batch, module.requests([label]).teacher)
+            answers = teachers(batch, module.requests([label]).teachers)
             sums = [value for value in module.sums(batch, answers, [label]).values() if value.requires_grad]
             if sums:
                 torch.autograd.backward(sums)

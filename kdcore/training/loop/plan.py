@@ -17,8 +17,10 @@ from kdcore.progress import Progress
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Components, Recipe
 from kdcore.schedulers.base import Scheduler
-from kdcore.signals import Batch, ModelInfo, Requests
+from kdcore.signals import Batch, ModelInfo
 from kdcore.tasks.base import Task
+from kdcore.training.engine.module import ModelRequests
+from kdcore.training.engine.teachers import CompositeTeacher, requests_of_models
 from kdcore.transforms.base import ParameterSource, Transform
 
 # Batches, the tokenizer and heads are created for these before training starts.
@@ -51,16 +53,19 @@ class Plan:
     """The checked parts of a run, before any weights are loaded.
 
     Attributes:
+        teachers: the teachers by label; that of `teacher:` has the label `teacher`.
+        composites: teachers that combine others, by label.
         requests: what the losses of all stages read.
         stages: the stages of the run, at least one.
     """
 
     recipe: Recipe
     components: Components
-    teacher: Model | None
+    teachers: dict[str, Model]
+    composites: dict[str, CompositeTeacher]
     student: Model
     stages: list[Stage]
-    requests: Requests
+    requests: ModelRequests
     task: Task
     optimizer: Optimizer
     scheduler: Scheduler
@@ -85,13 +90,13 @@ class Plan:
         samples = np.arange(min(2, self.task.num_samples("train")), dtype=np.int64)
         return self.task.batch("train", samples, np.zeros_like(samples))
 
-    def load_teacher(self) -> Encoder | None:
-        """Load the teacher, as deep as the losses read; None if they read nothing of it."""
-        if self.teacher is None or not self.requests.teacher:
-            return None
-        assert self.components.teacher is not None
-        with error_location(self.recipe, self.components.teacher.key):
-            return self.teacher.load_teacher(self.requests.teacher)
+    def load_teachers(self) -> dict[str, Encoder]:
+        """Load each teacher as deep as the losses read it, by label; those that no loss reads are left out."""
+        loaded = {}
+        for label, request in requests_of_models(self.requests.teachers, self.composites).items():
+            with error_location(self.recipe, self.components.teachers[label].key):
+                loaded[label] = self.teachers[label].load_teacher(request)
+        return loaded
 
     def build_student(self, stage: int = 0) -> Encoder:
         """Construct the student of a stage on the CPU in float32.

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kdcore.recipe.error_location import error_location
 from kdcore.training.engine.engine import Engine, Past
-from kdcore.training.engine.module import DistillationModule, FrozenTeacher, compile_models, find_losses_by_parameter
+from kdcore.training.engine.module import DistillationModule, compile_models, find_losses_by_parameter
+from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.plan import Plan
 from kdcore.training.runtime.distributed import DistributedContext
@@ -37,7 +38,7 @@ class StageParameters:
 
 
 def examine_stages(
-    plan: Plan, teacher: FrozenTeacher, processes: DistributedContext
+    plan: Plan, teachers: FrozenTeachers, processes: DistributedContext
 ) -> tuple[list[StageParameters], DistillationModule]:
     """Apply all transforms to the initial student, and run the losses of each stage on a small batch.
 
@@ -69,7 +70,7 @@ def examine_stages(
             }
         module.to(processes.device)
         with error_location(plan.recipe, "losses"):
-            labels = _losses_by_parameter(module, teacher, plan, processes)
+            labels = _losses_by_parameter(module, teachers, plan, processes)
         found.append(StageParameters(labels, past, sources))
     return found, module
 
@@ -89,18 +90,18 @@ def _sources(
 
 
 def _losses_by_parameter(
-    module: DistillationModule, teacher: FrozenTeacher, plan: Plan, processes: DistributedContext
+    module: DistillationModule, teachers: FrozenTeachers, plan: Plan, processes: DistributedContext
 ) -> dict[str, frozenset[str]]:
     """Find the losses that reach each parameter, with a small batch."""
     last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
     module.counts(
         plan.task.batch("train", last, np.zeros_like(last))
     )  # so that a loss with data for fewer samples fails here
-    return find_losses_by_parameter(module, plan.small_batch().to(processes.device), teacher)
+    return find_losses_by_parameter(module, plan.small_batch().to(processes.device), teachers)
 
 
 def change_stage(
-    context: RunContext, engine: Engine, number: int, parameters: StageParameters, teacher: FrozenTeacher
+    context: RunContext, engine: Engine, number: int, parameters: StageParameters, teachers: FrozenTeachers
 ) -> Engine:
     """Transform the trained student into that of stage `number`; every process must call this.
 
@@ -112,7 +113,7 @@ def change_stage(
         engine: the engine of the previous stage.
         number: number of the new stage.
         parameters: parameters of the new stage.
-        teacher: the teacher.
+        teachers: the teachers.
 
     Returns:
         The engine of the new stage.
@@ -146,7 +147,7 @@ def change_stage(
             )
             changed.take_over(carried, parameters.sources, weights)
             if context.settings.training.compile:
-                compile_models(changed.module, teacher, plan.small_batch().to(processes.device))
+                compile_models(changed.module, teachers, plan.small_batch().to(processes.device))
     return changed
 
 

@@ -17,7 +17,8 @@ from kdcore.signals import Batch
 from kdcore.training.checkpoint.format import TrainingState, checkpoint_folder
 from kdcore.training.checkpoint.manager import load_checkpoint, readable
 from kdcore.training.engine.engine import Engine, accumulation, zero_stage
-from kdcore.training.engine.module import FrozenTeacher, Term, factors_of
+from kdcore.training.engine.module import Term, factors_of
+from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.batches import TrainingBatches
 from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.divergence import DivergenceMonitor
@@ -57,7 +58,7 @@ class Trainer:
         self,
         context: RunContext,
         engine: Engine,
-        teacher: FrozenTeacher,
+        teachers: FrozenTeachers,
         stages: Sequence[StageParameters],
         stage: int,
         export: Export,
@@ -67,7 +68,7 @@ class Trainer:
         Args:
             context: the run's collaborators.
             engine: engine of this session's first stage.
-            teacher: the teacher.
+            teachers: the teachers.
             stages: parameters of every stage of the run.
             stage: number of this session's first stage.
             export: writes the student to a folder.
@@ -77,7 +78,7 @@ class Trainer:
         self.processes = context.processes
         self.watchdog = context.watchdog
         self.engine = engine
-        self.teacher = teacher
+        self.teachers = teachers
         self.task = context.plan.task
         self.scheduler = context.plan.scheduler
         self.start = context.start
@@ -153,7 +154,7 @@ class Trainer:
         self.stage += 1
         self.watchdog.tick(f"the change to stage {self.stage}")
         with self._pause():
-            self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teacher)
+            self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teachers)
         self.divergence.engine = self.engine
         self.best_score = None  # scores of another structure do not compare
         stage = self.context.plan.stages[self.stage]
@@ -169,11 +170,11 @@ class Trainer:
         weights = engine.module.weights_at(progress.fraction)
         factors = factors_of(counts, weights)
         self.lr = engine.peak_lr * self.scheduler.factor(progress)
-        request = engine.module.requests(weights).teacher
+        requests = engine.module.requests(weights).teachers
         objective_before, terms_before = window.objective, dict(window.terms)
         for number, host_batch in enumerate(micro_batches if weights else ()):
             batch = host_batch.to(self.processes.device)
-            sums = engine.forward(batch, self.teacher(batch, request), weights)
+            sums = engine.forward(batch, self.teachers(batch, requests), weights)
             objective = torch.stack([factors[term] * value for term, value in sums.items()]).sum()
             engine.backward(world_size * objective)  # DeepSpeed averages gradients over processes
             sums = {term: value.detach() for term, value in sums.items()}
@@ -254,7 +255,7 @@ class Trainer:
         module = self.engine.module
         weights = module.weights_at(progress.fraction)
         with self._pause():
-            values = validate(module, self.teacher, self.task, batch_size, self.processes, weights, self.watchdog)
+            values = validate(module, self.teachers, self.task, batch_size, self.processes, weights, self.watchdog)
         self.last_validation = values
         metric = self.task.metric if self.task.metric in values else None
         yield ValidationEvent(progress, values, metric)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kdcore.signals import Signals
 from kdcore.tasks.base import Task
-from kdcore.training.engine.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.engine.module import DistillationModule, Term
+from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.batches import held_out_batches
 from kdcore.training.loop.predictions import Outputs
 from kdcore.training.runtime.distributed import DistributedContext
@@ -19,7 +20,7 @@ from kdcore.training.runtime.watchdog import Watchdog
 @torch.no_grad()
 def validate(
     module: DistillationModule,
-    teacher: FrozenTeacher,
+    teachers: FrozenTeachers,
     task: Task,
     batch_size: int,
     processes: DistributedContext,
@@ -44,7 +45,7 @@ def validate(
         for host_batch in held_out_batches(task, batch_size, processes):
             watchdog.tick("a validation")
             batch = host_batch.to(processes.device)
-            answers = teacher(batch, requests.teacher)
+            answers = teachers(batch, requests.teachers)
             for term, count in module.counts(batch).items():
                 counts[term] = counts.get(term, 0.0) + count
             student = module.student(batch, asked_of_student)

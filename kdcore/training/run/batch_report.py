@@ -24,7 +24,8 @@ from kdcore.training.checkpoint.format import (
     step_of,
 )
 from kdcore.training.engine.engine import accumulation, check_weights, float32_weights_of
-from kdcore.training.engine.module import DistillationModule, FrozenTeacher, Term
+from kdcore.training.engine.module import DistillationModule, Term
+from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.sampling import StepSamples
 from kdcore.training.run.build import make_plan
@@ -108,7 +109,7 @@ class _Examiner:
 
     def __init__(self, plan: Plan, checkpoint: Path | None) -> None:
         self._task = plan.task
-        self._teacher = FrozenTeacher(plan.load_teacher())
+        self._teachers = FrozenTeachers(plan.load_teachers(), plan.composites)
         stage = 0 if checkpoint is None else read_state(checkpoint).stage
         student, losses = plan.build_student(stage), plan.stages[stage].losses
         self._module = DistillationModule(student, losses).eval()
@@ -140,7 +141,7 @@ class _Examiner:
     def _values(self, batch: Batch, labels: Collection[str] | None) -> list[TermValue]:
         chosen = [label for label, _ in self._module.labelled_losses() if labels is None or label in labels]
         counts = self._module.counts(batch)
-        sums = self._module.sums(batch, self._teacher(batch, self._module.requests(chosen).teacher), chosen)
+        sums = self._module.sums(batch, self._teachers(batch, self._module.requests(chosen).teachers), chosen)
         return [
             TermValue(term, counts[term], float(total) / counts[term] if counts[term] else 0.0)
             for term, total in sums.items()

@@ -14,11 +14,13 @@ import torch
 
 from kdcore.errors import InputError, RecipeError
 from kdcore.losses.base import Loss, LossConfig
+from kdcore.models.base import Model
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Component, Components, Recipe
 from kdcore.signals import ModelInfo
 from kdcore.tasks.base import StoredData, Task
 from kdcore.training.engine.module import union_of_requests
+from kdcore.training.engine.teachers import CompositeTeacher, requests_of_models
 from kdcore.training.loop.plan import KEPT_BY_TRANSFORMS, Plan, Stage
 
 
@@ -36,29 +38,32 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
     settings = recipe.settings
     torch.manual_seed(settings.seed)
     np.random.seed(settings.seed % 2**32)
-    teacher = None
-    if components.teacher is not None:
-        with error_location(recipe, components.teacher.key):
-            teacher = components.teacher.cls(components.teacher.config, "teacher", None)
+    teachers: dict[str, Model] = {}
+    for label, component in components.teachers.items():
+        with error_location(recipe, component.key):
+            teachers[label] = component.cls(component.config, "teacher", None)
+    composites = _make_composites(recipe, components, teachers)
+    students_teacher = teachers.get(settings.students_teacher or "")
     with error_location(recipe, components.student.key):
-        student = components.student.cls(components.student.config, "student", teacher)
+        student = components.student.cls(components.student.config, "student", students_teacher)
     head = components.task.cls.class_head(components.task.config)
     if head is not None:
         with error_location(recipe, components.student.key):
             student.set_classes(head)
-    stages = _make_stages(recipe, components, teacher.info if teacher else None, student.info)
-    requests = union_of_requests(loss.requests() for stage in stages for loss in stage.losses.values())
+    stages = _make_stages(recipe, components, _LossTeachers(recipe, teachers, composites), student.info)
+    requests = union_of_requests(loss for stage in stages for loss in stage.losses.values())
     if not components.task.cls.masks_tokens:
         for stage in stages:
             check_positions(recipe, components, stage.losses)
     optimizer = _make(recipe, components.optimizer)
     scheduler = _make(recipe, components.scheduler)
     with error_location(recipe, components.task.key):
-        config = components.task.cls.completed(components.task.config, student, teacher)
+        config = components.task.cls.completed(components.task.config, student, students_teacher)
         cls, where = components.task.cls, (config, settings.seed, cache_folder())
         task = cls(*where) if stored is None else cls.resumed(*where, stored)
-        task.check(student, teacher if requests.teacher else None)
-    plan = Plan(recipe, components, teacher, student, stages, requests, task, optimizer, scheduler)
+        read = {label: teachers[label] for label in requests_of_models(requests.teachers, composites)}
+        _check_task(task, student, read)
+    plan = Plan(recipe, components, teachers, composites, student, stages, requests, task, optimizer, scheduler)
     with error_location(recipe, components.scheduler.key):
         scheduler.check(plan.start)
     with error_location(recipe, "validation"):
@@ -66,7 +71,69 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
     return plan
 
 
-def _make_stages(recipe: Recipe, components: Components, teacher: ModelInfo | None, student: ModelInfo) -> list[Stage]:
+def _make_composites(
+    recipe: Recipe, components: Components, teachers: Mapping[str, Model]
+) -> dict[str, CompositeTeacher]:
+    made = {}
+    for label, settings in components.composites.items():
+        with error_location(recipe, f"teachers.{label}"):
+            infos = {member: teachers[member].info for member in settings.members}
+            made[label] = CompositeTeacher("average" if settings.average else "concat", infos)
+    return made
+
+
+def _check_task(task: Task, student: Model, teachers: Mapping[str, Model]) -> None:
+    """Check that the data fits the student and each teacher that losses read."""
+    for label, teacher in teachers.items():
+        try:
+            task.check(student, teacher)
+        except InputError as error:
+            if len(teachers) == 1:
+                raise
+            raise type(error)(
+                [replace(one, what=f"teacher `{label}`: {one.what}") for one in error.problems]
+            ) from error
+    if not teachers:
+        task.check(student, None)
+
+
+class _LossTeachers:
+    """Select the teacher of each loss."""
+
+    def __init__(
+        self, recipe: Recipe, teachers: Mapping[str, Model], composites: Mapping[str, CompositeTeacher]
+    ) -> None:
+        self._composites = composites
+        self._infos = {label: model.info for label, model in teachers.items()}
+        self._infos |= {label: composite.info for label, composite in composites.items()}
+        self._default = recipe.settings.students_teacher
+
+    def make_loss(self, component: Component, student: ModelInfo) -> Loss:
+        """Construct a loss for its teacher: the one that it names, or the only one.
+
+        Raises:
+            InputError: the loss does not fit the models, or reads a teacher and names none of several.
+        """
+        config = component.config
+        assert isinstance(config, LossConfig)
+        label = config.teacher or self._default
+        if label is not None and len(self._infos) == 1:
+            config = config.model_copy(update={"teacher": label})
+        loss: Loss = component.cls(config, self._infos.get(label or ""), student)
+        asked = loss.requests().teacher
+        if asked and config.teacher is None:
+            raise RecipeError(
+                "the recipe has several teachers, and the loss names none",
+                key="teacher",
+                allowed=list(self._infos),
+                hint=f"Add `teacher: {label}`, or another of these labels.",
+            )
+        if asked and config.teacher in self._composites:
+            self._composites[config.teacher].check(asked)
+        return loss
+
+
+def _make_stages(recipe: Recipe, components: Components, teachers: _LossTeachers, student: ModelInfo) -> list[Stage]:
     """Describe the student of every stage, and construct the losses that are active in it for that student."""
     configs: dict[str, Any] = {label: component.config for label, component in components.losses.items()}
     transforms = [_make(recipe, component) for component in components.transforms]
@@ -78,7 +145,7 @@ def _make_stages(recipe: Recipe, components: Components, teacher: ModelInfo | No
             # Without stages every loss is constructed, so that mistakes in inactive ones are found, too.
             if not components.transforms or is_active_between(configs[label], *begins[number : number + 2]):
                 with error_location(recipe, component.key):
-                    losses[label] = component.cls(component.config, teacher, info)
+                    losses[label] = teachers.make_loss(component, info)
         return {label: loss for label, loss in losses.items() if is_ever_active(loss.config)}
 
     stages = [Stage(student, make_losses(student, 0))]

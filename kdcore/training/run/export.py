@@ -100,7 +100,10 @@ def export_run(run: Path, folder: Path, step: int | None) -> Path:
 def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[str, float]) -> str:
     """Compose the export's README.md."""
     settings = recipe.settings
-    teacher = (settings.teacher or {}).get("path", "none")
+    teachers = [
+        _short(str(section.get("path", label))) + ("" if settings.teachers is None else f" (`{label}`)")
+        for label, section in settings.models_of_teachers.items()
+    ]
     info = student.info
     parameters = sum(parameter.numel() for parameter in student.parameters())
     lines = [
@@ -111,11 +114,11 @@ def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[st
         f"# {settings.run.name}",
         "",
         f"An encoder with {info.num_layers} blocks, hidden size {info.hidden_size} and {parameters:,} parameters, "
-        f"{'distilled' if settings.teacher else 'trained'} with kdcore {metadata.version('kdcore')}.",
+        f"{'distilled' if teachers else 'trained'} with kdcore {metadata.version('kdcore')}.",
         "",
         "| | |",
         "| --- | --- |",
-        f"| teacher | {_short(str(teacher))} |",
+        f"| {'teacher' if len(teachers) < 2 else 'teachers'} | {', '.join(teachers) or 'none'} |",
         f"| losses | {', '.join(settings.losses)} |",
         f"| steps | {step:,} with {settings.training.batch_size} sequences each |",
     ]

@@ -18,12 +18,12 @@ from kdcore.signals import Batch
 from kdcore.training.engine.engine import Engine, accumulation, check_precision
 from kdcore.training.engine.module import (
     DistillationModule,
-    FrozenTeacher,
     Term,
     compile_models,
     factors_of,
     find_losses_by_parameter,
 )
+from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.sampling import StepSamples
 from kdcore.training.run.build import make_plan
@@ -148,14 +148,13 @@ class _Profiler:
         settings = plan.recipe.settings
         self.plan, self.processes, self.task = plan, processes, plan.task
         self.micro_batch_size, self.micro_batches = accumulation(settings.training, processes.world_size)
-        encoder = plan.load_teacher()
-        self.teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
+        self.teachers = FrozenTeachers(plan.load_teachers(), plan.composites).to(processes.device)
         module = DistillationModule(plan.build_student(), plan.losses).to(processes.device)
         self._small_batch = plan.small_batch().to(processes.device)
-        losses = find_losses_by_parameter(module, self._small_batch, self.teacher)
+        losses = find_losses_by_parameter(module, self._small_batch, self.teachers)
         with error_location(plan.recipe, "training"):
             self.engine = Engine(module, losses, plan.optimizer, settings.training, processes)
-        self.teacher.to(self.engine.dtype)
+        self.teachers.to(self.engine.dtype)
         self.clock = _PartTimer(processes.device)
         self._watch()
 
@@ -194,7 +193,7 @@ class _Profiler:
             self._step(samples, 0)
         if settings.training.compile:
             with error_location(self.plan.recipe, "training"):
-                compile_models(self.engine.module, self.teacher, self._small_batch)
+                compile_models(self.engine.module, self.teachers, self._small_batch)
         self._step(samples, 1)
         self.clock.steps.clear()
         for step in range(2, 2 + steps):
@@ -221,14 +220,14 @@ class _Profiler:
             drawn = samples.micro_batches(step, self.processes.rank)
             batches = [self.task.batch("train", chosen, epochs) for chosen, epochs in drawn]
         weights = module.weights_at(0.0)
-        asked = module.requests(weights).teacher
+        asked = module.requests(weights).teachers
         with clock.timed("communication"):
             factors = self._factors(batches, weights)
         for host_batch in batches:
             with clock.timed("data"):
                 batch = host_batch.to(self.processes.device)
             with clock.timed("teacher"):
-                answers = self.teacher(batch, asked)
+                answers = self.teachers(batch, asked)
             started = clock.now()
             inside = sum(clock.steps[-1].get(part, 0.0) for part in ("student forward", "losses"))
             sums = self.engine.forward(batch, answers, weights)

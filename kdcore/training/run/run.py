@@ -19,7 +19,8 @@ from kdcore.tasks.base import StoredData
 from kdcore.training.checkpoint.format import read_state
 from kdcore.training.checkpoint.manager import Checkpoints, check_layout, latest_checkpoint
 from kdcore.training.engine.engine import Engine, check_optimizer, check_precision, deepspeed_config, zero_stage
-from kdcore.training.engine.module import DistillationModule, FrozenTeacher, compile_models
+from kdcore.training.engine.module import DistillationModule, compile_models
+from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.events import Event, FinishedEvent, RunResult, StoppedEvent
 from kdcore.training.loop.monitor import Monitor, console, logger
@@ -153,34 +154,34 @@ class _Models:
     """The models of a run before they are passed to the engine.
 
     Attributes:
-        teacher: the teacher.
+        teachers: the teachers.
         module: student and losses of the session's first stage.
         stage: number of that stage.
         stages: parameters of every stage.
     """
 
-    teacher: FrozenTeacher
+    teachers: FrozenTeachers
     module: DistillationModule
     stage: int
     stages: list[StageParameters]
 
 
 def _load_models(plan: Plan, stage: int, folder: Path, processes: DistributedContext, startup: StartupTimer) -> _Models:
-    """Load teacher and student; process 0 then writes the run folder's recipe, data and environment."""
+    """Load teachers and student; process 0 then writes the run folder's recipe, data and environment."""
     recipe = plan.recipe
-    encoder = plan.load_teacher()
-    source = plan.teacher.source if plan.teacher is not None and encoder is not None else None
-    weights = broadcast_from_main(processes, lambda: run_folder.check_teacher(folder, recipe, source))
+    encoders = plan.load_teachers()
+    sources = {label: plan.teachers[label].source for label in encoders}
+    weights = broadcast_from_main(processes, lambda: run_folder.check_teachers(folder, recipe, sources))
     startup.done("teacher")
-    teacher = FrozenTeacher(None if encoder is None else encoder.to(processes.device))
-    stages, module = examine_stages(plan, teacher, processes)
+    teachers = FrozenTeachers(encoders, plan.composites).to(processes.device)
+    stages, module = examine_stages(plan, teachers, processes)
     if len(stages) > 1:  # the trial run has transformed it through all stages
         module = DistillationModule(plan.build_student(stage), plan.stages[stage].losses).to(processes.device)
     startup.done("student")
     processes.barrier()  # all processes must have looked for an earlier session before process 0 writes
     if processes.is_main:
         run_folder.store(folder, recipe, StoredData(plan.task.fingerprint, plan.task.data_folder), weights)
-    return _Models(teacher, module, stage, stages)
+    return _Models(teachers, module, stage, stages)
 
 
 @contextmanager
@@ -233,17 +234,17 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
             context.processes,
             parameters.past,
         )
-    models.teacher.to(engine.dtype)
+    models.teachers.to(engine.dtype)
     startup.done("engine")
     if settings.training.compile:
         context.watchdog.starting("compiling the models")
         with error_location(plan.recipe, "training"):
-            compile_models(engine.module, models.teacher, plan.small_batch().to(context.processes.device))
+            compile_models(engine.module, models.teachers, plan.small_batch().to(context.processes.device))
         startup.done("compiling")
     monitor.info(str(startup))
     torch.manual_seed(settings.seed + context.processes.rank)  # different dropout on each process
 
-    trainer = Trainer(context, engine, models.teacher, models.stages, models.stage, partial(_export, context))
+    trainer = Trainer(context, engine, models.teachers, models.stages, models.stage, partial(_export, context))
     progress = yield from trainer.train(checkpoint)
     if not progress.finished:
         context.checkpoints.wait()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdcore.errors import DataError, Problem, RecipeError
 from kdcore.recipe.loading import Recipe, load_recipe
+from kdcore.recipe.schema import TEACHER
 from kdcore.registry import is_same_component
 from kdcore.tasks.base import StoredData
 from kdcore.training.checkpoint.format import describe_file
@@ -77,26 +78,44 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
         )
 
 
-def check_teacher(folder: Path, recipe: Recipe, source: str | None) -> dict[str, str]:
-    """Refuse to continue a run with other weights of the teacher than it was started with.
+Hashes = Mapping[str, Any]
+"""The sha256 of each file of the teacher of `teacher:`, or such a map for each label of `teachers:`."""
+
+
+def check_teachers(folder: Path, recipe: Recipe, sources: Mapping[str, str | None]) -> Hashes:
+    """Refuse to continue a run with other weights of its teachers than it was started with.
 
     Args:
         folder: the run folder.
         recipe: the run's recipe.
-        source: folder or hub name of the loaded teacher; None without one.
+        sources: folder or hub name of each loaded teacher, by label.
 
     Returns:
-        The sha256 of each of its files.
+        The sha256 of each file, for `store`.
 
     Raises:
         RecipeError: lists the files that differ.
     """
+    stored = read_environment(folder)
+    if recipe.settings.teachers is None:
+        return _check_teacher(folder, recipe, "teacher", sources.get(TEACHER), stored.teacher_sha256 or {})
+    before = stored.teachers_sha256 or {}
+    found = {
+        label: _check_teacher(folder, recipe, f"teachers.{label}", sources.get(label), before.get(label, {}))
+        for label in recipe.settings.models_of_teachers
+    }
+    return {label: hashes for label, hashes in found.items() if hashes}
+
+
+def _check_teacher(
+    folder: Path, recipe: Recipe, key: str, source: str | None, before: Mapping[str, str]
+) -> Mapping[str, str]:
+    """Compare one teacher, whose section is at `key`, with the stored hashes of its files."""
     now = {} if source is None else weights_of(source)
-    before = read_environment(folder).teacher_sha256 or {}
     if before and now:
-        where = str(recipe.origin("teacher.path"))
+        path = f"{key}.path"
         problems = [
-            Problem(_difference(before.get(name), now.get(name), name), where, "teacher.path")
+            Problem(_difference(before.get(name), now.get(name), name), str(recipe.origin(path)), path)
             for name in sorted({*before, *now})
             if before.get(name) != now.get(name)
         ]
@@ -133,20 +152,21 @@ def _difference(before: str | None, now: str | None, name: str) -> str:
     return f"{name} has changed (found sha256 {now[:12]}..., expected {before[:12]}...)"
 
 
-def store(folder: Path, recipe: Recipe, data: StoredData, teacher: Mapping[str, str]) -> None:
+def store(folder: Path, recipe: Recipe, data: StoredData, hashes: Hashes) -> None:
     """Write recipe, data and environment to the folder; a resumed run overwrites them.
 
     Args:
         folder: the run folder.
         recipe: the run's recipe.
         data: the task's data.
-        teacher: result of `check_teacher`.
+        hashes: result of `check_teachers`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if data.folder is not None:
         content = {"format_version": _DATA_FORMAT, "folder": str(data.folder), "fingerprint": data.fingerprint}
         _write(folder / _DATA, json.dumps(content, indent=2) + "\n")
-    inputs = {"data_fingerprint": data.fingerprint, "teacher_sha256": dict(teacher)}
+    key = "teacher_sha256" if recipe.settings.teachers is None else "teachers_sha256"
+    inputs = {"data_fingerprint": data.fingerprint, key: dict(hashes)}
     _write(folder / _ENVIRONMENT, json.dumps(_environment() | inputs, indent=2) + "\n")
     _write(folder / _RECIPE, recipe.resolved_yaml())
 
@@ -184,6 +204,7 @@ class Environment(BaseModel):
         git: commit and cleanliness of the working folder's repository; None outside of one.
         data_fingerprint: fingerprint of the data; None if the run has stored none.
         teacher_sha256: SHA-256 of the teacher's files by name; None or empty without a teacher.
+        teachers_sha256: the same by label, if the recipe has `teachers`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -193,6 +214,7 @@ class Environment(BaseModel):
     git: dict[str, str | bool] | None = None
     data_fingerprint: str | None = None
     teacher_sha256: dict[str, str] | None = None
+    teachers_sha256: dict[str, dict[str, str]] | None = None
 
 
 class _Format(BaseModel):

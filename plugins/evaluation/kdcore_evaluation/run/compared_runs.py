@@ -92,8 +92,9 @@ def read_run(folder: Path, state: str) -> ComparedRun:
     recipe = load_recipe(folder / "recipe.yaml")
     settings = recipe.settings.model_dump(mode="json")
     environment = _environment(folder)
-    teacher = (recipe.data.get("teacher") or {}).get("path")
-    weights = environment.teacher_sha256
+    paths = [str(section.get("path")) for section in recipe.settings.models_of_teachers.values()]
+    teacher = ", ".join(paths) or None
+    weights = environment.teacher_sha256 or environment.teachers_sha256
     if weights:
         teacher = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
     return ComparedRun(
@@ -104,7 +105,7 @@ def read_run(folder: Path, state: str) -> ComparedRun:
         stated=recipe.data,
         metrics=read_metrics(folder),
         data=environment.data_fingerprint,
-        teacher=None if teacher is None else str(teacher),
+        teacher=teacher,
     )
 
 

@@ -47,7 +47,7 @@ class EvaluatedModel:
         imports: files that register `component` if it is not installed.
         run: folder of the run that exported it.
         export: name of the export, such as `final` or `budget-0.5`.
-        teacher: folder or hub name of the run's teacher.
+        teacher: folder or hub name of the run's teacher; of several, the one that lent the student its configuration.
         sha256: over its weights, configuration and tokenizer; over the last two where weights are random.
     """
 
@@ -181,7 +181,7 @@ def _of_run(run: Path, exports: Sequence[str] | None, remark: Callable[[str], No
                 remark(f"{run}: no exports/{name} (found {', '.join(there)})")
     recipe = load_recipe(run / "recipe.yaml")
     settings = recipe.settings
-    teacher = (settings.teacher or {}).get("path")
+    teacher = settings.models_of_teachers.get(settings.students_teacher or "", {}).get("path")
     return [
         EvaluatedModel(
             name=f"{settings.run.name}/{settings.run.id}" + ("" if name == "final" else f" {name}"),
@@ -273,7 +273,8 @@ def _references(
 
 def _teacher_component(model: EvaluatedModel) -> str:
     assert model.run is not None
-    teacher = load_recipe(model.run / "recipe.yaml").settings.teacher or {}
+    settings = load_recipe(model.run / "recipe.yaml").settings
+    teacher = settings.models_of_teachers.get(settings.students_teacher or "", {})
     return str(teacher.get("name", "transformers"))
 
 

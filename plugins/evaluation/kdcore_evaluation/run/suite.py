@@ -13,7 +13,7 @@ Reference = Literal["teacher", "random"]
 LearningRate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-_GRID_KEYS = ("run", "seed", "teacher", "student", "task", "losses", "tracking", "imports", "extends")
+_GRID_KEYS = ("run", "seed", "teacher", "teachers", "student", "task", "losses", "tracking", "imports", "extends")
 
 
 class SuiteTask(ComponentConfig):

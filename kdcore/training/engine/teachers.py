@@ -1,0 +1,206 @@
+"""Run one or several frozen teachers, and combine the outputs of composite ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kdcore.errors import RecipeError
+from kdcore.layers import at_least_float32
+from kdcore.models.base import Encoder
+from kdcore.signals import Batch, Block, ModelInfo, Positions, SignalRequest, Signals
+
+Combination = Literal["average", "concat"]
+
+
+class CompositeTeacher:
+    """The average or the concatenation of several teachers, described before they are loaded.
+
+    - `average`: hidden states are averaged element by element. Predictions over the vocabulary and of classes are
+      averaged as probabilities at temperature 1, of which losses read the logarithms as logits. The outputs of
+      regression heads are averaged.
+    - `concat`: hidden states of the same block are concatenated along their width, in the order of the members.
+
+    Attributes:
+        combination: how the members are combined.
+        members: their labels.
+        info: description of the composite for losses.
+    """
+
+    def __init__(self, combination: Combination, members: Mapping[str, ModelInfo]) -> None:
+        """Describe the composite.
+
+        Raises:
+            RecipeError: members of an average have different classes, or the same ones in another order.
+        """
+        self.combination = combination
+        self.members = tuple(members)
+        self._infos = dict(members)
+        infos = list(members.values())
+        first = infos[0]
+        averages = combination == "average"
+        classes = averages and all(info.num_classes is not None for info in infos)
+        if classes:
+            self._require_equal("classes", lambda info: (info.num_classes, _names(info) or _names(first)))
+        self.info = ModelInfo(
+            architecture=f"{combination} of {', '.join(info.architecture for info in infos)}",
+            num_layers=min(info.num_layers for info in infos),
+            hidden_size=first.hidden_size if averages else sum(info.hidden_size for info in infos),
+            num_heads=first.num_heads if averages else sum(info.num_heads for info in infos),
+            head_size=first.head_size,
+            vocab_size=first.vocab_size,
+            max_length=min(info.max_length for info in infos),
+            has_lm_head=averages and all(info.has_lm_head for info in infos),
+            num_classes=first.num_classes if classes else None,
+            class_labels=next((info.class_labels for info in infos if info.class_labels), ()) if classes else (),
+        )
+
+    def check(self, request: SignalRequest) -> None:
+        """Refuse signals that cannot be combined.
+
+        Raises:
+            RecipeError: names the signal and the members.
+        """
+        if request.attention_parts:
+            raise RecipeError(
+                f"queries, keys and values of several teachers have no {self.combination}",
+                hint="name one of the teachers in losses on attention",
+            )
+        if request.hidden_blocks:
+            self._require_equal("numbers of blocks", lambda info: info.num_layers)
+            if self.combination == "average":
+                self._require_equal("hidden sizes", lambda info: info.hidden_size)
+        if self.combination == "concat" and (request.prediction_positions or request.class_logits):
+            raise RecipeError("predictions of several teachers have no concatenation", hint="use `average`")
+        if request.prediction_positions:
+            self._require_equal("vocabulary sizes", lambda info: info.vocab_size)
+
+    def combine(self, batch: Batch, members: Sequence[Signals]) -> Signals:
+        """Return the signals of the composite, given those of its members in their order."""
+        return _CompositeSignals(batch, self.combination, members, self.info.num_classes == 1)
+
+    def _require_equal(self, what: str, value: Callable[[ModelInfo], object]) -> None:
+        found = {label: value(info) for label, info in self._infos.items()}
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"`{label}`: {_in_words(one)}" for label, one in found.items())
+            raise RecipeError(f"the combined teachers have different {what} (found {listed}; expected equal ones)")
+
+
+class _CompositeSignals(Signals):
+    """Combine the signals of the members when a loss reads them."""
+
+    def __init__(self, batch: Batch, combination: Combination, members: Sequence[Signals], regression: bool) -> None:
+        super().__init__(batch, {}, {}, {})
+        self._members = members
+        self._combine = _mean if combination == "average" else _concatenation
+        self._regression = regression
+
+    def tokens(self, block: Block) -> Tensor:
+        """Return the combined hidden states of the real tokens: (N, d)."""
+        return self._combine([member.tokens(block) for member in self._members])
+
+    def first(self, block: Block) -> Tensor:
+        """Return the combined hidden states of each sequence's first token: (B, d)."""
+        return self._combine([member.first(block) for member in self._members])
+
+    def logits(self, positions: Positions) -> Tensor:
+        """Return logarithms of the mean probabilities: (M, V) or (N, V), float32."""
+        return _log_mean_probabilities([member.logits(positions) for member in self._members])
+
+    @property
+    def class_logits(self) -> Tensor:
+        """Return logarithms of the mean probabilities, or the mean outputs of regression heads: (B, C), float32."""
+        outputs = [member.class_logits for member in self._members]
+        return _mean(outputs) if self._regression else _log_mean_probabilities(outputs)
+
+
+class FrozenTeachers:
+    """The teachers: always in eval mode, without gradients, each run only for non-empty requests."""
+
+    def __init__(self, encoders: Mapping[str, Encoder], composites: Mapping[str, CompositeTeacher]) -> None:
+        """Freeze the encoders.
+
+        Args:
+            encoders: the loaded teachers that some loss reads, by label.
+            composites: composite teachers by label.
+        """
+        self._encoders = dict(encoders)
+        self._composites = composites
+        self._compiled = False
+        for encoder in self._encoders.values():
+            encoder.eval().requires_grad_(False)
+
+    def to(self, target: torch.dtype | torch.device) -> FrozenTeachers:
+        """Move or cast all teachers."""
+        for encoder in self._encoders.values():
+            encoder.to(target)
+        return self
+
+    def compile_parts(self) -> None:
+        """Compile the teachers; repeated calls have no effect."""
+        for encoder in () if self._compiled else self._encoders.values():
+            encoder.compile_parts()
+        self._compiled = True
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, requests: Mapping[str, SignalRequest]) -> dict[str, Signals]:
+        """Run each teacher once on a micro-batch, for the union of what is requested from it.
+
+        Args:
+            batch: the micro-batch.
+            requests: requests by label of the teacher, composites included.
+
+        Returns:
+            The signals by label; teachers with empty requests have none and are not run.
+        """
+        signals: dict[str, Signals] = {
+            label: self._encoders[label](batch, request)
+            for label, request in requests_of_models(requests, self._composites).items()
+        }
+        for label, request in requests.items():
+            if request and label in self._composites:
+                composite = self._composites[label]
+                signals[label] = composite.combine(batch, [signals[member] for member in composite.members])
+        return signals
+
+
+def requests_of_models(
+    requests: Mapping[str, SignalRequest], composites: Mapping[str, CompositeTeacher]
+) -> dict[str, SignalRequest]:
+    """Replace requests to composite teachers by requests to their members; empty requests are left out."""
+    found: dict[str, SignalRequest] = {}
+    for label, request in requests.items():
+        for member in composites[label].members if label in composites else (label,):
+            if request:
+                found[member] = found.get(member, SignalRequest()) | request
+    return found
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    total: Tensor = sum(at_least_float32(part) for part in parts)  # type: ignore[assignment]
+    return total / len(parts)
+
+
+def _concatenation(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts), dim=-1)
+
+
+def _log_mean_probabilities(parts: Sequence[Tensor]) -> Tensor:
+    # Summed as logarithms: a probability that underflows would be minus infinity, and its divergence not a number.
+    return reduce(torch.logaddexp, (at_least_float32(part).log_softmax(-1) for part in parts)) - math.log(len(parts))
+
+
+def _names(info: ModelInfo) -> tuple[str, ...]:
+    return tuple(label.casefold() for label in info.class_labels)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, tuple):
+        count, names = value
+        return ", ".join(names) or f"{count} without names"
+    return str(value)
