@@ -229,6 +229,11 @@ class TrainingSettings(ComponentConfig):
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_clipping: float = Field(0.0, ge=0, description="Maximum norm of the gradient; 0 disables clipping.")
+    gradient_caching: bool = Field(
+        False,
+        description="Compute losses that couple the sequences of a batch over the whole batch of a step, at the cost "
+        "of a second forward pass of the student.",
+    )
     compile: bool = Field(
         False, description="Compile the models with torch.compile; measurements are in docs/performance.md."
     )

@@ -74,31 +74,31 @@ def overhead(recipe: Path) -> dict[str, Any]:
     made: dict[str, Any] = {}
     train_step, loop_began = Trainer._train_step, [0.0]
 
-    def bare_step(trainer: Any, micro_batches: list[Any], counts: Any, progress: Any) -> None:
+    def bare_step(trainer: Any, batches: Any, counts: Any, progress: Any) -> None:
         if not made:
             made["module"] = copy.deepcopy(trainer.engine.module)
             cls = optimizers.get("adamw")
             made["optimizer"] = cls(cls.Config(lr=1e-4)).build([{"params": list(made["module"].parameters())}])
         module = made["module"]
         requests = module.requests(["hidden_mse"]).teachers
-        for batch in micro_batches:
+        for batch in batches.micro_batches:
             sums = module(batch, trainer.teachers(batch, requests), ["hidden_mse"])
             sum(value / counts[term] for term, value in sums.items()).backward()
         made["optimizer"].step()
         made["optimizer"].zero_grad(set_to_none=True)
 
-    def timed_step(trainer: Any, micro_batches: list[Any], counts: Any, progress: Any) -> None:
+    def timed_step(trainer: Any, batches: Any, counts: Any, progress: Any) -> None:
         if trainer.step % 2:
-            train_step(trainer, micro_batches, counts, progress)
+            train_step(trainer, batches, counts, progress)
             return
         # What the loop has done since the last bare step, which is a whole pass of it, ends here.
         now = time.process_time()
         if loop_began[0]:
             whole.append((now - loop_began[0]) / 2)
-        bare_step(trainer, micro_batches, counts, progress)
+        bare_step(trainer, batches, counts, progress)
         bare.append(time.process_time() - now)
         loop_began[0] = time.process_time()
-        train_step(trainer, micro_batches, counts, progress)
+        train_step(trainer, batches, counts, progress)
 
     Trainer._train_step = timed_step  # type: ignore[method-assign]
     try:

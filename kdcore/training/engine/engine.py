@@ -20,6 +20,7 @@ from kdcore.recipe.schema import TrainingSettings
 from kdcore.registry import optimizers
 from kdcore.signals import Batch, Signals
 from kdcore.training.engine import ENGINE_FOLDER
+from kdcore.training.engine.gradient_caching import CachedGradients
 from kdcore.training.engine.module import DistillationModule, Term
 from kdcore.training.engine.resharding import float32_weights, part_rank, read_part, read_parts, reshard
 from kdcore.training.engine.tensors import is_expanded, read_tensors, write_tensors
@@ -266,9 +267,18 @@ class Engine:
         """The training precision."""
         return next(self.module.student.parameters()).dtype
 
-    def forward(self, batch: Batch, teachers: Mapping[str, Signals], labels: Collection[str]) -> dict[Term, Tensor]:
-        """Run the student on a micro-batch; return the sum of each term of the losses with these labels."""
-        sums: dict[Term, Tensor] = self._engine(batch, teachers, labels)
+    def forward(
+        self,
+        batch: Batch,
+        teachers: Mapping[str, Signals],
+        labels: Collection[str],
+        cached: CachedGradients | None = None,
+    ) -> dict[Term, Tensor]:
+        """Run the student on a micro-batch; return the sum of each term of the losses with these labels.
+
+        With cached gradients of coupled losses, the result includes the term `CACHED`.
+        """
+        sums: dict[Term, Tensor] = self._engine(batch, teachers, labels, cached)
         return sums
 
     def backward(self, objective: Tensor) -> None:

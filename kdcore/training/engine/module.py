@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from kdcore.models.base import Encoder
 from kdcore.recipe.schema import TEACHER
 from kdcore.signals import Batch, SignalRequest, Signals
 from kdcore.training.engine.teachers import FrozenTeachers
+
+if TYPE_CHECKING:
+    from kdcore.training.engine.gradient_caching import CachedGradients
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Term:
         """Parse the text of a term; labels contain no slash."""
         label, slash, name = text.partition("/")
         return cls(label, name if slash else label)
+
+
+CACHED = Term("", "cached gradients")
+"""The term by which a micro-batch continues cached gradients of coupled losses; its factor in the objective is 1."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class DistillationModule(nn.Module):
         self.student = student
         self.losses = nn.ModuleDict(losses)
         self._requests = {label: union_of_requests([loss]) for label, loss in losses.items()}
+        self.coupled = frozenset(label for label, loss in losses.items() if loss.couples_batch)
         self.reads_classes = any(requests.student.class_logits for requests in self._requests.values())
 
     def labelled_losses(self) -> Iterator[tuple[str, Loss]]:
@@ -94,9 +103,23 @@ class DistillationModule(nn.Module):
             for name, value in loss(student, teachers.get(teacher_of(loss)), batch).items()
         }
 
-    def forward(self, batch: Batch, teachers: Mapping[str, Signals], labels: Collection[str]) -> dict[Term, Tensor]:
-        """Do the same as `sums`; called by the engine."""
-        return self.sums(batch, teachers, labels)
+    def forward(
+        self,
+        batch: Batch,
+        teachers: Mapping[str, Signals],
+        labels: Collection[str],
+        cached: CachedGradients | None = None,
+    ) -> dict[Term, Tensor]:
+        """Do the same as `sums`; called by the engine.
+
+        With cached gradients of coupled losses, which are not among `labels`, the student's random numbers are those of
+        its first forward pass on this micro-batch, and the term `CACHED` continues the gradients.
+        """
+        if cached is None:
+            return self.sums(batch, teachers, labels)
+        with cached.random_state.repeated():
+            student = self.student(batch, self.requests(labels).student | cached.request)
+        return {**self.sums_of(student, teachers, batch, labels), CACHED: cached.term(student, self)}
 
 
 def factors_of(counts: Mapping[Term, float], weights: Mapping[str, float]) -> dict[Term, float]:

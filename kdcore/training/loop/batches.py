@@ -4,23 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from kdcore.signals import Batch
 from kdcore.tasks.base import Split, Task
+from kdcore.training.engine.module import DistillationModule, Term
 from kdcore.training.loop.sampling import StepSamples
 from kdcore.training.runtime.distributed import DistributedContext
 
 
+@dataclass(frozen=True)
+class StepBatches:
+    """The data of one step in host memory.
+
+    Attributes:
+        micro_batches: those of this process.
+        whole: all sequences of all processes, ordered as in `StepSamples.whole`; None if no loss needs them.
+    """
+
+    micro_batches: list[Batch]
+    whole: Batch | None = None
+
+
 class TrainingBatches:
-    """Draw this process's micro-batches of each step, one step ahead in a thread."""
+    """Draw the batches of each step, one step ahead in a thread."""
 
     def __init__(
-        self, task: Task, seed: int, batch_size: int, micro_batch_size: int, processes: DistributedContext
+        self,
+        task: Task,
+        seed: int,
+        batch_size: int,
+        micro_batch_size: int,
+        processes: DistributedContext,
+        *,
+        whole: bool,
     ) -> None:
+        """Prepare drawing; `whole` requests the whole batch of each step besides the micro-batches."""
         self._task = task
+        self._draws_whole = whole
         self._samples = StepSamples(
             task.num_samples("train"),
             seed,
@@ -32,10 +56,10 @@ class TrainingBatches:
         )
         self._processes = processes
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdcore-batches")
-        self._next: tuple[int, Future[list[Batch]]] | None = None
+        self._next: tuple[int, Future[StepBatches]] | None = None
 
-    def step(self, step: int) -> list[Batch]:
-        """Return this process's micro-batches of a step, in host memory."""
+    def step(self, step: int) -> StepBatches:
+        """Return the batches of a step."""
         drawn = self._next[1] if self._next is not None and self._next[0] == step else None
         batches = self._draw(step) if drawn is None else drawn.result()
         self._next = (step + 1, self._pool.submit(self._draw, step + 1))
@@ -49,10 +73,30 @@ class TrainingBatches:
         """Return samples and their epochs in each micro-batch of a step on process `rank`."""
         return self._samples.micro_batches(step, rank)
 
-    def _draw(self, step: int) -> list[Batch]:
+    def _draw(self, step: int) -> StepBatches:
         drawn = self.samples(step, self._processes.rank)
         batches = [self._task.batch("train", samples, epochs) for samples, epochs in drawn]
-        return [batch.pin() for batch in batches] if _pins(self._processes.device) else batches
+        if _pins(self._processes.device):
+            batches = [batch.pin() for batch in batches]
+        return StepBatches(
+            batches, self._task.batch("train", *self._samples.whole(step)) if self._draws_whole else None
+        )
+
+
+def step_counts(module: DistillationModule, batches: StepBatches, processes: DistributedContext) -> dict[Term, float]:
+    """Count each term on this process; the sum over processes is that of the step.
+
+    Coupled losses are counted over the whole batch if there is one, by process 0 only.
+    """
+    counts: dict[Term, float] = {}
+    for batch in batches.micro_batches:
+        for term, count in module.counts(batch).items():
+            counts[term] = counts.get(term, 0.0) + count
+    if batches.whole is not None:
+        whole = module.counts(batches.whole)
+        coupled = [term for term in counts if term.label in module.coupled]
+        counts |= {term: whole[term] if processes.is_main else 0.0 for term in coupled}
+    return counts
 
 
 def held_out_batches(

@@ -42,7 +42,7 @@ class _Finding:
     Attributes:
         place: its position in the order of training, comparable between processes.
         step: 0-based step.
-        micro_batch: 0-based micro-batch of the step and process; None for the gradients of a whole step.
+        micro_batch: 0-based micro-batch of the step and process; None for the gradients and losses of a whole step.
         rank: rank of the process.
         names: names of the terms, or of the gradients.
     """
@@ -81,6 +81,11 @@ class DivergenceMonitor:
         """Record which terms of a micro-batch are not finite; 0-based numbers."""
         if sums:
             self._remember(tuple(map(str, sums)), torch.stack(list(sums.values())), step * self._places + number)
+
+    def whole_batch(self, step: int, sums: Mapping[Term, Tensor]) -> None:
+        """Record which terms of losses over the whole batch are not finite; 0-based number."""
+        if sums:
+            self._remember(tuple(map(str, sums)), torch.stack(list(sums.values())), (step + 1) * self._places - 1)
 
     def updated(self, step: int) -> bool:
         """Check the engine after a step; return whether the step was applied.
@@ -171,7 +176,7 @@ class DivergenceMonitor:
         if place != _NEVER:
             step, number = divmod(place, self._places)
             names = tuple(name for name, where in places.items() if where == place)
-            micro_batch = None if names == (_GRADIENTS,) else number
+            micro_batch = number if number < self._places - 1 else None
             findings.append(_Finding(place, step, micro_batch, self._processes.rank, names))
         everywhere = [finding for found in all_gather(self._processes, findings) for finding in found]
         return min(everywhere, key=lambda finding: (finding.place, finding.rank), default=None)
@@ -179,8 +184,10 @@ class DivergenceMonitor:
     def _described(self, finding: _Finding) -> str:
         """Describe a finding in words."""
         what = f"first seen in step {finding.step + 1} in {', '.join(finding.names)}"
-        if finding.micro_batch is None:
+        if finding.names == (_GRADIENTS,):
             return f"{what}, while its losses were finite"
+        if finding.micro_batch is None:
+            return f"{what}, over the whole batch"
         samples, _ = self._batches.samples(finding.step, finding.rank)[finding.micro_batch]
         process = f" on process {finding.rank}" if self._processes.world_size > 1 else ""
         return f"{what}{process}, among the samples {_listed(samples.tolist())}"

@@ -139,3 +139,10 @@ class StepSamples:
         first, processes = (0, 1) if self._alone else (rank, self._world_size)
         starts = range(first * self._size, self._step_size, processes * self._size)
         return [(samples[start : start + self._size], epochs[start : start + self._size]) for start in starts]
+
+    def whole(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return all samples of a step and their epochs; micro-batch i of process r is number i * processes + r."""
+        by_rank = [self.micro_batches(step, rank) for rank in range(self._world_size)]
+        ordered = [one for same_number in zip(*by_rank, strict=True) for one in same_number]
+        samples, epochs = zip(*ordered, strict=True)
+        return np.concatenate(samples), np.concatenate(epochs)

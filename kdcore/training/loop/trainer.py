@@ -13,13 +13,13 @@ from torch import Tensor
 
 from kdcore.errors import TrainingError
 from kdcore.progress import Progress
-from kdcore.signals import Batch
 from kdcore.training.checkpoint.format import TrainingState, checkpoint_folder
 from kdcore.training.checkpoint.manager import load_checkpoint, readable
 from kdcore.training.engine.engine import Engine, accumulation, zero_stage
-from kdcore.training.engine.module import Term, factors_of
+from kdcore.training.engine.gradient_caching import CachedGradients, cache_gradients
+from kdcore.training.engine.module import CACHED, Term, factors_of
 from kdcore.training.engine.teachers import FrozenTeachers
-from kdcore.training.loop.batches import TrainingBatches
+from kdcore.training.loop.batches import StepBatches, TrainingBatches, step_counts
 from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.divergence import DivergenceMonitor
 from kdcore.training.loop.events import (
@@ -84,7 +84,12 @@ class Trainer:
         self.start = context.start
         self.micro_batch_size, _ = accumulation(settings.training, self.processes.world_size)
         self.batches = TrainingBatches(
-            self.task, settings.seed, settings.training.batch_size, self.micro_batch_size, self.processes
+            self.task,
+            settings.seed,
+            settings.training.batch_size,
+            self.micro_batch_size,
+            self.processes,
+            whole=settings.training.gradient_caching,
         )
         self.divergence = DivergenceMonitor(settings, engine, self.batches, self.processes)
         self.triggers = Triggers(settings.validation, settings.checkpoints, context.plan.steps_per_epoch)
@@ -124,8 +129,8 @@ class Trainer:
                 yield from self._validate(self.start)
             while True:
                 self.watchdog.tick(f"step {self.step + 1}")
-                micro_batches = self.batches.step(self.step)
-                counts, tokens, stop, seconds = self._agree(micro_batches, self.context.shutdown.requested)
+                batches = self.batches.step(self.step)
+                counts, tokens, stop, seconds = self._agree(batches, self.context.shutdown.requested)
                 progress = self.start.at(self.step, seconds)
                 if stop or progress.finished:
                     break
@@ -133,7 +138,7 @@ class Trainer:
                     yield self._change_stage(progress)
                     continue
                 self.window.tokens += tokens
-                self._train_step(micro_batches, counts, progress)
+                self._train_step(batches, counts, progress)
                 self.step += 1
                 yield from self._after_step(self.start.at(self.step, seconds))
         if progress.finished:
@@ -160,36 +165,66 @@ class Trainer:
         stage = self.context.plan.stages[self.stage]
         return StageEvent(progress, self.stage, stage.name, stage.info)
 
-    def _train_step(self, micro_batches: list[Batch], counts: Mapping[Term, float], progress: Progress) -> None:
+    def _train_step(self, batches: StepBatches, counts: Mapping[Term, float], progress: Progress) -> None:
         """Take one optimizer step.
 
         Its gradient is that of the sum over all terms of `weight * sum / global count`, where sums and counts run over
-        all micro-batches and processes.
+        all micro-batches and processes. With gradient caching, the gradients of coupled losses with respect to the
+        student's signals are computed first, over the whole batch; each micro-batch then continues its part of them.
         """
         engine, world_size, window = self.engine, self.processes.world_size, self.window
         weights = engine.module.weights_at(progress.fraction)
-        factors = factors_of(counts, weights)
+        factors = factors_of(counts, weights) | {CACHED: 1.0}
         self.lr = engine.peak_lr * self.scheduler.factor(progress)
-        requests = engine.module.requests(weights).teachers
         objective_before, terms_before = window.objective, dict(window.terms)
-        for number, host_batch in enumerate(micro_batches if weights else ()):
+        coupled, cached = self._cache_gradients(batches, weights, factors)
+        separate = [label for label in weights if label not in {term.label for term in coupled}]
+        requests = engine.module.requests(separate).teachers
+        pairs = zip(batches.micro_batches, cached, strict=True)
+        for number, (host_batch, gradients) in enumerate(pairs if weights else ()):
             batch = host_batch.to(self.processes.device)
-            sums = engine.forward(batch, self.teachers(batch, requests), weights)
+            signals = self.teachers(batch, requests)
+            sums = engine.forward(batch, signals, separate, gradients)
             objective = torch.stack([factors[term] * value for term, value in sums.items()]).sum()
             engine.backward(world_size * objective)  # DeepSpeed averages gradients over processes
-            sums = {term: value.detach() for term, value in sums.items()}
+            sums = {term: value.detach() for term, value in sums.items() if term != CACHED}
             del objective  # frees the graph's memory before the optimizer step
             engine.finish_micro_batch(self.lr, weights)
             self.divergence.micro_batch(self.step, number, sums)
-            for term, value in sums.items():
-                window.objective = window.objective + value * factors[term]
-                window.terms[term] = window.terms.get(term, 0.0) + value * (1.0 / counts[term] if counts[term] else 0.0)
+            self._record(sums, factors, counts)
+        self.divergence.whole_batch(self.step, coupled)
+        self._record({term: value / world_size for term, value in coupled.items()}, factors, counts)
         if weights and not self.divergence.updated(self.step):
             window.objective, window.terms = objective_before, terms_before  # no average includes a skipped step
             return
         for term in factors:
-            window.term_steps[term] = window.term_steps.get(term, 0) + 1
+            if term != CACHED:
+                window.term_steps[term] = window.term_steps.get(term, 0) + 1
         window.steps += 1
+
+    def _cache_gradients(
+        self, batches: StepBatches, weights: Mapping[str, float], factors: Mapping[Term, float]
+    ) -> tuple[dict[Term, Tensor], Sequence[CachedGradients | None]]:
+        """Compute the active coupled losses over the whole batch; without gradient caching there are none.
+
+        Returns:
+            The sum of each of their terms, and the gradients for each micro-batch.
+        """
+        module = self.engine.module
+        labels = [label for label in weights if label in module.coupled]
+        if batches.whole is None or not labels:
+            return {}, [None] * len(batches.micro_batches)
+        loss_scale = self.engine.loss_scale
+        scale = 1.0 if loss_scale is None else loss_scale.now
+        micro, whole = batches.micro_batches, batches.whole
+        return cache_gradients(module, self.teachers, micro, whole, factors, labels, self.processes, scale)
+
+    def _record(self, sums: Mapping[Term, Tensor], factors: Mapping[Term, float], counts: Mapping[Term, float]) -> None:
+        """Add this process's sums to the metrics."""
+        window = self.window
+        for term, value in sums.items():
+            window.objective = window.objective + value * factors[term]
+            window.terms[term] = window.terms.get(term, 0.0) + value * (1.0 / counts[term] if counts[term] else 0.0)
 
     def _after_step(self, progress: Progress) -> Iterator[Event]:
         """Log, validate, export, checkpoint. The checkpoint is last so that it records the others."""
@@ -216,13 +251,10 @@ class Trainer:
         if self.step and (self.saved_step != self.step or timed):
             yield self._save()
 
-    def _agree(self, micro_batches: list[Batch], stop: bool) -> tuple[dict[Term, float], float, bool, float]:
+    def _agree(self, batches: StepBatches, stop: bool) -> tuple[dict[Term, float], float, bool, float]:
         """All-reduce counts, tokens and stop requests, and take process 0's clock."""
-        local: dict[Term, float] = {}
-        for batch in micro_batches:
-            for term, count in self.engine.module.counts(batch).items():
-                local[term] = local.get(term, 0.0) + count
-        tokens = float(sum(batch.num_tokens for batch in micro_batches))
+        local = step_counts(self.engine.module, batches, self.processes)
+        tokens = float(sum(batch.num_tokens for batch in batches.micro_batches))
         seconds = self._clock() if self.processes.is_main else 0.0
         flags = [float(stop), float(self.context.checkpoints.failed)]
         *counts, total_tokens, stops, failed, clock = self.processes.sum([*local.values(), tokens, *flags, seconds])

@@ -91,11 +91,16 @@ def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator
     weights = "its initial weights" if checkpoint is None else checkpoint.name
     yield f"step {step} of {run}: {training.batch_size} samples; losses with {weights} in float32, without dropout"
     bad: list[int] = []
+    if training.gradient_caching:
+        yield ""
+        yield "the whole batch"
+        yield from (f"  {value}" for value in examiner.values(*order.whole(step - 1), coupled=True))
     for rank in range(count):
         for number, (samples, epochs) in enumerate(order.micro_batches(step - 1, rank), start=1):
             yield ""
             yield f"process {rank}, micro-batch {number}"
-            yield from (f"  {value}" for value in examiner.values(samples, epochs))
+            coupled = False if training.gradient_caching else None
+            yield from (f"  {value}" for value in examiner.values(samples, epochs, coupled=coupled))
             for sample, epoch in zip(samples, epochs, strict=True):
                 yield from examiner.sample(int(sample), int(epoch), bad)
     yield ""
@@ -118,13 +123,15 @@ class _Examiner:
             check_weights(self._module, weights, checkpoint)
             self._module.load_state_dict(weights)
         # Losses that couple the sequences of a batch are meaningful for whole batches only.
+        self._labels = list(losses)
         self._separable = [label for label, loss in losses.items() if not loss.couples_batch]
         with tempfile.TemporaryDirectory(prefix="kdcore-") as folder:
             plan.task.save_tokenizer(Path(folder))
             self._tokenizer: Any = load_tokenizer(folder)
 
-    def values(self, samples: np.ndarray, epochs: np.ndarray, labels: Collection[str] | None = None) -> list[TermValue]:
-        """Compute each term of the losses with these labels, by default of all."""
+    def values(self, samples: np.ndarray, epochs: np.ndarray, *, coupled: bool | None) -> list[TermValue]:
+        """Compute each term of the losses that couple the sequences of a batch, of the others, or (None) of all."""
+        labels = [label for label in self._labels if coupled in (None, label not in self._separable)]
         return self._values(self._task.batch("train", samples, epochs), labels)
 
     def sample(self, sample: int, epoch: int, bad: list[int]) -> Iterator[str]:
@@ -138,10 +145,9 @@ class _Examiner:
         yield f"    {self._text(batch)}"
 
     @torch.no_grad()
-    def _values(self, batch: Batch, labels: Collection[str] | None) -> list[TermValue]:
-        chosen = [label for label, _ in self._module.labelled_losses() if labels is None or label in labels]
+    def _values(self, batch: Batch, labels: Collection[str]) -> list[TermValue]:
         counts = self._module.counts(batch)
-        sums = self._module.sums(batch, self._teachers(batch, self._module.requests(chosen).teachers), chosen)
+        sums = self._module.sums(batch, self._teachers(batch, self._module.requests(labels).teachers), labels)
         return [
             TermValue(term, counts[term], float(total) / counts[term] if counts[term] else 0.0)
             for term, total in sums.items()

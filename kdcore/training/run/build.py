@@ -55,6 +55,8 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
     if not components.task.cls.masks_tokens:
         for stage in stages:
             check_positions(recipe, components, stage.losses)
+    if settings.training.gradient_caching:
+        check_gradient_caching(recipe, stages)
     optimizer = _make(recipe, components.optimizer)
     scheduler = _make(recipe, components.scheduler)
     with error_location(recipe, components.task.key):
@@ -128,8 +130,9 @@ class _LossTeachers:
                 allowed=list(self._infos),
                 hint=f"Add `teacher: {label}`, or another of these labels.",
             )
-        if asked and config.teacher in self._composites:
-            self._composites[config.teacher].check(asked)
+        composite = self._composites.get(config.teacher or "")
+        if asked and composite is not None:
+            composite.check(asked)
         return loss
 
 
@@ -207,6 +210,22 @@ def check_positions(recipe: Recipe, components: Components, losses: Mapping[str,
                     f"`{components.task.name}` masks no tokens",
                     hint="use the task masked_lm, or losses such as classification",
                 )
+
+
+def check_gradient_caching(recipe: Recipe, stages: Iterable[Stage]) -> None:
+    """Refuse gradient caching without a loss that couples the sequences of a batch.
+
+    Raises:
+        RecipeError: names the key.
+    """
+    if not any(loss.couples_batch for stage in stages for loss in stage.losses.values()):
+        key = "training.gradient_caching"
+        raise RecipeError(
+            "no loss couples the sequences of a batch, so that gradient caching has no effect",
+            where=str(recipe.origin(key)),
+            key=key,
+            hint="remove it: other losses do not depend on how a batch is split",
+        )
 
 
 def is_ever_active(config: LossConfig) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -14,9 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Recipe
-from kdcore.signals import Batch
+from kdcore.signals import Batch, SignalRequest, Signals
 from kdcore.training.engine.engine import Engine, accumulation, check_precision
+from kdcore.training.engine.gradient_caching import CachedGradients, cache_gradients
 from kdcore.training.engine.module import (
+    CACHED,
     DistillationModule,
     Term,
     compile_models,
@@ -24,6 +26,7 @@ from kdcore.training.engine.module import (
     find_losses_by_parameter,
 )
 from kdcore.training.engine.teachers import FrozenTeachers
+from kdcore.training.loop.batches import StepBatches, step_counts
 from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.sampling import StepSamples
 from kdcore.training.run.build import make_plan
@@ -219,35 +222,51 @@ class _Profiler:
         with clock.timed("data"):
             drawn = samples.micro_batches(step, self.processes.rank)
             batches = [self.task.batch("train", chosen, epochs) for chosen, epochs in drawn]
+            caches = self.plan.recipe.settings.training.gradient_caching
+            whole = self.task.batch("train", *samples.whole(step)) if caches else None
         weights = module.weights_at(0.0)
-        asked = module.requests(weights).teachers
         with clock.timed("communication"):
-            factors = self._factors(batches, weights)
-        for host_batch in batches:
+            factors = self._factors(StepBatches(batches, whole), weights)
+        cached: Sequence[CachedGradients | None] = [None] * len(batches)
+        coupled = [label for label in weights if whole is not None and label in module.coupled]
+        if whole is not None and coupled:
+            with self._backward_beside_its_parts():
+                _, cached = cache_gradients(
+                    module, self._run_teachers, batches, whole, factors, coupled, self.processes, 1.0
+                )
+        separate = [label for label in weights if label not in coupled]
+        asked = module.requests(separate).teachers
+        for host_batch, gradients in zip(batches, cached, strict=True):
             with clock.timed("data"):
                 batch = host_batch.to(self.processes.device)
-            with clock.timed("teacher"):
-                answers = self.teachers(batch, asked)
-            started = clock.now()
-            inside = sum(clock.steps[-1].get(part, 0.0) for part in ("student forward", "losses"))
-            sums = self.engine.forward(batch, answers, weights)
-            objective = torch.stack([factors[term] * value for term, value in sums.items()]).sum()
-            self.engine.backward(self.processes.world_size * objective)
-            spent = clock.now() - started
-            inside = sum(clock.steps[-1].get(part, 0.0) for part in ("student forward", "losses")) - inside
-            clock.add("backward", spent - inside)
+            with self._backward_beside_its_parts():
+                sums = self.engine.forward(batch, self._run_teachers(batch, asked), separate, gradients)
+                objective = torch.stack([factors[term] * value for term, value in sums.items()]).sum()
+                self.engine.backward(self.processes.world_size * objective)
             with clock.timed("optimizer"):
                 self.engine.finish_micro_batch(0.0, weights)
         return batches
 
-    def _factors(self, batches: list[Batch], weights: Mapping[str, float]) -> dict[Term, float]:
+    def _run_teachers(self, batch: Batch, requests: Mapping[str, SignalRequest]) -> Mapping[str, Signals]:
+        with self.clock.timed("teacher"):
+            return self.teachers(batch, requests)
+
+    @contextmanager
+    def _backward_beside_its_parts(self) -> Iterator[None]:
+        """Add the time inside, without that of the models' and the losses' forward passes, to `backward`."""
+
+        def forward() -> float:
+            return sum(self.clock.steps[-1].get(part, 0.0) for part in ("teacher", "student forward", "losses"))
+
+        started, before = self.clock.now(), forward()
+        yield
+        self.clock.add("backward", self.clock.now() - started - (forward() - before))
+
+    def _factors(self, batches: StepBatches, weights: Mapping[str, float]) -> dict[Term, float]:
         """Compute the weight by global count of every term, as in training."""
-        local: dict[Term, float] = {}
-        for batch in batches:
-            for term, count in self.engine.module.counts(batch).items():
-                local[term] = local.get(term, 0.0) + count
+        local = step_counts(self.engine.module, batches, self.processes)
         counts = dict(zip(local, self.processes.sum(list(local.values())), strict=True))
-        return factors_of(counts, weights)
+        return factors_of(counts, weights) | {CACHED: 1.0}
 
     def _limit(self) -> float:
         """Measure operations per second of large matrix products."""

@@ -137,6 +137,7 @@ def _earlier_session(
     if progress.finished and complete:
         return FinishedEvent(progress, RunResult(folder, True, export, {}))
     check_layout(checkpoint, zero_stage(recipe.settings.training))
+    run_folder.check_split(folder, plan, state.world_size, processes.world_size)
     plan.check_stage(state.stage)
     if progress.fraction < plan.stages[state.stage].begins:
         raise RecipeError(

@@ -18,7 +18,8 @@ from kdcore.recipe.schema import TEACHER
 from kdcore.registry import is_same_component
 from kdcore.tasks.base import StoredData
 from kdcore.training.checkpoint.format import describe_file
-from kdcore.training.engine.engine import zero_stage
+from kdcore.training.engine.engine import accumulation, zero_stage
+from kdcore.training.loop.plan import Plan
 from kdcore.utils.atomic import atomic_write
 from kdcore.utils.stored import StoredCount, StoredText, read_json_object
 
@@ -76,6 +77,40 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
         raise RecipeError(
             [Problem("the run in this folder was started with other settings", str(folder), hint=hint), *problems]
         )
+
+
+def check_split(folder: Path, plan: Plan, before: int, now: int) -> None:
+    """Refuse to split batches in another way than before if a loss couples the sequences of a micro-batch.
+
+    Args:
+        folder: the run folder, with the recipe of the session before.
+        plan: the plan of this session.
+        before: number of processes that wrote the checkpoint.
+        now: number of processes.
+
+    Raises:
+        RecipeError: the micro-batch size or the number of processes differs.
+    """
+    recipe = plan.recipe
+    coupled = [label for stage in plan.stages for label, loss in stage.losses.items() if loss.couples_batch]
+    if not coupled or recipe.settings.training.gradient_caching:
+        return
+    label = coupled[0]
+    stored = load_recipe(folder / _RECIPE).settings.training
+    sizes = accumulation(stored, before)[0], accumulation(recipe.settings.training, now)[0]
+    key, what = "training.micro_batch_size", f"the loss `{label}` couples the sequences of a micro-batch"
+    problems = []
+    if sizes[0] != sizes[1]:
+        change = f"the micro-batch size may not change (found {sizes[1]}, expected {sizes[0]})"
+        problems.append(Problem(f"{what}: {change}", str(recipe.origin(key)), key))
+    if before != now:
+        key = f"losses.{label}"
+        change = f"the number of processes may not change (found {now}, expected {before})"
+        problems.append(Problem(f"{what}: {change}", str(recipe.origin(key)), key))
+    if problems:
+        hint = "start another run with `run.id=NEW`; with `training.gradient_caching: true` its split may change"
+        first = Problem("the run in this folder was started with other micro-batches", str(folder), hint=hint)
+        raise RecipeError([first, *problems])
 
 
 Hashes = Mapping[str, Any]
