@@ -107,6 +107,6 @@ class TrainingError(KdcoreError):
     exit_code = EXIT_TRAINING
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of another library's error message, or the class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kdcore.errors import DataError, Problem
 from kdcore.utils.atomic import atomic_write
+from kdcore.utils.stored import read_small_file
 
 FORMAT_VERSION = 3
 OLDEST_FORMAT_VERSION = 1
@@ -21,7 +22,8 @@ PreparedSplit = Literal["train", "held_out"]
 """A split of prepared data; `held_out` is empty where the recipe holds out nothing."""
 
 _HASH = "sha256"
-_LAST_WITHOUT_HASH = 2
+FIRST_WITH_HASH = 3
+"""Manifests of earlier formats carry no hash over themselves."""
 
 PREPARE_AGAIN = "remove the folder and prepare the data again"
 
@@ -178,7 +180,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_small_file(path))
     except FileNotFoundError as error:
         if not folder.is_dir():
             raise DataError("no such folder", where=str(folder), hint="create it with kdcore prepare") from error
@@ -205,7 +207,7 @@ def read_manifest(folder: Path) -> Manifest:
             hint="upgrade kdcore, or prepare the data again with this one",
         )
     stored = content.pop(_HASH, None)
-    if version > _LAST_WITHOUT_HASH or stored is not None:
+    if version >= FIRST_WITH_HASH or stored is not None:
         found = _hash_of(content)
         if stored != found:
             raise _damaged(path, f"its content differs from its own checksum (found {found}, expected {stored})", _HASH)

@@ -12,6 +12,7 @@ masks, those too.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,7 +30,7 @@ from kdcore.data.manifest import (
     read_manifest,
 )
 from kdcore.data.mapped_rows import MappedRows
-from kdcore.errors import DataError, Problem
+from kdcore.errors import DataError, Problem, first_line
 from kdcore.utils.hashing import sha256_of_file
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -68,22 +69,42 @@ class Sequences:
         pad_id: id that pads rows.
         lengths: (sequences,) int32, special tokens included.
         has_masks: whether every sequence has masks that were drawn by another program.
+        vocab_size: the number that every id is below.
+        dtype: type of the stored ids; None without rows.
+
+    Raises:
+        DataError: a file is damaged; names it. Ids are compared with `vocab_size` whenever rows are read.
     """
 
-    def __init__(self, folder: Path, name: PreparedSplit, entry: SplitEntry, sequence_length: int, pad_id: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: PreparedSplit,
+        entry: SplitEntry,
+        sequence_length: int,
+        pad_id: int,
+        vocab_size: int = 2**31,
+    ) -> None:
         self._folder = folder
+        self.vocab_size = vocab_size
         self.name = name
         self.sequence_length = sequence_length
         self.pad_id = pad_id
         self._batches: list[_MappedBatch] = []
+        self._files = [folder / shard.file for shard in entry.shards]
+        self._first_rows = np.cumsum([0, *(shard.rows for shard in entry.shards)])
         for shard in entry.shards:
-            self._batches += _checked_batches(folder, shard)
+            batches = _checked_batches(folder, shard, sequence_length)
+            if self._batches and batches and batches[0].tokens.dtype != self._batches[0].tokens.dtype:
+                raise _damaged(folder / shard.file, f"holds ids of another type ({batches[0].tokens.dtype})")
+            self._batches += batches
         lengths = [batch.lengths for batch in self._batches]
         self.lengths: NDArray[np.int32] = np.concatenate(lengths) if lengths else np.empty(0, np.int32)
         self.lengths.flags.writeable = False
         self.has_masks = bool(entry.shards) and all(shard.predictions for shard in entry.shards)
         self._predictions = max((shard.predictions for shard in entry.shards), default=0)
         self._starts = np.cumsum([0, *(len(batch.lengths) for batch in self._batches)])
+        self.dtype = self._batches[0].tokens.dtype.name if self._batches else None
         self._rows = MappedRows([batch.tokens for batch in self._batches])
 
     def __len__(self) -> int:
@@ -104,17 +125,21 @@ class Sequences:
 
         Raises:
             IndexError: a number is out of range.
+            DataError: an id is not in the vocabulary; names its file.
         """
         numbers = self._numbers(indices)
         if not numbers.size:
             return np.empty((0, self.sequence_length), np.int32), self.lengths[numbers]
-        return self._rows.take(numbers).astype(np.int32, copy=False), self.lengths[numbers]
+        rows = self._rows.take(numbers)
+        self._check_ids(rows, numbers)
+        return rows.astype(np.int32, copy=False), self.lengths[numbers]
 
     def masks(self, indices: NDArray[np.integer[Any]]) -> Masks:
         """Return the masks that are stored with these sequences, padded with zeros.
 
         Raises:
             IndexError: a number is out of range.
+            DataError: a position or an id is out of range; names its file.
         """
         numbers = self._numbers(indices)
         masks = Masks(*(np.zeros((len(numbers), self._predictions), np.int32) for _ in Masks._fields))
@@ -127,7 +152,39 @@ class Sequences:
                 width = batch.positions.shape[1]
                 masks.positions[here, :width] = batch.positions[inside]
                 masks.inputs[here, :width] = batch.inputs[inside]
+        self._check_ids(masks.inputs, numbers)
+        outside = np.flatnonzero((masks.positions >= self.lengths[numbers][:, None]).any(axis=1))
+        if outside.size:
+            row, file = self._place(int(numbers[outside[0]]))
+            raise _damaged(file, f"row {row} has a mask outside of its sequence")
         return masks
+
+    def verify(self) -> None:
+        """Compare every stored id with the vocabulary.
+
+        Raises:
+            DataError: an id is out of range; names its file.
+        """
+        for batch, start in zip(self._batches, self._starts, strict=False):
+            numbers = np.arange(start, start + len(batch.lengths))
+            self._check_ids(batch.tokens, numbers)
+            if batch.positions is not None:
+                self.masks(numbers)
+
+    def _check_ids(self, rows: NDArray[Any], numbers: NDArray[np.int64]) -> None:
+        """Refuse ids (n, width) of these rows that are not in the vocabulary, before a device indexes with them."""
+        unsigned = rows.view(np.dtype(f"u{rows.dtype.itemsize}"))  # a negative id is a very large one
+        if not rows.size or int(unsigned.max()) < self.vocab_size:
+            return
+        index = int((unsigned >= self.vocab_size).any(axis=1).argmax())
+        row, file = self._place(int(numbers[index]))
+        found = rows[index][unsigned[index] >= self.vocab_size][0]
+        raise _damaged(file, f"row {row} holds an id outside of the vocabulary (found {found} of {self.vocab_size})")
+
+    def _place(self, number: int) -> tuple[int, Path]:
+        """Return a sequence's row in its file, and the file."""
+        holder = int(np.searchsorted(self._first_rows, number, side="right")) - 1
+        return number - int(self._first_rows[holder]), self._files[holder]
 
     def _numbers(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         numbers: NDArray[np.int64] = np.ascontiguousarray(indices, dtype=np.int64)
@@ -197,18 +254,22 @@ class PreparedData:
         """
         if name not in self.manifest.splits:
             raise DataError(f"has no split `{name}`", where=str(self.folder), allowed=SPLITS)
-        return Sequences(self.folder, name, self.manifest.splits[name], self.sequence_length, self.pad_id)
+        entry, manifest = self.manifest.splits[name], self.manifest
+        sequences = Sequences(self.folder, name, entry, self.sequence_length, self.pad_id, self.vocab_size)
+        if sequences.dtype not in (None, manifest.dtype):
+            what = f"differs from the rows of {name} (found {manifest.dtype}, expected {sequences.dtype})"
+            raise DataError(what, where=str(self.folder / MANIFEST), key="dtype", hint=PREPARE_AGAIN)
+        return sequences
 
     def verify(self) -> None:
-        """Read all files and compare them with the checksums.
+        """Read all files; compare them with the checksums, and the manifest with the tokenizer and the rows.
 
         Raises:
             DataError: names every file that is damaged.
         """
-        from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint
-
         problems: list[Problem] = []
-        for entry in self.manifest.splits.values():
+        for name, entry in self.manifest.splits.items():
+            before = len(problems)
             for shard in entry.shards:
                 path = self.folder / shard.file
                 try:
@@ -218,11 +279,37 @@ class PreparedData:
                 else:
                     if sha256_of_file(path) != shard.sha256:
                         problems.append(Problem("is damaged: its checksum differs", str(path), hint=PREPARE_AGAIN))
-        if tokenizer_fingerprint(load_tokenizer(str(self.tokenizer_folder))) != self.tokenizer_fingerprint:
-            what = "is not the tokenizer of the data (its fingerprint differs)"
-            problems.append(Problem(what, str(self.tokenizer_folder), hint=PREPARE_AGAIN))
+            if len(problems) == before:
+                try:
+                    self.split(name).verify()
+                except DataError as error:
+                    problems += error.problems
+        problems += self.tokenizer_problems()
         if problems:
             raise DataError(problems)
+
+    def tokenizer_problems(self) -> list[Problem]:
+        """Compare the manifest with the tokenizer: fingerprint, special ids and size of the vocabulary."""
+        from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint, vocabulary_size
+
+        try:
+            tokenizer = load_tokenizer(str(self.tokenizer_folder))
+            if tokenizer_fingerprint(tokenizer) != self.tokenizer_fingerprint:
+                what = "is not the tokenizer of the data (its fingerprint differs)"
+                return [Problem(what, str(self.tokenizer_folder), hint=PREPARE_AGAIN)]
+            known = asdict(special_ids(tokenizer))
+        except DataError as error:
+            return list(error.problems)
+        stated = self.manifest.special_tokens.model_dump()
+        expected = {
+            "vocab_size": (self.vocab_size, vocabulary_size(tokenizer)),
+            **{f"special_tokens.{role}": (stated[role], known[role]) for role in stated},
+        }
+        return [
+            Problem(f"differs from the tokenizer (found {found}, expected {value})", str(self.folder / MANIFEST), key)
+            for key, (found, value) in expected.items()
+            if found != (list(value) if isinstance(value, tuple) else value)
+        ]
 
 
 def _open_split(folder: Path, name: PreparedSplit) -> Sequences:
@@ -239,17 +326,32 @@ def _check_size(path: Path, shard: ShardEntry) -> None:
         )
 
 
-def _checked_batches(folder: Path, shard: ShardEntry) -> list[_MappedBatch]:
+def _checked_batches(folder: Path, shard: ShardEntry, sequence_length: int) -> list[_MappedBatch]:
     path = folder / shard.file
     _check_size(path, shard)
     try:
         batches = _map_file(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"cannot be read ({error})", where=str(path), hint=PREPARE_AGAIN) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as error:
+        raise _damaged(path, f"cannot be read ({first_line(error)})") from error
     rows = sum(len(batch.lengths) for batch in batches)
     if rows != shard.rows:
-        raise DataError(f"has {rows} rows (expected {shard.rows})", where=str(path), hint=PREPARE_AGAIN)
+        raise _damaged(path, f"has {rows} rows (expected {shard.rows})")
+    for batch in batches:
+        kinds = batch.tokens.dtype.name, batch.lengths.dtype.name
+        if kinds not in (("uint16", "int32"), ("int32", "int32")) or batch.tokens.dtype != batches[0].tokens.dtype:
+            raise _damaged(path, f"holds ids or lengths of another type ({', '.join(kinds)})")
+        if batch.tokens.shape[1] != sequence_length:
+            raise _damaged(path, f"has rows of {batch.tokens.shape[1]} tokens (expected {sequence_length})")
+        if len(batch.lengths) and not 0 < batch.lengths.min() <= batch.lengths.max() <= sequence_length:
+            low, high = batch.lengths.min(), batch.lengths.max()
+            raise _damaged(path, f"has sequences of {low} to {high} tokens (expected 1 to {sequence_length})")
+        if (0 if batch.positions is None else batch.positions.shape[1]) != shard.predictions:
+            raise _damaged(path, f"does not hold {shard.predictions} masked positions for each row")
     return batches
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(what, where=str(path), hint=PREPARE_AGAIN)
 
 
 def _map_file(path: Path) -> list[_MappedBatch]:
@@ -258,7 +360,9 @@ def _map_file(path: Path) -> list[_MappedBatch]:
     reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path), "r"))
     batches = []
     for number in range(reader.num_record_batches):
-        columns = dict(zip(reader.schema.names, reader.get_batch(number).columns, strict=True))
+        batch = reader.get_batch(number)
+        batch.validate()
+        columns = dict(zip(reader.schema.names, batch.columns, strict=True))
         masks = [_values(columns[name]) if name in columns else None for name in ("masked_positions", "masked_inputs")]
         lengths = columns["length"].to_numpy(zero_copy_only=True)
         batches.append(_MappedBatch(_values(columns["tokens"]), lengths, *masks))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*
 
 _ROLES = ("pad", "cls", "sep", "mask")
 _NEEDED_FOR = "kdcore needs [CLS] and [SEP] around each sequence, [PAD] for short ones and [MASK] for masked-LM"
+_SOURCES = "a folder with tokenizer files, a SentencePiece .model file, the name of a model on a hub"
+_WITHOUT_NETWORK = "without network access, download the tokenizer elsewhere and name its folder"
+_LARGEST_VOCABULARY = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -52,27 +57,46 @@ def load_tokenizer(name: str) -> Any:
     """
     path = Path(name)
     refuse_pointers(path, TOKENIZER_FILES)
-    if path.suffix == ".model" and path.is_file():
-        from kdcore.data.sentencepiece_models import convert_sentencepiece
+    with _readable(name):
+        if path.suffix == ".model" and path.is_file():
+            from kdcore.data.sentencepiece_models import convert_sentencepiece
 
-        tokenizer = convert_sentencepiece(path)
-    else:
-        tokenizer = _load_with_transformers(name)
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    # transformers stores these settings, and traces of this machine, and would save and restore them.
-    for setting in (
-        "max_length",
-        "stride",
-        "truncation_strategy",
-        "pad_to_multiple_of",
-        "is_local",
-        "local_files_only",
-    ):
-        tokenizer.init_kwargs.pop(setting, None)
-    special_ids(tokenizer, name)
+            tokenizer = convert_sentencepiece(path)
+        else:
+            tokenizer = _load_with_transformers(name)
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        # transformers stores these settings, and traces of this machine, and would save and restore them.
+        for setting in (
+            "max_length",
+            "stride",
+            "truncation_strategy",
+            "pad_to_multiple_of",
+            "is_local",
+            "local_files_only",
+        ):
+            tokenizer.init_kwargs.pop(setting, None)
+        special_ids(tokenizer, name)
+        if vocabulary_size(tokenizer) > _LARGEST_VOCABULARY:
+            largest = vocabulary_size(tokenizer) - 1
+            what = f"the tokenizer's largest id is out of range (found {largest}, expected below {_LARGEST_VOCABULARY})"
+            raise DataError(what, where=name)
     return tokenizer
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn the errors of damaged tokenizer files into a DataError; the libraries raise every type for them."""
+    try:
+        yield
+    except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # the panics of the library tokenizers are not Exceptions
+        reason = f"key {error} is missing" if isinstance(error, KeyError) else first_line(error)
+        raise DataError(
+            f"the tokenizer cannot be loaded ({reason})", where=name, allowed=_SOURCES, hint=_WITHOUT_NETWORK
+        ) from error
 
 
 def special_ids(tokenizer: Any, where: str | None = None) -> SpecialIds:
@@ -122,17 +146,9 @@ def _load_with_transformers(name: str) -> Any:
         raise DataError(
             "is a file, but not a SentencePiece model",
             where=name,
-            allowed="a folder with tokenizer files, a SentencePiece .model file, the name of a model on a hub",
+            allowed=_SOURCES,
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise DataError(
-            f"the tokenizer cannot be loaded ({first_line(error)})",
-            where=name,
-            allowed="a folder with tokenizer files, a SentencePiece .model file, the name of a model on a hub",
-            hint="without network access, download the tokenizer elsewhere and name its folder",
-        ) from error
+    tokenizer = AutoTokenizer.from_pretrained(name)
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
             "has only a slow tokenizer, written in Python",

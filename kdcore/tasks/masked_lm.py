@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from kdcore.data.manifest import FIRST_WITH_HASH
 from kdcore.data.preparation import open_data, reopen_data
 from kdcore.data.shards import SPLITS, Sequences
 from kdcore.data.tokenizers import load_tokenizer
@@ -85,7 +86,15 @@ class MaskedLM(Task):
         return self._fingerprint
 
     def check(self, student: Model, teacher: Model | None) -> None:
-        """Compare length and vocabulary with both models."""
+        """Compare length and vocabulary with both models.
+
+        Raises:
+            DataError: they do not fit, or the manifest of the data differs from its tokenizer.
+        """
+        if self.data.manifest.format_version < FIRST_WITH_HASH:  # the others are compared with their hash
+            problems = self.data.tokenizer_problems()
+            if problems:
+                raise DataError(problems)
         check_fit(
             student,
             teacher,

@@ -184,11 +184,11 @@ def test_changed_prepared_data_stops_the_run(run: Path, small_recipe: Path, cach
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "is damaged"),
-        ("[]", "expected a JSON object"),
+        ("", "is not valid JSON"),
+        ("[]", "expected a map"),
         ("{}", "format_version"),
-        ("[" * 100_000, "is damaged"),
-        ("\0", "is damaged"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("\0", "is not valid JSON"),
         ('{"format_version": 2}', r"newer kdcore: format version 2(.|\n)*format version 1"),
         ('{"format_version": true, "folder": "/x", "fingerprint": "x"}', "format_version"),
         ('{"format_version": 1, "fingerprint": "x"}', "folder"),

@@ -22,6 +22,8 @@ from kdcore.data.weighting import WeightedRows
 from kdcore.errors import DataError
 
 LENGTH = 16
+VOCABULARY = 146
+"""Of the fixture `tokenizer_folder`."""
 
 
 def make_rows(count: int, top: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -39,6 +41,7 @@ def make_folder(
     lengths: NDArray[np.int32],
     *,
     dtype: Literal["uint16", "int32"] = "uint16",
+    vocab_size: int = VOCABULARY,
 ) -> PreparedData:
     folder.mkdir()
     with ShardWriter(folder, "train-00000", LENGTH, dtype, batch_rows=7) as train:
@@ -54,7 +57,7 @@ def make_folder(
             recipe={},
             inputs=[],
             tokenizer_fingerprint=tokenizer_fingerprint(load_tokenizer(str(tokenizer_folder))),
-            vocab_size=100,
+            vocab_size=vocab_size,
             special_tokens=SpecialTokens(pad=0, cls=2, sep=3, mask=4, unk=1, all=[0, 1, 2, 3, 4]),
             sequence_length=LENGTH,
             dtype=dtype,
@@ -67,7 +70,7 @@ def make_folder(
 
 @pytest.fixture
 def rows() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    return make_rows(500, 60_000)
+    return make_rows(500, VOCABULARY)
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def test_rows_come_back_as_they_were_written_in_any_order(
     tmp_path: Path, tokenizer_folder: Path, dtype: Literal["uint16", "int32"], top: int
 ) -> None:
     rows, lengths = make_rows(500, top)
-    data = make_folder(tmp_path / "data", tokenizer_folder, rows, lengths, dtype=dtype)
+    data = make_folder(tmp_path / "data", tokenizer_folder, rows, lengths, dtype=dtype, vocab_size=top)
     assert len(data.manifest.splits["train"].shards) == 5  # 500 rows, 7 a batch, 16 batches a shard
     train = data.split("train")
     assert len(train) == 500
@@ -91,7 +94,7 @@ def test_rows_come_back_as_they_were_written_in_any_order(
         assert read.dtype == read_lengths.dtype == np.int32
         np.testing.assert_array_equal(read, rows[indices])
         np.testing.assert_array_equal(read_lengths, lengths[indices])
-    data.verify()
+    train.verify()
 
 
 def test_what_rows_gives_is_the_callers_to_change(prepared: PreparedData) -> None:
@@ -162,6 +165,82 @@ def test_a_shard_of_garbage_is_an_error_not_a_traceback(prepared: PreparedData) 
     shard.write_bytes(b"x" * shard.stat().st_size)
     with pytest.raises(DataError, match=rf"{shard.name}: cannot be read"):
         PreparedData.open(prepared.folder).split("train")
+
+
+def test_intact_data_passes_verify(prepared: PreparedData) -> None:
+    prepared.verify()
+
+
+def rewritten(prepared: PreparedData, **changes: Any) -> PreparedData:
+    """The folder with another manifest that carries the hash over itself."""
+    write_manifest(prepared.folder, prepared.manifest.model_copy(update=changes))
+    return PreparedData.open(prepared.folder)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+def test_an_id_out_of_range_is_named_with_its_shard_and_row(
+    tmp_path: Path, tokenizer_folder: Path, dtype: Literal["uint16", "int32"]
+) -> None:
+    rows, lengths = make_rows(500, VOCABULARY)
+    rows[437, 3] = VOCABULARY
+    data = make_folder(tmp_path / "data", tokenizer_folder, rows, lengths, dtype=dtype)
+    name = data.manifest.splits["train"].shards[3].file
+    train = data.split("train")
+    assert train.rows(np.arange(437))[0].max() < VOCABULARY
+    # 500 rows, 7 a batch, 16 batches a shard: row 437 is row 437 - 3 * 112 of the fourth.
+    words = rf"{name}: row 101 holds an id outside of the vocabulary \(found 146 of 146\)"
+    with pytest.raises(DataError, match=words):
+        train.rows(np.array([5, 437, 6]))
+    with pytest.raises(DataError, match=words):
+        data.verify()
+
+
+def test_a_negative_id_is_out_of_range(tmp_path: Path, tokenizer_folder: Path) -> None:
+    rows, lengths = make_rows(20, VOCABULARY)
+    rows[3, 0] = -1
+    data = make_folder(tmp_path / "data", tokenizer_folder, rows, lengths, dtype="int32")
+    with pytest.raises(DataError, match=r"row 3 holds an id outside of the vocabulary \(found -1 of 146\)"):
+        data.split("train").rows(np.arange(20))
+
+
+@pytest.mark.parametrize("length", [0, -1, LENGTH + 1, 2**31 - 1])
+def test_a_length_out_of_range_is_named_with_its_shard(tmp_path: Path, tokenizer_folder: Path, length: int) -> None:
+    rows, lengths = make_rows(20, VOCABULARY)
+    lengths[7] = length
+    data = make_folder(tmp_path / "data", tokenizer_folder, rows, lengths)
+    with pytest.raises(DataError, match=rf"train-00000\.arrow: has sequences of .*{length}.* \(expected 1 to 16"):
+        data.split("train")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("mask", 5, r"special_tokens\.mask: differs from the tokenizer \(found 5, expected 4\)"),
+        ("pad", 1, r"special_tokens\.pad: differs from the tokenizer \(found 1, expected 0\)"),
+        ("unk", None, r"special_tokens\.unk: differs from the tokenizer \(found None, expected 1\)"),
+        ("all", [0, 1], r"special_tokens\.all: differs from the tokenizer \(found \[0, 1\], expected"),
+    ],
+)
+def test_verify_compares_special_ids_with_the_tokenizer(
+    prepared: PreparedData, key: str, value: Any, words: str
+) -> None:
+    tokens = prepared.manifest.special_tokens.model_copy(update={key: value})
+    with pytest.raises(DataError, match=rf"manifest\.json: {words}"):
+        rewritten(prepared, special_tokens=tokens).verify()
+
+
+def test_verify_compares_the_vocabulary_with_the_tokenizer(prepared: PreparedData) -> None:
+    with pytest.raises(DataError, match=r"vocab_size: differs from the tokenizer \(found 147, expected 146\)"):
+        rewritten(prepared, vocab_size=VOCABULARY + 1).verify()
+    with pytest.raises(DataError, match=r"vocab_size: differs from the tokenizer \(found 145, expected 146\)"):
+        rewritten(prepared, vocab_size=VOCABULARY - 1).verify()
+
+
+def test_verify_compares_length_and_type_with_the_rows(prepared: PreparedData) -> None:
+    with pytest.raises(DataError, match=r"train-00000\.arrow: has rows of 16 tokens \(expected 15\)"):
+        rewritten(prepared, sequence_length=LENGTH - 1).verify()
+    with pytest.raises(DataError, match=r"dtype: differs from the rows of train \(found int32, expected uint16\)"):
+        rewritten(prepared, sequence_length=LENGTH, dtype="int32").verify()
 
 
 def test_another_tokenizer_in_the_folder_is_found_by_verify(prepared: PreparedData) -> None:
@@ -383,7 +462,7 @@ def test_stored_masks_come_back_with_their_rows_where_rows_have_any(tmp_path: Pa
         writer.append(rows[30:], lengths[30:])
     assert [shard.predictions for shard in writer.shards] == [2, 4, 0]
     entry = SplitEntry(sequences=40, shards=writer.shards)
-    train = Sequences(tmp_path, "train", entry, LENGTH, 0)
+    train = Sequences(tmp_path, "train", entry, LENGTH, 0, vocab_size=60_000)
     assert not train.has_masks
     assert Sequences(tmp_path, "train", entry.model_copy(update={"shards": writer.shards[:2]}), LENGTH, 0).has_masks
     order = random.permutation(40)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore import PreparedData, PreparedSplit, Sequences, SplitEntry
+from kdcore import PreparedData, PreparedSplit, Sequences, SplitEntry, load_tokenizer
 
 _BINS = 8
 _BAR = 40
@@ -61,9 +61,7 @@ def problems(data: PreparedData, sequences: dict[PreparedSplit, Sequences]) -> I
 
 def samples(data: PreparedData, sequences: Sequences, count: int) -> Iterator[tuple[int, str]]:
     """Decode some sequences, evenly spread over a split: number and beginning of each."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(data.tokenizer_folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(data.tokenizer_folder))
     numbers = np.unique(np.linspace(0, len(sequences) - 1, min(count, len(sequences))).astype(np.int64))
     rows, lengths = sequences.rows(numbers)
     for number, row, length in zip(numbers.tolist(), rows, lengths, strict=True):
