@@ -60,12 +60,15 @@ from .losses.base import LossConfig as LossConfig
 from .losses.base import require_classes as require_classes
 from .losses.base import require_equal_classes as require_equal_classes
 from .losses.base import require_equal_heads as require_equal_heads
+from .losses.base import require_equal_outputs as require_equal_outputs
+from .losses.base import require_head as require_head
 from .losses.base import require_teacher as require_teacher
 from .models.architectures import Architecture as Architecture
 from .models.base import Encoder as Encoder
 from .models.base import Model as Model
 from .models.base import Role as Role
 from .models.encoder import TransformersEncoder as TransformersEncoder
+from .models.heads import load_head as load_head
 from .models.transformers import TransformersModel as TransformersModel
 from .optimizers.base import Optimizer as Optimizer
 from .optimizers.base import OptimizerConfig as OptimizerConfig
@@ -116,7 +119,10 @@ from .signals import AttentionTap as AttentionTap
 from .signals import Batch as Batch
 from .signals import Block as Block
 from .signals import ClassHead as ClassHead
+from .signals import FactoredLogits as FactoredLogits
+from .signals import Head as Head
 from .signals import HeadChunk as HeadChunk
+from .signals import HeadLevel as HeadLevel
 from .signals import ModelInfo as ModelInfo
 from .signals import PackedHeads as PackedHeads
 from .signals import Positions as Positions
@@ -126,6 +132,7 @@ from .signals import Signals as Signals
 from .tasks.base import Split as Split
 from .tasks.base import StoredData as StoredData
 from .tasks.base import Task as Task
+from .tasks.base import TaskOutputs as TaskOutputs
 from .tasks.finished_run import FinishedRun as FinishedRun
 from .tasks.finished_run import SummaryRows as SummaryRows
 from .tasks.fitting import check_fit as check_fit

@@ -1,4 +1,4 @@
-"""Resolve public names that have another name now, or that another package has taken over."""
+"""Warn of deprecated names, and resolve those that have another name now or that another package has taken over."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def moved_name(old: str, module: str, package: str) -> Any:
             raise
         raise AttributeError(f"`{old}` is now `{module}.{name}`: pip install {package}") from error
     value = getattr(found, name)
-    warnings.warn(f"`{old}` is deprecated: use `{module}.{name}`", DeprecationWarning, stacklevel=3)
+    warn_deprecated(old, f"{module}.{name}", level=4)
     return value
 
 
@@ -42,5 +42,16 @@ def renamed(old: str, new: str, value: Any) -> Any:
         new: its name now.
         value: what it names.
     """
-    warnings.warn(f"`{old}` is deprecated: use `{new}`", DeprecationWarning, stacklevel=3)
+    warn_deprecated(old, new, level=4)
     return value
+
+
+def warn_deprecated(old: str, new: str, level: int = 3) -> None:
+    """Warn that a name is deprecated, by default at the line that calls the function or property behind it.
+
+    Args:
+        old: the deprecated name, as its users write it.
+        new: its replacement.
+        level: number of the frame that the warning names; 2 is the caller's.
+    """
+    warnings.warn(f"`{old}` is deprecated: use `{new}`", DeprecationWarning, stacklevel=level)

@@ -6,13 +6,16 @@ student and nothing else. `Signals` expose real tokens only, so that losses do n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from kdcore.deprecated import warn_deprecated
+from kdcore.errors import InputError
 
 Block = int | Literal["embeddings"]
 """Location of hidden states: a 0-based block, or the embedding output."""
@@ -24,23 +27,90 @@ Positions = Literal["masked", "all"]
 """Positions of predictions over the vocabulary: masked positions, or all real tokens."""
 
 
+HeadLevel = Literal["token", "sequence"]
+"""What a head, or a batch column, has one row for: every real token, or every sequence."""
+
+MASKED_LM = "masked_lm"
+SEQUENCE_CLASSES = "sequence_classes"
+
+
 @dataclass(frozen=True)
-class ClassHead:
-    """The output of a classification or regression head on whole sequences.
+class Head:
+    """What a model predicts from its last hidden states: C outputs for every token or every sequence.
+
+    The weights of a head are those of transformers' class `auto_class`, or those of the module that a subclass returns
+    from `module`.
 
     Attributes:
-        labels: names of the classes in the order of the head's outputs; empty for regression.
+        name: name by which losses request the outputs, such as `sequence_classes`.
+        level: whether there are outputs for every real token (N, C) or for every sequence (B, C).
+        num_outputs: C; the vocabulary size for `masked_lm`.
+        labels: names of the outputs in their order; empty if unknown or for regression.
+        problem_type: as in configurations of transformers, such as `regression` or `multi_label_classification`.
+        auto_class: name of the class of transformers that loads an export with this head.
+        pooling: the state of a sequence that a module of a `sequence` head receives: the first token's, or the mean
+            over real tokens.
     """
 
+    name: str
+    level: HeadLevel
+    num_outputs: int
     labels: tuple[str, ...] = ()
+    problem_type: str | None = None
+    auto_class: str = "AutoModel"
+    pooling: Literal["first", "mean"] = "first"
 
-    @property
-    def num_outputs(self) -> int:
-        """Return C, the number of outputs per sequence: the number of classes, or 1 for regression."""
-        return len(self.labels) or 1
+    @staticmethod
+    def masked_lm(vocab_size: int) -> Head:
+        """Return the masked-LM head: a prediction over the vocabulary for every token."""
+        return Head(MASKED_LM, "token", vocab_size, auto_class="AutoModelForMaskedLM")
+
+    @staticmethod
+    def sequence_classes(
+        labels: Sequence[str] = (), problem_type: str | None = None, num_outputs: int | None = None
+    ) -> Head:
+        """Return the head `sequence_classes` for these classes; for regression without classes.
+
+        Args:
+            labels: names of the classes.
+            problem_type: default: `single_label_classification`, or `regression` for a single output without a name.
+            num_outputs: number of classes without names.
+        """
+        outputs = num_outputs or len(labels) or 1
+        usual = "single_label_classification" if labels or outputs > 1 else "regression"
+        auto_class = "AutoModelForSequenceClassification"
+        return Head(SEQUENCE_CLASSES, "sequence", outputs, tuple(labels), problem_type or usual, auto_class)
+
+    @staticmethod
+    def token_classes(labels: Sequence[str] = (), num_outputs: int | None = None) -> Head:
+        """Return the head `token_classes` for these classes, or for a number of classes without names."""
+        outputs, auto_class = num_outputs or len(labels), "AutoModelForTokenClassification"
+        return Head("token_classes", "token", outputs, tuple(labels), auto_class=auto_class)
+
+    def module(self, info: ModelInfo) -> nn.Module | None:
+        """Return a new module from states (N, d) or (B, d) to outputs (N, C) or (B, C), in float32.
+
+        None, the default, if transformers has the module under `auto_class`.
+
+        Args:
+            info: the model whose states it receives.
+        """
+        return None
 
 
-@dataclass(frozen=True)
+class ClassHead(Head):
+    """Deprecated: use `Head.sequence_classes`."""
+
+    def __new__(cls, labels: Sequence[str] = ()) -> Head:  # type: ignore[misc]
+        """Return the head `sequence_classes`."""
+        warn_deprecated("ClassHead", "Head.sequence_classes")
+        return Head.sequence_classes(labels)
+
+
+_UNSET: Any = object()
+
+
+@dataclass(frozen=True, init=False)
 class ModelInfo:
     """The description of a model that is available to losses and tasks before it is loaded.
 
@@ -52,9 +122,8 @@ class ModelInfo:
         head_size: width d_k of one head.
         vocab_size: rows of the embedding table.
         max_length: longest sequence in tokens.
-        has_lm_head: whether the model was saved with trained weights of a masked-LM head.
-        num_classes: outputs C of its classification head, 1 for regression; None without such a head.
-        class_labels: names of the classes in the order of the outputs; empty if unknown or for regression.
+        heads: the heads that losses can read, in the order of their names: of a teacher those that it was saved with,
+            of a student those that it can be trained with.
         position_pad_id: token that is not counted as a position, as in RoBERTa; None if positions do not depend on ids.
     """
 
@@ -65,42 +134,125 @@ class ModelInfo:
     head_size: int
     vocab_size: int
     max_length: int
-    has_lm_head: bool
-    num_classes: int | None = None
-    class_labels: tuple[str, ...] = ()
+    heads: tuple[Head, ...] = ()
     position_pad_id: int | None = None
 
+    def __init__(
+        self,
+        architecture: str,
+        num_layers: int,
+        hidden_size: int,
+        num_heads: int,
+        head_size: int,
+        vocab_size: int,
+        max_length: int,
+        has_lm_head: bool = _UNSET,
+        num_classes: int | None = _UNSET,
+        class_labels: tuple[str, ...] = _UNSET,
+        *,
+        heads: Iterable[Head] = (),
+        position_pad_id: int | None = None,
+    ) -> None:
+        """Describe a model; `has_lm_head`, `num_classes` and `class_labels` are deprecated: use `heads`."""
+        by_name = {head.name: head for head in heads}
+        given = [value is not _UNSET for value in (has_lm_head, num_classes, class_labels)]
+        if any(given):
+            warn_deprecated("ModelInfo(has_lm_head=, num_classes=, class_labels=)", "ModelInfo(heads=)")
+        if given[0]:
+            by_name.pop(MASKED_LM, None)
+            by_name |= {MASKED_LM: Head.masked_lm(vocab_size)} if has_lm_head else {}
+        if given[1] or given[2]:
+            before = by_name.pop(SEQUENCE_CLASSES, None)
+            outputs = num_classes if given[1] else before.num_outputs if before else None
+            labels = class_labels if given[2] else ()
+            if outputs is not None:
+                by_name[SEQUENCE_CLASSES] = Head.sequence_classes(labels, num_outputs=outputs)
+        values = (architecture, num_layers, hidden_size, num_heads, head_size, vocab_size, max_length)
+        ordered = tuple(by_name[name] for name in sorted(by_name))
+        for one, value in zip(fields(self), (*values, ordered, position_pad_id), strict=True):
+            object.__setattr__(self, one.name, value)
 
-@dataclass(frozen=True)
+    def head(self, name: str) -> Head | None:
+        """Return the head of this name; None if the model does not have it."""
+        return next((head for head in self.heads if head.name == name), None)
+
+    @property
+    def has_lm_head(self) -> bool:
+        """Deprecated: use `head("masked_lm")`."""
+        warn_deprecated("ModelInfo.has_lm_head", 'ModelInfo.head("masked_lm")')
+        return self.head(MASKED_LM) is not None
+
+    @property
+    def num_classes(self) -> int | None:
+        """Deprecated: use `head("sequence_classes")`."""
+        warn_deprecated("ModelInfo.num_classes", 'ModelInfo.head("sequence_classes")')
+        head = self.head(SEQUENCE_CLASSES)
+        return None if head is None else head.num_outputs
+
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """Deprecated: use `head("sequence_classes")`."""
+        warn_deprecated("ModelInfo.class_labels", 'ModelInfo.head("sequence_classes")')
+        head = self.head(SEQUENCE_CLASSES)
+        return () if head is None else head.labels
+
+
+@dataclass(frozen=True, init=False)
 class SignalRequest:
     """The signals requested from one model (teacher or student). Combine with `|`.
 
     Attributes:
         hidden_blocks: hidden states after these blocks.
         attention_parts: (part, block) pairs of query, key and value.
-        prediction_positions: positions of predictions over the vocabulary.
-        class_logits: whether the outputs of the classification head are requested.
+        prediction_positions: positions of predictions over the vocabulary, as logits.
+        factored_positions: positions of predictions over the vocabulary, as `FactoredLogits`.
+        heads: names of other heads whose outputs are requested.
     """
 
     hidden_blocks: frozenset[Block] = frozenset()
     attention_parts: frozenset[tuple[AttentionPart, int]] = frozenset()
     prediction_positions: frozenset[Positions] = frozenset()
-    class_logits: bool = False
+    factored_positions: frozenset[Positions] = frozenset()
+    heads: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        hidden_blocks: frozenset[Block] = frozenset(),
+        attention_parts: frozenset[tuple[AttentionPart, int]] = frozenset(),
+        prediction_positions: frozenset[Positions] = frozenset(),
+        class_logits: bool = False,
+        *,
+        factored_positions: frozenset[Positions] = frozenset(),
+        heads: frozenset[str] = frozenset(),
+    ) -> None:
+        """Request signals; `class_logits` is deprecated: use `heads`."""
+        if class_logits:
+            warn_deprecated("SignalRequest(class_logits=True)", 'Signals.head("sequence_classes")')
+            heads = heads | {SEQUENCE_CLASSES}
+        values = (hidden_blocks, attention_parts, prediction_positions, factored_positions, heads)
+        for one, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, one.name, value)
+
+    @property
+    def class_logits(self) -> bool:
+        """Deprecated: use `"sequence_classes" in heads`."""
+        warn_deprecated("SignalRequest.class_logits", "SignalRequest.heads")
+        return SEQUENCE_CLASSES in self.heads
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Return whether predictions over the vocabulary are requested, in any form."""
+        return bool(self.prediction_positions or self.factored_positions)
 
     def __or__(self, other: SignalRequest) -> SignalRequest:
-        return SignalRequest(
-            self.hidden_blocks | other.hidden_blocks,
-            self.attention_parts | other.attention_parts,
-            self.prediction_positions | other.prediction_positions,
-            self.class_logits or other.class_logits,
-        )
+        return SignalRequest(**{one.name: getattr(self, one.name) | getattr(other, one.name) for one in fields(self)})
 
     def __bool__(self) -> bool:
-        return bool(self.hidden_blocks or self.attention_parts or self.prediction_positions or self.class_logits)
+        return any(getattr(self, one.name) for one in fields(self))
 
     def depth(self, num_layers: int) -> int:
         """Return the number of blocks, counted from the first, that this request needs."""
-        if self.prediction_positions or self.class_logits:
+        if self.predicts_tokens or self.heads:
             return num_layers
         blocks = {block for block in self.hidden_blocks if block != "embeddings"}
         blocks |= {block for _, block in self.attention_parts}
@@ -136,7 +288,8 @@ class Batch:
         token_index: (N,) int64, flat positions `row * L + column` of the real tokens.
         masked_index: (M,) int64, flat positions whose token is to be predicted.
         masked_labels: (M,) int64, the tokens to be predicted there.
-        columns: further columns by name, one row per sequence.
+        columns: further columns by name: one row per sequence (B, ...), or a value for every position (B, L), which
+            is ignored in the padding.
         token_types: (B, L) int64, 1 on tokens of the second text of a pair; None if there are no pairs.
     """
 
@@ -163,6 +316,11 @@ class Batch:
     def num_masked(self) -> int:
         """Return M, the number of tokens to be predicted."""
         return int(self.masked_index.shape[0])
+
+    def token_column(self, name: str) -> Tensor:
+        """Return the values (N,) of a column (B, L) at the real tokens, in the order of `Signals.tokens`."""
+        flat = self.columns[name].reshape(-1)
+        return flat.index_select(0, self.token_index)
 
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to `device`; copies from pinned memory are asynchronous."""
@@ -292,6 +450,25 @@ class PackedHeads:
     pattern: AttentionPattern | None
 
 
+@dataclass(frozen=True)
+class FactoredLogits:
+    """Predictions over the vocabulary before the last product: logits are `states @ weight^T + bias`.
+
+    Attributes:
+        states: (M, d) at masked positions, or (N, d).
+        weight: (V, d), one row per token of the vocabulary.
+        bias: (V,); None without one.
+    """
+
+    states: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def logits(self, rows: slice = slice(None)) -> Tensor:
+        """Return the logits (rows, V) of some of the positions."""
+        return nn.functional.linear(self.states[rows], self.weight, self.bias)
+
+
 class Signals:
     """The signals of a model for one micro-batch. Static methods create requests, the other methods read signals.
 
@@ -300,7 +477,8 @@ class Signals:
     | `Signals.hidden(blocks)` | `tokens(block)`, `first(block)` |
     | `Signals.attention(parts, blocks)` | `heads(part, block)`, `packed_heads(part, block)` |
     | `Signals.predictions(positions)` | `logits(positions)` |
-    | `Signals.classes()` | `class_logits` |
+    | `Signals.predictions(positions, factored=True)` | `factored(positions)` |
+    | `Signals.head(name)` | `outputs(name)` |
     """
 
     def __init__(
@@ -310,12 +488,20 @@ class Signals:
         attention: Mapping[int, AttentionTap],
         logits: Mapping[Positions, Tensor],
         class_logits: Tensor | None = None,
+        *,
+        factored: Mapping[Positions, FactoredLogits] | None = None,
+        heads: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """Hold the requested signals; `class_logits` is deprecated: use `heads`."""
         self._batch = batch
         self._hidden = hidden
         self._attention = attention
         self._logits = logits
-        self._class_logits = class_logits
+        self._factored = factored or {}
+        self._outputs = dict(heads or {})
+        if class_logits is not None:
+            warn_deprecated("Signals(class_logits=)", "Signals(heads=)")
+            self._outputs[SEQUENCE_CLASSES] = class_logits
         self._tokens: dict[Block, Tensor] = {}
         self._masks: dict[int, Tensor | None] = {}
         self._heads: dict[tuple[AttentionPart, int], Tensor] = {}
@@ -332,14 +518,22 @@ class Signals:
         return SignalRequest(attention_parts=frozenset((part, block) for block in blocks for part in parts))
 
     @staticmethod
-    def predictions(positions: Positions) -> SignalRequest:
-        """Request logits over the vocabulary at `positions`."""
+    def predictions(positions: Positions, *, factored: bool = False) -> SignalRequest:
+        """Request predictions over the vocabulary at `positions`: logits, or the factors that give them."""
+        if factored:
+            return SignalRequest(factored_positions=frozenset({positions}))
         return SignalRequest(prediction_positions=frozenset({positions}))
 
     @staticmethod
+    def head(name: str) -> SignalRequest:
+        """Request the outputs of a head, such as `sequence_classes`."""
+        return Signals.predictions("all") if name == MASKED_LM else SignalRequest(heads=frozenset({name}))
+
+    @staticmethod
     def classes() -> SignalRequest:
-        """Request the outputs of the classification head: class logits, or one number for regression."""
-        return SignalRequest(class_logits=True)
+        """Deprecated: use `head("sequence_classes")`."""
+        warn_deprecated("Signals.classes()", 'Signals.head("sequence_classes")')
+        return Signals.head(SEQUENCE_CLASSES)
 
     def tokens(self, block: Block) -> Tensor:
         """Return the hidden states of the real tokens after `block`: (N, d)."""
@@ -400,11 +594,25 @@ class Signals:
         """Return predictions over the vocabulary: (M, V) at masked positions, (N, V) at all real tokens."""
         return self._logits[positions]
 
+    def factored(self, positions: Positions) -> FactoredLogits:
+        """Return predictions over the vocabulary before the last product: states (M, d) or (N, d), and weights.
+
+        Raises:
+            InputError: the model has no such form of its predictions.
+        """
+        if positions not in self._factored:
+            raise InputError("the model cannot give factored predictions", hint="use a loss that reads logits")
+        return self._factored[positions]
+
+    def outputs(self, name: str) -> Tensor:
+        """Return the outputs of a head: (N, C) at all real tokens, or (B, C), by the head's level."""
+        return self.logits("all") if name == MASKED_LM else self._outputs[name]
+
     @property
     def class_logits(self) -> Tensor:
-        """Return the outputs of the classification head: (B, C)."""
-        assert self._class_logits is not None, "class logits were not requested"
-        return self._class_logits
+        """Deprecated: use `outputs("sequence_classes")`."""
+        warn_deprecated("Signals.class_logits", 'Signals.outputs("sequence_classes")')
+        return self.outputs(SEQUENCE_CLASSES)
 
 
 def select_rows(states: Tensor, flat_index: Tensor) -> Tensor:

@@ -130,7 +130,9 @@ def _rows_of(name: str, run: FinishedRun) -> dict[str, str]:
 
 
 def _place_rows(run: FinishedRun) -> dict[str, str]:
-    rows = {"student": f"{run.export}  ({run.task.auto_class}.from_pretrained loads it)"}
+    heads = run.task.heads(run.task.config)
+    auto_class = heads[0].auto_class if heads else run.task.auto_class
+    rows = {"student": f"{run.export}  ({auto_class}.from_pretrained loads it)"}
     if (run.folder / "predictions").is_dir():
         rows["predictions"] = str(run.folder / "predictions")
     if (run.folder / "tensorboard").is_dir():

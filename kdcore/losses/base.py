@@ -11,9 +11,10 @@ import numpy as np
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from kdcore.deprecated import warn_deprecated
 from kdcore.errors import InputError
 from kdcore.recipe.schema import ComponentConfig
-from kdcore.signals import Batch, ModelInfo, Requests, Signals
+from kdcore.signals import SEQUENCE_CLASSES, Batch, Head, ModelInfo, Requests, Signals
 
 logger = logging.getLogger("kdcore")
 
@@ -131,47 +132,50 @@ def require_teacher(config: LossConfig, teacher: ModelInfo | None) -> ModelInfo:
     return teacher
 
 
-def require_classes(config: LossConfig, model: ModelInfo, whose: str) -> int:
-    """Return the number of outputs of a model's classification head.
+def require_head(config: LossConfig, model: ModelInfo, name: str, whose: str) -> Head:
+    """Return a model's head.
 
     Args:
         config: config of the loss.
         model: description of the model.
+        name: name of the head, such as `sequence_classes`.
         whose: `teacher` or `student`, used in the error message.
 
     Raises:
-        InputError: the model has no such head.
+        InputError: the model does not have the head.
     """
-    if model.num_classes is None:
+    head = model.head(name)
+    if head is None:
         raise InputError(
-            f"`{config.name}` requires a classification head, but the {whose} has none",
-            hint="use a teacher that was fine-tuned and saved with its classification head"
+            f"`{config.name}` requires the head `{name}`, which the {whose} does not have",
+            allowed=[head.name for head in model.heads] or None,
+            hint="use a teacher that was fine-tuned and saved with this head"
             if whose == "teacher"
-            else "use a task with classes, such as sequence_classification, and a model with a classification head",
+            else "use a task that trains this head, such as sequence_classification, and a model that supports it",
         )
-    return model.num_classes
+    return head
 
 
-def require_equal_classes(config: LossConfig, teacher: ModelInfo, student: ModelInfo) -> int:
-    """Return the number of outputs of both classification heads, which must have the same classes.
+def require_equal_outputs(config: LossConfig, teacher: ModelInfo, student: ModelInfo, name: str) -> Head:
+    """Return the student's head, which must have the same outputs as the teacher's.
 
-    If no class name of the teacher matches, its classes are assumed to be the student's in the same order, with a
-    warning.
+    If no label of the teacher matches, its outputs are assumed to be the student's in the same order, with a warning.
 
     Raises:
-        InputError: a model has no such head, or the numbers or the order of the classes differ.
+        InputError: a model does not have the head, or the numbers or the order of the outputs differ.
     """
-    theirs = require_classes(config, teacher, "teacher")
-    own = require_classes(config, student, "student")
-    if theirs != own:
+    theirs = require_head(config, teacher, name, "teacher")
+    own = require_head(config, student, name, "student")
+    if theirs.num_outputs != own.num_outputs:
         raise InputError(
-            f"`{config.name}` requires equal numbers of classes, but the teacher has {theirs} and the student {own}",
+            f"`{config.name}` requires equal numbers of classes, but the teacher has {theirs.num_outputs} and the "
+            f"student {own.num_outputs}",
             hint="use a teacher that was fine-tuned on this task",
         )
-    names = [[label.casefold() for label in model.class_labels] for model in (teacher, student)]
+    names = [[label.casefold() for label in head.labels] for head in (theirs, own)]
     if not names[0] or not names[1] or names[0] == names[1]:
         return own
-    listed = [", ".join(model.class_labels) for model in (teacher, student)]
+    listed = [", ".join(head.labels) for head in (theirs, own)]
     if set(names[0]) & set(names[1]):
         raise InputError(
             f"`{config.name}` requires the same classes in the same order, but the teacher's are {listed[0]} and the "
@@ -182,3 +186,15 @@ def require_equal_classes(config: LossConfig, teacher: ModelInfo, student: Model
         f"class names differ (teacher: {listed[0]}; student: {listed[1]}); assuming the same classes in this order"
     )
     return own
+
+
+def require_classes(config: LossConfig, model: ModelInfo, whose: str) -> int:
+    """Deprecated: use `require_head`."""
+    warn_deprecated("require_classes", "require_head")
+    return require_head(config, model, SEQUENCE_CLASSES, whose).num_outputs
+
+
+def require_equal_classes(config: LossConfig, teacher: ModelInfo, student: ModelInfo) -> int:
+    """Deprecated: use `require_equal_outputs`."""
+    warn_deprecated("require_equal_classes", "require_equal_outputs")
+    return require_equal_outputs(config, teacher, student, SEQUENCE_CLASSES).num_outputs

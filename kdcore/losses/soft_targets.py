@@ -1,4 +1,4 @@
-"""Distil predictions over the vocabulary, or class predictions of whole sequences."""
+"""Distil predictions over the vocabulary, or class predictions of sequences or tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from kdcore.errors import InputError
 from kdcore.layers import at_least_float32
-from kdcore.losses.base import Loss, LossConfig, require_equal_classes, require_teacher
-from kdcore.signals import Batch, ModelInfo, Requests, Signals
+from kdcore.losses.base import Loss, LossConfig, require_equal_outputs, require_teacher
+from kdcore.signals import SEQUENCE_CLASSES, Batch, ModelInfo, Requests, Signals
 
 _SLICE_ELEMENTS = 2**24
 """Number of logits per slice: 64 MB in float32, whereas those of a whole batch can take gigabytes."""
@@ -33,8 +33,11 @@ class SoftTargetsLoss(Loss):
         temperature: float = Field(1.0, gt=0, description="Temperature T; divides the logits of both models.")
         positions: Literal["masked", "all", "classes"] = Field(
             "masked",
-            description="Predictions to compare: at masked tokens, at all real tokens, or of the classes of whole "
-            "sequences.",
+            description="Predictions to compare: over the vocabulary at masked tokens or at all real tokens, or of the "
+            "classes of whole sequences, which is the head `sequence_classes`.",
+        )
+        head: str | None = Field(
+            None, description="Head whose outputs are compared instead, such as `token_classes`, at all its positions."
         )
 
     config: Config
@@ -42,10 +45,9 @@ class SoftTargetsLoss(Loss):
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
         teacher = require_teacher(config, teacher)
-        self.num_classes = 0
-        if config.positions == "classes":
-            self.num_classes = require_equal_classes(config, teacher, student)
-        elif teacher.vocab_size != student.vocab_size:
+        name = config.head or (SEQUENCE_CLASSES if config.positions == "classes" else None)
+        self.head = None if name is None else require_equal_outputs(config, teacher, student, name)
+        if self.head is None and teacher.vocab_size != student.vocab_size:
             raise InputError(
                 f"`{config.name}` requires equal vocabulary sizes, but the teacher has {teacher.vocab_size} tokens and "
                 f"the student {student.vocab_size}",
@@ -55,23 +57,29 @@ class SoftTargetsLoss(Loss):
     def requests(self) -> Requests:
         """Predictions of both models at the scored positions."""
         positions = self.config.positions
-        asked = Signals.classes() if positions == "classes" else Signals.predictions(positions)
+        if self.head is not None:
+            asked = Signals.head(self.head.name)
+        else:
+            assert positions != "classes"
+            asked = Signals.predictions(positions)
         return Requests(teacher=asked, student=asked)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Scored positions."""
-        counts = {"masked": batch.num_masked, "all": batch.num_tokens, "classes": batch.num_sequences}
-        return {"soft_targets": counts[self.config.positions]}
+        if self.head is not None:
+            return {"soft_targets": batch.num_sequences if self.head.level == "sequence" else batch.num_tokens}
+        return {"soft_targets": batch.num_masked if self.config.positions == "masked" else batch.num_tokens}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Summed divergence."""
         assert teacher is not None
         positions = self.config.positions
-        if positions == "classes":
-            own, theirs = student.class_logits, teacher.class_logits
+        if self.head is not None:
+            own, theirs = student.outputs(self.head.name), teacher.outputs(self.head.name)
         else:
+            assert positions != "classes"
             own, theirs = student.logits(positions), teacher.logits(positions)
-        if self.num_classes == 1:
+        if self.head is not None and self.head.problem_type == "regression":
             return {"soft_targets": (at_least_float32(own) - at_least_float32(theirs)).square().sum()}
         value = _SlicedDivergence.apply(own, theirs, self.config.temperature)  # type: ignore[no-untyped-call]
         return {"soft_targets": value}

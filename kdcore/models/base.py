@@ -9,9 +9,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from kdcore.deprecated import warn_deprecated
 from kdcore.errors import InputError
 from kdcore.recipe.schema import ComponentConfig
-from kdcore.signals import Batch, ClassHead, ModelInfo, SignalRequest, Signals
+from kdcore.signals import SEQUENCE_CLASSES, Batch, Head, ModelInfo, SignalRequest, Signals
 
 Role = Literal["teacher", "student"]
 
@@ -27,6 +28,11 @@ class Encoder(ABC, nn.Module):
 
     info: ModelInfo
     packs: bool = False
+
+    @property
+    def unexported_heads(self) -> tuple[str, ...]:
+        """Return the names of trained heads that `export` leaves out."""
+        return ()
 
     @abstractmethod
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:
@@ -76,15 +82,26 @@ class Model(ABC):
     def __init__(self, config: ComponentConfig, role: Role, teacher: Model | None) -> None:
         self.config = config
 
-    def set_classes(self, head: ClassHead) -> None:  # noqa: B027
-        """Set the classes of a student's classification head; called before losses read `info`.
+    def set_heads(self, heads: Sequence[Head]) -> None:
+        """Set the heads that the task trains a student for; called before losses read `info`.
 
-        A model with such a head sets `info.num_classes` and `info.class_labels`. A model without one does nothing, and
-        losses that read classes then raise an error.
+        A model adds those that it can have to `info.heads`; losses that read others then raise an error. The first one
+        is the task's own, whose weights and labels an export must hold.
 
         Raises:
-            InputError: the head does not fit the model's keys.
+            InputError: a head does not fit the model's keys.
         """
+        for head in heads:
+            if head.name == SEQUENCE_CLASSES and type(self).set_classes is not Model.set_classes:
+                self.set_classes(head)  # a model that was written for kdcore 0.1
+
+    def set_classes(self, head: Head) -> None:
+        """Deprecated: use `set_heads`."""
+        warn_deprecated("Model.set_classes", "Model.set_heads")
+        self.set_heads((head,))
+
+    def find_heads(self, heads: Sequence[Head]) -> None:  # noqa: B027
+        """Add to a teacher's `info.heads` those of the task's heads that its folder holds as modules of their own."""
 
     def load_export(self, folder: Path, request: SignalRequest) -> Encoder | None:
         """Load a student exported to `folder`, with the parts that `request` needs; None if this is not supported."""

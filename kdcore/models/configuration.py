@@ -17,11 +17,10 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from kdcore.errors import DataError, InputError, first_line
 from kdcore.models.architectures import Architecture, architecture_of
-from kdcore.signals import ClassHead, ModelInfo
+from kdcore.signals import Head, ModelInfo
 from kdcore.utils.lfs import refuse_pointers
 
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-_CLASS_HEAD = "ForSequenceClassification"
 _UNNAMED = re.compile(r"LABEL_\d+")  # transformers' default name of a class
 _SIZES = (
     "hidden_size",
@@ -55,8 +54,6 @@ class Base:
 
 def describe(config: PreTrainedConfig, architecture: Architecture) -> ModelInfo:
     """Describe a model with this configuration for losses and tasks."""
-    classes = [config.id2label[index] for index in sorted(config.id2label)] if has_class_head(config) else []
-    named = len(classes) > 1 and not all(_UNNAMED.fullmatch(label) for label in classes)
     return ModelInfo(
         architecture=config.model_type,
         num_layers=config.num_hidden_layers,
@@ -65,25 +62,33 @@ def describe(config: PreTrainedConfig, architecture: Architecture) -> ModelInfo:
         head_size=config.hidden_size // config.num_attention_heads,
         vocab_size=config.vocab_size,
         max_length=config.max_position_embeddings - architecture.position_offset(config),
-        has_lm_head=any(name in architecture.lm_head_classes for name in config.architectures or ()),
-        num_classes=len(classes) or None,
-        class_labels=tuple(classes) if named else (),
+        heads=saved_heads(config, architecture),
         position_pad_id=architecture.position_offset(config) - 1 if architecture.needs_padding_id else None,
     )
 
 
-def has_class_head(config: PreTrainedConfig) -> bool:
-    """Return whether a model with this configuration was saved with a classification head."""
-    return any(name.endswith(_CLASS_HEAD) for name in config.architectures or ())
+def saved_heads(config: PreTrainedConfig, architecture: Architecture) -> list[Head]:
+    """Return the heads that a model with this configuration was saved with."""
+    names = config.architectures or ()
+    labels = [config.id2label[index] for index in sorted(config.id2label)]
+    named = labels if len(labels) > 1 and not all(_UNNAMED.fullmatch(label) for label in labels) else []
+    heads = []
+    if any(name in architecture.lm_head_classes for name in names):
+        heads.append(Head.masked_lm(config.vocab_size))
+    if labels and any(name.endswith("ForSequenceClassification") for name in names):
+        heads.append(Head.sequence_classes(named, config.problem_type, len(labels)))
+    if labels and any(name.endswith("ForTokenClassification") for name in names):
+        heads.append(Head.token_classes(named, len(labels)))
+    return heads
 
 
-def set_classes(config: PreTrainedConfig, head: ClassHead) -> None:
-    """Set the keys of a configuration that describe a classification head."""
+def set_head(config: PreTrainedConfig, head: Head) -> None:
+    """Set the keys of a configuration that describe a head of labelled outputs."""
     config.num_labels = head.num_outputs
     if head.labels:
         config.id2label = dict(enumerate(head.labels))
         config.label2id = {label: index for index, label in enumerate(head.labels)}
-    config.problem_type = "single_label_classification" if head.labels else "regression"
+    config.problem_type = head.problem_type
 
 
 def block_kinds(config: PreTrainedConfig, architecture: Architecture) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from kdcore.errors import InputError
@@ -18,10 +19,11 @@ from kdcore.models.architectures import Architecture
 from kdcore.models.base import Encoder
 from kdcore.models.capture import Capture, unwatch_blocks, watch_blocks, watch_embeddings
 from kdcore.models.configuration import with_blocks
+from kdcore.models.heads import factored_logits, head_outputs, save_head
 from kdcore.models.packed_signals import PackedSignals
 from kdcore.models.packing import Packing
 from kdcore.models.weight_loading import biases_of_head
-from kdcore.signals import Batch, ModelInfo, Positions, SignalRequest, Signals, select_rows
+from kdcore.signals import MASKED_LM, Batch, FactoredLogits, ModelInfo, Positions, SignalRequest, Signals, select_rows
 
 
 class ShortenedBlocks(nn.ModuleList):
@@ -52,10 +54,20 @@ def _parts_beside_attention(module: nn.Module) -> Iterator[nn.Module]:
 class TransformersEncoder(Encoder):
     """Wrap a network of transformers and run its forward pass up to the deepest requested block."""
 
-    def __init__(self, network: nn.Module, architecture: Architecture, info: ModelInfo) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        architecture: Architecture,
+        info: ModelInfo,
+        heads: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         """Wrap `network`, a base model or a model with a head, which uses kdcore's attention.
 
-        `info` describes the whole model; the network may contain only its first blocks.
+        Args:
+            network: the network.
+            architecture: describes its parts.
+            info: describes the whole model; the network may contain only its first blocks.
+            heads: further heads by name: modules of their own, or networks of transformers without a base model.
         """
         super().__init__()
         self.info = info
@@ -66,6 +78,7 @@ class TransformersEncoder(Encoder):
         self.pooler: nn.Module | None = None
         if getattr(self._base, "pooler", None) is not None:
             self.pooler, self._base.pooler = self._base.pooler, None
+        self.heads = nn.ModuleDict(heads or {})
         blocks = ShortenedBlocks(architecture.block_list(self._base))
         self._base.set_submodule(architecture.blocks, blocks)
         watch_embeddings(architecture.embedding_output(self._base))
@@ -98,17 +111,44 @@ class TransformersEncoder(Encoder):
             last: Tensor = self._base(attention_mask=None if packing else batch.attention_mask, **inputs)[0]
         if depth == self.info.num_layers and depth - 1 in capture.hidden:
             capture.hidden[depth - 1] = last  # after the final norm, where there is one
+        lm_network = self._network_of(MASKED_LM)
         logits: dict[Positions, Tensor] = {}
         for positions in request.prediction_positions:
+            logits[positions] = self.architecture.lm_head(lm_network, self._rows(last, batch, packing, positions))
+        factored: dict[Positions, FactoredLogits] = {}
+        for positions in request.factored_positions:
             rows = self._rows(last, batch, packing, positions)
-            logits[positions] = self.architecture.lm_head(self.network, rows)
-        class_logits = None
-        if request.class_logits:
-            assert self.architecture.class_head is not None
-            class_logits = self.architecture.class_head(self.network, self.pooler, self._pooled(last, batch, packing))
+            factored[positions] = factored_logits(lm_network, self.architecture.lm_head, rows)
+        heads = {name: self._outputs(name, last, batch, packing) for name in sorted(request.heads)}
         if packing is not None:
-            return PackedSignals(batch, packing, capture, logits, class_logits)
-        return Signals(batch, capture.hidden, capture.attention, logits, class_logits)
+            return PackedSignals(batch, packing, capture, logits, factored, heads)
+        return Signals(batch, capture.hidden, capture.attention, logits, factored=factored, heads=heads)
+
+    def _network_of(self, name: str) -> nn.Module:
+        """Return the network or module of a head."""
+        module: nn.Module = self.heads[name] if name in self.heads else self.network  # noqa: SIM401
+        return module
+
+    def _outputs(self, name: str, last: Tensor, batch: Batch, packing: Packing | None) -> Tensor:
+        """Return the outputs of a head for all real tokens (N, C), or for sequences (B, C)."""
+        head, network = self.info.head(name), self._network_of(name)
+        assert head is not None
+        own = not isinstance(network, PreTrainedModel)
+        if head.level == "token":
+            states = self._rows(last, batch, packing, "all")
+            if not own:
+                return head_outputs(network, states[None], None)[0]
+        elif own:
+            states = self._pooled(last, batch, packing, head.pooling == "mean")
+        if own:
+            outputs: Tensor = network(states)
+            return outputs
+        if self.architecture.class_head is not None:
+            mean = self.architecture.class_mean(self._base.config)
+            return self.architecture.class_head(network, self.pooler, self._pooled(last, batch, packing, mean))
+        states = last if packing is None else packing.padded(last.squeeze(0))
+        pooled = None if self.pooler is None else self.pooler(states)
+        return head_outputs(network, states, batch.attention_mask, pooled)
 
     def _rows(self, last: Tensor, batch: Batch, packing: Packing | None, positions: Positions) -> Tensor:
         """Select the states (rows, d) whose predictions are requested."""
@@ -117,9 +157,8 @@ class TransformersEncoder(Encoder):
         states = last.squeeze(0)
         return states if positions == "all" else states.index_select(0, packing.rows_of(batch.masked_index))
 
-    def _pooled(self, last: Tensor, batch: Batch, packing: Packing | None) -> Tensor:
-        """Return one state per sequence, (B, d), the input of the classification head."""
-        mean = self.architecture.class_mean(self._base.config)
+    def _pooled(self, last: Tensor, batch: Batch, packing: Packing | None, mean: bool) -> Tensor:
+        """Return one state per sequence (B, d): the mean over real tokens, or the first token's."""
         if packing is not None:
             states = last.squeeze(0)
             return packing.means(states) if mean else states.index_select(0, packing.first)
@@ -171,11 +210,18 @@ class TransformersEncoder(Encoder):
         return self
 
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write config.json and model.safetensors in float32, with the pooler where `AutoModel` expects it."""
+        """Write config.json and model.safetensors in float32, with the pooler where `AutoModel` expects it.
+
+        Modules of heads are written to `head_NAME.safetensors`.
+        """
         prefix = "" if self._base is self.network else f"{self.network.base_model_prefix}."
-        state = {}
+        state: dict[str, Tensor] = {}
+        modules: dict[str, dict[str, Tensor]] = {}
         for name, tensor in weights.items():
-            if name.startswith("pooler."):
+            if name.startswith("heads."):
+                _, owner, rest = name.split(".", 2)
+                modules.setdefault(owner, {})[rest] = tensor
+            elif name.startswith("pooler."):
                 state[f"{prefix}{name}"] = tensor
             else:
                 state[name.removeprefix("network.")] = tensor
@@ -187,3 +233,12 @@ class TransformersEncoder(Encoder):
         self.network.config.dtype = torch.float32
         transformers_logging.disable_progress_bar()
         self.architecture.save(self.network, folder, state)
+        for name, own in modules.items():
+            head = self.info.head(name)
+            if head is not None and name not in self.unexported_heads:
+                save_head(folder, head, self.info, own)
+
+    @property
+    def unexported_heads(self) -> tuple[str, ...]:
+        """Return further heads of transformers, whose folders hold one head."""
+        return tuple(name for name, module in self.heads.items() if isinstance(module, PreTrainedModel))

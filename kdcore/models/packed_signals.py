@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from kdcore.models.capture import Capture
 from kdcore.models.packing import Packing
-from kdcore.signals import Batch, Block, Positions, Signals
+from kdcore.signals import Batch, Block, FactoredLogits, Positions, Signals
 
 
 class PackedSignals(Signals):
@@ -17,10 +19,11 @@ class PackedSignals(Signals):
         batch: Batch,
         packing: Packing,
         capture: Capture,
-        logits: dict[Positions, Tensor],
-        class_logits: Tensor | None,
+        logits: Mapping[Positions, Tensor],
+        factored: Mapping[Positions, FactoredLogits],
+        heads: Mapping[str, Tensor],
     ) -> None:
-        super().__init__(batch, capture.hidden, capture.attention, logits, class_logits)
+        super().__init__(batch, capture.hidden, capture.attention, logits, factored=factored, heads=heads)
         self._packing = packing
 
     def tokens(self, block: Block) -> Tensor:

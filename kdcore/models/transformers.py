@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,14 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from kdcore.errors import DataError, InputError
 from kdcore.models.architectures import ARCHITECTURES, Architecture
@@ -30,24 +23,20 @@ from kdcore.models.configuration import (
     describe,
     read_config,
     reason_of,
-    set_classes,
+    saved_heads,
+    set_head,
     student_config,
     with_num_layers,
 )
 from kdcore.models.encoder import TransformersEncoder
+from kdcore.models.heads import auto_class_of, has_class, head_file, head_only, load_head, own_module
 from kdcore.models.initialization import choose_blocks, plain_state, plan_copy
 from kdcore.models.weight_loading import adapt_to_weights, load_weights, refuse_incomplete, tie_biases
 from kdcore.recipe.schema import ComponentConfig, PathOrHubName
-from kdcore.signals import ClassHead, SignalRequest
+from kdcore.signals import MASKED_LM, Head, ModelInfo, SignalRequest
 
 logger = logging.getLogger("kdcore")
 
-Head = Literal["masked_lm", "classes"]
-_CLASSES: dict[Head | None, Any] = {
-    None: AutoModel,
-    "masked_lm": AutoModelForMaskedLM,
-    "classes": AutoModelForSequenceClassification,
-}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -102,6 +91,9 @@ class TransformersModel(Model):
         if role == "teacher" and self._trusts:
             self.architecture = replace(self.architecture, packs=False)  # its custom code may not support packed rows
         self.info = describe(self.hf_config, self.architecture)
+        self._task_heads: tuple[Head, ...] = ()
+        if role == "student":
+            self.info = replace(self.info, heads=self._offered([Head.masked_lm(self.info.vocab_size)]))
         if role == "student":
             self._chosen_blocks = self._check_student()
 
@@ -135,83 +127,135 @@ class TransformersModel(Model):
             ) from error
         return vocabulary
 
-    def set_classes(self, head: ClassHead) -> None:
-        """Add a classification head to the student, if its architecture supports one."""
-        if self.architecture.class_head is not None:
-            set_classes(self.hf_config, head)
-            self.info = replace(self.info, num_classes=head.num_outputs, class_labels=head.labels)
+    def set_heads(self, heads: Sequence[Head]) -> None:
+        """Add the heads that transformers has for the student's architecture, or that bring a module of their own."""
+        self._task_heads = self._offered(heads)
+        for head in self._task_heads[:1]:
+            if has_class(self.hf_config, head):
+                set_head(self.hf_config, head)
+        self.info = replace(self.info, heads=(*self.info.heads, *self._task_heads))
 
-    def load_export(self, folder: Path, request: SignalRequest) -> TransformersEncoder:
-        """Load the whole student that was exported to `folder`."""
+    def find_heads(self, heads: Sequence[Head]) -> None:
+        """Add the heads whose modules the teacher's folder holds."""
+        assert self.source is not None
+        found = [head for head in heads if head_file(Path(self.source), head.name).is_file()]
+        self._task_heads = tuple(head for head in found if own_module(head, self.info) is not None)
+        self.info = replace(self.info, heads=(*self.info.heads, *self._task_heads))
+
+    def _offered(self, heads: Sequence[Head]) -> tuple[Head, ...]:
+        return tuple(
+            head for head in heads if has_class(self.hf_config, head) or own_module(head, self.info) is not None
+        )
+
+    def load_export(self, folder: Path, request: SignalRequest) -> TransformersEncoder | None:
+        """Load the whole student that was exported to `folder`; None if it lacks a requested head."""
         config = read_config(str(folder), self.architectures)
-        network = _load(str(folder), config, self.architecture, _head_for(request), trust=False)
-        return TransformersEncoder(network, self.architecture, describe(config, self.architecture))
+        saved = saved_heads(config, self.architecture)
+        modules = [head for head in self._task_heads if head_file(folder, head.name).is_file()]
+        info = replace(describe(config, self.architecture), heads=(*saved, *modules))
+        own, others = _split(info.heads, request, self._task_heads, info)
+        if len(own) + len(others) < len(_names(request)):
+            return None
+        network = _load(str(folder), config, self.architecture, others[0] if others else None, trust=False)
+        further = {head.name: load_head(folder, head) for head in own}
+        return TransformersEncoder(network, self.architecture, info, further)
 
     def load_teacher(self, request: SignalRequest) -> TransformersEncoder:
         """Load the blocks up to the deepest requested one, and a head only if its predictions are requested."""
-        assert self.config.path is not None
-        if request.prediction_positions and not self.info.has_lm_head:
+        path = self.config.path
+        assert path is not None
+        if request.predicts_tokens and self.info.head(MASKED_LM) is None:
             raise InputError(
                 "a loss requires the teacher's predictions, but the teacher has no masked-LM head",
-                where=self.config.path,
+                where=path,
                 hint="use losses on hidden states or attention, or a teacher saved with its masked-LM head",
             )
-        if request.class_logits and self.info.num_classes is None:
-            raise InputError(
-                "a loss requires the teacher's classes, but the teacher has no classification head",
-                where=self.config.path,
-                hint="fine-tune it first, or use losses on hidden states or attention",
-            )
+        for name in sorted(request.heads):
+            if self.info.head(name) is None:
+                raise InputError(
+                    f"a loss requires the teacher's head `{name}`, but the teacher has no such head",
+                    where=path,
+                    allowed=[head.name for head in self.info.heads] or None,
+                    hint="fine-tune it first, or use losses on hidden states or attention",
+                )
+        own, others = _split(self.info.heads, request, self._task_heads, self.info)
         depth = request.depth(self.info.num_layers)
         shortened = with_num_layers(self.hf_config, depth)
-        network = self._load(self.config.path, shortened, head=_head_for(request))
+        network = self._load(path, shortened, head=others[0] if others else None)
         del self.architecture.block_list(network.base_model)[depth:]
-        encoder = TransformersEncoder(network, self.architecture, self.info)
-        if not request.class_logits:
+        further: dict[str, nn.Module] = {head.name: load_head(path, head) for head in own}
+        for head in others[1:]:
+            loaded = self._load(path, with_num_layers(self.hf_config, 1), head=head)
+            further[head.name] = head_only(loaded, network.base_model)
+        encoder = TransformersEncoder(network, self.architecture, self.info, further)
+        if not any(head.level == "sequence" for head in others):
             encoder.pooler = None  # not needed by any signal, and a teacher is not exported
         return encoder
 
     def build_student(self, request: SignalRequest) -> TransformersEncoder:
-        """Build the whole student: random weights, then blocks, embeddings and head copied as configured."""
-        head = _head_for(request)
+        """Build the whole student: random weights, then blocks, embeddings and heads copied as configured."""
+        own, others = _split(self.info.heads, request, self._task_heads, self.info)
+        main = others[0] if others else None
         source, new = None, set[str]()
-        if self.source is not None and head == "classes":
-            source, new = self._load_source_with_classes(self.source)
-        elif self.source is not None:
-            source_config = self._read_config(self.source)
-            source_head: Head | None = None
-            if describe(source_config, self.architecture).has_lm_head:
-                head = source_head = "masked_lm"
-            source = self._load(self.source, source_config, head=source_head)
+        if self.source is not None:
+            source, new, main = self._load_source(self._read_config(self.source), main)
         # Transforms change a student's configuration, and this model may have to build another one.
-        network = _create(copy.deepcopy(self.hf_config), self.architecture, head=head)
+        config = copy.deepcopy(self.hf_config)
+        if main is not None and main.name != MASKED_LM:
+            set_head(config, main)
+        network = _create(config, self.architecture, head=main)
         if source is not None:
             ours, theirs = plain_state(network), plain_state(source)
             for name, wanted in plan_copy(source, network, self._chosen_blocks, self.architecture).items():
                 if wanted not in new:
                     ours[name].copy_(theirs[wanted])
-        return TransformersEncoder(network, self.architecture, self.info)
+        further = {head.name: self._further_head(head, network) for head in others[1:]}
+        modules = {head.name: head.module(self.info) for head in own}
+        return TransformersEncoder(network, self.architecture, self.info, further | modules)  # type: ignore[arg-type]
 
-    def _load_source_with_classes(self, path: str) -> tuple[PreTrainedModel, set[str]]:
-        """Load the source of a student with classes; also return the names of weights that the source lacks.
+    def _further_head(self, head: Head, network: PreTrainedModel) -> nn.Module:
+        """Create another head on the states of a network, with the source's weights if it has this head."""
+        config = with_num_layers(self.hf_config, 1)
+        if head.name != MASKED_LM:
+            set_head(config, head)
+        created = _create(config, self.architecture, head=head)
+        made = head_only(created, network.base_model)
+        if self.source is not None:
+            source, new, _ = self._load_source(with_num_layers(self._read_config(self.source), 1), head)
+            theirs = plain_state(source)
+            for name, ours in made.state_dict().items():
+                if name in theirs and name not in new:
+                    ours.copy_(theirs[name])
+        assert isinstance(made, nn.Module)
+        return made
 
-        The head of a source with other classes (another number or other names) is not used.
+    def _load_source(
+        self, config: PreTrainedConfig, head: Head | None
+    ) -> tuple[PreTrainedModel, set[str], Head | None]:
+        """Load the source of a student with a head; without one, with the source's masked-LM head if it has one.
+
+        A head of the source with other outputs (another number or other names) is not used.
+
+        Returns:
+            The source, the names of weights that it lacks, and the student's head.
         """
-        config = self._read_config(path)
-        theirs = describe(config, self.architecture)
-        set_classes(config, ClassHead(self.info.class_labels))
-        loaded = load_weights(_CLASSES["classes"], path, config, trust=bool(self._trusts))
-        prefix, head = f"{loaded.network.base_model_prefix}.", loaded.head
-        new = {name for name in loaded.missing if name in head or "pooler." in name}
-        mismatched = {name: sizes for name, sizes in loaded.mismatched.items() if name not in head}
-        refuse_incomplete(replace(loaded, missing=loaded.missing - new, mismatched=mismatched), path)
-        names = theirs.class_labels, self.info.class_labels
-        others = theirs.num_classes != self.info.num_classes or (all(names) and names[0] != names[1])
-        if theirs.num_classes is not None and others:
-            logger.info(f"the student's classification head is initialised randomly: {path} has other classes")
-            new |= head
+        assert self.source is not None
+        saved = {one.name: one for one in saved_heads(config, self.architecture)}
+        if head is None or head.name == MASKED_LM:
+            found = saved.get(MASKED_LM)
+            return self._load(self.source, config, head=found), set(), head or found
+        theirs = saved.get(head.name)
+        set_head(config, head)
+        loaded = load_weights(auto_class_of(head), self.source, config, trust=bool(self._trusts))
+        prefix, names = f"{loaded.network.base_model_prefix}.", loaded.head
+        new = {name for name in loaded.missing if name in names or "pooler." in name}
+        mismatched = {name: sizes for name, sizes in loaded.mismatched.items() if name not in names}
+        refuse_incomplete(replace(loaded, missing=loaded.missing - new, mismatched=mismatched), self.source)
+        if theirs is not None and _differ(theirs, head):
+            logger.info(f"the student's head `{head.name}` is initialised randomly: {self.source} has other classes")
+            new |= names
         self.architecture.adapt(loaded.network.base_model)
-        return loaded.network, {name.removeprefix(prefix) for name in new}
+        return loaded.network, {name.removeprefix(prefix) for name in new}, head
 
     def _teacher_config(self) -> PreTrainedConfig:
         if self.config.path is None:
@@ -311,7 +355,7 @@ class TransformersModel(Model):
         """Check configuration and copying on the meta device; return the source blocks to copy."""
         try:
             with torch.device("meta"):
-                student = _create(self.hf_config, self.architecture, head="masked_lm")
+                student = _create(self.hf_config, self.architecture, head=self.info.head(MASKED_LM))
                 student(input_ids=torch.zeros(1, 2, dtype=torch.long))
         except (ValueError, TypeError, KeyError, ArithmeticError, AssertionError, RuntimeError) as error:
             raise InputError(
@@ -322,29 +366,50 @@ class TransformersModel(Model):
         config = self._source_config()
         chosen = choose_blocks(self.config.initialize.blocks, config, self.hf_config, self.architecture)
         with torch.device("meta"):
-            head: Head | None = "masked_lm" if describe(config, self.architecture).has_lm_head else None
+            head = describe(config, self.architecture).head(MASKED_LM)
             source = _create(config, self.architecture, head=head)
         plan_copy(source, student, chosen, self.architecture)
         return chosen
 
 
-def _head_for(request: SignalRequest) -> Head | None:
-    """Return the head that a request needs.
+def _names(request: SignalRequest) -> set[str]:
+    """Return the names of the heads that a request needs."""
+    return set(request.heads) | ({MASKED_LM} if request.predicts_tokens else set())
 
-    Raises:
-        InputError: the request needs two heads.
+
+def _split(
+    heads: Collection[Head], request: SignalRequest, first: Sequence[Head], info: ModelInfo
+) -> tuple[list[Head], list[Head]]:
+    """Split requested heads into those with a module of their own and those of transformers.
+
+    The first head of transformers, whose class the network has, is the task's, then one for sequences, because only
+    those read a pooler.
+
+    Args:
+        heads: heads of the model.
+        request: the request.
+        first: the task's heads.
+        info: describes the model.
     """
-    if request.prediction_positions and request.class_logits:
-        raise InputError(
-            "losses require both predictions over the vocabulary and classes, but a model can have only one head"
-        )
-    return "masked_lm" if request.prediction_positions else "classes" if request.class_logits else None
+    names, order = _names(request), [head.name for head in first]
+    wanted = [head for head in heads if head.name in names]
+    own = [head for head in wanted if own_module(head, info) is not None]
+    others = [head for head in wanted if head not in own]
+    others.sort(key=lambda head: (head.name not in order, head.level != "sequence", head.name))
+    return own, others
+
+
+def _differ(one: Head, other: Head) -> bool:
+    """Return whether two heads have different outputs; without names only their number is compared."""
+    named = bool(one.labels and other.labels)
+    return one.num_outputs != other.num_outputs or (named and one.labels != other.labels)
 
 
 def foreign_code(config: PreTrainedConfig) -> str:
     """Return the network's class in a model's custom code; empty if it is the installed class."""
     named = getattr(config, "auto_map", None) or {}
-    for auto in _CLASSES.values():
+    heads = (None, Head.masked_lm(1), Head.sequence_classes(), Head.token_classes())
+    for auto in map(auto_class_of, heads):
         reference = str(named.get(auto.__name__, ""))
         installed = auto._model_mapping.get(type(config), None)
         if reference and reference.rpartition(".")[2] != getattr(installed, "__name__", None):
@@ -360,10 +425,10 @@ def _load(
     Raises:
         DataError: the weights are missing or do not match the configuration.
     """
-    loaded = load_weights(_CLASSES[head], path, config, trust=trust)
+    loaded = load_weights(auto_class_of(head), path, config, trust=trust)
     network = loaded.network
     poolers = {name for name in loaded.missing if "pooler." in name}
-    if head == "classes" and architecture.class_head_pools:
+    if head is not None and head.level == "sequence" and architecture.class_head_pools:
         poolers = set()
     refuse_incomplete(replace(loaded, missing=loaded.missing - poolers), path)
     if poolers:
@@ -374,7 +439,7 @@ def _load(
 
 def _create(config: PreTrainedConfig, architecture: Architecture, *, head: Head | None) -> PreTrainedModel:
     """Create a network with random weights and, next to a head, a pooler, which `AutoModel` expects in the export."""
-    network: PreTrainedModel = _CLASSES[head].from_config(config, attn_implementation=IMPLEMENTATION)
+    network: PreTrainedModel = auto_class_of(head).from_config(config, attn_implementation=IMPLEMENTATION)
     if head is not None and getattr(network.base_model, "pooler", None) is None:
         bare = AutoModel.from_config(with_num_layers(config, 1), attn_implementation=IMPLEMENTATION)
         pooler = getattr(bare, "pooler", None)

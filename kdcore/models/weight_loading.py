@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from kdcore.errors import DataError
 from kdcore.models.architectures import Architecture
 from kdcore.models.attention import IMPLEMENTATION
-from kdcore.models.configuration import has_class_head, reason_of, with_num_layers
+from kdcore.models.configuration import reason_of, with_num_layers
 from kdcore.utils.lfs import refuse_pointers
 
 logger = logging.getLogger("kdcore")
@@ -37,6 +37,11 @@ _WRAPPERS = {
     "model": "a training framework",
 }
 """What puts a name before those of a network's weights."""
+_CLASS_HEADS: dict[str, Any] = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
+}
+"""Auto class of heads of labelled outputs, by the end of their classes' names."""
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
@@ -233,8 +238,10 @@ def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architec
     config.architectures = named
     blocks = re.compile(rf"(^|\.){re.escape(architecture.blocks)}\.\d+\.")
     others = any(not blocks.search(name) for name in loaded.unexpected)
-    if has_class_head(config) or (not named and others and architecture.class_head is not None):
-        _check_class_head(path, config, first, architecture, trust=trust)
+    for suffix, auto in _CLASS_HEADS.items():
+        unnamed = suffix == "ForSequenceClassification" and not named and others
+        if any(name.endswith(suffix) for name in named) or (unnamed and type(config) in auto._model_mapping):
+            _check_class_head(suffix, path, config, first, architecture, trust=trust)
 
 
 def _named_heads(named: list[str], classes: tuple[str, ...], lacking: set[str], path: str) -> list[str]:
@@ -251,23 +258,30 @@ def _named_heads(named: list[str], classes: tuple[str, ...], lacking: set[str], 
 
 
 def _check_class_head(
-    path: str, config: PreTrainedConfig, first: PreTrainedConfig, architecture: Architecture, *, trust: bool
+    suffix: str,
+    path: str,
+    config: PreTrainedConfig,
+    first: PreTrainedConfig,
+    architecture: Architecture,
+    *,
+    trust: bool,
 ) -> None:
     """Keep a classification head in `architectures` if its weights exist; add one to a model that states nothing."""
-    loaded = load_weights(AutoModelForSequenceClassification, path, first, trust=trust)
+    loaded = load_weights(_CLASS_HEADS[suffix], path, first, trust=trust)
     lacking = loaded.head & loaded.random
-    if architecture.class_head_pools:
+    if suffix == "ForSequenceClassification" and architecture.class_head_pools:
         lacking |= {name for name in loaded.missing if "pooler." in name}
-    name = type(loaded.network).__name__
-    if has_class_head(config):
-        classes = tuple(name for name in config.architectures or () if name.endswith("ForSequenceClassification"))
-        config.architectures = _named_heads(list(config.architectures or ()), classes, lacking, path)
+    stated = tuple(name for name in config.architectures or () if name.endswith(suffix))
+    if stated:
+        config.architectures = _named_heads(list(config.architectures or ()), stated, lacking, path)
     elif not lacking and not _is_ambiguous(first, loaded.network):
-        config.architectures = [*(config.architectures or ()), name]
+        config.architectures = [*(config.architectures or ()), type(loaded.network).__name__]
 
 
 def _is_ambiguous(config: PreTrainedConfig, network: PreTrainedModel) -> bool:
     """Return whether a head for token classification has the same weights."""
+    if type(config) not in AutoModelForTokenClassification._model_mapping:
+        return False
     with torch.device("meta"):
         other = AutoModelForTokenClassification.from_config(config, attn_implementation=IMPLEMENTATION)
     return set(other.state_dict()) == set(network.state_dict())

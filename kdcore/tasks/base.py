@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -11,7 +12,7 @@ import numpy as np
 
 from kdcore.models.base import Model
 from kdcore.recipe.schema import ComponentConfig
-from kdcore.signals import Batch, ClassHead
+from kdcore.signals import Batch, Head, HeadLevel
 
 if TYPE_CHECKING:
     from kdcore.tasks.finished_run import FinishedRun
@@ -20,6 +21,9 @@ Split = Literal["train", "held_out", "test"]
 """`test` is asked for only of a task with a `metric`."""
 
 Order = Literal["global", "per_process"]
+
+TaskOutputs = np.ndarray | Sequence[np.ndarray]
+"""(n, C) of a head for whole sequences; n arrays (length, C) of a head for tokens."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,14 @@ class Task(ABC):
     masks_tokens: ClassVar[bool] = True
     """Whether batches have tokens to be predicted, so that losses may read predictions at masked positions."""
 
+    columns: ClassVar[Mapping[str, HeadLevel] | None] = None
+    """The columns of its batches: one row per sequence (B, ...), or, at level `token`, a value per position (B, L).
+
+    Columns that losses request are checked against these before data is prepared. None: against a first batch only.
+    """
+
     auto_class: ClassVar[str] = "AutoModel"
-    """The class of transformers that loads an exported student with everything that the task trains."""
+    """Deprecated: the class of transformers that loads an export is that of the first of `heads`."""
 
     class Config(ComponentConfig):
         """The keys of the recipe's `task` section."""
@@ -62,8 +72,17 @@ class Task(ABC):
         self.seed = seed
 
     @classmethod
-    def class_head(cls, config: ComponentConfig) -> ClassHead | None:
-        """Describe what students predict for whole sequences, passed to models before data is read; None if nothing."""
+    def heads(cls, config: ComponentConfig) -> tuple[Head, ...]:
+        """Return the heads that the task trains, passed to models before data is read; empty if none.
+
+        The first one is the task's own: exports hold it under its Auto class, and `scores` are of its outputs.
+        """
+        head = cls.class_head(config)
+        return () if head is None else (head,)
+
+    @classmethod
+    def class_head(cls, config: ComponentConfig) -> Head | None:
+        """Deprecated: override `heads`."""
         return None
 
     @classmethod
@@ -124,20 +143,29 @@ class Task(ABC):
         """Score that selects the best student (higher is better); None without scores."""
         return None
 
-    def scores(self, split: Split, outputs: np.ndarray) -> dict[str, float]:
-        """Compute scores of a student's outputs for whole sequences, including `metric`.
+    def scores(self, split: Split, outputs: TaskOutputs) -> dict[str, float]:
+        """Compute scores of a student's outputs, including `metric`.
 
         Args:
             split: split of the outputs.
-            outputs: (n, C) float32, for each of the split's samples in their order.
+            outputs: float32 outputs of the task's own head for each of the split's samples in their order: (n, C), or
+                n arrays (length, C) if the head's level is `token`.
 
         Raises:
             DataError: the split has no labels.
         """
         return {}
 
-    def write_predictions(self, folder: Path, split: Split, outputs: np.ndarray) -> None:
-        """Write a student's outputs for whole sequences into files of `folder`; arguments as for `scores`."""
+    def write_predictions(self, folder: Path, split: Split, outputs: TaskOutputs) -> None:
+        """Write a student's outputs into files of `folder`; arguments as for `scores`."""
+        return None
+
+    def baselines(self, split: Split) -> dict[str, float]:
+        """Return scores of predictions that ignore the text, by name, such as `accuracy` of the most frequent class."""
+        return {}
+
+    def finish_export(self, folder: Path) -> None:
+        """Add the task's own files to an exported student's folder, which has weights and tokenizer already."""
         return None
 
     def sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

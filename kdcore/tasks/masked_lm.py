@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class MaskedLM(Task):
         )
 
     config: Config
+
+    columns: ClassVar = {"sample_ids": "sequence"}
 
     def __init__(self, config: Config, seed: int, cache: Path) -> None:
         super().__init__(config, seed, cache)

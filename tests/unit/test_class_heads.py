@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from kdcore import InputError, Signals, TransformersModel
 from kdcore.models.architectures import ARCHITECTURES
 from kdcore.models.configuration import with_num_layers
-from kdcore.signals import ClassHead
+from kdcore.signals import Head
 
 LENGTHS = (7, 3, 5)
 
@@ -49,7 +50,7 @@ def model(role: str, **keys: Any) -> TransformersModel:
 
 def student_of(folder: Path, *labels: str, **config: Any) -> TransformersModel:
     made = model("student", config=config, initialize={"from": str(folder), "blocks": "first"})
-    made.set_classes(ClassHead(labels))
+    made.set_heads((Head.sequence_classes(labels),))
     return made
 
 
@@ -67,10 +68,10 @@ def test_a_teachers_outputs_are_transformers_own(
 ) -> None:
     folder, batch = classifier(model_type), token_batch(LENGTHS, 9)
     teacher = model("teacher", path=str(folder))
-    assert (teacher.info.num_classes, teacher.info.class_labels) == (3, ("con", "neutral", "pro"))
-    encoder = teacher.load_teacher(Signals.classes() | Signals.hidden([1])).eval()
+    assert teacher.info.heads == (Head.sequence_classes(("con", "neutral", "pro")),)
+    encoder = teacher.load_teacher(Signals.head("sequence_classes") | Signals.hidden([1])).eval()
     with torch.no_grad():
-        found = encoder(batch, Signals.classes()).class_logits
+        found = encoder(batch, Signals.head("sequence_classes")).outputs("sequence_classes")
     assert found.shape == (3, 3)
     torch.testing.assert_close(found, logits_of(folder, batch), rtol=1e-4, atol=1e-5)
     assert found.std() > 1e-3
@@ -80,10 +81,10 @@ def test_modernbert_takes_the_mean_of_real_tokens_if_it_is_configured_so(
     classifier: Callable[..., Path], token_batch: Callable[..., Any]
 ) -> None:
     folder = classifier("modernbert", classifier_pooling="mean")
-    encoder = model("teacher", path=str(folder)).load_teacher(Signals.classes()).eval()
+    encoder = model("teacher", path=str(folder)).load_teacher(Signals.head("sequence_classes")).eval()
     for batch in (token_batch(LENGTHS, 9), token_batch((5, 5))):
         with torch.no_grad():
-            found = encoder(batch, Signals.classes()).class_logits
+            found = encoder(batch, Signals.head("sequence_classes")).outputs("sequence_classes")
         torch.testing.assert_close(found, logits_of(folder, batch), rtol=1e-4, atol=1e-5)
 
 
@@ -98,9 +99,9 @@ def test_pairs_have_token_types_where_the_model_has_embeddings_for_them(
     pairs = replace(batch, token_types=types)
     for model_type, has_types in (("bert", True), ("electra", True), ("roberta", False), ("distilbert", False)):
         folder = classifier(model_type)
-        encoder = model("teacher", path=str(folder)).load_teacher(Signals.classes()).eval()
+        encoder = model("teacher", path=str(folder)).load_teacher(Signals.head("sequence_classes")).eval()
         with torch.no_grad():
-            found = encoder(pairs, Signals.classes()).class_logits
+            found = encoder(pairs, Signals.head("sequence_classes")).outputs("sequence_classes")
         expected = logits_of(folder, batch, **({"token_type_ids": types} if has_types else {}))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert torch.allclose(found, logits_of(folder, batch), atol=1e-5) == (not has_types)
@@ -112,9 +113,9 @@ def test_a_student_of_a_fine_tuned_model_starts_with_its_head_and_is_exported_wi
 ) -> None:
     folder, batch = classifier(model_type), token_batch(LENGTHS, 9)
     own = student_of(folder, "con", "neutral", "pro")
-    encoder = own.build_student(Signals.classes()).eval()
+    encoder = own.build_student(Signals.head("sequence_classes")).eval()
     with torch.no_grad():
-        found = encoder(batch, Signals.classes()).class_logits
+        found = encoder(batch, Signals.head("sequence_classes")).outputs("sequence_classes")
     torch.testing.assert_close(found, logits_of(folder, batch), rtol=1e-4, atol=1e-5)
     weights = {name: 1.5 * tensor.detach() for name, tensor in encoder.state_dict().items()}
     encoder.export(tmp_path, weights)
@@ -124,10 +125,10 @@ def test_a_student_of_a_fine_tuned_model_starts_with_its_head_and_is_exported_wi
     assert loaded.config.label2id == {"con": 0, "neutral": 1, "pro": 2}
     _, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
-    again = own.load_export(tmp_path, Signals.classes())
-    assert again.info == own.info
+    again = own.load_export(tmp_path, Signals.head("sequence_classes"))
+    assert again.info == replace(own.info, heads=[own.info.head("sequence_classes")])
     with torch.no_grad():
-        read = again.eval()(batch, Signals.classes()).class_logits
+        read = again.eval()(batch, Signals.head("sequence_classes")).outputs("sequence_classes")
     torch.testing.assert_close(read, logits_of(tmp_path, batch), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(read, found, atol=1e-3)
 
@@ -138,7 +139,7 @@ def test_a_student_of_a_model_without_classes_has_a_new_head_on_its_blocks(
     model_type: str, head: bool, saved_model: Callable[..., Path]
 ) -> None:
     folder = saved_model(model_type, head)
-    encoder = student_of(folder, "con", "pro", num_hidden_layers=2).build_student(Signals.classes())
+    encoder = student_of(folder, "con", "pro", num_hidden_layers=2).build_student(Signals.head("sequence_classes"))
     source = AutoModel.from_pretrained(folder).state_dict()
     own = {name.partition(".")[2]: tensor for name, tensor in encoder.network.state_dict().items()}
     kept = [name for name in source if "embeddings" in name and name in own]
@@ -153,7 +154,7 @@ def test_the_heads_of_modernberts_masked_lm_are_partly_shared_with_its_classifie
 ) -> None:
     """As `from_pretrained` of its classifier does."""
     folder = saved_model("modernbert", True)
-    encoder = student_of(folder, "con", "pro").build_student(Signals.classes())
+    encoder = student_of(folder, "con", "pro").build_student(Signals.head("sequence_classes"))
     expected = AutoModelForSequenceClassification.from_pretrained(folder).head.dense.weight
     assert torch.equal(encoder.network.head.dense.weight, expected)
 
@@ -164,7 +165,7 @@ def test_a_head_for_other_classes_is_not_taken_over(
 ) -> None:
     folder = classifier("bert")
     with caplog.at_level(logging.INFO, "kdcore"):
-        encoder = student_of(folder, *labels).build_student(Signals.classes())
+        encoder = student_of(folder, *labels).build_student(Signals.head("sequence_classes"))
     theirs = AutoModelForSequenceClassification.from_pretrained(folder)
     assert encoder.network.classifier.out_features == (len(labels) or 1)
     assert encoder.network.classifier.weight.shape != theirs.classifier.weight.shape or not torch.equal(
@@ -181,25 +182,25 @@ def test_without_the_request_there_is_no_head_and_no_pooler_runs(
     assert not [name for name, _ in teacher.named_parameters() if "classifier" in name or "pooler" in name]
     student = student_of(classifier("bert"), "con", "neutral", "pro")
     ran = []
-    encoder = student.build_student(Signals.classes())
+    encoder = student.build_student(Signals.head("sequence_classes"))
     encoder.pooler.register_forward_hook(lambda *_: ran.append(1))
     encoder(token_batch(LENGTHS), Signals.hidden([3]))
     assert not ran
-    encoder(token_batch(LENGTHS), Signals.classes())
+    encoder(token_batch(LENGTHS), Signals.head("sequence_classes"))
     assert ran
 
 
 def test_a_teacher_without_classes_is_refused(saved_model: Callable[..., Path]) -> None:
     teacher = model("teacher", path=str(saved_model("bert")))
-    assert teacher.info.num_classes is None
-    with pytest.raises(InputError, match="no classification head"):
-        teacher.load_teacher(Signals.classes())
+    assert teacher.info.head("sequence_classes") is None
+    with pytest.raises(InputError, match="no such head"):
+        teacher.load_teacher(Signals.head("sequence_classes"))
 
 
 def test_names_that_transformers_makes_up_are_no_names(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
     AutoModelForSequenceClassification.from_config(tiny_config("bert", num_labels=4)).save_pretrained(tmp_path)
     info = model("teacher", path=str(tmp_path)).info
-    assert (info.num_classes, info.class_labels) == (4, ())
+    assert info.heads == (Head.sequence_classes(num_outputs=4),)
 
 
 def test_a_shortened_configuration_keeps_its_classes(tiny_config: Callable[..., Any]) -> None:

@@ -22,6 +22,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
@@ -37,7 +38,9 @@ MODEL_TYPES = sorted(ARCHITECTURES)
 HIDDEN = Signals.hidden(["embeddings", 0, 1])
 PREDICTIONS = HIDDEN | Signals.predictions("all")
 FROM_TEACHER = {"config": {"num_hidden_layers": 2}, "initialize": {"from": "teacher", "blocks": "first"}}
-POSITIONS_DEPEND_ON_PADDING = {"mpnet", "roberta", "xlm-roberta"}
+POSITIONS_DEPEND_ON_PADDING = {
+    "mpnet", "roberta", "xlm-roberta", "camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta-xl",
+}  # fmt: skip
 MATRICES = ("tied", "untied", "separate")
 """Output matrix and embeddings: one matrix; two by config.json; two although config.json states one."""
 
@@ -271,7 +274,7 @@ def test_a_head_that_only_config_json_states_is_not_used(model_type, saved_model
     change(folder, architectures=[name])
     caplog.set_level(logging.INFO, "kdcore")
     whole, model = teacher(folder), student(folder)
-    assert not whole.info.has_lm_head
+    assert whole.info.head("masked_lm") is None
     assert re.search(rf"config.json states {name}, but the weights have no such head \(`.*` is missing\)", caplog.text)
     model.build_student(HIDDEN)
     with pytest.raises(InputError, match="the teacher has no masked-LM head"):
@@ -282,7 +285,7 @@ def test_a_head_that_only_config_json_states_is_not_used(model_type, saved_model
 def test_a_head_that_config_json_does_not_state_is_used(model_type, saved_model, tmp_path):
     folder = Path(shutil.copytree(saved_model(model_type), tmp_path / "model"))
     change(folder, architectures=None)
-    assert teacher(folder).info.has_lm_head
+    assert teacher(folder).info.head("masked_lm") is not None
     teacher(folder).load_teacher(PREDICTIONS)
 
 
@@ -294,11 +297,21 @@ def test_a_classification_head_is_read_from_the_weights(tiny_config, tmp_path):
             AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
             if not states:
                 change(folder, architectures=None)
-            found = teacher(folder).info.num_classes
+            head = teacher(folder).info.head("sequence_classes")
+            found = None if head is None else head.num_outputs
             # ModernBERT's heads for sequences and for tokens have the same weights.
             assert found == (3 if states or model_type != "modernbert" else None), model_type
             change_weights(folder, lambda weights: {k: v for k, v in weights.items() if "classifier" not in k})
-            assert teacher(folder).info.num_classes is None
+            assert teacher(folder).info.head("sequence_classes") is None
+
+
+def test_a_head_for_tokens_that_config_json_states_is_taken_only_with_its_weights(tiny_config, tmp_path):
+    for model_type in ("bert", "distilbert", "modernbert"):
+        folder = tmp_path / model_type
+        AutoModelForTokenClassification.from_config(tiny_config(model_type, num_labels=5)).save_pretrained(folder)
+        assert teacher(folder).info.head("token_classes").num_outputs == 5
+        change_weights(folder, lambda weights: {k: v for k, v in weights.items() if "classifier" not in k})
+        assert teacher(folder).info.head("token_classes") is None
 
 
 def test_blocks_that_config_json_leaves_out_are_reported(saved_model, tmp_path, caplog):

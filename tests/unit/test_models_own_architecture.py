@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from kdcore.errors import InputError
 from kdcore.models.transformers import TransformersModel
-from kdcore.signals import Signals
+from kdcore.signals import Head, Signals
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
 REQUEST = Signals.hidden(["embeddings", 1]) | Signals.attention(["key"], [0]) | Signals.predictions("masked")
@@ -67,7 +67,8 @@ def test_the_pages_encoder_does_what_every_model_must(example, folder):
 @torch.no_grad()
 def test_the_pages_encoder_shows_what_its_network_computes(example, folder, token_batch):
     teacher = example(example.Config(path=str(folder)), "teacher", None)
-    assert (teacher.info.architecture, teacher.info.num_layers, teacher.info.has_lm_head) == ("example", 4, True)
+    assert (teacher.info.architecture, teacher.info.num_layers) == ("example", 4)
+    assert teacher.info.heads == (Head.masked_lm(60),)
     signals, batch = teacher.load_teacher(REQUEST).eval()(token_batch([9, 5]), REQUEST), token_batch([9, 5])
     network = BertForMaskedLM.from_pretrained(folder).eval()
     plain = network(batch.input_ids, attention_mask=batch.attention_mask.long(), output_hidden_states=True)

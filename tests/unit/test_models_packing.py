@@ -13,7 +13,7 @@ from kdcore.models.architectures import ARCHITECTURES
 from kdcore.models.packing import Packing
 from kdcore.models.transformers import TransformersModel
 from kdcore.relations import ScoreMaps
-from kdcore.signals import ClassHead, Signals
+from kdcore.signals import Head, Signals
 
 LENGTHS = (13, 4, 4, 20, 1, 9)
 EVERYTHING = (
@@ -39,7 +39,7 @@ def student(saved_model):
         config = TransformersModel.Config.model_validate({"initialize": {"from": "teacher"}})
         model = TransformersModel(config, "student", teacher)
         if classes:
-            model.set_classes(ClassHead(("a", "b", "c")))
+            model.set_heads((Head.sequence_classes(("a", "b", "c")),))
         torch.manual_seed(2)
         return model.build_student(request).eval().double()
 
@@ -106,13 +106,13 @@ def test_packed_answers_losses_and_gradients_are_the_padded_ones(model_type, stu
 
 
 def test_packed_classes_are_the_padded_ones(model_type, student, token_batch):
-    encoder = student(model_type, Signals.classes(), classes=True)
+    encoder = student(model_type, Signals.head("sequence_classes"), classes=True)
     batch = token_batch(LENGTHS)
     batch = replace(batch, token_types=(torch.arange(20) % 2).expand(len(LENGTHS), -1))
     results = []
     for packs in (True, False):
         encoder.packs = packs
-        logits = encoder(batch, Signals.classes()).class_logits
+        logits = encoder(batch, Signals.head("sequence_classes")).outputs("sequence_classes")
         logits.square().sum().backward()
         results.append({"logits": logits} | {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
         encoder.zero_grad(set_to_none=True)

@@ -249,7 +249,8 @@ def test_a_model_is_described_before_it_is_loaded(model_type, models, loaded, sa
     info = models(model_type).info
     longest = 40 if model_type in ("bert", "distilbert", "electra", "ernie", "modernbert") else 38
     assert (info.architecture, info.num_layers, info.hidden_size, info.num_heads) == (model_type, LAYERS, 32, 4)
-    assert (info.head_size, info.vocab_size, info.max_length, info.has_lm_head) == (8, 60, longest, True)
+    assert (info.head_size, info.vocab_size, info.max_length) == (8, 60, longest)
+    assert [(head.name, head.level, head.num_outputs) for head in info.heads] == [("masked_lm", "token", 60)]
     loaded(model_type)(token_batch([longest, 3]), EVERYTHING)
     bare = TransformersModel(config_of(saved_model(model_type, head=False)), "teacher", None)
-    assert not bare.info.has_lm_head
+    assert not bare.info.heads

@@ -7,7 +7,7 @@ gradients with respect to the signals. The second passes, with a graph, continue
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kdcore.layers import at_least_float32
-from kdcore.signals import AttentionPart, Batch, Block, HeadChunk, Positions, SignalRequest, Signals
+from kdcore.signals import MASKED_LM, AttentionPart, Batch, Block, Head, HeadChunk, Positions, SignalRequest, Signals
 from kdcore.training.engine.module import DistillationModule, Term
 from kdcore.training.runtime.distributed import DistributedContext
 
@@ -112,7 +112,7 @@ def cache_gradients(
         theirs.append(run_teachers(batch, requests.teachers))
         with torch.no_grad():
             own.append(module.student(batch, requests.student))
-    rows = _StepRows(whole, len(micro_batches), processes)
+    rows = _StepRows(whole, len(micro_batches), processes, module.student.info.heads)
     moved = whole.to(device)
     student = _WholeSignals(moved, own, rows, tracked=True)
     teachers = {
@@ -143,7 +143,8 @@ def cache_gradients(
 class _StepRows:
     """Rows of each micro-batch of a step in the whole batch: micro-batch i of process r is number i * processes + r."""
 
-    def __init__(self, whole: Batch, per_process: int, processes: DistributedContext) -> None:
+    def __init__(self, whole: Batch, per_process: int, processes: DistributedContext, heads: Iterable[Head]) -> None:
+        self._token_heads = {head.name for head in heads if head.level == "token"}
         self.length = int(whole.input_ids.shape[1])
         self.processes = processes
         count = per_process * processes.world_size
@@ -155,7 +156,7 @@ class _StepRows:
 
     def rows(self, read: SignalRead) -> list[int]:
         """Return the number of rows of a signal in each micro-batch of the step."""
-        if read[0] == "tokens" or read == ("logits", "all"):
+        if read[0] == "tokens" or read == ("logits", "all") or (read[0] == "outputs" and read[1] in self._token_heads):
             return self._tokens
         return self._masked if read[0] == "logits" else self._sequences
 
@@ -210,10 +211,9 @@ class _WholeSignals(Signals):
         """Return predictions over the vocabulary: (M, V) at masked positions, (N, V) at all real tokens."""
         return self._whole(("logits", positions))
 
-    @property
-    def class_logits(self) -> Tensor:
-        """Return the outputs of the classification head: (B, C)."""
-        return self._whole(("class_logits",))
+    def outputs(self, name: str) -> Tensor:
+        """Return the outputs of a head: (N, C) or (B, C)."""
+        return self.logits("all") if name == MASKED_LM else self._whole(("outputs", name))
 
     def heads(self, part: AttentionPart, block: int) -> Iterator[HeadChunk]:
         """Yield query, key or value of `block` as one chunk with an additive mask."""

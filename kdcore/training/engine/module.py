@@ -63,7 +63,6 @@ class DistillationModule(nn.Module):
         self.losses = nn.ModuleDict(losses)
         self._requests = {label: union_of_requests([loss]) for label, loss in losses.items()}
         self.coupled = frozenset(label for label, loss in losses.items() if loss.couples_batch)
-        self.reads_classes = any(requests.student.class_logits for requests in self._requests.values())
 
     def labelled_losses(self) -> Iterator[tuple[str, Loss]]:
         """Yield the losses by their labels."""
@@ -79,6 +78,10 @@ class DistillationModule(nn.Module):
     def requests(self, labels: Collection[str]) -> ModelRequests:
         """Return what the losses with these labels read."""
         return _union(self._requests[label] for label in labels)
+
+    def reads_head(self, name: str) -> bool:
+        """Return whether any loss reads this head of the student."""
+        return any(name in requests.student.heads for requests in self._requests.values())
 
     def counts(self, batch: Batch) -> dict[Term, int]:
         """Count what each term of every loss averages over in this micro-batch, on the host, before a forward pass."""

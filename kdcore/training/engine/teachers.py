@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from kdcore.errors import RecipeError
 from kdcore.layers import at_least_float32
 from kdcore.models.base import Encoder
-from kdcore.signals import Batch, Block, ModelInfo, Positions, SignalRequest, Signals
+from kdcore.signals import MASKED_LM, Batch, Block, ModelInfo, Positions, SignalRequest, Signals
 
 Combination = Literal["average", "concat"]
 
@@ -44,9 +45,14 @@ class CompositeTeacher:
         infos = list(members.values())
         first = infos[0]
         averages = combination == "average"
-        classes = averages and all(info.num_classes is not None for info in infos)
-        if classes:
-            self._require_equal("classes", lambda info: (info.num_classes, _names(info) or _names(first)))
+        names = set.intersection(*({head.name for head in info.heads} for info in infos)) if averages else set()
+        heads = []
+        for head in first.heads:
+            if head.name in names:
+                if head.name != MASKED_LM:
+                    self._require_equal("classes", lambda info, name=head.name: _outputs_of(info, name, infos))
+                labels = next((labels for info in infos if (labels := _labels(info, head.name))), ())
+                heads.append(replace(head, labels=labels))
         self.info = ModelInfo(
             architecture=f"{combination} of {', '.join(info.architecture for info in infos)}",
             num_layers=min(info.num_layers for info in infos),
@@ -55,9 +61,7 @@ class CompositeTeacher:
             head_size=first.head_size,
             vocab_size=first.vocab_size,
             max_length=min(info.max_length for info in infos),
-            has_lm_head=averages and all(info.has_lm_head for info in infos),
-            num_classes=first.num_classes if classes else None,
-            class_labels=next((info.class_labels for info in infos if info.class_labels), ()) if classes else (),
+            heads=heads,
         )
 
     def check(self, request: SignalRequest) -> None:
@@ -75,14 +79,16 @@ class CompositeTeacher:
             self._require_equal("numbers of blocks", lambda info: info.num_layers)
             if self.combination == "average":
                 self._require_equal("hidden sizes", lambda info: info.hidden_size)
-        if self.combination == "concat" and (request.prediction_positions or request.class_logits):
+        if self.combination == "concat" and (request.prediction_positions or request.heads):
             raise RecipeError("predictions of several teachers have no concatenation", hint="use `average`")
+        if request.factored_positions:
+            raise RecipeError("predictions of several teachers cannot be factored", hint="use a loss that reads logits")
         if request.prediction_positions:
             self._require_equal("vocabulary sizes", lambda info: info.vocab_size)
 
     def combine(self, batch: Batch, members: Sequence[Signals]) -> Signals:
         """Return the signals of the composite, given those of its members in their order."""
-        return _CompositeSignals(batch, self.combination, members, self.info.num_classes == 1)
+        return _CompositeSignals(batch, self.combination, members, self.info)
 
     def _require_equal(self, what: str, value: Callable[[ModelInfo], object]) -> None:
         found = {label: value(info) for label, info in self._infos.items()}
@@ -94,11 +100,11 @@ class CompositeTeacher:
 class _CompositeSignals(Signals):
     """Combine the signals of the members when a loss reads them."""
 
-    def __init__(self, batch: Batch, combination: Combination, members: Sequence[Signals], regression: bool) -> None:
+    def __init__(self, batch: Batch, combination: Combination, members: Sequence[Signals], info: ModelInfo) -> None:
         super().__init__(batch, {}, {}, {})
         self._members = members
         self._combine = _mean if combination == "average" else _concatenation
-        self._regression = regression
+        self._info = info
 
     def tokens(self, block: Block) -> Tensor:
         """Return the combined hidden states of the real tokens: (N, d)."""
@@ -112,11 +118,13 @@ class _CompositeSignals(Signals):
         """Return logarithms of the mean probabilities: (M, V) or (N, V), float32."""
         return _log_mean_probabilities([member.logits(positions) for member in self._members])
 
-    @property
-    def class_logits(self) -> Tensor:
-        """Return logarithms of the mean probabilities, or the mean outputs of regression heads: (B, C), float32."""
-        outputs = [member.class_logits for member in self._members]
-        return _mean(outputs) if self._regression else _log_mean_probabilities(outputs)
+    def outputs(self, name: str) -> Tensor:
+        """Return logarithms of the mean probabilities, or the mean outputs of regression heads, in float32."""
+        if name == MASKED_LM:
+            return self.logits("all")
+        head, outputs = self._info.head(name), [member.outputs(name) for member in self._members]
+        assert head is not None
+        return _mean(outputs) if head.problem_type == "regression" else _log_mean_probabilities(outputs)
 
 
 class FrozenTeachers:
@@ -195,8 +203,16 @@ def _log_mean_probabilities(parts: Sequence[Tensor]) -> Tensor:
     return reduce(torch.logaddexp, (at_least_float32(part).log_softmax(-1) for part in parts)) - math.log(len(parts))
 
 
-def _names(info: ModelInfo) -> tuple[str, ...]:
-    return tuple(label.casefold() for label in info.class_labels)
+def _labels(info: ModelInfo, name: str) -> tuple[str, ...]:
+    head = info.head(name)
+    return () if head is None else head.labels
+
+
+def _outputs_of(info: ModelInfo, name: str, infos: Sequence[ModelInfo]) -> tuple[int, tuple[str, ...]]:
+    """Return the number and the names of a head's outputs; without names, those of the first model."""
+    head = info.head(name)
+    assert head is not None
+    return head.num_outputs, tuple(label.casefold() for label in head.labels or _labels(infos[0], name))
 
 
 def _in_words(value: object) -> str:

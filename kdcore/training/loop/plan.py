@@ -24,7 +24,7 @@ from kdcore.training.engine.teachers import CompositeTeacher, requests_of_models
 from kdcore.transforms.base import ParameterSource, Transform
 
 # Batches, the tokenizer and heads are created for these before training starts.
-KEPT_BY_TRANSFORMS = ("vocab_size", "max_length", "num_classes", "class_labels", "has_lm_head")
+KEPT_BY_TRANSFORMS = ("vocab_size", "max_length", "heads")
 
 
 @dataclass(frozen=True)

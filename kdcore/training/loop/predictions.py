@@ -1,4 +1,4 @@
-"""Predict class logits of a student over all samples of a split and all processes."""
+"""Predict with a student over all samples of a split and all processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from kdcore.errors import InfrastructureError
 from kdcore.models.base import Encoder
-from kdcore.signals import Batch, Signals
-from kdcore.tasks.base import Split, Task
+from kdcore.signals import Batch, Head, SignalRequest, Signals
+from kdcore.tasks.base import Split, Task, TaskOutputs
 from kdcore.training.loop.batches import held_out_batches
 from kdcore.training.runtime.collectives import all_gather, broadcast_from_main
 from kdcore.training.runtime.distributed import DistributedContext
@@ -21,48 +21,76 @@ from kdcore.utils.atomic import atomic_directory
 SCORES = "scores.json"
 
 
-class Outputs:
-    """Collect outputs batch by batch."""
+def scored_head(task: Task) -> Head | None:
+    """Return the task's own head, if the task has scores of its outputs."""
+    heads = task.heads(task.config)
+    return heads[0] if heads and task.metric is not None else None
 
-    def __init__(self) -> None:
+
+class Outputs:
+    """Collect outputs of one head batch by batch."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
         self._samples: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
+
+    @property
+    def request(self) -> SignalRequest:
+        """Return the request of the outputs."""
+        return Signals.head(self._head.name)
 
     def add(self, batch: Batch, student: Signals) -> None:
         """Add the outputs of a batch, whose column `sample_ids` identifies the samples."""
         self._samples.append(batch.columns["sample_ids"].cpu().numpy())
-        self._values.append(student.class_logits.detach().float().cpu().numpy())
+        self._lengths.append(batch.lengths)
+        self._values.append(student.outputs(self._head.name).detach().float().cpu().numpy())
 
-    def gathered(self, processes: DistributedContext) -> np.ndarray:
-        """Gather outputs (n, C) float32 in the order of the samples, on every process; every process must call this."""
-        everyone = all_gather(processes, (self._samples, self._values))
-        samples = np.concatenate([one for samples, _ in everyone for one in samples])
-        values = np.concatenate([one for _, values in everyone for one in values])
-        ordered = np.empty_like(values)
-        ordered[samples] = values
-        return ordered
+    def gathered(self, processes: DistributedContext) -> TaskOutputs:
+        """Gather float32 outputs in the order of the samples, on every process; every process must call this.
+
+        Returns:
+            (n, C), or n arrays (length, C) of a head for tokens.
+        """
+        everyone = all_gather(processes, (self._samples, self._lengths, self._values))
+        samples, lengths, values = (
+            np.concatenate([one for part in side for one in part]) for side in zip(*everyone, strict=True)
+        )
+        order = np.argsort(samples)
+        if self._head.level == "sequence":
+            return values[order]
+        ends = np.cumsum(lengths)
+        return [values[ends[one] - lengths[one] : ends[one]] for one in order]
 
 
 @torch.no_grad()
 def predict(
-    student: Encoder, task: Task, split: Split, batch_size: int, processes: DistributedContext, tick: Callable[[], None]
-) -> np.ndarray:
-    """Compute a student's outputs for a split: (n, C) float32; every process must call this.
+    student: Encoder,
+    task: Task,
+    head: Head,
+    split: Split,
+    batch_size: int,
+    processes: DistributedContext,
+    tick: Callable[[], None],
+) -> TaskOutputs:
+    """Compute a student's outputs for a split, as `Task.scores` takes them; every process must call this.
 
     Args:
         student: the student; it is left in eval mode.
         task: provides the batches.
+        head: the task's own head.
         split: split of the samples.
         batch_size: sequences per batch.
         processes: the processes.
         tick: called before each batch.
     """
     student.eval()
-    outputs = Outputs()
+    outputs = Outputs(head)
     for host_batch in held_out_batches(task, batch_size, processes, split):
         tick()
         batch = host_batch.to(processes.device)
-        outputs.add(batch, student(batch, Signals.classes()))
+        outputs.add(batch, student(batch, outputs.request))
     return outputs.gathered(processes)
 
 
@@ -71,6 +99,7 @@ def write_predictions(
     student: Encoder,
     source: Path,
     task: Task,
+    head: Head,
     batch_size: int,
     processes: DistributedContext,
     tick: Callable[[], None],
@@ -85,6 +114,7 @@ def write_predictions(
         student: the student.
         source: the student's export, which `scores.json` names.
         task: writes the files.
+        head: the task's own head.
         batch_size: sequences per batch.
         processes: the processes; every one must call this.
         tick: called before each batch.
@@ -97,7 +127,7 @@ def write_predictions(
         InfrastructureError: the disk fails.
     """
     splits: list[Split] = [split for split in _SPLITS if task.num_samples(split)]
-    outputs = {split: predict(student, task, split, batch_size, processes, tick) for split in splits}
+    outputs = {split: predict(student, task, head, split, batch_size, processes, tick) for split in splits}
     scores = task.scores("held_out", outputs["held_out"]) if "held_out" in outputs else {}
 
     def write() -> None:

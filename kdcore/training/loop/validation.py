@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kdcore.signals import Signals
 from kdcore.tasks.base import Task
 from kdcore.training.engine.module import DistillationModule, Term
 from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.batches import held_out_batches
-from kdcore.training.loop.predictions import Outputs
+from kdcore.training.loop.predictions import Outputs, scored_head
 from kdcore.training.runtime.distributed import DistributedContext
 from kdcore.training.runtime.watchdog import Watchdog
 
@@ -29,7 +28,7 @@ def validate(
 ) -> dict[str, float]:
     """Compute each term of the active losses over all held-out samples, and their weighted total as `loss`.
 
-    If losses read class logits, the task's scores are included.
+    If losses read the task's own head, its scores are included.
 
     `weights` maps labels of active losses to their weights; `watchdog` is notified of each batch.
     """
@@ -37,10 +36,10 @@ def validate(
     module.eval()
     sums: dict[Term, Tensor] = {}  # on the device, without synchronisation until the end
     counts: dict[Term, float] = {}
-    outputs = Outputs()
-    scored = module.reads_classes and task.metric is not None
+    head = scored_head(task)
+    outputs = Outputs(head) if head is not None and module.reads_head(head.name) else None
     requests = module.requests(weights)
-    asked_of_student = requests.student | Signals.classes() if scored else requests.student
+    asked_of_student = requests.student if outputs is None else requests.student | outputs.request
     try:
         for host_batch in held_out_batches(task, batch_size, processes):
             watchdog.tick("a validation")
@@ -51,7 +50,7 @@ def validate(
             student = module.student(batch, asked_of_student)
             for term, value in module.sums_of(student, answers, batch, weights).items():
                 sums[term] = value.double() + sums.get(term, 0.0)
-            if scored:
+            if outputs is not None:
                 outputs.add(batch, student)
     finally:
         module.train(was_training)
@@ -66,7 +65,7 @@ def validate(
     }
     result = {str(term): value for term, value in values.items()}
     result["loss"] = sum(weights[term.label] * value for term, value in values.items())
-    return result | (task.scores("held_out", outputs.gathered(processes)) if scored else {})
+    return result | (task.scores("held_out", outputs.gathered(processes)) if outputs is not None else {})
 
 
 def _first(processes: DistributedContext) -> DistributedContext:

@@ -46,15 +46,18 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
     students_teacher = teachers.get(settings.students_teacher or "")
     with error_location(recipe, components.student.key):
         student = components.student.cls(components.student.config, "student", students_teacher)
-    head = components.task.cls.class_head(components.task.config)
-    if head is not None:
-        with error_location(recipe, components.student.key):
-            student.set_classes(head)
+    heads = components.task.cls.heads(components.task.config)
+    with error_location(recipe, components.student.key):
+        student.set_heads(heads)
+    for one in teachers.values():
+        one.find_heads(heads)
     stages = _make_stages(recipe, components, _LossTeachers(recipe, teachers, composites), student.info)
     requests = union_of_requests(loss for stage in stages for loss in stage.losses.values())
-    if not components.task.cls.masks_tokens:
-        for stage in stages:
+    for stage in stages:
+        if not components.task.cls.masks_tokens:
             check_positions(recipe, components, stage.losses)
+        check_student_heads(recipe, components, stage)
+        check_columns(recipe, components, stage.losses, components.task.cls.columns)
     if settings.training.gradient_caching:
         check_gradient_caching(recipe, stages)
     optimizer = _make(recipe, components.optimizer)
@@ -66,6 +69,10 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
         read = {label: teachers[label] for label in requests_of_models(requests.teachers, composites)}
         _check_task(task, student, read)
     plan = Plan(recipe, components, teachers, composites, student, stages, requests, task, optimizer, scheduler)
+    if any(loss.requests().columns for stage in stages for loss in stage.losses.values()):
+        provided = plan.small_batch().columns
+        for stage in stages:
+            check_columns(recipe, components, stage.losses, provided)
     with error_location(recipe, components.scheduler.key):
         scheduler.check(plan.start)
     with error_location(recipe, "validation"):
@@ -133,6 +140,9 @@ class _LossTeachers:
         composite = self._composites.get(config.teacher or "")
         if asked and composite is not None:
             composite.check(asked)
+        for name in sorted(asked.heads):
+            if self._infos[config.teacher or ""].head(name) is None:
+                raise _missing_head(name, "teacher", self._infos[config.teacher or ""])
         return loss
 
 
@@ -226,6 +236,53 @@ def check_gradient_caching(recipe: Recipe, stages: Iterable[Stage]) -> None:
             key=key,
             hint="remove it: other losses do not depend on how a batch is split",
         )
+
+
+def check_student_heads(recipe: Recipe, components: Components, stage: Stage) -> None:
+    """Refuse losses that read a head that the student does not have.
+
+    Raises:
+        RecipeError: names the loss and the heads of the student.
+    """
+    for label, loss in stage.losses.items():
+        for name in sorted(loss.requests().student.heads):
+            if stage.info.head(name) is None:
+                with error_location(recipe, components.losses[label].key):
+                    raise _missing_head(name, "student", stage.info)
+
+
+def _missing_head(name: str, whose: str, info: ModelInfo) -> RecipeError:
+    return RecipeError(
+        f"the loss reads the head `{name}`, which the {whose} does not have",
+        allowed=[head.name for head in info.heads] or None,
+        hint="use a task that trains this head, and models that support it",
+    )
+
+
+def check_columns(
+    recipe: Recipe, components: Components, losses: Mapping[str, Loss], provided: Collection[str] | None
+) -> None:
+    """Refuse losses that request columns that the task's batches do not have.
+
+    Args:
+        recipe: the recipe.
+        components: its components.
+        losses: the losses by their labels.
+        provided: names of the columns; None if they are not known yet.
+
+    Raises:
+        RecipeError: names the loss, the column and the task.
+    """
+    for label, loss in losses.items():
+        for name in sorted(loss.requests().columns):
+            if provided is not None and name not in provided:
+                with error_location(recipe, components.losses[label].key):
+                    raise RecipeError(
+                        f"`{components.losses[label].name}` reads the column `{name}`, which batches of the task "
+                        f"`{components.task.name}` do not have",
+                        allowed=sorted(provided) or None,
+                        hint="use a task that provides the column, or another loss",
+                    )
 
 
 def is_ever_active(config: LossConfig) -> bool:

@@ -16,6 +16,7 @@ from kdcore.models.base import Encoder
 from kdcore.models.encoder import TransformersEncoder
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.recipe.yaml import dump_yaml
+from kdcore.signals import MASKED_LM
 from kdcore.tasks.base import Task
 from kdcore.training.checkpoint.format import checkpoint_folder, latest_checkpoint, read_state, require_good
 from kdcore.training.engine.engine import check_weights, float32_student_of
@@ -53,6 +54,7 @@ def export_student(
         with atomic_directory(folder, replace=True, check=check) as staging:
             student.export(staging, weights)
             task.save_tokenizer(staging)
+            task.finish_export(staging)
             (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
             for file in staging.iterdir():
                 file.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner can read
@@ -122,8 +124,12 @@ def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[st
         f"| losses | {', '.join(settings.losses)} |",
         f"| steps | {step:,} with {settings.training.batch_size} sequences each |",
     ]
-    if info.num_classes is not None:
-        lines.append(f"| predicts | {', '.join(info.class_labels) or 'a number'} |")
+    for head in info.heads:
+        if head.name != MASKED_LM and head.name not in student.unexported_heads:
+            outputs = "a number" if head.num_outputs == 1 else f"{head.num_outputs} numbers"
+            lines.append(f"| predicts | {', '.join(head.labels) or outputs} |")
+    if student.unexported_heads:
+        lines.append(f"| heads left out | {', '.join(student.unexported_heads)} |")
     lines += [f"| held-out {name} | {value:.5g} |" for name, value in held_out.items()]
     lines += ["", "## Recipe", "", "```yaml", dump_yaml(_without_folders(recipe.data)).rstrip(), "```", ""]
     if getattr(student, "pooler", None) is not None and not _pools_for_classes(student):

@@ -25,7 +25,7 @@ from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.events import Event, FinishedEvent, RunResult, StoppedEvent
 from kdcore.training.loop.monitor import Monitor, console, logger
 from kdcore.training.loop.plan import Plan
-from kdcore.training.loop.predictions import write_predictions
+from kdcore.training.loop.predictions import scored_head, write_predictions
 from kdcore.training.loop.stages import StageParameters, examine_stages
 from kdcore.training.loop.trainer import Trainer
 from kdcore.training.run import run_folder
@@ -279,15 +279,18 @@ def _final_export(folder: Path, recipe: Recipe) -> Path | None:
 
 
 def _predicts(plan: Plan) -> bool:
-    """Return whether a finished run writes predictions: its task has scores, and losses read class logits."""
-    return plan.task.metric is not None and plan.requests.student.class_logits
+    """Return whether a finished run writes predictions: its task scores its own head, and losses read that head."""
+    head = scored_head(plan.task)
+    return head is not None and head.name in plan.requests.student.heads
 
 
 def _write_predictions(context: RunContext, trainer: Trainer) -> None:
     """Predict with the best student, or with the final one if no best export can be loaded."""
     plan, folder, processes = context.plan, context.folder, context.processes
+    head = scored_head(plan.task)
+    assert head is not None
     source = folder / "exports" / "best"
-    student = plan.student.load_export(source, Signals.classes()) if source.is_dir() else None
+    student = plan.student.load_export(source, Signals.head(head.name)) if source.is_dir() else None
     if student is None:
         source, student = folder / "exports" / "final", trainer.engine.module.student
     size = plan.recipe.settings.validation.batch_size or trainer.micro_batch_size
@@ -297,7 +300,7 @@ def _write_predictions(context: RunContext, trainer: Trainer) -> None:
 
     target = folder / PREDICTIONS
     student = student.to(processes.device)
-    scores = write_predictions(target, student, source, plan.task, size, processes, tick, context.check_lock)
+    scores = write_predictions(target, student, source, plan.task, head, size, processes, tick, context.check_lock)
     shown = "".join(f", {name} {value:.4f}" for name, value in scores.items())
     context.monitor.info(f"predictions of {source.parent.name}/{source.name} written to {target}{shown}")
 
@@ -310,6 +313,8 @@ def _report_trained(models: _Models, plan: Plan, monitor: Monitor) -> None:
     layers = student.info.num_layers
     depth = models.module.requests(plan.stages[models.stage].losses).student.depth(layers)
     monitor.info(f"training {trained:,} of the student's {total:,} parameters")
+    for name in student.unexported_heads:
+        monitor.info(f"exports leave out the head `{name}`: a folder of transformers has one head")
     if depth < layers:
         monitor.info(
             f"no loss reads the student beyond block {depth - 1}: blocks {depth} to {layers - 1} are not trained"

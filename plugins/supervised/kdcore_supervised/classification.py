@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kdcore import Batch, InputError, Loss, LossConfig, ModelInfo, Requests, Signals, at_least_float32, require_classes
+from kdcore import Batch, InputError, Loss, LossConfig, ModelInfo, Requests, Signals, at_least_float32, require_head
 
 
 class ClassificationLoss(Loss):
@@ -19,11 +19,11 @@ class ClassificationLoss(Loss):
 
     def __init__(self, config: LossConfig, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
-        self.num_classes = require_classes(config, student, "student")
+        self.head = require_head(config, student, "sequence_classes", "student")
 
     def requests(self) -> Requests:
         """Request the student's outputs for whole sequences, and their labels."""
-        return Requests(student=Signals.classes(), columns=frozenset({"labels"}))
+        return Requests(student=Signals.head(self.head.name), columns=frozenset({"labels"}))
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Count sequences.
@@ -41,7 +41,7 @@ class ClassificationLoss(Loss):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum cross-entropy or squared error over the sequences."""
-        logits, labels = at_least_float32(student.class_logits), batch.columns["labels"]
-        if self.num_classes > 1:
+        logits, labels = at_least_float32(student.outputs(self.head.name)), batch.columns["labels"]
+        if self.head.num_outputs > 1:
             return {"classification": cross_entropy(logits, labels, reduction="sum")}
         return {"classification": (logits.squeeze(-1) - labels.to(logits.dtype)).square().sum()}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,14 +16,15 @@ from pydantic import Field, model_validator
 
 from kdcore import (
     Batch,
-    ClassHead,
     ComponentConfig,
     DataError,
     FinishedRun,
+    Head,
     InputError,
     Model,
     Split,
     Task,
+    TaskOutputs,
     check_fit,
     load_tokenizer,
     tokenizer_fingerprint,
@@ -84,7 +85,7 @@ class SequenceClassification(Task):
     config: Config
 
     masks_tokens = False
-    auto_class = "AutoModelForSequenceClassification"
+    columns: ClassVar = {"sample_ids": "sequence", "labels": "sequence"}
 
     def __init__(self, config: Config, seed: int, cache: Path) -> None:
         super().__init__(config, seed, cache)
@@ -104,10 +105,10 @@ class SequenceClassification(Task):
         self._log_texts(parts, report)
 
     @classmethod
-    def class_head(cls, config: ComponentConfig) -> ClassHead:
-        """Return the recipe's classes, or one number for regression."""
+    def heads(cls, config: ComponentConfig) -> tuple[Head, ...]:
+        """Return the head `sequence_classes` with the recipe's classes, or one number for regression."""
         assert isinstance(config, cls.Config)
-        return ClassHead(config.data.classes)
+        return (Head.sequence_classes(config.data.classes),)
 
     @classmethod
     def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
@@ -183,12 +184,13 @@ class SequenceClassification(Task):
         """Write the tokenizer's files."""
         self.tokenizer.save_pretrained(folder)
 
-    def scores(self, split: Split, outputs: np.ndarray) -> dict[str, float]:
+    def scores(self, split: Split, outputs: TaskOutputs) -> dict[str, float]:
         """Compute every metric on each part; names of a second part end with its name: `accuracy_mismatched`.
 
         Raises:
             DataError: the split has no labels.
         """
+        outputs = np.asarray(outputs)
         found: dict[str, float] = {}
         for part, rows in self._splits[split].slices():
             suffix = part.name.removeprefix(_PARTS[split])
@@ -202,11 +204,12 @@ class SequenceClassification(Task):
             )
         return found
 
-    def write_predictions(self, folder: Path, split: Split, outputs: np.ndarray) -> None:
+    def write_predictions(self, folder: Path, split: Split, outputs: TaskOutputs) -> None:
         """Write id, label if present, prediction and outputs of each part as Parquet, and GLUE's submissions."""
         import pyarrow
         from pyarrow import parquet
 
+        outputs = np.asarray(outputs)
         classes, glue = self.config.data.classes, self.config.data.glue_task
         for part, rows in self._splits[split].slices():
             own = outputs[rows].astype(np.float32)

@@ -269,7 +269,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
         ["task.data.tokenizer", "no weights to take one from"],
     ),
     ([SOFT], ["losses.soft_targets", "the recipe has none"]),
-    ([SOFT, "teacher.path=PLAIN"], ["losses.soft_targets", "but the teacher has none", "fine-tuned"]),
+    ([SOFT, "teacher.path=PLAIN"], ["losses.soft_targets", "which the teacher does not have", "fine-tuned"]),
     ([SOFT, TEACHER, "task.data.labels=[pro, con]"], ["losses.soft_targets", "the teacher's are con, pro", "pro, con"]),
     ([SOFT, TEACHER, "task.data.labels=[con, pro, no]"], ["of classes, but the teacher has 2 and the student 3"]),
     (["task.data.validation=UNLABELLED"], ["task.data.validation", "has no column `label`"]),
@@ -304,5 +304,5 @@ def test_a_mistake_is_told_before_anything_is_written(
 def test_classification_on_masked_text_is_refused(small_recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(small_recipe), "losses={classification: {}}"]) == 2
     error = capfd.readouterr().err
-    assert "losses.classification: `classification` requires a classification head" in error
+    assert "losses.classification: `classification` requires the head `sequence_classes`" in error
     assert "sequence_classification" in error

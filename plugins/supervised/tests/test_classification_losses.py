@@ -10,11 +10,14 @@ import pytest
 from kdcore_testing import check_loss, compute_loss
 from kdcore_testing.loss_checks import tiny
 
-from kdcore import InputError
+from kdcore import Head, InputError
 
 STUDENT = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
 TEACHER = np.array([[0.5, 0.0, 0.25], [-1.0, 2.0, 2.0]])
-REGRESSION = {"teacher": replace(tiny(4), num_classes=1), "student": replace(tiny(2), num_classes=1)}
+REGRESSION = {
+    "teacher": replace(tiny(4), heads=(Head.sequence_classes(),)),
+    "student": replace(tiny(2), heads=(Head.sequence_classes(),)),
+}
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -59,23 +62,21 @@ def test_they_do_what_every_loss_must_do() -> None:
 @pytest.mark.parametrize("name", ["classification", "soft_targets"])
 def test_a_student_without_classes_is_refused(name: str) -> None:
     config = {"positions": "classes"} if name == "soft_targets" else {}
-    with pytest.raises(
-        InputError, match=r"requires a classification head, but the student has none(?s:.)*sequence_classification"
-    ):
-        check_loss(name, config, student=replace(tiny(2), num_classes=None))
+    with pytest.raises(InputError, match=r"requires the head `sequence_classes`, which the student does not have"):
+        check_loss(name, config, student=replace(tiny(2), heads=()))
 
 
 def soft_targets(theirs: tuple[str, ...], own: tuple[str, ...]) -> None:
     infos = {
-        "teacher": replace(tiny(4), num_classes=len(theirs), class_labels=theirs),
-        "student": replace(tiny(2), num_classes=len(own), class_labels=own),
+        "teacher": replace(tiny(4), heads=(Head.sequence_classes(theirs),)),
+        "student": replace(tiny(2), heads=(Head.sequence_classes(own),)),
     }
     check_loss("soft_targets", {"positions": "classes"}, **infos, large=False)  # type: ignore[arg-type]
 
 
 def test_heads_that_differ_are_refused() -> None:
-    with pytest.raises(InputError, match="requires a classification head, but the teacher has none"):
-        check_loss("soft_targets", {"positions": "classes"}, teacher=replace(tiny(4), num_classes=None))
+    with pytest.raises(InputError, match="requires the head `sequence_classes`, which the teacher does not have"):
+        check_loss("soft_targets", {"positions": "classes"}, teacher=replace(tiny(4), heads=()))
     with pytest.raises(InputError, match="equal numbers of classes, but the teacher has 3 and the student 2"):
         soft_targets(("a", "b", "c"), ("a", "b"))
     with pytest.raises(

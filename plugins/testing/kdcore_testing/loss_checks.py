@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore import Loss, ModelInfo, find_component
+from kdcore import Head, Loss, ModelInfo, find_component
 from kdcore_testing.signal_cases import (
     Case,
     Read,
@@ -45,8 +45,8 @@ def compute_loss(
         name: registered name of the loss, or its class.
         config: its keys in a recipe, without `name`.
         student: signals: `hidden`, a list with one array (B, L, d) per block; optionally `embeddings` (B, L, d),
-            `query`, `key`, `value`, lists with one array (B, A, L, d_k) per block, `logits` (B, L, V), and `classes`
-            (B, C).
+            `query`, `key`, `value`, lists with one array (B, A, L, d_k) per block, `logits` (B, L, V), `classes`
+            (B, C), and `outputs`, a mapping from names of heads to arrays (B, C) or (B, L, C).
         teacher: the same for the teacher; None for a loss without a teacher.
         attention_mask: (B, L), 1 on real tokens; None if there is no padding.
         labels: (B, L) tokens to be predicted, -100 elsewhere; or (B,) classes or numbers, the batch's column `labels`.
@@ -139,7 +139,8 @@ def check_loss(
 
 def tiny(num_layers: int, hidden_size: int = 8, num_heads: int = 4) -> ModelInfo:
     """Describe a small model for checks of a loss."""
-    return ModelInfo("bert", num_layers, hidden_size, num_heads, hidden_size // num_heads, 11, 512, True, 3)
+    heads = (Head.masked_lm(11), Head.sequence_classes(num_outputs=3))
+    return ModelInfo("bert", num_layers, hidden_size, num_heads, hidden_size // num_heads, 11, 512, heads=heads)
 
 
 class _LossCheck:
@@ -239,10 +240,10 @@ class _LossCheck:
         _assert_equal(values, other_values, "further padding changes")
         for read, gradient in gradients.items():
             other = other_gradients[read]
-            if read[0] == "classes":
+            if read[0] == "outputs" and gradient.ndim == 2:
                 assert torch.allclose(gradient, other, rtol=1e-8, atol=1e-12), "further padding changes the gradient"
                 continue
-            axis = 1 if read[0] in ("hidden", "logits") else 2
+            axis = 1 if read[0] in ("hidden", "logits", "outputs") else 2
             kept = other.narrow(axis, 0, gradient.shape[axis])
             rest = other.narrow(axis, gradient.shape[axis], 3)
             assert torch.allclose(gradient, kept, rtol=1e-8, atol=1e-12), (
@@ -388,9 +389,9 @@ def _shape(reads: Sequence[tuple[Read, Tensor]]) -> tuple[int, int]:
     """Return (B, L) of the given signals."""
     assert reads, "no signals are given"
     read, tensor = reads[0]
-    if read[0] == "classes":
+    if read[0] == "outputs" and tensor.ndim == 2:
         return int(tensor.shape[0]), 1
-    return int(tensor.shape[0]), int(tensor.shape[1 if read[0] in ("hidden", "logits") else 2])
+    return int(tensor.shape[0]), int(tensor.shape[1 if read[0] in ("hidden", "logits", "outputs") else 2])
 
 
 def _info(reads: Mapping[Read, Tensor]) -> ModelInfo:
@@ -400,13 +401,17 @@ def _info(reads: Mapping[Read, Tensor]) -> ModelInfo:
     logits = [tensor for read, tensor in reads.items() if read[0] == "logits"]
     num_heads, head_size = (int(heads[0].shape[1]), int(heads[0].shape[3])) if heads else (1, 1)
     width = int(hidden[0].shape[2]) if hidden else num_heads * head_size
-    classes = [tensor for read, tensor in reads.items() if read[0] == "classes"]
-    blocks = [place for kind, place in reads if kind not in ("logits", "classes") and place != "embeddings"]
+    blocks = [place for kind, place in reads if kind not in ("logits", "outputs") and place != "embeddings"]
     layers = 1 + max((int(place) for place in blocks), default=0)
     vocab_size = int(logits[0].shape[2]) if logits else 1
     head_size = head_size if heads else width
-    num_classes = int(classes[0].shape[1]) if classes else None
-    return ModelInfo("bert", layers, width, num_heads, head_size, vocab_size, 512, bool(logits), num_classes)
+    predicted = [Head.masked_lm(vocab_size)] if logits else []
+    for (kind, name), tensor in reads.items():
+        if kind == "outputs" and name == "sequence_classes":
+            predicted.append(Head.sequence_classes(num_outputs=int(tensor.shape[-1])))
+        elif kind == "outputs":
+            predicted.append(Head(str(name), "sequence" if tensor.ndim == 2 else "token", int(tensor.shape[-1])))
+    return ModelInfo("bert", layers, width, num_heads, head_size, vocab_size, 512, heads=predicted)
 
 
 def _asked(reads: Mapping[Read, Tensor], asked: Sequence[Read], side: str) -> dict[Read, Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore import Batch, ClassHead, Encoder, Model, Signals, find_component
+from kdcore import Batch, Encoder, Head, Model, Signals, find_component
 from kdcore_testing.signal_cases import make_batch
 
 _LENGTHS = (6, 3, 5)
@@ -28,7 +28,7 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
     3. Weights are in float32. Gradients reach the student's weights, which are not shared with the teacher.
     4. `AutoModel` loads an export with doubled weights without missing weights, and its outputs equal those of the
        student with doubled weights.
-    5. If it supports classes (`set_classes`), a student with three classes has three outputs per sequence, for which 2.
+    5. If it supports classes (`set_heads`), a student with three classes has three outputs per sequence, for which 2.
        and 3. hold; `AutoModelForSequenceClassification` and, if implemented, `load_export` load its export with the
        names of the classes and the same outputs.
 
@@ -158,20 +158,22 @@ def _check_export(model: Model, student: Encoder) -> None:
 def _check_classes(model: Model) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    head = ClassHead(("one", "two", "three"))
-    model.set_classes(head)
-    if model.info.num_classes is None:
+    head = Head.sequence_classes(("one", "two", "three"))
+    model.set_heads((head,))
+    found_head = model.info.head(head.name)
+    if found_head is None:
         return
-    assert (model.info.num_classes, model.info.class_labels) == (3, head.labels), (
-        "`info` does not have the classes passed to `set_classes`"
+    assert (found_head.num_outputs, found_head.labels) == (3, head.labels), (
+        "`info` does not have the head passed to `set_heads`"
     )
+    request = Signals.head(head.name)
     torch.manual_seed(0)
-    student = model.build_student(Signals.classes()).eval()
+    student = model.build_student(request).eval()
     assert student.info == model.info, f"`info` of the student's encoder is {student.info}, of the model {model.info}"
     batch = _batch(model)
 
     def logits(encoder: Encoder, asked: Batch) -> dict[Any, Tensor]:
-        found: Tensor = encoder(asked, Signals.classes()).class_logits
+        found: Tensor = encoder(asked, request).outputs(head.name)
         return {"classes": found}
 
     expected = {"classes": logits(student, batch)["classes"].detach()}
@@ -185,7 +187,7 @@ def _check_classes(model: Model) -> None:
     with TemporaryDirectory() as folder:
         student.export(Path(folder), weights)
         loaded, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
-        again = model.load_export(Path(folder), Signals.classes())
+        again = model.load_export(Path(folder), request)
     missing = sorted(report["missing_keys"])
     assert not missing, f"`{missing[0]}` is missing in the export for `AutoModelForSequenceClassification`"
     assert loaded.config.id2label == dict(enumerate(head.labels)), f"the export's classes are {loaded.config.id2label}"

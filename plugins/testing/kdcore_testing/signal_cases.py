@@ -28,7 +28,7 @@ Read = (
     tuple[Literal["hidden"], Block]
     | tuple[AttentionPart, int]
     | tuple[Literal["logits"], Positions]
-    | tuple[Literal["classes"], Literal["sequences"]]
+    | tuple[Literal["outputs"], str]
 )
 """One signal: its kind and its location."""
 
@@ -81,10 +81,14 @@ class RecordingSignals(Signals):
         index = self._own_batch.masked_index if positions == "masked" else self._own_batch.token_index
         return logits.reshape(-1, logits.shape[-1]).index_select(0, index)
 
-    @property
-    def class_logits(self) -> Tensor:
-        """Return the outputs for whole sequences: (B, C)."""
-        return self._take(("classes", "sequences"))
+    def outputs(self, name: str) -> Tensor:
+        """Return the outputs of a head: (B, C), or (N, C) at the real tokens."""
+        if name == "masked_lm":
+            return self.logits("all")
+        outputs = self._take(("outputs", name))
+        if outputs.ndim == 2:
+            return outputs
+        return outputs.reshape(-1, outputs.shape[-1]).index_select(0, self._own_batch.token_index)
 
 
 def reads_of(request: SignalRequest) -> list[Read]:
@@ -92,8 +96,7 @@ def reads_of(request: SignalRequest) -> list[Read]:
     reads: list[Read] = [("hidden", block) for block in request.hidden_blocks]
     reads += list(request.attention_parts)
     reads += [("logits", positions) for positions in request.prediction_positions]
-    if request.class_logits:
-        reads.append(("classes", "sequences"))
+    reads += [("outputs", name) for name in request.heads]
     return sorted(reads, key=str)
 
 
@@ -163,9 +166,9 @@ class Case:
         """Return the case with `extra` columns of padding, in which signals are noise."""
 
         def widen(read: Read, tensor: Tensor) -> Tensor:
-            if read[0] == "classes":
+            if read[0] == "outputs" and tensor.ndim == 2:
                 return tensor
-            axis = 1 if read[0] in ("hidden", "logits") else 2
+            axis = 1 if read[0] in ("hidden", "logits", "outputs") else 2
             shape = list(tensor.shape)
             shape[axis] = extra
             noise = torch.from_numpy(10 * generator.standard_normal(shape)).to(tensor.dtype)
@@ -217,11 +220,11 @@ def make_case(
 
 def shape_of(read: Read, info: ModelInfo, size: int, length: int) -> tuple[int, ...]:
     """Return the shape of a signal for `size` sequences of `length` tokens."""
-    shapes = {
-        "hidden": (size, length, info.hidden_size),
-        "logits": (size, length, info.vocab_size),
-        "classes": (size, info.num_classes or 1),
-    }
+    if read[0] == "outputs":
+        head = info.head(read[1])
+        assert head is not None, f"the loss requests the head `{read[1]}`, which the model does not have"
+        return (size, head.num_outputs) if head.level == "sequence" else (size, length, head.num_outputs)
+    shapes = {"hidden": (size, length, info.hidden_size), "logits": (size, length, info.vocab_size)}
     return shapes.get(read[0], (size, info.num_heads, length, info.head_size))
 
 
@@ -239,5 +242,7 @@ def given_reads(arrays: Mapping[str, Any]) -> dict[Read, Tensor]:
     if "logits" in arrays:
         reads["logits", "masked"] = reads["logits", "all"] = torch.as_tensor(arrays["logits"])
     if "classes" in arrays:
-        reads["classes", "sequences"] = torch.as_tensor(arrays["classes"])
+        reads["outputs", "sequence_classes"] = torch.as_tensor(arrays["classes"])
+    for name, array in arrays.get("outputs", {}).items():
+        reads["outputs", name] = torch.as_tensor(array)
     return reads

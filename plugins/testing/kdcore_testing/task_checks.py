@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcore import Batch, ClassHead, Split, StoredData, Task, find_component
+from kdcore import Batch, Head, Split, StoredData, Task, find_component
 
 
 def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path) -> None:
@@ -71,7 +71,9 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
         _check_unmasked(task, split, samples, batch.lengths)
     _check_tokenizer(task)
     if task.metric is not None:
-        _check_scores(task, cls.class_head(task.config))
+        heads = cls.heads(task.config)
+        assert heads, "the task has a `metric`, but `heads` returns none"
+        _check_scores(task, heads[0])
 
 
 def _check_consistent(batch: Batch, size: int) -> None:
@@ -133,8 +135,7 @@ def _check_tokenizer(task: Task) -> None:
             raise AssertionError(f"`AutoTokenizer` cannot load the saved tokenizer: {error}") from error
 
 
-def _check_scores(task: Task, head: ClassHead | None) -> None:
-    assert head is not None, "the task has a `metric`, but `class_head` returns None"
+def _check_scores(task: Task, head: Head) -> None:
     total = task.num_samples("held_out")
     if total:
         labels = task.batch("held_out", np.arange(total), np.zeros(total, dtype=np.int64)).columns["labels"].numpy()

@@ -1,0 +1,168 @@
+"""Heads: those of transformers' Auto classes, and modules of their own, which exports hold in files of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from kdcore.errors import DataError, InputError
+from kdcore.signals import FactoredLogits, Head, ModelInfo
+
+
+def auto_class_of(head: Head | None) -> Any:
+    """Return the Auto class of transformers that builds and loads encoders with a head; None: without a head.
+
+    Raises:
+        InputError: transformers has no such class.
+    """
+    name = "AutoModel" if head is None else head.auto_class
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise InputError(f"transformers has no class `{name}`, which the head `{head.name}` names" if head else name)
+    return found
+
+
+def has_class(config: PreTrainedConfig, head: Head) -> bool:
+    """Return whether transformers has a class of this model type with the head."""
+    return head.auto_class != "AutoModel" and type(config) in auto_class_of(head)._model_mapping
+
+
+def own_module(head: Head, info: ModelInfo) -> nn.Module | None:
+    """Return a head's module without weights; None if the head is one of transformers."""
+    with torch.device("meta"):
+        return head.module(info)
+
+
+class GivenStates(nn.Module):
+    """Take the place of a base model, and return states that it has computed before."""
+
+    outputs: BaseModelOutputWithPooling | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Return the given states."""
+        assert self.outputs is not None
+        return self.outputs
+
+
+def head_outputs(network: Any, states: Tensor, mask: Tensor | None, pooled: Tensor | None = None) -> Tensor:
+    """Apply only the head of a network of transformers.
+
+    Args:
+        network: a network of an Auto class whose output has `logits`.
+        states: (B, L, d) last hidden states.
+        mask: (B, L) true on real tokens; None if there is no padding.
+        pooled: (B, d) output of the base model's pooler; None if the head does not read it.
+
+    Returns:
+        (B, C) or (B, L, C).
+    """
+    given = GivenStates()
+    given.outputs = BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+    with _replaced(network, network.base_model_prefix, given):
+        logits: Tensor = network(inputs_embeds=states, attention_mask=mask).logits
+    return logits
+
+
+def head_only(network: PreTrainedModel, base: PreTrainedModel) -> PreTrainedModel:
+    """Drop a network's base model, so that the head can be applied to another one's states.
+
+    Args:
+        network: a network with a head.
+        base: the other base model, with whose weights those of the head are tied as they were with the dropped one's.
+    """
+    prefix = f"{network.base_model_prefix}."
+    for target, source in network.all_tied_weights_keys.items():
+        if source.startswith(prefix) and not target.startswith(prefix):
+            module, _, name = target.rpartition(".")
+            setattr(network.get_submodule(module), name, base.get_parameter(source.removeprefix(prefix)))
+    setattr(network, network.base_model_prefix, GivenStates())
+    return network
+
+
+def factored_logits(network: Any, lm_head: Callable[[Any, Tensor], Tensor], states: Tensor) -> FactoredLogits:
+    """Apply a masked-LM head up to its last product, so that nothing of size (rows, V) is created.
+
+    Args:
+        network: a network with a masked-LM head.
+        lm_head: applies the head to states (rows, d).
+        states: (rows, d).
+
+    Raises:
+        InputError: the head does more than a linear map at its end.
+    """
+    decoder = network.get_output_embeddings()
+    name = next((name for name, module in network.named_modules() if module is decoder), None)
+    if not isinstance(decoder, nn.Linear) or name is None:
+        raise InputError("the masked-LM head does not end with a linear map, so its predictions cannot be factored")
+    with _replaced(network, name, nn.Identity()):
+        before = lm_head(network, states)
+    if before.shape[-1] != decoder.in_features:
+        raise InputError("the masked-LM head changes the outputs of its linear map, so they cannot be factored")
+    return FactoredLogits(before, decoder.weight, decoder.bias)
+
+
+@contextmanager
+def _replaced(network: nn.Module, name: str, other: nn.Module) -> Iterator[None]:
+    """Replace a submodule while entered, without registering a change of parameters."""
+    parent, _, last = name.rpartition(".")
+    modules = network.get_submodule(parent)._modules
+    before, modules[last] = modules[last], other
+    try:
+        yield
+    finally:
+        modules[last] = before
+
+
+def head_file(folder: Path, name: str) -> Path:
+    """Return the file of a head with a module of its own in an exported folder."""
+    return folder / f"head_{name}.safetensors"
+
+
+def save_head(folder: Path, head: Head, info: ModelInfo, weights: Mapping[str, Tensor]) -> None:
+    """Write the weights of a head's own module, with the descriptions of the head and of its model as metadata."""
+    model = {one.name: getattr(info, one.name) for one in fields(info) if one.name != "heads"}
+    metadata = {"head": json.dumps(asdict(head)), "model": json.dumps(model)}
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, head_file(folder, head.name), metadata)
+
+
+def load_head(folder: Path | str, head: Head) -> nn.Module:
+    """Load the module of a head from a student's exported folder, on the CPU in eval mode.
+
+    Its forward pass maps the student's last hidden states, (N, d) of real tokens or (B, d) pooled by `head.pooling`, to
+    outputs (N, C) or (B, C).
+
+    Args:
+        folder: the exported folder.
+        head: the head, as the task's `heads` returns it.
+
+    Raises:
+        DataError: the folder does not have the head's weights, or they do not fit the module.
+        InputError: the head has no module.
+    """
+    path = head_file(Path(folder), head.name)
+    try:
+        with safe_open(path, "pt") as file:
+            info = ModelInfo(**json.loads(file.metadata()["model"]))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"the head `{head.name}` cannot be read: {error}", where=str(path)) from error
+    module = head.module(info)
+    if module is None:
+        raise InputError(f"the head `{head.name}` has no module: transformers loads it with {head.auto_class}")
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(f"the weights do not fit the head `{head.name}`: {error}", where=str(path)) from error
+    return module.eval()
