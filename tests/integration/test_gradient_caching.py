@@ -7,18 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import kdcore
-from kdcore.commands.main import main
 from kdcore.training.checkpoint.format import checkpoint_folder
 from kdcore.training.engine.engine import float32_weights_of
-from kdcore.training.run.run import train_recipe
 
 COUPLED = [
     "losses.contrastive={samples: 200, negatives: 20, embedding_size: 16}",

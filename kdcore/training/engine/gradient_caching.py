@@ -197,7 +197,7 @@ class _WholeSignals(Signals):
         self._parts = parts
         self._rows = rows
         self._tracked = tracked
-        self._masks: dict[int, Tensor] = {}
+        self._dense_masks: dict[int, Tensor] = {}
 
     def tokens(self, block: Block) -> Tensor:
         """Return the hidden states of the real tokens after `block`: (N, d)."""
@@ -218,11 +218,13 @@ class _WholeSignals(Signals):
     def heads(self, part: AttentionPart, block: int) -> Iterator[HeadChunk]:
         """Yield query, key or value of `block` as one chunk with an additive mask."""
         states = self._whole(("heads", part, block))
-        if block not in self._masks:
+        if block not in self._dense_masks:
             masks = [_additive_mask(signals, part, block, self._rows.length) for signals in self._parts]
-            self._masks[block] = self._rows.gather(masks, ("heads", part, block))
+            self._dense_masks[block] = self._rows.gather(masks, ("heads", part, block))
         scale = next(iter(self._parts[0].heads(part, block))).scale
-        yield HeadChunk(states, self._masks[block], self._batch.attention_mask, scale, lengths=self._batch.lengths)
+        yield HeadChunk(
+            states, self._dense_masks[block], self._batch.attention_mask, scale, lengths=self._batch.lengths
+        )
 
     def _whole(self, read: SignalRead) -> Tensor:
         if read not in self.read:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Literal
 
 import torch
@@ -50,7 +50,7 @@ class CompositeTeacher:
         for head in first.heads:
             if head.name in names:
                 if head.name != MASKED_LM:
-                    self._require_equal("classes", lambda info, name=head.name: _outputs_of(info, name, infos))
+                    self._require_equal("classes", partial(_outputs_of, name=head.name, infos=infos))
                 labels = next((labels for info in infos if (labels := _labels(info, head.name))), ())
                 heads.append(replace(head, labels=labels))
         self.info = ModelInfo(
