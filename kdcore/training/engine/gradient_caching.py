@@ -19,7 +19,19 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kdcore.layers import at_least_float32
-from kdcore.signals import MASKED_LM, AttentionPart, Batch, Block, Head, HeadChunk, Positions, SignalRequest, Signals
+from kdcore.signals import (
+    MASKED_LM,
+    AttentionPart,
+    AttentionPattern,
+    Batch,
+    Block,
+    Head,
+    HeadChunk,
+    PackedHeads,
+    Positions,
+    SignalRequest,
+    Signals,
+)
 from kdcore.training.engine.module import DistillationModule, Term
 from kdcore.training.runtime.distributed import DistributedContext
 
@@ -156,7 +168,8 @@ class _StepRows:
 
     def rows(self, read: SignalRead) -> list[int]:
         """Return the number of rows of a signal in each micro-batch of the step."""
-        if read[0] == "tokens" or read == ("logits", "all") or (read[0] == "outputs" and read[1] in self._token_heads):
+        by_token = read[0] in ("tokens", "packed_heads") or (read[0] == "outputs" and read[1] in self._token_heads)
+        if by_token or read == ("logits", "all"):
             return self._tokens
         return self._masked if read[0] == "logits" else self._sequences
 
@@ -197,7 +210,6 @@ class _WholeSignals(Signals):
         self._parts = parts
         self._rows = rows
         self._tracked = tracked
-        self._dense_masks: dict[int, Tensor] = {}
 
     def tokens(self, block: Block) -> Tensor:
         """Return the hidden states of the real tokens after `block`: (N, d)."""
@@ -216,15 +228,31 @@ class _WholeSignals(Signals):
         return self.logits("all") if name == MASKED_LM else self._whole(("outputs", name))
 
     def heads(self, part: AttentionPart, block: int) -> Iterator[HeadChunk]:
-        """Yield query, key or value of `block` as one chunk with an additive mask."""
-        states = self._whole(("heads", part, block))
-        if block not in self._dense_masks:
+        """Yield query, key or value of `block` as one chunk; a mask with a bias, or without structure, is additive."""
+        read, whole = ("heads", part, block), self._batch
+        states, one = self._whole(read), next(iter(self._parts[0].heads(part, block)))
+        pattern = _without_bias(one.pattern)
+        if block not in self._masks and pattern is not None:
+            self._masks[block] = pattern.mask(whole)
+        elif block not in self._masks:
             masks = [_additive_mask(signals, part, block, self._rows.length) for signals in self._parts]
-            self._dense_masks[block] = self._rows.gather(masks, ("heads", part, block))
-        scale = next(iter(self._parts[0].heads(part, block))).scale
+            self._masks[block] = self._rows.gather(masks, read)
         yield HeadChunk(
-            states, self._dense_masks[block], self._batch.attention_mask, scale, lengths=self._batch.lengths
+            states,
+            self._masks[block],
+            whole.attention_mask,
+            one.scale,
+            lengths=whole.lengths,
+            only_padding=pattern is not None and pattern.window is None,
+            pattern=pattern,
         )
+
+    def packed_heads(self, part: AttentionPart, block: int) -> PackedHeads:
+        """Return query, key or value of `block` for the real tokens of the whole batch."""
+        states, one = self._whole(("packed_heads", part, block)), self._parts[0].packed_heads(part, block)
+        offsets = torch.tensor([0, *accumulate(self._batch.lengths.tolist())], dtype=torch.int32, device=states.device)
+        longest = int(self._batch.lengths.max())
+        return PackedHeads(states, offsets, longest, one.scale, _without_bias(one.pattern))
 
     def _whole(self, read: SignalRead) -> Tensor:
         if read not in self.read:
@@ -239,8 +267,15 @@ def _read(signals: Signals, read: SignalRead, length: int) -> Tensor:
     if name == "heads":
         chunks = [chunk.states for chunk in signals.heads(*arguments)]
         return torch.cat([pad(states, (0, 0, 0, length - states.shape[2])) for states in chunks])
+    if name == "packed_heads":
+        return signals.packed_heads(*arguments).states
     found: Tensor = getattr(signals, str(name)) if not arguments else getattr(signals, str(name))(*arguments)
     return found
+
+
+def _without_bias(pattern: AttentionPattern | None) -> AttentionPattern | None:
+    """Return the structure of a mask if it does not depend on the length of the batch."""
+    return pattern if pattern is not None and pattern.bias is None else None
 
 
 def _additive_mask(signals: Signals, part: AttentionPart, block: int, length: int) -> Tensor:
