@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.trackers.base import Tracker
-from kdcore.utils.atomic import atomic_write
+from kdcore.utils.atomic import atomic_write, names_path
 from kdcore.utils.stored import StoredCount, read_json_rows
 
 METRICS = "metrics.jsonl"
@@ -54,8 +54,9 @@ class JsonLinesTracker(Tracker):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append and flush a row, so that it can be followed and survives a crash."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        with names_path(self.path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
 
     def rewind(self, step: int) -> None:
         """Drop rows after `step` and damaged rows."""
@@ -67,4 +68,5 @@ class JsonLinesTracker(Tracker):
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with names_path(self.path):
+            self._file.close()

@@ -29,13 +29,24 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     staging = path.with_name(f"{STAGING}{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        with staging.open("wb") as file:
+        with names_path(path), staging.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def names_path(path: Path) -> Iterator[None]:
+    """Add the path to errors of an open file, such as a full disk, which come without it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def staging_folder(folder: Path) -> Path:

@@ -6,11 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
+from kdcore.errors import InfrastructureError
 from kdcore.progress import Progress
 from kdcore.trackers.base import Tracker
 from kdcore.training.loop.events import (
@@ -55,9 +56,10 @@ class Monitor:
         self._trackers = trackers
         self._is_main = is_main
         self._bar: tqdm[None] | None = None
-        self._file: logging.FileHandler | None = None
+        self._file: _LogFile | None = None
+        self._failed = False
         if is_main:
-            self._file = logging.FileHandler(run_folder / "train.log", encoding="utf-8")
+            self._file = _LogFile(run_folder / "train.log")
             self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(self._file)
 
@@ -102,7 +104,11 @@ class Monitor:
         """Send a row of metrics to trackers and progress bar, with the `seconds` of training."""
         row = {**metrics, "seconds": round(progress.seconds, 3)}
         for tracker in self._trackers:
-            tracker.log(progress.step, row)
+            try:
+                tracker.log(progress.step, row)
+            except OSError as error:
+                self._failed = True
+                raise _not_written(error, f"the metrics of step {progress.step}") from error
         if self._bar is not None and "train/loss" in metrics:
             self._bar.set_postfix_str(
                 f"loss {metrics['train/loss']:.4g}, {metrics['train/tokens_per_second']:,.0f} tokens/s, "
@@ -118,11 +124,41 @@ class Monitor:
         """Flush and close everything."""
         if self._bar is not None:
             self._bar.close()
+        failure: OSError | None = None
         for tracker in self._trackers:
-            tracker.close()
+            try:
+                tracker.close()
+            except OSError as error:
+                failure = failure or error
         if self._file is not None:
             logger.removeHandler(self._file)
-            self._file.close()
+            failure = failure or self._file.failure
+            with suppress(OSError):
+                self._file.close()
+        if failure is not None and not self._failed and sys.exc_info()[0] is None:
+            raise _not_written(failure, "the last metrics or lines of the log") from failure
+
+
+class _LogFile(logging.FileHandler):
+    """Write train.log; keep the first error of the disk instead of printing a traceback for every line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.failure: OSError | None = None
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif self.failure is None:
+            self.failure = OSError(error.errno, error.strerror, self.baseFilename)
+
+
+def _not_written(error: OSError, what: str) -> InfrastructureError:
+    return InfrastructureError(
+        f"{error.filename}: {what} cannot be written: {error.strerror}. Free disk space or repair the disk, then run "
+        "the same command again: it resumes from the last checkpoint"
+    )
 
 
 def time_left(progress: Progress) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -24,12 +25,16 @@ from kdcore.training.run.build import make_plan
 from kdcore.training.run.run_folder import stored_data
 from kdcore.utils.atomic import atomic_directory
 
+TOKENIZER = "tokenizer"
+"""Folder of a run with a copy of its tokenizer: the data folder may vanish while the run trains."""
+
 
 def export_student(
     folder: Path,
     student: Encoder,
     weights: Mapping[str, Tensor],
     task: Task,
+    tokenizer: Path,
     recipe: Recipe,
     step: int,
     held_out: Mapping[str, float],
@@ -41,7 +46,8 @@ def export_student(
         folder: folder of the export; an existing one is replaced.
         student: the network whose configuration is written.
         weights: float32 tensors for every name of its state.
-        task: provides the tokenizer.
+        task: provides what belongs to the export besides the network.
+        tokenizer: the run's copy of the tokenizer; if there is none, the task writes it.
         recipe: for the model card.
         step: number of completed steps.
         held_out: held-out losses at that step, for the model card.
@@ -53,13 +59,21 @@ def export_student(
     try:
         with atomic_directory(folder, replace=True, check=check) as staging:
             student.export(staging, weights)
-            task.save_tokenizer(staging)
+            _save_tokenizer(task, tokenizer, staging)
             task.finish_export(staging)
             (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
             for file in staging.iterdir():
                 file.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner can read
     except (OSError, SafetensorError) as error:
         raise InfrastructureError(f"{folder}: the student cannot be written: {error}") from error
+
+
+def _save_tokenizer(task: Task, stored: Path, folder: Path) -> None:
+    if not stored.is_dir():
+        task.save_tokenizer(folder)
+        return
+    for file in stored.iterdir():
+        shutil.copyfile(file, folder / file.name)
 
 
 def _umask() -> int:
@@ -95,7 +109,7 @@ def export_run(run: Path, folder: Path, step: int | None) -> Path:
     weights = float32_student_of(checkpoint, state.zero_stage)
     student = plan.build_student(state.stage)
     check_weights(student, weights, checkpoint)
-    export_student(folder, student, weights, plan.task, recipe, state.step, {})
+    export_student(folder, student, weights, plan.task, run / TOKENIZER, recipe, state.step, {})
     return folder
 
 

@@ -30,13 +30,14 @@ from kdcore.training.loop.stages import StageParameters, examine_stages
 from kdcore.training.loop.trainer import Trainer
 from kdcore.training.run import run_folder
 from kdcore.training.run.build import make_plan
-from kdcore.training.run.export import export_student
+from kdcore.training.run.export import TOKENIZER, export_student
 from kdcore.training.runtime.collectives import broadcast_from_main
 from kdcore.training.runtime.distributed import DistributedContext, number_of_processes, start_processes
 from kdcore.training.runtime.run_lock import refuse_if_held, run_lock
 from kdcore.training.runtime.shutdown import GracefulShutdown
 from kdcore.training.runtime.startup import StartupTimer
 from kdcore.training.runtime.watchdog import Watchdog
+from kdcore.utils.atomic import atomic_directory
 
 __all__ = ["PREDICTIONS", "RunResult", "run_events", "train_recipe"]
 
@@ -182,6 +183,8 @@ def _load_models(plan: Plan, stage: int, folder: Path, processes: DistributedCon
     processes.barrier()  # all processes must have looked for an earlier session before process 0 writes
     if processes.is_main:
         run_folder.store(folder, recipe, StoredData(plan.task.fingerprint, plan.task.data_folder), weights)
+        with atomic_directory(folder / TOKENIZER, replace=True) as staging:  # the data folder may vanish meanwhile
+            plan.task.save_tokenizer(staging)
     return _Models(teachers, module, stage, stages)
 
 
@@ -267,7 +270,8 @@ def _export(context: RunContext, engine: Engine, name: str, progress: Progress, 
     weights, student = engine.float32_student(), engine.module.student
 
     def write() -> None:
-        export_student(target, student, weights, plan.task, plan.recipe, progress.step, held_out, context.check_lock)
+        tokenizer, step = context.folder / TOKENIZER, progress.step
+        export_student(target, student, weights, plan.task, tokenizer, plan.recipe, step, held_out, context.check_lock)
 
     broadcast_from_main(context.processes, write)
     return target
