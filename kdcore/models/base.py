@@ -46,6 +46,20 @@ class Encoder(ABC, nn.Module):
         """
         raise InputError("this model does not support compilation", key="compile", hint="remove training.compile")
 
+    def checkpoint_gradients(self) -> None:
+        """Keep only the inputs of blocks for the backward pass of training, which computes the rest again.
+
+        Signals and gradients must not change. A model that `keep_blocks` has made keeps this setting.
+
+        Raises:
+            InputError: this model does not support it.
+        """
+        raise InputError(
+            "this model does not support gradient checkpointing",
+            key="gradient_checkpointing",
+            hint="remove training.gradient_checkpointing",
+        )
+
     def keep_blocks(self, blocks: Sequence[int]) -> None:
         """Drop all blocks but these; used by transforms that make a student shallower.
 

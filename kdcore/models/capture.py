@@ -60,6 +60,15 @@ class Capture:
             assert self._running is not None
             self.attention[self._running] = tap
 
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Compute a block again as in this forward pass, without capturing anything."""
+        token = _current.set(Capture(SignalRequest(), self.packing))
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
 
 _current: ContextVar[Capture | None] = ContextVar("capture", default=None)
 

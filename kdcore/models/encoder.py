@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from kdcore.errors import InputError
 from kdcore.models.architectures import Architecture
 from kdcore.models.base import Encoder
-from kdcore.models.capture import Capture, unwatch_blocks, watch_blocks, watch_embeddings
+from kdcore.models.capture import Capture, current_capture, unwatch_blocks, watch_blocks, watch_embeddings
 from kdcore.models.configuration import with_blocks
 from kdcore.models.heads import factored_logits, head_outputs, save_head
 from kdcore.models.packed_signals import PackedSignals
@@ -27,12 +29,38 @@ from kdcore.signals import MASKED_LM, Batch, FactoredLogits, ModelInfo, Position
 
 
 class ShortenedBlocks(nn.ModuleList):
-    """A list of blocks whose iteration stops after `depth`; parameters and their names are unchanged."""
+    """A list of blocks whose iteration stops after `depth`; parameters and their names are unchanged.
+
+    With `recompute`, a training step keeps only the inputs of blocks and computes the rest again for its gradients.
+    """
 
     depth: int | None = None
+    recompute: bool = False
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return islice(super().__iter__(), self.depth)
+        blocks = islice(super().__iter__(), self.depth)
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return map(_RecomputedBlock, blocks)  # type: ignore[arg-type]
+        return blocks
+
+
+class _RecomputedBlock:
+    """A block whose intermediate results are computed again in the backward pass."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._block = block
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._block, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        capture = current_capture()
+        assert capture is not None
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), capture.recomputing()
+
+        return checkpoint(self._block, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
 def _calls_kernel(module: nn.Module) -> bool:
@@ -92,12 +120,16 @@ class TransformersEncoder(Encoder):
     def _base(self) -> Any:
         return self.network.base_model
 
+    @property
+    def _blocks(self) -> ShortenedBlocks:
+        blocks = self.architecture.block_list(self._base)
+        assert isinstance(blocks, ShortenedBlocks)
+        return blocks
+
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:
         """Run the embeddings and the blocks up to the deepest requested one, and the head on the requested rows."""
         depth = request.depth(self.info.num_layers)
-        blocks = self.architecture.block_list(self._base)
-        assert isinstance(blocks, ShortenedBlocks)
-        blocks.depth = depth
+        self._blocks.depth = depth
         token_types = batch.token_types if self._takes_token_types else None
         packing = Packing(batch) if self.packs and batch.attention_mask is not None else None
         capture = Capture(request, packing)
@@ -174,25 +206,31 @@ class TransformersEncoder(Encoder):
 
         The kernel is already fused, and the shapes of its inputs vary from batch to batch.
         """
-        for block in self.architecture.block_list(self._base).children():
+        for block in self._blocks.children():
             for part in _parts_beside_attention(block):
                 part.compile(fullgraph=True, dynamic=True)
 
+    def checkpoint_gradients(self) -> None:
+        """Compute each block again in the backward pass of training, from its inputs."""
+        self._blocks.recompute = True
+
     def keep_blocks(self, blocks: Sequence[int]) -> None:
         """Drop all blocks but these, in the network and in its configuration."""
-        present = list(self.architecture.block_list(self._base).children())
+        before = self._blocks
+        present = list(before.children())
         if not blocks or sorted(set(blocks)) != list(blocks) or not 0 <= blocks[0] <= blocks[-1] < len(present):
             raise InputError(f"the blocks to keep must rise within 0 to {len(present) - 1}, found {list(blocks)}")
         if self.architecture.first_block_differs and blocks[0] != 0:
             raise InputError(f"a `{self.architecture.model_type}` cannot do without its first block")
         unwatch_blocks(present)
         kept = ShortenedBlocks(present[block] for block in blocks)
+        kept.recompute = before.recompute
         self._base.set_submodule(self.architecture.blocks, kept)
         watch_blocks(kept)
-        before = self.network.config
-        config = with_blocks(before, blocks)
+        previous = self.network.config
+        config = with_blocks(previous, blocks)
         for module in self.network.modules():
-            if getattr(module, "config", None) is before:
+            if getattr(module, "config", None) is previous:
                 module.config = config
         self.info = replace(self.info, num_layers=len(blocks))
 

@@ -234,6 +234,9 @@ class TrainingSettings(ComponentConfig):
         description="Compute losses that couple the sequences of a batch over the whole batch of a step, at the cost "
         "of a second forward pass of the student.",
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute the student's blocks in the backward pass, which takes less memory and more time."
+    )
     compile: bool = Field(
         False, description="Compile the models with torch.compile; measurements are in docs/performance.md."
     )

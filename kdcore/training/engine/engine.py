@@ -45,7 +45,6 @@ _OWN_INNER_KEYS = (
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 # DeepSpeed ignores unknown keys at the top of its configuration, so a misspelt one must be found here.
 _PASSED_ON = {
-    "activation_checkpointing",
     "bf16",
     "comms_logger",
     "communication_data_type",
@@ -138,7 +137,8 @@ def accumulation(settings: TrainingSettings, world_size: int) -> tuple[int, int]
     micro = settings.micro_batch_size or batch_size // world_size
     if batch_size % (micro * world_size):
         raise RecipeError(
-            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro} x {world_size} processes",
+            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro} x "
+            f"{world_size} {'process' if world_size == 1 else 'processes'}",
             key="training.micro_batch_size",
             allowed=f"divisors of {batch_size // world_size}",
         )
@@ -715,6 +715,12 @@ def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, A
     Raises:
         RecipeError: `training.deepspeed` has a key that kdcore sets itself or that DeepSpeed does not know.
     """
+    if "activation_checkpointing" in settings.deepspeed:
+        raise RecipeError(
+            "`activation_checkpointing` has no effect: DeepSpeed only reads it for models that call its functions",
+            key="training.deepspeed.activation_checkpointing",
+            hint="set `training.gradient_checkpointing: true`",
+        )
     for key in settings.deepspeed:
         if key in _OWN_KEYS:
             raise RecipeError(f"`{key}` is set by kdcore from the recipe's own keys", key=f"training.deepspeed.{key}")

@@ -110,7 +110,7 @@ class Plan:
         self.check_stage(stage)
         torch.manual_seed(self.recipe.settings.seed)
         with error_location(self.recipe, self.components.student.key):
-            student = self.student.build_student(self.requests.student)
+            student = self._set_up(self.student.build_student(self.requests.student))
         for number in range(1, stage + 1):
             student, _ = self.transform_student(student, number)
         return student
@@ -148,7 +148,14 @@ class Plan:
         if problem:
             where = str(self.recipe.origin(entry.key))
             raise PluginError(f"the transform `{entry.name}` {problem}", where=where, key=entry.key)
-        return changed, sources
+        return self._set_up(changed), sources
+
+    def _set_up(self, student: Encoder) -> Encoder:
+        """Apply the settings of training to a new student."""
+        if self.recipe.settings.training.gradient_checkpointing:
+            with error_location(self.recipe, "training"):
+                student.checkpoint_gradients()
+        return student
 
 
 def with_sources(

@@ -75,7 +75,7 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
             check_columns(recipe, components, stage.losses, provided)
     with error_location(recipe, components.scheduler.key):
         scheduler.check(plan.start)
-    with error_location(recipe, "validation"):
+    with error_location(recipe, ""):
         check_validation(recipe, task)
     return plan
 
