@@ -151,7 +151,7 @@ def test_steps_at_the_minimum_count_in_a_row_and_over_a_resume(health, engine):
 def spikes(health, losses, caplog):
     with caplog.at_level(logging.WARNING, logger="kdcore"):
         for number, loss in enumerate(losses, start=1):
-            health.logged(number, loss)
+            health.logged(number, {Term("a", "a"): loss}, {"a": 1.0})
     return [record.getMessage() for record in caplog.records]
 
 
@@ -172,6 +172,27 @@ def test_a_leap_counts_over_a_resume(health, caplog):
     assert spikes(resumed, [2.9], caplog) == [], "one that remembers nothing says nothing"
     resumed.restore(health.state())
     assert len(spikes(resumed, [2.9], caplog)) == 1
+
+
+def test_a_loss_that_starts_or_changes_its_weight_by_schedule_is_no_spike(health, caplog):
+    """Its weighted sum rises tenfold; a term that rises by itself is still found."""
+    draw = np.random.default_rng(0).normal(2.0, 0.1, size=(200, 2))
+    first, second = Term("a", "a"), Term("b", "b")
+    with caplog.at_level(logging.WARNING, logger="kdcore"):
+        for number, (one, other) in enumerate(draw, start=1):
+            weights = {"a": 1.0 if number < 150 else 30.0} | ({"b": 10.0} if number > 50 else {})
+            averages = {first: one} | ({second: other} if number > 50 else {})
+            health.logged(number, averages, weights)
+        assert caplog.messages == []
+        health.logged(201, {first: 2.9, second: 2.0}, {"a": 30.0, "b": 10.0})
+    (message,) = caplog.messages
+    assert message.startswith(f"warning: step 201: loss spike: 107 (mean {(draw[100:] @ [30, 10]).mean():.5g}, ")
+
+
+def test_the_losses_of_another_stage_are_not_compared(health, engine, caplog):
+    assert spikes(health, list(np.random.default_rng(0).normal(2.0, 0.1, size=30)), caplog) == []
+    health.change_engine(engine)
+    assert spikes(health, [9.0, 9.1], caplog) == []
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,8 @@ def load_checkpoint(
             restore_random_states(own["random"], processes.device)
             return state, own["own"]
     everyone = [read_process_state(folder, rank, file_format) for rank in range(state.world_size)]
-    logger.info(f"{folder.name} was written by {state.world_size} processes; resuming with {processes.world_size}")
+    writers = "1 process" if state.world_size == 1 else f"{state.world_size} processes"
+    logger.info(f"{folder.name} was written by {writers}; resuming with {processes.world_size}")
     with readable(folder):
         _draw_random_states(everyone[0]["random"], processes.rank)
         merged: dict[str, Any] = merge_own_states([each["own"] for each in everyone], to_sum=processes.is_main)

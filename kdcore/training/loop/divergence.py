@@ -74,7 +74,7 @@ class DivergenceMonitor:
         self._places = accumulation(settings.training, processes.world_size)[1] + 1
         self._first: dict[tuple[str, ...], Tensor] = {}
         self._steps_at_minimum = 0
-        self._losses: list[float] = []
+        self._rows: list[dict[str, float]] = []
         self._warned_in = -1
 
     def micro_batch(self, step: int, number: int, sums: Mapping[Term, Tensor]) -> None:
@@ -139,10 +139,29 @@ class DivergenceMonitor:
         """
         self.check(step, {"the weights": self._processes.sum([self.engine.largest_weight()])[0]})
 
-    def logged(self, step: int, loss: float) -> None:
-        """Warn about a loss far above those of the last rows of metrics."""
-        before = self._losses[-_REMEMBERED_LOSSES:]
-        self._losses = [*before, loss]
+    def change_engine(self, engine: Engine) -> None:
+        """Watch the engine of a new stage; losses of the previous student are not comparable."""
+        self.engine = engine
+        self._rows = []
+
+    def logged(self, step: int, averages: Mapping[Term, float], weights: Mapping[str, float]) -> None:
+        """Warn about an objective far above that of the last rows of metrics, all with the current weights.
+
+        A loss that starts, ends or changes its weight by schedule is therefore no spike.
+
+        Args:
+            step: number of completed steps.
+            averages: average of each term since the last row.
+            weights: weights of the losses that are active now, by label.
+        """
+        active = {str(term): weights[term.label] for term in averages if term.label in weights}
+
+        def total(row: Mapping[str, float]) -> float:
+            return sum(weight * row[name] for name, weight in active.items())
+
+        row = {str(term): average for term, average in averages.items()}
+        before, loss = [total(row) for row in self._rows if active.keys() <= row.keys()], total(row)
+        self._rows = [*self._rows, row][-_REMEMBERED_LOSSES:]
         if len(before) >= _LEAST_LOSSES:
             mean, deviation = statistics.fmean(before), statistics.pstdev(before)
             if loss > mean + _SPIKE_DEVIATIONS * deviation and deviation > 0:
@@ -153,12 +172,12 @@ class DivergenceMonitor:
 
     def state(self) -> dict[str, Any]:
         """Return the state that a resumed run needs; the same on every process."""
-        return {"steps_at_minimum": self._steps_at_minimum, "losses": list(self._losses)}
+        return {"steps_at_minimum": self._steps_at_minimum, "rows": list(self._rows)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
         self._steps_at_minimum = state["steps_at_minimum"]
-        self._losses = list(state["losses"])
+        self._rows = list(state.get("rows", []))  # older versions stored the weighted sums
 
     def _remember(self, names: tuple[str, ...], values: Tensor, place: int) -> None:
         places = torch.where(torch.isfinite(values), _NEVER, place)

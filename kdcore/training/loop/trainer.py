@@ -41,13 +41,24 @@ Export = Callable[[Engine, str, Progress, Mapping[str, float]], Path]
 
 @dataclass
 class MetricAccumulator:
-    """Sums since the last row of metrics."""
+    """Sums since the last row of metrics.
+
+    Attributes:
+        steps: applied steps.
+        tokens: tokens of all processes.
+        started: when the window began.
+        sums: sum of each term over this process's samples.
+        weighted: the same, each step times the loss's weight in it.
+        counts: what each term averages over, summed over steps and processes.
+        term_steps: applied steps in which the term's loss was active.
+    """
 
     steps: int
     tokens: float
     started: float
-    objective: Tensor
-    terms: dict[Term, Tensor]
+    sums: dict[Term, Tensor]
+    weighted: dict[Term, Tensor]
+    counts: dict[Term, int]
     term_steps: dict[Term, int]
 
 
@@ -104,6 +115,7 @@ class Trainer:
         self.best_score: float | None = None
         self.validated_step = self.saved_step = -1
         self.lr = 0.0
+        self.weights: dict[str, float] = {}
         self.started = time.monotonic()
         self._write_student = export
 
@@ -160,7 +172,7 @@ class Trainer:
         self.watchdog.tick(f"the change to stage {self.stage}")
         with self._pause():
             self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teachers)
-        self.divergence.engine = self.engine
+        self.divergence.change_engine(self.engine)
         self.best_score = None  # scores of another structure do not compare
         stage = self.context.plan.stages[self.stage]
         return StageEvent(progress, self.stage, stage.name, stage.info)
@@ -173,10 +185,10 @@ class Trainer:
         student's signals are computed first, over the whole batch; each micro-batch then continues its part of them.
         """
         engine, world_size, window = self.engine, self.processes.world_size, self.window
-        weights = engine.module.weights_at(progress.fraction)
+        self.weights = weights = engine.module.weights_at(progress.fraction)
         factors = factors_of(counts, weights) | {CACHED: 1.0}
         self.lr = engine.peak_lr * self.scheduler.factor(progress)
-        objective_before, terms_before = window.objective, dict(window.terms)
+        before = dict(window.sums), dict(window.weighted)
         coupled, cached = self._cache_gradients(batches, weights, factors)
         separate = [label for label in weights if label not in {term.label for term in coupled}]
         requests = engine.module.requests(separate).teachers
@@ -191,15 +203,16 @@ class Trainer:
             del objective  # frees the graph's memory before the optimizer step
             engine.finish_micro_batch(self.lr, weights)
             self.divergence.micro_batch(self.step, number, sums)
-            self._record(sums, factors, counts)
+            self._record(sums, weights)
         self.divergence.whole_batch(self.step, coupled)
-        self._record({term: value / world_size for term, value in coupled.items()}, factors, counts)
+        self._record({term: value / world_size for term, value in coupled.items()}, weights)
         if weights and not self.divergence.updated(self.step):
-            window.objective, window.terms = objective_before, terms_before  # no average includes a skipped step
+            window.sums, window.weighted = before  # no average includes a skipped step
             return
         for term in factors:
             if term != CACHED:
                 window.term_steps[term] = window.term_steps.get(term, 0) + 1
+                window.counts[term] = window.counts.get(term, 0) + int(counts[term])
         window.steps += 1
 
     def _cache_gradients(
@@ -219,12 +232,12 @@ class Trainer:
         micro, whole = batches.micro_batches, batches.whole
         return cache_gradients(module, self.teachers, micro, whole, factors, labels, self.processes, scale)
 
-    def _record(self, sums: Mapping[Term, Tensor], factors: Mapping[Term, float], counts: Mapping[Term, float]) -> None:
+    def _record(self, sums: Mapping[Term, Tensor], weights: Mapping[str, float]) -> None:
         """Add this process's sums to the metrics."""
         window = self.window
         for term, value in sums.items():
-            window.objective = window.objective + value * factors[term]
-            window.terms[term] = window.terms.get(term, 0.0) + value * (1.0 / counts[term] if counts[term] else 0.0)
+            window.sums[term] = window.sums.get(term, 0.0) + value.double()
+            window.weighted[term] = window.weighted.get(term, 0.0) + value.double() * weights[term.label]
 
     def _after_step(self, progress: Progress) -> Iterator[Event]:
         """Log, validate, export, checkpoint. The checkpoint is last so that it records the others."""
@@ -264,11 +277,10 @@ class Trainer:
 
     def _log(self, progress: Progress) -> Iterator[Event]:
         window = self.window
-        own = torch.stack([window.objective, *window.terms.values()]).tolist()
-        objective, *sums = self.processes.sum(own)
-        losses = {"loss": objective / window.steps} if window.steps else {}  # in fp16 all steps may have been skipped
-        for term, total in zip(window.terms, sums, strict=True):
-            losses.setdefault(str(term), total / window.term_steps[term])
+        averages, loss = self._averages(window)
+        losses = {} if loss is None else {"loss": loss}
+        for term, average in averages.items():
+            losses.setdefault(str(term), average)
         metrics = {f"train/{name}": value for name, value in losses.items()}
         metrics["train/lr"] = self.lr
         metrics["train/tokens_per_second"] = window.tokens / max(1e-9, time.monotonic() - window.started)
@@ -276,8 +288,25 @@ class Trainer:
         self.window = self._new_window()
         yield StepEvent(progress, metrics)
         self.divergence.check(progress.step, losses)
-        if window.steps:
-            self.divergence.logged(progress.step, losses["loss"])
+        self.divergence.logged(progress.step, averages, self.weights)
+
+    def _averages(self, window: MetricAccumulator) -> tuple[dict[Term, float], float | None]:
+        """Average each term over everything that it counts in the window, such as its masked tokens.
+
+        Returns:
+            The averages, and the objective: the sum over terms of weight times average, a loss that was active in a
+            part of the steps in proportion. It is None if nothing was counted: no token may have been masked, and in
+            fp16 all steps may have been skipped.
+        """
+        own = torch.stack([*window.sums.values(), *window.weighted.values()]).tolist() if window.sums else []
+        totals = iter(self.processes.sum(own))
+        sums, weighted = (dict(zip(window.sums, totals, strict=False)) for _ in range(2))
+        averages, loss = {}, None
+        for term, count in window.counts.items():
+            if count:
+                averages[term] = sums[term] / count
+                loss = (loss or 0.0) + weighted[term] / count * window.term_steps[term] / window.steps
+        return averages, loss
 
     def _validate(self, progress: Progress) -> Iterator[Event]:
         self.validated_step = self.step
@@ -335,7 +364,8 @@ class Trainer:
     def _save(self, *, milestone: bool = False) -> CheckpointEvent:
         # Check for NaN since the last log, so that a diverged state never evicts a good checkpoint.
         self.watchdog.tick(f"the checkpoint after step {self.step}")
-        self.divergence.check(self.step, {"loss": self.processes.sum([self.window.objective.item()])[0]})
+        total = sum(value.item() for value in self.window.weighted.values())
+        self.divergence.check(self.step, {"loss": self.processes.sum([total])[0]})
         self.divergence.check_weights(self.step)
         state = TrainingState(
             step=self.step,
@@ -349,8 +379,9 @@ class Trainer:
         )
         window = {
             "steps": self.window.steps,
-            "objective": self.window.objective,
-            "terms": {str(term): value for term, value in self.window.terms.items()},
+            "sums": {str(term): value for term, value in self.window.sums.items()},
+            "weighted": {str(term): value for term, value in self.window.weighted.items()},
+            "counts": {str(term): count for term, count in self.window.counts.items()},
             "term_steps": {str(term): count for term, count in self.window.term_steps.items()},
             "health": self.divergence.state(),
         }
@@ -368,14 +399,20 @@ class Trainer:
         device = self.processes.device
         with readable(checkpoint):
             self.divergence.restore(window["health"])
+            if "counts" not in window:
+                return  # an older version, with averages of steps, which cannot be continued
             self.window.steps = window["steps"]
-            self.window.term_steps = {Term.parse(text): count for text, count in window["term_steps"].items()}
-            self.window.objective = window["objective"].to(device)
-            self.window.terms = {Term.parse(text): value.to(device) for text, value in window["terms"].items()}
+            self.window.counts, self.window.term_steps = (
+                {Term.parse(text): count for text, count in window[key].items()} for key in ("counts", "term_steps")
+            )
+            self.window.sums, self.window.weighted = (
+                {Term.parse(text): value.to(device) for text, value in window[key].items()}
+                for key in ("sums", "weighted")
+            )
 
     def _clock(self) -> float:
         """Return seconds of training by this process's clock, earlier sessions included."""
         return self.seconds_before + time.monotonic() - self.started
 
     def _new_window(self) -> MetricAccumulator:
-        return MetricAccumulator(0, 0.0, time.monotonic(), torch.zeros((), device=self.processes.device), {}, {})
+        return MetricAccumulator(0, 0.0, time.monotonic(), {}, {}, {}, {})

@@ -320,6 +320,6 @@ def _report_trained(models: _Models, plan: Plan, monitor: Monitor) -> None:
     for name in student.unexported_heads:
         monitor.info(f"exports leave out the head `{name}`: a folder of transformers has one head")
     if depth < layers:
-        monitor.info(
-            f"no loss reads the student beyond block {depth - 1}: blocks {depth} to {layers - 1} are not trained"
-        )
+        beyond = f"beyond block {depth - 1}" if depth else "beyond its embeddings"
+        blocks = f"block {depth} is" if depth == layers - 1 else f"blocks {depth} to {layers - 1} are"
+        monitor.info(f"no loss reads the student {beyond}: {blocks} not trained")
