@@ -69,9 +69,9 @@ def test_logged_losses_are_sums_over_counts(train: Callable[..., RunResult], sma
     plan = make_plan(load_recipe(small_recipe, settings))
     counts = []
     processes = DistributedContext(0, 1, torch.device("cpu"), None)
-    batches = TrainingBatches(plan.task, 3, 1, 1, processes)
+    batches = TrainingBatches(plan.task, 3, 1, 1, processes, whole=False)
     for step in range(20):
-        (batch,) = batches.step(step)
+        (batch,) = batches.step(step).micro_batches
         counts.append((batch.num_masked, batch.num_tokens))
     batches.close()
     masked, tokens = np.array(counts).T
