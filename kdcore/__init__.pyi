@@ -48,6 +48,7 @@ from .errors import Problem as Problem
 from .errors import RecipeError as RecipeError
 from .errors import TrainingError as TrainingError
 from .errors import first_line as first_line
+from .faults import plugin_faults as plugin_faults
 from .layers import LayerPairs as LayerPairs
 from .layers import Pairs as Pairs
 from .layers import ProjectionMode as ProjectionMode

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from kdcore.commands.base import Command
 from kdcore.commands.subcommands import added_subcommands, split_arguments
 from kdcore.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_MACHINE, InputError, KdcoreError, PluginError
+from kdcore.faults import DISK_ERRORS, TRACEBACK, plugin_faults
 from kdcore.registry import Entry, commands, describe_error, known_package
 from kdcore.training.runtime.shutdown import ending_on_request
 
 EXIT_BROKEN_PIPE = 141
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +39,8 @@ def _guarded(run: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except KdcoreError as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exception(error)
         problems = error.problems if isinstance(error, InputError) else [error]
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -51,7 +53,7 @@ def _guarded(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in DISK_ERRORS:
             raise
         print(f"error: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
         return EXIT_MACHINE
@@ -70,7 +72,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(name: str, arguments: list[str], program: str) -> int:
-    command: Command = commands.get(name)()
+    cls = commands.get(name)
+    with plugin_faults(cls):
+        return _run_command(cls(), name, arguments, program)
+
+
+def _run_command(command: Command, name: str, arguments: list[str], program: str) -> int:
     parser = argparse.ArgumentParser(
         program, description=type(command).__doc__, epilog=_added(name), formatter_class=_Formatter
     )

@@ -123,6 +123,7 @@ class Recipe:
         self.settings = settings
         self._root = root
         self._components: Components | None = None
+        self._component_at: dict[str, Component] = {}
         self._pinned: dict[KeyPath, str] = {}
 
     @property
@@ -145,6 +146,11 @@ class Recipe:
         if self._components is None:
             self._components = self._load_components()
         return self._components
+
+    def component_class(self, key: str) -> type | None:
+        """Return the class of the component at a dotted key, such as `losses.hidden_mse`; None if none is loaded."""
+        component = self._component_at.get(key)
+        return None if component is None else component.cls
 
     def resolved_yaml(self) -> str:
         """Format the recipe as one file without `extends`; loading it from any folder gives the same settings.
@@ -202,6 +208,7 @@ class Recipe:
         self.data = data
         self.settings = RecipeSettings.model_validate(data)
         self._pinned = walker.pinned
+        self._component_at = {component.key: component for component in found.values()}
         return Components(
             teachers={
                 str(place[1]) if place[0] == "teachers" else TEACHER: one

@@ -120,9 +120,13 @@ def test_errors_become_messages_and_exit_codes(run_raising, capsys, error, code,
     assert capsys.readouterr().err == message
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_traceback(run_raising):
+def test_an_unexpected_error_in_the_core_keeps_its_traceback(monkeypatch):
+    def fail(path, overrides):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("kdcore.commands.recipe.load_recipe", fail)
     with pytest.raises(ZeroDivisionError):
-        run_raising(ZeroDivisionError())
+        main(["recipe", "check", "recipe.yaml"])
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from kdcore.errors import InputError, PluginError, RecipeError, first_line
+from kdcore.faults import plugin_faults
 from kdcore.optimizers.base import Optimizer
 from kdcore.recipe.schema import TrainingSettings
 from kdcore.registry import optimizers
@@ -237,12 +238,13 @@ class Engine:
         self._group_names = list(names.values())
         module.to(processes.device)
         config = deepspeed_config(settings, processes.world_size)
-        client = optimizer.build(
-            [
-                {"params": parameters, "weight_decay": optimizer.config.weight_decay if decays else 0.0}
-                for (*_, (_, decays)), parameters in groups.items()
-            ]
-        )
+        with plugin_faults(optimizer, "optimizer"):
+            client = optimizer.build(
+                [
+                    {"params": parameters, "weight_decay": optimizer.config.weight_decay if decays else 0.0}
+                    for (*_, (_, decays)), parameters in groups.items()
+                ]
+            )
         try:
             with suppress_output():
                 self._engine, *_ = deepspeed.initialize(
@@ -303,7 +305,8 @@ class Engine:
             self.grad_norm = nn.utils.get_total_norm(list(self._gradients()))
         skipped_before = self._engine.skipped_steps
         try:
-            self._engine.step()
+            with plugin_faults(self._optimizer, "optimizer"):
+                self._engine.step()
         except Exception as error:
             if "loss scale already at minimum" not in str(error):
                 raise

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kdcore.errors import InputError, first_line
+from kdcore.errors import InputError, PluginError, first_line
+from kdcore.faults import plugin_faults
 from kdcore.losses.base import Loss
 from kdcore.models.base import Encoder
 from kdcore.recipe.schema import TEACHER
@@ -61,8 +62,12 @@ class DistillationModule(nn.Module):
         super().__init__()
         self.student = student
         self.losses = nn.ModuleDict(losses)
-        self._requests = {label: union_of_requests([loss]) for label, loss in losses.items()}
+        self._requests: dict[str, ModelRequests] = {}
+        for label, loss in losses.items():
+            with plugin_faults(loss, f"losses.{label}"):
+                self._requests[label] = union_of_requests([loss])
         self.coupled = frozenset(label for label, loss in losses.items() if loss.couples_batch)
+        self._terms: dict[str, set[str]] = {}
 
     def labelled_losses(self) -> Iterator[tuple[str, Loss]]:
         """Yield the losses by their labels."""
@@ -85,26 +90,49 @@ class DistillationModule(nn.Module):
 
     def counts(self, batch: Batch) -> dict[Term, int]:
         """Count what each term of every loss averages over in this micro-batch, on the host, before a forward pass."""
-        return {
-            Term(label, name): count
-            for label, loss in self.labelled_losses()
-            for name, count in loss.counts(batch).items()
-        }
+        counts: dict[Term, int] = {}
+        for label, loss in self.labelled_losses():
+            with plugin_faults(loss, f"losses.{label}"):
+                found = loss.counts(batch)
+                self._terms[label] = set(found)
+                counts |= {Term(label, name): count for name, count in found.items()}
+        return counts
 
     def sums(self, batch: Batch, teachers: Mapping[str, Signals], labels: Collection[str]) -> dict[Term, Tensor]:
         """Run the student as deep as these losses read it, and sum their terms over this micro-batch."""
-        return self.sums_of(self.student(batch, self.requests(labels).student), teachers, batch, labels)
+        with plugin_faults(self.student, "student"):
+            signals = self.student(batch, self.requests(labels).student)
+        return self.sums_of(signals, teachers, batch, labels)
 
     def sums_of(
         self, student: Signals, teachers: Mapping[str, Signals], batch: Batch, labels: Collection[str]
     ) -> dict[Term, Tensor]:
         """Sum the terms of these losses, given the outputs of the student and of each teacher by its label."""
-        return {
-            Term(label, name): value
-            for label, loss in self.labelled_losses()
-            if label in labels
-            for name, value in loss(student, teachers.get(teacher_of(loss)), batch).items()
-        }
+        sums: dict[Term, Tensor] = {}
+        for label, loss in self.labelled_losses():
+            if label in labels:
+                with plugin_faults(loss, f"losses.{label}"):
+                    values: dict[str, Tensor] = loss(student, teachers.get(teacher_of(loss)), batch)
+                    self._check_terms(label, values)
+                sums |= {Term(label, name): value for name, value in values.items()}
+        return sums
+
+    def _check_terms(self, label: str, values: Mapping[str, Tensor]) -> None:
+        """Refuse sums that do not fit the counts of the loss.
+
+        Raises:
+            PluginError: names the terms, or the shape of one.
+        """
+        expected = self._terms.get(label, set(values))
+        if set(values) != expected:
+            found, wanted = (", ".join(sorted(names)) or "none" for names in (values, expected))
+            what = f"`forward` of the loss returns other terms than `counts` (found {found}, expected {wanted})"
+            raise PluginError(what, key=f"losses.{label}")
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.ndim:
+                shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                what = f"`forward` of the loss must return scalar tensors (found {shape} for the term {name})"
+                raise PluginError(what, key=f"losses.{label}")
 
     def forward(
         self,
@@ -157,7 +185,7 @@ def compile_models(module: DistillationModule, teachers: FrozenTeachers, batch: 
         with torch.random.fork_rng():
             teachers(batch, requests.teachers)
             module.student(batch, requests.student)
-    except (TorchDynamoException, RuntimeError) as error:  # uncompiled, the same batch has worked
+    except (TorchDynamoException, RuntimeError, PluginError) as error:  # uncompiled, the same batch has worked
         raise InputError(
             f"torch cannot compile the models: {first_line(error)}", key="compile", hint="remove training.compile"
         ) from error
@@ -196,11 +224,12 @@ def find_losses_by_parameter(
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     found: dict[str, set[str]] = {name: set() for name, _ in module.named_parameters()}
     with torch.random.fork_rng():
-        for label, _ in module.labelled_losses():
+        for label, loss in module.labelled_losses():
             answers = teachers(batch, module.requests([label]).teachers)
             sums = [value for value in module.sums(batch, answers, [label]).values() if value.requires_grad]
             if sums:
-                torch.autograd.backward(sums)
+                with plugin_faults(loss, f"losses.{label}"):
+                    torch.autograd.backward(sums)
             for name, parameter in module.named_parameters():
                 if parameter.grad is not None:
                     found[name].add(label)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from kdcore.errors import RecipeError
+from kdcore.faults import plugin_faults
 from kdcore.layers import at_least_float32
 from kdcore.models.base import Encoder
+from kdcore.recipe.schema import TEACHER
 from kdcore.signals import MASKED_LM, Batch, Block, ModelInfo, Positions, SignalRequest, Signals
 
 Combination = Literal["average", "concat"]
@@ -166,10 +168,10 @@ class FrozenTeachers:
         Returns:
             The signals by label; teachers with empty requests have none and are not run.
         """
-        signals: dict[str, Signals] = {
-            label: self._encoders[label](batch, request)
-            for label, request in requests_of_models(requests, self._composites).items()
-        }
+        signals: dict[str, Signals] = {}
+        for label, request in requests_of_models(requests, self._composites).items():
+            with plugin_faults(self._encoders[label], TEACHER if label == TEACHER else f"teachers.{label}"):
+                signals[label] = self._encoders[label](batch, request)
         for label, request in requests.items():
             if request and label in self._composites:
                 composite = self._composites[label]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kdcore.faults import plugin_faults
 from kdcore.signals import Batch
 from kdcore.tasks.base import Split, Task
 from kdcore.training.engine.module import DistillationModule, Term
@@ -75,12 +76,12 @@ class TrainingBatches:
 
     def _draw(self, step: int) -> StepBatches:
         drawn = self.samples(step, self._processes.rank)
-        batches = [self._task.batch("train", samples, epochs) for samples, epochs in drawn]
+        with plugin_faults(self._task, "task"):
+            batches = [self._task.batch("train", samples, epochs) for samples, epochs in drawn]
+            whole = self._task.batch("train", *self._samples.whole(step)) if self._draws_whole else None
         if _pins(self._processes.device):
             batches = [batch.pin() for batch in batches]
-        return StepBatches(
-            batches, self._task.batch("train", *self._samples.whole(step)) if self._draws_whole else None
-        )
+        return StepBatches(batches, whole)
 
 
 def step_counts(module: DistillationModule, batches: StepBatches, processes: DistributedContext) -> dict[Term, float]:
@@ -107,7 +108,8 @@ def held_out_batches(
     order = np.arange(task.num_samples(split)) if lengths is None else np.argsort(lengths, kind="stable")
     for start in range(processes.rank * batch_size, len(order), batch_size * processes.world_size):
         samples = order[start : start + batch_size].astype(np.int64)
-        batch = task.batch(split, samples, np.zeros_like(samples))
+        with plugin_faults(task, "task"):
+            batch = task.batch(split, samples, np.zeros_like(samples))
         yield batch.pin() if _pins(processes.device) else batch
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcore.errors import InputError, PluginError
+from kdcore.faults import plugin_faults
 from kdcore.losses.base import Loss
 from kdcore.models.base import Encoder, Model
 from kdcore.optimizers.base import Optimizer
@@ -88,7 +89,8 @@ class Plan:
     def small_batch(self) -> Batch:
         """Draw a batch of one or two samples, for trial runs."""
         samples = np.arange(min(2, self.task.num_samples("train")), dtype=np.int64)
-        return self.task.batch("train", samples, np.zeros_like(samples))
+        with plugin_faults(self.task, "task"):
+            return self.task.batch("train", samples, np.zeros_like(samples))
 
     def load_teachers(self) -> dict[str, Encoder]:
         """Load each teacher as deep as the losses read it, by label; those that no loss reads are left out."""

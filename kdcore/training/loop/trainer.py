@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcore.errors import TrainingError
+from kdcore.faults import plugin_faults
 from kdcore.progress import Progress
 from kdcore.training.checkpoint.format import TrainingState, checkpoint_folder
 from kdcore.training.checkpoint.manager import load_checkpoint, readable
@@ -187,7 +188,8 @@ class Trainer:
         engine, world_size, window = self.engine, self.processes.world_size, self.window
         self.weights = weights = engine.module.weights_at(progress.fraction)
         factors = factors_of(counts, weights) | {CACHED: 1.0}
-        self.lr = engine.peak_lr * self.scheduler.factor(progress)
+        with plugin_faults(self.scheduler, "scheduler"):
+            self.lr = engine.peak_lr * self.scheduler.factor(progress)
         before = dict(window.sums), dict(window.weighted)
         coupled, cached = self._cache_gradients(batches, weights, factors)
         separate = [label for label in weights if label not in {term.label for term in coupled}]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from kdcore.errors import InfrastructureError, InputError, RecipeError
+from kdcore.faults import plugin_faults
 from kdcore.progress import Progress
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Recipe
@@ -73,7 +74,7 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
 
     Args and errors are those of `train_recipe`.
     """
-    with console():
+    with console(), plugin_faults():
         startup = StartupTimer("imports")
         _check_early(recipe)
         folder = recipe.run_folder

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdcore import PART_BYTES, Corpus, Damage, DataError, Document, Part, TokenizedSequences
+from kdcore import PART_BYTES, Corpus, Damage, DataError, Document, Part, TokenizedSequences, plugin_faults
 from kdcore_preparation.pipeline.document_batches import DocumentBatch, EncodedDocuments
 from kdcore_preparation.pipeline.duplicates import text_key
 from kdcore_preparation.pipeline.held_out import points_of
@@ -107,7 +107,7 @@ class UnitReader:
             corpus.report.clear()
             corpus.bytes_read = 0
             try:
-                for item in corpus.read(part):
+                for item in _read(corpus, part):
                     if isinstance(item, Document):
                         text = clean_text(item.text, report)
                         if not text:
@@ -148,3 +148,8 @@ class UnitReader:
             points,
             np.array(keys, np.uint64),
         )
+
+
+def _read(corpus: Corpus, part: Part) -> Iterator[Document | TokenizedSequences]:
+    with plugin_faults(corpus):
+        yield from corpus.read(part)

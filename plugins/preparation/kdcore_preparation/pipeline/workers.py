@@ -11,7 +11,7 @@ from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from kdcore import InfrastructureError, KdcoreError, kill_with_parent
+from kdcore import InfrastructureError, KdcoreError, kill_with_parent, plugin_faults
 
 SECONDS_BETWEEN_TICKS = 0.25
 
@@ -102,7 +102,8 @@ def _serve(
     while True:
         item = pipe.recv()
         try:
-            work(item, number)
+            with plugin_faults():
+                work(item, number)
         except Exception as error:
             pipe.send(_for_the_parent(error))
         else:
