@@ -97,6 +97,7 @@ from .recipe.sweep import make_sweep as make_sweep
 from .recipe.sweep import read_axes as read_axes
 from .recipe.yaml import dump_yaml as dump_yaml
 from .recipe.yaml import plain_scalar as plain_scalar
+from .registry import PLUGIN_APIS as PLUGIN_APIS
 from .registry import FoundComponent as FoundComponent
 from .registry import component_names as component_names
 from .registry import find_component as find_component

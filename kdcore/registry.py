@@ -15,19 +15,25 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata, resources
 from typing import Any, TypeVar
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from kdcore.errors import PluginError
 
 ComponentT = TypeVar("ComponentT", bound=type)
+
+PLUGIN_APIS = (1, 2)
+"""The versions of the plugin API that this kdcore supports. 1 is that of kdcore 0.1."""
+API_GROUP = "kdcore.plugin_api"
+"""The entry point group with which a package declares the plugin APIs it was built for: `2 = "its_module"`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ class Entry:
         distribution: the package's name, as given to pip.
         version: the package's version.
         group: the entry point group, such as `kdcore.losses`.
-        kdcore: the package's version specifier for kdcore, such as `<0.2,>=0.1`; empty if there is none.
+        kdcore: the package's lower bound on the version of kdcore, such as `>=0.1`; empty if there is none.
+        apis: versions of the plugin API that the package was built for; 1 if it declares none, as in kdcore 0.1.
         unmet: the first required `kdcore-...` package that is missing, has another version, or lacks what it requires
             itself; None if all fit.
     """
@@ -64,6 +71,7 @@ class Entry:
     version: str
     group: str
     kdcore: str = ""
+    apis: tuple[int, ...] = (1,)
     unmet: Unmet | None = None
 
     @property
@@ -72,9 +80,22 @@ class Entry:
         return f"{self.distribution} {self.version}"
 
     @property
-    def fits(self) -> bool:
-        """Return whether the package supports the installed version of kdcore."""
-        return not self.kdcore or Requirement(f"kdcore{self.kdcore}").specifier.contains(_version(), prereleases=True)
+    def misfit(self) -> Unmet | None:
+        """Return why the package does not work with the installed kdcore; None if it does.
+
+        The plugin API decides, and the lower bound on kdcore's version. An upper bound does not: its author could not
+        know which later version changes what the package uses.
+        """
+        if not set(self.apis) & set(PLUGIN_APIS):
+            declared, supported = (" and ".join(map(str, versions)) for versions in (self.apis, PLUGIN_APIS))
+            newer = min(self.apis) > max(PLUGIN_APIS)
+            hint = f"Run `pip install --upgrade {'kdcore' if newer else self.distribution}`."
+            return Unmet(f"plugin API {declared}, but kdcore {_version()} supports {supported}", hint)
+        required = Requirement(f"kdcore{self.kdcore}")
+        if required.specifier.contains(_version(), prereleases=True):
+            return None
+        hint = _upgrade_hint(required, _version(), self.distribution)
+        return Unmet(f"kdcore{self.kdcore}, but kdcore {_version()} is installed", hint)
 
     @property
     def precedence(self) -> int:
@@ -115,7 +136,7 @@ class Registry:
         self.interface = interface
         self.needs_config = needs_config
         self._registered: dict[str, list[_Registered]] = {}
-        self._causes: dict[Entry, str] = {}
+        self._causes: dict[Entry, tuple[str, str | None]] = {}
 
     def entries(self) -> list[Entry]:
         """Return the components declared by installed packages, sorted by name and package."""
@@ -193,13 +214,13 @@ class Registry:
         if classes:
             return classes[0].cls
         entry = entries[0]
-        if not entry.fits:
+        misfit = entry.misfit
+        if misfit:
             raise PluginError(
-                f"{self.kind} `{name}` of {entry.package} is built for kdcore{entry.kdcore}, "
-                f"but kdcore {_version()} is installed",
+                f"{self.kind} `{name}` of {entry.package} is built for {misfit.what}",
                 where=where,
                 key=key,
-                hint=_upgrade_hint(Requirement(f"kdcore{entry.kdcore}"), _version(), entry.distribution),
+                hint=misfit.hint,
             )
         if entry.unmet:
             raise PluginError(
@@ -228,20 +249,17 @@ class Registry:
                 cls = _load(found)
             except (Exception, SystemExit) as error:
                 # Importing a half-imported module again often fails with a misleading error: keep the first one.
-                cause = self._causes[found] = describe_error(error)
+                cause = self._causes[found] = describe_error(error), _import_hint(error, found)
             else:
                 problem = self._fault(cls)
                 if not problem:
                     return cls  # type: ignore[no-any-return]
         what = f"{self.kind} `{name}` of {found.package} ({found.value}) "
         raise PluginError(
-            what + (f"cannot be imported: {cause}" if cause is not None else f"cannot be used: {problem}"),
+            what + (f"cannot be imported: {cause[0]}" if cause is not None else f"cannot be used: {problem}"),
             where=where,
             key=key,
-            hint=f"The error is in the package {found.distribution}: repair it, or reinstall it with "
-            f"`pip install --force-reinstall {found.distribution}`."
-            if canonicalize_name(found.distribution) != "kdcore"
-            else None,
+            hint=_reinstall_hint(found) if cause is None else cause[1],
         )
 
     def register(self, name: str) -> Callable[[ComponentT], ComponentT]:
@@ -275,7 +293,7 @@ class Registry:
         if not isinstance(cls, type):
             return f"{cls!r} is not a class"
         if not issubclass(cls, interface):
-            return f"{cls.__name__} does not derive from {self.interface.replace(':', '.')}"
+            return f"{cls.__name__} does not derive from {_public(interface)}"
         if inspect.isabstract(cls):
             return f"{cls.__name__} does not define {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}"
         return self._config_fault(cls, interface) if self.needs_config else ""
@@ -288,7 +306,9 @@ class Registry:
         expected = getattr(interface, "Config", None)
         missing = set(getattr(expected, "model_fields", ())) - set(getattr(config, "model_fields", ()))
         if isinstance(expected, type) and missing:
-            return f"{cls.__name__}.Config lacks {', '.join(sorted(missing))}; derive it from {_dotted(expected)}"
+            return (
+                f"{cls.__name__}.Config lacks {', '.join(sorted(missing))}; derive it from {_public(interface)}.Config"
+            )
         if getattr(config, "model_config", {}).get("extra") != "forbid":
             return f"{cls.__name__}.Config accepts unknown keys; derive it from kdcore.ComponentConfig"
         return ""
@@ -414,8 +434,34 @@ def describe_error(error: BaseException) -> str:
     return f"{text} ({frames[-1].filename}:{frames[-1].lineno})" if frames else text
 
 
-def _dotted(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _import_hint(error: BaseException, entry: Entry) -> str | None:
+    """Return advice on an error that a component's import has raised."""
+    missing = getattr(error, "name", None) or ""
+    if (
+        isinstance(error, ModuleNotFoundError)
+        and missing.partition(".")[0] != entry.value.partition(":")[0].partition(".")[0]
+    ):
+        return f"The package {entry.distribution} needs the module `{missing}`: install the package that contains it."
+    of_kdcore = missing.partition(".")[0] == "kdcore" or "module 'kdcore" in str(error)
+    if isinstance(error, ImportError | AttributeError) and of_kdcore:
+        return (
+            f"The package uses a name that kdcore {_version()} does not have: run `pip install --upgrade kdcore`, or "
+            f"`pip install --upgrade {entry.distribution}` if kdcore is the newest."
+        )
+    return _reinstall_hint(entry)
+
+
+def _reinstall_hint(entry: Entry) -> str | None:
+    if not entry.precedence:
+        return None
+    reinstall = f"`pip install --force-reinstall {entry.distribution}`"
+    return f"The error is in the package {entry.distribution}: repair it, or reinstall it with {reinstall}."
+
+
+def _public(cls: type) -> str:
+    """Return the name under which plugins import a class of kdcore."""
+    names = vars(importlib.import_module("kdcore"))["__all__"]
+    return f"kdcore.{cls.__name__}" if cls.__name__ in names else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _place(cls: object) -> str:
@@ -460,13 +506,26 @@ def _declared(distribution: metadata.Distribution) -> list[Entry]:
     if not name or not version:
         raise ValueError("it has no name or no version")
     asked, unmet = _kdcore_versions(distribution), _unmet_requirement(distribution, (canonicalize_name(name),))
-    return [Entry(point.name, point.value, name, version, point.group, asked, unmet) for point in points]
+    declared = (point.name for point in distribution.entry_points if point.group == API_GROUP)
+    apis = tuple(sorted(int(version) for version in declared)) or (1,)
+    return [Entry(point.name, point.value, name, version, point.group, asked, apis, unmet) for point in points]
 
 
 def _kdcore_versions(distribution: metadata.Distribution) -> str:
-    """Return the package's version specifier for kdcore, without extras."""
-    specifiers = [str(one.specifier) for one in _requirements(distribution) if canonicalize_name(one.name) == "kdcore"]
-    return ",".join(filter(None, specifiers))
+    """Return the package's lower bound on the version of kdcore, without extras."""
+    bounds = [_lower_bound(one) for one in _requirements(distribution) if canonicalize_name(one.name) == "kdcore"]
+    return ",".join(filter(None, bounds))
+
+
+def _lower_bound(requirement: Requirement) -> str:
+    """Return a requirement's specifier without upper bounds; an exact version is taken as the lowest one."""
+    found = []
+    for one in requirement.specifier:
+        if one.operator in (">=", ">", "!="):
+            found.append(str(one))
+        elif one.operator in ("==", "~=", "==="):
+            found.append(f">={one.version.removesuffix('.*')}")
+    return ",".join(sorted(found))
 
 
 def _unmet_requirement(distribution: metadata.Distribution, above: tuple[str, ...]) -> Unmet | None:
@@ -488,6 +547,8 @@ def _unmet_requirement(distribution: metadata.Distribution, above: tuple[str, ..
             required = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             return Unmet(f"{requirement.name}, which is not installed", f"Run {_pip_install(requirement)}.")
+        if name == "kdcore":
+            requirement.specifier = SpecifierSet(_lower_bound(requirement))
         if not requirement.specifier.contains(required.version or "", prereleases=True):
             hint = _upgrade_hint(requirement, required.version, above[-1])
             return Unmet(f"{requirement.name}{requirement.specifier} (found {required.version})", hint)
@@ -531,6 +592,19 @@ def _requirements(distribution: metadata.Distribution) -> Iterator[Requirement]:
             continue
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             yield requirement
+
+
+def unknown_groups() -> list[tuple[str, str, str | None]]:
+    """List entry point groups of installed packages that are misspelt: group, package, similar group of kdcore."""
+    known = [*ALL, API_GROUP]
+    found = []
+    for distribution in metadata.distributions():
+        with suppress(Exception):  # damaged metadata is reported where components are looked up
+            for group in sorted({point.group for point in distribution.entry_points} - set(known)):
+                near = difflib.get_close_matches(group.replace("_", "."), known, n=1, cutoff=0.8)
+                if near or group.partition(".")[0].lower() == "kdcore":
+                    found.append((group, f"{distribution.name} {distribution.version}", near[0] if near else None))
+    return found
 
 
 def known_package(group: str, name: str) -> str | None:

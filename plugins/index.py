@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "kdcore" / "known_packages.json"
+API_GROUP = "kdcore.plugin_api"
 
 
 def index() -> str:
@@ -21,7 +22,7 @@ def index() -> str:
         if file.exists():
             project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
             for group, names in project.get("entry-points", {}).items():
-                if group.startswith("kdcore."):
+                if group.startswith("kdcore.") and group != API_GROUP:
                     found.setdefault(group, {}).update(dict.fromkeys(names, project["name"]))
     return json.dumps(found, indent=2, sort_keys=True) + "\n"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kdcore.commands.base import Command
 from kdcore.errors import EXIT_INPUT, InputError, PluginError
-from kdcore.registry import ALL, Entry, near_names
+from kdcore.registry import ALL, Entry, near_names, unknown_groups
 
 
 class PluginsCommand(Command):
@@ -54,9 +54,8 @@ def _entries() -> Iterator[Entry]:
 def _list() -> int:
     rows = [("KIND", "NAME", "PACKAGE", "VERSION", "NOTES")]
     for entry in _entries():
-        notes = [] if entry.fits else [f"built for kdcore{entry.kdcore}"]
-        if entry.fits and entry.unmet:
-            notes.append(f"needs {entry.unmet.what}")
+        misfit = entry.misfit
+        notes = [f"built for {misfit.what}"] if misfit else [f"needs {entry.unmet.what}"] if entry.unmet else []
         notes += filter(None, [_shadowed(entry)])
         rows.append((ALL[entry.group].kind, entry.name, entry.distribution, entry.version, "; ".join(notes)))
     _table(rows)
@@ -110,8 +109,12 @@ def _check() -> int:
             broken += fault is not None
             what = f"{ALL[entry.group].kind} {entry.name} of {entry.package}"
             print(f"{what}: ok" if fault is None else f"{what}: BROKEN\n  {fault.replace(chr(10), chr(10) + '  ')}")
-    print(f"{len(entries)} components, {broken} broken")
-    return EXIT_INPUT if broken else 0
+    groups = unknown_groups()
+    for group, package, near in groups:
+        hint = f"\n  Hint: Did you mean `{near}`?" if near else ""
+        print(f"entry point group {group} of {package}: BROKEN\n  kdcore has no group of this name{hint}")
+    print(f"{len(entries)} components, {broken} broken" + (f", {len(groups)} unknown groups" if groups else ""))
+    return EXIT_INPUT if broken or groups else 0
 
 
 def _faults(entries: Sequence[Entry]) -> list[str | None]:

@@ -35,7 +35,7 @@ class RecipeCommand(Command):
             return _schema()
         if arguments.recipe is None:
             raise InputError(f"`kdcore recipe {arguments.action}` needs a recipe file")
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        recipe = load_recipe(arguments.recipe, arguments.overrides, check_names=arguments.action == "show")
         if arguments.action == "show":
             print(recipe.annotated_yaml(), end="")
             return 0

@@ -255,12 +255,14 @@ def recipe_problems(data: Mapping[str, Any]) -> list[Problem]:
     return [replace(problem, where=None) for problem in checked] if isinstance(checked, list) else []
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check_names: bool = True) -> Recipe:
     """Read a recipe and check everything that does not need a component; reads YAML and package metadata only.
 
     Args:
         path: a file, or `kdcore:quickstart.yaml` for a recipe that kdcore ships.
         overrides: `key=value` each, as on the command line.
+        check_names: whether to look up the names of components. Without it, `Recipe.components` reports unknown names
+            together with the other problems of components, such as failed imports.
 
     Raises:
         RecipeError: with all problems, each with its file, line and key.
@@ -284,7 +286,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if isinstance(settings, RecipeSettings):
         problems += _contradictions(settings, root)
     problems += _too_long_names(root.value, ())
-    problems += _unknown_names(data, root)
+    if check_names or problems:
+        problems += _unknown_names(data, root)
     if problems or isinstance(settings, list):
         raise RecipeError(problems)
     return Recipe(file, root, data, settings, overrides)

@@ -41,7 +41,8 @@ def test_list_shows_packages_and_notes_and_imports_nothing(packages, capsys):
     lines = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()]
     assert ["KIND", "NAME", "PACKAGE", "VERSION", "NOTES"] in lines
     assert ["scheduler", "both", "kdcore-a", "1.0", "in 2 packages, use kdcore-a:both"] in lines
-    assert ["scheduler", "both", "kdcore-b", "1.0", "built for kdcore>=9; in 2 packages, use kdcore-b:both"] in lines
+    notes = "built for kdcore>=9, but kdcore 0.1.0 is installed; in 2 packages, use kdcore-b:both"
+    assert ["scheduler", "both", "kdcore-b", "1.0", notes] in lines
     assert ["scheduler", "linear", "kdcore", lines[1][3]] in lines
     assert "never" not in sys.modules
 
@@ -132,3 +133,29 @@ def test_check_tells_each_broken_plugin_with_its_cause(packages, check):
     assert "scheduler new of fake-new 2.0: BROKEN" in text
     assert "built for kdcore>=9" in text
     assert text.endswith("5 components, 4 broken\n")
+
+
+@pytest.mark.parametrize(
+    ("group", "near"),
+    [
+        ("kdcore.lossess", "kdcore.losses"),
+        ("kdcore_losses", "kdcore.losses"),
+        ("KDcore.Losses", None),
+        ("kdcore.callbacks", None),
+        ("kdcore.plugin_apis", "kdcore.plugin_api"),
+    ],
+)
+def test_check_reports_misspelt_groups(packages, check, group, near):
+    points = {f"{group}:mine": "steps_c:Steps", "kdcore.schedulers:steps": "steps_c:Steps"}
+    packages.install("fake-steps", points | {"fake_steps.suites:own": "steps_c:Steps"}, {"steps_c.py": SCHEDULER})
+    code, text = check()
+    assert code == 2
+    lines = text.splitlines()
+    assert lines[:3] == [
+        "scheduler steps of fake-steps 1.0: ok",
+        f"entry point group {group} of fake-steps 1.0: BROKEN",
+        "  kdcore has no group of this name",
+    ]
+    hint = [line for line in lines if "Hint" in line]
+    assert hint == ([f"  Hint: Did you mean `{near}`?"] if near else hint[:1])
+    assert lines[-1] == "1 components, 0 broken, 1 unknown groups"

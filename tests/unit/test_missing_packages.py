@@ -184,6 +184,33 @@ def test_a_package_for_a_newer_kdcore_is_named_at_its_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "site"]
 
 
+def test_recipe_check_reports_failed_imports_beside_unknown_names(
+    packages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages.install("kdbad", {"kdcore.losses:bad": "kdbad_x:X"}, {"kdbad_x.py": "import no_such_flash\n"})
+    monkeypatch.chdir(tmp_path)
+    losses = "masked_lm: {wieght: 2}\n  bad: {}\n  hiden_mse: {}"
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("masked_lm: {}", losses), encoding="utf-8")
+    assert main(["recipe", "check", "recipe.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "recipe.yaml:6: losses.bad: loss `bad` of kdbad 1.0 (kdbad_x:X) cannot be imported" in error
+    assert "recipe.yaml:7: losses.hiden_mse: unknown loss `hiden_mse`" in error
+    assert "recipe.yaml:5: losses.masked_lm.wieght: unknown key" in error
+    assert error.count("error: ") == 3
+
+
+def test_recipe_check_reports_unknown_names_beside_wrong_keys_of_the_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = RECIPE.replace("masked_lm: {}", "hiden_mse: {}").replace("steps: 10", "stepps: 10")
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert main(["recipe", "check", "recipe.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "unknown loss `hiden_mse`" in error
+    assert "unknown key `stepps`" in error
+
+
 @pytest.mark.parametrize("broken", ["kdcore_supervised", "kdcore_preparation"])
 def test_a_command_that_cannot_import_a_required_package_names_it(
     broken: str, packages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

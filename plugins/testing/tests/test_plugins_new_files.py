@@ -41,9 +41,12 @@ def test_it_writes_a_package_whose_component_has_the_packages_name(
     told = capsys.readouterr().out.splitlines()
     assert set(files) <= set(told)
     project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["dependencies"] == ["kdcore>=0.1,<0.2"]
-    assert project["optional-dependencies"] == {"test": ["pytest>=8.3", "kdcore-testing>=0.1,<0.2"]}
-    assert project["entry-points"] == {"kdcore.losses": {"last_cosine": "kdcore_last_cosine.loss:LastCosineLoss"}}
+    assert project["dependencies"] == ["kdcore>=0.1"]
+    assert project["optional-dependencies"] == {"test": ["pytest>=8.3", "kdcore-testing>=0.1"]}
+    assert project["entry-points"] == {
+        "kdcore.plugin_api": {"2": "kdcore_last_cosine"},
+        "kdcore.losses": {"last_cosine": "kdcore_last_cosine.loss:LastCosineLoss"},
+    }
     assert package.stat().st_mode == (package / "tests").stat().st_mode, "others can read it"
 
 
@@ -51,6 +54,7 @@ def test_several_kinds_share_a_package(folder: Path) -> None:
     assert new("mine", *KINDS, "loss") == 0
     text = (folder / "mine" / "pyproject.toml").read_text(encoding="utf-8")
     groups = tomllib.loads(text)["project"]["entry-points"]
+    assert list(groups.pop("kdcore.plugin_api")) == ["2"]
     assert {group: list(points) for group, points in groups.items()} == {
         f"kdcore.{group}": ["mine"]
         for group in ("losses", "models", "tasks", "optimizers", "schedulers", "corpora", "trackers")

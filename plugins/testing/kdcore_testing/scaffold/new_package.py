@@ -15,7 +15,7 @@ from string import Template
 
 from packaging.version import Version
 
-from kdcore import InfrastructureError, InputError, atomic_directory
+from kdcore import PLUGIN_APIS, InfrastructureError, InputError, atomic_directory
 
 MAX_NAME = 30
 """Maximum length of a component's name, so that generated lines pass the line length check of the package."""
@@ -123,6 +123,7 @@ def _files(package: str, module: str, name: str, kinds: Sequence[str]) -> dict[s
         "components": "".join(f"- {kind} `{name}`: {KINDS[kind].what}\n" for kind in kinds),
         "requirements": _requirements(["kdcore", *(package for kind in kinds for package in KINDS[kind].packages)]),
         "test_requirements": f'"pytest>=8.3", {_requirements(["kdcore-testing"])}',
+        "plugin_api": str(PLUGIN_APIS[-1]),
         "entry_points": "\n".join(
             f'[project.entry-points."{KINDS[kind].group}"]\n{name} = "{module}.{kind}:{camel}{kind.capitalize()}"\n'
             for kind in kinds
@@ -148,7 +149,6 @@ def _fill(file: str, values: dict[str, str]) -> str:
 
 
 def _requirements(packages: Sequence[str]) -> str:
-    """List our packages from this version up to the next version that may change public names."""
+    """List our packages from this version on. The plugin API, not an upper bound, decides whether later ones fit."""
     version = Version(metadata.version("kdcore"))
-    upper = f"0.{version.minor + 1}" if version.major == 0 else str(version.major + 1)
-    return ", ".join(f'"{package}>={version.major}.{version.minor},<{upper}"' for package in dict.fromkeys(packages))
+    return ", ".join(f'"{package}>={version.major}.{version.minor}"' for package in dict.fromkeys(packages))
