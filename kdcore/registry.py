@@ -437,17 +437,14 @@ def describe_error(error: BaseException) -> str:
 def _import_hint(error: BaseException, entry: Entry) -> str | None:
     """Return advice on an error that a component's import has raised."""
     missing = getattr(error, "name", None) or ""
-    if (
-        isinstance(error, ModuleNotFoundError)
-        and missing.partition(".")[0] != entry.value.partition(":")[0].partition(".")[0]
-    ):
-        return f"The package {entry.distribution} needs the module `{missing}`: install the package that contains it."
-    of_kdcore = missing.partition(".")[0] == "kdcore" or "module 'kdcore" in str(error)
-    if isinstance(error, ImportError | AttributeError) and of_kdcore:
+    top = missing.partition(".")[0]
+    if top == "kdcore" or (isinstance(error, AttributeError) and "kdcore attribute" in str(error)):
         return (
             f"The package uses a name that kdcore {_version()} does not have: run `pip install --upgrade kdcore`, or "
             f"`pip install --upgrade {entry.distribution}` if kdcore is the newest."
         )
+    if isinstance(error, ModuleNotFoundError) and top != entry.value.partition(":")[0].partition(".")[0]:
+        return f"The package {entry.distribution} needs the module `{missing}`: install the package that contains it."
     return _reinstall_hint(entry)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 
 import pytest
 
@@ -199,7 +200,7 @@ def test_the_plugin_api_that_a_package_was_built_for_decides(packages, apis, wha
     ],
 )
 def test_the_advice_on_a_failed_import_fits_its_cause(packages, code, hint):
-    module = f"hint_{len(code)}"
+    module = f"hint_{zlib.crc32(code.encode())}"
     files = {f"{module}/__init__.py": f"{code.replace('hint_module', module)}\n"}
     packages.install("kdcore-flat", {"kdcore.schedulers:flat": f"{module}:Constant"}, files)
     with pytest.raises(PluginError, match="cannot be imported") as caught:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcore.faults import plugin_faults
 from kdcore.recipe.error_location import error_location
 from kdcore.training.engine.engine import Engine, Past
 from kdcore.training.engine.module import DistillationModule, compile_models, find_losses_by_parameter
@@ -94,9 +95,9 @@ def _losses_by_parameter(
 ) -> dict[str, frozenset[str]]:
     """Find the losses that reach each parameter, with a small batch."""
     last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
-    module.counts(
-        plan.task.batch("train", last, np.zeros_like(last))
-    )  # so that a loss with data for fewer samples fails here
+    with plugin_faults(plan.task, "task"):
+        batch = plan.task.batch("train", last, np.zeros_like(last))
+    module.counts(batch)  # so that a loss with data for fewer samples fails here
     return find_losses_by_parameter(module, plan.small_batch().to(processes.device), teachers)
 
 
