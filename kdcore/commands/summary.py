@@ -58,7 +58,8 @@ def summarise(folder: Path) -> str:
         export=exports / ("best" if (exports / "best").is_dir() else "final"),
         teacher_source=teacher_sources.get(plan.recipe.settings.students_teacher or ""),
         task=plan.task,
-        held_out=_held_out_values(folder),
+        held_out=_values(folder, "held_out"),
+        constants={name: values[-1] for name, values in _values(folder, "constant").items()},
         teacher_sources=teacher_sources,
     )
     rows = _held_out_rows(run)
@@ -72,13 +73,13 @@ def summarise(folder: Path) -> str:
     return "\n".join(f"{title:<{width}}  {text}" for title, text in rows.items())
 
 
-def _held_out_values(folder: Path) -> dict[str, list[float]]:
-    """Read every held-out value except the weighted sum, by name, in the order of steps."""
+def _values(folder: Path, kind: str) -> dict[str, list[float]]:
+    """Read the values of one kind except the weighted sum, by name, in the order of steps."""
     values: dict[str, list[float]] = {}
     for row in read_metrics(folder):
         for name, value in row.items():
-            kind, _, label = name.partition("/")
-            if kind == "held_out" and label != "loss":
+            prefix, _, label = name.partition("/")
+            if prefix == kind and label != "loss":
                 values.setdefault(label, []).append(value)
     return values
 
@@ -90,6 +91,8 @@ def _held_out_rows(run: FinishedRun) -> dict[str, str]:
         if later:
             ratio = f" ({first / later[-1]:.1f} times lower)" if 0 < later[-1] < first else ""
             rows[f"held-out {label}"] = f"{first:.4f} at the start, {later[-1]:.4f} at the end{ratio}"
+            if label in run.constants:
+                rows[f"held-out {label}"] += f"; best constant prediction: {run.constants[label]:.4f}"
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, ClassVar
 
@@ -100,6 +101,28 @@ class Loss(ABC, nn.Module):
 
         `teacher` is None if no loss requests signals of the teacher.
         """
+
+    def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Return sums over this micro-batch from which `constant_baseline` computes its values; empty without any.
+
+        Sums of several micro-batches are added, so none may be a mean. Use float64.
+
+        Args:
+            teacher: the signals that `requests` names; None without a teacher.
+            batch: the micro-batch.
+        """
+        return {}
+
+    def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the value of each term that the best constant prediction reaches, on the samples of the sums.
+
+        A constant prediction is the same at every position of every sequence, such as the mean of the teacher's states.
+        A trained student that is not below this value has not learned from the text. Terms may be left out.
+
+        Args:
+            sums: `constant_sums`, added over all micro-batches and processes, on the CPU; not empty.
+        """
+        return {}
 
 
 def require_equal_heads(config: LossConfig, teacher: ModelInfo, student: ModelInfo) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -20,6 +23,7 @@ class MaskedLMLoss(Loss):
 
     def __init__(self, config: LossConfig, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
+        self.vocab_size = student.vocab_size
 
     def requests(self) -> Requests:
         """The student's predictions at masked positions."""
@@ -33,3 +37,12 @@ class MaskedLMLoss(Loss):
         """Summed cross-entropy."""
         logits = at_least_float32(student.logits("masked"))
         return {"masked_lm": cross_entropy(logits, batch.masked_labels, reduction="sum")}
+
+    def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Count the predicted tokens (V,)."""
+        return {"tokens": torch.bincount(batch.masked_labels, minlength=self.vocab_size).double()}
+
+    def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the entropy of the predicted tokens' frequencies."""
+        total = sums["tokens"].sum()
+        return {"masked_lm": float(torch.special.entr(sums["tokens"] / total).sum())} if total else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -73,16 +73,49 @@ class SoftTargetsLoss(Loss):
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Summed divergence."""
         assert teacher is not None
-        positions = self.config.positions
-        if self.head is not None:
-            own, theirs = student.outputs(self.head.name), teacher.outputs(self.head.name)
-        else:
-            assert positions != "classes"
-            own, theirs = student.logits(positions), teacher.logits(positions)
-        if self.head is not None and self.head.problem_type == "regression":
+        own, theirs = self._read(student), self._read(teacher)
+        if self._regression:
             return {"soft_targets": (at_least_float32(own) - at_least_float32(theirs)).square().sum()}
         value = _SlicedDivergence.apply(own, theirs, self.config.temperature)  # type: ignore[no-untyped-call]
         return {"soft_targets": value}
+
+    def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Sum the teacher's probabilities (V,) and their entropies, or the outputs (C,) of regression and squares."""
+        assert teacher is not None
+        theirs = self._read(teacher)
+        regression = self._regression
+        sums = {
+            "rows": torch.tensor(float(len(theirs)), dtype=torch.float64),
+            "outputs": theirs.new_zeros(theirs.shape[-1], dtype=torch.float64),
+            "within": theirs.new_zeros((), dtype=torch.float64),
+        }
+        for rows in _row_slices(theirs):
+            part = theirs[rows].double()
+            outputs = part if regression else (part / self.config.temperature).softmax(-1)
+            sums["outputs"] += outputs.sum(0)
+            sums["within"] += (outputs.square() if regression else torch.special.entr(outputs)).sum()
+        return sums
+
+    def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the divergence of the teacher's predictions from their mean, or the variance of regression outputs."""
+        rows = float(sums["rows"])
+        if not rows:
+            return {}
+        mean, within = sums["outputs"] / rows, float(sums["within"]) / rows
+        if self._regression:
+            return {"soft_targets": within - float(mean.square().sum())}
+        return {"soft_targets": self.config.temperature**2 * (float(torch.special.entr(mean).sum()) - within)}
+
+    @property
+    def _regression(self) -> bool:
+        return self.head is not None and self.head.problem_type == "regression"
+
+    def _read(self, signals: Signals) -> Tensor:
+        """Return the compared outputs of a model, one row for each scored position."""
+        if self.head is not None:
+            return signals.outputs(self.head.name)
+        assert self.config.positions != "classes"
+        return signals.logits(self.config.positions)
 
 
 class _SlicedDivergence(torch.autograd.Function):

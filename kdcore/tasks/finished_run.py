@@ -24,6 +24,7 @@ class FinishedRun:
             the one that lent the student its missing configuration.
         task: the run's task.
         held_out: values of each held-out loss and score in the order of steps, by name, without the weighted total.
+        constants: value of each held-out loss that the best constant prediction reaches, where the loss defines it.
         teacher_sources: source of each teacher by label; that of `teacher:` has the label `teacher`.
     """
 
@@ -33,6 +34,7 @@ class FinishedRun:
     task: Task
     held_out: Mapping[str, list[float]]
     teacher_sources: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def student(self) -> Any:

@@ -134,6 +134,25 @@ class DistillationModule(nn.Module):
                 what = f"`forward` of the loss must return scalar tensors (found {shape} for the term {name})"
                 raise PluginError(what, key=f"losses.{label}")
 
+    def constant_sums(
+        self, batch: Batch, teachers: Mapping[str, Signals], labels: Collection[str]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Return the sums of each of these losses for the value of the best constant prediction, by label."""
+        return {
+            label: loss.constant_sums(teachers.get(teacher_of(loss)), batch)
+            for label, loss in self.labelled_losses()
+            if label in labels
+        }
+
+    def constant_baselines(self, sums: Mapping[str, Mapping[str, Tensor]]) -> dict[Term, float]:
+        """Return the value of each term that the best constant prediction reaches, given sums over all samples."""
+        return {
+            Term(label, name): value
+            for label, loss in self.labelled_losses()
+            if sums.get(label)
+            for name, value in loss.constant_baseline(sums[label]).items()
+        }
+
     def forward(
         self,
         batch: Batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdcore.errors import EXIT_INTERRUPTED
@@ -68,11 +68,13 @@ class ValidationEvent:
         progress: progress at the validation.
         values: held-out loss of each term, their weighted sum as `loss`, and the task's scores.
         metric: name of the task's main score; None if `values` holds no scores.
+        constants: what the best constant predictions reach, by the names in `values`; `loss` only if all terms have it.
     """
 
     progress: Progress
     values: Mapping[str, float]
     metric: str | None
+    constants: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

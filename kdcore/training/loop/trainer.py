@@ -34,7 +34,7 @@ from kdcore.training.loop.events import (
 )
 from kdcore.training.loop.stages import StageParameters, change_stage
 from kdcore.training.loop.triggers import Triggers
-from kdcore.training.loop.validation import validate
+from kdcore.training.loop.validation import ConstantBaselines, validate
 
 Export = Callable[[Engine, str, Progress, Mapping[str, float]], Path]
 """Write the engine's student below `exports`, given the folder's name and held-out losses for the model card."""
@@ -113,6 +113,7 @@ class Trainer:
         self.done = self.start
         self.window = self._new_window()
         self.last_validation: dict[str, float] = {}
+        self.constants = ConstantBaselines()
         self.best_score: float | None = None
         self.validated_step = self.saved_step = -1
         self.lr = 0.0
@@ -174,6 +175,7 @@ class Trainer:
         with self._pause():
             self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teachers)
         self.divergence.change_engine(self.engine)
+        self.constants = ConstantBaselines()
         self.best_score = None  # scores of another structure do not compare
         stage = self.context.plan.stages[self.stage]
         return StageEvent(progress, self.stage, stage.name, stage.info)
@@ -318,10 +320,12 @@ class Trainer:
         module = self.engine.module
         weights = module.weights_at(progress.fraction)
         with self._pause():
-            values = validate(module, self.teachers, self.task, batch_size, self.processes, weights, self.watchdog)
+            values, constants = validate(
+                module, self.teachers, self.task, batch_size, self.processes, weights, self.watchdog, self.constants
+            )
         self.last_validation = values
         metric = self.task.metric if self.task.metric in values else None
-        yield ValidationEvent(progress, values, metric)
+        yield ValidationEvent(progress, values, metric, constants)
         self.divergence.check(progress.step, {f"held-out {name}": value for name, value in values.items()})
         yield from self._export_best(progress, values)
         stopping = self.settings.early_stopping

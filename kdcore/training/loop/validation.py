@@ -2,18 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from kdcore.signals import Batch, Signals
 from kdcore.tasks.base import Task
 from kdcore.training.engine.module import DistillationModule, Term
 from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.batches import held_out_batches
 from kdcore.training.loop.predictions import Outputs, scored_head
+from kdcore.training.runtime.collectives import all_gather
 from kdcore.training.runtime.distributed import DistributedContext
 from kdcore.training.runtime.watchdog import Watchdog
+
+
+class ConstantBaselines:
+    """The held-out values that the best constant predictions reach, each computed at its loss's first validation.
+
+    They do not depend on the student, and held-out batches are the same at every validation.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[Term, float] = {}
+        self._known: set[str] = set()
+        self._sums: dict[str, dict[str, Tensor]] = {}
+
+    def add(
+        self, module: DistillationModule, batch: Batch, teachers: Mapping[str, Signals], labels: Iterable[str]
+    ) -> None:
+        """Add a batch for the losses whose values are not known yet."""
+        for label, sums in module.constant_sums(batch, teachers, set(labels) - self._known).items():
+            own = self._sums.setdefault(label, {})
+            for name, value in sums.items():
+                own[name] = value + own[name] if name in own else value
+
+    def finish(self, module: DistillationModule, labels: Iterable[str], processes: DistributedContext) -> None:
+        """Compute the values from the sums of all processes; every process must call this."""
+        if self._known.issuperset(labels):
+            return
+        host = {label: {name: value.cpu() for name, value in own.items()} for label, own in self._sums.items()}
+        total: dict[str, dict[str, Tensor]] = {}
+        for part in all_gather(processes, host):
+            for label, own in part.items():
+                known = total.setdefault(label, {})
+                for name, value in own.items():
+                    known[name] = value + known[name] if name in known else value
+        self.values |= module.constant_baselines(total)
+        self._known.update(labels)
+        self._sums = {}
+
+    def named(self, weights: Mapping[str, float], terms: Iterable[Term]) -> dict[str, float]:
+        """Return the values of active losses by the names of their terms; `loss` if all terms have one."""
+        terms = [term for term in terms if term.label in weights]
+        found = {str(term): self.values[term] for term in terms if term in self.values}
+        if len(found) == len(terms):
+            found["loss"] = sum(weights[term.label] * self.values[term] for term in terms)
+        return found
 
 
 @torch.no_grad()
@@ -25,12 +71,24 @@ def validate(
     processes: DistributedContext,
     weights: Mapping[str, float],
     watchdog: Watchdog,
-) -> dict[str, float]:
+    constants: ConstantBaselines,
+) -> tuple[dict[str, float], dict[str, float]]:
     """Compute each term of the active losses over all held-out samples, and their weighted total as `loss`.
 
     If losses read the task's own head, its scores are included.
 
-    `weights` maps labels of active losses to their weights; `watchdog` is notified of each batch.
+    Args:
+        module: student and losses.
+        teachers: the teachers.
+        task: provides batches and scores.
+        batch_size: sequences per batch.
+        processes: the processes; every one must call this.
+        weights: weights of the active losses by label.
+        watchdog: notified of each batch.
+        constants: completed for losses that were not validated before.
+
+    Returns:
+        The values, and those that the best constant predictions reach, as far as losses define them.
     """
     was_training = module.training
     module.eval()
@@ -47,6 +105,7 @@ def validate(
             answers = teachers(batch, requests.teachers)
             for term, count in module.counts(batch).items():
                 counts[term] = counts.get(term, 0.0) + count
+            constants.add(module, batch, answers, weights)
             student = module.student(batch, asked_of_student)
             for term, value in module.sums_of(student, answers, batch, weights).items():
                 sums[term] = value.double() + sums.get(term, 0.0)
@@ -54,6 +113,7 @@ def validate(
                 outputs.add(batch, student)
     finally:
         module.train(was_training)
+    constants.finish(module, weights, processes)
     # A process without a batch must still list the same terms in the same order.
     first = next(held_out_batches(task, 1, _first(processes)))
     terms = [term for term in module.counts(first) if term.label in weights]
@@ -65,7 +125,8 @@ def validate(
     }
     result = {str(term): value for term, value in values.items()}
     result["loss"] = sum(weights[term.label] * value for term, value in values.items())
-    return result | (task.scores("held_out", outputs.gathered(processes)) if outputs is not None else {})
+    scores = task.scores("held_out", outputs.gathered(processes)) if outputs is not None else {}
+    return result | scores, constants.named(weights, terms)
 
 
 def _first(processes: DistributedContext) -> DistributedContext:

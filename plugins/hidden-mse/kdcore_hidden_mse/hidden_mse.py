@@ -24,6 +24,10 @@ class HiddenMSE(PairwiseHiddenLoss):
         """Return the sum of squared differences."""
         return (student - teacher).square().sum()
 
+    def constant_distance(self, rows: float, total: Tensor, squares: Tensor) -> Tensor:
+        """Return the squared distances of the rows from their mean."""
+        return squares - total.square().sum(-1) / rows
+
 
 class HiddenMSECLS(HiddenMSE):
     """Mean squared error on the first token of each sequence only (How to Distill your BERT, section 3).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -72,6 +73,37 @@ class PairwiseHiddenLoss(Loss):
             for pair, (theirs, own) in enumerate(self.pairs)
         ]
         return {self.term: torch.stack(distances).sum()}
+
+    def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Sum the teacher's states (d_t) and their squares for each pair, and count rows."""
+        assert teacher is not None
+        their_rows = teacher.first if self.first_only else teacher.tokens
+        states = [self.compared(their_rows(block).double()) for block in self.pairs.teacher]
+        return {
+            "rows": torch.tensor(float(len(states[0])), dtype=torch.float64),
+            "states": torch.stack([rows.sum(0) for rows in states]),
+            "squares": torch.stack([rows.square().sum() for rows in states]),
+        }
+
+    def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the term's value for the best constant state of each pair."""
+        rows = float(sums["rows"])
+        distances = self.constant_distance(rows, sums["states"], sums["squares"])
+        return {self.term: float(distances.sum()) / self.count(int(rows))} if rows else {}
+
+    def compared(self, states: Tensor) -> Tensor:
+        """Return the part of states (rows, d_t) that the distance depends on."""
+        return states
+
+    @abstractmethod
+    def constant_distance(self, rows: float, total: Tensor, squares: Tensor) -> Tensor:
+        """Return the sum of distances (pairs,) between the best constant and all rows.
+
+        Args:
+            rows: number of rows.
+            total: (pairs, d_t) sum of the teacher's compared states.
+            squares: (pairs,) sum of their squared norms.
+        """
 
     @abstractmethod
     def count(self, rows: int) -> int:
