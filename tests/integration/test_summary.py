@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import kdcore
 from kdcore import registry
 from kdcore.commands.main import main
+from kdcore.recipe.loading import load_recipe
+from kdcore.training.run.build import make_plan
 
 
 def test_it_tells_what_the_run_measured_and_what_the_models_are(
@@ -25,6 +29,13 @@ def test_it_tells_what_the_run_measured_and_what_the_models_are(
     held_out = [row["held_out/hidden_mse"] for row in metrics if "held_out/hidden_mse" in row]
     (loss,) = [line for line in rows.values() if line.startswith("held-out hidden_mse")]
     assert f"{held_out[0]:.4f} at the start, {held_out[-1]:.4f} at the end" in loss
+    variance = variance_of_the_teacher(result.folder)
+    assert [row["constant/hidden_mse"] for row in metrics if "constant/hidden_mse" in row] == pytest.approx(
+        [variance] * len(held_out), rel=1e-5
+    )
+    assert f"best constant prediction: {variance:.4f}" in loss
+    log = (result.folder / "train.log").read_text(encoding="utf-8")
+    assert f"step 0: held-out loss {held_out[0]:.5g} (constant prediction: {variance:.5g})" in log
     assert result.export is not None
     parameters = sum(parameter.numel() for parameter in AutoModel.from_pretrained(result.export).parameters())
     text = "\n".join(rows.values())
@@ -36,6 +47,20 @@ def test_it_tells_what_the_run_measured_and_what_the_models_are(
         file.write('{"step": 99, "held_out/hid')  # as a process that is killed leaves it
     assert main(["summary", str(result.folder)]) == 0
     assert f"{held_out[0]:.4f} at the start, {held_out[-1]:.4f} at the end" in capsys.readouterr().out
+
+
+def variance_of_the_teacher(run: Path) -> float:
+    """The variance of a component of the teacher's last states on held-out tokens, by transformers and NumPy alone."""
+    from transformers import AutoModel
+
+    plan = make_plan(load_recipe(run / "recipe.yaml"))
+    samples = np.arange(plan.task.num_samples("held_out"))
+    batch = plan.task.batch("held_out", samples, np.zeros_like(samples))
+    teacher = AutoModel.from_pretrained(plan.recipe.data["teacher"]["path"]).eval()
+    mask = torch.arange(batch.input_ids.shape[1]) < torch.from_numpy(batch.lengths)[:, None]
+    with torch.no_grad():
+        states = teacher(input_ids=batch.input_ids, attention_mask=mask.long()).last_hidden_state
+    return float(states[mask].double().numpy().var(0).mean())
 
 
 @pytest.mark.parametrize(

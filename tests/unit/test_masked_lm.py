@@ -95,7 +95,7 @@ class DescribedModel(Model):
     def __init__(
         self, vocab_size: int = 1000, max_length: int = 512, vocabulary: Mapping[str, int] | None = None
     ) -> None:
-        self.info = ModelInfo("bert", 2, 8, 2, 4, vocab_size, max_length, False)
+        self.info = ModelInfo("bert", 2, 8, 2, 4, vocab_size, max_length)
         self._vocabulary = vocabulary
 
     def load_teacher(self, request: SignalRequest) -> Encoder:

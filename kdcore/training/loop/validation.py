@@ -103,7 +103,7 @@ def validate(
             watchdog.tick("a validation")
             batch = host_batch.to(processes.device)
             answers = teachers(batch, requests.teachers)
-            for term, count in module.counts(batch).items():
+            for term, count in module.counts(host_batch).items():
                 counts[term] = counts.get(term, 0.0) + count
             constants.add(module, batch, answers, weights)
             student = module.student(batch, asked_of_student)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -36,7 +37,7 @@ class HiddenCosine(DirectionLoss):
 
     def constant_distance(self, rows: float, total: Tensor, squares: Tensor) -> Tensor:
         """Return the cosine distances of the rows from their mean direction."""
-        return rows - total.norm(dim=-1)
+        return rows - torch.linalg.vector_norm(total, dim=-1)
 
 
 class HiddenPKD(DirectionLoss):
@@ -59,4 +60,4 @@ class HiddenPKD(DirectionLoss):
 
     def constant_distance(self, rows: float, total: Tensor, squares: Tensor) -> Tensor:
         """Return the squared distances of the rows' directions from their mean direction."""
-        return 2 * (rows - total.norm(dim=-1))
+        return 2 * (rows - torch.linalg.vector_norm(total, dim=-1))

@@ -15,7 +15,7 @@ LENGTHS = np.array([5, 2, 4])
 
 
 def info(num_layers: int, hidden_size: int) -> kdcore.ModelInfo:
-    return kdcore.ModelInfo("bert", num_layers, hidden_size, 2, hidden_size // 2, 100, 64, False)
+    return kdcore.ModelInfo("bert", num_layers, hidden_size, 2, hidden_size // 2, 100, 64)
 
 
 def batch(length: int = 5) -> kdcore.Batch:
