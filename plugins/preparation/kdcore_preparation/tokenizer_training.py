@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from kdcore import DataError, atomic_directory, load_tokenizer, lock_of, locked
 from kdcore_preparation.readers.cleaning import cut_text
 
-TokenizerKind = Literal["unigram", "bpe", "wordpiece"]
+TokenizerKind = Literal["unigram", "bpe", "wordpiece", "byte_level_bpe"]
 KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -68,7 +68,8 @@ def train_tokenizer(
     Args:
         texts: paragraphs are separated by newlines.
         folder: folder to write; it appears when it is complete.
-        kind: SentencePiece's `unigram` or `bpe`, or BERT's `wordpiece`.
+        kind: SentencePiece's `unigram` or `bpe`, BERT's `wordpiece`, or the byte-level BPE of GPT-2 and RoBERTa, which
+            spells all text and so has no unknown tokens.
         vocabulary: number of tokens, special tokens included.
         lowercase: `wordpiece` strips accents too, as BERT's uncased vocabularies do.
         sample_megabytes: maximum size of the sample in millions of characters.
@@ -90,6 +91,8 @@ def train_tokenizer(
         with atomic_directory(target, finished="tokenizer.json") as staging:
             if kind == "wordpiece":
                 tokenizer = _wordpiece(lines, vocabulary, lowercase)
+            elif kind == "byte_level_bpe":
+                tokenizer = _byte_level_bpe(lines, vocabulary, lowercase)
             else:
                 (staging / SENTENCEPIECE_MODEL).write_bytes(_sentencepiece(lines, kind, vocabulary, lowercase))
                 tokenizer = load_tokenizer(str(staging / SENTENCEPIECE_MODEL))
@@ -233,6 +236,48 @@ def _train_wordpiece(
     backend.train_from_iterator(lines, trainer)
     learnt: dict[str, int] = backend.get_vocab()
     return dict(sorted(learnt.items(), key=lambda entry: entry[1]))
+
+
+def _byte_level_bpe(lines: list[str], vocabulary: int, lowercase: bool) -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    pad, unknown, cls, sep, mask = SPECIAL_TOKENS
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    fewest = len(alphabet) + len(SPECIAL_TOKENS)
+    if vocabulary < fewest:
+        raise _too_small(vocabulary, fewest - 1)
+    backend = Tokenizer(models.BPE(unk_token=unknown))
+    steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    # The mask replaces a token, which includes the space before it, as in RoBERTa.
+    special = [pad, unknown, cls, sep, AddedToken(mask, lstrip=True, special=True, normalized=False)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=_FEWEST_OCCURRENCES,
+        initial_alphabet=alphabet,
+        special_tokens=special,
+        show_progress=False,
+    )
+    backend.train_from_iterator(lines, trainer)
+    if backend.get_vocab_size() < vocabulary:
+        raise _too_large(vocabulary, backend.get_vocab_size())
+    ids = [(token, backend.token_to_id(token)) for token in (cls, sep)]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1", special_tokens=ids
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=pad,
+        unk_token=unknown,
+        cls_token=cls,
+        sep_token=sep,
+        mask_token=special[-1],
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _quality(tokenizer: Any, lines: list[str], characters: int = 1_000_000) -> tuple[float, float]:

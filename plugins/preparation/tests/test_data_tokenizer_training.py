@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from kdcore_preparation import tokenizer_training
+from kdcore_preparation import DataRecipe, prepare, tokenizer_training
 from kdcore_preparation.tokenizer_training import KINDS, train_tokenizer
 
 from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint
@@ -89,6 +91,45 @@ def test_a_vocabulary_that_the_text_cannot_fill_or_that_cannot_spell_it_is_refus
     with pytest.raises(DataError, match="contain no text"):
         train_tokenizer(["", " \n "], tmp_path / "t", kind=kind, vocabulary=300)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_a_byte_level_bpe_spells_any_text_in_composed_form(tmp_path: Path, texts: list[str], lowercase: bool) -> None:
+    from transformers import AutoTokenizer
+
+    train_tokenizer(texts, tmp_path / "t", kind="byte_level_bpe", vocabulary=300, lowercase=lowercase)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "t")
+    composed, decomposed = "Zürich Été naïve", unicodedata.normalize("NFD", "Zürich Été naïve")
+    assert decomposed != composed
+    assert loaded(decomposed)["input_ids"] == loaded(composed)["input_ids"]
+    strange = "  two  spaces\t\n\r\x00 \u200b\U0001f600\U0010ffff 日本語 \ue000 [MASQUE] don't ,. "
+    for text in (composed, strange, "".join(map(chr, range(0x20, 0x2C0)))):
+        ids = loaded(text, add_special_tokens=False)["input_ids"]
+        assert loaded.unk_token_id not in ids
+        expected = unicodedata.normalize("NFC", text)
+        assert loaded.decode(ids) == (expected.lower() if lowercase else expected)
+    one, other = (loaded(text, add_special_tokens=False)["input_ids"] for text in ("ab", "cd"))
+    pair = loaded("ab", "cd")
+    cls, sep = loaded.cls_token_id, loaded.sep_token_id
+    assert pair["input_ids"] == [cls, *one, sep, *other, sep]
+
+
+def test_text_is_prepared_to_the_ids_that_a_byte_level_bpe_gives(tmp_path: Path, texts: list[str]) -> None:
+    from transformers import AutoTokenizer
+
+    train_tokenizer(texts, tmp_path / "t", kind="byte_level_bpe", vocabulary=300)
+    lines = [line for text in texts for line in text.split("\n")][:200]
+    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    recipe = DataRecipe(
+        corpora=[{"name": "text", "path": str(tmp_path / "text.txt"), "documents": "lines"}],
+        tokenizer=str(tmp_path / "t"),
+        sequence_length=256,
+        held_out=0,
+    )
+    data = prepare(recipe, tmp_path / "prepared", workers=1)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "t")
+    rows, lengths = data.split("train").rows(np.arange(len(lines)))
+    assert [row[:length].tolist() for row, length in zip(rows, lengths, strict=True)] == loaded(lines)["input_ids"]
 
 
 def test_a_folder_that_holds_something_is_refused_before_anything_is_read(tmp_path: Path) -> None:

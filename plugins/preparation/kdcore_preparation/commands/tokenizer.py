@@ -16,7 +16,8 @@ _FEWEST_TOKENS = 16
 class TokenizerCommand(Command):
     """Train a tokenizer on the corpora of a data recipe.
 
-    train DATA.yaml FOLDER   a SentencePiece tokenizer (--kind unigram or bpe) or a WordPiece one (--kind wordpiece)
+    train DATA.yaml FOLDER   a SentencePiece tokenizer (--kind unigram or bpe), a WordPiece one (--kind wordpiece) or a
+                             byte-level BPE (--kind byte_level_bpe)
 
     AutoTokenizer loads the folder. Data recipes name it as `tokenizer`; DATA.yaml itself may already do so, as that key
     is ignored here. Students that are trained on data prepared with it are exported together with it.
@@ -31,7 +32,8 @@ class TokenizerCommand(Command):
         parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe; only its `corpora` are read")
         parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when it is complete")
         add_overrides(parser)
-        parser.add_argument("--kind", choices=["unigram", "bpe", "wordpiece"], required=True, help="kind of tokenizer")
+        kinds = ["unigram", "bpe", "wordpiece", "byte_level_bpe"]
+        parser.add_argument("--kind", choices=kinds, required=True, help="kind of tokenizer")
         parser.add_argument(
             "--vocabulary", type=int, default=30_000, metavar="N", help="tokens, special ones included (30000)"
         )
