@@ -13,6 +13,7 @@ from .data.base import CorpusConfig as CorpusConfig
 from .data.base import Document as Document
 from .data.base import Part as Part
 from .data.base import TokenizedSequences as TokenizedSequences
+from .data.manifest import Alignment as Alignment
 from .data.manifest import Damage as Damage
 from .data.manifest import Manifest as Manifest
 from .data.manifest import PreparedSplit as PreparedSplit
@@ -20,6 +21,7 @@ from .data.manifest import ReaderEntry as ReaderEntry
 from .data.manifest import ShardEntry as ShardEntry
 from .data.manifest import SpecialTokens as SpecialTokens
 from .data.manifest import SplitEntry as SplitEntry
+from .data.manifest import TeacherRows as TeacherRows
 from .data.manifest import row_dtype as row_dtype
 from .data.manifest import write_json as write_json
 from .data.manifest import write_manifest as write_manifest
@@ -27,9 +29,11 @@ from .data.preparation import Preparation as Preparation
 from .data.preparation import load_preparation as load_preparation
 from .data.preparation import open_data as open_data
 from .data.shard_writer import ShardWriter as ShardWriter
+from .data.shards import NO_UNIT as NO_UNIT
 from .data.shards import Masks as Masks
 from .data.shards import PreparedData as PreparedData
 from .data.shards import Sequences as Sequences
+from .data.shards import TeacherView as TeacherView
 from .data.tokenizers import SpecialIds as SpecialIds
 from .data.tokenizers import load_tokenizer as load_tokenizer
 from .data.tokenizers import special_ids as special_ids
@@ -131,6 +135,7 @@ from .signals import Positions as Positions
 from .signals import Requests as Requests
 from .signals import SignalRequest as SignalRequest
 from .signals import Signals as Signals
+from .signals import Units as Units
 from .tasks.base import Split as Split
 from .tasks.base import StoredData as StoredData
 from .tasks.base import Task as Task

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -62,7 +62,15 @@ class ScoreMaps:
         )
 
     @classmethod
-    def relations(cls, signals: Signals, part: AttentionPart, block: int, num_heads: int | None = None) -> ScoreMaps:
+    def relations(
+        cls,
+        signals: Signals,
+        part: AttentionPart,
+        block: int,
+        num_heads: int | None = None,
+        *,
+        unit: Literal["token", "aligned"] = "token",
+    ) -> ScoreMaps:
         """Create the scaled dot products of query, key or value of `block` with itself: `x x^T / sqrt(head width)`.
 
         Keys are those that the block attends to; of an additive mask only this is used, not its bias.
@@ -73,9 +81,10 @@ class ScoreMaps:
             block: counted from 0.
             num_heads: merge the heads and split them again into this number, which must divide the width; None keeps
                 them.
+            unit: `aligned` relates units instead of tokens, see `Signals.unit_heads`.
         """
         chunks = []
-        for heads in signals.heads(part, block):
+        for heads in signals.heads(part, block) if unit == "token" else signals.unit_heads(part, block):
             states, mask = heads.states, _axes(heads.mask)
             if num_heads is not None and num_heads != states.shape[1]:
                 sequences, _, length, _ = states.shape

@@ -6,13 +6,14 @@ student and nothing else. `Signals` expose real tokens only, so that losses do n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 from kdcore.deprecated import warn_deprecated
 from kdcore.errors import InputError
@@ -278,8 +279,35 @@ class Requests:
 
 
 @dataclass(frozen=True)
+class Units:
+    """The units of a batch for models with different tokenizers: the shortest spans between common token boundaries.
+
+    Attributes:
+        tokens: (K,) int64, positions among the N real tokens of those that belong to a unit, unit by unit.
+        starts: (U,) int64, start of each unit in `tokens`; none is empty.
+        lengths: (B,) int64 NumPy array, units of each sequence; stays on the host.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+    lengths: np.ndarray
+
+    def means(self, states: Tensor) -> Tensor:
+        """Average states of the real tokens (N, d) over the tokens of each unit: (U, d), at least float32."""
+        precise = states.to(torch.promote_types(states.dtype, torch.float32))
+        return embedding_bag(self.tokens, precise, self.starts, mode="mean")
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Units:
+        """Return the units with a function applied to their tensors."""
+        return replace(self, tokens=change(self.tokens), starts=change(self.starts))
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch of B sequences, padded on the right to L tokens, with all counts available on the host.
+
+    A teacher with another tokenizer than the student receives a batch of its own tokens, `teacher_view`, whose units
+    are the same spans of text, in the same order, as those of the student's batch.
 
     Attributes:
         input_ids: (B, L) int64.
@@ -291,6 +319,11 @@ class Batch:
         columns: further columns by name: one row per sequence (B, ...), or a value for every position (B, L), which
             is ignored in the padding.
         token_types: (B, L) int64, 1 on tokens of the second text of a pair; None if there are no pairs.
+        units: units of the tokens; None if both models have the same tokens, each of which is then a unit.
+        teacher: the batch of the teacher's tokens; None if it is this one.
+        split: split of the samples; None for a batch that no task has drawn. Stays on the host, as do the next two.
+        samples: (B,) int64 NumPy array, numbers of the samples in the split.
+        epochs: (B,) int64 NumPy array, number of times that each sample has been seen before.
     """
 
     input_ids: Tensor
@@ -301,6 +334,21 @@ class Batch:
     masked_labels: Tensor
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     token_types: Tensor | None = None
+    units: Units | None = None
+    teacher: Batch | None = None
+    split: str | None = None
+    samples: np.ndarray | None = None
+    epochs: np.ndarray | None = None
+
+    @property
+    def teacher_view(self) -> Batch:
+        """Return the batch that the teacher receives: this one if both models have the same tokens."""
+        return self if self.teacher is None else self.teacher
+
+    def of_samples(self, split: str, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        """Return the batch with its split, samples and epochs, for both models."""
+        teacher = None if self.teacher is None else self.teacher.of_samples(split, samples, epochs)
+        return replace(self, teacher=teacher, split=split, samples=samples, epochs=epochs)
 
     @property
     def num_sequences(self) -> int:
@@ -322,34 +370,31 @@ class Batch:
         flat = self.columns[name].reshape(-1)
         return flat.index_select(0, self.token_index)
 
+    @property
+    def num_units(self) -> int:
+        """Return U, the number of units: N if both models have the same tokens."""
+        return self.num_tokens if self.units is None else int(self.units.starts.shape[0])
+
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to `device`; copies from pinned memory are asynchronous."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            input_ids=move(self.input_ids),
-            attention_mask=None if self.attention_mask is None else move(self.attention_mask),
-            token_index=move(self.token_index),
-            masked_index=move(self.masked_index),
-            masked_labels=move(self.masked_labels),
-            columns={name: move(column) for name, column in self.columns.items()},
-            token_types=None if self.token_types is None else move(self.token_types),
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
         """Copy the batch to pinned memory, from which copies to a GPU overlap with computation."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            input_ids=self.input_ids.pin_memory(),
-            attention_mask=None if self.attention_mask is None else self.attention_mask.pin_memory(),
-            token_index=self.token_index.pin_memory(),
-            masked_index=self.masked_index.pin_memory(),
-            masked_labels=self.masked_labels.pin_memory(),
-            columns={name: column.pin_memory() for name, column in self.columns.items()},
-            token_types=None if self.token_types is None else self.token_types.pin_memory(),
+            input_ids=change(self.input_ids),
+            attention_mask=None if self.attention_mask is None else change(self.attention_mask),
+            token_index=change(self.token_index),
+            masked_index=change(self.masked_index),
+            masked_labels=change(self.masked_labels),
+            columns={name: change(column) for name, column in self.columns.items()},
+            token_types=None if self.token_types is None else change(self.token_types),
+            units=None if self.units is None else self.units.map(change),
+            teacher=None if self.teacher is None else self.teacher._map(change),
         )
 
 
@@ -474,8 +519,8 @@ class Signals:
 
     | request | read |
     | --- | --- |
-    | `Signals.hidden(blocks)` | `tokens(block)`, `first(block)` |
-    | `Signals.attention(parts, blocks)` | `heads(part, block)`, `packed_heads(part, block)` |
+    | `Signals.hidden(blocks)` | `tokens(block)`, `units(block)`, `first(block)` |
+    | `Signals.attention(parts, blocks)` | `heads(part, block)`, `packed_heads(part, block)`, `unit_heads(part, block)` |
     | `Signals.predictions(positions)` | `logits(positions)` |
     | `Signals.predictions(positions, factored=True)` | `factored(positions)` |
     | `Signals.head(name)` | `outputs(name)` |
@@ -541,6 +586,14 @@ class Signals:
             self._tokens[block] = select_rows(self._hidden[block], self._batch.token_index)
         return self._tokens[block]
 
+    def units(self, block: Block) -> Tensor:
+        """Return the hidden states after `block`, averaged over each unit: (U, d), of the same U for both models.
+
+        If both models have the same tokens, these are `tokens(block)`.
+        """
+        units = self._batch.units
+        return self.tokens(block) if units is None else units.means(self.tokens(block))
+
     def first(self, block: Block) -> Tensor:
         """Return the hidden states of each sequence's first token after `block`: (B, d)."""
         return self._hidden[block][:, 0]
@@ -590,6 +643,30 @@ class Signals:
         padded = states.new_zeros((size.numel(), *states.shape[1:])).index_copy(0, self._batch.token_index, states)
         return padded.view(*size, *states.shape[1:])
 
+    def unit_heads(self, part: AttentionPart, block: int) -> Iterator[HeadChunk]:
+        """Yield query, key or value of `block`, averaged over each unit, with units in the place of tokens.
+
+        If both models have the same tokens, these are `heads(part, block)`. Otherwise all sequences are one chunk, and
+        every unit attends to every unit of its sequence: the block's window and bias belong to tokens.
+        """
+        units = self._batch.units
+        if units is None:
+            yield from self.heads(part, block)
+            return
+        chunks = list(self.heads(part, block))
+        lengths = np.split(self._batch.lengths, np.cumsum([chunk.states.shape[0] for chunk in chunks])[:-1])
+        tokens = []
+        for chunk, own in zip(chunks, lengths, strict=True):
+            states = chunk.states.transpose(1, 2)  # (b, l, A, d_k)
+            tokens.append(select_rows(states.flatten(2), _real_rows(own, states.shape[1], states.device)))
+        means = units.means(torch.cat(tokens))
+        longest = int(units.lengths.max())
+        index = _real_rows(units.lengths, longest, means.device)
+        whole = means.new_zeros((len(units.lengths) * longest, means.shape[1])).index_copy(0, index, means)
+        heads = whole.view(len(units.lengths), longest, *chunks[0].states.shape[1::2]).transpose(1, 2)
+        rows = torch.from_numpy(np.arange(longest) < units.lengths[:, None]).to(means.device, non_blocking=True)
+        yield HeadChunk(heads, None, rows, chunks[0].scale, units.lengths, only_padding=True)
+
     def logits(self, positions: Positions) -> Tensor:
         """Return predictions over the vocabulary: (M, V) at masked positions, (N, V) at all real tokens."""
         return self._logits[positions]
@@ -613,6 +690,12 @@ class Signals:
         """Deprecated: use `outputs("sequence_classes")`."""
         warn_deprecated("Signals.class_logits", 'Signals.outputs("sequence_classes")')
         return self.outputs(SEQUENCE_CLASSES)
+
+
+def _real_rows(lengths: np.ndarray, width: int, device: torch.device) -> Tensor:
+    """Return flat positions of the entries within `lengths` in rows of `width`."""
+    index = np.flatnonzero(np.arange(width) < lengths[:, None])
+    return torch.from_numpy(index).to(device, non_blocking=True)
 
 
 def select_rows(states: Tensor, flat_index: Tensor) -> Tensor:

@@ -57,10 +57,29 @@ class ShardEntry(_Stored):
     predictions: Count = 0
 
 
+class Alignment(_Stored):
+    """How far the student's and the teacher's tokens of a split's text are aligned.
+
+    Attributes:
+        teacher_tokens: the teacher's tokens, without special tokens.
+        units: spans between boundaries that the tokens of both have in common, one for each special token included.
+        characters: characters of the text other than white space.
+        unaligned: number of these characters that are in no unit, because the tokens of one side do not cover them.
+        split_sequences: sequences that were split, because the teacher's tokens of the whole did not fit a row.
+    """
+
+    teacher_tokens: Count = 0
+    units: Count = 0
+    characters: Count = 0
+    unaligned: Count = 0
+    split_sequences: Count = 0
+
+
 class SplitEntry(_Stored):
     """One split: its files and what they hold.
 
-    `tokens` are the text's, without [CLS], [SEP] and [PAD]; `sentences` is None where sentences were not detected.
+    `tokens` are the text's, without [CLS], [SEP] and [PAD]; `sentences` is None where sentences were not detected, and
+    `alignment` where the rows hold the tokens of one tokenizer only.
     """
 
     documents: int = 0
@@ -69,6 +88,7 @@ class SplitEntry(_Stored):
     tokens: int = 0
     unknown_tokens: int = 0
     shards: list[ShardEntry] = Field(default_factory=list)
+    alignment: Alignment | None = None
 
 
 class SpecialTokens(_Stored):
@@ -80,6 +100,19 @@ class SpecialTokens(_Stored):
     mask: int
     unk: int | None
     all: list[int]
+
+
+class TeacherRows(_Stored):
+    """The tokens of the teacher that each row holds beside the student's, made from the same text.
+
+    `sequence_length` is the number of columns, `dtype` the type of their ids.
+    """
+
+    tokenizer_fingerprint: str
+    vocab_size: Count
+    special_tokens: SpecialTokens
+    sequence_length: Annotated[int, Field(ge=3)]
+    dtype: RowType
 
 
 class Damage(_Stored):
@@ -128,7 +161,9 @@ class Manifest(_Stored):
 
     `reports` count, for each corpus, what was repaired or left out; `weights` how often an epoch shows the
     sequences of each corpus. `stated` are the keys of `recipe` that were stated, `readers` and `preparation` the
-    readers and the revision of the preparation; versions 1 and 2 have none of these.
+    readers and the revision of the preparation; versions 1 and 2 have none of these. `teacher` describes the teacher's
+    tokens, None if the rows hold those of one tokenizer only. A kdcore that does not know `teacher` can train students
+    without a teacher on such data, and refuses the teacher's other vocabulary.
     """
 
     format_version: int
@@ -148,6 +183,7 @@ class Manifest(_Stored):
     stated: list[str] | None = None
     readers: list[ReaderEntry] = Field(default_factory=list)
     preparation: int = 1
+    teacher: TeacherRows | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore.data.manifest import RowType, ShardEntry
-from kdcore.data.shards import Ids, Masks
+from kdcore.data.shards import Ids, Masks, TeacherView
 from kdcore.utils.atomic import atomic_write
 from kdcore.utils.hashing import sha256_of_file
 
@@ -27,6 +27,7 @@ class ShardWriter:
         name: name of the first file, without its suffix; further ones are numbered.
         sequence_length: columns of a row.
         dtype: type of ids.
+        teacher_dtype: type of the teacher's ids, if the rows hold those, too.
         corpus: number of the rows' corpus.
         batch_rows: rows that are written at once.
     """
@@ -38,6 +39,7 @@ class ShardWriter:
         sequence_length: int,
         dtype: RowType,
         *,
+        teacher_dtype: RowType | None = None,
         corpus: int = 0,
         batch_rows: int | None = None,
     ) -> None:
@@ -51,6 +53,8 @@ class ShardWriter:
         self._tokens = np.empty((self._batch_rows, sequence_length), self._dtype)
         self._lengths = np.empty(self._batch_rows, np.int32)
         self._masks: list[Masks] = []
+        self._teacher_dtype = None if teacher_dtype is None else np.dtype(teacher_dtype)
+        self._teacher: list[TeacherView] = []
         self._predictions = 0
         self._filled = self._rows = self._batches = 0
         self._file = ExitStack()
@@ -67,8 +71,10 @@ class ShardWriter:
         else:
             self._file.__exit__(kind, error, traceback)
 
-    def append(self, rows: Ids, lengths: Ids, masks: Masks | None = None) -> None:
-        """Add rows (n, sequence_length) and their lengths (n,)."""
+    def append(
+        self, rows: Ids, lengths: Ids, masks: Masks | None = None, *, teacher: TeacherView | None = None
+    ) -> None:
+        """Add rows (n, sequence_length) and their lengths (n,); `teacher` is required with a `teacher_dtype`."""
         predictions = 0 if masks is None else masks.positions.shape[1]
         if predictions != self._predictions:
             self.close()
@@ -81,6 +87,8 @@ class ShardWriter:
             self._lengths[self._filled : self._filled + take] = lengths[here]
             if masks is not None:
                 self._masks.append(Masks(masks.positions[here], masks.inputs[here]))
+            if teacher is not None:
+                self._teacher.append(TeacherView(*(part[here] for part in teacher)))
             self._filled += take
             start += take
             if self._filled == self._batch_rows:
@@ -101,6 +109,12 @@ class ShardWriter:
             positions, inputs = (np.concatenate(parts) for parts in zip(*self._masks, strict=True))
             columns["masked_positions"] = self._list_array(positions.astype(np.uint16))
             columns["masked_inputs"] = self._list_array(inputs.astype(self._dtype))
+        if self._teacher_dtype is not None:
+            tokens, lengths, units, own_units = (np.concatenate(parts) for parts in zip(*self._teacher, strict=True))
+            columns["teacher_tokens"] = self._list_array(tokens.astype(self._teacher_dtype))
+            columns["teacher_length"] = pyarrow.array(lengths.astype(np.int32))
+            columns["teacher_units"] = self._list_array(units.astype(np.uint16))
+            columns["units"] = self._list_array(own_units.astype(np.uint16))
         batch = pyarrow.RecordBatch.from_pydict(columns)
         if self._writer is None:
             number = len(self.shards)
@@ -111,7 +125,7 @@ class ShardWriter:
         self._rows += self._filled
         self._batches += 1
         self._filled = 0
-        self._masks = []
+        self._masks, self._teacher = [], []
         if self._batches == SHARD_BATCHES:
             self._finish_file()
 

@@ -3,11 +3,13 @@
     FOLDER/
       manifest.json         what the data is, how many rows each file has, checksums
       tokenizer/            the tokenizer that made it, loadable with AutoTokenizer
+      teacher_tokenizer/    the teacher's, if that is another one
       train-00000.arrow ...
       held_out-00000.arrow ...
 
 A row is one sequence, padded to `sequence_length`; its length is stored beside it, and where another program has drawn
-masks, those too.
+masks, those too. Where the teacher has another tokenizer, its tokens of the same text are stored beside the student's,
+and for the tokens of both the number of the unit that they belong to.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from kdcore.data.manifest import (
     PreparedSplit,
     ShardEntry,
     SplitEntry,
+    TeacherRows,
     read_manifest,
 )
 from kdcore.data.mapped_rows import MappedRows
@@ -34,6 +37,10 @@ from kdcore.errors import DataError, Problem, first_line
 from kdcore.utils.hashing import sha256_of_file
 
 TOKENIZER_FOLDER = "tokenizer"
+TEACHER_TOKENIZER_FOLDER = "teacher_tokenizer"
+NO_UNIT = 2**16 - 1
+"""Stored in place of a unit's number for padding, and for tokens whose text the other side's tokens do not cover."""
+
 SPLITS: tuple[PreparedSplit, ...] = ("train", "held_out")
 
 Ids = NDArray[np.int32]
@@ -51,6 +58,28 @@ class Masks(NamedTuple):
     inputs: Ids
 
 
+class TeacherView(NamedTuple):
+    """The teacher's tokens of some rows, and the units that align them with the student's.
+
+    Units are numbered from 0 in each row; both sides have the same ones.
+
+    Attributes:
+        tokens: (rows, teacher's sequence_length) ids.
+        lengths: (rows,) special tokens included.
+        units: (rows, teacher's sequence_length) unit of each of the teacher's tokens, or `NO_UNIT`.
+        student_units: (rows, sequence_length) unit of each of the student's tokens, or `NO_UNIT`.
+    """
+
+    tokens: NDArray[Any]
+    lengths: NDArray[Any]
+    units: NDArray[Any]
+    student_units: NDArray[Any]
+
+
+_TEACHER_COLUMNS = ("teacher_tokens", "teacher_length", "teacher_units", "units")
+"""Columns of a file, in the order of `TeacherView`."""
+
+
 class _MappedBatch(NamedTuple):
     """Views of one record batch of a mapped file."""
 
@@ -58,6 +87,7 @@ class _MappedBatch(NamedTuple):
     lengths: NDArray[np.int32]
     positions: NDArray[np.uint16] | None
     inputs: NDArray[Any] | None
+    teacher: tuple[NDArray[Any], ...] = ()
 
 
 class Sequences:
@@ -69,6 +99,7 @@ class Sequences:
         pad_id: id that pads rows.
         lengths: (sequences,) int32, special tokens included.
         has_masks: whether every sequence has masks that were drawn by another program.
+        teacher_lengths: (sequences,) int32 in tokens of the teacher; None if the teacher's are the same.
         vocab_size: the number that every id is below.
         dtype: type of the stored ids; None without rows.
 
@@ -84,6 +115,8 @@ class Sequences:
         sequence_length: int,
         pad_id: int,
         vocab_size: int = 2**31,
+        *,
+        teacher: TeacherRows | None = None,
     ) -> None:
         self._folder = folder
         self.vocab_size = vocab_size
@@ -94,13 +127,18 @@ class Sequences:
         self._files = [folder / shard.file for shard in entry.shards]
         self._first_rows = np.cumsum([0, *(shard.rows for shard in entry.shards)])
         for shard in entry.shards:
-            batches = _checked_batches(folder, shard, sequence_length)
+            batches = _checked_batches(folder, shard, sequence_length, teacher)
             if self._batches and batches and batches[0].tokens.dtype != self._batches[0].tokens.dtype:
                 raise _damaged(folder / shard.file, f"holds ids of another type ({batches[0].tokens.dtype})")
             self._batches += batches
-        lengths = [batch.lengths for batch in self._batches]
-        self.lengths: NDArray[np.int32] = np.concatenate(lengths) if lengths else np.empty(0, np.int32)
-        self.lengths.flags.writeable = False
+        self.lengths = _joined([batch.lengths for batch in self._batches])
+        self._teacher = teacher
+        self.teacher_lengths: NDArray[np.int32] | None = None
+        if teacher is not None:
+            self.teacher_lengths = _joined([batch.teacher[1] for batch in self._batches])
+            self._teacher_rows = [
+                MappedRows([batch.teacher[column] for batch in self._batches]) for column in (0, 2, 3)
+            ]
         self.has_masks = bool(entry.shards) and all(shard.predictions for shard in entry.shards)
         self._predictions = max((shard.predictions for shard in entry.shards), default=0)
         self._starts = np.cumsum([0, *(len(batch.lengths) for batch in self._batches)])
@@ -133,6 +171,24 @@ class Sequences:
         rows = self._rows.take(numbers)
         self._check_ids(rows, numbers)
         return rows.astype(np.int32, copy=False), self.lengths[numbers]
+
+    def teacher_view(self, indices: NDArray[np.integer[Any]]) -> TeacherView:
+        """Return the teacher's tokens of at least one of these sequences and the units of both sides.
+
+        Raises:
+            IndexError: a number is out of range.
+            DataError: an id or a unit is out of range; names its file.
+        """
+        assert self._teacher is not None, "the data holds the tokens of one tokenizer only"
+        assert self.teacher_lengths is not None
+        numbers = self._numbers(indices)
+        tokens, units, student_units = (rows.take(numbers) for rows in self._teacher_rows)
+        self._check_ids(tokens, numbers, self._teacher.vocab_size)
+        last, student_last = (np.where(side == NO_UNIT, 0, side).max(axis=1) for side in (units, student_units))
+        if (last != student_last).any():
+            row, file = self._place(int(numbers[(last != student_last).argmax()]))
+            raise _damaged(file, f"row {row} has other units for the teacher than for the student")
+        return TeacherView(tokens.astype(np.int32, copy=False), self.teacher_lengths[numbers], units, student_units)
 
     def masks(self, indices: NDArray[np.integer[Any]]) -> Masks:
         """Return the masks that are stored with these sequences, padded with zeros.
@@ -170,16 +226,19 @@ class Sequences:
             self._check_ids(batch.tokens, numbers)
             if batch.positions is not None:
                 self.masks(numbers)
+            if batch.teacher and len(numbers):
+                self.teacher_view(numbers)
 
-    def _check_ids(self, rows: NDArray[Any], numbers: NDArray[np.int64]) -> None:
+    def _check_ids(self, rows: NDArray[Any], numbers: NDArray[np.int64], vocab_size: int | None = None) -> None:
         """Refuse ids (n, width) of these rows that are not in the vocabulary, before a device indexes with them."""
+        size = vocab_size or self.vocab_size
         unsigned = rows.view(np.dtype(f"u{rows.dtype.itemsize}"))  # a negative id is a very large one
-        if not rows.size or int(unsigned.max()) < self.vocab_size:
+        if not rows.size or int(unsigned.max()) < size:
             return
-        index = int((unsigned >= self.vocab_size).any(axis=1).argmax())
+        index = int((unsigned >= size).any(axis=1).argmax())
         row, file = self._place(int(numbers[index]))
-        found = rows[index][unsigned[index] >= self.vocab_size][0]
-        raise _damaged(file, f"row {row} holds an id outside of the vocabulary (found {found} of {self.vocab_size})")
+        found = rows[index][unsigned[index] >= size][0]
+        raise _damaged(file, f"row {row} holds an id outside of the vocabulary (found {found} of {size})")
 
     def _place(self, number: int) -> tuple[int, Path]:
         """Return a sequence's row in its file, and the file."""
@@ -203,12 +262,15 @@ class PreparedData:
         SPLITS: the names of its splits.
         MANIFEST: name of the manifest's file, the last that is written.
         TOKENIZER: name of the folder with the tokenizer.
+        TEACHER_TOKENIZER: name of the folder with the teacher's tokenizer, if that is another one.
+        teacher: describes the teacher's tokens; None if they are the same.
         FORMAT_VERSION: version of the folder's layout that this kdcore writes.
     """
 
     SPLITS: ClassVar[tuple[PreparedSplit, ...]] = SPLITS
     MANIFEST: ClassVar[str] = MANIFEST
     TOKENIZER: ClassVar[str] = TOKENIZER_FOLDER
+    TEACHER_TOKENIZER: ClassVar[str] = TEACHER_TOKENIZER_FOLDER
     FORMAT_VERSION: ClassVar[int] = FORMAT_VERSION
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -225,6 +287,8 @@ class PreparedData:
         self.fingerprint = manifest.fingerprint
         self.tokenizer_fingerprint = manifest.tokenizer_fingerprint
         self.tokenizer_folder = folder / TOKENIZER_FOLDER
+        self.teacher = manifest.teacher
+        self.teacher_tokenizer_folder = folder / TEACHER_TOKENIZER_FOLDER
 
     @classmethod
     def open(cls, folder: str | Path) -> PreparedData:
@@ -242,8 +306,9 @@ class PreparedData:
             if rows != entry.sequences:
                 what = f"the files of {name} have the wrong number of rows (found {rows}, expected {entry.sequences})"
                 raise DataError(what, where=str(folder / MANIFEST), key=f"splits.{name}", hint=PREPARE_AGAIN)
-        if not (folder / TOKENIZER_FOLDER / "tokenizer.json").is_file():
-            raise DataError("the tokenizer's files are missing", where=str(folder), hint=PREPARE_AGAIN)
+        for tokenizer, whose in _tokenizers(manifest):
+            if not (folder / tokenizer / "tokenizer.json").is_file():
+                raise DataError(f"the {whose}tokenizer's files are missing", where=str(folder), hint=PREPARE_AGAIN)
         return cls(folder, manifest)
 
     def split(self, name: PreparedSplit) -> Sequences:
@@ -255,7 +320,9 @@ class PreparedData:
         if name not in self.manifest.splits:
             raise DataError(f"has no split `{name}`", where=str(self.folder), allowed=SPLITS)
         entry, manifest = self.manifest.splits[name], self.manifest
-        sequences = Sequences(self.folder, name, entry, self.sequence_length, self.pad_id, self.vocab_size)
+        sequences = Sequences(
+            self.folder, name, entry, self.sequence_length, self.pad_id, self.vocab_size, teacher=self.teacher
+        )
         if sequences.dtype not in (None, manifest.dtype):
             what = f"differs from the rows of {name} (found {manifest.dtype}, expected {sequences.dtype})"
             raise DataError(what, where=str(self.folder / MANIFEST), key="dtype", hint=PREPARE_AGAIN)
@@ -289,27 +356,47 @@ class PreparedData:
             raise DataError(problems)
 
     def tokenizer_problems(self) -> list[Problem]:
-        """Compare the manifest with the tokenizer: fingerprint, special ids and size of the vocabulary."""
+        """Compare the manifest with the tokenizers: fingerprint, special ids and size of the vocabulary."""
         from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint, vocabulary_size
 
-        try:
-            tokenizer = load_tokenizer(str(self.tokenizer_folder))
-            if tokenizer_fingerprint(tokenizer) != self.tokenizer_fingerprint:
-                what = "is not the tokenizer of the data (its fingerprint differs)"
-                return [Problem(what, str(self.tokenizer_folder), hint=PREPARE_AGAIN)]
-            known = asdict(special_ids(tokenizer))
-        except DataError as error:
-            return list(error.problems)
-        stated = self.manifest.special_tokens.model_dump()
-        expected = {
-            "vocab_size": (self.vocab_size, vocabulary_size(tokenizer)),
-            **{f"special_tokens.{role}": (stated[role], known[role]) for role in stated},
-        }
-        return [
-            Problem(f"differs from the tokenizer (found {found}, expected {value})", str(self.folder / MANIFEST), key)
-            for key, (found, value) in expected.items()
-            if found != (list(value) if isinstance(value, tuple) else value)
-        ]
+        problems = []
+        for name, whose in _tokenizers(self.manifest):
+            described, key = (self.teacher, "teacher.") if self.teacher and whose else (self.manifest, "")
+            try:
+                tokenizer = load_tokenizer(str(self.folder / name))
+                if tokenizer_fingerprint(tokenizer) != described.tokenizer_fingerprint:
+                    what = f"is not the {whose}tokenizer of the data (its fingerprint differs)"
+                    problems.append(Problem(what, str(self.folder / name), hint=PREPARE_AGAIN))
+                    continue
+                known = asdict(special_ids(tokenizer))
+            except DataError as error:
+                problems += error.problems
+                continue
+            stated = described.special_tokens.model_dump()
+            expected = {
+                f"{key}vocab_size": (described.vocab_size, vocabulary_size(tokenizer)),
+                **{f"{key}special_tokens.{role}": (stated[role], known[role]) for role in stated},
+            }
+            problems += [
+                Problem(
+                    f"differs from the tokenizer (found {found}, expected {value})", str(self.folder / MANIFEST), at
+                )
+                for at, (found, value) in expected.items()
+                if found != (list(value) if isinstance(value, tuple) else value)
+            ]
+        return problems
+
+
+def _tokenizers(manifest: Manifest) -> list[tuple[str, str]]:
+    """List the folders of the data's tokenizers, each with whose it is for messages."""
+    own = (TOKENIZER_FOLDER, "")
+    return [own] if manifest.teacher is None else [own, (TEACHER_TOKENIZER_FOLDER, "teacher's ")]
+
+
+def _joined(lengths: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    joined = np.concatenate(lengths) if lengths else np.empty(0, np.int32)
+    joined.flags.writeable = False
+    return joined
 
 
 def _open_split(folder: Path, name: PreparedSplit) -> Sequences:
@@ -326,11 +413,13 @@ def _check_size(path: Path, shard: ShardEntry) -> None:
         )
 
 
-def _checked_batches(folder: Path, shard: ShardEntry, sequence_length: int) -> list[_MappedBatch]:
+def _checked_batches(
+    folder: Path, shard: ShardEntry, sequence_length: int, teacher: TeacherRows | None
+) -> list[_MappedBatch]:
     path = folder / shard.file
     _check_size(path, shard)
     try:
-        batches = _map_file(path)
+        batches = _map_file(path, with_teacher=teacher is not None)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as error:
         raise _damaged(path, f"cannot be read ({first_line(error)})") from error
     rows = sum(len(batch.lengths) for batch in batches)
@@ -347,14 +436,27 @@ def _checked_batches(folder: Path, shard: ShardEntry, sequence_length: int) -> l
             raise _damaged(path, f"has sequences of {low} to {high} tokens (expected 1 to {sequence_length})")
         if (0 if batch.positions is None else batch.positions.shape[1]) != shard.predictions:
             raise _damaged(path, f"does not hold {shard.predictions} masked positions for each row")
+        if teacher is not None:
+            _check_teacher_columns(path, batch, sequence_length, teacher.sequence_length)
     return batches
+
+
+def _check_teacher_columns(path: Path, batch: _MappedBatch, sequence_length: int, width: int) -> None:
+    tokens, lengths, units, student_units = batch.teacher
+    found = [tokens.dtype.name in ("uint16", "int32") and tokens.shape[1] == width, lengths.dtype == np.int32]
+    found += [
+        side.dtype == np.uint16 and side.shape[1] == columns
+        for side, columns in ((units, width), (student_units, sequence_length))
+    ]
+    if not all(found) or (len(lengths) and not 0 < lengths.min() <= lengths.max() <= width):
+        raise _damaged(path, f"does not hold the teacher's tokens and units as rows of {width} tokens")
 
 
 def _damaged(path: Path, what: str) -> DataError:
     return DataError(what, where=str(path), hint=PREPARE_AGAIN)
 
 
-def _map_file(path: Path) -> list[_MappedBatch]:
+def _map_file(path: Path, *, with_teacher: bool) -> list[_MappedBatch]:
     import pyarrow
 
     reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path), "r"))
@@ -363,13 +465,19 @@ def _map_file(path: Path) -> list[_MappedBatch]:
         batch = reader.get_batch(number)
         batch.validate()
         columns = dict(zip(reader.schema.names, batch.columns, strict=True))
-        masks = [_values(columns[name]) if name in columns else None for name in ("masked_positions", "masked_inputs")]
+        positions, inputs = (
+            _values(columns[name]) if name in columns else None for name in ("masked_positions", "masked_inputs")
+        )
         lengths = columns["length"].to_numpy(zero_copy_only=True)
-        batches.append(_MappedBatch(_values(columns["tokens"]), lengths, *masks))
+        teacher = tuple(_values(columns[name]) for name in _TEACHER_COLUMNS) if with_teacher else ()
+        batches.append(_MappedBatch(_values(columns["tokens"]), lengths, positions, inputs, teacher))
     return batches
 
 
 def _values(column: Any) -> NDArray[Any]:
-    """View a column of fixed-size lists as (rows, width) of the mapped file."""
+    """View a column of fixed-size lists as (rows, width) of the mapped file, one of numbers as (rows,)."""
+    if not hasattr(column, "flatten"):
+        numbers: NDArray[Any] = column.to_numpy(zero_copy_only=True)
+        return numbers
     values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
     return values

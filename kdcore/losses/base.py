@@ -91,6 +91,16 @@ class Loss(ABC, nn.Module):
     def requests(self) -> Requests:
         """Return the signals and columns that `forward` reads; called before training only."""
 
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether the tokens of teacher and student are compared one by one, so that both need the same tokenizer.
+
+        By default, whether hidden states, attention or vocabulary predictions of the teacher are requested. Override it
+        in a loss that compares only sequences (`first`, classes) or units (`units`, `unit_heads`, `batch.num_units`).
+        """
+        teacher = self.requests().teacher
+        return bool(teacher.hidden_blocks or teacher.attention_parts or teacher.prediction_positions)
+
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, int]:
         """Return the number of items that each term averages over in this micro-batch, before any forward pass."""

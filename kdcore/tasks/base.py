@@ -134,6 +134,15 @@ class Task(ABC):
             epochs: (B,) int64, number of times that each sample has been seen before.
         """
 
+    def draw(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        """Build a batch that also carries split, samples and epochs on the host; arguments as for `batch`."""
+        return self.batch(split, samples, epochs).of_samples(split, samples, epochs)
+
+    @property
+    def separate_views(self) -> bool:
+        """Whether the teacher receives other tokens than the student. Batches then have `teacher` and `units`."""
+        return False
+
     @abstractmethod
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's files into an exported student's folder."""

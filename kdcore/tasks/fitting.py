@@ -15,7 +15,7 @@ _SPARE_IDS = 256
 
 
 def check_fit(
-    student: Model,
+    student: Model | None,
     teacher: Model | None,
     *,
     vocabulary: Callable[[], Mapping[str, int]],
@@ -29,8 +29,8 @@ def check_fit(
     """Compare lengths and vocabulary of tokenised data with both models.
 
     Args:
-        student: the student.
-        teacher: the teacher, None if no loss reads it.
+        student: the student; None to check the teacher's own view of the data.
+        teacher: the teacher; None if no loss reads it, or if it has its own view.
         vocabulary: returns the token-to-id map of the data's tokenizer.
         vocab_size: vocabulary size of the data's tokenizer.
         longest: length of the longest sequence in tokens.
@@ -74,7 +74,8 @@ def check_fit(
                 if model.source is None
                 else f"{own_tokenizer.format(whose=whose)}, or correct pad_token_id in config.json of {model.source}",
             )
-    if teacher is None and student.source is None and student.info.vocab_size > vocab_size + _SPARE_IDS:
+    spare = 0 if student is None else student.info.vocab_size - vocab_size
+    if teacher is None and student is not None and student.source is None and spare > _SPARE_IDS:
         logger.warning(
             f"the student embeds {student.info.vocab_size} ids, but the data's tokenizer has only {vocab_size} tokens: "
             f"`student.config.vocab_size={vocab_size}` drops the unused rows"

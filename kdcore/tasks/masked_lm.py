@@ -25,13 +25,18 @@ from kdcore.signals import Batch
 from kdcore.tasks.base import Order, Split, StoredData, Task
 from kdcore.tasks.fitting import check_fit
 from kdcore.tasks.masking import MaskDrawer, Masking, stored_masks
+from kdcore.tasks.views import teacher_batch
 
 if TYPE_CHECKING:
     from kdcore.tasks.finished_run import FinishedRun
 
 
 class MaskedLM(Task):
-    """Mask running text anew in every epoch. Masks depend on seed, epoch and sample only."""
+    """Mask running text anew in every epoch. Masks depend on seed, epoch and sample only.
+
+    If the data holds the tokens of a teacher with another tokenizer, the teacher's batch has the same text hidden: see
+    `kdcore.tasks.views`.
+    """
 
     class Config(ComponentConfig):
         """Keys of the task `masked_lm`."""
@@ -97,17 +102,37 @@ class MaskedLM(Task):
             problems = self.data.tokenizer_problems()
             if problems:
                 raise DataError(problems)
+        views = self.data.teacher
         check_fit(
             student,
-            teacher,
+            None if views else teacher,
             vocabulary=lambda: load_tokenizer(str(self.data.tokenizer_folder)).get_vocab(),
             vocab_size=self.data.vocab_size,
             longest=self.data.sequence_length,
             where=str(self.data.folder),
             shorter="prepare the data with a smaller sequence_length",
-            own_tokenizer="prepare the data with the {whose}'s own tokenizer",
+            own_tokenizer="prepare the data with the {whose}'s own tokenizer"
+            + ("" if views else "; if the models' tokenizers differ, name the teacher's as `teacher_tokenizer`"),
             pad_id=self.data.pad_id,
         )
+        if views is not None and teacher is not None:
+            lengths = [self._splits[split].teacher_lengths for split in SPLITS]
+            check_fit(
+                None,
+                teacher,
+                vocabulary=lambda: load_tokenizer(str(self.data.teacher_tokenizer_folder)).get_vocab(),
+                vocab_size=views.vocab_size,
+                longest=max(int(one.max(initial=0)) for one in lengths if one is not None),
+                where=str(self.data.teacher_tokenizer_folder),
+                shorter="prepare the data with a smaller teacher_sequence_length",
+                own_tokenizer="prepare the data with the {whose}'s own tokenizer as `teacher_tokenizer`",
+                pad_id=views.special_tokens.pad,
+            )
+
+    @property
+    def separate_views(self) -> bool:
+        """Whether the data holds the teacher's tokens beside the student's."""
+        return self.data.teacher is not None
 
     def num_samples(self, split: Split) -> int:
         """Return the number of sequences, each counted by the weight of its corpus."""
@@ -125,6 +150,13 @@ class MaskedLM(Task):
         else:
             masked = self._drawer.draw(tokens, real, samples, epochs, SPLITS.index(split))
         predicted = np.flatnonzero(masked.predicted)
+        columns = {"sample_ids": torch.from_numpy(numbers)}
+        units = teacher = None
+        if self.data.teacher is not None:
+            view = self._splits[split].teacher_view(numbers)
+            hidden = masked.inputs != tokens
+            units, teacher = teacher_batch(view, real, hidden, self.data.teacher.special_tokens.mask)
+            teacher = replace(teacher, columns=columns)
         return Batch(
             input_ids=torch.from_numpy(masked.inputs),
             attention_mask=None if real.all() else torch.from_numpy(real),
@@ -132,7 +164,9 @@ class MaskedLM(Task):
             token_index=torch.from_numpy(np.flatnonzero(real)),
             masked_index=torch.from_numpy(predicted),
             masked_labels=torch.from_numpy(tokens.reshape(-1)[predicted]),
-            columns={"sample_ids": torch.from_numpy(numbers)},
+            columns=columns,
+            units=units,
+            teacher=teacher,
         )
 
     def save_tokenizer(self, folder: Path) -> None:

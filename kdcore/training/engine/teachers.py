@@ -159,7 +159,7 @@ class FrozenTeachers:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, requests: Mapping[str, SignalRequest]) -> dict[str, Signals]:
-        """Run each teacher once on a micro-batch, for the union of what is requested from it.
+        """Run each teacher once on its view of a micro-batch, for the union of what is requested from it.
 
         Args:
             batch: the micro-batch.
@@ -168,14 +168,15 @@ class FrozenTeachers:
         Returns:
             The signals by label; teachers with empty requests have none and are not run.
         """
+        view = batch.teacher_view
         signals: dict[str, Signals] = {}
         for label, request in requests_of_models(requests, self._composites).items():
             with plugin_faults(self._encoders[label], TEACHER if label == TEACHER else f"teachers.{label}"):
-                signals[label] = self._encoders[label](batch, request)
+                signals[label] = self._encoders[label](view, request)
         for label, request in requests.items():
             if request and label in self._composites:
                 composite = self._composites[label]
-                signals[label] = composite.combine(batch, [signals[member] for member in composite.members])
+                signals[label] = composite.combine(view, [signals[member] for member in composite.members])
         return signals
 
 

@@ -77,8 +77,8 @@ class TrainingBatches:
     def _draw(self, step: int) -> StepBatches:
         drawn = self.samples(step, self._processes.rank)
         with plugin_faults(self._task, "task"):
-            batches = [self._task.batch("train", samples, epochs) for samples, epochs in drawn]
-            whole = self._task.batch("train", *self._samples.whole(step)) if self._draws_whole else None
+            batches = [self._task.draw("train", samples, epochs) for samples, epochs in drawn]
+            whole = self._task.draw("train", *self._samples.whole(step)) if self._draws_whole else None
         if _pins(self._processes.device):
             batches = [batch.pin() for batch in batches]
         return StepBatches(batches, whole)
@@ -109,7 +109,7 @@ def held_out_batches(
     for start in range(processes.rank * batch_size, len(order), batch_size * processes.world_size):
         samples = order[start : start + batch_size].astype(np.int64)
         with plugin_faults(task, "task"):
-            batch = task.batch(split, samples, np.zeros_like(samples))
+            batch = task.draw(split, samples, np.zeros_like(samples))
         yield batch.pin() if _pins(processes.device) else batch
 
 

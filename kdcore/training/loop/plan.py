@@ -90,7 +90,7 @@ class Plan:
         """Draw a batch of one or two samples, for trial runs."""
         samples = np.arange(min(2, self.task.num_samples("train")), dtype=np.int64)
         with plugin_faults(self.task, "task"):
-            return self.task.batch("train", samples, np.zeros_like(samples))
+            return self.task.draw("train", samples, np.zeros_like(samples))
 
     def load_teachers(self) -> dict[str, Encoder]:
         """Load each teacher as deep as the losses read it, by label; those that no loss reads are left out."""

@@ -96,7 +96,7 @@ def _losses_by_parameter(
     """Find the losses that reach each parameter, with a small batch."""
     last = np.array([plan.task.num_samples("train") - 1], dtype=np.int64)
     with plugin_faults(plan.task, "task"):
-        batch = plan.task.batch("train", last, np.zeros_like(last))
+        batch = plan.task.draw("train", last, np.zeros_like(last))
     module.counts(batch)  # so that a loss with data for fewer samples fails here
     return find_losses_by_parameter(module, plan.small_batch().to(processes.device), teachers)
 

@@ -132,11 +132,11 @@ class _Examiner:
     def values(self, samples: np.ndarray, epochs: np.ndarray, *, coupled: bool | None) -> list[TermValue]:
         """Compute each term of the losses that couple the sequences of a batch, of the others, or (None) of all."""
         labels = [label for label in self._labels if coupled in (None, label not in self._separable)]
-        return self._values(self._task.batch("train", samples, epochs), labels)
+        return self._values(self._task.draw("train", samples, epochs), labels)
 
     def sample(self, sample: int, epoch: int, bad: list[int]) -> Iterator[str]:
         """Describe one sample; if one of its losses is not finite, add the sample to `bad`."""
-        batch = self._task.batch("train", np.array([sample]), np.array([epoch]))
+        batch = self._task.draw("train", np.array([sample]), np.array([epoch]))
         values = self._values(batch, self._separable)
         if not all(math.isfinite(value.value) for value in values):
             bad.append(sample)

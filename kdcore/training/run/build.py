@@ -73,6 +73,9 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
         provided = plan.small_batch().columns
         for stage in stages:
             check_columns(recipe, components, stage.losses, provided)
+    if task.separate_views:
+        for stage in stages:
+            check_alignment(recipe, components, stage.losses)
     with error_location(recipe, components.scheduler.key):
         scheduler.check(plan.start)
     with error_location(recipe, ""):
@@ -283,6 +286,23 @@ def check_columns(
                         allowed=sorted(provided) or None,
                         hint="use a task that provides the column, or another loss",
                     )
+
+
+def check_alignment(recipe: Recipe, components: Components, losses: Mapping[str, Loss]) -> None:
+    """Refuse losses that compare tokens one by one where teacher and student have different tokenizers.
+
+    Raises:
+        RecipeError: names the loss.
+    """
+    for label, loss in losses.items():
+        if loss.compares_tokens:
+            name = components.losses[label].name
+            with error_location(recipe, components.losses[label].key):
+                raise RecipeError(
+                    f"`{name}` compares the tokens of teacher and student one by one, but their tokenizers differ",
+                    hint="set `unit: aligned` if the loss has this key, or use a loss on whole sequences, such as "
+                    "hidden_mse_cls",
+                )
 
 
 def is_ever_active(config: LossConfig) -> bool:

@@ -221,9 +221,9 @@ class _Profiler:
         clock.steps.append({})
         with clock.timed("data"):
             drawn = samples.micro_batches(step, self.processes.rank)
-            batches = [self.task.batch("train", chosen, epochs) for chosen, epochs in drawn]
+            batches = [self.task.draw("train", chosen, epochs) for chosen, epochs in drawn]
             caches = self.plan.recipe.settings.training.gradient_caching
-            whole = self.task.batch("train", *samples.whole(step)) if caches else None
+            whole = self.task.draw("train", *samples.whole(step)) if caches else None
         weights = module.weights_at(0.0)
         with clock.timed("communication"):
             factors = self._factors(StepBatches(batches, whole), weights)
