@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kdcore_preparation.pipeline.data_recipe import PREPARATION_REVISION, Identity, identify
+from kdcore_preparation.pipeline.data_recipe import PREPARATION_REVISION, Identity, identify, load_tokenizers
 from kdcore_preparation.pipeline.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
 from kdcore_preparation.pipeline.prepare import DataRecipe, build_corpora, find_or_prepare, prepare
 from kdcore_preparation.readers.input_files import FileHashes
@@ -60,7 +60,7 @@ def test_data_of_manifest_version_2_is_found_under_its_old_fingerprint(golden: P
 
 
 def identity_of(data: DataRecipe) -> Identity:
-    return identify(data, build_corpora(data), load_tokenizer(data.tokenizer), FileHashes(None))
+    return identify(data, build_corpora(data), load_tokenizers(data), FileHashes(None))
 
 
 def with_corpus(golden: Path, entry: dict[str, Any], **keys: Any) -> DataRecipe:
@@ -203,7 +203,7 @@ def test_a_reader_of_a_file_is_known_by_its_name_and_the_content_of_the_file(gol
         file.write_text(text)
         run_import(str(file), where="test", key="imports.0")
         registered = build_registered(str(file), data)
-        found.append(identify(data, registered, load_tokenizer(data.tokenizer), FileHashes(None)))
+        found.append(identify(data, registered, load_tokenizers(data), FileHashes(None)))
     assert found[0].readers[0].source == hashlib.sha256(code.encode()).hexdigest()
     assert found[0].fingerprint == found[1].fingerprint, "the file may lie elsewhere"
     assert found[2].fingerprint != found[0].fingerprint

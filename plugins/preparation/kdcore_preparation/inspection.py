@@ -77,6 +77,11 @@ def describe(data: PreparedData, samples_a_split: int) -> Iterator[str]:
     yield f"  made by kdcore {manifest.kdcore_version}, fingerprint {manifest.fingerprint[:16]}"
     yield f"  tokenizer {layout.get('tokenizer')}, {manifest.vocab_size:,} ids stored as {manifest.dtype}"
     yield f"  sequences of {data.sequence_length} tokens, packing: {layout.get('packing')}"
+    if data.teacher is not None:
+        yield (
+            f"  teacher's tokenizer {layout.get('teacher_tokenizer')}, {data.teacher.vocab_size:,} ids, sequences of "
+            f"{data.teacher.sequence_length} tokens"
+        )
     for number, corpus in enumerate(layout.get("corpora", [])):
         size = sum(entry["bytes"] for entry in manifest.inputs if entry["corpus"] == number)
         files = sum(entry["corpus"] == number for entry in manifest.inputs)
@@ -105,6 +110,14 @@ def _describe_split(
         f"{split}: {entry.documents:,} documents, {sentences}{entry.sequences:,} sequences in {files}, "
         f"{entry.tokens:,} tokens, {unknown:.3%} unknown{masks}"
     )
+    if entry.alignment is not None:
+        aligned = entry.alignment
+        fraction = aligned.unaligned / max(1, aligned.characters)
+        yield (
+            f"  teacher: {aligned.teacher_tokens:,} tokens, {aligned.units:,} units; {aligned.unaligned:,} of "
+            f"{aligned.characters:,} characters ({fraction:.3%}) not aligned; {aligned.split_sequences:,} sequences "
+            "split to fit it"
+        )
     if not len(sequences):
         return
     full = entry.tokens / (entry.sequences * (data.sequence_length - 2))

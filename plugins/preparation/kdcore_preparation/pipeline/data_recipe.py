@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from packaging.utils import canonicalize_name
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from kdcore import (
     ComponentConfig,
@@ -28,6 +29,7 @@ from kdcore import (
     ReaderEntry,
     build_component,
     find_component,
+    load_tokenizer,
     sha256_of_file,
     tokenizer_fingerprint,
     without_paths,
@@ -36,9 +38,12 @@ from kdcore_preparation.pipeline.old_fingerprints import old_fingerprint
 from kdcore_preparation.pipeline.sequence_packing import Layout
 from kdcore_preparation.readers.input_files import FileHashes
 
+logger = logging.getLogger("kdcore")
+
 PREPARATION_REVISION = 1
 """Increase it when preparation yields other data for the same recipe and text, or a default of `DataRecipe` changes."""
 
+_TOKENIZERS = {"tokenizer", "teacher_tokenizer"}
 _HASHING_THREADS = 8
 # Their readers are known by bare names, so that a reader may move from one of these packages to the other.
 _OWN_PACKAGES = ("kdcore", "kdcore-preparation")
@@ -74,6 +79,37 @@ class DataRecipe(ComponentConfig):
         0, ge=0, lt=2**63, description="Decides which documents are held out and which sequences are short."
     )
 
+    teacher_tokenizer: PathOrHubName | None = Field(
+        None,
+        description="Tokenizer of a teacher that does not share the student's: sequences then hold the teacher's "
+        "tokens of the same text, too, aligned by characters.",
+    )
+    teacher_sequence_length: int | None = Field(
+        None,
+        ge=8,
+        lt=2**15,
+        description="Teacher's tokens per sequence; a sequence with more is split in half. Default: twice "
+        "`sequence_length`, at most what the teacher's tokenizer states.",
+    )
+    max_unaligned: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Largest fraction of the characters (white space excluded) that the tokens of only one of the two "
+        "tokenizers may cover.",
+    )
+
+    @model_validator(mode="after")
+    def _of_a_teacher(self) -> DataRecipe:
+        stated = sorted({"teacher_sequence_length", "max_unaligned"} & self.model_fields_set)
+        if stated and self.teacher_tokenizer is None:
+            raise ValueError(f"`{stated[0]}` has no effect without `teacher_tokenizer`")
+        return self
+
+    def teacher_length(self, teacher_tokenizer: Any) -> int:
+        """Return the teacher's tokens per sequence."""
+        return self.teacher_sequence_length or min(2 * self.sequence_length, int(teacher_tokenizer.model_max_length))
+
     @property
     def layout(self) -> Layout:
         """The layout of sequences."""
@@ -93,6 +129,7 @@ class Identity:
         readers: name and revision of each corpus's reader.
         inputs: name, size and SHA-256 of every input file.
         tokenizer_fingerprint: fingerprint of the tokenizer.
+        teacher_fingerprint: fingerprint of the teacher's tokenizer; None if that is the same.
     """
 
     fingerprint: str
@@ -100,6 +137,7 @@ class Identity:
     readers: list[ReaderEntry]
     inputs: list[dict[str, Any]]
     tokenizer_fingerprint: str
+    teacher_fingerprint: str | None = None
 
     def matches(self, fingerprint: str) -> bool:
         """Compare with the fingerprint of prepared data of any format."""
@@ -138,7 +176,33 @@ def weight_of(corpus: Corpus) -> float:
     return float(getattr(corpus.config, "weight", 1.0))
 
 
-def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizer: Any, hashes: FileHashes) -> Identity:
+class Tokenizers(NamedTuple):
+    """The tokenizers of a data recipe; the teacher's is None if it is the same."""
+
+    student: Any
+    teacher: Any | None
+
+
+def load_tokenizers(data: DataRecipe) -> Tokenizers:
+    """Load the tokenizers of a recipe.
+
+    Raises:
+        DataError: a tokenizer is missing or cannot be used.
+    """
+    student = load_tokenizer(data.tokenizer)
+    if data.teacher_tokenizer is None:
+        return Tokenizers(student, None)
+    try:
+        teacher = load_tokenizer(data.teacher_tokenizer)
+    except DataError as error:
+        raise DataError([replace(one, key="teacher_tokenizer") for one in error.problems]) from error
+    if tokenizer_fingerprint(teacher) == tokenizer_fingerprint(student):
+        logger.info("`teacher_tokenizer` is the tokenizer of the student: both models receive the same tokens")
+        return Tokenizers(student, None)
+    return Tokenizers(student, teacher)
+
+
+def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizers: Tokenizers, hashes: FileHashes) -> Identity:
     """Compute the fingerprints of a recipe. Reads each input file once, unless `hashes` has its hash."""
     files = [(number, name, path) for number, corpus in enumerate(corpora) for name, path in corpus.files().items()]
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
@@ -147,7 +211,7 @@ def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizer: Any, hashes
         {"corpus": number, "name": name, "bytes": path.stat().st_size, "sha256": digest}
         for (number, name, path), digest in zip(files, digests, strict=True)
     ]
-    fingerprint_of_tokenizer = tokenizer_fingerprint(tokenizer)
+    fingerprint_of_tokenizer = tokenizer_fingerprint(tokenizers.student)
     names = [entry.get("name") for entry in data.corpora[: len(corpora)]]
     readers = [reader_entry(name, corpus) for name, corpus in zip_longest(names, corpora)]
     content = {
@@ -165,6 +229,9 @@ def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizer: Any, hashes
         "tokenizer": fingerprint_of_tokenizer,
         "recipe": _stated_layout(data),
     }
+    teacher = None if tokenizers.teacher is None else tokenizer_fingerprint(tokenizers.teacher)
+    if teacher is not None:
+        content["teacher"] = {"tokenizer": teacher, "sequence_length": data.teacher_length(tokenizers.teacher)}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     old = old_fingerprint(
         stated_keys(data),
@@ -173,7 +240,7 @@ def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizer: Any, hashes
         fingerprint_of_tokenizer,
     )
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-    return Identity(fingerprint, old, readers, inputs, fingerprint_of_tokenizer)
+    return Identity(fingerprint, old, readers, inputs, fingerprint_of_tokenizer, teacher)
 
 
 def reader_entry(stated: object, corpus: Corpus) -> ReaderEntry:
@@ -206,8 +273,8 @@ def _registered(name: object) -> FoundComponent | None:
 
 
 def stated_keys(data: DataRecipe) -> dict[str, Any]:
-    """Return the keys that a data recipe states, except `corpora` and `tokenizer`."""
-    return data.model_dump(mode="json", exclude={"corpora", "tokenizer"}, exclude_unset=True)
+    """Return the keys that a data recipe states, except `corpora` and tokenizers."""
+    return data.model_dump(mode="json", exclude={"corpora"} | _TOKENIZERS, exclude_unset=True)
 
 
 def _stated_settings(config: BaseModel) -> dict[str, Any]:
@@ -217,8 +284,9 @@ def _stated_settings(config: BaseModel) -> dict[str, Any]:
 
 
 def _stated_layout(data: DataRecipe) -> dict[str, Any]:
-    """Return the stated keys of a data recipe, except `corpora` and `tokenizer`, that differ from their defaults."""
-    stated = data.model_dump(mode="json", exclude={"corpora", "tokenizer"}, exclude_unset=True, exclude_defaults=True)
+    """Return the stated keys of a data recipe, except `corpora` and tokenizers, that differ from their defaults."""
+    excluded = {"corpora", "teacher_sequence_length", "max_unaligned"} | _TOKENIZERS
+    stated = data.model_dump(mode="json", exclude=excluded, exclude_unset=True, exclude_defaults=True)
     if data.layout.sentences == (data.packing == "full"):
         stated.pop("sentences", None)
     return stated

@@ -26,6 +26,9 @@ class EncodedDocuments:
         sentence_ends: ascending ends of sentences, including the ends of documents; None if sentences are not detected.
         points: (documents,) in [0, 1); those below `held_out` are held out.
         keys: (documents,) 64-bit hash of each text; empty if duplicates are kept.
+        text: code points of the documents' text; None, as are the next two, if the teacher has the same tokenizer.
+        text_spans: (documents, 2) first character and end of each document in `text`.
+        offsets: (tokens, 2) first character and end of each token in `text`.
     """
 
     tokens: NDArray[np.int32]
@@ -33,6 +36,9 @@ class EncodedDocuments:
     sentence_ends: NDArray[np.int64] | None
     points: NDArray[np.float64]
     keys: NDArray[np.uint64]
+    text: NDArray[np.uint32] | None = None
+    text_spans: NDArray[np.int64] | None = None
+    offsets: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.document_ends)
@@ -48,12 +54,16 @@ class EncodedDocuments:
             document = np.searchsorted(self.document_ends, self.sentence_ends)
             kept = chosen[document]
             sentence_ends = self.sentence_ends[kept] - (self.document_ends - ends)[document[kept]]
+        chosen_tokens = np.repeat(chosen, lengths)
         return EncodedDocuments(
-            self.tokens[np.repeat(chosen, lengths)],
+            self.tokens[chosen_tokens],
             ends[chosen],
             sentence_ends,
             self.points[chosen],
             self.keys[chosen] if self.keys.size else self.keys,
+            self.text,
+            None if self.text_spans is None else self.text_spans[chosen],
+            None if self.offsets is None else self.offsets[chosen_tokens],
         )
 
 

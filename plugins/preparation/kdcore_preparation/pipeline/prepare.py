@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections import Counter
@@ -9,8 +10,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from kdcore import (
+    Alignment,
     Corpus,
     DataError,
     InfrastructureError,
@@ -20,8 +23,8 @@ from kdcore import (
     Problem,
     SpecialTokens,
     SplitEntry,
+    TeacherRows,
     commit_directory,
-    load_tokenizer,
     lock_of,
     locked,
     row_dtype,
@@ -36,6 +39,7 @@ from kdcore_preparation.pipeline.data_recipe import (
     Identity,
     build_corpora,
     identify,
+    load_tokenizers,
     stated_keys,
     weight_of,
 )
@@ -44,6 +48,8 @@ from kdcore_preparation.pipeline.preparation_progress import PreparationProgress
 from kdcore_preparation.pipeline.unit_records import WrittenUnit
 from kdcore_preparation.pipeline.work import UNITS, Work
 from kdcore_preparation.readers.input_files import FileHashes
+
+logger = logging.getLogger("kdcore")
 
 __all__ = [
     "DataRecipe",
@@ -216,9 +222,9 @@ class _PreparationRun:
     ) -> None:
         self.data = data
         self.corpora = corpora
-        self.tokenizer = load_tokenizer(data.tokenizer)
+        self.tokenizer, self.teacher_tokenizer = tokenizers = load_tokenizers(data)
         self.vocab_size = vocabulary_size(self.tokenizer)
-        self.identity: Identity = identify(data, corpora, self.tokenizer, hashes)
+        self.identity: Identity = identify(data, corpora, tokenizers, hashes)
         self.workers = workers or len(os.sched_getaffinity(0))
         self.progress = progress
 
@@ -296,6 +302,7 @@ class _PreparationRun:
             self.corpora,
             self.tokenizer,
             self.vocab_size,
+            self.teacher_tokenizer,
             staging,
             workers=self.workers,
             progress=self.progress,
@@ -315,13 +322,42 @@ class _PreparationRun:
         if move is not None:
             records[move[0]] = work.move(*move)
         self.tokenizer.save_pretrained(staging / PreparedData.TOKENIZER)
+        if self.teacher_tokenizer is not None:
+            self._check_alignment(work, records)
+            self.teacher_tokenizer.save_pretrained(staging / PreparedData.TEACHER_TOKENIZER)
         write_manifest(staging, self._manifest(work, records))
+
+    def _check_alignment(self, work: Work, records: list[WrittenUnit]) -> None:
+        """Log how far the tokens of both tokenizers are aligned.
+
+        Raises:
+            DataError: less than the recipe demands.
+        """
+        characters, lost, split = (
+            sum(record.total(name) for record in records) for name in ("characters", "unaligned", "split_sequences")
+        )
+        fraction, bound = lost / max(1, characters), self.data.max_unaligned
+        logger.info(
+            f"alignment with the teacher's tokens: {lost:,} of {characters:,} characters ({fraction:.3%}) are not "
+            f"aligned; {split:,} sequences were split to fit the teacher"
+        )
+        if fraction <= bound:
+            return
+        worst = max(range(len(records)), key=lambda number: records[number].total("unaligned"))
+        unit = work.units[worst]
+        raise DataError(
+            f"corpora.{unit.corpus}: too many characters are not aligned between the tokens of `tokenizer` and "
+            f"`teacher_tokenizer` (found {fraction:.2%} of {characters:,}, expected at most {bound:.2%}), most of them "
+            f"in the part {unit.parts[0].name if unit.parts else 'without a name'}",
+            key="max_unaligned",
+            hint="one of the tokenizers drops characters that the other one keeps: clean the text, choose another "
+            "tokenizer for the student, or raise max_unaligned",
+        )
 
     def _manifest(self, work: Work, records: list[WrittenUnit]) -> Manifest:
         reports: list[Counter[str]] = [Counter() for _ in self.corpora]
         for unit, record in zip(work.units, records, strict=True):
             reports[unit.corpus].update(record.report)
-        ids = special_ids(self.tokenizer)
         splits = {}
         for split in PreparedData.SPLITS:
             counts: Counter[str] = Counter()
@@ -329,8 +365,11 @@ class _PreparationRun:
                 counts.update(record.counts[split])
             if self.data.layout.sentences:
                 counts.setdefault("sentences", 0)
+            alignment = None
+            if self.teacher_tokenizer is not None:
+                alignment = Alignment(**{name: counts.pop(name, 0) for name in Alignment.model_fields})
             shards = [shard for record in records for shard in record.shards[split]]
-            splits[split] = SplitEntry(**counts, shards=shards)
+            splits[split] = SplitEntry(**counts, shards=shards, alignment=alignment)
         return Manifest(
             format_version=PreparedData.FORMAT_VERSION,
             kdcore_version=metadata.version("kdcore"),
@@ -339,9 +378,7 @@ class _PreparationRun:
             inputs=self.identity.inputs,
             tokenizer_fingerprint=self.identity.tokenizer_fingerprint,
             vocab_size=self.vocab_size,
-            special_tokens=SpecialTokens(
-                pad=ids.pad, cls=ids.cls, sep=ids.sep, mask=ids.mask, unk=ids.unk, all=list(ids.all)
-            ),
+            special_tokens=_special_tokens(self.tokenizer),
             sequence_length=self.data.sequence_length,
             dtype=row_dtype(self.vocab_size),
             reports=[dict(sorted(report.items())) for report in reports],
@@ -351,6 +388,20 @@ class _PreparationRun:
             stated=sorted(stated_keys(self.data)),
             readers=self.identity.readers,
             preparation=PREPARATION_REVISION,
+            teacher=self._teacher_rows(),
+        )
+
+    def _teacher_rows(self) -> TeacherRows | None:
+        tokenizer, fingerprint = self.teacher_tokenizer, self.identity.teacher_fingerprint
+        if tokenizer is None or fingerprint is None:
+            return None
+        size = vocabulary_size(tokenizer)
+        return TeacherRows(
+            tokenizer_fingerprint=fingerprint,
+            vocab_size=size,
+            special_tokens=_special_tokens(tokenizer),
+            sequence_length=self.data.teacher_length(tokenizer),
+            dtype=row_dtype(size),
         )
 
     def _open(self, folder: Path) -> PreparedData:
@@ -368,6 +419,11 @@ class _PreparationRun:
         if not (folder / PreparedData.MANIFEST).is_file():
             hint = "finished pieces are kept: run the same command again to resume"
             raise InfrastructureError(f"{folder}: the data cannot be prepared: {error}\n  {hint}") from error
+
+
+def _special_tokens(tokenizer: Any) -> SpecialTokens:
+    ids = special_ids(tokenizer)
+    return SpecialTokens(pad=ids.pad, cls=ids.cls, sep=ids.sep, mask=ids.mask, unk=ids.unk, all=list(ids.all))
 
 
 def staging_of(folder: Path) -> Path:
@@ -396,7 +452,7 @@ def _refuse_other_content(folder: Path) -> None:
 
 def _remove_all_but_the_result(staging: Path) -> None:
     manifest = PreparedData.open(staging).manifest
-    kept = {PreparedData.MANIFEST, PreparedData.TOKENIZER}
+    kept = {PreparedData.MANIFEST, PreparedData.TOKENIZER, PreparedData.TEACHER_TOKENIZER}
     kept.update(shard.file for split in manifest.splits.values() for shard in split.shards)
     for path in staging.iterdir():
         if path.name not in kept:

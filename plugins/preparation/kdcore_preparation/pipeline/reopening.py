@@ -15,7 +15,6 @@ from kdcore import (
     PluginError,
     PreparedData,
     find_component,
-    load_tokenizer,
     without_paths,
 )
 from kdcore_preparation.pipeline.data_recipe import (
@@ -24,6 +23,7 @@ from kdcore_preparation.pipeline.data_recipe import (
     Identity,
     build_corpora,
     identify,
+    load_tokenizers,
     stated_keys,
 )
 from kdcore_preparation.pipeline.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
@@ -63,7 +63,7 @@ def reopen(
     prepared = next((found for place in places if (found := _opened(place, fingerprint)) is not None), None)
     corpora = build_corpora(data)
     try:
-        identity = identify(data, corpora, load_tokenizer(data.tokenizer), hashes)
+        identity = identify(data, corpora, load_tokenizers(data), hashes)
     except DataError as error:
         if prepared is None or not _same_recipe(prepared.manifest, data, corpora):
             raise
@@ -113,8 +113,10 @@ def _same_recipe(manifest: Manifest, data: DataRecipe, corpora: Sequence[Corpus]
 def _same_content(manifest: Manifest, identity: Identity) -> bool:
     """Return whether text, tokenizer and files of registered readers are those that the data was prepared from."""
     sources = [reader.source for reader in manifest.readers]
+    teacher = None if manifest.teacher is None else manifest.teacher.tokenizer_fingerprint
     return (
         manifest.tokenizer_fingerprint == identity.tokenizer_fingerprint
+        and teacher == identity.teacher_fingerprint
         and _inputs(manifest.inputs) == _inputs(identity.inputs)
         and (not sources or sources == [reader.source for reader in identity.readers])
     )
@@ -126,7 +128,9 @@ def _inputs(inputs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 def _stated(manifest: Manifest) -> dict[str, Any]:
     """Return what the recipe stated; versions up to 2 also store defaults, which are left out."""
-    stored = {key: value for key, value in manifest.recipe.items() if key not in ("corpora", "tokenizer")}
+    stored = {
+        key: value for key, value in manifest.recipe.items() if key not in ("corpora", "tokenizer", "teacher_tokenizer")
+    }
     if manifest.stated is None:
         return {key: value for key, value in stored.items() if value != OLD_RECIPE_DEFAULTS.get(key)}
     return {key: value for key, value in stored.items() if key in manifest.stated}

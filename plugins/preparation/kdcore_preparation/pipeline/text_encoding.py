@@ -16,7 +16,7 @@ from kdcore import special_ids, vocabulary_size
 from kdcore_preparation.readers.cleaning import cut_text
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 CHUNK_CHARACTERS = 100_000
 """Longer texts are encoded in pieces: the encoder keeps about 150 bytes per token until a piece is done."""
@@ -42,11 +42,13 @@ class EncodedTexts:
         tokens: (tokens,) ids without special tokens.
         ends: (texts,) where each text ends in `tokens`.
         sentence_ends: ascending ends of sentences, including each text's end; None if sentences are not detected.
+        offsets: (tokens, 2) first character and end of each token in the concatenated texts; None if not requested.
     """
 
     tokens: NDArray[np.int32]
     ends: NDArray[np.int64]
     sentence_ends: NDArray[np.int64] | None
+    offsets: NDArray[np.int64] | None = None
 
 
 class TextEncoder:
@@ -58,10 +60,16 @@ class TextEncoder:
         tokenizer: a `transformers` fast tokenizer.
         split_sentences: cuts a text into pieces whose concatenation is the text; None if sentences are not needed.
         all_cores: use threads where that is possible.
+        offsets: also return the characters of each token.
     """
 
     def __init__(
-        self, tokenizer: Any, *, split_sentences: Callable[[str], list[str]] | None = None, all_cores: bool = True
+        self,
+        tokenizer: Any,
+        *,
+        split_sentences: Callable[[str], list[str]] | None = None,
+        all_cores: bool = True,
+        offsets: bool = False,
     ) -> None:
         ids = special_ids(tokenizer)
         self._backend = _plain_backend(tokenizer)
@@ -71,12 +79,14 @@ class TextEncoder:
         self._forbidden[[index for index in ids.all if index != ids.unk]] = True
         self._split_sentences = split_sentences
         self._all_cores = all_cores
+        self._offsets = offsets
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode some texts."""
         pieces, sentences, pieces_a_text = self._cut(texts)
         with tokenizer_threads(self._all_cores):
-            encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
+            encode = self._backend.encode_batch if self._offsets else self._backend.encode_batch_fast
+            encodings = encode(pieces, add_special_tokens=False)
         lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
         piece_ends = np.concatenate([[0], np.cumsum(lengths)])
         # Lists of ids are created and dropped one by one: thousands at once would keep the garbage collector busy.
@@ -84,11 +94,12 @@ class TextEncoder:
         tokens = np.fromiter(ids, np.int32, int(piece_ends[-1]))
         if self._unk is not None:
             tokens[self._forbidden[tokens]] = self._unk
-        ends = piece_ends[np.cumsum(pieces_a_text)]
+        ends = piece_ends[np.cumsum(pieces_a_text, dtype=np.int64)]
+        offsets = _joined_offsets(pieces, encodings, lengths) if self._offsets else None
         if self._split_sentences is None:
-            return EncodedTexts(tokens, ends, None)
+            return EncodedTexts(tokens, ends, None, offsets)
         sentence_ends = np.unique(np.concatenate([piece_ends[1:][sentences], ends]))
-        return EncodedTexts(tokens, ends, sentence_ends[sentence_ends > 0])
+        return EncodedTexts(tokens, ends, sentence_ends[sentence_ends > 0], offsets)
 
     def _cut(self, texts: Sequence[str]) -> tuple[list[str], list[bool], list[int]]:
         """Cut texts: the pieces to encode, whether each ends a sentence, and the number of pieces of each text."""
@@ -111,6 +122,16 @@ class TextEncoder:
         return pieces, sentences, pieces_a_text
 
 
+def _joined_offsets(
+    pieces: Sequence[str], encodings: Sequence[Encoding], lengths: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return offsets of all tokens (tokens, 2) in the concatenated pieces, given the number of tokens of each piece."""
+    sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    numbers = chain.from_iterable(chain.from_iterable(encoding.offsets) for encoding in encodings)
+    offsets = np.fromiter(numbers, np.int64, 2 * int(lengths.sum())).reshape(-1, 2)
+    return offsets + np.repeat(np.cumsum(sizes) - sizes, lengths)[:, None]
+
+
 def _leading_space(sentences: list[str]) -> Iterator[str]:
     """Move white space between two sentences to the front of the second, as `cut_text` does."""
     carried = ""
@@ -119,6 +140,16 @@ def _leading_space(sentences: list[str]) -> Iterator[str]:
         kept = whole if number == len(sentences) - 1 else whole.rstrip()
         carried = whole[len(kept) :]
         yield kept
+
+
+def code_points(text: str) -> NDArray[np.uint32]:
+    """Return the code point of each character."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def text_of(points: NDArray[np.uint32]) -> str:
+    """Return the text with these code points."""
+    return points.tobytes().decode("utf-32-le", "surrogatepass")
 
 
 @contextmanager

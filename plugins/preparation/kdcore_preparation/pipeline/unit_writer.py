@@ -19,9 +19,11 @@ from kdcore import (
     ShardEntry,
     ShardWriter,
     SpecialIds,
+    TeacherView,
     TokenizedSequences,
     row_dtype,
 )
+from kdcore_preparation.pipeline.alignment import AlignedPacker, TeacherTokenizer
 from kdcore_preparation.pipeline.data_recipe import DataRecipe
 from kdcore_preparation.pipeline.document_batches import DocumentBatch, EncodedDocuments
 from kdcore_preparation.pipeline.held_out import Nearest, points_of
@@ -42,9 +44,11 @@ class UnitWriter:
         vocab_size: upper bound of ids.
         dropped: whether each document is left out; None leaves out none.
         moved: number of a document that is moved to the other split.
+        teacher: the teacher's tokenizer, if that is another one.
 
     Attributes:
-        counts: documents, sentences, sequences, tokens and unknown_tokens of each split.
+        counts: documents, sentences, sequences, tokens and unknown_tokens of each split, and the fields of its
+            `kdcore.Alignment` if the teacher's tokenizer is another one.
         nearest: the document that would be moved first.
     """
 
@@ -58,6 +62,7 @@ class UnitWriter:
         *,
         dropped: NDArray[np.bool_] | None = None,
         moved: int | None = None,
+        teacher: TeacherTokenizer | None = None,
     ) -> None:
         self.counts: dict[PreparedSplit, Counter[str]] = {split: Counter() for split in PreparedData.SPLITS}
         self.nearest: Nearest | None = None
@@ -71,14 +76,27 @@ class UnitWriter:
         self._files = ExitStack()
         self._writers = {
             split: ShardWriter(
-                folder, f"{split}-{unit.number:05d}", data.sequence_length, row_dtype(vocab_size), corpus=unit.corpus
+                folder,
+                f"{split}-{unit.number:05d}",
+                data.sequence_length,
+                row_dtype(vocab_size),
+                teacher_dtype=None if teacher is None else row_dtype(teacher.vocab_size),
+                corpus=unit.corpus,
             )
             for split in PreparedData.SPLITS
         }
-        self._packers = {
-            split: Packer(data.layout, ids, np.random.Generator(_short_sequences_key(data.seed, unit.number, number)))
+        random = {
+            split: np.random.Generator(_short_sequences_key(data.seed, unit.number, number))
             for number, split in enumerate(PreparedData.SPLITS)
         }
+        self._packers: dict[PreparedSplit, Packer] = {}
+        self._aligned: dict[PreparedSplit, AlignedPacker] = {}
+        if teacher is None:
+            self._packers = {split: Packer(data.layout, ids, random[split]) for split in PreparedData.SPLITS}
+        else:
+            self._aligned = {
+                split: AlignedPacker(data.layout, ids, random[split], teacher) for split in PreparedData.SPLITS
+            }
 
     def __enter__(self) -> Self:
         for writer in self._writers.values():
@@ -91,6 +109,10 @@ class UnitWriter:
         if kind is None:
             for split, packer in self._packers.items():
                 self._append(split, packer.finish())
+            for split, aligned in self._aligned.items():
+                rows, view = aligned.finish()
+                self._append(split, rows, teacher=view)
+                self.counts[split].update(aligned.counts)
         self._files.__exit__(kind, error, traceback)
 
     @property
@@ -135,14 +157,27 @@ class UnitWriter:
         counts["unknown_tokens"] += self._unknown(documents.tokens)
         if documents.sentence_ends is not None:
             counts["sentences"] += len(documents.sentence_ends)
+        if self._aligned:
+            rows, view = self._aligned[split].add(documents)
+            self._append(split, rows, teacher=view)
+            return
         rows = self._packers[split].add(documents.tokens, documents.document_ends, documents.sentence_ends)
         self._append(split, rows)
 
-    def _append(self, split: PreparedSplit, rows: Rows, masks: Masks | None = None) -> None:
+    def _append(
+        self, split: PreparedSplit, rows: Rows, masks: Masks | None = None, teacher: TeacherView | None = None
+    ) -> None:
         self.counts[split]["sequences"] += len(rows[0])
-        self._writers[split].append(*rows, masks)
+        self._writers[split].append(*rows, masks, teacher=teacher)
 
     def _add_sequences(self, batch: TokenizedSequences) -> None:
+        if self._aligned:
+            raise DataError(
+                f"{batch.id}: holds token ids, from which the teacher's tokens cannot be made",
+                key="teacher_tokenizer",
+                allowed="corpora of text",
+                hint="remove teacher_tokenizer, or read the text itself",
+            )
         rows, real = self._checked_rows(batch)
         (point,) = points_of(self._unit.corpus, [batch.id], self._data.seed)
         split = batch.split or ("held_out" if point < self._data.held_out else "train")

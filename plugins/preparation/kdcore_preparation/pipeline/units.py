@@ -16,7 +16,7 @@ from kdcore import PART_BYTES, Corpus, Damage, DataError, Document, Part, Tokeni
 from kdcore_preparation.pipeline.document_batches import DocumentBatch, EncodedDocuments
 from kdcore_preparation.pipeline.duplicates import text_key
 from kdcore_preparation.pipeline.held_out import points_of
-from kdcore_preparation.pipeline.text_encoding import TextEncoder
+from kdcore_preparation.pipeline.text_encoding import TextEncoder, code_points
 from kdcore_preparation.readers.cleaning import clean_text
 
 BATCH_CHARACTERS = 1_000_000
@@ -133,7 +133,8 @@ class UnitReader:
             self._bytes_before += part.bytes
 
     def _encode(self, documents: list[Document]) -> EncodedDocuments:
-        encoded = self._encoder.encode([document.text for document in documents])
+        texts = [document.text for document in documents]
+        encoded = self._encoder.encode(texts)
         filled = np.diff(encoded.ends, prepend=0) > 0
         missing = len(documents) - int(np.count_nonzero(filled))
         if missing:
@@ -141,12 +142,20 @@ class UnitReader:
             documents = [document for document, full in zip(documents, filled, strict=True) if full]
         points = points_of(self._unit.corpus, [document.id for document in documents], self._seed)
         keys = [text_key(document.text) for document in documents] if self._keys else []
+        spans = text = None
+        if encoded.offsets is not None:
+            text = code_points("".join(texts))
+            ends = np.cumsum([len(one) for one in texts])
+            spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)[filled]
         return EncodedDocuments(
             encoded.tokens,
             encoded.ends[filled],
             encoded.sentence_ends,
             points,
             np.array(keys, np.uint64),
+            text,
+            spans,
+            encoded.offsets,
         )
 
 

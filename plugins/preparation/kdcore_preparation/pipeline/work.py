@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore import Corpus, atomic_write, row_dtype, special_ids
+from kdcore_preparation.pipeline.alignment import TeacherTokenizer
 from kdcore_preparation.pipeline.data_recipe import DataRecipe
 from kdcore_preparation.pipeline.document_batches import EncodedDocuments, read_batches, write_batch
 from kdcore_preparation.pipeline.duplicates import repeated
@@ -39,6 +40,7 @@ class Work:
         corpora: its readers.
         tokenizer: its tokenizer.
         vocab_size: upper bound of ids.
+        teacher_tokenizer: the teacher's, if that is another one.
         folder: folder of the shards; records of units are in a folder below.
         workers: number of processes.
         progress: called regularly with the progress.
@@ -54,6 +56,7 @@ class Work:
         corpora: Sequence[Corpus],
         tokenizer: Any,
         vocab_size: int,
+        teacher_tokenizer: Any | None,
         folder: Path,
         *,
         workers: int,
@@ -71,7 +74,13 @@ class Work:
         self._progress = progress
         self._lock = lock
         split = split_sentences if data.layout.sentences else None
-        self._encoder = TextEncoder(tokenizer, split_sentences=split, all_cores=workers > 1)
+        all_cores = workers > 1
+        self._teacher: TeacherTokenizer | None = None
+        if teacher_tokenizer is not None:
+            length = data.teacher_length(teacher_tokenizer)
+            self._teacher = TeacherTokenizer(teacher_tokenizer, length, all_cores=all_cores)
+        offsets = self._teacher is not None
+        self._encoder = TextEncoder(tokenizer, split_sentences=split, all_cores=all_cores, offsets=offsets)
         self._repeated: list[NDArray[np.bool_]] = []
         self._counters = Counters(1, PreparationProgress())
 
@@ -191,6 +200,7 @@ class Work:
             self._vocab_size,
             dropped=repeated_here,
             moved=moved,
+            teacher=self._teacher,
         ) as writer:
             for batch in batches:
                 writer.add(batch)
