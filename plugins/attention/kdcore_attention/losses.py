@@ -101,13 +101,36 @@ class ValueRelationKL(HeadwiseLoss):
     """Divergence between relations of values (MiniLM, section 3.2).
 
     Term `value_relation_kl`: sum over pairs of blocks, heads and real tokens of `KL(softmax(R_t) || softmax(R_s))` with
-    `R = v v^T / sqrt(d_k)`, each side with its own d_k, so that widths may differ; counted in A * N.
+    `R = v v^T / sqrt(d_k)`, each side with its own d_k, so that widths may differ; counted in A * N. With
+    `unit: aligned`, values are averaged over units first, and the relations are those between units, counted in A * U.
+    Losses on attention have no such key, because attention distributes probability over tokens.
     """
+
+    class Config(HeadwiseLoss.Config):
+        """Keys of a `value_relation_kl` entry."""
+
+        unit: Literal["token", "aligned"] = Field(
+            "token",
+            description="Related values: of all real tokens, or, for models with different tokenizers, averages over "
+            "the spans of text between common token boundaries (`aligned`).",
+        )
+
+    config: Config
 
     term = "value_relation_kl"
     parts = ("value",)
 
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether `unit` is `token`."""
+        return self.config.unit == "token"
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Return A * N: every head of every real token; A * U for units."""
+        rows = batch.num_tokens if self.config.unit == "token" else batch.num_units
+        return {self.term: self.num_heads * rows}
+
     def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
         """Return the divergence of one pair of blocks."""
-        relations = ScoreMaps.relations(student, "value", own)
-        return relations.kl_from(ScoreMaps.relations(teacher, "value", theirs))
+        relations = ScoreMaps.relations(student, "value", own, unit=self.config.unit)
+        return relations.kl_from(ScoreMaps.relations(teacher, "value", theirs, unit=self.config.unit))

@@ -66,6 +66,7 @@ class Contrastive(Loss):
 
     couples_batch = True
     zero_when_equal = False
+    compares_tokens = False  # the first tokens' states represent sequences
 
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from kdcore import (
     Batch,
+    Block,
     LayerPairs,
     Loss,
     LossConfig,
@@ -21,6 +22,7 @@ from kdcore import (
     require_teacher,
     resolve_pairs,
 )
+from kdcore_hidden_mse.pairwise import UNIT_DESCRIPTION, UnitKey
 
 
 class HiddenMSEConcat(Loss):
@@ -41,6 +43,7 @@ class HiddenMSEConcat(Loss):
             description="Model whose concatenated states are mapped. `teacher` admits a collapse, in which map and "
             "states become 0.",
         )
+        unit: UnitKey = Field("token", description=UNIT_DESCRIPTION)
 
     config: Config
 
@@ -56,18 +59,27 @@ class HiddenMSEConcat(Loss):
         if mapped == kept:
             nn.init.eye_(self.weight)  # training starts from the plain difference
 
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether `unit` is `token`."""
+        return self.config.unit == "token"
+
     def requests(self) -> Requests:
         """Request the hidden states of the paired blocks."""
         return Requests(teacher=Signals.hidden(self.pairs.teacher), student=Signals.hidden(self.pairs.student))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return the number of compared components of all real tokens."""
-        return {"hidden_mse_concat": batch.num_tokens * self.width}
+        """Return the number of compared components of all real tokens or units."""
+        rows = batch.num_tokens if self.config.unit == "token" else batch.num_units
+        return {"hidden_mse_concat": rows * self.width}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Return the sum of squared differences."""
         assert teacher is not None
-        own = torch.cat([at_least_float32(student.tokens(block)) for block in self.pairs.student], dim=-1)
-        theirs = torch.cat([at_least_float32(teacher.tokens(block)) for block in self.pairs.teacher], dim=-1)
+        own = torch.cat([self._rows(student, block) for block in self.pairs.student], dim=-1)
+        theirs = torch.cat([self._rows(teacher, block) for block in self.pairs.teacher], dim=-1)
         mapped, kept = (own, theirs) if self.config.project == "student" else (theirs, own)
         return {"hidden_mse_concat": (linear(mapped, self.weight.to(mapped.dtype)) - kept).square().sum()}
+
+    def _rows(self, signals: Signals, block: Block) -> Tensor:
+        return at_least_float32(signals.tokens(block) if self.config.unit == "token" else signals.units(block))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kdcore import LayerPairs
-from kdcore_hidden_mse.pairwise import PairwiseHiddenLoss, squared_distance_of_directions
+from kdcore_hidden_mse.pairwise import FirstTokenLoss, PairwiseHiddenLoss, TokenLoss, squared_distance_of_directions
 
 
 class DirectionLoss(PairwiseHiddenLoss):
@@ -23,10 +23,11 @@ class DirectionLoss(PairwiseHiddenLoss):
         return rows
 
 
-class HiddenCosine(DirectionLoss):
+class HiddenCosine(DirectionLoss, TokenLoss):
     """Cosine distance between student and teacher hidden states (DistilBERT, section 3).
 
-    Term `hidden_cosine`: sum over pairs (t, s) of blocks of `1 - cos(P h_s, h_t)` over real tokens, counted in N.
+    Term `hidden_cosine`: sum over pairs (t, s) of blocks of `1 - cos(P h_s, h_t)` over real tokens, counted in N;
+    with `unit: aligned`, over units, counted in U.
     """
 
     term = "hidden_cosine"
@@ -37,22 +38,22 @@ class HiddenCosine(DirectionLoss):
 
     def constant_distance(self, rows: float, total: Tensor, squares: Tensor) -> Tensor:
         """Return the cosine distances of the rows from their mean direction."""
-        return rows - torch.linalg.vector_norm(total, dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(total, dim=-1)
+        return rows - norms
 
 
-class HiddenPKD(DirectionLoss):
+class HiddenPKD(DirectionLoss, FirstTokenLoss):
     """Distance between normalised hidden states of the first token (Patient KD, section 3.2).
 
     Term `hidden_pkd`: sum over pairs (t, s) of blocks of `|P h_s/|P h_s| - h_t/|h_t||^2` at position 0, counted in B.
     """
 
-    class Config(PairwiseHiddenLoss.Config):
+    class Config(FirstTokenLoss.Config):
         """Keys of a `hidden_pkd` entry."""
 
         layers: LayerPairs = Field("skip", description="Pairs of teacher and student blocks.")
 
     term = "hidden_pkd"
-    first_only = True
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the sum of squared distances of directions."""
@@ -60,4 +61,5 @@ class HiddenPKD(DirectionLoss):
 
     def constant_distance(self, rows: float, total: Tensor, squares: Tensor) -> Tensor:
         """Return the squared distances of the rows' directions from their mean direction."""
-        return 2 * (rows - torch.linalg.vector_norm(total, dim=-1))
+        norms: Tensor = torch.linalg.vector_norm(total, dim=-1)
+        return 2 * (rows - norms)

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcore_hidden_mse.pairwise import PairwiseHiddenLoss
+from kdcore_hidden_mse.pairwise import FirstTokenLoss, PairwiseHiddenLoss, TokenLoss
 
 
-class HiddenMSE(PairwiseHiddenLoss):
-    """Mean squared error between student and teacher hidden states (How to Distill your BERT, section 3; TinyBERT).
-
-    Term `hidden_mse`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` over real tokens, counted in N * d_t, where
-    P is a learned linear map if the widths differ, otherwise the identity.
-    """
-
-    term = "hidden_mse"
-
+class _SquaredDistance(PairwiseHiddenLoss):
     def count(self, rows: int) -> int:
         """Return the number of components of all rows."""
         return rows * self.width
@@ -29,11 +21,21 @@ class HiddenMSE(PairwiseHiddenLoss):
         return squares - total.square().sum(-1) / rows
 
 
-class HiddenMSECLS(HiddenMSE):
+class HiddenMSE(_SquaredDistance, TokenLoss):
+    """Mean squared error between student and teacher hidden states (How to Distill your BERT, section 3; TinyBERT).
+
+    Term `hidden_mse`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` over real tokens, counted in N * d_t, where
+    P is a learned linear map if the widths differ, otherwise the identity. With `unit: aligned`, over units, counted in
+    U * d_t.
+    """
+
+    term = "hidden_mse"
+
+
+class HiddenMSECLS(_SquaredDistance, FirstTokenLoss):
     """Mean squared error on the first token of each sequence only (How to Distill your BERT, section 3).
 
     Term `hidden_mse_cls`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` at position 0, counted in B * d_t.
     """
 
     term = "hidden_mse_cls"
-    first_only = True

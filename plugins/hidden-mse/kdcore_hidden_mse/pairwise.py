@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from kdcore import (
     Batch,
+    Block,
     LayerPairs,
     Loss,
     LossConfig,
@@ -24,6 +25,12 @@ from kdcore import (
     at_least_float32,
     require_teacher,
     resolve_pairs,
+)
+
+UnitKey = Literal["token", "aligned"]
+UNIT_DESCRIPTION = (
+    "Compared states: of all real tokens, or, for models with different tokenizers, averages over the spans of text "
+    "between common token boundaries (`aligned`)."
 )
 
 
@@ -46,9 +53,6 @@ class PairwiseHiddenLoss(Loss):
     term: ClassVar[str]
     """Name of the only term."""
 
-    first_only: ClassVar[bool] = False
-    """Whether rows are the first tokens of the sequences, not all real tokens."""
-
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
         teacher = require_teacher(config, teacher)
@@ -62,14 +66,13 @@ class PairwiseHiddenLoss(Loss):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Return the number of compared items."""
-        return {self.term: self.count(batch.num_sequences if self.first_only else batch.num_tokens)}
+        return {self.term: self.count(self.num_rows(batch))}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Return the sum of distances."""
         assert teacher is not None
-        own_rows, their_rows = (side.first if self.first_only else side.tokens for side in (student, teacher))
         distances = [
-            self.distance(self.project(own_rows(own), pair), at_least_float32(their_rows(theirs)))
+            self.distance(self.project(self.rows(student, own), pair), at_least_float32(self.rows(teacher, theirs)))
             for pair, (theirs, own) in enumerate(self.pairs)
         ]
         return {self.term: torch.stack(distances).sum()}
@@ -77,8 +80,7 @@ class PairwiseHiddenLoss(Loss):
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum the teacher's states (d_t) and their squares for each pair, and count rows."""
         assert teacher is not None
-        their_rows = teacher.first if self.first_only else teacher.tokens
-        states = [self.compared(their_rows(block).double()) for block in self.pairs.teacher]
+        states = [self.compared(self.rows(teacher, block).double()) for block in self.pairs.teacher]
         return {
             "rows": torch.tensor(float(len(states[0])), dtype=torch.float64),
             "states": torch.stack([rows.sum(0) for rows in states]),
@@ -106,12 +108,58 @@ class PairwiseHiddenLoss(Loss):
         """
 
     @abstractmethod
+    def num_rows(self, batch: Batch) -> int:
+        """Return the number of rows that are compared."""
+
+    @abstractmethod
+    def rows(self, signals: Signals, block: Block) -> Tensor:
+        """Return the states after a block that are compared: (rows, d)."""
+
+    @abstractmethod
     def count(self, rows: int) -> int:
         """Return the number of items that `distance` sums over for a number of rows."""
 
     @abstractmethod
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Sum the distance between student and teacher over rows; both are (rows, d_t) and at least float32."""
+
+
+class FirstTokenLoss(PairwiseHiddenLoss):
+    """A distance between states of the first tokens of the sequences, which need no alignment."""
+
+    compares_tokens = False
+
+    def num_rows(self, batch: Batch) -> int:
+        """Return B."""
+        return batch.num_sequences
+
+    def rows(self, signals: Signals, block: Block) -> Tensor:
+        """Return the states of the first tokens: (B, d)."""
+        return signals.first(block)
+
+
+class TokenLoss(PairwiseHiddenLoss):
+    """A distance between states of all real tokens, or of the units of models with different tokenizers."""
+
+    class Config(PairwiseHiddenLoss.Config):
+        """Keys of an entry."""
+
+        unit: UnitKey = Field("token", description=UNIT_DESCRIPTION)
+
+    config: Config
+
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether `unit` is `token`."""
+        return self.config.unit == "token"
+
+    def num_rows(self, batch: Batch) -> int:
+        """Return N, or U for units."""
+        return batch.num_tokens if self.config.unit == "token" else batch.num_units
+
+    def rows(self, signals: Signals, block: Block) -> Tensor:
+        """Return the states of tokens (N, d), or of units (U, d)."""
+        return signals.tokens(block) if self.config.unit == "token" else signals.units(block)
 
 
 def squared_distance_of_directions(one: Tensor, other: Tensor) -> Tensor:

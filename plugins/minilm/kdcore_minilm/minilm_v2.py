@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -42,7 +42,8 @@ class MiniLMv2(Loss):
     The heads of a block are merged and split again into R relation heads of width d_r, so that teacher and student may
     differ in width and in heads. Terms `query`, `key` and `value`: weight times the sum over pairs of blocks, relation
     heads and real tokens of `KL(softmax(x_t x_t^T / sqrt(d_r)) || softmax(x_s x_s^T / sqrt(d_r)))`, each side with its
-    own d_r; counted in R * N each.
+    own d_r; counted in R * N each. With `unit: aligned`, queries, keys and values are averaged over units first, and
+    the relations are those between units, counted in R * U.
     """
 
     class Config(LossConfig):
@@ -54,6 +55,11 @@ class MiniLMv2(Loss):
         )
         relations: RelationWeights = Field(
             default_factory=RelationWeights, description="Weights of the relations between queries, keys and values."
+        )
+        unit: Literal["token", "aligned"] = Field(
+            "token",
+            description="Related vectors: of all real tokens, or, for models with different tokenizers, averages over "
+            "the spans of text between common token boundaries (`aligned`).",
         )
 
     config: Config
@@ -73,14 +79,20 @@ class MiniLMv2(Loss):
         self.relation_heads = _relation_heads(config, teacher, student)
         self.pairs = resolve_block_pairs(config.layers, teacher.num_layers, student.num_layers)
 
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether `unit` is `token`."""
+        return self.config.unit == "token"
+
     def requests(self) -> Requests:
         """Request the projections with a positive weight, in the paired blocks."""
         theirs, own = zip(*self.pairs, strict=True)
         return Requests(teacher=Signals.attention(self.weights, theirs), student=Signals.attention(self.weights, own))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return R * N for each relation."""
-        return {part: self.relation_heads * batch.num_tokens for part in self.weights}
+        """Return R * N for each relation, or R * U for units."""
+        rows = batch.num_tokens if self.config.unit == "token" else batch.num_units
+        return {part: self.relation_heads * rows for part in self.weights}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted sum of each relation over heads, tokens and pairs of blocks."""
@@ -88,11 +100,10 @@ class MiniLMv2(Loss):
         return {part: weight * self._divergence(part, student, teacher) for part, weight in self.weights.items()}
 
     def _divergence(self, part: AttentionPart, student: Signals, teacher: Signals) -> Tensor:
-        heads = self.relation_heads
-        sums = [
-            ScoreMaps.relations(student, part, own, heads).kl_from(ScoreMaps.relations(teacher, part, theirs, heads))
-            for theirs, own in self.pairs
-        ]
+        def relations(signals: Signals, block: int) -> ScoreMaps:
+            return ScoreMaps.relations(signals, part, block, self.relation_heads, unit=self.config.unit)
+
+        sums = [relations(student, own).kl_from(relations(teacher, theirs)) for theirs, own in self.pairs]
         return torch.stack(sums).sum()
 
 
