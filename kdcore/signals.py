@@ -520,7 +520,7 @@ class Signals:
     | request | read |
     | --- | --- |
     | `Signals.hidden(blocks)` | `tokens(block)`, `units(block)`, `first(block)` |
-    | `Signals.attention(parts, blocks)` | `heads(part, block)`, `packed_heads(part, block)`, `unit_heads(part, block)` |
+    | `Signals.attention(parts, blocks)` | `heads(part, block)`, `packed_heads(...)`, `unit_heads(part, block)` |
     | `Signals.predictions(positions)` | `logits(positions)` |
     | `Signals.predictions(positions, factored=True)` | `factored(positions)` |
     | `Signals.head(name)` | `outputs(name)` |
