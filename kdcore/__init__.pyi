@@ -4,6 +4,7 @@
 from .commands.base import Command as Command
 from .commands.base import ExportOption as ExportOption
 from .commands.base import JobQueue as JobQueue
+from .commands.base import add_allow_imports as add_allow_imports
 from .commands.base import add_overrides as add_overrides
 from .commands.base import is_override as is_override
 from .commands.train import train as train

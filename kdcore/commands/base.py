@@ -104,6 +104,15 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_allow_imports(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--allow-imports` of commands that read the recipe of a run folder."""
+    parser.add_argument(
+        "--allow-imports",
+        action="store_true",
+        help="run the Python files under `imports:` of a run folder's recipe (docs/trust.md)",
+    )
+
+
 def is_override(word: str) -> bool:
     """Return whether an argument is `key=value`; folders of sweeps have such names, too."""
     return _OVERRIDE.match(word) is not None and not os.path.exists(word)  # Path.exists raises on long values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kdcore.commands.base import Command
+from kdcore.commands.base import Command, add_allow_imports
 
 
 class DebugCommand(Command):
@@ -26,10 +26,14 @@ class DebugCommand(Command):
             "--processes", type=int, metavar="N", help="number of processes of the run; default: from its checkpoint"
         )
 
+        add_allow_imports(parser)
+
     def run(self, arguments: argparse.Namespace) -> int:
         """Print the report."""
         from kdcore.training.run.batch_report import batch_report
 
-        for line in batch_report(arguments.run, arguments.step, arguments.processes):
+        for line in batch_report(
+            arguments.run, arguments.step, arguments.processes, allow_imports=arguments.allow_imports
+        ):
             print(line)
         return 0

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from kdcore.commands.base import Command, ExportOption
+from kdcore.commands.base import Command, ExportOption, add_allow_imports
 from kdcore.errors import InfrastructureError, InputError, KdcoreError, PluginError
 from kdcore.registry import Entry, describe_error, export_options
 
@@ -26,6 +26,7 @@ class ExportCommand(Command):
         parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
         parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to write")
         parser.add_argument("--checkpoint", type=int, metavar="STEP", help="the checkpoint's step; default: the newest")
+        add_allow_imports(parser)
         # An option of another package never displaces one of ours.
         for entry in sorted(export_options.entries(), key=lambda entry: entry.precedence):
             try:
@@ -48,7 +49,7 @@ class ExportCommand(Command):
         with locked(lock_of(folder)):
             _check_free(folder)  # another process may have exported to it since
             with atomic_directory(folder, finished="config.json") as staging:
-                export_run(arguments.run, staging, arguments.checkpoint)
+                export_run(arguments.run, staging, arguments.checkpoint, allow_imports=arguments.allow_imports)
                 for entry, option in self._options:
                     _apply(option, entry, staging, arguments)
         print(f"exported to {folder}")

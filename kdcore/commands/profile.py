@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from kdcore.commands.base import Command, add_recipe_arguments
+from kdcore.commands.base import Command, add_allow_imports, add_recipe_arguments
 from kdcore.errors import InputError
 from kdcore.recipe.loading import load_recipe
 
@@ -24,13 +24,14 @@ class ProfileCommand(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the arguments RECIPE, overrides and --steps."""
         add_recipe_arguments(parser)
+        add_allow_imports(parser)
         parser.add_argument("--steps", type=int, default=5, metavar="N", help="number of steps to measure (default: 5)")
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Measure and print."""
         if arguments.steps < 1:
             raise InputError(f"must be at least 1, found {arguments.steps}", where="--steps")
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        recipe = load_recipe(arguments.recipe, arguments.overrides, allow_imports=arguments.allow_imports or None)
         from kdcore.training.loop.monitor import console
         from kdcore.training.run.profiling import profile_recipe
 

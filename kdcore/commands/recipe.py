@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from kdcore.commands.base import Command, add_recipe_arguments
+from kdcore.commands.base import Command, add_allow_imports, add_recipe_arguments
 from kdcore.errors import InputError
 from kdcore.recipe.loading import load_recipe
 
@@ -26,6 +26,7 @@ class RecipeCommand(Command):
         """Declare the action, RECIPE, overrides."""
         parser.add_argument("action", choices=self.subcommands)
         add_recipe_arguments(parser, optional=True)
+        add_allow_imports(parser)
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Do the action."""
@@ -35,7 +36,12 @@ class RecipeCommand(Command):
             return _schema()
         if arguments.recipe is None:
             raise InputError(f"`kdcore recipe {arguments.action}` needs a recipe file")
-        recipe = load_recipe(arguments.recipe, arguments.overrides, check_names=arguments.action == "show")
+        recipe = load_recipe(
+            arguments.recipe,
+            arguments.overrides,
+            allow_imports=arguments.allow_imports or None,
+            check_names=arguments.action == "show",
+        )
         if arguments.action == "show":
             print(recipe.annotated_yaml(), end="")
             return 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore.commands.base import Command
+from kdcore.commands.base import Command, add_allow_imports
 from kdcore.errors import InputError, first_line
 from kdcore.recipe.loading import load_recipe
 from kdcore.registry import summary_rows
@@ -31,14 +31,15 @@ class SummaryCommand(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare RUN."""
         parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
+        add_allow_imports(parser)
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Measure and print."""
-        print(summarise(arguments.run))
+        print(summarise(arguments.run, allow_imports=arguments.allow_imports))
         return 0
 
 
-def summarise(folder: Path) -> str:
+def summarise(folder: Path, *, allow_imports: bool = False) -> str:
     """Describe a finished run in a table, with the models loaded as their users load them.
 
     Raises:
@@ -51,7 +52,7 @@ def summarise(folder: Path) -> str:
     exports = folder / "exports"
     if not (exports / "final").is_dir():
         raise InputError("the folder holds no finished run", where=str(folder), hint="give a folder runs/NAME/ID")
-    plan = make_plan(load_recipe(folder / "recipe.yaml"), stored_data(folder))
+    plan = make_plan(load_recipe(folder / "recipe.yaml", allow_imports=allow_imports), stored_data(folder))
     teacher_sources = {label: model.source for label, model in plan.teachers.items() if model.source is not None}
     run = FinishedRun(
         folder=folder,

@@ -38,7 +38,8 @@ class TrainCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Train in this process or in several ones."""
-        recipe = load_recipe(arguments.recipe, arguments.overrides)  # reports mistakes before torch is imported
+        # Report mistakes before torch is imported.
+        recipe = load_recipe(arguments.recipe, arguments.overrides, allow_imports=True)
         if arguments.processes is None:
             return _train(recipe, smoke=arguments.smoke).exit_code
         if arguments.processes < 1:
@@ -64,7 +65,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = Fa
         InputError: the recipe, its data or its models cannot be used.
         TrainingError: training failed.
     """
-    return _train(load_recipe(recipe, overrides), smoke=smoke)
+    return _train(load_recipe(recipe, overrides, allow_imports=True), smoke=smoke)
 
 
 def _train(recipe: Recipe, *, smoke: bool) -> RunResult:

@@ -148,7 +148,7 @@ def _load_with_transformers(name: str) -> Any:
             where=name,
             allowed=_SOURCES,
         )
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
             "has only a slow tokenizer, written in Python",

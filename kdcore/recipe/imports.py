@@ -12,6 +12,15 @@ from kdcore.errors import KdcoreError, PluginError
 from kdcore.registry import registering_from
 
 _done: dict[str, int] = {}
+_MARKS = ("checkpoints", "exports", "environment.json", "data.json", "metrics.jsonl", "train.log")
+
+
+def is_of_a_run(recipe: Path) -> bool:
+    """Return whether a recipe's file is the one that a run has stored in its folder."""
+    places = {recipe, recipe.resolve()}
+    return any(
+        place.name == "recipe.yaml" and any((place.parent / mark).exists() for mark in _MARKS) for place in places
+    )
 
 
 def run_import(file: str, *, where: str, key: str) -> None:

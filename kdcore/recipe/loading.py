@@ -7,6 +7,7 @@ component names. `Recipe.components` imports the components and checks their sec
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 from kdcore.errors import InputError, Problem, RecipeError
 from kdcore.recipe.checking import SectionWalker, SettingsT, check, checked_or_raise, dotted
 from kdcore.recipe.fields import Option, inside, keys_of
-from kdcore.recipe.imports import run_import
+from kdcore.recipe.imports import is_of_a_run, run_import
 from kdcore.recipe.merging import KeyPath, load_merged
 from kdcore.recipe.paths import refuse_impossible, resolve_recipe
 from kdcore.recipe.schema import (
@@ -37,6 +38,8 @@ from kdcore.registry import Registry, losses, models, optimizers, schedulers, ta
 
 __all__ = ["Component", "Components", "Origin", "Recipe", "load_config", "load_recipe"]
 
+logger = logging.getLogger("kdcore")
+
 REGISTRIES: dict[str, Registry] = {
     "teacher": models,
     "teachers": models,
@@ -50,6 +53,7 @@ REGISTRIES: dict[str, Registry] = {
 }
 
 
+_TRUST = "trust_remote_code"
 _NAME_TOO_LONG = re.compile(r"[\w.~:@+-]{256}")
 
 
@@ -112,11 +116,22 @@ class Recipe:
             been called.
         settings: the checked core keys with their defaults.
         overrides: `key=value` each, as they were given.
+        files: the file and those that it extends.
+        allow_imports: see `load_recipe`.
     """
 
     def __init__(
-        self, path: Path, root: Node, data: dict[str, Plain], settings: RecipeSettings, overrides: Sequence[str]
+        self,
+        path: Path,
+        root: Node,
+        data: dict[str, Plain],
+        settings: RecipeSettings,
+        overrides: Sequence[str],
+        files: Sequence[Path] = (),
+        allow_imports: bool | None = None,
     ) -> None:
+        self.files = tuple(files)
+        self.allow_imports = allow_imports
         self.path = path
         self.overrides = tuple(overrides)
         self.data = data
@@ -138,6 +153,8 @@ class Recipe:
 
     def components(self) -> Components:
         """Run the files under `imports:`, import all components of the recipe and check their sections.
+
+        Files that `allow_imports` does not cover are skipped with a warning.
 
         Raises:
             PluginError: a file under `imports:` failed.
@@ -178,9 +195,15 @@ class Recipe:
         return annotated(self._root, self.settings.model_dump(mode="json"))
 
     def _load_components(self) -> Components:
+        allowed = self.allowed_imports
         for index, file in enumerate(self.settings.imports):
             place = ("imports", index)
-            run_import(file, where=str(self._root.origin_at(place)), key=dotted(place))
+            if file in allowed:
+                run_import(file, where=str(self._root.origin_at(place)), key=dotted(place))
+        skipped = [file for file in self.settings.imports if file not in allowed]
+        if skipped:
+            what = f"skipped {', '.join(skipped)}, because the recipe is that of a run folder"
+            logger.warning(f"{self._root.origin_at(('imports',))}: imports: {what}; `--allow-imports` runs such files")
         walker = SectionWalker(lambda place: self._root.origin_at(place), self.settings.imports)
         found: dict[KeyPath, Component] = {}
         data = dict(self.data)
@@ -196,6 +219,11 @@ class Recipe:
                 key: walker.walk(inside(options, key), value, (*section.place, key))
                 for key, value in section.settings.items()
             }
+            place = (*section.place, _TRUST)
+            if settings.get(_TRUST) is True and not self._may_run(place):
+                del settings[_TRUST]
+                what = "left out, because the recipe is that of a run folder; `--allow-imports` keeps it"
+                logger.warning(f"{self._root.origin_at(place)}: {dotted(place)}: {what}")
             _put(data, section.place, settings)
             walker.pin(section.registry, section.name, section.place)
             checked = self._check_section(section, cls, settings)
@@ -203,6 +231,9 @@ class Recipe:
                 walker.problems += checked
             else:
                 found[section.place] = Component(section.name, cls, checked, key)
+        if walker.problems and skipped:
+            hint = "if a file under `imports:` registers it, run the command with `--allow-imports`"
+            walker.problems = [replace(one, hint=f"{one.hint} {hint}" if one.hint else hint) for one in walker.problems]
         if walker.problems:
             raise RecipeError(walker.problems)
         self.data = data
@@ -228,6 +259,20 @@ class Recipe:
             trackers=[one for place, one in found.items() if place[0] == "tracking"],
             transforms=[one for place, one in found.items() if place[0] == "stages"],
         )
+
+    @property
+    def allowed_imports(self) -> list[str]:
+        """Return the files under `imports:` that `components` runs."""
+        return [file for index, file in enumerate(self.settings.imports) if self._may_run(("imports", index))]
+
+    def _may_run(self, place: KeyPath) -> bool:
+        """Return whether code that is stated here may run: nothing that a run folder states does by itself."""
+        origin = self._root.origin_at(place)
+        if origin.override is not None or self.allow_imports:
+            return True
+        if self.allow_imports is not None or is_of_a_run(self.path):
+            return False
+        return origin.file == self.path or not any(is_of_a_run(file) for file in self.files)
 
     def _check_section(self, section: _Section, cls: type[Any], settings: dict[str, Plain]) -> Any:
         own = {key: value for key, value in settings.items() if key != "name"}
@@ -255,12 +300,16 @@ def recipe_problems(data: Mapping[str, Any]) -> list[Problem]:
     return [replace(problem, where=None) for problem in checked] if isinstance(checked, list) else []
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check_names: bool = True) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, allow_imports: bool | None = None, check_names: bool = True
+) -> Recipe:
     """Read a recipe and check everything that does not need a component; reads YAML and package metadata only.
 
     Args:
         path: a file, or `kdcore:quickstart.yaml` for a recipe that kdcore ships.
         overrides: `key=value` each, as on the command line.
+        allow_imports: whether `Recipe.components` runs the files under `imports:`. By default it does, unless the
+            recipe of a run folder states them; files that an override states always run.
         check_names: whether to look up the names of components. Without it, `Recipe.components` reports unknown names
             together with the other problems of components, such as failed imports.
 
@@ -290,7 +339,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check_names:
         problems += _unknown_names(data, root)
     if problems or isinstance(settings, list):
         raise RecipeError(problems)
-    return Recipe(file, root, data, settings, overrides)
+    return Recipe(file, root, data, settings, overrides, merged.files, allow_imports)
 
 
 def load_config(path: str | Path, model: type[SettingsT], overrides: Sequence[str] = ()) -> SettingsT:

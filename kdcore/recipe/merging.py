@@ -18,11 +18,12 @@ KeyPath = tuple[str | int, ...]
 
 
 class Merged:
-    """A merged recipe: the tree of values, and the keys whose `null` did not remove anything."""
+    """A merged recipe: the tree of values, the keys whose `null` did not remove anything, and all files read."""
 
-    def __init__(self, root: Node, pointless: dict[KeyPath, Origin]) -> None:
+    def __init__(self, root: Node, pointless: dict[KeyPath, Origin], files: Sequence[Path] = ()) -> None:
         self.root = root
         self.pointless = pointless
+        self.files = files
 
 
 def load_merged(file: Path, overrides: Sequence[str], default_names: Mapping[str, str]) -> Merged:
@@ -42,7 +43,7 @@ def load_merged(file: Path, overrides: Sequence[str], default_names: Mapping[str
         root = merger.merge(root, merger.overlay(overrides), ())
     if merger.problems:
         raise RecipeError(merger.problems)
-    return Merged(root, merger.pointless)
+    return Merged(root, merger.pointless, merger.files)
 
 
 class _Merger:
@@ -50,12 +51,14 @@ class _Merger:
         self.default_names = default_names
         self.problems: list[Problem] = []
         self.pointless: dict[KeyPath, Origin] = {}
+        self.files: list[Path] = []
 
     def file(self, file: Path, stack: tuple[Path, ...]) -> Node:
         if file.resolve() in stack:
             circle = [*stack[stack.index(file.resolve()) :], file]
             raise RecipeError(f"`extends` is circular: {' -> '.join(str(one) for one in circle)}", where=str(file))
         own = read_yaml(file)
+        self.files.append(file)
         assert isinstance(own.value, dict)
         extends = own.value.pop("extends", None)
         merged = Node({}, own.origin)

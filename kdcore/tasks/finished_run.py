@@ -65,4 +65,4 @@ def _load(source: str) -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+    return AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False).eval()

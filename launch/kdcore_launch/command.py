@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdcore import Command, InputError, is_override
+from kdcore import Command, InputError, add_allow_imports, is_override
 
 if TYPE_CHECKING:
     from kdcore_launch.profile import Profile
@@ -57,6 +57,7 @@ class LaunchCommand(Command):
         )
         parser.add_argument("--prepare", metavar="DATA.yaml", help="prepare data instead of training")
         parser.add_argument("--tasks", metavar="N", type=int, help="number of jobs for --prepare")
+        add_allow_imports(parser)
         parser.add_argument("--local", action="store_true", help="run on this machine, without SLURM")
         parser.add_argument(
             "--wait", action="store_true", help="wait until all jobs have ended and return the exit code of the run"
@@ -93,7 +94,14 @@ class LaunchCommand(Command):
         else:
             profile = _profile(arguments, own)
             submission = run_submission(
-                recipes, overrides, arguments.sweep, arguments.name, arguments.parallel, profile, dry=dry
+                recipes,
+                overrides,
+                arguments.sweep,
+                arguments.name,
+                arguments.parallel,
+                profile,
+                dry=dry,
+                allow_imports=arguments.allow_imports or None,
             )
         return send(submission, local=arguments.local, wait=arguments.wait, dry=dry)
 

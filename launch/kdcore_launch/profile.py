@@ -40,8 +40,15 @@ def _minutes(value: object) -> object:
     return ((days * 24 + hours) * 60) + minutes + (seconds > 0)
 
 
+def _line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(f"{value[:80]!r} contains a line break or another control character")
+    return value
+
+
 def _arguments(values: list[str]) -> list[str]:
     for value in values:
+        _line(value)
         if not value.startswith("--") or " " in value.split("=", 1)[0]:
             raise ValueError(f"{value!r} is not a valid argument: write `--name=value` or `--name`")
     return values
@@ -55,6 +62,7 @@ def _sbatch_arguments(values: list[str]) -> list[str]:
     return values
 
 
+Line = Annotated[str, AfterValidator(_line)]
 Minutes = Annotated[int, BeforeValidator(_minutes), Field(gt=0)]
 Arguments = Annotated[list[str], AfterValidator(_arguments)]
 
@@ -75,20 +83,20 @@ class Restarts(ComponentConfig):
 class Container(ComponentConfig):
     """A container image for the processes of a run; kdcore must be installed in it."""
 
-    image: str = Field(min_length=1, description="File or URL of the image.")
+    image: Line = Field(min_length=1, description="File or URL of the image.")
     runtime: Literal["apptainer", "pyxis"] = Field(
         "apptainer", description="Container runtime: apptainer, or pyxis (a plugin of srun)."
     )
-    mounts: list[str] = Field(default_factory=list, description="Mounts, each OUTSIDE:INSIDE or OUTSIDE.")
-    python: str = Field("python3", description="Python interpreter inside the container.")
+    mounts: list[Line] = Field(default_factory=list, description="Mounts, each OUTSIDE:INSIDE or OUTSIDE.")
+    python: Line = Field("python3", description="Python interpreter inside the container.")
 
 
 class Profile(ComponentConfig):
     """The resources of a job. Missing keys have the cluster's defaults."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
     nodes: int = Field(1, gt=0)
     gpus_per_node: int = Field(0, ge=0)
     processes_per_node: int | None = Field(
@@ -99,14 +107,14 @@ class Profile(ComponentConfig):
         None, pattern=r"^\d+[KMGT]?$", description="Memory per node, such as 64G; 0 is all memory.", examples=["64G"]
     )
     time: Minutes | None = Field(None, description="Time limit: HH:MM:SS, D-HH:MM or minutes.")
-    constraint: str | None = Field(None, description="Required node features.")
+    constraint: Line | None = Field(None, description="Required node features.")
     sbatch: Annotated[Arguments, AfterValidator(_sbatch_arguments)] = Field(
         default_factory=list, description="Further arguments of sbatch."
     )
     srun: Arguments = Field(default_factory=list, description="Further arguments of srun.")
     setup: list[str] = Field(default_factory=list, description="Shell lines to run first on the job's first node.")
     container: Container | None = None
-    python: PathString | None = Field(
+    python: Annotated[PathString, AfterValidator(_line)] | None = Field(
         None, description="Python interpreter on the nodes; default: the one that submits the job."
     )
     snapshot: bool = Field(True, description="Copy code and recipe when the job is submitted.")

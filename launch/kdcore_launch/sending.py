@@ -42,6 +42,7 @@ def run_submission(
     profile: Profile,
     *,
     dry: bool,
+    allow_imports: bool | None = None,
 ) -> Submission:
     """Build the submission of a run or a sweep; unless `dry`, write its files to the run folders.
 
@@ -52,7 +53,8 @@ def run_submission(
         raise InputError("a recipe is required", hint="use kdcore launch RECIPE --profile FILE")
     cells = make_sweep(recipes, overrides, read_axes(axes))
     for cell in cells:
-        load_recipe(cell.recipe, cell.overrides).components()  # report errors now, not after hours in the queue
+        # Report errors now, not after hours in the queue.
+        load_recipe(cell.recipe, cell.overrides, allow_imports=allow_imports).components()
     sweep = len(cells) > 1 or bool(axes)
     if name is not None and not sweep:
         raise InputError("valid for a sweep only; the name of a run is run.name of its recipe", where="--name")
@@ -64,7 +66,9 @@ def run_submission(
     code = folder / "code" if profile.snapshot else None
     if code is not None and not dry:
         copy_code(code)
-    jobs = [Job(cell.folder, _arguments(cell, profile, dry=dry), profile) for cell in cells]
+    jobs = [
+        Job(cell.folder, _arguments(cell, profile, dry=dry, allow_imports=allow_imports), profile) for cell in cells
+    ]
     submission = Submission(folder, folder.name if sweep else run_name, jobs, code, parallel, Path.cwd())
     if not dry:
         submission.store(folder)
@@ -173,14 +177,14 @@ def send(submission: Submission, *, local: bool, wait: bool, dry: bool) -> int:
     return wait_for(list(zip(ids, folders, strict=True)), local=local) if wait else 0
 
 
-def _arguments(cell: SweepCell, profile: Profile, *, dry: bool) -> tuple[str, ...]:
+def _arguments(cell: SweepCell, profile: Profile, *, dry: bool, allow_imports: bool | None) -> tuple[str, ...]:
     if not profile.snapshot:
         recipe = cell.recipe if cell.recipe.startswith("kdcore:") else os.path.abspath(cell.recipe)
         return ("train", recipe, *cell.overrides)
     own = history.launch_folder(cell.folder)
     if not dry:
         _make(own)
-        copy_recipe(cell.recipe, cell.overrides, own)
+        copy_recipe(cell.recipe, cell.overrides, own, allow_imports=allow_imports)
     return ("train", str(own / "recipe.yaml"))
 
 

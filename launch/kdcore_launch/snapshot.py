@@ -37,7 +37,7 @@ def copy_code(folder: Path) -> None:
                     (info / name).write_text(text, encoding="utf-8")
 
 
-def copy_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Path:
+def copy_recipe(recipe: str, overrides: Sequence[str], folder: Path, *, allow_imports: bool | None = None) -> Path:
     """Write a recipe, merged with its base recipes and overrides, to one file, and copy its imported Python files.
 
     Raises:
@@ -45,7 +45,8 @@ def copy_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     copies = []
-    for index, file in enumerate(load_recipe(recipe, overrides).settings.imports):
+    given = load_recipe(recipe, overrides, allow_imports=allow_imports)
+    for index, file in enumerate(given.allowed_imports):
         copy = folder / _IMPORTS / str(index) / Path(file).name
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -53,7 +54,7 @@ def copy_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Path:
         except OSError as error:
             raise InputError(f"the file cannot be copied: {error.strerror}", where=file, key="imports") from error
         copies.append(str(copy))
-    imports = [f"imports={json.dumps(copies)}"] if copies else []
+    imports = [f"imports={json.dumps(copies)}"] if given.settings.imports else []
     text = load_recipe(recipe, [*overrides, *imports]).resolved_yaml()
     (folder / _RECIPE).write_text(text, encoding="utf-8")
     return folder / _RECIPE

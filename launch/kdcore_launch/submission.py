@@ -57,6 +57,21 @@ class Submission:
         """Return the common profile of the jobs."""
         return self.jobs[0].profile
 
+    def __post_init__(self) -> None:
+        """Refuse texts that would end a line of a batch script.
+
+        Raises:
+            InputError: names the text.
+        """
+        folders = [self.folder, self.working_folder, *(job.folder for job in self.jobs)]
+        texts = [self.name, *map(str, folders), *([] if self.code is None else [str(self.code)])]
+        for text in texts:
+            if not text.isprintable():
+                raise InputError(
+                    f"a batch script cannot name {text[:80]!r}: it contains a line break or another control character",
+                    hint="choose another folder or name",
+                )
+
     def store(self, folder: Path) -> None:
         """Store the submission, so that it can be resubmitted."""
         note = {

@@ -51,7 +51,7 @@ class TermValue:
         return f"{self.term} {self.value:.5g} over {self.count}{mark}"
 
 
-def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator[str]:
+def batch_report(run: Path, step: int, processes: int | None = None, *, allow_imports: bool = False) -> Iterator[str]:
     """Describe the samples of a step: ids, lengths, text with masks, and their losses.
 
     Losses are computed in float32 and without dropout, with the weights of the newest good checkpoint before that step,
@@ -62,6 +62,7 @@ def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator
         step: number of the step as in metrics and messages, from 1.
         processes: number of processes of the run, which decides their samples; default: that of the checkpoint,
             else 1.
+        allow_imports: run the files under `imports:` of the run's recipe.
 
     Raises:
         InputError: the run or the step does not exist.
@@ -71,7 +72,7 @@ def batch_report(run: Path, step: int, processes: int | None = None) -> Iterator
         raise InputError("the folder holds no run", where=str(run), hint="give a folder runs/NAME/ID")
     if step < 1:
         raise InputError(f"must be at least 1 (found {step})", where="STEP")
-    plan = make_plan(load_recipe(path), stored_data(run))
+    plan = make_plan(load_recipe(path, allow_imports=allow_imports), stored_data(run))
     training = plan.recipe.settings.training
     checkpoint = _newest_good(run, step)
     if checkpoint is not None:

@@ -82,8 +82,10 @@ def _umask() -> int:
     return current
 
 
-def export_run(run: Path, folder: Path, step: int | None) -> Path:
+def export_run(run: Path, folder: Path, step: int | None, *, allow_imports: bool = False) -> Path:
     """Export a run's student from a checkpoint: the newest, or that of `step`.
+
+    The files under `imports:` of the run's recipe run only with `allow_imports`.
 
     Raises:
         InputError: the run or checkpoint does not exist, or `folder` is not empty.
@@ -104,7 +106,7 @@ def export_run(run: Path, folder: Path, step: int | None) -> Path:
     if step is not None:
         require_good(checkpoint)
     state = read_state(checkpoint)
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe = load_recipe(run / "recipe.yaml", allow_imports=allow_imports)
     plan = make_plan(recipe, stored_data(run))
     weights = float32_student_of(checkpoint, state.zero_stage)
     student = plan.build_student(state.stage)

@@ -32,7 +32,7 @@ def smoke_test(recipe: Recipe) -> RunResult:
     changes = [f"run.folder={parent}", "logging.every=1", f"checkpoints.every={_STEPS}"]
     if recipe.settings.validation.every != "never":
         changes.append(f"validation.every={_STEPS}")
-    small = load_recipe(recipe.path, [*recipe.overrides, *changes])
+    small = load_recipe(recipe.path, [*recipe.overrides, *changes], allow_imports=recipe.allow_imports)
     result = train_recipe(small, exit_steps=_STEPS)
     if result.finished:
         result = train_recipe(small, exit_steps=2 * _STEPS)

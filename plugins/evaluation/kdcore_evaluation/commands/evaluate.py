@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore import Command, InputError, get_command, is_override, load_config
+from kdcore import Command, InputError, add_allow_imports, get_command, is_override, load_config
 
 if TYPE_CHECKING:
     from kdcore_evaluation.run.evaluator import Launch
@@ -50,6 +50,8 @@ class EvaluateCommand(Command):
             "--profile", metavar="FILE", help="run the fine-tunings as jobs of `kdcore launch`, and wait"
         )
 
+        add_allow_imports(parser)
+
     def run(self, arguments: argparse.Namespace) -> int:
         """Measure, and print a table."""
         from kdcore_evaluation.run.suite import Suite
@@ -71,7 +73,7 @@ class EvaluateCommand(Command):
         from kdcore_evaluation.run.evaluator import Evaluator
         from kdcore_evaluation.run.scores import score_table
 
-        models = find_models(places, exports, suite.references, _report)
+        models = find_models(places, exports, suite.references, _report, allow_imports=arguments.allow_imports)
         folder: Path = arguments.output or Path("evaluations") / suite.name
         evaluator = Evaluator(suite, folder, cache_folder(), _report)
         evaluation = evaluator.run(models, arguments.processes, launch, lambda run: run_state(run) == "finished")

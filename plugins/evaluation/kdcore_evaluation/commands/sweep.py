@@ -66,8 +66,11 @@ class SweepCommand(Command):
         overrides = [*_overrides(sweep.overrides), *own]
         axes = sweep.override_axes
         cells = make_sweep(sweep.recipes, overrides, axes)
+        imports = False
         for cell in cells:
-            load_recipe(cell.recipe, cell.overrides).components()
+            recipe = load_recipe(cell.recipe, cell.overrides)
+            recipe.components()
+            imports = imports or bool(recipe.allowed_imports)
         suite = [*_overrides(sweep.suite_overrides), *of_suite]
         load_config(sweep.suite, Suite, suite)  # report its mistakes before days of training
         if arguments.profile is not None:
@@ -81,6 +84,8 @@ class SweepCommand(Command):
         folder = Path("evaluations") / name
         folders = [str(cell.folder) for cell in cells]
         options = ["--output", str(folder), "--processes", str(arguments.processes)]
+        if imports:  # the user's own recipes state them, so the runs' copies may run as well
+            options += ["--allow-imports"]
         if arguments.profile is not None:
             options += ["--profile", arguments.profile]
         # The intermediate exports are the points of the plot of scores against the budget.

@@ -66,7 +66,9 @@ def masked_lm(source: str, probe: MaskedLMProbe, cache: Path) -> Outcome:
     """Measure cross-entropy in nats per masked token, with the same masks for every model."""
     task = MaskedLM(MaskedLM.Config(data=probe.data), 0, cache)
     refusal = _other_vocabulary(source, task.data)
-    model, report = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    model, report = AutoModelForMaskedLM.from_pretrained(
+        source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
     if report["missing_keys"]:
         return {"skipped": "the model has no masked-LM head"}
     if refusal is not None:
@@ -214,7 +216,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _load(source: str) -> PreTrainedModel:
-    return AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+    return AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False).eval()
 
 
 def _positions(model: PreTrainedModel) -> int:

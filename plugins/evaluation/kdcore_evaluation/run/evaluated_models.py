@@ -109,7 +109,12 @@ def _known_keys(model_type: str) -> frozenset[str] | None:
 
 
 def find_models(
-    places: Sequence[str], exports: Sequence[str] | None, references: Iterable[Reference], remark: Callable[[str], None]
+    places: Sequence[str],
+    exports: Sequence[str] | None,
+    references: Iterable[Reference],
+    remark: Callable[[str], None],
+    *,
+    allow_imports: bool = False,
 ) -> list[EvaluatedModel]:
     """Find every model that a command line names.
 
@@ -119,6 +124,7 @@ def find_models(
             with the largest fraction of the budget.
         references: reference models to add.
         remark: called with each warning.
+        allow_imports: run the files under `imports:` of the runs' recipes.
 
     Raises:
         InputError: a place holds nothing to evaluate.
@@ -128,7 +134,7 @@ def find_models(
         path = Path(place)
         runs = [path] if _is_run(path) else _runs_below(path)
         if runs:
-            of_runs = [model for run in runs for model in _of_run(run, exports, remark)]
+            of_runs = [model for run in runs for model in _of_run(run, exports, remark, allow_imports)]
             if not of_runs:
                 raise InputError(
                     "nothing to evaluate: no student has been exported" + _wanted(exports),
@@ -160,7 +166,9 @@ def _runs_below(path: Path, depth: int = 2) -> list[Path]:
     return found
 
 
-def _of_run(run: Path, exports: Sequence[str] | None, remark: Callable[[str], None]) -> list[EvaluatedModel]:
+def _of_run(
+    run: Path, exports: Sequence[str] | None, remark: Callable[[str], None], allow_imports: bool
+) -> list[EvaluatedModel]:
     folder = run / "exports"
     there = (
         [path.name for path in sorted(folder.iterdir()) if (path / "config.json").is_file()] if folder.is_dir() else []
@@ -179,8 +187,10 @@ def _of_run(run: Path, exports: Sequence[str] | None, remark: Callable[[str], No
         for name in exports:
             if name not in there:
                 remark(f"{run}: no exports/{name} (found {', '.join(there)})")
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe = load_recipe(run / "recipe.yaml", allow_imports=allow_imports)
     settings = recipe.settings
+    if recipe.allowed_imports != settings.imports:
+        remark(f"{recipe.path}: imports: skipped {', '.join(settings.imports)}; `--allow-imports` runs such files")
     teacher = settings.models_of_teachers.get(settings.students_teacher or "", {}).get("path")
     return [
         EvaluatedModel(
@@ -189,7 +199,7 @@ def _of_run(run: Path, exports: Sequence[str] | None, remark: Callable[[str], No
             source=str((folder / name).absolute()),
             given=str((folder / name).absolute()),
             component=str(settings.student.get("name", "transformers")),
-            imports=tuple(settings.imports),
+            imports=tuple(recipe.allowed_imports),
             run=run.absolute(),
             export=name,
             teacher=resolve_path(str(teacher), run, hub=True) if teacher is not None else None,
