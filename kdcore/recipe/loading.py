@@ -219,11 +219,11 @@ class Recipe:
                 key: walker.walk(inside(options, key), value, (*section.place, key))
                 for key, value in section.settings.items()
             }
-            place = (*section.place, _TRUST)
-            if settings.get(_TRUST) is True and not self._may_run(place):
+            trust = (*section.place, _TRUST)
+            if settings.get(_TRUST) is True and not self._may_run(trust):
                 del settings[_TRUST]
                 what = "left out, because the recipe is that of a run folder; `--allow-imports` keeps it"
-                logger.warning(f"{self._root.origin_at(place)}: {dotted(place)}: {what}")
+                logger.warning(f"{self._root.origin_at(trust)}: {dotted(trust)}: {what}")
             _put(data, section.place, settings)
             walker.pin(section.registry, section.name, section.place)
             checked = self._check_section(section, cls, settings)
