@@ -79,6 +79,9 @@ class Architecture:
             configuration keys for which this architecture computes the same. Their folders are read as this type.
         use: configuration keys, besides the number of heads and tied weights, that change how weights are used without
             changing their shapes; blocks are copied only if they are equal in source and student.
+        equal: configuration keys of a student that have the value of another key unless they are given.
+        after_first_block: path of a module of the base model that is applied to the output of the first block, and may
+            be None; the hidden states of that block are its output.
         save: writes configuration and weights of a network into a folder.
         class_head: applies the head of a `...ForSequenceClassification` network to one state per sequence (B, d),
             giving (B, C); it also receives the base model's pooler, which is stored separately. None if the
@@ -102,6 +105,8 @@ class Architecture:
     adapt: Callable[[nn.Module], None] = _nothing_to_adapt
     relatives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     use: tuple[str, ...] = ()
+    equal: Mapping[str, str] = field(default_factory=dict)
+    after_first_block: str | None = None
     save: Callable[[Any, Path, Mapping[str, Tensor]], None] = _save
     class_head: Callable[[Any, nn.Module | None, Tensor], Tensor] | None = None
     class_head_pools: bool = False

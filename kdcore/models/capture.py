@@ -90,6 +90,11 @@ def watch_blocks(blocks: Iterable[nn.Module]) -> None:
         block.register_forward_hook(partial(_leave, index))
 
 
+def watch_first_block_end(module: nn.Module) -> None:
+    """Hook the module whose output replaces that of the first block."""
+    module.register_forward_hook(partial(_leave, 0))
+
+
 def unwatch_blocks(blocks: Iterable[nn.Module]) -> None:
     """Remove from blocks the hooks that `watch_blocks` registered."""
     for block in blocks:

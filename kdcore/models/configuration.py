@@ -180,10 +180,11 @@ def student_config(base: Base | None, changes: Mapping[str, Any], architectures:
     else:
         common = _common(base, architecture)
         stated = defaults | {key: value for key, value in common.items() if key in defaults}
-    known = stated.keys() | defaults.keys() | cls.attribute_map.keys()
+    known = stated.keys() | defaults.keys() | cls.attribute_map.keys() | set(architecture.use)
     _check_keys(changes, known | ({_RHYTHM} if "layer_types" in known else set()), cls)
     changes = {cls.attribute_map.get(key, key): value for key, value in changes.items()}
     merged = stated | changes
+    merged |= {key: merged[other] for key, other in architecture.equal.items() if key not in changes}
     if "layer_types" in merged and "layer_types" not in changes:
         merged["layer_types"] = _layer_types(stated, merged, changes)
     try:
@@ -310,7 +311,8 @@ def _problem(config: PreTrainedConfig, architecture: Architecture) -> str | None
     """Return why a model with this configuration is not supported, or None."""
     for key in (*_SIZES, architecture.intermediate_size):
         value = getattr(config, key, 1)
-        if not isinstance(value, int) or value < 1:
+        usual = value == 0 == getattr(type(config), key, None)  # DeBERTa has no token types
+        if not isinstance(value, int) or (value < 1 and not usual):
             return f"{key} must be a positive integer, found {json.dumps(value)}"
     if config.hidden_size % config.num_attention_heads:
         return f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"

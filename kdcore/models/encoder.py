@@ -19,7 +19,14 @@ from transformers.utils import logging as transformers_logging
 from kdcore.errors import InputError
 from kdcore.models.architectures import Architecture
 from kdcore.models.base import Encoder
-from kdcore.models.capture import Capture, current_capture, unwatch_blocks, watch_blocks, watch_embeddings
+from kdcore.models.capture import (
+    Capture,
+    current_capture,
+    unwatch_blocks,
+    watch_blocks,
+    watch_embeddings,
+    watch_first_block_end,
+)
 from kdcore.models.configuration import with_blocks
 from kdcore.models.heads import factored_logits, head_outputs, save_head
 from kdcore.models.packed_signals import PackedSignals
@@ -111,6 +118,9 @@ class TransformersEncoder(Encoder):
         self._base.set_submodule(architecture.blocks, blocks)
         watch_embeddings(architecture.embedding_output(self._base))
         watch_blocks(blocks)
+        after = dict(self._base.named_modules()).get(architecture.after_first_block)
+        if after is not None:
+            watch_first_block_end(after)
         self._takes_token_types = (
             getattr(self._base.config, "type_vocab_size", 0) > 1
             and "token_type_ids" in inspect.signature(self._base.forward).parameters

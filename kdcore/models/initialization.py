@@ -122,7 +122,7 @@ def plan_copy(
 def _check_equal_use(source: PreTrainedConfig, student: PreTrainedConfig, architecture: Architecture) -> None:
     """Check the settings that change how weights are used without changing their shapes."""
     for key in ("num_attention_heads", "tie_word_embeddings", *architecture.use):
-        theirs, ours = getattr(source, key), getattr(student, key)
+        theirs, ours = getattr(source, key, None), getattr(student, key, None)
         if theirs != ours:
             raise InputError(
                 f"{key} is {json.dumps(theirs)} in the source and {json.dumps(ours)} in the student, so copied weights "

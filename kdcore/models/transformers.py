@@ -356,7 +356,8 @@ class TransformersModel(Model):
         try:
             with torch.device("meta"):
                 student = _create(self.hf_config, self.architecture, head=self.info.head(MASKED_LM))
-                student(input_ids=torch.zeros(1, 2, dtype=torch.long))
+                mask = torch.ones(1, 2, dtype=torch.bool)  # without it some networks read the tokens' values
+                student(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=mask)
         except (ValueError, TypeError, KeyError, ArithmeticError, AssertionError, RuntimeError) as error:
             raise InputError(
                 f"the network cannot be built from the configuration: {reason_of(error)}", key="student.config"

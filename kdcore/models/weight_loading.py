@@ -228,7 +228,8 @@ def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architec
         lacking = head & loaded.random
         named = _named_heads(named, architecture.lm_head_classes, lacking, path)
         output = network.get_output_embeddings()
-        separate = output is not None and output.weight is not network.get_input_embeddings().weight
+        words = network.get_input_embeddings().weight
+        separate = output is not None and output.weight is not words and output.weight.shape == words.shape
         if config.tie_word_embeddings and separate and not lacking:
             logger.info(
                 f"{path}: the output matrix differs from the input embeddings, so they stay separate "

@@ -127,7 +127,7 @@ class PlainEncoder(Encoder):
 @pytest.mark.parametrize("form", ["mask", "pattern", "packed"])
 def test_an_encoder_of_a_package_serves_attention_losses_in_every_form(form, window, token_batch):
     """The reference computes each query's divergence by itself, from the table and the bias."""
-    info = ModelInfo("plain", 1, 8, 2, 4, 60, 30, has_lm_head=False)
+    info = ModelInfo("plain", 1, 8, 2, 4, 60, 30)
     batch, encoder = token_batch((9, 5, 1)), PlainEncoder(form, window, info).double()
     teacher = PlainEncoder("mask", window, info).double()
     with torch.no_grad():
