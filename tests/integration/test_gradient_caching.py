@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 import kdcore
+from kdcore.commands.main import main
 from kdcore.training.checkpoint.format import checkpoint_folder
 from kdcore.training.engine.engine import float32_weights_of
+from kdcore.training.run.run import train_recipe
 
 COUPLED = [
     "losses.contrastive={samples: 200, negatives: 20, embedding_size: 16}",
@@ -92,3 +95,184 @@ def test_dropout_is_the_same_in_both_forward_passes(train: Callable[..., Path]) 
     assert rows_of(without, "train")[0]["train/loss"] != pytest.approx(
         rows_of(whole, "train")[0]["train/loss"], rel=1e-3
     )
+
+
+def test_in_bf16_at_zero_stage_1_the_split_matters_no_more_than_rounding(train: Callable[..., Path]) -> None:
+    """bf16 has 8 bits of precision; without caching the losses differ by much more (see the test on fp32)."""
+    half = ["training.precision=bf16", "training.zero_stage=1", CACHED]
+    whole, split = train("whole", 1, *half), train("split", 2, *half, "training.micro_batch_size=2")
+    for mine, theirs in zip(rows_of(split, "train"), rows_of(whole, "train"), strict=True):
+        for name in ("train/contrastive", "train/attention_pearson/sequences", "train/hidden_mse", "train/grad_norm"):
+            assert mine[name] == pytest.approx(theirs[name], rel=2e-2), name
+    mine, theirs = weights_of(split, 1), weights_of(whole, 1)
+    for name in ("losses.contrastive.embed_student.weight", "student.network.bert.encoder.layer.1.output.dense.weight"):
+        moved = (theirs[name] - weights_of(train("start", 1, *half, "optimizer.lr=0"), 1)[name]).norm()
+        assert (mine[name] - theirs[name]).norm() < 0.1 * moved, name
+
+
+@pytest.fixture
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets DeepSpeed train fp16 with the CPU's own half kernels; for users it stays refused."""
+    from deepspeed.accelerator import get_accelerator
+
+    kind = type(get_accelerator())
+    monkeypatch.setattr(kind, "is_fp16_supported", lambda self: True)
+    monkeypatch.setattr(kind, "supported_dtypes", lambda self: [torch.float, torch.half, torch.bfloat16])
+
+
+def test_in_fp16_cached_gradients_have_the_loss_scale(train: Callable[..., Path], half_precision: None) -> None:
+    """Gradients of the losses' parameters would underflow in fp16 without it: their objective is multiplied by 1e-6."""
+    half = ["training.precision=fp16", "training.deepspeed={fp16: {initial_scale_power: 16, hysteresis: 1}}"]
+    small = ["losses.contrastive.weight=1e-6", "losses.attention_pearson.weight=0", "losses.hidden_mse.weight=1e-6"]
+    runs = [
+        train("exact", 1, *small),
+        train("half", 1, *small, *half, CACHED, "training.micro_batch_size=4"),
+        train("start", 1, *small, "optimizer.lr=0"),
+    ]
+    exact, found, start = (weights_of(run, stage) for run, stage in zip(runs, (0, 1, 0), strict=True))
+    name = "losses.contrastive.embed_student.weight"
+    assert (found[name] - exact[name]).norm() < 0.3 * (exact[name] - start[name]).norm() > 0
+    norms = [[row["train/grad_norm"] for row in rows_of(run, "train")] for run in runs[:2]]
+    assert norms[1] == pytest.approx(norms[0], rel=5e-2)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_shards_the_gradients_of_the_losses_own_parameters_too(train: Callable[..., Path], stage: int) -> None:
+    """Updates need gradients of every micro-batch of the losses' parameters, on all processes."""
+    whole = train("whole", 1)
+    split = train("split", 2, CACHED, "training.micro_batch_size=2", f"training.zero_stage={stage}")
+    mine, theirs = weights_of(split, stage), weights_of(whole)
+    for name in ("losses.contrastive.embed_student.weight", "losses.contrastive.embed_teacher.weight"):
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=2e-6, msg=name)
+
+
+def test_with_two_teachers_each_coupled_loss_reads_its_own(
+    train: Callable[..., Path], teacher_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import BertForMaskedLM
+
+    other = BertForMaskedLM.from_pretrained(teacher_folder)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    other.save_pretrained(tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(teacher_folder / name, tmp_path / "other" / name)
+    teachers = [
+        "teacher=null",
+        f"teachers={{one: {{path: {teacher_folder}}}, other: {{path: {tmp_path / 'other'}}}}}",
+        "losses.hidden_mse.teacher=one",
+        "losses.contrastive.teacher=other",
+        "losses.attention_pearson.teacher=one",
+    ]
+    whole = train("whole", 1, *teachers)
+    assert_equal_runs(train("split", 1, *teachers, CACHED, "training.micro_batch_size=4"), whole, 2e-5, 2e-6)
+
+
+def test_logits_and_tokens_are_gathered_as_well(train: Callable[..., Path], tmp_path: Path) -> None:
+    """A loss on the mean of all tokens and of all predictions, which no sum over micro-batches can give."""
+    (tmp_path / "mean.py").write_text(MEAN, encoding="utf-8")
+    changes = ["imports=[mean.py]", "losses.mean={}"]
+    whole = train("whole", 1, *changes)
+    for processes, size in ((1, 2), (2, 2)):
+        split = train(f"split-{processes}", processes, *changes, CACHED, f"training.micro_batch_size={size}")
+        assert_equal_runs(split, whole, 2e-5, 2e-6)
+    plain = train("plain", 1, *changes, "training.micro_batch_size=2")
+    assert rows_of(plain, "train")[0]["train/mean"] != pytest.approx(rows_of(whole, "train")[0]["train/mean"], rel=1e-3)
+
+
+MEAN = """
+import torch
+from kdcore import Loss, LossConfig, Requests, Signals, at_least_float32, register_loss
+
+
+@register_loss("mean")
+class Mean(Loss):
+    class Config(LossConfig):
+        pass
+
+    couples_batch = True
+
+    def __init__(self, config, teacher, student):
+        super().__init__(config)
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def requests(self):
+        asked = Signals.hidden([1]) | Signals.predictions("masked") | Signals.predictions("all")
+        return Requests(teacher=asked, student=asked)
+
+    def counts(self, batch):
+        return {"mean": 1}
+
+    def forward(self, student, teacher, batch):
+        pairs = [(student.tokens(1), teacher.tokens(1))]
+        pairs += [(student.logits(at), teacher.logits(at)) for at in ("masked", "all")]
+        means = [[at_least_float32(side).mean(0) for side in pair] for pair in pairs]
+        return {"mean": self.scale.float().sum() * sum((own - theirs).square().sum() for own, theirs in means)}
+"""
+
+
+def test_resuming_with_another_split_is_refused_without_caching_only(
+    small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*COUPLED, *COMMON, "training.micro_batch_size=4"]
+    train_recipe(kdcore.load_recipe(small_recipe, arguments), exit_steps=2)
+    assert main(["train", str(small_recipe), *arguments, "training.micro_batch_size=2"]) == 2
+    error = capsys.readouterr().err
+    assert "override `training.micro_batch_size=2`: training.micro_batch_size: the loss `contrastive` couples" in error
+    assert "the micro-batch size may not change (found 2, expected 4)" in error
+    command = [sys.executable, "-m", "kdcore.commands.main", "train", str(small_recipe), *arguments, "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "losses.contrastive: the loss `contrastive` couples" in done.stderr
+    assert "the number of processes may not change (found 2, expected 1)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert main(["train", str(small_recipe), *arguments, CACHED]) == 2
+    assert "training.gradient_caching: differs from the recipe" in capsys.readouterr().err
+    assert main(["train", str(small_recipe), *arguments, "validation.batch_size=2"]) == 0
+
+    cached = [*arguments, CACHED, "run.id=cached"]
+    train_recipe(kdcore.load_recipe(small_recipe, cached), exit_steps=2)
+    assert main(["train", str(small_recipe), *cached, "training.micro_batch_size=2"]) == 0
+    whole = train_recipe(kdcore.load_recipe(small_recipe, [*COUPLED, *COMMON, "run.id=whole"]), exit_steps=2).folder
+    kdcore.train(small_recipe, [*COUPLED, *COMMON, "run.id=whole"])
+    assert_equal_runs(tmp_path / "runs" / "small" / "cached", whole, 2e-5, 2e-6)
+
+
+def test_a_run_without_coupled_losses_may_change_its_split(small_recipe: Path) -> None:
+    train_recipe(kdcore.load_recipe(small_recipe, COMMON), exit_steps=2)
+    assert main(["train", str(small_recipe), *COMMON, "training.micro_batch_size=2"]) == 0
+
+
+def test_caching_that_has_no_effect_is_refused(small_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(small_recipe), CACHED]) == 2
+    error = capsys.readouterr().err
+    assert "training.gradient_caching: no loss couples the sequences of a batch" in error
+
+
+def test_commands_compute_cached_losses_over_the_whole_batch(
+    train: Callable[..., Path], small_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train("cached", 1, CACHED, "training.micro_batch_size=2")
+    logged = rows_of(run, "train")[0]["train/attention_pearson/sequences"]
+    capsys.readouterr()
+    assert main(["debug", "batch", str(run), "1"]) == 0, capsys.readouterr().err
+    blocks = capsys.readouterr().out.split("\n\n")
+    (whole,) = [block for block in blocks if block.startswith("the whole batch")]
+    (shown,) = [line for line in whole.splitlines() if "attention_pearson/sequences" in line]
+    assert float(shown.split()[1]) == pytest.approx(logged, rel=1e-4)
+    assert "hidden_mse" not in whole
+    assert not [block for block in blocks if block.startswith("process 0") and "contrastive" in block]
+    overrides = [*COUPLED, CACHED, "training.micro_batch_size=2"]
+    assert main(["profile", str(small_recipe), *overrides, "--steps", "1"]) == 0, capsys.readouterr().err
+    assert "backward" in capsys.readouterr().out
+
+
+def test_a_loss_over_the_whole_batch_that_is_not_finite_is_named(
+    small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = MEAN.replace("self.scale.float().sum() *", "float('nan') *")
+    (tmp_path / "mean.py").write_text(broken, encoding="utf-8")
+    arguments = ["imports=[mean.py]", "losses={hidden_mse: {}, mean: {}}", CACHED, "training.micro_batch_size=2"]
+    assert main(["train", str(small_recipe), *arguments]) == 3
+    assert "first seen in step 1 in mean, over the whole batch" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertCon
 
 import kdcore
 from kdcore.commands.main import main
+from kdcore.training.engine.teachers import CompositeTeacher
 from kdcore.training.loop.sampling import SampleOrder
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.run import RunResult, train_recipe
@@ -434,3 +435,63 @@ def test_teachers_with_different_orders_of_labels_are_refused_with_file_and_line
         assert (
             "the same classes in the same order, but the teacher's are glad, sad and the student's sad, glad" in error
         )
+
+
+def info(**changes: Any) -> kdcore.ModelInfo:
+    sizes = {"num_layers": 2, "hidden_size": 8, "num_heads": 2, "head_size": 4, "vocab_size": 9, "max_length": 16}
+    return kdcore.ModelInfo(architecture="bert", **sizes | changes)
+
+
+class Outputs(kdcore.Signals):
+    """Signals with the outputs of one head only."""
+
+    def __init__(self, outputs: torch.Tensor) -> None:
+        self._only = outputs
+
+    def outputs(self, name: str) -> torch.Tensor:
+        return self._only
+
+
+SIDES = [torch.tensor([[2.0, -1.0], [300.0, -300.0]]), torch.tensor([[-0.5, 0.25], [280.0, -400.0]])]
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "expected"),
+    [
+        ("regression", lambda one, other: (one + other) / 2),
+        ("multi_label_classification", lambda one, other: np.log(one + other) - np.log(2 - one - other)),
+        ("single_label_classification", lambda one, other: np.log(one + other) - np.log(2)),
+    ],
+)
+def test_what_is_averaged_depends_on_the_problem(problem_type: str, expected: Any) -> None:
+    """Computed from probabilities in float64 where they can be represented; far from 0 the result stays finite."""
+    head = kdcore.Head.sequence_classes(("a", "b"), problem_type)
+    composite = CompositeTeacher("average", {"one": info(heads=(head,)), "other": info(heads=(head,))})
+    composite.check(kdcore.Signals.head(head.name))
+    found = composite.combine(None, [Outputs(side) for side in SIDES]).outputs(head.name)  # type: ignore[arg-type]
+    assert torch.isfinite(found).all()
+    sides = [side[:1].double().numpy() for side in SIDES]
+    if problem_type.startswith("multi"):
+        sides = [1 / (1 + np.exp(-side)) for side in sides]
+    elif problem_type.startswith("single"):
+        sides = [np.exp(side) / np.exp(side).sum(-1, keepdims=True) for side in sides]
+    np.testing.assert_allclose(found[:1].numpy(), expected(*sides), rtol=1e-5)
+
+
+def test_heads_that_cannot_be_averaged_are_refused() -> None:
+    classes = kdcore.Head.sequence_classes
+    for heads, message in (
+        ([classes(("a", "b")), classes(("a", "b"), "multi_label_classification")], "different problem types"),
+        ([classes(("a", "b")), classes(("a", "b", "c"))], "different classes"),
+        ([classes(("b", "a")), classes(("a", "b"))], "different classes"),
+    ):
+        with pytest.raises(kdcore.RecipeError, match=message):
+            CompositeTeacher("average", {str(number): info(heads=(head,)) for number, head in enumerate(heads)})
+    unnamed = {"one": info(heads=(classes(num_outputs=2),)), "other": info(heads=(classes(("a", "b")),))}
+    assert CompositeTeacher("average", unnamed).info.head("sequence_classes").labels == ("a", "b")  # type: ignore[union-attr]
+    embedding = info(heads=(kdcore.Head("embedding", "sequence", 4),))
+    composite = CompositeTeacher("average", {"one": embedding, "other": embedding})
+    with pytest.raises(kdcore.RecipeError, match="the outputs of the head `embedding` have no average"):
+        composite.check(kdcore.Signals.head("embedding"))
+    with pytest.raises(kdcore.RecipeError, match="cannot be factored"):
+        composite.check(kdcore.Signals.predictions("all", factored=True))

@@ -111,3 +111,20 @@ def test_installed_transforms_are_listed(packages, capsys):
     )
     assert main(["plugins", "show", "halve"]) == 0
     assert "Fraction of the budget after which the stage begins" in capsys.readouterr().out
+
+
+def test_several_teachers_are_models_or_combinations_and_the_student_names_one():
+    schema, _ = recipe_json_schema()
+    composite, *models = schema["properties"]["teachers"]["additionalProperties"]["anyOf"]
+    assert set(composite["properties"]) == {"average", "concat"}
+    assert composite["additionalProperties"] is False
+    (models,) = models
+    assert {"$ref": "#/$defs/kdcore.models:kdcore:transformers"} in models["anyOf"]
+    (student,) = [
+        schema["$defs"][option["$ref"].removeprefix("#/$defs/")]
+        for option in schema["properties"]["student"]["anyOf"]
+        if option.get("$ref", "").endswith(":transformers")
+    ]
+    teacher = schema["$defs"]["kdcore.models:kdcore:transformers"]
+    assert set(student["properties"]) - set(teacher["properties"]) == {"from"}
+    assert "teacher" in schema["$defs"]["kdcore.losses:kdcore:soft_targets"]["properties"]

@@ -10,13 +10,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from kdcore.errors import RecipeError
 from kdcore.faults import plugin_faults
 from kdcore.layers import at_least_float32
 from kdcore.models.base import Encoder
 from kdcore.recipe.schema import TEACHER
-from kdcore.signals import MASKED_LM, Batch, Block, ModelInfo, Positions, SignalRequest, Signals
+from kdcore.signals import MASKED_LM, SEQUENCE_CLASSES, Batch, Block, Head, ModelInfo, Positions, SignalRequest, Signals
 
 Combination = Literal["average", "concat"]
 
@@ -25,8 +26,8 @@ class CompositeTeacher:
     """The average or the concatenation of several teachers, described before they are loaded.
 
     - `average`: hidden states are averaged element by element. Predictions over the vocabulary and of classes are
-      averaged as probabilities at temperature 1, of which losses read the logarithms as logits. The outputs of
-      regression heads are averaged.
+      averaged as probabilities at temperature 1 (of several labels, each label's probability), of which losses read
+      the logits. The outputs of regression heads are averaged. Other heads have no average.
     - `concat`: hidden states of the same block are concatenated along their width, in the order of the members.
 
     Attributes:
@@ -52,6 +53,7 @@ class CompositeTeacher:
         for head in first.heads:
             if head.name in names:
                 if head.name != MASKED_LM:
+                    self._require_equal("problem types", partial(_problem_type, name=head.name))
                     self._require_equal("classes", partial(_outputs_of, name=head.name, infos=infos))
                 labels = next((labels for info in infos if (labels := _labels(info, head.name))), ())
                 heads.append(replace(head, labels=labels))
@@ -83,6 +85,10 @@ class CompositeTeacher:
                 self._require_equal("hidden sizes", lambda info: info.hidden_size)
         if self.combination == "concat" and (request.prediction_positions or request.heads):
             raise RecipeError("predictions of several teachers have no concatenation", hint="use `average`")
+        for name in request.heads:
+            head = self.info.head(name)
+            if head is not None and _average_of(head) is None:
+                raise RecipeError(f"the outputs of the head `{name}` have no average", hint="name one of the teachers")
         if request.factored_positions:
             raise RecipeError("predictions of several teachers cannot be factored", hint="use a loss that reads logits")
         if request.prediction_positions:
@@ -121,12 +127,13 @@ class _CompositeSignals(Signals):
         return _log_mean_probabilities([member.logits(positions) for member in self._members])
 
     def outputs(self, name: str) -> Tensor:
-        """Return logarithms of the mean probabilities, or the mean outputs of regression heads, in float32."""
+        """Return logits of the mean probabilities, or the mean outputs of regression heads, in float32."""
         if name == MASKED_LM:
             return self.logits("all")
-        head, outputs = self._info.head(name), [member.outputs(name) for member in self._members]
-        assert head is not None
-        return _mean(outputs) if head.problem_type == "regression" else _log_mean_probabilities(outputs)
+        head = self._info.head(name)
+        average = None if head is None else _average_of(head)
+        assert average is not None
+        return average([member.outputs(name) for member in self._members])
 
 
 class FrozenTeachers:
@@ -192,6 +199,19 @@ def requests_of_models(
     return found
 
 
+def _average_of(head: Head) -> Callable[[Sequence[Tensor]], Tensor] | None:
+    """Return how to average the outputs of a head; None if it is not known what they mean."""
+    if head.problem_type == "regression":
+        return _mean
+    if head.problem_type == "multi_label_classification":
+        return _mean_of_labels
+    classifies = head.problem_type == "single_label_classification" or head.labels or head.name in _CLASSES
+    return _log_mean_probabilities if classifies else None
+
+
+_CLASSES = (SEQUENCE_CLASSES, "token_classes")
+
+
 def _mean(parts: Sequence[Tensor]) -> Tensor:
     total: Tensor = sum(at_least_float32(part) for part in parts)  # type: ignore[assignment]
     return total / len(parts)
@@ -206,16 +226,29 @@ def _log_mean_probabilities(parts: Sequence[Tensor]) -> Tensor:
     return reduce(torch.logaddexp, (at_least_float32(part).log_softmax(-1) for part in parts)) - math.log(len(parts))
 
 
+def _mean_of_labels(parts: Sequence[Tensor]) -> Tensor:
+    """Return logits of the mean of each label's probability, by its logarithm and that of its complement."""
+    sides = [[logsigmoid(sign * at_least_float32(part)) for part in parts] for sign in (1, -1)]
+    positive, negative = (reduce(torch.logaddexp, side) for side in sides)
+    return positive - negative
+
+
 def _labels(info: ModelInfo, name: str) -> tuple[str, ...]:
     head = info.head(name)
     return () if head is None else head.labels
 
 
 def _outputs_of(info: ModelInfo, name: str, infos: Sequence[ModelInfo]) -> tuple[int, tuple[str, ...]]:
-    """Return the number and the names of a head's outputs; without names, those of the first model."""
+    """Return the number and the names of a head's outputs; without names, those of a model that has them."""
     head = info.head(name)
     assert head is not None
-    return head.num_outputs, tuple(label.casefold() for label in head.labels or _labels(infos[0], name))
+    known = next((labels for one in infos if (labels := _labels(one, name))), ())
+    return head.num_outputs, tuple(label.casefold() for label in head.labels or known)
+
+
+def _problem_type(info: ModelInfo, name: str) -> str | None:
+    head = info.head(name)
+    return None if head is None else head.problem_type
 
 
 def _in_words(value: object) -> str:

@@ -70,8 +70,8 @@ class DivergenceMonitor:
         self._run_folder = Path(settings.run.folder, settings.run.name, settings.run.id)
         self._log_every = settings.logging.every
         self._max_steps_at_minimum = settings.early_stopping.max_steps_at_min_loss_scale
-        # A step has one place for each micro-batch and a last one for its gradients.
-        self._places = accumulation(settings.training, processes.world_size)[1] + 1
+        # A step has one place for each micro-batch, one for losses over the whole batch and a last one for its gradients.
+        self._places = accumulation(settings.training, processes.world_size)[1] + 2
         self._first: dict[tuple[str, ...], Tensor] = {}
         self._steps_at_minimum = 0
         self._rows: list[dict[str, float]] = []
@@ -85,7 +85,7 @@ class DivergenceMonitor:
     def whole_batch(self, step: int, sums: Mapping[Term, Tensor]) -> None:
         """Record which terms of losses over the whole batch are not finite; 0-based number."""
         if sums:
-            self._remember(tuple(map(str, sums)), torch.stack(list(sums.values())), (step + 1) * self._places - 1)
+            self._remember(tuple(map(str, sums)), torch.stack(list(sums.values())), (step + 1) * self._places - 2)
 
     def updated(self, step: int) -> bool:
         """Check the engine after a step; return whether the step was applied.
@@ -195,7 +195,7 @@ class DivergenceMonitor:
         if place != _NEVER:
             step, number = divmod(place, self._places)
             names = tuple(name for name, where in places.items() if where == place)
-            micro_batch = number if number < self._places - 1 else None
+            micro_batch = number if number < self._places - 2 else None
             findings.append(_Finding(place, step, micro_batch, self._processes.rank, names))
         everywhere = [finding for found in all_gather(self._processes, findings) for finding in found]
         return min(everywhere, key=lambda finding: (finding.place, finding.rank), default=None)

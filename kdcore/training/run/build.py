@@ -226,12 +226,22 @@ def check_positions(recipe: Recipe, components: Components, losses: Mapping[str,
 
 
 def check_gradient_caching(recipe: Recipe, stages: Iterable[Stage]) -> None:
-    """Refuse gradient caching without a loss that couples the sequences of a batch.
+    """Refuse gradient caching without a loss that couples the sequences of a batch, or for signals that lack it.
 
     Raises:
         RecipeError: names the key.
     """
-    if not any(loss.couples_batch for stage in stages for loss in stage.losses.values()):
+    coupled = [pair for stage in stages for pair in stage.losses.items() if pair[1].couples_batch]
+    for label, loss in coupled:
+        requests = loss.requests()
+        if requests.student.factored_positions or requests.teacher.factored_positions:
+            raise RecipeError(
+                "factored predictions cannot be computed over the whole batch, which gradient caching requires",
+                where=str(recipe.origin(f"losses.{label}")),
+                key=f"losses.{label}",
+                hint="remove training.gradient_caching, or use a loss that reads logits",
+            )
+    if not coupled:
         key = "training.gradient_caching"
         raise RecipeError(
             "no loss couples the sequences of a batch, so that gradient caching has no effect",
