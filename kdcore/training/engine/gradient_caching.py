@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kdcore.faults import plugin_faults
 from kdcore.layers import at_least_float32
 from kdcore.signals import (
     MASKED_LM,
@@ -122,7 +123,7 @@ def cache_gradients(
         batch = host_batch.to(device)
         states.append(RandomState.now(device))
         theirs.append(run_teachers(batch, requests.teachers))
-        with torch.no_grad():
+        with torch.no_grad(), plugin_faults(module.student, "student"):
             own.append(module.student(batch, requests.student))
     rows = _StepRows(whole, len(micro_batches), processes, module.student.info.heads)
     moved = whole.to(device)

@@ -167,7 +167,7 @@ class DistillationModule(nn.Module):
         """
         if cached is None:
             return self.sums(batch, teachers, labels)
-        with cached.random_state.repeated():
+        with cached.random_state.repeated(), plugin_faults(self.student, "student"):
             student = self.student(batch, self.requests(labels).student | cached.request)
         return {**self.sums_of(student, teachers, batch, labels), CACHED: cached.term(student, self)}
 

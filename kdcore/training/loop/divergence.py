@@ -70,7 +70,7 @@ class DivergenceMonitor:
         self._run_folder = Path(settings.run.folder, settings.run.name, settings.run.id)
         self._log_every = settings.logging.every
         self._max_steps_at_minimum = settings.early_stopping.max_steps_at_min_loss_scale
-        # A step has one place for each micro-batch, one for losses over the whole batch and a last one for its gradients.
+        # A step has a place for each micro-batch, one for losses over the whole batch, and one for its gradients.
         self._places = accumulation(settings.training, processes.world_size)[1] + 2
         self._first: dict[tuple[str, ...], Tensor] = {}
         self._steps_at_minimum = 0
