@@ -274,5 +274,6 @@ def test_a_loss_over_the_whole_batch_that_is_not_finite_is_named(
     broken = MEAN.replace("self.scale.float().sum() *", "float('nan') *")
     (tmp_path / "mean.py").write_text(broken, encoding="utf-8")
     arguments = ["imports=[mean.py]", "losses={hidden_mse: {}, mean: {}}", CACHED, "training.micro_batch_size=2"]
+    arguments += ["validation.every=never"]
     assert main(["train", str(small_recipe), *arguments]) == 3
     assert "first seen in step 1 in mean, over the whole batch" in capsys.readouterr().err
