@@ -65,6 +65,9 @@ def summarise(folder: Path, *, allow_imports: bool = False) -> str:
     )
     rows = _held_out_rows(run)
     rows |= run.task.summary_rows(run)
+    for name, value in run.task.baselines("held_out").items():
+        if f"held-out {name}" in rows:
+            rows[f"held-out {name}"] += f"; without the text: {value:.4f}"
     rows |= _size_rows(run)
     for provider in _providers():
         rows |= _rows_of(provider, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -187,9 +187,33 @@ class CutShort(MaskedLM):
         return ids, lengths - 1
 
 
+class WithColumn(MaskedLM):
+    """Has the tokens once more, as a column."""
+
+    columns: ClassVar = {**MaskedLM.columns, "again": "token"}
+
+    def batch(self, split: Any, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        batch = super().batch(split, samples, epochs)
+        return replace(batch, columns={**batch.columns, "again": self.column(batch)})
+
+    def column(self, batch: Batch) -> torch.Tensor:
+        return batch.input_ids
+
+
+class WithShortColumn(WithColumn):
+    def column(self, batch: Batch) -> torch.Tensor:
+        return batch.input_ids[:, 0]
+
+
+class WithSecretColumn(WithColumn):
+    columns: ClassVar = MaskedLM.columns
+
+
 @pytest.mark.parametrize(
     ("task", "words"),
     [
+        (WithShortColumn, "the column `again` of level `token` has the shape"),
+        (WithSecretColumn, "the column `again`, which `columns` does not declare"),
         (CutShort, "`sequences` of `train` has other lengths than `batch`"),
         (ByChance, "in a second call, samples of `train` give different sequences"),
         (ByNeighbours, "in another order, samples of `train` give different sequences"),
@@ -201,3 +225,7 @@ def test_a_task_is_told_what_it_does_wrong(
 ) -> None:
     with pytest.raises(AssertionError, match=words):
         check_task(task, task_config(teacher_folder, corpus_file), cache=tmp_path)
+
+
+def test_a_column_for_tokens_passes(teacher_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    check_task(WithColumn, task_config(teacher_folder, corpus_file), cache=tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcore import Batch, Head, Split, StoredData, Task, find_component
+from kdcore import Batch, Head, HeadLevel, Split, StoredData, Task, TaskOutputs, find_component
 
 
 def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path) -> None:
@@ -18,12 +18,14 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
     1. It has training samples, and a fingerprint that is equal for a new task and a resumed
        task on the same data.
     2. A batch is consistent: lengths, mask and `token_index` describe the same tokens; masked positions are real tokens
-       with one label each; columns have one row per sequence.
+       with one label each; columns are those that the task declares, with one row per sequence, or at level `token`
+       with one value per position.
     3. A batch depends on seed, samples and epochs only: repeated calls, a new task and another order give the same
        sequences.
     4. `AutoTokenizer` loads the tokenizer that it saves.
-    5. If it has a `metric`, correct outputs have the highest score, predictions are written for each split, and
-       `lengths` are those of its batches.
+    5. If it has a `metric`, it has a head and the column `sample_ids`, outputs of its own head have that score,
+       predictions are written for each split, and `lengths` are those of its batches. If labels of whole sequences are
+       the column `labels`, correct outputs have the highest score.
     6. If it has `sequences`, they are as long as in its batches and equal in repeated calls.
 
     Args:
@@ -53,12 +55,13 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
         epochs = samples % 3
         batch = task.batch(split, samples, epochs)
         _check_consistent(batch, len(samples))
+        _check_columns(cls, batch, split)
         lengths = task.lengths(split)
         if lengths is not None:
             assert np.array_equal(lengths[samples], batch.lengths), (
                 f"`lengths` of `{split}` differ from those of a batch"
             )
-        rows = _rows(batch)
+        rows = _rows(batch, cls.columns or {})
         order = np.random.default_rng(0).permutation(len(samples))
         for what, again, asked in (
             ("in a second call", task, np.arange(len(samples))),
@@ -66,7 +69,7 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
             ("in another order", task, order),
             ("without the other sequences", task, np.arange(1)),
         ):
-            found = _rows(again.batch(split, samples[asked], epochs[asked]))
+            found = _rows(again.batch(split, samples[asked], epochs[asked]), cls.columns or {})
             assert found == [rows[row] for row in asked], f"{what}, samples of `{split}` give different sequences"
         _check_unmasked(task, split, samples, batch.lengths)
     _check_tokenizer(task)
@@ -96,7 +99,7 @@ def _check_consistent(batch: Batch, size: int) -> None:
         assert len(values) == size, f"the column `{column}` has {len(values)} rows for {size} sequences"
 
 
-def _rows(batch: Batch) -> list[tuple[list[int], dict[int, int], dict[str, Any]]]:
+def _rows(batch: Batch, levels: Mapping[str, HeadLevel]) -> list[tuple[list[int], dict[int, int], dict[str, Any]]]:
     """Return the tokens, the labels by position and the columns of each sequence."""
     width = batch.input_ids.shape[1]
     labels: list[dict[int, int]] = [{} for _ in range(batch.num_sequences)]
@@ -106,7 +109,10 @@ def _rows(batch: Batch) -> list[tuple[list[int], dict[int, int], dict[str, Any]]
         (
             batch.input_ids[row, : int(length)].tolist(),
             labels[row],
-            {column: values[row].tolist() for column, values in batch.columns.items()},
+            {
+                column: (values[row][: int(length)] if levels.get(column) == "token" else values[row]).tolist()
+                for column, values in batch.columns.items()
+            },
         )
         for row, length in enumerate(batch.lengths)
     ]
@@ -135,19 +141,55 @@ def _check_tokenizer(task: Task) -> None:
             raise AssertionError(f"`AutoTokenizer` cannot load the saved tokenizer: {error}") from error
 
 
+def _check_columns(cls: type[Task], batch: Batch, split: Split) -> None:
+    if cls.columns is None:
+        return
+    unknown = sorted(set(batch.columns) - set(cls.columns))
+    assert not unknown, f"a batch of `{split}` has the column `{unknown[0]}`, which `columns` does not declare"
+    for name, column in batch.columns.items():
+        if cls.columns[name] == "token":
+            assert column.shape[:2] == batch.input_ids.shape, (
+                f"the column `{name}` of level `token` has the shape {tuple(column.shape)}, "
+                f"expected {tuple(batch.input_ids.shape)}"
+            )
+
+
 def _check_scores(task: Task, head: Head) -> None:
-    total = task.num_samples("held_out")
-    if total:
-        labels = task.batch("held_out", np.arange(total), np.zeros(total, dtype=np.int64)).columns["labels"].numpy()
-        right = np.eye(len(head.labels))[labels] if head.labels else labels[:, None]
-        scores = task.scores("held_out", right.astype(np.float32))
-        assert task.metric in scores, f"`scores` has no `{task.metric}`, only {sorted(scores)}"
-        assert np.isclose(scores[task.metric], 1.0), f"correct outputs have {task.metric} {scores[task.metric]:g}"
-        assert scores[task.metric] >= task.scores("held_out", -right.astype(np.float32))[task.metric]
     splits: tuple[Split, ...] = ("held_out", "test")
     for split in splits:
-        if task.num_samples(split):
-            with TemporaryDirectory() as folder:
-                outputs = np.zeros((task.num_samples(split), head.num_outputs), dtype=np.float32)
-                task.write_predictions(Path(folder), split, outputs)
-                assert any(Path(folder).iterdir()), f"`write_predictions` does not write a file for `{split}`"
+        total = task.num_samples(split)
+        if not total:
+            continue
+        batch = task.batch(split, np.arange(total), np.zeros(total, dtype=np.int64))
+        assert "sample_ids" in batch.columns, "the task has a `metric`, but batches lack the column `sample_ids`"
+        found = batch.columns["sample_ids"].tolist()
+        assert found == list(range(total)), "the column `sample_ids` does not have the numbers of the samples"
+        outputs = _outputs(head, batch.lengths)
+        if split == "held_out":
+            scores = task.scores(split, outputs)
+            assert task.metric in scores, f"`scores` has no `{task.metric}`, only {sorted(scores)}"
+            if (
+                head.level == "sequence"
+                and "labels" in batch.columns
+                and head.problem_type != "multi_label_classification"
+            ):
+                _check_right_outputs(task, head, batch.columns["labels"].numpy())
+        with TemporaryDirectory() as folder:
+            task.write_predictions(Path(folder), split, outputs)
+            assert any(Path(folder).iterdir()), f"`write_predictions` does not write a file for `{split}`"
+
+
+def _outputs(head: Head, lengths: np.ndarray) -> TaskOutputs:
+    """Draw outputs of a head for sequences of these lengths."""
+    generator = np.random.default_rng(0)
+    if head.level == "sequence":
+        return generator.standard_normal((len(lengths), head.num_outputs), dtype=np.float32)
+    return [generator.standard_normal((int(length), head.num_outputs), dtype=np.float32) for length in lengths]
+
+
+def _check_right_outputs(task: Task, head: Head, labels: np.ndarray) -> None:
+    right = np.eye(len(head.labels))[labels] if head.labels else labels[:, None]
+    assert task.metric is not None
+    score = task.scores("held_out", right.astype(np.float32))[task.metric]
+    assert np.isclose(score, 1.0), f"correct outputs have {task.metric} {score:g}"
+    assert score >= task.scores("held_out", -right.astype(np.float32))[task.metric]
