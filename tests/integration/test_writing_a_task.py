@@ -45,7 +45,7 @@ def test_the_page_leads_from_an_empty_folder_to_a_student_that_predicts(
 ) -> None:
     monkeypatch.setenv("KDCORE_CACHE", str(tmp_path / "cache"))
     commands = [line.removeprefix("$ ") for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
-    assert len(FILES) == 7, [name for name, _ in FILES]
+    assert len(FILES) == 8, [name for name, _ in FILES]
     place = tmp_path / "work"
     place.mkdir()
     printed = ""
