@@ -76,8 +76,11 @@ from .models.base import Role as Role
 from .models.encoder import TransformersEncoder as TransformersEncoder
 from .models.heads import load_head as load_head
 from .models.transformers import TransformersModel as TransformersModel
+from .optimizers.base import NamedParameter as NamedParameter
 from .optimizers.base import Optimizer as Optimizer
 from .optimizers.base import OptimizerConfig as OptimizerConfig
+from .optimizers.base import ParameterGroup as ParameterGroup
+from .optimizers.base import ParameterRole as ParameterRole
 from .progress import Progress as Progress
 from .recipe.checking import build_component as build_component
 from .recipe.fields import path_keys as path_keys

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +70,10 @@ class Encoder(ABC, nn.Module):
             InputError: this model cannot do without a block.
         """
         raise InputError("this model cannot drop blocks", hint="use another model as student")
+
+    def head_parameters(self) -> Collection[str]:
+        """Return the names of the parameters of heads, which optimizers may treat in another way than blocks."""
+        return ()
 
     @abstractmethod
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:

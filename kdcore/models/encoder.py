@@ -126,6 +126,12 @@ class TransformersEncoder(Encoder):
             and "token_type_ids" in inspect.signature(self._base.forward).parameters
         )
 
+    def head_parameters(self) -> list[str]:
+        """Return the names of the parameters that the base model does not have."""
+        base = [self._base, *filter(None, [self.pooler])]
+        own = {id(parameter) for part in base for parameter in part.parameters()}
+        return [name for name, parameter in self.named_parameters() if id(parameter) not in own]
+
     @property
     def _base(self) -> Any:
         return self.network.base_model

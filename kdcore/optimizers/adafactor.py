@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 
-from kdcore.optimizers.base import Optimizer, OptimizerConfig
+from kdcore.optimizers.base import Optimizer, OptimizerConfig, ParameterGroup
 
 
 class Adafactor(Optimizer):
@@ -34,7 +34,7 @@ class Adafactor(Optimizer):
 
     config: Config
 
-    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
         """Build one `transformers.optimization.Adafactor` for all groups."""
         from transformers.optimization import Adafactor as TransformersAdafactor
 

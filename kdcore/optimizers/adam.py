@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from kdcore.optimizers.base import Optimizer
+from kdcore.optimizers.base import Optimizer, ParameterGroup
 from kdcore.optimizers.moments import MomentConfig, UncorrectedAdam
 
 
@@ -23,7 +21,7 @@ class Adam(Optimizer):
 
     config: Config
 
-    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
         """Build one optimizer for all groups."""
         config = self.config
         if not config.bias_correction:

@@ -4,13 +4,47 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
 from kdcore.recipe.schema import ComponentConfig
+
+ParameterRole = Literal["embedding", "matrix", "vector", "head", "loss"]
+"""What a parameter is for: a table of embeddings of the student, a weight with two or more dimensions (`matrix`) or one
+(`vector`) of its blocks, any parameter of its heads, or any learned parameter of a loss."""
+
+
+@dataclass(frozen=True)
+class NamedParameter:
+    """A parameter that an optimizer updates.
+
+    Attributes:
+        name: its name in the trained module, such as `student.network.bert.encoder.layer.0.output.dense.weight` or
+            `losses.hidden_mse.projections.0.weight`.
+        role: what it is for.
+        parameter: the tensor.
+    """
+
+    name: str
+    role: ParameterRole
+    parameter: Tensor
+
+
+class ParameterGroup(dict[str, Any]):
+    """A group of torch's optimizers, with the keys `params` and `weight_decay`, that also names its parameters.
+
+    Attributes:
+        parameters: the tensors under `params`, in their order, with names and roles.
+    """
+
+    def __init__(self, parameters: Sequence[NamedParameter], weight_decay: float) -> None:
+        super().__init__(params=[one.parameter for one in parameters], weight_decay=weight_decay)
+        self.parameters = tuple(parameters)
 
 
 class OptimizerConfig(ComponentConfig):
@@ -34,8 +68,13 @@ class Optimizer(ABC):
         self.config = config
 
     @abstractmethod
-    def build(self, groups: list[dict[str, Any]]) -> TorchOptimizer:
-        """Build the optimizer for `groups`, each of which has its `weight_decay`."""
+    def build(self, groups: list[Any]) -> TorchOptimizer:
+        """Build the optimizer.
+
+        Args:
+            groups: a `ParameterGroup` each, accepted by every optimizer of torch. The optimizer must keep the groups
+                with their order and content, which are part of the checkpoint format, however it treats roles.
+        """
 
     def reset_state(self, state: dict[str, Any]) -> None:
         """Reset the optimizer state of one parameter to its initial values, in place.

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdcore.optimizers.base import Optimizer
+from kdcore.optimizers.base import Optimizer, ParameterGroup
 from kdcore.optimizers.moments import MomentConfig, MomentOptimizer, average
 
 
@@ -20,7 +20,7 @@ class LambOptimizer(MomentOptimizer):
     The ratio is 1 where either norm is 0.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], config: Lamb.Config) -> None:
+    def __init__(self, groups: list[ParameterGroup], config: Lamb.Config) -> None:
         super().__init__(groups, config)
         self.bias_correction = config.bias_correction
         self.min_coeff, self.max_coeff = config.min_coeff, config.max_coeff
@@ -77,6 +77,6 @@ class Lamb(Optimizer):
 
     config: Config
 
-    def build(self, groups: list[dict[str, Any]]) -> LambOptimizer:
+    def build(self, groups: list[ParameterGroup]) -> LambOptimizer:
         """Build one optimizer for all groups."""
         return LambOptimizer(groups, self.config)

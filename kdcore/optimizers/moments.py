@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
-from kdcore.optimizers.base import OptimizerConfig
+from kdcore.optimizers.base import OptimizerConfig, ParameterGroup
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -34,7 +34,7 @@ class MomentOptimizer(TorchOptimizer):
     State of a parameter: `step`, `exp_avg`, `exp_avg_sq`, as in torch.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], config: MomentConfig) -> None:
+    def __init__(self, groups: list[ParameterGroup], config: MomentConfig) -> None:
         super().__init__(groups, {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": 0.0})
 
     @abstractmethod
@@ -96,7 +96,7 @@ class UncorrectedAdam(MomentOptimizer):
         decoupled: whether weight decay is decoupled (AdamW) or added to the gradient (Adam).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], config: MomentConfig, *, decoupled: bool) -> None:
+    def __init__(self, groups: list[ParameterGroup], config: MomentConfig, *, decoupled: bool) -> None:
         super().__init__(groups, config)
         self.decoupled = decoupled
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdcore.errors import InputError, PluginError, RecipeError, first_line
 from kdcore.faults import plugin_faults
-from kdcore.optimizers.base import Optimizer
+from kdcore.optimizers.base import NamedParameter, Optimizer, ParameterGroup
 from kdcore.recipe.schema import TrainingSettings
 from kdcore.registry import optimizers
 from kdcore.signals import Batch, Signals
@@ -225,23 +225,22 @@ class Engine:
         # DeepSpeed fills missing gradients with zeros, and momentum and weight decay would then move parameters that no
         # active loss reaches. So the parameters that the same losses reach form a group; its learning rate is then 0.
         # ZeRO keeps one step count for a group, so parameters with different pasts are in different groups, too.
-        groups: dict[Past, list[nn.Parameter]] = {}
-        names: dict[Past, list[str]] = {}
+        groups: dict[Past, list[NamedParameter]] = {}
+        roles = module.parameter_roles()
         for name, parameter in module.named_parameters():
             labels = losses_by_parameter[name]
             parameter.requires_grad_(bool(labels))
             if labels:
                 group = (*(past or {}).get(name, ()), (labels, parameter.ndim >= 2))
-                groups.setdefault(group, []).append(parameter)
-                names.setdefault(group, []).append(name)
+                groups.setdefault(group, []).append(NamedParameter(name, roles[name], parameter))
         self._group_losses = [group[-1][0] for group in groups]
-        self._group_names = list(names.values())
+        self._group_names = [[one.name for one in parameters] for parameters in groups.values()]
         module.to(processes.device)
         config = deepspeed_config(settings, processes.world_size)
         with plugin_faults(optimizer, "optimizer"):
             client = optimizer.build(
                 [
-                    {"params": parameters, "weight_decay": optimizer.config.weight_decay if decays else 0.0}
+                    ParameterGroup(parameters, optimizer.config.weight_decay if decays else 0.0)
                     for (*_, (_, decays)), parameters in groups.items()
                 ]
             )

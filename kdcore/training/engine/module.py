@@ -13,6 +13,7 @@ from kdcore.errors import InputError, PluginError, first_line
 from kdcore.faults import plugin_faults
 from kdcore.losses.base import Loss
 from kdcore.models.base import Encoder
+from kdcore.optimizers.base import ParameterRole
 from kdcore.recipe.schema import TEACHER
 from kdcore.signals import Batch, SignalRequest, Signals
 from kdcore.training.engine.teachers import FrozenTeachers
@@ -68,6 +69,20 @@ class DistillationModule(nn.Module):
                 self._requests[label] = union_of_requests([loss])
         self.coupled = frozenset(label for label, loss in losses.items() if loss.couples_batch)
         self._terms: dict[str, set[str]] = {}
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """Return the role of each parameter by its name, for optimizers."""
+        tables = {id(one) for part in self.modules() if isinstance(part, nn.Embedding) for one in part.parameters()}
+        heads = {f"student.{name}" for name in self.student.head_parameters()}
+
+        def role(name: str, parameter: Tensor) -> ParameterRole:
+            if name.startswith("losses."):
+                return "loss"
+            if id(parameter) in tables:
+                return "embedding"
+            return "head" if name in heads else "matrix" if parameter.ndim >= 2 else "vector"
+
+        return {name: role(name, parameter) for name, parameter in self.named_parameters()}
 
     def labelled_losses(self) -> Iterator[tuple[str, Loss]]:
         """Yield the losses by their labels."""

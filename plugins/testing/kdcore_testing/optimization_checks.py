@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kdcore import Optimizer, Progress, RecipeError, Scheduler, find_component
+from kdcore import NamedParameter, Optimizer, ParameterGroup, Progress, RecipeError, Scheduler, find_component
 
 
 def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | None = None) -> None:
@@ -76,7 +76,8 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
 
     def make(parts: list[torch.nn.Parameter], **changes: Any) -> torch.optim.Optimizer:
         section = keys | changes
-        return cls(cls.Config(**section)).build([{"params": parts, "weight_decay": section["weight_decay"]}])
+        named = [NamedParameter(f"student.weight.{number}", "matrix", part) for number, part in enumerate(parts)]
+        return cls(cls.Config(**section)).build([ParameterGroup(named, section["weight_decay"])])
 
     def step(optimizer: torch.optim.Optimizer, parts: list[torch.nn.Parameter]) -> None:
         optimizer.zero_grad()
