@@ -27,7 +27,8 @@ def plugin_faults(component: object = None, key: str | None = None) -> Iterator[
     """Turn an exception of a component's code into an error that names component, package and line.
 
     Without a component, or with one of kdcore itself, only exceptions with a plugin's code in their traceback are
-    turned. Errors of kdcore, full disks, exhausted memory and faults of devices and process groups stay what they are.
+    turned, and no OSError. Errors of kdcore, full disks, exhausted memory and faults of devices and process groups stay
+    what they are.
 
     Args:
         component: an instance or the class of the component whose code runs inside.
@@ -45,7 +46,7 @@ def plugin_faults(component: object = None, key: str | None = None) -> Iterator[
         if _is_of_the_machine(error):
             raise
         cls = component if isinstance(component, type) else type(component)
-        given = _is_plugin(cls)
+        given = component is not None and cls.__module__.partition(".")[0] != "kdcore"
         frames = list(traceback.walk_tb(error.__traceback__))
         own = [
             (frame, line)
@@ -53,7 +54,7 @@ def plugin_faults(component: object = None, key: str | None = None) -> Iterator[
             if _is_of_a_plugin(name := frame.f_globals.get("__name__", "")) or (given and name == cls.__module__)
         ]
         if not given:
-            if not own:
+            if not own or isinstance(error, OSError):
                 raise
             cls = type(own[-1][0].f_locals.get("self"))
         module = cls.__module__ if given else own[-1][0].f_globals["__name__"]
@@ -79,11 +80,6 @@ def _is_of_the_machine(error: Exception) -> bool:
 
 def _is_of_a_plugin(module: str) -> bool:
     return module.startswith(_IMPORTED) or _package_of(module) is not None
-
-
-def _is_plugin(cls: type) -> bool:
-    registered = (found for registry in ALL.values() for classes in registry.registered().values() for found in classes)
-    return _is_of_a_plugin(cls.__module__) or any(found is cls for found in registered)
 
 
 def _package_of(module: str) -> str | None:

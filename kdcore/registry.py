@@ -436,6 +436,8 @@ def describe_error(error: BaseException) -> str:
 
 def _import_hint(error: BaseException, entry: Entry) -> str | None:
     """Return advice on an error that a component's import has raised."""
+    if not entry.precedence:
+        return None
     missing = getattr(error, "name", None) or ""
     top = missing.partition(".")[0]
     if top == "kdcore" or (isinstance(error, AttributeError) and "kdcore attribute" in str(error)):

@@ -22,7 +22,7 @@ from kdcore_preparation.pipeline.units import units_of
 
 from kdcore.data.base import PART_BYTES, Corpus, CorpusConfig, Document, Part, TokenizedSequences
 from kdcore.data.shards import PreparedData
-from kdcore.errors import DataError, InfrastructureError
+from kdcore.errors import DataError, InfrastructureError, PluginError
 
 LENGTH = 16
 
@@ -174,8 +174,9 @@ def test_a_mistake_in_a_reader_comes_out_of_the_workers_with_its_place(tmp_path:
     def divide(part: int) -> None:
         _ = 1 / (part - 1)
 
-    with pytest.raises(ZeroDivisionError) as caught:
+    with pytest.raises(PluginError, match=r"^Texts of .*test_data_preparation.py failed: ZeroDivisionError") as caught:
         prepare(recipe(tokenizer_folder), tmp_path / "data", corpora=[Texts(texts(), divide)], workers=2)
+    assert "`_ = 1 / (part - 1)`" in str(caught.value)
     assert "in divide" in "".join(caught.value.__notes__)
     assert not (tmp_path / "data").exists()
 

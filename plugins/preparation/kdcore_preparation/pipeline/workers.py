@@ -113,7 +113,7 @@ def _serve(
 def _for_the_parent(error: Exception) -> Exception:
     import pickle
 
-    if not isinstance(error, KdcoreError | OSError):
+    if error.__cause__ is not None or not isinstance(error, KdcoreError | OSError):
         error.add_note("".join(traceback.format_exception(error)))  # the worker's traceback
     try:
         pickle.loads(pickle.dumps(error))
