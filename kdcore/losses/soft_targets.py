@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid
 
 from kdcore.errors import InputError
 from kdcore.layers import at_least_float32
@@ -24,7 +25,8 @@ class SoftTargetsLoss(Loss):
 
     Term `soft_targets`: sum over scored positions of `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, counted in scored
     positions. The factor T^2 keeps the gradient's scale when T changes. For regression heads the term is
-    `(z_s - z_t)^2`, independent of T.
+    `(z_s - z_t)^2`, independent of T; for heads of several labels the divergence is that of each label's `sigmoid`,
+    averaged over the labels.
     """
 
     class Config(LossConfig):
@@ -39,6 +41,11 @@ class SoftTargetsLoss(Loss):
         head: str | None = Field(
             None, description="Head whose outputs are compared instead, such as `token_classes`, at all its positions."
         )
+        column: str | None = Field(
+            None,
+            description="With a `head` for tokens: column of the task that selects the tokens to compare, such as "
+            "`word_starts`; default: all real tokens.",
+        )
 
     config: Config
 
@@ -47,6 +54,8 @@ class SoftTargetsLoss(Loss):
         teacher = require_teacher(config, teacher)
         name = config.head or (SEQUENCE_CLASSES if config.positions == "classes" else None)
         self.head = None if name is None else require_equal_outputs(config, teacher, student, name)
+        if config.column is not None and (self.head is None or self.head.level != "token"):
+            raise InputError("`column` selects tokens, so it requires a `head` for tokens", key="column")
         if self.head is None and teacher.vocab_size != student.vocab_size:
             raise InputError(
                 f"`{config.name}` requires equal vocabulary sizes, but the teacher has {teacher.vocab_size} tokens and "
@@ -62,10 +71,13 @@ class SoftTargetsLoss(Loss):
         else:
             assert positions != "classes"
             asked = Signals.predictions(positions)
-        return Requests(teacher=asked, student=asked)
+        columns = frozenset() if self.config.column is None else frozenset({self.config.column})
+        return Requests(teacher=asked, student=asked, columns=columns)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Scored positions."""
+        if self.config.column is not None:
+            return {"soft_targets": int(batch.token_column(self.config.column).sum())}
         if self.head is not None:
             return {"soft_targets": batch.num_sequences if self.head.level == "sequence" else batch.num_tokens}
         return {"soft_targets": batch.num_masked if self.config.positions == "masked" else batch.num_tokens}
@@ -74,8 +86,13 @@ class SoftTargetsLoss(Loss):
         """Summed divergence."""
         assert teacher is not None
         own, theirs = self._read(student), self._read(teacher)
-        if self._regression:
+        if self.config.column is not None:  # equal outputs at the other tokens have no divergence and no gradient
+            chosen = batch.token_column(self.config.column).unsqueeze(-1)
+            own, theirs = own * chosen, theirs * chosen
+        if self._kind == "regression":
             return {"soft_targets": (at_least_float32(own) - at_least_float32(theirs)).square().sum()}
+        if self._kind == "multi_label_classification":
+            return {"soft_targets": _binary_divergence(own, theirs, self.config.temperature).mean(-1).sum()}
         value = _SlicedDivergence.apply(own, theirs, self.config.temperature)  # type: ignore[no-untyped-call]
         return {"soft_targets": value}
 
@@ -83,7 +100,8 @@ class SoftTargetsLoss(Loss):
         """Sum the teacher's probabilities (V,) and their entropies, or the outputs (C,) of regression and squares."""
         assert teacher is not None
         theirs = self._read(teacher)
-        regression = self._regression
+        if self.config.column is not None:
+            theirs = theirs[batch.token_column(self.config.column)]
         sums = {
             "rows": torch.tensor(float(len(theirs)), dtype=torch.float64),
             "outputs": theirs.new_zeros(theirs.shape[-1], dtype=torch.float64),
@@ -91,9 +109,11 @@ class SoftTargetsLoss(Loss):
         }
         for rows in _row_slices(theirs):
             part = theirs[rows].double()
-            outputs = part if regression else (part / self.config.temperature).softmax(-1)
-            sums["outputs"] += outputs.sum(0)
-            sums["within"] += (outputs.square() if regression else torch.special.entr(outputs)).sum()
+            if self._kind != "regression":
+                part = part / self.config.temperature
+                part = part.sigmoid() if self._kind == "multi_label_classification" else part.softmax(-1)
+            sums["outputs"] += part.sum(0)
+            sums["within"] += self._spread(part).sum()
         return sums
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -101,14 +121,22 @@ class SoftTargetsLoss(Loss):
         rows = float(sums["rows"])
         if not rows:
             return {}
-        mean, within = sums["outputs"] / rows, float(sums["within"]) / rows
-        if self._regression:
-            return {"soft_targets": within - float(mean.square().sum())}
-        return {"soft_targets": self.config.temperature**2 * (float(torch.special.entr(mean).sum()) - within)}
+        mean, within = float(self._spread(sums["outputs"] / rows)), float(sums["within"]) / rows
+        if self._kind == "regression":
+            return {"soft_targets": within - mean}
+        return {"soft_targets": self.config.temperature**2 * (mean - within)}
+
+    def _spread(self, outputs: Tensor) -> Tensor:
+        """Return the entropy of each row of probabilities, or the sum of squares of regression outputs."""
+        if self._kind == "regression":
+            return outputs.square().sum(-1)
+        if self._kind == "multi_label_classification":
+            return (torch.special.entr(outputs) + torch.special.entr(1 - outputs)).mean(-1)
+        return torch.special.entr(outputs).sum(-1)
 
     @property
-    def _regression(self) -> bool:
-        return self.head is not None and self.head.problem_type == "regression"
+    def _kind(self) -> str | None:
+        return None if self.head is None else self.head.problem_type
 
     def _read(self, signals: Signals) -> Tensor:
         """Return the compared outputs of a model, one row for each scored position."""
@@ -116,6 +144,14 @@ class SoftTargetsLoss(Loss):
             return signals.outputs(self.head.name)
         assert self.config.positions != "classes"
         return signals.logits(self.config.positions)
+
+
+def _binary_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`T^2 KL(sigmoid(z_t / T) || sigmoid(z_s / T))` of each output (B, C)."""
+    own, theirs = (_softened(side, temperature) for side in (student, teacher))
+    yes = theirs.sigmoid()
+    divergence = yes * (logsigmoid(theirs) - logsigmoid(own)) + (1 - yes) * (logsigmoid(-theirs) - logsigmoid(-own))
+    return divergence * temperature**2
 
 
 class _SlicedDivergence(torch.autograd.Function):
