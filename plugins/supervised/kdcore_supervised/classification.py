@@ -1,32 +1,39 @@
-"""The loss `classification`: cross-entropy or squared error of labels of whole sequences."""
+"""The loss `classification`: cross-entropy or squared error of labels of whole sequences or of tokens."""
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from kdcore import Batch, InputError, Loss, LossConfig, ModelInfo, Requests, Signals, at_least_float32, require_head
+from kdcore_supervised.tags import IGNORED
 
 
 class ClassificationLoss(Loss):
     """Cross-entropy of the true class (Devlin et al. 2019, section 4.1), or squared error where labels are numbers.
 
-    Term `classification`: sum over sequences of `-log softmax(z_s)[label]`, or of `(z_s - label)^2` where the student's
-    head gives a number, counted in sequences.
+    It reads the student's head `sequence_classes`, or else `token_classes`. Term `classification`:
+
+    - sequences: sum of `-log softmax(z_s)[label]`, or of `(z_s - label)^2` where the head gives a number, counted in
+      sequences;
+    - sequences with several labels: sum of the mean over labels of the binary cross-entropy of `sigmoid(z_s)`, counted
+      in sequences;
+    - tokens: sum of `-log softmax(z_s)[label]` over the tokens with a label, counted in these tokens.
     """
 
     zero_when_equal = False
 
     def __init__(self, config: LossConfig, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
-        self.head = require_head(config, student, "sequence_classes", "student")
+        name = "sequence_classes" if student.head("token_classes") is None else "token_classes"
+        self.head = student.head("sequence_classes") or require_head(config, student, name, "student")
 
     def requests(self) -> Requests:
-        """Request the student's outputs for whole sequences, and their labels."""
+        """Request the student's outputs and their labels."""
         return Requests(student=Signals.head(self.head.name), columns=frozenset({"labels"}))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Count sequences.
+        """Count sequences, or tokens with a label.
 
         Raises:
             InputError: the batch has no labels.
@@ -37,11 +44,20 @@ class ClassificationLoss(Loss):
                 key=f"losses.{self.config.label}",
                 hint="use a task that gives it, such as sequence_classification",
             )
+        if self.head.level == "token":
+            return {"classification": int((batch.token_column("labels") != IGNORED).sum())}
         return {"classification": batch.num_sequences}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Sum cross-entropy or squared error over the sequences."""
-        logits, labels = at_least_float32(student.outputs(self.head.name)), batch.columns["labels"]
+        """Sum cross-entropy or squared error."""
+        logits = at_least_float32(student.outputs(self.head.name))
+        if self.head.level == "token":
+            labels = batch.token_column("labels")
+            return {"classification": cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)}
+        labels = batch.columns["labels"]
+        if self.head.problem_type == "multi_label_classification":
+            value = binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+            return {"classification": value / self.head.num_outputs}
         if self.head.num_outputs > 1:
             return {"classification": cross_entropy(logits, labels, reduction="sum")}
         return {"classification": (logits.squeeze(-1) - labels.to(logits.dtype)).square().sum()}

@@ -9,11 +9,13 @@ import numpy as np
 
 from kdcore import InputError
 
-Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "f1_micro", "f1_macro"]
 """Higher is better for all of them."""
 
 CLASS_METRICS: tuple[Metric, ...] = ("accuracy", "f1", "matthews")
 NUMBER_METRICS: tuple[Metric, ...] = ("pearson", "spearman")
+LABEL_SET_METRICS: tuple[Metric, ...] = ("f1_micro", "f1_macro")
+"""Of sets of labels: F1 over all decisions, and the mean of the labels' F1."""
 
 
 def require_libraries() -> None:
@@ -36,12 +38,14 @@ def metrics_of(outputs: np.ndarray, labels: np.ndarray) -> Mapping[Metric, float
     """Compute every metric of the labels' kind.
 
     `f1` is that of the second class where there are two, as in GLUE, else the macro average. An undefined correlation
-    (constant predictions or labels) is 0.
+    (constant predictions or labels) is 0. Of several labels a text, those with a positive logit are predicted.
 
     Args:
         outputs: (n, C) logits of C classes, or (n, 1) numbers.
-        labels: (n,) int64 classes, or float32 numbers.
+        labels: (n,) int64 classes, or float32 numbers; or (n, C) with 1 for each label of a text, else 0.
     """
+    if labels.ndim == 2:
+        return _of_label_sets(outputs > 0, labels > 0)
     if outputs.shape[1] == 1:
         return _of_numbers(outputs[:, 0].astype(np.float64), labels.astype(np.float64))
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -64,3 +68,36 @@ def _of_numbers(predicted: np.ndarray, labels: np.ndarray) -> Mapping[Metric, fl
         "pearson": float(pearsonr(predicted, labels).statistic),
         "spearman": float(spearmanr(predicted, labels).statistic),
     }
+
+
+def _of_label_sets(predicted: np.ndarray, labels: np.ndarray) -> Mapping[Metric, float]:
+    from sklearn.metrics import f1_score
+
+    averages: dict[Metric, str] = {"f1_micro": "micro", "f1_macro": "macro"}
+    return {
+        name: float(f1_score(labels, predicted, average=average, zero_division=0.0))
+        for name, average in averages.items()
+    }
+
+
+def majority_fraction(labels: np.ndarray) -> float:
+    """Return the fraction of the most frequent class."""
+    return float(np.bincount(labels).max() / len(labels))
+
+
+def constant_scores(labels: np.ndarray) -> dict[str, float]:
+    """Return the scores of the best predictions that ignore the text; empty for numbers.
+
+    `accuracy` is that of the most frequent class. Of several labels a text, `f1_micro` is that of predicting always the
+    most frequent labels, as many as give the highest value, and `f1_macro` that of predicting always all labels.
+
+    Args:
+        labels: as for `metrics_of`.
+    """
+    if labels.ndim == 1:
+        return {} if labels.dtype.kind == "f" else {"accuracy": majority_fraction(labels)}
+    texts, frequent = len(labels), np.sort((labels > 0).sum(0))[::-1]
+    found = frequent.cumsum()
+    micro = 2 * found / (texts * np.arange(1, len(frequent) + 1) + frequent.sum())
+    macro = 2 * frequent / (texts + frequent)
+    return {"f1_micro": float(micro.max()), "f1_macro": float(macro.mean())}

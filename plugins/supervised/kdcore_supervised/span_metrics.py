@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from kdcore_supervised.tags import TaggedSpan
+from kdcore_supervised.tags import TaggedSpan, tags_of
 
 SpanMetric = Literal["f1", "precision", "recall", "accuracy"]
 """Of spans over all types; `accuracy` is that of the tags of words. Higher is better for all of them."""
+
+SPAN_METRICS: tuple[SpanMetric, ...] = get_args(SpanMetric)
 
 
 @dataclass
 class SpanScores:
     """Counts of spans by type, from which scores are computed.
 
-    A predicted span is correct if a true span has the same words and the same type.
+    A predicted span is correct if a true span has the same words and the same type. The accuracy of tags compares BIO
+    tags of all words.
 
     Attributes:
         types: types of spans, each of which has its own scores.
         true, predicted, correct: numbers of spans by type.
         words: number of words.
-        equal: number of words with the predicted tag.
+        equal: number of words whose predicted tag is the true one.
     """
 
     types: Sequence[str]
@@ -33,8 +36,12 @@ class SpanScores:
     words: int = 0
     equal: int = 0
 
-    def add(self, true: Iterable[TaggedSpan], predicted: Iterable[TaggedSpan]) -> None:
-        """Count the spans of one text."""
+    def add(self, true: Iterable[TaggedSpan], predicted: Iterable[TaggedSpan], words: int) -> None:
+        """Count the spans of one text, whose number of words is `words`."""
+        true, predicted = list(true), list(predicted)
+        pairs = zip(tags_of(true, words, "bio"), tags_of(predicted, words, "bio"), strict=True)
+        self.words += words
+        self.equal += sum(one == other for one, other in pairs)
         own, theirs = set(true), set(predicted)
         self.true.update(span.type for span in own)
         self.predicted.update(span.type for span in theirs)

@@ -9,6 +9,10 @@ TagScheme = Literal["bio", "bioes", "iob1"]
 """`iob1` marks the first word of a span with B only if a span of the same type ends right before it."""
 
 OUTSIDE = "O"
+
+IGNORED = -100
+"""Label of tokens that have none, as in transformers."""
+
 _PREFIXES: dict[TagScheme, str] = {"bio": "BI", "bioes": "BIES", "iob1": "BI"}
 
 

@@ -254,6 +254,49 @@ def test_numbers_are_learned_too(train: Callable[..., RunResult], tmp_path: Path
     assert table["prediction"] == [row[0] for row in table["outputs"]]
 
 
+def test_lists_of_classes_are_learned_distilled_and_exported(train: Callable[..., RunResult], tmp_path: Path) -> None:
+    from sklearn.metrics import f1_score
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    draw = np.random.default_rng(8)
+    classes = {"bad": "con", "good": "pro"}
+    lines = []
+    for _ in range(60):
+        words = [word for word in classes if draw.random() < 0.5]
+        lines.append(json.dumps({"text": " ".join(["kk", *words, "mm"]), "label": [classes[word] for word in words]}))
+    (tmp_path / "lists.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    files = {"train": f"{tmp_path}/lists.jsonl", "validation": f"{tmp_path}/lists.jsonl"}
+    data = [f"task.data={json.dumps({**files, 'test': None, 'multi_label': True})}", "validation.every=30"]
+    result = train(*data, "training.budget.steps=60", "run.id=multi")
+    assert result.held_out["f1_micro"] > 0.9
+    assert result.held_out["f1_macro"] > 0.9
+    run = result.folder
+    table = parquet.read_table(run / "predictions" / "validation.parquet").to_pydict()
+    assert table["label"] == [json.loads(line)["label"] for line in lines]
+    sides = [[[name in row for name in ("con", "pro")] for row in table[side]] for side in ("label", "prediction")]
+    scores = json.loads((run / "predictions" / "scores.json").read_text(encoding="utf-8"))["scores"]
+    assert scores["f1_micro"] == pytest.approx(f1_score(*map(np.array, sides), average="micro"))
+    assert "constant-labels baseline" in summarise(run)
+    # The export, and its own loss, as its user loads them.
+    best = run / "exports" / "best"
+    model, report = AutoModelForSequenceClassification.from_pretrained(best, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert model.config.problem_type == "multi_label_classification"
+    texts = [json.loads(line)["text"] for line in lines]
+    tokens = AutoTokenizer.from_pretrained(best)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model.eval()(**tokens, labels=torch.tensor(sides[0], dtype=torch.float32))
+    np.testing.assert_allclose(np.array(table["outputs"]), outputs.logits.numpy(), rtol=1e-4, atol=1e-5)
+    step = max(column(run, "held_out/f1_micro"), key=column(run, "held_out/f1_micro").get)  # type: ignore[arg-type]
+    assert column(run, "held_out/classification")[step] == pytest.approx(float(outputs.loss), rel=1e-4)
+    teacher = [f"teacher.path={best}", "student.initialize.from=teacher", "student.config.num_hidden_layers=1"]
+    losses = "losses={soft_targets: {positions: classes, temperature: 2.0}, classification: null}"
+    distilled = train(*data, *teacher, losses, "training.budget.steps=60", "run.id=distilled")
+    held = column(distilled.folder, "held_out/soft_targets")
+    assert held[60] < 0.5 * held[0]
+    assert distilled.held_out["f1_micro"] > 0.9
+
+
 TEACHER = "teacher.path=FINE_TUNED"
 SOFT = "losses={soft_targets: {positions: classes}}"
 MISTAKES: list[tuple[list[str], list[str]]] = [

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from kdcore_testing import check_loss, compute_loss
 from kdcore_testing.loss_checks import tiny
 
-from kdcore import Head, InputError
+from kdcore import Batch, Head, InputError, Signals, find_component
 
 STUDENT = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
 TEACHER = np.array([[0.5, 0.0, 0.25], [-1.0, 2.0, 2.0]])
@@ -43,6 +45,97 @@ def test_soft_targets_of_classes_are_the_divergence_per_sequence(temperature: fl
     expected = temperature**2 * (np.exp(theirs) * (theirs - own)).sum() / 2
     assert found["soft_targets"] == pytest.approx(expected, rel=1e-12)
     assert found["total"] == pytest.approx(2 * expected, rel=1e-12)
+
+
+MULTI = {
+    "teacher": replace(tiny(4), heads=(Head.sequence_classes(("a", "b", "c"), "multi_label_classification"),)),
+    "student": replace(tiny(2), heads=(Head.sequence_classes(("a", "b", "c"), "multi_label_classification"),)),
+}
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
+
+
+def of_heads(
+    name: str, config: dict[str, Any], columns: dict[str, Any], infos: Any, student: Any, teacher: Any
+) -> float:
+    """Compute a loss on outputs of a head of transformers' form."""
+    loss = find_component("kdcore.losses", name).cls
+    built = loss(loss.Config(name=name, label=name, **config), infos["teacher"], infos["student"])
+    length = max((column.shape[1] for column in columns.values() if column.ndim == 2), default=1)
+    if any(head.level == "token" for head in infos["student"].heads):
+        shape = (len(next(iter(columns.values()))), length)
+    else:
+        shape = (len(student), 1)
+    batch = Batch(
+        input_ids=torch.zeros(shape, dtype=torch.int64),
+        attention_mask=None,
+        lengths=np.full(shape[0], shape[1]),
+        token_index=torch.arange(shape[0] * shape[1]),
+        masked_index=torch.empty(0, dtype=torch.int64),
+        masked_labels=torch.empty(0, dtype=torch.int64),
+        columns={key: torch.from_numpy(column) for key, column in columns.items()},
+    )
+    head = infos["student"].heads[0].name
+    sides = [Signals(batch, {}, {}, {}, heads={head: torch.from_numpy(side)}) for side in (student, teacher)]
+    (value,), (count,) = built(*sides, batch).values(), built.counts(batch).values()
+    return float(value) / count
+
+
+def test_classification_of_lists_of_classes_is_the_mean_binary_cross_entropy() -> None:
+    labels = np.array([[1, 0, 1], [0, 0, 1]], dtype=np.float32)
+    found = of_heads("classification", {}, {"labels": labels}, MULTI, STUDENT, TEACHER)
+    yes = sigmoid(STUDENT)
+    assert found == pytest.approx(-(labels * np.log(yes) + (1 - labels) * np.log(1 - yes)).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_targets_of_lists_of_classes_are_the_mean_divergence_of_each_class(temperature: float) -> None:
+    config = {"positions": "classes", "temperature": temperature}
+    found = of_heads("soft_targets", config, {"sample_ids": np.arange(2)}, MULTI, STUDENT, TEACHER)
+    own, theirs = sigmoid(STUDENT / temperature), sigmoid(TEACHER / temperature)
+    divergence = theirs * np.log(theirs / own) + (1 - theirs) * np.log((1 - theirs) / (1 - own))
+    assert found == pytest.approx(temperature**2 * divergence.mean(), rel=1e-10)
+
+
+TOKENS = {
+    "teacher": replace(tiny(4), heads=(Head.token_classes(("O", "B-a", "I-a")),)),
+    "student": replace(tiny(2), heads=(Head.token_classes(("O", "B-a", "I-a")),)),
+}
+
+
+def test_losses_on_tokens_average_over_the_chosen_tokens() -> None:
+    draw = np.random.default_rng(2)
+    own, theirs = draw.standard_normal((2, 6, 3))  # of 2 sequences of 3 tokens
+    labels, starts = np.array([[-100, 1, 2], [0, -100, -100]]), np.array([[False, True, True], [True, False, True]])
+    columns = {"labels": labels, "word_starts": starts}
+    found = of_heads("classification", {}, columns, TOKENS, own, theirs)
+    chosen = labels.reshape(-1) >= 0
+    expected = -log_softmax(own)[chosen, labels.reshape(-1)[chosen]].mean()
+    assert found == pytest.approx(expected, rel=1e-10)
+    for column, rows in ((None, slice(None)), ("word_starts", starts.reshape(-1))):
+        config = {"head": "token_classes", "column": column, "temperature": 2.0}
+        found = of_heads("soft_targets", config, columns, TOKENS, own, theirs)
+        log_own, log_theirs = log_softmax(own[rows] / 2), log_softmax(theirs[rows] / 2)
+        assert found == pytest.approx(4 * (np.exp(log_theirs) * (log_theirs - log_own)).sum(-1).mean(), rel=1e-10)
+
+
+def test_tokens_that_are_not_chosen_have_no_gradient() -> None:
+    config = {"head": "token_classes", "column": "word_starts"}
+    outputs = np.random.default_rng(2).standard_normal((2, 6, 3))
+    loss = find_component("kdcore.losses", "soft_targets").cls
+    built = loss(loss.Config(name="soft_targets", label="x", **config), TOKENS["teacher"], TOKENS["student"])
+    starts = torch.tensor([[False, True, True], [True, False, False]])
+    nothing = torch.empty(0, dtype=torch.int64)
+    batch = Batch(
+        nothing.new_zeros(2, 3), None, np.array([3, 3]), torch.arange(6), nothing, nothing, {"word_starts": starts}
+    )
+    own = torch.from_numpy(outputs[0]).requires_grad_()
+    sides = [Signals(batch, {}, {}, {}, heads={"token_classes": side}) for side in (own, torch.from_numpy(outputs[1]))]
+    built(*sides, batch)["soft_targets"].backward()
+    assert own.grad is not None
+    assert (own.grad.abs().sum(-1) > 0).tolist() == starts.reshape(-1).tolist()
 
 
 def test_soft_targets_of_numbers_are_the_squared_difference() -> None:

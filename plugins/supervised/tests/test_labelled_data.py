@@ -128,6 +128,47 @@ def test_a_test_split_may_lack_labels_and_a_column_names_records(tmp_path: Path)
         assert parts["test"].ids == ["y"]
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "huggingface"])
+def test_texts_can_have_lists_of_labels(form: str, tmp_path: Path) -> None:
+    rows = [("a", ["pos"]), ("b", []), ("c", ["pos", "neg"])]
+    keys: dict[str, Any] = {"multi_label": True}
+    lists: list[dict[str, Any]] = [{"text": text, "label": labels} for text, labels in rows]
+    if form == "jsonl":
+        keys["train"] = write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, lists)))
+    elif form == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(lists), tmp_path / "x.parquet")
+        keys["train"] = str(tmp_path / "x.parquet")
+    else:
+        import datasets
+
+        label = datasets.List(datasets.ClassLabel(names=["pos", "neg"]))
+        features = datasets.Features({"text": datasets.Value("string"), "label": label})
+        train = datasets.Dataset.from_list(lists, features=features)
+        datasets.DatasetDict({"train": train}).save_to_disk(tmp_path / "saved")
+        keys["huggingface"] = {"path": str(tmp_path / "saved"), "validation": None}
+    labels = read(**keys)["train"].labels
+    assert labels is not None
+    assert (labels.dtype, labels.tolist()) == (np.float32, [[0, 1], [0, 0], [1, 1]])
+
+
+def test_mistakes_of_lists_of_labels(tmp_path: Path) -> None:
+    report: Counter[str] = Counter()
+    lines = ['{"text": "a", "label": ["pos", "pos"]}', '{"text": "b", "label": ["neg"]}']
+    part = read(report, train=write(tmp_path, "x.jsonl", "\n".join(lines)), multi_label=True)["train"]
+    assert part.labels is not None
+    assert part.labels.tolist() == [[0, 1], [1, 0]]
+    assert report == {"labels stated twice": 1}
+    for line, words in (
+        ('{"text": "c", "label": "pos"}', r"line 3 has no list of labels \(found 'pos'\)(?s:.)*use jsonl or parquet"),
+        ('{"text": "c", "label": null}', r"line 3 has no list of labels \(found None\)"),
+        ('{"text": "c", "label": ["pos", "odd"]}', r"task.data.labels(?s:.)*line 3 has the label 'odd'(?s:.)*neg, pos"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read(train=write(tmp_path, "y.jsonl", "\n".join([*lines, line])), multi_label=True)
+    with pytest.raises(DataError, match=r"line 2 has no list of labels \(found 'pos'\)"):
+        read(train=write(tmp_path, "z.csv", "text,label\na,pos\n"), multi_label=True)
+
+
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("text,label\na,pos\nb,bad\nc,\n", {}, r"2 records cannot be used: line 3 is labelled 'bad'; line 4 has no label"),
     ("text,label\na,pos\nb,worse\n", {}, r"allowed: neg, pos"),
@@ -177,6 +218,8 @@ KEYS: list[tuple[dict[str, Any], str]] = [
     ({"train": "x", "text": "t", "label": "l"}, "needs either `labels`"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "b"], "regression": True}, "needs either `labels`"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "a"]}, "names a class twice"),
+    ({"train": "x", "text": "t", "label": "l", "regression": True, "multi_label": True}, "exclude each other"),
+    ({"glue": {"folder": "g", "task": "rte"}, "multi_label": True}, "`multi_label` is defined by GLUE's task"),
     ({"glue": {"folder": "g", "task": "rte"}, "labels": ["a", "b"]}, "`labels` is defined by GLUE's task"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "b"], "validation": "v", "split": {"validation": 0.1}},
      "remove it where other splits are given"),

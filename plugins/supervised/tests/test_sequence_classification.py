@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from kdcore_supervised.metrics import metrics_of
+from kdcore_supervised.metrics import constant_scores, metrics_of
 from kdcore_supervised.sequence_classification import SequenceClassification
 from kdcore_testing import check_task
 from pyarrow import parquet
@@ -199,6 +200,29 @@ def test_f1_of_three_classes_is_the_mean_and_what_is_undefined_is_0() -> None:
     assert metrics_of(np.eye(3)[[0, 2, 2, 2]], labels)["f1"] == pytest.approx((1 + 0 + 0.8) / 3)
     assert metrics_of(np.ones((4, 1)), np.arange(4.0)) == {"pearson": 0.0, "spearman": 0.0}
     assert metrics_of(np.ones((4, 2)), np.array([0, 1, 0, 1]))["matthews"] == 0.0
+
+
+def test_scores_of_lists_of_classes_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import f1_score
+
+    draw = np.random.default_rng(5)
+    labels = (draw.random((300, 4)) < [0.6, 0.3, 0.1, 0.0]).astype(np.float32)
+    outputs = draw.standard_normal((300, 4)).astype(np.float32) + 2 * labels - 1
+    found = metrics_of(outputs, labels)
+    assert found["f1_micro"] == pytest.approx(f1_score(labels, outputs > 0, average="micro"))
+    assert found["f1_macro"] == pytest.approx(f1_score(labels, outputs > 0, average="macro", zero_division=0.0))
+    assert 0.5 < found["f1_macro"] < found["f1_micro"] < 1
+
+
+def test_constant_predictions_score_no_better_than_the_baselines() -> None:
+    draw = np.random.default_rng(6)
+    labels = (draw.random((200, 4)) < [0.5, 0.4, 0.2, 0.05]).astype(np.float32)
+    scores = [metrics_of(np.tile(np.array(chosen), (200, 1)) - 0.5, labels) for chosen in product([0.0, 1.0], repeat=4)]
+    best = constant_scores(labels)
+    for name in ("f1_micro", "f1_macro"):
+        assert best[name] == pytest.approx(max(one[name] for one in scores))
+    assert constant_scores(np.array([0, 1, 1])) == {"accuracy": pytest.approx(2 / 3)}
+    assert constant_scores(np.array([0.5, 1.5], dtype=np.float32)) == {}
 
 
 def test_a_metric_that_does_not_fit_is_refused(make: Any) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kdcore_supervised.span_metrics import SpanScores
 from kdcore_supervised.tags import TaggedSpan, TagScheme, output_tags, spans_of, tag_problem, tags_of
-from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
+from seqeval.metrics import accuracy_score, classification_report, f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB1, IOB2, IOBES, Entities
 
@@ -75,12 +75,14 @@ def test_scores_are_those_of_seqeval(scheme: TagScheme) -> None:
         )
     scores = SpanScores([*TYPES, "absent"])
     for own, theirs in zip(true, predicted, strict=True):
-        scores.add(spans_of(own), spans_of(theirs))
+        scores.add(spans_of(own), spans_of(theirs), len(own))
     found = scores.values()
     assert 0.2 < found["f1"] < 0.9
     assert found["precision"] == pytest.approx(precision_score(true, predicted))
     assert found["recall"] == pytest.approx(recall_score(true, predicted))
     assert found["f1"] == pytest.approx(f1_score(true, predicted))
+    valid = [[tags_of(spans_of(tags), len(tags), "bio") for tags in side] for side in (true, predicted)]
+    assert found["accuracy"] == pytest.approx(accuracy_score(*valid))
     report = classification_report(true, predicted, output_dict=True)
     for name in TYPES:
         for metric, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
@@ -90,5 +92,5 @@ def test_scores_are_those_of_seqeval(scheme: TagScheme) -> None:
 
 def test_scores_without_any_span_are_0() -> None:
     scores = SpanScores(["a"])
-    scores.add([], [])
+    scores.add([], [], 0)
     assert set(scores.values().values()) == {0.0}

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from kdcore_supervised.data.tagged import TaggedText
-from kdcore_supervised.data.word_windows import IGNORED, lost_spans, tokenize_words
+from kdcore_supervised.data.word_windows import lost_spans, tokenize_words
 from kdcore_supervised.data.words import word_bounds
-from kdcore_supervised.tags import TaggedSpan
+from kdcore_supervised.tags import IGNORED, TaggedSpan
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -75,7 +75,7 @@ def test_labels_are_on_the_first_subword_or_on_all(tokenizer: Any) -> None:
         label for label, own in zip([1, 0, 3], pieces, strict=True) for label in [label, *[IGNORED] * (len(own) - 1)]
     ]
     assert first == [IGNORED, *expected, IGNORED]
-    every = windows.labels([[1, 0, 3]], [0, 2, 2, 4, 4]).tolist()
+    every = windows.labels([[1, 0, 3]], {0: 0, 1: 2, 3: 4}).tolist()
     expected = [
         label
         for label, inside, own in zip([1, 0, 3], [2, 0, 4], pieces, strict=True)

@@ -24,6 +24,7 @@ from kdcore_supervised.data.labelled_tables import (
     read_table,
 )
 from kdcore_supervised.data.splitting import SplitFractions
+from kdcore_supervised.metrics import CLASS_METRICS, LABEL_SET_METRICS, NUMBER_METRICS, Metric
 
 SPLITS = ("train", "validation", "test")
 _LABELS_KEY = "task.data.labels"
@@ -52,6 +53,9 @@ class LabelledData(ComponentConfig):
         None, description="The classes as the files spell them, in the order of the model's outputs."
     )
     regression: bool = Field(False, description="Whether labels are numbers instead of classes.")
+    multi_label: bool = Field(
+        False, description="Whether a text has a list of any number of labels, from jsonl, parquet or `huggingface`."
+    )
     tokenizer: PathOrHubName | None = Field(
         None, description="Default: the tokenizer of the folder that the student starts from, else the teacher's."
     )
@@ -68,6 +72,7 @@ class LabelledData(ComponentConfig):
         columns = {"text": self.text, "label": self.label}
         if self.glue is not None:
             own = {**columns, "id": self.id, "labels": self.labels, "regression": self.regression or None}
+            own["multi_label"] = self.multi_label or None
             known = [name for name, value in own.items() if value is not None]
             if known:
                 raise ValueError(f"`{known[0]}` is defined by GLUE's task: remove it")
@@ -79,6 +84,8 @@ class LabelledData(ComponentConfig):
                 raise ValueError("needs either `labels`, the classes in their order, or `regression: true`")
             if self.labels is not None and len(set(self.labels)) < len(self.labels):
                 raise ValueError("`labels` names a class twice")
+        if self.multi_label and self.regression:
+            raise ValueError("`multi_label` and `regression` exclude each other")
         if self.train is None and (self.validation is not None or self.test is not None):
             raise ValueError("`validation` and `test` are files that go with `train`")
         if self.split is not None and (self.validation is not None or self.test is not None or self.glue is not None):
@@ -96,6 +103,13 @@ class LabelledData(ComponentConfig):
         return self.glue_task.labels if self.glue_task else tuple(self.labels or ())
 
     @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Metrics of the labels' kind, the usual one first."""
+        if self.multi_label:
+            return LABEL_SET_METRICS
+        return CLASS_METRICS if self.classes else NUMBER_METRICS
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the text, or of both texts of a pair."""
         if self.glue_task:
@@ -111,7 +125,8 @@ class LabelledTexts:
         name: name of the part, such as `validation_mismatched`.
         ids: one name per record.
         texts: one list of texts, or two for pairs.
-        labels: (n,) int64 classes, or float32 numbers; None for unlabelled texts.
+        labels: (n,) int64 classes, or float32 numbers; (n, C) float32 with 1 for each of several labels of a text,
+            else 0; None for unlabelled texts.
     """
 
     name: str
@@ -213,7 +228,10 @@ def _labelled(data: LabelledData, table: LabelledTable, name: str, report: Count
     key = "id" if data.glue_task else data.id
     ids = list(map(str, table.columns[key] if key else range(len(table))))
     labels = None
-    if column in table.columns:
+    if column in table.columns and data.multi_label:
+        if not (name.startswith("test") and all(value is None for value in table.columns[column])):
+            labels = _label_sets(data, table, report)
+    elif column in table.columns:
         values = [label_as_text(value) for value in table.columns[column]]
         if not (name.startswith("test") and all(value in _NO_LABEL for value in values)):
             labels = _classes(data, table, values) if data.classes else _numbers(table, values)
@@ -234,6 +252,32 @@ def _classes(data: LabelledData, table: LabelledTable, values: Sequence[str]) ->
     return np.array([number[value] for value in values], dtype=np.int64)
 
 
+def _label_sets(data: LabelledData, table: LabelledTable, report: Counter[str]) -> np.ndarray:
+    number = {label: index for index, label in enumerate(data.classes)}
+    found = np.zeros((len(table), len(number)), dtype=np.float32)
+    unknown, mistakes = Mistakes(table.where), Mistakes(table.where)
+    for record, value in enumerate(table.columns[str(data.label)]):
+        place = f"{table.unit} {table.lines[record]}"
+        if not isinstance(value, list):
+            mistakes.add(place, f"has no list of labels (found {value!r})")
+            continue
+        labels = [label_as_text(one) for one in value]
+        if len(set(labels)) < len(labels):
+            report["labels stated twice"] += len(labels) - len(set(labels))
+        for label in labels:
+            if label in number:
+                found[record, number[label]] = 1.0
+            else:
+                unknown.add(place, f"has the label {label!r}")
+    mistakes.raise_if_any(
+        key="task.data.label", hint="`multi_label: true` needs lists, also of one label or none: use jsonl or parquet"
+    )
+    unknown.raise_if_any(
+        key=_LABELS_KEY, allowed=data.classes, hint="add the label to `task.data.labels`, or repair the file"
+    )
+    return found
+
+
 def _numbers(table: LabelledTable, values: Sequence[str]) -> np.ndarray:
     numbers, mistakes = [], Mistakes(table.where)
     for record, value in enumerate(values):
@@ -247,8 +291,3 @@ def _numbers(table: LabelledTable, values: Sequence[str]) -> np.ndarray:
         key="task.data.label", hint="`regression: true` needs labels that are numbers; for classes list `labels`"
     )
     return np.array(numbers, dtype=np.float32)
-
-
-def majority_fraction(labels: np.ndarray) -> float:
-    """Return the fraction of the most frequent class."""
-    return float(np.bincount(labels).max() / len(labels))

@@ -48,13 +48,16 @@ class TokenizedTexts:
 
     def rows(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
         """Return sequences by number: ids (B, L) padded to the longest, lengths (B,), types (B, L) or None."""
+        ids = self.padded(self.tokens, samples, self.pad_id).astype(np.int64)
+        types = None if self.types is None else self.padded(self.types, samples, 0).astype(np.int64)
+        return ids, self.lengths[samples], types
+
+    def padded(self, values: NDArray[Any], samples: NDArray[np.int64], fill: Any) -> NDArray[Any]:
+        """Return values of tokens (tokens,) for sequences by number: (B, L), `fill` in the padding."""
         starts, lengths = self.starts[samples], self.lengths[samples]
         columns = np.arange(int(lengths.max()))
         real = columns < lengths[:, None]
-        places = np.where(real, starts[:, None] + columns, 0)
-        ids = np.where(real, self.tokens[places], self.pad_id).astype(np.int64)
-        types = None if self.types is None else np.where(real, self.types[places], 0).astype(np.int64)
-        return ids, lengths, types
+        return np.where(real, values[np.where(real, starts[:, None] + columns, 0)], values.dtype.type(fill))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of all arrays and the padding id."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,10 @@ import numpy as np
 from kdcore_preparation import tokenizer_threads
 from numpy.typing import NDArray
 
+from kdcore import TaskOutputs
 from kdcore_supervised.data.labelled_tokens import TokenizedTexts
 from kdcore_supervised.data.tagged import TaggedText
-from kdcore_supervised.tags import TaggedSpan, TagScheme, spans_of, tags_of
-
-IGNORED = -100
-"""Label of tokens that have none, as in transformers."""
+from kdcore_supervised.tags import IGNORED, TaggedSpan, TagScheme, spans_of, tags_of
 
 _CHUNK = 10_000
 
@@ -74,7 +72,7 @@ class WordWindows:
     windowed: int
     shortened: int
 
-    def labels(self, tags: Sequence[Sequence[int]], inside: Sequence[int] | None) -> NDArray[np.int64]:
+    def labels(self, tags: Sequence[Sequence[int]], inside: Mapping[int, int] | None) -> NDArray[np.int64]:
         """Return the label of each token (tokens,), `IGNORED` where it has none.
 
         Args:
@@ -88,11 +86,12 @@ class WordWindows:
             chosen = self.first[here] if inside is None else of_word >= 0
             own = np.asarray(tags[text], dtype=np.int64)[of_word[chosen]]
             if inside is not None:
-                own = np.where(self.first[here][chosen], own, np.asarray(inside, dtype=np.int64)[own])
+                further = np.array([inside[label] for label in own.tolist()], dtype=np.int64)
+                own = np.where(self.first[here][chosen], own, further)
             labels[here][chosen] = own
         return labels
 
-    def of_words(self, outputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    def of_words(self, outputs: TaskOutputs) -> list[NDArray[Any]]:
         """Join the outputs (length, C) of sequences to those of each text's words that have a token (kept, C)."""
         chosen: list[list[NDArray[Any]]] = [[] for _ in self.alignments]
         for sequence, text in enumerate(self.texts):

@@ -1,0 +1,102 @@
+"""What the tasks on labelled texts have in common: the tokenizer, and batches of texts that are tokenised once."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore import (
+    Batch,
+    ComponentConfig,
+    InputError,
+    Model,
+    Split,
+    Task,
+    check_fit,
+    load_tokenizer,
+    vocabulary_size,
+)
+from kdcore_supervised.data.labelled_tokens import TokenizedTexts
+
+PARTS: dict[Split, str] = {"train": "train", "held_out": "validation", "test": "test"}
+"""Name of the data's part of each split."""
+
+
+class LabelledTask(Task):
+    """Train on texts with labels, which are tokenised once, at the start. `config.data` names the tokenizer."""
+
+    config: Any
+
+    masks_tokens = False
+
+    def __init__(self, config: ComponentConfig, seed: int, cache: Path) -> None:
+        super().__init__(config, seed, cache)
+        if self.config.data.tokenizer is None:
+            raise InputError(
+                "no tokenizer is set, and the models have no weights to take one from",
+                key="task.data.tokenizer",
+                hint="set it to a folder or hub name",
+            )
+        self.tokenizer = load_tokenizer(self.config.data.tokenizer)
+
+    @classmethod
+    def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
+        """Take the tokenizer of the weights that the student starts from, else the teacher's."""
+        data = cast(Any, config).data
+        source = student.source or (teacher.source if teacher else None)
+        if data.tokenizer is not None or source is None:
+            return config
+        return config.model_copy(update={"data": data.model_copy(update={"tokenizer": source})})
+
+    @abstractmethod
+    def tokens(self, split: Split) -> TokenizedTexts:
+        """Return the sequences of a split."""
+
+    def check(self, student: Model, teacher: Model | None) -> None:
+        """Compare length and vocabulary with both models."""
+        tokens = [self.tokens(split) for split in PARTS]
+        check_fit(
+            student,
+            teacher,
+            vocabulary=self.tokenizer.get_vocab,
+            vocab_size=vocabulary_size(self.tokenizer),
+            longest=max(int(one.lengths.max()) for one in tokens if len(one)),
+            where=str(self.config.data.tokenizer),
+            shorter="lower task.data.max_length",
+            own_tokenizer="set task.data.tokenizer to the {whose}'s",
+            pad_id=self.tokenizer.pad_token_id,
+        )
+
+    def num_samples(self, split: Split) -> int:
+        """Return the number of sequences."""
+        return len(self.tokens(split))
+
+    def lengths(self, split: Split) -> np.ndarray:
+        """Return the number of tokens (n,) of each sequence, special ones included."""
+        return self.tokens(split).lengths
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _batch(self, split: Split, samples: np.ndarray, columns: Mapping[str, Tensor]) -> Batch:
+        """Return a batch of sequences without masks, with `sample_ids` beside `columns`."""
+        ids, lengths, types = self.tokens(split).rows(samples)
+        real = np.arange(ids.shape[1]) < lengths[:, None]
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Batch(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=None if real.all() else torch.from_numpy(real),
+            lengths=lengths,
+            token_index=torch.from_numpy(np.flatnonzero(real)),
+            masked_index=nothing,
+            masked_labels=nothing,
+            columns={"sample_ids": torch.from_numpy(np.asarray(samples, dtype=np.int64)), **columns},
+            token_types=None if types is None else torch.from_numpy(types),
+        )
