@@ -107,6 +107,25 @@ def labelled(overrides: list[str], deep_teacher: Path, tmp_path: Path) -> list[s
     ]
 
 
+@pytest.fixture
+def tagged(overrides: list[str], deep_teacher: Path, tmp_path: Path) -> list[str]:
+    """The same for a recipe on texts with labelled spans; the teacher has a head for their tags."""
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    tags = ["O", "B-name", "I-name"]
+    labels = {"id2label": dict(enumerate(tags)), "label2id": {tag: number for number, tag in enumerate(tags)}}
+    fine_tuned = tmp_path / "fine-tuned"
+    AutoModelForTokenClassification.from_pretrained(deep_teacher, **labels).save_pretrained(fine_tuned)
+    AutoTokenizer.from_pretrained(deep_teacher).save_pretrained(fine_tuned)
+    rows = "".join(f"{'good O' if number % 3 else 'best B-name'}\n{number} O\n\n" for number in range(40))
+    (tmp_path / "texts.conll").write_text(rows, encoding="utf-8")
+    return [
+        f"teacher.path={fine_tuned}",
+        "task.data={train: texts.conll, split: {validation: 0.2}, labels: [name]}",
+        *overrides[2:],
+    ]
+
+
 def test_no_two_recipes_train_into_one_folder() -> None:
     names = [kdcore.load_recipe(f"kdcore:{recipe}", ["task.data=x"]).settings.run.name for recipe in RECIPES]
     assert sorted(names) == sorted(set(names))
@@ -136,7 +155,7 @@ def test_a_recipe_is_accepted_and_trains(
 ) -> None:
     path = f"kdcore:{recipe}"
     if recipe in LABELLED:
-        overrides = request.getfixturevalue("labelled")
+        overrides = request.getfixturevalue("tagged" if "token_classification" in recipe else "labelled")
     if recipe.startswith("fine-tuning/"):
         overrides = ["student.initialize.from=fine-tuned", *overrides[1:]]
     overrides = [*overrides, *SMALLER.get(recipe, [])]
