@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
 from kdcore import Batch, InputError, Loss, LossConfig, ModelInfo, Requests, Signals, at_least_float32, require_head
 from kdcore_supervised.tags import IGNORED
@@ -61,3 +64,29 @@ class ClassificationLoss(Loss):
         if self.head.num_outputs > 1:
             return {"classification": cross_entropy(logits, labels, reduction="sum")}
         return {"classification": (logits.squeeze(-1) - labels.to(logits.dtype)).square().sum()}
+
+    def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Count the labels of each class (C,) and the rows; of numbers, sum them and their squares."""
+        labels = batch.token_column("labels") if self.head.level == "token" else batch.columns["labels"]
+        if self.head.level == "token":
+            labels = labels[labels != IGNORED]
+        if self.head.problem_type == "regression":
+            values = labels.double()
+            counted = torch.stack([values.sum(), values.square().sum()])
+        elif labels.ndim == 2:
+            counted = labels.double().sum(0)
+        else:
+            counted = one_hot(labels, self.head.num_outputs).double().sum(0)
+        return {"labels": counted, "rows": torch.tensor(len(labels), dtype=torch.float64)}
+
+    def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the entropy of the frequencies of classes, or the variance of numbers."""
+        rows = float(sums["rows"])
+        if not rows:
+            return {}
+        mean = sums["labels"] / rows
+        if self.head.problem_type == "regression":
+            return {"classification": float(mean[1] - mean[0].square())}
+        if self.head.problem_type == "multi_label_classification":
+            return {"classification": float((torch.special.entr(mean) + torch.special.entr(1 - mean)).mean())}
+        return {"classification": float(torch.special.entr(mean).sum())}

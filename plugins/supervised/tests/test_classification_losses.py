@@ -59,44 +59,54 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def of_heads(
     name: str, config: dict[str, Any], columns: dict[str, Any], infos: Any, student: Any, teacher: Any
-) -> float:
-    """Compute a loss on outputs of a head of transformers' form."""
+) -> tuple[float, float]:
+    """Return a loss on the outputs of the only head, and the value of its best constant prediction."""
     loss = find_component("kdcore.losses", name).cls
     built = loss(loss.Config(name=name, label=name, **config), infos["teacher"], infos["student"])
-    length = max((column.shape[1] for column in columns.values() if column.ndim == 2), default=1)
-    if any(head.level == "token" for head in infos["student"].heads):
-        shape = (len(next(iter(columns.values()))), length)
-    else:
-        shape = (len(student), 1)
+    head = infos["student"].heads[0]
+    first = next(iter(columns.values()))
+    rows, length = first.shape if head.level == "token" else (len(first), 1)
+    nothing = torch.empty(0, dtype=torch.int64)
     batch = Batch(
-        input_ids=torch.zeros(shape, dtype=torch.int64),
+        input_ids=torch.zeros((rows, length), dtype=torch.int64),
         attention_mask=None,
-        lengths=np.full(shape[0], shape[1]),
-        token_index=torch.arange(shape[0] * shape[1]),
-        masked_index=torch.empty(0, dtype=torch.int64),
-        masked_labels=torch.empty(0, dtype=torch.int64),
+        lengths=np.full(rows, length),
+        token_index=torch.arange(rows * length),
+        masked_index=nothing,
+        masked_labels=nothing,
         columns={key: torch.from_numpy(column) for key, column in columns.items()},
     )
-    head = infos["student"].heads[0].name
-    sides = [Signals(batch, {}, {}, {}, heads={head: torch.from_numpy(side)}) for side in (student, teacher)]
+    sides = [Signals(batch, {}, {}, {}, heads={head.name: torch.from_numpy(side)}) for side in (student, teacher)]
     (value,), (count,) = built(*sides, batch).values(), built.counts(batch).values()
-    return float(value) / count
+    (constant,) = built.constant_baseline(built.constant_sums(sides[1], batch)).values()
+    return float(value) / count, constant
+
+
+def logit(probability: np.ndarray) -> np.ndarray:
+    return np.log(probability) - np.log(1 - probability)
 
 
 def test_classification_of_lists_of_classes_is_the_mean_binary_cross_entropy() -> None:
     labels = np.array([[1, 0, 1], [0, 0, 1]], dtype=np.float32)
-    found = of_heads("classification", {}, {"labels": labels}, MULTI, STUDENT, TEACHER)
+    found, constant = of_heads("classification", {}, {"labels": labels}, MULTI, STUDENT, TEACHER)
     yes = sigmoid(STUDENT)
     assert found == pytest.approx(-(labels * np.log(yes) + (1 - labels) * np.log(1 - yes)).mean(), rel=1e-6)
+    best = np.tile(logit(np.clip(labels.mean(0, dtype=np.float64), 1e-9, 1 - 1e-9)), (2, 1))
+    assert constant == pytest.approx(
+        of_heads("classification", {}, {"labels": labels}, MULTI, best, TEACHER)[0], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_soft_targets_of_lists_of_classes_are_the_mean_divergence_of_each_class(temperature: float) -> None:
     config = {"positions": "classes", "temperature": temperature}
-    found = of_heads("soft_targets", config, {"sample_ids": np.arange(2)}, MULTI, STUDENT, TEACHER)
+    columns = {"sample_ids": np.arange(2)}
+    found, constant = of_heads("soft_targets", config, columns, MULTI, STUDENT, TEACHER)
     own, theirs = sigmoid(STUDENT / temperature), sigmoid(TEACHER / temperature)
     divergence = theirs * np.log(theirs / own) + (1 - theirs) * np.log((1 - theirs) / (1 - own))
     assert found == pytest.approx(temperature**2 * divergence.mean(), rel=1e-10)
+    best = temperature * np.tile(logit(theirs.mean(0)), (2, 1))
+    assert constant == pytest.approx(of_heads("soft_targets", config, columns, MULTI, best, TEACHER)[0], rel=1e-9)
 
 
 TOKENS = {
@@ -110,15 +120,30 @@ def test_losses_on_tokens_average_over_the_chosen_tokens() -> None:
     own, theirs = draw.standard_normal((2, 6, 3))  # of 2 sequences of 3 tokens
     labels, starts = np.array([[-100, 1, 2], [0, -100, -100]]), np.array([[False, True, True], [True, False, True]])
     columns = {"labels": labels, "word_starts": starts}
-    found = of_heads("classification", {}, columns, TOKENS, own, theirs)
+    found, constant = of_heads("classification", {}, columns, TOKENS, own, theirs)
     chosen = labels.reshape(-1) >= 0
     expected = -log_softmax(own)[chosen, labels.reshape(-1)[chosen]].mean()
     assert found == pytest.approx(expected, rel=1e-10)
+    assert constant == pytest.approx(np.log(3)), "each of the three labels once"
     for column, rows in ((None, slice(None)), ("word_starts", starts.reshape(-1))):
         config = {"head": "token_classes", "column": column, "temperature": 2.0}
-        found = of_heads("soft_targets", config, columns, TOKENS, own, theirs)
+        found, constant = of_heads("soft_targets", config, columns, TOKENS, own, theirs)
         log_own, log_theirs = log_softmax(own[rows] / 2), log_softmax(theirs[rows] / 2)
         assert found == pytest.approx(4 * (np.exp(log_theirs) * (log_theirs - log_own)).sum(-1).mean(), rel=1e-10)
+        best = np.tile(2 * np.log(np.exp(log_theirs).mean(0)), (6, 1))
+        assert constant == pytest.approx(of_heads("soft_targets", config, columns, TOKENS, best, theirs)[0], rel=1e-9)
+
+
+def test_the_best_constant_prediction_of_classes_and_numbers() -> None:
+    head = Head.sequence_classes(("a", "b", "c"))
+    infos = {"teacher": replace(tiny(4), heads=(head,)), "student": replace(tiny(2), heads=(head,))}
+    outputs = np.random.default_rng(3).standard_normal((4, 3))
+    _, constant = of_heads("classification", {}, {"labels": np.array([0, 1, 1, 1])}, infos, outputs, outputs)
+    assert constant == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)))
+    _, constant = of_heads(
+        "classification", {}, {"labels": np.array([0.0, 1.0, 5.0])}, REGRESSION, outputs[:3, :1], outputs
+    )
+    assert constant == pytest.approx(np.var([0.0, 1.0, 5.0]))
 
 
 def test_tokens_that_are_not_chosen_have_no_gradient() -> None:
