@@ -130,9 +130,10 @@ class SoftTargetsLoss(Loss):
         """Return the entropy of each row of probabilities, or the sum of squares of regression outputs."""
         if self._kind == "regression":
             return outputs.square().sum(-1)
+        entropy: Tensor = torch.special.entr(outputs)
         if self._kind == "multi_label_classification":
-            return (torch.special.entr(outputs) + torch.special.entr(1 - outputs)).mean(-1)
-        return torch.special.entr(outputs).sum(-1)
+            return (entropy + torch.special.entr(1 - outputs)).mean(-1)
+        return entropy.sum(-1)
 
     @property
     def _kind(self) -> str | None:
