@@ -131,9 +131,10 @@ class SoftTargetsLoss(Loss):
         if self._kind == "regression":
             return outputs.square().sum(-1)
         entropy: Tensor = torch.special.entr(outputs)
-        if self._kind == "multi_label_classification":
-            return (entropy + torch.special.entr(1 - outputs)).mean(-1)
-        return entropy.sum(-1)
+        if self._kind != "multi_label_classification":
+            return entropy.sum(-1)
+        entropy += torch.special.entr(1 - outputs)
+        return entropy.mean(-1)
 
     @property
     def _kind(self) -> str | None:
