@@ -25,7 +25,7 @@ from kdcore.losses.soft_targets import SoftTargetsLoss
 from kdcore.registry import losses as registered
 from kdcore.signals import AttentionTap, ModelInfo, Signals
 
-INFO = ModelInfo("bert", 1, 768, 12, 64, 30522, 512, True)
+INFO = ModelInfo("bert", 1, 768, 12, 64, 30522, 512)
 CASES = ("minilm_v2_12", "minilm_v2_48", "soft_targets")
 
 

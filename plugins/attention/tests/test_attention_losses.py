@@ -99,7 +99,7 @@ def test_what_holds_for_every_objective_holds(name: str) -> None:
 
 
 def info(num_layers: int = 4, heads: int = 4) -> kdcore.ModelInfo:
-    return kdcore.ModelInfo("bert", num_layers, 8, heads, 8 // heads, 11, 64, False)
+    return kdcore.ModelInfo("bert", num_layers, 8, heads, 8 // heads, 11, 64)
 
 
 def loss_class(name: str) -> Any:

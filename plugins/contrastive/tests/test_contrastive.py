@@ -134,7 +134,7 @@ def test_more_negatives_than_other_samples_are_refused() -> None:
 @pytest.mark.parametrize("config", [{"negatives": 50}, {"negatives": 50, "other_classes": True}], ids=str)
 def test_what_must_hold_for_every_objective_holds(config: dict[str, Any]) -> None:
     check_loss("contrastive", {"samples": 256, **config})
-    narrow = kdcore.ModelInfo("bert", 2, 4, 2, 2, 11, 512, True)
+    narrow = kdcore.ModelInfo("bert", 2, 4, 2, 2, 11, 512)
     check_loss("contrastive", {"samples": 256, **config}, student=narrow, large=False)
 
 

@@ -165,7 +165,7 @@ def test_a_single_sequence_has_no_correlation_along_sequences() -> None:
 
 def test_what_must_hold_for_every_objective_holds() -> None:
     check_loss("attention_pearson")
-    wide = kdcore.ModelInfo("bert", 4, 16, 4, 4, 11, 512, True)
+    wide = kdcore.ModelInfo("bert", 4, 16, 4, 4, 11, 512)
     check_loss("attention_pearson", {"layers": "uniform"}, teacher=wide, large=False)
 
 
@@ -196,7 +196,7 @@ def test_fault_7_identical_models_give_0_and_padding_no_nan_in_any_precision(dty
 
 
 def make() -> AttentionPearson:
-    info = kdcore.ModelInfo("bert", 1, 8, 4, 2, 11, 512, False)
+    info = kdcore.ModelInfo("bert", 1, 8, 4, 2, 11, 512)
     return AttentionPearson(AttentionPearson.Config(name="attention_pearson", label="mine"), info, info)
 
 
