@@ -128,8 +128,9 @@ def cache_gradients(
     rows = _StepRows(whole, len(micro_batches), processes, module.student.info.heads)
     moved = whole.to(device)
     student = _WholeSignals(moved, own, rows, tracked=True)
+    their_rows = _StepRows(whole.teacher_view, len(micro_batches), processes, module.student.info.heads)
     teachers = {
-        label: _WholeSignals(moved, [signals[label] for signals in theirs], rows, tracked=False)
+        label: _WholeSignals(moved.teacher_view, [signals[label] for signals in theirs], their_rows, tracked=False)
         for label in requests.teachers
     }
     sums = module.sums_of(student, teachers, moved, labels)
