@@ -35,6 +35,7 @@ from .data.shards import Masks as Masks
 from .data.shards import PreparedData as PreparedData
 from .data.shards import Sequences as Sequences
 from .data.shards import TeacherView as TeacherView
+from .data.shards import tokenizer_files as tokenizer_files
 from .data.tokenizers import SpecialIds as SpecialIds
 from .data.tokenizers import load_tokenizer as load_tokenizer
 from .data.tokenizers import special_ids as special_ids

@@ -57,7 +57,7 @@ def _list(run: Path, found: list[Path]) -> int:
     code = 0
     for folder in found:
         try:
-            state, entries = files.read_state(folder), files.read_manifest(folder)
+            state, entries = files.read_intact_state(folder), files.read_manifest(folder)
             foreign = files.foreign_files(folder)
         except InputError as error:
             problem = error.problems[0]
@@ -93,7 +93,7 @@ def _show(run: Path, found: list[Path]) -> int:
     newest = files.pointed_to(run)
     folder = next((path for path in found if path.name == newest), found[-1])
     files.refuse_foreign(folder)
-    for name, value in asdict(files.read_state(folder)).items():
+    for name, value in asdict(files.read_intact_state(folder)).items():
         print(f"{name}: {json.dumps(value)}")
     print("files:")
     for name, entry in files.read_manifest(folder).items():

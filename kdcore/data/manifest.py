@@ -163,7 +163,8 @@ class Manifest(_Stored):
     sequences of each corpus. `stated` are the keys of `recipe` that were stated, `readers` and `preparation` the
     readers and the revision of the preparation; versions 1 and 2 have none of these. `teacher` describes the teacher's
     tokens, None if the rows hold those of one tokenizer only. A kdcore that does not know `teacher` can train students
-    without a teacher on such data, and refuses the teacher's other vocabulary.
+    without a teacher on such data, and refuses the teacher's other vocabulary. `tokenizer_files` has the SHA-256 of the
+    tokenizers' files by their paths in the folder; older manifests list none.
     """
 
     format_version: int
@@ -184,6 +185,7 @@ class Manifest(_Stored):
     readers: list[ReaderEntry] = Field(default_factory=list)
     preparation: int = 1
     teacher: TeacherRows | None = None
+    tokenizer_files: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

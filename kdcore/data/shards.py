@@ -292,7 +292,7 @@ class PreparedData:
 
     @classmethod
     def open(cls, folder: str | Path) -> PreparedData:
-        """Open a folder. Sizes are checked against the manifest, contents only by `verify`.
+        """Open a folder. Tokenizers and sizes are compared with the manifest, contents of shards only by `verify`.
 
         Raises:
             DataError: it is missing or incomplete, or was written by an unsupported kdcore.
@@ -309,6 +309,12 @@ class PreparedData:
         for tokenizer, whose in _tokenizers(manifest):
             if not (folder / tokenizer / "tokenizer.json").is_file():
                 raise DataError(f"the {whose}tokenizer's files are missing", where=str(folder), hint=PREPARE_AGAIN)
+        stored = manifest.tokenizer_files
+        found = tokenizer_files(folder) if stored else {}
+        for file in sorted({*stored, *found}):
+            if stored.get(file) != found.get(file):
+                what = "is missing" if file not in found else "is damaged: its checksum differs"
+                raise _damaged(folder / file, what if file in stored else "does not belong to the prepared data")
         return cls(folder, manifest)
 
     def split(self, name: PreparedSplit) -> Sequences:
@@ -397,6 +403,12 @@ def _joined(lengths: list[NDArray[np.int32]]) -> NDArray[np.int32]:
     joined = np.concatenate(lengths) if lengths else np.empty(0, np.int32)
     joined.flags.writeable = False
     return joined
+
+
+def tokenizer_files(folder: Path) -> dict[str, str]:
+    """Compute the SHA-256 of each file of the tokenizers in a prepared folder, by its path there."""
+    paths = [path for name in (TOKENIZER_FOLDER, TEACHER_TOKENIZER_FOLDER) for path in (folder / name).glob("*")]
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in sorted(paths) if path.is_file()}
 
 
 def _open_split(folder: Path, name: PreparedSplit) -> Sequences:

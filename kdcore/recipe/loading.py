@@ -207,7 +207,7 @@ class Recipe:
         walker = SectionWalker(lambda place: self._root.origin_at(place), self.settings.imports)
         found: dict[KeyPath, Component] = {}
         data = dict(self.data)
-        for section in _sections(self.data):
+        for section in _sections(self.data, walker.problems, self._root):
             where, key = str(walker.locate(section.place)), dotted(section.place)
             try:
                 cls = section.registry.get(section.name, where=where, key=key, sources=self.settings.imports)

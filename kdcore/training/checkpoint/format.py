@@ -142,6 +142,19 @@ def read_state(folder: Path) -> TrainingState:
     return read_json_object(folder / STATE, TrainingState)
 
 
+def read_intact_state(folder: Path) -> TrainingState:
+    """Read the loop's state after a comparison of its file with the manifest.
+
+    Raises:
+        InputError: the file or the manifest is damaged.
+    """
+    expected = read_manifest(folder)[STATE]
+    state = read_state(folder)
+    if describe_file(folder / STATE) != expected:
+        raise InputError("is corrupt: its checksum differs from that in the manifest", where=str(folder / STATE))
+    return state
+
+
 def read_format(folder: Path) -> int:
     """Read the number of the format that a checkpoint was written in.
 

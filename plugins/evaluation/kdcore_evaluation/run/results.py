@@ -7,12 +7,29 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
+
+from pydantic import AfterValidator, TypeAdapter
 
 from kdcore import atomic_write, read_json_rows
 
 JSON_LINES = "results.jsonl"
 PARQUET = "results.parquet"
+
+
+def _versions(text: str) -> str:
+    TypeAdapter(dict[str, str]).validate_json(text)
+    return text
+
+
+def _path(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a path without NUL")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+Versions = Annotated[str, AfterValidator(_versions)]
 
 
 @dataclass(frozen=True)
@@ -51,9 +68,9 @@ class ResultRow:
 
     model: str
     role: str
-    source: str
+    source: PathText
     model_sha256: str
-    run: str | None
+    run: PathText | None
     export: str | None
     share: float | None
     suite: str
@@ -75,7 +92,7 @@ class ResultRow:
     data: str | None
     labels: str | None
     recipe: str
-    versions: str
+    versions: Versions
     device: str
     finished: str
 

@@ -29,6 +29,7 @@ from kdcore import (
     locked,
     row_dtype,
     special_ids,
+    tokenizer_files,
     vocabulary_size,
     write_json,
     write_manifest,
@@ -325,7 +326,8 @@ class _PreparationRun:
         if self.teacher_tokenizer is not None:
             self._check_alignment(work, records)
             self.teacher_tokenizer.save_pretrained(staging / PreparedData.TEACHER_TOKENIZER)
-        write_manifest(staging, self._manifest(work, records))
+        manifest = self._manifest(work, records)
+        write_manifest(staging, manifest.model_copy(update={"tokenizer_files": tokenizer_files(staging)}))
 
     def _check_alignment(self, work: Work, records: list[WrittenUnit]) -> None:
         """Log how far the tokens of both tokenizers are aligned.
