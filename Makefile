@@ -8,12 +8,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \
 	mariadb-server
 
-.PHONY: help setup demo test test-browser test-faults test-install test-resume test-slurm test-recipes bench lint clean
+.PHONY: help setup demo test test-browser test-faults test-mutations test-install test-resume test-slurm test-recipes bench lint clean
 
 help:
 	@echo "make demo           distil a real teacher on real text and fine-tune both, in minutes on two CPU cores"
 	@echo "make test           check style, types, layers and behaviour"
 	@echo "make test-faults    kill, starve and damage real runs: nothing is lost (some of it needs root)"
+	@echo "make test-mutations damage every stored file 1,000 times and check what is made of it (half an hour)"
 	@echo "make test-install   build all wheels and install them into new environments (minutes, 3 GB, a package index)"
 	@echo "make test-resume    resume with every precision, ZeRO stage and pair of process counts; prints a table (ten minutes)"
 	@echo "make test-browser   the comparison page in a real Chromium, which it installs (root, Debian)"
@@ -44,6 +45,10 @@ test: setup lint
 # What disturbs whole processes and disks. What needs a mount is skipped where one may not.
 test-faults: setup
 	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/faults $(PYTEST_ARGUMENTS)
+
+# 1,000 mutations of every stored file; `make test-faults` tries 50 (half an hour).
+test-mutations: setup
+	KDCORE_MUTATIONS=1000 $(BIN)/pytest -s tests/faults/test_mutations.py $(PYTEST_ARGUMENTS)
 
 # pip installs wheels and all their dependencies twice. Without a package index, only the wheels are checked.
 test-install: setup

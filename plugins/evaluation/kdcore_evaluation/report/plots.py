@@ -15,6 +15,9 @@ _MOST_POINTS = 160
 _MARKER = 4.5
 
 
+_SMALLEST, _LARGEST = 1e-100, 1e100  # beyond these, the limits of an axis would overflow
+
+
 @dataclass(frozen=True)
 class Mark:
     """A point of a plot, with its standard deviation if it has one."""
@@ -91,7 +94,7 @@ class _Scale:
 
     def __init__(self, axis: Axis, values: Iterable[float], start: float, end: float) -> None:
         self.axis = axis
-        known = [value for value in values if math.isfinite(value) and (value > 0 or not axis.logarithmic)]
+        known = [value for value in values if self.shows(value)]
         lowest, highest = min(known, default=0.0), max(known, default=1.0)
         if axis.logarithmic:
             lowest, highest = (lowest or 1.0) / 1.1, (highest or 1.0) * 1.1
@@ -110,7 +113,8 @@ class _Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
     def shows(self, value: float) -> bool:
-        return math.isfinite(value) and (value > 0 or not self.axis.logarithmic)
+        in_range = value == 0 or _SMALLEST <= abs(value) <= _LARGEST
+        return math.isfinite(value) and in_range and (value > 0 or not self.axis.logarithmic)
 
     def ticks(self) -> list[float]:
         if not self.axis.logarithmic:
