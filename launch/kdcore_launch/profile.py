@@ -62,7 +62,7 @@ def _sbatch_arguments(values: list[str]) -> list[str]:
     return values
 
 
-Line = Annotated[str, AfterValidator(_line)]
+ScriptText = Annotated[str, AfterValidator(_line)]
 Minutes = Annotated[int, BeforeValidator(_minutes), Field(gt=0)]
 Arguments = Annotated[list[str], AfterValidator(_arguments)]
 
@@ -83,20 +83,20 @@ class Restarts(ComponentConfig):
 class Container(ComponentConfig):
     """A container image for the processes of a run; kdcore must be installed in it."""
 
-    image: Line = Field(min_length=1, description="File or URL of the image.")
+    image: ScriptText = Field(min_length=1, description="File or URL of the image.")
     runtime: Literal["apptainer", "pyxis"] = Field(
         "apptainer", description="Container runtime: apptainer, or pyxis (a plugin of srun)."
     )
-    mounts: list[Line] = Field(default_factory=list, description="Mounts, each OUTSIDE:INSIDE or OUTSIDE.")
-    python: Line = Field("python3", description="Python interpreter inside the container.")
+    mounts: list[ScriptText] = Field(default_factory=list, description="Mounts, each OUTSIDE:INSIDE or OUTSIDE.")
+    python: ScriptText = Field("python3", description="Python interpreter inside the container.")
 
 
 class Profile(ComponentConfig):
     """The resources of a job. Missing keys have the cluster's defaults."""
 
-    partition: Line | None = None
-    account: Line | None = None
-    qos: Line | None = None
+    partition: ScriptText | None = None
+    account: ScriptText | None = None
+    qos: ScriptText | None = None
     nodes: int = Field(1, gt=0)
     gpus_per_node: int = Field(0, ge=0)
     processes_per_node: int | None = Field(
@@ -107,7 +107,7 @@ class Profile(ComponentConfig):
         None, pattern=r"^\d+[KMGT]?$", description="Memory per node, such as 64G; 0 is all memory.", examples=["64G"]
     )
     time: Minutes | None = Field(None, description="Time limit: HH:MM:SS, D-HH:MM or minutes.")
-    constraint: Line | None = Field(None, description="Required node features.")
+    constraint: ScriptText | None = Field(None, description="Required node features.")
     sbatch: Annotated[Arguments, AfterValidator(_sbatch_arguments)] = Field(
         default_factory=list, description="Further arguments of sbatch."
     )
