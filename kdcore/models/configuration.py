@@ -19,6 +19,7 @@ from kdcore.errors import DataError, InputError, first_line
 from kdcore.models.architectures import Architecture, architecture_of
 from kdcore.signals import Head, ModelInfo
 from kdcore.utils.lfs import refuse_pointers
+from kdcore.utils.model_files import check_model_files
 
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 _UNNAMED = re.compile(r"LABEL_\d+")  # transformers' default name of a class
@@ -32,8 +33,9 @@ _SIZES = (
     "embedding_size",
     "local_attention",
 )
+_MOST_BLOCKS, _LARGEST_SIZE = 1_000, 1 << 24
 _RHYTHM = "global_attn_every_n_layers"
-_REFUSALS = (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError)
+_REFUSALS = (StrictDataclassError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 Architectures = Mapping[str, Architecture]
 """Supported architectures by model type."""
@@ -113,6 +115,7 @@ def read_config(path: str, architectures: Architectures) -> PreTrainedConfig:
     if folder.is_dir() and not (folder / "config.json").is_file():
         hint = _hint_on_parts(folder) or "give a Hugging Face model folder"
         raise DataError("config.json is missing", where=path, hint=hint)
+    check_model_files(folder)
     try:
         stated, _ = PreTrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
@@ -314,6 +317,9 @@ def _problem(config: PreTrainedConfig, architecture: Architecture) -> str | None
         usual = value == 0 == getattr(type(config), key, None)  # DeBERTa has no token types
         if not isinstance(value, int) or (value < 1 and not usual):
             return f"{key} must be a positive integer, found {json.dumps(value)}"
+        most = _MOST_BLOCKS if key == "num_hidden_layers" else _LARGEST_SIZE
+        if value > most:
+            return f"{key} is out of range (found {value}, expected at most {most})"
     if config.hidden_size % config.num_attention_heads:
         return f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
     positions = getattr(config, "position_embedding_type", "absolute")

@@ -108,7 +108,12 @@ def load_weights(auto: Any, path: str, config: PreTrainedConfig, *, trust: bool)
             where=path,
             hint="ask the author for model.safetensors",
         ) from error
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, MemoryError),
+        SafetensorError,
+    ) as error:
+        if trust and isinstance(error, (TypeError, LookupError, AttributeError)):
+            raise DataError(f"the model's custom code failed: {error!r}", where=path) from error
         refuse_pointers(Path(path), _WEIGHT_FILES)
         raise DataError(
             f"the model's weights cannot be loaded: {reason_of(error)}",

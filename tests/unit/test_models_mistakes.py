@@ -160,7 +160,7 @@ def test_a_folder_or_name_that_leads_nowhere_is_refused(folder, tmp_path, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused(["neither an existing folder nor a model on the hub"], lambda: teacher(tmp_path / "nowhere"))
     (folder / "config.json").write_text("{")
-    refused(["cannot be read"], lambda: teacher(folder))
+    refused(["config.json: is not valid JSON"], lambda: teacher(folder))
     (folder / "config.json").unlink()
     refused(["config.json is missing"], lambda: teacher(folder))
 

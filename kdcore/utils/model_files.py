@@ -1,0 +1,40 @@
+"""Check the JSON files of a model folder before transformers reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from kdcore.utils.stored import read_json_object
+
+_HINT = "repair the file, or download the model again"
+
+
+class _ModelConfig(BaseModel):
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    auto_map: dict[str, Any] | None = None
+    id2label: dict[str, str] | None = None
+    label2id: dict[str, int] | None = None
+    pad_token_id: int | None = None
+
+
+class _WeightIndex(BaseModel):
+    metadata: dict[str, Any]
+    weight_map: Annotated[dict[str, Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]], Field(min_length=1)]
+
+
+def check_model_files(folder: Path) -> None:
+    """Check config.json and the indexes of weights in a folder; a hub name has none here.
+
+    Raises:
+        DataError: a file is not JSON, is nested too deeply, has a value of another type, or an index names a file
+            outside of the folder.
+    """
+    config = folder / "config.json"
+    if config.is_file():
+        read_json_object(config, _ModelConfig, hint=_HINT)
+    for index in sorted(folder.glob("*.index.json")):
+        read_json_object(index, _WeightIndex, hint=_HINT)
