@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from kdcore_testing.signal_cases import (
     reads_of,
     shape_of,
 )
+
+ColumnMaker = Callable[[int], Mapping[str, np.ndarray]] | Callable[[int, int], Mapping[str, np.ndarray]]
 
 IGNORED_LABEL = -100
 """In `labels` of shape (B, L): a position without a prediction."""
@@ -100,18 +103,20 @@ def check_loss(
     *,
     teacher: ModelInfo | None = None,
     student: ModelInfo | None = None,
-    columns: Callable[[int], Mapping[str, np.ndarray]] | None = None,
+    columns: ColumnMaker | None = None,
     large: bool = True,
 ) -> None:
     """Check the requirements on every loss.
 
     1. `counts` and `forward` return the same terms; sums are scalars of at least float32.
-    2. It reads all signals that it requests and no others.
+    2. It reads all signals that it requests and no others, and no column of the batch that it does not request.
     3. The loss between equal models is 0 (unless `zero_when_equal` is False).
     4. Gradients reach every requested signal of the student, and equal finite differences in float64.
     5. Further padding with any content changes neither value nor gradient.
-    6. Splitting a batch changes neither value nor gradient (unless `couples_batch` is True).
-    7. In fp16 and bf16 it is finite and equal to float32 on the same numbers, at 256 sequences, 12 heads, 128 tokens.
+    6. Counts of a whole batch are the sums of those of its parts. Splitting a batch changes neither value nor gradient,
+       those of its own parameters included (unless `couples_batch` is True).
+    7. In fp16 and bf16 it is finite and equal to float32 on the same numbers, at 256 sequences, 12 heads, 128 tokens,
+       with its own parameters moved away from their initial values; and at two short sequences.
     8. Saving and loading its state does not change its value.
 
     Args:
@@ -119,19 +124,21 @@ def check_loss(
         config: its keys in a recipe, without `name`.
         teacher: description of the teacher; default: 4 blocks, 4 heads, hidden size 8.
         student: description of the student; default: 2 blocks, otherwise like the teacher.
-        columns: returns the batch's further columns for a number of sequences; default: `sample_ids` and `labels`.
-        large: whether to run check 7, which takes some seconds and 1 to 3 GB of memory.
+        columns: returns the batch's further columns for a number B of sequences, or for B and L if it takes two
+            arguments; arrays (B, L) are columns of level `token`. Default: `sample_ids` and `labels`.
+        large: whether to run check 7 at that size, which takes some seconds and 1 to 3 GB of memory.
 
     Raises:
         AssertionError: with the violated requirement.
     """
     check = _LossCheck(name, config or {}, teacher or tiny(4), student or tiny(2), columns or _default_columns)
-    check.terms()
     check.reads()
+    check.terms()
     check.zero()
     check.gradients()
     check.padding()
     check.splitting()
+    check.own_precision()
     if large:
         check.half_precision()
     check.state()
@@ -152,23 +159,32 @@ class _LossCheck:
         config: Mapping[str, Any],
         teacher: ModelInfo,
         student: ModelInfo,
-        columns: Callable[[int], Mapping[str, np.ndarray]],
+        columns: ColumnMaker,
     ) -> None:
         self.name, self.config = name, config
         self.teacher, self.student = teacher, student
-        self.columns = columns
+        self._make_columns: Callable[..., Mapping[str, np.ndarray]] = columns
+        self._takes_length = len(inspect.signature(columns).parameters) > 1
         torch.manual_seed(0)
         self.loss = self._new()
         requests = self.loss.requests()
+        self.requested = requests.columns
         self.asked = requests.student, requests.teacher
 
     def _new(self) -> Loss:
         return _build(self.name, self.config, self.student, self.teacher)
 
+    def columns(self, size: int, length: int) -> Mapping[str, np.ndarray]:
+        """Return the columns of a batch; those that the loss does not request raise an error if they are read."""
+        made = self._make_columns(size, length) if self._takes_length else self._make_columns(size)
+        missing = sorted(self.requested - set(made))
+        assert not missing, f"the loss requests the column `{missing[0]}`: pass `columns` that return it"
+        return {name: column for name, column in made.items() if name in self.requested}
+
     def _case(self, lengths: Sequence[int], seed: int = 0) -> Case:
         infos = self.student, self.teacher
         generator = np.random.default_rng(seed)
-        return make_case(self.asked, infos, lengths, generator, self.columns(len(lengths)))
+        return make_case(self.asked, infos, lengths, generator, self.columns(len(lengths), max(lengths)))
 
     def _double(self) -> Loss:
         return copy.deepcopy(self.loss).double()
@@ -191,6 +207,10 @@ class _LossCheck:
             copy.deepcopy(self.loss)(student, teacher if case.teacher else None, case.batch)
         except UnaskedSignalError as error:
             raise AssertionError(f"the loss reads a signal that it does not request: {error}") from error
+        except KeyError as error:
+            if error.args[0] in self.requested:
+                raise
+            raise AssertionError(f"the loss reads the column {error}, which it does not request") from error
         for side, signals, asked in (("student", student, case.student), ("teacher", teacher, case.teacher)):
             unread = sorted(set(asked) - signals.read, key=str)
             assert not unread, f"the loss requests {unread} of the {side}, but does not read it"
@@ -202,7 +222,7 @@ class _LossCheck:
         requests = loss.requests()
         reads = set(reads_of(requests.student)) | set(reads_of(requests.teacher))
         whole = make_case((requests.student | requests.teacher,) * 2, (self.teacher,) * 2, [4, 2, 3],
-                          np.random.default_rng(0), self.columns(3))  # fmt: skip
+                          np.random.default_rng(0), self.columns(3, 4))  # fmt: skip
         by_pair = _equal_pairs(loss, whole, reads)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             values, _ = _evaluate(copy.deepcopy(loss), by_pair.map(lambda tensor, dtype=dtype: tensor.to(dtype)))  # type: ignore[misc]
@@ -252,16 +272,24 @@ class _LossCheck:
             assert not rest.any(), f"the gradient of {read} is not 0 at padding"
 
     def splitting(self) -> None:
+        case = self._case([4, 2, 3, 1])
+        halves = [case.rows(chosen) for chosen in (slice(0, 1), slice(1, 4))]
+        counts = self.loss.counts(case.batch)
+        for term, count in counts.items():
+            added = sum(self.loss.counts(half.batch)[term] for half in halves)
+            assert count == added, (
+                f"the count of `{term}` is {count} for a batch, but {added} for its two parts together"
+            )
         if self.loss.couples_batch:
             return
-        case = self._case([4, 2, 3, 1])
-        values, gradients = _evaluate(self._double(), case)
-        counts = self.loss.counts(case.batch)
+        loss = _perturbed(self._double())
+        values, gradients = _evaluate(loss, case)
+        own = {name: parameter.grad for name, parameter in loss.named_parameters() if parameter.grad is not None}
         sums: dict[str, float] = {}
         parts: dict[Read, list[Tensor]] = {}
-        for chosen in (slice(0, 1), slice(1, 4)):
-            part = case.rows(chosen)
-            own_values, own_gradients = _evaluate(self._double(), part, counts)
+        split = _perturbed(self._double())
+        for part in halves:
+            own_values, own_gradients = _evaluate(split, part, counts)
             for term, value in own_values.items():
                 sums[term] = sums.get(term, 0.0) + value.item()
             for read, gradient in own_gradients.items():
@@ -272,10 +300,16 @@ class _LossCheck:
             assert torch.allclose(gradient, torch.cat(parts[read]), rtol=1e-8, atol=1e-12), (
                 f"splitting changes the gradient of {read}"
             )
+        for name, parameter in split.named_parameters():
+            if name in own:
+                assert parameter.grad is not None, f"splitting changes whether `{name}` gets a gradient"
+                assert torch.allclose(own[name], parameter.grad, rtol=1e-8, atol=1e-12), (
+                    f"splitting changes the gradient of the loss's parameter `{name}`"
+                )
 
     def half_precision(self) -> None:
         teacher, student = (_large(info) for info in (self.teacher, self.student))
-        loss = _build(self.name, self.config, student, teacher)
+        loss = _perturbed(_build(self.name, self.config, student, teacher))
         requests = loss.requests()
         torch_generator = torch.Generator().manual_seed(0)
         lengths = [128 if row % 4 else 96 for row in range(256)]
@@ -290,18 +324,30 @@ class _LossCheck:
             real,
             masked,
             labels,
-            self.columns(256),
+            self.columns(256, 128),
             {read: draw(read, student) for read in reads_of(requests.student)},
             {read: draw(read, teacher) for read in reads_of(requests.teacher)},
         )
         for dtype in (torch.float16, torch.bfloat16):
             rounded = exact.map(lambda tensor, dtype=dtype: tensor.to(dtype))  # type: ignore[misc]
             with torch.no_grad():
-                half, _ = _evaluate(copy.deepcopy(loss), rounded)
-                single, _ = _evaluate(copy.deepcopy(loss), rounded.map(Tensor.float))
+                # The engine casts parameters, too: both get the rounded ones, so that only the arithmetic differs.
+                cast = copy.deepcopy(loss).to(dtype)
+                half, _ = _evaluate(copy.deepcopy(cast), rounded)
+                single, _ = _evaluate(cast.float(), rounded.map(Tensor.float))
             for term, value in half.items():
                 assert torch.isfinite(value), f"`{term}` is {value.item()} in {dtype} at 256 x 12 x 128 x 128"
             _assert_equal(single, half, f"{dtype} instead of float32 on the same numbers changes", rtol=1e-4)
+
+    def own_precision(self) -> None:
+        """Compare few numbers, in whose sums roundings of single products do not cancel."""
+        loss, case = _perturbed(copy.deepcopy(self.loss)), self._case([2, 1])
+        for dtype in (torch.float16, torch.bfloat16):
+            cast, rounded = copy.deepcopy(loss).to(dtype), case.map(lambda tensor, dtype=dtype: tensor.to(dtype))  # type: ignore[misc]
+            with torch.no_grad():
+                half, _ = _evaluate(copy.deepcopy(cast), rounded)
+                single, _ = _evaluate(cast.float(), rounded.map(Tensor.float))
+            _assert_equal(single, half, f"{dtype} instead of float32 on the same numbers changes", rtol=2e-5)
 
     def state(self) -> None:
         case = self._case([4, 2, 3]).map(Tensor.float)
@@ -321,6 +367,16 @@ class _LossCheck:
         return sums
 
 
+def _perturbed(loss: Loss) -> Loss:
+    """Move parameters away from their initial values, at which faults may have no effect."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_((0.1 * noise).to(parameter.dtype))
+    return loss
+
+
 def _evaluate(
     loss: Loss, case: Case, counts: Mapping[str, int] | None = None
 ) -> tuple[dict[str, Tensor], dict[Read, Tensor]]:
@@ -335,8 +391,12 @@ def _evaluate(
     gradients: dict[Read, Tensor] = {}
     if needs_gradient and student:
         total = torch.stack(list(values.values())).sum()
-        found = torch.autograd.grad(total, list(student.values()), allow_unused=True)
-        for (read, tensor), gradient in zip(student.items(), found, strict=True):
+        inputs = [*student.values(), *(one for one in loss.parameters() if one.requires_grad)]
+        found = torch.autograd.grad(total, inputs, allow_unused=True)
+        for parameter, gradient in zip(inputs[len(student) :], found[len(student) :], strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        for (read, tensor), gradient in zip(student.items(), found, strict=False):
             gradients[read] = torch.zeros_like(tensor) if gradient is None else gradient
     return {term: value.detach() for term, value in values.items()}, gradients
 

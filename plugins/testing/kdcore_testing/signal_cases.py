@@ -177,11 +177,15 @@ class Case:
         def grow(array: np.ndarray) -> np.ndarray:
             return np.pad(array, ((0, 0), (0, extra)))
 
+        def grow_column(column: np.ndarray) -> np.ndarray:
+            return grow(column) if column.shape == self.real.shape else column
+
         return replace(
             self,
             real=grow(self.real),
             masked=grow(self.masked),
             labels=grow(self.labels),
+            columns={name: grow_column(np.asarray(column)) for name, column in self.columns.items()},
             student={read: widen(read, tensor) for read, tensor in self.student.items()},
             teacher={read: widen(read, tensor) for read, tensor in self.teacher.items()},
         )
