@@ -84,15 +84,21 @@ def test_every_marker_and_validation_comes_once_with_and_without_restarts(
         ]
 
 
-def test_an_exit_before_the_end_leaves_schedules_as_they_are(train: Callable[..., RunResult]) -> None:
+def test_an_exit_before_the_end_leaves_schedules_as_they_are(
+    train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdcore.training.loop.trainer import Trainer
+
+    monkeypatch.setattr(Trainer, "_clock", lambda trainer: 3600.0 * trainer.step)  # an hour for each step
     whole = train("training.budget={steps: 20}", "run.id=whole").folder
-    result = train("training.budget={steps: 20, exit_after_hours: 0.00002}", "run.id=exit")
+    early = "training.budget={steps: 20, exit_after_hours: 7}", "run.id=exit"
+    result = train(*early)
     assert result.finished
     assert result.export is not None
     rates = [row["train/lr"] for row in rows_of(result.folder, "train/lr")]
-    assert 0 < len(rates) < 20
-    assert rates == [row["train/lr"] for row in rows_of(whole, "train/lr")][: len(rates)]
-    assert train("training.budget={steps: 20, exit_after_hours: 0.00002}", "run.id=exit").held_out == {}, "it is over"
+    assert len(rates) == 7
+    assert rates == [row["train/lr"] for row in rows_of(whole, "train/lr")][:7]
+    assert train(*early).held_out == {}, "it is over"
 
 
 def test_a_budget_of_epochs_reads_each_sample_so_often(train: Callable[..., RunResult]) -> None:

@@ -38,7 +38,7 @@ def example():
     package, modeling = ModuleType("kdcore_example"), ModuleType("kdcore_example.modeling")
     vars(modeling).update(ExampleConfig=ExampleConfig, ExampleModel=ExampleModel, ExampleForMaskedLM=ExampleForMaskedLM)
     section = PAGE.partition("## An encoder of your own")[2]
-    (code,) = re.findall(r"^```python\n(.*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", re.split(r"\n##+ ", section)[0], re.MULTILINE | re.DOTALL)
     names = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "kdcore_example", package)
