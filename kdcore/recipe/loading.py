@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from kdcore.errors import InputError, Problem, RecipeError
 from kdcore.recipe.checking import SectionWalker, SettingsT, check, checked_or_raise, dotted
-from kdcore.recipe.fields import Option, inside, keys_of
+from kdcore.recipe.fields import Option, at, inside, keys_of
 from kdcore.recipe.imports import is_of_a_run, run_import
 from kdcore.recipe.merging import KeyPath, load_merged
 from kdcore.recipe.paths import refuse_impossible, resolve_recipe
@@ -328,6 +328,11 @@ def load_recipe(
         for place, origin in merged.pointless.items()
         if len(place) == 2 and place[0] == "losses"
     ]
+    problems += [
+        Problem(f"unknown key `{place[-1]}`, which is empty", str(origin), dotted(place), sorted(known))
+        for place, origin in merged.pointless.items()
+        if (known := _known_keys(place[:-1])) and place[-1] not in known
+    ]
     walker = SectionWalker(locate)
     data = walker.walk([Option(RecipeSettings)], root.plain(), ())
     settings = check(RecipeSettings, data, (), locate)
@@ -440,6 +445,11 @@ def _teacher_problems(settings: RecipeSettings, root: Node) -> Iterator[Problem]
             yield Problem(what, str(root.origin_at(place)), dotted(place), hint="Remove the key.")
         elif isinstance(named, str):
             yield from unknown(place, named, list(teachers))
+
+
+def _known_keys(place: KeyPath) -> set[str]:
+    """Return the keys of a map of core keys; none for a section of a component, which checks its own."""
+    return {key for option in at(RecipeSettings, place) if option.model for key in keys_of(option.model)}
 
 
 def _too_long_names(value: Any, place: KeyPath) -> Iterator[Problem]:

@@ -521,6 +521,13 @@ def test_tokenizer(damaged: Path) -> None:
     report("tokenizer.json", mutations, results)
 
 
+def _without_nulls(value: Any) -> Any:
+    """Leave out keys whose null removes nothing."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+
+
 @mutates("small.yaml")
 def test_recipes(damaged: Path) -> None:
     mutations, results = Mutations("recipes"), Counter[str]()
@@ -544,7 +551,7 @@ def test_recipes(damaged: Path) -> None:
         if outcome.value == 0:
             assert shown.value == 0
             (damaged.parent / "shown.yaml").write_text(shown.out, encoding="utf-8")
-            assert not kdcore.recipe_problems(read_yaml(damaged).plain())
+            assert not kdcore.recipe_problems(_without_nulls(read_yaml(damaged).plain()))
         results["refused" if outcome.value else "valid"] += 1
     report("recipes", mutations, results)
 

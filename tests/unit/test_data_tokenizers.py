@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,28 @@ def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path) -> Non
     path.write_bytes(b"")
     with pytest.raises(DataError, match="no piece for unknown text"):
         load_tokenizer(str(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["added_tokens"][0].pop("id"),
+        lambda content: content["model"]["vocab"].update(p=2**63),
+        lambda content: content["model"]["vocab"].update(p=2**31),
+        lambda content: content["model"].update(vocab=None),
+        lambda content: content.update(model=[1]),
+        lambda content: content.clear(),
+    ],
+    ids=["an id that is missing", "an id of 64 bits", "an id of 32 bits", "no vocabulary", "no model", "nothing"],
+)
+def test_a_damaged_tokenizer_is_a_data_error(tokenizer_folder, tmp_path, change):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_folder, folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"the tokenizer cannot be loaded \(|the tokenizer's largest id is out of range"
+    ):
+        load_tokenizer(str(folder))

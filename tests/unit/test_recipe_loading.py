@@ -230,3 +230,17 @@ def test_every_shipped_recipe_is_right():
     for file in sorted(shipped_recipes().rglob("*.yaml")):
         if file.parent.name not in ("base", "suites") and file.name != "table.yaml":  # parts, and files of other kinds
             load_recipe(f"kdcore:{file.relative_to(shipped_recipes()).as_posix()}")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("training: {budget: {steps: 1}, batch_size: 8, precision:2}", "r.yaml:1: training.precision:2: unknown key"),
+        ("sed:", "r.yaml:1: sed: unknown key `sed`, which is empty"),
+    ],
+)
+def test_an_empty_unknown_key_is_refused(tmp_path, text, words):
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "r.yaml")
+    assert words in str(caught.value)
