@@ -241,7 +241,7 @@ def project(
         assert main(["train", str(recipe)]) == 0
         shutil.copytree(folder / "runs" / "small" / "1", folder / "runs" / "small" / "2")
         other = folder / "runs" / "small" / "2" / "recipe.yaml"
-        other.write_text(other.read_text(encoding="utf-8").replace("id: 1", "id: 2").replace("id: '1'", "id: '2'"))
+        other.write_text(re.sub(r"(?m)^  id: .*$", "  id: 2", other.read_text(encoding="utf-8")), encoding="utf-8")
         (prepared,) = (path.parent for path in (folder / "cache").glob("*/manifest.json"))
         shutil.copytree(prepared, folder / "data")
         shutil.copytree(compared_project, folder / "compared")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def test_a_damaged_run_does_not_hide_others(
         copy = run.parent / name
         shutil.copytree(run, copy)
         recipe = copy / "recipe.yaml"
-        recipe.write_text(recipe.read_text(encoding="utf-8").replace("id: '1'", f"id: {name}"), encoding="utf-8")
+        renamed, found = re.subn(r"(?m)^  id: .*$", f"  id: {name}", recipe.read_text(encoding="utf-8"))
+        assert found == 1
+        recipe.write_text(renamed, encoding="utf-8")
         (copy / file).write_text(text, encoding="utf-8")
     assert main(["runs", "list", "runs"]) == 0
     listed = capsys.readouterr().out.splitlines()[1:]
