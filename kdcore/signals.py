@@ -126,6 +126,7 @@ class ModelInfo:
         heads: the heads that losses can read, in the order of their names: of a teacher those that it was saved with,
             of a student those that it can be trained with.
         position_pad_id: token that is not counted as a position, as in RoBERTa; None if positions do not depend on ids.
+        attention: whether losses can read query, key and value.
     """
 
     architecture: str
@@ -137,6 +138,7 @@ class ModelInfo:
     max_length: int
     heads: tuple[Head, ...] = ()
     position_pad_id: int | None = None
+    attention: bool = True
 
     def __init__(
         self,
@@ -153,6 +155,7 @@ class ModelInfo:
         *,
         heads: Iterable[Head] = (),
         position_pad_id: int | None = None,
+        attention: bool = True,
     ) -> None:
         """Describe a model; `has_lm_head`, `num_classes` and `class_labels` are deprecated: use `heads`."""
         by_name = {head.name: head for head in heads}
@@ -170,7 +173,7 @@ class ModelInfo:
                 by_name[SEQUENCE_CLASSES] = Head.sequence_classes(labels, num_outputs=outputs)
         values = (architecture, num_layers, hidden_size, num_heads, head_size, vocab_size, max_length)
         ordered = tuple(by_name[name] for name in sorted(by_name))
-        for one, value in zip(fields(self), (*values, ordered, position_pad_id), strict=True):
+        for one, value in zip(fields(self), (*values, ordered, position_pad_id, attention), strict=True):
             object.__setattr__(self, one.name, value)
 
     def head(self, name: str) -> Head | None:

@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from kdcore.errors import DataError
+from kdcore.models.attention import IMPLEMENTATION
+from kdcore.models.heads import head_outputs
 from kdcore.models.mpnet import use_fused_attention
 
 
@@ -18,7 +21,8 @@ def _no_offset(config: Any) -> int:
     return 0
 
 
-def _padding_offset(config: Any) -> int:
+def padding_offset(config: Any) -> int:
+    """Return the number of position rows up to that of the padding token, as in RoBERTa."""
     return int(config.pad_token_id) + 1
 
 
@@ -82,6 +86,8 @@ class Architecture:
         equal: configuration keys of a student that have the value of another key unless they are given.
         after_first_block: path of a module of the base model that is applied to the output of the first block, and may
             be None; the hidden states of that block are its output.
+        attention: name of the attention function that the network uses.
+        described: False for encoders of transformers about which only their outputs are known.
         save: writes configuration and weights of a network into a folder.
         class_head: applies the head of a `...ForSequenceClassification` network to one state per sequence (B, d),
             giving (B, C); it also receives the base model's pooler, which is stored separately. None if the
@@ -107,6 +113,8 @@ class Architecture:
     use: tuple[str, ...] = ()
     equal: Mapping[str, str] = field(default_factory=dict)
     after_first_block: str | None = None
+    attention: str = IMPLEMENTATION
+    described: bool = True
     save: Callable[[Any, Path, Mapping[str, Tensor]], None] = _save
     class_head: Callable[[Any, nn.Module | None, Tensor], Tensor] | None = None
     class_head_pools: bool = False
@@ -190,7 +198,7 @@ ARCHITECTURES = {
             lm_head=lambda network, rows: network.lm_head(rows),
             lm_head_classes=("RobertaForMaskedLM",),
             packs=True,
-            position_offset=_padding_offset,
+            position_offset=padding_offset,
             class_head=_classify,
         ),
     )
@@ -214,17 +222,33 @@ ARCHITECTURES |= {
 
 
 def architecture_of(model_type: str, where: str, architectures: Mapping[str, Architecture]) -> Architecture:
-    """Look up the architecture of a model type.
+    """Look up the architecture of a model type; the model `transformers` supports types without a description, too.
 
     Raises:
         DataError: the model type is not supported.
     """
-    if model_type not in architectures:
-        whose = "the model `transformers`" if architectures is ARCHITECTURES else "this model"
-        raise DataError(
-            f"the model type `{model_type}` is not supported by {whose}",
-            where=where,
-            allowed=sorted(architectures),
-            hint="a package can add support with a subclass of kdcore.Model, registered in the group `kdcore.models`",
-        )
-    return architectures[model_type]
+    if model_type in architectures:
+        return architectures[model_type]
+    if architectures is ARCHITECTURES and model_type in MODEL_MAPPING_NAMES:
+        return _undescribed(model_type)
+    whose = "the model `transformers`" if architectures is ARCHITECTURES else "this model"
+    raise DataError(
+        f"the model type `{model_type}` is not supported by {whose}",
+        where=where,
+        allowed=sorted(architectures),
+        hint="a package can add support with a subclass of kdcore.Model, registered in the group `kdcore.models`",
+    )
+
+
+def _undescribed(model_type: str) -> Architecture:
+    """Describe an encoder of transformers by its Auto classes only."""
+    predicting = MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(model_type)
+    return Architecture(
+        model_type,
+        blocks="",
+        lm_head=lambda network, rows: head_outputs(network, rows[None], None)[0],
+        lm_head_classes=() if predicting is None else (str(predicting),),
+        class_head_pools=True,
+        attention="eager",
+        described=False,
+    )

@@ -6,7 +6,7 @@ The hooks store only the number of their block, so that a network can be copied;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcore.models.packing import Packing
-from kdcore.signals import AttentionTap, Block, SignalRequest
+from kdcore.signals import AttentionTap, Batch, Block, FactoredLogits, Positions, SignalRequest, Signals
 
 
 class Capture:
@@ -68,6 +68,54 @@ class Capture:
             yield
         finally:
             _current.reset(token)
+
+
+class CallCapture(Capture):
+    """The signals of a network without a description, which calls the attention kernel once in every block.
+
+    Attributes:
+        calls: number of calls of the kernel.
+    """
+
+    def __init__(self, request: SignalRequest) -> None:
+        super().__init__(request)
+        self.calls = 0
+
+    def tap(self, tap: AttentionTap) -> None:
+        """Store the kernel inputs of the block with the number of this call, if requested."""
+        if self.calls in self._tapped_blocks:
+            self.attention[self.calls] = tap
+        self.calls += 1
+
+
+class PackedSignals(Signals):
+    """Signals of a network that received only real tokens: states are (1, N, d)."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        packing: Packing,
+        capture: Capture,
+        logits: Mapping[Positions, Tensor],
+        factored: Mapping[Positions, FactoredLogits],
+        heads: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(batch, capture.hidden, capture.attention, logits, factored=factored, heads=heads)
+        self._packing = packing
+
+    def tokens(self, block: Block) -> Tensor:
+        """Return the hidden states of the real tokens after `block`: (N, d)."""
+        return self._hidden[block].squeeze(0)
+
+    def first(self, block: Block) -> Tensor:
+        """Return the hidden states of each sequence's first token after `block`: (B, d)."""
+        return self._hidden[block].squeeze(0).index_select(0, self._packing.first)
+
+    def _mask(self, block: int) -> Tensor | None:
+        """Return the dense mask of a block, broadcastable to (B, A, L, L)."""
+        if block not in self._masks:
+            self._masks[block] = self._packing.whole_mask(self._attention[block].mask)
+        return self._masks[block]
 
 
 _current: ContextVar[Capture | None] = ContextVar("capture", default=None)

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from kdcore.errors import DataError, InputError, first_line
-from kdcore.models.architectures import Architecture, architecture_of
+from kdcore.models.architectures import ARCHITECTURES, Architecture, architecture_of
+from kdcore.models.attention import IMPLEMENTATION
 from kdcore.signals import Head, ModelInfo
 from kdcore.utils.lfs import refuse_pointers
 from kdcore.utils.model_files import check_model_files
@@ -66,6 +68,7 @@ def describe(config: PreTrainedConfig, architecture: Architecture) -> ModelInfo:
         max_length=config.max_position_embeddings - architecture.position_offset(config),
         heads=saved_heads(config, architecture),
         position_pad_id=architecture.position_offset(config) - 1 if architecture.needs_padding_id else None,
+        attention=architecture.attention == IMPLEMENTATION,
     )
 
 
@@ -250,7 +253,7 @@ def _as_own(stated: Mapping[str, Any], architectures: Architectures) -> dict[str
 
 def _usual_type(model_type: str | None, architectures: Architectures) -> str:
     """Return the default model type of a student, given its teacher's."""
-    if model_type in architectures:
+    if model_type in architectures or (architectures is ARCHITECTURES and model_type in MODEL_MAPPING_NAMES):
         return str(model_type)
     if len(architectures) == 1:
         return next(iter(architectures))
@@ -271,9 +274,9 @@ def _common(base: Base, architecture: Architecture) -> dict[str, Any]:
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
         "vocab_size": config.vocab_size,
-        architecture.intermediate_size: getattr(config, base.architecture.intermediate_size),
+        architecture.intermediate_size: getattr(config, base.architecture.intermediate_size, None),
     }
-    sizes = {names.get(key, key): value for key, value in sizes.items()}
+    sizes = {names.get(key, key): value for key, value in sizes.items() if value is not None}
     return sizes | {key: getattr(config, key, None) for key in _SPECIAL_IDS}
 
 
@@ -312,6 +315,11 @@ def _take_positions(config: PreTrainedConfig, architecture: Architecture, longes
 
 def _problem(config: PreTrainedConfig, architecture: Architecture) -> str | None:
     """Return why a model with this configuration is not supported, or None."""
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings"):
+        if not architecture.described and not _is_stated(config, key):
+            return (
+                f"`{config.model_type}` is not an encoder of token ids with positions: its configuration has no {key}"
+            )
     for key in (*_SIZES, architecture.intermediate_size):
         value = getattr(config, key, 1)
         usual = value == 0 == getattr(type(config), key, None)  # DeBERTa has no token types
@@ -323,7 +331,7 @@ def _problem(config: PreTrainedConfig, architecture: Architecture) -> str | None
     if config.hidden_size % config.num_attention_heads:
         return f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
     positions = getattr(config, "position_embedding_type", "absolute")
-    if positions != "absolute":
+    if positions != "absolute" and architecture.described:
         return f"position_embedding_type must be absolute, found {positions}"
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         return "only encoders are supported, found a decoder (is_decoder, add_cross_attention)"
@@ -333,6 +341,11 @@ def _problem(config: PreTrainedConfig, architecture: Architecture) -> str | None
     if pad is not None and not 0 <= pad < config.vocab_size:
         return f"pad_token_id {pad} is outside the vocabulary of {config.vocab_size} tokens"
     return None
+
+
+def _is_stated(config: PreTrainedConfig, key: str) -> bool:
+    """Return whether a configuration has a key; -1 is a length without a limit."""
+    return bool(getattr(config, key, -1) != -1)
 
 
 def _position_problem(config: PreTrainedConfig, architecture: Architecture) -> str | None:

@@ -21,6 +21,7 @@ from kdcore.models.architectures import Architecture
 from kdcore.models.base import Encoder
 from kdcore.models.capture import (
     Capture,
+    PackedSignals,
     current_capture,
     unwatch_blocks,
     watch_blocks,
@@ -29,7 +30,6 @@ from kdcore.models.capture import (
 )
 from kdcore.models.configuration import with_blocks
 from kdcore.models.heads import factored_logits, head_outputs, save_head
-from kdcore.models.packed_signals import PackedSignals
 from kdcore.models.packing import Packing
 from kdcore.models.weight_loading import biases_of_head
 from kdcore.signals import MASKED_LM, Batch, FactoredLogits, ModelInfo, Positions, SignalRequest, Signals, select_rows
@@ -86,6 +86,12 @@ def _parts_beside_attention(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
+def takes_token_types(base: Any) -> bool:
+    """Return whether a base model distinguishes the texts of a pair."""
+    parameters = inspect.signature(base.forward).parameters
+    return getattr(base.config, "type_vocab_size", 0) > 1 and "token_type_ids" in parameters
+
+
 class TransformersEncoder(Encoder):
     """Wrap a network of transformers and run its forward pass up to the deepest requested block."""
 
@@ -121,10 +127,7 @@ class TransformersEncoder(Encoder):
         after = dict(self._base.named_modules()).get(architecture.after_first_block)
         if after is not None:
             watch_first_block_end(after)
-        self._takes_token_types = (
-            getattr(self._base.config, "type_vocab_size", 0) > 1
-            and "token_type_ids" in inspect.signature(self._base.forward).parameters
-        )
+        self._takes_token_types = takes_token_types(self._base)
 
     def head_parameters(self) -> list[str]:
         """Return the names of the parameters that the base model does not have."""
@@ -159,6 +162,21 @@ class TransformersEncoder(Encoder):
             last: Tensor = self._base(attention_mask=None if packing else batch.attention_mask, **inputs)[0]
         if depth == self.info.num_layers and depth - 1 in capture.hidden:
             capture.hidden[depth - 1] = last  # after the final norm, where there is one
+        return self._answer(batch, request, capture, last)
+
+    def _answer(
+        self, batch: Batch, request: SignalRequest, capture: Capture, last: Tensor, pooled: Tensor | None = None
+    ) -> Signals:
+        """Apply the requested heads to the last hidden states, and return all signals.
+
+        Args:
+            batch: the batch.
+            request: the request.
+            capture: hidden states and inputs of the attention kernel.
+            last: (B, L, d), or (1, N, d) of a packed batch.
+            pooled: (B, d) output of the base model's pooler, if it has run.
+        """
+        packing = capture.packing
         lm_network = self._network_of(MASKED_LM)
         logits: dict[Positions, Tensor] = {}
         for positions in request.prediction_positions:
@@ -167,7 +185,7 @@ class TransformersEncoder(Encoder):
         for positions in request.factored_positions:
             rows = self._rows(last, batch, packing, positions)
             factored[positions] = factored_logits(lm_network, self.architecture.lm_head, rows)
-        heads = {name: self._outputs(name, last, batch, packing) for name in sorted(request.heads)}
+        heads = {name: self._outputs(name, last, pooled, batch, packing) for name in sorted(request.heads)}
         if packing is not None:
             return PackedSignals(batch, packing, capture, logits, factored, heads)
         return Signals(batch, capture.hidden, capture.attention, logits, factored=factored, heads=heads)
@@ -177,7 +195,7 @@ class TransformersEncoder(Encoder):
         module: nn.Module = self.heads[name] if name in self.heads else self.network  # noqa: SIM401
         return module
 
-    def _outputs(self, name: str, last: Tensor, batch: Batch, packing: Packing | None) -> Tensor:
+    def _outputs(self, name: str, last: Tensor, pooled: Tensor | None, batch: Batch, packing: Packing | None) -> Tensor:
         """Return the outputs of a head for all real tokens (N, C), or for sequences (B, C)."""
         head, network = self.info.head(name), self._network_of(name)
         assert head is not None
@@ -195,7 +213,8 @@ class TransformersEncoder(Encoder):
             mean = self.architecture.class_mean(self._base.config)
             return self.architecture.class_head(network, self.pooler, self._pooled(last, batch, packing, mean))
         states = last if packing is None else packing.padded(last.squeeze(0))
-        pooled = None if self.pooler is None else self.pooler(states)
+        if pooled is None and self.pooler is not None:
+            pooled = self.pooler(states)
         return head_outputs(network, states, batch.attention_mask, pooled)
 
     def _rows(self, last: Tensor, batch: Batch, packing: Packing | None, positions: Positions) -> Tensor:

@@ -15,8 +15,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from kdcore.errors import DataError, InputError
-from kdcore.models.architectures import ARCHITECTURES, Architecture
-from kdcore.models.attention import IMPLEMENTATION
+from kdcore.models.architectures import ARCHITECTURES, Architecture, architecture_of
 from kdcore.models.base import Model, Role
 from kdcore.models.configuration import (
     Base,
@@ -31,6 +30,7 @@ from kdcore.models.configuration import (
 from kdcore.models.encoder import TransformersEncoder
 from kdcore.models.heads import auto_class_of, has_class, head_file, head_only, load_head, own_module
 from kdcore.models.initialization import choose_blocks, plain_state, plan_copy
+from kdcore.models.undescribed import UndescribedEncoder, examine
 from kdcore.models.weight_loading import adapt_to_weights, load_weights, refuse_incomplete, tie_biases
 from kdcore.recipe.schema import ComponentConfig, PathOrHubName
 from kdcore.signals import MASKED_LM, Head, ModelInfo, SignalRequest
@@ -87,7 +87,7 @@ class TransformersModel(Model):
         self._teacher = teacher if isinstance(teacher, TransformersModel) else None
         self._configs: dict[str, PreTrainedConfig] = {}
         self.hf_config = self._teacher_config() if role == "teacher" else self._student_config()
-        self.architecture = self.architectures[self.hf_config.model_type]
+        self.architecture = self._examined(self.hf_config)
         if role == "teacher" and self._trusts:
             self.architecture = replace(self.architecture, packs=False)  # its custom code may not support packed rows
         self.info = describe(self.hf_config, self.architecture)
@@ -144,7 +144,10 @@ class TransformersModel(Model):
 
     def _offered(self, heads: Sequence[Head]) -> tuple[Head, ...]:
         return tuple(
-            head for head in heads if has_class(self.hf_config, head) or own_module(head, self.info) is not None
+            head
+            for head in heads
+            if (has_class(self.hf_config, head) and (head.name != MASKED_LM or self.architecture.lm_head_classes))
+            or own_module(head, self.info) is not None
         )
 
     def load_export(self, folder: Path, request: SignalRequest) -> TransformersEncoder | None:
@@ -158,7 +161,7 @@ class TransformersModel(Model):
             return None
         network = _load(str(folder), config, self.architecture, others[0] if others else None, trust=False)
         further = {head.name: load_head(folder, head) for head in own}
-        return TransformersEncoder(network, self.architecture, info, further)
+        return self._wrap(network, info, further)
 
     def load_teacher(self, request: SignalRequest) -> TransformersEncoder:
         """Load the blocks up to the deepest requested one, and a head only if its predictions are requested."""
@@ -178,22 +181,27 @@ class TransformersModel(Model):
                     allowed=[head.name for head in self.info.heads] or None,
                     hint="fine-tune it first, or use losses on hidden states or attention",
                 )
+        self._refuse_attention(request)
         own, others = _split(self.info.heads, request, self._task_heads, self.info)
-        depth = request.depth(self.info.num_layers)
-        shortened = with_num_layers(self.hf_config, depth)
-        network = self._load(path, shortened, head=others[0] if others else None)
-        del self.architecture.block_list(network.base_model)[depth:]
+        main = others[0] if others else None
+        if self.architecture.described:
+            depth = request.depth(self.info.num_layers)
+            network = self._load(path, with_num_layers(self.hf_config, depth), head=main)
+            del self.architecture.block_list(network.base_model)[depth:]
+        else:
+            network = self._load(path, self.hf_config, head=main)
         further: dict[str, nn.Module] = {head.name: load_head(path, head) for head in own}
         for head in others[1:]:
             loaded = self._load(path, with_num_layers(self.hf_config, 1), head=head)
             further[head.name] = head_only(loaded, network.base_model)
-        encoder = TransformersEncoder(network, self.architecture, self.info, further)
+        encoder = self._wrap(network, self.info, further)
         if not any(head.level == "sequence" for head in others):
             encoder.pooler = None  # not needed by any signal, and a teacher is not exported
         return encoder
 
     def build_student(self, request: SignalRequest) -> TransformersEncoder:
         """Build the whole student: random weights, then blocks, embeddings and heads copied as configured."""
+        self._refuse_attention(request)
         own, others = _split(self.info.heads, request, self._task_heads, self.info)
         main = others[0] if others else None
         source, new = None, set[str]()
@@ -211,7 +219,7 @@ class TransformersModel(Model):
                     ours[name].copy_(theirs[wanted])
         further = {head.name: self._further_head(head, network) for head in others[1:]}
         modules = {head.name: head.module(self.info) for head in own}
-        return TransformersEncoder(network, self.architecture, self.info, further | modules)  # type: ignore[arg-type]
+        return self._wrap(network, self.info, further | modules)  # type: ignore[arg-type]
 
     def _further_head(self, head: Head, network: PreTrainedModel) -> nn.Module:
         """Create another head on the states of a network, with the source's weights if it has this head."""
@@ -246,7 +254,9 @@ class TransformersModel(Model):
             return self._load(self.source, config, head=found), set(), head or found
         theirs = saved.get(head.name)
         set_head(config, head)
-        loaded = load_weights(auto_class_of(head), self.source, config, trust=bool(self._trusts))
+        loaded = load_weights(
+            auto_class_of(head), self.source, config, self.architecture.attention, trust=bool(self._trusts)
+        )
         prefix, names = f"{loaded.network.base_model_prefix}.", loaded.head
         new = {name for name in loaded.missing if name in names or "pooler." in name}
         mismatched = {name: sizes for name, sizes in loaded.mismatched.items() if name not in names}
@@ -284,9 +294,7 @@ class TransformersModel(Model):
         if self.config.initialize is None:
             return student_config(base, self.config.config, self.architectures)
         source = self._source_config()
-        config = student_config(
-            Base(source, self.architectures[source.model_type]), self.config.config, self.architectures
-        )
+        config = student_config(Base(source, self._examined(source)), self.config.config, self.architectures)
         if config.model_type != source.model_type:
             raise InputError(
                 f"a `{config.model_type}` student cannot be initialised from the blocks of a `{source.model_type}`",
@@ -326,7 +334,7 @@ class TransformersModel(Model):
         if path not in self._configs:
             config = read_config(path, self.architectures)
             self._refuse_foreign_code(path, config)
-            architecture, trust = self.architectures[config.model_type], bool(self._trusts)
+            architecture, trust = self._examined(config, path), bool(self._trusts)
             if trust and foreign_code(config):
                 _load(path, with_num_layers(config, 1), architecture, None, trust=True)
             else:
@@ -348,6 +356,23 @@ class TransformersModel(Model):
                 hint=f"`true` runs the code on this machine; `false` uses the installed `{config.model_type}` instead",
             )
 
+    def _refuse_attention(self, request: SignalRequest) -> None:
+        if request.attention_parts and not self.info.attention:
+            raise InputError(
+                f"a loss requires query, key or value, which the {self._role}'s `{self.info.architecture}` does not "
+                "provide",
+                hint="use losses on hidden states or predictions",
+            )
+
+    def _examined(self, config: PreTrainedConfig, where: str = "student.config") -> Architecture:
+        """Return the architecture of a configuration; one without a description is examined first."""
+        architecture = architecture_of(config.model_type, where, self.architectures)
+        return architecture if architecture.described else examine(config, architecture, where)
+
+    def _wrap(self, network: PreTrainedModel, info: ModelInfo, heads: Mapping[str, nn.Module]) -> TransformersEncoder:
+        cls = TransformersEncoder if self.architecture.described else UndescribedEncoder
+        return cls(network, self.architecture, info, heads)
+
     def _load(self, path: str, config: PreTrainedConfig, head: Head | None) -> PreTrainedModel:
         return _load(path, config, self.architecture, head, trust=bool(self._trusts))
 
@@ -357,7 +382,8 @@ class TransformersModel(Model):
             with torch.device("meta"):
                 student = _create(self.hf_config, self.architecture, head=self.info.head(MASKED_LM))
                 mask = torch.ones(1, 2, dtype=torch.bool)  # without it some networks read the tokens' values
-                student(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=mask)
+                if self.architecture.described:
+                    student(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=mask)
         except (ValueError, TypeError, KeyError, ArithmeticError, AssertionError, RuntimeError) as error:
             raise InputError(
                 f"the network cannot be built from the configuration: {reason_of(error)}", key="student.config"
@@ -426,7 +452,7 @@ def _load(
     Raises:
         DataError: the weights are missing or do not match the configuration.
     """
-    loaded = load_weights(auto_class_of(head), path, config, trust=trust)
+    loaded = load_weights(auto_class_of(head), path, config, architecture.attention, trust=trust)
     network = loaded.network
     poolers = {name for name in loaded.missing if "pooler." in name}
     if head is not None and head.level == "sequence" and architecture.class_head_pools:
@@ -440,9 +466,9 @@ def _load(
 
 def _create(config: PreTrainedConfig, architecture: Architecture, *, head: Head | None) -> PreTrainedModel:
     """Create a network with random weights and, next to a head, a pooler, which `AutoModel` expects in the export."""
-    network: PreTrainedModel = auto_class_of(head).from_config(config, attn_implementation=IMPLEMENTATION)
+    network: PreTrainedModel = auto_class_of(head).from_config(config, attn_implementation=architecture.attention)
     if head is not None and getattr(network.base_model, "pooler", None) is None:
-        bare = AutoModel.from_config(with_num_layers(config, 1), attn_implementation=IMPLEMENTATION)
+        bare = AutoModel.from_config(with_num_layers(config, 1), attn_implementation=architecture.attention)
         pooler = getattr(bare, "pooler", None)
         if isinstance(pooler, nn.Module):
             network.base_model.pooler = pooler

@@ -75,13 +75,14 @@ class Loaded:
         return self.missing | set(self.mismatched)
 
 
-def load_weights(auto: Any, path: str, config: PreTrainedConfig, *, trust: bool) -> Loaded:
+def load_weights(auto: Any, path: str, config: PreTrainedConfig, attention: str, *, trust: bool) -> Loaded:
     """Load weights in float32; run their custom code only if `trust` is set.
 
     Args:
         auto: the Auto class of transformers.
         path: folder or hub name.
         config: the configuration, perhaps with fewer blocks.
+        attention: name of the attention function.
         trust: whether to run custom code.
 
     Raises:
@@ -95,7 +96,7 @@ def load_weights(auto: Any, path: str, config: PreTrainedConfig, *, trust: bool)
             path,
             config=config,
             dtype=torch.float32,
-            attn_implementation=IMPLEMENTATION,
+            attn_implementation=attention,
             trust_remote_code=trust,
             weights_only=True,
             ignore_mismatched_sizes=True,  # reported below, by name
@@ -222,7 +223,8 @@ def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architec
         DataError: weights of the embeddings or of the first block are missing or do not match.
     """
     first = with_num_layers(config, 1)
-    loaded = load_weights(AutoModelForMaskedLM if architecture.lm_head_classes else AutoModel, path, first, trust=trust)
+    auto = AutoModelForMaskedLM if architecture.lm_head_classes else AutoModel
+    loaded = load_weights(auto, path, first, architecture.attention, trust=trust)
     network, head = loaded.network, loaded.head
     poolers = {name for name in loaded.missing if "pooler." in name}
     mismatched = {name: sizes for name, sizes in loaded.mismatched.items() if name not in head}
@@ -273,7 +275,7 @@ def _check_class_head(
     trust: bool,
 ) -> None:
     """Keep a classification head in `architectures` if its weights exist; add one to a model that states nothing."""
-    loaded = load_weights(_CLASS_HEADS[suffix], path, first, trust=trust)
+    loaded = load_weights(_CLASS_HEADS[suffix], path, first, architecture.attention, trust=trust)
     lacking = loaded.head & loaded.random
     if suffix == "ForSequenceClassification" and architecture.class_head_pools:
         lacking |= {name for name in loaded.missing if "pooler." in name}

@@ -49,10 +49,10 @@ def refused(words, make):
 
 
 def test_an_unsupported_model_type_is_answered_with_those_that_are_and_how_to_add_one(folder):
-    words = [*ARCHITECTURES, "`deberta-v2` is not supported", "kdcore.Model", "`kdcore.models`"]
-    state(folder, model_type="deberta-v2")
+    words = [*ARCHITECTURES, "`mine` is not supported", "kdcore.Model", "`kdcore.models`"]
+    state(folder, model_type="mine")
     refused([str(folder), *words], lambda: teacher(folder))
-    refused(["student.config.model_type", *words], lambda: student(None, {"model_type": "deberta-v2"}))
+    refused(["student.config.model_type", *words], lambda: student(None, {"model_type": "mine"}))
 
 
 def test_an_unknown_model_type_with_code_of_its_own_runs_nothing(folder, tmp_path):

@@ -143,6 +143,8 @@ class _LossTeachers:
         composite = self._composites.get(config.teacher or "")
         if asked and composite is not None:
             composite.check(asked)
+        if asked.attention_parts and not self._infos[config.teacher or ""].attention:
+            raise _missing_attention(component.name, "teacher", self._infos[config.teacher or ""])
         for name in sorted(asked.heads):
             if self._infos[config.teacher or ""].head(name) is None:
                 raise _missing_head(name, "teacher", self._infos[config.teacher or ""])
@@ -252,16 +254,27 @@ def check_gradient_caching(recipe: Recipe, stages: Iterable[Stage]) -> None:
 
 
 def check_student_heads(recipe: Recipe, components: Components, stage: Stage) -> None:
-    """Refuse losses that read a head that the student does not have.
+    """Refuse losses that read a head, or attention signals, that the student does not have.
 
     Raises:
         RecipeError: names the loss and the heads of the student.
     """
     for label, loss in stage.losses.items():
+        if loss.requests().student.attention_parts and not stage.info.attention:
+            with error_location(recipe, components.losses[label].key):
+                raise _missing_attention(components.losses[label].name, "student", stage.info)
         for name in sorted(loss.requests().student.heads):
             if stage.info.head(name) is None:
                 with error_location(recipe, components.losses[label].key):
                     raise _missing_head(name, "student", stage.info)
+
+
+def _missing_attention(name: str, whose: str, info: ModelInfo) -> RecipeError:
+    return RecipeError(
+        f"`{name}` reads query, key or value, which the {whose} does not provide: transformers' `{info.architecture}` "
+        "does not use its common attention interface",
+        hint="use losses on hidden states or predictions, or a model that a package describes",
+    )
 
 
 def _missing_head(name: str, whose: str, info: ModelInfo) -> RecipeError:
