@@ -381,9 +381,8 @@ class TransformersModel(Model):
         try:
             with torch.device("meta"):
                 student = _create(self.hf_config, self.architecture, head=self.info.head(MASKED_LM))
-                mask = torch.ones(1, 2, dtype=torch.bool)  # without it some networks read the tokens' values
                 if self.architecture.described:
-                    student(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=mask)
+                    _run_without_pooler(student)
         except (ValueError, TypeError, KeyError, ArithmeticError, AssertionError, RuntimeError) as error:
             raise InputError(
                 f"the network cannot be built from the configuration: {reason_of(error)}", key="student.config"
@@ -397,6 +396,18 @@ class TransformersModel(Model):
             source = _create(config, self.architecture, head=head)
         plan_copy(source, student, chosen, self.architecture)
         return chosen
+
+
+def _run_without_pooler(network: PreTrainedModel) -> None:
+    """Run a network on two tokens without its pooler, as in training."""
+    base: Any = network.base_model
+    pooler = getattr(base, "pooler", None)
+    if pooler is not None:
+        base.pooler = None
+    mask = torch.ones(1, 2, dtype=torch.bool)  # without it some networks read the tokens' values
+    network(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=mask)
+    if pooler is not None:
+        base.pooler = pooler
 
 
 def _names(request: SignalRequest) -> set[str]:

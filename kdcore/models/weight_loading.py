@@ -222,7 +222,7 @@ def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architec
     Raises:
         DataError: weights of the embeddings or of the first block are missing or do not match.
     """
-    first = with_num_layers(config, 1)
+    first = with_num_layers(config, 1) if architecture.described else config
     auto = AutoModelForMaskedLM if architecture.lm_head_classes else AutoModel
     loaded = load_weights(auto, path, first, architecture.attention, trust=trust)
     network, head = loaded.network, loaded.head

@@ -278,8 +278,8 @@ MODEL_ROWS = [
     Row("a teacher cut in half", ["recipe.yaml:3: teacher", "weights"], damage=cut("teacher/model.safetensors")),
     Row(
         "a teacher of another architecture",
-        ["recipe.yaml:3: teacher", "deberta-v2", "bert"],
-        damage=edit("teacher/config.json", model_type="deberta-v2"),
+        ["recipe.yaml:3: teacher", "mine", "bert"],
+        damage=edit("teacher/config.json", model_type="mine"),
     ),
     Row(
         "weights of another architecture",

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from kdcore import Head, InputError, ScoreMaps, Signals, TransformersModel, load_recipe
+from kdcore import Architecture, Head, InputError, ScoreMaps, Signals, TransformersModel, load_recipe
 from kdcore.training.run.build import make_plan
 
 SIZES: dict[str, Any] = {
@@ -280,3 +280,20 @@ def test_an_examination_leaves_the_random_numbers_alone(folder_of):
     torch.manual_seed(5)
     teacher_of(folder_of("gte"))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_kit_counts_the_blocks_that_an_architecture_lists_and_the_network_runs(folder_of):
+    """ALBERT's network has one block, which it runs four times; the documented route lists what it has."""
+
+    class Described(TransformersModel):
+        architectures = {  # noqa: RUF012
+            "albert": Architecture(
+                "albert",
+                blocks="encoder.albert_layer_groups",
+                lm_head=lambda network, rows: network.predictions(rows),
+                lm_head_classes=("AlbertForMaskedLM",),
+            )
+        }
+
+    with pytest.raises(AssertionError, match="the teacher's forward pass ran 1 of the 4 listed blocks"):
+        check_model(Described, teacher={"path": str(folder_of("albert"))}, student={"config": {}})

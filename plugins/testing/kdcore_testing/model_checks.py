@@ -21,8 +21,9 @@ _LENGTHS = (6, 3, 5)
 def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> None:
     """Check the requirements on every model, using its hidden states.
 
-    1. Teacher and student return the requested signals: hidden states after every block and of the embeddings, with the
-       width and depth given by `info`; a teacher loaded for a lower block gives the same states as the whole teacher.
+    1. Teacher and student return the requested signals: hidden states after every block and of the embeddings, which
+       differ from block to block, with the width and depth given by `info`; a teacher loaded for a lower block gives
+       the same states as the whole teacher.
     2. The signals of a sequence do not depend on padding or on other sequences, and are deterministic in eval mode. An
        encoder with `packs` gives the same signals when it is set to False and padding is computed.
     3. Weights are in float32. Gradients reach the student's weights, which are not shared with the teacher.
@@ -50,6 +51,7 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
         encoder.eval()
         for key, parameter in encoder.named_parameters():
             assert parameter.dtype == torch.float32, f"the {whose}'s `{key}` is {parameter.dtype}, not float32"
+        _check_blocks(whose, model, encoder)
         _check_answers(whose, model, encoder)
         _check_independence(whose, model, encoder)
     _check_depth(described, large)
@@ -83,6 +85,23 @@ def _batch(model: Model, lengths: tuple[int, ...] = _LENGTHS, extra: int = 0, fi
 def _tokens(model: Model, encoder: Encoder, batch: Batch) -> dict[Any, Tensor]:
     signals = encoder(batch, Signals.hidden(_places(model)))
     return {place: signals.tokens(place) for place in _places(model)}
+
+
+@torch.no_grad()
+def _check_blocks(whose: str, model: Model, encoder: Encoder) -> None:
+    """Count the blocks after which the states are other ones than before."""
+    signals = encoder(_batch(model), Signals.hidden(_places(model)))
+    ran, before = 0, signals.tokens("embeddings")
+    for block in range(model.info.num_layers):
+        try:
+            states = signals.tokens(block)
+        except KeyError:
+            continue
+        ran += not torch.equal(states, before)
+        before = states
+    assert ran == model.info.num_layers, (
+        f"the {whose}'s forward pass ran {ran} of the {model.info.num_layers} listed blocks"
+    )
 
 
 def _check_answers(whose: str, model: Model, encoder: Encoder) -> None:
