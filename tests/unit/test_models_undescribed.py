@@ -60,7 +60,7 @@ WORKING = [
 WITH_ATTENTION = {"albert", "bert-generation", "esm", "eurobert", "gte", "nomic_bert", "roc_bert", "xmod"}
 WITHOUT_HEAD = {"bert-generation"}
 WITHOUT_CLASSES = {"bert-generation"}
-COPIES_BLOCKS = set(WORKING) - {"flaubert", "xlm"}
+COPIES_BLOCKS = set(WORKING) - {"esm", "flaubert", "xlm"}  # esm: the size of a head depends on the number of blocks
 LENGTHS = (13, 4, 20, 9)
 PLACES: list[Any] = ["embeddings", 0, 1, 2, 3]
 
