@@ -217,7 +217,6 @@ def test_a_damaged_tokenizer_is_a_data_error(tokenizer_folder, tmp_path, change)
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(
-        DataError, match=r"the tokenizer cannot be loaded \(|the tokenizer's largest id is out of range"
-    ):
+    words = r"contains no tokenizer files|the tokenizer cannot be loaded \(|largest id is out of range"
+    with pytest.raises(DataError, match=words):
         load_tokenizer(str(folder))
