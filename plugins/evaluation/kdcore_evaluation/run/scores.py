@@ -11,6 +11,7 @@ from kdcore_evaluation.run.results import ResultRow
 
 Labels = tuple[str, ...]
 
+_LARGEST = 1e150
 _PROBE_TITLES = {
     "cosine": "cosine to the teacher",
     "rank_correlation": "similarities, rank correlation",
@@ -170,7 +171,7 @@ def _averages(values: Sequence[Measurement]) -> list[Measurement]:
     for one in own:
         by_repetition.setdefault(one.repetition, {})[one.column.task] = one.value
     return [
-        Measurement(column, repetition, statistics.fmean(scores.values()))
+        Measurement(column, repetition, _mean(scores.values()))
         for repetition, scores in by_repetition.items()
         if scores.keys() == tasks
     ]
@@ -189,7 +190,7 @@ def _preferred(rows: Sequence[ResultRow]) -> tuple[float | None, int | None]:
         if row.main and row.split == "validation":
             scores.setdefault((row.learning_rate, row.batch_size), []).append(row.value)
     most = max(map(len, scores.values()), default=0)
-    whole = {place: statistics.fmean(values) for place, values in scores.items() if len(values) == most}
+    whole = {place: _mean(values) for place, values in scores.items() if len(values) == most}
     return max(whole, key=whole.__getitem__) if whole else (None, None)
 
 
@@ -247,12 +248,23 @@ def summary(values: Sequence[Measurement], over: str) -> Score:
     for one in values:
         outer = one.repetition[0] if isinstance(one.repetition, tuple) else one.repetition
         by_repetition.setdefault(outer, []).append(one.value)
-    means = [statistics.fmean(own) for own in by_repetition.values()]
+    means = [_mean(own) for own in by_repetition.values()]
     unit = over
     if len(means) == 1 and values[0].column.kind == "finetune":
         means, unit = next(iter(by_repetition.values())), "fine-tunings"
-    deviation = statistics.stdev(means) if len(means) > 1 else None
-    return Score(statistics.fmean(means), deviation, len(means), unit)
+    deviation = statistics.stdev(means) if len(means) > 1 and all(map(_is_usable, means)) else None
+    return Score(_mean(means), deviation, len(means), unit)
+
+
+def _is_usable(value: float) -> bool:
+    """Return whether sums and squares of the value are finite; damaged results may hold any number."""
+    return abs(value) <= _LARGEST
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Average values; NaN if one of them is not finite or extremely large."""
+    known = list(values)
+    return statistics.fmean(known) if all(map(_is_usable, known)) else math.nan
 
 
 def _mark_best(groups: dict[Labels, dict[Column, Score]], column: Column) -> None:
