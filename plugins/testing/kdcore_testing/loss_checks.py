@@ -24,6 +24,7 @@ from kdcore_testing.signal_cases import (
     reads_of,
     shape_of,
 )
+from kdcore_testing.tensor_origins import TensorOrigins
 
 ColumnMaker = Callable[[int], Mapping[str, np.ndarray]] | Callable[[int, int], Mapping[str, np.ndarray]]
 
@@ -105,6 +106,7 @@ def check_loss(
     student: ModelInfo | None = None,
     columns: ColumnMaker | None = None,
     large: bool = True,
+    maps_teacher: bool = False,
 ) -> None:
     """Check the requirements on every loss.
 
@@ -118,6 +120,9 @@ def check_loss(
     7. In fp16 and bf16 it is finite and equal to float32 on the same numbers, at 256 sequences, 12 heads, 128 tokens,
        with its own parameters moved away from their initial values; and at two short sequences.
     8. Saving and loading its state does not change its value.
+    9. Its sign is right: it is lowest between equal models, and has a lower bound.
+    10. With `couples_batch`, sequences do influence each other. Without it, its own parameters do not act on the
+        teacher's signals alone, where they could make the task trivial.
 
     Args:
         name: registered name of the loss, or its class.
@@ -127,6 +132,7 @@ def check_loss(
         columns: returns the batch's further columns for a number B of sequences, or for B and L if it takes two
             arguments; arrays (B, L) are columns of level `token`. Default: `sample_ids` and `labels`.
         large: whether to run check 7 at that size, which takes some seconds and 1 to 3 GB of memory.
+        maps_teacher: skip the second part of 10, because the published definition has a learned map of the teacher.
 
     Raises:
         AssertionError: with the violated requirement.
@@ -135,9 +141,13 @@ def check_loss(
     check.reads()
     check.terms()
     check.zero()
+    check.sign()
     check.gradients()
     check.padding()
     check.splitting()
+    check.coupling()
+    if not maps_teacher:
+        check.teacher_side()
     check.own_precision()
     if large:
         check.half_precision()
@@ -215,19 +225,54 @@ class _LossCheck:
             unread = sorted(set(asked) - signals.read, key=str)
             assert not unread, f"the loss requests {unread} of the {side}, but does not read it"
 
-    def zero(self) -> None:
-        if not self.loss.zero_when_equal:
-            return
+    def _equal_models(self) -> tuple[Loss, Case]:
+        """Return a new loss between two models like the teacher, and equal signals of both."""
         loss = _build(self.name, self.config, self.teacher, self.teacher)
         requests = loss.requests()
         reads = set(reads_of(requests.student)) | set(reads_of(requests.teacher))
         whole = make_case((requests.student | requests.teacher,) * 2, (self.teacher,) * 2, [4, 2, 3],
                           np.random.default_rng(0), self.columns(3, 4))  # fmt: skip
-        by_pair = _equal_pairs(loss, whole, reads)
+        return loss, _equal_pairs(loss, whole, reads)
+
+    def zero(self) -> None:
+        if not self.loss.zero_when_equal:
+            return
+        loss, by_pair = self._equal_models()
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             values, _ = _evaluate(copy.deepcopy(loss), by_pair.map(lambda tensor, dtype=dtype: tensor.to(dtype)))  # type: ignore[misc]
             for term, value in values.items():
                 assert abs(value.item()) < 1e-6, f"equal models have {term} = {value.item():g} in {dtype}, expected 0"
+
+    def sign(self) -> None:
+        loss, equal = self._equal_models()
+        trained = any(True for _ in loss.parameters())
+        if self.asked[1] and (self.loss.zero_when_equal or not trained):
+            at_best = _total(loss, equal)
+            generator = np.random.default_rng(5)
+            for _ in range(3):
+                noise = {
+                    read: torch.from_numpy(generator.standard_normal(tuple(one.shape)))
+                    for read, one in equal.student.items()
+                }
+                value = _total(loss, _with_student(equal, noise))
+                assert value >= at_best - 1e-9, (
+                    f"the sign is wrong: the loss between different models is {value:.4g}, below the {at_best:.4g} "
+                    "between equal ones"
+                )
+        case = self._case([3, 2])
+        start = _total(self.loss, case)
+        tensors = {read: one.clone().requires_grad_() for read, one in case.student.items()}
+        descent = torch.optim.Adam(list(tensors.values()), lr=0.5)
+        used = self._double()
+        for _ in range(200):
+            _, gradients = _evaluate(copy.deepcopy(used), _with_student(case, tensors))
+            for read, tensor in tensors.items():
+                tensor.grad = gradients[read]
+            descent.step()
+        end = _total(self.loss, _with_student(case, {read: one.detach() for read, one in tensors.items()}))
+        assert end > -10 * (1 + abs(start)), (
+            f"the sign is wrong: along its gradient the loss falls from {start:.4g} to {end:.4g}, without a lower bound"
+        )
 
     def gradients(self) -> None:
         case = self._case([3, 2])
@@ -306,6 +351,46 @@ class _LossCheck:
                 assert torch.allclose(own[name], parameter.grad, rtol=1e-8, atol=1e-12), (
                     f"splitting changes the gradient of the loss's parameter `{name}`"
                 )
+
+    def coupling(self) -> None:
+        if not self.loss.couples_batch:
+            return
+        case = self._case([4, 2, 3, 1])
+        _, before = _evaluate(self._double(), case)
+        generator = np.random.default_rng(3)
+
+        def other(tensor: Tensor) -> Tensor:
+            changed = tensor.clone()
+            changed[1:] = torch.from_numpy(generator.standard_normal(tuple(changed[1:].shape)))
+            return changed
+
+        _, after = _evaluate(self._double(), case.map(other))
+        influence = max((before[read][0] - after[read][0]).abs().max().item() for read in before)
+        assert influence > 1e-12, (
+            "`couples_batch` is True, but the gradient of a sequence does not depend on the others: return sums and "
+            "their counts instead of means over the batch, and leave `couples_batch` out"
+        )
+
+    def teacher_side(self) -> None:
+        if self.loss.couples_batch:
+            return
+        case = self._case([4, 2, 3]).map(Tensor.float)
+        loss = copy.deepcopy(self.loss)
+        origins = TensorOrigins()
+        for origin, tensors in (
+            ("parameter", list(loss.parameters())),
+            ("student", list(case.student.values())),
+            ("teacher", list(case.teacher.values())),
+        ):
+            for tensor in tensors:
+                origins.mark(tensor, origin)
+        with torch.no_grad(), origins:
+            self._sums(loss, case)
+        assert not origins.meetings("parameter", "teacher"), (
+            "a parameter of the loss acts on the teacher's signals alone (in "
+            f"{', '.join(sorted(origins.meetings('parameter', 'teacher')))}): it would learn to make them trivial. Map "
+            "the student's signals instead"
+        )
 
     def half_precision(self) -> None:
         teacher, student = (_large(info) for info in (self.teacher, self.student))
@@ -436,6 +521,13 @@ def _large(info: ModelInfo) -> ModelInfo:
 
 def _default_columns(size: int) -> dict[str, np.ndarray]:
     return {"sample_ids": np.arange(size), "labels": np.arange(size) % 3}
+
+
+def _total(loss: Loss, case: Case) -> float:
+    """Return the sum of all terms' means in float64."""
+    with torch.no_grad():
+        values, _ = _evaluate(copy.deepcopy(loss).double(), case)
+    return float(sum(value.item() for value in values.values()))
 
 
 def _assert_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, rtol: float = 1e-8) -> None:
