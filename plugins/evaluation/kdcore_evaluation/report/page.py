@@ -170,7 +170,7 @@ def _repeat(comparison: Comparison) -> str:
 
 
 def _grid(comparison: Comparison) -> str:
-    rows = [row for row in comparison.rows if row.kind == "finetune"]
+    rows = [row for row in comparison.rows if row.kind == "finetune" and row.learning_rate is not None]
     if not rows:
         return ""
 
