@@ -75,6 +75,10 @@ def check_weights(run: Path, name: str, tolerance: float) -> None:
     stored = golden.tensors_of(expected / "model.safetensors")
     assert weights.keys() == stored.keys()
     for key, tensor in stored.items():
+        if ".pooler." in key and name.startswith("bf16"):  # not trained, and rounded to bf16 by earlier versions
+            rounded = torch.from_numpy(weights[key]).bfloat16().float().numpy()
+            np.testing.assert_array_equal(rounded, tensor, err_msg=key)
+            continue
         # A key's bias has no gradient but rounding, which Adam makes as large as any.
         if tolerance == 0 or not key.endswith("key.bias"):
             np.testing.assert_allclose(weights[key], tensor, rtol=tolerance, atol=tolerance / 10, err_msg=key)

@@ -202,3 +202,40 @@ def test_a_misspelt_loss_has_one_hint(train: Callable[..., RunResult]) -> None:
     with pytest.raises(InputError) as error:
         train("losses={hidden_mze: {}}")
     assert str(error.value).count("Did you mean") == 1
+
+
+def frozen_and_trained(teacher: Path, export: Path) -> tuple[dict[str, bool], list[str]]:
+    """Whether each weight of the export equals the teacher's, and the names of those that are in bf16."""
+    theirs, ours = load_file(teacher / "model.safetensors"), load_file(export / "model.safetensors")
+    blocks = {"encoder.layer.0.": "encoder.layer.1.", "encoder.layer.1.": "encoder.layer.3."}
+    equal, rounded = {}, []
+    for name, tensor in ours.items():
+        found = next((name.replace(here, there) for here, there in blocks.items() if here in name), name)
+        if found in theirs:
+            equal[name] = torch.equal(tensor, theirs[found])
+        if torch.equal(tensor, tensor.bfloat16().float()) and tensor.abs().max() > 0 and not tensor.eq(1).all():
+            rounded.append(name)
+    return equal, rounded
+
+
+def test_weights_that_no_loss_reaches_keep_their_precision(
+    train: Callable[..., RunResult], small_recipe: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Also after an interruption, in an export of a checkpoint, and in a later stage."""
+    from kdcore.commands.main import main
+    from kdcore.training.run.run import train_recipe
+
+    settings = ["losses={hidden_mse: {layers: [[1, 0]]}}", "training.precision=bf16", "run.id=parts"]
+    train_recipe(load_recipe(small_recipe, settings), exit_steps=3)
+    exports = [train(*settings).export, tmp_path / "exported"]
+    assert exports[0] is not None
+    assert main(["export", str(exports[0].parents[1]), str(exports[1])]) == 0
+    for export in exports:
+        assert export is not None
+        equal, rounded = frozen_and_trained(teacher_folder, export)
+        assert rounded == []
+        read = ("embeddings.", "encoder.layer.0.")
+        assert {name for name, same in equal.items() if same} == {
+            name for name in equal if not any(part in name for part in read)
+        }
+        assert sum(equal.values()) > 15

@@ -43,6 +43,7 @@ _OWN_INNER_KEYS = (
     ("fp16", "enabled", "training.precision"),
     ("bf16", "enabled", "training.precision"),
 )
+_FROZEN = "frozen_float32"  # key of the model's file
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 # DeepSpeed ignores unknown keys at the top of its configuration, so a misspelt one must be found here.
 _PASSED_ON = {
@@ -236,6 +237,12 @@ class Engine:
         self._group_losses = [group[-1][0] for group in groups]
         self._group_names = [[one.name for one in parameters] for parameters in groups.values()]
         module.to(processes.device)
+        # The optimizer holds trained parameters in float32; these would only be left in training precision.
+        self._frozen = {
+            name: parameter.detach().to("cpu", torch.float32, copy=True)
+            for name, parameter in module.named_parameters()
+            if settings.precision != "fp32" and not losses_by_parameter[name]
+        }
         config = deepspeed_config(settings, processes.world_size)
         with plugin_faults(optimizer, "optimizer"):
             client = optimizer.build(
@@ -377,7 +384,11 @@ class Engine:
     def _float32_weights(self, module: nn.Module) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        whole: dict[int, Tensor] = {}
+        whole = {
+            id(parameter): self._frozen[name]
+            for name, parameter in self.module.named_parameters()
+            if name in self._frozen
+        }
         weights = {}
         for name, tensor in module.state_dict(keep_vars=True).items():
             if not isinstance(tensor, Tensor):
@@ -501,7 +512,8 @@ class Engine:
         writer = _Writer()
         self._engine.checkpoint_engine.save = writer.save
         self._engine._copy_recovery_script = lambda folder: None  # DeepSpeed would add its scripts
-        self._engine.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False)
+        frozen = {_FROZEN: self._frozen}
+        self._engine.save_checkpoint(str(folder), tag=ENGINE_FOLDER, client_state=frozen, save_latest=False)
         if writer.error is not None:
             raise writer.error
         return writer.written
@@ -543,6 +555,7 @@ class Engine:
             return 0
         if self.processes.is_main:
             tensors += [value for value in self.module.state_dict().values() if isinstance(value, Tensor)]
+            tensors += self._frozen.values()
         storages = [tensor.untyped_storage() for tensor in tensors]  # parameters may be parts of one
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -588,7 +601,8 @@ class Engine:
         try:
             # DeepSpeed finds files by glob patterns, which break on special characters in paths.
             with suppress_output(), chdir(folder):
-                path, _ = self._engine.load_checkpoint(".", tag=ENGINE_FOLDER)
+                path, stored = self._engine.load_checkpoint(".", tag=ENGINE_FOLDER)
+            self._restore_frozen((stored or {}).get(_FROZEN, {}))
             base = self._base_optimizer
             self._check_shapes([base.state[one] for group in base.param_groups for one in group["params"]], place)
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -601,6 +615,15 @@ class Engine:
             raise InputError(f"does not fit this run: {text[:500]}", where=str(file)) from error
         if path is None:
             raise InputError(f"{_MODEL_FILE} is missing", where=str(place))
+
+    def _restore_frozen(self, stored: Mapping[str, Tensor]) -> None:
+        """Restore the float32 values of parameters that are not trained; older versions have not stored them."""
+        for name, parameter in self.module.named_parameters():
+            if name in self._frozen:
+                loaded = parameter.detach().cpu()
+                precise = stored.get(name, self._frozen[name])
+                rounded = precise.to(loaded.dtype)
+                self._frozen[name] = precise if torch.equal(rounded, loaded) else loaded.float()
 
     def _check_shapes(self, states: Sequence[Mapping[str, Any]], where: Path) -> None:
         """Refuse elementwise state of another shape than its parameter's: fused optimizers would read beyond its end.
@@ -780,6 +803,7 @@ def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
     state = read_tensors(path)
     try:
         weights = dict(state["module"])  # in training precision, with what was not trained
+        weights |= state.get(_FROZEN, {})
         if stage > 0:
             masters = float32_weights(read_parts(folder / ENGINE_FOLDER))
             weights |= {name: masters[name].view_as(weights[name]) for name in masters}
