@@ -65,6 +65,13 @@ class Preparation(ABC):
             InfrastructureError: the disk is full, or the cache cannot be written.
         """
 
+    def tokenizer(self) -> str | None:
+        """Return the folder or name of the recipe's tokenizer, whose settings an export keeps.
+
+        None, the default, keeps those of the prepared folder's copy, which another recipe may have written.
+        """
+        return None
+
     def reopen(
         self, cache: Path, folder: Path | None, fingerprint: str, *, progress: Callable[[str], None]
     ) -> tuple[PreparedData, str]:
@@ -139,6 +146,16 @@ def reopen_data(
         data = PreparedData.open(str(source))
         return data, data.fingerprint
     return preparation.reopen(cache, folder, fingerprint, progress=_ProgressLog())
+
+
+def stated_tokenizer(source: str | dict[str, Any]) -> str | None:
+    """Return the folder or name of the tokenizer that a data recipe names; None for a prepared folder.
+
+    Raises:
+        InputError: the data recipe cannot be used.
+    """
+    preparation = _preparation_of(source)
+    return None if preparation is None else preparation.tokenizer()
 
 
 def _preparation_of(source: str | dict[str, Any]) -> Preparation | None:

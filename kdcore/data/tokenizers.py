@@ -16,6 +16,17 @@ from kdcore.utils.lfs import refuse_pointers
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model")
 """Patterns of the files that hold a vocabulary."""
 
+_TEXTS = (
+    "The Quick Fox",
+    "\u00c9cole \u00e0 K\u00f6ln",
+    "e\u0301 n\u0303o",
+    "\uff26\uff35\uff2c\uff2c \u2163 \ufb01x",
+    "\u4e2d\u6587\u5b57 text",
+    "don't well-known 12.5% x_y",
+    "two  spaces",
+)
+_SAMPLED_TOKENS = 400
+
 _ROLES = ("pad", "cls", "sep", "mask")
 _NEEDED_FOR = "kdcore needs [CLS] and [SEP] around each sequence, [PAD] for short ones and [MASK] for masked-LM"
 _SOURCES = "a folder with tokenizer files, a SentencePiece .model file, the name of a model on a hub"
@@ -124,6 +135,63 @@ def vocabulary_size(tokenizer: Any) -> int:
     """
     ids: dict[str, int] = tokenizer.get_vocab()
     return max(len(tokenizer), max(ids.values()) + 1)
+
+
+def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) -> None:
+    """Adapt the settings of a saved tokenizer to a model, for every transformers since 4.57.
+
+    transformers 5 writes a class and a key for additional special tokens that earlier versions do not read.
+
+    Args:
+        folder: the model's folder with the tokenizer's files.
+        max_length: the longest sequence of the model in tokens.
+        token_types: whether the model reads token types.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    settings["model_max_length"] = min(max_length, settings.get("model_max_length") or max_length)
+    settings["model_input_names"] = ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"]
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]] | None:
+    """Find text that two tokenizers of the same vocabulary read differently.
+
+    Normalizer and pre-tokenizer are compared by their results on texts with upper case, accents, composed characters,
+    punctuation and Chinese, as one setting has several forms. Then tokens of words of the vocabulary are compared,
+    which depend on merges or scores.
+
+    Returns:
+        The text, and its pieces or tokens by either tokenizer; None if there is no difference or a tokenizer is slow.
+    """
+    if not (getattr(one, "is_fast", False) and getattr(other, "is_fast", False)):
+        return None
+    for text in _TEXTS:
+        ours, theirs = (_pieces(tokenizer.backend_tokenizer, text) for tokenizer in (one, other))
+        if ours != theirs:
+            return text, ours, theirs
+    tokens = sorted(one.get_vocab())
+    words = [one.convert_tokens_to_string([token]) for token in tokens[:: max(1, len(tokens) // _SAMPLED_TOKENS)]]
+    for start in range(0, len(words), 2):
+        text = "".join(words[start : start + 2])
+        ours, theirs = (tokenizer.tokenize(text) for tokenizer in (one, other))
+        if ours != theirs:
+            return text, ours, theirs
+    return None
+
+
+def _pieces(backend: Any, text: str) -> list[str]:
+    """Return what normalizer and pre-tokenizer make of a text."""
+    normalized = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+    if backend.pre_tokenizer is None:
+        return [normalized]
+    return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(normalized)]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

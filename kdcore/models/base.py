@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -142,5 +142,12 @@ class Model(ABC):
         """Return token to id for the initial weights; None if the weights are random or the vocabulary is unknown.
 
         A task compares it with the data's vocabulary, because mismatched ids would otherwise go unnoticed.
+        """
+        return None
+
+    def tokenizer(self) -> Any | None:
+        """Return the fast tokenizer saved with the initial weights; None if they are random or it is unknown.
+
+        A task compares how it reads text with how the data's tokenizer does: vocabularies do not state the casing.
         """
         return None

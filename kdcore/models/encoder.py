@@ -127,7 +127,7 @@ class TransformersEncoder(Encoder):
         after = dict(self._base.named_modules()).get(architecture.after_first_block)
         if after is not None:
             watch_first_block_end(after)
-        self._takes_token_types = takes_token_types(self._base)
+        self.takes_token_types = takes_token_types(self._base)
 
     def head_parameters(self) -> list[str]:
         """Return the names of the parameters that the base model does not have."""
@@ -149,7 +149,7 @@ class TransformersEncoder(Encoder):
         """Run the embeddings and the blocks up to the deepest requested one, and the head on the requested rows."""
         depth = request.depth(self.info.num_layers)
         self._blocks.depth = depth
-        token_types = batch.token_types if self._takes_token_types else None
+        token_types = batch.token_types if self.takes_token_types else None
         packing = Packing(batch) if self.packs and batch.attention_mask is not None else None
         capture = Capture(request, packing)
         with capture.running():

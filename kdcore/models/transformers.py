@@ -110,13 +110,18 @@ class TransformersModel(Model):
 
     def vocabulary(self) -> Mapping[str, int] | None:
         """Return token to id of the tokenizer saved with the weights; None for random weights or if there is none."""
+        tokenizer = self.tokenizer()
+        return None if tokenizer is None else tokenizer.get_vocab()
+
+    def tokenizer(self) -> Any | None:
+        """Return the tokenizer saved with the weights; None for random weights or if there is none."""
         if self.source is None:
             return None
         folder = Path(self.source)
         if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
             return None
         try:
-            vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False).get_vocab()
+            return AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
         except Exception as error:  # the tokenizers library does not raise a more specific type
             if not folder.is_dir():
                 return None
@@ -125,7 +130,6 @@ class TransformersModel(Model):
                 where=self.source,
                 hint="repair it, or remove its files to use the model without a tokenizer",
             ) from error
-        return vocabulary
 
     def set_heads(self, heads: Sequence[Head]) -> None:
         """Add the heads that transformers has for the student's architecture, or that bring a module of their own."""

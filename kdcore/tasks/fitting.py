@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from kdcore.data.tokenizers import reading_difference
 from kdcore.errors import DataError
 from kdcore.models.base import Model
 
@@ -25,6 +27,7 @@ def check_fit(
     shorter: str,
     own_tokenizer: str,
     pad_id: int | None = None,
+    tokenizer: Callable[[], Any] | None = None,
 ) -> None:
     """Compare lengths and vocabulary of tokenised data with both models.
 
@@ -38,10 +41,11 @@ def check_fit(
         shorter: hint how to get shorter sequences.
         own_tokenizer: hint how to use the tokenizer of the model `{whose}`.
         pad_id: id with which the data's tokenizer pads; None if it does not pad.
+        tokenizer: returns the data's tokenizer, to compare how it reads text.
 
     Raises:
-        DataError: sequences are too long, the vocabulary of a model differs from the data's, or positions of a model
-            depend on another padding id.
+        DataError: sequences are too long, the vocabulary of a model differs from the data's, its tokenizer reads text
+            differently, or its positions depend on another padding id.
     """
     for whose, model in (("teacher", teacher), ("student", student)):
         if model is None:
@@ -83,6 +87,24 @@ def check_fit(
     sources = {model.source: (whose, model) for whose, model in (("student", student), ("teacher", teacher)) if model}
     for whose, model in sources.values():
         _compare(vocabulary, whose, model.vocabulary(), where, own_tokenizer)
+        theirs = None if tokenizer is None else model.tokenizer()
+        if tokenizer is not None and theirs is not None:
+            _compare_reading(tokenizer(), whose, theirs, where, own_tokenizer)
+
+
+def _compare_reading(ours: Any, whose: str, theirs: Any, where: str, own_tokenizer: str) -> None:
+    """Raise a DataError if the tokenizers read text differently, for example by casing or normalization."""
+    difference = reading_difference(ours, theirs)
+    if difference is not None:
+        text, *pieces = difference
+        ours, theirs = (" ".join(part) if len(part) < 20 else f"{len(part)} tokens" for part in pieces)
+        raise DataError(
+            f"the data's tokenizer reads text differently from the {whose}'s, although their vocabularies are equal: "
+            f"`{text}` becomes `{ours}` in the data and `{theirs}` in the {whose}",
+            where=where,
+            key="task.data",
+            hint=own_tokenizer.format(whose=whose),
+        )
 
 
 def _compare(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -14,9 +15,9 @@ import torch
 from pydantic import Field
 
 from kdcore.data.manifest import FIRST_WITH_HASH
-from kdcore.data.preparation import open_data, reopen_data
+from kdcore.data.preparation import open_data, reopen_data, stated_tokenizer
 from kdcore.data.shards import SPLITS, Sequences
-from kdcore.data.tokenizers import load_tokenizer
+from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint
 from kdcore.data.weighting import WeightedRows
 from kdcore.errors import DataError, InputError
 from kdcore.models.base import Model
@@ -29,6 +30,11 @@ from kdcore.tasks.views import teacher_batch
 
 if TYPE_CHECKING:
     from kdcore.tasks.finished_run import FinishedRun
+
+
+logger = logging.getLogger("kdcore")
+
+_MANY_UNKNOWN = 0.01
 
 
 class MaskedLM(Task):
@@ -63,6 +69,7 @@ class MaskedLM(Task):
         with _located():
             self.data = open_data(config.data, cache)
         self._fingerprint = self.data.fingerprint
+        self._source = config.data
         self._splits: dict[Split, Sequences] = {split: self.data.split(split) for split in SPLITS}
         self._samples: dict[Split, WeightedRows] = {
             split: WeightedRows(self.data.manifest, split, weighted=split == "train") for split in SPLITS
@@ -80,6 +87,7 @@ class MaskedLM(Task):
             data, fingerprint = reopen_data(config.data, cache, stored.folder, stored.fingerprint)
         task = cls(config.model_copy(update={"data": str(data.folder)}), seed, cache)
         task._fingerprint = fingerprint
+        task._source = config.data
         return task
 
     @property
@@ -114,7 +122,9 @@ class MaskedLM(Task):
             own_tokenizer="prepare the data with the {whose}'s own tokenizer"
             + ("" if views else "; if the models' tokenizers differ, name the teacher's as `teacher_tokenizer`"),
             pad_id=self.data.pad_id,
+            tokenizer=lambda: load_tokenizer(str(self.data.tokenizer_folder)),
         )
+        self._warn_of_unknown_tokens()
         if views is not None and teacher is not None:
             lengths = [self._splits[split].teacher_lengths for split in SPLITS]
             check_fit(
@@ -127,7 +137,17 @@ class MaskedLM(Task):
                 shorter="prepare the data with a smaller teacher_sequence_length",
                 own_tokenizer="prepare the data with the {whose}'s own tokenizer as `teacher_tokenizer`",
                 pad_id=views.special_tokens.pad,
+                tokenizer=lambda: load_tokenizer(str(self.data.teacher_tokenizer_folder)),
             )
+
+    def _warn_of_unknown_tokens(self) -> None:
+        for split, entry in self.data.manifest.splits.items():
+            unknown = entry.unknown_tokens / max(1, entry.tokens)
+            if unknown > _MANY_UNKNOWN:
+                logger.warning(
+                    f"{self.data.folder}: {split}: {unknown:.1%} of the tokens are unknown to the tokenizer; `kdcore "
+                    "data inspect` shows samples"
+                )
 
     @property
     def separate_views(self) -> bool:
@@ -170,7 +190,16 @@ class MaskedLM(Task):
         )
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Copy the tokenizer that the data was prepared with."""
+        """Write the tokenizer that the data was prepared with, with the settings of the recipe's own one.
+
+        Prepared data is shared by tokenizers that differ only in settings such as the maximum length.
+        """
+        with suppress(InputError):  # a run may outlive the tokenizer that its recipe names
+            stated = stated_tokenizer(self._source)
+            tokenizer = None if stated is None else load_tokenizer(stated)
+            if tokenizer is not None and tokenizer_fingerprint(tokenizer) == self.data.tokenizer_fingerprint:
+                tokenizer.save_pretrained(folder)
+                return
         for file in self.data.tokenizer_folder.iterdir():
             shutil.copyfile(file, folder / file.name)
 

@@ -239,3 +239,85 @@ def test_weights_that_no_loss_reaches_keep_their_precision(
             name for name in equal if not any(part in name for part in read)
         }
         assert sum(equal.values()) > 15
+
+
+def cased_copy(folder: Path, to: Path, **settings: Any) -> Path:
+    """A copy of a BERT tokenizer with the same vocabulary and other settings."""
+    from transformers import BertTokenizer
+
+    to.mkdir()
+    shutil.copy(folder / "config.json", to)
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    vocabulary = tokenizer.get_vocab()
+    BertTokenizer(vocab=vocabulary, **settings).save_pretrained(to)
+    return to
+
+
+def test_data_in_another_casing_than_the_teachers_is_refused(
+    train: Callable[..., RunResult], teacher: Path, tmp_path: Path
+) -> None:
+    cased = cased_copy(teacher, tmp_path / "cased", do_lower_case=False)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(cased / file, teacher)  # the teacher keeps upper case, the data's tokenizer does not
+    with pytest.raises(InputError) as error:
+        train(f"teacher.path={teacher}")
+    (problem,) = error.value.problems
+    assert "the data's tokenizer reads text differently from the teacher's" in problem.what
+    assert "`The Quick Fox` becomes `the quick fox` in the data and `The Quick Fox` in the teacher" in problem.what
+    assert problem.key == "task.data"
+    assert train(f"teacher.path={teacher}", f"task.data.tokenizer={teacher}", "run.id=2").finished
+
+
+def test_the_exported_tokenizer_fits_the_student(train: Callable[..., RunResult]) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    export = train("student.initialize=null", "student.config.max_position_embeddings=50").export
+    assert export is not None
+    tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModel.from_pretrained(export)
+    assert tokenizer.model_max_length == 50
+    states = model(**tokenizer("the teacher " * 100, truncation=True, return_tensors="pt")).last_hidden_state
+    assert states.shape[1] == 50
+
+
+def test_a_student_without_token_types_gets_none(train: Callable[..., RunResult], small_recipe: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    text = small_recipe.read_text(encoding="utf-8")
+    other = re.sub(r"config: \{num_hidden_layers.*", "config: {model_type: distilbert, num_hidden_layers: 1}", text)
+    small_recipe.write_text(other, encoding="utf-8")
+    export = train("student.initialize=null").export
+    assert export is not None
+    inputs = AutoTokenizer.from_pretrained(export)("the teacher", "the student", return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    AutoModel.from_pretrained(export)(**inputs)
+
+
+def test_a_cached_preparation_keeps_the_settings_of_each_recipes_tokenizer(
+    train: Callable[..., RunResult], small_recipe: Path, teacher: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    from kdcore.training.run.run import train_recipe
+
+    first = train("run.id=first")
+    path = teacher / "tokenizer_config.json"
+    settings_of_tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings_of_tokenizer | {"model_max_length": 49, "truncation_side": "left"}))
+    settings = [f"teacher.path={teacher}", f"task.data.tokenizer={teacher}", "run.id=second"]
+    train_recipe(load_recipe(small_recipe, settings), exit_steps=3)
+    second = train(*settings)
+    folders = [json.loads((result.folder / "data.json").read_text())["folder"] for result in (first, second)]
+    assert folders[0] == folders[1], "prepared once"
+    exports = [result.export for result in (first, second)]
+    found = [AutoTokenizer.from_pretrained(export) for export in exports]
+    assert [(one.model_max_length, one.truncation_side) for one in found] == [(64, "right"), (49, "left")]
+
+
+def test_text_that_the_vocabulary_lacks_is_reported_at_the_start(
+    train: Callable[..., RunResult], tmp_path: Path
+) -> None:
+    greek = tmp_path / "greek.txt"
+    greek.write_text("αβγ δεζ ηθι κλμ νξο πρσ τυφ χψω. " * 3 + "\n", encoding="utf-8")
+    greek.write_text(greek.read_text(encoding="utf-8") * 60, encoding="utf-8")
+    result = train(f"task.data.corpora.0.path={greek}", "losses.masked_lm={}")
+    assert re.search(r"train: (8|9)\d\.\d% of the tokens are unknown to the tokenizer", log_of(result.folder))

@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from kdcore_preparation.pipeline.text_encoding import CHUNK_CHARACTERS, TextEncoder
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from kdcore.data.tokenizers import load_tokenizer, special_ids, tokenizer_fingerprint
+from kdcore.data.tokenizers import (
+    fit_tokenizer_settings,
+    load_tokenizer,
+    reading_difference,
+    special_ids,
+    tokenizer_fingerprint,
+)
 from kdcore.errors import DataError
 
 
@@ -220,3 +227,80 @@ def test_a_damaged_tokenizer_is_a_data_error(tokenizer_folder, tmp_path, change)
     words = r"contains no tokenizer files|the tokenizer cannot be loaded \(|largest id is out of range"
     with pytest.raises(DataError, match=words):
         load_tokenizer(str(folder))
+
+
+def reader(**parts: Any) -> Any:
+    """A fast tokenizer of some words, with these parts set on its backend."""
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "quick", "The", "##k", "fox"]
+    backend = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=False)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    for name, value in parts.items():
+        setattr(backend, name, value)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "text", "pieces"),
+    [
+        (normalizers.BertNormalizer(lowercase=True), None, "The Quick Fox", ("the", "The")),
+        (normalizers.BertNormalizer(lowercase=False, strip_accents=True), None, "École à Köln", ("Ecole", "École")),
+        (normalizers.NFC(), normalizers.NFD(), "École à Köln", ("École", "E\u0301cole")),
+        (normalizers.NFC(), normalizers.NFKC(), "ＦＵＬＬ Ⅳ ﬁx", ("ＦＵＬＬ", "FULL")),
+        (
+            normalizers.BertNormalizer(lowercase=False, handle_chinese_chars=False),
+            None,
+            "中文字 text",
+            ("中文字", "中"),
+        ),
+        (pre_tokenizers.WhitespaceSplit(), None, "don't well-known 12.5% x_y", ("don't", "don")),
+    ],
+    ids=["casing", "accents", "composition", "compatibility", "Chinese", "punctuation"],
+)
+def test_tokenizers_of_one_vocabulary_that_read_text_differently(
+    ours: Any, theirs: Any, text: str, pieces: tuple[str, str]
+) -> None:
+    name = "pre_tokenizer" if isinstance(ours, pre_tokenizers.PreTokenizer) else "normalizer"
+    difference = reading_difference(reader(**{name: ours}), reader() if theirs is None else reader(**{name: theirs}))
+    assert difference is not None
+    found, one, other = difference
+    assert (found, one[0], other[0]) == (text, *pieces)
+
+
+def test_tokenizers_that_state_the_same_in_other_words_do_not_differ() -> None:
+    same = normalizers.Sequence([normalizers.BertNormalizer(lowercase=False, strip_accents=False)])
+    assert reading_difference(reader(), reader(normalizer=same)) is None
+
+
+def test_merges_of_one_vocabulary_may_differ() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate(["a", "b", "c", "ab", "bc", "abc"])}
+
+    def bpe(merges: list[tuple[str, str]]) -> Any:
+        backend = Tokenizer(models.BPE(vocabulary, merges))
+        return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+    one, other = bpe([("a", "b"), ("ab", "c")]), bpe([("b", "c"), ("a", "bc")])
+    assert reading_difference(one, one) is None
+    assert reading_difference(one, other) is not None
+
+
+def test_saved_settings_fit_the_model_and_earlier_versions(tmp_path: Path) -> None:
+    tokenizer = reader()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[EXTRA]"]})
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    assert json.loads(path.read_text())["tokenizer_class"] == "TokenizersBackend"
+    fit_tokenizer_settings(tmp_path, 128, token_types=False)
+    settings = json.loads(path.read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["additional_special_tokens"] == ["[EXTRA]"]
+    assert "extra_special_tokens" not in settings
+    assert settings["model_max_length"] == 128
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    fit_tokenizer_settings(tmp_path, 300, token_types=True)
+    assert json.loads(path.read_text())["model_max_length"] == 128, "never raised"

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,6 +36,11 @@ class _AboveTheBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+_early = MemoryHandler(capacity=1000)
+"""Keeps the warnings that appear before the run's log file exists, such as those about its models and data."""
+_early.setLevel(logging.WARNING)
+
+
 @contextmanager
 def console() -> Iterator[None]:
     """Print kdcore's log to stderr while entered; on processes other than 0 only errors."""
@@ -42,11 +48,14 @@ def console() -> Iterator[None]:
     is_main = os.environ.get("RANK", "0") == "0"
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     logger.propagate = False
+    _early.buffer.clear()
     logger.addHandler(handler)
+    logger.addHandler(_early)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.removeHandler(_early)
 
 
 class Monitor:
@@ -61,7 +70,10 @@ class Monitor:
         if is_main:
             self._file = _LogFile(run_folder / "train.log")
             self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            for record in _early.buffer:
+                self._file.handle(record)
             logger.addHandler(self._file)
+        logger.removeHandler(_early)
 
     def handle(self, event: Event) -> None:
         """Show and record one event."""

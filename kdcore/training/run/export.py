@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from kdcore.data.tokenizers import fit_tokenizer_settings
 from kdcore.errors import InfrastructureError, InputError
 from kdcore.models.base import Encoder
 from kdcore.models.encoder import TransformersEncoder
@@ -60,6 +61,8 @@ def export_student(
         with atomic_directory(folder, replace=True, check=check) as staging:
             student.export(staging, weights)
             _save_tokenizer(task, tokenizer, staging)
+            token_types = not isinstance(student, TransformersEncoder) or student.takes_token_types
+            fit_tokenizer_settings(staging, student.info.max_length, token_types=token_types)
             task.finish_export(staging)
             (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
             for file in staging.iterdir():

@@ -23,6 +23,10 @@ class RawText(Preparation):
         corpora = ", ".join(str(entry["name"]) for entry in self.config.corpora)
         return f"corpora {corpora} in sequences of {self.config.sequence_length} tokens"
 
+    def tokenizer(self) -> str:
+        """Return the recipe's tokenizer."""
+        return self.config.tokenizer
+
     def find(self, cache: Path) -> PreparedData | None:
         """Open the data if the cache folder holds it.
 

@@ -71,6 +71,7 @@ class LabelledTask(Task):
             shorter="lower task.data.max_length",
             own_tokenizer="set task.data.tokenizer to the {whose}'s",
             pad_id=self.tokenizer.pad_token_id,
+            tokenizer=lambda: self.tokenizer,
         )
 
     def num_samples(self, split: Split) -> int:
