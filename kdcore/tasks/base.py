@@ -189,6 +189,10 @@ class Task(ABC):
         """
         return None
 
+    def teacher_sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return `sequences` as the teacher's tokens; None if they are the same, or if there are none."""
+        return None
+
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:
         """Return what `kdcore summary` prints about a run of this task besides losses and sizes.
 

@@ -208,6 +208,14 @@ class MaskedLM(Task):
         numbers = self._samples[split].rows(np.asarray(samples, dtype=np.int64), np.zeros(len(samples), dtype=np.int64))
         return self._splits[split].rows(numbers)
 
+    def teacher_sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the teacher's tokens of unmasked sequences: (B, L) ids and (B,) lengths."""
+        if self.data.teacher is None:
+            return None
+        numbers = self._samples[split].rows(np.asarray(samples, dtype=np.int64), np.zeros(len(samples), dtype=np.int64))
+        view = self._splits[split].teacher_view(numbers)
+        return view.tokens, view.lengths
+
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:
         """Check that the student can be compared with a teacher on held-out text; add no rows.
 

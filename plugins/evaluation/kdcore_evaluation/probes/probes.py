@@ -96,15 +96,22 @@ def masked_lm(source: str, probe: MaskedLMProbe, cache: Path) -> Outcome:
 def agreement(source: str, teacher: str, probe: AgreementProbe, cache: Path) -> Outcome:
     """Measure the similarity of embeddings of held-out text to the teacher's."""
     data = open_data(probe.data, cache)
-    for model in (teacher, source):
-        refusal = _other_vocabulary(model, data)
-        if refusal is not None:
-            return {"skipped": refusal}
     held_out = data.split("held_out")
     if len(held_out) < 2:
         return {"skipped": f"{data.folder} has fewer than two sequences of held-out text"}
-    rows, lengths = held_out.rows(np.arange(min(len(held_out), probe.sequences)))
-    found = compare(_load(teacher), _load(source), rows, lengths, probe.neighbours)
+    numbers = np.arange(min(len(held_out), probe.sequences))
+    views = []
+    for model in (teacher, source):
+        if data.teacher is not None and _other_vocabulary(model, data, data.teacher_tokenizer_folder) is None:
+            view = held_out.teacher_view(numbers)
+            views.append((view.tokens, view.lengths))
+            continue
+        refusal = _other_vocabulary(model, data)
+        if refusal is not None:
+            return {"skipped": refusal}
+        views.append(held_out.rows(numbers))
+    theirs, own = views
+    found = compare(_load(teacher), _load(source), *own, probe.neighbours, teacher_rows=theirs)
     values = {"cosine": found.cosine, "rank_correlation": found.rank_correlation, "same_neighbours": found.neighbours}
     measured = [
         _measured(name, value, split="held_out", examples=found.sequences)
@@ -226,7 +233,13 @@ def _positions(model: PreTrainedModel) -> int:
     return positions - offset - 1 if isinstance(offset, int) and offset else positions
 
 
-def _other_vocabulary(source: str, data: PreparedData) -> str | None:
-    """Return why a model cannot read prepared data; None if it can."""
-    own, theirs = load_tokenizer(source).get_vocab(), load_tokenizer(str(data.tokenizer_folder)).get_vocab()
+def _other_vocabulary(source: str, data: PreparedData, tokenizer: Path | None = None) -> str | None:
+    """Return why a model cannot read prepared data; None if it can.
+
+    `tokenizer` is a folder of the data with the tokenizer of the read tokens; default: the student's.
+    """
+    own, theirs = (
+        load_tokenizer(source).get_vocab(),
+        load_tokenizer(str(tokenizer or data.tokenizer_folder)).get_vocab(),
+    )
     return None if own == theirs else f"the text in {data.folder} was prepared with another tokenizer than {source} has"

@@ -35,7 +35,13 @@ class Agreement:
 
 @torch.no_grad()
 def compare(
-    teacher: Any, student: Any, rows: np.ndarray, lengths: np.ndarray, neighbours: int | None = None
+    teacher: Any,
+    student: Any,
+    rows: np.ndarray,
+    lengths: np.ndarray,
+    neighbours: int | None = None,
+    *,
+    teacher_rows: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Agreement:
     """Compare two `AutoModel` encoders.
 
@@ -45,16 +51,18 @@ def compare(
         rows: (n, L) token ids, padded on the right.
         lengths: (n,) number of real tokens.
         neighbours: how many nearest neighbours of each sequence to compare.
+        teacher_rows: ids and lengths of the same text for a first encoder with another tokenizer.
     """
+    views = (teacher_rows or (rows, lengths), (rows, lengths))
     embeddings: tuple[list[Tensor], list[Tensor]] = ([], [])
     ratios = []
     for start in range(0, len(rows), _BATCH_SIZE):
         own = slice(start, start + _BATCH_SIZE)
-        longest = int(lengths[own].max())
-        tokens = torch.from_numpy(rows[own, :longest].astype(np.int64))
-        mask = torch.from_numpy(np.arange(longest) < lengths[own, None])
         seconds = []
-        for model, collected in zip((teacher, student), embeddings, strict=True):
+        for model, collected, (ids, sizes) in zip((teacher, student), embeddings, views, strict=True):
+            longest = int(sizes[own].max())
+            tokens = torch.from_numpy(ids[own, :longest].astype(np.int64))
+            mask = torch.from_numpy(np.arange(longest) < sizes[own, None])
             started = time.perf_counter()
             states = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
             seconds.append(time.perf_counter() - started)

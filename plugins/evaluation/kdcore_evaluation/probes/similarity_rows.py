@@ -16,10 +16,12 @@ class SimilarityRows(SummaryRows):
     def rows(self, run: FinishedRun) -> dict[str, str]:
         """Compare both models on up to 512 held-out sequences; nothing without a teacher or such sequences."""
         count = min(run.task.num_samples("held_out"), _MOST_SEQUENCES)
-        held_out = run.task.sequences("held_out", np.arange(count))
+        samples = np.arange(count)
+        held_out = run.task.sequences("held_out", samples)
         if run.teacher is None or held_out is None or count < 2:
             return {}
-        found = compare(run.teacher, run.student, *held_out)
+        theirs = run.task.teacher_sequences("held_out", samples)
+        found = compare(run.teacher, run.student, *held_out, teacher_rows=theirs)
         rows = {"inference speed": f"student {found.speedup:.2f} times the teacher's, on this machine"}
         if found.cosine is not None:
             rows["embeddings"] = f"mean cosine {found.cosine:.3f} to the teacher's"
