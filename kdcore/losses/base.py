@@ -95,8 +95,9 @@ class Loss(ABC, nn.Module):
     def compares_tokens(self) -> bool:
         """Whether the tokens of teacher and student are compared one by one, so that both need the same tokenizer.
 
-        By default, whether hidden states, attention or vocabulary predictions of the teacher are requested. Override it
-        in a loss that compares only sequences (`first`, classes) or units (`units`, `unit_heads`, `batch.num_units`).
+        By default, whether hidden states, attention or vocabulary predictions of the teacher are requested. Outputs of
+        its heads on tokens are always compared one by one. Override it in a loss that compares only sequences (`first`,
+        classes) or units (`units`, `unit_heads`, `batch.num_units`).
         """
         teacher = self.requests().teacher
         return bool(teacher.hidden_blocks or teacher.attention_parts or teacher.prediction_positions)

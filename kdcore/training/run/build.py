@@ -75,7 +75,7 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
             check_columns(recipe, components, stage.losses, provided)
     if task.separate_views:
         for stage in stages:
-            check_alignment(recipe, components, stage.losses)
+            check_alignment(recipe, components, stage)
     with error_location(recipe, components.scheduler.key):
         scheduler.check(plan.start)
     with error_location(recipe, ""):
@@ -311,14 +311,15 @@ def check_columns(
                     )
 
 
-def check_alignment(recipe: Recipe, components: Components, losses: Mapping[str, Loss]) -> None:
+def check_alignment(recipe: Recipe, components: Components, stage: Stage) -> None:
     """Refuse losses that compare tokens one by one where teacher and student have different tokenizers.
 
     Raises:
         RecipeError: names the loss.
     """
-    for label, loss in losses.items():
-        if loss.compares_tokens:
+    for label, loss in stage.losses.items():
+        heads = [stage.info.head(name) for name in loss.requests().teacher.heads]
+        if loss.compares_tokens or any(head is not None and head.level == "token" for head in heads):
             name = components.losses[label].name
             with error_location(recipe, components.losses[label].key):
                 raise RecipeError(
