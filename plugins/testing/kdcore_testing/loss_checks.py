@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore import Head, Loss, ModelInfo, find_component
+from kdcore import Head, Loss, ModelInfo, Units, find_component
 from kdcore_testing.signal_cases import (
     Case,
     Read,
@@ -123,6 +123,7 @@ def check_loss(
     9. Its sign is right: it is lowest between equal models, and has a lower bound.
     10. With `couples_batch`, sequences do influence each other. Without it, its own parameters do not act on the
         teacher's signals alone, where they could make the task trivial.
+    11. Unless `compares_tokens` is True, a teacher with other tokens of the same text, aligned by units, is supported.
 
     Args:
         name: registered name of the loss, or its class.
@@ -152,6 +153,7 @@ def check_loss(
     if large:
         check.half_precision()
     check.state()
+    check.views()
 
 
 def tiny(num_layers: int, hidden_size: int = 8, num_heads: int = 4) -> ModelInfo:
@@ -445,6 +447,22 @@ class _LossCheck:
         again.load_state_dict(torch.load(file, weights_only=True))
         _assert_equal(_evaluate(used, case)[0], _evaluate(again, case)[0], "saving and loading changes")
 
+    def views(self) -> None:
+        if self.loss.compares_tokens or not self.asked[1]:
+            return
+        sides = self._case([5, 3]), self._case([4, 6], seed=1)
+        theirs, own = (replace(case.batch, units=_two_units(case.real)) for case in reversed(sides))
+        student = RecordingSignals(own, sides[0].student)
+        batch = replace(own, teacher=theirs)
+        try:
+            values = self._double()(student, RecordingSignals(theirs, sides[1].teacher), batch)
+        except (RuntimeError, AssertionError) as error:
+            raise AssertionError(
+                f"`compares_tokens` is False, but the loss fails for a teacher with other tokens: {error}"
+            ) from error
+        for term, value in values.items():
+            assert torch.isfinite(value), f"`{term}` is {value.item()} for a teacher with other tokens"
+
     @staticmethod
     def _sums(loss: Loss, case: Case) -> dict[str, Tensor]:
         student, teacher = (RecordingSignals(case.batch, side) for side in (case.student, case.teacher))
@@ -460,6 +478,13 @@ def _perturbed(loss: Loss) -> Loss:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_((0.1 * noise).to(parameter.dtype))
     return loss
+
+
+def _two_units(real: np.ndarray) -> Units:
+    """Align the first token of each sequence, and the rest of it; `real` is (B, L)."""
+    lengths = real.sum(1)
+    starts = np.stack([np.zeros_like(lengths), np.ones_like(lengths)], 1) + (np.cumsum(lengths) - lengths)[:, None]
+    return Units(torch.arange(int(lengths.sum())), torch.from_numpy(starts.reshape(-1)), np.full(len(lengths), 2))
 
 
 def _evaluate(
