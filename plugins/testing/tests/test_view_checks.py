@@ -42,8 +42,8 @@ class Denying(Loss):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
-        difference = student.tokens(0) - teacher.tokens(0)
-        return {"denying": difference.double().square().sum()}
+        difference = student.tokens(0).double() - teacher.tokens(0).double()
+        return {"denying": difference.square().sum()}
 
 
 class Aligned(Denying):
