@@ -54,7 +54,7 @@ class Aligned(Denying):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
-        return {"denying": (student.units(0) - teacher.units(0)).double().square().sum()}
+        return {"denying": (student.units(0).double() - teacher.units(0).double()).square().sum()}
 
 
 def test_a_loss_that_reads_tokens_although_it_denies_it_is_found() -> None:
