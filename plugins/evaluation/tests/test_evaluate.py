@@ -76,6 +76,64 @@ def evaluated(
     return folder
 
 
+LABELS_SUITE = """\
+name: spans
+tasks:
+  names:
+    data: {{train: names.conll, labels: [per], split: {{validation: 0.2, test: 0.2}}, max_length: 16}}
+  topics:
+    data:
+      {{train: topics.jsonl, text: text, label: topics, labels: [a, b], multi_label: true, split: {{validation: 0.3}}}}
+learning_rates: [1e-2]
+batch_sizes: [8]
+seeds: [1]
+budget: {{steps: 4}}
+probes:
+  linear: {{texts: 20}}
+"""
+
+
+def test_spans_and_lists_of_classes_are_evaluated(
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pyarrow import parquet
+    from seqeval.metrics import f1_score
+    from sklearn.metrics import f1_score as f1_of_sets
+
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(1)
+    rows = "".join(f"{'good B-per' if draw.random() < 0.5 else 'of O'}\n{number} O\n\n" for number in range(60))
+    (tmp_path / "names.conll").write_text(rows, encoding="utf-8")
+    records = [{"text": f"good {number}", "topics": [["a"], [], ["a", "b"]][number % 3]} for number in range(60)]
+    (tmp_path / "topics.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    (tmp_path / "suite.yaml").write_text(LABELS_SUITE.format(), encoding="utf-8")
+    assert main(["evaluate", str(teacher_folder), "--on", "suite.yaml"]) == 0
+    shown = capsys.readouterr()
+    assert "linear" not in shown.err, "no linear probe fits such labels"
+    assert "names f1" in shown.out
+    assert "topics f1_micro: constant-labels baseline" in shown.out
+    found = read_rows(tmp_path / "evaluations" / "spans")
+    cells = tmp_path / "evaluations" / "spans" / "cells"
+    for row in found:
+        table = parquet.read_table(cells / row.cell / "predictions" / f"{row.split}.parquet").to_pydict()
+        if row.task == "names" and row.metric == "f1":
+            assert row.main
+            assert row.value == pytest.approx(f1_score(table["label"], table["prediction"]))
+            assert row.chance == 0.0
+        if row.metric == "f1_micro":
+            sets = [
+                np.array([[name in own for name in "ab"] for own in table[side]]) for side in ("label", "prediction")
+            ]
+            assert row.value == pytest.approx(f1_of_sets(*sets, average="micro", zero_division=0.0))
+            assert row.chance is not None
+            assert 0.5 < row.chance < 1
+    assert {(row.task, row.split) for row in found if row.main} == {
+        ("names", "validation"),
+        ("names", "test"),
+        ("topics", "validation"),
+    }
+
+
 @pytest.fixture(scope="module")
 def rows(evaluated: Path) -> list[ResultRow]:
     return read_rows(evaluated / "evaluations" / "tiny")

@@ -28,7 +28,7 @@ from kdcore_supervised.data.glue import submission_rows
 from kdcore_supervised.data.labelled import LabelledData, LabelledTexts, overlap, read_labelled
 from kdcore_supervised.data.labelled_tokens import TokenizedTexts, tokenize
 from kdcore_supervised.labelled_task import PARTS, LabelledTask
-from kdcore_supervised.metrics import Metric, constant_scores, metrics_of, require_libraries
+from kdcore_supervised.metrics import Metric, metrics_of, require_libraries
 
 logger = logging.getLogger("kdcore")
 
@@ -69,9 +69,9 @@ class SequenceClassification(LabelledTask):
         @model_validator(mode="after")
         def _metric_fits(self) -> SequenceClassification.Config:
             if self.metric is not None and self.metric not in self.data.metrics:
-                kind = "lists of classes" if self.data.multi_label else "classes" if self.data.classes else "numbers"
                 raise ValueError(
-                    f"`metric: {self.metric}` does not fit labels that are {kind}: {', '.join(self.data.metrics)} do"
+                    f"`metric: {self.metric}` does not fit labels that are {self.data.kind}: "
+                    f"{', '.join(self.data.metrics)} do"
                 )
             return self
 
@@ -103,11 +103,7 @@ class SequenceClassification(LabelledTask):
     @property
     def metric(self) -> str | None:
         """The recipe's metric, else GLUE's own, else accuracy, pearson or f1_micro."""
-        if self.config.metric is not None:
-            return self.config.metric
-        if self.config.data.glue_task is not None:
-            return self.config.data.glue_task.metric
-        return self.config.data.metrics[0]
+        return self.config.metric or self.config.data.main_metric
 
     def tokens(self, split: Split) -> TokenizedTexts:
         """Return the texts or pairs of a split."""
@@ -167,7 +163,7 @@ class SequenceClassification(LabelledTask):
         for part in self._splits[split].parts:
             if part.labels is not None:
                 suffix = part.name.removeprefix(PARTS[split])
-                found |= {f"{name}{suffix}": value for name, value in constant_scores(part.labels).items()}
+                found |= {f"{name}{suffix}": value for name, value in part.baselines().items()}
         return found
 
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -29,7 +29,7 @@ class SpanScores:
         equal: number of words whose predicted tag is the true one.
     """
 
-    types: Sequence[str]
+    types: Collection[str]
     true: Counter[str] = field(default_factory=Counter)
     predicted: Counter[str] = field(default_factory=Counter)
     correct: Counter[str] = field(default_factory=Counter)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kdcore_supervised import LabelledTexts, TokenizedTexts, metrics_of, read_labelled, tokenize
+from kdcore_supervised import LabelledData, LabelledTexts, TokenizedTexts, metrics_of, read_labelled, tokenize
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
@@ -124,6 +124,7 @@ def agreement(source: str, teacher: str, probe: AgreementProbe, cache: Path) -> 
 def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
     """Fit a linear model on frozen embeddings and score it on each labelled part except `train`."""
     data = task.data
+    assert isinstance(data, LabelledData)
     tokenizer = load_tokenizer(data.tokenizer or source)
     model = _load(source)
     device = _device()

@@ -12,7 +12,7 @@ from kdcore_evaluation.report.comparison import Comparison
 from kdcore_evaluation.report.figures import budget_section, cost_section, loss_section
 from kdcore_evaluation.report.markup import datum, region, score_cell, table_of, wrapped
 from kdcore_evaluation.report.table_formats import NOTE
-from kdcore_evaluation.run.scores import Column, Labels, Score, ScoreTable
+from kdcore_evaluation.run.scores import CHANCE_TITLES, Column, Labels, Score, ScoreTable
 
 
 def page(comparison: Comparison) -> str:
@@ -87,7 +87,7 @@ def _scores(comparison: Comparison) -> str:
         parts.append(f'<tbody class="references">{_rows(table, table.references)}</tbody>')
     whole = f"<table><thead><tr>{head}</tr></thead>{''.join(parts)}</table>"
     chance = "".join(
-        f"<li>{escape(column.title)}: majority-class baseline {datum(share, f'{share:.3f}')}</li>"
+        f"<li>{escape(column.title)}: {CHANCE_TITLES[column.metric]} {datum(share, f'{share:.3f}')}</li>"
         for column, share in table.chance.items()
         if column in table.columns
     )

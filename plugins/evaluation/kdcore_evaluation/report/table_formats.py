@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
-from kdcore_evaluation.run.scores import Column, Labels, Score, ScoreTable
+from kdcore_evaluation.run.scores import CHANCE_TITLES, Column, Labels, Score, ScoreTable
 
 NOTE = (
     "Mean ± sample standard deviation (repetitions). The best of a column is marked where it differs from every other "
@@ -108,7 +108,7 @@ def _padded(labels: Labels, table: ScoreTable) -> Sequence[str]:
 
 def _chance_lines(table: ScoreTable) -> list[str]:
     return [
-        f"{column.title}: majority-class baseline {share:.3f}"
+        f"{column.title}: {CHANCE_TITLES[column.metric]} {share:.3f}"
         for column, share in table.chance.items()
         if column in table.columns
     ]

@@ -11,9 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from kdcore_supervised import metrics_of
-
 from kdcore import DataError, atomic_write, read_environment, read_metrics
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel
 from kdcore_evaluation.run.results import ResultRow, relative
@@ -61,10 +58,13 @@ def collect_finetuning(folder: Path, known: TaskData) -> None:
     Raises:
         DataError: its predictions cannot be read.
     """
+    from pyarrow import parquet
+
     measured = [
-        {"metric": metric, "value": value, "higher_is_better": True, "split": part, "examples": examples}
-        for part, (outputs, labels, examples) in _predictions(folder / PREDICTIONS, known).items()
-        for metric, value in metrics_of(outputs, labels).items()
+        {"metric": metric, "value": value, "higher_is_better": True, "split": path.stem, "examples": table.num_rows}
+        for path in sorted((folder / PREDICTIONS).glob("*.parquet"))
+        for table in [parquet.read_table(path)]
+        for metric, value in known.task.data.stored_scores(table).items()
     ]
     if not measured:
         raise DataError("the fine-tuning wrote no predictions for labelled texts", where=str(folder))
@@ -106,7 +106,7 @@ def rows_of(
             main=known is None or one["metric"] == known.task.main_metric,
             value=float(one["value"]),
             higher_is_better=one["higher_is_better"],
-            chance=known.majority.get(one["split"]) if known is not None else None,
+            chance=_chance(known, one["split"], one["metric"]) if known is not None else None,
             examples=one["examples"],
             learning_rate=trial.learning_rate,
             batch_size=trial.batch_size,
@@ -123,24 +123,15 @@ def rows_of(
     ]
 
 
+def _chance(known: TaskData, split: str, metric: str) -> float | None:
+    """Return the score of predictions that ignore the text; for metrics without one, that of the accuracy."""
+    own = known.baselines.get(split, {})
+    return own.get(metric, own.get("accuracy"))
+
+
 def place_of(model: EvaluatedModel, folder: Path) -> str:
     """Return a model's location as stored in rows: relative to the evaluation's folder, or a hub name."""
     return relative(model.given, folder) if os.path.isabs(model.given) else model.given
-
-
-def _predictions(folder: Path, known: TaskData) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
-    """Read outputs (n, C), labels (n,) and n of every labelled part."""
-    from pyarrow import parquet
-
-    found = {}
-    number = {label: index for index, label in enumerate(known.task.data.classes)}
-    for path in sorted(folder.glob("*.parquet")):
-        table = parquet.read_table(path)
-        if "label" in table.column_names:
-            labels = table.column("label").to_pylist()
-            values = np.array([number[label] for label in labels]) if number else np.array(labels, dtype=np.float64)
-            found[path.stem] = (np.array(table.column("outputs").to_pylist(), dtype=np.float64), values, len(labels))
-    return found
 
 
 def _seconds(folder: Path) -> float:

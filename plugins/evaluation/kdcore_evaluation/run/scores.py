@@ -22,6 +22,13 @@ _PROBE_TITLES = {
     "sequences_per_second": "speed",
     "memory_bytes": "memory",
 }
+CHANCE_TITLES = {
+    "accuracy": "majority-class baseline",
+    "f1_micro": "constant-labels baseline",
+    "f1_macro": "constant-labels baseline",
+}
+"""Metrics with a baseline that ignores the text, and its name."""
+
 _KINDS = ("finetune", "linear", "agreement", "masked_lm", "cost")
 
 
@@ -111,7 +118,7 @@ class ScoreTable:
         columns: what is compared.
         groups: scores of each group by column, without unmeasured ones.
         references: the same for reference models, which are not ranked.
-        chance: accuracy of the majority-class baseline, for columns that are accuracies.
+        chance: score of predictions that ignore the text, for columns with a metric of `CHANCE_TITLES`.
     """
 
     keys: Labels
@@ -195,14 +202,14 @@ def _preferred(rows: Sequence[ResultRow]) -> tuple[float | None, int | None]:
 
 
 def chances(rows: Iterable[ResultRow]) -> dict[Column, float]:
-    """Return the majority-class baseline of each column of accuracies."""
+    """Return the score of predictions that ignore the text, for each column that has one."""
     found = {}
     for own in by_model(rows).values():
         for one in measurements(own, 0):
             column = one.column
             split = "_".join(word for word in (column.split, column.part) if word)
             for row in own:
-                if column.metric == "accuracy" and (row.kind, row.task or "", row.split) == (
+                if column.metric in CHANCE_TITLES and (row.kind, row.task or "", row.split) == (
                     column.kind,
                     column.task,
                     split,

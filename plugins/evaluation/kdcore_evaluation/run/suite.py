@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from kdcore_supervised import CLASS_METRICS, NUMBER_METRICS, GlueData, GlueName, LabelledData, Metric
+from kdcore_supervised import GlueData, GlueName, LabelledData, Metric, SpanMetric, TaggedData
 from pydantic import Field, model_validator
 
 from kdcore import Budget, ComponentConfig, DataSource, FolderName, PathString
@@ -19,28 +19,24 @@ _GRID_KEYS = ("run", "seed", "teacher", "teachers", "student", "task", "losses",
 class SuiteTask(ComponentConfig):
     """Labelled texts on which every model is fine-tuned."""
 
-    data: LabelledData
-    metric: Metric | None = Field(None, description="The score; default: GLUE's own, else accuracy, or pearson.")
+    data: LabelledData | TaggedData
+    metric: Metric | SpanMetric | None = Field(
+        None, description="The score; default: GLUE's own, else the usual one of the labels' kind."
+    )
 
     @model_validator(mode="after")
     def _metric_fits(self) -> SuiteTask:
-        if self.metric is not None and self.metric not in self.fitting:
-            kind = "classes" if self.data.classes else "numbers"
+        if self.metric is not None and self.metric not in self.data.metrics:
             raise ValueError(
-                f"`metric: {self.metric}` does not fit labels that are {kind}: {', '.join(self.fitting)} do"
+                f"`metric: {self.metric}` does not fit labels that are {self.data.kind}: "
+                f"{', '.join(self.data.metrics)} do"
             )
         return self
 
     @property
-    def fitting(self) -> tuple[Metric, ...]:
-        """Metrics of the labels' kind."""
-        return CLASS_METRICS if self.data.classes else NUMBER_METRICS
-
-    @property
     def main_metric(self) -> str:
         """The metric that selects hyperparameters and compares models."""
-        glue = self.data.glue_task
-        return self.metric or (glue.metric if glue is not None else self.fitting[0])
+        return self.metric or self.data.main_metric
 
 
 class GlueTasks(ComponentConfig):

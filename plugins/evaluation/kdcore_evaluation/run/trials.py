@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore_supervised import LabelledTexts, majority_fraction, read_labelled
+from kdcore_supervised import LabelledTexts, TaggedPart
 
 from kdcore import DataError, Problem, sha256_of_file
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel, bytes_on_disk, teacher_fingerprint
@@ -31,12 +31,12 @@ class TaskData:
     Attributes:
         task: the task's section of the suite.
         fingerprint: SHA-256 over texts, labels and classes.
-        majority: fraction of the most frequent class in each labelled part; empty for numbers.
+        baselines: scores of predictions that ignore the text, by metric, for each labelled part.
     """
 
     task: SuiteTask
     fingerprint: str
-    majority: dict[str, float]
+    baselines: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,15 @@ def read_task(label: str, task: SuiteTask) -> TaskData:
         DataError: they cannot be used, or have no labelled validation part.
     """
     try:
-        parts = read_labelled(task.data, Counter())
+        parts = task.data.read(Counter())
     except DataError as error:
         raise DataError(_in_suite(problem, label) for problem in error.problems) from error
-    digest = hashlib.sha256(repr((task.data.classes, task.data.regression)).encode())
+    digest = hashlib.sha256(task.data.identity().encode())
     for part in parts:
-        digest.update(repr((part.name, len(part))).encode())
-        for text in part.texts:
-            digest.update("\0".join(text).encode("utf-8", errors="replace"))
-        digest.update(b"" if part.labels is None else part.labels.tobytes())
+        for piece in part.content():
+            digest.update(piece)
     _require_validation(label, parts)
-    return TaskData(task, digest.hexdigest(), _majorities(task, parts))
+    return TaskData(task, digest.hexdigest(), {part.name: part.baselines() for part in parts if part.labelled})
 
 
 def _in_suite(problem: Problem, label: str) -> Problem:
@@ -98,19 +96,13 @@ def _in_suite(problem: Problem, label: str) -> Problem:
     return replace(problem, key=key, hint=hint)
 
 
-def _require_validation(label: str, parts: Sequence[LabelledTexts]) -> None:
-    if not any(part.name == "validation" and part.labels is not None for part in parts):
+def _require_validation(label: str, parts: Sequence[LabelledTexts | TaggedPart]) -> None:
+    if not any(part.name == "validation" and part.labelled for part in parts):
         raise DataError(
             "no labelled texts for validation, which selects learning rates",
             key=f"tasks.{label}.data",
             hint="name a file as `validation`, or take a fraction of `train`: `split: {validation: 0.1, test: 0.1}`",
         )
-
-
-def _majorities(task: SuiteTask, parts: Sequence[LabelledTexts]) -> dict[str, float]:
-    if not task.data.classes:
-        return {}
-    return {part.name: majority_fraction(part.labels) for part in parts if part.labels is not None}
 
 
 def make_trials(
@@ -145,6 +137,8 @@ def _probes(
         settings = probe.model_dump(mode="json")
         if kind == "linear":
             for label, known in tasks.items():
+                if known.task.data.kind not in ("classes", "numbers"):
+                    continue
                 task = known.task.model_dump(mode="json")
                 own = settings | {"task": task}
                 key = settings | {"max_length": known.task.data.max_length, "metric": known.task.main_metric}
@@ -188,7 +182,7 @@ def finetuning_recipe(
     else:
         student["initialize"] = {"from": model.source}
     data = task.data.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    section: dict[str, Any] = {"name": "sequence_classification", "data": {"tokenizer": model.source, **data}}
+    section: dict[str, Any] = {"name": task.data.task, "data": {"tokenizer": model.source, **data}}
     if task.metric is not None:
         section["metric"] = task.metric
     further = suite.recipe

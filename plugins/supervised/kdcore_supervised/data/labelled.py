@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from kdcore_preparation import input_files
@@ -24,7 +24,17 @@ from kdcore_supervised.data.labelled_tables import (
     read_table,
 )
 from kdcore_supervised.data.splitting import SplitFractions
-from kdcore_supervised.metrics import CLASS_METRICS, LABEL_SET_METRICS, NUMBER_METRICS, Metric
+from kdcore_supervised.metrics import (
+    CLASS_METRICS,
+    LABEL_SET_METRICS,
+    NUMBER_METRICS,
+    Metric,
+    constant_scores,
+    metrics_of,
+)
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 SPLITS = ("train", "validation", "test")
 _LABELS_KEY = "task.data.labels"
@@ -35,6 +45,9 @@ Label = Annotated[str, BeforeValidator(lambda value: label_as_text(value) if isi
 
 class LabelledData(ComponentConfig):
     """Texts with labels from files, GLUE's folders or the library `datasets`."""
+
+    task: ClassVar[str] = "sequence_classification"
+    """The task that trains on them."""
 
     train: PathString | None = Field(None, description="File, folder or glob: csv, tsv, jsonl or parquet.")
     validation: PathString | None = Field(None, description="Validation files, as `train`.")
@@ -102,12 +115,44 @@ class LabelledData(ComponentConfig):
         """Names of the classes in the order of the outputs; empty for regression."""
         return self.glue_task.labels if self.glue_task else tuple(self.labels or ())
 
+    def read(self, report: Counter[str]) -> list[LabelledTexts]:
+        """Read every part, as `read_labelled`."""
+        return read_labelled(self, report)
+
+    def identity(self) -> str:
+        """Return what affects training besides texts, tokenizer and length."""
+        return repr((self.classes, self.regression))
+
+    def stored_scores(self, predictions: Table) -> dict[str, float]:
+        """Score predictions as the task stores them in Parquet; empty without labels."""
+        if "label" not in predictions.column_names:
+            return {}
+        outputs = np.array(predictions.column("outputs").to_pylist(), dtype=np.float64)
+        labels, number = predictions.column("label").to_pylist(), {name: one for one, name in enumerate(self.classes)}
+        if self.multi_label:
+            values = np.array([[name in own for name in number] for own in labels], dtype=np.float32)
+        else:
+            values = np.array(
+                [number[one] for one in labels] if number else labels, dtype=None if number else np.float64
+            )
+        return {str(name): value for name, value in metrics_of(outputs, values).items()}
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Metrics of the labels' kind, the usual one first."""
         if self.multi_label:
             return LABEL_SET_METRICS
         return CLASS_METRICS if self.classes else NUMBER_METRICS
+
+    @property
+    def kind(self) -> str:
+        """The labels' kind, for messages."""
+        return "lists of classes" if self.multi_label else "classes" if self.classes else "numbers"
+
+    @property
+    def main_metric(self) -> str:
+        """GLUE's own metric, else the usual one of the labels' kind."""
+        return self.glue_task.metric if self.glue_task else self.metrics[0]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -136,6 +181,22 @@ class LabelledTexts:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the texts have labels."""
+        return self.labels is not None
+
+    def baselines(self) -> dict[str, float]:
+        """Return the scores of the best predictions that ignore the text; empty for numbers or without labels."""
+        return {} if self.labels is None else constant_scores(self.labels)
+
+    def content(self) -> Iterator[bytes]:
+        """Yield everything that identifies texts and labels."""
+        yield repr((self.name, len(self))).encode()
+        for text in self.texts:
+            yield "\0".join(text).encode("utf-8", errors="replace")
+        yield b"" if self.labels is None else self.labels.tobytes()
 
     def select(self, chosen: np.ndarray, name: str) -> LabelledTexts:
         """Return the records at the indices `chosen` (m,) as a part called `name`."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from kdcore_preparation import input_files
@@ -29,13 +29,24 @@ from kdcore_supervised.data.labelled_tables import (
 )
 from kdcore_supervised.data.splitting import SplitFractions
 from kdcore_supervised.data.words import word_bounds
+from kdcore_supervised.span_metrics import SPAN_METRICS, SpanMetric, SpanScores
 from kdcore_supervised.tags import OUTSIDE, TaggedSpan, TagScheme, output_tags, spans_of, tag_problem, tags_of
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 _LABELS_KEY = "task.data.labels"
 
 
 class TaggedData(ComponentConfig):
     """Texts with labelled spans, from CoNLL files, records or the library `datasets`."""
+
+    task: ClassVar[str] = "token_classification"
+    """The task that trains on them."""
+
+    kind: ClassVar[str] = "spans"
+    metrics: ClassVar[tuple[SpanMetric, ...]] = SPAN_METRICS
+    main_metric: ClassVar[SpanMetric] = "f1"
 
     train: PathString | None = Field(
         None,
@@ -120,6 +131,24 @@ class TaggedData(ComponentConfig):
                 )
         return self
 
+    def read(self, report: Counter[str]) -> list[TaggedPart]:
+        """Read every part, as `read_tagged`."""
+        return read_tagged(self, report)
+
+    def identity(self) -> str:
+        """Return what affects training besides texts, tokenizer and length."""
+        return repr((self.classes, self.label_all_tokens))
+
+    def stored_scores(self, predictions: Table) -> dict[str, float]:
+        """Score predictions as the task stores them in Parquet; empty without labels."""
+        if "label" not in predictions.column_names:
+            return {}
+        scores = SpanScores(self.types)
+        sides = (predictions.column(name).to_pylist() for name in ("label", "prediction"))
+        for true, predicted in zip(*sides, strict=True):
+            scores.add(spans_of(true), spans_of(predicted), len(true))
+        return scores.values()
+
     @property
     def types(self) -> tuple[str, ...]:
         """Types of spans, in the order of the labels."""
@@ -174,6 +203,21 @@ class TaggedPart:
     def labelled(self) -> bool:
         """Whether the texts have labels."""
         return bool(self.texts) and self.texts[0].spans is not None
+
+    def baselines(self) -> dict[str, float]:
+        """Return the scores of predicting no span at all; empty without labels."""
+        scores = SpanScores({span.type for text in self.texts for span in text.spans or ()})
+        for text in self.texts:
+            scores.add(text.spans or (), (), len(text.bounds))
+        return scores.values() if self.labelled else {}
+
+    def content(self) -> Iterator[bytes]:
+        """Yield everything that identifies texts and labels."""
+        yield repr((self.name, len(self))).encode()
+        for text in self.texts:
+            yield text.text.encode("utf-8", errors="replace")
+            yield text.bounds.tobytes()
+            yield repr(text.spans).encode()
 
 
 def read_tagged(data: TaggedData, report: Counter[str]) -> list[TaggedPart]:
