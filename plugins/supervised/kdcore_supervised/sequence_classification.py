@@ -167,7 +167,7 @@ class SequenceClassification(LabelledTask):
         return found
 
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:
-        """Return a row for each score, and the scores of predictions that ignore the text."""
+        """Return a row for each score, and the accuracy of the majority-class baseline."""
         rows = {}
         for name, (first, *later) in run.held_out.items():
             if later and name.startswith(self.config.data.metrics):
@@ -177,9 +177,6 @@ class SequenceClassification(LabelledTask):
         labels, found = self.labels("held_out"), self.baselines("held_out")
         if labels is not None and "accuracy" in found:
             rows["majority-class baseline"] = f"{found['accuracy']:.4f} on {len(labels):,} held-out texts"
-        elif labels is not None and found:
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-            rows["constant-labels baseline"] = f"{shown} on {len(labels):,} held-out texts"
         return rows
 
     def _named(self, labels: np.ndarray) -> list[Any]:

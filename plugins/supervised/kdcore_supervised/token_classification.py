@@ -162,17 +162,13 @@ class TokenClassification(LabelledTask):
         parquet.write_table(pyarrow.table(columns), folder / f"{PARTS[split]}.parquet")
 
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:
-        """Return a row for each score over all types, and the scores of predicting no span."""
+        """Return a row for each score over all types."""
         rows = {}
         for name, (first, *later) in run.held_out.items():
             if later and name in SPAN_METRICS:
                 rows[f"held-out {name}"] = (
                     f"{first:.4f} at the start, {later[-1]:.4f} at the end, {max(later):.4f} at best"
                 )
-        if self._labelled("held_out"):
-            baselines = self.baselines("held_out")
-            shown = ", ".join(f"{name} {baselines[name]:.4f}" for name in ("f1", "accuracy"))
-            rows["all-O baseline"] = f"{shown} on {len(self._splits['held_out'].texts):,} held-out texts"
         return rows
 
     def _sequences(self, parts: Sequence[TaggedPart], split: Split, report: Counter[str]) -> _TaggedSequences:

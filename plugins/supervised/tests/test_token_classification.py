@@ -164,9 +164,10 @@ def test_a_tagger_is_scored_exported_and_predicts(train: Callable[..., RunResult
     card = (best / "README.md").read_text(encoding="utf-8")
     assert "| predicts | O, B-per, I-per, B-loc, I-loc |" in card
     assert "| held-out f1 |" in card
-    shown = summarise(run)
-    assert "held-out f1" in str(shown)
-    assert "all-O baseline" in str(shown)
+    rows = {line.split("  ")[0]: line for line in summarise(run).splitlines()}
+    assert rows["held-out f1"].endswith("; without the text: 0.0000")
+    outside = np.mean([tag == "O" for tags in true for tag in tags])
+    assert rows["held-out accuracy"].endswith(f"; without the text: {outside:.4f}")
 
 
 def test_training_and_scores_do_not_depend_on_processes(train: Callable[..., RunResult], recipe: Path) -> None:

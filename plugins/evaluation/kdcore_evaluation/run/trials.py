@@ -139,7 +139,7 @@ def _probes(
             for label, known in tasks.items():
                 if known.task.data.kind not in ("classes", "numbers"):
                     continue
-                task = known.task.model_dump(mode="json")
+                task = known.task.model_dump(mode="json", exclude={"data": {"multi_label"}})
                 own = settings | {"task": task}
                 key = settings | {"max_length": known.task.data.max_length, "metric": known.task.main_metric}
                 found.append(_trial(kind, model, label, own, key, known.fingerprint))
