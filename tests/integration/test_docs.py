@@ -31,7 +31,8 @@ def cells(page: str) -> dict[str, list[str]]:
 def commands_on(page: str) -> list[list[str]]:
     """What stands behind `$` in a console block, or in code within a text, and starts with kdcore."""
     blocks = re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    lines = [line.removeprefix("$ ").partition(" > ")[0] for block in blocks for line in block.splitlines()]
+    whole = [re.sub(r"\\\n\s*", "", block) for block in blocks]  # a backslash continues a line
+    lines = [line.removeprefix("$ ").partition(" > ")[0] for block in whole for line in block.splitlines()]
     text = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
     lines += re.findall(r"`(kdcore(?:-train)? [^`]+)`", text)
     return [shlex.split(line) for line in lines if line.startswith(("kdcore ", "kdcore-train "))]

@@ -61,12 +61,30 @@ def test_each_step_has_the_losses_of_its_stage(train: Callable[..., RunResult]) 
         assert row["train/loss"] == pytest.approx(row[names.pop()])
 
 
-def test_a_row_over_both_stages_averages_each_term_over_its_own_steps(train: Callable[..., RunResult]) -> None:
+def test_a_row_over_both_stages_averages_each_term_over_all_that_it_counts(
+    train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdcore.training.loop.trainer import Trainer
+
+    counted = []
+    original = Trainer._agree
+
+    def recorded(trainer: Trainer, *arguments: Any) -> Any:
+        answer = original(trainer, *arguments)
+        counted.append({str(term): count for term, count in answer[0].items()})
+        return answer
+
+    monkeypatch.setattr(Trainer, "_agree", recorded)
     single = rows_of(train(*TWO_STAGES, "run.id=single").folder)
+    steps = counted[: len(single)]
     (row,) = rows_of(train(*TWO_STAGES, "run.id=both", "logging.every=6").folder)
-    assert row["train/loss"] == pytest.approx(np.mean([one["train/loss"] for one in single]))
-    for name, part in (("train/masked_lm", single[:3]), ("train/hidden_mse", single[3:])):
-        assert row[name] == pytest.approx(np.mean([one[name] for one in part]))
+    averages = {}
+    for name, part in (("masked_lm", slice(3)), ("hidden_mse", slice(3, None))):
+        weights = [counts[name] for counts in steps[part]]
+        averages[name] = np.average([one[f"train/{name}"] for one in single[part]], weights=weights)
+        assert row[f"train/{name}"] == pytest.approx(averages[name])
+    assert len({counts["masked_lm"] for counts in steps[:3]}) > 1, "equal counts would not show a difference"
+    assert row["train/loss"] == pytest.approx(np.mean(list(averages.values())))
 
 
 def test_the_weight_of_the_moment_is_what_trains(train: Callable[..., RunResult]) -> None:
