@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from kdcore_supervised.token_classification import TokenClassification
+from kdcore_testing import check_task
 from pyarrow import parquet
 from safetensors.numpy import load_file
 from seqeval.metrics import f1_score, precision_score, recall_score
@@ -295,6 +296,12 @@ def test_scores_of_windows_and_the_baseline(tmp_path: Path, tokenizer_folder: Pa
     assert task.scores("held_out", wrong)["f1"] == 0.0
     with pytest.raises(DataError, match=r"the split `test` has no labels, so predictions cannot be scored"):
         of(tmp_path, tokenizer_folder, train=path, test=f"{data_folder}/test.txt").scores("test", [])
+
+
+def test_it_does_what_every_task_must_do(tmp_path: Path, tokenizer_folder: Path, data_folder: Path) -> None:
+    files = {"train": f"{data_folder}/train.conll", "validation": f"{data_folder}/validation.conll"}
+    data = {"labels": ["per", "loc"], "tokenizer": str(tokenizer_folder), "test": f"{data_folder}/test.txt", **files}
+    check_task("token_classification", {"data": data}, cache=tmp_path)
 
 
 MISTAKES: list[tuple[list[str], list[str]]] = [
