@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -303,9 +304,12 @@ class TransformersEncoder(Encoder):
         # Tied weights are saved once; loading ties them again.
         for tied in self.network.all_tied_weights_keys:  # type: ignore[union-attr]
             state.pop(tied, None)
-        self.network.config.dtype = torch.float32
         transformers_logging.disable_progress_bar()
         self.architecture.save(self.network, folder, state)
+        # transformers states the precision of the network in training, which loading would then round the weights to.
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name, own in modules.items():
             head = self.info.head(name)
             if head is not None and name not in self.unexported_heads:

@@ -14,6 +14,8 @@ import golden
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
 
 import kdcore
 from kdcore.training.run.run import RunResult
@@ -216,6 +218,17 @@ def test_a_loss_scale_at_its_floor_is_a_failed_training(train: Callable[..., Run
             "training.precision=fp16", "training.deepspeed={fp16: {initial_scale_power: 26, min_loss_scale: 67108864}}"
         )
     assert caught.value.exit_code == 3
+
+
+def test_an_export_of_bf16_training_loads_in_float32_as_it_is_stored(train: Callable[..., RunResult]) -> None:
+    export = train("training.precision=bf16").folder / "exports" / "final"
+    stored = load_file(export / "model.safetensors")
+    loaded = AutoModelForMaskedLM.from_pretrained(export).state_dict()
+    shared = stored.keys() & loaded  # a masked-LM model has no pooler
+    assert len(shared) > 20
+    assert all(torch.equal(loaded[name], stored[name]) for name in shared)
+    assert {loaded[name].dtype for name in shared} == {torch.float32}
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in stored.values())
 
 
 def test_bf16_follows_fp32(train: Callable[..., RunResult]) -> None:
