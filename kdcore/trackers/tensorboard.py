@@ -32,7 +32,9 @@ class TensorBoardTracker(Tracker):
         with names_path(self._folder):
             if self._writer is None:
                 self._folder.mkdir(exist_ok=True)
-                self._writer = EventsWriter(str(self._folder / "events"))
+                # The name has the second of the start: a run that resumes within it must not replace its own file.
+                suffix = f".{sum(1 for _ in self._folder.iterdir())}"
+                self._writer = EventsWriter(str(self._folder / "events"), filename_suffix=suffix)
                 if self._purge_step is not None:
                     session = SessionLog(status=SessionLog.START)
                     self._writer.write_event(Event(wall_time=time.time(), step=self._purge_step, session_log=session))

@@ -221,7 +221,7 @@ def frozen_and_trained(teacher: Path, export: Path) -> tuple[dict[str, bool], li
 def test_weights_that_no_loss_reaches_keep_their_precision(
     train: Callable[..., RunResult], small_recipe: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
-    """Also after an interruption, in an export of a checkpoint, and in a later stage."""
+    """Also after an interruption, and in an export of a checkpoint."""
     from kdcore.commands.main import main
     from kdcore.training.run.run import train_recipe
 

@@ -8,30 +8,40 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore import Batch, Encoder, Head, Model, Signals, find_component
-from kdcore_testing.signal_cases import make_batch
-
-_LENGTHS = (6, 3, 5)
+from kdcore import Batch, Encoder, Head, InputError, Model, Signals, find_component
+from kdcore_testing.model_signal_checks import (
+    LENGTHS,
+    assert_close,
+    check_description,
+    check_head,
+    check_signals,
+    model_batch,
+)
 
 
 def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> None:
-    """Check the requirements on every model, using its hidden states.
+    """Check the requirements on every model.
 
-    1. Teacher and student return the requested signals: hidden states after every block and of the embeddings, which
-       differ from block to block, with the width and depth given by `info`; a teacher loaded for a lower block gives
-       the same states as the whole teacher.
-    2. The signals of a sequence do not depend on padding or on other sequences, and are deterministic in eval mode. An
-       encoder with `packs` gives the same signals when it is set to False and padding is computed.
-    3. Weights are in float32. Gradients reach the student's weights, which are not shared with the teacher.
+    1. `info` is what happens: as many different blocks run as `num_layers`, states have `hidden_size` columns, query,
+       key and value `num_heads` heads of `head_size`, and predictions `vocab_size` columns. The last token of
+       `vocab_size` can be computed and the next one cannot, and so can `max_length` tokens (at most 2048 are tried).
+       The student's export runs `num_layers` blocks. A teacher loaded for a lower block gives the same states as the
+       whole teacher.
+    2. Hidden states, and, if `info` has them, query, key, value, the attention maps that follow from them, predictions
+       and the outputs of each of `info.heads` do not depend on padding, on other sequences or on earlier forward
+       passes, are equal for the whole and the split batch, and depend on the tokens. Masks hide padding. Predictions at
+       masked positions equal those at all positions. An encoder with `packs` gives the same signals when it is set to
+       False and padding is computed.
+    3. Weights are in float32. Each kind of signal has a gradient, gradients reach the student's weights, and those are
+       not shared with the teacher.
     4. `AutoModel` loads an export with doubled weights without missing weights, and its outputs equal those of the
        student with doubled weights.
-    5. If it supports classes (`set_heads`), a student with three classes has three outputs per sequence, for which 2.
-       and 3. hold; `AutoModelForSequenceClassification` and, if implemented, `load_export` load its export with the
-       names of the classes and the same outputs.
+    5. If it supports classes of sequences or tokens (`set_heads`), a student with three classes has three outputs per
+       sequence or token, for which 2. and 3. hold; the head's Auto class and, if implemented, `load_export` load its
+       export with the names of the classes and the same outputs.
 
     Args:
         name: registered name, or class.
@@ -51,13 +61,17 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
         encoder.eval()
         for key, parameter in encoder.named_parameters():
             assert parameter.dtype == torch.float32, f"the {whose}'s `{key}` is {parameter.dtype}, not float32"
+        check_description(whose, model, encoder)
         _check_blocks(whose, model, encoder)
         _check_answers(whose, model, encoder)
         _check_independence(whose, model, encoder)
     _check_depth(described, large)
     _check_gradients(own, small, large)
+    check_signals("teacher", described, described.load_teacher)
+    check_signals("student", own, own.build_student)
     _check_export(own, small)
-    _check_classes(cls(cls.Config.model_validate(dict(student)), "student", described))
+    for head in (Head.sequence_classes(("one", "two", "three")), Head.token_classes(("one", "two", "three"))):
+        _check_classes(cls(cls.Config.model_validate(dict(student)), "student", described), head)
 
 
 def _places(model: Model) -> list[Any]:
@@ -65,20 +79,10 @@ def _places(model: Model) -> list[Any]:
 
 
 def _load_teacher(model: Model) -> Encoder:
-    return model.load_teacher(Signals.hidden(_places(model)))
-
-
-def _batch(model: Model, lengths: tuple[int, ...] = _LENGTHS, extra: int = 0, first: int = 0) -> Batch:
-    """Create sequences of the given lengths; the tokens of the i-th do not depend on the others."""
-    longest = max(lengths) + extra
-    real = np.arange(longest) < np.asarray(lengths)[:, None]
-    batch = make_batch(real, np.zeros_like(real), np.zeros(real.shape, dtype=np.int64))
-    tokens = np.full(real.shape, model.info.vocab_size // 2, dtype=np.int64)
-    for row, length in enumerate(lengths):
-        generator = np.random.default_rng(first + row)
-        tokens[row, :length] = generator.integers(model.info.vocab_size // 2, model.info.vocab_size, length)
-    batch.input_ids.copy_(torch.from_numpy(tokens))
-    return batch
+    try:
+        return model.load_teacher(Signals.hidden(_places(model)))
+    except InputError as error:
+        raise AssertionError(f"the teacher refuses the {model.info.num_layers} blocks of `info`: {error}") from error
 
 
 @torch.no_grad()
@@ -90,7 +94,7 @@ def _tokens(model: Model, encoder: Encoder, batch: Batch) -> dict[Any, Tensor]:
 @torch.no_grad()
 def _check_blocks(whose: str, model: Model, encoder: Encoder) -> None:
     """Count the blocks after which the states are other ones than before."""
-    signals = encoder(_batch(model), Signals.hidden(_places(model)))
+    signals = encoder(model_batch(model), Signals.hidden(_places(model)))
     ran, before = 0, signals.tokens("embeddings")
     for block in range(model.info.num_layers):
         try:
@@ -106,7 +110,7 @@ def _check_blocks(whose: str, model: Model, encoder: Encoder) -> None:
 
 def _check_answers(whose: str, model: Model, encoder: Encoder) -> None:
     assert encoder.info == model.info, f"`info` of the {whose}'s encoder is {encoder.info}, of the model {model.info}"
-    batch = _batch(model)
+    batch = model_batch(model)
     for place, states in _tokens(model, encoder, batch).items():
         expected = (batch.num_tokens, model.info.hidden_size)
         assert tuple(states.shape) == expected, f"the {whose}'s states of {place!r} have the shape "\
@@ -115,21 +119,24 @@ def _check_answers(whose: str, model: Model, encoder: Encoder) -> None:
 
 
 def _check_independence(whose: str, model: Model, encoder: Encoder) -> None:
-    together = _tokens(model, encoder, _batch(model))
-    for what, batch in (("a second forward pass", _batch(model)), ("further padding", _batch(model, extra=4))):
-        _assert_close(together, _tokens(model, encoder, batch), f"{what} changes the {whose}'s states")
+    together = _tokens(model, encoder, model_batch(model))
+    for what, batch in (
+        ("a second forward pass", model_batch(model)),
+        ("further padding", model_batch(model, extra=4)),
+    ):
+        assert_close(together, _tokens(model, encoder, batch), f"{what} changes the {whose}'s states")
     if encoder.packs:
         encoder.packs = False
-        _assert_close(together, _tokens(model, encoder, _batch(model)), f"packing changes the {whose}'s states")
+        assert_close(together, _tokens(model, encoder, model_batch(model)), f"packing changes the {whose}'s states")
         encoder.packs = True
-    alone = _tokens(model, encoder, _batch(model, _LENGTHS[1:2], first=1))
-    rows = slice(_LENGTHS[0], _LENGTHS[0] + _LENGTHS[1])
+    alone = _tokens(model, encoder, model_batch(model, LENGTHS[1:2], first=1))
+    rows = slice(LENGTHS[0], LENGTHS[0] + LENGTHS[1])
     own = {place: states[rows] for place, states in together.items()}
-    _assert_close(own, alone, f"other sequences of the batch change the {whose}'s states")
+    assert_close(own, alone, f"other sequences of the batch change the {whose}'s states")
 
 
 def _check_depth(model: Model, whole: Encoder) -> None:
-    batch = _batch(model)
+    batch = model_batch(model)
     lower = [*_places(model)[:2]]
     short = model.load_teacher(Signals.hidden(lower)).eval()
     with torch.no_grad():
@@ -137,12 +144,12 @@ def _check_depth(model: Model, whole: Encoder) -> None:
     expected = _tokens(model, whole, batch)
     found = {place: signals.tokens(place) for place in lower}
     message = "loading fewer blocks of the teacher changes its states"
-    _assert_close({place: expected[place] for place in lower}, found, message)
+    assert_close({place: expected[place] for place in lower}, found, message)
 
 
 def _check_gradients(model: Model, student: Encoder, teacher: Encoder) -> None:
     last = model.info.num_layers - 1
-    signals = student(_batch(model), Signals.hidden([last]))
+    signals = student(model_batch(model), Signals.hidden([last]))
     signals.tokens(last).square().sum().backward()
     reached = [name for name, one in student.named_parameters() if one.grad is not None and one.grad.abs().max() > 0]
     assert reached, "no gradient reaches the student's weights"
@@ -159,7 +166,7 @@ def _check_export(model: Model, student: Encoder) -> None:
         for parameter in doubled.parameters():
             parameter.mul_(2)
     weights = {name: tensor.detach().float().cpu().clone() for name, tensor in doubled.state_dict().items()}
-    batch = _batch(model)
+    batch = model_batch(model)
     with TemporaryDirectory() as folder:
         student.export(Path(folder), weights)
         loaded, report = AutoModel.from_pretrained(folder, output_loading_info=True)
@@ -167,17 +174,20 @@ def _check_export(model: Model, student: Encoder) -> None:
     assert not missing, f"{len(missing)} weights are missing in the export for `AutoModel`, the first is `{missing[0]}`"
     mask = None if batch.attention_mask is None else batch.attention_mask.long()
     with torch.no_grad():
-        states = loaded.eval()(input_ids=batch.input_ids, attention_mask=mask).last_hidden_state
+        outputs = loaded.eval()(input_ids=batch.input_ids, attention_mask=mask, output_hidden_states=True)
+    states, every = outputs.last_hidden_state, outputs.hidden_states
+    assert every is None or len(every) == model.info.num_layers + 1, (
+        f"`AutoModel` runs {len(every) - 1} blocks of the export, but `info.num_layers` is {model.info.num_layers}"
+    )
     last = model.info.num_layers - 1
     found = {last: states.reshape(-1, states.shape[-1]).index_select(0, batch.token_index)}
     expected = {last: _tokens(model, doubled, batch)[last]}
-    _assert_close(expected, found, "exporting the weights changes the states")
+    assert_close(expected, found, "exporting the weights changes the states")
 
 
-def _check_classes(model: Model) -> None:
-    from transformers import AutoModelForSequenceClassification
+def _check_classes(model: Model, head: Head) -> None:
+    import transformers
 
-    head = Head.sequence_classes(("one", "two", "three"))
     model.set_heads((head,))
     found_head = model.info.head(head.name)
     if found_head is None:
@@ -189,37 +199,31 @@ def _check_classes(model: Model) -> None:
     torch.manual_seed(0)
     student = model.build_student(request).eval()
     assert student.info == model.info, f"`info` of the student's encoder is {student.info}, of the model {model.info}"
-    batch = _batch(model)
+    check_head("student", model, student, head)
+    batch = model_batch(model)
 
     def logits(encoder: Encoder, asked: Batch) -> dict[Any, Tensor]:
         found: Tensor = encoder(asked, request).outputs(head.name)
         return {"classes": found}
 
     expected = {"classes": logits(student, batch)["classes"].detach()}
-    shape = tuple(expected["classes"].shape)
-    assert shape == (batch.num_sequences, 3), f"the outputs have the shape {shape}, expected {(batch.num_sequences, 3)}"
-    _assert_close(expected, logits(student, _batch(model, extra=4)), "further padding changes the outputs")
     torch.autograd.backward(logits(student, batch)["classes"].square().sum())
     new = [name for name, one in student.named_parameters() if one.shape[0] == 3 and one.grad is not None]
-    assert new, "no gradient reaches the weights of the classification head"
+    assert new, f"no gradient reaches the weights of the head `{head.name}`"
     weights = {name: tensor.detach().float().cpu().clone() for name, tensor in student.state_dict().items()}
     with TemporaryDirectory() as folder:
         student.export(Path(folder), weights)
-        loaded, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        auto = getattr(transformers, head.auto_class)
+        loaded, report = auto.from_pretrained(folder, output_loading_info=True)
         again = model.load_export(Path(folder), request)
     missing = sorted(report["missing_keys"])
-    assert not missing, f"`{missing[0]}` is missing in the export for `AutoModelForSequenceClassification`"
+    assert not missing, f"`{missing[0]}` is missing in the export for `{head.auto_class}`"
     assert loaded.config.id2label == dict(enumerate(head.labels)), f"the export's classes are {loaded.config.id2label}"
     mask = None if batch.attention_mask is None else batch.attention_mask.long()
     with torch.no_grad():
-        found = {"classes": loaded.eval()(input_ids=batch.input_ids, attention_mask=mask).logits}
-        _assert_close(expected, found, "exporting changes the outputs")
+        found = loaded.eval()(input_ids=batch.input_ids, attention_mask=mask).logits
+        if head.level == "token":
+            found = found.flatten(0, 1).index_select(0, batch.token_index)
+        assert_close(expected, {"classes": found}, "exporting changes the outputs")
         if again is not None:
-            _assert_close(expected, logits(again.eval(), batch), "`load_export` changes the outputs")
-
-
-def _assert_close(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor], what: str) -> None:
-    for place, states in one.items():
-        distance = (states - other[place]).abs().max().item()
-        scale = states.abs().max().item()
-        assert distance <= 1e-4 * scale + 1e-6, f"{what} of {place!r} by up to {distance:.3g} (maximum: {scale:.3g})"
+            assert_close(expected, logits(again.eval(), batch), "`load_export` changes the outputs")
