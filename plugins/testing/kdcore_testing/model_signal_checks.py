@@ -165,7 +165,7 @@ def _check_kind(
     for what, tensors in found.items():
         change = max((one - its).abs().max().item() for one, its in zip(tensors, other[what], strict=True))
         scale = max(one.abs().max().item() for one in tensors)
-        assert change > 1e-6 * scale, f"the {whose}'s {what} does not depend on the tokens"
+        assert change > 1e-6 * scale, f"other tokens do not change the {whose}'s {what}"
 
 
 def _compare(one: BySequence, other: BySequence, what: str) -> None:
@@ -177,9 +177,9 @@ def _compare(one: BySequence, other: BySequence, what: str) -> None:
 
 def _shaped(whose: str, what: str, found: Tensor, expected: Sequence[int], names: str) -> None:
     assert tuple(found.shape) == tuple(expected), (
-        f"the {whose}'s {what} has the shape {tuple(found.shape)}, expected {tuple(expected)}: {names}"
+        f"the shape of the {whose}'s {what} is {tuple(found.shape)}, expected {tuple(expected)}: {names}"
     )
-    assert torch.isfinite(found).all(), f"the {whose}'s {what} is not finite"
+    assert torch.isfinite(found).all(), f"values of the {whose}'s {what} are not finite"
 
 
 def _attention(whose: str, model: Model, encoder: Encoder, batch: Batch) -> BySequence:

@@ -116,7 +116,7 @@ def counted(logits: Tensor, batch: Batch, place: str) -> Tensor:
         (counted, "a second forward pass changes the teacher's predictions at all positions by up to"),
         (
             lambda logits, batch, place: logits * 0 + 1,
-            "the teacher's predictions at all positions does not depend on the tokens",
+            "other tokens do not change the teacher's predictions at all positions",
         ),
         (
             lambda logits, batch, place: logits * batch.input_ids.shape[1],
@@ -128,17 +128,20 @@ def counted(logits: Tensor, batch: Batch, place: str) -> Tensor:
         ),
         (
             lambda logits, batch, place: logits[:, 1:],
-            r"at all positions has the shape \(14, \d+\), expected \(14, \d+\): tokens, outputs of the head",
+            r"at all positions is \(14, \d+\), expected \(14, \d+\): tokens, outputs of the head",
         ),
         (
             lambda logits, batch, place: logits[:1] if place == "masked" else logits,
-            r"predictions at masked positions has the shape \(1, \d+\), expected \(3, \d+\): masked positions",
+            r"predictions at masked positions is \(1, \d+\), expected \(3, \d+\): masked positions",
         ),
         (
             lambda logits, batch, place: logits * 2 if place == "masked" else logits,
             "predictions at masked positions differ from those at all positions",
         ),
-        (lambda logits, batch, place: logits / 0, "the teacher's predictions at all positions is not finite"),
+        (
+            lambda logits, batch, place: logits / 0,
+            "values of the teacher's predictions at all positions are not finite",
+        ),
     ],
 )
 def test_wrong_predictions_are_named(teacher_folder: Path, change: Any, words: str) -> None:
@@ -167,7 +170,7 @@ def test_predictions_without_a_gradient_are_named(teacher_folder: Path) -> None:
         ),
         (
             lambda tap, batch: replace(tap, value=tap.value * 0 + 1),
-            "the teacher's value of block 0 does not depend on the tokens",
+            "other tokens do not change the teacher's value of block 0",
         ),
         (
             lambda tap, batch: replace(tap, key=tap.key * batch.input_ids.shape[1]),
@@ -187,7 +190,7 @@ def test_predictions_without_a_gradient_are_named(teacher_folder: Path) -> None:
         ),
         (
             lambda tap, batch: replace(tap, query=tap.query.repeat(1, 2, 1, 1)),
-            r"query of block 0 has the shape \(14, 8, \d+\), expected \(14, 4, \d+\): tokens, `info.num_heads`",
+            r"query of block 0 is \(14, 8, \d+\), expected \(14, 4, \d+\): tokens, `info.num_heads`",
         ),
     ],
 )
@@ -222,15 +225,15 @@ def test_attention_that_info_has_and_the_model_does_not_is_named(teacher_folder:
         ),
         (
             lambda outputs, batch: outputs[:, :2],
-            r"outputs of `sequence_classes` has the shape \(3, 2\), expected \(3, 3\): sequences, outputs of the head",
+            r"outputs of `sequence_classes` is \(3, 2\), expected \(3, 3\): sequences, outputs of the head",
         ),
         (
             lambda outputs, batch: outputs if len(outputs) == batch.num_sequences else outputs[:1],
-            r"outputs of `token_classes` has the shape \(1, 3\), expected \(14, 3\): tokens, outputs of the head",
+            r"outputs of `token_classes` is \(1, 3\), expected \(14, 3\): tokens, outputs of the head",
         ),
         (
             lambda outputs, batch: outputs if len(outputs) == batch.num_sequences else outputs * 0,
-            "the student's outputs of `token_classes` does not depend on the tokens",
+            "other tokens do not change the student's outputs of `token_classes`",
         ),
         (
             lambda outputs, batch: outputs if len(outputs) == batch.num_sequences else outputs * 2,
@@ -249,8 +252,8 @@ def test_wrong_heads_for_classes_are_named(teacher_folder: Path, change: Any, wo
         ({"num_layers": 5}, "the teacher refuses the 5 blocks of `info`"),
         ({"num_layers": 1}, "`AutoModel` runs 2 blocks of the export, but `info.num_layers` is 1"),
         ({"hidden_size": 7}, r"the teacher's states of 'embeddings' have the shape \(14, \d+\), expected \(14, 7\)"),
-        ({"num_heads": 2}, r"query of block 0 has the shape \(14, 4, \d+\), expected \(14, 2, \d+\)"),
-        ({"head_size": 3}, r"query of block 0 has the shape \(14, 4, \d+\), expected \(14, 4, 3\)"),
+        ({"num_heads": 2}, r"query of block 0 is \(14, 4, \d+\), expected \(14, 2, \d+\)"),
+        ({"head_size": 3}, r"query of block 0 is \(14, 4, \d+\), expected \(14, 4, 3\)"),
         ({"vocab_size": 20}, "`info.vocab_size` of the teacher is 20, but there is an embedding of token 20"),
         ({"vocab_size": 9999}, r"`info.vocab_size` of the teacher is 9999, but token 9998 fails: IndexError"),
         ({"max_length": 1500}, "`info.max_length` of the teacher is 1500, but a sequence of 1500 tokens fails"),
