@@ -41,6 +41,7 @@ def compute_loss(
     attention_mask: Any = None,
     labels: Any = None,
     sample_ids: Any = None,
+    columns: Mapping[str, Any] | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Compute the value of a loss on given arrays, in their precision (float64 stays float64).
@@ -55,6 +56,7 @@ def compute_loss(
         attention_mask: (B, L), 1 on real tokens; None if there is no padding.
         labels: (B, L) tokens to be predicted, -100 elsewhere; or (B,) classes or numbers, the batch's column `labels`.
         sample_ids: (B,), the batch's column `sample_ids`.
+        columns: further columns of the batch by name: arrays (B, ...), or (B, L) for columns of level `token`.
         parameters: values of the loss's parameters and buffers, by name.
 
     Returns:
@@ -63,15 +65,18 @@ def compute_loss(
 
     Raises:
         InputError: the configuration does not fit the models.
-        AssertionError: the loss reads a signal that it does not request or that is not given.
+        AssertionError: the loss reads a signal that it does not request or that is not given, or requests a column
+            that is not given.
     """
     own, theirs = given_reads(student), {} if teacher is None else given_reads(teacher)
     shape = _shape([*own.items(), *theirs.items()])
     real = np.ones(shape, dtype=bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-    columns = {} if sample_ids is None else {"sample_ids": np.asarray(sample_ids, dtype=np.int64)}
+    given = {column: np.asarray(values) for column, values in (columns or {}).items()}
+    if sample_ids is not None:
+        given["sample_ids"] = np.asarray(sample_ids, dtype=np.int64)
     tokens = np.full(shape, IGNORED_LABEL)
     if labels is not None and np.ndim(labels) == 1:
-        columns["labels"] = np.asarray(labels)
+        given["labels"] = np.asarray(labels)
     elif labels is not None:
         tokens = np.asarray(labels)
     infos = _info(own), None if teacher is None else _info(theirs)
@@ -84,11 +89,13 @@ def compute_loss(
         assert not unknown, f"the loss has no parameter {unknown[0]!r}; it has {sorted(known)}"
         loss.load_state_dict({key: torch.as_tensor(value) for key, value in parameters.items()}, strict=False)
     requests = loss.requests()
+    missing = sorted(requests.columns - set(given))
+    assert not missing, f"the loss requests the column `{missing[0]}`: pass it in `columns`"
     case = Case(
         real,
         tokens != IGNORED_LABEL,
         tokens,
-        columns,
+        given,
         _asked(own, reads_of(requests.student), "student"),
         _asked(theirs, reads_of(requests.teacher), "teacher"),
     )

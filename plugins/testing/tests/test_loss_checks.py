@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kdcore_testing import check_loss
+from kdcore_testing import check_loss, compute_loss
 from torch import Tensor, nn
 
 from kdcore import Batch, Loss, LossConfig, ModelInfo, Requests, Signals, at_least_float32
@@ -100,3 +100,15 @@ def test_a_wrong_loss_is_named(loss: type[Loss], words: str) -> None:
 def test_a_column_that_is_not_given_is_named() -> None:
     with pytest.raises(AssertionError, match="requests the column `weights`: pass `columns`"):
         check_loss(Scaled)
+
+
+def test_a_value_is_computed_with_columns_of_the_loss() -> None:
+    generator = np.random.default_rng(4)
+    student, teacher = generator.standard_normal((2, 3, 5, 8))
+    mask, weights = np.arange(5) < np.array([5, 2, 4])[:, None], generator.random((3, 5))
+    signals = {"student": {"hidden": [student]}, "teacher": {"hidden": [teacher]}, "attention_mask": mask}
+    value = compute_loss(Scaled, columns={"weights": weights}, **signals)
+    expected = (weights * ((student - teacher) ** 2).sum(-1))[mask].mean()
+    assert value["scaled"] == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(AssertionError, match="the loss requests the column `weights`: pass it in `columns`"):
+        compute_loss(Scaled, **signals)
