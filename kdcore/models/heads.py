@@ -133,7 +133,8 @@ def head_file(folder: Path, name: str) -> Path:
 def save_head(folder: Path, head: Head, info: ModelInfo, weights: Mapping[str, Tensor]) -> None:
     """Write the weights of a head's own module, with the descriptions of the head and of its model as metadata."""
     model = {one.name: getattr(info, one.name) for one in fields(info) if one.name != "heads"}
-    metadata = {"head": json.dumps(asdict(head)), "model": json.dumps(model)}
+    # A single key: safetensors writes several in random order, and equal heads shall give equal files.
+    metadata = {"kdcore": json.dumps({"head": asdict(head), "model": model})}
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, head_file(folder, head.name), metadata)
 
 
@@ -148,16 +149,27 @@ def load_head(folder: Path | str, head: Head) -> nn.Module:
         head: the head, as the task's `heads` returns it.
 
     Raises:
-        DataError: the folder does not have the head's weights, or they do not fit the module.
+        DataError: the folder does not have the head's weights, they do not fit the module, or the head was saved with
+            another level or pooling.
         InputError: the head has no module.
     """
     path = head_file(Path(folder), head.name)
+    if not path.is_file():
+        there = sorted(one.stem.removeprefix("head_") for one in path.parent.glob("head_*.safetensors"))
+        what = f"has no file {path.name}" if path.parent.is_dir() else "does not exist"
+        raise DataError(f"the folder {what}", where=str(folder), allowed=there or None)
     try:
         with safe_open(path, "pt") as file:
-            info = ModelInfo(**json.loads(file.metadata()["model"]))
+            described = json.loads(file.metadata()["kdcore"])
+            info = ModelInfo(**described["model"])
+            saved = {key: described["head"][key] for key in ("level", "pooling")}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"the head `{head.name}` cannot be read: {error}", where=str(path)) from error
+    for key, value in saved.items():
+        if value != getattr(head, key):
+            what = f"the head `{head.name}` was saved with {key} `{value}`, but is loaded with `{getattr(head, key)}`"
+            raise DataError(what, where=str(path), hint="give the head that the task's `heads` returned in training")
     module = head.module(info)
     if module is None:
         raise InputError(f"the head `{head.name}` has no module: transformers loads it with {head.auto_class}")

@@ -25,12 +25,14 @@ from kdcore import (
     Encoder,
     Head,
     InputError,
+    LossConfig,
     Model,
     ModelInfo,
     SignalRequest,
     Signals,
     TransformersModel,
     load_head,
+    require_head,
 )
 
 ARCHITECTURES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "modernbert"]
@@ -209,13 +211,45 @@ def teacher_of(folder: Path, head: Head) -> TransformersModel:
     return teacher
 
 
+def test_a_head_with_a_similar_name_is_named_in_the_hint() -> None:
+    info = ModelInfo("bert", 4, 32, 4, 8, 60, 40, heads=[Head.masked_lm(60), Ratings("ratings", "token", 2)])
+    config = LossConfig(name="squares", label="squares")
+    assert require_head(config, info, "ratings", "student").num_outputs == 2
+    with pytest.raises(InputError, match=r"requires the head `rating`(?s:.)*Did you mean `ratings`\?"):
+        require_head(config, info, "rating", "student")
+    with pytest.raises(InputError, match=r"requires the head `spans`(?s:.)*use a task that trains this head"):
+        require_head(config, info, "spans", "student")
+
+
 def test_weights_of_another_module_are_refused(saved_model: Callable[..., Path], tmp_path: Path) -> None:
     head = Ratings("ratings", "token", 2)
     export(student_of(saved_model("bert"), head).build_student(Signals.head("ratings")), tmp_path)
     with pytest.raises(DataError, match="do not fit the head"):
         load_head(tmp_path, replace(head, num_outputs=3))
-    with pytest.raises(DataError, match="cannot be read"):
+    for changed, what in (
+        ({"level": "sequence"}, "saved with level `token`, but is loaded with `sequence`"),
+        ({"pooling": "mean"}, "saved with pooling `first`, but is loaded with `mean`"),
+    ):
+        with pytest.raises(DataError, match=what):
+            load_head(tmp_path, replace(head, **changed))
+    with pytest.raises(DataError, match=r"no file head_others\.safetensors\n  allowed: ratings$"):
         load_head(tmp_path, replace(head, name="others"))
+    with pytest.raises(DataError, match=r"nowhere: the folder does not exist$"):
+        load_head(tmp_path / "nowhere", head)
+    (tmp_path / "head_ratings.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"head_ratings\.safetensors: the head `ratings` cannot be read"):
+        load_head(tmp_path, head)
+
+
+def test_the_file_of_a_head_has_the_same_bytes_for_the_same_weights(
+    saved_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    head = Ratings("ratings", "token", 2, labels=("low", "high"))
+    encoder = student_of(saved_model("bert"), head).build_student(Signals.head("ratings"))
+    for number in range(8):
+        export(encoder, tmp_path / str(number))
+    files = {(tmp_path / str(number) / "head_ratings.safetensors").read_bytes() for number in range(8)}
+    assert len(files) == 1
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
