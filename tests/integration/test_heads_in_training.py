@@ -74,7 +74,7 @@ class ParityLoss(Reading):
 class OddLoss(Reading):
     """Reads a column that no task has."""
 
-    column = "odd"
+    column = "evens"
 
 
 class Undeclared(ParityTask):
@@ -162,8 +162,9 @@ def test_a_column_that_no_batch_has_is_refused_with_the_line(
     losses = "losses={hidden_mse: {layers: last}, odd: {}}"
     assert main(["train", str(with_task(recipe, task)), losses]) == 2
     error = capfd.readouterr().err
-    assert f"losses.odd: `odd` reads the column `odd`, which batches of the task `{task}` do not have" in error
+    assert f"losses.odd: `odd` reads the column `evens`, which batches of the task `{task}` do not have" in error
     assert "even, sample_ids" in error
+    assert "Did you mean `even`?" in error
     assert not (recipe.parent / "runs").exists()
 
 
@@ -208,5 +209,5 @@ def test_a_student_with_two_heads_trains_both_and_exports_the_tasks_one(
     assert not report["missing_keys"]
     assert network.config.id2label == {0: "sad", 1: "glad"}
     card = (result.export / "README.md").read_text(encoding="utf-8")
-    assert "| predicts | sad, glad |" in card
+    assert "| predicts (`sequence_classes`) | sad, glad |" in card
     assert "| heads left out | masked_lm |" in card

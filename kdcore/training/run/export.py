@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from kdcore.data.tokenizers import fit_tokenizer_settings
 from kdcore.errors import InfrastructureError, InputError
 from kdcore.models.base import Encoder
 from kdcore.models.encoder import TransformersEncoder
+from kdcore.models.heads import own_module
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.recipe.yaml import dump_yaml
 from kdcore.signals import MASKED_LM
@@ -64,7 +65,8 @@ def export_student(
             token_types = not isinstance(student, TransformersEncoder) or student.takes_token_types
             fit_tokenizer_settings(staging, student.info.max_length, token_types=token_types)
             task.finish_export(staging)
-            (staging / "README.md").write_text(model_card(student, recipe, step, held_out), encoding="utf-8")
+            order = [head.name for head in task.heads(task.config)]
+            (staging / "README.md").write_text(model_card(student, recipe, step, held_out, order), encoding="utf-8")
             for file in staging.iterdir():
                 file.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner can read
     except (OSError, SafetensorError) as error:
@@ -118,8 +120,10 @@ def export_run(run: Path, folder: Path, step: int | None, *, allow_imports: bool
     return folder
 
 
-def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[str, float]) -> str:
-    """Compose the export's README.md."""
+def model_card(
+    student: Encoder, recipe: Recipe, step: int, held_out: Mapping[str, float], trained: Sequence[str]
+) -> str:
+    """Compose the export's README.md; `trained` names the task's heads, its own one first."""
     settings = recipe.settings
     teachers = [
         _short(str(section.get("path", label))) + ("" if settings.teachers is None else f" (`{label}`)")
@@ -143,10 +147,12 @@ def model_card(student: Encoder, recipe: Recipe, step: int, held_out: Mapping[st
         f"| losses | {', '.join(settings.losses)} |",
         f"| steps | {step:,} with {settings.training.batch_size} sequences each |",
     ]
-    for head in info.heads:
-        if head.name != MASKED_LM and head.name not in student.unexported_heads:
+    for name in trained:
+        head = info.head(name)
+        if head is not None and name != MASKED_LM and name not in student.unexported_heads:
             outputs = "a number" if head.num_outputs == 1 else f"{head.num_outputs} numbers"
-            lines.append(f"| predicts | {', '.join(head.labels) or outputs} |")
+            own = "" if own_module(head, info) is None else "; load it with `kdcore.load_head`"
+            lines.append(f"| predicts (`{name}`) | {', '.join(head.labels) or outputs}{own} |")
     if student.unexported_heads:
         lines.append(f"| heads left out | {', '.join(student.unexported_heads)} |")
     lines += [f"| held-out {name} | {value:.5g} |" for name, value in held_out.items()]

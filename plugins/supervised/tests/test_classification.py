@@ -146,7 +146,7 @@ def test_a_fine_tuned_student_is_scored_exported_and_predicts(
     assert scores["scores"]["accuracy"] == max(list(accuracies.values())[1:])
     assert parquet.read_table(run / "predictions" / "test.parquet").num_rows == 10
     card = (best / "README.md").read_text(encoding="utf-8")
-    assert "| predicts | con, pro |" in card
+    assert "| predicts (`sequence_classes`) | con, pro |" in card
     assert "| held-out accuracy |" in card
     assert "The pooler was not trained" not in card
     shown = summarise(run)

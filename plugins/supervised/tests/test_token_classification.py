@@ -163,7 +163,7 @@ def test_a_tagger_is_scored_exported_and_predicts(train: Callable[..., RunResult
     assert test["words"] == [["kk", "good"], ["of"]]
     assert "label" not in test
     card = (best / "README.md").read_text(encoding="utf-8")
-    assert "| predicts | O, B-per, I-per, B-loc, I-loc |" in card
+    assert "| predicts (`token_classes`) | O, B-per, I-per, B-loc, I-loc |" in card
     assert "| held-out f1 |" in card
     rows = {line.split("  ")[0]: line for line in summarise(run).splitlines()}
     assert rows["held-out f1"].endswith("; without the text: 0.0000")
