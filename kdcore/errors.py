@@ -6,6 +6,7 @@ A launcher acts on the exit code: 2 means invalid input (never requeue), 1 an in
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,12 @@ def _shortened(text: str) -> str:
     left_out = len(text) - _LONGEST_PART
     half = _LONGEST_PART // 2
     return text if left_out <= 0 else f"{text[:half]}... ({left_out:,} characters left out) ...{text[-half:]}"
+
+
+def similar(name: str, names: Iterable[str]) -> str | None:
+    """Return a hint with the most similar name; None if none is similar."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"Did you mean `{near[0]}`?" if near else None
 
 
 class KdcoreError(Exception):

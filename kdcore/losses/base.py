@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdcore.deprecated import warn_deprecated
-from kdcore.errors import InputError
+from kdcore.errors import InputError, similar
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.signals import SEQUENCE_CLASSES, Batch, Head, ModelInfo, Requests, Signals
 
@@ -169,6 +169,8 @@ def require_teacher(config: LossConfig, teacher: ModelInfo | None) -> ModelInfo:
 def require_head(config: LossConfig, model: ModelInfo, name: str, whose: str) -> Head:
     """Return a model's head.
 
+    A loss that only requests the head's outputs does not need it: kdcore refuses missing heads of requests.
+
     Args:
         config: config of the loss.
         model: description of the model.
@@ -183,9 +185,12 @@ def require_head(config: LossConfig, model: ModelInfo, name: str, whose: str) ->
         raise InputError(
             f"`{config.name}` requires the head `{name}`, which the {whose} does not have",
             allowed=[head.name for head in model.heads] or None,
-            hint="use a teacher that was fine-tuned and saved with this head"
-            if whose == "teacher"
-            else "use a task that trains this head, such as sequence_classification, and a model that supports it",
+            hint=similar(name, (head.name for head in model.heads))
+            or (
+                "use a teacher that was fine-tuned and saved with this head"
+                if whose == "teacher"
+                else "use a task that trains this head, and a model that supports it"
+            ),
         )
     return head
 

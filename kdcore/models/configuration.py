@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from kdcore.errors import DataError, InputError, first_line
+from kdcore.errors import DataError, InputError, first_line, similar
 from kdcore.models.architectures import ARCHITECTURES, Architecture, architecture_of
 from kdcore.models.attention import IMPLEMENTATION
 from kdcore.signals import Head, ModelInfo
@@ -283,11 +282,10 @@ def _common(base: Base, architecture: Architecture) -> dict[str, Any]:
 def _check_keys(changes: Mapping[str, Any], known: set[str], cls: type[PreTrainedConfig]) -> None:
     for key in changes:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
             raise InputError(
                 f"unknown key `{key}` in a configuration of `{cls.model_type}`",
                 key=f"student.config.{key}",
-                hint=f"Did you mean `{near[0]}`?" if near else f"see the documentation of {cls.__name__}",
+                hint=similar(key, known) or f"see the documentation of {cls.__name__}",
             )
 
 

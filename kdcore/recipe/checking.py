@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kdcore.errors import InputError, Problem, RecipeError
+from kdcore.errors import InputError, Problem, RecipeError, similar
 from kdcore.recipe.fields import Option, at, field_of, inside, keys_of, literals
 from kdcore.recipe.merging import KeyPath, load_merged
 from kdcore.recipe.paths import resolve_path
@@ -128,8 +127,7 @@ def _problem(model: type[BaseModel], data: Plain, fault: _Fault, prefix: KeyPath
     around = at(model, fault.place[:-1])
     if fault.type == "extra_forbidden":
         allowed = sorted({name for option in around if option.model for name in keys_of(option.model)})
-        near = difflib.get_close_matches(str(fault.place[-1]), allowed, n=1)
-        hint = f"Did you mean `{near[0]}`?" if near else None
+        hint = similar(str(fault.place[-1]), allowed)
         return Problem(f"unknown key `{fault.place[-1]}`", where, key, allowed or "no keys at all", hint)
     if fault.type == "missing":
         name = str(fault.place[-1])
@@ -159,8 +157,7 @@ def _wrong_type(fault: _Fault, where: str, key: str | None) -> Problem:
     text = fault.found if isinstance(fault.found, str) else None
     if fault.type in ("literal_error", "enum"):
         allowed = str(fault.context["expected"]).replace(" or ", ", ").replace("'", "")
-        near = difflib.get_close_matches(str(fault.found), allowed.split(", "), n=1)
-        hint = f"Did you mean `{near[0]}`?" if near else None
+        hint = similar(str(fault.found), allowed.split(", "))
         return Problem(f"{describe(fault.found)} is not one of the allowed values", where, key, allowed, hint)
     if "number" in str(fault.expected) or "integer" in str(fault.expected):
         hint = "Write it without quotes." if text is not None and text.replace(".", "", 1).isdigit() else None

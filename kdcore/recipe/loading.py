@@ -6,7 +6,6 @@ component names. `Recipe.components` imports the components and checks their sec
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kdcore.errors import InputError, Problem, RecipeError
+from kdcore.errors import InputError, Problem, RecipeError, similar
 from kdcore.recipe.checking import SectionWalker, SettingsT, check, checked_or_raise, dotted
 from kdcore.recipe.fields import Option, at, inside, keys_of
 from kdcore.recipe.imports import is_of_a_run, run_import
@@ -416,10 +415,8 @@ def _teacher_problems(settings: RecipeSettings, root: Node) -> Iterator[Problem]
 
     def unknown(place: KeyPath, label: Any, allowed: Sequence[str]) -> Iterator[Problem]:
         if label not in allowed:
-            near = difflib.get_close_matches(str(label), allowed, n=1)
-            hint = f"Did you mean `{near[0]}`?" if near else None
             what = f"{label!r} is not the label of a teacher"
-            yield Problem(what, str(root.origin_at(place)), dotted(place), allowed, hint)
+            yield Problem(what, str(root.origin_at(place)), dotted(place), allowed, similar(str(label), allowed))
 
     teachers, models = settings.teachers or {}, list(settings.models_of_teachers)
     if settings.teacher is not None and teachers:

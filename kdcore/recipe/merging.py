@@ -6,11 +6,10 @@ another component; lists and all other values are replaced.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdcore.errors import InputError, Problem, RecipeError
+from kdcore.errors import InputError, Problem, RecipeError, similar
 from kdcore.recipe.paths import resolve_recipe
 from kdcore.recipe.yaml import Node, Origin, describe, parse_value, read_yaml, yaml_files_near
 
@@ -110,9 +109,8 @@ class _Merger:
         elif origin.override is None:
             self.pointless[place] = origin
         else:
-            near = difflib.get_close_matches(key, merged, n=1)
             dotted = ".".join(str(part) for part in place)
-            hint = f"Did you mean `{near[0]}`?" if near else None
+            hint = similar(key, merged)
             self.problems.append(Problem("the key to remove does not exist", str(origin), dotted, list(merged), hint))
 
     def changes_name(self, base: dict[str, Node], over: dict[str, Node], place: KeyPath) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcore.errors import InputError, RecipeError
+from kdcore.errors import InputError, RecipeError, similar
 from kdcore.losses.base import Loss, LossConfig
 from kdcore.models.base import Model
 from kdcore.recipe.error_location import error_location
@@ -281,7 +281,8 @@ def _missing_head(name: str, whose: str, info: ModelInfo) -> RecipeError:
     return RecipeError(
         f"the loss reads the head `{name}`, which the {whose} does not have",
         allowed=[head.name for head in info.heads] or None,
-        hint="use a task that trains this head, and models that support it",
+        hint=similar(name, (head.name for head in info.heads))
+        or "use a task that trains this head, and models that support it",
     )
 
 
@@ -307,7 +308,7 @@ def check_columns(
                         f"`{components.losses[label].name}` reads the column `{name}`, which batches of the task "
                         f"`{components.task.name}` do not have",
                         allowed=sorted(provided) or None,
-                        hint="use a task that provides the column, or another loss",
+                        hint=similar(name, provided) or "use a task that provides the column, or another loss",
                     )
 
 
