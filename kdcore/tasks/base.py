@@ -45,6 +45,10 @@ class Task(ABC):
     `seed` is the recipe's; `cache` is a folder where prepared data may be kept and found again.
 
     Attributes:
+        config: the section `task` of the recipe, as `completed` returned it.
+        seed: the recipe's.
+        masks_tokens: whether batches have tokens to be predicted; False refuses losses on masked positions.
+        columns: the columns of its batches, by name; a task with scores needs `sample_ids`.
         order: `global`: all samples in one random order, distributed over the processes, so that results do not
             depend on their number;
             `per_process`: each process reads its own part of the samples, in random order.

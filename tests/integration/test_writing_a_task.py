@@ -63,6 +63,7 @@ def test_the_page_leads_from_an_empty_folder_to_a_student_that_predicts(
             continue
         starts = {
             "mkdir": ["mkdir"],
+            "touch": ["touch"],
             "python": [str(python)],
             "kdcore": [str(python), "-m", "kdcore.commands.main"],
             "kdcore-train": [str(python), "-m", "kdcore.commands.main", "train"],
