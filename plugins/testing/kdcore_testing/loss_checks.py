@@ -135,7 +135,7 @@ def check_loss(
     Args:
         name: registered name of the loss, or its class.
         config: its keys in a recipe, without `name`.
-        teacher: description of the teacher; default: 4 blocks, 4 heads, hidden size 8.
+        teacher: description of the teacher; default: 4 blocks, 4 heads, hidden size 8, and the heads of `student`.
         student: description of the student; default: 2 blocks, otherwise like the teacher.
         columns: returns the batch's further columns for a number B of sequences, or for B and L if it takes two
             arguments; arrays (B, L) are columns of level `token`. Default: `sample_ids` and `labels`.
@@ -145,7 +145,11 @@ def check_loss(
     Raises:
         AssertionError: with the violated requirement.
     """
-    check = _LossCheck(name, config or {}, teacher or tiny(4), student or tiny(2), columns or _default_columns)
+    student = student or tiny(2)
+    if teacher is None:
+        usual = tiny(4)
+        teacher = replace(usual, heads=(*student.heads, *usual.heads))
+    check = _LossCheck(name, config or {}, teacher, student, columns or _default_columns)
     check.reads()
     check.terms()
     check.zero()
