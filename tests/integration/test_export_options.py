@@ -45,7 +45,7 @@ def fake_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run whose export is two small files, so that no model is needed."""
     from kdcore.training.run import export
 
-    def export_run(run: Path, folder: Path, step: int | None) -> Path:
+    def export_run(run: Path, folder: Path, step: int | None, *, allow_imports: bool | None = None) -> Path:
         assert not folder.exists() or not any(folder.iterdir())
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text("{}", encoding="utf-8")

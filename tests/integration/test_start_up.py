@@ -61,7 +61,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         (["--help"], 0, "train the student"),
         (["plugins", "list"], 0, "transformers"),
         (["recipe", "check", "recipe.yaml"], 2, "recipe.yaml:5: training.precison: unknown key `precison`"),
-        (["recipe", "check", "recipe.yaml", "training.precison=null", "optimizer.name=adamx"], 2, "`adamw`?"),
+        (["train", "recipe.yaml", "training.precison=null", "optimizer.name=adamx"], 2, "`adamw`?"),
         (["recipe", "show", "recipe.yaml", "training.precison=null"], 0, "# recipe.yaml:5"),
         (["train", "recipe.yaml"], 2, "Did you mean `precision`?"),
         (["train", "recipe.yaml", "--processes", "2"], 2, "Did you mean `precision`?"),

@@ -535,7 +535,7 @@ def test_state_that_is_not_element_by_element_is_not_cut():
     )
     with pytest.raises(InputError, match=r"`factor` in the optimizer's state cannot be resharded") as caught:
         reshard(parts, optimizer, Path("here"))
-    assert "start with 2 processes" in str(caught.value)
+    assert "start with --processes 2" in str(caught.value)
 
 
 def test_a_missing_part_is_named(tmp_path):

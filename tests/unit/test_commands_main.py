@@ -121,7 +121,7 @@ def test_errors_become_messages_and_exit_codes(run_raising, capsys, error, code,
 
 
 def test_an_unexpected_error_in_the_core_keeps_its_traceback(monkeypatch):
-    def fail(path, overrides, *, check_names):
+    def fail(path, overrides, **options):
         raise ZeroDivisionError
 
     monkeypatch.setattr("kdcore.commands.recipe.load_recipe", fail)

@@ -125,7 +125,7 @@ def test_a_preparation_that_cannot_be_imported_is_named_with_what_to_do(small_re
     (problem,) = refusal(small_recipe)
     assert "small.yaml:9: task.data: preparation `raw_text` of kdcore-preparation 1.0" in problem
     assert "cannot be imported: ModuleNotFoundError: No module named 'no_such_parser'" in problem
-    assert "pip install --force-reinstall kdcore-preparation" in problem
+    assert "kdcore-preparation needs the module `no_such_parser`: install the package that contains it" in problem
 
 
 def test_the_schema_knows_data_recipes() -> None:

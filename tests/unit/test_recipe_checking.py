@@ -88,7 +88,7 @@ def load(folder: Path, text: str, *overrides: str) -> Config:
         ("from_: x", ["from_: unknown key", "Did you mean `from`?"]),
         ("needed: null", ["duplicate key `needed`"]),
         ("readers: [{name: linaer}]", ["readers.0", "unknown scheduler `linaer`", "Did you mean `linear`?"]),
-        ("readers: [{}]", ["readers.0: `name` is missing", "allowed: cosine, exponential, linear"]),
+        ("readers: [{}]", ["readers.0: `name` is missing", "cosine, exponential, linear"]),
         ("readers: [{name: linear, warmpu: 3}]", ["readers.0.warmpu: unknown key", "Did you mean `warmup`?"]),
         ("path: ''", ["path: the path is empty"]),
         ("path: ~nobody-of-that-name/x", ["path: cannot expand `~`"]),

@@ -42,7 +42,13 @@ class ConstantBaselines:
         """Compute the values from the sums of all processes; every process must call this."""
         if self._known.issuperset(labels):
             return
-        host = {label: {name: value.cpu() for name, value in own.items()} for label, own in self._sums.items()}
+        device = [value.double() for own in self._sums.values() for value in own.values()]
+        flat = torch.cat([value.flatten() for value in device]).cpu() if device else torch.empty(0)  # one reading
+        values = iter(torch.split(flat, [value.numel() for value in device]))
+        host = {
+            label: {name: next(values).reshape(value.shape) for name, value in own.items()}
+            for label, own in self._sums.items()
+        }
         total: dict[str, dict[str, Tensor]] = {}
         for part in all_gather(processes, host):
             for label, own in part.items():

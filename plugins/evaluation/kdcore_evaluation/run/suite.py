@@ -20,7 +20,7 @@ class SuiteTask(ComponentConfig):
     """Labelled texts on which every model is fine-tuned."""
 
     data: LabelledData | TaggedData
-    metric: Metric | SpanMetric | None = Field(
+    metric: Literal[Metric, SpanMetric] | None = Field(
         None, description="The score; default: GLUE's own, else the usual one of the labels' kind."
     )
 

@@ -101,9 +101,10 @@ class DataRecipe(ComponentConfig):
 
     @model_validator(mode="after")
     def _of_a_teacher(self) -> DataRecipe:
-        stated = sorted({"teacher_sequence_length", "max_unaligned"} & self.model_fields_set)
-        if stated and self.teacher_tokenizer is None:
-            raise ValueError(f"`{stated[0]}` has no effect without `teacher_tokenizer`")
+        for name in ("max_unaligned", "teacher_sequence_length"):
+            changed = getattr(self, name) != type(self).model_fields[name].default
+            if changed and self.teacher_tokenizer is None:
+                raise ValueError(f"`{name}` has no effect without `teacher_tokenizer`")
         return self
 
     def teacher_length(self, teacher_tokenizer: Any) -> int:
