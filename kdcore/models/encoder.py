@@ -87,12 +87,6 @@ def _parts_beside_attention(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def takes_token_types(base: Any) -> bool:
-    """Return whether a base model distinguishes the texts of a pair."""
-    parameters = inspect.signature(base.forward).parameters
-    return getattr(base.config, "type_vocab_size", 0) > 1 and "token_type_ids" in parameters
-
-
 class TransformersEncoder(Encoder):
     """Wrap a network of transformers and run its forward pass up to the deepest requested block."""
 
@@ -118,17 +112,27 @@ class TransformersEncoder(Encoder):
         self.packs = architecture.packs
         # Stored separately, so that the forward pass skips it: only a head may need it, but `AutoModel` expects it.
         self.pooler: nn.Module | None = None
-        if getattr(self._base, "pooler", None) is not None:
+        if self._skips_pooler and getattr(self._base, "pooler", None) is not None:
             self.pooler, self._base.pooler = self._base.pooler, None
         self.heads = nn.ModuleDict(heads or {})
-        blocks = ShortenedBlocks(architecture.block_list(self._base))
-        self._base.set_submodule(architecture.blocks, blocks)
-        watch_embeddings(architecture.embedding_output(self._base))
+        self._watch()
+        parameters = inspect.signature(self._base.forward).parameters
+        self.takes_token_types = getattr(self._base.config, "type_vocab_size", 0) > 1 and "token_type_ids" in parameters
+
+    @property
+    def _skips_pooler(self) -> bool:
+        """Whether the forward pass of the base model works without its pooler."""
+        return True
+
+    def _watch(self) -> None:
+        """Let the base model's forward pass end after any block, and note hidden states."""
+        blocks = ShortenedBlocks(self.architecture.block_list(self._base))
+        self._base.set_submodule(self.architecture.blocks, blocks)
+        watch_embeddings(self.architecture.embedding_output(self._base))
         watch_blocks(blocks)
-        after = dict(self._base.named_modules()).get(architecture.after_first_block)
+        after = dict(self._base.named_modules()).get(self.architecture.after_first_block)
         if after is not None:
             watch_first_block_end(after)
-        self.takes_token_types = takes_token_types(self._base)
 
     def head_parameters(self) -> list[str]:
         """Return the names of the parameters that the base model does not have."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,9 @@ from kdcore.models.attention import IMPLEMENTATION
 from kdcore.models.base import Encoder
 from kdcore.models.capture import CallCapture
 from kdcore.models.configuration import reason_of, with_num_layers
-from kdcore.models.encoder import TransformersEncoder, takes_token_types
+from kdcore.models.encoder import TransformersEncoder
 from kdcore.models.heads import head_outputs
-from kdcore.signals import Batch, ModelInfo, SignalRequest, Signals
+from kdcore.signals import Batch, SignalRequest, Signals
 
 _LENGTHS = (9, 4)
 _VOCABULARY = 200
@@ -31,31 +31,19 @@ _TOLERANCE = 1e-4
 class UndescribedEncoder(TransformersEncoder):
     """Wrap a network of transformers of which only the outputs are known. It always runs all blocks, on padded rows."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        architecture: Architecture,
-        info: ModelInfo,
-        heads: Mapping[str, nn.Module] | None = None,
-    ) -> None:
-        """Wrap `network`; see `TransformersEncoder`."""
-        Encoder.__init__(self)
-        self.info = info
-        self.architecture = architecture
-        self.network = network
-        self.heads = nn.ModuleDict(heads or {})
-        self.pooler: nn.Module | None = None
-        if "ForSequenceClassification" not in type(network).__name__:
-            self.pooler = getattr(self._base, "pooler", None)
-            if self.pooler is not None:
-                self._base.pooler = None
-        self._takes_token_types = takes_token_types(self._base)
+    @property
+    def _skips_pooler(self) -> bool:
+        """Whether the forward pass of the network works without the base model's pooler."""
+        return "ForSequenceClassification" not in type(self.network).__name__
+
+    def _watch(self) -> None:
+        """Do nothing: outputs are read after the forward pass."""
 
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:
         """Run the whole network, and heads on the requested rows."""
         mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask.long()
         types = (
-            {"token_type_ids": batch.token_types} if self._takes_token_types and batch.token_types is not None else {}
+            {"token_type_ids": batch.token_types} if self.takes_token_types and batch.token_types is not None else {}
         )
         capture = CallCapture(request)
         with capture.running():

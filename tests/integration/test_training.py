@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import kdcore
 from kdcore.training.run.run import RunResult
@@ -70,8 +70,6 @@ def test_a_run_leaves_everything_that_was_promised(train: Callable[..., RunResul
 def test_the_exported_student_loads_with_no_missing_key_and_is_what_was_trained(
     train: Callable[..., RunResult], teacher_folder: Path
 ) -> None:
-    from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
-
     export = train().export
     assert export is not None
     student, report = AutoModel.from_pretrained(export, output_loading_info=True)
@@ -218,6 +216,16 @@ def test_a_loss_scale_at_its_floor_is_a_failed_training(train: Callable[..., Run
             "training.precision=fp16", "training.deepspeed={fp16: {initial_scale_power: 26, min_loss_scale: 67108864}}"
         )
     assert caught.value.exit_code == 3
+
+
+def test_a_student_of_a_type_without_a_description_is_exported(train: Callable[..., RunResult]) -> None:
+    config = "student.config={model_type: albert, embedding_size: 16}"
+    export = train("student.initialize=null", config).export
+    assert export is not None
+    student, report = AutoModel.from_pretrained(export, output_loading_info=True)
+    assert student.config.model_type == "albert"
+    assert not report["missing_keys"]
+    assert "token_type_ids" in AutoTokenizer.from_pretrained(export).model_input_names
 
 
 def test_an_export_of_bf16_training_loads_in_float32_as_it_is_stored(train: Callable[..., RunResult]) -> None:
