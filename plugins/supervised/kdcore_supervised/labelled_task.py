@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 from kdcore import (
     Batch,
     ComponentConfig,
+    DataError,
+    FinishedRun,
     InputError,
     Model,
     Split,
@@ -24,8 +28,56 @@ from kdcore import (
 )
 from kdcore_supervised.data.labelled_tokens import TokenizedTexts
 
+logger = logging.getLogger("kdcore")
+
 PARTS: dict[Split, str] = {"train": "train", "held_out": "validation", "test": "test"}
 """Name of the data's part of each split."""
+
+_SHOWN_CHARACTERS = 60
+
+
+class NamedPart(Protocol):
+    """A part of the data: its texts under a name such as `train`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the part."""
+
+    def __len__(self) -> int: ...
+
+
+def log_parts(parts: Sequence[NamedPart], report: Counter[str]) -> None:
+    """Log the sizes of the parts, and what was counted while they were read."""
+    sizes = ", ".join(f"{part.name} {len(part):,}" for part in parts)
+    logger.info(f"labelled texts: {sizes}")
+    for what, count in report.items():
+        if count:
+            logger.info(f"labelled texts: {count:,} {what}")
+
+
+def warn_of_overlap(name: str, texts: int, first: str | None) -> None:
+    """Warn of texts of a part that are also in `train`, if there are any; the first of them is shown."""
+    if texts:
+        shown = str(first)[:_SHOWN_CHARACTERS]
+        logger.warning(f"{texts:,} texts of `{name}` are also in `train`, such as {shown!r}")
+
+
+def no_labels(split: Split) -> DataError:
+    """Return the error of scoring a split without labels."""
+    return DataError(
+        f"the split `{PARTS[split]}` has no labels, so predictions cannot be scored",
+        key=f"task.data.{PARTS[split]}",
+        hint="score on `validation`; predictions for unlabelled texts are written without scores",
+    )
+
+
+def score_rows(run: FinishedRun, is_score: Callable[[str], bool]) -> dict[str, str]:
+    """Return a row of `kdcore summary` for each held-out score."""
+    return {
+        f"held-out {name}": f"{first:.4f} at the start, {later[-1]:.4f} at the end, {max(later):.4f} at best"
+        for name, (first, *later) in run.held_out.items()
+        if later and is_score(name)
+    }
 
 
 class LabelledTask(Task):

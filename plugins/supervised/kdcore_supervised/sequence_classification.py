@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 from kdcore import (
     Batch,
     ComponentConfig,
-    DataError,
     FinishedRun,
     Head,
     Split,
@@ -27,12 +26,17 @@ from kdcore import (
 from kdcore_supervised.data.glue import submission_rows
 from kdcore_supervised.data.labelled import LabelledData, LabelledTexts, overlap, read_labelled
 from kdcore_supervised.data.labelled_tokens import TokenizedTexts, tokenize
-from kdcore_supervised.labelled_task import PARTS, LabelledTask
+from kdcore_supervised.labelled_task import (
+    PARTS,
+    LabelledTask,
+    log_parts,
+    no_labels,
+    score_rows,
+    warn_of_overlap,
+)
 from kdcore_supervised.metrics import Metric, metrics_of, require_libraries
 
 logger = logging.getLogger("kdcore")
-
-_SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,7 @@ class SequenceClassification(LabelledTask):
             if part.labels is not None:
                 found |= {f"{name}{suffix}": value for name, value in metrics_of(outputs[rows], part.labels).items()}
         if not found:
-            raise DataError(
-                f"the split `{PARTS[split]}` has no labels, so predictions cannot be scored",
-                key=f"task.data.{PARTS[split]}",
-                hint="score on `validation`; predictions for unlabelled texts are written without scores",
-            )
+            raise no_labels(split)
         return found
 
     def write_predictions(self, folder: Path, split: Split, outputs: TaskOutputs) -> None:
@@ -168,12 +168,7 @@ class SequenceClassification(LabelledTask):
 
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:
         """Return a row for each score, and the accuracy of the majority-class baseline."""
-        rows = {}
-        for name, (first, *later) in run.held_out.items():
-            if later and name.startswith(self.config.data.metrics):
-                rows[f"held-out {name}"] = (
-                    f"{first:.4f} at the start, {later[-1]:.4f} at the end, {max(later):.4f} at best"
-                )
+        rows = score_rows(run, lambda name: name.startswith(self.config.data.metrics))
         labels, found = self.labels("held_out"), self.baselines("held_out")
         if labels is not None and "accuracy" in found:
             rows["majority-class baseline"] = f"{found['accuracy']:.4f} on {len(labels):,} held-out texts"
@@ -205,10 +200,7 @@ class SequenceClassification(LabelledTask):
 
     def _log_texts(self, parts: Sequence[LabelledTexts], report: Counter[str]) -> None:
         """Log the sizes of the parts, repairs, truncation and overlap between parts."""
-        sizes = ", ".join(f"{part.name} {len(part):,}" for part in parts)
-        logger.info(f"labelled texts: {sizes}")
-        for what, count in report.items():
-            logger.info(f"labelled texts: {count:,} {what}")
+        log_parts(parts, report)
         cut = sum(samples.tokens.cut for samples in self._splits.values())
         if cut:
             limit = self.config.data.max_length
@@ -217,8 +209,6 @@ class SequenceClassification(LabelledTask):
             )
         for name in ("validation", "test"):
             texts, first, ids = overlap(parts, name)
-            if texts:
-                shown = str(first)[:_SHOWN_CHARACTERS]
-                logger.warning(f"{texts:,} texts of `{name}` are also in `train`, such as {shown!r}")
+            warn_of_overlap(name, texts, first)
             if ids and self.config.data.id is not None:
                 logger.warning(f"{ids:,} ids of `{name}` are also in `train`")

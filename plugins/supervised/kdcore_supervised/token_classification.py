@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,6 @@ from pydantic import Field
 from kdcore import (
     Batch,
     ComponentConfig,
-    DataError,
     FinishedRun,
     Head,
     Split,
@@ -27,13 +26,16 @@ from kdcore import (
 from kdcore_supervised.data.labelled_tokens import TokenizedTexts
 from kdcore_supervised.data.tagged import TaggedData, TaggedPart, TaggedText, read_tagged
 from kdcore_supervised.data.word_windows import WordWindows, lost_spans, tokenize_words
-from kdcore_supervised.labelled_task import PARTS, LabelledTask
+from kdcore_supervised.labelled_task import (
+    PARTS,
+    LabelledTask,
+    log_parts,
+    no_labels,
+    score_rows,
+    warn_of_overlap,
+)
 from kdcore_supervised.span_metrics import SPAN_METRICS, SpanMetric, SpanScores
 from kdcore_supervised.tags import IGNORED, TaggedSpan, tags_of
-
-logger = logging.getLogger("kdcore")
-
-_SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class TokenClassification(LabelledTask):
         assert isinstance(config, cls.Config)
         return (Head.token_classes(config.data.classes),)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of tokens, labels, tags and tokenizer, independent of where the files are stored."""
         digest = hashlib.sha256(tokenizer_fingerprint(self.tokenizer).encode())
@@ -115,7 +117,8 @@ class TokenClassification(LabelledTask):
         Raises:
             DataError: the split has no labels.
         """
-        self._require_labels(split)
+        if not self._labelled(split):
+            raise no_labels(split)
         return self._scores(split, self._decoded(split, outputs))
 
     def baselines(self, split: Split) -> dict[str, float]:
@@ -163,13 +166,7 @@ class TokenClassification(LabelledTask):
 
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:
         """Return a row for each score over all types."""
-        rows = {}
-        for name, (first, *later) in run.held_out.items():
-            if later and name in SPAN_METRICS:
-                rows[f"held-out {name}"] = (
-                    f"{first:.4f} at the start, {later[-1]:.4f} at the end, {max(later):.4f} at best"
-                )
-        return rows
+        return score_rows(run, SPAN_METRICS.__contains__)
 
     def _sequences(self, parts: Sequence[TaggedPart], split: Split, report: Counter[str]) -> _TaggedSequences:
         names = ("train", "unlabelled") if split == "train" else (PARTS[split],)
@@ -212,14 +209,6 @@ class TokenClassification(LabelledTask):
             for alignment, own in zip(windows.alignments, windows.of_words(outputs), strict=True)
         ]
 
-    def _require_labels(self, split: Split) -> None:
-        if not self._labelled(split):
-            raise DataError(
-                f"the split `{PARTS[split]}` has no labels, so predictions cannot be scored",
-                key=f"task.data.{PARTS[split]}",
-                hint="score on `validation`; predictions for unlabelled texts are written without scores",
-            )
-
     def _scores(self, split: Split, predicted: Sequence[Sequence[TaggedSpan]]) -> dict[str, float]:
         scores = SpanScores(self.config.data.types)
         for text, spans in zip(self._splits[split].texts, predicted, strict=True):
@@ -229,15 +218,9 @@ class TokenClassification(LabelledTask):
 
     def _log_texts(self, parts: Sequence[TaggedPart], report: Counter[str]) -> None:
         """Log the sizes of the parts, repairs, windows and overlap between parts."""
-        sizes = ", ".join(f"{part.name} {len(part):,}" for part in parts)
-        logger.info(f"labelled texts: {sizes}")
-        for what, count in report.items():
-            if count:
-                logger.info(f"labelled texts: {count:,} {what}")
+        log_parts(parts, report)
         trained = {text.text for part in parts if part.name == "train" for text in part.texts}
         for part in parts:
             if part.name in ("validation", "test"):
                 shared = [text.text for text in part.texts if text.text in trained]
-                if shared:
-                    shown = shared[0][:_SHOWN_CHARACTERS]
-                    logger.warning(f"{len(shared):,} texts of `{part.name}` are also in `train`, such as {shown!r}")
+                warn_of_overlap(part.name, len(shared), next(iter(shared), None))
