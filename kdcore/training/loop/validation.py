@@ -33,10 +33,7 @@ class ConstantBaselines:
         self, module: DistillationModule, batch: Batch, teachers: Mapping[str, Signals], labels: Iterable[str]
     ) -> None:
         """Add a batch for the losses whose values are not known yet."""
-        for label, sums in module.constant_sums(batch, teachers, set(labels) - self._known).items():
-            own = self._sums.setdefault(label, {})
-            for name, value in sums.items():
-                own[name] = value + own[name] if name in own else value
+        _accumulate(self._sums, module.constant_sums(batch, teachers, set(labels) - self._known))
 
     def finish(self, module: DistillationModule, labels: Iterable[str], processes: DistributedContext) -> None:
         """Compute the values from the sums of all processes; every process must call this."""
@@ -51,10 +48,7 @@ class ConstantBaselines:
         }
         total: dict[str, dict[str, Tensor]] = {}
         for part in all_gather(processes, host):
-            for label, own in part.items():
-                known = total.setdefault(label, {})
-                for name, value in own.items():
-                    known[name] = value + known[name] if name in known else value
+            _accumulate(total, part)
         self.values |= module.constant_baselines(total)
         self._known.update(labels)
         self._sums = {}
@@ -66,6 +60,14 @@ class ConstantBaselines:
         if len(found) == len(terms):
             found["loss"] = sum(weights[term.label] * self.values[term] for term in terms)
         return found
+
+
+def _accumulate(total: dict[str, dict[str, Tensor]], sums: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Add the sums of each loss to those in `total`."""
+    for label, values in sums.items():
+        known = total.setdefault(label, {})
+        for name, value in values.items():
+            known[name] = value + known[name] if name in known else value
 
 
 @torch.no_grad()
