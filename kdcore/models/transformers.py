@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -94,7 +95,6 @@ class TransformersModel(Model):
         self._task_heads: tuple[Head, ...] = ()
         if role == "student":
             self.info = replace(self.info, heads=self._offered([Head.masked_lm(self.info.vocab_size)]))
-        if role == "student":
             self._chosen_blocks = self._check_student()
 
     @property
@@ -110,11 +110,14 @@ class TransformersModel(Model):
 
     def vocabulary(self) -> Mapping[str, int] | None:
         """Return token to id of the tokenizer saved with the weights; None for random weights or if there is none."""
-        tokenizer = self.tokenizer()
-        return None if tokenizer is None else tokenizer.get_vocab()
+        return None if self._tokenizer is None else self._tokenizer.get_vocab()
 
     def tokenizer(self) -> Any | None:
         """Return the tokenizer saved with the weights; None for random weights or if there is none."""
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Any | None:
         if self.source is None:
             return None
         folder = Path(self.source)

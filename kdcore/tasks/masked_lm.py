@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -111,10 +112,11 @@ class MaskedLM(Task):
             if problems:
                 raise DataError(problems)
         views = self.data.teacher
+        tokenizer = cache(lambda: load_tokenizer(str(self.data.tokenizer_folder)))
         check_fit(
             student,
             None if views else teacher,
-            vocabulary=lambda: load_tokenizer(str(self.data.tokenizer_folder)).get_vocab(),
+            vocabulary=lambda: tokenizer().get_vocab(),
             vocab_size=self.data.vocab_size,
             longest=self.data.sequence_length,
             where=str(self.data.folder),
@@ -122,22 +124,23 @@ class MaskedLM(Task):
             own_tokenizer="prepare the data with the {whose}'s own tokenizer"
             + ("" if views else "; if the models' tokenizers differ, name the teacher's as `teacher_tokenizer`"),
             pad_id=self.data.pad_id,
-            tokenizer=lambda: load_tokenizer(str(self.data.tokenizer_folder)),
+            tokenizer=tokenizer,
         )
         self._warn_of_unknown_tokens()
         if views is not None and teacher is not None:
             lengths = [self._splits[split].teacher_lengths for split in SPLITS]
+            theirs = cache(lambda: load_tokenizer(str(self.data.teacher_tokenizer_folder)))
             check_fit(
                 None,
                 teacher,
-                vocabulary=lambda: load_tokenizer(str(self.data.teacher_tokenizer_folder)).get_vocab(),
+                vocabulary=lambda: theirs().get_vocab(),
                 vocab_size=views.vocab_size,
                 longest=max(int(one.max(initial=0)) for one in lengths if one is not None),
                 where=str(self.data.teacher_tokenizer_folder),
                 shorter="prepare the data with a smaller teacher_sequence_length",
                 own_tokenizer="prepare the data with the {whose}'s own tokenizer as `teacher_tokenizer`",
                 pad_id=views.special_tokens.pad,
-                tokenizer=lambda: load_tokenizer(str(self.data.teacher_tokenizer_folder)),
+                tokenizer=theirs,
             )
 
     def _warn_of_unknown_tokens(self) -> None:
