@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import string
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -98,8 +101,6 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: P
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 documents of very different lengths, one a line."""
-    import random
-
     generator = random.Random(5)
     letters = "abcdefgh"
     lines = []
@@ -114,9 +115,36 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents of very different lengths, one a line, in which some letters are far more frequent than others."""
+    generator = random.Random(5)
+    lines = []
+    for _ in range(120):
+        words = [
+            "".join(generator.choices("abcdefgh", [32, 16, 8, 4, 2, 1, 1, 1], k=3))
+            for _ in range(generator.randint(1, 20))
+        ]
+        lines.append(" ".join(words))
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where prepared data of all tests is kept."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """Python of an environment of its own in which the packages of the running one can be imported."""
+    folder = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    running = sysconfig.get_path("purelib")
+    (site / "running.pth").write_text(f"import site; site.addsitedir({running!r})\n", encoding="utf-8")
+    return folder / "bin" / "python"
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,6 @@ COMMANDS = [
     for block in re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     for line in block.splitlines()
 ]
-
-
-@pytest.fixture
-def python(tmp_path: Path) -> Path:
-    """Python of an environment of its own in which the packages of the running one can be imported."""
-    folder = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    running = sysconfig.get_path("purelib")
-    (site / "running.pth").write_text(f"import site; site.addsitedir({running!r})\n", encoding="utf-8")
-    return folder / "bin" / "python"
 
 
 def test_the_page_leads_to_a_trained_student(

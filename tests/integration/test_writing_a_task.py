@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +16,6 @@ PAGE = (Path(__file__).parents[2] / "docs" / "writing-a-task.md").read_text(enco
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 FILES = re.findall(r"^`([\w./-]+\.\w+)`[^\n]*(?:\n[^\n]+)*\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 SECONDS = {"the": 0.15, "student": 0.35, "and": 0.15, "teacher": 0.35, "of": 0.1}
-
-
-@pytest.fixture
-def python(tmp_path: Path) -> Path:
-    """Python of an environment of its own in which the packages of the running one can be imported."""
-    folder = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    running = sysconfig.get_path("purelib")
-    (site / "running.pth").write_text(f"import site; site.addsitedir({running!r})\n", encoding="utf-8")
-    return folder / "bin" / "python"
 
 
 def texts(count: int, seed: int) -> list[dict[str, list[object]]]:

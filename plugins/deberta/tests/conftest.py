@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -83,19 +82,3 @@ def deberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
         return made[form, head]
 
     return save
-
-
-@pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents of very different lengths, one a line, in which some letters are far more frequent than others."""
-    generator = random.Random(5)
-    lines = []
-    for _ in range(120):
-        words = [
-            "".join(generator.choices("abcdefgh", [32, 16, 8, 4, 2, 1, 1, 1], k=3))
-            for _ in range(generator.randint(1, 20))
-        ]
-        lines.append(" ".join(words))
-    path = tmp_path_factory.mktemp("texts") / "texts.txt"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
