@@ -39,9 +39,10 @@ class ConstantBaselines:
         """Compute the values from the sums of all processes; every process must call this."""
         if self._known.issuperset(labels):
             return
-        device = [value.double() for own in self._sums.values() for value in own.values()]
-        flat = torch.cat([value.flatten() for value in device]).cpu() if device else torch.empty(0)  # one reading
-        values = iter(torch.split(flat, [value.numel() for value in device]))
+        # Moved to one device, for losses may count on the host, and read at once.
+        all_sums = [value.to(processes.device, torch.float64) for own in self._sums.values() for value in own.values()]
+        flat = torch.cat([value.flatten() for value in all_sums]).cpu() if all_sums else torch.empty(0)
+        values = iter(torch.split(flat, [value.numel() for value in all_sums]))
         host = {
             label: {name: next(values).reshape(value.shape) for name, value in own.items()}
             for label, own in self._sums.items()
@@ -55,7 +56,7 @@ class ConstantBaselines:
 
     def named(self, weights: Mapping[str, float], terms: Iterable[Term]) -> dict[str, float]:
         """Return the values of active losses by the names of their terms; `loss` if all terms have one."""
-        terms = [term for term in terms if term.label in weights]
+        terms = list(terms)
         found = {str(term): self.values[term] for term in terms if term in self.values}
         if len(found) == len(terms):
             found["loss"] = sum(weights[term.label] * self.values[term] for term in terms)
