@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.trackers.base import Tracker
 from kdcore.utils.atomic import atomic_write, names_path
-from kdcore.utils.stored import StoredCount, read_json_rows
+from kdcore.utils.stored import StoredCount, load_json_rows, read_json_rows
 
 METRICS = "metrics.jsonl"
 
@@ -40,8 +40,11 @@ def read_metrics(run_folder: Path, *, last_bytes: int | None = None) -> list[dic
         run_folder: the run folder.
         last_bytes: read only the rows in these last bytes of the file.
     """
-    rows = read_json_rows(run_folder / METRICS, _MetricRow, last_bytes=last_bytes)
-    return [{"step": row.step, **row.model_extra} for row in rows]
+    return _as_maps(read_json_rows(run_folder / METRICS, _MetricRow, last_bytes=last_bytes))
+
+
+def _as_maps(rows: Sequence[_MetricRow]) -> list[dict[str, Any]]:
+    return [{"step": row.step, **(row.model_extra or {})} for row in rows]
 
 
 class JsonLinesTracker(Tracker):
@@ -59,9 +62,15 @@ class JsonLinesTracker(Tracker):
             self._file.flush()
 
     def rewind(self, step: int) -> None:
-        """Drop rows after `step` and damaged rows."""
+        """Drop rows after `step` and damaged rows.
+
+        Raises:
+            OSError: the file cannot be read or written; it is left as it is.
+        """
         self._file.close()
-        kept = [row for row in read_metrics(self.run_folder) if row["step"] <= step]
+        with names_path(self.path):
+            rows = load_json_rows(self.path, _MetricRow)
+        kept = [row for row in _as_maps(rows) if row["step"] <= step]
         with atomic_write(self.path) as file:
             file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = self.path.open("a", encoding="utf-8")

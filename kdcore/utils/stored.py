@@ -80,12 +80,24 @@ def checked_json(text: str | bytes, schema: type[T], where: str, *, hint: str | 
 
 
 def read_json_rows(path: Path, schema: Any, *, last_bytes: int | None = None) -> list[Any]:
-    """Read JSON lines. Bad rows are skipped with one warning, which names the first of them.
+    """Read JSON lines, for a report; a file that cannot be read is left out with a warning. See `load_json_rows`."""
+    try:
+        return load_json_rows(path, schema, last_bytes=last_bytes)
+    except OSError as error:
+        logger.warning(f"{path}: left out, because it cannot be read: {error.strerror}")
+        return []
+
+
+def load_json_rows(path: Path, schema: Any, *, last_bytes: int | None = None) -> list[Any]:
+    """Load JSON lines. Bad rows are skipped with one warning, which names the first of them.
 
     Args:
         path: the file; without it there are no rows.
         schema: the type of a row, as pydantic checks it.
         last_bytes: read only the rows in these last bytes of the file.
+
+    Raises:
+        OSError: the file exists and cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -93,9 +105,6 @@ def read_json_rows(path: Path, schema: Any, *, last_bytes: int | None = None) ->
             file.seek(start)
             lines = file.read().split(b"\n")
     except FileNotFoundError:
-        return []
-    except OSError as error:
-        logger.warning(f"{path}: left out, because it cannot be read: {error.strerror}")
         return []
     adapter = TypeAdapter(schema)
     rows, bad = [], []

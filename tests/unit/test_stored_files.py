@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -88,6 +89,52 @@ def test_a_resumed_run_keeps_the_good_rows(tmp_path: Path) -> None:
     tracker.rewind(2)
     tracker.close()
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [json.loads(GOOD)] * 2
+
+
+def test_metrics_that_cannot_be_read_are_not_replaced_when_a_run_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(GOOD + "\n", encoding="utf-8")
+    tracker = JsonLinesTracker(Tracker.Config(), tmp_path)
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("kdcore.utils.stored.open_regular", fail)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        tracker.rewind(2)
+    assert caught.value.filename == str(path)
+    assert path.read_text(encoding="utf-8") == GOOD + "\n"
+
+
+def test_a_folder_that_may_not_be_searched_does_not_hide_others_in_a_list(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("good", "locked"):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        (run / "recipe.yaml").write_text("training: {budget: {steps: 9}}", encoding="utf-8")
+    locked, stat, listdir = str(tmp_path / "runs" / "locked"), os.stat, os.listdir
+
+    def refused(path: Any, *arguments: Any, **options: Any) -> Any:
+        if str(path).startswith(locked + "/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    def unlisted(path: Any = ".") -> Any:
+        if str(path) == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", locked)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "stat", refused)  # tests may run as root, who may read everything
+    monkeypatch.setattr(os, "listdir", unlisted)
+    assert main(["runs", "list", str(tmp_path / "runs")]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["good"]
+    assert caplog.messages == [f"{locked}: left out, because it cannot be read: Permission denied"]
 
 
 class Sample(BaseModel):

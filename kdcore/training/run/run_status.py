@@ -86,7 +86,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
         InputError: the submission file of a sweep is damaged.
     """
     note = folder / "submission.json"
-    if note.is_file():
+    if os.path.isfile(note):  # also false for a folder that may not be searched
         hint = "give the folder set as `run.folder` in the recipes, which contains the runs of the sweep"
         yield from (Path(job.folder) for job in read_json_object(note, _SweepNote, hint=hint).jobs)
     else:
@@ -143,15 +143,15 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / "recipe.yaml").is_file() or (folder / "launch" / "history.jsonl").is_file():
+    if os.path.isfile(folder / "recipe.yaml") or os.path.isfile(folder / "launch" / "history.jsonl"):
         yield folder
-    elif depth and folder.is_dir():
+    elif depth and os.path.isdir(folder):
         try:
-            inside = sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+            shown = [inner for inner in folder.iterdir() if not inner.name.startswith(".")]
         except OSError as error:
             logger.warning(f"{folder}: left out, because it cannot be read: {error.strerror}")
             return
-        for inner in inside:
+        for inner in sorted(filter(os.path.isdir, shown)):
             yield from _walk(inner, depth - 1)
 
 
