@@ -177,18 +177,23 @@ def plain_scalar(text: str) -> bool | int | float | str | None:
     """
     if text in _CONSTANTS:
         return _CONSTANTS[text]
-    is_decimal = _INTEGER.fullmatch(text)
-    if is_decimal or _BASED.fullmatch(text):
-        # Python refuses to convert decimals of more than 4,300 digits.
-        number = _LARGEST_NUMBER if is_decimal and len(text) > 400 else int(text, 10 if is_decimal else 0)
-        if abs(number) >= _LARGEST_NUMBER:
-            raise RecipeError(f"the number is out of range (found {text[:20]}..., expected fewer than 309 digits)")
-        return number
+    if _INTEGER.fullmatch(text):
+        return _integer(text, 10)
+    if _BASED.fullmatch(text):
+        return _integer(text, 0)
     # `steps: 1e5` is an integer. Integers are also accepted wherever a number is expected.
     whole = _WHOLE_WITH_EXPONENT.fullmatch(text)
     if whole:
-        return int(whole[1] + "0" * int(whole[2]))
+        return _integer(whole[1] + "0" * int(whole[2]), 10)
     return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def _integer(text: str, base: int) -> int:
+    # Python refuses to convert decimals of more than 4,300 digits.
+    number = _LARGEST_NUMBER if base == 10 and len(text) > 400 else int(text, base)
+    if abs(number) >= _LARGEST_NUMBER:
+        raise RecipeError(f"the number is out of range (found {text[:20]}..., expected fewer than 309 digits)")
+    return number
 
 
 def _parse(text: str, origin: Origin) -> Node | None:

@@ -178,6 +178,12 @@ def test_large_numbers_that_python_can_print_are_numbers(text: str) -> None:
     assert plain_scalar(text) == expected
 
 
+@pytest.mark.parametrize("text", ["9" * 5000 + "e5", "1" * 300 + "e9", "-" + "1" * 300 + "e99"])
+def test_whole_numbers_with_an_exponent_have_the_same_limit(text: str) -> None:
+    with pytest.raises(RecipeError, match="the number is out of range"):
+        plain_scalar(text)
+
+
 def test_aliases_of_moderate_size_are_expanded(tmp_path: Path) -> None:
     root = read(tmp_path, "a: &a [1, 2]\nb: [" + ", ".join(["*a"] * 3000) + "]\n")
     assert root.plain()["b"] == [[1, 2]] * 3000
