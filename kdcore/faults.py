@@ -27,8 +27,8 @@ def plugin_faults(component: object = None, key: str | None = None) -> Iterator[
     """Turn an exception of a component's code into an error that names component, package and line.
 
     Without a component, or with one of kdcore itself, only exceptions with a plugin's code in their traceback are
-    turned, and no OSError. Errors of kdcore, full disks, exhausted memory and faults of devices and process groups stay
-    what they are.
+    turned, and no OSError. Errors of kdcore, closed pipes, full disks, exhausted memory and faults of devices and
+    process groups stay what they are.
 
     Args:
         component: an instance or the class of the component whose code runs inside.
@@ -40,7 +40,7 @@ def plugin_faults(component: object = None, key: str | None = None) -> Iterator[
     """
     try:
         yield
-    except KdcoreError:
+    except (KdcoreError, BrokenPipeError):
         raise
     except Exception as error:
         if _is_of_the_machine(error):

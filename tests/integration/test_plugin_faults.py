@@ -11,6 +11,7 @@ import pytest
 
 import kdcore
 from kdcore.commands.main import main, main_train
+from kdcore.faults import plugin_faults
 
 LOSSES = """
 import errno
@@ -286,6 +287,50 @@ def test_a_faulty_command_is_named(broken: Any, packages: Any, capsys: Any) -> N
     place = place_of(packages, "others.py", "# nothing to count")
     assert message == f"error: command `count` of kdbroken 3.1 failed: {cause} ({place})"
     assert hint == "  Hint: Set KDCORE_TRACEBACK=1 for the traceback."
+
+
+def test_a_command_whose_output_is_no_longer_read_is_not_at_fault(packages: Any) -> None:
+    code = """
+import kdcore
+
+class Shout(kdcore.Command):
+    \"\"\"Raise what writing to a closed pipe does.\"\"\"
+
+    def add_arguments(self, parser):
+        pass
+
+    def run(self, arguments):
+        raise BrokenPipeError(32, "Broken pipe")
+"""
+    packages.install("kdshout", {"kdcore.commands:shout": "kdshout:Shout"}, {"kdshout.py": code})
+    with pytest.raises(BrokenPipeError), plugin_faults(kdcore.get_command("shout")):
+        kdcore.get_command("shout")().run(None)
+
+
+def test_a_loss_that_reads_a_teacher_is_refused_in_a_recipe_without_one(
+    packages: Any, small_recipe: Path, capsys: Any
+) -> None:
+    code = """
+from kdcore import Loss, Requests, Signals
+
+class Last(Loss):
+    def __init__(self, config, teacher, student):
+        super().__init__(config)
+
+    def requests(self):
+        return Requests(teacher=Signals.hidden([0]))
+
+    def counts(self, batch):
+        return {"last": batch.num_tokens}
+
+    def forward(self, student, teacher, batch):
+        return {"last": teacher.tokens(0).sum()}
+"""
+    packages.install("kdlast", {"kdcore.losses:last": "kdlast:Last"}, {"kdlast.py": code})
+    config = "student.config={model_type: bert, vocab_size: 200, num_hidden_layers: 1}"
+    none = "teacher=null", "student.initialize=null", config
+    assert main_train([str(small_recipe), *none, "losses={hidden_mse: null, mine: {name: last}, masked_lm: {}}"]) == 2
+    assert "losses.mine: the loss `last` requires a teacher, but the recipe has none" in capsys.readouterr().err
 
 
 def test_the_traceback_is_printed_on_demand(broken: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

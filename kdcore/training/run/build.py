@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kdcore.errors import InputError, RecipeError, similar
-from kdcore.losses.base import Loss, LossConfig
+from kdcore.losses.base import Loss, LossConfig, require_teacher
 from kdcore.models.base import Model
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Component, Components, Recipe
@@ -133,6 +133,8 @@ class _LossTeachers:
             config = config.model_copy(update={"teacher": label})
         loss: Loss = component.cls(config, self._infos.get(label or ""), student)
         asked = loss.requests().teacher
+        if asked:
+            require_teacher(config, self._infos.get(label or ""))
         if asked and config.teacher is None:
             raise RecipeError(
                 "the recipe has several teachers, and the loss names none",
