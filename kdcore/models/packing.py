@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from kdcore.layers import at_least_float32
 from kdcore.signals import Batch
 
 _varlen_attention: Callable[..., Any] | None
@@ -66,9 +67,10 @@ class Packing:
     def means(self, states: Tensor) -> Tensor:
         """Average states (N, d) over the tokens of each sequence: (B, d)."""
         rows = self._batch.token_index // self.width
-        sums = states.new_zeros((self._batch.num_sequences, states.shape[-1])).index_add(0, rows, states)
+        precise = at_least_float32(states)  # a GPU would round a sum in half precision after every token
+        sums = precise.new_zeros((self._batch.num_sequences, states.shape[-1])).index_add(0, rows, precise)
         assert self._batch.attention_mask is not None
-        return sums / self._batch.attention_mask.sum(1, keepdim=True)
+        return (sums / self._batch.attention_mask.sum(1, keepdim=True)).to(states.dtype)
 
     def padded(self, states: Tensor) -> Tensor:
         """Unpack (N, ...) to (B, L, ...), with zeros in the padding."""
