@@ -27,9 +27,10 @@ class FusedDisentangledAttention(nn.Module):
         self.num_heads: int = original.num_attention_heads
         self.query_proj, self.key_proj, self.value_proj = original.query_proj, original.key_proj, original.value_proj
         self.dropout = original.dropout
-        self.terms = set(original.pos_att_type) & {"c2p", "p2c"} if original.relative_attention else set()
+        listed = set(original.pos_att_type) & {"c2p", "p2c"}
+        self.terms = listed if original.relative_attention else set()
         # Without relative attention transformers still divides by the number of the terms that are listed.
-        self.scale: float = (self.query_proj.out_features // self.num_heads * (1 + len(original.pos_att_type))) ** -0.5
+        self.scale: float = (self.query_proj.out_features // self.num_heads * (1 + len(listed))) ** -0.5
         if not original.relative_attention:
             return
         self.span: int = original.pos_ebd_size

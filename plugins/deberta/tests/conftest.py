@@ -55,6 +55,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "own-projections": {"type_vocab_size": 2, "max_relative_positions": 12},
     "c2p-only": {"pos_att_type": "c2p", "share_att_key": True},
     "p2c-only": {"pos_att_type": ["p2c"]},
+    "unknown-term": {"pos_att_type": ["c2p", "p2c", "p2p"]},
     "absolute": {"relative_attention": False, "pos_att_type": None},
 }
 

@@ -23,7 +23,7 @@ from transformers import (
 
 from kdcore import Batch, Head, InputError, ScoreMaps, Signals, TransformersModel
 
-FORMS = ["v3", "v2-xlarge", "own-projections", "c2p-only", "p2c-only", "absolute"]
+FORMS = ["v3", "v2-xlarge", "own-projections", "c2p-only", "p2c-only", "unknown-term", "absolute"]
 LENGTHS = (13, 4, 30, 1)
 PLACES: list[Any] = ["embeddings", 0, 1, 2, 3]
 EVERYTHING = (
