@@ -100,7 +100,7 @@ class Loss(ABC, nn.Module):
         classes) or units (`units`, `unit_heads`, `batch.num_units`).
         """
         teacher = self.requests().teacher
-        return bool(teacher.hidden_blocks or teacher.attention_parts or teacher.prediction_positions)
+        return bool(teacher.hidden_blocks or teacher.attention_parts or teacher.predicts_tokens)
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, int]:

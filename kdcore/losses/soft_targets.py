@@ -64,7 +64,7 @@ class SoftTargetsLoss(Loss):
             )
 
     def requests(self) -> Requests:
-        """Predictions of both models at the scored positions."""
+        """Request predictions of both models at the scored positions."""
         positions = self.config.positions
         if self.head is not None:
             asked = Signals.head(self.head.name)
@@ -75,15 +75,23 @@ class SoftTargetsLoss(Loss):
         return Requests(teacher=asked, student=asked, columns=columns)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Scored positions."""
+        """Count scored positions.
+
+        Raises:
+            InputError: the column that chooses tokens is not true or false.
+        """
         if self.config.column is not None:
-            return {"soft_targets": int(batch.token_column(self.config.column).sum())}
+            chosen = batch.token_column(self.config.column)
+            if chosen.dtype != torch.bool:
+                what = f"the column `{self.config.column}` does not choose tokens (found {chosen.dtype}, expected bool)"
+                raise InputError(what, key=f"losses.{self.config.label}.column")
+            return {"soft_targets": int(chosen.sum())}
         if self.head is not None:
             return {"soft_targets": batch.num_sequences if self.head.level == "sequence" else batch.num_tokens}
         return {"soft_targets": batch.num_masked if self.config.positions == "masked" else batch.num_tokens}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Summed divergence."""
+        """Sum the divergence."""
         assert teacher is not None
         own, theirs = self._read(student), self._read(teacher)
         if self.config.column is not None:  # equal outputs at the other tokens have no divergence and no gradient

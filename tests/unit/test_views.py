@@ -15,6 +15,7 @@ import torch
 from kdcore_preparation import train_tokenizer
 from ruamel.yaml import YAML
 
+import kdcore
 from kdcore import Batch, Signals, Units, load_recipe
 from kdcore.commands.main import main
 from kdcore.data.shards import NO_UNIT
@@ -218,6 +219,20 @@ LOSSES = {
     "minilm_v2": {"relation_heads": 4},
     "value_relation_kl": {},
 }
+
+
+def test_a_loss_on_factored_predictions_of_the_teacher_compares_tokens() -> None:
+    class Factored(kdcore.Loss):
+        def requests(self) -> kdcore.Requests:
+            return kdcore.Requests(teacher=kdcore.Signals.predictions("all", factored=True))
+
+        def counts(self, batch: Any) -> dict[str, int]:
+            return {}
+
+        def forward(self, student: Any, teacher: Any, batch: Any) -> dict[str, torch.Tensor]:
+            return {}
+
+    assert Factored(Factored.Config(name="factored", label="factored")).compares_tokens
 
 
 @pytest.mark.parametrize("name", LOSSES)

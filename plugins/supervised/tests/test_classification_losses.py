@@ -134,6 +134,13 @@ def test_losses_on_tokens_average_over_the_chosen_tokens() -> None:
         assert constant == pytest.approx(of_heads("soft_targets", config, columns, TOKENS, best, theirs)[0], rel=1e-9)
 
 
+def test_a_column_of_numbers_does_not_choose_tokens() -> None:
+    columns = {"word_starts": np.array([[0, 1, 1], [1, 0, 1]])}
+    config = {"head": "token_classes", "column": "word_starts"}
+    with pytest.raises(InputError, match=r"losses\.soft_targets\.column: .*found torch\.int64, expected bool"):
+        of_heads("soft_targets", config, columns, TOKENS, *np.zeros((2, 6, 3)))
+
+
 def test_the_best_constant_prediction_of_classes_and_numbers() -> None:
     head = Head.sequence_classes(("a", "b", "c"))
     infos = {"teacher": replace(tiny(4), heads=(head,)), "student": replace(tiny(2), heads=(head,))}
