@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-from kdcore import Batch, InputError, Loss, LossConfig, ModelInfo, Requests, Signals, at_least_float32, require_head
+from kdcore import Batch, InputError, Loss, LossConfig, ModelInfo, Requests, Signals, at_least_float32
 from kdcore_supervised.tags import IGNORED
 
 
@@ -28,8 +28,15 @@ class ClassificationLoss(Loss):
 
     def __init__(self, config: LossConfig, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
-        name = "sequence_classes" if student.head("token_classes") is None else "token_classes"
-        self.head = student.head("sequence_classes") or require_head(config, student, name, "student")
+        head = student.head("sequence_classes") or student.head("token_classes")
+        if head is None:
+            raise InputError(
+                f"`{config.name}` requires the head `sequence_classes`, which the student does not have",
+                allowed=[one.name for one in student.heads] or None,
+                hint="use a task with labels, such as sequence_classification or token_classification, and a model "
+                "that supports it",
+            )
+        self.head = head
 
     def requests(self) -> Requests:
         """Request the student's outputs and their labels."""
