@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +54,14 @@ def summarise(folder: Path, *, allow_imports: bool = False) -> str:
         raise InputError("the folder holds no finished run", where=str(folder), hint="give a folder runs/NAME/ID")
     plan = make_plan(load_recipe(folder / "recipe.yaml", allow_imports=allow_imports), stored_data(folder))
     teacher_sources = {label: model.source for label, model in plan.teachers.items() if model.source is not None}
+    metrics = read_metrics(folder)
     run = FinishedRun(
         folder=folder,
         export=exports / ("best" if (exports / "best").is_dir() else "final"),
         teacher_source=teacher_sources.get(plan.recipe.settings.students_teacher or ""),
         task=plan.task,
-        held_out=_values(folder, "held_out"),
-        constants={name: values[-1] for name, values in _values(folder, "constant").items()},
+        held_out=_values(metrics, "held_out"),
+        constants={name: values[-1] for name, values in _values(metrics, "constant").items()},
         teacher_sources=teacher_sources,
     )
     rows = _held_out_rows(run)
@@ -77,10 +78,10 @@ def summarise(folder: Path, *, allow_imports: bool = False) -> str:
     return "\n".join(f"{title:<{width}}  {text}" for title, text in rows.items())
 
 
-def _values(folder: Path, kind: str) -> dict[str, list[float]]:
+def _values(rows: Iterable[Mapping[str, float]], kind: str) -> dict[str, list[float]]:
     """Read the values of one kind except the weighted sum, by name, in the order of steps."""
     values: dict[str, list[float]] = {}
-    for row in read_metrics(folder):
+    for row in rows:
         for name, value in row.items():
             prefix, _, label = name.partition("/")
             if prefix == kind and label != "loss":

@@ -124,7 +124,7 @@ def _examine(config: PreTrainedConfig, architecture: Architecture) -> Architectu
     if _equal(_states(base, small, changed, mask)[-1][0, 0], together[-1][0, 0]):
         raise _UnsupportedError("its states of a token do not depend on the tokens after it, as in a decoder")
     changes: dict[str, Any] = {"blocks": _block_list(config)}
-    if _has_positions_after_padding(base, config):
+    if _has_positions_after_padding(base):
         changes["position_offset"] = padding_offset
     if architecture.lm_head_classes and not _applies_head(small, tokens, mask):
         changes["lm_head_classes"] = ()
@@ -197,7 +197,7 @@ def _block_list(config: PreTrainedConfig) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _has_positions_after_padding(base: nn.Module, config: PreTrainedConfig) -> bool:
+def _has_positions_after_padding(base: nn.Module) -> bool:
     """Return whether positions start after the padding id, as in RoBERTa."""
     tables = [module for name, module in base.named_modules() if name.endswith("position_embeddings")]
     return any(isinstance(table, nn.Embedding) and table.padding_idx is not None for table in tables)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
+from kdcore.deprecated import warn_deprecated
 from kdcore.recipe.schema import ComponentConfig
 
 ParameterRole = Literal["embedding", "matrix", "vector", "head", "loss"]
@@ -87,7 +88,7 @@ class Optimizer(ABC):
 
     def forget(self, state: dict[str, Any]) -> None:
         """Call `reset_state` under its name in kdcore 0.1."""
-        warnings.warn("`Optimizer.forget` is deprecated: use `reset_state`", DeprecationWarning, stacklevel=2)
+        warn_deprecated("Optimizer.forget", "reset_state")
         # A class written for kdcore 0.1 overrides `forget`, and calls this method by `super()`.
         overridden = type(self).forget is not Optimizer.forget
         Optimizer.reset_state(self, state) if overridden else self.reset_state(state)

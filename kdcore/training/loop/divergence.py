@@ -84,8 +84,7 @@ class DivergenceMonitor:
 
     def whole_batch(self, step: int, sums: Mapping[Term, Tensor]) -> None:
         """Record which terms of losses over the whole batch are not finite; 0-based number."""
-        if sums:
-            self._remember(tuple(map(str, sums)), torch.stack(list(sums.values())), (step + 1) * self._places - 2)
+        self.micro_batch(step, self._places - 2, sums)
 
     def updated(self, step: int) -> bool:
         """Check the engine after a step; return whether the step was applied.

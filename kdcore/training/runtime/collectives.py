@@ -18,7 +18,7 @@ def broadcast_from_main(processes: DistributedContext, decide: Callable[[], T]) 
     """Broadcast the result of `decide` on process 0; a `KdcoreError` there is raised on every process.
 
     Raises:
-        KdcoreError: raised by `decide`; an OSError becomes a InfrastructureError.
+        KdcoreError: raised by `decide`; an OSError becomes an InfrastructureError.
         InfrastructureError: another process has exited.
     """
     result: T | None = None
