@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kdcore_preparation import DataRecipe, prepare, train_tokenizer
 from kdcore_preparation.pipeline.alignment import common_spans
+from kdcore_preparation.pipeline.prepare import staging_of
+from kdcore_preparation.pipeline.text_encoding import TextEncoder
 from transformers import AutoTokenizer, BertTokenizer
 
 from kdcore import NO_UNIT, Corpus, CorpusConfig, DataError, Part, PreparedData, TokenizedSequences
@@ -235,6 +237,37 @@ def test_too_little_alignment_is_refused_with_the_key_and_the_share(
     assert main(["prepare", str(path), str(tmp_path / "prepared"), "max_unaligned=0.5"]) == 0
     assert main(["data", "inspect", str(tmp_path / "prepared")]) == 0
     assert "120 of 240 characters (50.000%) not aligned" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("remove_duplicates", [False, True])
+def test_a_rerun_with_a_higher_bound_reuses_the_tokenised_pieces(
+    tmp_path: Path, tokenizers: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, remove_duplicates: bool
+) -> None:
+    lines = [f"ab\u200b\u200b\u200b\u200bc{letter}" for letter in "abcdefgh"]  # half of the characters
+    keys: dict[str, Any] = {"remove_duplicates": remove_duplicates, "held_out": 1e-9}  # one document is moved
+    folder = tmp_path / "prepared"
+    with pytest.raises(DataError, match=r"found 50\.00% of 64, expected at most 40\.00%"):
+        prepare(recipe(lines, tokenizers, tmp_path, max_unaligned=0.4, **keys), folder, workers=1)
+    assert staging_of(folder).is_dir()
+    encoded: list[str] = []
+    encode = TextEncoder.encode
+
+    def counting(self: TextEncoder, texts: Sequence[str]) -> Any:
+        encoded.extend(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(TextEncoder, "encode", counting)
+    data = prepare(recipe(lines, tokenizers, tmp_path, max_unaligned=0.5, **keys), folder, workers=1)
+    assert not encoded
+    assert not staging_of(folder).exists()
+    fresh = prepare(recipe(lines, tokenizers, tmp_path, max_unaligned=0.5, **keys), tmp_path / "fresh", workers=1)
+    assert encoded, "tokenising is counted"
+    assert [len(data.split(split)) for split in data.SPLITS] == [7, 1]
+    names, others = (sorted(path.relative_to(one.folder) for path in one.folder.rglob("*")) for one in (data, fresh))
+    assert names == others
+    for name in names:
+        if (folder / name).is_file():
+            assert (folder / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
 
 
 @pytest.mark.parametrize(

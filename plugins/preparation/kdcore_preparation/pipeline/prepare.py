@@ -272,10 +272,12 @@ class _PreparationRun:
         staging = self._open_staging(folder, may_clear=True)
         if not (staging / PreparedData.MANIFEST).is_file():
             try:
-                self._finish(staging, self._work(staging, lock))
+                work = self._work(staging, lock)
+                records = self._finished_records(work)
             except InputError:
                 shutil.rmtree(staging, ignore_errors=True)  # a restart would raise the same error
                 raise
+            self._assemble(staging, work, records)
         _remove_all_but_the_result(staging)
         commit_directory(staging, folder, finished=PreparedData.MANIFEST)
 
@@ -310,7 +312,8 @@ class _PreparationRun:
             lock=lock,
         )
 
-    def _finish(self, staging: Path, work: Work) -> None:
+    def _finished_records(self, work: Work) -> list[WrittenUnit]:
+        """Finish all units, and return their records, with at least one document in each split."""
         records = work.finish()
         documents = {
             split: sum(record.counts[split].get("documents", 0) for record in records) for split in PreparedData.SPLITS
@@ -322,9 +325,18 @@ class _PreparationRun:
             raise DataError([*damages, *error.problems]) from error
         if move is not None:
             records[move[0]] = work.move(*move)
-        self.tokenizer.save_pretrained(staging / PreparedData.TOKENIZER)
+        return records
+
+    def _assemble(self, staging: Path, work: Work, records: list[WrittenUnit]) -> None:
+        """Write everything but the rows.
+
+        Raises:
+            DataError: too little is aligned. A recipe with another bound has the same rows, so they are kept.
+        """
         if self.teacher_tokenizer is not None:
             self._check_alignment(work, records)
+        self.tokenizer.save_pretrained(staging / PreparedData.TOKENIZER)
+        if self.teacher_tokenizer is not None:
             self.teacher_tokenizer.save_pretrained(staging / PreparedData.TEACHER_TOKENIZER)
         manifest = self._manifest(work, records)
         write_manifest(staging, manifest.model_copy(update={"tokenizer_files": tokenizer_files(staging)}))
