@@ -257,6 +257,15 @@ def test_mistakes_of_spans(spans: Any, words: str, tmp_path: Path) -> None:
         read(train=path, text="text", spans="spans")
 
 
+def test_lone_surrogates_inside_lists_are_replaced_and_counted(tmp_path: Path) -> None:
+    record = {"tokens": ["a\ud800", "b", "\udfff\udfff"], "tags": ["B-per", "O", "O"]}
+    report: Counter[str] = Counter()
+    (text,) = read(report, train=write(tmp_path, "x.jsonl", json.dumps(record)), **COLUMNS)["train"].texts
+    assert [text.text[start:end] for start, end in text.bounds] == ["a\ufffd", "b", "\ufffd\ufffd"]
+    assert text.spans == (TaggedSpan(0, 1, "per"),)
+    assert report == {"halves of surrogate pairs replaced": 3}
+
+
 def test_records_need_columns_and_validation_needs_labels(tmp_path: Path) -> None:
     path = write(tmp_path, "x.jsonl", '{"text": "a"}')
     for keys in ({}, {"text": "text"}):

@@ -228,7 +228,9 @@ def _read_parquet(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> L
 
 
 def _without_surrogates(value: Any, report: Counter[str]) -> Any:
-    """Replace lone surrogates, which JSON can hold and tokenizers reject."""
+    """Replace lone surrogates, which JSON can hold and tokenizers reject, also inside lists."""
+    if isinstance(value, list):
+        return [_without_surrogates(one, report) for one in value]
     if not isinstance(value, str) or not _SURROGATE.search(value):
         return value
     value, count = _SURROGATE.subn("\ufffd", value)
