@@ -17,6 +17,7 @@ from pydantic import Field
 from kdcore import (
     Batch,
     ComponentConfig,
+    DataError,
     FinishedRun,
     Head,
     Split,
@@ -70,6 +71,12 @@ class TokenClassification(LabelledTask):
         parts = read_tagged(config.data, report)
         self._classes = config.data.classes
         self._splits = {split: self._sequences(parts, split, report) for split in PARTS}
+        if not self.num_samples("train"):
+            raise DataError(
+                "the texts to train on contain no words",
+                key="task.data",
+                hint="name files whose texts have words; texts without any are left out",
+            )
         self._log_texts(parts, report)
 
     @classmethod

@@ -324,6 +324,10 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ),
     (["losses={soft_targets: {column: word_starts}}", "teacher.path=TAGGER"], ["losses.soft_targets.column", "head"]),
     (["task.data.max_length=100", "task.data.train=LONG"], ["expected at most 64", "lower task.data.max_length"]),
+    (
+        ["task.data.train=EMPTY", "task.data.tokens=tokens", "task.data.tags=tags"],
+        ["task.data: the texts to train on contain no words"],
+    ),
 ]
 
 
@@ -340,7 +344,8 @@ def test_a_mistake_ends_with_code_2_before_anything_is_written(
     (tmp_path / "ragged.conll").write_text("a O\nb x O\n", encoding="utf-8")
     (tmp_path / "invalid.conll").write_text("a I-per\n", encoding="utf-8")
     (tmp_path / "long.conll").write_text("the O\n" * 90, encoding="utf-8")
-    places = {"RAGGED": "ragged.conll", "INVALID": "invalid.conll", "LONG": "long.conll"}
+    (tmp_path / "empty.jsonl").write_text('{"tokens": [], "tags": []}\n', encoding="utf-8")
+    places = {"RAGGED": "ragged.conll", "INVALID": "invalid.conll", "LONG": "long.conll", "EMPTY": "empty.jsonl"}
     places |= {"TAGGER": str(tagger), "PLAIN": str(teacher_folder)}
     for name, place in places.items():
         overrides = [override.replace(name, place) for override in overrides]
