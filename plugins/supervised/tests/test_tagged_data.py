@@ -257,6 +257,18 @@ def test_mistakes_of_spans(spans: Any, words: str, tmp_path: Path) -> None:
         read(train=path, text="text", spans="spans")
 
 
+def test_endings_and_columns_in_messages_are_those_of_tagged_texts(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(train=write(tmp_path, "x.xls", "a"), **COLUMNS)
+    endings = ".conll, .iob, .iob2, .bio, .bioes, .tsv, .txt, .csv, .jsonl, .ndjson, .parquet"
+    assert f"names that end with {endings}, compressed" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        read(train=write(tmp_path, "x.jsonl", '{"tokens": ["a"]}'), **COLUMNS)
+    assert "has no column `tags`" in str(caught.value)
+    assert "name existing columns under `task.data`" in str(caught.value)
+    assert "`label`" not in str(caught.value)
+
+
 def test_lone_surrogates_inside_lists_are_replaced_and_counted(tmp_path: Path) -> None:
     record = {"tokens": ["a\ud800", "b", "\udfff\udfff"], "tags": ["B-per", "O", "O"]}
     report: Counter[str] = Counter()

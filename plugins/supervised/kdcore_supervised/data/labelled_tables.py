@@ -76,7 +76,9 @@ def file_format(path: Path) -> str:
     return Path(name).suffix
 
 
-def read_table(path: Path, needed: Sequence[str], wanted: Sequence[str], report: Counter[str]) -> LabelledTable:
+def read_table(
+    path: Path, needed: Sequence[str], wanted: Sequence[str], report: Counter[str], *, other_formats: Sequence[str] = ()
+) -> LabelledTable:
     """Read columns of a file in the format that its name ends with.
 
     Tab-separated values are never quoted; comma-separated ones may be, also over several lines. Invalid UTF-8 becomes
@@ -87,16 +89,18 @@ def read_table(path: Path, needed: Sequence[str], wanted: Sequence[str], report:
         needed: columns that must exist.
         wanted: columns that are read if they exist.
         report: counts of what was repaired.
+        other_formats: endings of files that the caller reads itself, for the message.
 
     Raises:
         DataError: the format is unknown, a column is missing, or records are malformed.
     """
     ending = file_format(path)
     if ending not in FORMATS:
+        endings = ", ".join(dict.fromkeys([*other_formats, *FORMATS]))
         raise DataError(
             "the file name does not end with a known format",
             where=str(path),
-            allowed=f"names that end with {', '.join(FORMATS)}, compressed or not ({', '.join(_COMPRESSED)})",
+            allowed=f"names that end with {endings}, compressed or not ({', '.join(_COMPRESSED)})",
         )
     if ending == ".parquet":
         return _read_parquet(path, needed, wanted)
@@ -147,7 +151,7 @@ def require_columns(where: str, present: Sequence[str], needed: Sequence[str]) -
                 f"has no column `{column}`",
                 where=where,
                 allowed=list(present) or "none: the file has no columns",
-                hint="name the columns of `text` and `label` under `task.data`",
+                hint="name existing columns under `task.data`",
             )
 
 

@@ -294,7 +294,8 @@ def _read_file(data: TaggedData, path: Path, name: str, report: Counter[str]) ->
     required = [str(label)] if name not in ("test", "unlabelled") else []
     needed = [*_text_columns(data), *required, *([data.id] if data.id else [])]
     wanted = [label] if label is not None and name == "test" else []
-    return _of_table(data, read_table(path, needed, wanted, report), name, report)
+    table = read_table(path, needed, wanted, report, other_formats=CONLL_FORMATS)
+    return _of_table(data, table, name, report)
 
 
 def _text_columns(data: TaggedData) -> list[str]:
