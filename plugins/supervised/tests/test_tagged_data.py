@@ -269,6 +269,15 @@ def test_endings_and_columns_in_messages_are_those_of_tagged_texts(tmp_path: Pat
     assert "`label`" not in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_column_of_ids_is_refused_for_conll_files(part: str, tmp_path: Path) -> None:
+    record = {"tokens": ["a"], "tags": ["O"], "name": "x"}
+    keys = {"id": "name", "train": write(tmp_path, "a.jsonl", json.dumps(record))} | COLUMNS
+    assert [text.id for text in read(**keys)["train"].texts] == ["x"]
+    with pytest.raises(DataError, match=r"b\.conll: task\.data\.id: (?s:.)*`name`(?s:.)*remove `id`"):
+        read(**keys | {part: write(tmp_path, "b.conll", "a O\n")})
+
+
 def test_lone_surrogates_inside_lists_are_replaced_and_counted(tmp_path: Path) -> None:
     record = {"tokens": ["a\ud800", "b", "\udfff\udfff"], "tags": ["B-per", "O", "O"]}
     report: Counter[str] = Counter()

@@ -71,7 +71,7 @@ class TaggedData(ComponentConfig):
     )
     tokens: str | None = Field(None, description="Column of the list of words in records with `tags`.")
     tags: str | None = Field(None, description="Column of the list of their tags.")
-    id: str | None = Field(None, description="Column that names a record; default: its number.")
+    id: str | None = Field(None, description="Column that names a record, not of CoNLL files; default: its number.")
     labels: list[Label] = Field(
         min_length=1,
         description="Types of spans as the files spell them, whose tags are the model's outputs in this order; or all "
@@ -270,6 +270,13 @@ def _read_files(data: TaggedData, name: str, report: Counter[str]) -> TaggedPart
 
 def _read_file(data: TaggedData, path: Path, name: str, report: Counter[str]) -> list[TaggedText]:
     if file_format(path) in CONLL_FORMATS:
+        if data.id is not None:
+            raise DataError(
+                f"a CoNLL file has no column `{data.id}` that names its records",
+                where=str(path),
+                key="task.data.id",
+                hint="remove `id`, so that texts are numbered, or convert the file to jsonl or parquet",
+            )
         tags: Literal["required", "if present", "ignored"] = "required"
         if name in ("test", "unlabelled"):
             tags = "if present" if name == "test" else "ignored"
