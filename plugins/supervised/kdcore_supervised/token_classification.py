@@ -206,7 +206,7 @@ class TokenClassification(LabelledTask):
         }
 
     def _labelled(self, split: Split) -> bool:
-        return any(text.spans is not None for text in self._splits[split].texts)
+        return self._splits[split].labels is not None
 
     def _decoded(self, split: Split, outputs: TaskOutputs) -> list[list[TaggedSpan]]:
         """Return the spans in words of each text that outputs of its sequences predict."""

@@ -351,6 +351,7 @@ def _of_spans(
 ) -> list[TaggedText]:
     """Convert records with running text and spans of characters."""
     mistakes, unknown = Mistakes(table.where), Mistakes(table.where)
+    types = set(data.types)
     found = []
     for record, text in enumerate(column_of_texts(table, str(data.text), report)):
         bounds = word_bounds(text)
@@ -359,7 +360,7 @@ def _of_spans(
             place = f"{table.unit} {table.lines[record]}"
             characters = _checked(values[record], text, partial(mistakes.add, place))
             for span in characters:
-                if span.type not in data.types:
+                if span.type not in types:
                     unknown.add(place, f"has a span of the unknown type {span.type!r}")
             spans = tuple(_on_words(characters, bounds, report))
         found.append(TaggedText(ids[record], text, bounds, spans))
