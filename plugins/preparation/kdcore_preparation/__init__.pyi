@@ -6,6 +6,7 @@ from .pipeline.preparation_progress import PreparationProgress as PreparationPro
 from .pipeline.prepare import prepare as prepare
 from .pipeline.prepare import prepare_share as prepare_share
 from .pipeline.sentence_splitting import split_sentences as split_sentences
+from .pipeline.text_encoding import plain_backend as plain_backend
 from .pipeline.text_encoding import tokenizer_threads as tokenizer_threads
 from .readers.cleaning import clean_text as clean_text
 from .readers.cleaning import cut_text as cut_text

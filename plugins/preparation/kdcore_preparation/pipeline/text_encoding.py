@@ -72,7 +72,7 @@ class TextEncoder:
         offsets: bool = False,
     ) -> None:
         ids = special_ids(tokenizer)
-        self._backend = _plain_backend(tokenizer)
+        self._backend = plain_backend(tokenizer)
         self._unk = ids.unk
         # A unigram model has its control pieces in its vocabulary and may match them in a text, whatever the settings.
         self._forbidden = np.zeros(vocabulary_size(tokenizer), dtype=bool)
@@ -169,8 +169,14 @@ def tokenizer_threads(wanted: bool) -> Iterator[None]:
         os.environ[_PARALLELISM] = _OFF_AFTER_USE
 
 
-def _plain_backend(tokenizer: Any) -> Tokenizer:
-    """Copy the Rust tokenizer without truncation, padding and special tokens inside a text."""
+def plain_backend(tokenizer: Any) -> Tokenizer:
+    """Copy the Rust tokenizer of a `transformers` fast tokenizer, without truncation and padding.
+
+    Special tokens that are spelled in a text ("[SEP]") are encoded as ordinary text.
+
+    Args:
+        tokenizer: a `transformers` fast tokenizer.
+    """
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from kdcore_preparation import tokenizer_threads
+from kdcore_preparation import plain_backend, tokenizer_threads
 from numpy.typing import NDArray
 
 _CHUNK = 10_000
@@ -79,12 +79,8 @@ def tokenize(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) ->
         texts: a list of texts, or two lists of equal length for pairs.
         max_length: tokens of a sequence, special ones included.
     """
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
+    backend = plain_backend(tokenizer)
     backend.enable_truncation(max_length, strategy="longest_first")
-    backend.encode_special_tokens = True
     records = list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
     tokens: list[NDArray[np.int32]] = []
     types: list[NDArray[np.uint8]] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from kdcore_preparation import tokenizer_threads
+from kdcore_preparation import plain_backend, tokenizer_threads
 from numpy.typing import NDArray
 
 from kdcore import TaskOutputs
@@ -113,12 +113,7 @@ def tokenize_words(tokenizer: Any, texts: Sequence[TaggedText], max_length: int)
         texts: the texts.
         max_length: tokens of a sequence, special ones included.
     """
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
-    backend.no_truncation()
-    backend.encode_special_tokens = True
+    backend = plain_backend(tokenizer)
     before, after = _special_tokens(backend)
     limit = max_length - len(before) - len(after)
     rows: list[NDArray[np.int32]] = []
