@@ -13,6 +13,7 @@ from io import StringIO
 from typing import Any
 
 from kdcore import EXIT_INPUT, Command, InputError, KdcoreError, find_component
+from kdcore_testing.failures import failing_as
 
 _SLOW = ("torch", "transformers", "deepspeed", "datasets")
 _DECLARE = """\
@@ -68,10 +69,8 @@ def check_command(
 
 def _check_help(cls: type[Command]) -> None:
     parser = argparse.ArgumentParser()
-    try:
+    with failing_as("`add_arguments` fails"):
         cls().add_arguments(parser)
-    except Exception as error:
-        raise AssertionError(f"`add_arguments` fails: {type(error).__name__}: {error}") from error
     try:
         parser.format_help()
     except Exception as error:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcore import AttentionPart, Batch, Encoder, Head, Model, SignalRequest, Signals
+from kdcore_testing.failures import failing_as
 from kdcore_testing.signal_cases import make_batch
 
 LENGTHS = (6, 3, 5)
@@ -106,14 +106,14 @@ def check_signals(whose: str, model: Model, load: Callable[[SignalRequest], Enco
     """
     info = model.info
     if info.attention:
-        with _refusal(f"query, key and value (`info.attention` of the {whose} is True)"):
+        with failing_as(f"the model refuses query, key and value (`info.attention` of the {whose} is True)"):
             encoder = load(Signals.attention(_PARTS, range(info.num_layers))).eval()
         _check_kind(whose, model, encoder, _attention)
     for head in info.heads:
         request = Signals.head(head.name)
         if head.name == "masked_lm":
             request |= Signals.predictions("masked")
-        with _refusal(f"the head `{head.name}`, which `info.heads` of the {whose} has"):
+        with failing_as(f"the model refuses the head `{head.name}`, which `info.heads` of the {whose} has"):
             encoder = load(request).eval()
         check_head(whose, model, encoder, head)
 
@@ -129,14 +129,6 @@ def check_head(whose: str, model: Model, encoder: Encoder, head: Head) -> None:
         every, masked = signals.logits("all")[rows], signals.logits("masked")
         what = f"the {whose}'s predictions at masked positions differ from those at all positions"
         assert_close({head.name: every}, {head.name: masked}, what)
-
-
-@contextmanager
-def _refusal(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise AssertionError(f"the model refuses {what}: {type(error).__name__}: {error}") from error
 
 
 def _check_kind(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kdcore import Tracker, find_component
+from kdcore_testing.failures import failing_as
 
 Values = Iterable[tuple[int, str, float]]
 """Recorded values: step, name of the metric, value."""
@@ -68,28 +68,20 @@ def check_tracker(
 def _log_and_close(
     cls: Any, config: Any, run: Path, rows: Mapping[int, Mapping[str, float]], start: int | None
 ) -> None:
-    with _named("the constructor fails" + ("" if start is None else " in the folder of an interrupted run")):
+    with failing_as("the constructor fails" + ("" if start is None else " in the folder of an interrupted run")):
         tracker: Tracker = cls(config, run)
     if start is not None:
-        with _named(f"`rewind({start})` fails"):
+        with failing_as(f"`rewind({start})` fails"):
             tracker.rewind(start)
     given = {step: dict(row) for step, row in rows.items()}
     for step, row in given.items():
         values = ", ".join(str(value) for value in row.values())
-        with _named(f"`log` fails for the values {values}" + ("" if start is None else " after `rewind`")):
+        with failing_as(f"`log` fails for the values {values}" + ("" if start is None else " after `rewind`")):
             tracker.log(step, row)
-    with _named("`close` fails" + ("" if rows else " if nothing was logged")):
+    with failing_as("`close` fails" + ("" if rows else " if nothing was logged")):
         tracker.close()
     for step, row in given.items():
         assert row == rows[step], f"`log` changes the metrics that it is given: {dict(rows[step])} became {row}"
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def _compare(
