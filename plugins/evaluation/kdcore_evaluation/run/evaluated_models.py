@@ -48,6 +48,7 @@ class EvaluatedModel:
         run: folder of the run that exported it.
         export: name of the export, such as `final` or `budget-0.5`.
         teacher: folder or hub name of the run's teacher; of several, the one that lent the student its configuration.
+        teacher_component: name of the kdcore model that reads the teacher.
         sha256: over its weights, configuration and tokenizer; over the last two where weights are random.
     """
 
@@ -60,6 +61,7 @@ class EvaluatedModel:
     run: Path | None
     export: str | None
     teacher: str | None
+    teacher_component: str | None
     sha256: str
 
     @property
@@ -191,7 +193,8 @@ def _of_run(
     settings = recipe.settings
     if recipe.allowed_imports != settings.imports:
         remark(f"{recipe.path}: imports: skipped {', '.join(settings.imports)}; `--allow-imports` runs such files")
-    teacher = settings.models_of_teachers.get(settings.students_teacher or "", {}).get("path")
+    teacher = settings.models_of_teachers.get(settings.students_teacher or "", {})
+    path = teacher.get("path")
     return [
         EvaluatedModel(
             name=f"{settings.run.name}/{settings.run.id}" + ("" if name == "final" else f" {name}"),
@@ -202,7 +205,8 @@ def _of_run(
             imports=tuple(recipe.allowed_imports),
             run=run.absolute(),
             export=name,
-            teacher=resolve_path(str(teacher), run, hub=True) if teacher is not None else None,
+            teacher=resolve_path(str(path), run, hub=True) if path is not None else None,
+            teacher_component=str(teacher.get("name", "transformers")) if path is not None else None,
             sha256=fingerprint(folder / name),
         )
         for name in chosen
@@ -231,7 +235,7 @@ def _of_folder(place: str, role: ModelRole = "model", component: str = "transfor
     name = place if folder != Path(place) else "/".join(Path(os.path.abspath(place)).parts[-2:])
     given = place if folder != Path(place) else str(folder.absolute())
     source = str(folder.absolute())
-    return EvaluatedModel(name, role, source, given, component, (), None, None, None, fingerprint(folder))
+    return EvaluatedModel(name, role, source, given, component, (), None, None, None, None, fingerprint(folder))
 
 
 def _fetch(name: str) -> Path:
@@ -274,18 +278,11 @@ def _references(
     if wanted and not students:
         remark("the suite's `references` are skipped: they need runs, and none is given")
     for model in students:
-        if "teacher" in wanted and model.teacher is not None:
-            added.append(_of_folder(model.teacher, "teacher", _teacher_component(model)))
+        if "teacher" in wanted and model.teacher is not None and model.teacher_component is not None:
+            added.append(_of_folder(model.teacher, "teacher", model.teacher_component))
         if "random" in wanted:
             added.append(_random(model))
     return added
-
-
-def _teacher_component(model: EvaluatedModel) -> str:
-    assert model.run is not None
-    settings = load_recipe(model.run / "recipe.yaml").settings
-    teacher = settings.models_of_teachers.get(settings.students_teacher or "", {})
-    return str(teacher.get("name", "transformers"))
 
 
 def _random(model: EvaluatedModel) -> EvaluatedModel:
@@ -301,6 +298,7 @@ def _random(model: EvaluatedModel) -> EvaluatedModel:
         run=None,
         export=None,
         teacher=None,
+        teacher_component=None,
         sha256=digest.hexdigest(),
     )
 
