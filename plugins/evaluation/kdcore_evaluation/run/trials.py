@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore_supervised import LabelledTexts, TaggedPart
+from kdcore_supervised import LabelledData, LabelledTexts, TaggedPart
 
 from kdcore import DataError, Problem, sha256_of_file
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel, bytes_on_disk, teacher_fingerprint
@@ -137,7 +137,7 @@ def _probes(
         settings = probe.model_dump(mode="json")
         if kind == "linear":
             for label, known in tasks.items():
-                if known.task.data.kind not in ("classes", "numbers"):
+                if not isinstance(known.task.data, LabelledData) or known.task.data.multi_label:
                     continue
                 task = known.task.model_dump(mode="json", exclude={"data": {"multi_label"}})
                 own = settings | {"task": task}
