@@ -328,6 +328,13 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
         ["task.data.train=EMPTY", "task.data.tokens=tokens", "task.data.tags=tags"],
         ["task.data: the texts to train on contain no words"],
     ),
+    (
+        [
+            *("task.data.train=EMPTY", "task.data.validation=EMPTY", "task.data.test=null"),
+            *("task.data.tokens=tokens", "task.data.tags=tags"),
+        ],
+        ["task.data: the texts to train on contain no words"],
+    ),
 ]
 
 
