@@ -87,9 +87,9 @@ class Contrastive(Loss):
         """Return B, the number of sequences.
 
         Raises:
-            InputError: a column is missing, or the data has more samples than the memory has rows.
+            InputError: the data has more samples than the memory has rows.
         """
-        ids = self._column(batch, "sample_ids")
+        ids = batch.columns["sample_ids"]
         if self.training and ids.device.type == "cpu" and (largest := int(ids.max())) >= self.config.samples:
             raise InputError(
                 f"the memory of `{self.config.name}` has {self.config.samples} rows, but the data has sample {largest}",
@@ -101,8 +101,8 @@ class Contrastive(Loss):
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Return the sum of losses; in training, then update the memory with the samples of all processes."""
         assert teacher is not None
-        ids = self._column(batch, "sample_ids")
-        labels = self._column(batch, "labels") if self.config.other_classes else None
+        ids = batch.columns["sample_ids"]
+        labels = batch.columns["labels"] if self.config.other_classes else None
         if labels is not None and self.training:
             self.memory.see_classes(ids, labels)
         own = _embed(student.first(self.blocks[0]), self.embed_student)
@@ -121,15 +121,6 @@ class Contrastive(Loss):
         if self.training:
             self.memory.write(ids, torch.stack([own, theirs]))
         return {"contrastive": value}
-
-    def _column(self, batch: Batch, name: str) -> Tensor:
-        if name not in batch.columns:
-            raise InputError(
-                f"`{self.config.name}` requires the column `{name}`, which the data does not have",
-                key=f"losses.{self.config.label}",
-                hint="use a task that provides it" if name == "sample_ids" else "remove `other_classes`",
-            )
-        return batch.columns[name]
 
 
 def _embed(states: Tensor, embed: nn.Linear) -> Tensor:

@@ -111,8 +111,8 @@ def test_with_labels_negatives_are_of_other_classes_evenly() -> None:
     assert found == pytest.approx(reference(negatives(30, labels, classes), None), rel=1e-6)
 
 
-def test_other_classes_need_labels() -> None:
-    with pytest.raises(kdcore.InputError, match="column `labels`"):
+def test_other_classes_request_labels() -> None:
+    with pytest.raises(AssertionError, match="requests the column `labels`"):
         value({"other_classes": True})
 
 

@@ -429,7 +429,7 @@ class _PreparationRun:
         return prepared
 
     def _blame_the_machine(self, folder: Path, error: OSError) -> None:
-        """Raise a InfrastructureError for a full disk or read-only folder, unless another process has finished it."""
+        """Raise an InfrastructureError for a full disk or read-only folder, unless another process has finished it."""
         if not (folder / PreparedData.MANIFEST).is_file():
             hint = "finished pieces are kept: run the same command again to resume"
             raise InfrastructureError(f"{folder}: the data cannot be prepared: {error}\n  {hint}") from error
