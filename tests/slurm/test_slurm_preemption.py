@@ -35,7 +35,9 @@ def test_a_signal_during_start_up_only_delays(cluster, sender, assert_undisturbe
     assert sent.step == 0
     cluster.run("scancel", "--signal=USR2", sent.job)
     assert sent.ended()["code"] == 0
-    assert [event["code"] for event in sent.history if event["event"] == "end"] == [130, 0]
+    first, last = [event["code"] for event in sent.history if event["event"] == "end"]
+    assert first in (130, 1)  # 1 if a process has lost its peer before the signal reached itself
+    assert last == 0
     assert_undisturbed(sent)
 
 
