@@ -111,7 +111,7 @@ PRINTED: dict[str, dict[str, Any] | str] = {
     "current_run_id": {"run.id": 1},
     "method": {"losses.hidden_mse.layers": [[11, 5]]},
     "finetune_time_markers": {"checkpoints.export_at": [round(0.05 * number, 2) for number in range(1, 20)]},
-    "fused_linear_layer": "the fast way is always taken",
+    "fused_linear_layer": "kdcore always uses the fastest implementation",
     "layer_norm_type": {"student.name": "transformers"},
     "fp16": {"training.precision": "fp16"},
     "fp16_backend": "DeepSpeed's is what kdcore has",
@@ -151,7 +151,7 @@ def test_the_examples_recipe_passes_the_check(shown: dict[str, Any], capsys: pyt
 
 def test_the_bare_student_initialize_is_explained(shown: dict[str, Any]) -> None:
     header = Path("recipe.yaml").read_text(encoding="utf-8").partition("\n\n")[0].replace("\n#     ", " ")
-    assert "--student_initialize: it names no folder, so the student starts from the teacher's own blocks" in header
+    assert "--student_initialize: it names no folder, so the student starts from the teacher's blocks" in header
 
 
 def test_the_shipped_recipe_is_the_example_but_for_paths(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ FlagType = Literal["switch", "integer", "number", "text"]
 FlagValue = bool | int | float | str
 
 NO_LIMIT = sys.maxsize
-"""What the source takes for no limit of steps."""
+"""The source's default for an unlimited number of steps."""
 
 METHODS = (
     "hidden_mse",
@@ -31,9 +31,9 @@ METHODS = (
 )
 
 NO_NSP = "kdcore has no next-sentence prediction: it does not help encoders (RoBERTa, 2019, section 4.2)"
-NO_AUGMENTATION = "kdcore does not replace tokens by random ones: a teacher has no useful signal on such text"
-FASTEST = "no key: the fast way is always taken"
-NOT_READ = "no key: pre-training does not read it there either"
+NO_AUGMENTATION = "kdcore does not replace tokens by random ones: a teacher has no useful signal for such text"
+FASTEST = "no key: kdcore always uses the fastest implementation"
+NOT_READ = "no key: the source's pre-training does not read it"
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Flag:
     """One flag of the source.
 
     Attributes:
-        name: without the dashes.
-        type: `switch` is true or false, and true if it is given without a value.
-        default: the source's default; None where it has none.
+        name: name without dashes.
+        type: `switch` is a boolean, true if given without a value.
+        default: the source's default; None if it has none.
         keys: keys of a recipe that the flag sets; empty without a counterpart.
-        remark: what is different in kdcore, in one or two sentences.
-        choices: the values that the source allows, if it does not allow all.
-        bare: whether kdcore also takes it without a value where the source needs one.
+        remark: differences of kdcore, in one or two sentences.
+        choices: values that the source allows, if it restricts them.
+        bare: whether kdcore accepts the flag without a value although the source requires one.
     """
 
     name: str
@@ -70,7 +70,7 @@ _TABLE = (
         "text",
         "bert-mlm",
         ("student.config.model_type", "task.name"),
-        "`bert-mlm-roberta` is the same encoder with another tokenizer, which the data brings. `bert-mlm-nsp` is "
+        "`bert-mlm-roberta` is the same encoder with another tokenizer, that of the prepared data. `bert-mlm-nsp` is "
         f"refused: {NO_NSP}.",
         ("bert-mlm", "bert-mlm-roberta", "bert-mlm-nsp"),
     ),
@@ -81,7 +81,7 @@ _TABLE = (
         ("task.data.tokenizer",),
         "fixed when the data is prepared; the vocabulary is compared with those of teacher and student",
     ),
-    _config("vocab_size", "integer", 30522, "a student that starts from the teacher has the teacher's"),
+    _config("vocab_size", "integer", 30522, "a student initialized from the teacher has the teacher's value"),
     _config("hidden_size", "integer", 1024),
     _config("num_hidden_layers", "integer", 24),
     _config("num_attention_heads", "integer", 16),
@@ -89,8 +89,10 @@ _TABLE = (
     _config("hidden_act", "text", "gelu"),
     _config("hidden_dropout_prob", "number", 0.1),
     _config("attention_probs_dropout_prob", "number", 0.1),
-    _config("max_position_embeddings", "integer", 512, "a student that starts from the teacher has the teacher's"),
-    _config("type_vocab_size", "integer", 2, "a student that starts from the teacher has the teacher's"),
+    _config(
+        "max_position_embeddings", "integer", 512, "a student initialized from the teacher has the teacher's value"
+    ),
+    _config("type_vocab_size", "integer", 2, "a student initialized from the teacher has the teacher's value"),
     _config("initializer_range", "number", 0.02),
     Flag(
         "encoder_ln_mode",
@@ -98,7 +100,7 @@ _TABLE = (
         "pre-ln",
         ("student.name", "student.config.norm_position"),
         "post-ln with a norm of the embeddings is BERT (`student.name: transformers`); every other form is "
-        "`student.name: budget_bert`, where the last norm of pre-ln always counts",
+        "`student.name: budget_bert`, which always applies the last norm of pre-ln",
         ("pre-ln", "post-ln"),
     ),
     Flag(
@@ -106,7 +108,7 @@ _TABLE = (
         "text",
         "apex",
         ("student.name", "student.config.norm"),
-        "`pytorch` and `apex` are the same norm, `layer_norm`; what apex had is part of PyTorch now",
+        "`pytorch` and `apex` are the same norm, `layer_norm`; PyTorch has replaced apex's implementation",
         ("pytorch", "apex", "rms_norm"),
     ),
     Flag("layernorm_embedding", "switch", False, ("student.name", "student.config.embedding_norm"), ""),
@@ -125,7 +127,8 @@ _TABLE = (
         "text",
         None,
         ("losses",),
-        "combinations are several entries, two stages a schedule on them; recipes/how-to-distill-your-bert has each",
+        "a combination has several entries, two stages are a schedule of their weights; "
+        "recipes/how-to-distill-your-bert has a recipe for each",
         METHODS,
     ),
     Flag(
@@ -133,17 +136,18 @@ _TABLE = (
         "text",
         "1,3,5,7,9,11",
         ("losses.*.layers",),
-        "teacher blocks from 0. One is for the student's last block, several are one for each student block; the "
-        "source drops what does not pair up, kdcore refuses it. `pear_col` compares the last blocks, and "
-        "`hidden_mse_combine` takes all blocks there.",
+        "teacher blocks, counted from 0. A single one is paired with the student's last block, several with "
+        "one student block each; the "
+        "source ignores blocks without a partner, kdcore refuses them. `pear_col` compares the last blocks, and "
+        "the source's `hidden_mse_combine` uses all blocks.",
     ),
     Flag(
         "student_initialize",
         "text",
         None,
         ("student.initialize",),
-        "a Hugging Face folder; without a value (which the source refuses, its own example notwithstanding) the "
-        "teacher's own blocks, evenly spread",
+        "a Hugging Face folder; without a value (refused by the source, but used in its example) the "
+        "teacher's blocks, evenly spaced",
         bare=True,
     ),
     Flag("aug", "switch", False, (), f"refused: {NO_AUGMENTATION}"),
@@ -154,8 +158,8 @@ _TABLE = (
         "text",
         "adamw",
         ("optimizer.name",),
-        "biases and norm weights get no decay; a pooler, which the source does not train, is not trained here either, "
-        "for no loss reads it; `lamb` and `adafactor` need whole tensors and fp32.",
+        "biases and norm weights have no weight decay; the pooler is not trained, as in the source, "
+        "because no loss reads it; `lamb` and `adafactor` require unpartitioned tensors and fp32.",
         ("adam", "adamw", "lamb", "adafactor"),
     ),
     Flag("lr", "number", 0.011, ("optimizer.lr",), ""),
@@ -172,7 +176,7 @@ _TABLE = (
         "text",
         "time",
         ("scheduler.over",),
-        "`constant_step` is `over: steps` with `warmup_steps` in the place of `warmup`",
+        "`constant_step` is `over: steps` with `warmup_steps` instead of `warmup`",
         ("step", "constant_step", "time"),
     ),
     Flag("curve", "text", "linear", ("scheduler.name",), "`exp` is `exponential`", ("linear", "exp")),
@@ -180,16 +184,22 @@ _TABLE = (
     Flag("num_warmup_steps", "integer", 1000, ("scheduler.warmup_steps",), "read by `constant_step`"),
     Flag("decay_rate", "number", 0.99, ("scheduler.decay_rate",), "read by `exp`"),
     Flag("decay_step", "integer", 1000, ("scheduler.decay_step",), "read by `exp`"),
-    Flag("max_steps", "integer", NO_LIMIT, ("training.budget.steps",), "checked at each step, there once a shard"),
-    Flag("max_steps_per_epoch", "integer", NO_LIMIT, (), "no key: kdcore goes through all of the data"),
-    Flag("num_epochs", "integer", 1000000, ("training.budget.epochs",), "an epoch there is one shard"),
+    Flag(
+        "max_steps",
+        "integer",
+        NO_LIMIT,
+        ("training.budget.steps",),
+        "checked at each step; in the source once per shard",
+    ),
+    Flag("max_steps_per_epoch", "integer", NO_LIMIT, (), "no key: kdcore uses all data"),
+    Flag("num_epochs", "integer", 1000000, ("training.budget.epochs",), "an epoch of the source is one shard"),
     Flag("total_training_time", "number", 24.0, ("training.budget.hours",), ""),
     Flag(
         "early_exit_time_marker",
         "number",
         24.0,
         ("training.budget.exit_after_hours",),
-        "left out where it comes after `total_training_time`",
+        "omitted if later than `total_training_time`",
     ),
     # batches and engine
     Flag("train_batch_size", "integer", 65536, ("training.batch_size",), ""),
@@ -199,26 +209,30 @@ _TABLE = (
         "integer",
         1,
         (),
-        "no key: follows from batch size, micro-batch size and processes, there too",
+        "no key: follows from batch size, micro-batch size and number of processes, also in the source",
     ),
     Flag("gradient_clipping", "number", 1.0, ("training.gradient_clipping",), ""),
     Flag(
-        "fp16", "switch", False, ("training.precision",), "without it: `fp32`. The loss scale starts and moves alike."
+        "fp16",
+        "switch",
+        False,
+        ("training.precision",),
+        "without it: `fp32`. The loss scale has the same initial value and updates.",
     ),
     Flag(
         "fp16_backend",
         "text",
         "ds",
         ("training.precision",),
-        "always DeepSpeed's mixed precision; `apex` is approximated by it",
+        "DeepSpeed's mixed precision, which also approximates `apex`",
         ("ds", "apex"),
     ),
     Flag("fp16_opt", "text", "O2", (), "no key: apex's optimization level"),
-    Flag("deepspeed", "switch", False, (), "no key: always DeepSpeed; its own keys go below `training.deepspeed`"),
+    Flag("deepspeed", "switch", False, (), "no key: always DeepSpeed; its keys belong under `training.deepspeed`"),
     Flag("prescale_gradients", "switch", False, ("training.deepspeed.prescale_gradients",), ""),
     Flag("gradient_predivide_factor", "integer", None, ("training.deepspeed.gradient_predivide_factor",), ""),
     Flag("wall_clock_breakdown", "switch", False, ("training.deepspeed.wall_clock_breakdown",), ""),
-    Flag("steps_per_print", "integer", 100, ("training.deepspeed.steps_per_print",), "left out if it is not given"),
+    Flag("steps_per_print", "integer", 100, ("training.deepspeed.steps_per_print",), "omitted if not given"),
     Flag("deepspeed_transformer_kernel", "switch", False, (), FASTEST),
     Flag("stochastic_mode", "switch", False, (), FASTEST),
     Flag("attention_dropout_checkpoint", "switch", False, (), FASTEST),
@@ -231,81 +245,91 @@ _TABLE = (
         "text",
         "books_wiki_en_corpus",
         ("task.data", "task.masking"),
-        "a folder of hdf5 shards; masks stay as they were drawn (`masking: static`)",
+        "a folder of hdf5 shards; their masks are used unchanged (`masking: static`)",
     ),
     Flag(
         "data_loader_type",
         "text",
         "per_device",
         ("task.order",),
-        "`dist` is `global`, `per_device` is `per_process`; an epoch there is one shard, or one on each process",
+        "`dist` is `global`, `per_device` is `per_process`; an epoch of the source is one shard, or one per process",
         ("dist", "per_device"),
     ),
-    Flag("num_workers", "integer", 4, (), "no key: batches are made beside training, and so fast that one will do"),
-    Flag("async_worker", "switch", True, (), "no key: always so"),
+    Flag("num_workers", "integer", 4, (), "no key: one background thread is fast enough"),
+    Flag("async_worker", "switch", True, (), "no key: always asynchronous"),
     Flag(
         "max_predictions_per_seq",
         "integer",
         20,
         (),
-        "no key: a bound that was kept when the masks were drawn; where they are drawn anew it is "
-        "`task.masking.max_predictions`",
+        "no key: it limited the masks stored in the shards; for dynamic masks it is `task.masking.max_predictions`",
     ),
     Flag("add_nsp", "switch", False, (), f"refused: {NO_NSP}"),
     # validation and early stopping
     Flag("do_validation", "switch", False, ("validation.every",), "without it `never`"),
-    Flag("validation_epochs", "integer", 10, ("validation.every",), "an epoch there is one shard"),
-    Flag("validation_epochs_begin", "integer", 1, ("validation.begin.every",), "an epoch there is one shard"),
-    Flag("validation_epochs_end", "integer", 1, ("validation.end.every",), "an epoch there is one shard"),
+    Flag("validation_epochs", "integer", 10, ("validation.every",), "an epoch of the source is one shard"),
+    Flag("validation_epochs_begin", "integer", 1, ("validation.begin.every",), "an epoch of the source is one shard"),
+    Flag("validation_epochs_end", "integer", 1, ("validation.end.every",), "an epoch of the source is one shard"),
     Flag(
-        "validation_begin_proportion", "number", 0.1, ("validation.begin.share",), "of the budget, there of the hours"
+        "validation_begin_proportion",
+        "number",
+        0.1,
+        ("validation.begin.share",),
+        "a fraction of the budget; in the source of the hours",
     ),
-    Flag("validation_end_proportion", "number", 0.1, ("validation.end.share",), "of the budget, there of the hours"),
+    Flag(
+        "validation_end_proportion",
+        "number",
+        0.1,
+        ("validation.end.share",),
+        "a fraction of the budget; in the source of the hours",
+    ),
     Flag("validation_micro_batch", "integer", 16, ("validation.batch_size",), ""),
     Flag(
         "use_early_stopping",
         "switch",
         False,
         ("early_stopping",),
-        "a loss that is not finite always ends a run",
+        "a non-finite loss always ends a run",
     ),
     Flag("early_stop_time", "integer", 720, ("early_stopping.after_minutes",), ""),
     Flag("early_stop_eval_loss", "number", 2.1, ("early_stopping.max_loss",), ""),
-    Flag("scale_cnt_limit", "integer", 100, ("early_stopping.max_steps_at_min_loss_scale",), "in a row"),
+    Flag("scale_cnt_limit", "integer", 100, ("early_stopping.max_steps_at_min_loss_scale",), "consecutive steps"),
     # checkpoints
     Flag(
         "num_epochs_between_checkpoints",
         "integer",
         -1,
         ("checkpoints.every",),
-        "an epoch there is one shard. The last two checkpoints are kept, there all; without the flag kdcore writes one "
+        "an epoch of the source is one shard. kdcore keeps the last two checkpoints, the source all; without the flag "
+        "kdcore writes one "
         "every half hour, the source only at the end.",
     ),
-    Flag("load_training_checkpoint", "text", None, (), "no key: the same command continues the run"),
-    Flag("load_checkpoint_id", "text", None, (), "no key: from the newest checkpoint"),
+    Flag("load_training_checkpoint", "text", None, (), "no key: the same command resumes the run"),
+    Flag("load_checkpoint_id", "text", None, (), "no key: kdcore resumes from the newest checkpoint"),
     Flag(
         "finetune_time_markers",
         "text",
         None,
         ("checkpoints.export_at",),
-        "shares of the budget, there of the hours; at the step that reaches them, there after the shard",
+        "fractions of the budget, at the step that reaches them; in the source of the hours, after the shard",
     ),
     Flag("finetune_checkpoint_at_end", "switch", True, ("checkpoints.export_at_end",), ""),
     # naming and logging
     Flag("seed", "integer", 42, ("seed",), ""),
-    Flag("output_dir", "text", None, ("run.folder",), "`runs` if it is not given, which the source refuses"),
+    Flag("output_dir", "text", None, ("run.folder",), "`runs` if not given; required by the source"),
     Flag("job_name", "text", "pretraining_experiment", ("run.name",), ""),
-    Flag("current_run_id", "text", "", ("run.id",), "`1` if it is not given"),
+    Flag("current_run_id", "text", "", ("run.id",), "`1` if not given"),
     Flag(
         "project_name",
         "text",
         "budget-lm-pretraining",
         ("tracking",),
-        "of the tracker `wandb`, which is used if the package kdcore-wandb is installed",
+        "project of the tracker `wandb`, used if the package kdcore-wandb is installed",
     ),
     Flag("print_steps", "integer", 100, ("logging.every",), ""),
-    Flag("log_throughput_every", "integer", 20, (), "no key: every row of metrics has the throughput"),
+    Flag("log_throughput_every", "integer", 20, (), "no key: every row of metrics contains the throughput"),
 )
 
 FLAGS = {flag.name: flag for flag in _TABLE}
-"""Every flag by its name, in the order of the table."""
+"""Every flag by its name, in table order."""

@@ -89,7 +89,7 @@ def put_models(draft: Draft) -> None:
         draft.flag("layernorm_embedding", "student.config.embedding_norm")
     if draft.value("model_type") == "bert-mlm-roberta":
         draft.approximate(
-            "the same encoder as bert-mlm, there too; RoBERTa's tokenizer comes with the data", "model_type"
+            "the same encoder as bert-mlm, also in the source; the tokenizer is that of the data", "model_type"
         )
     for name in _SIZES:
         draft.flag(name, f"student.config.{name}")
@@ -124,7 +124,7 @@ def _put_initialize(draft: Draft, copies: bool) -> None:
         draft.put("student.initialize.from", "teacher", "student_initialize")
         draft.put("student.initialize.blocks", "uniform")
         draft.approximate(
-            "it names no folder, so the student starts from the teacher's own blocks, evenly spread (`uniform`), and "
+            "it names no folder, so the student starts from the teacher's blocks, evenly spaced (`uniform`), and "
             "its embeddings",
             "student_initialize",
         )
@@ -215,9 +215,9 @@ def _layers(draft: Draft, method: str) -> Any:
 
 
 def put_logging(draft: Draft) -> None:
-    """Put how often metrics are written, and where to."""
+    """Set trackers and the interval of metrics."""
     draft.flag("print_steps", "logging.every")
-    draft.leave_out("every row of metrics has the throughput", "log_throughput_every")
+    draft.leave_out("every row of metrics contains the throughput", "log_throughput_every")
     plain: list[Any] = ["tensorboard", "jsonl"]
     project = draft.value("project_name")
     if "wandb" in component_names("kdcore.trackers"):
@@ -232,10 +232,10 @@ def put_logging(draft: Draft) -> None:
 
 
 def leave_out_the_rest(draft: Draft) -> None:
-    """Leave out flags that no recipe needs."""
-    draft.leave_out("always DeepSpeed; its own keys go below `training.deepspeed`", "deepspeed")
+    """Omit flags that no recipe needs."""
+    draft.leave_out("always DeepSpeed; its keys belong under `training.deepspeed`", "deepspeed")
     fastest = [name for name, flag in FLAGS.items() if flag.remark.startswith(FASTEST)]
-    draft.leave_out("the fast way is always taken", *fastest)
-    draft.leave_out("the launcher sets it", "local_rank")
+    draft.leave_out("kdcore always uses the fastest implementation", *fastest)
+    draft.leave_out("set by the launcher", "local_rank")
     not_read = [name for name, flag in FLAGS.items() if flag.remark == NOT_READ]
-    draft.leave_out("pre-training does not read it there either", *not_read)
+    draft.leave_out("the source's pre-training does not read it", *not_read)

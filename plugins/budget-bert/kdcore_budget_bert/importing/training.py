@@ -13,7 +13,7 @@ _USUAL_SHARDS = 2560
 
 @dataclass(frozen=True)
 class Shards:
-    """The source's unit of time: an epoch there is one shard of the training data, or one on each process.
+    """The source's unit of time: an epoch of the source is one shard of the training data, or one on each process.
 
     Attributes:
         total: how many shards there are.
@@ -47,14 +47,14 @@ def count_shards(draft: Draft, stated: int | None) -> Shards:
     else:
         total, known_from = _USUAL_SHARDS, "as the source's instructions make; --shards states another number"
     draft.approximate(
-        "an epoch there is one shard of the data, here a pass over all of it: intervals are parts of its "
+        "an epoch of the source is one shard of the data, here a pass over all of it: intervals are parts of its "
         f"{total} shards ({known_from})"
     )
     if draft.value("data_loader_type") == "dist":
         return Shards(total, 1)
     processes = draft.command.processes
     counted = "one is assumed: the command does not state it" if processes is None else f"{processes} of them"
-    draft.approximate(f"an epoch there is one shard on each process ({counted})", "data_loader_type")
+    draft.approximate(f"an epoch of the source is one shard on each process ({counted})", "data_loader_type")
     return Shards(total, processes or 1)
 
 
@@ -124,7 +124,7 @@ def put_training(draft: Draft, shards: Shards) -> None:
     draft.leave_out("kdcore goes through all of the data", "max_steps_per_epoch")
     draft.flag("train_batch_size", "training.batch_size")
     draft.flag("train_micro_batch_size_per_gpu", "training.micro_batch_size")
-    draft.leave_out("follows from the other sizes, there too", "gradient_accumulation_steps")
+    draft.leave_out("follows from the other sizes, also in the source", "gradient_accumulation_steps")
     batch, micro = draft.value("train_batch_size"), draft.value("train_micro_batch_size_per_gpu")
     if min(batch, micro) > 0 and batch % micro:
         draft.refuse("train_micro_batch_size_per_gpu", f"the batch size {batch} is not a multiple of {micro}")
