@@ -126,6 +126,8 @@ class Corpus(ABC):
         report: counts of what the reader repaired or left out, by description ("redirects skipped"). Stored with the
             prepared data and shown to the user: nothing may be changed or dropped without a count. Reset before each
             part and summed afterwards.
+        characters: None, or a `kdcore_preparation.CharacterAccount`: the characters that each stage of the reader
+            received, dropped, rewrote and passed on, each with its reason. Cleared and summed as `report`.
         bytes_read: number of the part's `bytes` that have been read so far, for the progress bar. Updating it is
             optional; it is reset to 0 before each part.
     """
@@ -133,6 +135,7 @@ class Corpus(ABC):
     revision: ClassVar[int] = 1
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
     config: Any
+    characters: Any = None
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -8,6 +8,8 @@ from .pipeline.prepare import prepare_share as prepare_share
 from .pipeline.sentence_splitting import split_sentences as split_sentences
 from .pipeline.text_encoding import plain_backend as plain_backend
 from .pipeline.text_encoding import tokenizer_threads as tokenizer_threads
+from .readers.character_account import CharacterAccount as CharacterAccount
+from .readers.character_account import CharacterStage as CharacterStage
 from .readers.cleaning import clean_text as clean_text
 from .readers.cleaning import cut_text as cut_text
 from .readers.cleaning import decode_utf8 as decode_utf8

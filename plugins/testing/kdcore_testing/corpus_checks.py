@@ -21,9 +21,12 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
     4. Its parts have unique names and belong to its files. Read separately, each by a new reader and the last part
        first, they give the same documents and counts as all at once.
     5. Its report counts events by a description in words.
+    6. If it keeps an account of its characters, every stage is balanced whenever a document has been yielded: it has
+       received what the stage before it passed on, and dropped, rewrote or passed on all of that. In the end, the last
+       stage has passed on the texts of all documents.
 
     The same holds for a reader of tokenised sequences. Instead of a text, its sequences are checked: lengths are valid,
-    predictions are within the sequence.
+    predictions are within the sequence. Its account counts tokens.
 
     Args:
         name: registered name, or class.
@@ -44,7 +47,7 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
         assert str(path.parent) not in own, f"the file name {own!r} contains its folder, so moving the file changes it"
     documents = corpus.documents()
     assert isinstance(documents, Iterator), "`documents` does not return an iterator; yield one document at a time"
-    read = list(documents)
+    read = list(_accounted(corpus, documents))
     assert read, "the given files contain no document"
     seen: set[str] = set()
     for document in read:
@@ -59,6 +62,23 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
     for what, again in (("again", corpus), ("with a new reader", new())):
         assert [_content(each) for each in again.documents()] == found, f"reading {what} gives different documents"
     _check_parts(new, files, found, report)
+
+
+def _accounted(
+    corpus: Corpus, documents: Iterator[Document | TokenizedSequences]
+) -> Iterator[Document | TokenizedSequences]:
+    yielded = 0
+    for document in documents:
+        yielded += len(document.text) if isinstance(document, Document) else int(document.lengths.sum())
+        if corpus.characters:
+            faults = corpus.characters.imbalances()
+            assert not faults, f"at the document {document.id!r}, `characters` is not balanced: {'; '.join(faults)}"
+        yield document
+    if corpus.characters:
+        name, stage = list(corpus.characters.items())[-1]
+        assert stage.passed == yielded, (
+            f"the last stage of `characters`, {name!r}, passed on {stage.passed:,}, but the documents hold {yielded:,}"
+        )
 
 
 def _check_parts(new: Callable[[], Corpus], files: Mapping[str, Path], found: list[Any], report: Counter[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pydantic import Field, field_validator
 
@@ -57,6 +57,11 @@ class BooksCorpus(FileCorpus):
 
     config: Config
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._decode = self.characters.stage("decode")
+        self._clean = self.characters.stage("clean")
+
     def read(self, part: Part) -> Iterator[Document]:
         """Yield a book, named after its file."""
         path = self.path_of(part)
@@ -69,7 +74,7 @@ class BooksCorpus(FileCorpus):
             self.report[f"books read as {codecs.lookup(encoding).name}"] += 1
             any_text = False
             for number, piece in enumerate(self._pieces(raw, stream, encoding), start=1):
-                text = clean_text(piece, self.report)
+                text = clean_text(piece, self.report, self._clean)
                 self.bytes_read = raw_file.tell()
                 if text:
                     any_text = True
@@ -80,20 +85,27 @@ class BooksCorpus(FileCorpus):
     def _pieces(self, raw: bytes, stream: IO[bytes], encoding: str) -> Iterator[str]:
         """Yield the text of a file, cut at white space where it exceeds one document."""
         decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
+        stage = self._decode
+        name = codecs.lookup(encoding).name
+        if any(raw.startswith(mark) for mark, taking in _MARKS.items() if taking == name):
+            stage.refuse("byte order mark", 1)
         carried = ""
         while raw:
             following = stream.read(file_corpus.MAX_DOCUMENT_BYTES)
             decoded = decoder.decode(raw, final=not following)
             if "\ufffd" in decoded:
-                self.report["characters that were broken or unknown replaced"] += decoded.count("\ufffd")
+                broken = decoded.count("\ufffd")
+                self.report["characters that were broken or unknown replaced"] += broken
+                stage.rewrite("broken or unknown characters", broken, broken)
             text = carried + decoded
             cut = max(text.rfind(" "), text.rfind("\n")) if following else -1
             cut = cut if cut > 0 else len(text)
-            yield text[:cut]
+            piece = text[:cut]
+            stage.received += len(piece)
+            stage.passed += len(piece)
+            yield piece
             carried = text[cut:]
             raw = following
-        if carried:
-            yield carried
 
 
 def _marked(raw: bytes) -> str | None:

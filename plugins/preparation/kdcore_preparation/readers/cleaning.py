@@ -7,6 +7,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 
+from kdcore_preparation.readers.character_account import CharacterStage
+
 # Other ways to end a line: Windows, old Macintosh, form feed, "next line", and Unicode's own separators.
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Control characters except tab and newline; byte order marks; noncharacters.
@@ -17,29 +19,48 @@ _SUSPECT = re.compile(
 )
 
 
-def clean_text(text: str, report: Counter[str]) -> str:
-    """Normalise a text and count the changes in `report`.
+WHITE_SPACE_AT_THE_ENDS = "white space at the ends"
+
+
+def clean_text(text: str, report: Counter[str], characters: CharacterStage | None = None) -> str:
+    """Normalise a text, count the changes in `report`, and the text's characters at a stage of an account.
 
     Unicode becomes normal form C, so that a word has one spelling; compatibility characters (½, full-width letters)
     stay. Line ends become newlines. Control characters, byte order marks and noncharacters are removed; halves of
     surrogate pairs become U+FFFD. The text is stripped.
     """
+    stage = CharacterStage() if characters is None else characters
+    stage.received += len(text)
     if _SUSPECT.search(text):
-        text = _without_suspects(text, report)
+        text = _without_suspects(text, report, stage)
     if not unicodedata.is_normalized("NFC", text):
+        before = len(text)
         text = unicodedata.normalize("NFC", text)
         report["documents brought into Unicode normal form C"] += 1
-    return text.strip()
+        stage.rewrite("Unicode normal form C", before, len(text))
+    stripped = text.strip()
+    if len(stripped) != len(text):
+        stage.drop(WHITE_SPACE_AT_THE_ENDS, len(text) - len(stripped))
+    stage.passed += len(stripped)
+    return stripped
 
 
-def decode_utf8(raw: bytes, report: Counter[str]) -> str:
-    """Decode UTF-8; each broken sequence of bytes becomes U+FFFD and is counted in `report`."""
+def decode_utf8(raw: bytes, report: Counter[str], characters: CharacterStage | None = None) -> str:
+    """Decode UTF-8; each broken sequence of bytes becomes U+FFFD and is counted in `report`.
+
+    In the account a broken sequence is one character before and after.
+    """
+    stage = CharacterStage() if characters is None else characters
     try:
-        return raw.decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError:
         text = raw.decode("utf-8", errors="replace")
-        report["broken UTF-8 replaced"] += text.count("\ufffd") - raw.count("\ufffd".encode())
-        return text
+        broken = text.count("\ufffd") - raw.count("\ufffd".encode())
+        report["broken UTF-8 replaced"] += broken
+        stage.rewrite("broken UTF-8", broken, broken)
+    stage.received += len(text)
+    stage.passed += len(text)
+    return text
 
 
 def cut_text(text: str, limit: int) -> Iterator[str]:
@@ -58,12 +79,17 @@ def cut_text(text: str, limit: int) -> Iterator[str]:
         yield text[start:]
 
 
-def _without_suspects(text: str, report: Counter[str]) -> str:
-    text = _LINE_ENDS.sub("\n", text)
+def _without_suspects(text: str, report: Counter[str], stage: CharacterStage) -> str:
+    before = len(text)
+    text, ends = _LINE_ENDS.subn("\n", text)
+    if ends:
+        stage.rewrite("line ends", before - len(text) + ends, ends)
     text, controls = _NO_TEXT.subn("", text)
-    text, halves = _SURROGATE.subn("\ufffd", text)
     if controls:
         report["control characters removed"] += controls
+        stage.drop("control characters", controls)
+    text, halves = _SURROGATE.subn("\ufffd", text)
     if halves:
         report["halves of surrogate pairs replaced"] += halves
+        stage.rewrite("halves of surrogate pairs", halves, halves)
     return text

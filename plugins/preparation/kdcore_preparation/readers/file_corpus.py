@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 from pydantic import Field
 
 from kdcore import PART_BYTES, Corpus, CorpusConfig, DataError, Document, Part, PathString, TokenizedSequences
+from kdcore_preparation.readers.character_account import CharacterAccount, CharacterStage
 from kdcore_preparation.readers.cleaning import clean_text, cut_text
 from kdcore_preparation.readers.input_files import input_files, is_plain
 
@@ -25,7 +26,13 @@ _MOST_BAD_AT_FIRST = 100
 
 
 class PartedCorpus(Corpus):
-    """Base of readers that read their parts in order."""
+    """Base of readers that read their parts in order and keep an account of their characters."""
+
+    characters: CharacterAccount
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.characters = CharacterAccount()
 
     def documents(self) -> Iterator[Document | TokenizedSequences]:
         """Yield the documents of all parts."""
@@ -33,13 +40,25 @@ class PartedCorpus(Corpus):
             yield from self.read(part)
 
     def finished(self, name: str, text: str) -> Iterator[Document]:
-        """Clean a text and yield its document: none if empty, several if very long. Everything is counted."""
-        text = clean_text(text, self.report)
+        """Clean a text and yield its document: none if empty, several if very long.
+
+        Everything is counted, characters at the stages `clean` and `cut`.
+        """
+        text = clean_text(text, self.report, self.characters.stage("clean"))
         if not text:
             self.report["empty documents skipped"] += 1
-        pieces = [piece for piece in cut_text(text, MAX_DOCUMENT_BYTES) if not piece.isspace()]
+        stage = self.characters.stage("cut")
+        pieces = []
+        for piece in cut_text(text, MAX_DOCUMENT_BYTES):
+            stripped = piece.strip()
+            stage.received += len(piece)
+            stage.passed += len(stripped)
+            if len(stripped) != len(piece):
+                stage.drop("white space at cuts", len(piece) - len(stripped))
+            if stripped:
+                pieces.append(stripped)
         for number, piece in enumerate(pieces, start=1):
-            yield self.continued(name, number, piece.strip())
+            yield self.continued(name, number, piece)
 
     def continued(self, name: str, number: int, text: str) -> Document:
         """Return piece `number` of a document that may be cut."""
@@ -134,8 +153,17 @@ class Line(NamedTuple):
     complete: bool
 
 
-def read_lines(stream: IO[bytes], path: Path, start: int, end: int | None, limit: int | None = None) -> Iterator[Line]:
+def read_lines(
+    stream: IO[bytes],
+    path: Path,
+    start: int,
+    end: int | None,
+    limit: int | None = None,
+    characters: CharacterStage | None = None,
+) -> Iterator[Line]:
     """Yield the lines that start between `start` and `end`; one over `limit` bytes comes in several pieces.
+
+    A byte order mark at the start of the file is left out and counted in `characters`.
 
     Raises:
         DataError: the file is UTF-16.
@@ -147,7 +175,7 @@ def read_lines(stream: IO[bytes], path: Path, start: int, end: int | None, limit
     while (within or end is None or position < end) and (read := stream.readline(asked := limit - len(carried))):
         position += len(read)
         complete = read.endswith(b"\n") or len(read) < asked
-        line = carried + (_without_byte_order_mark(read, path) if at_first else read)
+        line = carried + (_without_byte_order_mark(read, path, characters) if at_first else read)
         at_first = False
         if complete:
             yield Line(number, line_start, line, True)
@@ -252,9 +280,13 @@ def _cut(line: bytes) -> int:
     return end
 
 
-def _without_byte_order_mark(line: bytes, path: Path) -> bytes:
+def _without_byte_order_mark(line: bytes, path: Path, characters: CharacterStage | None) -> bytes:
     if line.startswith(_UTF16_MARKS):
         raise DataError(
             "is UTF-16 text, which is not supported", where=str(path), hint="convert it to UTF-8, e.g. with iconv"
         )
+    if not line.startswith(_BYTE_ORDER_MARK):
+        return line
+    if characters is not None:
+        characters.refuse("byte order mark", 1)
     return line.removeprefix(_BYTE_ORDER_MARK)

@@ -26,6 +26,10 @@ class Hdf5Corpus(FileCorpus):
     sequences that have them are counted.
     """
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._tokens = self.characters.stage("tokens")
+
     def files(self) -> Mapping[str, Path]:
         """List the shards by their names; other files in the folder are ignored."""
         found = input_files(self.config.path)
@@ -100,6 +104,8 @@ class Hdf5Corpus(FileCorpus):
         segments = int(((columns["segment_ids"] != 0) & (mask != 0)).any(axis=1).sum())
         if segments:
             self.report["sequences of two segments read as one"] += segments
+        self._tokens.received += int(mask.sum())
+        self._tokens.passed += int(lengths.sum())
         tokens = seen.copy()
         rows, places = np.nonzero(positions)
         tokens[rows, positions[rows, places]] = columns["masked_lm_ids"][rows, places]

@@ -53,6 +53,8 @@ class HuggingFaceCorpus(PartedCorpus):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        self.characters.stage("clean")
+        self.characters.stage("cut")
         self._loaded: Any = None
 
     def files(self) -> Mapping[str, Path]:

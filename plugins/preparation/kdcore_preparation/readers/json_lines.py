@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pydantic import Field
 
@@ -19,8 +21,13 @@ from kdcore_preparation.readers.file_corpus import (
 )
 from kdcore_preparation.readers.input_files import open_counted
 
+_PAST_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
+
 MAX_RECORD_BYTES = 64 * 2**20
 """A longer line is not read: JSON cannot be cut."""
+
+_UNUSABLE = "records that cannot be used"
 
 
 class JsonLinesCorpus(FileCorpus):
@@ -36,6 +43,13 @@ class JsonLinesCorpus(FileCorpus):
         field: str = Field("text", min_length=1, description="Key of the text in each object.")
 
     config: Config
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._decode = self.characters.stage("decode")
+        self._json = self.characters.stage("JSON")
+        self.characters.stage("clean")
+        self.characters.stage("cut")
 
     def parts(self) -> Sequence[Part]:
         """List ranges of large plain files; compressed and small files as a whole."""
@@ -53,26 +67,31 @@ class JsonLinesCorpus(FileCorpus):
             if self.skips_binary(part, path, head_of(stream)):
                 return
             good = skipped = 0
-            for line in read_lines(stream, path, part.start, part.end, MAX_RECORD_BYTES):
+            for line in read_lines(stream, path, part.start, part.end, MAX_RECORD_BYTES, self._decode):
+                text = decode_utf8(line.raw, self.report, self._decode)
+                self._json.received += len(text)
                 if line.number == skipped:
+                    self._json.drop(_UNUSABLE, len(text))
                     continue
-                found = self._text(line.raw) if line.complete else ValueError("is longer than 64 MiB")
+                found = self._text(text) if line.complete else ValueError("is longer than 64 MiB")
                 self.bytes_read = raw_file.tell() - part.start
                 if isinstance(found, str):
                     good += 1
+                    self._json.passed += len(found)
                     yield from self.finished(f"{part.name}:{line.number}", found)
                 elif found is not None:
                     skipped = line.number
+                    self._json.drop(_UNUSABLE, len(text))
                     bad.add(f"line {line_in_file(path, part, line)}", str(found), good=good)
         bad.raise_if_any()
 
-    def _text(self, raw: bytes) -> str | ValueError | None:
+    def _text(self, line: str) -> str | ValueError | None:
         """Return the text of a line; None for a blank line; else a description of what is wrong."""
-        line = decode_utf8(raw, self.report).strip()
-        if not line:
+        if not line or line.isspace():
+            self._json.drop("blank lines", len(line))
             return None
         try:
-            record = json.loads(line)
+            record = json.loads(line.strip())
         except (ValueError, RecursionError) as error:
             return ValueError(f"is not JSON: {error}")
         if not isinstance(record, dict):
@@ -83,7 +102,36 @@ class JsonLinesCorpus(FileCorpus):
             )
         text = record[self.config.field]
         if text is None:
+            self._json.drop("records whose text is null", len(line))
             return ""
         if not isinstance(text, str):
             return ValueError(f'has no text under "{self.config.field}" (found {type(text).__name__})')
+        literal = _length_of_literal(line, self.config.field)
+        self._json.drop("other fields and syntax", len(line) - literal)
+        if literal != len(text):
+            self._json.rewrite("escapes", literal, len(text))
         return text
+
+
+def _length_of_literal(line: str, field: str) -> int:
+    """Return the number of characters between the quotes of a string in an object.
+
+    Args:
+        line: the object, known to be valid JSON that holds a string under `field`.
+        field: the key; the last one counts if the object has it repeatedly.
+    """
+    length = 0
+    place = line.index("{")
+    while line[place] != "}":
+        key, place = _DECODER.raw_decode(line, _past_white_space(line, place + 1))
+        start = _past_white_space(line, _past_white_space(line, place) + 1)  # past the colon
+        _, place = _DECODER.raw_decode(line, start)
+        if key == field:
+            length = place - start - 2
+        place = _past_white_space(line, place)
+    return length
+
+
+def _past_white_space(line: str, place: int) -> int:
+    found = _PAST_WHITE_SPACE.match(line, place)
+    return place if found is None else found.end()

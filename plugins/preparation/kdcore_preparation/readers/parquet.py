@@ -28,6 +28,11 @@ class ParquetCorpus(FileCorpus):
 
     config: Config
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.characters.stage("clean")
+        self.characters.stage("cut")
+
     def parts(self) -> Sequence[Part]:
         """List the file's groups of rows, small ones joined."""
         parts: list[Part] = []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from pydantic import Field
 
 from kdcore import Document, Part
 from kdcore_preparation.readers import file_corpus
+from kdcore_preparation.readers.character_account import CharacterStage
 from kdcore_preparation.readers.cleaning import clean_text, decode_utf8
 from kdcore_preparation.readers.file_corpus import WHITE_SPACE, FileCorpus, head_of, parts_of_lines, read_lines
 from kdcore_preparation.readers.input_files import open_counted
@@ -33,6 +34,11 @@ class TextCorpus(FileCorpus):
 
     config: Config
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._decode = self.characters.stage("decode")
+        self._clean = self.characters.stage("clean")
+
     def parts(self) -> Sequence[Part]:
         """List ranges of large plain files; compressed and small files as a whole."""
         return parts_of_lines(self.files())
@@ -46,12 +52,13 @@ class TextCorpus(FileCorpus):
         with open_counted(path) as (stream, raw_file):
             if self.skips_binary(part, path, head_of(stream)):
                 return
-            pieces = _lines(stream, path, part) if self.config.documents == "lines" else _blocks(stream, path, part)
+            separate = _lines if self.config.documents == "lines" else _blocks
+            pieces = separate(stream, path, part, self._decode)
             previous, piece = 0, 1
             for line, raw in pieces:
                 piece = piece + 1 if line == previous else 1
                 previous = line
-                text = clean_text(decode_utf8(raw, self.report), self.report)
+                text = clean_text(decode_utf8(raw, self.report, self._decode), self.report, self._clean)
                 self.bytes_read = raw_file.tell() - part.start
                 if text:
                     yield self.continued(f"{part.name}:{line}", piece, text)
@@ -59,22 +66,24 @@ class TextCorpus(FileCorpus):
                     self.report["empty documents skipped"] += 1
 
 
-def _lines(stream: IO[bytes], path: Path, part: Part) -> Iterator[tuple[int, bytes]]:
-    for line in read_lines(stream, path, part.start, part.end):
+def _lines(stream: IO[bytes], path: Path, part: Part, characters: CharacterStage) -> Iterator[tuple[int, bytes]]:
+    for line in read_lines(stream, path, part.start, part.end, characters=characters):
         yield line.number, line.raw
 
 
-def _blocks(stream: IO[bytes], path: Path, part: Part) -> Iterator[tuple[int, bytes]]:
+def _blocks(stream: IO[bytes], path: Path, part: Part, characters: CharacterStage) -> Iterator[tuple[int, bytes]]:
     """Yield (number of the first line, lines up to a blank one); blocks over the limit come in several pieces.
 
-    What follows the first blank line at or after a part's end belongs to the next part.
+    What follows the first blank line at or after a part's end belongs to the next part, that blank line to this one.
     """
     block: list[bytes] = []
     size = start = 0
     begun = part.start == 0
-    for line in read_lines(stream, path, part.start, None):
+    for line in read_lines(stream, path, part.start, None, characters=characters):
         beyond = part.end is not None and line.start >= part.end
         if not line.raw.strip(WHITE_SPACE):
+            if begun:
+                characters.refuse("blank lines", len(line.raw))
             if block:
                 yield start, b"".join(block)
             block, size, begun = [], 0, True

@@ -1,0 +1,132 @@
+"""Account of the characters that a reader receives, drops, rewrites and passes on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
+
+
+class CharacterStage:
+    """Characters at one stage of reading.
+
+    A stage is balanced if `received + net_change == dropped + passed`. All four are counted where they arise, from the
+    lengths of the strings themselves; none is computed from the others, so that `remainder` shows what was forgotten.
+
+    Attributes:
+        received: characters that the stage was given.
+        passed: characters that it gave to the next stage; those of the last stage are the documents' texts.
+        dropped: characters that were removed, by reason.
+        rewritten: characters before and after rewriting, by reason: `{"line ends": [20, 10]}`.
+    """
+
+    __slots__ = ("dropped", "passed", "received", "rewritten")
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.passed = 0
+        self.dropped: Counter[str] = Counter()
+        self.rewritten: dict[str, list[int]] = {}
+
+    def drop(self, reason: str, characters: int) -> None:
+        """Count characters that have been received and were removed."""
+        self.dropped[reason] += characters
+
+    def refuse(self, reason: str, characters: int) -> None:
+        """Count a text that is dropped as a whole and has not been counted as received."""
+        self.received += characters
+        self.dropped[reason] += characters
+
+    def rewrite(self, reason: str, before: int, after: int) -> None:
+        """Count characters that were replaced by others: their number before and after.
+
+        Count the replaced passages only where a substitution finds them; where a function rewrites a text as a whole,
+        such as Unicode normalisation, count the whole text.
+        """
+        counts = self.rewritten.setdefault(reason, [0, 0])
+        counts[0] += before
+        counts[1] += after
+
+    @property
+    def net_change(self) -> int:
+        """Characters after all rewriting minus those before; negative where texts became shorter."""
+        return sum(after - before for before, after in self.rewritten.values())
+
+    @property
+    def remainder(self) -> int:
+        """Characters that disappeared without a count (positive) or appeared (negative); 0 if balanced."""
+        return self.received + self.net_change - sum(self.dropped.values()) - self.passed
+
+    def add(self, other: CharacterStage) -> None:
+        """Add the counts of another account's stage."""
+        self.received += other.received
+        self.passed += other.passed
+        self.dropped.update(other.dropped)
+        for reason, (before, after) in other.rewritten.items():
+            self.rewrite(reason, before, after)
+
+    def clear(self) -> None:
+        """Set all counts to 0."""
+        self.received = self.passed = 0
+        self.dropped.clear()
+        self.rewritten.clear()
+
+
+class CharacterAccount(dict[str, CharacterStage]):
+    """The stages of a reader by name, in their order: what one passes on, the next receives.
+
+    A reader that keeps an account has it as `characters`, beside `report`, and creates all its stages in `__init__`:
+
+        class Reviews(FileCorpus):
+            def __init__(self, config: Any) -> None:
+                super().__init__(config)
+                self._decode = self.characters.stage("decode")
+                self._markup = self.characters.stage("markup")
+                self._clean = self.characters.stage("clean")
+
+            def _text(self, raw: bytes) -> str:
+                marked = decode_utf8(raw, self.report, self._decode)
+                self._markup.received += len(marked)
+                text, tags = TAG.subn("", marked)
+                if tags:
+                    self._markup.drop("tags", len(marked) - len(text))
+                self._markup.passed += len(text)
+                return clean_text(text, self.report, self._clean)
+
+    Whenever a document has been yielded, every stage is balanced, and each stage has received what the stage before it
+    passed on; `imbalances` lists the places where this does not hold. What the last stage has passed on are the
+    documents' texts. A text that is cut into several documents is counted before the first of them is yielded. A page
+    or record that is skipped is counted at the stage that skips it, with its characters (`refuse` or `drop` of the
+    stage). The account is cleared before each part is read, in place, so that a reader may keep its stages. Count with
+    `len` of whole strings before and after a substitution that has fired, never in a loop over characters.
+
+    The account is optional: nothing is claimed about the characters of a reader without one (`characters` is None).
+    """
+
+    def stage(self, name: str) -> CharacterStage:
+        """Return a stage; a new one follows those that exist."""
+        return self.setdefault(name, CharacterStage())
+
+    def add(self, other: Mapping[str, CharacterStage]) -> None:
+        """Add the counts of another account with the same stages, such as that of another part."""
+        for name, stage in other.items():
+            self.stage(name).add(stage)
+
+    def clear(self) -> None:
+        """Set all counts to 0; the stages stay."""
+        for stage in self.values():
+            stage.clear()
+
+    def imbalances(self) -> list[str]:
+        """Describe where characters are missing or too many; empty if the account holds."""
+        found = [
+            f"{name}: {stage.remainder:,} of {stage.received:,} characters are unaccounted for"
+            for name, stage in self.items()
+            if stage.remainder
+        ]
+        for (before, first), (after, second) in pairwise(self.items()):
+            if first.passed != second.received:
+                found.append(
+                    f"{before} passed on {first.passed:,} characters, but {after} received {second.received:,}"
+                )
+        return found
