@@ -38,6 +38,23 @@ class Installation:
 
 
 @pytest.fixture(scope="session")
+def new_environment() -> Callable[[Path], Installation]:
+    """Create a virtual environment without any package in a folder."""
+
+    def make(folder: Path) -> Installation:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+        return Installation(folder / "venv")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_pip() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the pip of the running environment."""
+    return pip
+
+
+@pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with one wheel of each package of this repository."""
     folder = tmp_path_factory.mktemp("wheels")
@@ -47,15 +64,19 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def install(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Installation]:
-    """Install into a new virtual environment what `pip install` accepts. Skips without a package index."""
+def package_index(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skip without a package index."""
     probe = pip("download", "--quiet", "--no-deps", "--retries", "0", "--dest", tmp_path_factory.mktemp("p"), "tqdm")
     if probe.returncode:
         pytest.skip(f"pip finds no package index: {(probe.stderr.strip() or 'no message').splitlines()[-1]}")
 
+
+@pytest.fixture(scope="session")
+def install(wheels: Path, package_index: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Installation]:
+    """Install into a new virtual environment what `pip install` accepts. Skips without a package index."""
+
     def make(*packages: str, data: bool = False) -> Installation:
-        made = Installation(tmp_path_factory.mktemp("installed") / "venv")
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made.folder)], check=True)
+        made = new_environment(tmp_path_factory.mktemp("installed"))
         into = ("--python", made.folder / "bin" / "python", "install", "--quiet", "--no-compile")
         found = ("--find-links", wheels, "--constraint", ROOT / "constraints.txt")
         demo = ("--no-deps", "--requirement", ROOT / "requirements-data.txt")
