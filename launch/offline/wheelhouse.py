@@ -101,7 +101,8 @@ def read_freeze(file: Path) -> dict[str, Version]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=str(file)) from error
+        hint = "give the output of `python -m pip freeze` on the machine (make wheelhouse INSTALLED=FILE)"
+        raise InputError(f"cannot be read ({error})", where=str(file), hint=hint) from error
     found: dict[str, Version] = {}
     for number, line in enumerate(lines, 1):
         text = line.split(" #")[0].strip()
