@@ -17,4 +17,5 @@ from .readers.huggingface import DatasetSource as DatasetSource
 from .readers.huggingface import load_source as load_source
 from .readers.input_files import input_files as input_files
 from .readers.input_files import open_input as open_input
+from .readers.input_files import table_files as table_files
 from .tokenizer_training import train_tokenizer as train_tokenizer

@@ -11,6 +11,7 @@ from pydantic import Field
 from kdcore import PART_BYTES, Corpus, CorpusConfig, DataError, Document, Part, PathString, TokenizedSequences
 from kdcore_preparation.readers.character_account import CharacterAccount, CharacterStage
 from kdcore_preparation.readers.cleaning import clean_text, cut_text
+from kdcore_preparation.readers.file_listing import InputFiles
 from kdcore_preparation.readers.input_files import input_files, is_plain
 
 MAX_DOCUMENT_BYTES = 16 * 2**20
@@ -87,9 +88,14 @@ class FileCorpus(PartedCorpus):
         return input_files(self.config.path)
 
     def path_of(self, part: Part) -> Path:
-        """Return the file of a part. Files are listed once: a folder may hold many, each of them a part."""
+        """Return the file of a part; the first part of all also counts the entries that are no input files.
+
+        Files are listed once: a folder may hold many, each of them a part.
+        """
         if part.file not in self._paths:
             self._paths = self.files()
+        if part.start == 0 and part.file == next(iter(self._paths)) and isinstance(self._paths, InputFiles):
+            self.report.update(self._paths.left_out)
         return self._paths[part.file]
 
     def parts(self) -> Sequence[Part]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kdcore import DataError, Part, TokenizedSequences, first_line
 from kdcore_preparation.readers.file_corpus import FileCorpus
+from kdcore_preparation.readers.file_listing import InputFiles
 from kdcore_preparation.readers.input_files import input_files
 
 _ROWS = 512
@@ -33,7 +34,7 @@ class Hdf5Corpus(FileCorpus):
     def files(self) -> Mapping[str, Path]:
         """List the shards by their names; other files in the folder are ignored."""
         found = input_files(self.config.path)
-        shards = {name: path for name, path in found.items() if path.suffix in _SUFFIXES}
+        shards = InputFiles({name: path for name, path in found.items() if path.suffix in _SUFFIXES}, found.left_out)
         if not shards:
             raise DataError(
                 "the folder contains no HDF5 files",

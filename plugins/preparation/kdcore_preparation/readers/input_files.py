@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import glob
 import gzip
 import io
 import json
@@ -15,45 +13,57 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from kdcore import DataError, atomic_write, sha256_of_file
+from kdcore_preparation.readers.file_listing import InputFiles, find_files
+from kdcore_preparation.readers.input_streams import Bzip2Streams, ZstdFrames
 
 _GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to be skipped
 BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 """First bytes of a bzip2 stream; the second form is that of an empty one."""
 
 _FOREIGN_COMPRESSION = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"7z\xbc\xaf\x27\x1c": "7z"}
 
+_ENDINGS = (".gz", ".bz2", ".zst")
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_HEAD = 256
+
 Compression = Literal["gzip", "bzip2", "zstd"]
 
 
-def input_files(path: str) -> dict[str, Path]:
+def input_files(path: str) -> InputFiles:
     """Find the files of `path`: one file, all files below a folder, or those that match a glob.
 
-    Hidden files are left out of folders, and a glob's matches are files only.
+    Hidden files are left out of folders, and a glob's matches are files only. Links are followed, except links to a
+    folder that contains them. Entries that cannot be read are left out and counted.
 
     Returns:
         The files in the order of their names. A name is relative to the folder (or to the part of the glob before its
         first wildcard), so it does not depend on where the data is stored.
 
     Raises:
-        DataError: the path does not exist or contains no files.
+        DataError: the path does not exist, cannot be read or contains no files.
     """
-    place = Path(path)
-    if place.is_file():
-        return {place.name: place}
-    if place.is_dir():
-        root = place
-        found = [file for file in place.rglob("*") if not _hidden(file.relative_to(place))]
-    elif glob.has_magic(path):
-        root = _fixed_part(place)
-        found = [Path(match) for match in glob.iglob(path, recursive=True)]
-    else:
-        raise DataError("no such file or folder", where=path)
-    files = {file.relative_to(root).as_posix(): file for file in found if file.is_file()}
+    return find_files(path)
+
+
+def table_files(path: str) -> InputFiles:
+    """Find files as `input_files` does, without those that Spark and Hadoop write beside their data.
+
+    These are files and folders whose names begin with an underscore (`_SUCCESS`, `_metadata`) and checksums (`.crc`). A
+    single file that `path` names is always taken.
+    """
+    found = input_files(path)
+    if Path(path).is_file():
+        return found
+    beside = [name for name in found if _beside_data(name)]
+    files = InputFiles({name: file for name, file in found.items() if name not in beside}, found.left_out)
+    if beside:
+        files.left_out[f"files beside the data left out (the first: {beside[0]})"] += len(beside)
     if not files:
-        what = "the folder contains no files" if place.is_dir() else "no file matches the pattern"
-        raise DataError(what, where=path, hint="name a text file, a folder of text files or a glob such as texts/*.txt")
-    return dict(sorted(files.items()))
+        raise DataError(
+            "contains only files such as _SUCCESS and checksums", where=path, hint="name files with records"
+        )
+    return files
 
 
 def compression(path: Path) -> Compression | None:
@@ -64,7 +74,7 @@ def compression(path: Path) -> Compression | None:
     """
     try:
         with path.open("rb") as raw:
-            head = raw.read(10)
+            head = raw.read(_HEAD)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
     for magic, kind in _FOREIGN_COMPRESSION.items():
@@ -77,9 +87,13 @@ def compression(path: Path) -> Compression | None:
             )
     if head.startswith(_GZIP):
         return "gzip"
-    if head.startswith(_ZSTD):
+    if _ZSTD.match(head):
         return "zstd"
-    return "bzip2" if BZIP2.match(head) else None
+    if BZIP2.match(head):
+        return "bzip2"
+    if path.suffix.lower() in _ENDINGS and _CONTROL.search(head):
+        raise damaged(path, f"it does not begin as a {path.suffix} file")
+    return None
 
 
 def is_plain(path: Path) -> bool:
@@ -92,10 +106,13 @@ def is_plain(path: Path) -> bool:
 
 @contextmanager
 def open_input(path: Path) -> Iterator[IO[bytes]]:
-    """Open a plain, gzip, bzip2 (multistream too) or zstd file for reading bytes; the type is detected by content.
+    """Open a plain, gzip, bzip2 or zstd file for reading bytes; the type is detected by content.
+
+    All streams, members and frames of a compressed file are read. Zero bytes may follow the last member of a gzip file.
 
     Raises:
-        DataError: also for reads inside the `with` block: the compressed data is damaged or ends too early.
+        DataError: also for reads inside the `with` block: the compressed data is damaged, ends too early or is followed
+            by other data.
     """
     with open_counted(path) as (stream, _):
         yield stream
@@ -114,11 +131,9 @@ def open_counted(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         if kind == "gzip":
             opened = gzip.GzipFile(fileobj=raw)
         elif kind == "bzip2":
-            opened = bz2.BZ2File(raw)
+            opened = io.BufferedReader(Bzip2Streams(raw))
         elif kind == "zstd":
-            import pyarrow
-
-            opened = io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"))
+            opened = io.BufferedReader(ZstdFrames(raw))
         try:
             yield opened, raw
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -185,14 +200,7 @@ def damaged(path: Path, error: Exception | str) -> DataError:
     )
 
 
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
-
-
-def _fixed_part(pattern: Path) -> Path:
-    fixed = Path(pattern.parts[0])
-    for part in pattern.parts[1:]:
-        if glob.has_magic(part):
-            break
-        fixed /= part
-    return fixed
+def _beside_data(name: str) -> bool:
+    """Return whether a name is one that Spark, Hadoop and Arrow ignore; `_key=value` is a folder of data."""
+    parts = name.split("/")
+    return name.endswith(".crc") or any(part.startswith("_") and "=" not in part for part in parts)

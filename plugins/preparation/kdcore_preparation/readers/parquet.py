@@ -10,6 +10,8 @@ from pydantic import Field
 
 from kdcore import PART_BYTES, DataError, Document, Part, first_line
 from kdcore_preparation.readers.file_corpus import FileCorpus
+from kdcore_preparation.readers.file_listing import InputFiles
+from kdcore_preparation.readers.input_files import table_files
 
 _BATCH_ROWS = 256
 
@@ -32,6 +34,10 @@ class ParquetCorpus(FileCorpus):
         super().__init__(config)
         self.characters.stage("clean")
         self.characters.stage("cut")
+
+    def files(self) -> InputFiles:
+        """List the files by their names, without those that Spark writes beside them."""
+        return table_files(self.config.path)
 
     def parts(self) -> Sequence[Part]:
         """List the file's groups of rows, small ones joined."""

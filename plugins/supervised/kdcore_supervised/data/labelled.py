@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
-from kdcore_preparation import input_files
+from kdcore_preparation import table_files
 from pydantic import BeforeValidator, Field, model_validator
 
 from kdcore import ComponentConfig, DataError, PathOrHubName, PathString
@@ -257,7 +257,9 @@ def _read_files(data: LabelledData, split: str, report: Counter[str]) -> Labelle
     label, unlabelled = str(data.label), split == "test"
     needed = [*data.columns, *([] if unlabelled else [label]), *([data.id] if data.id else [])]
     try:
-        tables = [read_table(file, needed, [label], report) for file in input_files(path).values()]
+        files = table_files(path)
+        report.update(files.left_out)
+        tables = [read_table(file, needed, [label], report) for file in files.values()]
         return merged(tables, path)
     except DataError as error:
         raise DataError(

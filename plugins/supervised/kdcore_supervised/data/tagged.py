@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from kdcore_preparation import input_files
+from kdcore_preparation import table_files
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
@@ -257,7 +257,9 @@ def _read_files(data: TaggedData, name: str, report: Counter[str]) -> TaggedPart
         return None
     texts: list[TaggedText] = []
     try:
-        for file in input_files(path).values():
+        files = table_files(path)
+        report.update(files.left_out)
+        for file in files.values():
             texts += _read_file(data, file, name, report)
     except DataError as error:
         raise DataError(replace(one, key=one.key or f"task.data.{name}") for one in error.problems) from error
