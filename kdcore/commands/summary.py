@@ -91,6 +91,9 @@ def _values(rows: Iterable[Mapping[str, float]], kind: str) -> dict[str, list[fl
 
 def _held_out_rows(run: FinishedRun) -> dict[str, str]:
     """Format the first held-out value of each loss (before training, or when it became active) and the last one."""
+    from kdcore.training.loop.events import explained_shares
+
+    explained = explained_shares({name: values[-1] for name, values in run.held_out.items()}, run.constants)
     rows = {}
     for label, (first, *later) in run.held_out.items():
         if later:
@@ -98,6 +101,8 @@ def _held_out_rows(run: FinishedRun) -> dict[str, str]:
             rows[f"held-out {label}"] = f"{first:.4f} at the start, {later[-1]:.4f} at the end{ratio}"
             if label in run.constants:
                 rows[f"held-out {label}"] += f"; best constant prediction: {run.constants[label]:.4f}"
+            if label in explained:
+                rows[f"held-out {label}"] += f" (explained: {explained[label]:.1%})"
     return rows
 
 

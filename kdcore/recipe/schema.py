@@ -293,6 +293,9 @@ class CheckpointSettings(ComponentConfig):
         default_factory=list,
         description="Fractions of the budget at which the student is exported to `exports/budget-SHARE`.",
     )
+    export_at_start: bool = Field(
+        True, description="Export the student before training to `exports/initial`, a baseline of evaluations."
+    )
     export_at_end: bool = Field(True, description="Export the finished student to `exports/final`.")
 
 

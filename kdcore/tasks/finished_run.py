@@ -42,6 +42,12 @@ class FinishedRun:
         return _load(str(self.export))
 
     @cached_property
+    def initial(self) -> Any | None:
+        """The student before training, loaded likewise; None if the run did not export it."""
+        folder = self.folder / "exports" / "initial"
+        return _load(str(folder)) if folder.is_dir() else None
+
+    @cached_property
     def teacher(self) -> Any | None:
         """The teacher, loaded likewise; None without one."""
         return None if self.teacher_source is None else _load(self.teacher_source)

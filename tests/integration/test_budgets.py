@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import kdcore
 from kdcore.commands.main import main
@@ -76,7 +78,7 @@ def test_every_marker_and_validation_comes_once_with_and_without_restarts(
     results = [train(*SCHEDULE, "run.id=restarted") for _ in range(4)]
     assert [result.finished for result in results] == [False, False, False, True]
     restarted = results[-1].folder
-    assert len(written) == len(set(written)) == len(MARKERS) + 1
+    assert len(written) == len(set(written)) == len(MARKERS) + 2, "the initial and the final student, and the markers"
     assert steps_of_exports(restarted) == steps_of_exports(whole)
     for name in ("held_out/loss", "train/loss", "train/lr"):
         assert [(row["step"], row[name]) for row in rows_of(restarted, name)] == [
@@ -115,8 +117,20 @@ def test_no_final_export_where_none_is_wanted(train: Callable[..., RunResult]) -
     assert result.finished
     assert result.export is None
     assert result.exit_code == 0
-    assert [path.name for path in (result.folder / "exports").iterdir()] == ["budget-0.5"]
+    assert {path.name for path in (result.folder / "exports").iterdir()} == {"initial", "budget-0.5"}
     assert train("checkpoints.export_at_end=false", "checkpoints.export_at=[0.5]").finished
+
+
+def test_the_student_before_training_is_exported_unless_disabled(train: Callable[..., RunResult]) -> None:
+    run = train("training.budget.steps=2", "run.id=exported").folder
+    only = ["training.budget.steps=1", "optimizer.lr=0", "checkpoints.export_at_start=false", "run.id=unchanged"]
+    unchanged = train(*only).folder / "exports"
+    assert [path.name for path in unchanged.iterdir()] == ["final"]
+    folders = (run / "exports" / "initial", unchanged / "final", run / "exports" / "final")
+    initial, expected, final = (load_file(folder / "model.safetensors") for folder in folders)
+    assert initial.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in initial.items())
+    assert not all(torch.equal(tensor, final[name]) for name, tensor in initial.items())
 
 
 def test_milestones_are_kept_for_good(train: Callable[..., RunResult]) -> None:
@@ -174,7 +188,7 @@ def test_processes_whose_clocks_differ_by_minutes_stop_at_the_same_step(small_re
     )
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "small" / "1"
-    assert {path.name for path in (run / "exports").iterdir()} == {"budget-0.3", "budget-0.6", "final"}
+    assert {path.name for path in (run / "exports").iterdir()} == {"initial", "budget-0.3", "budget-0.6", "final"}
     assert rows_of(run, "train/loss")
 
 

@@ -36,7 +36,16 @@ def test_it_tells_what_the_run_measured_and_what_the_models_are(
     assert f"best constant prediction: {variance:.4f}" in loss
     log = (result.folder / "train.log").read_text(encoding="utf-8")
     assert f"step 0: held-out loss {held_out[0]:.5g} (constant prediction: {variance:.5g})" in log
+    explained = [1 - value / variance for value in held_out]
+    assert [row["explained/hidden_mse"] for row in metrics if "explained/hidden_mse" in row] == pytest.approx(explained)
+    baselines = (
+        f"before training: {held_out[0]:.5g}, constant prediction: {variance:.5g}, explained: {explained[-1]:.1%}"
+    )
+    assert f"held-out loss {held_out[-1]:.5g} ({baselines})" in log
+    assert f"(explained: {explained[-1]:.1%})" in loss
     assert result.export is not None
+    card = (result.export / "README.md").read_text(encoding="utf-8")
+    assert f"| held-out hidden_mse | {held_out[-1]:.5g} ({baselines}) |" in card
     parameters = sum(parameter.numel() for parameter in AutoModel.from_pretrained(result.export).parameters())
     text = "\n".join(rows.values())
     assert f"student {parameters:,}" in text

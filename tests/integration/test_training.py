@@ -395,7 +395,8 @@ def test_a_ruined_run_is_neither_checkpointed_nor_exported(train: Callable[..., 
     with pytest.raises(kdcore.TrainingError, match="not finite") as caught:
         train("optimizer.lr=1e30", "logging.every=1000", "scheduler.warmup=0.0", "training.budget.steps=12")
     assert caught.value.exit_code == 3
-    assert not (tmp_path / "runs" / "small" / "1" / "exports").exists()
+    exports = tmp_path / "runs" / "small" / "1" / "exports"
+    assert [path.name for path in exports.iterdir()] == ["initial"]
     assert not list((tmp_path / "runs" / "small" / "1").glob("checkpoints/step-*"))
 
 

@@ -18,7 +18,7 @@ import shutil
 import stat
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +60,7 @@ class TrainingState:
         milestone: whether it is kept permanently.
         best_score: the best score so far, whose student has been exported; None without one.
         stage: the run's stage, counted from 0.
+        initial: held-out values before training; empty if the run did not validate then.
     """
 
     step: StoredCount
@@ -70,6 +71,7 @@ class TrainingState:
     milestone: bool = False
     best_score: float | None = None
     stage: StoredCount = 0
+    initial: dict[str, FiniteNumber] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

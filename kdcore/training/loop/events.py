@@ -69,12 +69,34 @@ class ValidationEvent:
         values: held-out loss of each term, their weighted sum as `loss`, and the task's scores.
         metric: name of the task's main score; None if `values` holds no scores.
         constants: what the best constant predictions reach, by the names in `values`; `loss` only if all terms have it.
+        initial: values of the student before training, whose losses were active then.
     """
 
     progress: Progress
     values: Mapping[str, float]
     metric: str | None
     constants: Mapping[str, float] = field(default_factory=dict)
+    initial: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def explained(self) -> dict[str, float]:
+        """The explained share of each loss that has a constant baseline."""
+        return explained_shares(self.values, self.constants)
+
+    def baselines_of(self, name: str) -> str:
+        """Format what a value has to be compared with, in parentheses after a space; empty if nothing is known."""
+        trained = self.progress.step > 0
+        notes = [f"before training: {self.initial[name]:.5g}"] if trained and name in self.initial else []
+        if name in self.constants:
+            notes.append(f"constant prediction: {self.constants[name]:.5g}")
+        if trained and name in self.explained:
+            notes.append(f"explained: {self.explained[name]:.1%}")
+        return f" ({', '.join(notes)})" if notes else ""
+
+
+def explained_shares(values: Mapping[str, float], constants: Mapping[str, float]) -> dict[str, float]:
+    """Return `1 - loss / constant` by name: 1 for a loss of 0, at most 0 for one no better than the constant."""
+    return {name: 1 - values[name] / value for name, value in constants.items() if name in values and value > 0}
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,10 @@ class Monitor:
                     self._bar.update(1)
                 if metrics is not None:
                     self.log(progress, metrics)
-            case ValidationEvent(values=values, metric=metric, constants=constants):
-                row = {f"held_out/{name}": value for name, value in values.items()}
-                self.log(progress, row | {f"constant/{name}": value for name, value in constants.items()})
-                score = f" (constant prediction: {constants['loss']:.5g})" if "loss" in constants else ""
-                score += "" if metric is None else f", {metric} {values[metric]:.4f}"
+            case ValidationEvent(values=values, metric=metric):
+                kinds = {"held_out": values, "constant": event.constants, "explained": event.explained}
+                self.log(progress, {f"{kind}/{name}": one for kind, row in kinds.items() for name, one in row.items()})
+                score = event.baselines_of("loss") + ("" if metric is None else f", {metric} {values[metric]:.4f}")
                 self.info(f"step {progress.step}: held-out loss {values['loss']:.5g}{score}")
             case ExportEvent(path=path):
                 self.info(f"step {progress.step}: student exported to {path}")

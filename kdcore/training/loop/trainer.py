@@ -36,8 +36,8 @@ from kdcore.training.loop.stages import StageParameters, change_stage
 from kdcore.training.loop.triggers import Triggers
 from kdcore.training.loop.validation import ConstantBaselines, validate
 
-Export = Callable[[Engine, str, Progress, Mapping[str, float]], Path]
-"""Write the engine's student below `exports`, given the folder's name and held-out losses for the model card."""
+Export = Callable[[Engine, str, Progress, ValidationEvent | None], Path]
+"""Write the engine's student below `exports`, given the folder's name and its validation for the model card."""
 
 
 @dataclass
@@ -112,7 +112,8 @@ class Trainer:
         self.seconds_before = 0.0
         self.done = self.start
         self.window = self._new_window()
-        self.last_validation: dict[str, float] = {}
+        self.last_validation: ValidationEvent | None = None
+        self.initial: dict[str, float] = {}
         self.constants = ConstantBaselines()
         self.best_score: float | None = None
         self.validated_step = self.saved_step = -1
@@ -141,6 +142,8 @@ class Trainer:
             yield StartEvent(self.start.at(self.step, self.seconds_before), checkpoint)
             if self.step == 0:
                 yield from self._validate(self.start)
+                if self.settings.checkpoints.export_at_start:
+                    yield self.export("initial", self.start)
             while True:
                 self.watchdog.tick(f"step {self.step + 1}")
                 batches = self.batches.step(self.step)
@@ -160,6 +163,11 @@ class Trainer:
         elif self.step and self.saved_step != self.step:
             yield self._save()
         return progress
+
+    @property
+    def held_out(self) -> dict[str, float]:
+        """The values of the last validation; empty if this session did not validate."""
+        return {} if self.last_validation is None else dict(self.last_validation.values)
 
     def _stage_is_over(self, progress: Progress) -> bool:
         following = self.context.plan.stages[self.stage + 1 :]
@@ -323,9 +331,11 @@ class Trainer:
             values, constants = validate(
                 module, self.teachers, self.task, batch_size, self.processes, weights, self.watchdog, self.constants
             )
-        self.last_validation = values
+        if self.step == 0:
+            self.initial = values
         metric = self.task.metric if self.task.metric in values else None
-        yield ValidationEvent(progress, values, metric, constants)
+        self.last_validation = ValidationEvent(progress, values, metric, constants, self.initial)
+        yield self.last_validation
         self.divergence.check(progress.step, {f"held-out {name}": value for name, value in values.items()})
         yield from self._export_best(progress, values)
         stopping = self.settings.early_stopping
@@ -354,9 +364,9 @@ class Trainer:
         """Export the student to the folder of that name below `exports`; every process must call this."""
         self.watchdog.tick(f"the export after step {self.step}")
         self.divergence.check_weights(self.step)
-        held_out = self.last_validation if self.validated_step == self.step else {}
+        validation = self.last_validation if self.validated_step == self.step else None
         with self._pause():
-            return ExportEvent(progress, self._write_student(self.engine, name, progress, held_out))
+            return ExportEvent(progress, self._write_student(self.engine, name, progress, validation))
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
@@ -382,6 +392,7 @@ class Trainer:
             milestone=milestone,
             best_score=self.best_score,
             stage=self.stage,
+            initial=self.initial,
         )
         window = {
             "steps": self.window.steps,
@@ -400,7 +411,7 @@ class Trainer:
     def _restore(self, checkpoint: Path) -> None:
         state, window = load_checkpoint(checkpoint, self.engine, self.processes)
         self.step, self.seconds_before = state.step, state.seconds
-        self.best_score = state.best_score
+        self.best_score, self.initial = state.best_score, state.initial
         self.done = self.start.at(state.step, state.done_seconds)
         device = self.processes.device
         with readable(checkpoint):

@@ -23,6 +23,7 @@ from kdcore.signals import MASKED_LM
 from kdcore.tasks.base import Task
 from kdcore.training.checkpoint.format import checkpoint_folder, latest_checkpoint, read_state, require_good
 from kdcore.training.engine.engine import check_weights, float32_student_of
+from kdcore.training.loop.events import ValidationEvent
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.run_folder import stored_data
 from kdcore.utils.atomic import atomic_directory
@@ -39,7 +40,7 @@ def export_student(
     tokenizer: Path,
     recipe: Recipe,
     step: int,
-    held_out: Mapping[str, float],
+    validation: ValidationEvent | None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the export to a staging folder, then rename it atomically.
@@ -52,7 +53,7 @@ def export_student(
         tokenizer: the run's copy of the tokenizer; if there is none, the task writes it.
         recipe: for the model card.
         step: number of completed steps.
-        held_out: held-out losses at that step, for the model card.
+        validation: held-out values at that step and their baselines, for the model card.
         check: raises if this run may no longer write there; called right before the rename.
 
     Raises:
@@ -66,7 +67,7 @@ def export_student(
             fit_tokenizer_settings(staging, student.info.max_length, token_types=token_types)
             task.finish_export(staging)
             order = [head.name for head in task.heads(task.config)]
-            (staging / "README.md").write_text(model_card(student, recipe, step, held_out, order), encoding="utf-8")
+            (staging / "README.md").write_text(model_card(student, recipe, step, validation, order), encoding="utf-8")
             for file in staging.iterdir():
                 file.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner can read
     except (OSError, SafetensorError) as error:
@@ -116,12 +117,12 @@ def export_run(run: Path, folder: Path, step: int | None, *, allow_imports: bool
     weights = float32_student_of(checkpoint, state.zero_stage)
     student = plan.build_student(state.stage)
     check_weights(student, weights, checkpoint)
-    export_student(folder, student, weights, plan.task, run / TOKENIZER, recipe, state.step, {})
+    export_student(folder, student, weights, plan.task, run / TOKENIZER, recipe, state.step, None)
     return folder
 
 
 def model_card(
-    student: Encoder, recipe: Recipe, step: int, held_out: Mapping[str, float], trained: Sequence[str]
+    student: Encoder, recipe: Recipe, step: int, validation: ValidationEvent | None, trained: Sequence[str]
 ) -> str:
     """Compose the export's README.md; `trained` names the task's heads, its own one first."""
     settings = recipe.settings
@@ -155,7 +156,9 @@ def model_card(
             lines.append(f"| predicts (`{name}`) | {', '.join(head.labels) or outputs}{own} |")
     if student.unexported_heads:
         lines.append(f"| heads left out | {', '.join(student.unexported_heads)} |")
-    lines += [f"| held-out {name} | {value:.5g} |" for name, value in held_out.items()]
+    if validation is not None:
+        values = validation.values.items()
+        lines += [f"| held-out {name} | {value:.5g}{validation.baselines_of(name)} |" for name, value in values]
     lines += ["", "## Recipe", "", "```yaml", dump_yaml(_without_folders(recipe.data)).rstrip(), "```", ""]
     if getattr(student, "pooler", None) is not None and not _pools_for_classes(student):
         lines += ["The pooler was not trained: no loss reads it.", ""]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from kdcore.training.engine.engine import Engine, check_optimizer, check_precisi
 from kdcore.training.engine.module import DistillationModule, compile_models
 from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.context import RunContext
-from kdcore.training.loop.events import Event, FinishedEvent, RunResult, StoppedEvent
+from kdcore.training.loop.events import Event, FinishedEvent, RunResult, StoppedEvent, ValidationEvent
 from kdcore.training.loop.monitor import Monitor, console, logger
 from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.predictions import scored_head, write_predictions
@@ -253,7 +253,7 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
     progress = yield from trainer.train(checkpoint)
     if not progress.finished:
         context.checkpoints.wait()
-        yield StoppedEvent(progress, RunResult(context.folder, False, None, trainer.last_validation))
+        yield StoppedEvent(progress, RunResult(context.folder, False, None, trainer.held_out))
         return
     final = _final_export(context.folder, plan.recipe)
     if final is not None:
@@ -262,17 +262,19 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
         context.watchdog.tick("the predictions")
         _write_predictions(context, trainer)
     context.checkpoints.wait()
-    yield FinishedEvent(progress, RunResult(context.folder, True, final, trainer.last_validation))
+    yield FinishedEvent(progress, RunResult(context.folder, True, final, trainer.held_out))
 
 
-def _export(context: RunContext, engine: Engine, name: str, progress: Progress, held_out: Mapping[str, float]) -> Path:
+def _export(
+    context: RunContext, engine: Engine, name: str, progress: Progress, validation: ValidationEvent | None
+) -> Path:
     """Export the engine's student below `exports`; every process must call this."""
     target, plan = context.folder / "exports" / name, context.plan
     weights, student = engine.float32_student(), engine.module.student
 
     def write() -> None:
-        tokenizer, step = context.folder / TOKENIZER, progress.step
-        export_student(target, student, weights, plan.task, tokenizer, plan.recipe, step, held_out, context.check_lock)
+        tokenizer, step, check = context.folder / TOKENIZER, progress.step, context.check_lock
+        export_student(target, student, weights, plan.task, tokenizer, plan.recipe, step, validation, check)
 
     broadcast_from_main(context.processes, write)
     return target

@@ -97,7 +97,7 @@ def test_the_example_trains_validates_and_exports_as_its_flags_state(small_comma
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 41))
     marks = [f"budget-{number / 20:g}" for number in range(1, 20)]
-    assert sorted(path.name for path in (folder / "exports").iterdir()) == sorted([*marks, "final"])
+    assert sorted(path.name for path in (folder / "exports").iterdir()) == sorted([*marks, "initial", "final"])
     losses = {row["step"]: row["held_out/loss"] for row in rows if "held_out/loss" in row}
     steps_in_a_shard = 11 / 8
     due = {math.ceil(number * steps_in_a_shard - 1e-9) for number in range(1, 41)}

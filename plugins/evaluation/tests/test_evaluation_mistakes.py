@@ -17,6 +17,7 @@ from kdcore_evaluation.run.suite import Suite
 from kdcore_evaluation.run.trials import make_trials, read_task
 
 from kdcore.commands.main import main
+from kdcore.errors import InputError
 from kdcore.recipe.loading import load_config
 from kdcore.recipe.paths import shipped_recipes
 from kdcore.training.runtime.shutdown import ending_on_request
@@ -182,6 +183,29 @@ def test_all_exports_and_what_they_are_measured_against(project: Path, teacher_f
     ]
     plain = find_models([str(teacher_folder)], None, ["teacher"], lambda _: None)
     assert names(plain) == [(teacher, "model", None)]
+
+
+def test_the_student_before_training_is_a_reference_and_no_student(project: Path, teacher_folder: Path) -> None:
+    export = project / "runs" / "small" / "1" / "exports" / "initial"
+    shutil.copytree(export.parent / "final", export)
+    remarks: list[str] = []
+    found = find_models(["runs/small/1"], ["all"], ["random", "initial"], remarks.append)
+    assert names(found)[-2:] == [
+        ("small/1 before training", "initial", 0.0),
+        ("random weights (bert, 4 blocks of 32)", "random", None),
+    ]
+    assert [model.export for model in found if model.role == "student"] == ["budget-0.25", "budget-0.5", "final"]
+    assert names(find_models(["runs/small/1"], ["initial"], [], remarks.append))[0][1:] == ("student", 0.0)
+    assert remarks == []
+    for name in ("budget-0.25", "budget-0.5", "final"):
+        shutil.move(export.parent / name, project / name)
+    with pytest.raises(InputError, match="no student has been exported"):
+        find_models(["runs/small/1"], None, [], remarks.append)
+    remarks.clear()
+    export.rename(export.parent / "final")
+    assert len(find_models(["runs/small/1"], None, ["initial"], remarks.append)) == 1
+    assert len(remarks) == 1
+    assert remarks[0].endswith("the suite's reference `initial` is skipped: no exports/initial")
 
 
 def test_trials_are_known_by_what_decides_them_and_not_by_where_it_lies(project: Path, tmp_path: Path) -> None:

@@ -159,6 +159,44 @@ def test_the_command_groups_by_keys_of_recipes(
     assert {("8", "final"), ("8", "budget-0.25")} <= groups
 
 
+def test_students_before_training_are_the_first_baselines(
+    compared_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    import shutil
+
+    from kdcore_evaluation.run.results import write_rows
+
+    shutil.copytree(compared_project, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    _, before, _ = compare(capsys, "runs", "--format", "csv")
+    folder = Path("evaluations/quick")
+    change = {"role": "initial", "export": "initial", "share": 0.0}
+    initial = [
+        ResultRow(**{**vars(row), **change, "model": f"{row.model} before training", "value": row.value / 2})
+        for row in read_rows(folder)
+        if row.export == "final"
+    ]
+    write_rows(folder, [*read_rows(folder), *initial])
+    _, after, _ = compare(capsys, "runs", "--format", "csv")
+    own = [line for line in after.splitlines() if not line.startswith("before training")]
+    assert own == before.splitlines(), "what students and other references reach does not change"
+    table = [row for row in csv.DictReader(io.StringIO(after)) if row["column"] == "sentiment accuracy"]
+    assert [row["method"] for row in table][3:] == [
+        *(f"before training: {method}" for method in ("attention_mse", "hidden_mse", "minilm_v2")),
+        "teacher teacher",
+        "random weights",
+    ]
+    means = [
+        statistics.fmean(row.value for row in chosen_rows(compared_project, f"hidden_mse-{seed}")) / 2
+        for seed in (43, 44, 45)
+    ]
+    assert float(table[4]["mean"]) == pytest.approx(statistics.fmean(means))
+    assert float(table[4]["standard_deviation"]) == pytest.approx(statistics.stdev(means))
+    titles = list(score_table(read_rows(folder)).references)
+    assert len(titles) == 11
+    assert titles[9:] == [("teacher",), ("random weights",)]
+
+
 def test_what_is_odd_about_a_comparison_is_said(
     compared_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -10,6 +10,7 @@ from pathlib import Path
 from kdcore_evaluation.run.compared_runs import MISSING, ComparedRun, check_keys
 from kdcore_evaluation.run.results import ResultRow
 from kdcore_evaluation.run.scores import (
+    REFERENCES,
     Column,
     Labels,
     Measurement,
@@ -21,8 +22,6 @@ from kdcore_evaluation.run.scores import (
     summary,
 )
 from kdcore_evaluation.run.scores import measurements as measurements_of
-
-_REFERENCES = ("teacher", "random", "model")
 
 
 @dataclass(frozen=True)
@@ -101,18 +100,20 @@ def compare_runs(runs: Sequence[ComparedRun], results: Sequence[Results], by: La
     check_keys(runs, [*by, over])
     own, others = _rows_of(runs, results)
     groups: dict[Labels, list[Measurement]] = {_group(run, by, ""): [] for run in runs if "export" not in by}
+    references: dict[Labels, list[Measurement]] = {}
     budget: dict[Labels, dict[float, list[Measurement]]] = {}
     for run in runs:
         models = by_model(own[run.folder]).values()
-        last = _last(models)
+        last = _last(rows for rows in models if rows[0].role == "student")
+        group = _group(run, tuple(key for key in by if key != "export"), "")
         for rows in models:
             found = measurements_of(rows, _repetition(run, over, rows[0]))
-            if rows is last or "export" in by:
+            if rows[0].role == "initial":
+                references.setdefault((f"before training: {', '.join(group)}".rstrip(": "),), []).extend(found)
+            elif rows is last or "export" in by:
                 groups.setdefault(_group(run, by, rows[0].export or ""), []).extend(found)
             if rows[0].share is not None:
-                shares = budget.setdefault(_group(run, tuple(key for key in by if key != "export"), ""), {})
-                shares.setdefault(rows[0].share, []).extend(found)
-    references: dict[Labels, list[Measurement]] = {}
+                budget.setdefault(group, {}).setdefault(rows[0].share, []).extend(found)
     for rows in by_model(others).values():
         references.setdefault((_reference_name(rows[0]),), []).extend(measurements_of(rows, 0))
     everything = [row for rows in own.values() for row in rows] + others
@@ -146,7 +147,8 @@ def _rows_of(
                     own[place].append(row)
                     found = True
         if found or not runs:
-            others += [row for row in evaluation.rows if row.role in _REFERENCES]
+            roles = (*REFERENCES, "model")
+            others += [row for row in evaluation.rows if row.role in roles and (row.run is None or not runs)]
     return {run.folder: own[run.folder.resolve()] for run in runs}, others
 
 

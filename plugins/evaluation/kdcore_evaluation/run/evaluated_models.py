@@ -15,10 +15,11 @@ from typing import Any, Literal
 from kdcore import DataError, InputError, load_recipe, resolve_path, sha256_of_file
 from kdcore_evaluation.run.suite import Reference
 
-ModelRole = Literal["student", "teacher", "random", "model"]
+ModelRole = Literal["student", "initial", "teacher", "random", "model"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _MODEL_FILES = (*_WEIGHTS, "*.json", "*.txt", "*.model", "*.py")
+_INITIAL = "initial"
 _BUDGET = re.compile(r"budget-(\d*\.?\d+)")
 _NOT_SIZES = (
     "architectures",
@@ -40,7 +41,8 @@ class EvaluatedModel:
 
     Attributes:
         name: name in tables.
-        role: `student` of a run, `teacher` of one, `random` weights of a student's architecture, or another `model`.
+        role: `student` of a run, the `initial` one before training, `teacher` of a run, `random` weights of a student's
+            architecture, or another `model`.
         source: folder of the weights; for random weights, of the student with the same architecture.
         given: the source as the user gave it: a folder, or a hub name.
         component: name of the kdcore model that reads it.
@@ -66,9 +68,9 @@ class EvaluatedModel:
 
     @property
     def share(self) -> float | None:
-        """Fraction of the run's budget at export: 1 for `final`, None if unknown."""
+        """Fraction of the run's budget at export: 0 for `initial`, 1 for `final`, None if unknown."""
         match = _BUDGET.fullmatch(self.export or "")
-        return float(match[1]) if match else 1.0 if self.export == "final" else None
+        return float(match[1]) if match else {_INITIAL: 0.0, "final": 1.0}.get(self.export or "")
 
     def classes(self) -> tuple[str, ...]:
         """Return the classes of the model's classification head in order; empty without one."""
@@ -122,8 +124,8 @@ def find_models(
 
     Args:
         places: run folders, folders of runs, model folders and hub names.
-        exports: names of the exports to take from each run, or `all`; None takes `best`, else `final`, else the one
-            with the largest fraction of the budget.
+        exports: names of the exports to take from each run, or `all` but `initial`; None takes `best`, else `final`,
+            else the one with the largest fraction of the budget.
         references: reference models to add.
         remark: called with each warning.
         allow_imports: run the files under `imports:` of the runs' recipes.
@@ -175,15 +177,16 @@ def _of_run(
     there = (
         [path.name for path in sorted(folder.iterdir()) if (path / "config.json").is_file()] if folder.is_dir() else []
     )
-    if not there:
+    trained = [name for name in there if name != _INITIAL]
+    if not trained and _INITIAL not in (exports or ()):
         remark(f"{run}: skipped: no student was exported yet")
         return []
     if exports is None:
-        chosen = [name for name in ("best", "final") if name in there][:1] or _latest(there)
+        chosen = [name for name in ("best", "final") if name in there][:1] or _latest(trained)
         if "final" not in there:
             remark(f"{run}: unfinished: no exports/final; evaluating {' and '.join(chosen)}")
     elif "all" in exports:
-        chosen = there
+        chosen = trained
     else:
         chosen = [name for name in exports if name in there]
         for name in exports:
@@ -278,11 +281,24 @@ def _references(
     if wanted and not students:
         remark("the suite's `references` are skipped: they need runs, and none is given")
     for model in students:
+        if _INITIAL in wanted and (initial := _initial(model, remark)) is not None:
+            added.append(initial)
         if "teacher" in wanted and model.teacher is not None and model.teacher_component is not None:
             added.append(_of_folder(model.teacher, "teacher", model.teacher_component))
         if "random" in wanted:
             added.append(_random(model))
     return added
+
+
+def _initial(model: EvaluatedModel, remark: Callable[[str], None]) -> EvaluatedModel | None:
+    assert model.run is not None
+    folder = model.run / "exports" / _INITIAL
+    if not (folder / "config.json").is_file():
+        remark(f"{model.run}: the suite's reference `initial` is skipped: no exports/{_INITIAL}")
+        return None
+    source, name = str(folder), f"{model.run.parent.name}/{model.run.name} before training"
+    digest = fingerprint(folder)
+    return replace(model, name=name, role="initial", source=source, given=source, export=_INITIAL, sha256=digest)
 
 
 def _random(model: EvaluatedModel) -> EvaluatedModel:
@@ -307,6 +323,6 @@ def _unique(models: Iterable[EvaluatedModel]) -> list[EvaluatedModel]:
     """Remove duplicates: runs often share their teacher and their architecture."""
     found: dict[tuple[str, str, str | None], EvaluatedModel] = {}
     for model in models:
-        key = (model.role, model.sha256, model.source if model.role in ("student", "model") else None)
+        key = (model.role, model.sha256, model.source if model.role in ("student", "initial", "model") else None)
         found.setdefault(key, model)
     return list(found.values())

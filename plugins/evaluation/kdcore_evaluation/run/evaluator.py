@@ -175,7 +175,8 @@ class Evaluator:
     def _write_recipe(self, trial: Trial) -> Path:
         path = self._recipe(trial)
         run = {"name": TRIALS_FOLDER, "id": trial.id, "folder": str(self.folder)}
-        text = f"# {trial}\n{dump_yaml({'run': run, **trial.settings})}"
+        unneeded = {"checkpoints": {**trial.settings.get("checkpoints", {}), "export_at_start": False}}
+        text = f"# {trial}\n{dump_yaml({'run': run, **trial.settings, **unneeded})}"
         if path.is_file() and path.read_text(encoding="utf-8") != text and read_outcome(self._place(trial)) is None:
             shutil.rmtree(self._place(trial), ignore_errors=True)  # started with the model or the data in another place
         path.parent.mkdir(exist_ok=True)

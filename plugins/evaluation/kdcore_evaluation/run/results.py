@@ -38,7 +38,7 @@ class ResultRow:
 
     Attributes:
         model: name of the model, as tables call it.
-        role: `student`, `teacher`, `random` or `model`.
+        role: `student`, `initial`, `teacher`, `random` or `model`.
         source: where its weights are: relative to the folder of the results, or a hub name.
         model_sha256: over weights, configuration and tokenizer.
         run: folder of the run that exported it, relative to the folder of the results.

@@ -29,6 +29,9 @@ CHANCE_TITLES = {
 }
 """Metrics with a baseline that ignores the text, and its name."""
 
+REFERENCES = ("initial", "teacher", "random")
+"""Roles of reference models, which are listed below the students in this order and not ranked."""
+
 _KINDS = ("finetune", "linear", "agreement", "masked_lm", "cost")
 
 
@@ -132,10 +135,15 @@ def score_table(rows: Sequence[ResultRow]) -> ScoreTable:
     """Make a table with one group per model; deviations are over fine-tunings with several seeds."""
     groups: dict[Labels, list[Measurement]] = {}
     references: dict[Labels, list[Measurement]] = {}
-    for own in by_model(rows).values():
-        target = references if own[0].role in ("teacher", "random") else groups
+    for own in by_model(by_role(rows)).values():
+        target = references if own[0].role in REFERENCES else groups
         target.setdefault((own[0].model,), []).extend(measurements(own, 0))
     return make_table(("model",), groups, references, "runs", chances(rows))
+
+
+def by_role(rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """Order rows of reference models as tables list them, after all others."""
+    return sorted(rows, key=lambda row: REFERENCES.index(row.role) if row.role in REFERENCES else -1)
 
 
 def by_model(rows: Iterable[ResultRow]) -> dict[tuple[str, str, str | None, str], list[ResultRow]]:

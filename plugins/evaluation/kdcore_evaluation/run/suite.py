@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from kdcore import Budget, ComponentConfig, DataSource, FolderName, PathString
 
-Reference = Literal["teacher", "random"]
+Reference = Literal["initial", "teacher", "random"]
 LearningRate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -103,8 +103,8 @@ class Suite(ComponentConfig):
     recipe: dict[str, Any] = Field(default_factory=dict, description="Further keys of every trial's recipe.")
     references: list[Reference] = Field(
         default_factory=list,
-        description="Models to measure besides the given ones: `teacher` of the runs; `random`: their students' "
-        "architectures with random weights.",
+        description="Models to measure besides the given ones: `initial`: the runs' students before training; "
+        "`teacher` of the runs; `random`: their students' architectures with random weights.",
     )
     probes: Probes = Probes()
 
