@@ -55,7 +55,7 @@ def tapped_attention(
         query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
         capture.tap(AttentionTap(query, key, value, attention_mask, scale, pattern, packed=True))
         dropout = float(kwargs.get("dropout", 0.0))
-        return capture.packing.attend(query, key, value, attention_mask, dropout, scale), None
+        return capture.packing.attend(query, key, value, attention_mask, dropout, scale, pattern), None
     if capture is not None:
         capture.tap(AttentionTap(query, key, value, attention_mask, scale, pattern))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scale, **kwargs)

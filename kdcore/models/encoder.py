@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from kdcore.errors import InputError
+from kdcore.layers import at_least_float32
 from kdcore.models.architectures import Architecture
 from kdcore.models.base import Encoder
 from kdcore.models.capture import (
@@ -31,7 +32,7 @@ from kdcore.models.capture import (
 )
 from kdcore.models.configuration import with_blocks
 from kdcore.models.heads import factored_logits, head_outputs, save_head
-from kdcore.models.packing import Packing
+from kdcore.models.packing import AttentionPaths, Packing
 from kdcore.models.weight_loading import biases_of_head
 from kdcore.signals import MASKED_LM, Batch, FactoredLogits, ModelInfo, Positions, SignalRequest, Signals, select_rows
 
@@ -110,6 +111,7 @@ class TransformersEncoder(Encoder):
         self.architecture = architecture
         self.network = network
         self.packs = architecture.packs
+        self._attention_paths = AttentionPaths(f"{info.architecture} ({info.num_layers} blocks)")
         # Stored separately, so that the forward pass skips it: only a head may need it, but `AutoModel` expects it.
         self.pooler: nn.Module | None = None
         if self._skips_pooler and getattr(self._base, "pooler", None) is not None:
@@ -155,7 +157,7 @@ class TransformersEncoder(Encoder):
         depth = request.depth(self.info.num_layers)
         self._blocks.depth = depth
         token_types = batch.token_types if self.takes_token_types else None
-        packing = Packing(batch) if self.packs and batch.attention_mask is not None else None
+        packing = Packing(batch, self._attention_paths) if self.packs and batch.attention_mask is not None else None
         capture = Capture(request, packing)
         with capture.running():
             if packing is not None:
@@ -239,7 +241,7 @@ class TransformersEncoder(Encoder):
         if batch.attention_mask is None:
             return last.mean(1)
         mask = batch.attention_mask[..., None]
-        return (last * mask).sum(1) / mask.sum(1)
+        return ((at_least_float32(last) * mask).sum(1) / mask.sum(1)).to(last.dtype)
 
     def compile_parts(self) -> None:
         """Compile the parts between calls of the attention kernel, each as a separate graph.

@@ -17,6 +17,8 @@ def position_bias(encoder: Any, states: Tensor) -> Tensor:
     if capture is not None and capture.packing is not None:
         states = states.new_empty((1, capture.packing.width))
     bias: Tensor = type(encoder).compute_position_bias(encoder, states)
+    if capture is not None and capture.packing is not None:
+        capture.packing.prepare_whole_mask(bias)
     return bias
 
 

@@ -6,23 +6,172 @@ token has its position. Attention is computed per sequence.
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kdcore.layers import at_least_float32
-from kdcore.signals import Batch
+from kdcore.signals import AttentionPattern, Batch
 
-_varlen_attention: Callable[..., Any] | None
-try:
-    from torch.nn.attention.varlen import varlen_attn as _varlen_attention
-except ImportError:  # torch before 2.10
-    _varlen_attention = None
+logger = logging.getLogger("kdcore")
+
+_MAX_HEAD_SIZE = 256  # of the kernels for packed sequences
+_HEAD_SIZE_STEP = 8
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What the calls of a model's attention have in common.
+
+    Attributes:
+        dtype: precision of query, key and value.
+        head_size: d_k.
+        scale: factor on the products.
+        dropout: whether attention probabilities are dropped.
+        mask: `none`, `window` (a limit on the distance between query and key) or `other`, such as a bias.
+    """
+
+    dtype: torch.dtype
+    head_size: int
+    scale: float
+    dropout: bool
+    mask: Literal["none", "window", "other"]
+
+
+@dataclass(frozen=True)
+class AttentionKernels:
+    """The attention kernels that a device and the installed packages provide.
+
+    Attributes:
+        device: type of the device.
+        capability: compute capability of a CUDA device.
+        varlen: names of the arguments of torch's `varlen_attn`, which differ between versions; None without it.
+        flash_attn: whether the package flash-attn can be imported.
+    """
+
+    device: str
+    capability: tuple[int, int] = (0, 0)
+    varlen: frozenset[str] | None = None
+    flash_attn: bool = False
+
+    @classmethod
+    @cache
+    def of(cls, device: torch.device) -> AttentionKernels:
+        """Find the kernels for a device."""
+        if device.type != "cuda":
+            return cls(device.type)
+        varlen, flash = _varlen_attention(), _flash_attention()
+        names = None if varlen is None else frozenset(inspect.signature(varlen).parameters)
+        return cls(device.type, torch.cuda.get_device_capability(device), names, flash is not None)
+
+
+@dataclass(frozen=True)
+class AttentionPath:
+    """How attention is computed on packed sequences.
+
+    Attributes:
+        kernel: `sequences` (torch's kernel for each sequence), `padded` (torch's kernel for the padded batch),
+            `varlen_attn` of torch, or the package `flash_attn`.
+        reason: why.
+        head_size: the size that heads are padded to with zeros.
+    """
+
+    kernel: Literal["sequences", "padded", "varlen_attn", "flash_attn"]
+    reason: str
+    head_size: int
+
+
+def choose_attention_path(call: AttentionCall, kernels: AttentionKernels) -> AttentionPath:
+    """Choose the fastest way to compute attention on packed sequences whose preconditions are met.
+
+    Heads are padded to a multiple of 8 rather than sequences to equal lengths: kernels pad heads to 32, 64 or 128
+    internally, so that only copies of query, key and value are added.
+    """
+    size = -(-call.head_size // _HEAD_SIZE_STEP) * _HEAD_SIZE_STEP
+    if kernels.device == "cpu":
+        return AttentionPath("sequences", "on a CPU, calls of a kernel have little overhead", call.head_size)
+    kernel: Literal["padded", "varlen_attn", "flash_attn"] = "padded"
+    if kernels.device != "cuda":
+        reason = f"the device is not a CUDA device (found {kernels.device})"
+    elif kernels.capability < (8, 0):
+        reason = f"compute capability {kernels.capability[0]}.{kernels.capability[1]} is below 8.0"
+    elif call.dtype not in (torch.float16, torch.bfloat16):
+        reason = f"kernels for packed sequences need half precision (found {call.dtype})".replace("torch.", "")
+    elif size > _MAX_HEAD_SIZE:
+        reason = f"the head size exceeds {_MAX_HEAD_SIZE}"
+    elif call.mask == "other":
+        reason = "kernels for packed sequences support no bias or mask"
+    else:
+        missing = _missing_in_varlen(call, size, kernels.varlen)
+        if missing is None:
+            kernel, reason = "varlen_attn", "torch's kernel supports these calls"
+        elif kernels.flash_attn:
+            kernel, reason = "flash_attn", missing
+        else:
+            reason = f"{missing}, and the package flash-attn is not installed"
+    return AttentionPath(kernel, reason, call.head_size if kernel == "padded" else size)
+
+
+def _missing_in_varlen(call: AttentionCall, size: int, names: frozenset[str] | None) -> str | None:
+    """Name what torch's `varlen_attn` lacks for these calls; None if nothing."""
+    if names is None:
+        return f"torch {torch.__version__} has no varlen_attn"
+    if call.dropout:
+        return "torch's varlen_attn has no dropout"
+    if call.mask == "window" and "window_size" not in names:
+        return f"varlen_attn of torch {torch.__version__} has no window_size"
+    if "scale" not in names and call.scale != size**-0.5:
+        return f"varlen_attn of torch {torch.__version__} has no scale"
+    return None
+
+
+def _varlen_attention() -> Callable[..., Tensor] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10
+        return None
+    kernel: Callable[..., Tensor] = varlen_attn
+    return kernel
+
+
+def _flash_attention() -> Callable[..., Tensor] | None:
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:  # not installed, or built for another torch
+        return None
+    kernel: Callable[..., Tensor] = flash_attn_varlen_func
+    return kernel
+
+
+class AttentionPaths:
+    """The attention paths of one model, chosen and logged once for each kind of call."""
+
+    def __init__(self, model: str) -> None:
+        """Set up; `model` names it in the log."""
+        self._model = model
+        self._chosen: dict[tuple[torch.device, AttentionCall], AttentionPath] = {}
+
+    def path(self, device: torch.device, call: AttentionCall) -> AttentionPath:
+        """Return the path for calls on a device."""
+        key = (device, call)
+        if key not in self._chosen:
+            path = self._chosen[key] = choose_attention_path(call, AttentionKernels.of(device))
+            parts = [str(call.dtype).removeprefix("torch."), f"heads of {call.head_size}"]
+            parts += [f"padded to {path.head_size}"] if path.head_size != call.head_size else []
+            parts += [] if call.mask == "none" else ["windows" if call.mask == "window" else "a bias or mask"]
+            parts += ["dropout"] if call.dropout else []
+            level = logging.DEBUG if path.kernel == "sequences" else logging.INFO
+            text = "attention of %s on unpadded tokens (%s): %s, because %s"
+            logger.log(level, text, self._model, ", ".join(parts), path.kernel, path.reason)
+        return self._chosen[key]
 
 
 class Packing:
@@ -32,8 +181,10 @@ class Packing:
         width: L, the padded length of sequences.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, paths: AttentionPaths | None = None) -> None:
         self._batch = batch
+        self._paths = paths or AttentionPaths("a model")
+        self._whole_masks: dict[int, tuple[Tensor | None, Tensor]] = {}
         self.width = int(batch.input_ids.shape[1])
         lengths = batch.lengths.tolist()
         self._runs = [(len(list(run)), length) for length, run in groupby(lengths)]
@@ -81,8 +232,18 @@ class Packing:
     def whole_mask(self, mask: Tensor | None) -> Tensor:
         """Extend a block's mask for one sequence of full length to all sequences, broadcastable to (B, A, L, L).
 
-        Padding queries keep the block's mask, so that no row is empty.
+        Padding queries keep the block's mask, so that no row is empty. Blocks with the same mask share the result.
         """
+        if id(mask) not in self._whole_masks:
+            self._whole_masks[id(mask)] = (mask, self._extended(mask))
+        return self._whole_masks[id(mask)][1]
+
+    def prepare_whole_mask(self, mask: Tensor) -> None:
+        """Extend a mask with gradients before the blocks, so that each block can be recomputed by itself."""
+        if AttentionKernels.of(mask.device).device != "cpu":
+            self.whole_mask(mask)
+
+    def _extended(self, mask: Tensor | None) -> Tensor:
         assert self._batch.attention_mask is not None
         rows = self._batch.attention_mask
         if mask is None:
@@ -92,7 +253,14 @@ class Packing:
         return (mask & rows[:, None, None, :]) | ~rows[:, None, :, None]
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        dropout: float,
+        scale: float,
+        pattern: AttentionPattern | None = None,
     ) -> Tensor:
         """Compute attention within each sequence: (1, N, A, d_k).
 
@@ -103,16 +271,38 @@ class Packing:
             mask: the block's mask for one sequence of length L, broadcastable to (1, A, L, L), or None.
             dropout: fraction of the attention probabilities to drop.
             scale: factor on the products.
+            pattern: what `mask` consists of, if known.
         """
-        tokens = [query, key, value]
-        if query.device.type == "cpu":
+        tokens, window = [query, key, value], None if pattern is None or pattern.bias is not None else pattern.window
+        kind: Literal["none", "window", "other"] = "none" if mask is None else "other" if window is None else "window"
+        call = AttentionCall(query.dtype, query.shape[-1], scale, dropout > 0, kind)
+        path = self._paths.path(query.device, call)
+        if path.kernel == "sequences":
             output = self._attend_in_turn(tokens, mask, dropout, scale)
-        elif mask is None and dropout == 0 and query.dtype in (torch.float16, torch.bfloat16) and _varlen_attention:
-            ends, longest = self._ends, self._longest
-            output = _varlen_attention(*tokens, ends, ends, longest, longest, scale=scale)
-        else:
+        elif path.kernel == "padded":
             output = self._attend_padded(tokens, mask, dropout, scale)
+        else:
+            output = self._attend_packed(path, tokens, window if kind == "window" else None, dropout, scale)
         return output[None]
+
+    def _attend_packed(
+        self, path: AttentionPath, tokens: list[Tensor], window: int | None, dropout: float, scale: float
+    ) -> Tensor:
+        """Call a kernel for packed sequences once."""
+        size = tokens[0].shape[-1]
+        tokens = [pad(states, (0, path.head_size - size)) for states in tokens] if path.head_size > size else tokens
+        options: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
+        if path.kernel == "flash_attn":
+            kernel = _flash_attention()
+            deterministic = torch.are_deterministic_algorithms_enabled()
+            options |= {"dropout_p": dropout, "softmax_scale": scale, "deterministic": deterministic}
+        else:
+            kernel = _varlen_attention()
+            if scale != path.head_size**-0.5:  # the default, which is the only scale of torch 2.10
+                options["scale"] = scale
+        assert kernel is not None
+        output = kernel(*tokens, self._ends, self._ends, self._longest, self._longest, **options)
+        return output[..., :size]
 
     def _attend_in_turn(self, tokens: list[Tensor], mask: Tensor | None, dropout: float, scale: float) -> Tensor:
         """Call the kernel once per run of sequences of equal length; on a CPU, calls have little overhead."""
