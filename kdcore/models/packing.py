@@ -133,13 +133,12 @@ def _missing_in_varlen(call: AttentionCall, size: int, names: frozenset[str] | N
     return None
 
 
-def _varlen_attention() -> Callable[..., Tensor] | None:
+def _varlen_attention() -> Callable[..., Any] | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # torch before 2.10
         return None
-    kernel: Callable[..., Tensor] = varlen_attn
-    return kernel
+    return varlen_attn
 
 
 def _flash_attention() -> Callable[..., Tensor] | None:
@@ -301,7 +300,7 @@ class Packing:
             if scale != path.head_size**-0.5:  # the default, which is the only scale of torch 2.10
                 options["scale"] = scale
         assert kernel is not None
-        output = kernel(*tokens, self._ends, self._ends, self._longest, self._longest, **options)
+        output: Tensor = kernel(*tokens, self._ends, self._ends, self._longest, self._longest, **options)
         return output[..., :size]
 
     def _attend_in_turn(self, tokens: list[Tensor], mask: Tensor | None, dropout: float, scale: float) -> Tensor:

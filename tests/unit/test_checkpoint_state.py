@@ -34,7 +34,7 @@ from kdcore.training.checkpoint.process_state import (
     restore_random_states,
     write_process_state,
 )
-from kdcore.training.engine.engine import _not_plain
+from kdcore.training.engine.engine import _not_plain, move_state
 from kdcore.training.engine.module import Term
 from kdcore.training.engine.pickled_names import foreign_names
 from kdcore.training.engine.resharding import float32_weights, read_parts, reshard
@@ -516,6 +516,43 @@ def test_optimizer_state_is_the_same_in_parts_of_another_number(before, after):
         assert found["base_optimizer_state"]["state"][0]["step"] == 5
         assert found["param_slice_mappings"] == expected["param_slice_mappings"]
         assert found["loss_scaler"] == "kept"
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_resharded_state_lies_on_the_parameters_device(before):
+    """The meta device stands for a GPU, whose fused AdamW reads step counts there."""
+    flats = {"weights": torch.randn(23), "moment": torch.randn(23)}
+    parts = [part_of(before, rank, flats) for rank in range(before)]
+    parameters = {name: torch.zeros(shape, device="meta") for name, shape in SHAPES.items()}
+    flat = torch.zeros(23, device="meta", requires_grad=True)
+    for parameter, (source, target) in zip(parameters.values(), cut(torch.zeros(23), 1, 0)[1].values(), strict=True):
+        parameter._hp_mapping = SimpleNamespace(lp_fragment_address=source, hp_fragment_address=target)
+    base = torch.optim.AdamW([flat], fused=True)
+    for part in parts:
+        part["base_optimizer_state"]["param_groups"] = base.state_dict()["param_groups"]
+    layers = SimpleNamespace(
+        optimizer=base,
+        param_names={parameter: name for name, parameter in parameters.items()},
+        bit16_groups=[list(parameters.values())],
+        state_dict=dict,
+    )
+    base.load_state_dict(reshard(parts, layers, Path("here"))["base_optimizer_state"])  # as DeepSpeed does
+    assert {key: value.device.type for key, value in base.state[flat].items()} == {"moment": "meta", "step": "meta"}
+
+
+@pytest.mark.parametrize(
+    ("options", "device"), [({"fused": True}, "meta"), ({"capturable": True}, "meta"), ({}, "cpu")]
+)
+def test_state_that_a_loader_left_on_the_cpu_is_moved(options, device):
+    """DeepSpeed's loader of universal checkpoints assigns step counts as they were read."""
+    parameter = torch.zeros(4, device="meta", requires_grad=True)
+    optimizer = torch.optim.AdamW([parameter], **options)
+    optimizer.state[parameter] = {"step": torch.tensor(7.0), "exp_avg": torch.zeros(4), "name": "text"}
+    move_state(optimizer)
+    state = optimizer.state[parameter]
+    assert state["step"].device.type == device  # torch's other kernels read it on the host
+    assert state["exp_avg"].device.type == "meta"
+    assert state["name"] == "text"
 
 
 def test_state_that_is_not_element_by_element_is_not_cut():

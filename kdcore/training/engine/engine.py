@@ -453,10 +453,8 @@ class Engine:
             else:
                 for name, state in states.items():
                     if state:
-                        base.state[parameters[name]] = {
-                            key: value.to(parameters[name].device) if _is_elementwise(value) else value
-                            for key, value in state.items()
-                        }
+                        base.state[parameters[name]] = state
+        move_state(base)
         if before.loss_scaler is not None:
             self._engine.optimizer.loss_scaler = before.loss_scaler
         for name, value in before.counters.items():
@@ -604,6 +602,7 @@ class Engine:
                 path, stored = self._engine.load_checkpoint(".", tag=ENGINE_FOLDER)
             self._restore_frozen((stored or {}).get(_FROZEN, {}))
             base = self._base_optimizer
+            move_state(base)
             self._check_shapes([base.state[one] for group in base.param_groups for one in group["params"]], place)
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"does not fit this run: {first_line(error)}", where=str(place)) from error
@@ -681,6 +680,17 @@ def _unusual(tensor: Tensor) -> str | None:
 def _is_elementwise(value: Any) -> bool:
     """Return whether a value of an optimizer's state has an element for each element of the parameter."""
     return isinstance(value, Tensor) and value.ndim > 0
+
+
+def move_state(optimizer: torch.optim.Optimizer) -> None:
+    """Move an optimizer's state to the devices of its parameters; step counts only where a kernel reads them there."""
+    for group in optimizer.param_groups:
+        takes_steps = group.get("fused") or group.get("capturable")
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and (value.ndim or takes_steps):
+                    state[key] = value.to(parameter.device)
 
 
 def _on_cpu(value: Any) -> Any:

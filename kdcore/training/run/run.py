@@ -33,7 +33,7 @@ from kdcore.training.run import run_folder
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.export import TOKENIZER, export_student
 from kdcore.training.runtime.collectives import broadcast_from_main
-from kdcore.training.runtime.distributed import DistributedContext, number_of_processes, start_processes
+from kdcore.training.runtime.distributed import DistributedContext, number_of_processes, own_device, start_processes
 from kdcore.training.runtime.run_lock import refuse_if_held, run_lock
 from kdcore.training.runtime.shutdown import GracefulShutdown
 from kdcore.training.runtime.startup import StartupTimer
@@ -112,10 +112,11 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
 
 
 def _check_early(recipe: Recipe) -> None:
-    """Check precision, engine and optimizer before the plan, whose data preparation may take long."""
+    """Check device, precision, engine and optimizer before the plan, whose data preparation may take long."""
     with error_location(recipe, "training"):
         check_precision(recipe.settings.training)
         deepspeed_config(recipe.settings.training, number_of_processes())
+    own_device()
     optimizer = recipe.components().optimizer
     with error_location(recipe, optimizer.key):
         check_optimizer(optimizer.cls, optimizer.name, recipe.settings.training)

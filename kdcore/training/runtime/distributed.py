@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import register_rendezvous_handler
 
-from kdcore.errors import InfrastructureError
+from kdcore.errors import InfrastructureError, InputError
 from kdcore.training.runtime.suppress_output import suppress_output
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -67,6 +67,67 @@ def find_accelerator() -> Any:
         return get_accelerator()
 
 
+def device_index(local_rank: int, processes: int | None, devices: int, *, restricted: bool) -> int:
+    """Choose the device of a process: its own number, or the only device that its task can see.
+
+    Args:
+        local_rank: number of the process on its machine.
+        processes: number of processes on this machine; None if unknown.
+        devices: number of devices that this process can see.
+        restricted: whether the environment restricts the visible devices, such as CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        InputError: there are more processes than devices.
+    """
+    needed = max(local_rank + 1, processes or 1)
+    if needed <= devices:
+        return local_rank
+    if devices == 1 and (restricted or processes is None):
+        return 0
+    raise InputError(
+        f"more processes than devices on {socket.gethostname()} "
+        f"(found {needed} processes, {devices} visible {'device' if devices == 1 else 'devices'})",
+        hint=f"start at most {devices} on this machine, or make more devices visible (CUDA_VISIBLE_DEVICES)",
+    )
+
+
+def check_distinct_devices(devices: Sequence[tuple[str, str]]) -> None:
+    """Refuse processes that share a device, on which collectives would fail.
+
+    Args:
+        devices: machine and identifier of each process's device, by rank.
+
+    Raises:
+        InputError: names two ranks.
+    """
+    for rank, device in enumerate(devices):
+        first = devices.index(device)
+        if first < rank:
+            raise InputError(
+                f"processes {first} and {rank} use the same device of {device[0]}",
+                hint="start fewer processes, or make one device visible per process (CUDA_VISIBLE_DEVICES)",
+            )
+
+
+def own_device() -> torch.device:
+    """Return the device of this process, before anything is computed there.
+
+    Raises:
+        InputError: there are more processes than devices on this machine.
+    """
+    accelerator = find_accelerator()
+    if accelerator.device_name() == "cpu":
+        return torch.device("cpu")
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    index = device_index(
+        int(os.environ.get("LOCAL_RANK", "0")) if "RANK" in os.environ else 0,
+        int(processes) if processes.isdigit() and "RANK" in os.environ else None,
+        accelerator.device_count(),
+        restricted=any(os.environ.get(name) for name in accelerator.visible_devices_envs()),
+    )
+    return torch.device(accelerator.device_name(index))
+
+
 def number_of_processes() -> int:
     """Return the world size that the environment defines, before the group is joined.
 
@@ -113,10 +174,11 @@ def _check_environment() -> None:
 
 def _join(rank: int, world_size: int) -> DistributedContext:
     accelerator = find_accelerator()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    on_cpu = accelerator.device_name() == "cpu"
+    device = own_device()
+    on_cpu = device.type == "cpu"
     if not on_cpu:
-        accelerator.set_device(local_rank)
+        os.environ["LOCAL_RANK"] = str(device.index)  # each DeepSpeed engine takes the device of this number
+        accelerator.set_device(device.index)
     if not dist.is_initialized():
         backend = "gloo" if on_cpu else accelerator.communication_backend_name()
         one_machine = world_size == 1 or _is_loopback(os.environ["MASTER_ADDR"])
@@ -144,7 +206,11 @@ def _join(rank: int, world_size: int) -> DistributedContext:
                 raise InfrastructureError(_why_not_joined(str(error), world_size)) from error
     host_group = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
     assert host_group is not None
-    device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
+    if device.type == "cuda" and world_size > 1:
+        found: list[Any] = [None] * world_size
+        own = (socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
+        dist.all_gather_object(found, own, group=host_group)
+        check_distinct_devices(found)
     return DistributedContext(dist.get_rank(), dist.get_world_size(), device, host_group)
 
 

@@ -38,7 +38,8 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         Supervisor() as supervisor,
     ):
         environment = dict(os.environ)
-        environment |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
         for rank in range(count):
             output = None if rank == 0 else (Path(folder) / str(rank)).open("wb")
