@@ -259,6 +259,7 @@ class Engine:
             # The all-reduce of a single process would copy all gradients to one tensor and back.
             if processes.world_size == 1 and zero_stage(settings) == 0:
                 self._engine.enable_backward_allreduce = False
+            self._engine.clip_fp32_gradients = self._clip_gradients
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -308,7 +309,9 @@ class Engine:
             group["lr"] = 0.0 if labels.isdisjoint(active) else lr
         updates = self._engine.is_gradient_accumulation_boundary()
         if updates and self._engine.zero_optimization_stage() == 0:  # at other stages DeepSpeed computes the norm
-            self.grad_norm = nn.utils.get_total_norm(list(self._gradients()))
+            gradients = list(self._gradients())
+            if not self._engine.gradient_clipping():
+                self.grad_norm = nn.utils.get_total_norm(gradients)
         skipped_before = self._engine.skipped_steps
         try:
             with plugin_faults(self._optimizer, "optimizer"):
@@ -321,6 +324,12 @@ class Engine:
         if updates:
             self.skipped = self._engine.skipped_steps > skipped_before
             self._reset_inactive(active)
+
+    def _clip_gradients(self) -> None:
+        """Replace DeepSpeed's clipping at stage 0, which discards the norm."""
+        from deepspeed.runtime.utils import clip_grad_norm_
+
+        self.grad_norm = clip_grad_norm_(self.module.parameters(), self._engine.gradient_clipping())
 
     @property
     def _base_optimizer(self) -> torch.optim.Optimizer:

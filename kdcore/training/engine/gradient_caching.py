@@ -34,7 +34,7 @@ from kdcore.signals import (
     Signals,
 )
 from kdcore.training.engine.module import DistillationModule, Term
-from kdcore.training.runtime.distributed import DistributedContext
+from kdcore.training.runtime.distributed import DistributedContext, fork_random_states
 
 SignalRead = tuple[str, ...] | tuple[str, Block] | tuple[str, AttentionPart, int]
 """How a signal is read: the name of the method, and its arguments."""
@@ -83,7 +83,7 @@ class RandomState:
     @contextmanager
     def repeated(self) -> Iterator[None]:
         """Use this state inside, and the current one again afterwards."""
-        with torch.random.fork_rng([] if self.accelerator is None else [self.device]):
+        with fork_random_states(self.device):
             torch.set_rng_state(self.cpu)
             if self.accelerator is not None:
                 torch.cuda.set_rng_state(self.accelerator, self.device)

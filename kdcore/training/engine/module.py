@@ -17,6 +17,7 @@ from kdcore.optimizers.base import ParameterRole
 from kdcore.recipe.schema import TEACHER
 from kdcore.signals import Batch, SignalRequest, Signals
 from kdcore.training.engine.teachers import FrozenTeachers
+from kdcore.training.runtime.distributed import fork_random_states
 
 if TYPE_CHECKING:
     from kdcore.training.engine.gradient_caching import CachedGradients
@@ -216,7 +217,7 @@ def compile_models(module: DistillationModule, teachers: FrozenTeachers, batch: 
     module.student.compile_parts()
     teachers.compile_parts()
     try:
-        with torch.random.fork_rng():
+        with fork_random_states(batch.input_ids.device):
             teachers(batch, requests.teachers)
             module.student(batch, requests.student)
     except (TorchDynamoException, RuntimeError, PluginError) as error:  # uncompiled, the same batch has worked
@@ -257,7 +258,7 @@ def find_losses_by_parameter(
     """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     found: dict[str, set[str]] = {name: set() for name, _ in module.named_parameters()}
-    with torch.random.fork_rng():
+    with fork_random_states(batch.input_ids.device):
         for label, loss in module.labelled_losses():
             answers = teachers(batch, module.requests([label]).teachers)
             sums = [value for value in module.sums(batch, answers, [label]).values() if value.requires_grad]

@@ -19,7 +19,7 @@ from kdcore.training.engine.module import DistillationModule, compile_models, fi
 from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.plan import Plan
-from kdcore.training.runtime.distributed import DistributedContext
+from kdcore.training.runtime.distributed import DistributedContext, fork_random_states
 from kdcore.transforms.base import ParameterSource
 
 
@@ -120,7 +120,7 @@ def change_stage(
         The engine of the new stage.
     """
     plan, processes = context.plan, context.processes
-    with _random_states_kept():
+    with _random_states_kept(processes.device):
         carried = engine.state_to_carry()
         student = plan.build_student(number - 1)
         student.load_state_dict(
@@ -164,10 +164,10 @@ def _keep_losses(module: DistillationModule, weights: Mapping[str, Tensor]) -> N
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def _random_states_kept(device: torch.device) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with fork_random_states(device):
             yield
     finally:
         random.setstate(python)

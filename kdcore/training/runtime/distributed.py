@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
@@ -204,6 +206,7 @@ def _join(rank: int, world_size: int) -> DistributedContext:
                 )
             except (dist.DistError, OSError) as error:
                 raise InfrastructureError(_why_not_joined(str(error), world_size)) from error
+        atexit.register(_leave)
     host_group = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
     assert host_group is not None
     if device.type == "cuda" and world_size > 1:
@@ -212,6 +215,20 @@ def _join(rank: int, world_size: int) -> DistributedContext:
         dist.all_gather_object(found, own, group=host_group)
         check_distinct_devices(found)
     return DistributedContext(dist.get_rank(), dist.get_world_size(), device, host_group)
+
+
+def _leave() -> None:
+    """Close all process groups at the end of the process; NCCL warns about those that are left open."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def fork_random_states(device: torch.device) -> AbstractContextManager[None]:
+    """Restore torch's random states of the CPU and of one device on exit.
+
+    Without a list of devices, torch would reserve memory on every GPU of the machine.
+    """
+    return torch.random.fork_rng([] if device.type == "cpu" else [device])
 
 
 def _rendezvous_on_one_machine(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:
