@@ -45,21 +45,23 @@ class ProfileCommand(Command):
 
 def report(profile: StepProfile) -> str:
     """Format a profile as text."""
-    total = profile.step_seconds
+    total, parts = profile.step_seconds, sum(profile.seconds.values()) - profile.seconds["data"]
     lines = [
-        f"step time: {1000 * total:.1f} ms (median of {profile.steps}; {profile.micro_batches} x "
-        f"{profile.micro_batch_size} sequences on this process)",
+        f"step time: {1000 * total:.1f} ms (mean of {profile.steps}; {profile.micro_batches} x "
+        f"{profile.micro_batch_size} sequences on this process). Medians of its parts, measured one by one:",
         "",
     ]
     for part, seconds in profile.seconds.items():
         aside = "  overlaps with the previous step" if part == "data" else ""
-        lines.append(f"  {part:<16} {1000 * seconds:10.1f} ms {seconds / total:6.1%}{aside}")
+        lines.append(f"  {part:<16} {1000 * seconds:10.1f} ms {seconds / parts:6.1%}{aside}")
     lines += [
         "",
         f"  tokens           {profile.tokens / total:10,.0f} per second on this process; padding {profile.padding:.1%}"
         + ("" if profile.computes_padding or not profile.padding else ", not computed"),
-        f"  MFU              {profile.utilization:10.2f} of {profile.limit / 1e9:,.0f} GFLOP/s, measured with large "
-        "matrix products",
+        f"  MFU              {profile.utilization:10.2f} of {(profile.peak or profile.limit) / 1e9:,.0f} GFLOP/s, "
+        + (f"the data sheet's peak of {profile.device}; " if profile.peak else "")
+        + (f"{profile.limit / 1e9:,.0f} GFLOP/s " if profile.peak else "")
+        + "measured with large matrix products",
         f"  peak memory      {profile.memory / 2**20:10,.0f} MiB",
     ]
     hints = profile.hints()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import groupby
@@ -150,6 +152,19 @@ def _flash_attention() -> Callable[..., Tensor] | None:
     return kernel
 
 
+_counts_operations: ContextVar[bool] = ContextVar("counts_operations", default=False)
+
+
+@contextmanager
+def countable_attention() -> Iterator[None]:
+    """Compute attention sequence by sequence inside: torch cannot count the operations of kernels for packed ones."""
+    token = _counts_operations.set(True)
+    try:
+        yield
+    finally:
+        _counts_operations.reset(token)
+
+
 class AttentionPaths:
     """The attention paths of one model, chosen and logged once for each kind of call."""
 
@@ -183,6 +198,7 @@ class Packing:
     def __init__(self, batch: Batch, paths: AttentionPaths | None = None) -> None:
         self._batch = batch
         self._paths = paths or AttentionPaths("a model")
+        self._in_turn = _counts_operations.get()
         self._whole_masks: dict[int, tuple[Tensor | None, Tensor]] = {}
         self.width = int(batch.input_ids.shape[1])
         lengths = batch.lengths.tolist()
@@ -276,7 +292,7 @@ class Packing:
         kind: Literal["none", "window", "other"] = "none" if mask is None else "other" if window is None else "window"
         call = AttentionCall(query.dtype, query.shape[-1], scale, dropout > 0, kind)
         path = self._paths.path(query.device, call)
-        if path.kernel == "sequences":
+        if path.kernel == "sequences" or self._in_turn:
             output = self._attend_in_turn(tokens, mask, dropout, scale)
         elif path.kernel == "padded":
             output = self._attend_padded(tokens, mask, dropout, scale)

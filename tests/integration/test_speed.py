@@ -11,11 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdcore
+from kdcore.commands.profile import report
 from kdcore.recipe.loading import load_recipe
 from kdcore.training.loop import trainer, validation
 from kdcore.training.loop.batches import held_out_batches
 from kdcore.training.loop.trainer import Trainer
-from kdcore.training.run.profiling import PARTS, StepProfile, profile_recipe
+from kdcore.training.run.device_peaks import data_sheet_peak
+from kdcore.training.run.profiling import PARTS, StepProfile, _PartTimer, matrix_rate, profile_recipe
 
 MANY_LOSSES = [
     "losses.masked_lm={}",
@@ -119,6 +121,9 @@ def test_a_profile_accounts_for_a_step(small_recipe: Path, tmp_path: Path) -> No
     assert found.flops > 1e6
     assert found.utilization > 0
     assert found.memory > 2**20
+    assert (found.device, found.peak) == ("cpu", None)
+    # The same work with and without the time of its parts, whatever else the machine does.
+    assert 0.2 < found.plain_seconds / (sum(found.seconds.values()) - found.seconds["data"]) < 5
     assert not (tmp_path / "runs").exists(), "nothing is written"
 
 
@@ -132,8 +137,9 @@ def test_a_profile_of_compiled_models_counts_the_same_multiplications(small_reci
 
 def profile(**changes: Any) -> StepProfile:
     seconds = dict(zip(PARTS, (0.01, 0.0, 0.3, 0.2, 0.05, 0.4, 0.05), strict=True)) | changes.pop("seconds", {})
-    keys: dict[str, Any] = {"padding": 0.0, "computes_padding": False, "flops": 8e10, "tokens": 8192.0}
-    return StepProfile(seconds, 5, limit=1e11, memory=2**30, micro_batch_size=64, micro_batches=1, **(keys | changes))
+    keys: dict[str, Any] = {"padding": 0.0, "computes_padding": False, "flops": 8e10, "tokens": 8192.0, "limit": 1e11}
+    keys |= {"plain_seconds": sum(seconds.values()) - seconds["data"], "device": "cpu", "peak": None}
+    return StepProfile(seconds, 5, memory=2**30, micro_batch_size=64, micro_batches=1, **(keys | changes))
 
 
 @pytest.mark.parametrize(
@@ -154,3 +160,70 @@ def test_hints_follow_from_the_numbers(changes: dict[str, Any], hint: str) -> No
 def test_a_step_cannot_be_faster_than_its_data() -> None:
     assert profile(seconds={"data": 2.0}).step_seconds == 2.0
     assert profile().step_seconds == pytest.approx(1.0)
+
+
+def test_the_peak_of_the_data_sheet_decides_the_mfu_of_a_gpu() -> None:
+    """A measured rate depends on how it is measured, so it only stands beside the data sheet's."""
+    found = profile(limit=5e14, peak=1e15, flops=4e14, device="NVIDIA H100 80GB HBM3")
+    assert found.utilization == pytest.approx(0.4)
+    text = report(found)
+    assert "0.40 of 1,000,000 GFLOP/s, the data sheet's peak of NVIDIA H100 80GB HBM3; 500,000 GFLOP/s measured" in text
+    assert "0.80 of 100 GFLOP/s, measured with large matrix products" in report(profile())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tf32", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, False, 989.4e12),
+        ("NVIDIA H100 PCIe", torch.float16, False, 756e12),
+        ("NVIDIA H200", torch.bfloat16, False, 989.4e12),
+        ("NVIDIA A100-SXM4-80GB", torch.bfloat16, True, 312e12),
+        ("NVIDIA A100-SXM4-80GB", torch.float32, True, 156e12),
+        ("NVIDIA A100 80GB PCIe", torch.float32, False, 19.5e12),
+        ("NVIDIA A10", torch.float16, False, 125e12),
+        ("NVIDIA A10G", torch.float16, False, None),
+        ("NVIDIA L40S", torch.float16, False, 362e12),
+        ("NVIDIA L4", torch.float16, False, 121e12),
+        ("Tesla V100-SXM2-32GB", torch.float16, False, 125e12),
+        ("Tesla V100-SXM2-32GB", torch.bfloat16, False, None),
+        ("Tesla T4", torch.float32, True, 8.1e12),
+        ("cpu", torch.float32, False, None),
+    ],
+)
+def test_peaks_are_those_of_the_data_sheets(name: str, dtype: torch.dtype, tf32: bool, peak: float | None) -> None:
+    assert data_sheet_peak(name, dtype, tf32=tf32) == peak
+
+
+def test_a_gpu_computes_twenty_large_products_between_two_synchronisations() -> None:
+    """The meta device stands for a GPU, on which each synchronisation takes as long as many small products."""
+    clock, calls, seconds = [0.0], [0], 1e-3
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "mm" in str(function):
+                assert args[0].shape == args[1].shape == (8192, 8192)
+                calls[0] += 1
+                clock[0] += seconds
+            return function(*args, **(kwargs or {}))
+
+    def now() -> float:
+        assert calls[0] % 20 == 0
+        clock[0] += 1e-5
+        return clock[0]
+
+    with Products():
+        rate = matrix_rate(torch.device("meta"), torch.bfloat16, now)
+    assert calls[0] > 20
+    assert rate == pytest.approx(2 * 8192**3 / seconds, rel=1e-3)
+
+
+def test_the_pass_that_gives_the_mfu_waits_for_the_device_only_at_its_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[None] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waits.append(None))
+    clock = _PartTimer(torch.device("meta"), steps=[{}])
+    for plain, expected in ((False, 2), (True, 0)):
+        clock.plain = plain
+        waits.clear()
+        with clock.timed("teacher"):
+            pass
+        assert len(waits) == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -12,6 +12,7 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdcore.models.packing import countable_attention
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Recipe
 from kdcore.signals import Batch, SignalRequest, Signals
@@ -30,10 +31,14 @@ from kdcore.training.loop.batches import StepBatches, step_counts
 from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.sampling import StepSamples
 from kdcore.training.run.build import make_plan
+from kdcore.training.run.device_peaks import data_sheet_peak
 from kdcore.training.runtime.distributed import DistributedContext, start_processes
 
 PARTS = ("data", "communication", "teacher", "student forward", "losses", "backward", "optimizer")
-_LIMIT_SIZE = 2048
+_ROUNDS = 6
+_PRODUCTS = {"cpu": (1024, 1)}
+_PRODUCTS_ON_GPU = (8192, 20)
+"""Size of square matrices, and products between two synchronisations with the device, which are slow on a GPU."""
 
 
 @dataclass
@@ -48,6 +53,9 @@ class StepProfile:
         computes_padding: whether the student runs on padding, too.
         flops: multiplications and additions of a step's matrix products.
         limit: the same per second in plain matrix products in training precision, measured separately.
+        peak: the same by the device's data sheet; None if unknown.
+        device: name of the device.
+        plain_seconds: of a step without its data, measured without synchronisation between its parts.
         memory: peak memory in bytes, of the device, or of the process on a CPU.
         micro_batch_size: sequences per micro-batch.
         micro_batches: micro-batches per step.
@@ -63,22 +71,25 @@ class StepProfile:
     memory: int
     micro_batch_size: int
     micro_batches: int
+    plain_seconds: float
+    device: str
+    peak: float | None
 
     @property
     def step_seconds(self) -> float:
         """Seconds of a step; its data is drawn during the previous step."""
-        return max(self.seconds["data"], sum(self.seconds.values()) - self.seconds["data"])
+        return max(self.seconds["data"], self.plain_seconds)
 
     @property
     def utilization(self) -> float:
-        """Model FLOPs utilization (MFU): the used fraction of the matrix-multiply limit."""
-        return self.flops / self.step_seconds / self.limit
+        """Model FLOPs utilization (MFU): the used fraction of the data sheet's peak, if known, else of the limit."""
+        return self.flops / self.step_seconds / (self.peak or self.limit)
 
     def hints(self) -> list[str]:
         """List suggestions that follow from the measurements."""
         hints = []
         others = sum(self.seconds.values()) - self.seconds["data"]
-        share = {part: seconds / self.step_seconds for part, seconds in self.seconds.items()}
+        share = {part: seconds / max(self.seconds["data"], others) for part, seconds in self.seconds.items()}
         if self.seconds["data"] > 0.8 * others:
             hints.append(
                 "loading the data of a step takes about as long as training on it: prepare the data in advance "
@@ -102,9 +113,10 @@ class StepProfile:
 
 @dataclass
 class _PartTimer:
-    """Accumulate seconds by part, synchronising with the device at every boundary."""
+    """Accumulate seconds by part, synchronising with the device at every boundary unless `plain` is set."""
 
     device: torch.device
+    plain: bool = False
     steps: list[dict[str, float]] = field(default_factory=list)
 
     @contextmanager
@@ -121,10 +133,29 @@ class _PartTimer:
         self.steps[-1][part] = self.steps[-1].get(part, 0.0) + seconds
 
     def now(self) -> float:
-        """Return the time after the device has finished all queued work."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
-        return time.perf_counter()
+        """Return the time, after the device has finished all queued work."""
+        return time.perf_counter() if self.plain else synchronized_time(self.device)
+
+
+def synchronized_time(device: torch.device) -> float:
+    """Return the time after the device has finished all queued work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, now: Callable[[], float]) -> float:
+    """Measure operations per second of large matrix products; `now` is the time after all queued work."""
+    size, products = _PRODUCTS.get(device.type, _PRODUCTS_ON_GPU)
+    one = torch.randn(size, size, device=device).to(dtype)
+    result = torch.empty_like(one)
+    seconds = []
+    for _ in range(_ROUNDS):
+        started = now()
+        for _ in range(products):
+            torch.mm(one, one, out=result)
+        seconds.append(now() - started)
+    return 2.0 * size**3 * products / min(seconds)
 
 
 def profile_recipe(recipe: Recipe, steps: int = 5) -> StepProfile:
@@ -180,7 +211,7 @@ class _Profiler:
             inner.register_forward_hook(leave)
 
     def measure(self, steps: int) -> StepProfile:
-        """Run one step to count operations, one to warm up, and `steps` that are timed."""
+        """Run one step to count operations, one to warm up, `steps` whose parts are timed, and as many without that."""
         settings = self.plan.recipe.settings
         samples = StepSamples(
             self.task.num_samples("train"),
@@ -192,7 +223,7 @@ class _Profiler:
             self.task.lengths("train"),
         )
         tokens, positions = 0, 0
-        with FlopCounterMode(display=False) as counter:  # it cannot see compiled operations
+        with countable_attention(), FlopCounterMode(display=False) as counter:  # it cannot see compiled operations
             self._step(samples, 0)
         if settings.training.compile:
             with error_location(self.plan.recipe, "training"):
@@ -203,6 +234,8 @@ class _Profiler:
             for batch in self._step(samples, step):
                 tokens, positions = tokens + batch.num_tokens, positions + batch.input_ids.numel()
         seconds = {part: median(one.get(part, 0.0) for one in self.clock.steps) for part in PARTS}
+        device, dtype = self.processes.device, self.engine.dtype
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return StepProfile(
             seconds,
             steps,
@@ -210,23 +243,43 @@ class _Profiler:
             1 - tokens / positions,
             not self.engine.module.student.packs,
             float(counter.get_total_flops()),
-            self._limit(),
+            matrix_rate(device, dtype, lambda: synchronized_time(device)),
             self._memory(),
             self.micro_batch_size,
             self.micro_batches,
+            self._plain_seconds(samples, range(2 + steps, 2 + 2 * steps)),
+            name,
+            data_sheet_peak(name, dtype, tf32=torch.backends.cuda.matmul.allow_tf32),
         )
 
+    def _plain_seconds(self, samples: StepSamples, steps: Sequence[int]) -> float:
+        """Measure a step without synchronisation between its parts, and without drawing its data."""
+        drawn = [self._draw(samples, step) for step in steps]
+        self.clock.plain = True
+        started = synchronized_time(self.processes.device)
+        for batches in drawn:
+            self._train(batches)
+        return (synchronized_time(self.processes.device) - started) / len(steps)
+
     def _step(self, samples: StepSamples, step: int) -> list[Batch]:
+        self.clock.steps.append({})
+        with self.clock.timed("data"):
+            batches = self._draw(samples, step)
+        self._train(batches)
+        return batches.micro_batches
+
+    def _draw(self, samples: StepSamples, step: int) -> StepBatches:
+        drawn = samples.micro_batches(step, self.processes.rank)
+        batches = [self.task.draw("train", chosen, epochs) for chosen, epochs in drawn]
+        caches = self.plan.recipe.settings.training.gradient_caching
+        return StepBatches(batches, self.task.draw("train", *samples.whole(step)) if caches else None)
+
+    def _train(self, drawn: StepBatches) -> None:
         module, clock = self.engine.module, self.clock
-        clock.steps.append({})
-        with clock.timed("data"):
-            drawn = samples.micro_batches(step, self.processes.rank)
-            batches = [self.task.draw("train", chosen, epochs) for chosen, epochs in drawn]
-            caches = self.plan.recipe.settings.training.gradient_caching
-            whole = self.task.draw("train", *samples.whole(step)) if caches else None
+        batches, whole = drawn.micro_batches, drawn.whole
         weights = module.weights_at(0.0)
         with clock.timed("communication"):
-            factors = self._factors(StepBatches(batches, whole), weights)
+            factors = self._factors(drawn, weights)
         cached: Sequence[CachedGradients | None] = [None] * len(batches)
         coupled = [label for label in weights if whole is not None and label in module.coupled]
         if whole is not None and coupled:
@@ -245,7 +298,6 @@ class _Profiler:
                 self.engine.backward(self.processes.world_size * objective)
             with clock.timed("optimizer"):
                 self.engine.finish_micro_batch(0.0, weights)
-        return batches
 
     def _run_teachers(self, batch: Batch, requests: Mapping[str, SignalRequest]) -> Mapping[str, Signals]:
         with self.clock.timed("teacher"):
@@ -267,16 +319,6 @@ class _Profiler:
         local = step_counts(self.engine.module, batches, self.processes)
         counts = dict(zip(local, self.processes.sum(list(local.values())), strict=True))
         return factors_of(counts, weights) | {CACHED: 1.0}
-
-    def _limit(self) -> float:
-        """Measure operations per second of large matrix products."""
-        one = torch.randn(_LIMIT_SIZE, _LIMIT_SIZE // 2, device=self.processes.device).to(self.engine.dtype)
-        seconds = []
-        for _ in range(6):
-            started = self.clock.now()
-            one @ one.T
-            seconds.append(self.clock.now() - started)
-        return 2.0 * _LIMIT_SIZE**2 * (_LIMIT_SIZE // 2) / min(seconds)
 
     def _memory(self) -> int:
         if self.processes.device.type == "cuda":
