@@ -30,6 +30,7 @@ from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.sampling import StepSamples
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.run_folder import stored_data
+from kdcore.training.runtime.distributed import own_device
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class _Examiner:
 
     def __init__(self, plan: Plan, checkpoint: Path | None) -> None:
         self._task = plan.task
-        self._teachers = FrozenTeachers(plan.load_teachers(), plan.composites)
+        self._device = own_device()
+        self._teachers = FrozenTeachers(plan.load_teachers(), plan.composites).to(self._device)
         stage = 0 if checkpoint is None else read_state(checkpoint).stage
         student, losses = plan.build_student(stage), plan.stages[stage].losses
         self._module = DistillationModule(student, losses).eval()
@@ -123,6 +125,7 @@ class _Examiner:
             weights = float32_weights_of(checkpoint, read_state(checkpoint).zero_stage)
             check_weights(self._module, weights, checkpoint)
             self._module.load_state_dict(weights)
+        self._module.to(self._device)
         # Losses that couple the sequences of a batch are meaningful for whole batches only.
         self._labels = list(losses)
         self._separable = [label for label, loss in losses.items() if not loss.couples_batch]
@@ -148,6 +151,7 @@ class _Examiner:
     @torch.no_grad()
     def _values(self, batch: Batch, labels: Collection[str]) -> list[TermValue]:
         counts = self._module.counts(batch)
+        batch = batch.to(self._device)
         sums = self._module.sums(batch, self._teachers(batch, self._module.requests(labels).teachers), labels)
         return [
             TermValue(term, counts[term], float(total) / counts[term] if counts[term] else 0.0)

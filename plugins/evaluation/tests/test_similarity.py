@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from kdcore_evaluation.probes import similarity
 from kdcore_evaluation.probes.similarity import compare, rank_correlation
 
 
@@ -15,8 +16,14 @@ class Bag:
 
     def __init__(self, table: torch.Tensor) -> None:
         self.table = table
+        self.devices: list[str] = []
+
+    def to(self, device: torch.device | str) -> Bag:
+        self.devices.append(str(device))
+        return self
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        assert self.devices[-1] == str(input_ids.device) == str(attention_mask.device)
         return SimpleNamespace(last_hidden_state=self.table[input_ids])
 
 
@@ -43,3 +50,13 @@ def test_padding_does_not_count_and_scaling_changes_nothing() -> None:
     assert one.cosine == pytest.approx(two.cosine)
     assert one.rank_correlation == pytest.approx(two.rank_correlation)
     assert abs(one.rank_correlation) < 0.3
+
+
+def test_both_encoders_compute_on_the_gpu_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device stands for a GPU; its numbers are not read."""
+    monkeypatch.setattr(similarity, "fastest_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.rand(tensor.shape))
+    one, two = (Bag(torch.zeros(50, 6, device="meta")) for _ in range(2))
+    agreement = compare(one, two, np.zeros((40, 9), dtype=np.int64), np.full(40, 9))
+    assert agreement.sequences == 40
+    assert one.devices == two.devices == ["meta", "cpu"]

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from kdcore import MaskedLM, PreparedData, load_tokenizer, open_data
 from kdcore_evaluation.probes.peak_memory import PeakMemory
-from kdcore_evaluation.probes.similarity import compare, mean_pooled
+from kdcore_evaluation.probes.similarity import compare, fastest_device, mean_pooled, wait_for
 from kdcore_evaluation.run.evaluated_models import bytes_on_disk
 from kdcore_evaluation.run.outcomes import Outcome
 from kdcore_evaluation.run.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
@@ -34,7 +34,7 @@ def cost(source: str, probe: CostProbe) -> Outcome:
     The speed is the median over passes; the memory is the most that was in use during them beyond what the process
     held before the model was loaded: weights and activations.
     """
-    device = _device()
+    device = fastest_device()
     memory = PeakMemory(device)
     model = _load(source).to(device)
     longest = min(probe.sequence_length, _positions(model))
@@ -46,10 +46,10 @@ def cost(source: str, probe: CostProbe) -> Outcome:
         memory.reset()
         seconds: list[float] = []
         while len(seconds) < _FEWEST or (sum(seconds) < _SECONDS and len(seconds) < _MOST):
-            _wait(device)
+            wait_for(device)
             began = time.perf_counter()
             model(input_ids=tokens)
-            _wait(device)
+            wait_for(device)
             seconds.append(time.perf_counter() - began)
     peak = memory.peak()
     measured = [
@@ -73,7 +73,7 @@ def masked_lm(source: str, probe: MaskedLMProbe, cache: Path) -> Outcome:
         return {"skipped": "the model has no masked-LM head"}
     if refusal is not None:
         return {"skipped": refusal}
-    device = _device()
+    device = fastest_device()
     model = model.to(device).eval()
     count = min(probe.sequences, task.num_samples("held_out"))
     if not count:
@@ -118,7 +118,7 @@ def agreement(source: str, teacher: str, probe: AgreementProbe, cache: Path) -> 
         for name, value in values.items()
         if value is not None
     ]
-    return {"measured": measured, "device": device_name(torch.device("cpu"))}
+    return {"measured": measured, "device": device_name(fastest_device())}
 
 
 def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
@@ -127,7 +127,7 @@ def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
     assert isinstance(data, LabelledData)
     tokenizer = load_tokenizer(data.tokenizer or source)
     model = _load(source)
-    device = _device()
+    device = fastest_device()
     model = model.to(device)
     parts = read_labelled(data, Counter())
     train = parts[0]
@@ -212,15 +212,6 @@ def _measured(
     metric: str, value: float, *, higher: bool = True, split: str | None = None, examples: int | None = None
 ) -> dict[str, Any]:
     return {"metric": metric, "value": value, "higher_is_better": higher, "split": split, "examples": examples}
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _load(source: str) -> PreTrainedModel:

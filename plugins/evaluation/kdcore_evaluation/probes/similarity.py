@@ -42,8 +42,9 @@ def compare(
     neighbours: int | None = None,
     *,
     teacher_rows: tuple[np.ndarray, np.ndarray] | None = None,
+    device: torch.device | None = None,
 ) -> Agreement:
-    """Compare two `AutoModel` encoders.
+    """Compare two `AutoModel` encoders, which are on the CPU before and afterwards.
 
     Args:
         teacher: the first encoder, in eval mode.
@@ -52,7 +53,11 @@ def compare(
         lengths: (n,) number of real tokens.
         neighbours: how many nearest neighbours of each sequence to compare.
         teacher_rows: ids and lengths of the same text for a first encoder with another tokenizer.
+        device: where to compute; default: a GPU, if there is one.
     """
+    device = device or fastest_device()
+    for model in (teacher, student):
+        model.to(device)
     views = (teacher_rows or (rows, lengths), (rows, lengths))
     embeddings: tuple[list[Tensor], list[Tensor]] = ([], [])
     ratios = []
@@ -61,13 +66,17 @@ def compare(
         seconds = []
         for model, collected, (ids, sizes) in zip((teacher, student), embeddings, views, strict=True):
             longest = int(sizes[own].max())
-            tokens = torch.from_numpy(ids[own, :longest].astype(np.int64))
-            mask = torch.from_numpy(np.arange(longest) < sizes[own, None])
+            tokens = torch.from_numpy(ids[own, :longest].astype(np.int64)).to(device)
+            mask = torch.from_numpy(np.arange(longest) < sizes[own, None]).to(device)
+            wait_for(device)
             started = time.perf_counter()
             states = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+            wait_for(device)
             seconds.append(time.perf_counter() - started)
-            collected.append(mean_pooled(states, mask))
+            collected.append(mean_pooled(states, mask).cpu())
         ratios.append(seconds[0] / seconds[1])
+    for model in (teacher, student):
+        model.to("cpu")
     first, second = (torch.nn.functional.normalize(torch.cat(parts).double(), dim=1) for parts in embeddings)
     above = np.triu_indices(len(rows), 1)
     whole = [(side @ side.T).numpy() for side in (first, second)]
@@ -79,6 +88,17 @@ def compare(
         neighbours=None if neighbours is None else same_neighbours(whole[0], whole[1], neighbours),
         speedup=float(np.median(ratios)),
     )
+
+
+def fastest_device() -> torch.device:
+    """Return the GPU, if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has finished all queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
