@@ -24,10 +24,12 @@ class Encoder(ABC, nn.Module):
         info: description of the whole model, even if only a part of it is loaded.
         packs: whether padded batches are computed on their real tokens only. Set by encoders that support it; the
             signals must not depend on it.
+        keeps_precision: whether a teacher stays in the precision in which it was loaded, instead of that of training.
     """
 
     info: ModelInfo
     packs: bool = False
+    keeps_precision: bool = False
 
     @property
     def unexported_heads(self) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ from kdcore.signals import MASKED_LM, Head, ModelInfo, SignalRequest
 
 logger = logging.getLogger("kdcore")
 
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -78,6 +79,9 @@ class TransformersModel(Model):
         trust_remote_code: bool | None = Field(
             None,
             description="Whether to run Python code that comes with the weights; by default such weights are rejected.",
+        )
+        dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+            None, description="Teacher: precision in which it is loaded and computes; default: that of training."
         )
 
     config: Config
@@ -204,6 +208,9 @@ class TransformersModel(Model):
         encoder = self._wrap(network, self.info, further)
         if not any(head.level == "sequence" for head in others):
             encoder.pooler = None  # not needed by any signal, and a teacher is not exported
+        if self.config.dtype is not None:
+            encoder.to(_PRECISIONS[self.config.dtype])  # heads with modules of their own
+            encoder.keeps_precision = True
         return encoder
 
     def build_student(self, request: SignalRequest) -> TransformersEncoder:
@@ -291,6 +298,9 @@ class TransformersModel(Model):
                 allowed=("name", "config", "initialize"),
                 hint="to start from a folder, use `student.initialize: {from: FOLDER}`",
             )
+        if self.config.dtype is not None:
+            what, hint = "`dtype` is valid for a teacher only", "set `training.precision` for the student"
+            raise InputError(what, key="student.dtype", hint=hint)
         if self.config.trust_remote_code is not None and not self._has_own_source:
             raise InputError(
                 "only valid for a student that is initialised from a folder or hub model other than the teacher",
@@ -381,7 +391,8 @@ class TransformersModel(Model):
         return cls(network, self.architecture, info, heads)
 
     def _load(self, path: str, config: PreTrainedConfig, head: Head | None) -> PreTrainedModel:
-        return _load(path, config, self.architecture, head, trust=bool(self._trusts))
+        dtype = _PRECISIONS[self.config.dtype or "fp32"]
+        return _load(path, config, self.architecture, head, trust=bool(self._trusts), dtype=dtype)
 
     def _check_student(self) -> list[int]:
         """Check configuration and copying on the meta device; return the source blocks to copy."""
@@ -463,14 +474,20 @@ def foreign_code(config: PreTrainedConfig) -> str:
 
 
 def _load(
-    path: str, config: PreTrainedConfig, architecture: Architecture, head: Head | None, *, trust: bool
+    path: str,
+    config: PreTrainedConfig,
+    architecture: Architecture,
+    head: Head | None,
+    *,
+    trust: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """Load weights in float32; a pooler that no head uses may be missing and is then removed.
+    """Load weights in one precision; a pooler that no head uses may be missing and is then removed.
 
     Raises:
         DataError: the weights are missing or do not match the configuration.
     """
-    loaded = load_weights(auto_class_of(head), path, config, architecture.attention, trust=trust)
+    loaded = load_weights(auto_class_of(head), path, config, architecture.attention, trust=trust, dtype=dtype)
     network = loaded.network
     poolers = {name for name in loaded.missing if "pooler." in name}
     if head is not None and head.level == "sequence" and architecture.class_head_pools:

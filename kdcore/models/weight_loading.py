@@ -75,8 +75,16 @@ class Loaded:
         return self.missing | set(self.mismatched)
 
 
-def load_weights(auto: Any, path: str, config: PreTrainedConfig, attention: str, *, trust: bool) -> Loaded:
-    """Load weights in float32; run their custom code only if `trust` is set.
+def load_weights(
+    auto: Any,
+    path: str,
+    config: PreTrainedConfig,
+    attention: str,
+    *,
+    trust: bool,
+    dtype: torch.dtype = torch.float32,
+) -> Loaded:
+    """Load weights in one precision; run their custom code only if `trust` is set.
 
     Args:
         auto: the Auto class of transformers.
@@ -84,6 +92,7 @@ def load_weights(auto: Any, path: str, config: PreTrainedConfig, attention: str,
         config: the configuration, perhaps with fewer blocks.
         attention: name of the attention function.
         trust: whether to run custom code.
+        dtype: precision of the weights; no other copy of all weights is made.
 
     Raises:
         DataError: the weights are missing, are not finite, or the custom code fails.
@@ -95,7 +104,7 @@ def load_weights(auto: Any, path: str, config: PreTrainedConfig, attention: str,
         network, report = auto.from_pretrained(
             path,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=trust,
             weights_only=True,

@@ -228,6 +228,12 @@ class TrainingSettings(ComponentConfig):
         None, gt=0, description="Sequences per forward pass and process; default: batch_size / processes."
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool | None = Field(
+        None, description="Use TF32 for float32 matrix products on a GPU; default: true with bf16 and fp16."
+    )
+    deterministic: bool = Field(
+        False, description="Use deterministic algorithms only; see docs/checkpoints.md for what each setting promises."
+    )
     gradient_clipping: float = Field(0.0, ge=0, description="Maximum norm of the gradient; 0 disables clipping.")
     gradient_caching: bool = Field(
         False,

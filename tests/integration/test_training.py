@@ -67,6 +67,16 @@ def test_a_run_leaves_everything_that_was_promised(train: Callable[..., RunResul
     assert not [path for path in folder.rglob("*") if "staging" in path.name]
 
 
+def test_deterministic_algorithms_and_a_teacher_in_half_precision_suit_every_kind_of_signal(
+    train: Callable[..., RunResult],
+) -> None:
+    losses = [f"losses.{name}={{}}" for name in ("masked_lm", "soft_targets", "minilm_v2", "attention_kl")]
+    result = train(*losses, "training.deterministic=true", "teacher.dtype=bf16", "training.budget.steps=2")
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert np.isfinite(losses_of(result.folder)).all()
+    assert len(losses_of(result.folder)) == 2
+
+
 def test_the_exported_student_loads_with_no_missing_key_and_is_what_was_trained(
     train: Callable[..., RunResult], teacher_folder: Path
 ) -> None:

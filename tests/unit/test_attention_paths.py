@@ -9,10 +9,18 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdcore.models import packing
 from kdcore.models.architectures import ARCHITECTURES
-from kdcore.models.packing import AttentionCall, AttentionKernels, Packing, choose_attention_path
+from kdcore.models.packing import (
+    AttentionCall,
+    AttentionKernels,
+    Packing,
+    choose_attention_path,
+    countable_attention,
+)
 from kdcore.models.transformers import TransformersModel
 from kdcore.signals import AttentionPattern, Signals
 
@@ -178,6 +186,27 @@ def test_dropout_of_attention_uses_flash_attn_where_it_is_installed(installed, t
     assert output.shape == (1, sum(LENGTHS), 2, 32)
     assert gpu.calls == ([("flash_attn", 0.1, False)] if installed else [])
     assert ("flash_attn, because" if installed else "padded, because") in caplog.text
+
+
+def test_flash_attn_is_deterministic_where_torch_has_to_be(token_batch, monkeypatch):
+    gpu = Gpu(monkeypatch, replace(A100, flash_attn=True))
+    states = torch.randn(sum(LENGTHS), 2, 32, dtype=torch.float64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        Packing(token_batch(LENGTHS, 24)).attend(states, states, states, None, 0.1, 32**-0.5)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert gpu.calls == [("flash_attn", 0.1, True)]
+
+
+def test_operations_of_attention_are_counted_on_real_tokens(token_batch, monkeypatch):
+    gpu = Gpu(monkeypatch, A100)
+    states = torch.randn(sum(LENGTHS), 2, 32, dtype=torch.float64)
+    math = sdpa_kernel(SDPBackend.MATH)  # torch does not count its fused kernel for CPUs
+    with countable_attention(), math, FlopCounterMode(display=False) as counter:
+        Packing(token_batch(LENGTHS, 24)).attend(states, states, states, None, 0.0, 32**-0.5)
+    assert gpu.calls == []
+    assert counter.get_total_flops() == sum(2 * 2 * length**2 * 64 for length in LENGTHS)
 
 
 @torch.no_grad()

@@ -153,9 +153,10 @@ class FrozenTeachers:
             encoder.eval().requires_grad_(False)
 
     def to(self, target: torch.dtype | torch.device) -> FrozenTeachers:
-        """Move or cast all teachers."""
+        """Move all teachers, or cast those whose precision is not fixed."""
         for encoder in self._encoders.values():
-            encoder.to(target)
+            if isinstance(target, torch.device) or not encoder.keeps_precision:
+                encoder.to(target)
         return self
 
     def compile_parts(self) -> None:

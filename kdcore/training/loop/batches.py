@@ -1,10 +1,11 @@
-"""The micro-batches of a step, drawn in the background while the step before it trains."""
+"""The micro-batches of a step, drawn and counted in the background while the step before it trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +25,12 @@ class StepBatches:
     Attributes:
         micro_batches: those of this process.
         whole: all sequences of all processes, ordered as in `StepSamples.whole`; None if no loss needs them.
+        totals: waits for what processes have exchanged about this step, and returns it.
     """
 
     micro_batches: list[Batch]
     whole: Batch | None = None
+    totals: Callable[[], dict[Any, float]] = dict
 
 
 class TrainingBatches:
@@ -42,9 +45,22 @@ class TrainingBatches:
         processes: DistributedContext,
         *,
         whole: bool,
+        exchange: Callable[[StepBatches], Callable[[], dict[Any, float]]] | None = None,
     ) -> None:
-        """Prepare drawing; `whole` requests the whole batch of each step besides the micro-batches."""
+        """Prepare drawing.
+
+        Args:
+            task: draws the samples.
+            seed: determines their order.
+            batch_size: sequences of a step, over all processes.
+            micro_batch_size: sequences of a micro-batch.
+            processes: the processes.
+            whole: draw the whole batch of each step besides the micro-batches.
+            exchange: starts to exchange information about a step's batches between processes, in the background
+                thread; its result becomes `StepBatches.totals`.
+        """
         self._task = task
+        self._exchange = exchange
         self._draws_whole = whole
         self._samples = StepSamples(
             task.num_samples("train"),
@@ -61,10 +77,16 @@ class TrainingBatches:
 
     def step(self, step: int) -> StepBatches:
         """Return the batches of a step."""
-        drawn = self._next[1] if self._next is not None and self._next[0] == step else None
-        batches = self._draw(step) if drawn is None else drawn.result()
+        # Exchanges start in the same order on every process, because one thread draws all steps.
+        ahead = self._next[1] if self._next is not None and self._next[0] == step else None
+        batches = (ahead or self._pool.submit(self._draw, step)).result()
         self._next = (step + 1, self._pool.submit(self._draw, step + 1))
         return batches
+
+    def settle(self) -> None:
+        """Wait for the step that is being drawn, before anything changes that `exchange` reads."""
+        if self._next is not None:
+            self._next[1].result()
 
     def close(self) -> None:
         """Stop the background thread."""
@@ -75,13 +97,14 @@ class TrainingBatches:
         return self._samples.micro_batches(step, rank)
 
     def _draw(self, step: int) -> StepBatches:
-        drawn = self.samples(step, self._processes.rank)
+        own = self.samples(step, self._processes.rank)
         with plugin_faults(self._task, "task"):
-            batches = [self._task.draw("train", samples, epochs) for samples, epochs in drawn]
+            batches = [self._task.draw("train", samples, epochs) for samples, epochs in own]
             whole = self._task.draw("train", *self._samples.whole(step)) if self._draws_whole else None
         if _pins(self._processes.device):
             batches = [batch.pin() for batch in batches]
-        return StepBatches(batches, whole)
+        drawn = StepBatches(batches, whole)
+        return drawn if self._exchange is None else replace(drawn, totals=self._exchange(drawn))
 
 
 def step_counts(module: DistillationModule, batches: StepBatches, processes: DistributedContext) -> dict[Term, float]:

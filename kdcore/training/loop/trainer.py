@@ -7,8 +7,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from kdcore.errors import TrainingError
@@ -102,7 +104,9 @@ class Trainer:
             self.micro_batch_size,
             self.processes,
             whole=settings.training.gradient_caching,
+            exchange=self._exchange,
         )
+        self._exchanges = dist.new_group(backend="gloo") if self.processes.world_size > 1 else None
         self.divergence = DivergenceMonitor(settings, engine, self.batches, self.processes)
         self.triggers = Triggers(settings.validation, settings.checkpoints, context.plan.steps_per_epoch)
         self.validates = settings.validation.every != "never" and self.task.num_samples("held_out") > 0
@@ -147,7 +151,7 @@ class Trainer:
             while True:
                 self.watchdog.tick(f"step {self.step + 1}")
                 batches = self.batches.step(self.step)
-                counts, tokens, stop, seconds = self._agree(batches, self.context.shutdown.requested)
+                counts, tokens, stop, seconds = self._agree(batches)
                 progress = self.start.at(self.step, seconds)
                 if stop or progress.finished:
                     break
@@ -180,6 +184,7 @@ class Trainer:
         """
         self.stage += 1
         self.watchdog.tick(f"the change to stage {self.stage}")
+        self.batches.settle()
         with self._pause():
             self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teachers)
         self.divergence.change_engine(self.engine)
@@ -276,16 +281,31 @@ class Trainer:
         if self.step and (self.saved_step != self.step or timed):
             yield self._save()
 
-    def _agree(self, batches: StepBatches, stop: bool) -> tuple[dict[Term, float], float, bool, float]:
-        """All-reduce counts, tokens and stop requests, and take process 0's clock."""
-        local = step_counts(self.engine.module, batches, self.processes)
-        tokens = float(sum(batch.num_tokens for batch in batches.micro_batches))
-        seconds = self._clock() if self.processes.is_main else 0.0
-        flags = [float(stop), float(self.context.checkpoints.failed)]
-        *counts, total_tokens, stops, failed, clock = self.processes.sum([*local.values(), tokens, *flags, seconds])
+    def _exchange(self, batches: StepBatches) -> Callable[[], dict[Any, float]]:
+        """Start to all-reduce counts, tokens and stop requests, and to take process 0's clock, in a background thread.
+
+        With several processes, a stop request takes effect one step later than with one.
+        """
+        local: dict[Any, float] = {**step_counts(self.engine.module, batches, self.processes)}
+        local["tokens"] = float(sum(batch.num_tokens for batch in batches.micro_batches))
+
+        def complete() -> dict[Any, float]:
+            flags = {"stop": self.context.shutdown.requested, "failed": self.context.checkpoints.failed}
+            return local | flags | {"clock": self._clock() if self.processes.is_main else 0.0}
+
+        if self._exchanges is None:
+            return complete
+        own = complete()
+        finish = self.processes.begin_sum(list(own.values()), self._exchanges)
+        return lambda: dict(zip(own, finish(), strict=True))
+
+    def _agree(self, batches: StepBatches) -> tuple[dict[Term, float], float, bool, float]:
+        """Return the counts, tokens, stop requests and the clock that all processes agree on."""
+        totals = batches.totals()
+        tokens, stop, failed, clock = (totals.pop(name) for name in ("tokens", "stop", "failed", "clock"))
         if failed:
             self.context.checkpoints.wait()
-        return dict(zip(local, counts, strict=True)), total_tokens, stops > 0, clock
+        return totals, tokens, stop > 0, clock
 
     def _log(self, progress: Progress) -> Iterator[Event]:
         window = self.window

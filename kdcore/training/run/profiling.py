@@ -33,6 +33,7 @@ from kdcore.training.loop.sampling import StepSamples
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.device_peaks import data_sheet_peak
 from kdcore.training.runtime.distributed import DistributedContext, start_processes
+from kdcore.training.runtime.numerics import numerics
 
 PARTS = ("data", "communication", "teacher", "student forward", "losses", "backward", "optimizer")
 _ROUNDS = 6
@@ -172,7 +173,8 @@ def profile_recipe(recipe: Recipe, steps: int = 5) -> StepProfile:
         check_precision(recipe.settings.training)
     plan = make_plan(recipe)
     processes = start_processes()
-    return _Profiler(plan, processes).measure(steps)
+    with numerics(recipe.settings.training, processes.device):
+        return _Profiler(plan, processes).measure(steps)
 
 
 class _Profiler:
@@ -249,7 +251,7 @@ class _Profiler:
             self.micro_batches,
             self._plain_seconds(samples, range(2 + steps, 2 + 2 * steps)),
             name,
-            data_sheet_peak(name, dtype, tf32=torch.backends.cuda.matmul.allow_tf32),
+            data_sheet_peak(name, dtype, tf32=torch.get_float32_matmul_precision() != "highest"),
         )
 
     def _plain_seconds(self, samples: StepSamples, steps: Sequence[int]) -> float:

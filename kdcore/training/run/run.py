@@ -34,6 +34,7 @@ from kdcore.training.run.build import make_plan
 from kdcore.training.run.export import TOKENIZER, export_student
 from kdcore.training.runtime.collectives import broadcast_from_main
 from kdcore.training.runtime.distributed import DistributedContext, number_of_processes, own_device, start_processes
+from kdcore.training.runtime.numerics import numerics
 from kdcore.training.runtime.run_lock import refuse_if_held, run_lock
 from kdcore.training.runtime.shutdown import GracefulShutdown
 from kdcore.training.runtime.startup import StartupTimer
@@ -90,7 +91,8 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
             watchdog.starting("joining the process group")
             processes = start_processes()
             startup.done("processes")
-            with run_lock(folder, processes) as check_lock:
+            training = recipe.settings.training
+            with numerics(training, processes.device), run_lock(folder, processes) as check_lock:
                 watchdog.starting("finding the last checkpoint")
                 start = replace(plan.start, exit_steps=exit_steps)
                 earlier = _earlier_session(plan, start, folder, processes)

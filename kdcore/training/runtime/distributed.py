@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -54,6 +54,26 @@ class DistributedContext:
         dist.all_reduce(tensor, group=self.host_group)
         result: list[float] = tensor.tolist()
         return result
+
+    def begin_sum(self, values: Sequence[float], group: Any) -> Callable[[], list[float]]:
+        """Start to sum each value over all processes, in float64, in the background.
+
+        Args:
+            values: of this process.
+            group: a group of host memory that is used for such sums only, which every process starts in one order.
+
+        Returns:
+            A function that waits for the sums and returns them.
+        """
+        tensor = torch.tensor(values, dtype=torch.float64)
+        work = dist.all_reduce(tensor, group=group, async_op=True)
+
+        def finish() -> list[float]:
+            work.wait()
+            sums: list[float] = tensor.tolist()
+            return sums
+
+        return finish
 
     def barrier(self) -> None:
         """Wait for all processes."""

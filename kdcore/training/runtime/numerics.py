@@ -1,0 +1,34 @@
+"""Apply settings of torch that change how numbers are rounded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils import deterministic
+
+from kdcore.recipe.schema import TrainingSettings
+
+_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@contextmanager
+def numerics(settings: TrainingSettings, device: torch.device) -> Iterator[None]:
+    """Apply `training.tf32` and `training.deterministic` inside; enter it before the device computes anything."""
+    precision, fills = torch.get_float32_matmul_precision(), deterministic.fill_uninitialized_memory
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    tf32 = settings.precision != "fp32" if settings.tf32 is None else settings.tf32
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    if settings.deterministic:
+        os.environ.setdefault(_WORKSPACES, ":4096:8")  # required by cuBLAS, which reads it at its first product
+        torch.use_deterministic_algorithms(True)
+        deterministic.fill_uninitialized_memory = False  # only finds mistakes, and takes time
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(was_deterministic)
+        deterministic.fill_uninitialized_memory = fills
