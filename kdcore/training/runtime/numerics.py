@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch.utils import deterministic
+import torch.utils.deterministic
 
 from kdcore.recipe.schema import TrainingSettings
 
 _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG"
+_debugging: Any = torch.utils.deterministic
 
 
 @contextmanager
 def numerics(settings: TrainingSettings, device: torch.device) -> Iterator[None]:
     """Apply `training.tf32` and `training.deterministic` inside; enter it before the device computes anything."""
-    precision, fills = torch.get_float32_matmul_precision(), deterministic.fill_uninitialized_memory
+    precision, fills = torch.get_float32_matmul_precision(), _debugging.fill_uninitialized_memory
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     tf32 = settings.precision != "fp32" if settings.tf32 is None else settings.tf32
     if device.type == "cuda":
@@ -25,10 +27,10 @@ def numerics(settings: TrainingSettings, device: torch.device) -> Iterator[None]
     if settings.deterministic:
         os.environ.setdefault(_WORKSPACES, ":4096:8")  # required by cuBLAS, which reads it at its first product
         torch.use_deterministic_algorithms(True)
-        deterministic.fill_uninitialized_memory = False  # only finds mistakes, and takes time
+        _debugging.fill_uninitialized_memory = False  # only finds mistakes, and takes time
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(was_deterministic)
-        deterministic.fill_uninitialized_memory = fills
+        _debugging.fill_uninitialized_memory = fills
