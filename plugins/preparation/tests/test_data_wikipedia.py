@@ -60,6 +60,7 @@ def test_articles_are_read_and_everything_else_is_skipped_and_counted(tmp_path: 
             "redirects skipped": 2,
             "pages that are not wikitext skipped": 1,
             "articles without text skipped": 1,
+            "templates dropped\nonly a template\n{{Only a template}}": 1,
         },
     )
 
@@ -222,14 +223,14 @@ def test_memory_does_not_grow_with_the_dump(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(wikipedia_dump, "_CHUNK", 2**14)
     path = tmp_path / "dump.xml"
-    path.write_bytes(dump(*(page(number, "word " * 1000) for number in range(100))))
+    path.write_bytes(dump(*(page(number, "word " * 1000) for number in range(200))))
     corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(path)))
     next(corpus.documents())  # imports
     tracemalloc.start()
-    assert sum(1 for _ in corpus.documents()) == 100
+    assert sum(1 for _ in corpus.documents()) == 200
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < path.stat().st_size / 3
+    assert peak < path.stat().st_size / 5
 
 
 def test_namespaces_of_files_and_categories_are_known_in_the_wikis_language(tmp_path: Path) -> None:
@@ -247,7 +248,9 @@ def test_namespaces_of_files_and_categories_are_known_in_the_wikis_language(tmp_
         ("Text.<ref>No.</ref><ref name=x/> More.<!-- no -->", ["Text. More."]),
         ("A {{template|with={{another}}}} b.", ["A b."]),
         ("He ran {{convert|5|km|mi|abbr=on}} to {{lang|fr|la [[Ville]]}}.", ["He ran 5 km to la Ville."]),
-        ("A ({{IPA|x}}; {{lang-grc|y}}) b ({{x}}, c).", ["A b (c)."]),
+        ("A ({{IPA|x}}; {{lang-grc|y}}) b ({{x}}, c).", ["A (x; y) b (c)."]),
+        ("A ({{x}}; {{y}}) b, {{x}}, c {{x}}. D [{{x}}]; (see {{x}} ) e.", ["A b, c. D; (see) e."]),
+        ("A call f(), for (;;) and g , h ? ( i ) stay.", ["A call f(), for (;;) and g , h ? ( i ) stay."]),
         ("5&nbsp;km&mdash;far &lt;b&gt; &#233;", ["5 km—far <b> é"]),
         ("[[File:A.jpg|thumb|A [[caption]] here]]Text.[[Category:C]]", ["Text."]),
         ("The [[:Category:Dogs]] and [[de:Hund]].", ["The Category:Dogs and."]),

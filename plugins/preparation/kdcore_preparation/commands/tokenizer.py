@@ -53,6 +53,7 @@ class TokenizerCommand(Command):
                 raise InputError(f"must be at least {fewest} (found {getattr(arguments, option)})", where=f"--{option}")
         from kdcore import Document, load_config
         from kdcore_preparation.pipeline.prepare import DataRecipe, build_corpora
+        from kdcore_preparation.readers.named_counts import summarised
         from kdcore_preparation.tokenizer_training import check_free, train_tokenizer
 
         folder = Path(arguments.folder)
@@ -86,7 +87,7 @@ class TokenizerCommand(Command):
         except OSError as error:  # a full disk or a read-only folder
             raise InfrastructureError(f"{folder}: the tokenizer cannot be written: {error}") from error
         for entry, corpus in zip(recipe.corpora, corpora, strict=True):
-            for what, count in sorted(corpus.report.items()):
+            for what, count in summarised(corpus.report).items():
                 print(f"{entry['name']}: {count:,} {what}")
         print(f"trained {trained.vocabulary:,} tokens on {trained.sampled:,} of {trained.characters:,} characters")
         print(f"{trained.tokens_a_word:.2f} tokens per word, {trained.unknown:.3%} of them unknown")

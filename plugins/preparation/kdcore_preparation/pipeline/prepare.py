@@ -49,6 +49,7 @@ from kdcore_preparation.pipeline.preparation_progress import PreparationProgress
 from kdcore_preparation.pipeline.unit_records import WrittenUnit
 from kdcore_preparation.pipeline.work import UNITS, Work
 from kdcore_preparation.readers.input_files import FileHashes
+from kdcore_preparation.readers.named_counts import summarised
 
 logger = logging.getLogger("kdcore")
 
@@ -395,7 +396,7 @@ class _PreparationRun:
             special_tokens=_special_tokens(self.tokenizer),
             sequence_length=self.data.sequence_length,
             dtype=row_dtype(self.vocab_size),
-            reports=[dict(sorted(report.items())) for report in reports],
+            reports=[summarised(report) for report in reports],
             splits=splits,
             weights=[weight_of(corpus) for corpus in self.corpora],
             damages=[damage for record in records for damage in record.damages],

@@ -18,6 +18,7 @@ from kdcore_preparation.pipeline.duplicates import text_key
 from kdcore_preparation.pipeline.held_out import points_of
 from kdcore_preparation.pipeline.text_encoding import TextEncoder, code_points
 from kdcore_preparation.readers.cleaning import clean_text
+from kdcore_preparation.readers.named_counts import most_frequent
 
 BATCH_CHARACTERS = 1_000_000
 
@@ -131,6 +132,7 @@ class UnitReader:
             report.update(corpus.report)
             corpus.bytes_read = 0
             self._bytes_before += part.bytes
+        self.report = most_frequent(report)
 
     def _encode(self, documents: list[Document]) -> EncodedDocuments:
         texts = [document.text for document in documents]

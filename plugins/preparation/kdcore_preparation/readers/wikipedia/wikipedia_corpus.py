@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 from xml.etree import ElementTree
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StrictInt
 
 from kdcore import DataError, Document, Part, PathString
 from kdcore_preparation.readers.cleaning import clean_text, decode_utf8
 from kdcore_preparation.readers.file_corpus import BadRecords, FileCorpus, ranges
-from kdcore_preparation.readers.wikipedia.wikipedia_dump import DumpPart, hidden_namespaces, part_bytes
-from kdcore_preparation.readers.wikipedia.wikitext import WikitextCleaner
+from kdcore_preparation.readers.wikipedia.template_rules import DROP, rule_of
+from kdcore_preparation.readers.wikipedia.wiki_languages import variants_of_all_languages
+from kdcore_preparation.readers.wikipedia.wikipedia_dump import DumpPart, part_bytes, read_wiki
+from kdcore_preparation.readers.wikipedia.wikitext import WikitextCleaner, template_name
+
+
+def _checked_rule(spec: int | str) -> int | str:
+    if spec != DROP:
+        rule_of(spec)
+    return spec
+
+
+def _checked_name(name: str) -> str:
+    if not template_name(name) or set(name) & set("{}|[]<>#"):
+        raise ValueError(f"`{name}` is not a template's name (expected it without braces and arguments)")
+    return name
+
+
+def _checked_variant(code: str | None) -> str | None:
+    if code is not None and code not in variants_of_all_languages():
+        raise ValueError(
+            f"`{code}` is not the code of a language variant (found {code}, expected one of "
+            f"{', '.join(sorted(variants_of_all_languages()))})"
+        )
+    return code
 
 
 class WikipediaCorpus(FileCorpus):
@@ -23,13 +47,24 @@ class WikipediaCorpus(FileCorpus):
     each.
     """
 
-    revision = 2
+    revision = 3
 
     class Config(FileCorpus.Config):
         """Keys of the corpus."""
 
         path: PathString = Field(
             description="MediaWiki XML, plain, .bz2 (best multistream), .gz or .zst; a folder or glob for many files."
+        )
+        templates: dict[
+            Annotated[str, AfterValidator(_checked_name)], Annotated[StrictInt | str, AfterValidator(_checked_rule)]
+        ] = Field(
+            {},
+            description="What is kept of templates, by their names: the number or name of an argument, a text with "
+            "arguments in braces such as `{1} {unit}`, or `drop`. They replace and extend the built-in rules.",
+        )
+        variant: Annotated[str | None, AfterValidator(_checked_variant)] = Field(
+            None,
+            description="Language variant to take from `-{...}-`, such as `zh-tw`. Default: the main form of the wiki.",
         )
 
     config: Config
@@ -45,7 +80,7 @@ class WikipediaCorpus(FileCorpus):
     def read(self, part: Part) -> Iterator[Document]:
         """Yield articles named by their page id."""
         path = self.path_of(part)
-        cleaner = WikitextCleaner(hidden_namespaces(path))
+        cleaner = WikitextCleaner(read_wiki(path), self.config.templates, self.config.variant)
         dump = DumpPart(path, part)
         bad = BadRecords(
             path, allowed="pages that are valid XML", hint="download the dump again and compare it with its checksum"

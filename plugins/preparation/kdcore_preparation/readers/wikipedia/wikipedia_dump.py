@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 from kdcore import PART_BYTES, DataError, Part
 from kdcore_preparation.readers.input_files import BZIP2, compression, damaged, is_plain, open_counted
+from kdcore_preparation.readers.wikipedia.wiki_languages import Wiki
 
 COMPRESSED_PART_BYTES = PART_BYTES // 4
 """Of a compressed dump, which unpacks to about four times its size."""
@@ -22,10 +23,14 @@ COMPRESSED_PART_BYTES = PART_BYTES // 4
 MAX_PAGE_BYTES = 64 * 2**20
 
 _FILE_NAMESPACES = ("-2", "6", "14")  # Media, File, Category
+_TEMPLATE_NAMESPACE = "10"
 _CHUNK = 2**20
 _MAGIC_BYTES = 10
 _TAIL = 256
 _FIRST_ELEMENT = re.compile(rb"<([^\s!?/>][^\s/>]*)")
+_LANGUAGE = re.compile(rb"""\bxml:lang=["']([A-Za-z][\w-]*)["']""")
+_DATABASE = re.compile(r"([a-z_]+?)(?:wiki|wiktionary|wikibooks|wikiquote|wikisource|wikinews|wikiversity|wikivoyage)")
+_UTF16 = re.compile(rb"\xff\xfe|\xfe\xff|<\x00|\x00<")
 _ALLOWED = "a pages-articles dump of MediaWiki"
 
 
@@ -38,16 +43,25 @@ def part_bytes(path: Path, size: int) -> int:
     return max(size, 1)
 
 
-def hidden_namespaces(path: Path) -> list[str]:
-    """Return the names of the namespaces of files and categories in the dump's wiki.
+def read_wiki(path: Path) -> Wiki:
+    """Read language and namespaces of the dump's wiki from its head.
 
     Raises:
         DataError: the file is not a dump.
     """
     head = bytearray()
     with open_counted(path) as (stream, _):
-        while len(head) < _CHUNK and b"<page>" not in head and (read := stream.read(2**16)):
+        # One stream of a multistream dump at a time: a later one may be damaged.
+        while len(head) < _CHUNK and b"<page>" not in head and (read := stream.read1(2**16)):  # type: ignore[attr-defined]
             head += read
+    if _UTF16.match(head):
+        raise DataError(
+            "is a UTF-16 dump, which is not supported",
+            where=str(path),
+            allowed=f"{_ALLOWED}, in UTF-8",
+            hint="unpack it if it is compressed, and convert it: iconv -f UTF-16 -t UTF-8 OLD.xml > NEW.xml; its first "
+            "line, if it is <?xml ... encoding=...?>, must state UTF-8",
+        )
     first = _FIRST_ELEMENT.search(head)
     if first is None:
         raise DataError("the dump contains no pages", where=str(path), allowed=_ALLOWED)
@@ -56,10 +70,17 @@ def hidden_namespaces(path: Path) -> list[str]:
         raise DataError(f"is not a MediaWiki dump: its first element is <{name}>", where=str(path), allowed=_ALLOWED)
     site = re.search(rb"<siteinfo>.*?</siteinfo>", head, re.DOTALL)
     try:
-        namespaces = [] if site is None else ElementTree.fromstring(site[0]).iter("namespace")
-        return [each.text for each in namespaces if each.get("key") in _FILE_NAMESPACES and each.text]
+        info = ElementTree.Element("siteinfo") if site is None else ElementTree.fromstring(site[0])
     except ElementTree.ParseError as error:
         raise DataError(f"the dump's <siteinfo> is not valid XML ({error})", where=str(path)) from error
+    namespaces = [(each.get("key"), each.text) for each in info.iter("namespace") if each.text]
+    stated = _LANGUAGE.search(head, first.start(), head.find(b">", first.start()) + 1)
+    database = _DATABASE.fullmatch(info.findtext("dbname", "").strip())
+    return Wiki.of(
+        stated[1].decode("ascii") if stated else database[1] if database else "",
+        hidden=[name for key, name in namespaces if key in _FILE_NAMESPACES],
+        template_namespaces=[name for key, name in namespaces if key == _TEMPLATE_NAMESPACE],
+    )
 
 
 class DumpPart:

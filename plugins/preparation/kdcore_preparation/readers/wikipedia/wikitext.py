@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
-from kdcore_preparation.readers.wikipedia.wikitext_tokens import parse_without
+from kdcore_preparation.readers.named_counts import NamedCounts
+from kdcore_preparation.readers.wikipedia.language_variants import resolve_variants
+from kdcore_preparation.readers.wikipedia.template_rules import DROP, Rule, TemplateArguments, rule_of
+from kdcore_preparation.readers.wikipedia.template_tables import known_function, known_rule
+from kdcore_preparation.readers.wikipedia.wiki_languages import Wiki
+from kdcore_preparation.readers.wikipedia.wikitext_tokens import GAP, parse_without
 
-# Temporary marks at the start of a line; control characters cannot occur in a dump's XML.
+# Temporary marks, as `GAP`: at the start of a list item and of a heading, and a paragraph's end.
 _ITEM = "\x02"
 _HEADING = "\x03"
+_BREAK = "\x05"
 
 # fmt: off
 _DROPPED_TAGS = frozenset((
@@ -26,49 +34,84 @@ _BLOCK_TAGS = frozenset((
 # fmt: on
 _LIST_TAGS = frozenset(("li", "dt", "dd"))
 
-# Templates whose words belong to the sentence around them; without them it would have holes. Which arguments are kept.
-_KEPT_TEMPLATES = {"lang": 2, "nowrap": 1, "nobr": 1, "transl": -1, "transliteration": -1, "quote": 1, "blockquote": 1}
-_CONVERSIONS = frozenset(("convert", "cvt"))
-_RANGE_WORDS = frozenset(("to", "-", "–", "and", "by", "x", "or", "×"))
-
-_BARE_LINK = re.compile(r"(?:https?|ftp)://\S+")
-_MAGIC_WORD = re.compile(r"__[A-Z]{3,}__")
-_EMPHASIS = re.compile(r"'{2,}")
-_DEBRIS = re.compile(
-    r"\[\[(?:File|Image|Category|Media):.*|\[\[|\]\]|\{\{+|\}\}+|"
-    r"</?(?:ref|math|gallery|table|tr|td|th|div|span|blockquote|center|small|big|font|poem|nowiki|sup|sub|br)\b[^<>]*>?",
+# Characters of an address. Letters beyond ASCII are those of scripts that put spaces between words; in the others, such
+# as Chinese, an address in a sentence ends where the sentence goes on.
+_ADDRESS = re.compile(
+    r"(?:https?|ftp)://[A-Za-z0-9_.~:/?#@!$&'()*+,;=%\[\]"
+    "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u052f\u1e00-\u1fff-]+",
     re.IGNORECASE,
 )
-_DEBRIS_LINE = re.compile(r"^(?:\{\||\|[}\-+|]?|!)")
-_HOLLOW_BRACKETS = re.compile(r"\(\s*(?:[,;:/–-]\s*)*\)|\[\s*\]")
-_BRACKET_START = re.compile(r"\((?:\s*[,;:])*\s+|\((?:\s*[,;:])+")
-_BRACKET_END = re.compile(r"(?:\s*[,;:])*\s+\)|(?:\s*[,;:])+\)")
-_SPACE_BEFORE_POINT = re.compile(r"\s+([,.;:!?](?:\s|$))")
-_REPEATED_POINT = re.compile(r"([,;])(?:\s*[,;])+")
+_AFTER_ADDRESS = ".,;:!?'"
+_MAGIC_WORD = re.compile(
+    "__(?:NOTOC|FORCETOC|TOC|NOEDITSECTION|NEWSECTIONLINK|NONEWSECTIONLINK|NOGALLERY|HIDDENCAT|NOCONTENTCONVERT|NOCC|"
+    "NOTITLECONVERT|NOTC|INDEX|NOINDEX|STATICREDIRECT|DISAMBIG|NOGLOBAL|EXPECTUNUSEDCATEGORY|EXPECTUNUSEDTEMPLATE|"
+    r"START|END|ARCHIVEDTALK|NOTALK)__|^\s*__[^\W_]+(?:_[^\W_]+)*__\s*$"
+)
+_EMPHASIS = re.compile(r"'{2,}")
+_GAPS = re.compile(rf"(\s*){GAP}[\s{GAP}]*")
+# Punctuation that is left over beside a gap.
+_HOLLOW_BRACKETS = re.compile(
+    rf"\((?=[^()]*{GAP})[\s,;:/–{GAP}-]*\)|\[(?=[^\[\]]*{GAP})[\s{GAP}]*\]|（(?=[^（）]*{GAP})[\s，、；：,;:{GAP}]*）"
+)
+_BRACKET_START = re.compile(rf"([(（])(?=[\s,;:，、；：]*{GAP})[\s,;:，、；：{GAP}]+")
+_BRACKET_END = re.compile(rf"[\s,;:，、；：]*{GAP}[\s,;:，、；：{GAP}]*([)）])")
+_REPEATED_POINT = re.compile(rf"([,;،؛，、；])(?=[\s,;،؛，、；]*{GAP})[\s,;،؛，、；{GAP}]*[,;،؛，、；]")
+_SPACE_BEFORE_POINT = re.compile(rf"\s+{GAP}\s*(?:([,.;:!?](?![^\s{GAP}]))|([،؛؟，、。；：！？]))")
+_SPACE_BEFORE_FRENCH_POINT = re.compile(rf"\s+{GAP}\s*(?:([,.](?![^\s{GAP}]))|( [;:!?»]))")
+
+_ROW = re.compile(r"[|!]|\{\|")
+# A row of a table, also where no table is open; a line that begins with | may be text, such as |x| in mathematics.
+_SURE_ROW = re.compile(
+    r"\{\||\|\}|\|-+\s*(?:$|[\w-]+\s*=)|\|\+\s|\|\s+\w[\w ]*=|\|\s.*\|\||!\s.*(?:!!|\|\|)|"
+    r"[|!]\s*(?:style|class|align|valign|colspan|rowspan|scope|width|height|bgcolor|id|nowrap|data-[\w-]+)\s*=",
+    re.IGNORECASE,
+)
 _INTERWIKI = re.compile(r"^[a-z]{2,3}(?:-[a-z-]+)?:(?=\S)|^simple:")
+_LEFT_TAGS = (
+    r"</?(?:ref|math|gallery|table|tr|td|th|div|span|blockquote|center|small|big|font|poem|nowiki|sup|sub|br)\b[^<>]*>?"
+)
+_SUBSTITUTED = re.compile(r"^(?:(?:safe)?subst|msg|msgnw|raw)\s*:\s*")
+_NAMES_IN_MEMORY = 2**14
 
 
 class WikitextCleaner:
     """Convert the markup of an article to paragraphs of plain text.
 
-    Tables, references, galleries, formulae, templates, comments, files and categories are removed; the words of links,
-    emphasis, headings and lists stay. A heading without text below it is removed, too.
+    Tables, references, galleries, formulae, comments, files and categories are removed; the words of links, emphasis,
+    headings and lists stay, and those of templates that have a rule. A heading without text below it is removed, too.
 
     Args:
-        hidden_namespaces: names of the namespaces whose links are not text (files, categories), in the wiki's language.
+        wiki: the wiki of the article: its language decides about templates, files, numbers and variants.
+        templates: rules for templates by name, as a recipe states them; they replace the built-in ones.
+        variant: code of the language variant to take from `-{...}-`; None is the main form of the wiki.
     """
 
-    def __init__(self, hidden_namespaces: Collection[str] = ()) -> None:
-        self._hidden = {name.casefold() for name in ("File", "Image", "Media", "Category", *hidden_namespaces)}
+    def __init__(
+        self, wiki: Wiki | None = None, templates: Mapping[str, int | str] | None = None, variant: str | None = None
+    ) -> None:
+        self.wiki = wiki or Wiki.of("en")
+        self._hidden = {name.casefold() for name in self.wiki.hidden}
+        self._variants = self.wiki.variants(variant)
+        self._stated = {
+            template_name(name): None if spec == DROP else rule_of(spec) for name, spec in (templates or {}).items()
+        }
+        hidden = "|".join(sorted(map(re.escape, self.wiki.hidden), reverse=True))  # longer names first
+        self._debris = re.compile(rf"\[\[(?:{hidden})\s*:.*|\[\[|\]\]|\{{\{{+|\}}\}}+|{_LEFT_TAGS}", re.IGNORECASE)
+        self._french = self.wiki.base_language == "fr"
+        self._rule = lru_cache(_NAMES_IN_MEMORY)(self._find_rule)
+        self.dropped_templates = NamedCounts("templates dropped")
 
     def paragraphs(self, wikitext: str, report: Counter[str]) -> list[str]:
         """Extract plain paragraphs of `wikitext`; headings are separate paragraphs.
 
-        Markup that could not be parsed is counted in `report`.
+        Dropped templates and markup that could not be parsed are counted in `report`.
         """
+        if self._variants:
+            wikitext, _ = resolve_variants(wikitext, self._variants)
+        rendered = _Article(self, report).text_of(wikitext)
         kept: list[tuple[str, int]] = []
-        for line, level in _lines(self._render(parse_without(wikitext, _keeps_template, _replaces_tag))):
-            paragraph = _tidy(line, report)
+        for line, level in _lines(rendered, report):
+            paragraph = self._tidy(line, report, heading=level > 0)
             if not paragraph:
                 continue
             while level and kept and kept[-1][1] >= level:
@@ -78,8 +121,89 @@ class WikitextCleaner:
             kept.pop()
         return [paragraph for paragraph, _ in kept]
 
+    def rule(self, name: str) -> tuple[Rule, str] | None:
+        """Return the rule of a template or parser function and its plain name; None if it is dropped.
+
+        Args:
+            name: the name in lower case, of a parser function with its value.
+        """
+        if ":" in name:  # the value of a parser function is not part of its name
+            function, _, value = name.partition(":")
+            function = function.strip()
+            if function in self.wiki.template_namespaces or _SUBSTITUTED.match(name):
+                return self.rule(value.strip())
+            if function not in self._stated and (rule := known_function(function)):
+                return rule, function
+        return self._rule(name)
+
+    def _find_rule(self, name: str) -> tuple[Rule, str] | None:
+        name = template_name(name)
+        rule = self._stated[name] if name in self._stated else known_rule(name, self.wiki.base_language)
+        return None if rule is None else (rule, name)
+
+    def hides(self, namespace: str) -> bool:
+        """Return whether links to a namespace are files or categories, not text."""
+        return namespace.strip().replace("_", " ").casefold() in self._hidden
+
+    def _tidy(self, line: str, report: Counter[str], *, heading: bool) -> str:
+        """Remove leftovers of markup from one paragraph; empty when no word is left."""
+        text, broken = self._debris.subn(f" {GAP} ", line)
+        if broken:
+            report["pieces of broken markup removed"] += broken
+        text = _EMPHASIS.sub("", _MAGIC_WORD.sub(GAP, text))
+        if "://" in text:
+            text = _ADDRESS.sub(lambda found: GAP + found[0][_address_end(found[0]) :], text)
+        if GAP in text:
+            text = self._tidy_gaps(text)
+        text = " ".join(text.split())
+        return text if heading or any(character.isalnum() for character in text) else ""
+
+    def _tidy_gaps(self, text: str) -> str:
+        """Remove the marks of what was left out, and the spaces and punctuation that it leaves behind."""
+        text = _HOLLOW_BRACKETS.sub(GAP, text)
+        text = _GAPS.sub(_one_gap, text)
+        text = _BRACKET_START.sub(r"\1", text)
+        text = _BRACKET_END.sub(r"\1", text)
+        text = _REPEATED_POINT.sub(r"\1", text)
+        text = (_SPACE_BEFORE_FRENCH_POINT if self._french else _SPACE_BEFORE_POINT).sub(r"\1\2", text)
+        return text.replace(GAP, "")
+
+
+class _Article:
+    """Write one article's tree as text with marks.
+
+    Args:
+        cleaner: the cleaner.
+        report: counts of what is left out.
+    """
+
+    def __init__(self, cleaner: WikitextCleaner, report: Counter[str]) -> None:
+        self._cleaner = cleaner
+        self._report = report
+
+    def text_of(self, wikitext: str) -> str:
+        """Return the text; lines end where the source's do or at a mark."""
+        return self._render(parse_without(wikitext, self))
+
+    def keeps_template(self, name: str) -> bool:
+        """Return whether the template has a rule."""
+        return bool(name) and self._cleaner.rule(name) is not None
+
+    def replaces_tag(self, name: str) -> str | None:
+        """Replace a dropped tag by a paragraph end if it is between paragraphs."""
+        if name in _DROPPED_TAGS:
+            return _BREAK if name in ("table", "gallery", "pre") else GAP
+        return None
+
+    def drop(self, reason: str, characters: int) -> None:
+        """Count what is left out before the tree is built."""
+
+    def drop_template(self, name: str, characters: int, source: Callable[[], str]) -> None:
+        """Count a template that is dropped."""
+        self._cleaner.dropped_templates.count(self._report, template_label(name), source)
+
     def _render(self, code: Any) -> str:
-        return "".join(self._node(node) for node in code.nodes)
+        return "".join([self._node(node) for node in code.nodes])
 
     def _node(self, node: Any) -> str:
         match type(node).__name__:
@@ -90,29 +214,36 @@ class WikitextCleaner:
             case "Tag":
                 return self._tag(node)
             case "ExternalLink":
-                return self._render(node.title) if node.title is not None else ""
+                return self._external_link(node)
             case "Heading":
                 title = " ".join(self._render(node.title).split())
-                return f"\n\n{_HEADING}{node.level}{title}\n\n"
+                return f"{_BREAK}{_HEADING}{node.level}{title}{_BREAK}"
             case "HTMLEntity":
                 return _entity(node)
             case "Template":
                 return self._template(node)
-        return ""
+        return GAP
 
     def _link(self, node: Any) -> str:
-        title = str(node.title).strip()
+        title = str(node.title).strip(f" \t\n{GAP}")
         if title.startswith(":"):
             title = title[1:]
-        else:
-            namespace, colon, _ = title.partition(":")
-            if colon and namespace.strip().casefold() in self._hidden:
-                return ""
+        elif ":" in title:
+            if self._cleaner.hides(title.partition(":")[0]):
+                return GAP
             if node.text is None and _INTERWIKI.match(title):
-                return ""  # the same article in another language
+                return GAP  # the same article in another language
         if node.text is not None:
             return self._render(node.text)
         return self._render(node.title).removeprefix(":")
+
+    def _external_link(self, node: Any) -> str:
+        if node.title is not None:
+            return self._render(node.title)
+        if node.brackets:
+            return GAP
+        address = self._render(node.url)
+        return GAP + address[_address_end(address) :]
 
     def _tag(self, node: Any) -> str:
         name = str(node.tag).strip().casefold()
@@ -122,46 +253,63 @@ class WikitextCleaner:
         if name == "br":
             return " "
         if name in _LIST_TAGS:
-            return f"\n{_ITEM}{inside}\n"
-        return f"\n\n{inside}\n\n" if name in _BLOCK_TAGS else inside
+            return f"{_BREAK}{_ITEM}{inside}{_BREAK}"
+        return f"{_BREAK}{inside}{_BREAK}" if name in _BLOCK_TAGS else inside
 
     def _template(self, node: Any) -> str:
-        name = _template_name(str(node.name).strip().casefold())
-        words = [parameter.value for parameter in node.params if not parameter.showkey]
-        if name in _CONVERSIONS and len(words) >= 2:
-            shown = [self._render(word).strip() for word in words]
-            length = 4 if shown[1] in _RANGE_WORDS else 2
-            return " ".join(shown[:length])
-        argument = _KEPT_TEMPLATES.get(name)
-        if argument is None or len(words) < abs(argument):
-            return ""
-        return self._render(words[argument - 1 if argument > 0 else argument])
+        stated = str(node.name).replace(GAP, "").strip()
+        found = self._cleaner.rule(stated.casefold())
+        if found is not None:
+            rule, name = found
+            value = self._render(node.name).partition(":")[2] if ":" in stated else ""
+            text = rule(TemplateArguments(node, name, value, self._cleaner.wiki, self._render))
+            if text:
+                return text
+        self.drop_template(stated, 0, lambda: str(node).replace(GAP, ""))
+        return GAP
 
 
-def _template_name(name: str) -> str:
-    return name.replace("_", " ")
+def template_name(name: str) -> str:
+    """Return the name of a template as the tables have it: redirects differ in case, underscores and spaces."""
+    return " ".join(name.replace("_", " ").casefold().split())
 
 
-def _keeps_template(name: str) -> bool:
-    name = _template_name(name)
-    return name in _KEPT_TEMPLATES or name in _CONVERSIONS
+def template_label(name: str) -> str:
+    """Return the name under which a dropped template is counted; parser functions are one, whatever their value."""
+    function, colon, _ = name.partition(":")
+    return template_name(function) + ":" if colon else template_name(name) or "(name that is computed)"
 
 
-def _replaces_tag(name: str) -> str | None:
-    """Replace a dropped tag by a paragraph end if it is between paragraphs."""
-    if name in _DROPPED_TAGS:
-        return "\n\n" if name in ("table", "gallery", "pre") else ""
-    return None
+def _address_end(address: str) -> int:
+    """Return where an address at the start of a text ends; punctuation behind it belongs to the sentence."""
+    found = _ADDRESS.match(address)
+    if found is None:
+        return len(address)  # of another scheme
+    end = found.end()
+    while end and (
+        address[end - 1] in _AFTER_ADDRESS
+        or (address[end - 1] == ")" and address.count("(", 0, end) < address.count(")", 0, end))
+    ):
+        end -= 1
+    return end
+
+
+def _one_gap(run: re.Match[str]) -> str:
+    """Write adjacent gaps and spaces as one gap with at most a space on each side."""
+    before = " " if run[1] else ""
+    after = " " if any(character.isspace() for character in run[0][len(run[1]) :]) else ""
+    return f"{before}{GAP}{after}"
 
 
 def _entity(node: Any) -> str:
     try:
-        return str(node.normalize())
+        character = str(node.normalize())
     except (ValueError, KeyError, OverflowError):
         return ""  # &#xD800; and the like name no character
+    return character if character >= " " or character in "\t\n" else ""
 
 
-def _lines(rendered: str) -> list[tuple[str, int]]:
+def _lines(rendered: str, report: Counter[str]) -> list[tuple[str, int]]:
     """Join what is one paragraph: (text, level of the heading or 0). List items and headings are separate."""
     paragraphs: list[tuple[str, int]] = []
     open_lines: list[str] = []
@@ -171,42 +319,53 @@ def _lines(rendered: str) -> list[tuple[str, int]]:
             paragraphs.append((" ".join(open_lines), 0))
             open_lines.clear()
 
-    for line in rendered.split("\n"):
-        text = line.strip()
+    lines = [line.strip() for line in rendered.replace(_BREAK, "\n\n").split("\n")]
+    rows = _rows_of_tables(lines) if _ROW.search(rendered) else frozenset()
+    for number, text in enumerate(lines):
         if text.startswith(_HEADING):
             close()
             paragraphs.append((text[2:], int(text[1])))
         elif text.startswith(_ITEM):
             close()
             paragraphs.append((_without_marks(text), 0))
-        elif not text or _DEBRIS_LINE.match(text):
+        elif number in rows:
             close()
-            if text:
-                paragraphs.append((text, 0))
+            report["lines of unclosed tables dropped"] += 1
+        elif not text.strip(f" {GAP}"):
+            close()
         else:
             open_lines.append(_without_marks(text))
     close()
     return paragraphs
 
 
+def _rows_of_tables(lines: list[str]) -> frozenset[int]:
+    """Find the rows of tables, and the arguments of templates, that are not closed.
+
+    A line that begins with `|` or `!` is a row in a table that was opened, in a template that was opened, beside a line
+    that cannot be anything else, or if its neighbour is such a line too and a space follows the mark in both. Otherwise
+    it is text, as MediaWiki shows it.
+    """
+    rows: set[int] = set()
+    in_table, open_templates = False, 0
+    numbered = [(number, line.lstrip(f"{GAP} ")) for number, line in enumerate(lines)]
+    for is_row, block in groupby(numbered, key=lambda each: _ROW.match(each[1]) is not None):
+        found = list(block)
+        if is_row:
+            sure = any(_SURE_ROW.match(line) for _, line in found)
+            cells = len(found) > 1 and all(line[1:2] in ("", " ") for _, line in found)
+            if in_table or open_templates or sure or cells:
+                rows.update(number for number, _ in found)
+            for _, line in found:
+                in_table = (in_table or line.startswith("{|")) and not line.startswith("|}")
+        for _, line in found:
+            if line.startswith(_HEADING):
+                in_table = False
+            if "{{" in line or "}}" in line:
+                open_templates = max(0, open_templates + line.count("{{") - line.count("}}"))
+    return frozenset(rows)
+
+
 def _without_marks(line: str) -> str:
     """Drop marks inside a line except the colon of `; term : meaning`."""
-    return re.sub(rf"\s*{_ITEM}\s*", ": ", line.lstrip(f"{_ITEM} "))
-
-
-def _tidy(line: str, report: Counter[str]) -> str:
-    """Remove leftovers of markup from one paragraph; empty when no word is left."""
-    if _DEBRIS_LINE.match(line):
-        report["lines of unclosed tables dropped"] += 1
-        return ""
-    text, broken = _DEBRIS.subn(" ", line)
-    if broken:
-        report["pieces of broken markup removed"] += broken
-    text = _EMPHASIS.sub("", _MAGIC_WORD.sub("", _BARE_LINK.sub("", text)))
-    text = " ".join(text.split())
-    text = _HOLLOW_BRACKETS.sub("", text)
-    text = _BRACKET_START.sub("(", text)
-    text = _BRACKET_END.sub(")", text)
-    text = _REPEATED_POINT.sub(r"\1", text)
-    text = _SPACE_BEFORE_POINT.sub(r"\1", " ".join(text.split()))
-    return text if any(character.isalnum() for character in text) else ""
+    return re.sub(rf"\s*{_ITEM}\s*", ": ", line.lstrip(f"{_ITEM} ")) if _ITEM in line else line

@@ -1,0 +1,89 @@
+"""Resolve the language variants in wikitext: `-{zh-hans:计算机;zh-hant:電腦}-`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+# Where `-{` is not markup, and where it begins and ends.
+_PIECE = re.compile(
+    r"<!--.*?(?:-->|\Z)|<(nowiki|pre|math|chem|ce|syntaxhighlight|source|score|templatedata)\b[^<>]*?(?:/>|>.*?</\1\s*>)"
+    r"|-\{(?!\{(?!\{))|(?:(?<!\})|(?<=\}\}))\}-",  # `-{{name}}` and `{{name}}-` are templates
+    re.DOTALL | re.IGNORECASE,
+)
+_SHOWS_NOTHING = frozenset("THN-")  # title, hidden rule, name of a variant, removed rule
+_LEFT_AS_IT_IS = frozenset("R")
+_FLAG = re.compile(r"[A-Z+-]|[a-z]{2,3}(?:-[a-z]+)?")
+
+
+def resolve_variants(text: str, variants: Sequence[str]) -> tuple[str, int]:
+    """Replace each `-{...}-` by its text in one variant.
+
+    The text in the first of `variants` that it has is taken, else the first text that it has. Rules that show nothing
+    where they are (flags `H`, `T`, `N`, `-`) are removed. An unclosed `-{` stays.
+
+    Args:
+        text: the wikitext.
+        variants: codes of the language's variants, the wanted one first.
+
+    Returns:
+        The text, and the number of characters that were dropped.
+    """
+    if "-{" not in text:
+        return text, 0
+    resolved = _Resolver(variants).resolve(text)
+    return resolved, len(text) - len(resolved)
+
+
+class _Resolver:
+    def __init__(self, variants: Sequence[str]) -> None:
+        self._variants = tuple(variants)
+
+    def resolve(self, text: str) -> str:
+        opened: list[list[str]] = [[]]
+        place = 0
+        for piece in _PIECE.finditer(text):
+            mark = piece[0]
+            opened[-1].append(text[place : piece.start()])
+            place = piece.end()
+            if mark == "-{":
+                opened.append([])
+            elif mark == "}-" and len(opened) > 1:
+                content = "".join(opened.pop())
+                opened[-1].append(self._shown(content))
+            else:
+                opened[-1].append(mark)
+        opened[-1].append(text[place:])
+        whole = "".join(opened[0])
+        return whole + "".join("-{" + "".join(unclosed) for unclosed in opened[1:])
+
+    def _shown(self, content: str) -> str:
+        flags, bar, rest = content.partition("|")
+        stated = [flag.strip() for flag in flags.split(";") if flag.strip()]
+        if bar and all(_FLAG.fullmatch(flag) for flag in stated):
+            content = rest
+            if not _SHOWS_NOTHING.isdisjoint(stated):
+                return ""
+            if not _LEFT_AS_IT_IS.isdisjoint(stated):
+                return content
+        texts: dict[str, str] = {}
+        for alternative in _separator(self._variants).split(content):
+            source, arrow, target = alternative.rpartition("=>")
+            code, colon, text = target.partition(":")
+            if not colon or code.strip().casefold() not in self._variants:
+                if alternative.strip():
+                    return content  # plain text that is protected from conversion
+                continue
+            texts.setdefault(code.strip().casefold(), source.strip() if arrow else text.strip())
+        for variant in self._variants:
+            if texts.get(variant):
+                return texts[variant]
+        return ""
+
+
+@cache
+def _separator(variants: tuple[str, ...]) -> re.Pattern[str]:
+    """A semicolon separates alternatives only in front of a variant, so that entities and text may contain it."""
+    codes = "|".join(sorted(map(re.escape, variants), reverse=True))
+    return re.compile(rf";(?=\s*(?:(?:{codes})\s*:|[^;]*?=>\s*(?:{codes})\s*:|\Z))", re.IGNORECASE)
