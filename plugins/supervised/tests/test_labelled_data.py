@@ -169,6 +169,32 @@ def test_mistakes_of_lists_of_labels(tmp_path: Path) -> None:
         read(train=write(tmp_path, "z.csv", "text,label\na,pos\n"), multi_label=True)
 
 
+@pytest.mark.parametrize("labels", [["0", "1"], [0, 1], [0.0, 1.0], ["0.0", "1.0"], ["false", "true"], [False, True]])
+def test_labels_of_csv_and_parquet_have_the_same_classes(labels: list[Any], tmp_path: Path) -> None:
+    texts = ["a", "b", "c"]
+    boolean = str(labels[0]).lower() == "false"
+    parquet.write_table(
+        pyarrow.table({"text": texts, "label": [True, False, True] if boolean else [1.0, 0.0, 1.0]}),
+        tmp_path / "x.parquet",
+    )
+    found = [read(train=str(tmp_path / "x.parquet"), labels=labels)["train"].labels]
+    for one, zero in (
+        [("true", "false"), ("True", "False"), ("TRUE", "FALSE")] if boolean else [("1", "0"), ("1.0", "0.0")]
+    ):
+        path = write(tmp_path, "x.csv", f"text,label\na,{one}\nb, {zero}\nc,{one} \n")
+        found.append(read(train=path, labels=labels)["train"].labels)
+    assert [one.tolist() for one in found if one is not None] == [[1, 0, 1]] * (4 if boolean else 3)
+
+
+def test_classes_that_differ_in_spelling_only_stay_apart(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.csv", "text,label\na,1\nb,1.0\nc,True\nd,true\n")
+    part = read(train=path, labels=["1", "1.0", "True", "true"])["train"]
+    assert part.labels is not None
+    assert part.labels.tolist() == [0, 1, 2, 3]
+    with pytest.raises(DataError, match=r"line 2 is labelled '1\.5'(?s:.)*allowed: 1, 2"):
+        read(train=write(tmp_path, "y.csv", "text,label\na,1.5\n"), labels=[1, 2])
+
+
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("text,label\na,pos\nb,bad\nc,\n", {}, r"2 records cannot be used: line 3 is labelled 'bad'; line 4 has no label"),
     ("text,label\na,pos\nb,worse\n", {}, r"allowed: neg, pos"),

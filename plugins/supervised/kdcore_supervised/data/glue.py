@@ -16,7 +16,8 @@ from kdcore_preparation import open_input
 from pydantic import Field
 
 from kdcore import ComponentConfig, DataError, PathString
-from kdcore_supervised.data.labelled_tables import LabelledTable, decoded_lines, require_columns, separated_records
+from kdcore_supervised.data.labelled_tables import LabelledTable, decoded_lines, require_columns
+from kdcore_supervised.data.separated_values import TableRow, split_records
 
 GlueName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
 
@@ -155,16 +156,15 @@ def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> La
     lines: list[int] = []
     numbers: list[str] = []
     with open_input(path) as stream:
-        records = separated_records(decoded_lines(stream, report), "\t")
+        records = split_records(decoded_lines(stream, report), "\t")
         header = _COLA_COLUMNS
         if name != "cola" or is_test:
-            _, header = next(records, (0, []))
-            header = [column.strip() for column in header]
+            header = [column.strip() for column in next(records, TableRow(1, [])).values]
         require_columns(str(path), header, needed)
         places = [header.index(column) for column in needed]
         number = header.index(task.index) if task.index in header else None
-        for line, record in records:
-            record = [field.strip() for field in record]
+        for line, values, _ in records:
+            record = [field.strip() for field in values]
             whole = len(record) > max(places) and (is_test or record[places[-1]] not in _NO_LABEL)
             if not whole:
                 report["broken lines kept" if is_test else "lines without a text or a label left out"] += 1

@@ -16,8 +16,10 @@ from kdcore import ComponentConfig, DataError, PathOrHubName, PathString
 from kdcore_supervised.data.glue import GLUE, GlueData, GlueTask, glue_folder, read_glue
 from kdcore_supervised.data.labelled_datasets import HuggingFaceData, load_splits
 from kdcore_supervised.data.labelled_tables import (
+    ClassNumbers,
     LabelledTable,
     Mistakes,
+    Quoting,
     column_of_texts,
     label_as_text,
     merged,
@@ -40,7 +42,7 @@ SPLITS = ("train", "validation", "test")
 _LABELS_KEY = "task.data.labels"
 _NO_LABEL = ("", "-1")  # -1 is the missing label of the library datasets
 
-Label = Annotated[str, BeforeValidator(lambda value: label_as_text(value) if isinstance(value, bool | int) else value)]
+Label = Annotated[str, BeforeValidator(lambda value: label_as_text(value) if isinstance(value, int | float) else value)]
 
 
 class LabelledData(ComponentConfig):
@@ -56,6 +58,9 @@ class LabelledData(ComponentConfig):
     huggingface: HuggingFaceData | None = None
     split: SplitFractions | None = Field(
         None, description="Fractions of `train` for validation and testing, chosen by a hash of the text."
+    )
+    quoting: Quoting | None = Field(
+        None, description="`none`: quotes in csv files are text, and every line is a record; default: csv is quoted."
     )
     text: str | Annotated[list[str], Field(min_length=1, max_length=2)] | None = Field(
         None, description="Column of the text, or both columns of a pair."
@@ -259,7 +264,10 @@ def _read_files(data: LabelledData, split: str, report: Counter[str]) -> Labelle
     try:
         files = table_files(path)
         report.update(files.left_out)
-        tables = [read_table(file, needed, [label], report) for file in files.values()]
+        tables = [
+            read_table(file, needed, [label], report, labels=data.classes, quoting=data.quoting)
+            for file in files.values()
+        ]
         return merged(tables, path)
     except DataError as error:
         raise DataError(
@@ -303,21 +311,21 @@ def _labelled(data: LabelledData, table: LabelledTable, name: str, report: Count
 
 def _classes(data: LabelledData, table: LabelledTable, values: Sequence[str]) -> np.ndarray:
     written = (data.glue_task.values if data.glue_task else ()) or data.classes
-    number = {label: index for index, label in enumerate(written)}
-    mistakes = Mistakes(table.where)
-    for record, value in enumerate(values):
-        if value not in number:
+    number, mistakes = ClassNumbers(written), Mistakes(table.where)
+    classes = [number.get(value) for value in values]
+    for record, (value, index) in enumerate(zip(values, classes, strict=True)):
+        if index is None:
             shown = f"is labelled {value!r}" if value else "has no label"
             mistakes.add(f"{table.unit} {table.lines[record]}", shown)
     mistakes.raise_if_any(
         key=_LABELS_KEY, allowed=list(written), hint="add the label to `task.data.labels`, or repair the file"
     )
-    return np.array([number[value] for value in values], dtype=np.int64)
+    return np.array(classes, dtype=np.int64)
 
 
 def _label_sets(data: LabelledData, table: LabelledTable, report: Counter[str]) -> np.ndarray:
-    number = {label: index for index, label in enumerate(data.classes)}
-    found = np.zeros((len(table), len(number)), dtype=np.float32)
+    number = ClassNumbers(data.classes)
+    found = np.zeros((len(table), len(data.classes)), dtype=np.float32)
     unknown, mistakes = Mistakes(table.where), Mistakes(table.where)
     for record, value in enumerate(table.columns[str(data.label)]):
         place = f"{table.unit} {table.lines[record]}"
@@ -328,10 +336,10 @@ def _label_sets(data: LabelledData, table: LabelledTable, report: Counter[str]) 
         if len(set(labels)) < len(labels):
             report["labels stated twice"] += len(labels) - len(set(labels))
         for label in labels:
-            if label in number:
-                found[record, number[label]] = 1.0
-            else:
+            if (index := number.get(label)) is None:
                 unknown.add(place, f"has the label {label!r}")
+            else:
+                found[record, index] = 1.0
     mistakes.raise_if_any(
         key="task.data.label", hint="`multi_label: true` needs lists, also of one label or none: use jsonl or parquet"
     )

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kdcore_preparation import decode_utf8, open_input
 
 from kdcore import DataError, first_line
+from kdcore_supervised.data.separated_values import (
+    MergedRows,
+    TableRow,
+    check_header,
+    quoted_records,
+    split_records,
+)
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+Quoting = Literal["none"]
 _COMPRESSED = (".gz", ".bz2", ".zst")
-_MOST_CHARACTERS_A_FIELD = 2**30
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+\.0+")
 _SHOWN = 5
 
 
@@ -77,18 +84,27 @@ def file_format(path: Path) -> str:
 
 
 def read_table(
-    path: Path, needed: Sequence[str], wanted: Sequence[str], report: Counter[str], *, other_formats: Sequence[str] = ()
+    path: Path,
+    needed: Sequence[str],
+    wanted: Sequence[str],
+    report: Counter[str],
+    *,
+    labels: Sequence[str] = (),
+    quoting: Quoting | None = None,
+    other_formats: Sequence[str] = (),
 ) -> LabelledTable:
     """Read columns of a file in the format that its name ends with.
 
-    Tab-separated values are never quoted; comma-separated ones may be, also over several lines. Invalid UTF-8 becomes
-    U+FFFD and is counted in `report`.
+    Tab-separated values are never quoted; comma-separated ones may be, also over several lines, unless `quoting` is
+    `none`. Rows that a stray quote merges are refused. Invalid UTF-8 becomes U+FFFD and is counted in `report`.
 
     Args:
         path: the file.
         needed: columns that must exist.
-        wanted: columns that are read if they exist.
+        wanted: columns that are read if they exist: the label.
         report: counts of what was repaired.
+        labels: known values of the label, which help to detect merged rows.
+        quoting: `none` if quotes in csv files are text.
         other_formats: endings of files that the caller reads itself, for the message.
 
     Raises:
@@ -107,7 +123,7 @@ def read_table(
     with open_input(path) as stream:
         lines = decoded_lines(stream, report)
         if ending in (".csv", ".tsv"):
-            table = _read_separated(path, lines, "," if ending == ".csv" else "\t", needed, wanted)
+            table = _read_separated(path, lines, ending, quoting, needed, wanted, labels)
         else:
             table = _read_json_lines(path, lines, needed, wanted)
     for column, values in table.columns.items():
@@ -120,23 +136,6 @@ def decoded_lines(stream: Any, report: Counter[str]) -> Iterator[str]:
     for number, raw in enumerate(stream):
         line = decode_utf8(raw, report)
         yield line.removeprefix("\ufeff") if number == 0 else line
-
-
-def separated_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield records with the number of their last line; skip blank lines. Quotes between tabs are text."""
-    if delimiter == "\t":
-        for number, line in enumerate(lines, start=1):
-            if not line.isspace():
-                yield number, line.rstrip("\r\n").split("\t")
-        return
-    before = csv.field_size_limit(_MOST_CHARACTERS_A_FIELD)
-    try:
-        reader = csv.reader(lines, delimiter=delimiter)
-        for record in reader:
-            if record:
-                yield reader.line_num, record
-    finally:
-        csv.field_size_limit(before)
 
 
 def require_columns(where: str, present: Sequence[str], needed: Sequence[str]) -> None:
@@ -156,31 +155,41 @@ def require_columns(where: str, present: Sequence[str], needed: Sequence[str]) -
 
 
 def _read_separated(
-    path: Path, lines: Iterator[str], delimiter: str, needed: Sequence[str], wanted: Sequence[str]
+    path: Path,
+    lines: Iterator[str],
+    ending: str,
+    quoting: Quoting | None,
+    needed: Sequence[str],
+    wanted: Sequence[str],
+    labels: Sequence[str],
 ) -> LabelledTable:
-    records = separated_records(lines, delimiter)
-    try:
-        _, header = next(records, (0, []))
-        header = [name.strip() for name in header]
-        require_columns(str(path), header, needed)
-        used = [name for name in dict.fromkeys([*needed, *wanted]) if name in header]
-        places = [header.index(name) for name in used]
-        found: list[list[Any]] = [[] for _ in used]
-        numbers: list[int] = []
-        mistakes = Mistakes(str(path))
-        for number, record in records:
-            if len(record) != len(header):
-                mistakes.add(f"line {number}", f"has {len(record)} fields, the header {len(header)}")
-                continue
-            numbers.append(number)
-            for values, place in zip(found, places, strict=True):
-                values.append(record[place])
-    except csv.Error as error:
-        raise DataError(f"cannot be read: {error}", where=str(path)) from error
+    delimiter, quoted = "," if ending == ".csv" else "\t", ending == ".csv" and quoting is None
+    records = quoted_records(lines, delimiter, str(path)) if quoted else split_records(lines, delimiter)
+    first = next(records, TableRow(1, []))
+    header = [name.strip() for name in first.values]
+    check_header(first._replace(values=header), needed, delimiter, str(path))
+    require_columns(str(path), header, needed)
+    used = [name for name in dict.fromkeys([*needed, *wanted]) if name in header]
+    places = [header.index(name) for name in used]
+    label = next((header.index(name) for name in wanted if name in header), None)
+    merged_rows = MergedRows(str(path), len(header), label, delimiter, labels)
+    found: list[list[Any]] = [[] for _ in used]
+    numbers: list[int] = []
+    mistakes = Mistakes(str(path))
+    for record in records:
+        if len(record.values) != len(header):
+            mistakes.add(f"line {record.line}", f"has {len(record.values)} fields, the header {len(header)}")
+            continue
+        merged_rows.add(record)
+        numbers.append(record.line)
+        for values, place in zip(found, places, strict=True):
+            values.append(record.values[place])
+    merged_rows.refuse()
     mistakes.raise_if_any(
-        hint="values with tabs or line breaks in them cannot be stored in a tsv file; use csv with quotes, or jsonl"
-        if delimiter == "\t"
-        else "put values with commas, quotes or line breaks in them into double quotes"
+        allowed=f"{len(header)} fields in every row",
+        hint="put values with commas, quotes or line breaks in them into double quotes, or convert the file to jsonl"
+        if quoted
+        else "values with separators or line breaks in them need csv with quotes, or jsonl",
     )
     return LabelledTable(str(path), "line", numbers, dict(zip(used, found, strict=True)))
 
@@ -276,6 +285,32 @@ def label_as_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
+
+
+class ClassNumbers:
+    """Number classes by labels as any format spells them.
+
+    csv files have no types: their `1.0`, `True` and `TRUE` are the classes 1 and true, as such values of Parquet files
+    are, unless a class is spelled exactly so.
+
+    Args:
+        classes: the classes, in the order of their numbers.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._exact = {label: number for number, label in enumerate(classes)}
+        values = {_value(label): number for number, label in enumerate(classes)}
+        self._values = values if len(values) == len(classes) else {}
+
+    def get(self, label: str) -> int | None:
+        """Return the number of a label's class; None if it is not a class."""
+        return self._exact.get(label, self._values.get(_value(label)))
+
+
+def _value(label: str) -> str:
+    if _WHOLE_NUMBER.fullmatch(label):
+        return label.partition(".")[0]
+    return label.lower() if label.lower() in ("true", "false") else label
 
 
 def merged(tables: Sequence[LabelledTable], where: str) -> LabelledTable:

@@ -22,6 +22,7 @@ from kdcore_supervised.data.labelled_datasets import HuggingFaceData, load_split
 from kdcore_supervised.data.labelled_tables import (
     LabelledTable,
     Mistakes,
+    Quoting,
     column_of_texts,
     file_format,
     label_as_text,
@@ -63,6 +64,9 @@ class TaggedData(ComponentConfig):
     huggingface: HuggingFaceData | None = None
     split: SplitFractions | None = Field(
         None, description="Fractions of `train` for validation and testing, chosen by a hash of the text."
+    )
+    quoting: Quoting | None = Field(
+        None, description="`none`: quotes in csv files are text, and every line is a record; default: csv is quoted."
     )
     conll: ConllFormat = ConllFormat()
     text: str | None = Field(None, description="Column of running text in records with `spans`.")
@@ -303,7 +307,7 @@ def _read_file(data: TaggedData, path: Path, name: str, report: Counter[str]) ->
     required = [str(label)] if name not in ("test", "unlabelled") else []
     needed = [*_text_columns(data), *required, *([data.id] if data.id else [])]
     wanted = [label] if label is not None and name == "test" else []
-    table = read_table(path, needed, wanted, report, other_formats=CONLL_FORMATS)
+    table = read_table(path, needed, wanted, report, quoting=data.quoting, other_formats=CONLL_FORMATS)
     return _of_table(data, table, name, report)
 
 

@@ -1,0 +1,192 @@
+"""Records of comma- and tab-separated files, each with the line that it starts at."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from kdcore import DataError
+
+_MOST_CHARACTERS_A_FIELD = 2**30
+_OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+_IMPLAUSIBLE_LINES = 10
+_MOST_NUMBERED_CLASSES = 20
+_QUOTES = "values in double quotes, with every double quote inside them doubled"
+_QUOTES_HINT = (
+    "close the quote or double it; if quotes are ordinary text in this file, set `quoting: none` under `task.data`"
+)
+
+
+class TableRow(NamedTuple):
+    """A record of a file.
+
+    Attributes:
+        line: number of the line that it starts at, counted from 1.
+        values: its fields.
+        lines: the lines that it spans, if there are several.
+    """
+
+    line: int
+    values: list[str]
+    lines: Sequence[str] = ()
+
+
+def split_records(lines: Iterator[str], delimiter: str) -> Iterator[TableRow]:
+    """Yield one record per line, in which quotes are text; skip blank lines."""
+    for number, line in enumerate(lines, start=1):
+        line = line.rstrip("\r\n")
+        if line.strip(" "):
+            yield TableRow(number, line.split(delimiter))
+
+
+def quoted_records(lines: Iterator[str], delimiter: str, where: str) -> Iterator[TableRow]:
+    """Yield records whose fields may be in double quotes (RFC 4180), also over several lines; skip blank lines.
+
+    Raises:
+        DataError: a quote is never closed, or text follows a closing quote.
+    """
+    before = csv.field_size_limit(_MOST_CHARACTERS_A_FIELD)
+    spanned: list[str] = []
+    number = 0
+
+    def noted() -> Iterator[str]:
+        for line in lines:
+            spanned.append(line)
+            yield line
+
+    try:
+        reader = csv.reader(noted(), delimiter=delimiter, strict=True)
+        for values in reader:
+            if values:
+                yield TableRow(number + 1, values, tuple(spanned) if len(spanned) > 1 else ())
+            number += len(spanned)
+            spanned.clear()
+    except csv.Error as error:
+        raise _malformed(where, number + 1, number + len(spanned), str(error)) from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where: str) -> None:
+    """Require that a header is one row, with each needed column once.
+
+    Raises:
+        DataError: a quote in it merges it with other rows, it is separated otherwise, or a column occurs twice.
+    """
+    if header.lines and all(len(line.split(delimiter)) == len(header.values) for line in header.lines):
+        raise _merged(where, header, "header")
+    other = next(
+        (one for one in _OTHER_DELIMITERS if len(header.values) == 1 and one != delimiter and one in header.values[0]),
+        None,
+    )
+    if other is not None and header.values[0] not in needed:
+        raise DataError(
+            f"line {header.line}, the header, is separated by {_OTHER_DELIMITERS[other]}",
+            where=where,
+            allowed="commas in csv files, tabs in tsv files",
+            hint="convert the file, or name it after its format",
+        )
+    twice = next((name for name in needed if header.values.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"line {header.line}, the header, names the column `{twice}` twice", where=where)
+
+
+class MergedRows:
+    """Detect rows that a stray quote merges into one field of a record.
+
+    A record of several lines is refused if most of its lines, not counting the one that is its own row, are rows by
+    themselves: they have as many fields as the header, and a label that is known or that rows on a single line have.
+    If such labels are many different numbers, any number is one. Without such labels, only records of at least ten
+    lines are refused.
+
+    Args:
+        where: the file.
+        columns: number of columns.
+        label: index of the column of labels, if any.
+        delimiter: the character between fields.
+        labels: known labels.
+    """
+
+    def __init__(self, where: str, columns: int, label: int | None, delimiter: str, labels: Collection[str]) -> None:
+        self._where = where
+        self._columns = columns
+        self._label = label
+        self._delimiter = delimiter
+        self._labels = set() if label is None else set(labels)
+        self._suspects: list[tuple[TableRow, list[str]]] = []
+
+    def add(self, record: TableRow) -> None:
+        """Note a record with as many fields as the header."""
+        if not record.lines:
+            if self._label is not None:
+                self._labels.add(_bare(record.values[self._label]))
+                self._labels.discard("")
+            return
+        rows = [fields for line in record.lines if len(fields := line.split(self._delimiter)) == self._columns]
+        if _most(len(rows), len(record.lines)):
+            labels = [] if self._label is None else [_bare(fields[self._label]) for fields in rows]
+            self._suspects.append((record._replace(values=[]), labels))
+
+    def refuse(self) -> None:
+        """Raise an error for the first record that merges rows.
+
+        Raises:
+            DataError: a record merges rows.
+        """
+        known = _known(self._labels)
+        for record, labels in self._suspects:
+            lines = len(record.lines)
+            if _most(sum(map(known, labels)), lines) if self._labels else lines >= _IMPLAUSIBLE_LINES:
+                raise _merged(self._where, record, "row")
+
+
+def _most(rows: int, lines: int) -> bool:
+    """Return whether most lines of a record are rows, except for the one that always is: its own."""
+    return (rows - 1) * 2 > lines - 1
+
+
+def _bare(label: str) -> str:
+    return label.strip().strip('"').strip()
+
+
+def _known(labels: Collection[str]) -> Callable[[str], bool]:
+    numbers = len(labels) > _MOST_NUMBERED_CLASSES and all(map(_is_number, labels))
+    return _is_number if numbers else labels.__contains__
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _merged(where: str, record: TableRow, what: str) -> DataError:
+    last = record.line + len(record.lines) - 1
+    return DataError(
+        f"line {record.line}: a quote in this {what} merges it with the rows after it, up to line {last}",
+        where=where,
+        allowed=_QUOTES,
+        hint=_QUOTES_HINT,
+    )
+
+
+def _malformed(where: str, line: int, last: int, error: str) -> DataError:
+    """Describe an error of the parser in a record that starts at `line`, found at the line `last`."""
+    if "unexpected end of data" in error:
+        what = f"line {line}: a quote in this row is never closed; the file ends in line {last}"
+    elif "expected after" in error:
+        place = "" if last == line else f", in line {last}"
+        what = f"line {line}: a quote in this row is closed within a value{place}"
+    elif "new-line character" in error:
+        return DataError(
+            f"line {line}: a carriage return outside quotes, although lines end in newlines",
+            where=where,
+            allowed="one kind of line ends",
+            hint="convert the line ends, or quote the value",
+        )
+    else:
+        what = f"line {line}: the row cannot be read ({error})"
+    return DataError(what, where=where, allowed=_QUOTES, hint=_QUOTES_HINT)
