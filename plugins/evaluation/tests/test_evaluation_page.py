@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import statistics
 import xml.etree.ElementTree as ElementTree
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from kdcore_evaluation.report.plots import HEIGHT, WIDTH, Axis, Mark, Series, plot
 from kdcore_evaluation.run.results import ResultRow, read_rows
+from scipy import stats
 
 from kdcore.commands.main import main
 
@@ -92,7 +94,20 @@ def statistics_of(project: Path) -> Iterator[float]:
         yield statistics.fmean(values)
         yield len(values)
         if len(values) > 1:
-            yield statistics.stdev(values)
+            yield from stats.t.interval(
+                0.95, len(values) - 1, statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+            )
+    methods = [samples[method, 1.0] for method in ("attention_mse", "hidden_mse", "minilm_v2")]
+    tests = [stats.ttest_rel(one, other) for one, other in itertools.combinations(methods, 2)]
+    tests += [stats.ttest_ind(one, samples["teacher", 2.0], equal_var=False) for one in methods]
+    for test, (one, other) in zip(
+        tests, [*itertools.combinations(methods, 2), *((one, samples["teacher", 2.0]) for one in methods)], strict=True
+    ):
+        difference = statistics.fmean(one) - statistics.fmean(other)
+        interval = test.confidence_interval(0.95)
+        yield from (difference, interval.low, interval.high, -difference, -interval.low, -interval.high)
+    ranked = sorted(test.pvalue for test in tests)
+    yield from itertools.accumulate((min(1, (6 - rank) * p) for rank, p in enumerate(ranked)), max)
 
 
 def test_every_figure_is_found_in_the_rows(page: str, compared_project: Path):
@@ -145,7 +160,7 @@ def test_plots_are_told_in_words_and_beside_them_in_tables(page: str):
         if attributes.get("class") == "scroll":
             assert attributes.get("tabindex") == "0"
             assert attributes.get("aria-label")
-    assert sum(tag == "table" for tag, _ in parsed.elements) == 1 + 3 + 1 + 1 + 1
+    assert sum(tag == "table" for tag, _ in parsed.elements) == 2 + 3 + 1 + 1 + 1
     assert dict(parsed.elements)["html"] == {"lang": "en"}
     described = re.search(r'id="budget-plot-text">([^<]*)<', page)
     assert described is not None
@@ -192,7 +207,7 @@ def test_text_and_lines_stand_out_by_day_and_by_night():
 
 
 def test_plots_stay_inside_and_are_well_formed():
-    marks = [Mark(x, 10.0**x, deviation=10.0**x / 2) for x in range(-3, 4)]
+    marks = [Mark(x, 10.0**x, (10.0**x / 2, 10.0**x * 1.5)) for x in range(-3, 4)]
     for axis in (Axis("loss"), Axis("loss", logarithmic=True)):
         many = [Series(f"{number} <&>", number, marks) for number in range(20)]
         text = plot("p", "title <&>", "words", many, Axis("steps"), axis)

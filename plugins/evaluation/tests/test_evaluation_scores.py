@@ -1,20 +1,31 @@
-"""Means, spreads and marks, against arithmetic written out; tables in four formats."""
+"""Means, intervals and differences, against SciPy and arithmetic written out; tables in five formats."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kdcore_evaluation.probes.similarity import same_neighbours
-from kdcore_evaluation.report.table_formats import csv_text, latex, markdown, terminal
+from kdcore_evaluation.report.table_formats import (
+    csv_text,
+    json_text,
+    latex,
+    markdown,
+    shown_differences,
+    terminal,
+)
+from kdcore_evaluation.run.differences import differences
 from kdcore_evaluation.run.results import PARQUET, ResultRow, read_rows
 from kdcore_evaluation.run.scores import Column, Measurement, ScoreTable, make_table, score_table
+from scipy import stats
 
 from kdcore.commands.main import main
 
@@ -30,25 +41,22 @@ def table_of(groups: dict[str, list[float]], column: Column = ACCURACY) -> Score
     return make_table(("method",), values, {}, "seeds", {})
 
 
-def best_of(table: ScoreTable) -> list[str]:
-    return [labels[0] for labels, scores in table.groups.items() for score in scores.values() if score.best]
-
-
 def test_mean_deviation_and_count_are_the_textbook_ones():
     score = table_of({"a": [0.7, 0.72, 0.77]}).groups["a",][ACCURACY]
     mean = (0.7 + 0.72 + 0.77) / 3
     assert score.mean == pytest.approx(mean)
     assert score.deviation == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in (0.7, 0.72, 0.77)) / 2))
     assert (score.count, score.unit) == (3, "seeds")
+    error = 4.302652729911275 * score.deviation / math.sqrt(3)  # the quantile 0.975 of Student's t with 2 degrees
+    assert score.interval == pytest.approx((mean - error, mean + error))
 
 
-def test_the_best_is_marked_only_where_the_difference_exceeds_the_spread():
-    assert best_of(table_of({"a": [0.80, 0.82], "b": [0.70, 0.72]})) == ["a"]
-    assert best_of(table_of({"a": [0.70, 0.82], "b": [0.70, 0.72]})) == []
-    assert best_of(table_of({"a": [0.80, 0.82], "b": [0.70, 0.72], "c": [0.79, 0.83]})) == []
-    assert best_of(table_of({"a": [0.9], "b": [0.1]})) == [], "of one repetition no spread is known"
-    assert best_of(table_of({"a": [0.8, 0.82]})) == [], "alone nobody is best"
-    assert best_of(table_of({"a": [2.0, 2.1], "b": [1.0, 1.1]}, LOSS)) == ["b"], "a loss is better when it is lower"
+def test_one_repetition_and_equal_ones_have_no_interval():
+    assert table_of({"a": [0.7]}).groups["a",][ACCURACY].interval is None
+    assert table_of({"a": [0.7, 0.7]}).groups["a",][ACCURACY].interval is None
+    damaged = table_of({"a": [0.7, 1e300]}).groups["a",][ACCURACY]
+    assert math.isnan(damaged.mean)
+    assert (damaged.interval, damaged.deviation) == (None, None)
 
 
 def test_a_run_counts_once_however_often_it_was_fine_tuned():
@@ -107,16 +115,89 @@ def test_both_files_of_results_hold_the_same_rows(compared_project: Path):
     assert parquet.read_table(folder / PARQUET).to_pylist() == [vars(row) for row in read_rows(folder)]
 
 
+def compared(scores: dict[str, list[float]], margin: float | None = None) -> ScoreTable:
+    table = table_of(scores)
+    groups = {
+        (name,): [Measurement(ACCURACY, (seed, 1), value) for seed, value in enumerate(own)]
+        for name, own in scores.items()
+    }
+    teacher = [Measurement(ACCURACY, (0, 1), 0.81)]
+    names = [("teacher",)]
+    against = dict.fromkeys(groups, names)
+    table.differences = differences(groups, {names[0]: teacher}, against, names, "seeds", margin)
+    return table
+
+
+SCORES = {"a": [0.80, 0.82, 0.83], "b": [0.70, 0.73, 0.71], "c": [0.79, 0.80, 0.84, 0.82]}
+
+
+def test_differences_are_paired_by_seed_and_tested_as_by_scipy():
+    found = {(one.first[0], one.second[0]): one for one in compared(SCORES).differences}
+    assert list(found) == [("a", "b"), ("a", "c"), ("b", "c"), ("a", "teacher"), ("b", "teacher"), ("c", "teacher")]
+    expected = {}
+    for first, second in itertools.combinations("abc", 2):
+        expected[first, second] = stats.ttest_rel(SCORES[first][:3], SCORES[second][:3])
+    for name in "abc":
+        expected[name, "teacher"] = stats.ttest_1samp(SCORES[name], 0.81)
+    ranked = sorted(expected, key=lambda pair: expected[pair].pvalue)
+    adjusted = list(itertools.accumulate((min(1, (6 - rank) * expected[pair].pvalue)
+                                          for rank, pair in enumerate(ranked)), max))  # fmt: skip
+    for pair, p_value in zip(ranked, adjusted, strict=True):
+        interval = expected[pair].confidence_interval(0.95)
+        shift = 0.81 if pair[1] == "teacher" else 0.0
+        assert found[pair].interval == pytest.approx((interval.low - shift, interval.high - shift))
+        assert found[pair].p_value == pytest.approx(p_value)
+    assert found["a", "c"].over == "3 paired seeds"
+    assert found["c", "teacher"].over == "4 seeds and 1 fine-tuning"
+
+
+def test_a_margin_is_a_one_sided_test_against_the_teacher():
+    found = {one.first[0]: one for one in compared(SCORES, margin=3).differences if one.second == ("teacher",)}
+    p_values = {name: stats.ttest_1samp(SCORES[name], 0.81 - 0.03, alternative="greater").pvalue for name in SCORES}
+    (lowest, *_), ranked = sorted(p_values), sorted(p_values, key=p_values.__getitem__)
+    assert found[ranked[0]].p_within == pytest.approx(3 * p_values[ranked[0]])
+    assert found[lowest].p_within is not None
+    assert {one.p_within for one in compared(SCORES, margin=3).differences if one.second != ("teacher",)} == {None}
+    printed = terminal(compared(SCORES, margin=10))
+    assert "within the margin" in printed
+    assert re.search(r"^a +teacher .* shown \(p 0\.0", printed, re.M)
+    assert re.search(r"^b +teacher .* not shown \(p 0\.", printed, re.M)
+
+
+def test_of_many_groups_those_beside_the_highest_mean_are_shown():
+    many = compared({name: [number + 0.1, number * 1.1 + 0.2] for number, name in enumerate("abcde")})
+    assert len(many.differences) == 10 + 5
+    assert {"e"} <= {name for one in shown_differences(many) for name in (*one.first, *one.second)}
+    assert all("e" in (*one.first, *one.second) for one in shown_differences(many))
+
+
 def test_every_format_has_every_number():
-    table = table_of({"under_score": [0.80, 0.82], "b|c": [0.70, 0.72]})
-    assert "0.810 ± 0.014 (2)*" in terminal(table)
-    assert "| **0.810 ± 0.014 (2)** |" in markdown(table)
+    table = compared({"under_score": [0.80, 0.82], "b|c": [0.70, 0.71]})
+    table.favoured = {(("b|c",), ACCURACY): ("hidden_mse",)}
+    low, high = stats.t.interval(0.95, 1, 0.81, 0.01)
+    cell = f"0.810 [{low:.3f}, {high:.3f}] (2 seeds)"
+    assert cell in terminal(table)
+    assert f"| {cell} |" in markdown(table)
     assert "b\\|c" in markdown(table)
-    assert r"under\_score & \textbf{0.810 $\pm$ 0.014 (2)} \\" in latex(table)
+    assert rf"under\_score & {cell} \\" in latex(table)
+    test = stats.ttest_rel([0.80, 0.82], [0.70, 0.71])
+    interval = test.confidence_interval(0.95)
+    difference = f"+0.105 [{interval.low:+.3f}, {interval.high:+.3f}]"
+    for text in (terminal(table), markdown(table)):
+        assert difference in text
+        assert "2 paired seeds" in text
+        assert "† sentiment accuracy: by construction in favour of hidden_mse" in text
+        assert "sentiment accuracy †" in text, "the difference is marked, for only one of both is favoured"
     rows = list(csv.DictReader(io.StringIO(csv_text(table))))
-    assert [(row["method"], float(row["mean"]), row["best"]) for row in rows] == [
-        ("under_score", pytest.approx(0.81), "True"),
-        ("b|c", pytest.approx(0.71), "False"),
+    assert [(row["method"], row["minus"], float(row["mean"]), float(row["low"])) for row in rows[:3:2]] == [
+        ("under_score", "", pytest.approx(0.81), pytest.approx(low)),
+        ("under_score", "b|c", pytest.approx(0.105), pytest.approx(interval.low)),
+    ]
+    stored = json.loads(json_text(table))
+    assert stored["differences"][0]["interval"] == pytest.approx([interval.low, interval.high])
+    assert [(one["group"], one["mean"]) for one in stored["scores"]] == [
+        (["under_score"], pytest.approx(0.81)),
+        (["b|c"], pytest.approx(0.705)),
     ]
 
 
@@ -146,6 +227,7 @@ def test_the_command_groups_by_keys_of_recipes(
     code, out, err = compare(capsys, "runs", "--format", "csv")
     assert code == 0, err
     rows = [row for row in csv.DictReader(io.StringIO(out)) if row["column"] == "sentiment accuracy"]
+    rows = [row for row in rows if row["standard_deviation"]]
     seeds = {
         method: [statistics.fmean(row.value for row in chosen_rows(compared_project, f"{method}-{seed}"))
                  for seed in (43, 44, 45)]
@@ -178,9 +260,11 @@ def test_students_before_training_are_the_first_baselines(
     ]
     write_rows(folder, [*read_rows(folder), *initial])
     _, after, _ = compare(capsys, "runs", "--format", "csv")
-    own = [line for line in after.splitlines() if not line.startswith("before training")]
-    assert own == before.splitlines(), "what students and other references reach does not change"
-    table = [row for row in csv.DictReader(io.StringIO(after)) if row["column"] == "sentiment accuracy"]
+    before, after = ([row for row in csv.DictReader(io.StringIO(text))] for text in (before, after))
+    scores = [[row for row in rows if not row["minus"]] for rows in (before, after)]
+    own = [row for row in scores[1] if not row["method"].startswith("before training")]
+    assert own == scores[0], "what students and other references reach does not change"
+    table = [row for row in scores[1] if row["column"] == "sentiment accuracy"]
     assert [row["method"] for row in table][3:] == [
         *(f"before training: {method}" for method in ("attention_mse", "hidden_mse", "minilm_v2")),
         "teacher teacher",
@@ -192,9 +276,49 @@ def test_students_before_training_are_the_first_baselines(
     ]
     assert float(table[4]["mean"]) == pytest.approx(statistics.fmean(means))
     assert float(table[4]["standard_deviation"]) == pytest.approx(statistics.stdev(means))
+    gained = {row["method"]: row for row in after if row["minus"].startswith("before training")}
+    assert [row["minus"] for row in gained.values()] == [f"before training: {method}" for method in gained]
+    assert set(gained) == {"attention_mse", "hidden_mse", "minilm_v2"}
+    test = stats.ttest_1samp(means, 0.0).confidence_interval(0.95)
+    assert float(gained["hidden_mse"]["low"]) == pytest.approx(test.low), "the student is twice as good"
+    assert gained["hidden_mse"]["over"] == "3 paired seeds"
     titles = list(score_table(read_rows(folder)).references)
     assert len(titles) == 11
     assert titles[9:] == [("teacher",), ("random weights",)]
+
+
+def test_the_command_tests_a_margin(
+    compared_project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(compared_project)
+    code, out, err = compare(capsys, "runs", "--margin", "5", "--format", "json")
+    assert code == 0, err
+    found = {tuple(one["first"] + one["second"]): one["p_within"] for one in json.loads(out)["differences"]}
+    teacher = [row.value for row in chosen_rows(compared_project, "teacher", None)]
+    p_values = {}
+    for method in ("attention_mse", "hidden_mse", "minilm_v2"):
+        runs = [statistics.fmean(row.value for row in chosen_rows(compared_project, f"{method}-{seed}"))
+                for seed in (43, 44, 45)]  # fmt: skip
+        p_values[method] = stats.ttest_ind(
+            [score + 0.05 for score in runs], teacher, equal_var=False, alternative="greater"
+        ).pvalue
+    lowest = min(p_values, key=p_values.__getitem__)
+    assert found[lowest, "teacher teacher"] == pytest.approx(3 * p_values[lowest])
+    assert found["hidden_mse", "minilm_v2"] is None
+    code, _, err = compare(capsys, "runs/tiny/hidden_mse-43", "--margin", "5", "--results", "evaluations")
+    assert code == 0
+    code, _, err = compare(capsys, "runs", "--margin", "0")
+    assert code == 2
+    assert "--margin: must be a positive number (found 0)" in err
+
+
+def test_a_margin_needs_a_teacher(
+    compared_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = compare(capsys, str(compared_project / "runs"), "--margin", "5")
+    assert code == 2
+    assert "--margin: no teacher among the results to compare with" in err
 
 
 def test_what_is_odd_about_a_comparison_is_said(

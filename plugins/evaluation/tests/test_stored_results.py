@@ -82,10 +82,14 @@ def test_every_trial_of_an_evaluation_is_found_finished(finished: Path, capsys: 
 def test_stored_results_are_compared(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = finished / "page.html"
     assert main(["compare", "runs/distillation", "--format", "markdown", "--html", str(page)]) == 0
-    header, _, student, teacher, random = capsys.readouterr().out.strip().splitlines()
+    header, _, student, teacher, random, _, *below = capsys.readouterr().out.strip().splitlines()
+    assert below == [
+        "† cosine to the teacher: by construction in favour of hidden_mse, trained on what it measures.",
+        "† masked-LM loss: by construction in favour of masked_lm, trained on what it measures.",
+    ]
     assert "mood f1" in header
     assert student.startswith("| hidden_mse + masked_lm |")
-    assert "| 0.956 |" in student
+    assert "| 0.956 (1 seed) † |" in student
     assert "format-1/teacher" in teacher
     assert "random weights (bert, 2 blocks of 16)" in random
     assert "hidden_mse + masked_lm" in page.read_text(encoding="utf-8")

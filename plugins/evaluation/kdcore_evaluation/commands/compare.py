@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     from kdcore_evaluation.report.comparison import Results
     from kdcore_evaluation.run.compared_runs import ComparedRun
 
-_FORMATS = ("terminal", "markdown", "csv", "latex")
+_FORMATS = ("terminal", "markdown", "csv", "json", "latex")
 
 
 class CompareCommand(Command):
-    """Compare runs: mean, spread and number of repetitions of their scores, in a table and on a page with plots.
+    """Compare runs: their scores with intervals, and differences between them, in tables and on a page with plots.
 
     Give run folders, folders of runs, or folders of `kdcore evaluate`, whose runs are then compared. Scores are read
     from evaluations below `evaluations`, or below the folders of --results.
@@ -35,12 +36,18 @@ class CompareCommand(Command):
     help = "compare runs: tables, and a page with plots"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare RUN, --by, --over, --format, --html, --results."""
+        """Declare RUN, --by, --over, --margin, --format, --html, --results."""
         parser.add_argument("places", metavar="RUN", nargs="+", type=Path, help="runs, folders of runs, evaluations")
         parser.add_argument(
             "--by", metavar="KEY,...", default="method", help="keys that define the groups; default: method"
         )
         parser.add_argument("--over", metavar="KEY", default="seed", help="key of the repetitions; default: seed")
+        parser.add_argument(
+            "--margin",
+            metavar="POINTS",
+            type=float,
+            help="also test whether scores are worse than the teacher's by less than this; 1 point is 0.01",
+        )
         parser.add_argument(
             "--format", choices=_FORMATS, default="terminal", help="format of the table; default: terminal"
         )
@@ -62,9 +69,11 @@ class CompareCommand(Command):
         by = tuple(part.strip() for part in arguments.by.split(",") if part.strip())
         if not by:
             raise InputError("no key is given", where="--by", hint="give keys, such as --by method")
+        if arguments.margin is not None and not 0 < arguments.margin < math.inf:
+            raise InputError(f"must be a positive number (found {arguments.margin:g})", where="--margin")
         results, folders = _find(arguments.places, arguments.results)
         runs = _read_runs(folders)
-        comparison = compare_runs(runs, results, by, arguments.over.strip())
+        comparison = compare_runs(runs, results, by, arguments.over.strip(), arguments.margin)
         for remark in comparison.remarks:
             print(f"remark: {remark}", file=sys.stderr)
         if arguments.html is not None:
@@ -75,6 +84,7 @@ class CompareCommand(Command):
                 "terminal": formats.terminal,
                 "markdown": formats.markdown,
                 "csv": formats.csv_text,
+                "json": formats.json_text,
             }
             print(write.get(arguments.format, formats.latex)(comparison.table))
         return 0

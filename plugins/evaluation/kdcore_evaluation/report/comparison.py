@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdcore import InputError
 from kdcore_evaluation.run.compared_runs import MISSING, ComparedRun, check_keys
+from kdcore_evaluation.run.differences import differences
 from kdcore_evaluation.run.results import ResultRow
 from kdcore_evaluation.run.scores import (
     REFERENCES,
@@ -22,6 +24,13 @@ from kdcore_evaluation.run.scores import (
     summary,
 )
 from kdcore_evaluation.run.scores import measurements as measurements_of
+
+_FAVOURED_LOSSES = {
+    "cosine": ("hidden_mse", "hidden_mse_cls", "hidden_mse_concat", "hidden_cosine", "hidden_pkd"),
+    "masked_lm_loss": ("masked_lm",),
+}
+"""Losses that train on what a metric measures: hidden states equal to the teacher's have a cosine of 1 with them, which
+other objectives neither require nor need."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,9 @@ class Results:
     rows: list[ResultRow]
 
 
-def compare_runs(runs: Sequence[ComparedRun], results: Sequence[Results], by: Labels, over: str) -> Comparison:
+def compare_runs(
+    runs: Sequence[ComparedRun], results: Sequence[Results], by: Labels, over: str, margin: float | None = None
+) -> Comparison:
     """Compare runs.
 
     Args:
@@ -93,14 +104,16 @@ def compare_runs(runs: Sequence[ComparedRun], results: Sequence[Results], by: La
         results: evaluations; rows of runs that are not compared are left out.
         by: keys that make the groups: recipe keys, or `method`, `run`, `seed`, `export`.
         over: key whose values are repetitions.
+        margin: points by which a group may be worse than its teacher to be called as good; None without this test.
 
     Raises:
-        InputError: a key does not exist.
+        InputError: a key does not exist, or there is no teacher's score for the margin.
     """
     check_keys(runs, [*by, over])
     own, others = _rows_of(runs, results)
     groups: dict[Labels, list[Measurement]] = {_group(run, by, ""): [] for run in runs if "export" not in by}
     references: dict[Labels, list[Measurement]] = {}
+    before: dict[Labels, Labels] = {}
     budget: dict[Labels, dict[float, list[Measurement]]] = {}
     for run in runs:
         models = by_model(own[run.folder]).values()
@@ -109,15 +122,35 @@ def compare_runs(runs: Sequence[ComparedRun], results: Sequence[Results], by: La
         for rows in models:
             found = measurements_of(rows, _repetition(run, over, rows[0]))
             if rows[0].role == "initial":
-                references.setdefault((f"before training: {', '.join(group)}".rstrip(": "),), []).extend(found)
+                name = (f"before training: {', '.join(group)}".rstrip(": "),)
+                before[group] = name
+                references.setdefault(name, []).extend(found)
             elif rows is last or "export" in by:
                 groups.setdefault(_group(run, by, rows[0].export or ""), []).extend(found)
             if rows[0].share is not None:
                 budget.setdefault(group, {}).setdefault(rows[0].share, []).extend(found)
+    roles: dict[Labels, str] = {}
     for rows in by_model(others).values():
-        references.setdefault((_reference_name(rows[0]),), []).extend(measurements_of(rows, 0))
+        name = (_reference_name(rows[0]),)
+        roles[name] = rows[0].role
+        references.setdefault(name, []).extend(measurements_of(rows, 0))
     everything = [row for rows in own.values() for row in rows] + others
     table = make_table(by, groups, references, _plural(over), chances(everything))
+    teachers = [name for name, role in roles.items() if role == "teacher"]
+    if margin is not None and not teachers:
+        raise InputError(
+            "no teacher among the results to compare with",
+            where="--margin",
+            hint="evaluate with a suite that has `references: [teacher]`",
+        )
+    # Random weights are far below every student: a test of that only costs power for the others.
+    fixed = [name for name, role in roles.items() if role != "random"]
+    against = {}
+    for labels in groups:
+        own_group = tuple(label for key, label in zip(by, labels, strict=True) if key != "export")
+        against[labels] = [*([before[own_group]] if own_group in before else []), *fixed]
+    table.differences = differences(groups, references, against, teachers, _plural(over), margin)
+    table.favoured = _favoured(runs, by, table)
     primary = _primary(table)
     return Comparison(
         runs=list(runs),
@@ -150,6 +183,23 @@ def _rows_of(
             roles = (*REFERENCES, "model")
             others += [row for row in evaluation.rows if row.role in roles and (row.run is None or not runs)]
     return {run.folder: own[run.folder.resolve()] for run in runs}, others
+
+
+def _favoured(runs: Sequence[ComparedRun], by: Labels, table: ScoreTable) -> dict[tuple[Labels, Column], Labels]:
+    """Find the losses of each group that train on what a column measures."""
+    found: dict[tuple[Labels, Column], Labels] = {}
+    for column in table.columns:
+        for group in table.groups:
+            losses = {loss for run in runs if _matches(run, by, group) for loss in run.losses}
+            own = tuple(loss for loss in _FAVOURED_LOSSES.get(column.metric, ()) if loss in losses)
+            if own and column in table.groups[group]:
+                found[group, column] = own
+    return found
+
+
+def _matches(run: ComparedRun, by: Labels, group: Labels) -> bool:
+    own = _group(run, by, "")
+    return all(key == "export" or one == other for key, one, other in zip(by, own, group, strict=True))
 
 
 def _group(run: ComparedRun, by: Labels, export: str) -> Labels:

@@ -121,7 +121,7 @@ def budget_section(comparison: Comparison, styles: Styles) -> str:
     series, rows = [], []
     shares = sorted({share for own in comparison.budget.values() for share in own})
     for group, own in comparison.budget.items():
-        marks = [Mark(share, score.mean, score.deviation, _words(column, score)) for share, score in own.items()]
+        marks = [Mark(share, score.mean, score.interval, _words(column, score)) for share, score in own.items()]
         series.append(Series(name_of(group), styles[group], marks))
         rows.append([wrapped(name_of(group)), *(score_cell(own.get(share), column) for share in shares)])
     title = f"{column.title} against the fraction of the budget"
@@ -134,7 +134,7 @@ def budget_section(comparison: Comparison, styles: Styles) -> str:
         Axis("fraction of the budget", lambda value: f"{value:.0%}"),
         Axis(column.title),
     )
-    figure = f"<figure>{drawn}<figcaption>{escape(title)}; bars show standard deviations.</figcaption></figure>"
+    figure = f"<figure>{drawn}<figcaption>{escape(title)}; bars show 95% intervals.</figcaption></figure>"
     head = ["group", *(f"{share:.0%}" for share in shares)]
     table = table_of(head, rows, numbers=range(1, len(head)), caption=column.title)
     entries = [(one.label, one.style) for one in series]
@@ -178,7 +178,7 @@ def _scatter(
     for labels, scores in everything.items():
         if primary in scores and cost in scores:
             text = f"{_words(primary, scores[primary])}, {cost.show(scores[cost].mean)}"
-            mark = Mark(scores[cost].mean, scores[primary].mean, scores[primary].deviation, text)
+            mark = Mark(scores[cost].mean, scores[primary].mean, scores[primary].interval, text)
             series.append(Series(name_of(labels), styles[labels], [mark], line=False))
     if not series:
         return ""
@@ -186,12 +186,12 @@ def _scatter(
     described = "; ".join(f"{one.label}: {one.marks[0].text}" for one in series)
     axis = Axis(cost.title, cost.show) if name == "parameters" else Axis("sequences per second", _short)
     drawn = plot(name, title, f"{title}. {described}.", series, axis, Axis(primary.title))
-    return f"<figure>{drawn}<figcaption>{escape(title)}; bars show standard deviations.</figcaption></figure>"
+    return f"<figure>{drawn}<figcaption>{escape(title)}; bars show 95% intervals.</figcaption></figure>"
 
 
 def _words(column: Column, score: Score) -> str:
-    spread = "" if score.deviation is None else f" ± {column.show(score.deviation)}"
-    return column.show(score.mean) + spread
+    interval = f" [{', '.join(map(column.show, score.interval))}]" if score.interval else ""
+    return column.show(score.mean) + interval
 
 
 def _short(value: float) -> str:

@@ -21,16 +21,21 @@ def wrapped(text: str) -> str:
 
 
 def score_cell(score: Score | None, column: Column) -> str:
-    """Format a score with its spread; the best one is marked visibly and for screen readers."""
+    """Format a score with its interval and what was repeated."""
     if score is None:
         return '<span class="quiet">-</span>'
     text = datum(score.mean, column.show(score.mean))
-    if score.best:
-        text = f'<strong class="best">{text} ★<span class="unseen"> best</span></strong>'
-    if score.deviation is not None and column.has_spread(score):
-        deviation = datum(score.deviation, column.show(score.deviation))
-        text += f' <span class="spread">± {deviation} ({datum(score.count, str(score.count))})</span>'
-    return text
+    if column.kind == "cost" and not column.has_spread(score):
+        return text
+    bounds = ", ".join(datum(bound, column.show(bound)) for bound in score.interval or ())
+    repeated = f"({counts(score.repetitions)})" if score.repetitions else ""
+    spread = " ".join(part for part in (f"[{bounds}]" if bounds else "", repeated) if part)
+    return f'{text} <span class="spread">{spread}</span>' if spread else text
+
+
+def counts(text: str) -> str:
+    """Escape a text such as `3 seeds` and format its whole numbers as `<data>`."""
+    return re.sub(r"\d+", lambda found: datum(int(found[0]), found[0]), escape(text))
 
 
 def region(label: str, inside: str) -> str:

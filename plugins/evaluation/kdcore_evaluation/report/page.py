@@ -10,8 +10,15 @@ from importlib import resources
 from kdcore import dump_yaml
 from kdcore_evaluation.report.comparison import Comparison
 from kdcore_evaluation.report.figures import budget_section, cost_section, loss_section
-from kdcore_evaluation.report.markup import datum, region, score_cell, table_of, wrapped
-from kdcore_evaluation.report.table_formats import NOTE
+from kdcore_evaluation.report.markup import counts, datum, region, score_cell, table_of, wrapped
+from kdcore_evaluation.report.table_formats import (
+    DIFFERENCES_NOTE,
+    difference_title,
+    notes,
+    shown_differences,
+    shown_p,
+    shown_within,
+)
 from kdcore_evaluation.run.scores import CHANCE_TITLES, Column, Labels, Score, ScoreTable
 
 
@@ -91,19 +98,35 @@ def _scores(comparison: Comparison) -> str:
         for column, share in table.chance.items()
         if column in table.columns
     )
-    units = dict.fromkeys(
-        score.unit
-        for scores in (*table.groups.values(), *table.references.values())
-        for score in scores.values()
-        if score.deviation is not None
-    )
-    notes = [NOTE]
-    if units:
-        notes.append(f"In brackets: number of {' or '.join(units)}.")
+    below = [*notes(table)]
     if table.references:
-        notes.append("Below the line: reference models, which are not compared.")
-    below = f"<ul>{chance}</ul>" if chance else ""
-    return f'{region("Scores", whole)}{below}<p class="quiet">{escape(" ".join(notes))}</p>'
+        below.append("Below the line: reference models, which are not compared.")
+    baselines = f"<ul>{chance}</ul>" if chance else ""
+    return f'{region("Scores", whole)}{baselines}<p class="quiet">{escape(" ".join(below))}</p>{_differences(table)}'
+
+
+def _differences(table: ScoreTable) -> str:
+    chosen = shown_differences(table)
+    if not chosen:
+        return ""
+    head = ["first", "second", "score", "difference", "95% interval", "p", "over"]
+    within = any(one.p_within is not None for one in chosen)
+    body = []
+    for one in chosen:
+        bounds = ", ".join(datum(bound, one.column.show_signed(bound)) for bound in one.interval)
+        row = [
+            wrapped(", ".join(one.first)),
+            wrapped(", ".join(one.second)),
+            escape(difference_title(table, one)),
+            datum(one.value, one.column.show_signed(one.value)),
+            f"[{bounds}]",
+            datum(one.p_value, shown_p(one.p_value)),
+            counts(one.over),
+        ]
+        body.append([*row, *([escape(shown_within(one))] if within else [])])
+    head += ["within the margin"] if within else []
+    whole = table_of(head, body, numbers={3, 4, 5}, caption="Differences")
+    return f'{region("Differences", whole)}<p class="quiet">{escape(DIFFERENCES_NOTE)}</p>'
 
 
 def _rows(table: ScoreTable, groups: Mapping[Labels, Mapping[Column, Score]]) -> str:

@@ -20,11 +20,11 @@ _SMALLEST, _LARGEST = 1e-100, 1e100  # beyond these, the limits of an axis would
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of a plot, with its standard deviation if it has one."""
+    """A point of a plot, with the bounds of its interval if it has one."""
 
     x: float
     y: float
-    deviation: float | None = None
+    interval: tuple[float, float] | None = None
     text: str = ""
 
 
@@ -180,9 +180,8 @@ def _thinned(marks: Sequence[Mark]) -> list[Mark]:
 
 
 def _ends(mark: Mark, axis: Axis) -> tuple[float, float]:
-    spread = mark.deviation or 0.0
-    low = mark.y - spread
-    return (mark.y if axis.logarithmic and low <= 0 else low), mark.y + spread
+    low, high = mark.interval or (mark.y, mark.y)
+    return (mark.y if axis.logarithmic and low <= 0 else low), high
 
 
 def _dash(style: int) -> str:

@@ -46,8 +46,13 @@ class ComparedRun:
     @property
     def method(self) -> str:
         """Names of the losses, joined by ` + `."""
+        return " + ".join(self.losses)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the losses, each once."""
         losses: dict[str, dict[str, Any]] = self.recipe["losses"]
-        return " + ".join(dict.fromkeys(str(section.get("name", label)) for label, section in losses.items()))
+        return tuple(dict.fromkeys(str(section.get("name", label)) for label, section in losses.items()))
 
     def label(self, key: str) -> str | None:
         """Return the printable value of a key of `--by` or `--over`; None if the run has no such key."""

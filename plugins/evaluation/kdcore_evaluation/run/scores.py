@@ -1,4 +1,4 @@
-"""Aggregate result rows to means and standard deviations."""
+"""Aggregate result rows to means, standard deviations and intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from kdcore_evaluation.run.results import ResultRow
+from kdcore_evaluation.statistics.intervals import SampleValues, estimate_mean
 
 Labels = tuple[str, ...]
 
@@ -77,6 +80,11 @@ class Column:
             return f"{value:.1f}/s"
         return f"{value:.3f}"
 
+    def show_signed(self, value: float) -> str:
+        """Format a difference of values of this column."""
+        text = self.show(value)
+        return text if text.startswith("-") else f"+{text}"
+
 
 @dataclass(frozen=True)
 class Score:
@@ -87,14 +95,24 @@ class Score:
         deviation: their sample standard deviation; None for a single one.
         count: how many.
         unit: what was repeated.
-        best: whether it exceeds every other mean by more than the spread of their difference.
+        interval: bounds that contain the true mean with a probability of 95%; None where nothing varies.
+        runs: number of trained runs, with their unit; empty for models that are no run.
     """
 
     mean: float
     deviation: float | None
     count: int
     unit: str
-    best: bool = False
+    interval: tuple[float, float] | None = None
+    runs: str = ""
+
+    @property
+    def repetitions(self) -> str:
+        """Text such as `3 seeds`, or `1 seed, 3 fine-tunings`; empty for a single value of a model that is no run."""
+        own = counted(self.count, self.unit)
+        if self.count == 1 or self.runs == own:
+            return self.runs
+        return f"{self.runs}, {own}" if self.runs else own
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,32 @@ class Measurement:
     value: float
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Difference of the means of two rows of a table, on the same column.
+
+    Attributes:
+        column: what is compared.
+        first: labels of the first group.
+        second: labels of the second group, or of a reference.
+        value: mean of the first minus mean of the second.
+        interval: bounds that contain the true difference with a probability of 95%.
+        p_value: two-sided, of no difference, adjusted by Holm's method for all differences of the table.
+        over: what varies, such as `3 paired seeds`.
+        p_within: one-sided, of the first being worse than the second by the stated margin or more, adjusted likewise;
+            None without a margin.
+    """
+
+    column: Column
+    first: Labels
+    second: Labels
+    value: float
+    interval: tuple[float, float]
+    p_value: float
+    over: str
+    p_within: float | None = None
+
+
 @dataclass
 class ScoreTable:
     """Scores of groups of runs.
@@ -122,6 +166,8 @@ class ScoreTable:
         groups: scores of each group by column, without unmeasured ones.
         references: the same for reference models, which are not ranked.
         chance: score of predictions that ignore the text, for columns with a metric of `CHANCE_TITLES`.
+        differences: comparisons of two groups, or of a group and a reference.
+        favoured: names of the losses that give a group an advantage in a column by construction.
     """
 
     keys: Labels
@@ -129,6 +175,8 @@ class ScoreTable:
     groups: dict[Labels, dict[Column, Score]]
     references: dict[Labels, dict[Column, Score]] = field(default_factory=dict)
     chance: dict[Column, float] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    favoured: dict[tuple[Labels, Column], tuple[str, ...]] = field(default_factory=dict)
 
 
 def score_table(rows: Sequence[ResultRow]) -> ScoreTable:
@@ -138,7 +186,7 @@ def score_table(rows: Sequence[ResultRow]) -> ScoreTable:
     for own in by_model(by_role(rows)).values():
         target = references if own[0].role in REFERENCES else groups
         target.setdefault((own[0].model,), []).extend(measurements(own, 0))
-    return make_table(("model",), groups, references, "runs", chances(rows))
+    return make_table(("model",), groups, references, "", chances(rows))
 
 
 def by_role(rows: Iterable[ResultRow]) -> list[ResultRow]:
@@ -233,20 +281,17 @@ def make_table(
     over: str,
     chance: Mapping[Column, float],
 ) -> ScoreTable:
-    """Compute means of groups and mark the best ones."""
+    """Compute means and intervals of groups; `over` is what their repetitions are, empty for models that are no run."""
     everything = [*groups.values(), *references.values()]
     columns = list(dict.fromkeys(one.column for own in everything for one in own))
     columns.sort(key=lambda column: _KINDS.index(column.kind) if column.kind in _KINDS else len(_KINDS))
-    table = ScoreTable(
+    return ScoreTable(
         keys,
         columns,
         {labels: _scores(own, over) for labels, own in groups.items()},
-        {labels: _scores(own, over) for labels, own in references.items()},
+        {labels: _scores(own, over if len(_repetitions(own)) > 1 else "") for labels, own in references.items()},
         dict(chance),
     )
-    for column in columns:
-        _mark_best(table.groups, column)
-    return table
 
 
 def _scores(values: Sequence[Measurement], over: str) -> dict[Column, Score]:
@@ -255,20 +300,73 @@ def _scores(values: Sequence[Measurement], over: str) -> dict[Column, Score]:
 
 
 def summary(values: Sequence[Measurement], over: str) -> Score:
-    """Compute mean and deviation over repetitions; of a single one, over the seeds of its fine-tuning.
+    """Compute mean, deviation and interval over repetitions; of a single one, over the seeds of its fine-tuning.
 
     A repetition counts once, however often it was fine-tuned.
     """
-    by_repetition: dict[Hashable, list[float]] = {}
+    found = sample_of(values)
+    unit = "fine-tunings" if found.tuned else over or "runs"
+    means = [float(row.mean()) for row in found.values]
+    usable = bool(np.isfinite(found.values).all())
+    estimate = estimate_mean(found.values) if usable else None
+    return Score(
+        _mean(means),
+        statistics.stdev(means) if len(means) > 1 and usable else None,
+        len(means),
+        unit,
+        estimate.interval if estimate is not None else None,
+        counted(found.runs, over) if over else "",
+    )
+
+
+@dataclass(frozen=True)
+class GroupSample:
+    """SampleValues of one group and column.
+
+    Attributes:
+        seeds: what each row is of: a repetition, or the seed of a fine-tuning.
+        values: (n, m) values of m test items, or (n, 1) scores; NaN for values that are not usable.
+        runs: number of repetitions.
+        tuned: whether the rows are fine-tunings of a single repetition.
+    """
+
+    seeds: tuple[Hashable, ...]
+    values: SampleValues
+    runs: int
+    tuned: bool
+
+
+def sample_of(values: Sequence[Measurement]) -> GroupSample:
+    """Collect the measurements of one group and column, one row for each repetition."""
+    by_repetition = _repetitions(values)
+    runs = len(by_repetition)
+    tuned = runs == 1 and values[0].column.kind == "finetune"
+    if tuned:
+        by_repetition = {}
+        for one in values:
+            by_repetition.setdefault(one.repetition[1] if isinstance(one.repetition, tuple) else 0, []).append(one)
+    rows = [np.mean([_usable(one.value) for one in own]) for own in by_repetition.values()]
+    return GroupSample(tuple(by_repetition), np.array(rows)[:, None], runs, tuned)
+
+
+def _repetitions(values: Iterable[Measurement]) -> dict[Hashable, list[Measurement]]:
+    found: dict[Hashable, list[Measurement]] = {}
     for one in values:
         outer = one.repetition[0] if isinstance(one.repetition, tuple) else one.repetition
-        by_repetition.setdefault(outer, []).append(one.value)
-    means = [_mean(own) for own in by_repetition.values()]
-    unit = over
-    if len(means) == 1 and values[0].column.kind == "finetune":
-        means, unit = next(iter(by_repetition.values())), "fine-tunings"
-    deviation = statistics.stdev(means) if len(means) > 1 and all(map(_is_usable, means)) else None
-    return Score(_mean(means), deviation, len(means), unit)
+        found.setdefault(outer, []).append(one)
+    return found
+
+
+def counted(count: int, unit: str) -> str:
+    """Format a number with its unit in the plural, such as `3 seeds`."""
+    if count == 1:
+        first, _, rest = unit.partition(" ")
+        unit = " ".join(part for part in (first.removesuffix("s"), rest) if part)
+    return f"{count} {unit}"
+
+
+def _usable(value: float) -> float:
+    return value if _is_usable(value) else math.nan
 
 
 def _is_usable(value: float) -> bool:
@@ -280,21 +378,3 @@ def _mean(values: Iterable[float]) -> float:
     """Average values; NaN if one of them is not finite or extremely large."""
     known = list(values)
     return statistics.fmean(known) if all(map(_is_usable, known)) else math.nan
-
-
-def _mark_best(groups: dict[Labels, dict[Column, Score]], column: Column) -> None:
-    scored = {labels: scores[column] for labels, scores in groups.items() if column in scores}
-    if len(scored) < 2:
-        return
-    sign = 1.0 if column.higher_is_better else -1.0
-    best = max(scored, key=lambda labels: sign * scored[labels].mean)
-    if all(_clearly(scored[best], other) for labels, other in scored.items() if labels != best):
-        found = scored[best]
-        groups[best][column] = Score(found.mean, found.deviation, found.count, found.unit, best=True)
-
-
-def _clearly(best: Score, other: Score) -> bool:
-    """Return whether two means differ by more than the standard deviation of a difference of two repetitions."""
-    if best.deviation is None or other.deviation is None:
-        return False
-    return abs(best.mean - other.mean) > math.hypot(best.deviation, other.deviation)

@@ -1,0 +1,97 @@
+"""Compare the groups of a table with each other and with reference models."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from kdcore_evaluation.run.scores import Column, Difference, GroupSample, Labels, Measurement, counted, sample_of
+from kdcore_evaluation.statistics.intervals import Estimate, SampleValues, estimate_difference, holm
+
+COMPARED_KINDS = ("finetune", "linear", "agreement", "masked_lm")
+"""Kinds of columns whose differences are tested; sizes and speeds are not samples of anything."""
+
+_POINT = 0.01
+
+
+def differences(
+    groups: Mapping[Labels, Sequence[Measurement]],
+    references: Mapping[Labels, Sequence[Measurement]],
+    against: Mapping[Labels, Sequence[Labels]],
+    teachers: Iterable[Labels],
+    over: str,
+    margin: float | None = None,
+) -> list[Difference]:
+    """Compare all pairs of groups, and each group with some references, on every column that both have.
+
+    Args:
+        groups: measurements of each group.
+        references: measurements of each reference.
+        against: references to compare a group with.
+        teachers: those references that a group may be worse than by less than the margin.
+        over: what repetitions of a group are, such as `seeds`.
+        margin: points (hundredths) by which a score may be worse; None without such a comparison.
+
+    Returns:
+        The differences with an interval. P-values are adjusted by Holm's method for all of them.
+    """
+    found: list[tuple[Difference, float, float | None]] = []
+    known = set(teachers)
+    pairs = list(combinations(groups.items(), 2))
+    pairs += [((first, own), (name, references[name])) for first, own in groups.items() for name in against[first]]
+    for (first, own), (second, theirs) in pairs:
+        for column, values, others in _common_columns(own, theirs):
+            estimate, varied = _compare(values, others, over, "" if second in references else over)
+            if estimate is None:
+                continue
+            within = None
+            if margin is not None and second in known and column.kind in ("finetune", "linear"):
+                within = estimate.p_at_most(-margin * _POINT)
+            difference = Difference(column, first, second, estimate.value, estimate.interval, 1.0, varied)
+            found.append((difference, estimate.p_value(), within))
+    adjusted = holm([p_value for _, p_value, _ in found])
+    of_margin = iter(holm([within for _, _, within in found if within is not None]))
+    return [
+        replace(difference, p_value=p_value, p_within=None if within is None else next(of_margin))
+        for (difference, _, within), p_value in zip(found, adjusted, strict=True)
+    ]
+
+
+def _common_columns(
+    own: Sequence[Measurement], theirs: Sequence[Measurement]
+) -> Iterator[tuple[Column, list[Measurement], list[Measurement]]]:
+    others = {one.column for one in theirs}
+    for column in dict.fromkeys(one.column for one in own):
+        if column in others and column.kind in COMPARED_KINDS:
+            yield column, [one for one in own if one.column == column], [one for one in theirs if one.column == column]
+
+
+def _compare(
+    own: Sequence[Measurement], theirs: Sequence[Measurement], over: str, over_second: str
+) -> tuple[Estimate | None, str]:
+    """Estimate the difference of two groups on one column, and describe what varies."""
+    first, second = sample_of(own), sample_of(theirs)
+    if not (np.isfinite(first.values).all() and np.isfinite(second.values).all()):
+        return None, ""
+    common = [seed for seed in first.seeds if seed in second.seeds]
+    if first.tuned == second.tuned and len(common) > 1:
+        unit = "fine-tunings" if first.tuned else over
+        rows = [_rows(sample, common) for sample in (first, second)]
+        return estimate_difference(*rows, paired=True), _paired(len(common), unit)
+    sizes = [_size(first, over), _size(second, over_second)]
+    return estimate_difference(first.values, second.values, paired=False), " and ".join(dict.fromkeys(sizes))
+
+
+def _size(sample: GroupSample, over: str) -> str:
+    return counted(len(sample.seeds), "fine-tunings" if sample.tuned else over or "models")
+
+
+def _rows(sample: GroupSample, seeds: Sequence[Hashable]) -> SampleValues:
+    return sample.values[[sample.seeds.index(seed) for seed in seeds]]
+
+
+def _paired(count: int, unit: str) -> str:
+    return f"{count} paired {unit}"

@@ -1,0 +1,1 @@
+"""Intervals, tests and power of comparisons, on NumPy arrays."""

@@ -1,0 +1,193 @@
+"""Confidence intervals and tests of means and differences over seeds and test items.
+
+A sample is an array (n, m): n seeds, and m values of test items whose mean is a score. Of scores alone m is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+LEVEL = 0.95
+"""Probability with which an interval covers the true value."""
+
+_RESAMPLES = 4999
+_CHUNK = 250
+
+SampleValues = NDArray[np.float64]
+
+
+class ErrorDistribution(Protocol):
+    """Distribution of (estimate - true value) / standard error."""
+
+    def cdf(self, value: float) -> float:
+        """Return the probability of at most `value`."""
+
+    def ppf(self, probability: float) -> float:
+        """Return the value that is not exceeded with a probability."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean or a difference of means with its error.
+
+    Attributes:
+        value: the mean or difference.
+        standard_error: of the value.
+        errors: distribution of the studentised error.
+        over: what varies: `seeds`, `items` or both.
+    """
+
+    value: float
+    standard_error: float
+    errors: ErrorDistribution
+    over: tuple[str, ...]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Bounds that contain the true value with the probability `LEVEL`."""
+        tail = (1 - LEVEL) / 2
+        low = self.value - self.standard_error * self.errors.ppf(1 - tail)
+        high = self.value - self.standard_error * self.errors.ppf(tail)
+        return float(low), float(high)
+
+    def p_value(self) -> float:
+        """Return the two-sided p-value of the hypothesis that the true value is 0."""
+        below = self.errors.cdf(self.value / self.standard_error)
+        return float(min(1.0, 2 * min(below, 1 - below)))
+
+    def p_at_most(self, bound: float) -> float:
+        """Return the one-sided p-value of the hypothesis that the true value is at most `bound`."""
+        return float(1 - self.errors.cdf((self.value - bound) / self.standard_error))
+
+
+def estimate_mean(sample: SampleValues) -> Estimate | None:
+    """Estimate the mean of a sample (n, m).
+
+    Of several seeds the error is Student's t over seeds; with test items, that of two crossed random effects with
+    Satterthwaite's degrees of freedom. Of a single seed it is a bootstrap-t over items.
+
+    Returns:
+        The estimate; None without variation, such as of a single score.
+    """
+    return _estimate([(1.0, sample)])
+
+
+def estimate_difference(first: SampleValues, second: SampleValues, *, paired: bool) -> Estimate | None:
+    """Estimate the difference of the means of two samples (n, m) and (k, m) on the same m items.
+
+    Args:
+        first: the first sample.
+        second: the second sample.
+        paired: whether row i of both is of one seed (n = k); else the variances of the seeds are added, as by Welch.
+
+    Returns:
+        The estimate; None without variation.
+    """
+    if paired:
+        return _estimate([(1.0, first - second)])
+    return _estimate([(1.0, first), (-1.0, second)])
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for multiple testing by Holm's step-down method."""
+    count, adjusted, largest = len(p_values), [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _estimate(sides: Sequence[tuple[float, SampleValues]]) -> Estimate | None:
+    """Estimate the sum of signed means of samples whose seeds are independent and whose items are the same."""
+    value = sum(sign * sample.mean() for sign, sample in sides)
+    by_item = np.sum([sign * sample.mean(0) for sign, sample in sides], axis=0)
+    several = [sample for _, sample in sides if len(sample) > 1]
+    items = by_item.size
+    if not several:
+        return _bootstrap_t(by_item) if items > 1 else None
+    parts = [(float(sample.mean(1).var(ddof=1)) / len(sample), len(sample) - 1) for sample in several]
+    of_seeds = variance = sum(part for part, _ in parts)
+    fewest = min(own for _, own in parts)
+    if items > 1:
+        of_items = float(by_item.var(ddof=1)) / items
+        # The interaction of seeds and items is part of both variances, so it is subtracted once.
+        shared = [(_interaction(sample) / sample.size, (len(sample) - 1) * (items - 1)) for sample in several]
+        variance = max(of_seeds + of_items - sum(part for part, _ in shared), of_seeds)
+        parts += [(of_items, items - 1), *shared]
+    if not variance > 0:
+        return None
+    freedom = max(1 / sum((part / variance) ** 2 / own for part, own in parts), fewest)
+    over = ("seeds", "items") if items > 1 else ("seeds",)
+    return Estimate(float(value), float(np.sqrt(variance)), StudentT(freedom), over)
+
+
+def _interaction(sample: SampleValues) -> float:
+    """Return the mean square of what neither seed nor item of a sample (n, m) explains."""
+    freedom: int = (sample.shape[0] - 1) * (sample.shape[1] - 1)
+    rest = sample - sample.mean(0) - sample.mean(1, keepdims=True) + sample.mean()
+    return float((rest**2).sum()) / freedom
+
+
+def _bootstrap_t(values: SampleValues) -> Estimate | None:
+    """Estimate the mean of items (m,) by a bootstrap of the studentised mean."""
+    error = float(values.std(ddof=1)) / np.sqrt(values.size)
+    if not error > 0:
+        return None
+    centred, counts = np.unique(values - values.mean(), return_counts=True)
+    draw, found = np.random.default_rng(0), []
+    for start in range(0, _RESAMPLES, _CHUNK):
+        rows = draw.multinomial(values.size, counts / values.size, size=min(_CHUNK, _RESAMPLES - start))
+        means = rows @ centred / values.size
+        variances = np.maximum(rows @ centred**2 / values.size - means**2, 0.0) / (values.size - 1)
+        found.append(means / np.sqrt(np.where(variances > 0, variances, np.nan)))
+    errors = np.sort(np.concatenate(found))  # NaN is last
+    usable = errors[: np.isfinite(errors).sum()]
+    if len(usable) < len(errors) * LEVEL:  # hardly any item differs, so resamples without variation are frequent
+        return None
+    return Estimate(float(values.mean()), float(error), Resampled(usable), ("items",))
+
+
+@dataclass(frozen=True)
+class StudentT:
+    """Student's t distribution.
+
+    Attributes:
+        freedom: degrees of freedom.
+    """
+
+    freedom: float
+
+    def cdf(self, value: float) -> float:
+        """Return the probability of at most `value`."""
+        return float(special.stdtr(self.freedom, value))
+
+    def ppf(self, probability: float) -> float:
+        """Return a quantile."""
+        return float(special.stdtrit(self.freedom, probability))
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """An empirical distribution.
+
+    Attributes:
+        values: (b,) sorted values.
+    """
+
+    values: SampleValues
+
+    def cdf(self, value: float) -> float:
+        """Return the probability of at most `value`, neither 0 nor 1."""
+        return (float(np.searchsorted(self.values, value, side="right")) + 0.5) / (len(self.values) + 1)
+
+    def ppf(self, probability: float) -> float:
+        """Return a quantile, counted outwards."""
+        count = len(self.values) + 1
+        rank = np.floor(probability * count) if probability < 0.5 else np.ceil(probability * count)
+        return float(self.values[int(np.clip(rank, 1, count - 1)) - 1])

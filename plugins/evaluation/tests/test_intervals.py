@@ -1,0 +1,147 @@
+"""Intervals and tests of means and differences: against SciPy, against loops, and their coverage in simulations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from kdcore_evaluation.statistics.intervals import SampleValues, estimate_difference, estimate_mean, holm
+from scipy import stats
+
+Draw = Callable[[np.random.Generator], tuple[SampleValues, SampleValues]]
+
+
+def test_scores_alone_give_the_tests_of_scipy() -> None:
+    draw = np.random.default_rng(0)
+    first, second = draw.normal(0.8, 0.02, 5), draw.normal(0.78, 0.05, 5)
+    columns = first[:, None], second[:, None]
+    for found, expected in (
+        (estimate_mean(columns[0]), stats.ttest_1samp(first, 0.0)),
+        (estimate_difference(*columns, paired=True), stats.ttest_rel(first, second)),
+        (estimate_difference(*columns, paired=False), stats.ttest_ind(first, second, equal_var=False)),
+        (estimate_difference(columns[0], np.array([[0.7]]), paired=False), stats.ttest_1samp(first, 0.7)),
+    ):
+        assert found is not None
+        assert found.p_value() == pytest.approx(expected.pvalue)
+        if found.value != pytest.approx(first.mean() - 0.7):
+            interval = expected.confidence_interval(0.95)
+            assert found.interval == pytest.approx((interval.low, interval.high))
+    mean = estimate_mean(columns[0])
+    assert mean is not None
+    assert mean.p_at_most(0.79) == pytest.approx(stats.ttest_1samp(first, 0.79, alternative="greater").pvalue)
+
+
+def test_seeds_and_items_are_crossed_random_effects() -> None:
+    """Mean squares by loops over cells; their expectations give the variance of the mean."""
+    draw = np.random.default_rng(1)
+    table = draw.normal(0, 1, (4, 1)) + draw.normal(0, 2, (1, 30)) + draw.normal(0, 0.5, (4, 30))
+    grand = sum(float(value) for value in table.flat) / 120
+    rows = [sum(table[i]) / 30 for i in range(4)]
+    columns = [sum(table[:, j]) / 4 for j in range(30)]
+    of_seeds = sum(30 * (row - grand) ** 2 for row in rows) / 3
+    of_items = sum(4 * (column - grand) ** 2 for column in columns) / 29
+    rest = sum((table[i, j] - rows[i] - columns[j] + grand) ** 2 for i, j in itertools.product(range(4), range(30))) / (
+        3 * 29
+    )
+    variance = (of_seeds + of_items - rest) / 120
+    freedom = variance**2 / sum((part / 120) ** 2 / own for part, own in ((of_seeds, 3), (of_items, 29), (rest, 87)))
+    found = estimate_mean(table)
+    assert found is not None
+    assert found.over == ("seeds", "items")
+    assert found.standard_error == pytest.approx(math.sqrt(variance))
+    assert found.interval == pytest.approx(stats.t.interval(0.95, freedom, grand, math.sqrt(variance)))
+
+
+def test_one_seed_is_a_bootstrap_of_the_studentised_mean() -> None:
+    draw = np.random.default_rng(2)
+    values = draw.exponential(size=40)
+    found = estimate_mean(values[None])
+    assert found is not None
+    assert found.over == ("items",)
+    errors = []
+    for _ in range(20_000):
+        drawn = draw.choice(values, 40)
+        errors.append((drawn.mean() - values.mean()) / (drawn.std(ddof=1) / math.sqrt(40)))
+    error = values.std(ddof=1) / math.sqrt(40)
+    low, high = (values.mean() - np.quantile(errors, tail) * error for tail in (0.975, 0.025))
+    assert found.interval == pytest.approx((low, high), abs=0.1 * error)
+    skew = found.interval[1] - values.mean() > 1.3 * (values.mean() - found.interval[0])
+    assert skew, "the interval of skewed values is not symmetric"
+    again = estimate_mean(values[None])
+    assert again is not None
+    assert again.interval == found.interval, "the same values give the same interval"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([[0.5]], [[0.4]]),
+        ([[1.0, 0.0]], [[1.0, 0.0]]),
+        ([[0.5], [0.5]], [[0.4], [0.4]]),
+        ([[1.0] + [0.0] * 9], [[0.0] * 10]),
+    ],
+)
+def test_without_variation_nothing_is_estimated(first: list[list[float]], second: list[list[float]]) -> None:
+    assert estimate_difference(np.array(first), np.array(second), paired=True) is None
+
+
+def test_p_values_are_adjusted_by_holm() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def coverage(draw: Draw, truth: float, *, paired: bool, comparisons: int = 1000) -> float:
+    """Fraction of simulated comparisons whose interval contains the true difference."""
+    covered = 0
+    for number in range(comparisons):
+        found = estimate_difference(*draw(np.random.default_rng((number, 3))), paired=paired)
+        assert found is not None
+        low, high = found.interval
+        covered += low <= truth <= high
+    return covered / comparisons
+
+
+@pytest.mark.parametrize("seeds", [3, 6, 12])
+def test_intervals_over_seeds_cover_the_truth(seeds: int) -> None:
+    def paired(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
+        common = draw.normal(0, 0.01, (seeds, 1))
+        return (0.80 + common + draw.normal(0, 0.01, (seeds, 1)), 0.78 + common + draw.normal(0, 0.01, (seeds, 1)))
+
+    def unpaired(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
+        return 0.80 + draw.normal(0, 0.01, (seeds, 1)), 0.78 + draw.normal(0, 0.02, (seeds, 1))
+
+    found = {"paired": coverage(paired, 0.02, paired=True), "Welch": coverage(unpaired, 0.02, paired=False)}
+    print(f"{seeds} seeds: {found}")
+    assert all(0.93 <= value <= 0.97 for value in found.values()), found
+
+
+@pytest.mark.parametrize("seeds", [3, 6, 12])
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.03])
+def test_intervals_over_seeds_and_items_cover_the_truth(seeds: int, spread: float) -> None:
+    """Right or wrong answers to 300 drawn items of different difficulty, by students that differ by seed."""
+
+    def answers(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
+        easy = 0.1 + 0.7 * draw.beta(2, 1, (1, 300))
+        skills = [gain + draw.normal(0, spread, (seeds, 1)) for gain in (0.05, 0.02)]
+        first, second = ((draw.random((seeds, 300)) < easy + skill).astype(float) for skill in skills)
+        return first, second
+
+    found = {name: coverage(answers, 0.03, paired=name == "paired") for name in ("paired", "unpaired")}
+    print(f"{seeds} seeds, standard deviation {spread}, 300 items: {found}")
+    assert 0.93 <= found["paired"] <= 0.97, found
+    assert 0.93 <= found["unpaired"] <= 0.98, "Welch's degrees of freedom are cautious for few seeds"
+
+
+def test_intervals_over_items_of_one_seed_cover_the_truth() -> None:
+    def answers(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
+        easy = 0.1 + 0.7 * draw.beta(2, 1, (1, 300))
+        first, second = ((draw.random((1, 300)) < easy + gain).astype(float) for gain in (0.05, 0.02))
+        return first, second
+
+    found = coverage(answers, 0.03, paired=True, comparisons=400)
+    print(f"1 seed, 300 items: {found}")
+    assert 0.93 <= found <= 0.97
