@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import html
+import random
+import re
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kdcore_preparation.pipeline.data_recipe import DataRecipe, build_corpora, identify, load_tokenizers
+from kdcore_preparation.readers.character_account import CharacterStage
 from kdcore_preparation.readers.input_files import FileHashes
 from kdcore_preparation.readers.named_counts import NamedCounts, most_frequent, summarised
 from kdcore_preparation.readers.wikipedia.wiki_languages import Wiki
@@ -427,3 +431,109 @@ def test_a_dump_in_utf_16_is_refused(tmp_path: Path) -> None:
         (tmp_path / "wide.xml").write_bytes(path.read_text(encoding="utf-8").encode(encoding))
         with pytest.raises(DataError, match=r"wide\.xml: is a UTF-16 dump(.|\n)*iconv"):
             read(tmp_path / "wide.xml")
+
+
+NASTY = """{{Infobox x|a={{b|c}}|d=[[e]]}}<!-- c -->
+'''A''' {{lang|fr|b [[c|d]]<ref>no</ref>}}
+[[File:e.jpg|thumb|f [[g]] {{h}}]] &amp;&#x20;&#2;&nbsp;i&nbsp;. http://j.k/l, [http://m.n o p].
+== Heading {{x}}<br>two ==
+{| class="a"
+| b || {{c}}
+|}
+* one <small style="x">two</small>
+*# three {{{param|default}}}
+; term : meaning
+----
+{{convert|6|ft<!-- in -->|2|in|m}} ({{x}}), {{x}} ; <span
+class=b>broken</div> ''un'closed ''' [[half {{half
+| row
+<poem>
+a
+ b </poem><table><tr><td>c</td></tr></table><li>d</li> __NOTOC__ x__y
+=== Empty ===
+. ,
+[[de:Hund]] [[Category:C]] [[:Category:D]] [[e#f|]] <math>x</math> {{quote|text=<div>g</div>
+
+h}}
+== Last =="""
+
+
+def stage_of(wikitext: str, language: str = "en") -> tuple[CharacterStage, str]:
+    stage = CharacterStage()
+    return stage, "\n".join(WikitextCleaner(Wiki.of(language)).paragraphs(wikitext, Counter(), stage))
+
+
+def test_every_dropped_character_is_counted_under_its_reason() -> None:
+    reference, template, table = "<ref name=a>No [[b]].</ref>", "{{x|{{y}}|z={{lang|fr|z}}}}", "{|\n| a\n|}"
+    file, comment, formula = "[[File:a.jpg|thumb|b [[c]]]]", "<!-- d -->", "<math>e</math>"
+    text = (
+        f"One{reference} two {template} three {file} four{comment} [[five|5]] &amp; {formula}six.\n\n{table}\n== A =="
+    )
+    stage, kept = stage_of(text)
+    assert kept == "One two three four 5 & six."
+    assert stage.dropped == {
+        "references": len(reference),
+        "templates": len(template),
+        "tables": len(table),
+        "files and categories": len(file),
+        "comments": len(comment),
+        "formulae": len(formula),
+        "link targets": len("five"),
+        "markup": len("[[|]]") + len("===="),
+        "repeated spaces": 2,  # at the template and the file
+        "headings without text below them": 1,
+    }
+    assert stage.rewritten["entities"] == [5, 1]
+    assert (stage.received, stage.passed, stage.remainder) == (len(text), len(kept), 0)
+
+
+@pytest.mark.parametrize("language", ["en", "fr", "zh"])
+def test_characters_of_odd_pages_are_accounted_for(language: str) -> None:
+    lines = NASTY.split("\n")
+    for start in range(len(lines)):
+        for end in range(start + 1, len(lines) + 1):
+            text = "\n".join(lines[start:end])
+            stage, kept = stage_of(text, language)
+            assert (stage.received, stage.passed, stage.remainder) == (len(text), len(kept), 0)
+
+
+def test_characters_of_random_markup_are_accounted_for() -> None:
+    generator = random.Random(0)
+    pieces = re.findall(r"\w+|\s+|\{\{|\}\}|\[\[|\]\]|<[^<>]*>|'+|=+|.", NASTY)
+    pieces += ["-{", "}-", "zh-hans:", "。", "!!", "|-\n"]
+    for _ in range(1500):
+        text = "".join(generator.choices(pieces, k=generator.randint(1, 60)))
+        stage, kept = stage_of(text, generator.choice(("en", "fr", "zh", "de")))
+        assert (stage.received, stage.passed, stage.remainder) == (len(text), len(kept), 0), text
+
+
+@pytest.mark.parametrize("language", REPORTED)
+def test_the_account_of_a_dump_is_balanced_after_every_page(tmp_path: Path, language: str) -> None:
+    texts = [text for text, _ in REPORTED[language]]
+    path = dump(tmp_path / "dump.xml", language, *texts, NASTY, "#REDIRECT [[P1]]", "{{nothing}}")
+    corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(path)))
+    characters = 0
+    for document in corpus.documents():
+        characters += len(document.text)
+        assert corpus.characters.imbalances() == []
+    assert corpus.characters.imbalances() == []
+    assert corpus.characters["pages"].received == sum(map(len, [*texts, NASTY, "#REDIRECT [[P1]]", "{{nothing}}"]))
+    assert corpus.characters["pages"].dropped == {"redirects": len("#REDIRECT [[P1]]")}
+    assert corpus.characters["clean"].passed == characters
+
+
+def test_the_account_of_a_piece_of_wikipedia_is_balanced_after_every_page() -> None:
+    try:
+        files = metadata.files("gensim") or []
+    except metadata.PackageNotFoundError:
+        pytest.skip("gensim, which contains a piece of Wikipedia, is not installed")
+    piece = next(Path(str(file.locate())) for file in files if str(file).endswith("shortened.bz2"))
+    corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(piece)))
+    characters = documents = 0
+    for document in corpus.documents():
+        characters += len(document.text)
+        documents += 1
+        assert corpus.characters.imbalances() == []
+    assert documents == 106
+    assert corpus.characters["pages"].received == 5_733_844  # the <text> of its 206 pages
+    assert corpus.characters["clean"].passed == characters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 from xml.etree import ElementTree
 
 from pydantic import AfterValidator, Field, StrictInt
@@ -69,6 +69,12 @@ class WikipediaCorpus(FileCorpus):
 
     config: Config
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._pages = self.characters.stage("pages")
+        self._markup = self.characters.stage("markup")
+        self._clean = self.characters.stage("clean")
+
     def parts(self) -> Sequence[Part]:
         """List ranges of plain and multistream files; other files as a whole."""
         parts: list[Part] = []
@@ -110,27 +116,30 @@ class WikipediaCorpus(FileCorpus):
         import mwparserfromhell
 
         fields = {element.tag: element for element in page}
-        if "ns" in fields and (fields["ns"].text or "").strip() != "0":
-            self.report["pages of other namespaces skipped"] += 1
-            return None
         revision = {element.tag: element.text or "" for element in fields.get("revision", ())}
         text = revision.get("text", "")
-        if "redirect" in fields or text[:9].casefold() == "#redirect":
-            self.report["redirects skipped"] += 1
-            return None
-        if revision.get("model", "wikitext") != "wikitext":
-            self.report["pages that are not wikitext skipped"] += 1
-            return None
         name = page.findtext("id", "").strip() or page.findtext("title", "").strip()
-        if not name:
-            self.report["pages without id and title skipped"] += 1
+        skipped = None
+        if "ns" in fields and (fields["ns"].text or "").strip() != "0":
+            skipped = "pages of other namespaces"
+        elif "redirect" in fields or text[:9].casefold() == "#redirect":
+            skipped = "redirects"
+        elif revision.get("model", "wikitext") != "wikitext":
+            skipped = "pages that are not wikitext"
+        elif not name:
+            skipped = "pages without id and title"
+        else:
+            try:
+                paragraphs = cleaner.paragraphs(text, self.report, self._markup)
+            except (mwparserfromhell.parser.ParserError, RecursionError):
+                skipped = "pages with markup that cannot be parsed"
+        if skipped is not None:
+            self.report[f"{skipped} skipped"] += 1
+            self._pages.refuse(skipped, len(text))
             return None
-        try:
-            paragraphs = cleaner.paragraphs(text, self.report)
-        except (mwparserfromhell.parser.ParserError, RecursionError):
-            self.report["pages with markup that cannot be parsed skipped"] += 1
-            return None
-        article = clean_text("\n".join(paragraphs), self.report)
+        self._pages.received += len(text)
+        self._pages.passed += len(text)
+        article = clean_text("\n".join(paragraphs), self.report, self._clean)
         if not article:
             self.report["articles without text skipped"] += 1
             return None

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
+from kdcore_preparation.readers.character_account import CharacterStage
 from kdcore_preparation.readers.named_counts import NamedCounts
 from kdcore_preparation.readers.wikipedia.language_variants import resolve_variants
 from kdcore_preparation.readers.wikipedia.template_rules import DROP, Rule, TemplateArguments, rule_of
@@ -70,6 +71,20 @@ _INTERWIKI = re.compile(r"^[a-z]{2,3}(?:-[a-z-]+)?:(?=\S)|^simple:")
 _LEFT_TAGS = (
     r"</?(?:ref|math|gallery|table|tr|td|th|div|span|blockquote|center|small|big|font|poem|nowiki|sup|sub|br)\b[^<>]*>?"
 )
+_LINE_BREAKS = "line breaks"
+# Reasons under which dropped parts are counted, by what they are called in the source.
+_REASONS = {
+    "attributes": "attributes of tags",
+    "comments": "comments",
+    "arguments": "parameters of templates",
+    "ref": "references",
+    "references": "references",
+    "table": "tables",
+    "gallery": "files and categories",
+    "math": "formulae",
+    "chem": "formulae",
+    "ce": "formulae",
+}
 _SUBSTITUTED = re.compile(r"^(?:(?:safe)?subst|msg|msgnw|raw)\s*:\s*")
 _NAMES_IN_MEMORY = 2**14
 
@@ -101,24 +116,37 @@ class WikitextCleaner:
         self._rule = lru_cache(_NAMES_IN_MEMORY)(self._find_rule)
         self.dropped_templates = NamedCounts("templates dropped")
 
-    def paragraphs(self, wikitext: str, report: Counter[str]) -> list[str]:
+    def paragraphs(self, wikitext: str, report: Counter[str], characters: CharacterStage | None = None) -> list[str]:
         """Extract plain paragraphs of `wikitext`; headings are separate paragraphs.
 
-        Dropped templates and markup that could not be parsed are counted in `report`.
+        Dropped templates and markup that could not be parsed are counted in `report`. The characters are counted at a
+        stage of an account, those of the paragraphs with a newline between them.
+
+        Raises:
+            ParserError, RecursionError: the markup cannot be parsed; nothing is counted at the stage.
         """
+        stage = CharacterStage()
+        stage.received += len(wikitext)
         if self._variants:
-            wikitext, _ = resolve_variants(wikitext, self._variants)
-        rendered = _Article(self, report).text_of(wikitext)
+            wikitext, dropped = resolve_variants(wikitext, self._variants)
+            if dropped:
+                stage.drop("other language variants", dropped)
+        rendered = _Article(self, report, stage).text_of(wikitext)
         kept: list[tuple[str, int]] = []
-        for line, level in _lines(rendered, report):
-            paragraph = self._tidy(line, report, heading=level > 0)
+        for line, level in _lines(rendered, report, stage):
+            paragraph = self._tidy(line, report, stage, heading=level > 0)
             if not paragraph:
                 continue
             while level and kept and kept[-1][1] >= level:
-                kept.pop()  # the heading before has nothing below it
+                _drop_heading(kept, stage)  # the heading before has nothing below it
             kept.append((paragraph, level))
         while kept and kept[-1][1]:
-            kept.pop()
+            _drop_heading(kept, stage)
+        if len(kept) > 1:
+            stage.rewrite(_LINE_BREAKS, 0, len(kept) - 1)
+        stage.passed += sum([len(paragraph) for paragraph, _ in kept]) + max(0, len(kept) - 1)
+        if characters is not None:
+            characters.add(stage)
         return [paragraph for paragraph, _ in kept]
 
     def rule(self, name: str) -> tuple[Rule, str] | None:
@@ -145,18 +173,25 @@ class WikitextCleaner:
         """Return whether links to a namespace are files or categories, not text."""
         return namespace.strip().replace("_", " ").casefold() in self._hidden
 
-    def _tidy(self, line: str, report: Counter[str], *, heading: bool) -> str:
+    def _tidy(self, line: str, report: Counter[str], stage: CharacterStage, *, heading: bool) -> str:
         """Remove leftovers of markup from one paragraph; empty when no word is left."""
         text, broken = self._debris.subn(f" {GAP} ", line)
         if broken:
             report["pieces of broken markup removed"] += broken
-        text = _EMPHASIS.sub("", _MAGIC_WORD.sub(GAP, text))
+            stage.rewrite("broken markup", _visible(line) - _visible(text) + 2 * broken, 2 * broken)
+        if "__" in text:
+            text = _dropped(_MAGIC_WORD.sub(GAP, text), text, "magic words", stage)
+        if "''" in text:
+            text = _dropped(_EMPHASIS.sub("", text), text, "markup", stage)
         if "://" in text:
-            text = _ADDRESS.sub(lambda found: GAP + found[0][_address_end(found[0]) :], text)
+            without = _ADDRESS.sub(lambda found: GAP + found[0][_address_end(found[0]) :], text)
+            text = _dropped(without, text, "addresses", stage)
         if GAP in text:
-            text = self._tidy_gaps(text)
-        text = " ".join(text.split())
-        return text if heading or any(character.isalnum() for character in text) else ""
+            text = _dropped(self._tidy_gaps(text), text, "spaces and punctuation beside what was dropped", stage)
+        text = _dropped(" ".join(text.split()), text, "repeated spaces", stage)
+        if heading or any(character.isalnum() for character in text):
+            return text
+        return _dropped("", text, "paragraphs without a letter or digit", stage)
 
     def _tidy_gaps(self, text: str) -> str:
         """Remove the marks of what was left out, and the spaces and punctuation that it leaves behind."""
@@ -175,15 +210,22 @@ class _Article:
     Args:
         cleaner: the cleaner.
         report: counts of what is left out.
+        stage: counts of characters.
     """
 
-    def __init__(self, cleaner: WikitextCleaner, report: Counter[str]) -> None:
+    def __init__(self, cleaner: WikitextCleaner, report: Counter[str], stage: CharacterStage) -> None:
         self._cleaner = cleaner
         self._report = report
+        self._stage = stage
+        self._markup = self._targets = 0  # the most frequent counts of characters
 
     def text_of(self, wikitext: str) -> str:
         """Return the text; lines end where the source's do or at a mark."""
-        return self._render(parse_without(wikitext, self))
+        text = self._render(parse_without(wikitext, self))
+        for reason, characters in (("markup", self._markup), ("link targets", self._targets)):
+            if characters:
+                self._stage.drop(reason, characters)
+        return text
 
     def keeps_template(self, name: str) -> bool:
         """Return whether the template has a rule."""
@@ -197,9 +239,11 @@ class _Article:
 
     def drop(self, reason: str, characters: int) -> None:
         """Count what is left out before the tree is built."""
+        self._stage.drop(_REASONS.get(reason, "other elements"), characters)
 
     def drop_template(self, name: str, characters: int, source: Callable[[], str]) -> None:
         """Count a template that is dropped."""
+        self._stage.drop("templates", characters)
         self._cleaner.dropped_templates.count(self._report, template_label(name), source)
 
     def _render(self, code: Any) -> str:
@@ -216,56 +260,96 @@ class _Article:
             case "ExternalLink":
                 return self._external_link(node)
             case "Heading":
-                title = " ".join(self._render(node.title).split())
-                return f"{_BREAK}{_HEADING}{node.level}{title}{_BREAK}"
+                title = self._render(node.title)
+                self._markup += 2 * int(node.level)
+                shown = " ".join(title.replace(_BREAK, " ").split())
+                if (before := _visible(title)) != (after := _visible(shown)):
+                    self._stage.rewrite(_LINE_BREAKS, before, after)
+                return f"{_BREAK}{_HEADING}{node.level}{shown}{_BREAK}"
             case "HTMLEntity":
-                return _entity(node)
+                return self._entity(node)
             case "Template":
                 return self._template(node)
+        self._stage.drop("other elements", _visible(str(node)))
         return GAP
 
+    def _entity(self, node: Any) -> str:
+        character = _character(node)
+        self._stage.rewrite("entities", len(str(node)), len(character))
+        return character
+
     def _link(self, node: Any) -> str:
-        title = str(node.title).strip(f" \t\n{GAP}")
+        stated = str(node.title)
+        title = stated.strip(f" \t\n{GAP}")
         if title.startswith(":"):
             title = title[1:]
         elif ":" in title:
             if self._cleaner.hides(title.partition(":")[0]):
+                self._stage.drop("files and categories", _visible(str(node)))
                 return GAP
             if node.text is None and _INTERWIKI.match(title):
-                return GAP  # the same article in another language
+                self._stage.drop("links to other languages", _visible(str(node)))
+                return GAP
         if node.text is not None:
+            self._markup += 5
+            self._targets += _visible(stated)
             return self._render(node.text)
-        return self._render(node.title).removeprefix(":")
+        self._markup += 4
+        shown = self._render(node.title)
+        text = shown.removeprefix(":")
+        self._markup += len(shown) - len(text)
+        return text
 
     def _external_link(self, node: Any) -> str:
         if node.title is not None:
-            return self._render(node.title)
+            title = self._render(node.title)
+            address = str(node.url)
+            self._markup += 2 if node.suppress_space else 3
+            self._stage.drop("addresses", _visible(address))
+            return title
         if node.brackets:
+            self._stage.drop("addresses", _visible(str(node)))
             return GAP
         address = self._render(node.url)
-        return GAP + address[_address_end(address) :]
+        end = _address_end(address)
+        self._stage.drop("addresses", _visible(address[:end]))
+        return GAP + address[end:]
 
     def _tag(self, node: Any) -> str:
         name = str(node.tag).strip().casefold()
-        if name in _LIST_TAGS and node.wiki_markup:
-            return _ITEM
+        if node.wiki_markup:
+            between = len(node.padding or "") + len(node.wiki_style_separator or "")
+            closing = 0 if node.self_closing else len(node.closing_wiki_markup or "")
+            self._markup += len(node.wiki_markup) + between + closing
+            if name in _LIST_TAGS:
+                return _ITEM
+        else:
+            contents = 0 if node.contents is None else len(str(node.contents))
+            self._markup += len(str(node)) - contents
         inside = self._render(node.contents) if node.contents is not None else ""
         if name == "br":
-            return " "
+            self._stage.rewrite(_LINE_BREAKS, 0, 1)
+            return f" {inside}"
         if name in _LIST_TAGS:
             return f"{_BREAK}{_ITEM}{inside}{_BREAK}"
         return f"{_BREAK}{inside}{_BREAK}" if name in _BLOCK_TAGS else inside
 
     def _template(self, node: Any) -> str:
+        source = str(node)
         stated = str(node.name).replace(GAP, "").strip()
         found = self._cleaner.rule(stated.casefold())
         if found is not None:
             rule, name = found
+            # The template is counted as a whole, not the markup inside of it.
+            outside = self._stage, self._markup, self._targets
+            self._stage = CharacterStage()
             value = self._render(node.name).partition(":")[2] if ":" in stated else ""
             text = rule(TemplateArguments(node, name, value, self._cleaner.wiki, self._render))
+            self._stage, self._markup, self._targets = outside
             if text:
+                self._stage.rewrite("templates", _visible(source), _visible(text))
                 return text
-        self.drop_template(stated, 0, lambda: str(node).replace(GAP, ""))
+        self.drop_template(stated, _visible(source), lambda: source.replace(GAP, ""))
         return GAP
 
 
@@ -301,41 +385,72 @@ def _one_gap(run: re.Match[str]) -> str:
     return f"{before}{GAP}{after}"
 
 
-def _entity(node: Any) -> str:
+def _character(node: Any) -> str:
+    """Return the character of an entity; empty if it names none, such as &#xD800;, or a control character."""
     try:
         character = str(node.normalize())
     except (ValueError, KeyError, OverflowError):
-        return ""  # &#xD800; and the like name no character
+        return ""
     return character if character >= " " or character in "\t\n" else ""
 
 
-def _lines(rendered: str, report: Counter[str]) -> list[tuple[str, int]]:
+def _visible(text: str) -> int:
+    """Return the number of characters that are not marks; a heading's mark is followed by its level."""
+    marks = text.count(GAP) + text.count(_BREAK) + text.count(_ITEM) + 2 * text.count(_HEADING)
+    return len(text) - marks
+
+
+def _dropped(text: str, before: str, reason: str, stage: CharacterStage) -> str:
+    """Return a text and count the characters that it has lost."""
+    if text is not before:
+        lost = len(before) - len(text) - before.count(GAP) + text.count(GAP)
+        if lost:
+            stage.drop(reason, lost)
+    return text
+
+
+def _drop_heading(kept: list[tuple[str, int]], stage: CharacterStage) -> None:
+    heading, _ = kept.pop()
+    stage.drop("headings without text below them", len(heading))
+
+
+def _lines(rendered: str, report: Counter[str], stage: CharacterStage) -> list[tuple[str, int]]:
     """Join what is one paragraph: (text, level of the heading or 0). List items and headings are separate."""
     paragraphs: list[tuple[str, int]] = []
     open_lines: list[str] = []
+    ends = rendered.count("\n")  # characters that separate lines, and the spaces beside them
+    spaces = 0  # that join lines
 
     def close() -> None:
+        nonlocal spaces
         if open_lines:
             paragraphs.append((" ".join(open_lines), 0))
+            spaces += len(open_lines) - 1
             open_lines.clear()
 
-    lines = [line.strip() for line in rendered.replace(_BREAK, "\n\n").split("\n")]
+    found = rendered.replace(_BREAK, "\n\n").split("\n")
+    lines = [line.strip() for line in found]
+    ends += sum(map(len, found)) - sum(map(len, lines))
     rows = _rows_of_tables(lines) if _ROW.search(rendered) else frozenset()
     for number, text in enumerate(lines):
         if text.startswith(_HEADING):
             close()
-            paragraphs.append((text[2:], int(text[1])))
+            paragraphs.append((_without_marks(text[2:], stage), int(text[1])))
         elif text.startswith(_ITEM):
             close()
-            paragraphs.append((_without_marks(text), 0))
+            paragraphs.append((_without_marks(text, stage), 0))
         elif number in rows:
             close()
             report["lines of unclosed tables dropped"] += 1
-        elif not text.strip(f" {GAP}"):
+            stage.drop("unclosed tables", _visible(text))
+        elif not text or not text.strip(f" {GAP}"):
+            ends += _visible(text)
             close()
         else:
-            open_lines.append(_without_marks(text))
+            open_lines.append(_without_marks(text, stage))
     close()
+    if ends or spaces:
+        stage.rewrite(_LINE_BREAKS, ends, spaces)
     return paragraphs
 
 
@@ -366,6 +481,11 @@ def _rows_of_tables(lines: list[str]) -> frozenset[int]:
     return frozenset(rows)
 
 
-def _without_marks(line: str) -> str:
+def _without_marks(line: str, stage: CharacterStage) -> str:
     """Drop marks inside a line except the colon of `; term : meaning`."""
-    return re.sub(rf"\s*{_ITEM}\s*", ": ", line.lstrip(f"{_ITEM} ")) if _ITEM in line else line
+    if _ITEM not in line:
+        return line
+    text = re.sub(rf"\s*{_ITEM}\s*", ": ", line.lstrip(f"{_ITEM} "))
+    if (before := _visible(line)) != (after := _visible(text)):
+        stage.rewrite("marks of list items", before, after)
+    return text
