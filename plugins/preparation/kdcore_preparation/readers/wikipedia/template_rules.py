@@ -153,14 +153,20 @@ def _filled(parts: Sequence[Any], arguments: TemplateArguments, *, optional: boo
     return text, found
 
 
+def _powers(unit_text: str) -> str:
+    return _UNIT_POWER.sub(lambda power: superscript(power[0]), unit_text)
+
+
 def superscript(digits: str) -> str:
     """Write a number in superscript digits."""
     return digits.translate(_SUPERSCRIPT)
 
 
 def unit(code: str) -> str:
-    """Return the sign of a unit that templates write with a code."""
-    return _UNITS.get(code) or _UNIT_POWER.sub(lambda power: superscript(power[0]), code)
+    """Return the sign of a unit that the templates of conversions write with a code."""
+    if multiple := re.fullmatch(r"e(3|6|9|12)([^\d\W].*)", code):
+        return f"{_MULTIPLES[multiple[1]]} {unit(multiple[2])}"
+    return _UNITS.get(code) or _powers(code)
 
 
 def conversion(arguments: TemplateArguments) -> str:
@@ -197,8 +203,12 @@ def height(arguments: TemplateArguments) -> str:
 def measured_value(arguments: TemplateArguments) -> str:
     """Write a value with its uncertainty, power of ten and unit, as the template `val`."""
     value, *errors = arguments.words or [""]
+    if arguments.plain("fmt") == "commas":
+        value = arguments.wiki.number(value)
     plus_minus = ""
-    if len(errors) == 1 and errors[0]:
+    if len(errors) >= 2 and (between := _RANGES.get(errors[0])):
+        value += between + errors[1]
+    elif len(errors) == 1 and errors[0]:
         error = errors[0]
         plus_minus = error if error.startswith("(") else f"±{error}"
     elif len(errors) >= 2 and all(errors[:2]):
@@ -211,7 +221,7 @@ def measured_value(arguments: TemplateArguments) -> str:
     if not text:
         return ""
     above, below = arguments.plain("u", "ul"), arguments.plain("up", "upl")
-    shown = unit(above.replace(".", "⋅")) + (f"/{unit(below)}" if below else "")
+    shown = _powers(above.replace(".", "⋅")).replace("deg", "°") + (f"/{_powers(below)}" if below else "")
     space = "" if not shown or (shown[0] in "%°′″" and shown not in ("°C", "°F")) else " "
     return f"{arguments.plain('p', 'pu')}{text}{space}{shown}{arguments.plain('s', 'end')}"
 
@@ -252,11 +262,13 @@ def as_of(arguments: TemplateArguments) -> str:
     words = arguments.words
     if not words or not words[0]:
         return ""
+    if re.fullmatch(r"\d{4}-\d{1,2}(?:-\d{1,2})?", words[0]):
+        words = words[0].split("-")
     date = english_date(words[:3], day_first=arguments.plain("df").casefold() not in ("us", "mdy", "y"))
-    word = "since" if arguments.plain("since") else "as of"
-    if arguments.plain("bare"):
+    word = "since" if _is_set(arguments, "since") else "as of"
+    if _is_set(arguments, "bare"):
         word = ""
-    elif not arguments.plain("lc"):
+    elif not _is_set(arguments, "lc"):
         word = word.capitalize()
     before, after = arguments.plain("pre"), arguments.plain("post")
     text = " ".join(filter(None, (word, before, date)))
@@ -271,6 +283,7 @@ def english_date(words: Sequence[str], *, day_first: bool) -> str:
         return year
     if not day:
         return f"{month} {year}"
+    day = str(int(day)) if day.isdecimal() else day
     return f"{day} {month} {year}" if day_first else f"{month} {day}, {year}"
 
 
@@ -278,9 +291,7 @@ def date_of_template(*, day_first: bool) -> Rule:
     """Return the rule of templates with year, month and day, such as `birth date`."""
 
     def rule(arguments: TemplateArguments) -> str:
-        chosen = arguments.plain("df").casefold() in ("y", "yes", "1", "true") or (
-            day_first and arguments.plain("mf").casefold() not in ("y", "yes", "1", "true")
-        )
+        chosen = _is_set(arguments, "df") or (day_first and not _is_set(arguments, "mf"))
         words = [word for word in arguments.words if word][:3]
         if words and not words[0][:4].isdecimal():
             return words[0]
@@ -341,6 +352,9 @@ def quantity(arguments: TemplateArguments) -> str:
     if not words or not words[0]:
         return ""
     text = arguments.wiki.number(words[0].replace(" ", "").replace(",", ".")) if _is_number(words) else words[0]
+    if len(words) > 2 and _is_number(words[2:]) and (between := _RANGES.get(words[1].casefold())):
+        text += between + arguments.wiki.number(words[2].replace(" ", "").replace(",", "."))
+        words = words[2:]
     power = arguments.plain("e")
     if power:
         text += f"×10{superscript(power)}"
@@ -355,13 +369,48 @@ def quantity(arguments: TemplateArguments) -> str:
 
 
 def fraction(arguments: TemplateArguments) -> str:
-    """Write `1⁄2`, `3 1⁄2`."""
-    words = [word for word in arguments.words if word]
+    """Write `1⁄2`, `3 1⁄2`; sums are put in parentheses."""
+    words = [f"({word})" if re.search(r"\S ?[+−-]", word) else word for word in arguments.words if word]
     if not words:
         return ""
     if len(words) == 1:
         return f"1⁄{words[0]}"
     return f"{words[-3]} {words[-2]}⁄{words[-1]}" if len(words) > 2 else f"{words[0]}⁄{words[1]}"
+
+
+def japanese(arguments: TemplateArguments) -> str:
+    """Write a term with its Japanese and its transcription: `tea house (茶屋, chaya)`."""
+    term, signs, romaji = (arguments.get(name) for name in "123")
+    rest = [term, signs, romaji] if term else [romaji, signs] if romaji else [signs]
+    shown, *others = rest
+    others = [*filter(None, others), *filter(None, [arguments.get("4", "extra")])]
+    return f"{shown} ({', '.join(others)})" if shown and others else shown
+
+
+def linked_language(arguments: TemplateArguments) -> str:
+    """Return the text of a link to an article in another language, whose code once was the first argument."""
+    if label := arguments.get("lt", "display", "label", "text"):
+        return label
+    words = arguments.words
+    if len(words) > 2 and re.fullmatch(r"[a-z]{2,3}", words[0]):
+        return arguments.get("4", "3")
+    return arguments.get("1")
+
+
+def bible_verse(arguments: TemplateArguments) -> str:
+    """Write `1 John 4:18`; what follows the verse is an edition."""
+    words = [word for word in arguments.words if word]
+    if words[:1] in (["1"], ["2"], ["3"]) and len(words) > 1:
+        words[:2] = [f"{words[0]} {words[1]}"]
+    if len(words) > 2 and ":" not in words[1]:
+        words[1:3] = [f"{words[1]}:{words[2]}"]
+    return " ".join(words[:2])
+
+
+def musical_sign(arguments: TemplateArguments) -> str:
+    """Write the sign of a musical notation's name."""
+    name = arguments.plain("1")
+    return {"flat": "♭", "b": "♭", "sharp": "♯", "#": "♯", "natural": "♮", "time": ""}.get(name.casefold(), name)
 
 
 def power_of_ten(arguments: TemplateArguments) -> str:
@@ -406,7 +455,8 @@ def centuries(arguments: TemplateArguments) -> str:
 
 def name_itself(arguments: TemplateArguments) -> str:
     """Return the name of a template that is named like its text, with Roman numerals in capitals."""
-    return re.sub(r"^[ivxlcdm]+(?=(?:er?|re)\b)", lambda number: number[0].upper(), arguments.name)
+    name = arguments.name.replace("av. j.-c.", "av. J.-C.")
+    return re.sub(r"^[ivxlcdm]+(?=(?:er?|re|ème)\b)", lambda number: number[0].upper(), name)
 
 
 def changed_case(change: Callable[[str], str]) -> Rule:
@@ -417,6 +467,10 @@ def changed_case(change: Callable[[str], str]) -> Rule:
 def fixed(text: str) -> Rule:
     """Return the rule of a template that always has the same text."""
     return lambda _: text
+
+
+def _is_set(arguments: TemplateArguments, name: str) -> bool:
+    return arguments.plain(name).casefold() not in ("", "n", "no", "off", "0", "false")
 
 
 def _month_name(month: str, wiki: Wiki) -> str:
@@ -445,6 +499,7 @@ _UNITS = {
     "ftlb": "ft⋅lb", "Nm": "N⋅m", "N.m": "N⋅m", "kWh": "kWh", "hp-metric": "hp", "mpgUS": "mpg", "oilbbl": "bbl",
     "cufoot": "cu ft", "acre-ft": "acre⋅ft", "acre.ft": "acre⋅ft", "PD/sqmi": "/sq mi", "PD/km2": "/km²",
 }
+_MULTIPLES = {"3": "thousand", "6": "million", "9": "billion", "12": "trillion"}
 _HEIGHT_UNITS = ("ft", "in", "st", "lb", "m", "cm", "kg")
 _PHONETIC_LABELS = frozenset((
     "lang", "local", "ipa", "also", "uk", "us", "usalso", "ukalso", "usuk", "ukus", "uklang", "uslang", "pron",

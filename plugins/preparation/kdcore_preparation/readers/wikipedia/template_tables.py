@@ -10,6 +10,7 @@ import re
 from kdcore_preparation.readers.wikipedia.template_rules import (
     Rule,
     as_of,
+    bible_verse,
     centuries,
     century,
     changed_case,
@@ -21,9 +22,12 @@ from kdcore_preparation.readers.wikipedia.template_rules import (
     formatted_number,
     fraction,
     height,
+    japanese,
     joined,
+    linked_language,
     local_date,
     measured_value,
+    musical_sign,
     name_itself,
     named_variants,
     phonetic,
@@ -63,14 +67,15 @@ _COMMON = _table(
     # languages and scripts
     ("lang; langx; wikt-lang; rtl-lang; ltr-lang; script; lang-x; lang-xx; langue", "{text|2}"),
     ("transl; transliteration; translit; tlit; xlit", "{-1}"),
-    ("unicode; polytonic; hebrew; arabic; nastaliq; nihongo2; runic; music; transla", 1),
+    ("unicode; polytonic; hebrew; arabic; nastaliq; nihongo2; runic; transla", 1),
+    ("music; music symbol", musical_sign),
     ("linktext", joined()),
     ("zh; lang-zh; zh2; chinese", named_variants("1", "c", "s", "t", "hp", "p", "w", "tp", "j", "y", "poj", "l")),
     (
         "korean; ko-hhrm; lang-ko; ko",
         named_variants("1", "2", "hangul", "hanja", "rr", "mr", "lit", between=", "),
     ),
-    ("nihongo; nihongo-s; nihongo title; nihongo core", "{1|2|3}< ({2|3}<, {3}>)>"),
+    ("nihongo; nihongo-s; nihongo title; nihongo core", japanese),
     ("nihongo3; nihongo-p", "{1}< ({2}<, {3}>)>"),
     ("nihongo foot; nihongo krt", 1),
     ("literal translation; lit; lit.; literally", "lit. {1}"),
@@ -91,7 +96,7 @@ _COMMON = _table(
         "small caps; allcaps; em; strong; bold; b; italic; italics; i; underline; ins; emphasis; abbr; "
         "abbrv; abbreviation; abbrlink; tooltip; hover title; sic; as written; proper name; visible anchor; "
         "vanchor; va; not typo; typo; center; centre; left; block indent; blockindent; poem; poemquote; "
-        "poem quote; font; plainlist; flatlist; plain list; columns-list; col-list; citation needed span; "
+        "poem quote; font; plainlist; flatlist; plain list; citation needed span; "
         "cns; fact span; clarify span; when span; dubious span; term; defn; glossary term; annotated link; "
         "chem name; chemical name; strikethrough; serif; sans-serif; text; flag; flagcountry; flag country; "
         "flagu; flagdeco link; nts; number table sorting; ntsp; rh; vr; highlight; no wrap; dfn; definition; "
@@ -103,20 +108,20 @@ _COMMON = _table(
         "hovertitle; h:title; popup; font color; fontcolor; color; colour; coloured text; colored text; align; aligned",
         2,
     ),
-    ("resize; font size; fontsize; fs; rotate; text color; color box text; transform", "{-1}"),
+    ("columns-list; col-list; resize; font size; fontsize; fs; rotate; text color; color box text; transform", "{-1}"),
     ("sort; sort-under; hs-text; sorttext; sortkey text; hid", "{2|1}"),
     ("sortname; sort name; s-name", "{1} {2}"),
     ("key press; keypress; key combination", joined("+")),
     ("not a typo; notatypo; as is; typo; gaps", joined()),
     # links
-    ("ill; interlanguage link; interlanguage link multi; link-interwiki; ill2; illm; iw2", "{lt|display|text|1}"),
+    ("ill; interlanguage link; interlanguage link multi; link-interwiki; ill2; illm; iw2", linked_language),
     ("slink; section link; seclink; sectionlink; section-link", "{1}< § {2}>"),
     ("anl; plink; format link; format linkr; vlink; pagelink; lk; mlink", 1),
     ("isbn; isbnt", "ISBN {1}"),
     ("issn", "ISSN {1}"),
     ("oclc", "OCLC {1}"),
     ("ietf rfc; rfc", "RFC {1}"),
-    ("bibleverse; bible verse; bibleref; bibleref2; biblesource; bible ref; bv", "{1} {2}<:{3}>"),
+    ("bibleverse; bible verse; bibleref; bibleref2; biblesource; bible ref; bv", bible_verse),
     ("quran; qref; cite quran; quran-usc", "Quran {1}<:{2}>"),
     # quotations
     (
@@ -176,7 +181,7 @@ _COMMON = _table(
         "death-date and age; date",
         date_of_template(day_first=False),
     ),
-    ("oldstyledate; old style date; osd", "{1} {2}< (O.S. {3})>"),
+    ("oldstyledate; old style date; osd", "{1}< (O.S. {3})> {2}"),
     ("bce", "{1} BCE"),
     ("bc", "{1} BC"),
     ("ce.; common era", "{1} CE"),
@@ -262,7 +267,7 @@ _GERMAN = _table(
     ("datum; date", local_date(" ")),
     ("§", "§ {text|1}"),
     ("art.", "Art. {text|1}"),
-    ("lang; lang-", "{2}"),
+    ("lang", "{text|2}"),
     ("farbe; farbtext; schriftfarbe", "{-1}"),
     ("sortkeyname", "{1} {2}"),
     ("personname; personzelle", "{1} {2}"),
@@ -305,17 +310,17 @@ _FRENCH = _table(
         "petites capitales; rom; rom-maj; rom-min; citation courte; souverain2; souverain; souverain-; "
         "souverain3; pas d'italique; italique; gras; sigle; inter-langue; c; terme défini; passage évasif; "
         "précision nécessaire; vérification siècle",
-        "{texte|1}",
+        "{texte|text|1}",
     ),
     ("refsou; référence souhaitée; refinc; référence incomplète", "{1}"),
-    ("langue; lang", "{texte|2}"),
+    ("langue; lang", "{texte|text|2}"),
     (
         "citation; cit; guil; guillemets; citation étrangère; citation bilingue; début citation; cita",
         "« {citation|texte|1} »",
     ),
-    ("citation bloc; vers; poème; extrait", "{texte|1}"),
+    ("citation bloc; vers; poème; extrait", "{texte|text|1}"),
     ("incise", "– {1} –"),
-    ("n°; numéro; no; nº", "no {1}"),
+    ("n°; numéro; no; nº", lambda each: f"no {each.plain('1')}".strip()),
     ("p.; page; pp.", "p. {1}"),
     ("vol.", "vol. {1}"),
     ("chap.", "chap. {1}"),
@@ -370,7 +375,7 @@ _SPANISH = _table(
     (
         "esd; versalita; versalitas; cita requerida; subíndice; superíndice; nowrap; nobr; abreviatura; "
         "nobold; resaltar; tachado; redirige aquí texto; may; minúscula; listaref texto; nihongo2",
-        "{texto|1}",
+        "{texto|text|1}",
     ),
     (
         "cita; cita textual; cuadro de cita; cita destacada; citación; cita bíblica texto; quote; cquote",
@@ -388,17 +393,17 @@ _SPANISH = _table(
 )
 _ITALIAN = _table(
     ("m; unità; unità di misura; misura; valore; um; num", quantity),
-    ("citazione; quote; citazione necessaria; cit; citazione2; epigrafe; q", "{testo|1}"),
+    ("citazione; quote; citazione necessaria; cit; citazione2; epigrafe; q", "{testo|text|1}"),
     (
         "maiuscoletto; tutto attaccato; nowrap; senza fonte; chiarire; tooltip; abbr; simbolo testo; nobr; "
         "sfondo; evidenzia; citazione testo; cn; non chiaro; apice; pedice",
-        "{testo|1}",
+        "{testo|text|1}",
     ),
     ("ipa; afi; pronuncia", phonetic),
     ("converti; convert", conversion),
     ("sec; secolo; sec.", "{1} secolo"),
     ("ill; link interlingue; interprogetto link", "{lt|testo|1}"),
-    ("nihongo; giapponese", "{1}< ({2}<, {3}>)>"),
+    ("nihongo; giapponese", japanese),
     ("cinese", named_variants("1", "t", "s", "p", between=", ")),
     ("data; data di nascita; data di morte", local_date(" ")),
     ("bandiera testo; naz; bandiera nazionale", "{1}"),
@@ -412,14 +417,14 @@ _PORTUGUESE = _table(
         "dtlink; data; dni; data de nascimento; data de falecimento; morte; nascimento; dtext; datalink",
         local_date(" de "),
     ),
-    ("citação; quote; citar; citação2; caixa de citação; quote2; citação bloco; quadro de citação", "{texto|1}"),
+    ("citação; quote; citar; citação2; caixa de citação; quote2; citação bloco; quadro de citação", "{texto|text|1}"),
     ("afi; ipa", phonetic),
     ("converter; convert; convertir", conversion),
-    ("japonês; nihongo; nihongo2", "{1}< ({2}<, {3}>)>"),
+    ("japonês; nihongo; nihongo2", japanese),
     (
         "lknb; pb; versalete; versaletes; nowrap; carece de fontes2; dica; abreviatura; "
         "referência necessária; nobr; carece de fonte; tooltip; sem quebra; ilc texto",
-        "{texto|1}",
+        "{texto|text|1}",
     ),
     ("ill; ilc; link interlínguas; ligação interlínguas", "{lt|texto|1}"),
     ("a.c.; ac", fixed("a.C.")),
@@ -433,7 +438,7 @@ _RUSSIAN = _table(
         "s; nobr; nowrap; неразрывный текст; comment; подсказка; abbr; капс; уточнить; якорь текст; "
         "подчёркнуто; sup; sub; дп; tooltip; подст; курсив; кн; кап; капитель; нет в источнике; нет аи 2; "
         "малый; мелкий; smaller",
-        "{текст|1}",
+        "{текст|text|1}",
     ),
     (
         "цитата; quote; врезка цитата; цитата2; эпиграф; начало цитаты; quote box; врезка; ц; цитатник",
@@ -446,7 +451,7 @@ _RUSSIAN = _table(
         "{2|1}",
     ),
     ("мфа; ipa; произношение", phonetic),
-    ("нихонго; nihongo; японский", "{1}< ({2}<, {3}>)>"),
+    ("нихонго; nihongo; японский", japanese),
     ("convert; конвертировать; перевод единиц", conversion),
     ("кит; китайский; kit; zh", named_variants("1", "t", "s", "p", between=", ")),
     ("до н. э.; до н.э.", fixed("до н. э.")),
@@ -524,7 +529,7 @@ _KOREAN = _table(
         "{text|1}",
     ),
     ("날짜; 출생일; 사망일; 출생일과 나이; 출생일과 만나이; 날짜2; date", east_asian_date("년월일")),
-    ("일본어; nihongo; 일본어 표기", "{1}< ({2}<, {3}>)>"),
+    ("일본어; nihongo; 일본어 표기", japanese),
     ("중국어; zh", named_variants("1", "t", "s", "p", between=", ")),
     ("단위 변환; convert; 단위변환; 환산", conversion),
     ("ipa; 국제음성기호", phonetic),
