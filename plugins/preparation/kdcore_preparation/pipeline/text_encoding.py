@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore import special_ids, vocabulary_size
-from kdcore_preparation.readers.cleaning import cut_text
-
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 CHUNK_CHARACTERS = 100_000
 """Longer texts are encoded in pieces: the encoder keeps about 150 bytes per token until a piece is done."""
+
+UNBROKEN_CHARACTERS = 1_000_000
+"""Longer texts without white space that they may be cut at are cut after so many characters."""
+
+_HIDDEN = "\ufdd0"  # a noncharacter, which cleaning removes from texts
+_BEFORE_A_CUT = (
+    "a",
+    "B",
+    "1",
+    ".",
+    "-",
+    "\u00e9",
+    "\u3002",
+    "\u4eca",
+    "\u304b",
+    "\u0e01",
+    "\u0915\u093f",
+    "\U0001f600",
+)
+_AFTER_A_CUT = ("b", "B", "1", ".", "'s", "\u0301b", "\u4eca", "\u0e01", "\U0001f600", " b", "\nb", " \n b", "\u3000b")
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _OFF_AFTER_USE = "False"  # differs from the usual "false" that a user may have set
@@ -54,6 +72,9 @@ class EncodedTexts:
 class TextEncoder:
     """Encode texts to token ids without truncation.
 
+    The tokens of a text are those of the tokenizer for the whole text. A text is encoded in pieces only where that
+    changes no token: in front of white space, if the tokenizer separates words there. Ends of sentences elsewhere, as
+    in Chinese, are found by the offsets of the tokens; a token across such an end belongs to the first sentence.
     Special tokens that occur in a text ("[MASK]") are encoded as ordinary text.
 
     Args:
@@ -71,55 +92,107 @@ class TextEncoder:
         all_cores: bool = True,
         offsets: bool = False,
     ) -> None:
-        ids = special_ids(tokenizer)
         self._backend = plain_backend(tokenizer)
-        self._unk = ids.unk
-        # A unigram model has its control pieces in its vocabulary and may match them in a text, whatever the settings.
-        self._forbidden = np.zeros(vocabulary_size(tokenizer), dtype=bool)
-        self._forbidden[[index for index in ids.all if index != ids.unk]] = True
+        self._separators = separators_of(self._backend)
         self._split_sentences = split_sentences
         self._all_cores = all_cores
         self._offsets = offsets
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode some texts."""
-        pieces, sentences, pieces_a_text = self._cut(texts)
+        cut = self._cut(texts)
         with tokenizer_threads(self._all_cores):
-            encode = self._backend.encode_batch if self._offsets else self._backend.encode_batch_fast
-            encodings = encode(pieces, add_special_tokens=False)
+            encodings = self._encode(cut)
         lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
         piece_ends = np.concatenate([[0], np.cumsum(lengths)])
         # Lists of ids are created and dropped one by one: thousands at once would keep the garbage collector busy.
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         tokens = np.fromiter(ids, np.int32, int(piece_ends[-1]))
-        if self._unk is not None:
-            tokens[self._forbidden[tokens]] = self._unk
-        ends = piece_ends[np.cumsum(pieces_a_text, dtype=np.int64)]
-        offsets = _joined_offsets(pieces, encodings, lengths) if self._offsets else None
+        ends = piece_ends[np.cumsum(cut.of_text, dtype=np.int64)]
+        offsets = _joined_offsets(cut.pieces, encodings, lengths) if self._offsets else None
         if self._split_sentences is None:
             return EncodedTexts(tokens, ends, None, offsets)
-        sentence_ends = np.unique(np.concatenate([piece_ends[1:][sentences], ends]))
+        inner = [piece_ends[piece] + _tokens_before(encodings[piece], places) for piece, places in cut.inner.items()]
+        sentence_ends = np.unique(np.concatenate([piece_ends[1:][cut.sentences], ends, *inner]))
         return EncodedTexts(tokens, ends, sentence_ends[sentence_ends > 0], offsets)
 
-    def _cut(self, texts: Sequence[str]) -> tuple[list[str], list[bool], list[int]]:
-        """Cut texts: the pieces to encode, whether each ends a sentence, and the number of pieces of each text."""
-        pieces: list[str] = []
-        sentences: list[bool] = []
-        pieces_a_text = []
+    def _encode(self, cut: _Cut) -> list[Encoding]:
+        """Encode pieces; those with ends of sentences inside get offsets, which take time."""
+        backend = self._backend
+        if self._offsets:
+            return backend.encode_batch(cut.pieces, add_special_tokens=False)
+        if not cut.inner:
+            return backend.encode_batch_fast(cut.pieces, add_special_tokens=False)
+        plain = [piece for number, piece in enumerate(cut.pieces) if number not in cut.inner]
+        without = iter(backend.encode_batch_fast(plain, add_special_tokens=False))
+        located = iter(backend.encode_batch([cut.pieces[number] for number in cut.inner], add_special_tokens=False))
+        return [next(located if number in cut.inner else without) for number in range(len(cut.pieces))]
+
+    def _cut(self, texts: Sequence[str]) -> _Cut:
         if self._split_sentences is None and max(map(len, texts), default=0) <= CHUNK_CHARACTERS:
-            return list(texts), [], [1] * len(texts)
+            return _Cut(list(texts), [], [1] * len(texts), {})
+        cut = _Cut([], [], [], {})
         for text in texts:
-            before = len(pieces)
-            for sentence in [text] if self._split_sentences is None else _leading_space(self._split_sentences(text)):
-                if len(sentence) <= CHUNK_CHARACTERS:
-                    pieces.append(sentence)
-                    sentences.append(True)
-                else:
-                    cut = list(cut_text(sentence, CHUNK_CHARACTERS))
-                    pieces += cut
-                    sentences += [False] * (len(cut) - 1) + [True]
-            pieces_a_text.append(len(pieces) - before)
-        return pieces, sentences, pieces_a_text
+            before = len(cut.pieces)
+            ends = [len(text)] if self._split_sentences is None else _ends_of(self._split_sentences(text))
+            start, inner = 0, []
+            for end in ends:
+                if end < len(text) and text[end] not in self._separators:
+                    inner.append(end)
+                    continue
+                for chunk_end in self._chunk_ends(text, start, end):
+                    if places := [place - start for place in inner if start < place <= chunk_end]:
+                        cut.inner[len(cut.pieces)] = places
+                    cut.pieces.append(text[start:chunk_end])
+                    cut.sentences.append(chunk_end == end)
+                    start = chunk_end
+                inner = []
+            cut.of_text.append(len(cut.pieces) - before)
+        return cut
+
+    def _chunk_ends(self, text: str, start: int, end: int) -> Iterator[int]:
+        """Yield ends of chunks of `text[start:end]`, in front of white space that may be cut at."""
+        while end - start > CHUNK_CHARACTERS:
+            place = self._last_separator(text, start, start + CHUNK_CHARACTERS)
+            reach = start + CHUNK_CHARACTERS
+            while place is None and reach < min(end, start + UNBROKEN_CHARACTERS):
+                reach += CHUNK_CHARACTERS
+                place = self._last_separator(text, start, min(reach, end - 1))
+            start = min(place or start + UNBROKEN_CHARACTERS, end)
+            yield start
+        if start < end:
+            yield end
+
+    def _last_separator(self, text: str, start: int, end: int) -> int | None:
+        """Return the last place in `start < place <= end` that a text may be cut at, if there is one."""
+        while place := max((text.rfind(one, start + 1, end + 1) for one in self._separators), default=-1) + 1:
+            end = place - 2
+            if not text[end].isspace():
+                return place - 1
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Texts cut into pieces.
+
+    Attributes:
+        pieces: the pieces to encode.
+        sentences: whether each piece ends a sentence; empty if sentences are not needed.
+        of_text: number of pieces of each text.
+        inner: ends of sentences inside of pieces, in characters, by the number of the piece, ascending.
+    """
+
+    pieces: list[str]
+    sentences: list[bool]
+    of_text: list[int]
+    inner: dict[int, list[int]]
+
+
+def _tokens_before(encoding: Encoding, places: Sequence[int]) -> NDArray[np.int64]:
+    """Count the tokens that begin before each of some places in a piece."""
+    starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(encoding))
+    return np.searchsorted(np.maximum.accumulate(starts), places, side="left").astype(np.int64)
 
 
 def _joined_offsets(
@@ -132,14 +205,12 @@ def _joined_offsets(
     return offsets + np.repeat(np.cumsum(sizes) - sizes, lengths)[:, None]
 
 
-def _leading_space(sentences: list[str]) -> Iterator[str]:
-    """Move white space between two sentences to the front of the second, as `cut_text` does."""
-    carried = ""
-    for number, sentence in enumerate(sentences):
-        whole = carried + sentence
-        kept = whole if number == len(sentences) - 1 else whole.rstrip()
-        carried = whole[len(kept) :]
-        yield kept
+def _ends_of(sentences: list[str]) -> Iterator[int]:
+    """Yield where sentences end: in front of the white space between two of them, which belongs to the second."""
+    place = 0
+    for number, sentence in enumerate(sentences, start=1):
+        place += len(sentence)
+        yield place if number == len(sentences) else place - len(sentence) + len(sentence.rstrip())
 
 
 def code_points(text: str) -> NDArray[np.uint32]:
@@ -172,15 +243,64 @@ def tokenizer_threads(wanted: bool) -> Iterator[None]:
 def plain_backend(tokenizer: Any) -> Tokenizer:
     """Copy the Rust tokenizer of a `transformers` fast tokenizer, without truncation and padding.
 
-    Special tokens that are spelled in a text ("[SEP]") are encoded as ordinary text.
+    Special tokens that are spelled in a text ("[SEP]") are encoded as ordinary text, also by models that find them
+    among their pieces. The copy knows special tokens by other names: use their ids.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
     """
     from tokenizers import Tokenizer
 
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    _hide_special_tokens(content)
+    backend = Tokenizer.from_str(json.dumps(content))
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
     return backend
+
+
+def _hide_special_tokens(content: dict[str, Any]) -> None:
+    """Rename special tokens in the content of a tokenizer.json to names that no text contains; ids stay."""
+    names = {token["content"]: _HIDDEN + token["content"] for token in content["added_tokens"] if token["special"]}
+    model = content["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(piece, piece): index for piece, index in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
+    for token in content["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+
+
+def separators_of(backend: Tokenizer) -> str:
+    """Return the white space in front of which a text may be cut without changing tokens: space, newline or none.
+
+    The tokenizer's normalizer and pre-tokenizer are tried on texts of many kinds.
+    """
+    added = [token for token in backend.get_added_tokens_decoder().values() if not token.special]
+    if any(token.lstrip or token.rstrip or any(map(str.isspace, token.content)) for token in added):
+        return ""
+    return "".join(
+        separator
+        for separator in " \n"
+        if all(
+            _pieces(backend, before + separator + after)
+            == [*_pieces(backend, before), *_pieces(backend, separator + after)]
+            for before in _BEFORE_A_CUT
+            for after in _AFTER_A_CUT
+        )
+    )
+
+
+def _pieces(backend: Tokenizer, text: str) -> list[str]:
+    """Return the pieces of a text that the model encodes one by one."""
+    normalized = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+    if backend.pre_tokenizer is None:
+        return [normalized]
+    return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(normalized)]
