@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kdcore_preparation.pipeline.data_recipe import PREPARATION_REVISION, Identity, identify, load_tokenizers
-from kdcore_preparation.pipeline.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
+from kdcore_preparation import train_tokenizer
+from kdcore_preparation.pipeline.data_recipe import (
+    PREPARATION_REVISION,
+    Identity,
+    identify,
+    load_tokenizers,
+    stated_keys,
+)
+from kdcore_preparation.pipeline.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS, old_fingerprint
 from kdcore_preparation.pipeline.prepare import DataRecipe, build_corpora, find_or_prepare, prepare
 from kdcore_preparation.readers.input_files import FileHashes
 from kdcore_preparation.readers.json_lines import JsonLinesCorpus
@@ -253,3 +261,30 @@ def test_a_default_of_the_recipe_changes_only_with_the_revision_of_the_preparati
     fields = DataRecipe.model_fields
     now = {key: fields[key].get_default(call_default_factory=True) for key in OLD_RECIPE_DEFAULTS}
     assert now == OLD_RECIPE_DEFAULTS or PREPARATION_REVISION > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "revision"),
+    [
+        ("wordpiece", {}, 1),
+        ("wordpiece", {"packing": "full"}, 1),
+        ("byte_level_bpe", {}, 1),
+        ("byte_level_bpe", {"packing": "full", "sentences": False}, 1),
+        ("byte_level_bpe", {"packing": "full"}, 2),
+        ("bpe", {"sentences": True}, 2),
+        ("unigram", {}, 2),
+    ],
+)
+def test_data_whose_tokens_have_changed_is_prepared_again(
+    golden: Path, tmp_path: Path, kind: str, keys: dict[str, Any], revision: int
+) -> None:
+    letters = random.Random(0).choices("abcdefgh ", k=4000)
+    train_tokenizer(["".join(letters)], tmp_path / "t", kind=kind, vocabulary=300 if "byte" in kind else 25)
+    stated = recipe_of(golden, "text").model_dump(exclude_unset=True)
+    data = DataRecipe.model_validate({**stated, **keys, "tokenizer": str(tmp_path / "t")})
+    now = identity_of(data)
+    assert now.preparation == revision
+    frozen = old_fingerprint(
+        stated_keys(data), [("text", build_corpora(data)[0])], now.inputs, now.tokenizer_fingerprint, 1
+    )
+    assert now.matches(frozen) == (revision == 1)

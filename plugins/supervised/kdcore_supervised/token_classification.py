@@ -179,7 +179,7 @@ class TokenClassification(LabelledTask):
         names = ("train", "unlabelled") if split == "train" else (PARTS[split],)
         texts = [text for part in parts if part.name in names for text in part.texts]
         data, number = self.config.data, {tag: index for index, tag in enumerate(self._classes)}
-        windows = tokenize_words(self.tokenizer, texts, data.max_length)
+        windows = tokenize_words(self.tokenizer, texts, data.max_length, report)
         tags: list[list[int]] = []
         for text, alignment in zip(texts, windows.alignments, strict=True):
             own = alignment.tags(text.spans or (), data.output_scheme)

@@ -43,6 +43,7 @@ logger = logging.getLogger("kdcore")
 PREPARATION_REVISION = 1
 """Increase it when preparation yields other data for the same recipe and text, or a default of `DataRecipe` changes."""
 
+_FINDS_SPECIAL_TOKENS = ("Unigram", "WordLevel")
 _TOKENIZERS = {"tokenizer", "teacher_tokenizer"}
 _HASHING_THREADS = 8
 # Their readers are known by bare names, so that a reader may move from one of these packages to the other.
@@ -127,6 +128,7 @@ class Identity:
             recipe states other than paths and defaults, the input files' names and contents, the tokenizer, the
             revision of the preparation.
         old_fingerprint: the fingerprint that manifest version 2 has for the same data.
+        preparation: revision of the preparation.
         readers: name and revision of each corpus's reader.
         inputs: name, size and SHA-256 of every input file.
         tokenizer_fingerprint: fingerprint of the tokenizer.
@@ -135,6 +137,7 @@ class Identity:
 
     fingerprint: str
     old_fingerprint: str
+    preparation: int
     readers: list[ReaderEntry]
     inputs: list[dict[str, Any]]
     tokenizer_fingerprint: str
@@ -215,8 +218,9 @@ def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizers: Tokenizers
     fingerprint_of_tokenizer = tokenizer_fingerprint(tokenizers.student)
     names = [entry.get("name") for entry in data.corpora[: len(corpora)]]
     readers = [reader_entry(name, corpus) for name, corpus in zip_longest(names, corpora)]
+    preparation = _preparation_revision(data, tokenizers)
     content = {
-        "preparation": PREPARATION_REVISION,
+        "preparation": preparation,
         "corpora": [
             {
                 "reader": reader.name,
@@ -239,9 +243,23 @@ def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizers: Tokenizers
         [(reader.name, corpus) for reader, corpus in zip(readers, corpora, strict=True)],
         inputs,
         fingerprint_of_tokenizer,
+        preparation,
     )
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-    return Identity(fingerprint, old, readers, inputs, fingerprint_of_tokenizer, teacher)
+    return Identity(fingerprint, old, preparation, readers, inputs, fingerprint_of_tokenizer, teacher)
+
+
+def _preparation_revision(data: DataRecipe, tokenizers: Tokenizers) -> int:
+    """Return the revision of the preparation, raised where documents encoded as a whole have other tokens.
+
+    Until then sentences were encoded one by one, and control pieces of unigram models were found in texts.
+    """
+    contents = [json.loads(one.backend_tokenizer.to_str()) for one in tokenizers if one is not None]
+    changed = any(content["model"]["type"] in _FINDS_SPECIAL_TOKENS for content in contents) or (
+        # BERT's pre-tokenizer separates punctuation, at which sentences end.
+        data.layout.sentences and (contents[0]["pre_tokenizer"] or {}).get("type") != "BertPreTokenizer"
+    )
+    return PREPARATION_REVISION + changed
 
 
 def reader_entry(stated: object, corpus: Corpus) -> ReaderEntry:

@@ -15,6 +15,7 @@ from typing import Any
 from kdcore import Corpus, path_keys
 
 _FORMAT_VERSION = 2
+_PREPARATION = 1
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def old_fingerprint(
     corpora: Sequence[tuple[str, Corpus]],
     inputs: Sequence[Mapping[str, Any]],
     tokenizer_fingerprint: str,
+    preparation: int,
 ) -> str:
     """Compute the fingerprint that data of manifest version 2 has.
 
@@ -70,6 +72,7 @@ def old_fingerprint(
         corpora: registered name and instance of each reader.
         inputs: name, size and SHA-256 of every input file.
         tokenizer_fingerprint: of the tokenizer alone.
+        preparation: revision of the preparation; after the first one no data has the fingerprint.
     """
     recipe = {**OLD_RECIPE_DEFAULTS, **stated}
     if recipe["sentences"] is None:
@@ -81,6 +84,8 @@ def old_fingerprint(
         "inputs": list(inputs),
         "tokenizer": tokenizer_fingerprint,
     }
+    if preparation != _PREPARATION:
+        content["preparation"] = preparation
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

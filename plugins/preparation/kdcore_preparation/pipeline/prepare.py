@@ -35,7 +35,6 @@ from kdcore import (
     write_manifest,
 )
 from kdcore_preparation.pipeline.data_recipe import (
-    PREPARATION_REVISION,
     DataRecipe,
     Identity,
     build_corpora,
@@ -402,7 +401,7 @@ class _PreparationRun:
             damages=[damage for record in records for damage in record.damages],
             stated=sorted(stated_keys(self.data)),
             readers=self.identity.readers,
-            preparation=PREPARATION_REVISION,
+            preparation=self.identity.preparation,
             teacher=self._teacher_rows(),
         )
 

@@ -18,7 +18,6 @@ from kdcore import (
     without_paths,
 )
 from kdcore_preparation.pipeline.data_recipe import (
-    PREPARATION_REVISION,
     DataRecipe,
     Identity,
     build_corpora,
@@ -161,5 +160,5 @@ def _risen(manifest: Manifest, identity: Identity) -> Iterator[str]:
             yield (
                 f"prepared with revision {before} of the reader `{reader.name}`, which has revision {reader.revision}"
             )
-    if manifest.preparation != PREPARATION_REVISION:
-        yield f"prepared with revision {manifest.preparation} of the preparation, which has {PREPARATION_REVISION}"
+    if manifest.preparation != identity.preparation:
+        yield f"prepared with revision {manifest.preparation} of the preparation, which has {identity.preparation}"

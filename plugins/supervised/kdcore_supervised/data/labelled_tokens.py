@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from kdcore_preparation import plain_backend, tokenizer_threads
+from kdcore_preparation import clean_text, plain_backend, tokenizer_threads
 from numpy.typing import NDArray
 
 _CHUNK = 10_000
@@ -68,20 +69,26 @@ class TokenizedTexts:
         return digest.hexdigest()
 
 
-def tokenize(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) -> TokenizedTexts:
+def tokenize(
+    tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int, report: Counter[str] | None = None
+) -> TokenizedTexts:
     """Tokenise texts, or pairs of texts, with the tokenizer's special tokens around them.
 
-    Sequences longer than `max_length` are truncated at the end; of a pair, the longer text first. Special tokens that
-    are spelled in a text ("[SEP]") are encoded as ordinary text.
+    Texts are cleaned as raw text is, by `kdcore_preparation.clean_text`. Sequences longer than `max_length` are
+    truncated at the end; of a pair, the longer text first. Special tokens that are spelled in a text ("[SEP]") are
+    encoded as ordinary text.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
         texts: a list of texts, or two lists of equal length for pairs.
         max_length: tokens of a sequence, special ones included.
+        report: receives the counts of what cleaning changed.
     """
+    report = Counter() if report is None else report
     backend = plain_backend(tokenizer)
     backend.enable_truncation(max_length, strategy="longest_first")
-    records = list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
+    cleaned = [[clean_text(text, report) for text in column] for column in texts]
+    records: list[Any] = cleaned[0] if len(cleaned) == 1 else list(zip(*cleaned, strict=True))
     tokens: list[NDArray[np.int32]] = []
     types: list[NDArray[np.uint8]] = []
     lengths: list[int] = []

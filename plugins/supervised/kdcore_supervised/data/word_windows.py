@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from kdcore_preparation import plain_backend, tokenizer_threads
+from kdcore_preparation import clean_text, plain_backend, tokenizer_threads
 from numpy.typing import NDArray
 
 from kdcore import TaskOutputs
@@ -101,18 +103,23 @@ class WordWindows:
         return [np.concatenate(own) if own else np.empty((0, width), np.float32) for own in chosen]
 
 
-def tokenize_words(tokenizer: Any, texts: Sequence[TaggedText], max_length: int) -> WordWindows:
+def tokenize_words(
+    tokenizer: Any, texts: Sequence[TaggedText], max_length: int, report: Counter[str] | None = None
+) -> WordWindows:
     """Tokenise texts, align tokens to words, and cut texts that are too long into windows.
 
-    A token belongs to the word that contains its first character which is not white space. A text of more tokens than
-    fit into `max_length` with the special tokens is cut before words into sequences of similar length. Each of its
-    words is in exactly one of them. A text without tokens has no sequence.
+    Texts are cleaned as raw text is, word by word. A token belongs to the word that contains its first character which
+    is not white space. A text of more tokens than fit into `max_length` with the special tokens is cut before words
+    into sequences of similar length. Each of its words is in exactly one of them. A text without tokens has no
+    sequence.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
         texts: the texts.
         max_length: tokens of a sequence, special ones included.
+        report: receives the counts of what cleaning changed.
     """
+    report = Counter() if report is None else report
     backend = plain_backend(tokenizer)
     before, after = _special_tokens(backend)
     limit = max_length - len(before) - len(after)
@@ -123,7 +130,7 @@ def tokenize_words(tokenizer: Any, texts: Sequence[TaggedText], max_length: int)
     alignments: list[WordAlignment] = []
     windowed = shortened = 0
     for start in range(0, len(texts), _CHUNK):
-        chunk = texts[start : start + _CHUNK]
+        chunk = [_cleaned(text, report) for text in texts[start : start + _CHUNK]]
         with tokenizer_threads(True):
             encodings = backend.encode_batch([one.text for one in chunk], add_special_tokens=False)
         for number, (text, encoding) in enumerate(zip(chunk, encodings, strict=True), start=start):
@@ -158,6 +165,17 @@ def tokenize_words(tokenizer: Any, texts: Sequence[TaggedText], max_length: int)
         windowed,
         shortened,
     )
+
+
+def _cleaned(text: TaggedText, report: Counter[str]) -> TaggedText:
+    """Clean the words of a text and what is between them; the words keep their numbers."""
+    if clean_text(f"|{text.text}|", Counter())[1:-1] == text.text:
+        return text
+    places = [0, *text.bounds.ravel().tolist(), len(text.text)]
+    # The bars keep white space, which would be stripped between words.
+    pieces = [clean_text(f"|{text.text[start:end]}|", report)[1:-1] for start, end in pairwise(places)]
+    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int32)
+    return replace(text, text="".join(pieces), bounds=ends[:-1].reshape(-1, 2))
 
 
 def _special_tokens(backend: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

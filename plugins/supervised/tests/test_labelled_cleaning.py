@@ -1,0 +1,71 @@
+"""Labelled texts get the cleaning of raw text, and special tokens in them stay text."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from kdcore_preparation import train_tokenizer
+from kdcore_preparation.tokenizer_training import KINDS, TokenizerKind
+from kdcore_supervised import tokenize
+from kdcore_supervised.data.tagged import TaggedText
+from kdcore_supervised.data.word_windows import tokenize_words
+
+from kdcore import load_tokenizer
+
+CZECH = "Příliš žluťoučký kůň, který úpěl"
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    kind: TokenizerKind = request.param
+    choice = random.Random(0)
+    words = [*CZECH.split(), "[x]", "MASK", "SEP", "Press", "here"]
+    folder = tmp_path_factory.mktemp("tokenizer") / kind
+    vocabulary = {"unigram": 46, "bpe": 80, "wordpiece": 80, "byte_level_bpe": 290}[kind]
+    lines = [" ".join(choice.choices(words, k=20)) for _ in range(100)]
+    train_tokenizer(lines, folder, kind=kind, vocabulary=vocabulary)
+    return load_tokenizer(str(folder))
+
+
+def test_decomposed_text_has_the_tokens_of_composed_text(tokenizer: Any) -> None:
+    decomposed = unicodedata.normalize("NFD", CZECH)
+    assert decomposed != CZECH
+    report: Counter[str] = Counter()
+    one, other = tokenize(tokenizer, [[decomposed]], 128, report), tokenize(tokenizer, [[CZECH]], 128)
+    assert one.tokens.tolist() == other.tokens.tolist()
+    assert tokenizer.unk_token_id not in one.tokens
+    assert report == {"documents brought into Unicode normal form C": 1}
+
+
+def test_both_texts_of_a_pair_are_cleaned(tokenizer: Any) -> None:
+    decomposed = unicodedata.normalize("NFD", CZECH)
+    one = tokenize(tokenizer, [[f"\ufeff{CZECH}\x00"], [f" {decomposed}\n"]], 256)
+    assert one.tokens.tolist() == tokenize(tokenizer, [[CZECH], [CZECH]], 256).tokens.tolist()
+
+
+def test_special_tokens_are_text(tokenizer: Any) -> None:
+    text = "Press [MASK] and [SEP] here"
+    tokens = tokenize(tokenizer, [[text]], 64).tokens
+    assert (tokens[0], tokens[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert not set(tokens[1:-1].tolist()) & {tokenizer.mask_token_id, tokenizer.sep_token_id}
+
+
+def test_words_are_cleaned_one_by_one_and_keep_their_numbers(tokenizer: Any) -> None:
+    words = CZECH.replace(",", "").split()
+    decomposed = [unicodedata.normalize("NFD", word) for word in words]
+    decomposed.insert(2, "\x07")  # nothing is left of this word
+
+    def windows(words: list[str]) -> Any:
+        ends = np.cumsum([len(word) + 1 for word in words]) - 1
+        bounds = np.stack([ends - [len(word) for word in words], ends], axis=1).astype(np.int32)
+        return tokenize_words(tokenizer, [TaggedText("0", " ".join(words), bounds, None)], 128)
+
+    one, other = windows(decomposed), windows([*words[:2], "", *words[2:]])
+    assert one.tokens.tokens.tolist() == other.tokens.tokens.tolist()
+    assert one.alignments[0].words.tolist() == other.alignments[0].words.tolist() == [0, 1, 3, 4, 5]
+    assert one.first.tolist() == other.first.tolist()
