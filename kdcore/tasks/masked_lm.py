@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kdcore")
 
 _MANY_UNKNOWN = 0.01
+_CHECKED_FOR_LONG_WORDS = 1000
 
 
 class MaskedLM(Task):
@@ -127,6 +128,7 @@ class MaskedLM(Task):
             tokenizer=tokenizer,
         )
         self._warn_of_unknown_tokens()
+        self._warn_of_long_words()
         if views is not None and teacher is not None:
             lengths = [self._splits[split].teacher_lengths for split in SPLITS]
             theirs = cache(lambda: load_tokenizer(str(self.data.teacher_tokenizer_folder)))
@@ -151,6 +153,20 @@ class MaskedLM(Task):
                     f"{self.data.folder}: {split}: {unknown:.1%} of the tokens are unknown to the tokenizer; `kdcore "
                     "data inspect` shows samples"
                 )
+
+    def _warn_of_long_words(self) -> None:
+        """Warn if words of some of the training sequences have more tokens than may be predicted."""
+        samples = np.unique(np.linspace(0, self.num_samples("train") - 1, _CHECKED_FOR_LONG_WORDS).astype(np.int64))
+        rows, lengths = self.sequences("train", samples)
+        real = np.arange(rows.shape[1]) < lengths[:, None]
+        if self._drawer is None or not (long := self._drawer.too_long(rows, real)).any():
+            return
+        masked = self._drawer.draw(rows, real, samples, np.zeros_like(samples), SPLITS.index("train"))
+        logger.warning(
+            f"{self.data.folder}: {long.mean():.1%} of {len(samples):,} sequences hold words of more tokens than "
+            f"`max_predictions` allows, which are never predicted; {1 - masked.predicted.any(1).mean():.1%} have no "
+            "predictions. Hint: raise task.masking.max_predictions, or remove `whole_word`"
+        )
 
     @property
     def separate_views(self) -> bool:

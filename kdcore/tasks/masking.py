@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from kdcore.data.shards import Masks, PreparedData
-from kdcore.errors import DataError
 from kdcore.recipe.schema import ComponentConfig
+from kdcore.tasks.word_starts import WordStarts, icu_segmenter
 
 _MASKING_STREAM = 1  # second word of the random key: other users of a seed take other streams
 
@@ -24,6 +23,11 @@ class Masking(ComponentConfig):
         0.1, ge=0, le=1, description="Fraction of predicted tokens that become a random token; the rest stay."
     )
     whole_word: bool = Field(False, description="Predict all tokens of a word or none of them.")
+    segmenter: Literal["icu"] | None = Field(
+        None,
+        description="Dictionary that finds the words of Thai, Lao, Khmer and Burmese for `whole_word`; default: each "
+        "token is a word.",
+    )
     max_predictions: int | None = Field(
         None, gt=0, description="Maximum number of predicted tokens of a sequence, chosen at random."
     )
@@ -37,6 +41,8 @@ class Masking(ComponentConfig):
     def _shares(self) -> Masking:
         if self.mask + self.random > 1:
             raise ValueError(f"`mask` and `random` may add up to at most 1 (found {self.mask + self.random:g})")
+        if self.segmenter is not None and not self.whole_word:
+            raise ValueError("`segmenter` has no effect without `whole_word: true`")
         return self
 
 
@@ -62,6 +68,7 @@ class MaskDrawer:
 
     Raises:
         DataError: `whole_word` is set, and the tokenizer does not mark where words start.
+        InputError: the segmenter is not installed.
     """
 
     def __init__(self, masking: Masking, data: PreparedData, seed: int) -> None:
@@ -72,7 +79,8 @@ class MaskDrawer:
         self._special = np.zeros(data.vocab_size, dtype=bool)
         self._special[list(data.special_ids)] = True
         self._ordinary_ids = np.flatnonzero(~self._special)
-        self._starts_word = word_starts(data) if masking.whole_word else None
+        segmenter = None if masking.segmenter is None else icu_segmenter()
+        self._starts_word = WordStarts(data, segmenter) if masking.whole_word else None
 
     def draw(
         self, tokens: np.ndarray, real: np.ndarray, samples: np.ndarray, epochs: np.ndarray, stream: int
@@ -106,10 +114,20 @@ class MaskDrawer:
         is_random = predicted & (replace >= masking.mask) & (replace < masking.mask + masking.random)
         return Masked(np.where(is_random, random_ids, inputs), predicted)
 
+    def too_long(self, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """Return whether each of some sequences (B, L) holds a word of more tokens than may be predicted (B,)."""
+        maskable = real & ~self._special[tokens]
+        if self._starts_word is None or self._masking.max_predictions is None:
+            return np.zeros(len(tokens), dtype=bool)
+        words = self._first_of_word(tokens, maskable) + tokens.shape[1] * np.arange(len(tokens))[:, None]
+        sizes = np.bincount(words[maskable], minlength=tokens.size).reshape(tokens.shape)
+        found: np.ndarray = sizes.max(axis=1) > self._masking.max_predictions
+        return found
+
     def _first_of_word(self, tokens: np.ndarray, maskable: np.ndarray) -> np.ndarray:
         """Return the position of the first token of each token's word (B, L)."""
         assert self._starts_word is not None
-        starts = self._starts_word[tokens] | ~maskable
+        starts = self._starts_word(tokens) | ~maskable
         starts[:, 1:] |= ~maskable[:, :-1]
         return np.maximum.accumulate(np.where(starts, np.arange(tokens.shape[1]), 0), axis=1)
 
@@ -148,45 +166,3 @@ def at_most(limit: int, predicted: np.ndarray, choose: np.ndarray, first: np.nda
     ends = np.take_along_axis(rank, first, axis=1) + sizes[words]
     kept: np.ndarray = predicted & (ends <= limit)
     return kept
-
-
-def word_starts(data: PreparedData) -> np.ndarray:
-    """Return whether each token starts a word (vocab_size,), by the tokenizer's prefixes.
-
-    Raises:
-        DataError: the tokenizer has no such prefixes.
-    """
-    file = data.tokenizer_folder / "tokenizer.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    vocabulary = content["model"]["vocab"]
-    tokens = list(vocabulary) if isinstance(vocabulary, dict) else [piece for piece, _ in vocabulary]
-    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
-    continues, begins = _marks(content)
-    if not continues and not begins:
-        raise DataError(
-            "the tokenizer does not mark where words start",
-            where=str(file),
-            key="task.masking.whole_word",
-            allowed="WordPiece, SentencePiece and byte-level tokenizers",
-            hint="leave `whole_word` out",
-        )
-    starts = np.ones(data.vocab_size, dtype=bool)
-    for token, number in zip(tokens, numbers, strict=True):
-        starts[number] = not token.startswith(continues) if continues else token.startswith(begins)
-    starts[[token["id"] for token in content["added_tokens"]]] = True
-    return starts
-
-
-def _marks(content: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Return the prefix of tokens that continue a word, or the prefixes of those that start one."""
-    model = content["model"]
-    if model.get("continuing_subword_prefix"):
-        return str(model["continuing_subword_prefix"]), ()
-    around = json.dumps([content[part] for part in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
-    if "▁" in around:
-        return "", ("▁",)
-    return "", (
-        "Ġ",
-        "Ċ",
-        "ĉ",
-    ) if '"ByteLevel"' in around else ()  # space, newline and tab, as that alphabet writes them

@@ -16,7 +16,8 @@ from kdcore.data.manifest import Manifest, ShardEntry, SpecialTokens, SplitEntry
 from kdcore.data.shards import Masks, PreparedData
 from kdcore.data.weighting import WeightedRows
 from kdcore.errors import DataError
-from kdcore.tasks.masking import MaskDrawer, Masking, at_most, stored_masks, word_starts
+from kdcore.tasks.masking import MaskDrawer, Masking, at_most, stored_masks
+from kdcore.tasks.word_starts import WordStarts
 
 LENGTH = 32
 
@@ -159,7 +160,7 @@ def word_starts_of(folder: Path, tokenizer: Path) -> dict[str, bool]:
     )
     data = prepare(recipe, folder / "data")
     vocabulary = Tokenizer.from_file(str(data.tokenizer_folder / "tokenizer.json")).get_vocab()
-    starts = word_starts(data)
+    starts = WordStarts(data)(np.arange(data.vocab_size)[None])[0]
     return {token: bool(starts[number]) for token, number in vocabulary.items()}
 
 
