@@ -8,8 +8,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \
 	mariadb-server
 
-.PHONY: help setup demo test test-browser test-faults test-mutations test-install test-resume test-slurm test-recipes bench wheelhouse \
-	lint clean
+.PHONY: help setup demo test test-browser test-faults test-mutations test-install test-resume test-slurm test-recipes bench \
+	test-gpu bench-gpu wheelhouse lint clean
 
 help:
 	@echo "make demo           distil a real teacher on real text and fine-tune both, in minutes on two CPU cores"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-slurm     the tests on a real SLURM of three nodes, which it installs and brings up here (root, Debian)"
 	@echo "make test-recipes   train each shipped recipe for 200 steps on real text (half an hour)"
 	@echo "make bench          compare steps and losses with plain ones: speed, MFU, memory (half an hour)"
+	@echo "make test-gpu       check kdcore on a GPU (4 minutes); make bench-gpu measures its speed there (4 minutes)"
 	@echo "make wheelhouse     collect what a machine without a package index lacks (docs/offline.md)"
 	@echo "make setup          only set up .venv"
 	@echo "make clean          remove what make has set up here"
@@ -83,6 +84,16 @@ test-recipes: setup
 # Ratios on one CPU thread; docs/performance.md says what they are good for. About half an hour on a machine of its own.
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/run.py
+
+# Without .venv any Python that has the packages, as on a machine without a package index (docs/offline.md).
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_RESULTS ?= tests/gpu/results
+
+test-gpu:
+	@$(GPU_PYTHON) tests/gpu/run.py test --results "$(GPU_RESULTS)"
+
+bench-gpu:
+	@$(GPU_PYTHON) tests/gpu/run.py bench --results "$(GPU_RESULTS)"
 
 # INSTALLED is the output of `pip freeze` on the machine. LIMIT is in MB.
 PLATFORM ?= manylinux_2_28_x86_64

@@ -110,11 +110,10 @@ def read_freeze(file: Path) -> dict[str, Version]:
             continue
         try:
             requirement = Requirement(text)
-            (_, version, *_) = (
-                parse_wheel_filename(requirement.url.split("#")[0].rpartition("/")[2])
-                if requirement.url
-                else (None, *(Version(one.version) for one in requirement.specifier if one.operator == "=="))
-            )
+            if requirement.url:
+                version = parse_wheel_filename(requirement.url.split("#")[0].rpartition("/")[2])[1]
+            else:
+                (version,) = (Version(one.version) for one in requirement.specifier if one.operator == "==")
         except (InvalidRequirement, InvalidVersion, ValueError) as error:
             raise InputError(
                 f"no version of an installed package (found {text}, expected NAME==VERSION)",

@@ -96,7 +96,7 @@ def textbrewer_side(workload: Workload, models: str, block: int, padded: bool) -
         with distiller:
             distiller.train(optimizer, [inputs_of(batch)], num_steps=1)
 
-    return PeerSide(loss, parameters, optimizer, take)
+    return PeerSide(loss, parameters, optimizer, student, take)
 
 
 class MaskedHiddenMSE(torch.nn.Module):
@@ -157,7 +157,7 @@ def torchdistill_side(workload: Workload, models: str, block: int, padded: bool)
         box.post_forward_process(loss=total)
         total.item()  # the examples write every loss down
 
-    return PeerSide(loss, parameters, box.optimizer, take)
+    return PeerSide(loss, parameters, box.optimizer, student, take)
 
 
 def import_torchdistill() -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, softmax
 from transformers import BertConfig, BertForMaskedLM
 
@@ -43,16 +43,16 @@ def sizes(small: bool) -> dict[str, int]:
     return {"hidden_size": 96, "intermediate_size": 192, "vocab_size": 500, "num_attention_heads": 12}
 
 
-def make_batch(sequences: int, padding: float, vocab_size: int, seed: int = 0) -> Batch:
+def make_batch(sequences: int, padding: float, vocab_size: int, seed: int = 0, length: int = LENGTH) -> Batch:
     """Random tokens, 15% of them to be predicted; lengths vary around what leaves `padding` of all positions empty."""
     generator = np.random.default_rng(seed)
-    mean, spread = LENGTH * (1 - padding), LENGTH * min(padding, 0.3)
-    lengths = np.full(sequences, LENGTH)
+    mean, spread = length * (1 - padding), length * min(padding, 0.3)
+    lengths = np.full(sequences, length)
     if padding:
         lengths = np.linspace(mean - spread, mean + spread, sequences).round().astype(int)
         generator.shuffle(lengths)
-        lengths[lengths.argmax()] = LENGTH
-    real = np.arange(LENGTH) < lengths[:, None]
+        lengths[lengths.argmax()] = length
+    real = np.arange(length) < lengths[:, None]
     tokens = np.where(real, generator.integers(5, vocab_size, real.shape), 0)
     masked = real & (generator.random(real.shape) < 0.15)
     return Batch(
@@ -82,11 +82,13 @@ class Side:
         loss: computes the objective of a batch.
         parameters: name to parameter of the student, by the names of transformers' base model.
         optimizer: of the student.
+        student: the trained module.
     """
 
     loss: Callable[[Batch], Tensor]
     parameters: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
+    student: nn.Module
 
     def step(self, batch: Batch) -> None:
         """Forward, backward, update."""
@@ -98,11 +100,12 @@ class Side:
 class Workload:
     """Both models on disk, from which each side loads its own."""
 
-    def __init__(self, objective: str, small: bool = False) -> None:
+    def __init__(self, objective: str, small: bool = False, max_length: int = 512) -> None:
         torch.manual_seed(0)
         self.objective = objective
         self.folder = tempfile.TemporaryDirectory()
         self.keys = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **sizes(small)}
+        self.keys["max_position_embeddings"] = max_length
         self.config = BertConfig(**self.keys)
         teacher = BertForMaskedLM(self.config)
         for parameter in teacher.parameters():  # fresh weights attend evenly everywhere: nothing to teach
@@ -113,7 +116,7 @@ class Workload:
         student = BertForMaskedLM(BertConfig(**self.keys, num_hidden_layers=6))
         student.save_pretrained(self.student_folder)
 
-    def ours(self, compiled: bool = False) -> Side:
+    def ours(self, compiled: bool = False, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Side:
         """The step as kdcore takes it, without engine and loop; `compiled` as with `training.compile`."""
         teacher = TransformersModel(TransformersModel.Config(path=str(self.teacher_folder)), "teacher", None)
         start = {
@@ -126,7 +129,8 @@ class Workload:
         loss = cls(cls.Config(label="loss", **keys), teacher.info, student.info)
         requests = loss.requests()
         frozen = FrozenTeachers({TEACHER: teacher.load_teacher(requests.teacher)}, {})
-        module = DistillationModule(student.build_student(requests.student), {"loss": loss})
+        frozen.to(torch.device(device)).to(dtype)
+        module = DistillationModule(student.build_student(requests.student), {"loss": loss}).to(device, dtype)
         if compiled:
             frozen.compile_parts()
             module.student.compile_parts()
@@ -143,13 +147,23 @@ class Workload:
         built = optimizer(optimizer.Config(lr=1e-4)).build(
             [{"params": list(module.parameters()), "weight_decay": 0.01}]
         )
-        return Side(compute, dict(network.named_parameters()), built)
+        return Side(compute, dict(network.named_parameters()), built, module)
 
-    def plain(self, wrong: bool = False) -> Side:
-        """The step as a user of transformers writes it; `wrong` teaches another of the teacher's blocks."""
+    def plain(
+        self, wrong: bool = False, bare: bool = False, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Side:
+        """The step as a user of transformers writes it.
+
+        Args:
+            wrong: teach another of the teacher's blocks.
+            bare: call the encoders without their heads, which are applied to masked positions if the loss needs them.
+            device: of both models.
+            dtype: of both models, without autocast.
+        """
         attention = "eager" if self.objective == "attention_kl" else "sdpa"
         teacher = BertForMaskedLM.from_pretrained(self.teacher_folder, attn_implementation=attention).eval()
         student = BertForMaskedLM.from_pretrained(self.student_folder, attn_implementation=attention).train()
+        teacher, student = teacher.to(device, dtype), student.to(device, dtype)
         block = 10 if wrong else 11
         losses = {
             "hidden_mse": plain_hidden_mse,
@@ -167,13 +181,26 @@ class Workload:
                 asked = {"output_hidden_states": True}
             if self.objective == "attention_kl":
                 asked = {"output_attentions": True}
+            if self.objective == "soft_targets" and bare:
+                asked = {"masked_rows": True}
             with torch.no_grad():
-                theirs = teacher(batch.input_ids, attention_mask=mask, **asked)
-            own = student(batch.input_ids, attention_mask=mask, **asked)
+                theirs = run_plain(teacher, bare, batch, mask, asked)
+            own = run_plain(student, bare, batch, mask, asked)
             loss: Tensor = own_loss(own, theirs, mask.bool(), batch, block)
             return loss
 
-        return Side(compute, dict(student.bert.named_parameters()), torch.optim.AdamW(student.parameters(), lr=1e-4))
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=device == "cuda")
+        return Side(compute, dict(student.bert.named_parameters()), optimizer, student)
+
+
+def run_plain(model: Any, bare: bool, batch: Batch, mask: Tensor, asked: dict[str, bool]) -> Any:
+    """Run a model with its head, or bare; with `masked_rows` the bare one predicts at masked positions only."""
+    if not bare:
+        return model(batch.input_ids, attention_mask=mask, **asked)
+    if "masked_rows" not in asked:
+        return model.bert(batch.input_ids, attention_mask=mask, **asked)
+    states = model.bert(batch.input_ids, attention_mask=mask).last_hidden_state
+    return model.cls(states.flatten(0, 1)[batch.masked_index])
 
 
 def plain_hidden_mse(own: Any, theirs: Any, mask: Tensor, batch: Batch, block: int) -> Tensor:
@@ -191,7 +218,10 @@ def plain_attention_kl(own: Any, theirs: Any, mask: Tensor, batch: Batch, block:
 
 def plain_soft_targets(own: Any, theirs: Any, mask: Tensor, batch: Batch, block: int) -> Tensor:
     """Divergence of predictions at masked positions."""
-    rows = [side.logits.flatten(0, 1)[batch.masked_index] for side in (own, theirs)]
+    rows = [
+        (side if isinstance(side, Tensor) else side.logits.flatten(0, 1)[batch.masked_index]).float()
+        for side in (own, theirs)
+    ]
     wrong = 2.0 if block == 10 else 1.0
     return kl_div(log_softmax(rows[0], -1), softmax(rows[1] / wrong, -1), reduction="sum") / batch.num_masked
 

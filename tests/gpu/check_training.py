@@ -1,0 +1,152 @@
+"""Training on the device: losses, waits, resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from material import distance, rows_of, write_material
+from recording import Setting
+
+import kdcore
+from kdcore.errors import RecipeError
+from kdcore.recipe.loading import load_recipe
+from kdcore.recipe.schema import TrainingSettings
+from kdcore.training.loop.trainer import Trainer
+from kdcore.training.run.run import train_recipe
+
+TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
+"""Relative, of losses averaged over 10 steps against float32 on a CPU."""
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
+def train_on_cpu(recipe: Path, *arguments: str) -> None:
+    """Train in another process, which sees no GPU."""
+    command = [sys.executable, "-m", "kdcore.commands.main", "train", str(recipe), *arguments]
+    done = subprocess.run(command, env=os.environ | NO_GPU, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"training on the CPU failed: {done.stderr[-400:]}")
+
+
+@contextmanager
+def waits_between_rows(device: str, *, allowed: bool) -> Iterator[list[str]]:
+    """Observe waits for the device from the first row of metrics on; the rows themselves may wait.
+
+    Args:
+        device: on a CPU nothing waits.
+        allowed: collect the waits, instead of raising an error at the first one.
+
+    Yields:
+        The collected messages.
+    """
+    original = Trainer._after_step
+    mode = "warn" if allowed else "error"
+
+    def set_mode(value: str) -> None:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode(value)
+
+    def after_step(trainer: Any, progress: Any) -> Iterator[Any]:
+        row = trainer.step % trainer.settings.logging.every == 0
+        if row:
+            set_mode("default")
+        yield from original(trainer, progress)
+        if row:
+            set_mode(mode)
+
+    found: list[str] = []
+    Trainer._after_step = after_step  # type: ignore[method-assign]
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield found
+            found += [str(one.message) for one in caught if "synchroniz" in str(one.message)]
+    finally:
+        Trainer._after_step = original  # type: ignore[method-assign]
+        set_mode("default")
+
+
+def check_training(setting: Setting) -> None:
+    """Train 20 steps with each precision and ZeRO stage; compare with float32 on a CPU, and forbid waits.
+
+    In fp16 waits are counted only: DeepSpeed looks for an overflow in every step.
+    """
+    findings, recipe = setting.findings, write_material(setting)
+    train_on_cpu(recipe, "run.id=cpu", "checkpoints.export_at_end=false")
+    expected = rows_of(setting.folder / "runs" / "gpu" / "cpu")
+    stages = [("fp32", 1)] if setting.small else [(kind, stage) for kind in TOLERANCE for stage in (0, 1, 2)]
+    results: dict[str, Any] = {}
+    for precision, stage in stages:
+        name = f"{precision}-{stage}"
+        overrides = [f"run.id={name}", f"training.precision={precision}", f"training.zero_stage={stage}"]
+        overrides += ["checkpoints.export_at_end=false"]
+        if precision == "fp16":  # a small scale, so that no step is skipped
+            overrides.append("training.deepspeed.fp16.initial_scale_power=8")
+        try:
+            with waits_between_rows(setting.device, allowed=precision == "fp16") as waits:
+                run = kdcore.train(recipe, overrides).folder
+        except RecipeError as error:
+            results[name] = "refused"
+            findings.expect(precision != "fp32" and stage == 0, f"{name}: {error}")
+        except Exception as error:
+            results[name] = "failed"
+            findings.expect(False, f"{name}: {type(error).__name__}: {str(error)[:300]}")
+        else:
+            off = distance(rows_of(run), expected)
+            results[name] = {"loss_difference": off, "waits": len(waits)}
+            limit = TOLERANCE[precision]
+            findings.expect(off < limit, f"{name}: losses differ by {off:.1e}, expected below {limit:.0e}")
+        findings.note("runs", results)
+
+
+def check_resume(setting: Setting) -> None:
+    """Compare 10 + 10 steps with 20, bit for bit; then continue a checkpoint of two CPU processes."""
+    findings, recipe = setting.findings, write_material(setting)
+    deterministic = "deterministic" in TrainingSettings.model_fields
+    findings.note("deterministic", deterministic)
+    steps, results = (4 if setting.small else 20), {}
+    dropout = "student.config={num_hidden_layers: 1, hidden_dropout_prob: 0.1, attention_probs_dropout_prob: 0.1}"
+    kinds = (("fp32", 0),) if setting.small else (("fp32", 0), ("bf16", 1), ("fp16", 2))
+    for precision, stage in kinds:
+        settings = [f"training.precision={precision}", f"training.zero_stage={stage}", dropout]
+        settings += [f"training.budget.steps={steps}", f"checkpoints.every={steps // 2}", "logging.every=1"]
+        settings += ["training.deterministic=true"] if deterministic else []
+        name, runs = f"{precision}-{stage}", []
+        for kind, stops in (("whole", [None]), ("parts", [steps // 2, None])):
+            loaded = load_recipe(recipe, [*settings, f"run.id={name}-{kind}"])
+            for stop in stops:
+                result = train_recipe(loaded, exit_steps=stop)
+            runs.append(result)
+        hashes = [hashlib.sha256((run.export / "model.safetensors").read_bytes()).hexdigest() for run in runs]
+        off = distance(rows_of(runs[1].folder), rows_of(runs[0].folder))
+        equal = hashes[0] == hashes[1]
+        results[name] = {"equal_weights": equal, "loss_difference": off}
+        findings.note("runs", results)
+        if deterministic:
+            findings.expect(equal and off == 0, f"{name}: the resumed run differs (losses by {off:.1e})")
+        else:
+            findings.expect(off < TOLERANCE[precision], f"{name}: losses of the resumed run differ by {off:.1e}")
+    _reshard(setting, recipe)
+
+
+def _reshard(setting: Setting, recipe: Path) -> None:
+    """Continue on the device what two CPU processes have begun, and compare with two processes to the end."""
+    settings = ["training.zero_stage=1", "checkpoints.every=4", "logging.every=1", "checkpoints.export_at_end=false"]
+    train_on_cpu(recipe, *settings, "run.id=resharded", "training.budget.steps=4", "--processes", "2")
+    # A budget that grows changes the rates of a linear schedule; a constant one keeps both runs comparable.
+    run = kdcore.train(recipe, [*settings, "run.id=resharded", "training.budget.steps=6"]).folder
+    rows = rows_of(run)
+    setting.findings.note("resharded", rows)
+    setting.findings.expect(
+        len(rows) == 6, f"the resharded run has another number of rows (found {len(rows)}, expected 6)"
+    )
+    falling = len(rows) == 6 and rows[-1]["loss"] < rows[0]["loss"]
+    setting.findings.expect(falling, "the loss of the resharded run has not fallen below its first value")
