@@ -9,8 +9,8 @@ import torch
 from recording import Setting
 from torch import Tensor
 
-from kdcore.models.packing import Packing
-from kdcore.signals import Batch
+from kdcore.models.packing import AttentionCall, AttentionKernels, Packing, choose_attention_path
+from kdcore.signals import AttentionPattern, Batch
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of the norm of the difference, relative to the norm of the reference."""
@@ -53,11 +53,11 @@ def attend(
 ) -> tuple[Tensor, ...]:
     """Return output and gradients (N, A, d) as kdcore computes them."""
     query, key, value = (states.clone().requires_grad_() for states in tokens)
-    packing, mask = Packing(batch), None
+    packing, mask, pattern = Packing(batch), None, AttentionPattern(window, None)
     if window is not None:
         place = torch.arange(packing.width, device=query.device)
         mask = ((place[:, None] - place).abs() <= window)[None, None]
-    output = packing.attend(query, key, value, mask, dropout, query.shape[-1] ** -0.5)[0]
+    output = packing.attend(query, key, value, mask, dropout, query.shape[-1] ** -0.5, pattern)[0]
     return (output.detach(), *torch.autograd.grad(output, (query, key, value), upstream))
 
 
@@ -69,7 +69,7 @@ def check_attention(setting: Setting) -> None:
     cases = [(size, lengths, None) for size in sizes for lengths in short]
     cases += [(sizes[-2], short[0], 5), (sizes[-2], [200, 1] if setting.small else [8192, 1], None)]
     cases += [] if setting.small else [(64, [8192, 300], 64)]
-    errors: dict[str, float] = {}
+    errors: dict[str, tuple[str, float]] = {}
     for size, lengths, window in cases:
         heads = 4 if max(lengths) < 4096 else 2
         generator = torch.Generator().manual_seed(size)
@@ -82,9 +82,12 @@ def check_attention(setting: Setting) -> None:
             *tokens, upstream = (states.to(dtype) for states in drawn)
             name = f"{dtype} size {size} lengths {lengths} window {window}".removeprefix("torch.")
             found = attend(batch, tokens, window, 0.0, upstream)
-            errors[name] = max(relative(one, other) for one, other in zip(found, expected, strict=True))
+            error = max(relative(one, other) for one, other in zip(found, expected, strict=True))
+            call = AttentionCall(dtype, size, size**-0.5, False, "none" if window is None else "window")
+            kernel = choose_attention_path(call, AttentionKernels.of(device)).kernel
+            errors[name] = (kernel, error)
             findings.note("errors", errors)
-            findings.expect(errors[name] < limit, f"{name}: error {errors[name]:.1e}, expected below {limit:.0e}")
+            findings.expect(error < limit, f"{name}: error {error:.1e} of {kernel}, expected below {limit:.0e}")
     _dropout(setting, sizes[-2], short[0])
     _means(setting)
 

@@ -75,8 +75,8 @@ def check_commands(setting: Setting) -> None:
     findings.expect("hidden_mse" in report, "kdcore debug batch: the report contains no loss `hidden_mse`")
     findings.note("summary_lines", len(run_command(setting, "summary", run).splitlines()))
     _predictions(setting)
-    output = folder / "evaluations"
-    run_command(setting, "evaluate", run, "--on", str(suite), "--output", str(output), "--processes", "2")
+    output, processes = folder / "evaluations", "1" if setting.small else "2"
+    run_command(setting, "evaluate", run, "--on", str(suite), "--output", str(output), "--processes", processes)
     rows = [json.loads(line) for line in (output / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     scores = [row["value"] for row in rows if row["metric"] == "accuracy" and row["split"] == "test"]
     findings.note("accuracy", scores)

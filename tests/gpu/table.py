@@ -15,9 +15,9 @@ EMPTY = "No results recorded yet."
 
 
 def newest_results(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of the newest file of each suite and card; the last line of a check that was cut short is left out.
+    """Return the lines of the newest file of each suite and card, by the time in its name.
 
-    Names of files contain their time.
+    A line that was cut short is left out.
     """
     newest: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*.jsonl"), key=lambda one: one.name.partition("-")[2]):
