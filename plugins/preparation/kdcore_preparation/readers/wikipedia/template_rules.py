@@ -15,6 +15,7 @@ DROP = "drop"
 _SPACE_AND_GAP = f" \t\n\r{GAP}"
 _SUPERSCRIPT = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
 _UNIT_POWER = re.compile(r"(?<=[^\W\d_])(-?\d)(?!\d)")
+_LONGEST_NUMBER = 60
 _NUMBER = re.compile(r"[+\-−]?[\d.,/+⁄½¼¾⅓⅔⅛ ]*\d[\d.,/+⁄½¼¾⅓⅔⅛ ]*(?:e[+-]?\d+)?|[½¼¾⅓⅔⅛]")
 
 
@@ -480,7 +481,7 @@ def _month_name(month: str, wiki: Wiki) -> str:
 
 
 def _is_number(words: Sequence[str]) -> bool:
-    return bool(words) and _NUMBER.fullmatch(words[0]) is not None
+    return bool(words) and len(words[0]) <= _LONGEST_NUMBER and _NUMBER.fullmatch(words[0]) is not None
 
 
 # fmt: off

@@ -56,8 +56,8 @@ _NUMBERS = {
     "tr": (".", ",", 4), "id": (".", ",", 4), "da": (".", ",", 4), "cs": (" ", ",", 4), "ca": (".", ",", 4),
     "ro": (".", ",", 4), "vi": (".", ",", 4), "fi": (" ", ",", 4), "no": (" ", ",", 4), "hu": (" ", ",", 4),
 }
-# Variants of a language that is written in several ways, and for each what stands in for it, nearest first. The key
-# of the language itself is its main form, which is in the order of MediaWiki.
+# Variants of a language that is written in several ways, each with those that replace it, nearest first. The key of the
+# language itself is its main form, which has the order of MediaWiki.
 _VARIANTS = {
     "zh": {
         "zh": ("zh-hans", "zh-hant", "zh-cn", "zh-tw", "zh-hk", "zh-sg", "zh-mo", "zh-my"),

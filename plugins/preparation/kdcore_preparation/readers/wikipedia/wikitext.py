@@ -35,8 +35,8 @@ _BLOCK_TAGS = frozenset((
 # fmt: on
 _LIST_TAGS = frozenset(("li", "dt", "dd"))
 
-# Characters of an address. Letters beyond ASCII are those of scripts that put spaces between words; in the others, such
-# as Chinese, an address in a sentence ends where the sentence goes on.
+# Characters of an address. Letters beyond ASCII are those of scripts that put spaces between words: in the others, such
+# as Chinese, the sentence may continue directly after the address.
 _ADDRESS = re.compile(
     r"(?:https?|ftp)://[A-Za-z0-9_.~:/?#@!$&'()*+,;=%\[\]"
     "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u052f\u1e00-\u1fff-]+",
@@ -55,8 +55,8 @@ _HOLLOW_BRACKETS = re.compile(
     rf"\((?=[^()]*{GAP})[\s,;:/–{GAP}-]*\)|\[(?=[^\[\]]*{GAP})[\s{GAP}]*\]|（(?=[^（）]*{GAP})[\s，、；：,;:{GAP}]*）"
 )
 _BRACKET_START = re.compile(rf"([(（])(?=[\s,;:，、；：]*{GAP})[\s,;:，、；：{GAP}]+")
-_BRACKET_END = re.compile(rf"[\s,;:，、；：]*{GAP}[\s,;:，、；：{GAP}]*([)）])")
-_REPEATED_POINT = re.compile(rf"([,;،؛，、；])(?=[\s,;،؛，、；]*{GAP})[\s,;،؛，、；{GAP}]*[,;،؛，、；]")
+_BRACKET_END = re.compile(rf"[\s,;:，、；：]{{0,9}}{GAP}[\s,;:，、；：{GAP}]*([)）])")
+_REPEATED_POINT = re.compile(rf"([,;،؛，、；])(?=[\s,;،؛，、；]{{0,9}}{GAP})[\s,;،؛，、；{GAP}]*[,;،؛，、；]")
 _SPACE_BEFORE_POINT = re.compile(rf"\s+{GAP}\s*(?:([,.;:!?](?![^\s{GAP}]))|([،؛؟，、。；：！？]))")
 _SPACE_BEFORE_FRENCH_POINT = re.compile(rf"\s+{GAP}\s*(?:([,.](?![^\s{GAP}]))|( [;:!?»]))")
 
@@ -187,6 +187,7 @@ class WikitextCleaner:
             without = _ADDRESS.sub(lambda found: GAP + found[0][_address_end(found[0]) :], text)
             text = _dropped(without, text, "addresses", stage)
         if GAP in text:
+            text = _dropped(" ".join(text.split()), text, "repeated spaces", stage)
             text = _dropped(self._tidy_gaps(text), text, "spaces and punctuation beside what was dropped", stage)
         text = _dropped(" ".join(text.split()), text, "repeated spaces", stage)
         if heading or any(character.isalnum() for character in text):

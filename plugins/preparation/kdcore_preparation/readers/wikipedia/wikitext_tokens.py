@@ -36,7 +36,7 @@ class _Kinds(NamedTuple):
     """The library's token types that are used here."""
 
     depth: dict[type, int]  # 1 opens something, -1 closes it
-    lengths: dict[type, int]  # characters in the source, where they are always as many
+    lengths: dict[type, int]  # characters in the source, for types where it is constant
     text: type
     comment: type
     argument: type
