@@ -13,6 +13,7 @@ from pathlib import Path
 CRASH = """
 import os
 import signal
+import time
 from pathlib import Path
 
 from kdcore import Loss, LossConfig, Requests, Signals, register_loss
@@ -38,6 +39,9 @@ class CrashOnce(Loss):
         crashed = Path("crashed")
         if self.steps == 5 and os.environ["RANK"] == "1" and not crashed.exists():
             crashed.touch()
+            deadline = time.monotonic() + 60
+            while not list(Path("runs").rglob("step-0000002")) and time.monotonic() < deadline:
+                time.sleep(0.1)  # checkpoints are written in the background
             os.kill(os.getpid(), signal.SIGKILL)
         return {"crash_once": student.tokens(1).square().sum()}
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,11 +86,12 @@ class TrainingBatches:
     def settle(self) -> None:
         """Wait for the step that is being drawn, before anything changes that `exchange` reads."""
         if self._next is not None:
-            self._next[1].result()
+            wait([self._next[1]])
 
     def close(self) -> None:
         """Stop the background thread."""
         self._pool.shutdown(cancel_futures=True)
+        self._next = None
 
     def samples(self, step: int, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return samples and their epochs in each micro-batch of a step on process `rank`."""

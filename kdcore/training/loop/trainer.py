@@ -184,7 +184,6 @@ class Trainer:
         """
         self.stage += 1
         self.watchdog.tick(f"the change to stage {self.stage}")
-        self.batches.settle()
         with self._pause():
             self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teachers)
         self.divergence.change_engine(self.engine)
@@ -390,8 +389,9 @@ class Trainer:
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
-        """Exclude the time inside from the logged speed."""
+        """Exclude the time inside from the logged speed, and count no batches meanwhile, as the module may change."""
         began = time.monotonic()
+        self.batches.settle()
         try:
             yield
         finally:

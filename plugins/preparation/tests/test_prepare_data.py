@@ -409,14 +409,14 @@ def test_a_part_waits_for_the_part_that_assembles_the_folder(
     folder = tmp_path / "prepared" / "data"
     data = recipe(texts, tokenizer_folder)
     assembling, resume = threading.Event(), threading.Event()
-    real = _PreparationRun._finish
+    real = _PreparationRun._assemble
 
-    def finish(self: _PreparationRun, *arguments: Any) -> None:
+    def assemble(self: _PreparationRun, *arguments: Any) -> None:
         assembling.set()
         assert resume.wait(30)
         real(self, *arguments)
 
-    monkeypatch.setattr(_PreparationRun, "_finish", finish)
+    monkeypatch.setattr(_PreparationRun, "_assemble", assemble)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(prepare_share, data, folder, 1, 1, workers=1)
         assert assembling.wait(30)
