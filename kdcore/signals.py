@@ -262,6 +262,10 @@ class SignalRequest:
         blocks |= {block for _, block in self.attention_parts}
         return max((int(block) + 1 for block in blocks), default=0)
 
+    def deepest_block(self, num_layers: int) -> Block:
+        """Return the last block that this request needs."""
+        return self.depth(num_layers) - 1 if self.depth(num_layers) else "embeddings"
+
 
 @dataclass(frozen=True)
 class Requests:

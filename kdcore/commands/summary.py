@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,7 @@ def summarise(folder: Path, *, allow_imports: bool = False) -> str:
         constants={name: values[-1] for name, values in _values(metrics, "constant").items()},
         teacher_sources=teacher_sources,
     )
-    rows = _held_out_rows(run)
+    rows = _warning_row(run, metrics) | _held_out_rows(run)
     rows |= run.task.summary_rows(run)
     for name, value in run.task.baselines("held_out").items():
         if f"held-out {name}" in rows:
@@ -87,6 +87,20 @@ def _values(rows: Iterable[Mapping[str, float]], kind: str) -> dict[str, list[fl
             if prefix == kind and label != "loss":
                 values.setdefault(label, []).append(value)
     return values
+
+
+def _warning_row(run: FinishedRun, metrics: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """State signs of collapse at the last validation, by the numbers that it recorded."""
+    from kdcore.training.loop.collapse import collapse_findings
+    from kdcore.training.loop.events import collapse_warning
+
+    last = next((row for row in reversed(metrics) if "held_out/loss" in row), {})
+    values, constants, checks = (
+        {name.removeprefix(kind): value for name, value in last.items() if name.startswith(kind)}
+        for kind in ("held_out/", "constant/", "check/")
+    )
+    findings = collapse_findings(values, constants, checks, run.task.baselines("held_out"), run.task.metric)
+    return {"warning": collapse_warning(findings)} if findings else {}
 
 
 def _held_out_rows(run: FinishedRun) -> dict[str, str]:

@@ -58,6 +58,54 @@ def test_it_tells_what_the_run_measured_and_what_the_models_are(
     assert f"{held_out[0]:.4f} at the start, {held_out[-1]:.4f} at the end" in capsys.readouterr().out
 
 
+def test_a_student_that_is_no_better_than_a_constant_is_called_so(
+    small_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six steps from random weights: log, summary and model card warn after warm-up, and the run succeeds."""
+    often = ["validation.every=1", "training.budget.steps=6", "scheduler={name: linear, warmup: 0.5}"]
+    assert main(["train", str(small_recipe), *often]) == 0
+    run = small_recipe.parent / "runs" / "small" / "1"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    held_out = [row for row in rows if "held_out/loss" in row]
+    numbers = "hidden_mse {held_out/hidden_mse:.5g} is no better than a constant prediction, {constant/hidden_mse:.5g}"
+    expected = {row["step"]: numbers.format_map(row) for row in held_out if row["step"] >= 3}
+    log = (run / "train.log").read_text(encoding="utf-8")
+    start = "warning: step {}: the student may have collapsed or learned nothing: {}"
+    assert [line.partition("INFO ")[2].partition(". Usually")[0] for line in log.splitlines() if "Usually" in line] == [
+        start.format(step, text) for step, text in expected.items()
+    ]
+    assert "warning: step 6" in capsys.readouterr().err
+    card = (run / "exports" / "final" / "README.md").read_text(encoding="utf-8")
+    assert f"**Warning:** the student may have collapsed or learned nothing: {expected[6]}. Usually" in card
+    assert "**Warning:**" not in (run / "exports" / "initial" / "README.md").read_text(encoding="utf-8")
+    assert main(["summary", str(run)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.split("  ")[0] == "warning"
+    assert expected[6] in first
+    teacher, texts = pooled_states(run, None), len(pooled_states(run, None))
+    values = np.linalg.svd((teacher - teacher.mean(0)) / teacher.std(0), compute_uv=False)
+    shares = values[values > 1e-9 * values[0]] / values.sum()
+    rank = float(np.exp(-(shares * np.log(shares)).sum()))
+    assert [row["check/teacher_rank"] for row in held_out] == pytest.approx([rank] * len(held_out), rel=1e-4)
+    assert held_out[0]["check/texts"] == texts
+    student = pooled_states(run, run / "exports" / "initial")
+    assert held_out[0]["check/student_dead_units"] == np.mean(student.std(0) == 0)
+
+
+def pooled_states(run: Path, export: Path | None) -> np.ndarray:
+    """Mean-pooled last states of held-out texts by transformers: of the teacher, or of an export."""
+    from transformers import AutoModel
+
+    plan = make_plan(load_recipe(run / "recipe.yaml"))
+    samples = np.arange(plan.task.num_samples("held_out"))
+    batch = plan.task.batch("held_out", samples, np.zeros_like(samples))
+    model = AutoModel.from_pretrained(export or plan.recipe.data["teacher"]["path"]).eval()
+    mask = torch.arange(batch.input_ids.shape[1]) < torch.from_numpy(batch.lengths)[:, None]
+    with torch.no_grad():
+        states = model(input_ids=batch.input_ids, attention_mask=mask.long()).last_hidden_state.double()
+    return ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()
+
+
 def variance_of_the_teacher(run: Path) -> float:
     """The variance of a component of the teacher's last states on held-out tokens, by transformers and NumPy alone."""
     from transformers import AutoModel
@@ -134,11 +182,12 @@ def test_packages_add_rows_and_one_that_fails_costs_no_other_row(
     assert "4 and 2" in captured.out
     core = ["held-out hidden_mse", "blocks", "parameters", "student", "try next"]
     assert [title for title in titles if title in core] == core
-    assert set(titles) - set(core) == {"inference speed", "embeddings", "similarities", "shape", "depth", "export"}
+    others = {"warning", "inference speed", "embeddings", "similarities", "shape", "depth", "export"}
+    assert set(titles) - set(core) == others
     assert titles[-2:] == ["student", "try next"]
     assert "`kdcore-broken:broken` are left out" in captured.err
     assert "no_such_module" in captured.err
     assert "`kdcore-fails:fails` are left out" in captured.err
     monkeypatch.setattr(registry.summary_rows, "entries", list)
     assert main(["summary", str(folder)]) == 0
-    assert [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()] == core
+    assert [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["warning", *core]

@@ -159,6 +159,13 @@ class FrozenTeachers:
                 encoder.to(target)
         return self
 
+    def deepest_block(self, requests: Mapping[str, SignalRequest]) -> tuple[str | None, Block, int]:
+        """Return label, last block that is read and hidden size of the first model; None and 0 without one."""
+        for label, request in requests_of_models(requests, self._composites).items():
+            info = self._encoders[label].info
+            return label, request.deepest_block(info.num_layers), info.hidden_size
+        return None, "embeddings", 0
+
     def compile_parts(self) -> None:
         """Compile the teachers; repeated calls have no effect."""
         for encoder in () if self._compiled else self._encoders.values():

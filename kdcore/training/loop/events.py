@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +70,8 @@ class ValidationEvent:
         metric: name of the task's main score; None if `values` holds no scores.
         constants: what the best constant predictions reach, by the names in `values`; `loss` only if all terms have it.
         initial: values of the student before training, whose losses were active then.
+        checks: effective rank and other numbers by which collapse is recognised.
+        findings: signs of collapse or stagnation.
     """
 
     progress: Progress
@@ -77,6 +79,13 @@ class ValidationEvent:
     metric: str | None
     constants: Mapping[str, float] = field(default_factory=dict)
     initial: Mapping[str, float] = field(default_factory=dict)
+    checks: Mapping[str, float] = field(default_factory=dict)
+    findings: Sequence[str] = ()
+
+    @property
+    def warning(self) -> str:
+        """The findings and what usually helps; empty without findings."""
+        return collapse_warning(self.findings)
 
     @property
     def explained(self) -> dict[str, float]:
@@ -97,6 +106,17 @@ class ValidationEvent:
 def explained_shares(values: Mapping[str, float], constants: Mapping[str, float]) -> dict[str, float]:
     """Return `1 - loss / constant` by name: 1 for a loss of 0, at most 0 for one no better than the constant."""
     return {name: 1 - values[name] / value for name, value in constants.items() if name in values and value > 0}
+
+
+def collapse_warning(findings: Sequence[str]) -> str:
+    """Compose one text of all findings and of what usually helps; empty without findings."""
+    return f"the student may have collapsed or learned nothing: {'; '.join(findings)}. {_ADVICE}" if findings else ""
+
+
+_ADVICE = (
+    "Usually one of these helps: a lower optimizer.lr, a longer scheduler.warmup, student.initialize from the teacher, "
+    "a larger hidden size, more steps, a loss on hidden states"
+)
 
 
 @dataclass(frozen=True)

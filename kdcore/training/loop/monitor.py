@@ -90,9 +90,12 @@ class Monitor:
                     self.log(progress, metrics)
             case ValidationEvent(values=values, metric=metric):
                 kinds = {"held_out": values, "constant": event.constants, "explained": event.explained}
+                kinds["check"] = event.checks
                 self.log(progress, {f"{kind}/{name}": one for kind, row in kinds.items() for name, one in row.items()})
                 score = event.baselines_of("loss") + ("" if metric is None else f", {metric} {values[metric]:.4f}")
                 self.info(f"step {progress.step}: held-out loss {values['loss']:.5g}{score}")
+                if event.findings:
+                    self.info(f"warning: step {progress.step}: {event.warning}")
             case ExportEvent(path=path):
                 self.info(f"step {progress.step}: student exported to {path}")
             case StageEvent(stage=stage, transform=transform, info=info):

@@ -18,7 +18,7 @@ from kdcore.progress import Progress
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Components, Recipe
 from kdcore.schedulers.base import Scheduler
-from kdcore.signals import Batch, ModelInfo
+from kdcore.signals import Batch, ModelInfo, Signals
 from kdcore.tasks.base import Task
 from kdcore.training.engine.module import ModelRequests
 from kdcore.training.engine.teachers import CompositeTeacher, requests_of_models
@@ -97,7 +97,8 @@ class Plan:
         loaded = {}
         for label, request in requests_of_models(self.requests.teachers, self.composites).items():
             with error_location(self.recipe, self.components.teachers[label].key):
-                loaded[label] = self.teachers[label].load_teacher(request)
+                pooled = Signals.hidden([request.deepest_block(self.teachers[label].info.num_layers)])
+                loaded[label] = self.teachers[label].load_teacher(request | pooled)  # pooled at validation
         return loaded
 
     def build_student(self, stage: int = 0) -> Encoder:

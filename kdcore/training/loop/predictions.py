@@ -31,7 +31,7 @@ class Outputs:
     """Collect outputs of one head batch by batch."""
 
     def __init__(self, head: Head) -> None:
-        self._head = head
+        self.head = head
         self._samples: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
@@ -39,13 +39,13 @@ class Outputs:
     @property
     def request(self) -> SignalRequest:
         """Return the request of the outputs."""
-        return Signals.head(self._head.name)
+        return Signals.head(self.head.name)
 
     def add(self, batch: Batch, student: Signals) -> None:
         """Add the outputs of a batch, whose column `sample_ids` identifies the samples."""
         self._samples.append(batch.columns["sample_ids"].cpu().numpy())
         self._lengths.append(batch.lengths)
-        self._values.append(student.outputs(self._head.name).detach().float().cpu().numpy())
+        self._values.append(student.outputs(self.head.name).detach().float().cpu().numpy())
 
     def gathered(self, processes: DistributedContext) -> TaskOutputs:
         """Gather float32 outputs in the order of the samples, on every process; every process must call this.
@@ -58,10 +58,21 @@ class Outputs:
             np.concatenate([one for part in side for one in part]) for side in zip(*everyone, strict=True)
         )
         order = np.argsort(samples)
-        if self._head.level == "sequence":
+        if self.head.level == "sequence":
             return values[order]
         ends = np.cumsum(lengths)
         return [values[ends[one] - lengths[one] : ends[one]] for one in order]
+
+
+def largest_class(head: Head, outputs: TaskOutputs) -> dict[str, float]:
+    """Return the fraction of predictions of the most frequent class as `largest_class`.
+
+    Nothing for heads of numbers and of several labels a text.
+    """
+    if head.num_outputs < 2 or head.problem_type in ("regression", "multi_label_classification"):
+        return {}
+    counts = np.bincount(np.concatenate(outputs if head.level == "token" else [outputs]).argmax(1))
+    return {"largest_class": float(counts.max() / counts.sum())}
 
 
 @torch.no_grad()

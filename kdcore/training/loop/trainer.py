@@ -16,6 +16,7 @@ from torch import Tensor
 from kdcore.errors import TrainingError
 from kdcore.faults import plugin_faults
 from kdcore.progress import Progress
+from kdcore.schedulers.warmup import WarmupScheduler
 from kdcore.training.checkpoint.format import TrainingState, checkpoint_folder
 from kdcore.training.checkpoint.manager import load_checkpoint, readable
 from kdcore.training.engine.engine import Engine, accumulation, zero_stage
@@ -23,6 +24,7 @@ from kdcore.training.engine.gradient_caching import CachedGradients, cache_gradi
 from kdcore.training.engine.module import CACHED, Term, factors_of
 from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.batches import StepBatches, TrainingBatches, step_counts
+from kdcore.training.loop.collapse import WARM_UP, collapse_findings
 from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.divergence import DivergenceMonitor
 from kdcore.training.loop.events import (
@@ -347,13 +349,14 @@ class Trainer:
         module = self.engine.module
         weights = module.weights_at(progress.fraction)
         with self._pause():
-            values, constants = validate(
+            values, constants, checks = validate(
                 module, self.teachers, self.task, batch_size, self.processes, weights, self.watchdog, self.constants
             )
         if self.step == 0:
             self.initial = values
         metric = self.task.metric if self.task.metric in values else None
-        self.last_validation = ValidationEvent(progress, values, metric, constants, self.initial)
+        findings = self._findings(progress, values, constants, checks, metric)
+        self.last_validation = ValidationEvent(progress, values, metric, constants, self.initial, checks, findings)
         yield self.last_validation
         self.divergence.check(progress.step, {f"held-out {name}": value for name, value in values.items()})
         yield from self._export_best(progress, values)
@@ -366,6 +369,26 @@ class Trainer:
                     f"above early_stopping.max_loss ({stopping.max_loss:g}), which applies after "
                     f"early_stopping.after_minutes ({stopping.after_minutes:g})"
                 )
+
+    def _findings(
+        self,
+        progress: Progress,
+        values: Mapping[str, float],
+        constants: Mapping[str, float],
+        checks: Mapping[str, float],
+        metric: str | None,
+    ) -> list[str]:
+        """Describe signs of collapse after warm-up; losses are judged once they were active for as long."""
+        rises = isinstance(self.scheduler, WarmupScheduler) and self.scheduler.rise(progress) < 1
+        if rises or progress.fraction < WARM_UP:
+            return []
+        early = {
+            label
+            for label, loss in self.engine.module.labelled_losses()
+            if progress.fraction - loss.config.active[0] < WARM_UP
+        }
+        judged = {name: value for name, value in constants.items() if Term.parse(name).label not in early}
+        return collapse_findings(values, judged, checks, self.task.baselines("held_out"), metric)
 
     def _export_best(self, progress: Progress, values: Mapping[str, float]) -> Iterator[Event]:
         """Export the student if its score, by the task's metric, is the best so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from kdcore.tasks.base import Task
 from kdcore.training.engine.module import DistillationModule, Term
 from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.batches import held_out_batches
-from kdcore.training.loop.predictions import Outputs, scored_head
+from kdcore.training.loop.collapse import PooledStates
+from kdcore.training.loop.predictions import Outputs, largest_class, scored_head
 from kdcore.training.runtime.collectives import all_gather
 from kdcore.training.runtime.distributed import DistributedContext
 from kdcore.training.runtime.watchdog import Watchdog
@@ -81,7 +83,7 @@ def validate(
     weights: Mapping[str, float],
     watchdog: Watchdog,
     constants: ConstantBaselines,
-) -> tuple[dict[str, float], dict[str, float]]:
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Compute each term of the active losses over all held-out samples, and their weighted total as `loss`.
 
     If losses read the task's own head, its scores are included.
@@ -97,7 +99,8 @@ def validate(
         constants: completed for losses that were not validated before.
 
     Returns:
-        The values, and those that the best constant predictions reach, as far as losses define them.
+        The values, those that the best constant predictions reach, as far as losses define them, and the checks of
+        `kdcore.training.loop.collapse`.
     """
     was_training = module.training
     module.eval()
@@ -106,16 +109,20 @@ def validate(
     head = scored_head(task)
     outputs = Outputs(head) if head is not None and module.reads_head(head.name) else None
     requests = module.requests(weights)
-    asked_of_student = requests.student if outputs is None else requests.student | outputs.request
+    if outputs is not None:
+        requests = replace(requests, student=requests.student | outputs.request)
+    states = PooledStates(module, teachers, task.num_samples("held_out"))
     try:
         for host_batch in held_out_batches(task, batch_size, processes):
             watchdog.tick("a validation")
             batch = host_batch.to(processes.device)
-            answers = teachers(batch, requests.teachers)
+            asked = states.requests_with(requests, host_batch)
+            answers = teachers(batch, asked.teachers)
             for term, count in module.counts(host_batch).items():
                 counts[term] = counts.get(term, 0.0) + count
             constants.add(module, batch, answers, weights)
-            student = module.student(batch, asked_of_student)
+            student = module.student(batch, asked.student)
+            states.add(batch, student, answers)
             for term, value in module.sums_of(student, answers, batch, weights).items():
                 sums[term] = value.double() + sums.get(term, 0.0)
             if outputs is not None:
@@ -134,8 +141,12 @@ def validate(
     }
     result = {str(term): value for term, value in values.items()}
     result["loss"] = sum(weights[term.label] * value for term, value in values.items())
-    scores = task.scores("held_out", outputs.gathered(processes)) if outputs is not None else {}
-    return result | scores, constants.named(weights, terms)
+    checks = states.checks(processes)
+    if outputs is not None:
+        gathered = outputs.gathered(processes)
+        result |= task.scores("held_out", gathered)
+        checks |= largest_class(outputs.head, gathered)
+    return result, constants.named(weights, terms), checks
 
 
 def _first(processes: DistributedContext) -> DistributedContext:

@@ -142,6 +142,7 @@ def model_card(
         f"An encoder with {info.num_layers} blocks, hidden size {info.hidden_size} and {parameters:,} parameters, "
         f"{'distilled' if teachers else 'trained'} with kdcore {metadata.version('kdcore')}.",
         "",
+        *([f"**Warning:** {validation.warning}.", ""] if validation is not None and validation.findings else []),
         "| | |",
         "| --- | --- |",
         f"| {'teacher' if len(teachers) < 2 else 'teachers'} | {', '.join(teachers) or 'none'} |",
