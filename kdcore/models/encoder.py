@@ -32,7 +32,7 @@ from kdcore.models.capture import (
 )
 from kdcore.models.configuration import with_blocks
 from kdcore.models.heads import factored_logits, head_outputs, save_head
-from kdcore.models.packing import AttentionPaths, Packing
+from kdcore.models.packing import AttentionCall, AttentionPaths, Packing
 from kdcore.models.weight_loading import biases_of_head
 from kdcore.signals import MASKED_LM, Batch, FactoredLogits, ModelInfo, Positions, SignalRequest, Signals, select_rows
 
@@ -157,7 +157,7 @@ class TransformersEncoder(Encoder):
         depth = request.depth(self.info.num_layers)
         self._blocks.depth = depth
         token_types = batch.token_types if self.takes_token_types else None
-        packing = Packing(batch, self._attention_paths) if self.packs and batch.attention_mask is not None else None
+        packing = Packing(batch, self._attention_paths) if self._packs(batch) else None
         capture = Capture(request, packing)
         with capture.running():
             if packing is not None:
@@ -170,6 +170,18 @@ class TransformersEncoder(Encoder):
         if depth == self.info.num_layers and depth - 1 in capture.hidden:
             capture.hidden[depth - 1] = last  # after the final norm, where there is one
         return self._answer(batch, request, capture, last)
+
+    def _packs(self, batch: Batch) -> bool:
+        """Return whether to pack a batch: one without padding only for a kernel that avoids masks of windows."""
+        if not self.packs or batch.attention_mask is not None:
+            return self.packs
+        config = self._base.config
+        if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+            return False
+        size, dtype = self.info.head_size, next(self._base.parameters()).dtype
+        dropout = self.training and getattr(config, "attention_dropout", 0.0) > 0
+        call = AttentionCall(dtype, size, size**-0.5, dropout, "window")
+        return self._attention_paths.path(batch.input_ids.device, call).kernel in ("varlen_attn", "flash_attn")
 
     def _answer(
         self, batch: Batch, request: SignalRequest, capture: Capture, last: Tensor, pooled: Tensor | None = None

@@ -189,7 +189,7 @@ class AttentionPaths:
 
 
 class Packing:
-    """The layout of a padded batch's real tokens in a single row.
+    """The layout of a batch's real tokens in a single row.
 
     Attributes:
         width: L, the padded length of sequences.
@@ -199,7 +199,7 @@ class Packing:
         self._batch = batch
         self._paths = paths or AttentionPaths("a model")
         self._in_turn = _counts_operations.get()
-        self._whole_masks: dict[int, tuple[Tensor | None, Tensor]] = {}
+        self._whole_masks: dict[int, tuple[Tensor | None, Tensor | None]] = {}
         self.width = int(batch.input_ids.shape[1])
         lengths = batch.lengths.tolist()
         self._runs = [(len(list(run)), length) for length, run in groupby(lengths)]
@@ -235,8 +235,8 @@ class Packing:
         rows = self._batch.token_index // self.width
         precise = at_least_float32(states)  # a GPU would round a sum in half precision after every token
         sums = precise.new_zeros((self._batch.num_sequences, states.shape[-1])).index_add(0, rows, precise)
-        assert self._batch.attention_mask is not None
-        return (sums / self._batch.attention_mask.sum(1, keepdim=True)).to(states.dtype)
+        mask = self._batch.attention_mask
+        return (sums / (self.width if mask is None else mask.sum(1, keepdim=True))).to(states.dtype)
 
     def padded(self, states: Tensor) -> Tensor:
         """Unpack (N, ...) to (B, L, ...), with zeros in the padding."""
@@ -244,7 +244,7 @@ class Packing:
         whole = states.new_zeros((size, *states.shape[1:])).index_copy(0, self._batch.token_index, states)
         return whole.view(-1, self.width, *states.shape[1:])
 
-    def whole_mask(self, mask: Tensor | None) -> Tensor:
+    def whole_mask(self, mask: Tensor | None) -> Tensor | None:
         """Extend a block's mask for one sequence of full length to all sequences, broadcastable to (B, A, L, L).
 
         Padding queries keep the block's mask, so that no row is empty. Blocks with the same mask share the result.
@@ -258,9 +258,10 @@ class Packing:
         if AttentionKernels.of(mask.device).device != "cpu":
             self.whole_mask(mask)
 
-    def _extended(self, mask: Tensor | None) -> Tensor:
-        assert self._batch.attention_mask is not None
+    def _extended(self, mask: Tensor | None) -> Tensor | None:
         rows = self._batch.attention_mask
+        if rows is None:
+            return mask
         if mask is None:
             return rows[:, None, None, :]
         if mask.is_floating_point():

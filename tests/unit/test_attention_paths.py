@@ -22,6 +22,7 @@ from kdcore.models.packing import (
     countable_attention,
 )
 from kdcore.models.transformers import TransformersModel
+from kdcore.relations import ScoreMaps
 from kdcore.signals import AttentionPattern, Signals
 
 LENGTHS = (13, 4, 20, 1)
@@ -158,6 +159,27 @@ def test_a_model_computes_the_same_with_the_kernels_of_a_gpu(
     else:
         assert windows == [-1] * 4
         assert {shape[2] for _, shape, _ in gpu.calls} == {max(8, 32 // heads)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["bert", "modernbert"])
+def test_windows_use_the_kernel_without_padding_too(model_type, saved_model, token_batch, monkeypatch):
+    """torch's other kernels would compute the whole map of every sequence and mask it."""
+    request = Signals.hidden([0, 3]) | Signals.attention(["query"], [1, 3])
+    encoder, batch = encoder_of(saved_model(model_type), request), token_batch((20, 20, 20))
+    wanted = encoder(batch, request)
+    gpu = Gpu(monkeypatch, A100)
+    found = encoder_of(saved_model(model_type), request)(batch, request)
+    for block in (0, 3):
+        torch.testing.assert_close(found.tokens(block), wanted.tokens(block), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found.first(block), wanted.first(block), rtol=1e-10, atol=1e-10)
+    for block in (1, 3):
+        own, theirs = (ScoreMaps.relations(signals, "query", block) for signals in (found, wanted))
+        assert own.squared_error_from(theirs) < 1e-12
+        for one, other in zip(found.heads("query", block), wanted.heads("query", block), strict=True):
+            assert (one.mask is None) == (other.mask is None)
+            assert one.mask is None or torch.equal(one.mask.expand_as(other.mask), other.mask)
+    assert [window for *_, window in gpu.calls] == ([-1, 3, 3, -1] if model_type == "modernbert" else [])
 
 
 def test_padded_heads_have_the_gradients_of_the_own_size(token_batch, monkeypatch):

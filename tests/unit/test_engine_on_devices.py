@@ -108,16 +108,20 @@ def test_a_step_computes_one_norm(processes, clipping):
     engine.close()
 
 
-def test_process_groups_are_closed_at_the_end():
+@pytest.mark.parametrize("fails", [False, True])
+def test_process_groups_are_closed_at_the_end_unless_it_is_a_failure(fails):
+    """Closing a group of NCCL waits for the other processes, which a failure may have left in a collective."""
     program = (
         "import atexit, torch.distributed as dist\n"
         "atexit.register(lambda: print('open' if dist.is_initialized() else 'closed'))\n"  # runs last
-        "from kdcore.training.runtime.distributed import start_processes\n"
-        "start_processes()\n"
-        "print('joined', dist.is_initialized())\n"
+        "from kdcore.training.runtime.distributed import start_processes, without_leaving\n"
+        "with without_leaving():\n"
+        "    start_processes()\n"
+        "    print('joined', dist.is_initialized())\n" + ("    raise KeyError\n" if fails else "")
     )
     end = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
-    assert (end.returncode, end.stdout.split()) == (0, ["joined", "True", "closed"]), end.stderr
+    expected = ["joined", "True", "open" if fails else "closed"]
+    assert (end.returncode, end.stdout.split()) == (int(fails), expected), end.stderr
 
 
 def emulated_index_add(self, dim, index, source):

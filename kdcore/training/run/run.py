@@ -33,7 +33,13 @@ from kdcore.training.run import run_folder
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.export import TOKENIZER, export_student
 from kdcore.training.runtime.collectives import broadcast_from_main
-from kdcore.training.runtime.distributed import DistributedContext, number_of_processes, own_device, start_processes
+from kdcore.training.runtime.distributed import (
+    DistributedContext,
+    number_of_processes,
+    own_device,
+    start_processes,
+    without_leaving,
+)
 from kdcore.training.runtime.numerics import numerics
 from kdcore.training.runtime.run_lock import refuse_if_held, run_lock
 from kdcore.training.runtime.shutdown import GracefulShutdown
@@ -75,7 +81,7 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
 
     Args and errors are those of `train_recipe`.
     """
-    with console(), plugin_faults():
+    with console(), plugin_faults(), without_leaving():
         startup = StartupTimer("imports")
         _check_early(recipe)
         folder = recipe.run_folder

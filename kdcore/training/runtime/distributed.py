@@ -6,7 +6,7 @@ import atexit
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
@@ -241,6 +241,18 @@ def _leave() -> None:
     """Close all process groups at the end of the process; NCCL warns about those that are left open."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def without_leaving() -> Iterator[None]:
+    """After an exception inside, let the process end without closing its groups, for which NCCL needs all processes."""
+    try:
+        yield
+    except GeneratorExit:
+        raise
+    except BaseException:
+        atexit.unregister(_leave)
+        raise
 
 
 def fork_random_states(device: torch.device) -> AbstractContextManager[None]:
