@@ -104,7 +104,10 @@ class Loss(ABC, nn.Module):
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return the number of items that each term averages over in this micro-batch, before any forward pass."""
+        """Return the number of items that each term averages over in this micro-batch.
+
+        In training this is called in a background thread, while the step before the micro-batch's trains.
+        """
 
     @abstractmethod
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
