@@ -17,5 +17,7 @@ from .readers.huggingface import DatasetSource as DatasetSource
 from .readers.huggingface import load_source as load_source
 from .readers.input_files import input_files as input_files
 from .readers.input_files import open_input as open_input
+from .readers.input_files import refuse_utf16 as refuse_utf16
 from .readers.input_files import table_files as table_files
+from .readers.input_streams import universal_lines as universal_lines
 from .tokenizer_training import train_tokenizer as train_tokenizer

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,70 @@ def test_a_very_long_book_is_several_documents(tmp_path: Path, monkeypatch: pyte
 def test_a_truncated_book_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"book\.gz: the compressed file is damaged or ends too early"):
         read(write(tmp_path / "book.gz", gzip.compress(FRENCH.encode() * 50)[:-20]))
+
+
+ESPERANTO = (
+    "Ĉiuj homoj estas denaske liberaj kaj egalaj laŭ digno kaj rajtoj. Ili posedas racion kaj konsciencon, kaj devus "
+    "konduti unu al alia en spirito de frateco. Ĝi ŝanĝiĝis, ĵus kaj aŭdeble.\n"
+)
+MALTESE = "Il-bnedmin kollha jitwieldu ħielsa u ugwali fid-dinjità u d-drittijiet. Huma mogħnija bir-raġuni u ż-żejt.\n"
+KOREAN = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.\n"
+CHINESE = "人人生而自由,在尊严和权利上一律平等。\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (JAPANESE, "iso2022_jp"),
+        ("plain English first\n" * 5000 + JAPANESE, "iso2022_jp"),
+        (JAPANESE + "丂\n", "iso2022_jp_1"),  # JIS X 0212
+        (KOREAN, "iso2022_kr"),
+        (CHINESE, "hz"),
+    ],
+)
+def test_encodings_that_switch_by_escape_sequences_are_detected(tmp_path: Path, text: str, encoding: str) -> None:
+    documents, report = read(write(tmp_path / "book.txt", (text * 3).encode(encoding)))
+    assert documents == {"book.txt": (text * 3).strip()}
+    ((words, _),) = report.items()
+    assert words.startswith(f"books read as {encoding.split('_')[0]}")
+
+
+def test_escape_sequences_of_an_unknown_encoding_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"book\.txt: has escape sequences of ISO 2022(?s:.)*set `encoding`"):
+        read(write(tmp_path / "book.txt", b"text \x1b$)A\x0e<:;z\x0f text\n"))
+    colours = b"a terminal's \x1b[31mred\x1b[0m words ~{ and } costs $5\n"
+    assert read(write(tmp_path / "log.txt", colours))[1]["books read as utf-8"] == 1
+
+
+@pytest.mark.parametrize("text", [ESPERANTO, MALTESE])
+def test_the_encodings_that_fit_as_well_are_named(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "book.txt", (text * 40).encode("iso8859_3"))
+    ((words, count),) = read(path)[1].items()
+    assert count == 1
+    assert "iso8859_3" in words.replace("-", "_").split(", perhaps ")[1].split(", ")
+    assert read(path, encoding="iso8859_3") == ({"book.txt": (text * 40).strip()}, {"books read as iso8859-3": 1})
+
+
+def test_certain_encodings_are_named_without_others(tmp_path: Path) -> None:
+    for name, raw in {"a": ENGLISH.encode(), "b": ENGLISH.encode("utf-16"), "c": b"ASCII"}.items():
+        write(tmp_path / name, raw)
+    assert read(tmp_path)[1] == {"books read as utf-8": 2, "books read as utf-16": 1}
+
+
+def test_western_text_is_not_taken_for_a_rarer_encoding(tmp_path: Path) -> None:
+    text = "Il était une fois une petite fille, la plus éclairée qu'on eût su voir; sa mère en était folle.\n"
+    assert read(write(tmp_path / "book.txt", (text * 40).encode("cp1252")))[0] == {"book.txt": (text * 40).strip()}
+
+
+def test_the_text_before_damage_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (f"{word} volume\n" * 500 for word in ("first", "second"))
+    damaged = bytearray(bz2.compress(second.encode()))
+    damaged[1] ^= 4
+    path = write(tmp_path / "book.bz2", bz2.compress(first.encode()) + damaged)
+    for limit in (2**24, 1000):
+        monkeypatch.setattr(file_corpus, "MAX_DOCUMENT_BYTES", limit)
+        corpus, found = BooksCorpus(BooksCorpus.Config(path=str(path))), []
+        with pytest.raises(DataError, match=r"book\.bz2: the compressed file is damaged"):  # noqa: PT012
+            for document in corpus.documents():
+                found.append(document.text)
+        assert " ".join(found).split() == first.split()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +171,48 @@ def test_quoting_none_reads_quotes_as_text(tmp_path: Path) -> None:
 
 def test_a_nul_byte_stays_in_its_field(tmp_path: Path) -> None:
     assert table(tmp_path / "x.csv", 'label,text\n1,a\0b\n0,"c\0"\n').columns["text"] == ["a\0b", "c\0"]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_lines_may_end_in_carriage_returns_alone(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+    lines = {
+        "x.csv": ["label,text", "1,one", '0,"a, b"'],
+        "x.tsv": ["label\ttext", "1\tone", "0\ta, b"],
+        "x.jsonl": ['{"label": "1", "text": "one"}', '{"label": "0", "text": "a, b"}'],
+    }[name]
+    found = table(tmp_path / name, pack("\r".join(lines).encode()))
+    assert found.columns == {"text": ["one", "a, b"], "label": ["1", "0"]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl"])
+def test_utf16_is_refused_by_name(tmp_path: Path, encoding: str, name: str) -> None:
+    with pytest.raises(DataError, match=r"is UTF-16 text, which is not supported \(expected UTF-8\)(?s:.)*iconv"):
+        table(tmp_path / name, "label,text\n1,one\n".encode(encoding))
+
+
+def test_a_folder_of_sparks_parts_is_read_without_what_lies_beside_them(tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"part-{number}.csv").write_text(f"label,text\n{number},text {number}\n")
+        (folder / f".part-{number}.csv.crc").write_bytes(b"crc")
+    (folder / "_SUCCESS").write_bytes(b"")
+    (folder / "gone.csv").symlink_to(tmp_path / "nowhere.csv")
+    report: Counter[str] = Counter()
+    data = LabelledData(train=str(folder), text="text", label="label", labels=["0", "1"])
+    assert read_labelled(data, report)[0].texts == (["text 0", "text 1"],)
+    assert report == {
+        "files beside the data left out (the first: _SUCCESS)": 1,
+        "hidden files and folders left out (the first: .part-0.csv.crc)": 2,
+        "dangling links left out (the first: gone.csv)": 1,
+    }
+
+
+def test_damage_of_a_compressed_file_is_refused(tmp_path: Path) -> None:
+    content = "\n".join(["label,text", *rows(300)]).encode()
+    damaged = bytearray(bz2.compress(b"\n1,more\n"))
+    damaged[1] ^= 4
+    with pytest.raises(DataError, match=r"x\.csv: the compressed file is damaged or ends too early"):
+        table(tmp_path / "x.csv", bz2.compress(content) + damaged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +15,7 @@ from kdcore_preparation.readers import file_corpus
 from kdcore_preparation.readers.cleaning import clean_text
 from kdcore_preparation.readers.file_corpus import FileCorpus
 from kdcore_preparation.readers.input_files import open_counted
+from kdcore_preparation.readers.input_streams import read_some
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -22,19 +24,42 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+READ_AS = "books read as "
+"""Beginning of the counts of books by their encoding."""
+
 _SAMPLE_BYTES = 64 * 1024
 _CHUNKS = 10  # number of pieces into which the detector divides a sample
+_LATIN = (
+    *(f"iso8859_{part}" for part in (1, 2, 3, 4, 9, 10, 13, 14, 15, 16)),
+    *(f"cp125{page}" for page in (0, 2, 4, 7, 8)),
+)
+_COMMON = "cp1252"  # of several encodings that fit equally
+_LEAST_COHERENCE = 0.1
+_CHAOS = 0.02  # difference of the detector's measure of disorder that decides nothing
+# Encodings of 7 bits that switch between sets of characters by escape sequences.
+_SWITCHED = (
+    (re.compile(rb"\x1b\$\)C"), ("iso2022_kr",)),
+    (
+        re.compile(rb"\x1b(?:\$(?:[@AB]|\([@-DO-Q])|\(I)"),
+        ("iso2022_jp", "iso2022_jp_2", "iso2022_jp_ext", "iso2022_jp_2004", "iso2022_jp_3"),
+    ),
+    (re.compile(rb"~\{(?:[!-w][!-~])+~\}"), ("hz",)),
+)
+_DESIGNATION = re.compile(rb"\x1b\$[()*+]?[@-Z]")
 _ENCODING_HINT = "set `encoding`, or convert the file to UTF-8, e.g. with iconv"
 
 
 class BooksCorpus(FileCorpus):
     """Read each text file below a folder as one document, whatever its encoding; files may be compressed.
 
-    A byte order mark decides the encoding; text that is UTF-8 except for a few broken bytes is read as UTF-8; any
-    other encoding is detected. The number of books per encoding is reported. Broken bytes become U+FFFD, control
-    characters are removed, empty and binary files are skipped; each is counted. A book of more than 16 MiB is read
-    as several documents.
+    A byte order mark or the escape sequences of ISO 2022 decide the encoding; text that is UTF-8 except for a few
+    broken bytes is read as UTF-8; any other encoding is detected. The number of books per encoding is reported, with
+    the encodings that fit as well. Broken bytes become U+FFFD, control characters are removed, empty and binary files
+    are skipped; each is counted. A book of more than 16 MiB is read as several documents. Of a damaged file, the text
+    before the damage is a book.
     """
+
+    revision = 2
 
     class Config(FileCorpus.Config):
         """Keys of the corpus."""
@@ -66,14 +91,15 @@ class BooksCorpus(FileCorpus):
         """Yield a book, named after its file."""
         path = self.path_of(part)
         with open_counted(path) as (stream, raw_file):
-            raw = stream.read(file_corpus.MAX_DOCUMENT_BYTES)
-            encoding = self.config.encoding or _marked(raw)
-            if encoding is None and self.skips_binary(part, path, b"" if _wide(raw) else raw[:4096]):
+            source = _Source(stream)
+            raw = source.read()
+            encoding = self.config.encoding or _marked(raw) or _wide(raw) or _switched(raw, path)
+            if encoding is None and self.skips_binary(part, path, raw[:4096]):
                 return
-            encoding = encoding or _detected(raw, path)
-            self.report[f"books read as {codecs.lookup(encoding).name}"] += 1
+            encoding, others = (encoding, "") if encoding else _detected(raw, path)
+            self.report[f"{READ_AS}{codecs.lookup(encoding).name}{others}"] += 1
             any_text = False
-            for number, piece in enumerate(self._pieces(raw, stream, encoding), start=1):
+            for number, piece in enumerate(self._pieces(raw, source, encoding), start=1):
                 text = clean_text(piece, self.report, self._clean)
                 self.bytes_read = raw_file.tell()
                 if text:
@@ -81,8 +107,9 @@ class BooksCorpus(FileCorpus):
                     yield self.continued(part.name, number, text)
             if not any_text:
                 self.report["empty documents skipped"] += 1
+            source.raise_damage()
 
-    def _pieces(self, raw: bytes, stream: IO[bytes], encoding: str) -> Iterator[str]:
+    def _pieces(self, raw: bytes, source: _Source, encoding: str) -> Iterator[str]:
         """Yield the text of a file, cut at white space where it exceeds one document."""
         decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
         stage = self._decode
@@ -91,7 +118,7 @@ class BooksCorpus(FileCorpus):
             stage.refuse("byte order mark", 1)
         carried = ""
         while raw:
-            following = stream.read(file_corpus.MAX_DOCUMENT_BYTES)
+            following = source.read()
             decoded = decoder.decode(raw, final=not following)
             if "\ufffd" in decoded:
                 broken = decoded.count("\ufffd")
@@ -121,18 +148,94 @@ def _wide(raw: bytes) -> str | None:
     return "utf-16-be" if low > len(head) // 4 and high < low // 8 else None
 
 
-def _detected(raw: bytes, path: Path) -> str:
-    if wide := _wide(raw):
-        return wide
+def _switched(raw: bytes, path: Path) -> str | None:
+    """Detect ISO-2022-JP, ISO-2022-KR and HZ, whose bytes are those of ASCII.
+
+    Raises:
+        DataError: the escape sequences are those of another encoding.
+    """
+    if not raw.isascii():
+        return None
+    for sequence, encodings in _SWITCHED:
+        if sequence.search(raw):
+            found = next((encoding for encoding in encodings if _decodes(raw, encoding)), None)
+            if found is not None:
+                return found
+    if _DESIGNATION.search(raw):
+        raise DataError(
+            "has escape sequences of ISO 2022, but the encoding could not be detected",
+            where=str(path),
+            hint=_ENCODING_HINT,
+        )
+    return None
+
+
+def _decodes(raw: bytes, encoding: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(raw)  # may end within a character
+    except UnicodeError:
+        return False
+    return True
+
+
+def _detected(raw: bytes, path: Path) -> tuple[str, str]:
+    """Detect an encoding by its letters.
+
+    Returns:
+        The encoding, and words that name the others that fit as well.
+    """
     text = codecs.getincrementaldecoder("utf-8")(errors="replace").decode(raw)  # may end within a character
     broken = text.count("\ufffd")
     # Text in other encodings contains hardly any valid multi-byte UTF-8.
     if not broken or broken * 10 < len(raw) - len(text):
-        return "utf-8"
+        return "utf-8", ""
     from charset_normalizer import from_bytes
 
-    foreign = b"\n".join(line for line in raw.split(b"\n") if not line.isascii())
-    match = from_bytes(foreign[:_SAMPLE_BYTES], steps=_CHUNKS, chunk_size=_SAMPLE_BYTES // _CHUNKS).best()
-    if match is None:
+    foreign = b"\n".join(line for line in raw.split(b"\n") if not line.isascii())[:_SAMPLE_BYTES]
+    matches = from_bytes(foreign, steps=_CHUNKS, chunk_size=_SAMPLE_BYTES // _CHUNKS)
+    best = matches.best()
+    if best is None:
         raise DataError("the encoding could not be detected", where=str(path), hint=_ENCODING_HINT)
-    return match.encoding
+    equal = [match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence)]
+    best = next((match for match in equal if match.encoding == _COMMON), best)
+    close = [match for match in matches if match.chaos <= best.chaos + _CHAOS]
+    others = {str(match): match.encoding for match in reversed(close)}
+    if best.encoding in _LATIN:
+        letters = _letters(str(best))
+        for encoding in _LATIN:
+            if _decodes(foreign, encoding) and _letters(same := foreign.decode(encoding)) >= letters:
+                others.setdefault(same, encoding)
+    others.pop(str(best), None)
+    if others:
+        return best.encoding, f", perhaps {', '.join(sorted(others.values()))}"
+    return best.encoding, ", unsure" if best.coherence < _LEAST_COHERENCE else ""
+
+
+def _letters(text: str) -> float:
+    """Return the fraction of letters among the characters that are not ASCII."""
+    foreign = [character for character in text if character > "\x7f"]
+    return sum(map(str.isalpha, foreign)) / max(1, len(foreign))
+
+
+class _Source:
+    """Read a file in pieces of the size of a document; damage ends the text and is raised at the end."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._damage: Exception | None = None
+
+    def read(self) -> bytes:
+        """Read the next piece; empty at the end or at damage."""
+        if self._damage is not None:
+            return b""
+        content, self._damage = read_some(self._stream, file_corpus.MAX_DOCUMENT_BYTES)
+        return content
+
+    def raise_damage(self) -> None:
+        """Raise the error of the damage, if any.
+
+        Raises:
+            EOFError, OSError, zlib.error: the file is damaged.
+        """
+        if self._damage is not None:
+            raise self._damage

@@ -12,7 +12,8 @@ from kdcore import PART_BYTES, Corpus, CorpusConfig, DataError, Document, Part, 
 from kdcore_preparation.readers.character_account import CharacterAccount, CharacterStage
 from kdcore_preparation.readers.cleaning import clean_text, cut_text
 from kdcore_preparation.readers.file_listing import InputFiles
-from kdcore_preparation.readers.input_files import input_files, is_plain
+from kdcore_preparation.readers.input_files import UTF16_MARKS, input_files, is_plain, refuse_utf16
+from kdcore_preparation.readers.input_streams import universal_lines
 
 MAX_DOCUMENT_BYTES = 16 * 2**20
 """A longer document is read as several, cut at white space, so that memory stays bounded."""
@@ -20,7 +21,6 @@ MAX_DOCUMENT_BYTES = 16 * 2**20
 WHITE_SPACE = b" \t\n\r\v\f"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _CONTROL = bytes({*range(32), 127} - set(b"\b\t\n\v\f\r\x1b"))
 _HEAD = 4096
 _MOST_BAD_AT_FIRST = 100
@@ -169,12 +169,14 @@ def read_lines(
 ) -> Iterator[Line]:
     """Yield the lines that start between `start` and `end`; one over `limit` bytes comes in several pieces.
 
-    A byte order mark at the start of the file is left out and counted in `characters`.
+    Lines end in newlines, or in carriage returns alone as on old Macintoshes, see `universal_lines`. A byte order mark
+    at the start of the file is left out and counted in `characters`.
 
     Raises:
         DataError: the file is UTF-16.
     """
     limit = MAX_DOCUMENT_BYTES if limit is None else limit
+    stream = universal_lines(stream)
     position = _first_line(stream, start, end)
     at_first = position == 0
     number, line_start, carried, within = 1, position, b"", False
@@ -202,7 +204,8 @@ def line_in_file(path: Path, part: Part, line: Line) -> int:
     before = 0
     left = line.start
     with path.open("rb") as file:
-        while left and (read := file.read(min(left, 2**20))):
+        lines = universal_lines(file)
+        while left and (read := lines.read(min(left, 2**20))):
             before += read.count(b"\n")
             left -= len(read)
     return before + 1
@@ -250,7 +253,7 @@ class BadRecords:
 
 def looks_binary(head: bytes) -> bool:
     """Return whether a file is binary: a tenth of compressed or executable data is control characters."""
-    if head.startswith(_UTF16_MARKS):
+    if head.startswith(UTF16_MARKS):
         return False  # readers of UTF-8 report UTF-16 themselves
     controls = len(head) - len(head.translate(None, _CONTROL))
     return controls > max(16, len(head) // 33) or head.startswith(b"%PDF-")
@@ -287,10 +290,8 @@ def _cut(line: bytes) -> int:
 
 
 def _without_byte_order_mark(line: bytes, path: Path, characters: CharacterStage | None) -> bytes:
-    if line.startswith(_UTF16_MARKS):
-        raise DataError(
-            "is UTF-16 text, which is not supported", where=str(path), hint="convert it to UTF-8, e.g. with iconv"
-        )
+    if line.startswith(UTF16_MARKS):
+        refuse_utf16(line, str(path))
     if not line.startswith(_BYTE_ORDER_MARK):
         return line
     if characters is not None:

@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,12 +13,15 @@ from typing import IO, Any, Literal
 
 from kdcore import DataError, atomic_write, sha256_of_file
 from kdcore_preparation.readers.file_listing import InputFiles, find_files
-from kdcore_preparation.readers.input_streams import Bzip2Streams, ZstdFrames
+from kdcore_preparation.readers.input_streams import UNPACKING_ERRORS, Bzip2Streams, ZstdFrames
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to be skipped
 BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 """First bytes of a bzip2 stream; the second form is that of an empty one."""
+
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""Byte order marks of UTF-16; UTF-32 begins with the first, too."""
 
 _FOREIGN_COMPRESSION = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"7z\xbc\xaf\x27\x1c": "7z"}
 
@@ -136,11 +138,9 @@ def open_counted(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             opened = io.BufferedReader(ZstdFrames(raw))
         try:
             yield opened, raw
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise damaged(path, error) from error
-        except OSError as error:
-            # bz2 and zstd report damaged data as an OSError without an errno; one with an errno comes from the disk.
-            if error.errno is not None:
+        except UNPACKING_ERRORS as error:
+            # Damaged data is an OSError without an errno; one with an errno comes from the disk.
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise damaged(path, error) from error
 
@@ -198,6 +198,21 @@ def damaged(path: Path, error: Exception | str) -> DataError:
         where=str(path),
         hint="download the file again and compare its size and checksum with those of its source",
     )
+
+
+def refuse_utf16(head: bytes, where: str) -> None:
+    """Refuse UTF-16 text: it begins with a byte order mark, or every other one of its first bytes is zero.
+
+    Raises:
+        DataError: the text is UTF-16.
+    """
+    zeros = [not byte for byte in head[:8]]
+    if head.startswith(UTF16_MARKS) or (len(zeros) == 8 and zeros in ([False, True] * 4, [True, False] * 4)):
+        raise DataError(
+            "is UTF-16 text, which is not supported (expected UTF-8)",
+            where=where,
+            hint="convert it to UTF-8, e.g. with iconv -f UTF-16 -t UTF-8",
+        )
 
 
 def _beside_data(name: str) -> bool:

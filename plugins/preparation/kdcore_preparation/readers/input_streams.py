@@ -1,15 +1,22 @@
-"""Unpack bzip2 and zstd files of any number of streams, without mistaking damage for their end."""
+"""Streams of input files: every stream of a compressed file, and lines that end in carriage returns."""
 
 from __future__ import annotations
 
 import bz2
 import io
+import re
+import zlib
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+UNPACKING_ERRORS = (EOFError, OSError, zlib.error)
+"""What the streams of compressed files raise for damage, and for faults of the disk (with an errno)."""
+
 _CHUNK = 2**17
+_FIRST_BYTES = 2**20
+_LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
 class Bzip2Streams(io.RawIOBase):
@@ -110,3 +117,93 @@ class ZstdFrames(io.RawIOBase):
         except OSError:
             pass
         return bytes(found)
+
+
+def universal_lines(stream: IO[bytes]) -> IO[bytes]:
+    """Return a stream whose lines end in newlines, also if those of the file end in carriage returns alone.
+
+    Carriage returns are line ends if the first megabyte contains one, but no newline. Each becomes a newline, so that
+    positions stay valid; those before a newline remain. In other files carriage returns are part of their lines.
+
+    Args:
+        stream: a plain file at any position, or a compressed one at its start.
+    """
+    if isinstance(stream, io.BufferedReader) and stream.seekable():
+        position = stream.tell()
+        stream.seek(0)
+        first, _ = read_some(stream, _FIRST_BYTES, b"\n")
+        stream.seek(position)
+        if b"\n" in first or b"\r" not in first:
+            return stream
+        return io.BufferedReader(_LineStream(stream, b"", None, returns=True))
+    first, error = read_some(stream, _FIRST_BYTES, b"\n")
+    returns = b"\n" not in first and b"\r" in first
+    return io.BufferedReader(_LineStream(stream, first, error, returns=returns), _CHUNK)
+
+
+def read_some(stream: Any, size: int, until: bytes | None = None) -> tuple[bytes, Exception | None]:
+    """Read up to `size` bytes, or a little beyond the first `until`.
+
+    Returns:
+        The bytes before the end or the damage, and the error of the damage.
+    """
+    found = bytearray()
+    try:
+        while len(found) < size and (piece := stream.read1(min(_CHUNK, size - len(found)))):
+            found += piece
+            if until is not None and until in piece:
+                break
+    except UNPACKING_ERRORS as error:
+        return bytes(found), error
+    return bytes(found), None
+
+
+class _LineStream(io.RawIOBase):
+    """The bytes of a stream after those that were read from it, with carriage returns as newlines if they end lines."""
+
+    def __init__(self, stream: Any, first: bytes, error: Exception | None, *, returns: bool) -> None:
+        self._stream = stream
+        self._first = first
+        self._error = error
+        self._returns = returns
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return whether the stream is."""
+        return bool(self._stream.seekable())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to another position of a plain file."""
+        return int(self._stream.seek(offset, whence))
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill a buffer; 0 is the end.
+
+        Raises:
+            EOFError, OSError, zlib.error: as the stream.
+        """
+        view = memoryview(buffer)
+        if self._first:
+            content, self._first = self._first[: len(view)], self._first[len(view) :]
+        elif self._error is not None:
+            raise self._error
+        else:
+            content = self._stream.read1(len(view))
+        if self._returns:
+            before_newline = content.endswith(b"\r") and self._next() == b"\n"
+            content = _LONE_RETURN.sub(b"\n", content)
+            if before_newline:
+                content = content[:-1] + b"\r"
+        view[: len(content)] = content
+        return len(content)
+
+    def _next(self) -> bytes:
+        if self._first or self._error is not None:
+            return self._first[:1]
+        try:
+            return bytes(self._stream.peek(1)[:1])
+        except UNPACKING_ERRORS:
+            return b""  # the next read raises the error

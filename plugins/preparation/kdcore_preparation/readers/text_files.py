@@ -17,7 +17,7 @@ from kdcore_preparation.readers.input_files import open_counted
 
 
 class TextCorpus(FileCorpus):
-    """Read UTF-8 text from plain, gzip, bzip2 or zstd files.
+    """Read UTF-8 text from plain, gzip, bzip2 or zstd files, whose lines end in newlines or in carriage returns alone.
 
     Broken bytes become U+FFFD, control characters are removed, empty documents and binary files in a folder are
     skipped; each is counted. A document of more than 16 MiB is read as several.

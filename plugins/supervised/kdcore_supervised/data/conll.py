@@ -64,7 +64,7 @@ def read_conll(
     mistakes = Mistakes(str(path))
     first: tuple[int, int] | None = None
     with open_input(path) as stream:
-        for number, line in enumerate(decoded_lines(stream, report), start=1):
+        for number, line in enumerate(decoded_lines(stream, report, str(path)), start=1):
             if not line.strip(_BLANKS):
                 sentences.append(ConllSentence())
                 continue

@@ -156,7 +156,7 @@ def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> La
     lines: list[int] = []
     numbers: list[str] = []
     with open_input(path) as stream:
-        records = split_records(decoded_lines(stream, report), "\t")
+        records = split_records(decoded_lines(stream, report, str(path)), "\t")
         header = _COLA_COLUMNS
         if name != "cola" or is_test:
             header = [column.strip() for column in next(records, TableRow(1, [])).values]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore_preparation import decode_utf8, open_input
+from kdcore_preparation import decode_utf8, open_input, refuse_utf16, universal_lines
 
 from kdcore import DataError, first_line
 from kdcore_supervised.data.separated_values import (
@@ -121,7 +121,7 @@ def read_table(
     if ending == ".parquet":
         return _read_parquet(path, needed, wanted)
     with open_input(path) as stream:
-        lines = decoded_lines(stream, report)
+        lines = decoded_lines(stream, report, str(path))
         if ending in (".csv", ".tsv"):
             table = _read_separated(path, lines, ending, quoting, needed, wanted, labels)
         else:
@@ -131,9 +131,15 @@ def read_table(
     return table
 
 
-def decoded_lines(stream: Any, report: Counter[str]) -> Iterator[str]:
-    """Decode the lines of a byte stream; only newlines end a line."""
-    for number, raw in enumerate(stream):
+def decoded_lines(stream: Any, report: Counter[str], where: str) -> Iterator[str]:
+    """Decode the lines of a byte stream; newlines end a line, or carriage returns in files without newlines.
+
+    Raises:
+        DataError: the file is UTF-16.
+    """
+    for number, raw in enumerate(universal_lines(stream)):
+        if number == 0:
+            refuse_utf16(raw, where)
         line = decode_utf8(raw, report)
         yield line.removeprefix("\ufeff") if number == 0 else line
 
