@@ -327,6 +327,7 @@ def test_recipes_extend_the_table_of_templates() -> None:
         "{{mine|a|b}}, {{By_name|words=c|d}}, {{written|a=x|y}}, {{written|x|y|b=z}}. {{lang|fr|e}} {{cvt|1|m}} "
         "{{convert|2|m}}"
     )
+    assert clean("{{formatnum:1200}} a", templates={"formatnum": "drop"}) == ["a"]
     assert clean(wikitext, templates=templates) == ["b, c, y of y, x of z, y. 1 m 2"]
 
 
@@ -340,6 +341,8 @@ def test_recipes_extend_the_table_of_templates() -> None:
         ("quote", "{1} <{2}", "`<` without `>`"),
         ("quote", "{1}>", "`>` without `<`"),
         ("{{quote}}", 1, "is not a template's name"),
+        ("Template:quote", 1, "is not a template's name"),
+        ("LANG", 1, "`lang` and `LANG` are one template"),
     ],
 )
 def test_wrong_rules_are_refused_with_their_line(tmp_path: Path, key: str, value: object, message: str) -> None:
@@ -352,7 +355,7 @@ def test_wrong_rules_are_refused_with_their_line(tmp_path: Path, key: str, value
     )
     with pytest.raises(InputError, match=message) as caught:
         load_config(recipe, DataRecipe, [])
-    assert "data.yaml:6" in str(caught.value)
+    assert f"data.yaml:{4 if key == 'LANG' else 6}" in str(caught.value)
 
 
 def test_a_wrong_variant_is_refused() -> None:

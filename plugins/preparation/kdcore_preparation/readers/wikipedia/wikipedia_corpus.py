@@ -24,9 +24,18 @@ def _checked_rule(spec: int | str) -> int | str:
 
 
 def _checked_name(name: str) -> str:
-    if not template_name(name) or set(name) & set("{}|[]<>#"):
-        raise ValueError(f"`{name}` is not a template's name (expected it without braces and arguments)")
+    if not template_name(name) or set(name) & set("{}|[]<>#:"):
+        raise ValueError(f"`{name}` is not a template's name (expected it without braces, namespace and arguments)")
     return name
+
+
+def _checked_names(templates: dict[str, int | str]) -> dict[str, int | str]:
+    stated: dict[str, str] = {}
+    for name in templates:
+        other = stated.setdefault(template_name(name), name)
+        if other != name:
+            raise ValueError(f"`{other}` and `{name}` are one template")
+    return templates
 
 
 def _checked_variant(code: str | None) -> str | None:
@@ -55,8 +64,12 @@ class WikipediaCorpus(FileCorpus):
         path: PathString = Field(
             description="MediaWiki XML, plain, .bz2 (best multistream), .gz or .zst; a folder or glob for many files."
         )
-        templates: dict[
-            Annotated[str, AfterValidator(_checked_name)], Annotated[StrictInt | str, AfterValidator(_checked_rule)]
+        templates: Annotated[
+            dict[
+                Annotated[str, AfterValidator(_checked_name)],
+                Annotated[StrictInt | str, AfterValidator(_checked_rule)],
+            ],
+            AfterValidator(_checked_names),
         ] = Field(
             {},
             description="What is kept of templates, by their names: the number or name of an argument, a text with "

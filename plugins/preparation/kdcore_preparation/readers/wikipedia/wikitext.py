@@ -160,7 +160,9 @@ class WikitextCleaner:
             function = function.strip()
             if function in self.wiki.template_namespaces or _SUBSTITUTED.match(name):
                 return self.rule(value.strip())
-            if function not in self._stated and (rule := known_function(function)):
+            if function in self._stated:
+                return self._rule(function)
+            if rule := known_function(function):
                 return rule, function
         return self._rule(name)
 
