@@ -15,6 +15,7 @@ from .data.base import Document as Document
 from .data.base import Part as Part
 from .data.base import TokenizedSequences as TokenizedSequences
 from .data.manifest import Alignment as Alignment
+from .data.manifest import CharactersEntry as CharactersEntry
 from .data.manifest import Damage as Damage
 from .data.manifest import Manifest as Manifest
 from .data.manifest import PreparedSplit as PreparedSplit

@@ -24,8 +24,8 @@ class Document:
     """One text that belongs together: an article, a book, a post.
 
     Attributes:
-        id: identifies the document within its corpus. Together with the seed it decides whether the document is held
-            out, so it must not depend on where the files are stored, and must not change when they grow.
+        id: identifies the document within its corpus, so it must not depend on where the files are stored, and must not
+            change when they grow.
         text: plain text, its paragraphs separated by a newline character.
     """
 
@@ -41,7 +41,8 @@ class TokenizedSequences:
     `sequence_length`: ids must be below its vocabulary size, [CLS] first and [SEP] last.
 
     Attributes:
-        id: names this group of sequences within its corpus, as `Document.id`; they are held out together or not at all.
+        id: names this group of sequences within its corpus, as `Document.id`. Together with the seed it decides whether
+            they are held out, all of them or none.
         tokens: (sequences, width) the original ids, special tokens included, before any of them was masked; content
             after a sequence's end is ignored. `width` is at most the recipe's `sequence_length`.
         lengths: (sequences,) tokens of each, special tokens included.

@@ -75,11 +75,27 @@ class Alignment(_Stored):
     split_sequences: Count = 0
 
 
+class CharactersEntry(_Stored):
+    """Characters of a corpus at one stage of reading or preparing it.
+
+    `dropped` counts characters by reason, `rewritten` characters before and after rewriting. The sums over reasons obey
+    `received + after - before == dropped + passed`.
+    """
+
+    received: Count
+    passed: Count
+    dropped: dict[str, Count] = Field(default_factory=dict)
+    rewritten: dict[str, Annotated[list[Count], Field(min_length=2, max_length=2)]] = Field(default_factory=dict)
+
+
 class SplitEntry(_Stored):
     """One split: its files and what they hold.
 
     `tokens` are the text's, without [CLS], [SEP] and [PAD]; `sentences` is None where sentences were not detected, and
-    `alignment` where the rows hold the tokens of one tokenizer only.
+    `alignment` where the rows hold the tokens of one tokenizer only. `text_characters` are all of the text,
+    `visible_characters` those of them that are not white space, `unknown_characters` those that are inside [UNK].
+    `repeated_documents` repeat another one of the split except for case, white space and punctuation. These four are
+    None for rows of token ids and in older manifests.
     """
 
     documents: int = 0
@@ -87,6 +103,10 @@ class SplitEntry(_Stored):
     sequences: int = 0
     tokens: int = 0
     unknown_tokens: int = 0
+    text_characters: Count | None = None
+    visible_characters: Count | None = None
+    unknown_characters: Count | None = None
+    repeated_documents: Count | None = None
     shards: list[ShardEntry] = Field(default_factory=list)
     alignment: Alignment | None = None
 
@@ -159,8 +179,9 @@ class _StoredRecipe(_Stored):
 class Manifest(_Stored):
     """The description of a prepared folder.
 
-    `reports` count, for each corpus, what was repaired or left out; `weights` how often an epoch shows the
-    sequences of each corpus. `stated` are the keys of `recipe` that were stated, `readers` and `preparation` the
+    `reports` count, for each corpus, what was repaired or left out; `characters` are the stages of each corpus in their
+    order; `problems` describe likely faults of the data, None in older manifests; `weights` how often an epoch shows
+    the sequences of each corpus. `stated` are the keys of `recipe` that were stated, `readers` and `preparation` the
     readers and the revision of the preparation; versions 1 and 2 have none of these. `teacher` describes the teacher's
     tokens, None if the rows hold those of one tokenizer only. A kdcore that does not know `teacher` can train students
     without a teacher on such data, and refuses the teacher's other vocabulary. `tokenizer_files` has the SHA-256 of the
@@ -186,6 +207,8 @@ class Manifest(_Stored):
     preparation: int = 1
     teacher: TeacherRows | None = None
     tokenizer_files: dict[str, str] = Field(default_factory=dict)
+    characters: list[dict[str, CharactersEntry]] = Field(default_factory=list)
+    problems: list[str] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -127,7 +127,7 @@ class MaskedLM(Task):
             pad_id=self.data.pad_id,
             tokenizer=tokenizer,
         )
-        self._warn_of_unknown_tokens()
+        self._warn_of_problems()
         self._warn_of_long_words()
         if views is not None and teacher is not None:
             lengths = [self._splits[split].teacher_lengths for split in SPLITS]
@@ -145,14 +145,14 @@ class MaskedLM(Task):
                 tokenizer=theirs,
             )
 
-    def _warn_of_unknown_tokens(self) -> None:
-        for split, entry in self.data.manifest.splits.items():
-            unknown = entry.unknown_tokens / max(1, entry.tokens)
-            if unknown > _MANY_UNKNOWN:
-                logger.warning(
-                    f"{self.data.folder}: {split}: {unknown:.1%} of the tokens are unknown to the tokenizer; `kdcore "
-                    "data inspect` shows samples"
-                )
+    def _warn_of_problems(self) -> None:
+        problems = self.data.manifest.problems
+        if problems is None:
+            shares = {name: one.unknown_tokens / max(1, one.tokens) for name, one in self.data.manifest.splits.items()}
+            what = "of the tokens are unknown to the tokenizer; `kdcore data inspect` shows samples"
+            problems = [f"{name}: {share:.1%} {what}" for name, share in shares.items() if share > _MANY_UNKNOWN]
+        for problem in problems:
+            logger.warning(f"{self.data.folder}: {problem}")
 
     def _warn_of_long_words(self) -> None:
         """Warn if words of some of the training sequences have more tokens than may be predicted."""

@@ -1,25 +1,18 @@
-"""Data that an earlier kdcore has prepared is found again; fingerprints do not depend on where a reader is defined."""
+"""Runs keep the data that an earlier kdcore has prepared; fingerprints do not depend on where a reader is defined."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kdcore_preparation import train_tokenizer
-from kdcore_preparation.pipeline.data_recipe import (
-    PREPARATION_REVISION,
-    Identity,
-    identify,
-    load_tokenizers,
-    stated_keys,
-)
-from kdcore_preparation.pipeline.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS, old_fingerprint
-from kdcore_preparation.pipeline.prepare import DataRecipe, build_corpora, find_or_prepare, prepare
+from kdcore_preparation.pipeline.data_recipe import PREPARATION_REVISION, Identity, identify, load_tokenizers
+from kdcore_preparation.pipeline.old_manifests import OLD_READERS, OLD_RECIPE_DEFAULTS
+from kdcore_preparation.pipeline.prepare import DataRecipe, build_corpora, find, find_or_prepare, prepare
+from kdcore_preparation.pipeline.reopening import reopen
 from kdcore_preparation.readers.input_files import FileHashes
 from kdcore_preparation.readers.json_lines import JsonLinesCorpus
 from kdcore_preparation.readers.text_files import TextCorpus
@@ -27,6 +20,7 @@ from pydantic import Field, create_model
 
 from kdcore import registry
 from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint
+from kdcore.errors import DataError
 from kdcore.recipe.imports import run_import
 from kdcore.recipe.loading import load_config
 
@@ -52,25 +46,27 @@ def recipe_of(golden: Path, name: str) -> DataRecipe:
     return load_config(golden / "prepared" / "recipes" / f"{name}.yaml", DataRecipe)
 
 
-RISEN = ("books", "wikipedia")  # readers that yield other documents than in kdcore 0.1
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in RISEN])
-def test_data_of_manifest_version_2_is_found_under_its_old_fingerprint(golden: Path, name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_data_of_manifest_version_2_is_reopened_by_its_runs_and_not_used_by_others(
+    golden: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     if name in ("hdf5", "huggingface"):
         pytest.importorskip({"hdf5": "h5py", "huggingface": "datasets"}[name])
     cache = golden / "prepared" / "cache"
     before = sorted(path.name for path in cache.iterdir())
     data = recipe_of(golden, name)
-    found = find_or_prepare(data, cache)
-    assert found.fingerprint == NAMES[name]
+    found, fingerprint = reopen(data, cache, None, NAMES[name])
+    assert found.fingerprint == fingerprint == NAMES[name]
     assert found.folder == cache / NAMES[name][:32]
     assert sorted(path.name for path in cache.iterdir() if path.name != "file-hashes.json") == before
-    assert prepare(data, found.folder).folder == found.folder
     found.verify()
+    assert "revision 1 of the preparation, which has 2; the run continues with its original data" in caplog.text
+    assert find(data, cache) is None, "the documents that it holds out are others by now"
+    with pytest.raises(DataError, match="already contains other prepared data"):
+        prepare(data, found.folder)
 
 
-@pytest.mark.parametrize("name", RISEN)
+@pytest.mark.parametrize("name", ["books", "wikipedia"])
 def test_data_of_a_reader_with_a_higher_revision_is_prepared_again(golden: Path, name: str) -> None:
     cache = golden / "prepared" / "cache"
     data = recipe_of(golden, name)
@@ -104,7 +100,7 @@ def test_the_fingerprint_is_over_names_stated_settings_and_content(golden: Path)
         sha256 = hashlib.sha256(raw).hexdigest()
         inputs.append({"corpus": number, "name": name, "bytes": len(raw), "sha256": sha256})
     content = {
-        "preparation": 1,
+        "preparation": 2,
         "corpora": [
             {"reader": "text", "revision": 2, "source": None, "settings": {"weight": 2.0}},
             {"reader": "jsonl", "revision": 1, "source": None, "settings": {"field": "body"}},
@@ -128,7 +124,7 @@ def test_new_data_gets_the_new_fingerprint_and_is_found_under_it(golden: Path, t
     data = recipe_of(golden, "jsonl")
     made = find_or_prepare(data, tmp_path / "cache")
     identity = identity_of(data)
-    assert made.fingerprint == identity.fingerprint != identity.old_fingerprint
+    assert made.fingerprint == identity.fingerprint
     assert made.folder.name == identity.fingerprint[:32]
     assert [(one.name, one.revision) for one in made.manifest.readers] == [("jsonl", 1)]
     assert made.manifest.stated == ["held_out", "sequence_length"]
@@ -162,7 +158,6 @@ def test_moving_readers_to_another_module_changes_no_fingerprint(
     golden: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = identity_of(recipe_of(golden, name))
-    assert before.old_fingerprint == NAMES[name]
     for cls in (TextCorpus, JsonLinesCorpus):
         monkeypatch.setattr(cls, "__module__", "kdcore_preparation.readers.elsewhere")
     assert identity_of(recipe_of(golden, name)) == before
@@ -175,15 +170,14 @@ def test_a_new_option_of_a_reader_keeps_old_and_new_fingerprints(golden: Path, m
     assert identity_of(recipe_of(golden, "text")) == before
     data = recipe_of(golden, "text")
     other = data.model_copy(update={"corpora": [{**data.corpora[0], "reverse": True}]})
-    assert not identity_of(other).matches(before.fingerprint)
-    assert not identity_of(other).matches(before.old_fingerprint)
+    assert identity_of(other).fingerprint != before.fingerprint
 
 
 def test_a_raised_revision_matches_no_earlier_data(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = identity_of(recipe_of(golden, "text"))
     monkeypatch.setattr(TextCorpus, "revision", TextCorpus.revision + 1)
     now = identity_of(recipe_of(golden, "text"))
-    assert not {now.fingerprint, now.old_fingerprint} & {before.fingerprint, before.old_fingerprint}
+    assert now.fingerprint != before.fingerprint
 
 
 READER = """
@@ -276,30 +270,3 @@ def test_a_default_of_the_recipe_changes_only_with_the_revision_of_the_preparati
     fields = DataRecipe.model_fields
     now = {key: fields[key].get_default(call_default_factory=True) for key in OLD_RECIPE_DEFAULTS}
     assert now == OLD_RECIPE_DEFAULTS or PREPARATION_REVISION > 1
-
-
-@pytest.mark.parametrize(
-    ("kind", "keys", "revision"),
-    [
-        ("wordpiece", {}, 1),
-        ("wordpiece", {"packing": "full"}, 1),
-        ("byte_level_bpe", {}, 1),
-        ("byte_level_bpe", {"packing": "full", "sentences": False}, 1),
-        ("byte_level_bpe", {"packing": "full"}, 2),
-        ("bpe", {"sentences": True}, 2),
-        ("unigram", {}, 2),
-    ],
-)
-def test_data_whose_tokens_have_changed_is_prepared_again(
-    golden: Path, tmp_path: Path, kind: str, keys: dict[str, Any], revision: int
-) -> None:
-    letters = random.Random(0).choices("abcdefgh ", k=4000)
-    train_tokenizer(["".join(letters)], tmp_path / "t", kind=kind, vocabulary=300 if "byte" in kind else 25)
-    stated = recipe_of(golden, "text").model_dump(exclude_unset=True)
-    data = DataRecipe.model_validate({**stated, **keys, "tokenizer": str(tmp_path / "t")})
-    now = identity_of(data)
-    assert now.preparation == revision
-    frozen = old_fingerprint(
-        stated_keys(data), [("text", build_corpora(data)[0])], now.inputs, now.tokenizer_fingerprint, 1
-    )
-    assert now.matches(frozen) == (revision == 1)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore import PreparedData, PreparedSplit, Sequences, SplitEntry, load_tokenizer
+from kdcore import Manifest, PreparedData, PreparedSplit, Sequences, SplitEntry, load_tokenizer
+from kdcore_preparation.readers.character_account import CharacterAccount
 
 _BINS = 8
 _BAR = 40
 _SAMPLE_CHARACTERS = 400
 _MANY_UNKNOWN = 0.01
 _MANY_SHORT = 0.5
+_MANY_REPEATED = 0.01
+_FEW_DOCUMENTS = 10
 
 
 @dataclass(frozen=True)
@@ -35,28 +38,85 @@ def length_histogram(lengths: NDArray[np.int32], sequence_length: int) -> list[L
     return [LengthBin(*one) for one in zip(lows, highs, counts.tolist(), strict=True)]
 
 
-def problems(data: PreparedData, sequences: dict[PreparedSplit, Sequences]) -> Iterator[str]:
-    """List likely problems of prepared data whose files are intact."""
-    manifest = data.manifest
+def problems(manifest: Manifest, short: Mapping[PreparedSplit, float]) -> Iterator[str]:
+    """List likely problems of prepared data whose files are intact.
+
+    Args:
+        manifest: its manifest.
+        short: fraction of the sequences of each split that are less than half full.
+    """
     for damage in manifest.damages:
         yield f"could not be read completely: {damage.where or damage.part}: {damage.what}"
     for split, entry in manifest.splits.items():
         if not entry.sequences:
             yield f"{split} is empty"
             continue
-        unknown = entry.unknown_tokens / max(1, entry.tokens)
+        unknown, what = unknown_share(entry)
         if unknown > _MANY_UNKNOWN:
-            yield f"{split}: {unknown:.1%} of the tokens are unknown to the tokenizer; was it trained on such text?"
-        short = float((sequences[split].lengths < data.sequence_length / 2).mean())
-        if short > _MANY_SHORT:
+            yield f"{split}: {unknown:.1%} of the {what} are unknown to the tokenizer; was it trained on such text?"
+        if entry.documents < _FEW_DOCUMENTS:
+            yield f"{split}: only {entry.documents} documents: losses and metrics on so few are hardly reproducible"
+        repeated = entry.repeated_documents or 0
+        if repeated > _MANY_REPEATED * entry.documents:
             yield (
-                f"{split}: {short:.0%} of the sequences are less than half full; documents are short: a smaller "
+                f"{split}: {repeated:,} of {entry.documents:,} documents repeat another one except for case, white "
+                "space and punctuation; `remove_duplicates: true` removes those that differ in white space only"
+            )
+        if short[split] > _MANY_SHORT:
+            yield (
+                f"{split}: {short[split]:.0%} of the sequences are less than half full; documents are short: a smaller "
                 "sequence_length or `packing: full` wastes less"
             )
     for number, (report, corpus) in enumerate(zip(manifest.reports, manifest.recipe.get("corpora", []), strict=False)):
         broken = report.get("broken UTF-8 replaced", 0)
         if broken:
             yield f"corpora.{number} ({corpus['name']}): {broken:,} invalid UTF-8 sequences; check the encoding"
+    for number, entries in enumerate(manifest.characters):
+        for imbalance in CharacterAccount.of(entries).imbalances():
+            yield f"corpora.{number} ({corpus_label(manifest, number)}): {imbalance}"
+
+
+def unknown_share(entry: SplitEntry) -> tuple[float, str]:
+    """Return the fraction of unknown text, and of what: characters other than white space, or tokens.
+
+    Tokens only count where characters are not known: one [UNK] may stand for a long word.
+    """
+    if entry.unknown_characters is None or not entry.visible_characters:
+        return entry.unknown_tokens / max(1, entry.tokens), "tokens"
+    return entry.unknown_characters / entry.visible_characters, "characters"
+
+
+def account_table(manifest: Manifest) -> Iterator[str]:
+    """Tabulate the characters that each stage of each corpus received, dropped, rewrote and passed on.
+
+    In every row of a stage, `in + dropped + changed == out`; what was dropped is negative.
+    """
+    for number, entries in enumerate(manifest.characters):
+        if not entries:
+            continue
+        yield f"characters of {corpus_label(manifest, number)}"
+        rows: list[tuple[str, ...]] = [("stage", "in", "dropped", "changed", "out")]
+        for name, stage in CharacterAccount.of(entries).items():
+            counts = (stage.received, -stage.dropped.total(), stage.net_change, stage.passed)
+            rows.append((name, *(f"{count:,}" for count in counts)))
+            rows += [(f"  {reason}", "", f"{-count:,}", "", "") for reason, count in stage.dropped.items()]
+            for reason, (before, after) in stage.rewritten.items():
+                rows.append((f"  {reason}: {before:,} -> {after:,}", "", "", f"{after - before:,}", ""))
+        yield from _aligned(rows)
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        yield f"  {first.ljust(widths[0])}  {'  '.join(cells)}".rstrip()
+
+
+def corpus_label(manifest: Manifest, number: int) -> str:
+    """Name a corpus of the recipe, with its number if there are several of the name."""
+    names = [corpus["name"] for corpus in manifest.recipe.get("corpora", [])]
+    name = str(names[number]) if number < len(names) else f"corpus {number}"
+    return f"{name} ({number})" if names.count(name) > 1 else name
 
 
 def samples(data: PreparedData, sequences: Sequences, count: int) -> Iterator[tuple[int, str]]:
@@ -89,10 +149,13 @@ def describe(data: PreparedData, samples_a_split: int) -> Iterator[str]:
         yield f"  corpus {number}: {corpus['name']}, {files:,} files, {size / 1e6:,.1f} MB, weight {weight:g}"
         for what, count in (manifest.reports[number] if number < len(manifest.reports) else {}).items():
             yield f"    {count:,} {what}"
+    yield from (f"  {line}" for line in account_table(manifest))
     opened = {split: data.split(split) for split in PreparedData.SPLITS}
     for split, entry in manifest.splits.items():
         yield from _describe_split(data, split, entry, opened[split], samples_a_split)
-    found = list(problems(data, opened))
+    half = data.sequence_length / 2
+    short = {split: float((rows.lengths < half).mean()) if len(rows) else 0.0 for split, rows in opened.items()}
+    found = list(problems(manifest, short))
     yield ""
     yield "problems:" if found else "no problems found (kdcore data verify compares checksums)"
     yield from (f"  {problem}" for problem in found)
@@ -103,13 +166,18 @@ def _describe_split(
 ) -> Iterator[str]:
     yield ""
     sentences = "" if entry.sentences is None else f"{entry.sentences:,} sentences, "
-    unknown = entry.unknown_tokens / max(1, entry.tokens)
+    unknown, what = unknown_share(entry)
     masks = ", masks stored" if sequences.has_masks else ""
     files = f"{len(entry.shards)} file{'' if len(entry.shards) == 1 else 's'}"
     yield (
         f"{split}: {entry.documents:,} documents, {sentences}{entry.sequences:,} sequences in {files}, "
-        f"{entry.tokens:,} tokens, {unknown:.3%} unknown{masks}"
+        f"{entry.tokens:,} tokens, {unknown:.3%} of the {what} unknown{masks}"
     )
+    if entry.repeated_documents is not None:
+        yield (
+            f"  {entry.text_characters:,} characters; {entry.repeated_documents:,} documents repeat another one of the "
+            "split except for case, white space and punctuation"
+        )
     if entry.alignment is not None:
         aligned = entry.alignment
         fraction = aligned.unaligned / max(1, aligned.characters)

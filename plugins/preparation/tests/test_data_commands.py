@@ -121,7 +121,7 @@ def test_what_may_be_wrong_with_the_text_is_pointed_out(work: Path, capsys: pyte
     assert run("prepare", "data.yaml", "out", "held_out=0") == 0
     assert run("data", "inspect", "out", "--samples", "0") == 0
     shown = capsys.readouterr().out.partition("problems:")[2]
-    assert re.search(r"train: [\d.]+% of the tokens are unknown", shown)
+    assert re.search(r"train: [\d.]+% of the characters are unknown", shown)
     assert "of the sequences are less than half full" in shown
     assert "invalid UTF-8 sequences; check the encoding" in shown
     assert "held_out is empty" in shown

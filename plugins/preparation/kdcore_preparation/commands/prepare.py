@@ -82,19 +82,20 @@ class PrepareCommand(Command):
 
 def summary(manifest: Manifest) -> Iterator[str]:
     """Describe what was prepared, and what was left out and why."""
+    from kdcore_preparation.inspection import account_table, corpus_label
     from kdcore_preparation.readers.books import READ_AS
 
     for split, entry in manifest.splits.items():
         sentences = "" if entry.sentences is None else f"{entry.sentences:,} sentences, "
         counts = f"{entry.documents:,} documents, {sentences}{entry.sequences:,} sequences, {entry.tokens:,} tokens"
         yield f"{split}: {counts}"
-    for number, (report, corpus) in enumerate(zip(manifest.reports, manifest.recipe["corpora"], strict=False)):
-        same_name = sum(other["name"] == corpus["name"] for other in manifest.recipe["corpora"]) > 1
-        name = f"{corpus['name']} ({number})" if same_name else corpus["name"]
+    for number, report in enumerate(manifest.reports):
         books = sum(count for what, count in report.items() if what.startswith(READ_AS))
         for what, count in report.items():
             fraction = f" ({count / books:.1%})" if what.startswith(READ_AS) else ""
-            yield f"{name}: {count:,} {what}{fraction}"
+            yield f"{corpus_label(manifest, number)}: {count:,} {what}{fraction}"
+    yield from account_table(manifest)
+    yield from (f"problem: {problem}" for problem in manifest.problems or ())
 
 
 class _Display:

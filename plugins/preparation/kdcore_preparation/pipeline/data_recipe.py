@@ -34,16 +34,14 @@ from kdcore import (
     tokenizer_fingerprint,
     without_paths,
 )
-from kdcore_preparation.pipeline.old_fingerprints import old_fingerprint
 from kdcore_preparation.pipeline.sequence_packing import Layout
 from kdcore_preparation.readers.input_files import FileHashes
 
 logger = logging.getLogger("kdcore")
 
-PREPARATION_REVISION = 1
+PREPARATION_REVISION = 2
 """Increase it when preparation yields other data for the same recipe and text, or a default of `DataRecipe` changes."""
 
-_FINDS_SPECIAL_TOKENS = ("Unigram", "WordLevel")
 _TOKENIZERS = {"tokenizer", "teacher_tokenizer"}
 _HASHING_THREADS = 8
 # Their readers are known by bare names, so that a reader may move from one of these packages to the other.
@@ -127,8 +125,6 @@ class Identity:
         fingerprint: SHA-256 over all that decides its content: the readers' registered names and revisions, what the
             recipe states other than paths and defaults, the input files' names and contents, the tokenizer, the
             revision of the preparation.
-        old_fingerprint: the fingerprint that manifest version 2 has for the same data.
-        preparation: revision of the preparation.
         readers: name and revision of each corpus's reader.
         inputs: name, size and SHA-256 of every input file.
         tokenizer_fingerprint: fingerprint of the tokenizer.
@@ -136,16 +132,10 @@ class Identity:
     """
 
     fingerprint: str
-    old_fingerprint: str
-    preparation: int
     readers: list[ReaderEntry]
     inputs: list[dict[str, Any]]
     tokenizer_fingerprint: str
     teacher_fingerprint: str | None = None
-
-    def matches(self, fingerprint: str) -> bool:
-        """Compare with the fingerprint of prepared data of any format."""
-        return fingerprint in (self.fingerprint, self.old_fingerprint)
 
 
 def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: str = "") -> list[Corpus]:
@@ -218,9 +208,8 @@ def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizers: Tokenizers
     fingerprint_of_tokenizer = tokenizer_fingerprint(tokenizers.student)
     names = [entry.get("name") for entry in data.corpora[: len(corpora)]]
     readers = [reader_entry(name, corpus) for name, corpus in zip_longest(names, corpora)]
-    preparation = _preparation_revision(data, tokenizers)
     content = {
-        "preparation": preparation,
+        "preparation": PREPARATION_REVISION,
         "corpora": [
             {
                 "reader": reader.name,
@@ -238,28 +227,8 @@ def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizers: Tokenizers
     if teacher is not None:
         content["teacher"] = {"tokenizer": teacher, "sequence_length": data.teacher_length(tokenizers.teacher)}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    old = old_fingerprint(
-        stated_keys(data),
-        [(reader.name, corpus) for reader, corpus in zip(readers, corpora, strict=True)],
-        inputs,
-        fingerprint_of_tokenizer,
-        preparation,
-    )
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-    return Identity(fingerprint, old, preparation, readers, inputs, fingerprint_of_tokenizer, teacher)
-
-
-def _preparation_revision(data: DataRecipe, tokenizers: Tokenizers) -> int:
-    """Return the revision of the preparation, raised where documents encoded as a whole have other tokens.
-
-    Until then sentences were encoded one by one, and control pieces of unigram models were found in texts.
-    """
-    contents = [json.loads(one.backend_tokenizer.to_str()) for one in tokenizers if one is not None]
-    changed = any(content["model"]["type"] in _FINDS_SPECIAL_TOKENS for content in contents) or (
-        # BERT's pre-tokenizer separates punctuation, at which sentences end.
-        data.layout.sentences and (contents[0]["pre_tokenizer"] or {}).get("type") != "BertPreTokenizer"
-    )
-    return PREPARATION_REVISION + changed
+    return Identity(fingerprint, readers, inputs, fingerprint_of_tokenizer, teacher)
 
 
 def reader_entry(stated: object, corpus: Corpus) -> ReaderEntry:

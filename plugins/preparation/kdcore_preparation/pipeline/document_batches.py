@@ -26,6 +26,8 @@ class EncodedDocuments:
         sentence_ends: ascending ends of sentences, including the ends of documents; None if sentences are not detected.
         points: (documents,) in [0, 1); those below `held_out` are held out.
         keys: (documents,) 64-bit hash of each text; empty if duplicates are kept.
+        contents: (documents,) 64-bit hash of each text's content, see `content_key`.
+        characters: (documents, 3) characters of each text, those that are not white space, those inside [UNK].
         text: code points of the documents' text; None, as are the next two, if the teacher has the same tokenizer.
         text_spans: (documents, 2) first character and end of each document in `text`.
         offsets: (tokens, 2) first character and end of each token in `text`.
@@ -36,6 +38,8 @@ class EncodedDocuments:
     sentence_ends: NDArray[np.int64] | None
     points: NDArray[np.float64]
     keys: NDArray[np.uint64]
+    contents: NDArray[np.uint64]
+    characters: NDArray[np.int64]
     text: NDArray[np.uint32] | None = None
     text_spans: NDArray[np.int64] | None = None
     offsets: NDArray[np.int64] | None = None
@@ -61,6 +65,8 @@ class EncodedDocuments:
             sentence_ends,
             self.points[chosen],
             self.keys[chosen] if self.keys.size else self.keys,
+            self.contents[chosen],
+            self.characters[chosen],
             self.text,
             None if self.text_spans is None else self.text_spans[chosen],
             None if self.offsets is None else self.offsets[chosen_tokens],

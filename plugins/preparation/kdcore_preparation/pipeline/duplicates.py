@@ -1,14 +1,27 @@
-"""Find documents with the same text by their hashes, in a dozen bytes of memory per document."""
+"""Find documents with the same text by their hashes.
+
+Two kinds of sameness are told apart: texts that differ in white space only are duplicates, which a recipe may remove.
+Texts that differ in case, white space and punctuation only have the same content: they are never in different splits.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+import string
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 _SHARE_BITS = 5  # keys are sorted in 32 pieces, because sorting takes three times their memory
+_DELETED = (string.punctuation + string.whitespace).encode()
+# White space and punctuation beyond ASCII, of many scripts; letters and signs for numbers stay.
+_MARKS = re.compile(
+    "[\u00a0\u00a1\u00ab\u00ad\u00b7\u00bb\u00bf\u0387\u055a-\u055f\u0589\u05be\u060c\u061b\u061f\u0640\u06d4\u0964\u0965"
+    "\u1361-\u1368\u2000-\u206f\u3000-\u3003\u3008-\u3020\u3030\u30fb\ufe30-\ufe4f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40"
+    "\uff5b-\uff65]"
+)
 
 
 def text_key(text: str) -> int:
@@ -18,6 +31,26 @@ def text_key(text: str) -> int:
     """
     normalised = " ".join(text.split()).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(normalised, digest_size=8).digest(), "big")
+
+
+def content_key(text: str) -> int:
+    """Hash a text to 64 bits, ignoring case, white space and punctuation; a text of nothing else is hashed as it is."""
+    folded = text.casefold()
+    if not folded.isascii():
+        folded = _MARKS.sub("", folded)
+    content = folded.encode("utf-8", "surrogatepass").translate(None, _DELETED)
+    return int.from_bytes(hashlib.blake2b(content or text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def count_repeated(keys: Sequence[NDArray[np.uint64]]) -> int:
+    """Count the keys that are equal to an earlier one; memory-mapped arrays are read piece by piece."""
+    return sum(len(piece) - len(np.unique(piece)) for piece in _shares(keys))
+
+
+def _shares(keys: Sequence[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
+    shift = np.uint64(64 - _SHARE_BITS)
+    for share in range(2**_SHARE_BITS):
+        yield np.concatenate([*(each[(each >> shift) == share] for each in keys), np.empty(0, np.uint64)])
 
 
 def repeated(keys: Sequence[NDArray[np.uint64]]) -> list[NDArray[np.bool_]]:

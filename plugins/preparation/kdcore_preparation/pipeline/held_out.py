@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
@@ -11,43 +10,50 @@ from numpy.typing import NDArray
 
 from kdcore import DataError, PreparedSplit
 
+_NONE_LEFT = "holding it out would leave none for training"
+_SEPARATE = "set held_out to 0, or separate documents, such as with `documents: lines` of the corpus text"
+
 
 def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.float64]:
-    """Map documents to evenly spread numbers in [0, 1); those below `held_out` are held out.
+    """Map groups of sequences to evenly spread numbers in [0, 1); those below `held_out` are held out.
 
-    They depend only on the documents' names and the seed, so a document keeps its split when others
-    are added or removed.
+    They depend only on the groups' names and the seed, so a group keeps its split when others are added or removed.
     """
     start = f"{seed}\0{corpus}:".encode()
     digests = [blake2b(start + name.encode("utf-8", "surrogatepass"), digest_size=8).digest() for name in documents]
     return np.frombuffer(b"".join(digests), ">u8") / 2.0**64
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """The document of a unit that would change its split first if `held_out` were changed.
+def points_of_contents(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
+    """Map documents to evenly spread numbers in [0, 1) as `points_of`, by their texts instead of names.
 
-    Attributes:
-        distance: distance between its point and `held_out`.
-        document: its number in that text.
+    Documents of the same content have the same point, wherever they are.
+
+    Args:
+        keys: (documents,) the `content_key` of each text.
+        seed: the recipe's seed.
     """
+    # The finalizer of SplitMix64, which spreads every bit of its input over all bits of the result.
+    mixed = keys ^ np.uint64(int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest()))
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return (mixed >> np.uint64(11)) / 2.0**53
 
-    distance: float
-    document: int
 
-
-def document_to_move(
-    documents: dict[PreparedSplit, int], nearest: Sequence[Nearest | None], share: float
-) -> tuple[int, int] | None:
-    """Choose a document to move to a split that would otherwise be empty.
+def point_to_move(
+    documents: dict[PreparedSplit, int], nearest: Sequence[float | None], held_out: float
+) -> float | None:
+    """Choose the documents to move to a split that would otherwise be empty.
 
     Args:
         documents: number of documents of each split.
-        nearest: the nearest document of each unit; None for units without candidates.
-        share: fraction of the documents to be held out.
+        nearest: for each unit, the point of its documents that is nearest to `held_out`; None for units without
+            candidates.
+        held_out: fraction of the documents to be held out.
 
     Returns:
-        The unit and the document's number in it; None if both splits have a document, or nothing is held out.
+        The point of the documents to move; None if both splits have a document, or nothing is held out.
 
     Raises:
         DataError: there are too few documents to fill the splits.
@@ -55,17 +61,23 @@ def document_to_move(
     total = sum(documents.values())
     if not total:
         raise DataError("the corpora contain no text", hint="check the paths of the data recipe's `corpora`")
-    if share == 0 or all(documents.values()):
+    if held_out == 0 or all(documents.values()):
         return None
     if total == 1:
-        raise DataError(
-            "the corpora contain a single document: holding it out would leave none for training",
-            key="held_out",
-            hint="set held_out to 0, or separate documents, such as with `documents: lines` of the corpus text",
-        )
-    candidates = [(one.distance, unit, one.document) for unit, one in enumerate(nearest) if one is not None]
+        raise DataError(f"the corpora contain a single document: {_NONE_LEFT}", key="held_out", hint=_SEPARATE)
+    candidates = [point for point in nearest if point is not None]
     if not candidates:
         empty = next(split for split, count in documents.items() if not count)
         raise DataError(f"the corpora assign a split to every sequence, but none to `{empty}`", key="held_out")
-    _, unit, document = min(candidates)
-    return unit, document
+    return min(candidates, key=lambda point: abs(point - held_out))
+
+
+def refuse_single_content(documents: dict[PreparedSplit, int]) -> None:
+    """Raise an error if a split is still empty after documents were moved.
+
+    Raises:
+        DataError: all documents have the same content.
+    """
+    if not all(documents.values()):
+        what = f"the {sum(documents.values()):,} documents differ in case, white space and punctuation at most"
+        raise DataError(f"{what}: {_NONE_LEFT}", key="held_out", hint=_SEPARATE)

@@ -20,6 +20,7 @@ from kdcore import (
     InputError,
     Manifest,
     PreparedData,
+    PreparedSplit,
     Problem,
     SpecialTokens,
     SplitEntry,
@@ -34,7 +35,9 @@ from kdcore import (
     write_json,
     write_manifest,
 )
+from kdcore_preparation.inspection import problems
 from kdcore_preparation.pipeline.data_recipe import (
+    PREPARATION_REVISION,
     DataRecipe,
     Identity,
     build_corpora,
@@ -43,10 +46,13 @@ from kdcore_preparation.pipeline.data_recipe import (
     stated_keys,
     weight_of,
 )
-from kdcore_preparation.pipeline.held_out import document_to_move
+from kdcore_preparation.pipeline.duplicates import count_repeated
+from kdcore_preparation.pipeline.held_out import point_to_move, refuse_single_content
 from kdcore_preparation.pipeline.preparation_progress import PreparationProgress, ReportProgress
 from kdcore_preparation.pipeline.unit_records import WrittenUnit
+from kdcore_preparation.pipeline.unit_writer import HALF_EMPTY
 from kdcore_preparation.pipeline.work import UNITS, Work
+from kdcore_preparation.readers.character_account import CharacterAccount
 from kdcore_preparation.readers.input_files import FileHashes
 from kdcore_preparation.readers.named_counts import summarised
 
@@ -203,11 +209,7 @@ def _in_cache(
     hashes = FileHashes(cache)
     preparation = _PreparationRun(data, build_corpora(data), hashes, workers, progress)
     hashes.save()
-    identity = preparation.identity
-    folder, old = folder_in(cache, identity.fingerprint), folder_in(cache, identity.old_fingerprint)
-    if (old / PreparedData.MANIFEST).is_file() and not (folder / PreparedData.MANIFEST).is_file():
-        folder = old  # prepared before fingerprints were independent of modules and defaults
-    return preparation, folder
+    return preparation, folder_in(cache, preparation.identity.fingerprint)
 
 
 class _PreparationRun:
@@ -287,7 +289,7 @@ class _PreparationRun:
         staging = staging_of(folder)
         plan = staging / _PLAN
         if plan.is_file():
-            if self.identity.matches(plan.read_text(encoding="utf-8").strip().strip('"')):
+            if plan.read_text(encoding="utf-8").strip().strip('"') == self.identity.fingerprint:
                 return staging
             if not may_clear:
                 raise DataError(
@@ -315,16 +317,16 @@ class _PreparationRun:
     def _finished_records(self, work: Work) -> list[WrittenUnit]:
         """Finish all units, and return their records, with at least one document in each split."""
         records = work.finish()
-        documents = {
-            split: sum(record.counts[split].get("documents", 0) for record in records) for split in PreparedData.SPLITS
-        }
         try:
-            move = document_to_move(documents, [record.nearest for record in records], self.data.held_out)
+            point = point_to_move(_documents(records), [record.nearest for record in records], self.data.held_out)
+            if point is not None:
+                for number, record in enumerate(records):
+                    if record.nearest == point:
+                        records[number] = work.move(number, point)
+                refuse_single_content(_documents(records))
         except DataError as error:
             damages = [damage.problem() for record in records for damage in record.damages]
             raise DataError([*damages, *error.problems]) from error
-        if move is not None:
-            records[move[0]] = work.move(*move)
         return records
 
     def _assemble(self, staging: Path, work: Work, records: list[WrittenUnit]) -> None:
@@ -370,21 +372,27 @@ class _PreparationRun:
 
     def _manifest(self, work: Work, records: list[WrittenUnit]) -> Manifest:
         reports: list[Counter[str]] = [Counter() for _ in self.corpora]
+        accounts = [CharacterAccount() for _ in self.corpora]
         for unit, record in zip(work.units, records, strict=True):
             reports[unit.corpus].update(record.report)
-        splits = {}
+            accounts[unit.corpus].add(CharacterAccount.of(record.characters))
+        splits: dict[PreparedSplit, SplitEntry] = {}
+        short: dict[PreparedSplit, float] = {}
         for split in PreparedData.SPLITS:
             counts: Counter[str] = Counter()
             for record in records:
                 counts.update(record.counts[split])
+            short[split] = counts.pop(HALF_EMPTY, 0) / max(1, counts["sequences"])
             if self.data.layout.sentences:
                 counts.setdefault("sentences", 0)
             alignment = None
             if self.teacher_tokenizer is not None:
                 alignment = Alignment(**{name: counts.pop(name, 0) for name in Alignment.model_fields})
+            if "text_characters" in counts:
+                counts["repeated_documents"] = count_repeated(work.contents(split))
             shards = [shard for record in records for shard in record.shards[split]]
             splits[split] = SplitEntry(**counts, shards=shards, alignment=alignment)
-        return Manifest(
+        manifest = Manifest(
             format_version=PreparedData.FORMAT_VERSION,
             kdcore_version=metadata.version("kdcore"),
             fingerprint=self.identity.fingerprint,
@@ -401,9 +409,14 @@ class _PreparationRun:
             damages=[damage for record in records for damage in record.damages],
             stated=sorted(stated_keys(self.data)),
             readers=self.identity.readers,
-            preparation=self.identity.preparation,
+            preparation=PREPARATION_REVISION,
             teacher=self._teacher_rows(),
+            characters=[
+                {name: entry for name, entry in account.entries().items() if entry.received}  # not of tokens
+                for account in accounts
+            ],
         )
+        return manifest.model_copy(update={"problems": list(problems(manifest, short))})
 
     def _teacher_rows(self) -> TeacherRows | None:
         tokenizer, fingerprint = self.teacher_tokenizer, self.identity.teacher_fingerprint
@@ -420,7 +433,7 @@ class _PreparationRun:
 
     def _open(self, folder: Path) -> PreparedData:
         prepared = PreparedData.open(folder)
-        if not self.identity.matches(prepared.fingerprint):
+        if prepared.fingerprint != self.identity.fingerprint:
             raise DataError(
                 "the folder already contains other prepared data",
                 where=str(folder),
@@ -433,6 +446,10 @@ class _PreparationRun:
         if not (folder / PreparedData.MANIFEST).is_file():
             hint = "finished pieces are kept: run the same command again to resume"
             raise InfrastructureError(f"{folder}: the data cannot be prepared: {error}\n  {hint}") from error
+
+
+def _documents(records: Sequence[WrittenUnit]) -> dict[PreparedSplit, int]:
+    return {split: sum(record.counts[split].get("documents", 0) for record in records) for split in PreparedData.SPLITS}
 
 
 def _special_tokens(tokenizer: Any) -> SpecialTokens:

@@ -18,6 +18,7 @@ from kdcore import (
     without_paths,
 )
 from kdcore_preparation.pipeline.data_recipe import (
+    PREPARATION_REVISION,
     DataRecipe,
     Identity,
     build_corpora,
@@ -25,7 +26,7 @@ from kdcore_preparation.pipeline.data_recipe import (
     load_tokenizers,
     stated_keys,
 )
-from kdcore_preparation.pipeline.old_fingerprints import OLD_READERS, OLD_RECIPE_DEFAULTS
+from kdcore_preparation.pipeline.old_manifests import OLD_READERS, OLD_RECIPE_DEFAULTS
 from kdcore_preparation.pipeline.preparation_progress import ReportProgress
 from kdcore_preparation.pipeline.prepare import find, find_or_prepare, folder_in
 from kdcore_preparation.readers.input_files import FileHashes
@@ -72,7 +73,7 @@ def reopen(
         )
         return prepared, fingerprint
     hashes.save()
-    same = identity.matches(fingerprint)
+    same = fingerprint == identity.fingerprint
     if prepared is None:
         if not same and find(data, cache) is None:
             raise DataError(
@@ -154,11 +155,11 @@ def _risen(manifest: Manifest, identity: Identity) -> Iterator[str]:
         elif reader.name in OLD_READERS:
             before = OLD_READERS[reader.name].revision
         else:
-            yield f"module, defaults or revision of the reader `{reader.name}` have changed since it was prepared"
+            yield f"prepared before revisions of the reader `{reader.name}` were recorded"
             continue
         if before != reader.revision:
             yield (
                 f"prepared with revision {before} of the reader `{reader.name}`, which has revision {reader.revision}"
             )
-    if manifest.preparation != identity.preparation:
-        yield f"prepared with revision {manifest.preparation} of the preparation, which has {identity.preparation}"
+    if manifest.preparation != PREPARATION_REVISION:
+        yield f"prepared with revision {manifest.preparation} of the preparation, which has {PREPARATION_REVISION}"

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcore import special_ids
+from kdcore_preparation.pipeline.unknown_text import UnknownText
+
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
@@ -60,12 +63,14 @@ class EncodedTexts:
         tokens: (tokens,) ids without special tokens.
         ends: (texts,) where each text ends in `tokens`.
         sentence_ends: ascending ends of sentences, including each text's end; None if sentences are not detected.
+        unknown_characters: (texts,) characters of each text that are inside [UNK].
         offsets: (tokens, 2) first character and end of each token in the concatenated texts; None if not requested.
     """
 
     tokens: NDArray[np.int32]
     ends: NDArray[np.int64]
     sentence_ends: NDArray[np.int64] | None
+    unknown_characters: NDArray[np.int64]
     offsets: NDArray[np.int64] | None = None
 
 
@@ -94,6 +99,8 @@ class TextEncoder:
     ) -> None:
         self._backend = plain_backend(tokenizer)
         self._separators = separators_of(self._backend)
+        self._unk = special_ids(tokenizer).unk
+        self._unknown_text = UnknownText(self._backend, self._unk)
         self._split_sentences = split_sentences
         self._all_cores = all_cores
         self._offsets = offsets
@@ -102,31 +109,36 @@ class TextEncoder:
         """Encode some texts."""
         cut = self._cut(texts)
         with tokenizer_threads(self._all_cores):
-            encodings = self._encode(cut)
-        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
-        piece_ends = np.concatenate([[0], np.cumsum(lengths)])
-        # Lists of ids are created and dropped one by one: thousands at once would keep the garbage collector busy.
-        ids = chain.from_iterable(encoding.ids for encoding in encodings)
-        tokens = np.fromiter(ids, np.int32, int(piece_ends[-1]))
-        ends = piece_ends[np.cumsum(cut.of_text, dtype=np.int64)]
+            located = self._offsets or self._unknown_text.needs_offsets
+            encodings = self._encode(cut, located=located)
+            lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
+            piece_ends = _starting_at_0(lengths)
+            # Lists of ids are created and dropped one by one: thousands at once would keep the garbage collector busy.
+            ids = chain.from_iterable(encoding.ids for encoding in encodings)
+            tokens = np.fromiter(ids, np.int32, int(piece_ends[-1]))
+            unknown = np.diff(_starting_at_0(tokens == self._unk)[piece_ends])
+            lost = self._unknown_text.characters(cut.pieces, lengths, unknown, encodings if located else None)
+        text_ends = np.cumsum(cut.of_text, dtype=np.int64)
+        ends = piece_ends[text_ends]
+        lost = np.diff(_starting_at_0(lost)[text_ends], prepend=0)
         offsets = _joined_offsets(cut.pieces, encodings, lengths) if self._offsets else None
         if self._split_sentences is None:
-            return EncodedTexts(tokens, ends, None, offsets)
+            return EncodedTexts(tokens, ends, None, lost, offsets)
         inner = [piece_ends[piece] + _tokens_before(encodings[piece], places) for piece, places in cut.inner.items()]
         sentence_ends = np.unique(np.concatenate([piece_ends[1:][cut.sentences], ends, *inner]))
-        return EncodedTexts(tokens, ends, sentence_ends[sentence_ends > 0], offsets)
+        return EncodedTexts(tokens, ends, sentence_ends[sentence_ends > 0], lost, offsets)
 
-    def _encode(self, cut: _Cut) -> list[Encoding]:
-        """Encode pieces; those with ends of sentences inside get offsets, which take time."""
+    def _encode(self, cut: _Cut, *, located: bool) -> list[Encoding]:
+        """Encode pieces: with offsets, which take time, if asked, and for those with ends of sentences inside."""
         backend = self._backend
-        if self._offsets:
+        if located:
             return backend.encode_batch(cut.pieces, add_special_tokens=False)
         if not cut.inner:
             return backend.encode_batch_fast(cut.pieces, add_special_tokens=False)
         plain = [piece for number, piece in enumerate(cut.pieces) if number not in cut.inner]
         without = iter(backend.encode_batch_fast(plain, add_special_tokens=False))
-        located = iter(backend.encode_batch([cut.pieces[number] for number in cut.inner], add_special_tokens=False))
-        return [next(located if number in cut.inner else without) for number in range(len(cut.pieces))]
+        inner = iter(backend.encode_batch([cut.pieces[number] for number in cut.inner], add_special_tokens=False))
+        return [next(inner if number in cut.inner else without) for number in range(len(cut.pieces))]
 
     def _cut(self, texts: Sequence[str]) -> _Cut:
         if self._split_sentences is None and max(map(len, texts), default=0) <= CHUNK_CHARACTERS:
@@ -193,6 +205,11 @@ def _tokens_before(encoding: Encoding, places: Sequence[int]) -> NDArray[np.int6
     """Count the tokens that begin before each of some places in a piece."""
     starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(encoding))
     return np.searchsorted(np.maximum.accumulate(starts), places, side="left").astype(np.int64)
+
+
+def _starting_at_0(counts: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the sums of the first 0, 1, 2, ... counts."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
 def _joined_offsets(

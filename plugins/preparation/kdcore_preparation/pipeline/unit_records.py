@@ -7,8 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kdcore import Damage, PreparedSplit, ShardEntry, write_json
-from kdcore_preparation.pipeline.held_out import Nearest
+from kdcore import CharactersEntry, Damage, PreparedSplit, ShardEntry, write_json
 
 
 class TokenisedUnit(BaseModel):
@@ -18,6 +17,7 @@ class TokenisedUnit(BaseModel):
     tokens: int
     report: dict[str, int]
     damages: list[Damage]
+    characters: dict[str, CharactersEntry]
 
 
 class WrittenUnit(BaseModel):
@@ -27,7 +27,8 @@ class WrittenUnit(BaseModel):
     counts: dict[PreparedSplit, dict[str, int]]
     report: dict[str, int]
     damages: list[Damage]
-    nearest: Nearest | None
+    characters: dict[str, CharactersEntry]
+    nearest: float | None
 
     def total(self, name: str) -> int:
         """Sum a count over all splits."""

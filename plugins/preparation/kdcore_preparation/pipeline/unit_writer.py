@@ -26,10 +26,15 @@ from kdcore import (
 from kdcore_preparation.pipeline.alignment import AlignedPacker, TeacherTokenizer
 from kdcore_preparation.pipeline.data_recipe import DataRecipe
 from kdcore_preparation.pipeline.document_batches import DocumentBatch, EncodedDocuments
-from kdcore_preparation.pipeline.held_out import Nearest, points_of
+from kdcore_preparation.pipeline.held_out import points_of
 from kdcore_preparation.pipeline.sequence_packing import SPECIAL_TOKENS_A_SEQUENCE, Packer, Rows
 from kdcore_preparation.pipeline.units import Unit
+from kdcore_preparation.readers.character_account import CharacterStage
 
+HALF_EMPTY = "half_empty"
+"""The count of sequences that are less than half full; it is not part of a `kdcore.SplitEntry`."""
+
+_CHARACTERS = ("text_characters", "visible_characters", "unknown_characters")
 _SHORT_SEQUENCES_STREAM = 2  # second word of the random key, see kdcore.tasks.masked_lm
 
 
@@ -43,13 +48,15 @@ class UnitWriter:
         ids: special tokens.
         vocab_size: upper bound of ids.
         dropped: whether each document is left out; None leaves out none.
-        moved: number of a document that is moved to the other split.
+        moved: documents with this point are moved to the other split.
         teacher: the teacher's tokenizer, if that is another one.
 
     Attributes:
-        counts: documents, sentences, sequences, tokens and unknown_tokens of each split, and the fields of its
-            `kdcore.Alignment` if the teacher's tokenizer is another one.
-        nearest: the document that would be moved first.
+        counts: the counts of each split as in `kdcore.SplitEntry`, and the fields of its `kdcore.Alignment` if the
+            teacher's tokenizer is another one.
+        selection: the characters that were dropped as duplicates, and those that were written.
+        contents: for each split, `content_key` of its documents.
+        nearest: the point of a document that is nearest to `held_out`.
     """
 
     def __init__(
@@ -61,11 +68,13 @@ class UnitWriter:
         vocab_size: int,
         *,
         dropped: NDArray[np.bool_] | None = None,
-        moved: int | None = None,
+        moved: float | None = None,
         teacher: TeacherTokenizer | None = None,
     ) -> None:
         self.counts: dict[PreparedSplit, Counter[str]] = {split: Counter() for split in PreparedData.SPLITS}
-        self.nearest: Nearest | None = None
+        self.selection = CharacterStage()
+        self.contents: dict[PreparedSplit, list[NDArray[np.uint64]]] = {split: [] for split in PreparedData.SPLITS}
+        self.nearest: float | None = None
         self._unit = unit
         self._data = data
         self._ids = ids
@@ -137,14 +146,13 @@ class UnitWriter:
             return
         first, self._documents = self._documents, self._documents + len(batch)
         kept = np.ones(len(batch), np.bool_) if self._dropped is None else ~self._dropped[first : self._documents]
-        distances = np.where(kept, np.abs(batch.points - self._data.held_out), np.inf)
+        repeated = int(batch.characters[~kept, 0].sum())
+        if repeated:
+            self.selection.drop("duplicates", repeated)
         if kept.any():
-            here = int(distances.argmin())
-            if self.nearest is None or distances[here] < self.nearest.distance:
-                self.nearest = Nearest(float(distances[here]), first + here)
-        held_out = batch.points < self._data.held_out
-        if self._moved is not None and first <= self._moved < self._documents:
-            held_out[self._moved - first] ^= True
+            points = [*batch.points[kept], *([] if self.nearest is None else [self.nearest])]
+            self.nearest = float(min(points, key=lambda point: abs(point - self._data.held_out)))
+        held_out = (batch.points < self._data.held_out) ^ (batch.points == self._moved)
         self._add_documents("train", batch.select(kept & ~held_out))
         self._add_documents("held_out", batch.select(kept & held_out))
 
@@ -155,6 +163,10 @@ class UnitWriter:
         counts["documents"] += len(documents)
         counts["tokens"] += documents.tokens.size
         counts["unknown_tokens"] += self._unknown(documents.tokens)
+        for name, count in zip(_CHARACTERS, documents.characters.sum(axis=0).tolist(), strict=True):
+            counts[name] += count
+        self.selection.passed += int(documents.characters[:, 0].sum())
+        self.contents[split].append(documents.contents)
         if documents.sentence_ends is not None:
             counts["sentences"] += len(documents.sentence_ends)
         if self._aligned:
@@ -168,6 +180,7 @@ class UnitWriter:
         self, split: PreparedSplit, rows: Rows, masks: Masks | None = None, teacher: TeacherView | None = None
     ) -> None:
         self.counts[split]["sequences"] += len(rows[0])
+        self.counts[split][HALF_EMPTY] += int(np.count_nonzero(rows[1] < self._data.sequence_length / 2))
         self._writers[split].append(*rows, masks, teacher=teacher)
 
     def _add_sequences(self, batch: TokenizedSequences) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdcore import PART_BYTES, Corpus, Damage, DataError, Document, Part, TokenizedSequences, plugin_faults
 from kdcore_preparation.pipeline.document_batches import DocumentBatch, EncodedDocuments
-from kdcore_preparation.pipeline.duplicates import text_key
-from kdcore_preparation.pipeline.held_out import points_of
+from kdcore_preparation.pipeline.duplicates import content_key, text_key
+from kdcore_preparation.pipeline.held_out import points_of_contents
 from kdcore_preparation.pipeline.text_encoding import TextEncoder, code_points
+from kdcore_preparation.readers.character_account import CharacterAccount
 from kdcore_preparation.readers.cleaning import clean_text
 from kdcore_preparation.readers.named_counts import most_frequent
 
@@ -65,13 +67,21 @@ class UnitReader:
 
     Attributes:
         report: counts of repaired or left-out content, by kind.
+        characters: account of the reader's stages, if it keeps one, and of the two that follow: `documents`, where
+            texts are cleaned again, and `selection`, whose output is counted where the documents are written.
         damages: parts that could not be read completely.
         bytes_done: number of bytes of the unit that have been read.
     """
 
     def __init__(self, unit: Unit, corpus: Corpus, encoder: TextEncoder, seed: int, *, keys: bool) -> None:
         self.report: Counter[str] = Counter()
+        self.characters = CharacterAccount()
         self.damages: list[Damage] = []
+        self._account = corpus.characters if isinstance(corpus.characters, CharacterAccount) else CharacterAccount()
+        self._account.clear()
+        self.characters.add(self._account)
+        self._documents = self.characters.stage("documents")
+        self._selection = self.characters.stage("selection")
         self._unit = unit
         self._corpus = corpus
         self._encoder = encoder
@@ -106,11 +116,12 @@ class UnitReader:
         corpus, report = self._corpus, self.report
         for part in self._unit.parts:
             corpus.report.clear()
+            self._account.clear()
             corpus.bytes_read = 0
             try:
                 for item in _read(corpus, part):
                     if isinstance(item, Document):
-                        text = clean_text(item.text, report)
+                        text = clean_text(item.text, report, self._documents)
                         if not text:
                             report["empty documents skipped"] += 1
                             continue
@@ -130,6 +141,7 @@ class UnitReader:
                     for one in error.problems
                 ]
             report.update(corpus.report)
+            self.characters.add(self._account)
             corpus.bytes_read = 0
             self._bytes_before += part.bytes
         self.report = most_frequent(report)
@@ -137,13 +149,16 @@ class UnitReader:
     def _encode(self, documents: list[Document]) -> EncodedDocuments:
         texts = [document.text for document in documents]
         encoded = self._encoder.encode(texts)
+        characters = np.stack([*_lengths(texts), encoded.unknown_characters], axis=1)
         filled = np.diff(encoded.ends, prepend=0) > 0
-        missing = len(documents) - int(np.count_nonzero(filled))
+        self._selection.received += int(characters[:, 0].sum())
+        missing = len(texts) - int(np.count_nonzero(filled))
         if missing:
             self.report["documents without tokens skipped"] += missing
-            documents = [document for document, full in zip(documents, filled, strict=True) if full]
-        points = points_of(self._unit.corpus, [document.id for document in documents], self._seed)
-        keys = [text_key(document.text) for document in documents] if self._keys else []
+            self._selection.drop("documents without tokens", int(characters[~filled, 0].sum()))
+        kept = [text for text, full in zip(texts, filled, strict=True) if full]
+        contents = np.array([content_key(text) for text in kept], np.uint64)
+        keys = [text_key(text) for text in kept] if self._keys else []
         spans = text = None
         if encoded.offsets is not None:
             text = code_points("".join(texts))
@@ -153,12 +168,28 @@ class UnitReader:
             encoded.tokens,
             encoded.ends[filled],
             encoded.sentence_ends,
-            points,
+            points_of_contents(contents, self._seed),
             np.array(keys, np.uint64),
+            contents,
+            characters[filled],
             text,
             spans,
             encoded.offsets,
         )
+
+
+def _lengths(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the number of characters of each text, and of those that are not white space."""
+    return (
+        np.fromiter(map(len, texts), np.int64, len(texts)),
+        np.fromiter(map(_without_white_space, texts), np.int64, len(texts)),
+    )
+
+
+def _without_white_space(text: str) -> int:
+    if text.isascii():  # cleaned text has no other white space
+        return len(text) - text.count(" ") - text.count("\n") - text.count("\t")
+    return sum(map(len, text.split()))
 
 
 def _read(corpus: Corpus, part: Part) -> Iterator[Document | TokenizedSequences]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore import Corpus, atomic_write, row_dtype, special_ids
+from kdcore import Corpus, PreparedSplit, atomic_write, row_dtype, special_ids
 from kdcore_preparation.pipeline.alignment import TeacherTokenizer
 from kdcore_preparation.pipeline.data_recipe import DataRecipe
 from kdcore_preparation.pipeline.document_batches import EncodedDocuments, read_batches, write_batch
@@ -25,6 +25,7 @@ from kdcore_preparation.pipeline.unit_records import Records, TokenisedUnit, Wri
 from kdcore_preparation.pipeline.unit_writer import UnitWriter
 from kdcore_preparation.pipeline.units import UnitReader, units_of
 from kdcore_preparation.pipeline.workers import run_in_processes
+from kdcore_preparation.readers.character_account import CharacterAccount
 
 UNITS = "units"
 
@@ -105,10 +106,15 @@ class Work:
             self._run(self._write, numbers, self._records.written)
         return [self._known(number) for number in numbers]
 
-    def move(self, number: int, document: int) -> WrittenUnit:
-        """Rewrite a unit with one of its documents in the other split."""
-        self._write(number, 0, moved=document)
+    def move(self, number: int, point: float) -> WrittenUnit:
+        """Rewrite a unit with its documents of this point in the other split."""
+        self._write(number, 0, moved=point)
         return self._known(number)
+
+    def contents(self, split: PreparedSplit) -> list[NDArray[np.uint64]]:
+        """Return the memory-mapped `content_key` of the documents of a split, for each unit."""
+        paths = [self._records.path(unit.number, f"{split}.npy") for unit in self.units]
+        return [np.load(path, mmap_mode="r") for path in paths]
 
     def _known(self, number: int) -> WrittenUnit:
         record = self._records.written(number)
@@ -183,11 +189,17 @@ class Work:
                 self._report_progress()
         with atomic_write(self._records.path(number, "keys.npy")) as file:
             np.save(file, np.concatenate([*keys, np.empty(0, np.uint64)]))
-        record = TokenisedUnit(documents=documents, tokens=tokens, report=reader.report, damages=reader.damages)
+        record = TokenisedUnit(
+            documents=documents,
+            tokens=tokens,
+            report=reader.report,
+            damages=reader.damages,
+            characters=reader.characters.entries(),
+        )
         self._records.write(number, record)
         counter.at(documents=documents, tokens=tokens, bytes_done=self.units[number].bytes)
 
-    def _write(self, number: int, worker: int, *, moved: int | None = None) -> None:
+    def _write(self, number: int, worker: int, *, moved: float | None = None) -> None:
         reader, counter = self._reader(number), self._counters.begin(worker)
         tokenised = self._records.tokenised(number) if self._data.remove_duplicates else None
         batches = reader.batches() if tokenised is None else read_batches(self._records.path(number, "tokens"))
@@ -209,11 +221,17 @@ class Work:
         report = reader.report if tokenised is None else Counter(tokenised.report)
         if repeated_here is not None and repeated_here.any():
             report["duplicates removed"] += int(repeated_here.sum())
+        characters = reader.characters if tokenised is None else CharacterAccount.of(tokenised.characters)
+        characters.stage("selection").add(writer.selection)
+        for split, keys in writer.contents.items():
+            with atomic_write(self._records.path(number, f"{split}.npy")) as file:
+                np.save(file, np.concatenate([*keys, np.empty(0, np.uint64)]))
         record = WrittenUnit(
             shards=writer.shards,
             counts=writer.counts,
             report=report,
             damages=reader.damages if tokenised is None else tokenised.damages,
+            characters=characters.entries(),
             nearest=writer.nearest,
         )
         self._records.write(number, record)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Self
+
+from kdcore import CharactersEntry
 
 
 class CharacterStage:
@@ -111,6 +114,29 @@ class CharacterAccount(dict[str, CharacterStage]):
         """Add the counts of another account with the same stages, such as that of another part."""
         for name, stage in other.items():
             self.stage(name).add(stage)
+
+    def entries(self) -> dict[str, CharactersEntry]:
+        """Return the counts as they are stored, reasons by descending number of characters."""
+        return {
+            name: CharactersEntry(
+                received=stage.received,
+                passed=stage.passed,
+                dropped=dict(sorted(stage.dropped.items(), key=lambda item: (-item[1], item[0]))),
+                rewritten=dict(sorted(stage.rewritten.items(), key=lambda item: (-item[1][0], item[0]))),
+            )
+            for name, stage in self.items()
+        }
+
+    @classmethod
+    def of(cls, entries: Mapping[str, CharactersEntry]) -> Self:
+        """Return the account of stored counts."""
+        account = cls()
+        for name, entry in entries.items():
+            stage = account.stage(name)
+            stage.received, stage.passed = entry.received, entry.passed
+            stage.dropped.update(entry.dropped)
+            stage.rewritten.update({reason: list(counts) for reason, counts in entry.rewritten.items()})
+        return account
 
     def clear(self) -> None:
         """Set all counts to 0; the stages stay."""
