@@ -37,8 +37,10 @@ def require_libraries() -> None:
 def metrics_of(outputs: np.ndarray, labels: np.ndarray) -> Mapping[Metric, float]:
     """Compute every metric of the labels' kind.
 
-    `f1` is that of the second class where there are two, as in GLUE, else the macro average. An undefined correlation
-    (constant predictions or labels) is 0. Of several labels a text, those with a positive logit are predicted.
+    `f1` is that of the second class where there are two, as in GLUE, else the macro average over the classes that occur
+    in `labels` or are predicted, as scikit-learn's default: a class that a split lacks does not lower it. An undefined
+    correlation (constant predictions or labels) is 0. Of several labels a text, those with a positive logit are
+    predicted.
 
     Args:
         outputs: (n, C) logits of C classes, or (n, 1) numbers.
@@ -50,11 +52,11 @@ def metrics_of(outputs: np.ndarray, labels: np.ndarray) -> Mapping[Metric, float
         return _of_numbers(outputs[:, 0].astype(np.float64), labels.astype(np.float64))
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    predicted, classes = outputs.argmax(1), range(outputs.shape[1])
-    average = "binary" if len(classes) == 2 else "macro"
+    predicted = outputs.argmax(1)
+    average = "binary" if outputs.shape[1] == 2 else "macro"
     return {
         "accuracy": float(accuracy_score(labels, predicted)),
-        "f1": float(f1_score(labels, predicted, labels=classes, average=average, zero_division=0.0)),
+        "f1": float(f1_score(labels, predicted, average=average, zero_division=0.0)),
         "matthews": float(matthews_corrcoef(labels, predicted)),
     }
 

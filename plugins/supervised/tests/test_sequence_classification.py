@@ -198,8 +198,22 @@ def test_metrics_are_their_definitions() -> None:
 def test_f1_of_three_classes_is_the_mean_and_what_is_undefined_is_0() -> None:
     labels = np.array([0, 1, 2, 2])
     assert metrics_of(np.eye(3)[[0, 2, 2, 2]], labels)["f1"] == pytest.approx((1 + 0 + 0.8) / 3)
+    assert metrics_of(np.eye(2)[[0, 0]], np.array([0, 0]))["f1"] == 0.0
     assert metrics_of(np.ones((4, 1)), np.arange(4.0)) == {"pearson": 0.0, "spearman": 0.0}
     assert metrics_of(np.ones((4, 2)), np.array([0, 1, 0, 1]))["matthews"] == 0.0
+
+
+def test_macro_f1_is_that_of_scikit_learn_also_if_classes_are_absent() -> None:
+    from sklearn.metrics import f1_score
+
+    labels = np.array([0, 2, 0, 2])
+    assert metrics_of(np.eye(3)[labels], labels)["f1"] == f1_score(labels, labels, average="macro") == 1.0
+    draw = np.random.default_rng(8)
+    for present in ([0], [0, 3], [1, 2], [0, 1, 3]):
+        labels, outputs = draw.choice(present, 40), draw.standard_normal((40, 4))
+        outputs[:, 2] -= 9  # never predicted
+        expected = f1_score(labels, outputs.argmax(1), average="macro", zero_division=0.0)
+        assert metrics_of(outputs, labels)["f1"] == expected
 
 
 def test_scores_of_lists_of_classes_are_those_of_scikit_learn() -> None:
