@@ -92,6 +92,20 @@ def test_test_shards_are_held_out_and_other_files_left_alone(tmp_path: Path, sen
     }  # fmt: skip
 
 
+def test_the_names_of_nvidias_shards_state_their_split(tmp_path: Path, sentences: list[list[int]]) -> None:
+    expected = {
+        "training/books_wiki_en_corpus_training_0.hdf5": "train",
+        "training/books_wiki_en_corpus_training_12.hdf5": "train",
+        "test/books_wiki_en_corpus_test_3.hdf5": "held_out",
+        "my_test_shard.hdf5": None,
+        "latest_7.hdf5": None,
+    }
+    for name in expected:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_shard(tmp_path / name, sentences)
+    assert {group.id.partition(":")[0]: group.split for group in corpus_of(tmp_path).documents()} == expected
+
+
 def test_what_follows_the_first_0_is_no_prediction_as_where_the_shards_come_from(tmp_path: Path) -> None:
     positions = np.array([[2, 0, 1, 0]])
     write_shard(

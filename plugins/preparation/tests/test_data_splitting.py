@@ -56,8 +56,8 @@ def test_documents_of_a_single_content_cannot_be_split() -> None:
         refuse_single_content({"train": 0, "held_out": 4})
 
 
-def test_sequences_that_all_name_their_split_cannot_be_moved() -> None:
-    with pytest.raises(DataError, match="none to `held_out`"):
+def test_groups_of_sequences_are_not_moved() -> None:
+    with pytest.raises(DataError, match=r"select sequences for the split `held_out`(.|\n)*raise held_out"):
         point_to_move({"train": 7, "held_out": 0}, [None], 0.1)
 
 

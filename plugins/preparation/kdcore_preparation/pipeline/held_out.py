@@ -68,7 +68,11 @@ def point_to_move(
     candidates = [point for point in nearest if point is not None]
     if not candidates:
         empty = next(split for split, count in documents.items() if not count)
-        raise DataError(f"the corpora assign a split to every sequence, but none to `{empty}`", key="held_out")
+        raise DataError(
+            f"neither the names of files nor `held_out` select sequences for the split `{empty}`",
+            key="held_out",
+            hint="raise held_out or set it to 0, or name shards train_shard_0.hdf5 and test_shard_0.hdf5",
+        )
     return min(candidates, key=lambda point: abs(point - held_out))
 
 

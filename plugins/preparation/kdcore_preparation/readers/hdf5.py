@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from kdcore_preparation.readers.file_listing import InputFiles
 from kdcore_preparation.readers.input_files import input_files
 
 _ROWS = 512
+_NVIDIA_NAME = re.compile(r"_(train|training|test|valid|validation)_\d+\.(?:hdf5|h5)$")
 _SUFFIXES = (".hdf5", ".h5")
 _DATASETS = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids")
 
@@ -22,10 +24,12 @@ _DATASETS = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "m
 class Hdf5Corpus(FileCorpus):
     """Read sequences with pre-drawn masks from HDF5 shards; needs `pip install kdcore-preparation[hdf5]`.
 
-    The masks are kept. `train_shard_*.hdf5` are for training, `test_shard_*.hdf5` are held out; of files
-    with other names the data recipe's `held_out` decides. Next-sentence labels and second segments are ignored;
-    sequences that have them are counted.
+    The masks are kept. `train_shard_*.hdf5` and NVIDIA's `*_training_*.hdf5` are for training, `test_shard_*.hdf5` and
+    `*_test_*.hdf5` are held out; of files with other names the data recipe's `held_out` decides. Next-sentence labels
+    and second segments are ignored; sequences that have them are counted.
     """
+
+    revision = 2
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -115,9 +119,13 @@ class Hdf5Corpus(FileCorpus):
 
 
 def _split(name: str) -> Literal["train", "held_out"] | None:
+    """Return the split that a file's name states: `train_shard_7.hdf5`, `books_wiki_en_corpus_test_3.hdf5`."""
     if name.startswith("train"):
         return "train"
-    return "held_out" if name.startswith(("test", "valid")) else None
+    if name.startswith(("test", "valid")):
+        return "held_out"
+    stated = _NVIDIA_NAME.search(name)
+    return None if stated is None else "train" if stated[1].startswith("train") else "held_out"
 
 
 def _opened(path: Path) -> Any:
