@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import tempfile
 import traceback
@@ -44,6 +45,7 @@ def main() -> int:
     """Run the check."""
     device, name, file = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["KDCORE_CACHE"] = os.path.join(folder, "cache")
         run_check(name, Setting(device, device == "cpu", Path(folder), Findings(Path(file))))
     return 0
 

@@ -38,7 +38,7 @@ def write_material(setting: Setting) -> Path:
         num_attention_heads=heads,
         intermediate_size=2 * width,
         max_position_embeddings=length,
-        initializer_range=0.1,  # larger than usual, so that blocks differ
+        initializer_range=0.05,  # larger than usual, so that blocks differ
     )
     BertForMaskedLM(config).save_pretrained(folder / "teacher")
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *words])}
@@ -66,7 +66,7 @@ losses:
   hidden_mse: {{layers: last}}
   minilm_v2: {{relation_heads: {heads}}}
   soft_targets: {{weight: 0.1}}
-optimizer: {{name: adamw, lr: 1.0e-4, weight_decay: 0.01}}
+optimizer: {{name: adamw, lr: 5.0e-5, weight_decay: 0.01}}
 training: {{budget: {{steps: 20}}, batch_size: 16, micro_batch_size: 8}}
 validation: {{every: never}}
 checkpoints: {{every: 1000}}
