@@ -240,6 +240,10 @@ def test_files_and_categories_have_other_names_in_other_languages(language: str,
     assert clean(f"A {links} b.", language) == ["A b."]
 
 
+def test_the_title_replaces_the_variable_for_it(tmp_path: Path) -> None:
+    assert read(dump(tmp_path / "dump.xml", "en", "'''{{PAGENAME}}''' is a page.")) == ["P1 is a page."]
+
+
 def test_an_alias_of_another_language_is_an_article() -> None:
     assert clean("The [[Bild:x|newspaper]] reports.") == ["The newspaper reports."]
 
@@ -282,6 +286,7 @@ def test_the_variant_can_be_stated_and_is_left_alone_in_wikis_without_variants(t
         ("ja", "http://example.comを参照。", "を参照。"),
         ("th", "ดูhttp://example.com/aเว็บไซต์", "ดูเว็บไซต์"),
         ("de", "Unter http://example.org/Köln_Süd steht mehr.", "Unter steht mehr."),
+        ("zh", "群 irc://example.com/a。还有 mailto:a@example.com，后文。", "群。还有，后文。"),
         ("zh", "见[http://example.com 网站]和http://example.com/a（二）。", "见网站和（二）。"),
     ],
 )

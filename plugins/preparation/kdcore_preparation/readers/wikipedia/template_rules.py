@@ -448,10 +448,11 @@ def century(arguments: TemplateArguments) -> str:
 
 
 def centuries(arguments: TemplateArguments) -> str:
-    """Write French centuries: `XIXe et XXe siècles`."""
+    """Write French centuries: `XIXe et XXe siècles`; a word between them may be stated."""
     words = arguments.words
+    between = f" {words.pop(2)} " if len(words) == 5 else " et "
     pairs = [f"{number}{ending}" for number, ending in zip(words[::2], words[1::2], strict=False)]
-    return f"{' et '.join(pairs)} siècles" if len(pairs) > 1 else ""
+    return f"{between.join(pairs)} siècles" if len(pairs) > 1 else ""
 
 
 def name_itself(arguments: TemplateArguments) -> str:

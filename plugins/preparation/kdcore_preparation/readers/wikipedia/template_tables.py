@@ -101,7 +101,7 @@ _COMMON = _table(
         "chem name; chemical name; strikethrough; serif; sans-serif; text; flag; flagcountry; flag country; "
         "flagu; flagdeco link; nts; number table sorting; ntsp; rh; vr; highlight; no wrap; dfn; definition; "
         "cuneiform; hiero; big text; larger text; refnec; sronly; screen reader-only; overline; overbar; "
-        "legend inline; noflag; title case",
+        "legend inline; noflag; title case; midsize",
         "{text|content|1}",
     ),
     (
@@ -165,6 +165,9 @@ _COMMON = _table(
     ("₹; inr; indian rupee; indian rupees; rupee; inrconvert; inrc", "₹{1}< {2}>"),
     ("currency", "{1}< {2}>"),
     ("nmi", "{1} nmi"),
+    ("nuclide; nuclide2; isotope", "{1}-{2}"),
+    ("railgauge; track gauge; rail gauge", 1),
+    ("ruby", "{1}< ({2})>"),
     ("long ton", "{1} long tons"),
     # dates
     ("as of; asof; since; up to; as of-inline", as_of),
@@ -238,7 +241,7 @@ _COMMON = _table(
 )
 
 _PATTERNS: list[tuple[re.Pattern[str], Rule]] = [
-    (re.compile(r"lang-(?:[a-z]{2,3})(?:[-–][\w-]+)?"), rule_of("{text|1}")),
+    (re.compile(r"lang-[a-z]{2,3}\d?(?:[-–][\w-]+)?"), rule_of("{text|1}")),
     (re.compile(r"ipac-[\w-]+"), phonetic_pieces),
     (re.compile(r"ipa[- ][a-z]{2,3}(?:-[\w-]+)?"), phonetic),
     (re.compile(r"script/[\w -]+"), rule_of(1)),
@@ -298,8 +301,8 @@ _FRENCH = _table(
         "date; date-; date de naissance; date de décès; date naissance; date décès; date sport; date rapide",
         local_date(" "),
     ),
-    ("s; s-; siècle; s mini; s2; -s; -s-; s-?", century),
-    ("sp; sp-; -sp; -sp-", centuries),
+    ("s; s-; siècle; s mini; -s; -s-; s-?", century),
+    ("sp; sp-; -sp; -sp-; s2", centuries),
     ("av jc; av. j.-c.; avjc; av j-c; -jc; av jc-", fixed("av. J.-C.")),
     ("ap jc; ap. j.-c.; apjc", fixed("apr. J.-C.")),
     ("er; ers; re; res; nd; nde; ème; e; es; ère; ères", lambda each: each.plain("1") or each.name),

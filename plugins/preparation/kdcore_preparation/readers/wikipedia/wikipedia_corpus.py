@@ -131,7 +131,8 @@ class WikipediaCorpus(FileCorpus):
         fields = {element.tag: element for element in page}
         revision = {element.tag: element.text or "" for element in fields.get("revision", ())}
         text = revision.get("text", "")
-        name = page.findtext("id", "").strip() or page.findtext("title", "").strip()
+        title = page.findtext("title", "").strip()
+        name = page.findtext("id", "").strip() or title
         skipped = None
         if "ns" in fields and (fields["ns"].text or "").strip() != "0":
             skipped = "pages of other namespaces"
@@ -143,7 +144,7 @@ class WikipediaCorpus(FileCorpus):
             skipped = "pages without id and title"
         else:
             try:
-                paragraphs = cleaner.paragraphs(text, self.report, self._markup)
+                paragraphs = cleaner.paragraphs(text, self.report, self._markup, title)
             except (mwparserfromhell.parser.ParserError, RecursionError):
                 skipped = "pages with markup that cannot be parsed"
         if skipped is not None:

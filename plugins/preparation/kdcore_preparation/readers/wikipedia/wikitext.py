@@ -37,11 +37,11 @@ _LIST_TAGS = frozenset(("li", "dt", "dd"))
 
 # Characters of an address. Letters beyond ASCII are those of scripts that put spaces between words: in the others, such
 # as Chinese, the sentence may continue directly after the address.
-_ADDRESS = re.compile(
-    r"(?:https?|ftp)://[A-Za-z0-9_.~:/?#@!$&'()*+,;=%\[\]"
-    "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u052f\u1e00-\u1fff-]+",
-    re.IGNORECASE,
+_ADDRESS_CHARACTERS = (
+    r"[A-Za-z0-9_.~:/?#@!$&'()*+,;=%\[\]" "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u052f\u1e00-\u1fff-]+"
 )
+_ADDRESS = re.compile(rf"(?:https?|ftp)://{_ADDRESS_CHARACTERS}", re.IGNORECASE)
+_ANY_ADDRESS = re.compile(rf"[a-z][a-z0-9+.-]*:{_ADDRESS_CHARACTERS}", re.IGNORECASE)
 _AFTER_ADDRESS = ".,;:!?'"
 _MAGIC_WORD = re.compile(
     "__(?:NOTOC|FORCETOC|TOC|NOEDITSECTION|NEWSECTIONLINK|NONEWSECTIONLINK|NOGALLERY|HIDDENCAT|NOCONTENTCONVERT|NOCC|"
@@ -85,6 +85,7 @@ _REASONS = {
     "chem": "formulae",
     "ce": "formulae",
 }
+_PAGE_NAMES = frozenset(("pagename", "fullpagename", "basepagename", "seitenname", "nompage", "имястраницы"))
 _SUBSTITUTED = re.compile(r"^(?:(?:safe)?subst|msg|msgnw|raw)\s*:\s*")
 _NAMES_IN_MEMORY = 2**14
 
@@ -116,11 +117,13 @@ class WikitextCleaner:
         self._rule = lru_cache(_NAMES_IN_MEMORY)(self._find_rule)
         self.dropped_templates = NamedCounts("templates dropped")
 
-    def paragraphs(self, wikitext: str, report: Counter[str], characters: CharacterStage | None = None) -> list[str]:
+    def paragraphs(
+        self, wikitext: str, report: Counter[str], characters: CharacterStage | None = None, title: str = ""
+    ) -> list[str]:
         """Extract plain paragraphs of `wikitext`; headings are separate paragraphs.
 
         Dropped templates and markup that could not be parsed are counted in `report`. The characters are counted at a
-        stage of an account, those of the paragraphs with a newline between them.
+        stage of an account, those of the paragraphs with a newline between them. The title replaces `{{PAGENAME}}`.
 
         Raises:
             ParserError, RecursionError: the markup cannot be parsed; nothing is counted at the stage.
@@ -131,7 +134,7 @@ class WikitextCleaner:
             wikitext, dropped = resolve_variants(wikitext, self._variants)
             if dropped:
                 stage.drop("other language variants", dropped)
-        rendered = _Article(self, report, stage).text_of(wikitext)
+        rendered = _Article(self, report, stage, title).text_of(wikitext)
         kept: list[tuple[str, int]] = []
         for line, level in _lines(rendered, report, stage):
             paragraph = self._tidy(line, report, stage, heading=level > 0)
@@ -214,12 +217,14 @@ class _Article:
         cleaner: the cleaner.
         report: counts of what is left out.
         stage: counts of characters.
+        title: the article's title.
     """
 
-    def __init__(self, cleaner: WikitextCleaner, report: Counter[str], stage: CharacterStage) -> None:
+    def __init__(self, cleaner: WikitextCleaner, report: Counter[str], stage: CharacterStage, title: str) -> None:
         self._cleaner = cleaner
         self._report = report
         self._stage = stage
+        self._title = title
         self._markup = self._targets = 0  # the most frequent counts of characters
 
     def text_of(self, wikitext: str) -> str:
@@ -232,7 +237,7 @@ class _Article:
 
     def keeps_template(self, name: str) -> bool:
         """Return whether the template has a rule."""
-        return bool(name) and self._cleaner.rule(name) is not None
+        return bool(name) and (self._cleaner.rule(name) is not None or name in _PAGE_NAMES)
 
     def replaces_tag(self, name: str) -> str | None:
         """Replace a dropped tag by a paragraph end if it is between paragraphs."""
@@ -341,6 +346,9 @@ class _Article:
         source = str(node)
         stated = str(node.name).replace(GAP, "").strip()
         found = self._cleaner.rule(stated.casefold())
+        if found is None and self._title:  # the name of the page
+            self._stage.rewrite("templates", _visible(source), len(self._title))
+            return self._title
         if found is not None:
             rule, name = found
             # The template is counted as a whole, not the markup inside of it.
@@ -369,9 +377,9 @@ def template_label(name: str) -> str:
 
 def _address_end(address: str) -> int:
     """Return where an address at the start of a text ends; punctuation behind it belongs to the sentence."""
-    found = _ADDRESS.match(address)
+    found = _ANY_ADDRESS.match(address)
     if found is None:
-        return len(address)  # of another scheme
+        return len(address)
     end = found.end()
     while end and (
         address[end - 1] in _AFTER_ADDRESS
