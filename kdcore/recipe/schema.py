@@ -7,6 +7,7 @@ component after that has been imported (see `kdcore.recipe.loading`).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -306,19 +307,32 @@ class CheckpointSettings(ComponentConfig):
 
 
 class EarlyStopping(ComponentConfig):
-    """Conditions under which a run fails early."""
+    """Conditions under which a run fails early, or finishes early for lack of improvement."""
 
     after_minutes: float | None = Field(None, ge=0, description="Minutes of training after which `max_loss` applies.")
     max_loss: float | None = Field(None, description="Largest held-out loss accepted after that time.")
     max_steps_at_min_loss_scale: int = Field(
         100, gt=0, description="Consecutive steps for which the fp16 loss scale may be at its minimum."
     )
+    patience: int | None = Field(
+        None, gt=0, description="Validations without improvement of `metric` after which training is finished."
+    )
+    metric: str = Field("loss", description="Held-out loss or score that `patience` watches.")
+    mode: Literal["min", "max"] | None = Field(
+        None, description="Whether lower or higher is better; default: `min` for losses, `max` for scores."
+    )
 
     @model_validator(mode="after")
     def _both(self) -> EarlyStopping:
         if (self.after_minutes is None) != (self.max_loss is None):
             raise ValueError("`after_minutes` and `max_loss` must be set together")
+        if self.patience is None and self.model_fields_set & {"metric", "mode"}:
+            raise ValueError("`metric` and `mode` have no effect without `patience`")
         return self
+
+    def is_over(self, watched: Mapping[str, float], waited: int) -> bool:
+        """Return whether patience is used up after `waited` validations since the best value in `watched`."""
+        return self.patience is not None and self.metric in watched and waited >= self.patience
 
 
 class LoggingSettings(ComponentConfig):

@@ -118,6 +118,8 @@ ROWS = [
         ["validation.begin={share: 0.6, every: 1}", "validation.end={share: 0.6, every: 1}"],
     ),
     Row("half a bound", ["`after_minutes` and `max_loss`"], ["early_stopping={max_loss: 2}"]),
+    Row("a metric for nothing", ["`metric` and `mode` have no effect without `patience`"], ["early_stopping.mode=min"]),
+    Row("no patience at all", ["early_stopping.patience", "greater than 0"], ["early_stopping.patience=0"]),
     Row("no run", ["recipe.yaml:1: run: `run` is missing"], ["run=null"]),
     Row("a name that is a path", ["run.name", "is not a valid folder name: it starts with a dot"], ["run.name=../x"]),
     Row("no losses", ["losses: must have at least 1 key"], ["losses.masked_lm=null"]),
@@ -266,6 +268,16 @@ MODEL_ROWS = [
         "a bound on a loss that is never computed",
         ["early_stopping.max_loss", "the run has no validation", "`validation.every`"],
         overrides=["validation.every=never", "early_stopping={after_minutes: 1, max_loss: 2}"],
+    ),
+    Row(
+        "patience with validations that never come",
+        ["early_stopping.patience", "counts validations, but the run has none", "`validation.every`"],
+        overrides=["validation.every=never", "early_stopping.patience=2"],
+    ),
+    Row(
+        "patience for an unknown metric",
+        ["early_stopping.metric", "(found `los`)", "allowed: loss, hidden_mse", "Did you mean `loss`?"],
+        overrides=["early_stopping={patience: 2, metric: los}"],
     ),
     # the teacher and the student
     Row("no teacher", ["recipe.yaml:3: teacher", "neither an existing folder"], replace=("./teacher", "./techer")),

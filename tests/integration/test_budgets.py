@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import kdcore
 from kdcore.commands.main import main
+from kdcore.recipe.loading import load_recipe
 from kdcore.tasks.base import StoredData
 from kdcore.training.run.run import RunResult
 from kdcore.training.run.run_folder import check_resumable, store
@@ -151,6 +152,44 @@ def test_early_stopping_gives_up_after_its_time(
     if gives_up:
         run = small_recipe.parent / "runs" / "small" / "1"
         assert not (run / "exports").exists()
+
+
+def test_patience_finishes_a_run_that_does_not_improve_and_survives_interruptions(
+    train: Callable[..., RunResult], small_recipe: Path
+) -> None:
+    """With a learning rate of 0 no validation improves on that of step 0."""
+    from kdcore.training.run.run import train_recipe
+
+    still = ["optimizer.lr=0", "validation.every=2", "checkpoints.every=1", "training.budget.steps=40"]
+    still.append("early_stopping.patience=2")
+    whole = train(*still, "run.id=whole")
+    assert whole.finished
+    assert whole.export is not None
+    assert [row["step"] for row in rows_of(whole.folder, "held_out/loss")] == [0, 2, 4]
+    log = (whole.folder / "train.log").read_text(encoding="utf-8")
+    best = rows_of(whole.folder, "held_out/loss")[0]["held_out/loss"]
+    assert f"step 4: loss has not improved on {best:.5g} for 2 validations (early_stopping.patience)" in log
+    assert log.rstrip().endswith("step 4: finished")
+    assert train(*still, "run.id=whole").finished
+    assert rows_of(whole.folder, "held_out/loss")[-1]["step"] == 4, "a finished run is not continued"
+
+    parts = load_recipe(small_recipe, [*still, "run.id=parts"])
+    train_recipe(parts, exit_steps=1)  # validates at its end
+    assert train_recipe(parts).finished
+    assert [row["step"] for row in rows_of(parts.run_folder, "held_out/loss")] == [0, 1, 2]
+
+    longer = train(*still[:-1], "early_stopping.patience=4", "run.id=whole")
+    assert longer.finished
+    assert [row["step"] for row in rows_of(longer.folder, "held_out/loss")] == [0, 2, 4, 6, 8]
+
+
+def test_patience_waits_while_the_metric_improves(train: Callable[..., RunResult]) -> None:
+    run = train("validation.every=1", "early_stopping={patience: 1, metric: hidden_mse}", "training.budget.steps=5")
+    values = [row["held_out/hidden_mse"] for row in rows_of(run.folder, "held_out/loss")]
+    assert values == sorted(values, reverse=True)
+    assert len(values) == 6
+    rises = train("validation.every=1", "early_stopping={patience: 1, mode: max}", "run.id=max")
+    assert [row["step"] for row in rows_of(rises.folder, "held_out/loss")] == [0, 1]
 
 
 def test_without_validation_there_are_no_held_out_rows(train: Callable[..., RunResult]) -> None:

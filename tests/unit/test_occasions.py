@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from kdcore import Progress
-from kdcore.recipe.schema import Budget, CheckpointSettings, ValidationSettings
-from kdcore.training.loop.triggers import Triggers
+from kdcore.recipe.schema import Budget, CheckpointSettings, RecipeSettings, ValidationSettings
+from kdcore.training.loop.triggers import Patience, Triggers
 
 Due = Callable[[Progress, Progress], object]
 
@@ -120,3 +121,39 @@ def test_whichever_limit_comes_first_ends_the_run(
     progress = Progress.start(budget, steps_per_epoch=10).at(*moment)
     assert progress.finished is finished
     assert progress.fraction == pytest.approx(fraction)
+
+
+def make_patience(**settings: Any) -> Patience:
+    content = {"run": {"name": "r"}, "student": {}, "task": {}, "losses": {"mse": {}}}
+    content["training"] = {"budget": {"steps": 10}, "batch_size": 6}
+    content["early_stopping"] = {"patience": 3, **settings}
+    return Patience(RecipeSettings.model_validate(content))
+
+
+def waited_after(values: list[dict[str, float]], **settings: Any) -> list[int]:
+    watching, waited = make_patience(**settings), []
+    for one in values:
+        watching.add(one)
+        waited.append(watching.waited)
+    return waited
+
+
+def test_patience_counts_validations_since_the_best_value() -> None:
+    losses = [{"loss": value} for value in (3.0, 2.0, 2.0, 2.5, 1.0)]
+    assert waited_after(losses) == [0, 0, 1, 2, 0]
+    assert waited_after(losses, mode="max") == [0, 1, 2, 3, 4]
+    scores = [{"loss": 1.0, "f1": value} for value in (0.3, 0.5, 0.4)]
+    assert waited_after(scores, metric="f1") == [0, 0, 1], "higher scores are better"
+    assert waited_after(scores, metric="f1", mode="min") == [0, 1, 2]
+    terms = [{"loss": 1.0, "mse/second": 2.0}, {"loss": 1.0}, {"loss": 1.0, "mse/second": 2.0}]
+    assert waited_after(terms, metric="mse/second") == [0, 0, 1], "the loss was not active at the second validation"
+
+
+def test_patience_continues_from_a_checkpoint_of_the_same_metric() -> None:
+    watching = make_patience(metric="mse")
+    watching.restore({"loss": 0.5}, 2)
+    assert (watching.best, watching.waited) == ({}, 0)
+    watching.restore({"mse": 0.5}, 2)
+    watching.add({"mse": 0.5})
+    assert watching.used_up
+    assert str(watching) == "mse has not improved on 0.5 for 3 validations (early_stopping.patience)"

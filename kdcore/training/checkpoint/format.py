@@ -61,6 +61,8 @@ class TrainingState:
         best_score: the best score so far, whose student has been exported; None without one.
         stage: the run's stage, counted from 0.
         initial: held-out values before training; empty if the run did not validate then.
+        watched: best value so far of the metric that early stopping watches, by its name.
+        waited: number of validations since then.
     """
 
     step: StoredCount
@@ -72,6 +74,8 @@ class TrainingState:
     best_score: float | None = None
     stage: StoredCount = 0
     initial: dict[str, FiniteNumber] = field(default_factory=dict)
+    watched: dict[str, FiniteNumber] = field(default_factory=dict)
+    waited: StoredCount = 0
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from kdcore.training.loop.events import (
     ValidationEvent,
 )
 from kdcore.training.loop.stages import StageParameters, change_stage
-from kdcore.training.loop.triggers import Triggers
+from kdcore.training.loop.triggers import Patience, Triggers
 from kdcore.training.loop.validation import ConstantBaselines, validate
 
 Export = Callable[[Engine, str, Progress, ValidationEvent | None], Path]
@@ -122,7 +122,9 @@ class Trainer:
         self.initial: dict[str, float] = {}
         self.constants = ConstantBaselines()
         self.best_score: float | None = None
+        self.patience = Patience(settings)
         self.validated_step = self.saved_step = -1
+        self.finished = False
         self.lr = 0.0
         self.weights: dict[str, float] = {}
         self.started = time.monotonic()
@@ -155,7 +157,7 @@ class Trainer:
                 batches = self.batches.step(self.step)
                 counts, tokens, stop, seconds = self._agree(batches)
                 progress = self.start.at(self.step, seconds)
-                if stop or progress.finished:
+                if stop or progress.finished or self.patience.used_up:
                     break
                 if self._stage_is_over(progress):
                     yield self._change_stage(progress)
@@ -164,7 +166,8 @@ class Trainer:
                 self._train_step(batches, counts, progress)
                 self.step += 1
                 yield from self._after_step(self.start.at(self.step, seconds))
-        if progress.finished:
+        self.finished = progress.finished or self.patience.used_up
+        if self.finished:
             yield from self._finish(progress)
         elif self.step and self.saved_step != self.step:
             yield self._save()
@@ -190,7 +193,7 @@ class Trainer:
             self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teachers)
         self.divergence.change_engine(self.engine)
         self.constants = ConstantBaselines()
-        self.best_score = None  # scores of another structure do not compare
+        self.best_score, self.patience = None, Patience(self.settings)  # scores of another structure do not compare
         stage = self.context.plan.stages[self.stage]
         return StageEvent(progress, self.stage, stage.name, stage.info)
 
@@ -274,12 +277,13 @@ class Trainer:
     def _finish(self, progress: Progress) -> Iterator[Event]:
         """Do what is due at the end, including what time has made due since the last step."""
         before, self.done = self.done, progress
+        counted = self.patience.waited
         if self.validated_step != self.step:
             yield from self._validate(progress)
         yield from self._export(before, progress)
-        # Rewrite the checkpoint of the last step with the time at which the budget was used up.
+        # Rewrite the checkpoint of the last step with the time at which the budget was used up, or the last validation.
         timed = progress.max_seconds is not None or progress.exit_seconds is not None
-        if self.step and (self.saved_step != self.step or timed):
+        if self.step and (self.saved_step != self.step or timed or self.patience.waited != counted):
             yield self._save()
 
     def _exchange(self, batches: StepBatches) -> Callable[[], dict[Any, float]]:
@@ -360,6 +364,9 @@ class Trainer:
         yield self.last_validation
         self.divergence.check(progress.step, {f"held-out {name}": value for name, value in values.items()})
         yield from self._export_best(progress, values)
+        self.patience.add(values)
+        if self.patience.used_up:
+            self.context.monitor.info(f"step {progress.step}: {self.patience}")
         stopping = self.settings.early_stopping
         if stopping.max_loss is not None and stopping.after_minutes is not None:
             minutes = progress.seconds / 60
@@ -436,6 +443,8 @@ class Trainer:
             best_score=self.best_score,
             stage=self.stage,
             initial=self.initial,
+            watched=self.patience.best,
+            waited=self.patience.waited,
         )
         window = {
             "steps": self.window.steps,
@@ -455,6 +464,7 @@ class Trainer:
         state, window = load_checkpoint(checkpoint, self.engine, self.processes)
         self.step, self.seconds_before = state.step, state.seconds
         self.best_score, self.initial = state.best_score, state.initial
+        self.patience.restore(state.watched, state.waited)
         self.done = self.start.at(state.step, state.done_seconds)
         device = self.processes.device
         with readable(checkpoint):

@@ -7,10 +7,11 @@ checkpoint is never repeated after it, and none is left out, regardless of resta
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kdcore.progress import Progress
-from kdcore.recipe.schema import CheckpointSettings, Every, ValidationSettings
+from kdcore.recipe.schema import CheckpointSettings, Every, RecipeSettings, ValidationSettings
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,47 @@ class Triggers:
         assert every.epochs is not None
         # A rounding error must not hide the exact end of an epoch.
         return math.floor(progress.step / (every.epochs * self.steps_per_epoch) + 1e-9)
+
+
+class Patience:
+    """Count validations without improvement of the metric that early stopping watches.
+
+    Attributes:
+        best: its best value so far by its name; empty before the first.
+        waited: validations since then.
+    """
+
+    def __init__(self, settings: RecipeSettings) -> None:
+        self._settings = settings.early_stopping
+        metric = self._settings.metric
+        is_loss = metric == "loss" or metric.partition("/")[0] in settings.losses
+        self._sign = 1.0 if (self._settings.mode or ("min" if is_loss else "max")) == "min" else -1.0
+        self.best: dict[str, float] = {}
+        self.waited = 0
+
+    @property
+    def used_up(self) -> bool:
+        """Whether training is finished."""
+        return self._settings.is_over(self.best, self.waited)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Note a validation; one in which the metric's loss was not active does not count."""
+        metric = self._settings.metric
+        if self._settings.patience is None or metric not in values:
+            return
+        if metric not in self.best or self._sign * values[metric] < self._sign * self.best[metric]:
+            self.best, self.waited = {metric: values[metric]}, 0
+        else:
+            self.waited += 1
+
+    def restore(self, best: Mapping[str, float], waited: int) -> None:
+        """Continue from a checkpoint, unless it was written for another metric."""
+        if self._settings.metric in best:
+            self.best, self.waited = dict(best), waited
+
+    def __str__(self) -> str:
+        (metric, best), waited = next(iter(self.best.items())), self.waited
+        return f"{metric} has not improved on {best:.5g} for {waited} validations (early_stopping.patience)"
 
 
 def _between(shares: list[float], before: Progress, now: Progress) -> list[float]:

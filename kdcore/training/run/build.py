@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from kdcore.errors import InputError, RecipeError, similar
+from kdcore.faults import plugin_faults
 from kdcore.losses.base import Loss, LossConfig, require_teacher
 from kdcore.models.base import Model
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Component, Components, Recipe
 from kdcore.signals import ModelInfo
 from kdcore.tasks.base import StoredData, Task
-from kdcore.training.engine.module import union_of_requests
+from kdcore.training.engine.module import Term, union_of_requests
 from kdcore.training.engine.teachers import CompositeTeacher, requests_of_models
 from kdcore.training.loop.plan import KEPT_BY_TRANSFORMS, Plan, Stage
+from kdcore.training.loop.predictions import scored_head
 
 
 def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
@@ -80,6 +82,7 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
         scheduler.check(plan.start)
     with error_location(recipe, ""):
         check_validation(recipe, task)
+        check_patience(plan)
     return plan
 
 
@@ -209,6 +212,40 @@ def check_validation(recipe: Recipe, task: Task) -> None:
             "`early_stopping.max_loss` needs the held-out loss, but the run has no validation",
             key="early_stopping.max_loss",
             hint="set `validation.every` and `task.data.held_out`, or remove `early_stopping.max_loss`",
+        )
+
+
+def check_patience(plan: Plan) -> None:
+    """Refuse early stopping on a metric that no validation computes.
+
+    Raises:
+        RecipeError: lists the metrics.
+    """
+    stopping, task, settings = plan.recipe.settings.early_stopping, plan.task, plan.recipe.settings
+    if stopping.patience is None:
+        return
+    if settings.validation.every == "never" or not task.num_samples("held_out"):
+        raise RecipeError(
+            "`early_stopping.patience` counts validations, but the run has none",
+            key="early_stopping.patience",
+            hint="set `validation.every` and `task.data.held_out`, or remove `early_stopping.patience`",
+        )
+    known = ["loss"]
+    with plugin_faults(task, "task"):
+        batch = task.draw("held_out", np.zeros(1, np.int64), np.zeros(1, np.int64))
+        for stage in plan.stages:
+            known += [str(Term(label, name)) for label, loss in stage.losses.items() for name in loss.counts(batch)]
+        head = scored_head(task)
+        if head is not None and head.name in plan.requests.student.heads:
+            known += [task.metric or "", *task.baselines("held_out")]
+            if head.level == "sequence":
+                known += task.scores("held_out", np.zeros((task.num_samples("held_out"), head.num_outputs), np.float32))
+    if stopping.metric not in known:
+        raise RecipeError(
+            f"`early_stopping.metric` is not computed by this run's validations (found `{stopping.metric}`)",
+            key="early_stopping.metric",
+            allowed=list(dict.fromkeys(known)),
+            hint=similar(stopping.metric, known),
         )
 
 

@@ -145,7 +145,8 @@ def _earlier_session(
     progress = start.at(state.step, state.seconds)
     export = _final_export(folder, recipe)
     complete = (export is None or export.is_dir()) and (not _predicts(plan) or (folder / PREDICTIONS).is_dir())
-    if progress.finished and complete:
+    stopping = recipe.settings.early_stopping
+    if (progress.finished or stopping.is_over(state.watched, state.waited)) and complete:
         return FinishedEvent(progress, RunResult(folder, True, export, {}))
     check_layout(checkpoint, zero_stage(recipe.settings.training))
     run_folder.check_split(folder, plan, state.world_size, processes.world_size)
@@ -260,7 +261,7 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
 
     trainer = Trainer(context, engine, models.teachers, models.stages, models.stage, partial(_export, context))
     progress = yield from trainer.train(checkpoint)
-    if not progress.finished:
+    if not trainer.finished:
         context.checkpoints.wait()
         yield StoppedEvent(progress, RunResult(context.folder, False, None, trainer.held_out))
         return
