@@ -433,7 +433,7 @@ def test_prepare_shows_the_most_frequent_dropped_templates(
     recipe = tmp_path / "data.yaml"
     recipe.write_text(f"corpora: [{{name: wikipedia, path: {folder}}}]\ntokenizer: {tokenizer_folder}\n")
     assert main(["prepare", str(recipe), str(tmp_path / "prepared"), "--workers", "1"]) == 0
-    shown = [line for line in capsys.readouterr().out.splitlines() if "templates" in line]
+    shown = [line for line in capsys.readouterr().out.splitlines() if "templates dropped" in line]
     assert shown == [
         "wikipedia: 4 templates dropped: often, such as {{often}}",
         "wikipedia: 2 templates dropped: rare, such as {{rare|0}}",
