@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcore.errors import InputError
 from kdcore.signals import Block
 
-LayerPairs = Literal["last", "uniform", "skip", "first"] | list[tuple[Block, Block]]
+LayerPairs = Literal["last", "uniform", "all", "skip", "first"] | list[tuple[Block, Block]]
 """How a loss pairs layers: a rule, or explicit `[[teacher, student], ...]` with 0-based blocks or `embeddings`."""
 
 ProjectionMode = Literal["auto", "none"]
@@ -42,8 +42,9 @@ def resolve_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) 
     """Turn a rule or explicit pairs into blocks counted from 0.
 
     Args:
-        layers: `last`; `uniform` (student i with teacher (i+1)*T/S-1); `skip` (uniform without the last pair, as
-            Patient KD); `first` (i with i); or explicit (teacher, student) pairs, where -1 is the last block.
+        layers: `last`; `uniform` (student i with teacher (i+1)*T/S-1); `all` (the same rounded, for any two depths);
+            `skip` (uniform without the last pair, as Patient KD); `first` (i with i); or explicit (teacher, student)
+            pairs, where -1 is the last block.
         teacher_layers: number T of teacher blocks.
         student_layers: number S of student blocks.
 
@@ -83,7 +84,7 @@ def uniform_blocks(teacher_layers: int, student_layers: int) -> list[int]:
         InputError: the teacher's depth is not a multiple of the student's.
     """
     if teacher_layers % student_layers:
-        nearest = [round((i + 1) * teacher_layers / student_layers) - 1 for i in range(student_layers)]
+        nearest = _nearest_blocks(teacher_layers, student_layers)
         pairs = ", ".join(f"[{t}, {s}]" for s, t in enumerate(nearest))
         raise InputError(
             f"`uniform` requires a multiple of the student's {student_layers} blocks, but the teacher has "
@@ -91,6 +92,11 @@ def uniform_blocks(teacher_layers: int, student_layers: int) -> list[int]:
             hint=f"list the blocks explicitly, for example {nearest}; as pairs [{pairs}]",
         )
     return [(i + 1) * teacher_layers // student_layers - 1 for i in range(student_layers)]
+
+
+def _nearest_blocks(teacher_layers: int, student_layers: int) -> list[int]:
+    """Spread teacher blocks as evenly as possible over student blocks: 12 to 5 gives 1, 4, 6, 9, 11."""
+    return [max(0, round((i + 1) * teacher_layers / student_layers) - 1) for i in range(student_layers)]
 
 
 def _rule_pairs(rule: str, teacher_layers: int, student_layers: int) -> list[tuple[Block, Block]]:
@@ -104,6 +110,8 @@ def _rule_pairs(rule: str, teacher_layers: int, student_layers: int) -> list[tup
                 key="layers",
             )
         return [(i, i) for i in range(student_layers)]
+    if rule == "all":
+        return [(t, s) for s, t in enumerate(_nearest_blocks(teacher_layers, student_layers))]
     pairs: list[tuple[Block, Block]] = [(t, s) for s, t in enumerate(uniform_blocks(teacher_layers, student_layers))]
     return pairs[:-1] if rule == "skip" else pairs
 

@@ -331,6 +331,8 @@ class Registry:
         if package and bare in names:
             having = [entry.distribution for entry in self.entries() if entry.name == bare]
             hints.append(f"The package {package} does not provide it; these packages do: {', '.join(having)}.")
+        elif bare in (ours := _known_packages().get(f"{self.group} of papers", {})):
+            hints.append(f"kdcore calls it {ours[bare]}.")
         elif bare in elsewhere:
             hints.append(f"The package {elsewhere[bare]} provides it: `pip install {elsewhere[bare]}`.")
         else:

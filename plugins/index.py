@@ -16,14 +16,17 @@ API_GROUP = "kdcore.plugin_api"
 
 
 def index() -> str:
-    """The text of the index: group, then name, then package."""
+    """The text of the index: group, then name, then package; `GROUP of papers`, then a paper's name, then ours."""
     found: dict[str, dict[str, str]] = {}
     for file in sorted([*ROOT.glob("plugins/*/pyproject.toml"), ROOT / "launch" / "pyproject.toml"]):
         if file.exists():
-            project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+            content = tomllib.loads(file.read_text(encoding="utf-8"))
+            project = content["project"]
             for group, names in project.get("entry-points", {}).items():
                 if group.startswith("kdcore.") and group != API_GROUP:
                     found.setdefault(group, {}).update(dict.fromkeys(names, project["name"]))
+            for group, names in content.get("tool", {}).get("kdcore", {}).get("names-of-papers", {}).items():
+                found.setdefault(f"{group} of papers", {}).update(names)
     return json.dumps(found, indent=2, sort_keys=True) + "\n"
 
 

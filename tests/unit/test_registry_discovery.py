@@ -49,6 +49,12 @@ def test_an_unknown_name_is_answered_with_near_names_and_all_names():
     assert caught.value.exit_code == EXIT_INPUT
 
 
+def test_the_name_of_a_method_in_a_paper_is_answered_with_ours(monkeypatch):
+    with pytest.raises(PluginError, match="unknown loss `pear_col`") as caught:
+        registry.losses.get("pear_col")
+    assert "Hint: kdcore calls it `attention_pearson`." in str(caught.value)
+
+
 def test_an_unknown_name_is_answered_with_the_package_that_would_provide_it(monkeypatch):
     known = {"kdcore.schedulers": {"cosine_restarts": "kdcore-cosine"}}
     monkeypatch.setattr(registry, "_known_packages", lambda: known)

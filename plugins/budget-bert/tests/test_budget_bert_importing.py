@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -595,3 +596,13 @@ def _default(flag: Flag) -> str:
 def test_the_table_of_the_documentation_is_that_of_the_importer() -> None:
     rows = [line for line in PAGE.splitlines() if line.startswith("| `")]
     assert rows == table_rows()
+
+
+def test_names_of_methods_give_hints_about_the_losses_that_import_puts() -> None:
+    project = tomllib.loads((ROOT / "plugins/budget-bert/pyproject.toml").read_text(encoding="utf-8"))
+    hints = project["tool"]["kdcore"]["names-of-papers"]["kdcore.losses"]
+    ours = registry.component_names("kdcore.losses")
+    assert set(hints) == {method for method in METHODS if method not in ours}
+    for method, hint in hints.items():
+        losses = imported(f"{DISTILS} --method {method}")["losses"]
+        assert set(re.findall(r"`(.*?)`", hint)) == set(losses) - (set() if "masked_lm" in hint else {"masked_lm"})
