@@ -496,7 +496,11 @@ def _without_marks(line: str, stage: CharacterStage) -> str:
     """Drop marks inside a line except the colon of `; term : meaning`."""
     if _ITEM not in line:
         return line
-    text = re.sub(rf"\s*{_ITEM}\s*", ": ", line.lstrip(f"{_ITEM} "))
-    if (before := _visible(line)) != (after := _visible(text)):
-        stage.rewrite("marks of list items", before, after)
-    return text
+    text = line.lstrip(f"{_ITEM} ")
+    if spaces := line.count(" ", 0, len(line) - len(text)):
+        stage.drop("repeated spaces", spaces)
+    if _ITEM not in text:
+        return text
+    joined, marks = re.subn(rf"\s*{_ITEM}\s*", ": ", text)
+    stage.rewrite("marks of list items", _visible(text) - _visible(joined) + 2 * marks, 2 * marks)
+    return joined
