@@ -24,4 +24,5 @@ from .span_metrics import SPAN_METRICS as SPAN_METRICS
 from .span_metrics import SpanMetric as SpanMetric
 from .span_metrics import SpanScores as SpanScores
 from .tags import TaggedSpan as TaggedSpan
+from .tags import spans_of as spans_of
 from .token_classification import TokenClassification as TokenClassification

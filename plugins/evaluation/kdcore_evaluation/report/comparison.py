@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,14 @@ from pathlib import Path
 from kdcore import InputError
 from kdcore_evaluation.run.compared_runs import MISSING, ComparedRun, check_keys
 from kdcore_evaluation.run.differences import differences
+from kdcore_evaluation.run.finished_scores import (
+    PARAMETERS,
+    RELATIVE_SIZE,
+    FinishedPredictions,
+    of_teacher,
+    read_predictions,
+    teacher_folder,
+)
 from kdcore_evaluation.run.results import ResultRow
 from kdcore_evaluation.run.scores import (
     REFERENCES,
@@ -110,30 +119,44 @@ def compare_runs(
         InputError: a key does not exist, or there is no teacher's score for the margin.
     """
     check_keys(runs, [*by, over])
-    own, others = _rows_of(runs, results)
-    groups: dict[Labels, list[Measurement]] = {_group(run, by, ""): [] for run in runs if "export" not in by}
+    own, others, folders = _rows_of(runs, results)
+    teacher_runs, without_teacher = _teacher_runs(runs), _without_teacher(runs)
+    compared = [run for run in runs if run.folder not in teacher_runs and run.folder not in without_teacher]
+    groups: dict[Labels, list[Measurement]] = {_group(run, by, ""): [] for run in compared if "export" not in by}
     references: dict[Labels, list[Measurement]] = {}
+    roles: dict[Labels, str] = {}
     before: dict[Labels, Labels] = {}
     budget: dict[Labels, dict[float, list[Measurement]]] = {}
+    finished = {run.folder: one for run in runs if (one := read_predictions(run)) is not None}
     for run in runs:
         models = by_model(own[run.folder]).values()
         last = _last(rows for rows in models if rows[0].role == "student")
         group = _group(run, tuple(key for key in by if key != "export"), "")
+        stands_for = _reference_of_run(run, group, teacher_runs, without_teacher)
+        if run.folder in finished and "export" not in by:
+            found = finished[run.folder].measurements(run.label(over) or run.name)
+            (references if stands_for else groups).setdefault(stands_for or _group(run, by, ""), []).extend(found)
         for rows in models:
-            found = measurements_of(rows, _repetition(run, over, rows[0]))
+            found = measurements_of(rows, _repetition(run, over, rows[0]), folders)
             if rows[0].role == "initial":
                 name = (f"before training: {', '.join(group)}".rstrip(": "),)
                 before[group] = name
                 references.setdefault(name, []).extend(found)
+            elif stands_for:
+                if rows is last:
+                    references.setdefault(stands_for, []).extend(found)
             elif rows is last or "export" in by:
                 groups.setdefault(_group(run, by, rows[0].export or ""), []).extend(found)
-            if rows[0].share is not None:
+            if rows[0].share is not None and not stands_for:
                 budget.setdefault(group, {}).setdefault(rows[0].share, []).extend(found)
-    roles: dict[Labels, str] = {}
+        if stands_for in references:
+            roles[stands_for] = "teacher" if run.folder in teacher_runs else "without teacher"
     for rows in by_model(others).values():
         name = (_reference_name(rows[0]),)
         roles[name] = rows[0].role
-        references.setdefault(name, []).extend(measurements_of(rows, 0))
+        references.setdefault(name, []).extend(measurements_of(rows, 0, folders))
+    _add_references_of_finished(compared, finished, references, roles)
+    _add_relative_sizes(groups, references, roles)
     everything = [row for rows in own.values() for row in rows] + others
     table = make_table(by, groups, references, _plural(over), chances(everything))
     teachers = [name for name, role in roles.items() if role == "teacher"]
@@ -143,8 +166,8 @@ def compare_runs(
             where="--margin",
             hint="evaluate with a suite that has `references: [teacher]`",
         )
-    # Random weights are far below every student: a test of that only costs power for the others.
-    fixed = [name for name, role in roles.items() if role != "random"]
+    # Random weights and constants are far below most students: testing that costs power for the other differences.
+    fixed = [name for name, role in roles.items() if role not in ("random", "constant")]
     against = {}
     for labels in groups:
         own_group = tuple(label for key, label in zip(by, labels, strict=True) if key != "export")
@@ -160,19 +183,21 @@ def compare_runs(
         curves=_curves(runs, tuple(key for key in by if key != "export")),
         budget=_scores_by_share(budget, primary, over),
         primary=primary,
-        remarks=[*_run_remarks(runs), *_result_remarks(runs, own, others)],
+        remarks=[*_run_remarks(runs), *_result_remarks(runs, own, others, finished)],
         rows=everything,
     )
 
 
 def _rows_of(
     runs: Sequence[ComparedRun], results: Iterable[Results]
-) -> tuple[dict[Path, list[ResultRow]], list[ResultRow]]:
-    """Collect the rows of each run, and those of the reference models of the same evaluations."""
+) -> tuple[dict[Path, list[ResultRow]], list[ResultRow], dict[ResultRow, Path]]:
+    """Collect the rows of each run, those of the reference models of the same evaluations, and the folder of each."""
     own: dict[Path, list[ResultRow]] = {run.folder.resolve(): [] for run in runs}
     others: list[ResultRow] = []
+    folders: dict[ResultRow, Path] = {}
     for evaluation in results:
         found = False
+        folders |= dict.fromkeys(evaluation.rows, evaluation.folder)
         for row in evaluation.rows:
             if row.run is not None:
                 place = Path(os.path.normpath(evaluation.folder / row.run)).resolve()
@@ -182,7 +207,86 @@ def _rows_of(
         if found or not runs:
             roles = (*REFERENCES, "model")
             others += [row for row in evaluation.rows if row.role in roles and (row.run is None or not runs)]
-    return {run.folder: own[run.folder.resolve()] for run in runs}, others
+    return {run.folder: own[run.folder.resolve()] for run in runs}, others, folders
+
+
+def _teacher_runs(runs: Sequence[ComparedRun]) -> set[Path]:
+    """Return the folders of runs whose exports are teachers of other runs."""
+    teachers = [folder for run in runs if (folder := teacher_folder(run)) is not None]
+    return {run.folder for run in runs if any(folder.is_relative_to(run.folder.resolve()) for folder in teachers)}
+
+
+def _without_teacher(runs: Sequence[ComparedRun]) -> set[Path]:
+    """Return the folders of runs that train the student of another run, on its data, without its teacher."""
+    taught = {_student_of(run) for run in runs if _has_teacher(run)}
+    return {run.folder for run in runs if not _has_teacher(run) and _student_of(run) in taught}
+
+
+def _has_teacher(run: ComparedRun) -> bool:
+    return bool(run.recipe.get("teacher") or run.recipe.get("teachers"))
+
+
+def _student_of(run: ComparedRun) -> tuple[str, str]:
+    """Return the configuration of the exported student and the data it was trained on; unique without an export."""
+    for export in ("best", "final"):
+        try:
+            config = json.loads((run.folder / "exports" / export / "config.json").read_text(encoding="utf-8"))
+            return json.dumps({key: value for key, value in config.items() if key[0] != "_"}, sort_keys=True), str(
+                run.data
+            )
+        except (OSError, ValueError, AttributeError):
+            continue
+    return (str(run.folder), "")
+
+
+def _reference_of_run(run: ComparedRun, group: Labels, teachers: set[Path], without_teacher: set[Path]) -> Labels:
+    """Return the name of the reference that a run is for others; empty if it is compared itself."""
+    if run.folder in teachers:
+        return (f"teacher {run.name}",)
+    return (f"without teacher: {', '.join(group)}",) if run.folder in without_teacher else ()
+
+
+def _add_references_of_finished(
+    compared: Sequence[ComparedRun],
+    finished: Mapping[Path, FinishedPredictions],
+    references: dict[Labels, list[Measurement]],
+    roles: dict[Labels, str],
+) -> None:
+    """Add what the scores of finished runs are to be compared with: their teachers and constant predictions."""
+    teachers: dict[Path, FinishedPredictions] = {}
+    constants: dict[str, list[Measurement]] = {}
+    for run in compared:
+        own = finished.get(run.folder)
+        if own is None:
+            continue
+        title, scores = own.constant()
+        constants.setdefault(title, scores)
+        theirs = of_teacher(run, own)
+        if theirs is not None:
+            teachers[theirs.folder.parent.resolve()] = theirs
+    for folder, theirs in teachers.items():
+        name = (f"teacher {'/'.join(folder.parts[-2:])}",)
+        if name not in references:
+            references[name] = theirs.measurements(0)
+            roles[name] = "teacher"
+    for title, scores in constants.items():
+        references[title,], roles[title,] = scores, "constant"
+
+
+def _add_relative_sizes(
+    groups: Mapping[Labels, list[Measurement]],
+    references: Mapping[Labels, list[Measurement]],
+    roles: Mapping[Labels, str],
+) -> None:
+    """Add the number of parameters relative to the teacher's, if there is one teacher."""
+    teachers = [references[name] for name, role in roles.items() if role == "teacher" and name in references]
+    sizes = {one.value for own in teachers for one in own if one.column == PARAMETERS}
+    if len(sizes) == 1:
+        size = sizes.pop()
+        for own in (*groups.values(), *references.values()):
+            own += [
+                Measurement(RELATIVE_SIZE, one.repetition, one.value / size) for one in own if one.column == PARAMETERS
+            ]
 
 
 def _favoured(runs: Sequence[ComparedRun], by: Labels, table: ScoreTable) -> dict[tuple[Labels, Column], Labels]:
@@ -226,7 +330,7 @@ def _plural(over: str) -> str:
 
 def _primary(table: ScoreTable) -> Column | None:
     """Choose the plotted column: the average over tasks, else a fine-tuned score, else a probe's."""
-    for kind in ("finetune", "linear", "agreement"):
+    for kind in ("finetune", "predictions", "linear", "agreement"):
         columns = [column for column in table.columns if column.kind == kind]
         averages = [column for column in columns if column.task == "average"]
         chosen = [*averages, *(column for column in columns if column.metric != "cosine")]
@@ -293,14 +397,17 @@ def _run_remarks(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def _result_remarks(
-    runs: Sequence[ComparedRun], own: Mapping[Path, list[ResultRow]], others: Sequence[ResultRow]
+    runs: Sequence[ComparedRun],
+    own: Mapping[Path, list[ResultRow]],
+    others: Sequence[ResultRow],
+    finished: Mapping[Path, FinishedPredictions],
 ) -> list[str]:
-    remarks = []
+    remarks = _finished_remarks(runs, finished)
     everything = [row for rows in own.values() for row in rows] + list(others)
-    without = [run.name for run in runs if not own[run.folder]]
+    without = [run.name for run in runs if not own[run.folder] and run.folder not in finished]
     if everything and without:
         remarks.append(f"Not evaluated: {', '.join(without)}.")
-    elif runs and not everything:
+    elif runs and not everything and not finished:
         remarks.append("None of these runs was evaluated: run `kdcore evaluate RUN --on SUITE` for scores.")
     for task in dict.fromkeys(row.task for row in everything if row.task is not None):
         rows = [row for row in everything if row.task == task and row.kind == "finetune"]
@@ -318,6 +425,28 @@ def _result_remarks(
     if len(devices) > 1:
         remarks.append(f"Speed was measured on different machines: {'; '.join(devices)}.")
     remarks += _missing_seeds(own, others)
+    return remarks
+
+
+def _finished_remarks(runs: Sequence[ComparedRun], finished: Mapping[Path, FinishedPredictions]) -> list[str]:
+    remarks = []
+    kinds: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run in runs:
+        if run.folder in finished:
+            own = finished[run.folder]
+            texts = tuple((name, texts) for name, texts in own.texts.items() if name.startswith(own.split))
+            kinds.setdefault(texts, []).append(run.name)
+    if len(kinds) > 1:
+        sides = "; ".join(", ".join(names) for names in kinds.values())
+        remarks.append(f"These runs predicted different texts, so their scores are of different tests: {sides}.")
+    if finished and all(own.split == "validation" for own in finished.values()):
+        remarks.append("No labelled test split: the students were selected on the shown scores.")
+    taught = [run for run in runs if run.folder in finished and _has_teacher(run)]
+    if taught and not _without_teacher(runs):
+        remarks.append(
+            "No run trains the same student without teacher. Its recipe is that of "
+            f"{taught[0].name} with `teacher: null`, another `run.id` and without the losses that need a teacher."
+        )
     return remarks
 
 

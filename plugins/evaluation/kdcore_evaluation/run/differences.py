@@ -11,7 +11,7 @@ import numpy as np
 from kdcore_evaluation.run.scores import Column, Difference, GroupSample, Labels, Measurement, counted, sample_of
 from kdcore_evaluation.statistics.intervals import Estimate, SampleValues, estimate_difference, holm
 
-COMPARED_KINDS = ("finetune", "linear", "agreement", "masked_lm")
+COMPARED_KINDS = ("predictions", "finetune", "linear", "agreement", "masked_lm")
 """Kinds of columns whose differences are tested; sizes and speeds are not samples of anything."""
 
 _POINT = 0.01
@@ -48,7 +48,7 @@ def differences(
             if estimate is None:
                 continue
             within = None
-            if margin is not None and second in known and column.kind in ("finetune", "linear"):
+            if margin is not None and second in known and column.kind in ("predictions", "finetune", "linear"):
                 within = estimate.p_at_most(-margin * _POINT)
             difference = Difference(column, first, second, estimate.value, estimate.interval, 1.0, varied)
             found.append((difference, estimate.p_value(), within))
@@ -74,15 +74,19 @@ def _compare(
 ) -> tuple[Estimate | None, str]:
     """Estimate the difference of two groups on one column, and describe what varies."""
     first, second = sample_of(own), sample_of(theirs)
+    if first.texts != second.texts:
+        first, second = first.scores(), second.scores()
+    texts = [f"{first.values.shape[1]:,} texts"] if first.texts else []
     if not (np.isfinite(first.values).all() and np.isfinite(second.values).all()):
         return None, ""
     common = [seed for seed in first.seeds if seed in second.seeds]
     if first.tuned == second.tuned and len(common) > 1:
         unit = "fine-tunings" if first.tuned else over
         rows = [_rows(sample, common) for sample in (first, second)]
-        return estimate_difference(*rows, paired=True), _paired(len(common), unit)
+        return estimate_difference(*rows, paired=True), ", ".join([f"{len(common)} paired {unit}", *texts])
     sizes = [_size(first, over), _size(second, over_second)]
-    return estimate_difference(first.values, second.values, paired=False), " and ".join(dict.fromkeys(sizes))
+    varied = ", ".join([" and ".join(dict.fromkeys(sizes)), *texts])
+    return estimate_difference(first.values, second.values, paired=False), varied
 
 
 def _size(sample: GroupSample, over: str) -> str:
@@ -91,7 +95,3 @@ def _size(sample: GroupSample, over: str) -> str:
 
 def _rows(sample: GroupSample, seeds: Sequence[Hashable]) -> SampleValues:
     return sample.values[[sample.seeds.index(seed) for seed in seeds]]
-
-
-def _paired(count: int, unit: str) -> str:
-    return f"{count} paired {unit}"

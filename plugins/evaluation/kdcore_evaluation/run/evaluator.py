@@ -26,11 +26,10 @@ from kdcore import (
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel
 from kdcore_evaluation.run.outcomes import Outcome, collect_finetuning, place_of, read_outcome, rows_of
 from kdcore_evaluation.run.pool import ChildProcess, run_children
-from kdcore_evaluation.run.results import ResultRow, merged_rows, read_rows, write_rows
+from kdcore_evaluation.run.results import TRIALS_FOLDER, ResultRow, merged_rows, read_rows, write_rows
 from kdcore_evaluation.run.suite import Suite
 from kdcore_evaluation.run.trials import Trial, make_trials, read_task
 
-TRIALS_FOLDER = "cells"  # the name in stored evaluations
 _SHOWN_CHARACTERS = 4000
 _WORST_FIRST = (EXIT_INTERRUPTED, EXIT_INPUT, EXIT_TRAINING, EXIT_MACHINE)
 

@@ -13,11 +13,10 @@ from typing import Any
 
 from kdcore import DataError, atomic_write, read_environment, read_metrics
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel
-from kdcore_evaluation.run.results import ResultRow, relative
+from kdcore_evaluation.run.results import PREDICTIONS, ResultRow, relative
 from kdcore_evaluation.run.trials import TaskData, Trial
 
 RESULT = "result.json"
-PREDICTIONS = "predictions"
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy")
 _HEAVY = ("checkpoints", "exports")
 

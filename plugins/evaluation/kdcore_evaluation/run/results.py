@@ -15,6 +15,11 @@ from kdcore import atomic_write, read_json_rows
 
 JSON_LINES = "results.jsonl"
 PARQUET = "results.parquet"
+TRIALS_FOLDER = "cells"
+"""Folder of trials below that of an evaluation; the name in stored evaluations."""
+
+PREDICTIONS = "predictions"
+"""Folder of predictions of a run or a trial."""
 
 
 def _versions(text: str) -> str:

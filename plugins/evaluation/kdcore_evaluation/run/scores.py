@@ -5,22 +5,29 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from kdcore_evaluation.run.results import ResultRow
+from kdcore_evaluation.run.item_scores import ItemScores, StoredPredictions
+from kdcore_evaluation.run.results import PREDICTIONS, TRIALS_FOLDER, ResultRow
 from kdcore_evaluation.statistics.intervals import SampleValues, estimate_mean
 
 Labels = tuple[str, ...]
 
 _LARGEST = 1e150
+_FEWEST_TEXTS = 30
+"""Of fewer texts, neither a bootstrap nor a linear approximation of F1 describes the error of a score."""
+
 _PROBE_TITLES = {
     "cosine": "cosine to the teacher",
     "rank_correlation": "similarities, rank correlation",
     "same_neighbours": "nearest neighbours shared",
     "masked_lm_loss": "masked-LM loss",
     "parameters": "parameters",
+    "all_parameters": "parameters with head",
+    "relative_size": "size relative to the teacher",
     "bytes_on_disk": "size on disk",
     "sequences_per_second": "speed",
     "memory_bytes": "memory",
@@ -35,7 +42,7 @@ CHANCE_TITLES = {
 REFERENCES = ("initial", "teacher", "random")
 """Roles of reference models, which are listed below the students in this order and not ranked."""
 
-_KINDS = ("finetune", "linear", "agreement", "masked_lm", "cost")
+_KINDS = ("predictions", "finetune", "linear", "agreement", "masked_lm", "cost")
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Column:
     @property
     def title(self) -> str:
         """Heading of the column."""
+        if self.kind == "predictions":
+            return " ".join(word for word in (self.task, self.part, self.metric, f"({self.split})") if word)
         if self.kind in ("finetune", "linear"):
             words = [self.task, self.part, self.metric, "(linear probe)" if self.kind == "linear" else ""]
             return " ".join(word for word in words if word)
@@ -72,7 +81,9 @@ class Column:
 
     def show(self, value: float) -> str:
         """Format a value of this column."""
-        if self.metric == "parameters":
+        if self.metric == "relative_size":
+            return f"{value:.0%}"
+        if self.metric in ("parameters", "all_parameters"):
             return f"{value / 1e6:.2f} M"
         if self.metric in ("bytes_on_disk", "memory_bytes"):
             return f"{value / 1e6:.1f} MB"
@@ -97,6 +108,7 @@ class Score:
         unit: what was repeated.
         interval: bounds that contain the true mean with a probability of 95%; None where nothing varies.
         runs: number of trained runs, with their unit; empty for models that are no run.
+        texts: number of test texts whose choice the interval includes; 0 for scores alone.
     """
 
     mean: float
@@ -105,14 +117,15 @@ class Score:
     unit: str
     interval: tuple[float, float] | None = None
     runs: str = ""
+    texts: int = 0
 
     @property
     def repetitions(self) -> str:
-        """Text such as `3 seeds`, or `1 seed, 3 fine-tunings`; empty for a single value of a model that is no run."""
+        """Text such as `3 seeds, 700 texts`, or `1 seed, 3 fine-tunings`; empty for a single value of a fixed model."""
         own = counted(self.count, self.unit)
-        if self.count == 1 or self.runs == own:
-            return self.runs
-        return f"{self.runs}, {own}" if self.runs else own
+        repeated = [] if self.count == 1 or self.runs == own else [own]
+        texts = [f"{self.texts:,} texts"] if self.texts else []
+        return ", ".join([*([self.runs] if self.runs else []), *repeated, *texts])
 
 
 @dataclass(frozen=True)
@@ -123,11 +136,13 @@ class Measurement:
         column: what it is of.
         repetition: what it is averaged over, such as a seed of distillation.
         value: the number.
+        predictions: predictions of labelled texts that the value is the score of; None without stored ones.
     """
 
     column: Column
     repetition: Hashable
     value: float
+    predictions: StoredPredictions | None = None
 
 
 @dataclass(frozen=True)
@@ -202,10 +217,17 @@ def by_model(rows: Iterable[ResultRow]) -> dict[tuple[str, str, str | None, str]
     return found
 
 
-def measurements(rows: Sequence[ResultRow], repetition: Hashable) -> list[Measurement]:
+def measurements(
+    rows: Sequence[ResultRow], repetition: Hashable, folders: Mapping[ResultRow, Path] | None = None
+) -> list[Measurement]:
     """Select the values of one model: those of the learning rate and batch size with the best validation score.
 
     Scores are those of the test split where it is labelled, else of the validation split.
+
+    Args:
+        rows: the rows of one model.
+        repetition: what the model is one of several of, such as a seed.
+        folders: folder of the evaluation of each row, to find its predictions; None for the scores alone.
     """
     found = []
     for kind, task in dict.fromkeys((row.kind, row.task) for row in rows):
@@ -219,8 +241,15 @@ def measurements(rows: Sequence[ResultRow], repetition: Hashable) -> list[Measur
                 continue
             part = (row.split or "")[len(split or "") :].strip("_") if split else ""
             column = Column(kind, task or "", part, split or "", row.metric, row.higher_is_better)
-            found.append(Measurement(column, (repetition, row.seed), row.value))
+            predictions = _predictions(row, folders[row]) if folders is not None and kind == "finetune" else None
+            found.append(Measurement(column, (repetition, row.seed), row.value, predictions))
     return [*found, *_averages(found)]
+
+
+def _predictions(row: ResultRow, folder: Path) -> StoredPredictions:
+    path = folder / TRIALS_FOLDER / row.cell / PREDICTIONS / f"{row.split}.parquet"
+    classes = tuple(row.labels.split(",")) if row.labels else ()
+    return StoredPredictions(path, classes, spans="token_classification" in row.recipe)
 
 
 def _averages(values: Sequence[Measurement]) -> list[Measurement]:
@@ -316,24 +345,31 @@ def summary(values: Sequence[Measurement], over: str) -> Score:
         unit,
         estimate.interval if estimate is not None else None,
         counted(found.runs, over) if over else "",
+        found.values.shape[1] if found.texts else 0,
     )
 
 
 @dataclass(frozen=True)
 class GroupSample:
-    """SampleValues of one group and column.
+    """Values of one group and column.
 
     Attributes:
         seeds: what each row is of: a repetition, or the seed of a fine-tuning.
-        values: (n, m) values of m test items, or (n, 1) scores; NaN for values that are not usable.
+        values: (n, m) values of m texts whose mean is a score, or (n, 1) scores; NaN for values that are not usable.
         runs: number of repetitions.
         tuned: whether the rows are fine-tunings of a single repetition.
+        texts: identifies the texts; empty for scores alone.
     """
 
     seeds: tuple[Hashable, ...]
     values: SampleValues
     runs: int
     tuned: bool
+    texts: str
+
+    def scores(self) -> GroupSample:
+        """Return the scores (n, 1) alone."""
+        return replace(self, values=self.values.mean(1, keepdims=True), texts="")
 
 
 def sample_of(values: Sequence[Measurement]) -> GroupSample:
@@ -345,8 +381,20 @@ def sample_of(values: Sequence[Measurement]) -> GroupSample:
         by_repetition = {}
         for one in values:
             by_repetition.setdefault(one.repetition[1] if isinstance(one.repetition, tuple) else 0, []).append(one)
-    rows = [np.mean([_usable(one.value) for one in own]) for own in by_repetition.values()]
-    return GroupSample(tuple(by_repetition), np.array(rows)[:, None], runs, tuned)
+    seeds = tuple(by_repetition)
+    items = {id(one): _item_scores(one) for one in values}
+    texts = {found.texts if found is not None else "" for found in items.values()}
+    enough = all(found is not None and len(found.values) >= _FEWEST_TEXTS for found in items.values())
+    if len(texts) == 1 and enough:
+        of_texts = [[found.values for one in own if (found := items[id(one)])] for own in by_repetition.values()]
+        rows = [np.mean(own, axis=0) for own in of_texts]
+        return GroupSample(seeds, np.stack(rows), runs, tuned, texts.pop())
+    scores = [np.mean([_usable(one.value) for one in own]) for own in by_repetition.values()]
+    return GroupSample(seeds, np.array(scores)[:, None], runs, tuned, "")
+
+
+def _item_scores(one: Measurement) -> ItemScores | None:
+    return None if one.predictions is None else one.predictions.item_scores(one.column.metric, one.value)
 
 
 def _repetitions(values: Iterable[Measurement]) -> dict[Hashable, list[Measurement]]:

@@ -1,0 +1,151 @@
+"""Scores as means over test texts, from stored predictions, so that two models can be compared text by text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from kdcore_supervised import SpanScores, spans_of
+
+from kdcore_evaluation.statistics.intervals import SampleValues
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """A score by text.
+
+    Attributes:
+        texts: SHA-256 over names and labels of the texts in their order; models are compared on equal texts only.
+        values: (m,) values whose mean is the score. Of a ratio of sums, such as F1, they are the score and the
+            influence of each text on it (the linear term of the delta method).
+    """
+
+    texts: str
+    values: SampleValues
+
+
+@dataclass(frozen=True)
+class StoredPredictions:
+    """Predictions of labelled texts in a Parquet file.
+
+    Attributes:
+        path: the file.
+        classes: classes in the order of the outputs; empty for numbers.
+        spans: whether labels are tags of words.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    spans: bool
+
+    def item_scores(self, metric: str, score: float) -> ItemScores | None:
+        """Return the scores of texts whose mean is `score`.
+
+        Returns:
+            The scores; None if the metric is not a ratio of sums over texts (such as a correlation), or if the file is
+            missing, damaged or of another score.
+        """
+        read = _read(self)
+        sums = None if read is None else read.sums(metric)
+        if read is None or sums is None:
+            return None
+        values = ratio_values(*sums)
+        return ItemScores(read.texts, values) if abs(values.mean() - score) <= _TOLERANCE else None
+
+
+def ratio_values(parts: SampleValues, wholes: SampleValues) -> SampleValues:
+    """Return values (m,) whose mean is the mean of k ratios of sums.
+
+    Args:
+        parts: (k, m) numerators of each ratio by text.
+        wholes: (k, m) denominators; a ratio whose denominator is 0 is 0.
+    """
+    found = np.zeros(parts.shape[1])
+    for part, whole in zip(parts, wholes, strict=True):
+        if whole.sum() > 0:
+            ratio = part.sum() / whole.sum()
+            found += ratio + (part - ratio * whole) / whole.mean()
+    return found / len(parts)
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    texts: str
+    sums: Callable[[str], tuple[SampleValues, SampleValues] | None]
+
+
+@lru_cache(maxsize=512)
+def _read(stored: StoredPredictions) -> _Predictions | None:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(stored.path, columns=["id", "label", "prediction"])
+    except (OSError, pyarrow.ArrowException):
+        return None
+    labels, predicted = (table.column(name).to_pylist() for name in ("label", "prediction"))
+    if not labels or None in labels:
+        return None
+    sums = _span_sums(labels, predicted) if stored.spans else _class_sums(labels, predicted, stored.classes)
+    return _Predictions(digest_of_texts(table), sums)
+
+
+def digest_of_texts(predictions: Table) -> str:
+    """Return the SHA-256 over names and labels of predicted texts in their order."""
+    rows = zip(*(predictions.column(name).to_pylist() for name in ("id", "label")), strict=True)
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
+
+
+def _class_sums(
+    labels: Sequence[Any], predicted: Sequence[Any], classes: Sequence[str]
+) -> Callable[[str], tuple[SampleValues, SampleValues] | None]:
+    several = isinstance(labels[0], list)
+    sides = [[set(one) if several else {one} for one in side] for side in (labels, predicted)]
+    true, found = (np.array([[name in one for one in side] for name in classes], dtype=np.float64) for side in sides)
+
+    def sums(metric: str) -> tuple[SampleValues, SampleValues] | None:
+        if not classes:
+            return None
+        if metric == "accuracy" and not several:
+            return (true * found).sum(0)[None], np.ones((1, len(labels)))
+        hits, all_ = 2 * true * found, true + found
+        if metric == "f1_micro":
+            return hits.sum(0)[None], all_.sum(0)[None]
+        if metric == "f1_macro" or (metric == "f1" and len(classes) > 2):
+            return hits, all_
+        return (hits[1:], all_[1:]) if metric == "f1" else None
+
+    return sums
+
+
+def _span_sums(
+    labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> Callable[[str], tuple[SampleValues, SampleValues] | None]:
+    counts = []
+    for one, other in zip(labels, predicted, strict=True):
+        scores = SpanScores(())
+        scores.add(spans_of(one), spans_of(other), len(one))
+        counts.append(
+            (scores.correct.total(), scores.predicted.total(), scores.true.total(), scores.equal, scores.words)
+        )
+    correct, found, true, equal, words = np.array(counts, dtype=np.float64).T[:, None]
+    ratios = {
+        "f1": (2 * correct, found + true),
+        "precision": (correct, found),
+        "recall": (correct, true),
+        "accuracy": (equal, words),
+    }
+    return ratios.get
