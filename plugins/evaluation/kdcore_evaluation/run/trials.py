@@ -139,7 +139,9 @@ def _probes(
             for label, known in tasks.items():
                 if not isinstance(known.task.data, LabelledData) or known.task.data.multi_label:
                     continue
-                task = known.task.model_dump(mode="json", exclude={"data": {"multi_label"}})
+                data = known.task.data
+                newer = {"multi_label", *(["quoting"] if data.quoting is None else [])}  # not in earlier results
+                task = known.task.model_dump(mode="json", exclude={"data": newer})
                 own = settings | {"task": task}
                 key = settings | {"max_length": known.task.data.max_length, "metric": known.task.main_metric}
                 found.append(_trial(kind, model, label, own, key, known.fingerprint))
