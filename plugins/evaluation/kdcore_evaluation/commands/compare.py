@@ -71,8 +71,8 @@ class CompareCommand(Command):
             raise InputError("no key is given", where="--by", hint="give keys, such as --by method")
         if arguments.margin is not None and not 0 < arguments.margin < math.inf:
             raise InputError(f"must be a positive number (found {arguments.margin:g})", where="--margin")
-        results, folders = _find(arguments.places, arguments.results)
-        runs = _read_runs(folders)
+        results, folders = find_results(arguments.places, arguments.results)
+        runs = read_runs(folders)
         comparison = compare_runs(runs, results, by, arguments.over.strip(), arguments.margin)
         for remark in comparison.remarks:
             print(f"remark: {remark}", file=sys.stderr)
@@ -90,7 +90,7 @@ class CompareCommand(Command):
         return 0
 
 
-def _read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
+def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
     """Read the runs; one whose recipe is damaged is left out with a warning, if there are others.
 
     Raises:
@@ -112,7 +112,7 @@ def _read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
     return runs
 
 
-def _find(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple[list[Results], list[Path]]:
+def find_results(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple[list[Results], list[Path]]:
     """Find evaluations and run folders, each once."""
     from kdcore import run_folders
     from kdcore_evaluation.report.comparison import Results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ from kdcore import (
 )
 
 if TYPE_CHECKING:
+    from kdcore_evaluation.report.comparison import Comparison
     from kdcore_evaluation.run.pool import ChildProcess
+    from kdcore_evaluation.run.suite import Suite
 
 _PAGE = "page.html"
 
@@ -35,23 +38,35 @@ class SweepCommand(Command):
     --profile the runs and the fine-tunings are jobs of `kdcore launch`. --smoke runs the small sweep under `smoke` of
     the file, which takes minutes.
 
+    --plan trains nothing. It prints the number of runs and hours, and the differences between groups that seeds and
+    test texts can detect, from standard deviations of earlier results below `evaluations`.
+
     Exit codes: 0 finished, 1 machine failure, 2 wrong input, 3 training failed, 130 interrupted.
     """
 
     help = "train every run of a sweep file, evaluate and compare them"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare FILE, overrides, --profile, --processes, --smoke."""
+        """Declare FILE, overrides, --profile, --processes, --smoke, --plan, --deviation."""
         parser.add_argument("sweep", metavar="FILE", help="sweep file, or kdcore:NAME for one that kdcore ships")
         add_overrides(parser)
         parser.add_argument("--processes", metavar="N", type=int, default=1, help="number of parallel runs; default: 1")
         parser.add_argument("--profile", metavar="PROFILE", help="run them as jobs of `kdcore launch`, and wait")
         parser.add_argument("--smoke", action="store_true", help="run the small sweep under `smoke` of the file")
+        parser.add_argument("--plan", action="store_true", help="print runs, hours and detectable differences only")
+        parser.add_argument(
+            "--deviation",
+            metavar="SD",
+            type=float,
+            help="standard deviation of a score over seeds for --plan; default: that of earlier results, else 0.01",
+        )
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Train, evaluate and compare."""
         from kdcore_evaluation.run.suite import Suite
 
+        if arguments.deviation is not None and not 0 < arguments.deviation < math.inf:
+            raise InputError(f"must be a positive number (found {arguments.deviation:g})", where="--deviation")
         if arguments.processes < 1:
             raise InputError(f"must be at least 1 (found {arguments.processes})", where="--processes")
         name = Path(arguments.sweep).stem + ("-smoke" if arguments.smoke else "")
@@ -72,7 +87,10 @@ class SweepCommand(Command):
             recipe.components()
             imports = imports or bool(recipe.allowed_imports)
         suite = [*_overrides(sweep.suite_overrides), *of_suite]
-        load_config(sweep.suite, Suite, suite)  # report its mistakes before days of training
+        checked = load_config(sweep.suite, Suite, suite)  # report its mistakes before days of training
+        if arguments.plan:
+            print(_plan(sweep, cells, checked, arguments.deviation))
+            return 0
         if arguments.profile is not None:
             launched = [word for key, values in axes.items() for word in ("--sweep", f"{key}={','.join(values)}")]
             launched = ["launch", *sweep.recipes, *overrides, *launched, "--profile", arguments.profile, "--wait"]
@@ -94,6 +112,31 @@ class SweepCommand(Command):
             return code
         by = ["--by", ",".join(sweep.compare.by), "--over", sweep.compare.over]
         return _kdcore(["compare", *folders, *by, "--results", str(folder), "--html", str(folder / _PAGE)])
+
+
+def _plan(sweep: SweepFile, cells: Sequence[SweepCell], suite: Suite, deviation: float | None) -> str:
+    """Describe what the sweep can show and how long it takes."""
+    from kdcore_evaluation.report.sweep_plan import plan_text
+
+    by, over = sweep.compare.by, sweep.compare.over
+    own = len(sweep.recipes or ()) if {"method", "run"} & set(by) else 1
+    groups = math.prod((len(values) for key, values in sweep.axes.items() if key in by and key != over), start=own)
+    seeds = len(sweep.axes.get(over, [None]))
+    return plan_text(cells, groups, seeds, over, suite, _earlier(over), deviation)
+
+
+def _earlier(over: str) -> Comparison | None:
+    """Compare the runs of all evaluations below `evaluations`; None without any."""
+    from kdcore_evaluation.commands.compare import find_results, read_runs
+    from kdcore_evaluation.report.comparison import compare_runs
+    from kdcore_evaluation.run.results import JSON_LINES
+
+    places = [path.parent for path in sorted(Path("evaluations").glob(f"**/{JSON_LINES}"))]
+    try:
+        results, folders = find_results(places, None)
+        return compare_runs(read_runs(folders), results, ("method",), over) if folders else None
+    except InputError:
+        return None  # no results, or of runs that were removed
 
 
 def _smaller(sweep: SweepFile, where: str) -> SweepFile:

@@ -29,10 +29,10 @@ _LATEX = {
 
 def terminal(table: ScoreTable) -> str:
     """Format aligned columns, and the differences below them."""
-    lines = [*_aligned(_texts(table)), *_chance_lines(table), *notes(table)]
+    lines = [*aligned(_texts(table)), *_chance_lines(table), *notes(table)]
     rows = difference_rows(table)
     if rows:
-        lines += ["", *_aligned(rows), DIFFERENCES_NOTE]
+        lines += ["", *aligned(rows), DIFFERENCES_NOTE]
     return "\n".join(lines)
 
 
@@ -223,7 +223,8 @@ def _texts(table: ScoreTable) -> list[list[str]]:
     return rows
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format rows as lines of aligned columns, the first one as header."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
