@@ -241,7 +241,8 @@ def test_values_of_texts_are_their_influence_on_the_score(tmp_path: Path, metric
         "spans": lambda true, own: float(f1_of_spans(true, own)),
     }
     whole = scores[metric](table["label"], table["prediction"])
-    stored = StoredPredictions(tmp_path / "test.parquet", CLASSES, metric == "spans")
+    classes = (*CLASSES, "a class that does not occur")
+    stored = StoredPredictions(tmp_path / "test.parquet", classes, metric == "spans")
     found = stored.item_scores("f1" if metric == "spans" else metric, whole)
     assert found is not None
     count = len(table["label"])

@@ -124,8 +124,11 @@ def _class_sums(
         hits, all_ = 2 * true * found, true + found
         if metric == "f1_micro":
             return hits.sum(0)[None], all_.sum(0)[None]
-        if metric == "f1_macro" or (metric == "f1" and len(classes) > 2):
+        if metric == "f1_macro":
             return hits, all_
+        if metric == "f1" and len(classes) > 2:
+            occur = all_.any(axis=1)
+            return hits[occur], all_[occur]
         return (hits[1:], all_[1:]) if metric == "f1" else None
 
     return sums
