@@ -28,6 +28,9 @@ LINE_CHARACTERS = 1000
 _SENTENCEPIECE_THREADS = 16
 _MOST_CHARACTERS = 1000  # of a WordPiece vocabulary, as in BERT's own
 _FEWEST_OCCURRENCES = 2
+_LONGEST_WORD = 500
+"""Characters of a word that WordPiece spells, instead of BERT's 100: Thai and Japanese write that many without a space.
+The time that a word takes grows with the third power of its length."""
 
 
 @dataclass(frozen=True)
@@ -195,10 +198,10 @@ def _too_small(vocabulary: int, fewest: int) -> DataError:
 
 
 def _wordpiece(lines: list[str], vocabulary: int, lowercase: bool) -> Any:
-    from tokenizers import normalizers
-    from transformers import BertTokenizer
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    # Composed letters are in the vocabulary; the other normalizer alone does not compose decomposed text.
+    normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.BertNormalizer(lowercase=lowercase)])
     characters: Counter[str] = Counter()
     for line in lines:
         characters.update(normalizer.normalize_str(line))
@@ -214,7 +217,25 @@ def _wordpiece(lines: list[str], vocabulary: int, lowercase: bool) -> Any:
     pieces = _train_wordpiece(lines, normalizer, alphabet, fixed, vocabulary)
     if len(pieces) < vocabulary:
         raise _too_large(vocabulary, len(pieces))
-    return BertTokenizer(vocab=pieces, do_lower_case=lowercase)
+    _, unknown, _, _, mask = SPECIAL_TOKENS
+    backend = Tokenizer(models.WordPiece(pieces, unk_token=unknown, max_input_chars_per_word=_LONGEST_WORD))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = _around(backend)
+    # Not the class BertTokenizer, which does not read the normalizer of its file.
+    return _fast(backend, mask, ["input_ids", "token_type_ids", "attention_mask"])
+
+
+def _around(backend: Any) -> Any:
+    """Return the post-processor that puts [CLS] and [SEP] around texts; the second text of a pair has type 1."""
+    from tokenizers import processors
+
+    _, _, cls, sep, _ = SPECIAL_TOKENS
+    ids = [(token, backend.token_to_id(token)) for token in (cls, sep)]
+    return processors.TemplateProcessing(
+        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1", special_tokens=ids
+    )
 
 
 def _train_wordpiece(
@@ -239,8 +260,7 @@ def _train_wordpiece(
 
 
 def _byte_level_bpe(lines: list[str], vocabulary: int, lowercase: bool) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     pad, unknown, cls, sep, mask = SPECIAL_TOKENS
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -264,18 +284,23 @@ def _byte_level_bpe(lines: list[str], vocabulary: int, lowercase: bool) -> Any:
     backend.train_from_iterator(lines, trainer)
     if backend.get_vocab_size() < vocabulary:
         raise _too_large(vocabulary, backend.get_vocab_size())
-    ids = [(token, backend.token_to_id(token)) for token in (cls, sep)]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1", special_tokens=ids
-    )
+    backend.post_processor = _around(backend)
+    return _fast(backend, special[-1], ["input_ids", "attention_mask"])
+
+
+def _fast(backend: Any, mask: Any, inputs: list[str]) -> Any:
+    """Return a `transformers` tokenizer of a backend with the special tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    pad, unknown, cls, sep, _ = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=pad,
         unk_token=unknown,
         cls_token=cls,
         sep_token=sep,
-        mask_token=special[-1],
-        model_input_names=["input_ids", "attention_mask"],
+        mask_token=mask,
+        model_input_names=inputs,
         clean_up_tokenization_spaces=False,
     )
 

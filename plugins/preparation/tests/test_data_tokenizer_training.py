@@ -94,6 +94,23 @@ def test_a_vocabulary_that_the_text_cannot_fill_or_that_cannot_spell_it_is_refus
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
+def test_wordpieces_spell_decomposed_text_and_long_words(tmp_path: Path, texts: list[str], lowercase: bool) -> None:
+    from transformers import AutoTokenizer
+
+    train_tokenizer(texts, tmp_path / "t", kind="wordpiece", vocabulary=300, lowercase=lowercase)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "t")
+    decomposed = unicodedata.normalize("NFD", "Zürich")
+    assert loaded(decomposed)["input_ids"] == loaded("Zürich")["input_ids"]
+    assert loaded.unk_token_id not in loaded(decomposed)["input_ids"]
+    long = loaded("ab" * 250, add_special_tokens=False)["input_ids"]
+    assert loaded.decode(long) == "ab" * 250
+    assert loaded("ab" * 251, add_special_tokens=False)["input_ids"] == [loaded.unk_token_id]
+    pair = loaded("ab", "cd")
+    assert pair["token_type_ids"] == sorted(pair["token_type_ids"])
+    assert pair["token_type_ids"][-1] == 1
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
 def test_a_byte_level_bpe_spells_any_text_in_composed_form(tmp_path: Path, texts: list[str], lowercase: bool) -> None:
     from transformers import AutoTokenizer
 
