@@ -9,7 +9,7 @@ from kdcore.errors import DataError
 
 _SPACE = "▁"
 _UNIGRAM, _BPE = 1, 2  # trainer_spec.model_type
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # pieces' types
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # pieces' types
 
 # Candidate pieces of each role, in order of preference; if a model has none, the first one is appended.
 _ROLE_PIECES = {
@@ -55,6 +55,10 @@ def _read(path: Path) -> Any:
         raise _unusable(path, "is not a SentencePiece model: it has no piece for unknown text")
     if proto.trainer_spec.model_type not in (_UNIGRAM, _BPE):
         raise _unusable(path, "is a SentencePiece model of an unsupported type (words or characters)")
+    if proto.trainer_spec.treat_whitespace_as_suffix:
+        raise _unusable(path, "is a SentencePiece model with white space after words (treat_whitespace_as_suffix)")
+    if proto.trainer_spec.model_type == _BPE and any(piece.type == _USER_DEFINED for piece in proto.pieces):
+        raise _unusable(path, "is a SentencePiece BPE model with symbols of its user (user_defined_symbols)")
     return proto
 
 
@@ -64,7 +68,14 @@ def _backend(proto: Any) -> Any:
     unknown = next(index for index, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN)
     byte_fallback = bool(proto.trainer_spec.byte_fallback)
     if proto.trainer_spec.model_type == _UNIGRAM:
-        vocabulary = [(piece.piece, piece.score) for piece in proto.pieces]
+        scores = [piece.score for piece in proto.pieces if piece.type == _NORMAL]
+        vocabulary = [
+            # SentencePiece prefers its user-defined symbols to their characters in the same way.
+            (piece.piece, max(len(piece.piece) * max(scores) - 0.1, min(scores)))
+            if piece.type == _USER_DEFINED
+            else (piece.piece, piece.score)
+            for piece in proto.pieces
+        ]
         backend = Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=byte_fallback))
     else:
         backend = Tokenizer(
@@ -77,11 +88,7 @@ def _backend(proto: Any) -> Any:
             )
         )
     backend.add_tokens(
-        [
-            AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL)
-            for piece in proto.pieces
-            if piece.type in (_CONTROL, _USER_DEFINED)
-        ]
+        [AddedToken(piece.piece, normalized=False, special=True) for piece in proto.pieces if piece.type == _CONTROL]
     )
     steps: list[Any] = []
     if proto.normalizer_spec.precompiled_charsmap:
@@ -93,7 +100,8 @@ def _backend(proto: Any) -> Any:
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     backend.normalizer = normalizers.Sequence(steps)
     scheme = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme)
+    split = not any(_SPACE in piece.piece[1:] for piece in proto.pieces)  # else pieces span several words
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=split)
     if byte_fallback:
         spaces = decoders.Replace(_SPACE, " ")
         prefix = [decoders.Strip(" ", 1, 0)] if proto.normalizer_spec.add_dummy_prefix else []
