@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*
 _TEXTS = (
     "The Quick Fox",
     "\u00c9cole \u00e0 K\u00f6ln",
-    "e\u0301 n\u0303o",
     "\uff26\uff35\uff2c\uff2c \u2163 \ufb01x",
     "\u4e2d\u6587\u5b57 text",
     "don't well-known 12.5% x_y",
     "two  spaces",
 )
+_COMPOSED = "\u00c9cole \u00e0 K\u00f6ln \uac01 \u304c"
 _SAMPLED_TOKENS = 400
 
 _ROLES = ("pad", "cls", "sep", "mask")
@@ -86,8 +87,10 @@ def load_tokenizer(name: str) -> Any:
             "pad_to_multiple_of",
             "is_local",
             "local_files_only",
+            "split_special_tokens",  # of exported classifiers
         ):
             tokenizer.init_kwargs.pop(setting, None)
+        tokenizer.split_special_tokens = False
         special_ids(tokenizer, name)
         if vocabulary_size(tokenizer) > _LARGEST_VOCABULARY:
             largest = vocabulary_size(tokenizer) - 1
@@ -138,9 +141,11 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 
 def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) -> None:
-    """Adapt the settings of a saved tokenizer to a model, for every transformers since 4.57.
+    """Adapt a saved tokenizer to a model and to the text of its training, for every transformers since 4.57.
 
-    transformers 5 writes a class and a key for additional special tokens that earlier versions do not read.
+    Training text is in Unicode normal form C, so a tokenizer that does not compose letters gets a normalizer that does,
+    and the class that reads normalizers from tokenizer.json. transformers 5 writes a class and a key for additional
+    special tokens that earlier versions do not read.
 
     Args:
         folder: the model's folder with the tokenizer's files.
@@ -151,7 +156,7 @@ def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) 
     if not path.is_file():
         return
     settings = json.loads(path.read_text(encoding="utf-8"))
-    if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
+    if _compose(folder / "tokenizer.json") or settings.get("tokenizer_class") in (None, "TokenizersBackend"):
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
@@ -160,12 +165,28 @@ def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) 
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _compose(path: Path) -> bool:
+    """Let a tokenizer.json compose letters (NFC); return whether it did not."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        return False
+    backend = Tokenizer.from_file(str(path))
+    if _pieces(backend, _COMPOSED) == _pieces(backend, unicodedata.normalize("NFD", _COMPOSED)):
+        return False
+    content = json.loads(path.read_text(encoding="utf-8"))
+    own = [] if content["normalizer"] is None else [content["normalizer"]]
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, *own]}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    return True
+
+
 def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]] | None:
     """Find text that two tokenizers of the same vocabulary read differently.
 
     Normalizer and pre-tokenizer are compared by their results on texts with upper case, accents, composed characters,
-    punctuation and Chinese, as one setting has several forms. Then tokens of words of the vocabulary are compared,
-    which depend on merges or scores.
+    punctuation and Chinese, in normal form C as all text is, because one setting has several forms. Then tokens of
+    words of the vocabulary are compared, which depend on merges or scores.
 
     Returns:
         The text, and its pieces or tokens by either tokenizer; None if there is no difference or a tokenizer is slow.
@@ -179,7 +200,7 @@ def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]]
     tokens = sorted(one.get_vocab())
     words = [one.convert_tokens_to_string([token]) for token in tokens[:: max(1, len(tokens) // _SAMPLED_TOKENS)]]
     for start in range(0, len(words), 2):
-        text = "".join(words[start : start + 2])
+        text = unicodedata.normalize("NFC", "".join(words[start : start + 2]))
         ours, theirs = (tokenizer.tokenize(text) for tokenizer in (one, other))
         if ours != theirs:
             return text, ours, theirs

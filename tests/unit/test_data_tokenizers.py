@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import string
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +305,37 @@ def test_saved_settings_fit_the_model_and_earlier_versions(tmp_path: Path) -> No
     assert settings["model_input_names"] == ["input_ids", "attention_mask"]
     fit_tokenizer_settings(tmp_path, 300, token_types=True)
     assert json.loads(path.read_text())["model_max_length"] == 128, "never raised"
+
+
+def test_an_exported_tokenizer_composes_letters_as_training_text_is_composed(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Köln", "ein", "K", "##o", "##ln", "koln"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    decomposed = unicodedata.normalize("NFD", "ein Köln")
+    for lowercase, expected in ((False, ["ein", "Köln"]), (True, ["ein", "koln"])):
+        folder = tmp_path / str(lowercase)
+        BertTokenizer(vocab=vocabulary, do_lower_case=lowercase).save_pretrained(folder)
+        before = (folder / "tokenizer.json").read_bytes()
+        fit_tokenizer_settings(folder, 64, token_types=True)
+        loaded = AutoTokenizer.from_pretrained(folder)
+        assert loaded.tokenize(decomposed) == loaded.tokenize("ein Köln") == expected
+        assert list(loaded("ein")) == ["input_ids", "token_type_ids", "attention_mask"]
+        assert ((folder / "tokenizer.json").read_bytes() == before) == lowercase
+        original = BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
+        assert reading_difference(load_tokenizer(str(folder)), original) is None
+        fit_tokenizer_settings(folder, 64, token_types=True)
+        assert AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str() == loaded.backend_tokenizer.to_str()
+
+
+def test_an_exported_classifiers_setting_for_special_tokens_is_not_inherited(
+    tokenizer: Any, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tokenizer_folder, tmp_path / "t")
+    path = tmp_path / "t" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "split_special_tokens": True}))
+    loaded = load_tokenizer(str(tmp_path / "t"))
+    assert loaded("the [MASK]")["input_ids"] == tokenizer("the [MASK]")["input_ids"]
+    assert loaded.mask_token_id in loaded("the [MASK]")["input_ids"]
+    loaded.save_pretrained(tmp_path / "saved")
+    assert "split_special_tokens" not in json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())

@@ -135,7 +135,8 @@ class LabelledTask(Task):
         return self.tokens(split).lengths
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer's files."""
+        """Write the tokenizer's files; it encodes special tokens in a text as text, as in training."""
+        self.tokenizer.split_special_tokens = self.tokenizer.init_kwargs["split_special_tokens"] = True
         self.tokenizer.save_pretrained(folder)
 
     def _batch(self, split: Split, samples: np.ndarray, columns: Mapping[str, Tensor]) -> Batch:

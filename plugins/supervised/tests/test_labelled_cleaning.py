@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import random
 import unicodedata
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from kdcore_preparation import train_tokenizer
 from kdcore_preparation.tokenizer_training import KINDS, TokenizerKind
-from kdcore_supervised import tokenize
+from kdcore_supervised import SequenceClassification, tokenize
 from kdcore_supervised.data.tagged import TaggedText
 from kdcore_supervised.data.word_windows import tokenize_words
+from transformers import AutoTokenizer
 
 from kdcore import load_tokenizer
+from kdcore.data.tokenizers import fit_tokenizer_settings
 
 CZECH = "Příliš žluťoučký kůň, který úpěl"
 
@@ -69,3 +73,28 @@ def test_words_are_cleaned_one_by_one_and_keep_their_numbers(tokenizer: Any) -> 
     assert one.tokens.tokens.tolist() == other.tokens.tokens.tolist()
     assert one.alignments[0].words.tolist() == other.alignments[0].words.tolist() == [0, 1, 3, 4, 5]
     assert one.first.tolist() == other.first.tolist()
+
+
+def test_an_exported_tokenizer_reads_text_as_training_did(tokenizer: Any, tmp_path: Path) -> None:
+    """Only a unigram model finds special tokens among its own pieces, which no setting of its file prevents."""
+    tokenizer.save_pretrained(tmp_path / "t")
+    texts = [CZECH, unicodedata.normalize("NFD", CZECH), "Press [MASK] and [SEP] here"]
+    if type(tokenizer.backend_tokenizer.model).__name__ == "Unigram":
+        texts.pop()
+    records = [{"text": text, "label": label} for text in texts for label in ("yes", "no")]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    data = {
+        "train": str(tmp_path / "train.jsonl"), "tokenizer": str(tmp_path / "t"),
+        "text": "text", "label": "label", "labels": ["yes", "no"],
+    }  # fmt: skip
+    config = SequenceClassification.Config.model_validate({"data": data})
+    task = SequenceClassification(config, 0, tmp_path)
+    (tmp_path / "export").mkdir()
+    task.save_tokenizer(tmp_path / "export")
+    fit_tokenizer_settings(tmp_path / "export", 128, token_types=False)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "export")
+    trained = task.tokens("train")
+    for number, record in enumerate(records):
+        here = slice(int(trained.starts[number]), int(trained.ends[number]))
+        assert loaded(record["text"])["input_ids"] == trained.tokens[here].tolist()
+    assert loaded.convert_tokens_to_ids("[MASK]") == tokenizer.mask_token_id
