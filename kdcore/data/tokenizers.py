@@ -201,7 +201,7 @@ def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]]
     words = [one.convert_tokens_to_string([token]) for token in tokens[:: max(1, len(tokens) // _SAMPLED_TOKENS)]]
     for start in range(0, len(words), 2):
         text = unicodedata.normalize("NFC", "".join(words[start : start + 2]))
-        ours, theirs = (tokenizer.tokenize(text) for tokenizer in (one, other))
+        ours, theirs = (tokenizer.tokenize(text, split_special_tokens=True) for tokenizer in (one, other))
         if ours != theirs:
             return text, ours, theirs
     return None

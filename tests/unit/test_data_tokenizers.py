@@ -331,11 +331,16 @@ def test_an_exported_tokenizer_composes_letters_as_training_text_is_composed(tmp
 def test_an_exported_classifiers_setting_for_special_tokens_is_not_inherited(
     tokenizer: Any, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
+    from transformers import AutoTokenizer
+
     shutil.copytree(tokenizer_folder, tmp_path / "t")
     path = tmp_path / "t" / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "split_special_tokens": True}))
     loaded = load_tokenizer(str(tmp_path / "t"))
     assert loaded("the [MASK]")["input_ids"] == tokenizer("the [MASK]")["input_ids"]
     assert loaded.mask_token_id in loaded("the [MASK]")["input_ids"]
+    exported = AutoTokenizer.from_pretrained(tmp_path / "t")
+    assert exported.mask_token_id not in exported("the [MASK]")["input_ids"]
+    assert reading_difference(exported, loaded) is None
     loaded.save_pretrained(tmp_path / "saved")
     assert "split_special_tokens" not in json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
