@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from kdcore_preparation import CharacterAccount
 from kdcore_testing import check_corpus, check_model, check_task
 
 from kdcore import Batch, ComponentConfig, Corpus, Document, MaskedLM, PathString, SignalRequest, Signals
@@ -148,9 +149,39 @@ class Forgetful(Lines):
         self.report["runs"] += 1
 
 
+class Losing(Lines):
+    """Keep an account that lacks the characters that are dropped."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.characters = CharacterAccount()
+
+    def documents(self) -> Iterator[Document]:
+        for document in super().documents():
+            text = document.text[:-1]
+            self.characters.stage("lines").received += len(document.text)
+            self.characters.stage("lines").passed += len(text)
+            yield Document(document.id, text)
+
+
+class Overstated(Lines):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.characters = CharacterAccount()
+
+    def documents(self) -> Iterator[Document]:
+        for document in super().documents():
+            stage = self.characters.stage("lines")
+            stage.received += len(document.text) + 1
+            stage.passed += len(document.text) + 1
+            yield document
+
+
 @pytest.mark.parametrize(
     ("reader", "words"),
     [
+        (Losing, "`characters` is not balanced: lines: 1 of"),
+        (Overstated, "the last stage of `characters`, 'lines', passed on"),
         (ByPath, "contains its folder"),
         (AtOnce, "yield one document at a time"),
         (WithEmpty, "'empty' is empty"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcore import Manifest, PreparedData, PreparedSplit, Sequences, SplitEntry, load_tokenizer
+from kdcore import CharactersEntry, Manifest, PreparedData, PreparedSplit, Sequences, SplitEntry, load_tokenizer
 from kdcore_preparation.readers.character_account import CharacterAccount
 
 _BINS = 8
@@ -87,22 +87,26 @@ def unknown_share(entry: SplitEntry) -> tuple[float, str]:
 
 
 def account_table(manifest: Manifest) -> Iterator[str]:
-    """Tabulate the characters that each stage of each corpus received, dropped, rewrote and passed on.
+    """Tabulate the characters of each corpus."""
+    for number, entries in enumerate(manifest.characters):
+        if entries:
+            yield f"characters of {corpus_label(manifest, number)}"
+            yield from stage_table(entries)
+
+
+def stage_table(entries: Mapping[str, CharactersEntry]) -> Iterator[str]:
+    """Tabulate the characters that each stage received, dropped, rewrote and passed on.
 
     In every row of a stage, `in + dropped + changed == out`; what was dropped is negative.
     """
-    for number, entries in enumerate(manifest.characters):
-        if not entries:
-            continue
-        yield f"characters of {corpus_label(manifest, number)}"
-        rows: list[tuple[str, ...]] = [("stage", "in", "dropped", "changed", "out")]
-        for name, stage in CharacterAccount.of(entries).items():
-            counts = (stage.received, -stage.dropped.total(), stage.net_change, stage.passed)
-            rows.append((name, *(f"{count:,}" for count in counts)))
-            rows += [(f"  {reason}", "", f"{-count:,}", "", "") for reason, count in stage.dropped.items()]
-            for reason, (before, after) in stage.rewritten.items():
-                rows.append((f"  {reason}: {before:,} -> {after:,}", "", "", f"{after - before:,}", ""))
-        yield from _aligned(rows)
+    rows: list[tuple[str, ...]] = [("stage", "in", "dropped", "changed", "out")]
+    for name, stage in CharacterAccount.of(entries).items():
+        counts = (stage.received, -stage.dropped.total(), stage.net_change, stage.passed)
+        rows.append((name, *(f"{count:,}" for count in counts)))
+        rows += [(f"  {reason}", "", f"{-count:,}", "", "") for reason, count in stage.dropped.items()]
+        for reason, (before, after) in stage.rewritten.items():
+            rows.append((f"  {reason}: {before:,} -> {after:,}", "", "", f"{after - before:,}", ""))
+    yield from _aligned(rows)
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +19,8 @@ from kdcore_preparation import prepare
 from kdcore_preparation.commands.prepare import summary
 from kdcore_preparation.inspection import describe
 from kdcore_preparation.pipeline.prepare import DataRecipe
+from kdcore_preparation.readers.books import BooksCorpus
+from kdcore_preparation.readers.wikipedia.wikipedia_corpus import WikipediaCorpus
 
 from kdcore import Corpus, CorpusConfig, Document, Manifest, PreparedData, load_tokenizer
 
@@ -230,3 +235,56 @@ def test_unknown_text_is_measured_in_characters(tmp_path: Path, tokenizer_folder
     assert f"train: {lost / visible:.1%} of the characters are unknown to the tokenizer" in problem
     shown = "\n".join(describe(data, 1))
     assert f"{lost / visible:.3%} of the characters unknown" in shown
+
+
+def fortunes() -> list[Path]:
+    """The texts of Debian's packages of fortunes that are installed, in up to a dozen languages."""
+    found = sorted(Path("/usr/share/games/fortunes").rglob("*"))
+    return [path for path in found if path.is_file() and not path.is_symlink() and path.suffix != ".dat"]
+
+
+def test_the_characters_of_fortunes_in_many_languages_are_accounted_for(tmp_path: Path) -> None:
+    """Texts in the encodings and with the control characters that people have left in them."""
+    paths = fortunes()
+    if not paths:
+        pytest.skip("needs Debian's packages fortunes, fortunes-de, fortunes-ru, ...")
+    for number, path in enumerate(paths):
+        (tmp_path / f"{number}-{path.name}").write_bytes(path.read_bytes())
+    corpus = BooksCorpus(BooksCorpus.Config(path=str(tmp_path)))
+    yielded = 0
+    for document in corpus.documents():
+        yielded += len(document.text)
+        assert corpus.characters.imbalances() == [], document.id
+    stages = corpus.characters
+    assert stages["clean"].passed == yielded
+    contents = [path.read_bytes() for path in paths]
+    valid = [content.decode() for content in contents if is_utf8(content)]
+    assert stages["decode"].received >= sum(map(len, valid))
+    if len(valid) == len(contents):
+        assert stages["decode"].received == sum(map(len, valid))
+
+
+def is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def test_the_characters_of_a_piece_of_wikipedia_are_accounted_for() -> None:
+    try:
+        files = metadata.files("gensim") or []
+    except metadata.PackageNotFoundError:
+        pytest.skip("needs the package gensim")
+    (piece,) = [file.locate() for file in files if file.name.startswith("enwiki-latest-pages-articles1")]
+    corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(piece)))
+    yielded = 0
+    for document in corpus.documents():
+        yielded += len(document.text)
+        assert corpus.characters.imbalances() == [], document.id
+    stages = list(corpus.characters.values())
+    assert stages[-1].passed == yielded
+    with bz2.open(str(piece)) as stream:
+        texts = [each.text or "" for _, each in ElementTree.iterparse(stream) if each.tag.endswith("}text")]
+    assert stages[0].received == sum(map(len, texts))
