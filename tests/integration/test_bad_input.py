@@ -507,7 +507,7 @@ def materials(tmp_path_factory, teacher_folder, corpus_file):
     (folder / "empty").mkdir()
     corpora = [{"name": "text", "path": str(corpus_file), "documents": "lines"}]
     for name, length in (("data", 48), ("long", 72)):
-        recipe = DataRecipe(tokenizer=str(teacher_folder), sequence_length=length, held_out=0.1, corpora=corpora)
+        recipe = DataRecipe(tokenizer=str(teacher_folder), sequence_length=length, held_out=0.25, corpora=corpora)
         prepare(recipe, folder / name)
     return folder
 
