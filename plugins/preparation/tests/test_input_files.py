@@ -7,19 +7,20 @@ import gzip
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
-from kdcore_preparation import input_files
+from kdcore_preparation import DataRecipe, input_files, prepare
+from kdcore_preparation.readers.file_listing import InputFiles
 from kdcore_preparation.readers.json_lines import JsonLinesCorpus
 from kdcore_preparation.readers.parquet import ParquetCorpus
 from kdcore_preparation.readers.text_files import TextCorpus
 
-from kdcore import DataError
+from kdcore import Corpus, CorpusConfig, DataError, Document, PathString
 
 FIRST = b"".join(b"line %d of the first stream\n" % number for number in range(100))
 SECOND = FIRST.replace(b"first", b"second")
@@ -150,6 +151,47 @@ def test_the_first_part_alone_counts_what_was_left_out(tmp_path: Path) -> None:
         list(corpus.read(part))
         counts.append(sum(corpus.report.values()))
     assert counts == [1, 0, 0]
+
+
+def test_other_files_beside_shards_are_counted(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    from kdcore_preparation.readers.hdf5 import Hdf5Corpus
+
+    files = Hdf5Corpus(Hdf5Corpus.Config(path=str(tree(tmp_path, "a.hdf5 b.txt c.md")))).files()
+    assert list(files) == ["a.hdf5"]
+    assert isinstance(files, InputFiles)
+    assert files.left_out == {"files that are not HDF5 left out (the first: b.txt)": 2}
+
+
+class PlainReader(Corpus):
+    """A reader as other packages write it, after the example of the documentation."""
+
+    class Config(CorpusConfig):
+        path: PathString
+
+    def files(self) -> Mapping[str, Path]:
+        return input_files(self.config.path)
+
+    def documents(self) -> Iterator[Document]:
+        for name, path in self.files().items():
+            yield Document(name, path.read_text())
+
+
+@pytest.mark.parametrize("reader", ["text", "plain"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_prepared_data_counts_entries_that_were_left_out_once(
+    tmp_path: Path, tokenizer_folder: Path, reader: str, workers: int
+) -> None:
+    names = [f"sub/{number}.txt" for number in range(5)]
+    data = tree(tmp_path / "data", " ".join(["a.txt", *names]), {"external": "../ext", "gone.txt": "/nowhere/x.txt"})
+    tree(tmp_path / "ext", " ".join(f"{number}.txt" for number in range(5)))
+    recipe = DataRecipe(
+        corpora=[{"name": "text", "path": str(data)}], tokenizer=str(tokenizer_folder), sequence_length=16, held_out=0.1
+    )
+    corpora = [PlainReader(PlainReader.Config(path=str(data)))] if reader == "plain" else None
+    prepared = prepare(recipe, tmp_path / "out", corpora=corpora, workers=workers)
+    assert sum(entry.documents for entry in prepared.manifest.splits.values()) == 11
+    assert prepared.manifest.reports == [{"dangling links left out (the first: gone.txt)": 1}]
 
 
 def test_a_named_entry_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ from kdcore_preparation.pipeline.unit_records import WrittenUnit
 from kdcore_preparation.pipeline.unit_writer import HALF_EMPTY
 from kdcore_preparation.pipeline.work import UNITS, Work
 from kdcore_preparation.readers.character_account import CharacterAccount
+from kdcore_preparation.readers.file_corpus import FileCorpus
+from kdcore_preparation.readers.file_listing import InputFiles
 from kdcore_preparation.readers.input_files import FileHashes
 from kdcore_preparation.readers.named_counts import summarised
 
@@ -376,6 +378,9 @@ class _PreparationRun:
         for unit, record in zip(work.units, records, strict=True):
             reports[unit.corpus].update(record.report)
             accounts[unit.corpus].add(CharacterAccount.of(record.characters))
+        for report, corpus in zip(reports, self.corpora, strict=True):
+            if not isinstance(corpus, FileCorpus) and isinstance(files := corpus.files(), InputFiles):
+                report.update(files.left_out)  # built-in readers count these entries themselves
         splits: dict[PreparedSplit, SplitEntry] = {}
         short: dict[PreparedSplit, float] = {}
         for split in PreparedData.SPLITS:

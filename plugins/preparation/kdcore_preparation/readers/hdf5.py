@@ -36,7 +36,7 @@ class Hdf5Corpus(FileCorpus):
         self._tokens = self.characters.stage("tokens")
 
     def files(self) -> Mapping[str, Path]:
-        """List the shards by their names; other files in the folder are ignored."""
+        """List the shards by their names; other files in the folder are left out and counted."""
         found = input_files(self.config.path)
         shards = InputFiles({name: path for name, path in found.items() if path.suffix in _SUFFIXES}, found.left_out)
         if not shards:
@@ -45,6 +45,9 @@ class Hdf5Corpus(FileCorpus):
                 where=self.config.path,
                 allowed="files such as train_shard_0.hdf5 and test_shard_0.hdf5",
             )
+        others = [name for name in found if name not in shards]
+        if others:
+            shards.left_out[f"files that are not HDF5 left out (the first: {others[0]})"] += len(others)
         return shards
 
     def read(self, part: Part) -> Iterator[TokenizedSequences]:

@@ -59,7 +59,7 @@ class HuggingFaceCorpus(PartedCorpus):
 
     def files(self) -> Mapping[str, Path]:
         """List the folder's files; empty for a dataset on the hub, which is identified by its name and revision."""
-        return {} if self.config.path is None else input_files(self.config.path)
+        return {} if self.config.path is None else dict(input_files(self.config.path))
 
     def parts(self) -> Sequence[Part]:
         """List ranges of rows of a saved dataset, or the files of a streamed one."""
