@@ -157,23 +157,41 @@ def last_error(text: str) -> str:
     return (lines or text.strip().splitlines() or ["no message"])[-1].removeprefix("ERROR: ")
 
 
-def check_installed(installed: Mapping[str, Version], file: Path, target: Target, folder: Path) -> None:
+def find_misfits(installed: Mapping[str, Version], file: Path, target: Target, folder: Path) -> dict[str, str]:
     """Compare installed versions with what the built wheels require.
 
+    Args:
+        installed: canonical name to version.
+        file: where `installed` was read from.
+        target: the machine.
+        folder: the wheels of kdcore and of its packages.
+
+    Returns:
+        The packages that cannot be installed, and why; one that requires another of them is one as well.
+
     Raises:
-        InputError: a version is outside the required range.
+        InputError: kdcore itself cannot be installed.
     """
-    problems: dict[str, Problem] = {}
-    for wheel in sorted(folder.glob("*.whl")):
-        for one in target.needs(wheel):
+    needs = {str(parse_wheel_filename(one.name)[0]): target.needs(one) for one in sorted(folder.glob("kdcore*.whl"))}
+    found: dict[str, str] = {}
+    problems = []
+    for name, requirements in needs.items():
+        for one in requirements:
             version = installed.get(canonicalize_name(one.name))
             if version and not one.specifier.contains(version, prereleases=True):
-                needing = parse_wheel_filename(wheel.name)[0]
-                found = f"an installed package does not fit (found {one.name} {version}, {needing} expected {one})"
-                hint = f"install another {one.name} there, or delete its line, so that the wheelhouse contains one"
-                problems.setdefault(one.name, Problem(found, str(file), hint=hint))
+                found[name] = f"found {one.name} {version}, {name} expected {one}"
+                if name == "kdcore":
+                    what = f"an installed package does not fit ({found[name]})"
+                    hint = f"install another {one.name} there, or delete its line, so that the wheelhouse contains one"
+                    problems.append(Problem(what, str(file), hint=hint))
     if problems:
-        raise InputError(problems.values())
+        raise InputError(problems)
+    for _ in needs:
+        for name, requirements in needs.items():
+            for one in requirements:
+                if canonicalize_name(one.name) in found and name not in found:
+                    found[name] = f"requires {one.name}, which is left out"
+    return found
 
 
 def write_stubs(installed: Mapping[str, Version], target: Target, folder: Path) -> None:
@@ -276,11 +294,11 @@ class Wheelhouse:
 
     Attributes:
         wheels: what is installed.
-        left_out: wheels of this repository whose requirements exceed the size limit, and the MB that these add.
+        left_out: wheels of this repository that are copied but not installed, and why.
     """
 
     wheels: list[Path]
-    left_out: dict[Path, float]
+    left_out: dict[Path, str]
 
 
 def collect(installed: Mapping[str, Version], file: Path, target: Target, limit: float, work: Path) -> Wheelhouse:
@@ -299,9 +317,10 @@ def collect(installed: Mapping[str, Version], file: Path, target: Target, limit:
     """
     kept = {name: version for name, version in installed.items() if not re.match(r"kdcore($|-)", name)}
     build(kept, work / "built")
-    check_installed(kept, file, target, work / "built")
+    built = {str(parse_wheel_filename(wheel.name)[0]): wheel for wheel in sorted((work / "built").glob("kdcore*.whl"))}
+    misfits = find_misfits(kept, file, target, work / "built")
     write_stubs(kept, target, work / "stubs")
-    roots = ["kdcore[all]"]
+    roots = [name for name in built if name not in misfits]
     for _ in range(_ROUNDS):
         folder = download(roots, kept, target, work, file)
         wheels = {str(parse_wheel_filename(wheel.name)[0]): wheel for wheel in folder.glob("*.whl")}
@@ -315,13 +334,14 @@ def collect(installed: Mapping[str, Version], file: Path, target: Target, limit:
     def megabytes(names: Iterable[str]) -> float:
         return sum(wheels[name].stat().st_size for name in names) / 1e6
 
-    chosen, left_out = follow(["kdcore"], wheels, kept, target)[0], {}
-    ours = {name: follow([name], wheels, kept, target)[0] for name in wheels if name.startswith("kdcore-")}
-    for name, needed in sorted(ours.items(), key=lambda item: megabytes(item[1])):
-        if megabytes(chosen | needed) <= limit:
-            chosen |= needed
-        else:
-            left_out[wheels[name]] = megabytes(needed - chosen)
+    chosen, left_out = follow(["kdcore"], wheels, kept, target)[0], {built[name]: why for name, why in misfits.items()}
+    needed = {name: follow([name], wheels, kept, target)[0] for name in built if name not in misfits}
+    for name, names in sorted(needed.items(), key=lambda item: megabytes(item[1])):
+        if megabytes(chosen | names) <= limit:
+            chosen |= names
+        elif name not in chosen:
+            more = megabytes(names - chosen)
+            left_out[built[name]] = f"adds {more:.1f} MB with what it requires, limit {limit:g} MB"
     return Wheelhouse([wheels[name] for name in sorted(chosen)], left_out)
 
 
@@ -362,9 +382,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     size = sum(wheel.stat().st_size for wheel in arguments.output.glob("*.whl")) / 1e6
-    for wheel, megabytes in found.left_out.items():
-        name = parse_wheel_filename(wheel.name)[0]
-        print(f"left out: {name} (adds {megabytes:.1f} MB with what it requires, limit {arguments.limit:g} MB)")
+    for wheel, why in found.left_out.items():
+        print(f"left out: {parse_wheel_filename(wheel.name)[0]} ({why})")
     folder = arguments.output.name
     print(
         f"{arguments.output}: {len(found.wheels)} packages to install, {size:.1f} MB. Install them on the machine with"

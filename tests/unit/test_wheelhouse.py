@@ -94,12 +94,29 @@ def test_an_installed_version_out_of_range_is_refused(house: dict[str, Any], tar
     write_wheel(tmp_path, "kdcore", "transformers>=5.17,<6", "torch>=2.6,<3", "numpy>=2")
     installed = {"transformers": Version("4.57.6"), "torch": Version("2.11.0+cu130"), "numpy": Version("1.26.4")}
     with pytest.raises(InputError) as caught:
-        house["check_installed"](installed, Path("installed.txt"), target, tmp_path)
+        house["find_misfits"](installed, Path("installed.txt"), target, tmp_path)
     assert [str(problem).splitlines()[0] for problem in caught.value.problems] == [
         "installed.txt: an installed package does not fit (found transformers 4.57.6, kdcore expected "
         "transformers<6,>=5.17)",
         "installed.txt: an installed package does not fit (found numpy 1.26.4, kdcore expected numpy>=2)",
     ]
+
+
+def test_a_package_that_does_not_fit_is_left_out_with_those_that_require_it(
+    house: dict[str, Any], target: Any, tmp_path: Path
+) -> None:
+    write_wheel(tmp_path, "kdcore", "transformers>=5.17,<6")
+    write_wheel(tmp_path, "kdcore_above", "kdcore>=0.1", "kdcore-deberta>=0.1")
+    write_wheel(tmp_path, "kdcore_deberta", "kdcore>=0.1", "transformers>=5.20,<6")
+    write_wheel(tmp_path, "kdcore_other", "kdcore>=0.1", "absent")
+    write_wheel(tmp_path, "kdcore_top", "kdcore-above")
+    installed = {"transformers": Version("5.17.0")}
+    assert house["find_misfits"](installed, Path("installed.txt"), target, tmp_path) == {
+        "kdcore-deberta": "found transformers 5.17.0, kdcore-deberta expected transformers<6,>=5.20",
+        "kdcore-above": "requires kdcore-deberta, which is left out",
+        "kdcore-top": "requires kdcore-above, which is left out",
+    }
+    assert house["find_misfits"]({"transformers": Version("5.20.0")}, Path("f"), target, tmp_path) == {}
 
 
 def test_requirements_are_followed_with_the_markers_of_the_target(
