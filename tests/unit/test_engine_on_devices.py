@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore.models.packing import Packing
 from kdcore.optimizers.adamw import AdamW
+from kdcore.optimizers.base import Optimizer, OptimizerConfig
 from kdcore.recipe.schema import Budget, TrainingSettings
 from kdcore.training.engine.engine import Engine
-from kdcore.training.runtime.distributed import fork_random_states, start_processes
+from kdcore.training.runtime.distributed import find_accelerator, fork_random_states, start_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,6 +92,21 @@ class Sum(nn.Module):
         return self.student(states).square().sum()
 
 
+class PlainDescent(Optimizer):
+    """Gradient descent, whose steps show the gradients that it gets."""
+
+    def build(self, groups):
+        return torch.optim.SGD([{**group, "weight_decay": 0.0} for group in groups], lr=0.1)
+
+
+def plain_gradients(module):
+    """The gradients of a copy of the module in float32."""
+    copied = Sum()
+    copied.load_state_dict({name: tensor.float() for name, tensor in module.state_dict().items()})
+    copied(torch.ones(3, 5)).backward()
+    return {name: parameter.grad for name, parameter in copied.named_parameters()}
+
+
 @pytest.mark.parametrize("clipping", [0.0, 0.5])
 def test_a_step_computes_one_norm(processes, clipping):
     settings = TrainingSettings(budget=Budget(steps=1), batch_size=1, gradient_clipping=clipping)
@@ -105,6 +121,56 @@ def test_a_step_computes_one_norm(processes, clipping):
         metrics = engine.metrics()
     assert norms.count == PARAMETERS
     assert metrics["grad_norm"] == pytest.approx(gradients.norm().item(), rel=1e-6)
+    engine.close()
+
+
+class Waits(TorchDispatchMode):
+    """Count the values that the host reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("clipping", [0.0, 0.5])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_in_half_precision_waits_for_the_device_once(processes, precision, clipping, stage, monkeypatch):
+    kind = type(find_accelerator())
+    monkeypatch.setattr(kind, "is_fp16_supported", lambda self: True)
+    monkeypatch.setattr(kind, "supported_dtypes", lambda self: [torch.float, torch.half, torch.bfloat16])
+    scale = {"fp16": {"loss_scale": 0, "initial_scale_power": 4}} if precision == "fp16" else {}
+    settings = TrainingSettings(
+        budget=Budget(steps=1), batch_size=1, precision=precision, zero_stage=stage, gradient_clipping=clipping,
+        deepspeed=scale,
+    )  # fmt: skip
+    module = Sum()
+    labels = {name: frozenset({"loss"}) for name, _ in module.named_parameters()}
+    engine = Engine(module, labels, PlainDescent(OptimizerConfig()), settings, processes)
+    before = {name: tensor.clone() for name, tensor in engine._float32_weights(module).items()}
+    engine.backward(1.0 * engine._engine(torch.ones(3, 5, dtype=engine.dtype)).float())
+    gradients = plain_gradients(module)
+    with Waits() as waits:
+        engine.finish_micro_batch(0.1, {"loss"})
+    assert waits.count == 1
+    assert not engine.skipped
+    norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+    factor = min(1.0, clipping / norm.item()) if clipping else 1.0
+    for name, tensor in engine._float32_weights(module).items():
+        torch.testing.assert_close(tensor, before[name] - 0.1 * factor * gradients[name], rtol=0.02, atol=0.002)
+    for value in (float("inf"), float("nan")):
+        before = {name: tensor.clone() for name, tensor in engine._float32_weights(module).items()}
+        engine.backward(value * engine._engine(torch.ones(3, 5, dtype=engine.dtype)).float())
+        with Waits() as waits:
+            engine.finish_micro_batch(0.1, {"loss"})
+        assert engine.skipped
+        assert waits.count == 1
+        for name, tensor in engine._float32_weights(module).items():
+            assert torch.equal(tensor, before[name])
     engine.close()
 
 

@@ -260,6 +260,8 @@ class Engine:
             if processes.world_size == 1 and zero_stage(settings) == 0:
                 self._engine.enable_backward_allreduce = False
             self._engine.clip_fp32_gradients = self._clip_gradients
+            if zero_stage(settings) > 0:
+                self._wait_once()
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -324,6 +326,27 @@ class Engine:
         if updates:
             self.skipped = self._engine.skipped_steps > skipped_before
             self._reset_inactive(active)
+
+    def _wait_once(self) -> None:
+        """Let a step at ZeRO stages 1 and 2 wait for the device once, for the norm, which shows an overflow, too.
+
+        DeepSpeed checks all gradients before it, and the norm again for each group of parameters.
+        """
+        optimizer = self._engine.optimizer
+        if not optimizer.compute_grad_norm:
+            return
+
+        def unscale_and_clip(gradients: Sequence[Tensor], norm: Tensor) -> None:
+            scale = optimizer.loss_scale
+            if optimizer.clip_grad > 0:
+                scale = (((norm / scale) + 1e-6) / optimizer.clip_grad).clamp(min=1.0) * scale
+            elif scale == 1.0:
+                return
+            for gradient in gradients:
+                gradient.data.mul_(1.0 / scale)
+
+        optimizer.check_overflow = lambda partition_gradients=True: None
+        optimizer.unscale_and_clip_grads = unscale_and_clip
 
     def _clip_gradients(self) -> None:
         """Replace DeepSpeed's clipping at stage 0, which discards the norm."""

@@ -20,7 +20,7 @@ _debugging: Any = torch.utils.deterministic
 def numerics(settings: TrainingSettings, device: torch.device) -> Iterator[None]:
     """Apply `training.tf32` and `training.deterministic` inside; enter it before the device computes anything."""
     precision, fills = torch.get_float32_matmul_precision(), _debugging.fill_uninitialized_memory
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     tf32 = settings.precision != "fp32" if settings.tf32 is None else settings.tf32
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -32,5 +32,5 @@ def numerics(settings: TrainingSettings, device: torch.device) -> Iterator[None]
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(was_deterministic)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         _debugging.fill_uninitialized_memory = fills
