@@ -9,6 +9,7 @@ import pytest
 from kdcore_preparation.readers import file_corpus
 from kdcore_preparation.readers.books import BooksCorpus
 
+from kdcore.commands.main import main
 from kdcore.errors import DataError
 from kdcore.recipe.checking import check
 from kdcore.recipe.yaml import Origin
@@ -174,3 +175,18 @@ def test_the_text_before_damage_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
             for document in corpus.documents():
                 found.append(document.text)
         assert " ".join(found).split() == first.split()
+
+
+def test_prepare_prints_the_share_of_each_encoding(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        write(tmp_path / "books" / f"{number}.txt", f"the student {number}\n".encode())
+    write(tmp_path / "books" / "3.txt", (JAPANESE * 3).encode("iso2022_jp"))
+    (tmp_path / "data.yaml").write_text(
+        f"corpora: [{{name: books, path: books}}]\ntokenizer: {tokenizer_folder}\nheld_out: 0.3\n"
+    )
+    assert main(["prepare", str(tmp_path / "data.yaml"), str(tmp_path / "out"), "--workers", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "books: 3 books read as utf-8 (75.0%)" in lines
+    assert "books: 1 books read as iso2022_jp (25.0%)" in lines
