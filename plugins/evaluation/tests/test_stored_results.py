@@ -79,6 +79,27 @@ def test_every_trial_of_an_evaluation_is_found_finished(finished: Path, capsys: 
     assert measured((results / "results.jsonl").read_text(encoding="utf-8")) == measured(rows)
 
 
+def test_a_finished_classifier_is_not_fine_tuned_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pyarrow import parquet
+
+    suite = (finished / "suite.yaml").read_text(encoding="utf-8").partition("references")[0]
+    (finished / "task.yaml").write_text(suite, encoding="utf-8")
+    assert main(["evaluate", "runs/classification", "--on", "task.yaml", "--output", "again"]) == 0
+    captured = capsys.readouterr()
+    assert "runs/classification best: mood: trained on these texts, so its own predictions are scored" in captured.err
+    assert "fine-tunings" not in captured.err
+    rows = [json.loads(line) for line in (finished / "again" / "results.jsonl").read_text().splitlines()]
+    found = {(row["split"], row["metric"]): row["value"] for row in rows if row["role"] == "student"}
+    assert {row["kind"] for row in rows if row["role"] == "student"} == {"predictions"}
+    for split in ("validation", "test"):
+        table = parquet.read_table(
+            finished / "runs" / "classification" / "predictions" / f"{split}.parquet"
+        ).to_pydict()
+        equal = [one == other for one, other in zip(table["label"], table["prediction"], strict=True)]
+        assert found[split, "accuracy"] == pytest.approx(sum(equal) / len(equal))
+    assert (finished / "runs" / "classification" / "exports" / "best" / "model.safetensors").is_file()
+
+
 def test_stored_results_are_compared(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = finished / "page.html"
     assert main(["compare", "runs/distillation", "--format", "markdown", "--html", str(page)]) == 0

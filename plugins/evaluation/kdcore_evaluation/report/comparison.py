@@ -11,6 +11,7 @@ from pathlib import Path
 from kdcore import InputError
 from kdcore_evaluation.run.compared_runs import MISSING, ComparedRun, check_keys
 from kdcore_evaluation.run.differences import differences
+from kdcore_evaluation.run.finished_scores import KIND as PREDICTIONS_KIND
 from kdcore_evaluation.run.finished_scores import (
     PARAMETERS,
     RELATIVE_SIZE,
@@ -202,8 +203,9 @@ def _rows_of(
             if row.run is not None:
                 place = Path(os.path.normpath(evaluation.folder / row.run)).resolve()
                 if place in own:
-                    own[place].append(row)
                     found = True
+                    if row.kind != PREDICTIONS_KIND:  # read from the run itself
+                        own[place].append(row)
         if found or not runs:
             roles = (*REFERENCES, "model")
             others += [row for row in evaluation.rows if row.role in roles and (row.run is None or not runs)]

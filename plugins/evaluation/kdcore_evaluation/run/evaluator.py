@@ -26,7 +26,7 @@ from kdcore import (
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel
 from kdcore_evaluation.run.outcomes import Outcome, collect_finetuning, place_of, read_outcome, rows_of
 from kdcore_evaluation.run.pool import ChildProcess, run_children
-from kdcore_evaluation.run.results import TRIALS_FOLDER, ResultRow, merged_rows, read_rows, write_rows
+from kdcore_evaluation.run.results import PREDICTIONS, TRIALS_FOLDER, ResultRow, merged_rows, read_rows, write_rows
 from kdcore_evaluation.run.suite import Suite
 from kdcore_evaluation.run.trials import Trial, make_trials, read_task
 
@@ -113,7 +113,8 @@ class Evaluator:
             if len(unfinished) < len(every):
                 self.report(f"{len(every) - len(unfinished)} of {len(every)} trials are finished already")
             try:
-                self._run_probes([trial for trial in unfinished if trial.kind != "finetune"])
+                self._score([trial for trial in unfinished if trial.kind == "predictions"])
+                self._run_probes([trial for trial in unfinished if trial.kind not in ("finetune", "predictions")])
                 trials = [trial for trial in unfinished if trial.kind == "finetune"]
                 if EXIT_INPUT not in self._failed.values():
                     if launch is None or finished is None:
@@ -181,6 +182,18 @@ class Evaluator:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         return path
+
+    def _score(self, trials: Sequence[Trial]) -> None:
+        """Score the predictions of runs that were trained on a task, instead of fine-tuning their students again."""
+        for trial in trials:
+            self.report(f"{trial.model.name}: {trial.task}: trained on these texts, so its own predictions are scored")
+            place, predictions = self._place(trial), Path(trial.settings["predictions"])
+            shutil.copytree(predictions, place / PREDICTIONS, dirs_exist_ok=True)
+            for name in ("environment.json", "metrics.jsonl"):
+                if (predictions.parent / name).is_file():
+                    shutil.copy(predictions.parent / name, place / name)
+            assert trial.task is not None
+            collect_finetuning(place, self.tasks[trial.task])
 
     def _run_probes(self, trials: Sequence[Trial]) -> None:
         """Probe models one after the other, each in its own process, so that speed is measured undisturbed."""

@@ -271,7 +271,7 @@ def _averages(values: Sequence[Measurement]) -> list[Measurement]:
 
 def reported_split(rows: Sequence[ResultRow]) -> str | None:
     """Return `test` if it has scores, else `validation`; None for probes without labelled texts."""
-    splits = {row.split for row in rows if row.split is not None and row.kind in ("finetune", "linear")}
+    splits = {row.split for row in rows if row.split is not None and row.kind in ("predictions", "finetune", "linear")}
     return "test" if "test" in splits else "validation" if "validation" in splits else None
 
 

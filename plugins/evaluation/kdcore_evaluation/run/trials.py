@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from kdcore_supervised import LabelledData, LabelledTexts, TaggedPart
 
-from kdcore import DataError, Problem, sha256_of_file
+from kdcore import DataError, InputError, Problem, load_recipe, sha256_of_file
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel, bytes_on_disk, teacher_fingerprint
+from kdcore_evaluation.run.results import PREDICTIONS
 from kdcore_evaluation.run.suite import Suite, SuiteTask
 
-TrialKind = Literal["finetune", "cost", "masked_lm", "agreement", "linear"]
+TrialKind = Literal["finetune", "predictions", "cost", "masked_lm", "agreement", "linear"]
 
 PROBES: tuple[TrialKind, ...] = ("cost", "masked_lm", "agreement", "linear")
 _ID_LENGTH = 16
@@ -45,7 +46,7 @@ class Trial:
 
     Attributes:
         id: hash; equal for equal measurements, independent of the location of models and data.
-        kind: `finetune`, or which probe.
+        kind: `finetune`, `predictions` of a run that was trained on the task, or which probe.
         model: the model.
         task: label of the task; None for probes that have none.
         settings: settings of a probe, or the recipe of a fine-tuning without `run`.
@@ -120,8 +121,31 @@ def make_trials(
     grid = list(product(suite.learning_rates, suite.batch_sizes, suite.seeds))
     for model in models:
         for label, known in tasks.items():
-            trials += [_finetuning(suite, model, label, known, *place) for place in grid]
+            own = _own_predictions(model, label, known)
+            trials += [own] if own else [_finetuning(suite, model, label, known, *place) for place in grid]
     return trials
+
+
+def _own_predictions(model: EvaluatedModel, label: str, known: TaskData) -> Trial | None:
+    """Make the trial of a model whose run was trained on the task and has predicted its texts; None for others."""
+    export = Path(model.source)
+    run = export.parent.parent
+    if model.role not in ("student", "teacher", "model") or export.parent.name != "exports":
+        return None
+    try:
+        stored = json.loads((run / PREDICTIONS / "scores.json").read_text(encoding="utf-8"))["export"]
+        section = load_recipe(run / "recipe.yaml").settings.task
+        if stored != f"exports/{export.name}" or section.get("name") != known.task.data.task:
+            return None
+        data = type(known.task.data).model_validate(section["data"])
+        same = read_task(label, SuiteTask(data=data)).fingerprint == known.fingerprint
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        return None
+    if not same:
+        return None
+    settings = {"predictions": str(run / PREDICTIONS), "metric": known.task.main_metric}
+    key = {"metric": known.task.main_metric}
+    return _trial("predictions", model, label, settings, key, known.fingerprint)
 
 
 def _probes(
