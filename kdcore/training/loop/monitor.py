@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
@@ -29,13 +30,36 @@ from kdcore.training.loop.events import (
 logger = logging.getLogger("kdcore")
 
 
-class _AboveTheBar(logging.Handler):
-    """Print log lines without breaking the progress bar."""
+class _Screen(logging.Handler):
+    """Print log lines without breaking the progress bar, and the current phase: on the bar, or once a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar: tqdm[None] | None = None
+        self.status = ""
+        self._printed = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        self._print(self.format(record))
+
+    def show_phase(self, phase: str) -> None:
+        """Show what the run does; called about once a second by the watchdog's thread."""
+        if os.environ.get("RANK", "0") != "0":
+            return
+        if self.bar is not None:
+            self.bar.set_description_str("" if phase.startswith("step ") else phase)
+        elif time.monotonic() - self._printed >= _QUIET_SECONDS:
+            self._print(f"in progress: {phase}{self.status}")
+
+    def _print(self, text: str) -> None:
+        self._printed = time.monotonic()
+        tqdm.write(text, file=sys.stderr)
 
 
+_QUIET_SECONDS = 60.0
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # without tqdm's own time left
+_screen = _Screen()
+show_phase = _screen.show_phase
 _early = MemoryHandler(capacity=1000)
 """Keeps the warnings that appear before the run's log file exists, such as those about its models and data."""
 _early.setLevel(logging.WARNING)
@@ -44,17 +68,17 @@ _early.setLevel(logging.WARNING)
 @contextmanager
 def console() -> Iterator[None]:
     """Print kdcore's log to stderr while entered; on processes other than 0 only errors."""
-    handler = _AboveTheBar()
     is_main = os.environ.get("RANK", "0") == "0"
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     logger.propagate = False
     _early.buffer.clear()
-    logger.addHandler(handler)
+    logger.addHandler(_screen)
     logger.addHandler(_early)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        logger.removeHandler(_screen)
+        _screen.bar, _screen.status = None, ""
         logger.removeHandler(_early)
 
 
@@ -112,7 +136,10 @@ class Monitor:
                 progress.step or -1
             )  # before the first step everything is repeated, including the first validation
         if self._is_main and sys.stderr.isatty():
-            self._bar = tqdm(total=progress.max_steps, initial=progress.step, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(
+                total=progress.max_steps, initial=progress.step, unit="step", dynamic_ncols=True, bar_format=_BAR
+            )
+            _screen.bar = self._bar
             if progress.max_steps is None or progress.max_seconds is not None:
                 self._bar.total = None  # time may end the run first, so the number of steps is unknown
 
@@ -125,11 +152,12 @@ class Monitor:
             except OSError as error:
                 self._failed = True
                 raise _not_written(error, f"the metrics of step {progress.step}") from error
-        if self._bar is not None and "train/loss" in metrics:
-            self._bar.set_postfix_str(
-                f"loss {metrics['train/loss']:.4g}, {metrics['train/tokens_per_second']:,.0f} tokens/s, "
-                f"{time_left(progress)} left"
-            )
+        if metrics.keys() >= {"train/loss", "train/tokens_per_second"}:
+            status = f"loss {metrics['train/loss']:.4g}, {metrics['train/tokens_per_second']:,.0f} tokens/s"
+            status += f", {time_left(progress)} left"
+            _screen.status = f": {status}"
+            if self._bar is not None:
+                self._bar.set_postfix_str(status)
 
     def info(self, text: str) -> None:
         """Write a line to the screen and to the log file."""
@@ -139,6 +167,7 @@ class Monitor:
     def close(self) -> None:
         """Flush and close everything."""
         if self._bar is not None:
+            _screen.bar = None
             self._bar.close()
         failure: OSError | None = None
         for tracker in self._trackers:

@@ -24,7 +24,7 @@ from kdcore.training.engine.module import DistillationModule, compile_models
 from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.events import Event, FinishedEvent, RunResult, StoppedEvent, ValidationEvent
-from kdcore.training.loop.monitor import Monitor, console, logger
+from kdcore.training.loop.monitor import Monitor, console, logger, show_phase
 from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.predictions import scored_head, write_predictions
 from kdcore.training.loop.stages import StageParameters, examine_stages
@@ -93,7 +93,7 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
                 refuse_if_held(folder)  # report an active run before recipe differences
                 raise
         startup.done("plan and data")
-        with Watchdog(recipe.settings.training.stall_minutes, folder / "train.log") as watchdog:
+        with Watchdog(recipe.settings.training.stall_minutes, folder / "train.log", show_phase) as watchdog:
             watchdog.starting("joining the process group")
             processes = start_processes()
             startup.done("processes")

@@ -40,16 +40,20 @@ class Watchdog:
     suspended process or a sleeping laptop does not count.
     """
 
-    def __init__(self, stall_minutes: float | None, log_file: Path) -> None:
+    def __init__(
+        self, stall_minutes: float | None, log_file: Path, show: Callable[[str], None] = lambda phase: None
+    ) -> None:
         """Set up the watchdog; it watches while entered.
 
         Args:
             stall_minutes: the recipe's `training.stall_minutes`.
             log_file: file to append stacks to; if it does not exist, they only go to stderr.
+            show: called with the current phase about once a second, by the thread.
         """
         self._stall_seconds = None if stall_minutes is None else stall_minutes * 60
         self._slice = _SLICE_SECONDS if self._stall_seconds is None else min(_SLICE_SECONDS, self._stall_seconds / 20)
         self._log_file = log_file
+        self._show = show
         self._doing = "the start"
         self._ticks = 0
         self._training = False
@@ -100,6 +104,7 @@ class Watchdog:
             slept, before = now - before, now
             if self._suspended:
                 continue
+            self._show(self._doing)
             if self._ticks != seen:
                 if was_training:
                     self._slowest = max(self._slowest, silent)
