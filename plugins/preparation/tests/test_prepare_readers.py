@@ -94,7 +94,7 @@ def test_what_cannot_be_read_at_all_is_refused_and_leaves_nothing(
         ("a.xml", content(DUMP.replace(b"</id>", b"</di>", 1)), "name: wikipedia", ["page 1", "not valid XML"]),
         (
             "a.jsonl",
-            content(b'{"text": "the teacher"}\n' * 300 + b"{"),
+            content(b"".join(b'{"text": "the teacher %d"}\n' % number for number in range(300)) + b"{"),
             "name: jsonl",
             ["a.jsonl: line 301 is not JSON"],
         ),
