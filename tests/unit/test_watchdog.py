@@ -111,6 +111,47 @@ def test_a_leap_of_the_clock_is_no_silence(monkeypatch, tmp_path):
     assert words == []
 
 
+def test_a_display_that_hangs_does_not_delay_the_end(monkeypatch, tmp_path):
+    hangs, released, ended = threading.Event(), threading.Event(), threading.Event()
+    messages: list[str] = []
+
+    def show(phase: str) -> None:
+        hangs.set()
+        released.wait()
+
+    def end(message: str, *_: object) -> None:
+        messages.append(message)
+        ended.set()
+        dog._over.set()
+
+    monkeypatch.setattr(watchdog, "end_process", end)
+    monkeypatch.setattr(watchdog, "_SLICE_SECONDS", 0.01)
+    with Watchdog(0.001, tmp_path / "train.log", show) as dog:
+        assert hangs.wait(20)
+        dog.tick("step 1")
+        dog.tick("step 2")
+        assert ended.wait(20)
+    released.set()
+    assert "(phase: step 2; training.stall_minutes)" in messages[0]
+
+
+def test_a_display_that_fails_does_not_end_the_watch(monkeypatch, tmp_path):
+    ended, failures = threading.Event(), []
+
+    def show(phase: str) -> None:
+        failures.append(phase)
+        if len(failures) == 3:
+            dog.tick("step 1")
+            dog.tick("step 2")
+        raise BrokenPipeError
+
+    monkeypatch.setattr(watchdog, "end_process", lambda *_: ended.set())
+    monkeypatch.setattr(watchdog, "_SLICE_SECONDS", 0.01)
+    with Watchdog(0.001, tmp_path / "train.log", show) as dog:
+        assert ended.wait(20)
+    assert len(failures) >= 3
+
+
 def test_the_last_words_go_to_stderr_and_log_with_every_threads_stack(monkeypatch, tmp_path):
     log = tmp_path / "train.log"
     log.write_text("before\n", encoding="utf-8")

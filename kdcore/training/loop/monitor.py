@@ -43,11 +43,12 @@ class _Screen(logging.Handler):
         self._print(self.format(record))
 
     def show_phase(self, phase: str) -> None:
-        """Show what the run does; called about once a second by the watchdog's thread."""
+        """Show what the run does; called about once a second by a thread of the watchdog."""
         if os.environ.get("RANK", "0") != "0":
             return
-        if self.bar is not None:
-            self.bar.set_description_str("" if phase.startswith("step ") else phase)
+        bar = self.bar  # the main thread may reset it meanwhile
+        if bar is not None:
+            bar.set_description_str("" if phase.startswith("step ") else phase)
         elif time.monotonic() - self._printed >= _QUIET_SECONDS:
             self._print(f"in progress: {phase}{self.status}")
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import walk_stack
 from types import FrameType
@@ -48,7 +48,8 @@ class Watchdog:
         Args:
             stall_minutes: the recipe's `training.stall_minutes`.
             log_file: file to append stacks to; if it does not exist, they only go to stderr.
-            show: called with the current phase about once a second, by the thread.
+            show: called with the current phase about once a second, by another thread. It may hang or raise: this
+                ends neither the process nor the watch.
         """
         self._stall_seconds = None if stall_minutes is None else stall_minutes * 60
         self._slice = _SLICE_SECONDS if self._stall_seconds is None else min(_SLICE_SECONDS, self._stall_seconds / 20)
@@ -62,16 +63,19 @@ class Watchdog:
         self._slowest = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="kdcore-watchdog", daemon=True)
+        self._display = threading.Thread(target=self._show_phases, name="kdcore-display", daemon=True)
         self._stderr = -1
 
     def __enter__(self) -> Self:
         self._stderr = os.dup(2)  # `suppress_output` redirects stderr at times
         self._thread.start()
+        self._display.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self._display.join(_SLICE_SECONDS)  # not longer: printing may hang
         os.close(self._stderr)
 
     def starting(self, doing: str) -> None:
@@ -104,7 +108,6 @@ class Watchdog:
             slept, before = now - before, now
             if self._suspended:
                 continue
-            self._show(self._doing)
             if self._ticks != seen:
                 if was_training:
                     self._slowest = max(self._slowest, silent)
@@ -114,6 +117,12 @@ class Watchdog:
             bound, why = self._bound()
             if silent > bound:
                 end_process(self._message(silent, why), self._stderr, self._log_file)
+
+    def _show_phases(self) -> None:
+        while not self._over.wait(_SLICE_SECONDS):
+            if not self._suspended:
+                with suppress(Exception):
+                    self._show(self._doing)
 
     def _bound(self) -> tuple[float, str]:
         """Return the limit in seconds, and where it comes from."""
