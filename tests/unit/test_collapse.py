@@ -170,11 +170,28 @@ def test_one_predicted_class_and_a_majority_score_are_found(classes: int, texts:
     assert shares["collapsed"] == {"largest_class": 1.0}
     expected = max(np.mean(outputs["healthy"].argmax(1) == number) for number in range(classes))
     assert shares["healthy"] == {"largest_class": pytest.approx(expected)}
-    assert collapse_findings({}, {}, shares["collapsed"], {}, None) == ["all predictions are of one class"]
+    collapsed, healthy = ({**full_rank(texts), **shares[name]} for name in ("collapsed", "healthy"))
+    assert collapse_findings({}, {}, collapsed, {}, None) == ["all predictions are of one class"]
     baseline = {"accuracy": 0.43}
-    assert collapse_findings({"accuracy": 0.5}, {}, shares["healthy"], baseline, "accuracy") == []
-    (finding,) = collapse_findings({"accuracy": 0.43}, {}, shares["healthy"], baseline, "accuracy")
+    assert collapse_findings({"accuracy": 0.5}, {}, healthy, baseline, "accuracy") == []
+    (finding,) = collapse_findings({"accuracy": 0.43}, {}, healthy, baseline, "accuracy")
     assert finding == "accuracy 0.4300 is not above that without the text, 0.4300"
+
+
+@pytest.mark.parametrize(("texts", "baseline"), [(31, 0.9), (500, 1.0)], ids=["few texts", "labels of one class"])
+def test_predictions_are_not_judged_where_the_best_ones_look_the_same(texts: int, baseline: float) -> None:
+    checks = full_rank(texts) | {"largest_class": 1.0}
+    values = {"accuracy": baseline, "f1": 0.0}
+    for metric, baselines in (("accuracy", {"accuracy": baseline}), ("f1", {"accuracy": baseline, "f1": 0.0})):
+        assert collapse_findings(values, {}, checks, baselines, metric) == []
+
+
+def full_rank(texts: int) -> dict[str, float]:
+    """Checks of a student whose states are those of its teacher."""
+    both = {f"{side}_rank": 30.0 for side in ("student", "teacher")}
+    for side in ("student", "teacher"):
+        both |= {f"{side}_width": 64.0, f"{side}_dead_units": 0.0}
+    return both | {"texts": float(texts)}
 
 
 def test_predictions_of_tokens_numbers_and_several_labels() -> None:

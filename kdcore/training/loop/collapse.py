@@ -148,7 +148,8 @@ def collapse_findings(
         metric: the task's main score.
     """
     found = []
-    if checks.get("texts", 0) >= _LEAST_TEXTS:
+    enough = checks.get("texts", 0) >= _LEAST_TEXTS
+    if enough:
         few = ", few texts" if checks["texts"] < max(checks["student_width"], checks.get("teacher_width", 0)) else ""
         of, ratio = f"the pooled states ({checks['texts']:,.0f} texts{few})", rank_ratio(checks)
         if ratio is not None and ratio < MIN_RANK_RATIO:
@@ -160,8 +161,9 @@ def collapse_findings(
     for name, share in explained_shares(values, constants).items():
         if share < MIN_EXPLAINED and name != "loss":
             found.append(f"{name} {values[name]:.5g} is no better than a constant prediction, {constants[name]:.5g}")
-    if metric is not None and values.get(metric, math.inf) <= baselines.get(metric, -math.inf):
+    varied = enough and 1 not in baselines.values()  # no student exceeds a baseline of 1: the labels are of one class
+    if varied and metric is not None and values.get(metric, math.inf) <= baselines.get(metric, -math.inf):
         found.append(f"{metric} {values[metric]:.4f} is not above that without the text, {baselines[metric]:.4f}")
-    if checks.get("largest_class") == 1:
+    if varied and checks.get("largest_class") == 1:
         found.append("all predictions are of one class")
     return found
