@@ -90,7 +90,7 @@ def _values(rows: Iterable[Mapping[str, float]], kind: str) -> dict[str, list[fl
 
 
 def _warning_row(run: FinishedRun, metrics: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    """State signs of collapse at the last validation, by the numbers that it recorded."""
+    """State the signs of collapse that the last validation recorded, by its numbers."""
     from kdcore.training.loop.collapse import collapse_findings
     from kdcore.training.loop.events import collapse_warning
 
@@ -99,7 +99,8 @@ def _warning_row(run: FinishedRun, metrics: Sequence[Mapping[str, float]]) -> di
         {name.removeprefix(kind): value for name, value in last.items() if name.startswith(kind)}
         for kind in ("held_out/", "constant/", "check/")
     )
-    findings = collapse_findings(values, constants, checks, run.task.baselines("held_out"), run.task.metric)
+    found = collapse_findings(values, constants, checks, run.task.baselines("held_out"), run.task.metric)
+    findings = [text for name, text in found.items() if f"finding/{name}" in last]
     return {"warning": collapse_warning(findings)} if findings else {}
 
 

@@ -92,6 +92,26 @@ def test_a_student_that_is_no_better_than_a_constant_is_called_so(
     assert held_out[0]["check/student_dead_units"] == np.mean(student.std(0) == 0)
 
 
+def test_the_summary_does_not_judge_what_training_did_not_judge(
+    small_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two equal losses, one becomes active within the last tenth of the budget and is therefore not judged."""
+    late = "losses.late={name: hidden_mse, active: [0.95, 1.0]}"
+    assert main(["train", str(small_recipe), "training.budget.steps=20", "optimizer.lr=0", late]) == 0
+    run = small_recipe.parent / "runs" / "small" / "1"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    (last,) = [row for row in rows if row["step"] == 20 and "held_out/loss" in row]
+    assert last["held_out/late/hidden_mse"] > last["constant/late/hidden_mse"]
+    assert {name for name in last if name.startswith("finding/")} == {"finding/hidden_mse"}
+    capsys.readouterr()
+    assert main(["summary", str(run)]) == 0
+    texts = [capsys.readouterr().out, (run / "train.log").read_text(encoding="utf-8")]
+    texts.append((run / "exports" / "final" / "README.md").read_text(encoding="utf-8"))
+    for text in texts:
+        assert "hidden_mse {held_out/hidden_mse:.5g} is no better than a constant".format_map(last) in text
+        assert "late/hidden_mse {held_out/late/hidden_mse:.5g} is no better".format_map(last) not in text
+
+
 def pooled_states(run: Path, export: Path | None) -> np.ndarray:
     """Mean-pooled last states of held-out texts by transformers: of the teacher, or of an export."""
     from transformers import AutoModel

@@ -111,7 +111,7 @@ def rescaled(generator: Generator, teacher: np.ndarray) -> np.ndarray:
     return good(generator, teacher) * np.exp(generator.standard_normal(teacher.shape[1]))
 
 
-def findings_of(student: np.ndarray, teacher: np.ndarray) -> list[str]:
+def findings_of(student: np.ndarray, teacher: np.ndarray) -> dict[str, str]:
     """Judge a student as validation does, with the loss `hidden_mse` where the widths are equal."""
     values, constants = {}, {}
     if student.shape == teacher.shape:
@@ -154,7 +154,7 @@ def test_healthy_students_are_not(case: Case, settings: list[Setting]) -> None:
     for generator, teacher in draws(settings):
         student = case(generator, teacher)
         judged = student if case not in (anisotropic, rescaled) else student[:, :-1]  # the loss compares a projection
-        assert findings_of(judged, teacher) == []
+        assert findings_of(judged, teacher) == {}
         if case is anisotropic:
             directions = student / np.linalg.norm(student, axis=1, keepdims=True)
             assert (directions @ directions.T).mean() > 0.95
@@ -171,11 +171,11 @@ def test_one_predicted_class_and_a_majority_score_are_found(classes: int, texts:
     expected = max(np.mean(outputs["healthy"].argmax(1) == number) for number in range(classes))
     assert shares["healthy"] == {"largest_class": pytest.approx(expected)}
     collapsed, healthy = ({**full_rank(texts), **shares[name]} for name in ("collapsed", "healthy"))
-    assert collapse_findings({}, {}, collapsed, {}, None) == ["all predictions are of one class"]
+    assert collapse_findings({}, {}, collapsed, {}, None) == {"largest_class": "all predictions are of one class"}
     baseline = {"accuracy": 0.43}
-    assert collapse_findings({"accuracy": 0.5}, {}, healthy, baseline, "accuracy") == []
-    (finding,) = collapse_findings({"accuracy": 0.43}, {}, healthy, baseline, "accuracy")
-    assert finding == "accuracy 0.4300 is not above that without the text, 0.4300"
+    assert collapse_findings({"accuracy": 0.5}, {}, healthy, baseline, "accuracy") == {}
+    found = collapse_findings({"accuracy": 0.43}, {}, healthy, baseline, "accuracy")
+    assert found["accuracy"] == "accuracy 0.4300 is not above that without the text, 0.4300"
 
 
 @pytest.mark.parametrize(("texts", "baseline"), [(31, 0.9), (500, 1.0)], ids=["few texts", "labels of one class"])
@@ -183,7 +183,7 @@ def test_predictions_are_not_judged_where_the_best_ones_look_the_same(texts: int
     checks = full_rank(texts) | {"largest_class": 1.0}
     values = {"accuracy": baseline, "f1": 0.0}
     for metric, baselines in (("accuracy", {"accuracy": baseline}), ("f1", {"accuracy": baseline, "f1": 0.0})):
-        assert collapse_findings(values, {}, checks, baselines, metric) == []
+        assert collapse_findings(values, {}, checks, baselines, metric) == {}
 
 
 def full_rank(texts: int) -> dict[str, float]:
@@ -213,13 +213,13 @@ def test_a_warning_states_numbers_and_advice() -> None:
     checks = {"texts": 40.0, "student_rank": 1.2, "student_width": 64.0, "student_dead_units": 0.0}
     checks |= {"teacher_rank": 30.0, "teacher_width": 64.0, "teacher_dead_units": 0.0}
     findings = collapse_findings({"a": 2.0, "loss": 2.0}, {"a": 1.5, "loss": 1.5}, checks, {}, None)
-    assert findings == [
+    assert list(findings.values()) == [
         "the effective rank of the pooled states (40 texts, few texts) is 1.2, the teacher's is 30.0",
         "a 2 is no better than a constant prediction, 1.5",
     ]
     values = {"a": 0.9912, "b": 0.989, "c": 0.5}
-    (finding,) = collapse_findings(values, dict.fromkeys(values, 1.0), {}, {}, None)
+    (finding,) = collapse_findings(values, dict.fromkeys(values, 1.0), {}, {}, None).values()
     assert finding == "a 0.9912 is no better than a constant prediction, 1", "less than 0.01 is explained"
-    assert "; ".join(findings) in collapse_warning(findings)
-    assert "optimizer.lr" in collapse_warning(findings)
-    assert collapse_findings({}, {}, checks | {"texts": 31.0}, {}, None) == [], "too few texts for a rank"
+    assert "; ".join(findings.values()) in collapse_warning(findings.values())
+    assert "optimizer.lr" in collapse_warning(findings.values())
+    assert collapse_findings({}, {}, checks | {"texts": 31.0}, {}, None) == {}, "too few texts for a rank"

@@ -137,8 +137,8 @@ def collapse_findings(
     checks: Mapping[str, float],
     baselines: Mapping[str, float],
     metric: str | None,
-) -> list[str]:
-    """Describe each sign of collapse or stagnation with its numbers.
+) -> dict[str, str]:
+    """Describe each sign of collapse or stagnation with its numbers, by the name of the value or check that shows it.
 
     Args:
         values: held-out losses and scores by name.
@@ -147,23 +147,25 @@ def collapse_findings(
         baselines: scores of predictions that ignore the text.
         metric: the task's main score.
     """
-    found = []
+    found: dict[str, str] = {}
     enough = checks.get("texts", 0) >= _LEAST_TEXTS
     if enough:
         few = ", few texts" if checks["texts"] < max(checks["student_width"], checks.get("teacher_width", 0)) else ""
         of, ratio = f"the pooled states ({checks['texts']:,.0f} texts{few})", rank_ratio(checks)
         if ratio is not None and ratio < MIN_RANK_RATIO:
             ranks = f"{checks['student_rank']:.1f}, the teacher's is {checks['teacher_rank']:.1f}"
-            found.append(f"the effective rank of {of} is {ranks}")
+            found["student_rank"] = f"the effective rank of {of} is {ranks}"
         dead, usual = checks["student_dead_units"], checks.get("teacher_dead_units", 0.0)
         if dead - usual > MAX_DEAD_UNITS:
-            found.append(f"{dead:.0%} of the dimensions of {of} are constant, {usual:.0%} of the teacher's")
+            found["student_dead_units"] = (
+                f"{dead:.0%} of the dimensions of {of} are constant, {usual:.0%} of the teacher's"
+            )
     for name, share in explained_shares(values, constants).items():
         if share < MIN_EXPLAINED and name != "loss":
-            found.append(f"{name} {values[name]:.5g} is no better than a constant prediction, {constants[name]:.5g}")
+            found[name] = f"{name} {values[name]:.5g} is no better than a constant prediction, {constants[name]:.5g}"
     varied = enough and 1 not in baselines.values()  # no student exceeds a baseline of 1: the labels are of one class
     if varied and metric is not None and values.get(metric, math.inf) <= baselines.get(metric, -math.inf):
-        found.append(f"{metric} {values[metric]:.4f} is not above that without the text, {baselines[metric]:.4f}")
+        found[metric] = f"{metric} {values[metric]:.4f} is not above that without the text, {baselines[metric]:.4f}"
     if varied and checks.get("largest_class") == 1:
-        found.append("all predictions are of one class")
+        found["largest_class"] = "all predictions are of one class"
     return found

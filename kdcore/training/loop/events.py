@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,7 +71,7 @@ class ValidationEvent:
         constants: what the best constant predictions reach, by the names in `values`; `loss` only if all terms have it.
         initial: values of the student before training, whose losses were active then.
         checks: effective rank and other numbers by which collapse is recognised.
-        findings: signs of collapse or stagnation.
+        findings: signs of collapse or stagnation, by the names of the values or checks that show them.
     """
 
     progress: Progress
@@ -80,12 +80,12 @@ class ValidationEvent:
     constants: Mapping[str, float] = field(default_factory=dict)
     initial: Mapping[str, float] = field(default_factory=dict)
     checks: Mapping[str, float] = field(default_factory=dict)
-    findings: Sequence[str] = ()
+    findings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def warning(self) -> str:
         """The findings and what usually helps; empty without findings."""
-        return collapse_warning(self.findings)
+        return collapse_warning(self.findings.values())
 
     @property
     def explained(self) -> dict[str, float]:
@@ -108,7 +108,7 @@ def explained_shares(values: Mapping[str, float], constants: Mapping[str, float]
     return {name: 1 - values[name] / value for name, value in constants.items() if name in values and value > 0}
 
 
-def collapse_warning(findings: Sequence[str]) -> str:
+def collapse_warning(findings: Collection[str]) -> str:
     """Compose one text of all findings and of what usually helps; empty without findings."""
     return f"the student may have collapsed or learned nothing: {'; '.join(findings)}. {_ADVICE}" if findings else ""
 

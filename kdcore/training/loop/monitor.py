@@ -115,7 +115,7 @@ class Monitor:
                     self.log(progress, metrics)
             case ValidationEvent(values=values, metric=metric):
                 kinds = {"held_out": values, "constant": event.constants, "explained": event.explained}
-                kinds["check"] = event.checks
+                kinds |= {"check": event.checks, "finding": dict.fromkeys(event.findings, 1.0)}
                 self.log(progress, {f"{kind}/{name}": one for kind, row in kinds.items() for name, one in row.items()})
                 score = event.baselines_of("loss") + ("" if metric is None else f", {metric} {values[metric]:.4f}")
                 self.info(f"step {progress.step}: held-out loss {values['loss']:.5g}{score}")

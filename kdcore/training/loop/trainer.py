@@ -384,11 +384,11 @@ class Trainer:
         constants: Mapping[str, float],
         checks: Mapping[str, float],
         metric: str | None,
-    ) -> list[str]:
+    ) -> dict[str, str]:
         """Describe signs of collapse after warm-up; losses are judged once they were active for as long."""
         rises = isinstance(self.scheduler, WarmupScheduler) and self.scheduler.rise(progress) < 1
         if rises or progress.fraction < WARM_UP:
-            return []
+            return {}
         early = {
             label
             for label, loss in self.engine.module.labelled_losses()
