@@ -174,13 +174,22 @@ def test_patience_finishes_a_run_that_does_not_improve_and_survives_interruption
     assert rows_of(whole.folder, "held_out/loss")[-1]["step"] == 4, "a finished run is not continued"
 
     parts = load_recipe(small_recipe, [*still, "run.id=parts"])
-    train_recipe(parts, exit_steps=1)  # validates at its end
+    for steps in (1, 2, 3):  # 1 and 3 validate at their end, which uses up no patience
+        train_recipe(parts, exit_steps=steps)
     assert train_recipe(parts).finished
-    assert [row["step"] for row in rows_of(parts.run_folder, "held_out/loss")] == [0, 1, 2]
+    assert [row["step"] for row in rows_of(parts.run_folder, "held_out/loss")] == [0, 1, 2, 3, 4]
+    assert (parts.run_folder / "train.log").read_text(encoding="utf-8").count("has not improved on") == 1
 
     longer = train(*still[:-1], "early_stopping.patience=4", "run.id=whole")
     assert longer.finished
     assert [row["step"] for row in rows_of(longer.folder, "held_out/loss")] == [0, 2, 4, 6, 8]
+
+
+def test_the_validation_at_the_end_of_the_budget_counts(train: Callable[..., RunResult]) -> None:
+    """Validations at steps 2 and 3: the second is due because the budget is used up."""
+    still = ["optimizer.lr=0", "validation.every=2", "training.budget.steps=3", "early_stopping.patience=2"]
+    run = train(*still)
+    assert "step 3: loss has not improved on" in (run.folder / "train.log").read_text(encoding="utf-8")
 
 
 def test_patience_waits_while_the_metric_improves(train: Callable[..., RunResult]) -> None:

@@ -279,7 +279,8 @@ class Trainer:
         before, self.done = self.done, progress
         counted = self.patience.waited
         if self.validated_step != self.step:
-            yield from self._validate(progress)
+            due = progress.fraction >= 1 or self.triggers.validation(before, progress)
+            yield from self._validate(progress, counts=due)
         yield from self._export(before, progress)
         # Rewrite the checkpoint of the last step with the time at which the budget was used up, or the last validation.
         timed = progress.max_seconds is not None or progress.exit_seconds is not None
@@ -345,7 +346,8 @@ class Trainer:
                 loss = (loss or 0.0) + weighted[term] / count * window.term_steps[term] / window.steps
         return averages, loss
 
-    def _validate(self, progress: Progress) -> Iterator[Event]:
+    def _validate(self, progress: Progress, *, counts: bool = True) -> Iterator[Event]:
+        """Validate; `counts` is False for the additional validation of a session that exits within the budget."""
         self.validated_step = self.step
         if not self.validates:
             return
@@ -364,7 +366,8 @@ class Trainer:
         yield self.last_validation
         self.divergence.check(progress.step, {f"held-out {name}": value for name, value in values.items()})
         yield from self._export_best(progress, values)
-        self.patience.add(values)
+        if counts:
+            self.patience.add(values)
         if self.patience.used_up:
             self.context.monitor.info(f"step {progress.step}: {self.patience}")
         stopping = self.settings.early_stopping
