@@ -151,6 +151,27 @@ def test_differences_are_paired_by_seed_and_tested_as_by_scipy():
     assert found["c", "teacher"].over == "4 seeds and 1 fine-tuning"
 
 
+def test_fine_tunings_of_a_single_run_do_not_replace_its_seeds():
+    single = [Measurement(ACCURACY, (1, seed), score) for seed, score in ((1, 0.74), (2, 0.75), (3, 0.76))]
+    scores = [0.70, 0.73, 0.71]
+    several = [Measurement(ACCURACY, (seed, 1), value) for seed, value in enumerate(scores, 2)]
+    groups = {("single",): single, ("several",): several}
+    (found,) = differences(groups, {}, dict.fromkeys(groups, ()), (), "seeds")
+    expected = stats.t.interval(0.95, 2, 0.75 - np.mean(scores), np.std(scores, ddof=1) * math.sqrt(1 + 1 / 3))
+    assert found.interval == pytest.approx(expected)
+    assert found.over == "1 seed and 3 seeds"
+
+
+def test_equal_differences_have_no_p_value_and_do_not_relax_holm():
+    scores = {"a": [0.71, 0.74], "b": [0.68, 0.71], "c": [0.60, 0.64]}
+    found = {(one.first[0], one.second[0]): one for one in compared(scores, margin=3).differences}
+    assert ("a", "b") not in found
+    assert len(found) == 5
+    p_values = [stats.ttest_1samp(own, 0.81).pvalue for own in scores.values()]
+    p_values += [stats.ttest_rel(scores[name], scores["c"]).pvalue for name in "ab"]
+    assert min(one.p_value for one in found.values()) == pytest.approx(6 * min(p_values))
+
+
 def test_a_margin_is_a_one_sided_test_against_the_teacher():
     found = {one.first[0]: one for one in compared(SCORES, margin=3).differences if one.second == ("teacher",)}
     p_values = {name: stats.ttest_1samp(SCORES[name], 0.81 - 0.03, alternative="greater").pvalue for name in SCORES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,27 @@ def test_finished_classifiers_are_compared_without_fine_tuning(
     assert teacher["over"] == "3 seeds and 1 model, 200 texts"
     assert teacher["p_within"] < 0.025
     assert "predicted different texts" not in captured.err
+
+
+def test_a_single_run_without_teacher_has_a_seed_of_its_own(
+    classifiers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(classifiers / "plain" / "2")
+    assert main(["compare", "runs", "--format", "json"]) == 0
+    found = {one["second"][0]: one for one in json.loads(capsys.readouterr().out)["differences"]}
+    one = found["without teacher: classification"]
+    assert one["over"] == "3 seeds and 1 seed, 200 texts"
+    students = np.array([right(classifiers / "kd" / str(seed)) for seed in (1, 2, 3)])
+    of_texts = students.mean(0) - right(classifiers / "plain" / "1")
+    of_seeds = students.mean(1).var(ddof=1) * (1 + 1 / 3)
+    rest = students - students.mean(0) - students.mean(1, keepdims=True) + students.mean()
+    shared = (rest**2).sum() / (2 * (TEXTS - 1)) * (1 + 1 / 3) / TEXTS
+    parts = ((of_seeds, 2), (of_texts.var(ddof=1) / TEXTS, TEXTS - 1), (shared, 2 * (TEXTS - 1)))
+    variance = max(parts[0][0] + parts[1][0] - shared, parts[0][0], parts[1][0])
+    freedom = max(variance**2 / sum(part**2 / own for part, own in parts), 2)
+    expected = stats.t.interval(0.95, freedom, of_texts.mean(), np.sqrt(variance))
+    assert one["interval"] == pytest.approx(expected)
+    assert found["teacher teacher/1"]["over"] == "3 seeds and 1 model, 200 texts", "the teacher does not vary"
 
 
 def test_one_run_is_compared_by_its_texts(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ def test_scores_alone_give_the_tests_of_scipy() -> None:
         (estimate_mean(columns[0]), stats.ttest_1samp(first, 0.0)),
         (estimate_difference(*columns, paired=True), stats.ttest_rel(first, second)),
         (estimate_difference(*columns, paired=False), stats.ttest_ind(first, second, equal_var=False)),
-        (estimate_difference(columns[0], np.array([[0.7]]), paired=False), stats.ttest_1samp(first, 0.7)),
+        (estimate_difference(columns[0], np.array([[0.7]]), paired=False, fixed=True), stats.ttest_1samp(first, 0.7)),
     ):
         assert found is not None
         assert found.p_value() == pytest.approx(expected.pvalue)
@@ -75,6 +75,40 @@ def test_one_seed_is_a_bootstrap_of_the_studentised_mean() -> None:
     assert again.interval == found.interval, "the same values give the same interval"
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_single_seed_has_the_variance_of_the_seeds_on_the_other_side(swapped: bool) -> None:
+    several = np.random.default_rng(3).normal(0.8, 0.02, 6)
+    sides = [np.array([[0.7]]), several[:, None]]
+    found = estimate_difference(*(sides[::-1] if swapped else sides), paired=False)
+    assert found is not None
+    value = (several.mean() - 0.7) * (1 if swapped else -1)
+    error = math.sqrt(several.var(ddof=1) * (1 + 1 / 6))
+    assert found.interval == pytest.approx(stats.t.interval(0.95, 5, value, error))
+    assert found.p_value() == pytest.approx(2 * stats.t.sf(abs(value) / error, 5))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "paired"),
+    [
+        ([[0.71], [0.74]], [[0.68], [0.71]], True),
+        ([[0.1 + 0.2], [0.3]], [[0.1], [0.1]], False),
+        ([[0.1 + 0.2], [0.3], [0.3]], [[0.1]], False),
+        ([[1e6 + 1e-9 * number for number in range(40)]], [[0.0] * 40], False),
+    ],
+)
+def test_rounding_errors_are_no_variation(first: list[list[float]], second: list[list[float]], paired: bool) -> None:
+    assert estimate_difference(np.array(first), np.array(second), paired=paired) is None
+    assert paired or estimate_mean(np.array(first)) is None
+
+
+def test_small_scores_vary_as_large_ones_do() -> None:
+    scores = np.array([[0.71], [0.74], [0.76]])
+    large, small = estimate_mean(scores), estimate_mean(scores * 1e-12)
+    assert large is not None
+    assert small is not None
+    assert small.p_value() == pytest.approx(large.p_value())
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -114,7 +148,14 @@ def test_intervals_over_seeds_cover_the_truth(seeds: int) -> None:
     def unpaired(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
         return 0.80 + draw.normal(0, 0.01, (seeds, 1)), 0.78 + draw.normal(0, 0.02, (seeds, 1))
 
-    found = {"paired": coverage(paired, 0.02, paired=True), "Welch": coverage(unpaired, 0.02, paired=False)}
+    def single(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
+        return 0.80 + draw.normal(0, 0.01, (1, 1)), 0.78 + draw.normal(0, 0.01, (seeds, 1))
+
+    found = {
+        "paired": coverage(paired, 0.02, paired=True),
+        "Welch": coverage(unpaired, 0.02, paired=False),
+        "one against several": coverage(single, 0.02, paired=False),
+    }
     print(f"{seeds} seeds: {found}")
     assert all(0.93 <= value <= 0.97 for value in found.values()), found
 
@@ -124,16 +165,19 @@ def test_intervals_over_seeds_cover_the_truth(seeds: int) -> None:
 def test_intervals_over_seeds_and_items_cover_the_truth(seeds: int, spread: float) -> None:
     """Right or wrong answers to 300 drawn items of different difficulty, by students that differ by seed."""
 
-    def answers(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
+    def answers(draw: np.random.Generator, seeds_of_first: int = seeds) -> tuple[SampleValues, SampleValues]:
         easy = 0.1 + 0.7 * draw.beta(2, 1, (1, 300))
-        skills = [gain + draw.normal(0, spread, (seeds, 1)) for gain in (0.05, 0.02)]
-        first, second = ((draw.random((seeds, 300)) < easy + skill).astype(float) for skill in skills)
+        sides = ((0.05, seeds_of_first), (0.02, seeds))
+        skills = [gain + draw.normal(0, spread, (count, 1)) for gain, count in sides]
+        first, second = ((draw.random((len(skill), 300)) < easy + skill).astype(float) for skill in skills)
         return first, second
 
     found = {name: coverage(answers, 0.03, paired=name == "paired") for name in ("paired", "unpaired")}
+    found["one against several"] = coverage(lambda draw: answers(draw, 1), 0.03, paired=False)
     print(f"{seeds} seeds, standard deviation {spread}, 300 items: {found}")
     assert 0.93 <= found["paired"] <= 0.97, found
     assert 0.93 <= found["unpaired"] <= 0.98, "Welch's degrees of freedom are cautious for few seeds"
+    assert 0.93 <= found["one against several"] <= 0.985, found
 
 
 def test_intervals_over_items_of_one_seed_cover_the_truth() -> None:

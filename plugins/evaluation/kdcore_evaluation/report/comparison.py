@@ -173,7 +173,8 @@ def compare_runs(
     for labels in groups:
         own_group = tuple(label for key, label in zip(by, labels, strict=True) if key != "export")
         against[labels] = [*([before[own_group]] if own_group in before else []), *fixed]
-    table.differences = differences(groups, references, against, teachers, _plural(over), margin)
+    trained = [name for name, role in roles.items() if role == "without teacher"]
+    table.differences = differences(groups, references, against, teachers, _plural(over), margin, trained)
     table.favoured = _favoured(runs, by, table)
     primary = _primary(table)
     return Comparison(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -24,6 +24,7 @@ def differences(
     teachers: Iterable[Labels],
     over: str,
     margin: float | None = None,
+    trained: Collection[Labels] = (),
 ) -> list[Difference]:
     """Compare all pairs of groups, and each group with some references, on every column that both have.
 
@@ -34,29 +35,37 @@ def differences(
         teachers: those references that a group may be worse than by less than the margin.
         over: what repetitions of a group are, such as `seeds`.
         margin: points (hundredths) by which a score may be worse; None without such a comparison.
+        trained: those references that depend on a seed like the groups, such as students without teacher. Others are
+            fixed models if there is one of them.
 
     Returns:
-        The differences with an interval. P-values are adjusted by Holm's method for all of them.
+        The differences with an interval. P-values are adjusted by Holm's method for all of them, and for those that
+        could have been tested if their scores varied.
     """
-    found: list[tuple[Difference, float, float | None]] = []
+    found: list[tuple[Difference | None, float, float | None]] = []
     known = set(teachers)
     pairs = list(combinations(groups.items(), 2))
     pairs += [((first, own), (name, references[name])) for first, own in groups.items() for name in against[first]]
     for (first, own), (second, theirs) in pairs:
         for column, values, others in _common_columns(own, theirs):
-            estimate, varied = _compare(values, others, over, "" if second in references else over)
-            if estimate is None:
+            compared = _compare(values, others, over, fixed=second in references and second not in trained)
+            if compared is None:
                 continue
-            within = None
-            if margin is not None and second in known and column.kind in ("predictions", "finetune", "linear"):
-                within = estimate.p_at_most(-margin * _POINT)
+            estimate, varied = compared
+            labelled = second in known and column.kind in ("predictions", "finetune", "linear")
+            if estimate is None:
+                found.append((None, 1.0, 1.0 if margin is not None and labelled else None))
+                continue
+            within = estimate.p_at_most(-margin * _POINT) if margin is not None and labelled else None
             difference = Difference(column, first, second, estimate.value, estimate.interval, 1.0, varied)
             found.append((difference, estimate.p_value(), within))
     adjusted = holm([p_value for _, p_value, _ in found])
     of_margin = iter(holm([within for _, _, within in found if within is not None]))
+    adjusted_within = [None if within is None else next(of_margin) for _, _, within in found]
     return [
-        replace(difference, p_value=p_value, p_within=None if within is None else next(of_margin))
-        for (difference, _, within), p_value in zip(found, adjusted, strict=True)
+        replace(difference, p_value=p_value, p_within=within)
+        for (difference, _, _), p_value, within in zip(found, adjusted, adjusted_within, strict=True)
+        if difference is not None
     ]
 
 
@@ -70,23 +79,41 @@ def _common_columns(
 
 
 def _compare(
-    own: Sequence[Measurement], theirs: Sequence[Measurement], over: str, over_second: str
-) -> tuple[Estimate | None, str]:
-    """Estimate the difference of two groups on one column, and describe what varies."""
+    own: Sequence[Measurement], theirs: Sequence[Measurement], over: str, *, fixed: bool
+) -> tuple[Estimate | None, str] | None:
+    """Estimate the difference of two groups on one column, and describe what varies.
+
+    Args:
+        own: measurements of a group.
+        theirs: measurements of another group or of a reference.
+        over: what repetitions of a group are.
+        fixed: whether the second is a reference that does not depend on a seed.
+
+    Returns:
+        The estimate, None if nothing varied, and its description; None if there is nothing that could vary, or if a
+        value is not usable.
+    """
     first, second = sample_of(own), sample_of(theirs)
     if first.texts != second.texts:
         first, second = first.scores(), second.scores()
     texts = [f"{first.values.shape[1]:,} texts"] if first.texts else []
     if not (np.isfinite(first.values).all() and np.isfinite(second.values).all()):
-        return None, ""
+        return None
+    if first.values.size == second.values.size == 1:
+        return None
     common = [seed for seed in first.seeds if seed in second.seeds]
     if first.tuned == second.tuned and len(common) > 1:
         unit = "fine-tunings" if first.tuned else over
         rows = [_rows(sample, common) for sample in (first, second)]
         return estimate_difference(*rows, paired=True), ", ".join([f"{len(common)} paired {unit}", *texts])
-    sizes = [_size(first, over), _size(second, over_second)]
+    if first.runs == 1 < second.runs:
+        first = first.averaged()
+    elif second.runs == 1 < first.runs and not fixed:
+        second = second.averaged()
+    sizes = [_size(first, over), _size(second, "" if fixed else over)]
     varied = ", ".join([" and ".join(dict.fromkeys(sizes)), *texts])
-    return estimate_difference(first.values, second.values, paired=False), varied
+    fixed = fixed and len(second.values) == 1
+    return estimate_difference(first.values, second.values, paired=False, fixed=fixed), varied
 
 
 def _size(sample: GroupSample, over: str) -> str:

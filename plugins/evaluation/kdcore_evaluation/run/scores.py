@@ -371,6 +371,10 @@ class GroupSample:
         """Return the scores (n, 1) alone."""
         return replace(self, values=self.values.mean(1, keepdims=True), texts="")
 
+    def averaged(self) -> GroupSample:
+        """Return the mean (1, m) over the fine-tunings of a single repetition."""
+        return replace(self, seeds=self.seeds[:1], values=self.values.mean(0, keepdims=True), tuned=False)
+
 
 def sample_of(values: Sequence[Measurement]) -> GroupSample:
     """Collect the measurements of one group and column, one row for each repetition."""

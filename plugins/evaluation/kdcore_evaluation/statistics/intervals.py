@@ -16,6 +16,9 @@ from scipy import special
 LEVEL = 0.95
 """Probability with which an interval covers the true value."""
 
+_ROUNDING = 1e-9
+"""Standard errors below this fraction of the scores are rounding errors of equal scores."""
+
 _RESAMPLES = 4999
 _CHUNK = 250
 
@@ -75,23 +78,30 @@ def estimate_mean(sample: SampleValues) -> Estimate | None:
     Returns:
         The estimate; None without variation, such as of a single score.
     """
-    return _estimate([(1.0, sample)])
+    return _estimate([(1.0, sample)], _rounding(sample), fixed=False)
 
 
-def estimate_difference(first: SampleValues, second: SampleValues, *, paired: bool) -> Estimate | None:
+def estimate_difference(
+    first: SampleValues, second: SampleValues, *, paired: bool, fixed: bool = False
+) -> Estimate | None:
     """Estimate the difference of the means of two samples (n, m) and (k, m) on the same m items.
+
+    A single row against k rows of variance s^2 is taken as a draw from a distribution of the same variance, so that the
+    variance of the difference is s^2 (1 + 1/k) with k - 1 degrees of freedom.
 
     Args:
         first: the first sample.
         second: the second sample.
         paired: whether row i of both is of one seed (n = k); else the variances of the seeds are added, as by Welch.
+        fixed: whether a single row is a fixed model, without variance over seeds, instead of one of several seeds.
 
     Returns:
-        The estimate; None without variation.
+        The estimate; None without variation beyond rounding errors.
     """
+    rounding = _rounding(first, second)
     if paired:
-        return _estimate([(1.0, first - second)])
-    return _estimate([(1.0, first), (-1.0, second)])
+        return _estimate([(1.0, first - second)], rounding, fixed=False)
+    return _estimate([(1.0, first), (-1.0, second)], rounding, fixed=fixed)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -103,24 +113,35 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _estimate(sides: Sequence[tuple[float, SampleValues]]) -> Estimate | None:
+def _rounding(*samples: SampleValues) -> float:
+    """Return the largest standard error that rounding of the samples' scores can cause."""
+    return _ROUNDING * max(float(np.abs(sample.mean(1)).max()) for sample in samples)
+
+
+def _estimate(sides: Sequence[tuple[float, SampleValues]], rounding: float, *, fixed: bool) -> Estimate | None:
     """Estimate the sum of signed means of samples whose seeds are independent and whose items are the same."""
     value = sum(sign * sample.mean() for sign, sample in sides)
     by_item = np.sum([sign * sample.mean(0) for sign, sample in sides], axis=0)
     several = [sample for _, sample in sides if len(sample) > 1]
     items = by_item.size
     if not several:
-        return _bootstrap_t(by_item) if items > 1 else None
-    parts = [(float(sample.mean(1).var(ddof=1)) / len(sample), len(sample) - 1) for sample in several]
+        return _bootstrap_t(by_item, rounding) if items > 1 else None
+    drawn = 1 if len(several) < len(sides) and not fixed else 0  # a single row has the variance of one seed
+    parts = [(float(sample.mean(1).var(ddof=1)) * (drawn + 1 / len(sample)), len(sample) - 1) for sample in several]
     of_seeds = variance = sum(part for part, _ in parts)
     fewest = min(own for _, own in parts)
     if items > 1:
         of_items = float(by_item.var(ddof=1)) / items
         # The interaction of seeds and items is part of both variances, so it is subtracted once.
-        shared = [(_interaction(sample) / sample.size, (len(sample) - 1) * (items - 1)) for sample in several]
-        variance = max(of_seeds + of_items - sum(part for part, _ in shared), of_seeds)
+        shared = [
+            (_interaction(sample) * (drawn + 1 / len(sample)) / items, (len(sample) - 1) * (items - 1))
+            for sample in several
+        ]
+        # The few degrees of freedom of a single row's variance make the difference too small at times.
+        least = max(of_seeds, of_items) if drawn else of_seeds
+        variance = max(of_seeds + of_items - sum(part for part, _ in shared), least)
         parts += [(of_items, items - 1), *shared]
-    if not variance > 0:
+    if not np.sqrt(variance) > rounding:
         return None
     freedom = max(1 / sum((part / variance) ** 2 / own for part, own in parts), fewest)
     over = ("seeds", "items") if items > 1 else ("seeds",)
@@ -134,10 +155,10 @@ def _interaction(sample: SampleValues) -> float:
     return float((rest**2).sum()) / freedom
 
 
-def _bootstrap_t(values: SampleValues) -> Estimate | None:
+def _bootstrap_t(values: SampleValues, rounding: float) -> Estimate | None:
     """Estimate the mean of items (m,) by a bootstrap of the studentised mean."""
     error = float(values.std(ddof=1)) / np.sqrt(values.size)
-    if not error > 0:
+    if not error > rounding:
         return None
     centred, counts = np.unique(values - values.mean(), return_counts=True)
     draw, found = np.random.default_rng(0), []
