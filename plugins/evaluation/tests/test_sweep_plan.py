@@ -40,6 +40,11 @@ def test_many_texts_and_seeds_approach_the_normal_distribution() -> None:
     assert TaskPlan("x", 100, 0.01, "stated").detectable(5, 1) > plan.detectable(5, 1)
 
 
+def test_texts_do_not_enter_the_error_of_a_correlation() -> None:
+    plan = TaskPlan("x", 1000, 0.01, "stated", by_text=False)
+    assert plan.detectable(5, 3) == pytest.approx(detectable_difference([(2 * 0.01**2 / 5, 4)], alpha=0.05 / 3))
+
+
 @pytest.fixture
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_mood_suite: Callable[[Path, str], None]) -> Path:
     """A sweep of two methods and three seeds, with a suite on 80 texts."""
@@ -71,6 +76,28 @@ def test_a_plan_trains_nothing_and_uses_documented_defaults(planned: Path, capsy
     assert "0.0500 (stated)" in capsys.readouterr().out
     assert main(["sweep", "sweep.yaml", "--plan", "training.budget={hours: 2}"]) == 0
     assert "6 runs take about 12.0 hours" in capsys.readouterr().out
+
+
+def test_a_plan_counts_the_differences_of_the_comparison(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two tasks and their average, two linear probes and three scores of agreement; teachers have no agreement."""
+    suite = (planned / "suite.yaml").read_text(encoding="utf-8")
+    task = re.search(r"  mood:\n(?:    .*\n)+", suite)
+    assert task is not None
+    other = task[0].replace("  mood:", "  other:") + "    metric: matthews\n"
+    more = "references: [initial, teacher, random]\nprobes: {linear: {}, agreement: {data: data}}\n"
+    (planned / "suite.yaml").write_text(suite.replace(task[0], task[0] + other) + more, encoding="utf-8")
+    assert main(["sweep", "sweep.yaml", "--plan"]) == 0
+    printed = capsys.readouterr().out
+    family = 1 * 8 + 2 * 8 + 2 * 5
+    assert f"(after correction for up to {family} differences)" in printed
+    assert "1 pair of groups x 8 scores" in printed
+    assert "2 pairs of a group and its students before training x 8 scores" in printed
+    assert "2 pairs of a group and a teacher x 5 scores" in printed
+    rows = {line.split()[0]: line for line in printed.splitlines() if line.startswith(("mood ", "other "))}
+    count = int(rows["mood"].split()[2])
+    for name, by_text in (("mood", True), ("other", False)):
+        plan = TaskPlan("", count, DEFAULT_DEVIATION, "", by_text)
+        assert f"{plan.detectable(3, 1):.4f} ({plan.detectable(3, family):.4f})" in rows[name]
 
 
 def test_earlier_results_give_deviations_and_hours(

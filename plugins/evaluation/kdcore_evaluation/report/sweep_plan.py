@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
 
+from kdcore_supervised import LabelledData, TaggedData
+
 from kdcore import InputError, Recipe, SweepCell, load_recipe, read_metrics, run_folders, run_state
 from kdcore_evaluation.report.comparison import Comparison
 from kdcore_evaluation.report.table_formats import aligned
+from kdcore_evaluation.run.item_scores import METRICS_OF_ALL_TEXTS
 from kdcore_evaluation.run.results import ResultRow
+from kdcore_evaluation.run.scores import counted
 from kdcore_evaluation.run.suite import Suite, SuiteTask
 from kdcore_evaluation.statistics.power import ALPHA, POWER, detectable_difference
 
@@ -22,6 +26,9 @@ DEFAULT_DEVIATION = 0.01
 TEXT_VARIANCE = 0.1
 """Variance over texts of the difference of two students' answers (right or wrong), averaged over seeds: they disagree
 on 20% of the texts, half of which are the same for all seeds."""
+
+_AGREEMENT_METRICS = 3
+"""Scores of the probe `agreement`, if the student's embeddings are as wide as the teacher's."""
 
 _SEEDS = (3, 5, 10, 20)
 _HOUR = 3600.0
@@ -36,12 +43,14 @@ class TaskPlan:
         texts: number of texts that scores are reported on.
         deviation: standard deviation of a score over seeds.
         source: where the deviation comes from.
+        by_text: whether the score is one of each text, so that its interval includes the choice of the texts.
     """
 
     task: str
     texts: int
     deviation: float
     source: str
+    by_text: bool = True
 
     def detectable(self, seeds: int, comparisons: int) -> float:
         """Return the difference of two groups with `seeds` paired seeds each that is found with a power of 0.8.
@@ -50,7 +59,7 @@ class TaskPlan:
         first step of Holm's method.
         """
         parts = [(2 * self.deviation**2 / seeds, seeds - 1)]
-        if self.texts > 1:
+        if self.by_text and self.texts > 1:
             parts.append((TEXT_VARIANCE / self.texts, self.texts - 1))
         return detectable_difference(parts, alpha=ALPHA / comparisons)
 
@@ -78,9 +87,9 @@ def plan_text(
     Raises:
         DataError: the texts of a task cannot be read.
     """
-    pairs = groups * (groups - 1) // 2
     left = [cell for cell in cells if run_state(cell.folder) != "finished"]
-    tasks = _tasks(suite, earlier, deviation)
+    sizes = {label: _reported_sizes(task) for label, task in suite.all_tasks.items()}
+    tasks = _tasks(suite, sizes, earlier, deviation)
     trials = len(suite.learning_rates) * len(suite.batch_sizes) * len(suite.seeds) * len(suite.all_tasks)
     lines = [
         f"{len(cells)} runs: {groups} groups x {seeds} values of {over}; {len(cells) - len(left)} are finished",
@@ -91,6 +100,7 @@ def plan_text(
         lines.append(f"fine-tunings: {trials} of each student, {trials * len(cells)} in all; {hours}")
     if not tasks or groups < 2:
         return "\n".join([*lines, "nothing to compare: fewer than two groups, or no labelled tasks in the suite"])
+    family, composition = _family(cells, groups, suite, sizes)
     counts = sorted({count for count in (seeds, *_SEEDS) if count > 1})
     head = ["task", "texts", "standard deviation", *(f"n = {count}" for count in counts)]
     rows = [
@@ -98,36 +108,81 @@ def plan_text(
             one.task,
             f"{one.texts:,}",
             f"{one.deviation:.4f} ({one.source})",
-            *(_detectable(one, count, pairs) for count in counts),
+            *(_detectable(one, count, family) for count in counts),
         ]
         for one in tasks
     ]
     note = f"difference of two groups with n values of {over} each, found with a power of {POWER} at the level {ALPHA}"
-    corrected = f" (after correction for {pairs} pairs of groups)" if pairs > 1 else ""
+    corrected = f" (after correction for up to {family} differences)" if family > 1 else ""
     lines += ["", f"{note}{corrected}:", *aligned([head, *rows])]
+    if family > 1:
+        lines.append(f"differences of the comparison: {composition}")
     if seeds < 2:
         lines.append(f"this sweep has a single value of {over}: no difference can be attributed to the groups")
     return "\n".join(lines)
 
 
-def _detectable(task: TaskPlan, seeds: int, pairs: int) -> str:
+def _detectable(task: TaskPlan, seeds: int, comparisons: int) -> str:
     text = f"{task.detectable(seeds, 1):.4f}"
-    return f"{text} ({task.detectable(seeds, pairs):.4f})" if pairs > 1 else text
+    return f"{text} ({task.detectable(seeds, comparisons):.4f})" if comparisons > 1 else text
 
 
-def _tasks(suite: Suite, earlier: Comparison | None, deviation: float | None) -> list[TaskPlan]:
+def _family(
+    cells: Sequence[SweepCell], groups: int, suite: Suite, sizes: Mapping[str, Sequence[int]]
+) -> tuple[int, str]:
+    """Count the differences that `kdcore compare` adjusts p-values for, if all models have all scores of the suite.
+
+    Returns:
+        The number, and how it is composed.
+    """
+    columns = sum(map(len, sizes.values())) + (len(sizes) > 1)  # several tasks have an average
+    if suite.probes.linear is not None:
+        kinds = {label: task.data for label, task in suite.all_tasks.items()}
+        columns += sum(len(own) for label, own in sizes.items() if _has_linear_probe(kinds[label]))
+    columns += suite.probes.masked_lm is not None
+    agreement = _AGREEMENT_METRICS if suite.probes.agreement is not None else 0  # teachers have none
+    pairs = groups * (groups - 1) // 2
+    parts = [(pairs, "pairs of groups", columns + agreement)]
+    if "initial" in suite.references:
+        parts.append((groups, "pairs of a group and its students before training", columns + agreement))
+    if "teacher" in suite.references:
+        parts.append((groups * _number_of_teachers(cells), "pairs of a group and a teacher", columns))
+    text = ", ".join(f"{counted(count, what)} x {counted(scores, 'scores')}" for count, what, scores in parts if count)
+    return sum(count * scores for count, _, scores in parts), text
+
+
+def _has_linear_probe(data: LabelledData | TaggedData) -> bool:
+    return isinstance(data, LabelledData) and not data.multi_label
+
+
+def _number_of_teachers(cells: Sequence[SweepCell]) -> int:
+    """Count the different teachers that students take their configuration from."""
+    found = set()
+    for cell in cells:
+        settings = load_recipe(cell.recipe, cell.overrides).settings
+        found.add(settings.models_of_teachers.get(settings.students_teacher or "", {}).get("path"))
+    return len(found - {None})
+
+
+def _tasks(
+    suite: Suite, sizes: Mapping[str, Sequence[int]], earlier: Comparison | None, deviation: float | None
+) -> list[TaskPlan]:
     found = []
     for label, task in suite.all_tasks.items():
         own = deviation if deviation is not None else _found_deviation(label, task, earlier)
         source = "stated" if deviation is not None else "default" if own is None else "earlier results"
         title = f"{label} {task.main_metric}"
-        found.append(TaskPlan(title, _number_of_texts(task), DEFAULT_DEVIATION if own is None else own, source))
+        texts = sizes[label][0] if sizes[label] else 0
+        by_text = task.main_metric not in METRICS_OF_ALL_TEXTS
+        found.append(TaskPlan(title, texts, DEFAULT_DEVIATION if own is None else own, source, by_text))
     return found
 
 
-def _number_of_texts(task: SuiteTask) -> int:
+def _reported_sizes(task: SuiteTask) -> list[int]:
+    """Return the numbers of texts of the test split, or of the validation split, and of its second part if any."""
     sizes = {part.name: len(part) for part in task.data.read(Counter()) if part.labelled}
-    return sizes.get("test") or next((size for name, size in sizes.items() if name.startswith("validation")), 0)
+    split = "test" if "test" in sizes else "validation"
+    return [size for name, size in sizes.items() if name.startswith(split)]
 
 
 def _found_deviation(label: str, task: SuiteTask, earlier: Comparison | None) -> float | None:

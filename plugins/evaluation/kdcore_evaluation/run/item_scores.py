@@ -17,6 +17,9 @@ from kdcore_evaluation.statistics.intervals import SampleValues
 if TYPE_CHECKING:
     from pyarrow import Table
 
+METRICS_OF_ALL_TEXTS = ("matthews", "pearson", "spearman")
+"""Metrics that are not ratios of sums over texts, so that texts have no scores of their own."""
+
 _TOLERANCE = 1e-6
 
 
