@@ -28,6 +28,7 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 3e-2}
 """Relative, of losses averaged over 10 steps."""
 REFERENCE = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp32"}
 """The precision on a CPU, which has no fp16. In bf16 a weight changes only after several steps of a small rate."""
+STEPS = 20
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
@@ -80,7 +81,7 @@ def waits_between_rows(device: str, *, allowed: bool) -> Iterator[list[str]]:
 def check_training(setting: Setting) -> None:
     """Train 20 steps with each precision and ZeRO stage; compare with runs on a CPU, and forbid waits.
 
-    In fp16 waits are counted only: DeepSpeed looks for an overflow in every step.
+    At ZeRO stages 1 and 2 one wait in each step is allowed, for the norm of the gradients; in fp16 any number.
     """
     findings, recipe = setting.findings, write_material(setting)
     overrides = ["checkpoints.export_at_end=false"]
@@ -99,9 +100,11 @@ def check_training(setting: Setting) -> None:
             if precision == "fp16":  # a small scale, so that no step is skipped
                 settings.append("training.deepspeed.fp16.initial_scale_power=8")
             try:
-                with waits_between_rows(setting.device, allowed=precision == "fp16") as waits:
+                with waits_between_rows(setting.device, allowed=stage > 0 or precision == "fp16") as waits:
                     runs[name] = (precision, kdcore.train(recipe, [*overrides, *settings]).folder)
                 results[name] = {"waits": len(waits)}
+                if precision != "fp16":
+                    findings.expect(len(waits) <= STEPS, f"{name}: {len(waits)} waits in {STEPS} steps: {waits[:2]}")
             except RecipeError as error:
                 results[name] = "refused"
                 findings.expect(precision != "fp32" and stage == 0, f"{name}: {error}")

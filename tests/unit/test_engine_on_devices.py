@@ -125,15 +125,41 @@ def test_a_step_computes_one_norm(processes, clipping):
 
 
 class Waits(TorchDispatchMode):
-    """Count the values that the host reads."""
+    """Count the values that the host reads, also within kernels, and those that it copies to the device."""
+
+    names = (
+        "aten::_local_scalar_dense",
+        "aten::nonzero",
+        "aten::equal",
+        "aten::masked_fill_.Tensor",
+        "aten::lift_fresh",
+    )
 
     def __init__(self):
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal")
+        self.count += function.name() in self.names
         return function(*args, **(kwargs or {}))
+
+
+def test_clipping_does_not_wait_for_the_device(processes):
+    settings = TrainingSettings(budget=Budget(steps=1), batch_size=1, gradient_clipping=0.5)
+    module = Sum()
+    labels = {name: frozenset({"loss"}) for name, _ in module.named_parameters()}
+    engine = Engine(module, labels, PlainDescent(OptimizerConfig()), settings, processes)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    engine.backward(1.0 * engine._engine(torch.ones(3, 5)))
+    gradients = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+    with Waits() as waits:
+        engine.finish_micro_batch(0.1, {"loss"})
+    assert waits.count == 0
+    norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+    assert norm > 0.5
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] - 0.1 * 0.5 / norm * gradients[name])
+    engine.close()
 
 
 @pytest.mark.parametrize("stage", [1, 2])

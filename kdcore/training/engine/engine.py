@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -330,11 +331,20 @@ class Engine:
     def _wait_once(self) -> None:
         """Let a step at ZeRO stages 1 and 2 wait for the device once, for the norm, which shows an overflow, too.
 
-        DeepSpeed checks all gradients before it, and the norm again for each group of parameters.
+        DeepSpeed checks all gradients before it, and masks and checks the norm for each group of parameters.
         """
+        from deepspeed.runtime.zero.utils import get_norm_dtype
+
         optimizer = self._engine.optimizer
         if not optimizer.compute_grad_norm:
             return
+
+        def norm_of_group(gradients: Sequence[Tensor], parameters: Sequence[Tensor], norm_type: int = 2) -> Tensor:
+            real = [gradient.to(get_norm_dtype()) for gradient in gradients if not hasattr(gradient, "_zero_padding")]
+            own = [torch.linalg.vector_norm(gradient) for gradient in real]
+            total = torch.stack(own).pow(2).sum().float() if own else torch.zeros((), device=optimizer.device)
+            dist.all_reduce(total, group=optimizer.dp_process_group)
+            return total.pow(0.5)
 
         def unscale_and_clip(gradients: Sequence[Tensor], norm: Tensor) -> None:
             scale = optimizer.loss_scale
@@ -345,14 +355,18 @@ class Engine:
             for gradient in gradients:
                 gradient.data.mul_(1.0 / scale)
 
+        optimizer.get_grad_norm_direct = norm_of_group
         optimizer.check_overflow = lambda partition_gradients=True: None
         optimizer.unscale_and_clip_grads = unscale_and_clip
 
     def _clip_gradients(self) -> None:
-        """Replace DeepSpeed's clipping at stage 0, which discards the norm."""
-        from deepspeed.runtime.utils import clip_grad_norm_
-
-        self.grad_norm = clip_grad_norm_(self.module.parameters(), self._engine.gradient_clipping())
+        """Replace DeepSpeed's clipping at stage 0, which discards the norm and waits for the device."""
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        self.grad_norm = torch.stack([gradient.float().norm() for gradient in gradients]).pow(2).sum().pow(0.5)
+        limit = torch.full_like(self.grad_norm, self._engine.gradient_clipping())
+        factor = (limit / (self.grad_norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)
 
     @property
     def _base_optimizer(self) -> torch.optim.Optimizer:

@@ -237,6 +237,7 @@ class _Profiler:
                 tokens, positions = tokens + batch.num_tokens, positions + batch.input_ids.numel()
         seconds = {part: median(one.get(part, 0.0) for one in self.clock.steps) for part in PARTS}
         device, dtype = self.processes.device, self.engine.dtype
+        memory = self._memory()  # before the matrices of the limit
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return StepProfile(
             seconds,
@@ -246,7 +247,7 @@ class _Profiler:
             not self.engine.module.student.packs,
             float(counter.get_total_flops()),
             matrix_rate(device, dtype, lambda: synchronized_time(device)),
-            self._memory(),
+            memory,
             self.micro_batch_size,
             self.micro_batches,
             self._plain_seconds(samples, range(2 + steps, 2 + 2 * steps)),
