@@ -226,8 +226,8 @@ class TokenClassification(LabelledTask):
     def _log_texts(self, parts: Sequence[TaggedPart], report: Counter[str]) -> None:
         """Log the sizes of the parts, repairs, windows and overlap between parts."""
         log_parts(parts, report)
-        trained = {text.text for part in parts if part.name == "train" for text in part.texts}
+        trained = {text.clean for part in parts if part.name == "train" for text in part.texts}
         for part in parts:
             if part.name in ("validation", "test"):
-                shared = [text.text for text in part.texts if text.text in trained]
+                shared = [text.clean for text in part.texts if text.clean in trained]
                 warn_of_overlap(part.name, len(shared), next(iter(shared), None))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
-from kdcore_supervised.data.labelled import LabelledData, LabelledTexts, read_labelled
+from kdcore_supervised.data.labelled import LabelledData, LabelledTexts, overlap, read_labelled
 from pyarrow import parquet
 from pydantic import ValidationError
 
@@ -73,7 +73,7 @@ def test_every_form_gives_the_same_texts(form: str, tmp_path: Path) -> None:
 def test_tsv_is_never_quoted_and_pairs_have_two_columns(tmp_path: Path) -> None:
     lines = ["premise\thypothesis\tlabel", '"open\tstill, open\tpos', "a\u2028b\x85c\td\tneg"]
     part = read(train=write(tmp_path, "x.tsv", "\n".join(lines) + "\n"), text=["premise", "hypothesis"])["train"]
-    assert part.texts == (['"open', "a\u2028b\x85c"], ["still, open", "d"])
+    assert part.texts == (['"open', "a\nb\nc"], ["still, open", "d"])
 
 
 def test_compressed_files_and_several_of_them(tmp_path: Path) -> None:
@@ -118,6 +118,32 @@ def test_a_split_is_by_the_text_alone(tmp_path: Path) -> None:
     assert {name: sorted(part.texts[0]) for name, part in again.items()} == {
         name: sorted(part.texts[0]) for name, part in parts.items()
     }
+
+
+def test_texts_are_compared_after_cleaning(tmp_path: Path) -> None:
+    clean = [f"caf\u00e9 number {number}" for number in range(100)]
+    variants = [f"cafe\u0301\x07 number {number} " for number in range(100)]
+
+    def parts(texts: list[str]) -> list[LabelledTexts]:
+        lines = "".join(f"{text},{LABELS[index % 2]}\n" for index, text in enumerate(texts))
+        path = write(tmp_path, "x.csv", "text,label\n" + lines)
+        return list(read(train=path, split={"validation": 0.3}).values())
+
+    found, expected = parts(clean + variants), parts(clean + clean)
+    assert not set(found[0].texts[0]) & set(found[1].texts[0])
+    assert [list(part.content()) for part in found] == [list(part.content()) for part in expected]
+    keys: dict[str, Any] = {
+        "train": write(tmp_path, "t.csv", "text,label\n" + "".join(f"{text},pos\n" for text in clean))
+    }
+    keys["validation"] = write(tmp_path, "v.csv", "text,label\n" + "".join(f"{text},pos\n" for text in variants))
+    assert overlap(list(read(**keys).values()), "validation")[:2] == (100, clean[0])
+
+
+def test_texts_of_which_cleaning_leaves_nothing_are_empty(tmp_path: Path) -> None:
+    report: Counter[str] = Counter()
+    part = read(report, train=write(tmp_path, "x.csv", "text,label\n\x07,pos\n \ufeff ,neg\na,neg\n"))["train"]
+    assert part.texts == (["", "", "a"],)
+    assert report["empty texts"] == 2
 
 
 def test_a_test_split_may_lack_labels_and_a_column_names_records(tmp_path: Path) -> None:

@@ -187,6 +187,16 @@ def test_a_split_keeps_equal_texts_together(tmp_path: Path) -> None:
     assert 10 < len(parts["validation"]) < 50
 
 
+def test_a_split_keeps_texts_together_that_cleaning_makes_equal(tmp_path: Path) -> None:
+    numbers = [number for number in range(100) for _ in range(2)]
+    sentences = [
+        conll([("caf\u00e9", "cafe\u0301")[index % 2], str(number)], ["O", "O"]) for index, number in enumerate(numbers)
+    ]
+    parts = read(train=write(tmp_path, "x.conll", "".join(sentences)), split={"validation": 0.3})
+    held = [text.text.split(" ")[1] for text in parts["validation"].texts]
+    assert len(held) == 2 * len(set(held))
+
+
 def test_tags_can_be_listed_in_the_order_of_a_teacher() -> None:
     order = ["B-loc", "I-loc", "B-per", "I-per", "O"]
     data = TaggedData.model_validate({"train": "x", "labels": order})

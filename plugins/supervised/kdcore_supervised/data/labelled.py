@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
-from kdcore_preparation import table_files
+from kdcore_preparation import clean_text, table_files
 from pydantic import BeforeValidator, Field, model_validator
 
 from kdcore import ComponentConfig, DataError, PathOrHubName, PathString
@@ -174,7 +174,7 @@ class LabelledTexts:
     Attributes:
         name: name of the part, such as `validation_mismatched`.
         ids: one name per record.
-        texts: one list of texts, or two for pairs.
+        texts: one list of texts, or two for pairs; cleaned by `kdcore_preparation.clean_text`.
         labels: (n,) int64 classes, or float32 numbers; (n, C) float32 with 1 for each of several labels of a text,
             else 0; None for unlabelled texts.
     """
@@ -293,9 +293,9 @@ def _read_huggingface(data: LabelledData, source: HuggingFaceData, report: Count
 
 
 def _labelled(data: LabelledData, table: LabelledTable, name: str, report: Counter[str]) -> LabelledTexts:
-    """Convert the records of a table to texts with labels."""
+    """Convert the records of a table to clean texts with labels."""
     column = data.glue_task.label if data.glue_task else str(data.label)
-    texts = tuple(column_of_texts(table, text, report) for text in data.columns)
+    texts = tuple([clean_text(text, report) for text in column_of_texts(table, name, report)] for name in data.columns)
     key = "id" if data.glue_task else data.id
     ids = list(map(str, table.columns[key] if key else range(len(table))))
     labels = None

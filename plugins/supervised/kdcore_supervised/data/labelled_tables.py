@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore_preparation import decode_utf8, open_input, refuse_utf16, universal_lines
+from kdcore_preparation import clean_text, decode_utf8, open_input, refuse_utf16, universal_lines
 
 from kdcore import DataError, first_line
 from kdcore_supervised.data.separated_values import (
@@ -260,6 +260,8 @@ def _without_surrogates(value: Any, report: Counter[str]) -> Any:
 def column_of_texts(table: LabelledTable, column: str, report: Counter[str]) -> list[str]:
     """Return a column as texts; numbers keep their digits, missing values become empty texts.
 
+    Texts are returned as they are in the table. Those of which cleaning leaves nothing are counted in `report`.
+
     Raises:
         DataError: a value is neither text nor number.
     """
@@ -276,7 +278,8 @@ def column_of_texts(table: LabelledTable, column: str, report: Counter[str]) -> 
             )
             texts.append("")
     mistakes.raise_if_any(hint="name a column of texts under `task.data.text`")
-    empty = sum(not text.strip() for text in texts)
+    unused: Counter[str] = Counter()
+    empty = sum(not clean_text(text, unused) for text in texts)
     if empty:
         report["empty texts"] += empty
     return texts

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from kdcore_preparation import table_files
+from kdcore_preparation import clean_text, table_files
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
@@ -192,6 +192,11 @@ class TaggedText:
     bounds: NDArray[np.int32]
     spans: tuple[TaggedSpan, ...] | None
 
+    @property
+    def clean(self) -> str:
+        """The text after cleaning, by which texts are compared."""
+        return clean_text(self.text, Counter())
+
 
 @dataclass(frozen=True)
 class TaggedPart:
@@ -241,7 +246,7 @@ def read_tagged(data: TaggedData, report: Counter[str]) -> list[TaggedPart]:
         parts = [part for name in SPLITS if (part := _read_files(data, name, report)) is not None]
     if data.split is not None:
         whole = parts[0].texts
-        divided = data.split.divide((one.text,) for one in whole)
+        divided = data.split.divide((one.clean,) for one in whole)
         parts = [TaggedPart(name, [whole[index] for index in chosen]) for name, chosen in divided.items()]
     if (further := _read_files(data, "unlabelled", report)) is not None:
         parts.insert(int(bool(parts) and parts[0].name == "train"), further)
