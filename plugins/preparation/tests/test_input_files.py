@@ -77,22 +77,42 @@ def test_linked_folders_are_read_by_folder_and_glob(tmp_path: Path, pattern: str
 
 @pytest.mark.parametrize("pattern", ["", "**/*.txt"])
 @pytest.mark.parametrize(
-    ("links", "cycles"),
+    ("links", "files", "cycle", "again"),
     [
-        ({"a/up": ".."}, ["a/up"]),
-        ({"a/self": "."}, ["a/self"]),
-        ({"a/b": "../b", "b/a": "../a"}, ["a/b/a", "b/a/b"]),
-        ({"a/back": "../b", "b/up": ".."}, ["a/back/up", "b/up"]),
+        ({"a/up": ".."}, "a/1.txt b/2.txt b/c/3.txt", "a/up", ""),
+        ({"a/self": "."}, "a/1.txt b/2.txt b/c/3.txt", "a/self", ""),
+        ({"a/b": "../b", "b/a": "../a"}, "a/1.txt a/b/2.txt a/b/c/3.txt", "a/b/a", "b"),
+        ({"a/back": "../b", "b/up": ".."}, "a/1.txt a/back/2.txt a/back/c/3.txt", "a/back/up", "b"),
+        ({"d": "b/c", "b/z": "../a"}, "a/1.txt b/2.txt b/c/3.txt", "", "b/z"),
     ],
 )
-def test_links_to_folders_above_are_not_followed(
-    tmp_path: Path, pattern: str, links: dict[str, str], cycles: list[str]
+def test_a_folder_is_read_under_the_first_of_its_names(
+    tmp_path: Path, pattern: str, links: dict[str, str], files: str, cycle: str, again: str
 ) -> None:
     data = tree(tmp_path, "a/1.txt b/2.txt b/c/3.txt", links)
     found = input_files(str(data / pattern) if pattern else str(data))
-    assert set(found) == found_by_find(data)
-    first = min(cycles)
-    assert found.left_out[f"links to a folder that contains them not followed (the first: {first})"] == len(cycles)
+    assert list(found) == files.split()
+    assert {path.resolve() for path in found.values()} == {(data / name).resolve() for name in found_by_find(data)}
+    expected = {}
+    if cycle:
+        expected[f"links to a folder that contains them not followed (the first: {cycle})"] = 1
+    if again:
+        expected[f"links to a folder that is read already not followed (the first: {again})"] = 1 + ("d" in links)
+    assert found.left_out == expected
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.txt", "**/**/*.txt"])
+def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path, pattern: str) -> None:
+    names = "abcdefghij"
+    links = {f"{name}/to-{other}": f"../{other}" for name in names for other in names if name != other}
+    data = tree(tmp_path, " ".join(f"{name}/{name}.txt" for name in names), links)
+    found = input_files(str(data / pattern) if pattern else str(data))
+    assert sorted(path.name for path in found.values()) == [f"{name}.txt" for name in names]
+
+
+def test_a_folder_whose_names_match_different_parts_of_a_glob_is_read_for_both(tmp_path: Path) -> None:
+    data = tree(tmp_path, "a/x b/1.txt b/c/2.txt", {"a/link": "../b"})
+    assert list(input_files(str(data / "*/*/*.txt"))) == ["a/link/1.txt", "b/c/2.txt"]
 
 
 def test_one_file_under_two_names_is_read_twice_and_counted(tmp_path: Path) -> None:

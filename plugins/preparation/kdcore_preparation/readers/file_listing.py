@@ -83,14 +83,23 @@ class _Search:
             folder: the folder.
             pattern: names with wildcards, `**` for any number of folders; the last one is that of files.
             count_hidden: whether hidden entries count as left out; otherwise they do not match.
+
+        A folder with several names, by links, is searched under the first of them only.
         """
+        searched: dict[tuple[_DeviceAndInode, tuple[str, ...]], Path] = {}
         pending: list[tuple[Path, tuple[str, ...], tuple[_DeviceAndInode, ...]]] = []
         pending.append((folder, pattern, (_identity(os.stat(folder)),)))
         while pending:
-            folder, (first, *others), above = pending.pop()
-            rest = tuple(others)
+            folder, pattern, above = pending.pop()
+            if (above[-1], pattern) in searched:
+                if searched[above[-1], pattern] != folder:
+                    self._leave_out("links to a folder that is read already not followed", folder)
+                continue
+            searched[above[-1], pattern] = folder
+            first, rest = pattern[0], pattern[1:]
+            folders: list[tuple[Path, tuple[str, ...], tuple[_DeviceAndInode, ...]]] = []
             if first == "**" and rest:
-                pending.append((folder, rest, above))
+                folders.append((folder, rest, above))
             for entry in self._entries(folder, first, count_hidden):
                 status = self._status(entry)
                 if status is None:
@@ -102,7 +111,8 @@ class _Search:
                     if glob.has_magic(first) and _identity(status) in above:
                         self._leave_out("links to a folder that contains them not followed", entry)
                     else:
-                        pending.append((entry, (first, *rest) if first == "**" else rest, (*above, _identity(status))))
+                        folders.append((entry, pattern if first == "**" else rest, (*above, _identity(status))))
+            pending += reversed(folders)
 
     def left_out(self) -> Counter[str]:
         """Count what was left out, by description."""

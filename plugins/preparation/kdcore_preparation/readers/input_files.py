@@ -36,7 +36,7 @@ def input_files(path: str) -> InputFiles:
     """Find the files of `path`: one file, all files below a folder, or those that match a glob.
 
     Hidden files are left out of folders, and a glob's matches are files only. Links are followed, except links to a
-    folder that contains them. Entries that cannot be read are left out and counted.
+    folder that contains them or is read already. Entries that cannot be read are left out and counted.
 
     Returns:
         The files in the order of their names. A name is relative to the folder (or to the part of the glob before its
