@@ -91,8 +91,18 @@ def test_rows_that_stray_quotes_merge_are_refused(tmp_path: Path, header: str, l
     content = "\n".join([header, *lines]) + "\n"
     merged = list(csv.reader(io.StringIO(content), strict=True))
     assert len(merged) == 301 - length, "the standard library takes the merged rows for one"
+    known: tuple[str, ...] | None = None if len(labels) > 2 else ()
     with pytest.raises(DataError, match=f"line 22: a quote in this row merges it with .* up to line {22 + length}"):
-        table(tmp_path / "x.csv", content)
+        table(tmp_path / "x.csv", content, labels=known)
+
+
+def test_any_number_is_a_label_of_regression(tmp_path: Path) -> None:
+    lines = [f"text number {number},{number % 11 * 0.5}" for number in range(200)]
+    lines += ['"stray 5 inches,3.25', "lost row one,4.75", "lost row two,1.25", 'lost row 4",2']
+    (tmp_path / "x.csv").write_text("\n".join(["text,score", *lines]))
+    data = LabelledData(train=str(tmp_path / "x.csv"), text="text", label="score", regression=True)
+    with pytest.raises(DataError, match=r"line 202: a quote in this row merges it with .* up to line 205"):
+        read_labelled(data, Counter())
 
 
 def test_without_labels_ten_merged_lines_are_refused(tmp_path: Path) -> None:

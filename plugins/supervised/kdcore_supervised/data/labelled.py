@@ -261,12 +261,12 @@ def _read_files(data: LabelledData, split: str, report: Counter[str]) -> Labelle
         return None
     label, unlabelled = str(data.label), split == "test"
     needed = [*data.columns, *([] if unlabelled else [label]), *([data.id] if data.id else [])]
+    labels = None if data.regression else data.classes
     try:
         files = table_files(path)
         report.update(files.left_out)
         tables = [
-            read_table(file, needed, [label], report, labels=data.classes, quoting=data.quoting)
-            for file in files.values()
+            read_table(file, needed, [label], report, labels=labels, quoting=data.quoting) for file in files.values()
         ]
         return merged(tables, path)
     except DataError as error:

@@ -89,7 +89,7 @@ def read_table(
     wanted: Sequence[str],
     report: Counter[str],
     *,
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | None = (),
     quoting: Quoting | None = None,
     other_formats: Sequence[str] = (),
 ) -> LabelledTable:
@@ -103,7 +103,7 @@ def read_table(
         needed: columns that must exist.
         wanted: columns that are read if they exist: the label.
         report: counts of what was repaired.
-        labels: known values of the label, which help to detect merged rows.
+        labels: known values of the label, which help to detect merged rows; None if labels are numbers.
         quoting: `none` if quotes in csv files are text.
         other_formats: endings of files that the caller reads itself, for the message.
 
@@ -167,7 +167,7 @@ def _read_separated(
     quoting: Quoting | None,
     needed: Sequence[str],
     wanted: Sequence[str],
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
 ) -> LabelledTable:
     delimiter, quoted = "," if ending == ".csv" else "\t", ending == ".csv" and quoting is None
     records = quoted_records(lines, delimiter, str(path)) if quoted else split_records(lines, delimiter)

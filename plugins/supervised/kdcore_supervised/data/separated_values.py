@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from kdcore import DataError
@@ -11,7 +11,6 @@ from kdcore import DataError
 _MOST_CHARACTERS_A_FIELD = 2**30
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 _IMPLAUSIBLE_LINES = 10
-_MOST_NUMBERED_CLASSES = 20
 _QUOTES = "values in double quotes, with every double quote inside them doubled"
 _QUOTES_HINT = (
     "close the quote or double it; if quotes are ordinary text in this file, set `quoting: none` under `task.data`"
@@ -96,24 +95,26 @@ class MergedRows:
     """Detect rows that a stray quote merges into one field of a record.
 
     A record of several lines is refused if most of its lines, not counting the one that is its own row, are rows by
-    themselves: they have as many fields as the header, and a label that is known or that rows on a single line have.
-    If such labels are many different numbers, any number is one. Without such labels, only records of at least ten
-    lines are refused.
+    themselves: they have as many fields as the header, and a label that is known or that rows on a single line have, or
+    any number if labels are numbers. Without labels to compare with, only records of at least ten lines are refused.
 
     Args:
         where: the file.
         columns: number of columns.
         label: index of the column of labels, if any.
         delimiter: the character between fields.
-        labels: known labels.
+        labels: known labels; None if labels are numbers.
     """
 
-    def __init__(self, where: str, columns: int, label: int | None, delimiter: str, labels: Collection[str]) -> None:
+    def __init__(
+        self, where: str, columns: int, label: int | None, delimiter: str, labels: Collection[str] | None
+    ) -> None:
         self._where = where
         self._columns = columns
         self._label = label
         self._delimiter = delimiter
-        self._labels = set() if label is None else set(labels)
+        self._numbers = label is not None and labels is None
+        self._labels = set() if label is None else set(labels or ())
         self._suspects: list[tuple[TableRow, list[str]]] = []
 
     def add(self, record: TableRow) -> None:
@@ -134,10 +135,11 @@ class MergedRows:
         Raises:
             DataError: a record merges rows.
         """
-        known = _known(self._labels)
+        known = _is_number if self._numbers else self._labels.__contains__
         for record, labels in self._suspects:
             lines = len(record.lines)
-            if _most(sum(map(known, labels)), lines) if self._labels else lines >= _IMPLAUSIBLE_LINES:
+            comparable = self._numbers or self._labels
+            if _most(sum(map(known, labels)), lines) if comparable else lines >= _IMPLAUSIBLE_LINES:
                 raise _merged(self._where, record, "row")
 
 
@@ -148,11 +150,6 @@ def _most(rows: int, lines: int) -> bool:
 
 def _bare(label: str) -> str:
     return label.strip().strip('"').strip()
-
-
-def _known(labels: Collection[str]) -> Callable[[str], bool]:
-    numbers = len(labels) > _MOST_NUMBERED_CLASSES and all(map(_is_number, labels))
-    return _is_number if numbers else labels.__contains__
 
 
 def _is_number(text: str) -> bool:
