@@ -282,6 +282,13 @@ def test_what_cannot_work_is_refused_before_training(refused: Callable[..., str]
     )
 
 
+def test_patience_is_refused_together_with_stages(refused: Callable[..., str]) -> None:
+    message = refused(*DROP[1:], "early_stopping={patience: 2, metric: hidden_mse}")
+    assert "early_stopping.patience" in message
+    assert "cannot be combined with `stages`" in message
+    assert "remove `early_stopping.patience` or `stages`" in message
+
+
 def test_a_loss_may_end_where_the_student_no_longer_fits_it(small_recipe: Path) -> None:
     overrides = [
         *COMMON,

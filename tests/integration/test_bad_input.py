@@ -279,6 +279,16 @@ MODEL_ROWS = [
         ["early_stopping.metric", "(found `los`)", "allowed: loss, hidden_mse", "Did you mean `loss`?"],
         overrides=["early_stopping={patience: 2, metric: los}"],
     ),
+    Row(
+        "patience for a sum of which a loss becomes active later",
+        ["early_stopping.metric", "changes with the schedule of the loss `late`", "early_stopping.metric: hidden_mse"],
+        overrides=["early_stopping.patience=2", "losses.late={name: hidden_mse, active: [0.5, 1.0]}"],
+    ),
+    Row(
+        "patience for a sum whose weights change",
+        ["early_stopping.metric", "changes with the schedule of the loss `hidden_mse`"],
+        overrides=["early_stopping={patience: 2, metric: loss}", "losses.hidden_mse.weight=[[0.0, 1.0], [1.0, 0.1]]"],
+    ),
     # the teacher and the student
     Row("no teacher", ["recipe.yaml:3: teacher", "neither an existing folder"], replace=("./teacher", "./techer")),
     Row("no config.json", ["recipe.yaml:3: teacher", "config.json"], damage=remove("teacher/config.json")),

@@ -197,6 +197,9 @@ def test_patience_waits_while_the_metric_improves(train: Callable[..., RunResult
     values = [row["held_out/hidden_mse"] for row in rows_of(run.folder, "held_out/loss")]
     assert values == sorted(values, reverse=True)
     assert len(values) == 6
+    scheduled = ["losses.hidden_mse.weight=[[0.0, 0.1], [1.0, 1.0]]", "run.id=scheduled"]
+    stopping = "early_stopping={patience: 1, metric: hidden_mse}"
+    assert train("validation.every=1", stopping, "training.budget.steps=5", *scheduled).finished
     rises = train("validation.every=1", "early_stopping={patience: 1, mode: max}", "run.id=max")
     assert [row["step"] for row in rows_of(rises.folder, "held_out/loss")] == [0, 1]
 

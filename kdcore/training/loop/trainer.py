@@ -193,7 +193,7 @@ class Trainer:
             self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teachers)
         self.divergence.change_engine(self.engine)
         self.constants = ConstantBaselines()
-        self.best_score, self.patience = None, Patience(self.settings)  # scores of another structure do not compare
+        self.best_score = None  # scores of another structure do not compare
         stage = self.context.plan.stages[self.stage]
         return StageEvent(progress, self.stage, stage.name, stage.info)
 

@@ -216,10 +216,10 @@ def check_validation(recipe: Recipe, task: Task) -> None:
 
 
 def check_patience(plan: Plan) -> None:
-    """Refuse early stopping on a metric that no validation computes.
+    """Refuse early stopping on a metric that no validation computes, or whose meaning changes during the run.
 
     Raises:
-        RecipeError: lists the metrics.
+        RecipeError: names the keys, or lists the metrics.
     """
     stopping, task, settings = plan.recipe.settings.early_stopping, plan.task, plan.recipe.settings
     if stopping.patience is None:
@@ -230,11 +230,17 @@ def check_patience(plan: Plan) -> None:
             key="early_stopping.patience",
             hint="set `validation.every` and `task.data.held_out`, or remove `early_stopping.patience`",
         )
+    if settings.stages:
+        raise RecipeError(
+            "`early_stopping.patience` cannot be combined with `stages`: it would end the run before the later stages, "
+            "and the values of different students do not compare",
+            key="early_stopping.patience",
+            hint="remove `early_stopping.patience` or `stages`",
+        )
     known = ["loss"]
     with plugin_faults(task, "task"):
         batch = task.draw("held_out", np.zeros(1, np.int64), np.zeros(1, np.int64))
-        for stage in plan.stages:
-            known += [str(Term(label, name)) for label, loss in stage.losses.items() for name in loss.counts(batch)]
+        known += [str(Term(label, name)) for label, loss in plan.losses.items() for name in loss.counts(batch)]
         head = scored_head(task)
         if head is not None and head.name in plan.requests.student.heads:
             known += [task.metric or "", *task.baselines("held_out")]
@@ -246,6 +252,15 @@ def check_patience(plan: Plan) -> None:
             key="early_stopping.metric",
             allowed=list(dict.fromkeys(known)),
             hint=similar(stopping.metric, known),
+        )
+    configs = {label: loss.config for label, loss in plan.losses.items()}
+    scheduled = [label for label, one in configs.items() if one.active != (0.0, 1.0) or isinstance(one.weight, list)]
+    if stopping.metric == "loss" and scheduled:
+        raise RecipeError(
+            f"`early_stopping.metric` is `loss`, the weighted sum, which changes with the schedule of the loss "
+            f"`{scheduled[0]}` even if the student does not",
+            key="early_stopping.metric",
+            hint=f"name the value of one loss, such as `early_stopping.metric: {known[1]}`",
         )
 
 
