@@ -116,6 +116,22 @@ def test_without_labels_ten_merged_lines_are_refused(tmp_path: Path) -> None:
         table(tmp_path / "x.csv", content(10))
 
 
+def test_texts_of_many_lines_are_read_from_a_single_column(tmp_path: Path) -> None:
+    text = "\n".join(f"line {number}" for number in range(12))
+    assert table(tmp_path / "x.csv", f'text\nshort\n"{text}"\n').columns == {"text": ["short", text]}
+
+
+def test_records_of_several_lines_are_counted_for_each_file(tmp_path: Path) -> None:
+    report: Counter[str] = Counter()
+    for name, content in (("a", 'one,1\n"two\nlines",0\n"x\n\ny",1\n'), ("b", '"t\nu",1\n'), ("c", '"v",1\n\nw,0\n')):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + content)
+        read_table(tmp_path / f"{name}.csv", ["text"], ["label"], report)
+    assert report == {
+        f"records with values of several lines in {tmp_path}/a.csv (the first: line 3)": 2,
+        f"records with values of several lines in {tmp_path}/b.csv (the first: line 2)": 1,
+    }
+
+
 @pytest.mark.parametrize("header", ["label,text", "text,label"])
 def test_texts_of_many_lines_with_commas_are_no_merged_rows(tmp_path: Path, header: str) -> None:
     random_lines = random.Random(0)

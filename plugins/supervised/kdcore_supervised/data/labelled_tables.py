@@ -96,13 +96,14 @@ def read_table(
     """Read columns of a file in the format that its name ends with.
 
     Tab-separated values are never quoted; comma-separated ones may be, also over several lines, unless `quoting` is
-    `none`. Rows that a stray quote merges are refused. Invalid UTF-8 becomes U+FFFD and is counted in `report`.
+    `none`. Rows that a stray quote merges are refused. Invalid UTF-8 becomes U+FFFD; it is counted in `report`, as are
+    records of several lines.
 
     Args:
         path: the file.
         needed: columns that must exist.
         wanted: columns that are read if they exist: the label.
-        report: counts of what was repaired.
+        report: counts of what was repaired or may be a mistake.
         labels: known values of the label, which help to detect merged rows; None if labels are numbers.
         quoting: `none` if quotes in csv files are text.
         other_formats: endings of files that the caller reads itself, for the message.
@@ -123,7 +124,7 @@ def read_table(
     with open_input(path) as stream:
         lines = decoded_lines(stream, report, str(path))
         if ending in (".csv", ".tsv"):
-            table = _read_separated(path, lines, ending, quoting, needed, wanted, labels)
+            table = _read_separated(path, lines, ending, quoting, needed, wanted, labels, report)
         else:
             table = _read_json_lines(path, lines, needed, wanted)
     for column, values in table.columns.items():
@@ -168,6 +169,7 @@ def _read_separated(
     needed: Sequence[str],
     wanted: Sequence[str],
     labels: Sequence[str] | None,
+    report: Counter[str],
 ) -> LabelledTable:
     delimiter, quoted = "," if ending == ".csv" else "\t", ending == ".csv" and quoting is None
     records = quoted_records(lines, delimiter, str(path)) if quoted else split_records(lines, delimiter)
@@ -190,7 +192,7 @@ def _read_separated(
         numbers.append(record.line)
         for values, place in zip(found, places, strict=True):
             values.append(record.values[place])
-    merged_rows.refuse()
+    merged_rows.refuse(report)
     mistakes.raise_if_any(
         allowed=f"{len(header)} fields in every row",
         hint="put values with commas, quotes or line breaks in them into double quotes, or convert the file to jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
@@ -96,7 +97,8 @@ class MergedRows:
 
     A record of several lines is refused if most of its lines, not counting the one that is its own row, are rows by
     themselves: they have as many fields as the header, and a label that is known or that rows on a single line have, or
-    any number if labels are numbers. Without labels to compare with, only records of at least ten lines are refused.
+    any number if labels are numbers. Without labels to compare with, only records of at least ten lines are refused. In
+    files with a single column every line of a text is like a row, so no record is refused.
 
     Args:
         where: the file.
@@ -116,6 +118,7 @@ class MergedRows:
         self._numbers = label is not None and labels is None
         self._labels = set() if label is None else set(labels or ())
         self._suspects: list[tuple[TableRow, list[str]]] = []
+        self._several: list[int] = []
 
     def add(self, record: TableRow) -> None:
         """Note a record with as many fields as the header."""
@@ -124,13 +127,14 @@ class MergedRows:
                 self._labels.add(_bare(record.values[self._label]))
                 self._labels.discard("")
             return
+        self._several.append(record.line)
         rows = [fields for line in record.lines if len(fields := line.split(self._delimiter)) == self._columns]
-        if _most(len(rows), len(record.lines)):
+        if self._columns > 1 and _most(len(rows), len(record.lines)):
             labels = [] if self._label is None else [_bare(fields[self._label]) for fields in rows]
             self._suspects.append((record._replace(values=[]), labels))
 
-    def refuse(self) -> None:
-        """Raise an error for the first record that merges rows.
+    def refuse(self, report: Counter[str]) -> None:
+        """Raise an error for the first record that merges rows, and count records of several lines in `report`.
 
         Raises:
             DataError: a record merges rows.
@@ -141,6 +145,9 @@ class MergedRows:
             comparable = self._numbers or self._labels
             if _most(sum(map(known, labels)), lines) if comparable else lines >= _IMPLAUSIBLE_LINES:
                 raise _merged(self._where, record, "row")
+        if self._several:
+            what = f"values of several lines in {self._where} (the first: line {self._several[0]})"
+            report[f"records with {what}"] += len(self._several)
 
 
 def _most(rows: int, lines: int) -> bool:
