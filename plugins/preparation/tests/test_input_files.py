@@ -115,6 +115,30 @@ def test_a_folder_whose_names_match_different_parts_of_a_glob_is_read_for_both(t
     assert list(input_files(str(data / "*/*/*.txt"))) == ["a/link/1.txt", "b/c/2.txt"]
 
 
+def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path, tokenizer_folder: Path) -> None:
+    data = tree(tmp_path / "data", "a.txt")
+    folder = os.fsencode(data) + b"/caf\xe9"
+    os.mkdir(folder)
+    Path(os.fsdecode(folder + b"/\xff.txt")).write_text("text of the second\n")
+    os.symlink(b"nowhere", folder + b"/gone\xff")
+    assert list(input_files(str(data))) == ["a.txt", r"caf\xe9/\xff.txt"]
+    assert list(input_files(os.fsdecode(folder + b"/\xff.txt"))) == [r"\xff.txt"]
+    texts, report, _ = documents(data)
+    assert texts == ["text of a.txt", "text of the second"]
+    assert report == {r"dangling links left out (the first: caf\xe9/gone\xff)": 1}
+    recipe = DataRecipe(corpora=[{"name": "text", "path": str(data)}], tokenizer=str(tokenizer_folder), held_out=0)
+    prepare(recipe, tmp_path / "prepared")
+    assert r"caf\\xe9/gone\\xff" in (tmp_path / "prepared" / "manifest.json").read_text()
+
+
+def test_of_two_files_with_one_escaped_name_one_is_read_and_the_other_counted(tmp_path: Path) -> None:
+    data = tree(tmp_path, r"caf\xe9.txt")
+    Path(os.fsdecode(os.fsencode(data) + b"/caf\xe9.txt")).write_text("other text\n")
+    texts, report, _ = documents(data)
+    assert len(texts) == 1
+    assert report == {r"files left out that have the escaped name of another one (the first: caf\xe9.txt)": 1}
+
+
 def test_one_file_under_two_names_is_read_twice_and_counted(tmp_path: Path) -> None:
     data = tree(tmp_path, "a.txt", {"b.txt": "a.txt"})
     os.link(data / "a.txt", data / "c.txt")

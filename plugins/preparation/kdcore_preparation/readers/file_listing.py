@@ -48,7 +48,7 @@ def find_files(path: str) -> InputFiles:
         what = "no file matches the pattern"
     else:
         if stat.S_ISREG(status.st_mode):
-            return InputFiles({place.name: place}, Counter())
+            return InputFiles({_as_utf8(place.name): place}, Counter())
         if not stat.S_ISDIR(status.st_mode):
             raise DataError("is neither a file nor a folder", where=path, allowed="files, folders, globs")
         try:
@@ -152,8 +152,9 @@ class _Search:
     def _take(self, file: Path, status: os.stat_result) -> None:
         name = self._name(file)
         if name in self.found:
-            return
-        if not stat.S_ISREG(status.st_mode):
+            if self.found[name] != file:
+                self._leave_out("files left out that have the escaped name of another one", file)
+        elif not stat.S_ISREG(status.st_mode):
             self._leave_out("entries that are neither files nor folders left out", file)
         elif not os.access(file, os.R_OK):
             self._leave_out("unreadable files and folders left out", file)
@@ -165,7 +166,12 @@ class _Search:
         self._left.setdefault(what, set()).add(self._name(entry))
 
     def _name(self, entry: Path) -> str:
-        return entry.relative_to(self._root).as_posix()
+        return _as_utf8(entry.relative_to(self._root).as_posix())
+
+
+def _as_utf8(name: str) -> str:
+    r"""Escape the bytes of a name that are not UTF-8, as in `caf\xe9.txt`: names are written to JSON and terminals."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _identity(status: os.stat_result) -> _DeviceAndInode:
