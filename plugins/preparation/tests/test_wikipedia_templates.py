@@ -149,6 +149,8 @@ def test_articles_that_lost_text_keep_it(tmp_path: Path, language: str) -> None:
             "Tokyo (東京) Tōkyō (東京) Tokyo (Tōkyō, x) Tōkyō (東京)",
         ),
         ("{{IPA|/x/}} {{IPA|fr|paʁi}} {{IPA-fr|paʁi|lang|a.ogg}} {{IPAc-en|pron|ˈ|b|ɑː|l}}", "/x/ paʁi paʁi /ˈbɑːl/"),
+        ("{{IPA-pl|jan|lang}} {{IPA-de|aʊ|pron|De-au.ogg}} {{IPA-ja|ai|i}}", "jan aʊ ai"),
+        ("{{IPA|pl|jan|lang}} {{IPA|jan|lang}} {{IPA|fr|lang|paʁi}} {{IPA|us|ə}} {{IPA|lang|y}}", "jan jan paʁi ə y"),
         (
             "{{lang|fr|la [[Ville|ville]]}} {{lang|fr|text=x & y}} {{lang-de|Hund}} {{langx|fr|chien}}",
             "la ville x & y Hund chien",
@@ -388,6 +390,7 @@ def test_stated_rules_are_part_of_the_identity_of_data(tmp_path: Path, tokenizer
 def test_dropped_templates_are_counted_by_name_with_an_example(tmp_path: Path) -> None:
     text = (
         "A {{Foo bar|1}} b {{foo_bar}} c {{Baz|{{foo bar}}}} d {{lang|fr}} e {{#if:x|y}} f {{DEFAULTSORT:Z}}."
+        " g {{since|2010}} h {{up to|2020}}."
         "<ref>{{Foo bar}}</ref>"
     )
     corpus = WikipediaCorpus(WikipediaCorpus.Config(path=str(dump(tmp_path / "dump.xml", "en", text))))
@@ -398,6 +401,8 @@ def test_dropped_templates_are_counted_by_name_with_an_example(tmp_path: Path) -
         "templates dropped: baz, such as {{Baz|{{foo bar}}}}": 1,
         "templates dropped: defaultsort:, such as {{DEFAULTSORT:Z}}": 1,
         "templates dropped: lang, such as {{lang|fr}}": 1,
+        "templates dropped: since, such as {{since|2010}}": 1,
+        "templates dropped: up to, such as {{up to|2020}}": 1,
     }
 
 

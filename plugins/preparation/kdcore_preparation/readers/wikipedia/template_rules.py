@@ -242,11 +242,11 @@ def chemical_formula(arguments: TemplateArguments) -> str:
 
 
 def phonetic(arguments: TemplateArguments) -> str:
-    """Return a transcription; a language code in front of it is not part of it."""
-    words = arguments.words
-    if len(words) >= 2 and re.fullmatch(r"[a-z]{2,3}(?:-[\w-]+)?", words[0]) and words[1]:
-        return words[1]
-    return words[0] if words else ""
+    """Return a transcription; a language code in front of it, and labels such as `lang`, are not part of it."""
+    first, *others = arguments.words or [""]
+    sounds = [word for word in others if word and word.casefold() not in _PHONETIC_LABELS]
+    code = first.casefold() in _PHONETIC_LABELS or re.fullmatch(r"[a-z]{2,3}(?:-[\w-]+)?", first)
+    return sounds[0] if sounds and code else first
 
 
 def phonetic_pieces(arguments: TemplateArguments) -> str:

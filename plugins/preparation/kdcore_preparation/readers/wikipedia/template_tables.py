@@ -170,7 +170,7 @@ _COMMON = _table(
     ("ruby", "{1}< ({2})>"),
     ("long ton", "{1} long tons"),
     # dates
-    ("as of; asof; since; up to; as of-inline", as_of),
+    ("as of; asof; as of-inline", as_of),
     ("circa; c.; ca.; circa.; ca", "c. {1}< – {2}>"),
     ("floruit; fl.; fl; flourished", "fl. {1}<–{2}>"),
     ("reign; r.; ruled", "r. {1}<–{2}>"),
@@ -243,7 +243,7 @@ _COMMON = _table(
 _PATTERNS: list[tuple[re.Pattern[str], Rule]] = [
     (re.compile(r"lang-[a-z]{2,3}\d?(?:[-–][\w-]+)?"), rule_of("{text|1}")),
     (re.compile(r"ipac-[\w-]+"), phonetic_pieces),
-    (re.compile(r"ipa[- ][a-z]{2,3}(?:-[\w-]+)?"), phonetic),
+    (re.compile(r"ipa[- ][a-z]{2,3}(?:-[\w-]+)?"), rule_of(1)),
     (re.compile(r"script/[\w -]+"), rule_of(1)),
     (re.compile(r"(?:link|ilh|internal link helper)[-/][a-z-]{2,}"), rule_of("{3|d|text|1}")),
 ]
@@ -488,7 +488,7 @@ _JAPANESE = _table(
     ("convert; 換算; 単位", conversion),
     ("date; 日付; 年月日; 生年月日; 没年月日; 生年月日と年齢; 死亡年月日と没年齢", east_asian_date("年月日")),
     ("nowrap; 改行禁止; nobr", 1),
-    ("ipa; ipa-ja; 国際音声記号", phonetic),
+    ("ipa; 国際音声記号", phonetic),
     ("zh; 中国語", named_variants("1", "t", "s", "p", between="、")),
     ("韓国語; korean", named_variants("1", "hangul", "hanja", between="、")),
     ("en; 英語", "{1}"),
