@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdcore import Head
-from kdcore.training.loop.collapse import collapse_findings, dead_units, effective_rank, rank_ratio
+from kdcore.training.loop.collapse import collapse_findings, dead_units, effective_rank, rank_ratio, relative_spread
 from kdcore.training.loop.events import collapse_warning
 from kdcore.training.loop.predictions import largest_class
 
@@ -85,6 +85,14 @@ def teachers_mean(generator: Generator, teacher: np.ndarray) -> np.ndarray:
     return teacher.mean(0) + 0.05 * generator.standard_normal(teacher.shape)
 
 
+def mean_and_little_noise(generator: Generator, teacher: np.ndarray) -> np.ndarray:
+    return teacher.mean(0) + 1e-3 * generator.standard_normal(teacher.shape)
+
+
+def mean_and_little_of_the_teacher(generator: Generator, teacher: np.ndarray) -> np.ndarray:
+    return teacher.mean(0) + 1e-4 * teacher
+
+
 def good(generator: Generator, teacher: np.ndarray) -> np.ndarray:
     return teacher + 0.3 * (teacher - teacher.mean(0)).std() * generator.standard_normal(teacher.shape)
 
@@ -121,12 +129,13 @@ def findings_of(student: np.ndarray, teacher: np.ndarray) -> dict[str, str]:
     for side, states in (("student", student), ("teacher", teacher)):
         tensor = torch.from_numpy(states.astype(np.float32))
         checks |= {f"{side}_rank": effective_rank(tensor), f"{side}_dead_units": dead_units(tensor)}
-        checks |= {f"{side}_width": float(states.shape[1])}
+        checks |= {f"{side}_width": float(states.shape[1]), f"{side}_spread": relative_spread(tensor)}
     return collapse_findings(values, constants, checks, {}, None)
 
 
 Case = Callable[[Generator, np.ndarray], np.ndarray]
-COLLAPSED: list[Case] = [constant_output, rank_one, dead_half, teachers_mean]
+NEARLY_CONSTANT: list[Case] = [mean_and_little_noise, mean_and_little_of_the_teacher]
+COLLAPSED: list[Case] = [constant_output, rank_one, dead_half, teachers_mean, *NEARLY_CONSTANT]
 HEALTHY: list[Case] = [good, anisotropic, narrow, decaying, rescaled]
 CHOSEN_ON, OTHERS = [(teacher_of, 512, 128)], [(topics_of, 200, 48), (topics_of, 1000, 250), (topics_of, 90, 192)]
 """Data, texts and widths that the thresholds were chosen on, and others; the last has fewer texts than dimensions."""
@@ -158,6 +167,24 @@ def test_healthy_students_are_not(case: Case, settings: list[Setting]) -> None:
         if case is anisotropic:
             directions = student / np.linalg.norm(student, axis=1, keepdims=True)
             assert (directions @ directions.T).mean() > 0.95
+
+
+@pytest.mark.parametrize("case", NEARLY_CONSTANT)
+def test_states_of_full_rank_around_one_vector_are_found_without_a_constant_loss(case: Case) -> None:
+    """Their mean cosine is 1 and their rank as high as the teacher's."""
+    for generator, teacher in draws([*CHOSEN_ON, *OTHERS]):
+        student = case(generator, teacher)
+        directions = student / np.linalg.norm(student, axis=1, keepdims=True)
+        assert (directions @ directions.T).mean() > 0.999
+        assert list(findings_of(student[:, :-1], teacher)) == ["student_spread"]
+
+
+def test_the_relative_spread_is_a_median_of_dimensions() -> None:
+    states = 2 + np.random.default_rng(3).standard_normal((50, 9)) * np.geomspace(1e-3, 1e3, 9)
+    expected = np.median(states.var(0) / (states.var(0) + states.mean(0) ** 2))
+    assert relative_spread(torch.from_numpy(states)) == pytest.approx(expected, rel=1e-9)
+    assert relative_spread(torch.from_numpy(states * np.geomspace(1, 1e4, 9))) == pytest.approx(expected, rel=1e-9)
+    assert relative_spread(torch.full((40, 16), 3.3)) == relative_spread(torch.zeros(40, 16)) == 0
 
 
 @pytest.mark.parametrize(("classes", "texts"), [(3, 60), (7, 500)])

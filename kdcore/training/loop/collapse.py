@@ -21,6 +21,7 @@ WARM_UP = 0.1
 """Fraction of the budget before which nothing is judged."""
 
 MIN_RANK_RATIO = 0.1
+MIN_SPREAD_RATIO = 0.01
 MAX_DEAD_UNITS = 0.1
 MIN_EXPLAINED = 0.01
 
@@ -66,7 +67,7 @@ class PooledStates:
             self._parts["teacher"].append(_means(states, batch.teacher_view.lengths)[rows])
 
     def checks(self, processes: DistributedContext) -> dict[str, float]:
-        """Return rank, dead units and width of both models by name; every process must call this."""
+        """Return rank, dead units, spread and width of both models by name; every process must call this."""
         own = {side: torch.cat(parts).cpu() for side, parts in self._parts.items() if parts}
         everyone = all_gather(processes, own)
 
@@ -80,6 +81,7 @@ class PooledStates:
                     found[f"{side}_width"] = float(states.shape[1])
                     found[f"{side}_rank"] = effective_rank(states)
                     found[f"{side}_dead_units"] = dead_units(states)
+                    found[f"{side}_spread"] = relative_spread(states)
             return found
 
         return broadcast_from_main(processes, compute)
@@ -112,6 +114,17 @@ def effective_rank(states: Tensor) -> float:
 def dead_units(states: Tensor) -> float:
     """Return the fraction of dimensions of states (N, d) that are constant."""
     return float((_centred(states)[1] == 0).double().mean())
+
+
+def relative_spread(states: Tensor) -> float:
+    """Return the median over dimensions of states (N, d) of their variance divided by their mean square.
+
+    It is 0 for states that are all equal, at most 1 for states around 0. As a median it does not depend on a few
+    dominant dimensions, and it does not depend on the scale of dimensions.
+    """
+    centred, spread = _centred(states)
+    squares = states.double().square().mean(0)
+    return float(torch.where(spread > 0, centred.square().mean(0) / squares, 0.0).median())
 
 
 def _centred(states: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,6 +173,9 @@ def collapse_findings(
             found["student_dead_units"] = (
                 f"{dead:.0%} of the dimensions of {of} are constant, {usual:.0%} of the teacher's"
             )
+        spread, usual = checks.get("student_spread", 1.0), checks.get("teacher_spread", 0.0)
+        if spread < MIN_SPREAD_RATIO * usual:
+            found["student_spread"] = f"the relative spread of {of} is {spread:.2g}, the teacher's is {usual:.2g}"
     for name, share in explained_shares(values, constants).items():
         if share < MIN_EXPLAINED and name != "loss":
             found[name] = f"{name} {values[name]:.5g} is no better than a constant prediction, {constants[name]:.5g}"
