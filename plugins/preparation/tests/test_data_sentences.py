@@ -45,6 +45,27 @@ def test_no_text_takes_more_time_than_its_length_deserves(piece: str) -> None:
     assert time.process_time() - start < 3
 
 
+@pytest.mark.parametrize("end", ["。", "？」", "！", "!", "?", "।"])
+def test_text_without_spaces_takes_linear_time(end: str) -> None:
+    letters = random.Random(0).choices([chr(code) for code in range(0x4E00, 0x9000)], k=400_000)
+    text = "".join(letter + end * (place % 20 == 0) for place, letter in enumerate(letters))
+    start = time.process_time()
+    sentences = split_sentences(text)
+    assert time.process_time() - start < 3
+    assert "".join(sentences) == text
+    assert all(sentences)
+    assert len(sentences) > 15_000
+
+
+def test_long_paragraphs_are_split_like_short_ones() -> None:
+    sentences = ["他来了。", "“谁？”", "她问道！", "Dr. Li left. ", "Who? ", "是的。\u3000"] * 4000
+    assert split_sentences("".join(sentences)) == [
+        sentence
+        for short in range(0, len(sentences), 6)
+        for sentence in split_sentences("".join(sentences[short : short + 6]))
+    ]
+
+
 def test_a_failure_of_the_segmenter_loses_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     import sentencex
 
