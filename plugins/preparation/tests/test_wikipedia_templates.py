@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import random
 import re
+import time
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ from kdcore_preparation.pipeline.data_recipe import DataRecipe, build_corpora, i
 from kdcore_preparation.readers.character_account import CharacterStage
 from kdcore_preparation.readers.input_files import FileHashes
 from kdcore_preparation.readers.named_counts import NamedCounts, most_frequent, summarised
+from kdcore_preparation.readers.wikipedia.language_variants import resolve_variants
 from kdcore_preparation.readers.wikipedia.wiki_languages import Wiki
 from kdcore_preparation.readers.wikipedia.wikipedia_corpus import WikipediaCorpus
 from kdcore_preparation.readers.wikipedia.wikitext import WikitextCleaner
@@ -269,6 +271,23 @@ def test_an_alias_of_another_language_is_an_article() -> None:
 )
 def test_a_language_variant_is_chosen_as_the_main_form_shows_it(wikitext: str, expected: str) -> None:
     assert clean(wikitext, "zh") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("-{a}-<!-- -{b}- --><math>-{c}-</math >-{d}-", "a<!-- -{b}- --><math>-{c}-</math >d"),
+        ("<MATH>-{a}-</math><math/>-{b}-</math>", "<MATH>-{a}-</math><math/>b</math>"),
+        ("<math>-{a}-<nowiki>-{b}-</nowiki><pre -{c}->", "<math>a<nowiki>-{b}-</nowiki><pre c>"),
+        ("-{a}-<!-- -{b}-", "a<!-- -{b}-"),
+        ("-{a}- " + "<math>x " * 50_000, "a " + "<math>x " * 50_000),
+        ("-{a}- " + "<!-->" * 50_000, "a " + "<!-->" * 50_000),
+    ],
+)
+def test_variants_are_left_alone_in_elements_that_are_closed(text: str, expected: str) -> None:
+    start = time.process_time()
+    assert resolve_variants(text, ["zh-hans"]) == (expected, len(text) - len(expected))
+    assert time.process_time() - start < 2
 
 
 def test_the_variant_can_be_stated_and_is_left_alone_in_wikis_without_variants(tmp_path: Path) -> None:

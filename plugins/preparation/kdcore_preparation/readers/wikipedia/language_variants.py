@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
-# Where `-{` is not markup, and where it begins and ends.
+# Where what is not markup begins, and where `-{` begins and ends.
 _PIECE = re.compile(
-    r"<!--.*?(?:-->|\Z)|<(nowiki|pre|math|chem|ce|syntaxhighlight|source|score|templatedata)\b[^<>]*?(?:/>|>.*?</\1\s*>)"
+    r"<!--|<(?P<tag>nowiki|pre|math|chem|ce|syntaxhighlight|source|score|templatedata)\b[^<>]*>"
     r"|-\{(?!\{(?!\{))|(?:(?<!\})|(?<=\}\}))\}-",  # `-{{name}}` and `{{name}}-` are templates
-    re.DOTALL | re.IGNORECASE,
+    re.IGNORECASE,
 )
 _SHOWS_NOTHING = frozenset("THN-")  # title, hidden rule, name of a variant, removed rule
 _LEFT_AS_IT_IS = frozenset("R")
@@ -43,10 +43,10 @@ class _Resolver:
     def resolve(self, text: str) -> str:
         opened: list[list[str]] = [[]]
         place = 0
-        for piece in _PIECE.finditer(text):
-            mark = piece[0]
-            opened[-1].append(text[place : piece.start()])
-            place = piece.end()
+        for start, end in _pieces(text):
+            mark = text[start:end]
+            opened[-1].append(text[place:start])
+            place = end
             if mark == "-{":
                 opened.append([])
             elif mark == "}-" and len(opened) > 1:
@@ -80,6 +80,31 @@ class _Resolver:
             if texts.get(variant):
                 return texts[variant]
         return ""
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Yield start and end of each `-{`, `}-`, comment and element without markup, in linear time."""
+    never_closed: set[str] = set()
+    place = 0
+    while piece := _PIECE.search(text, place):
+        place = piece.end()
+        if piece[0] == "<!--":
+            end = text.find("-->", place)
+            place = len(text) if end < 0 else end + len("-->")
+        elif piece["tag"] and not piece[0].endswith("/>"):
+            name = piece["tag"].casefold()
+            closing = None if name in never_closed else _closing(name).search(text, place)
+            if closing is None:
+                never_closed.add(name)
+                place = piece.start() + 1
+                continue
+            place = closing.end()
+        yield piece.start(), place
+
+
+@cache
+def _closing(name: str) -> re.Pattern[str]:
+    return re.compile(rf"</{name}\s*>", re.IGNORECASE)
 
 
 @cache
