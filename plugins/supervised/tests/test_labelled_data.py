@@ -212,6 +212,33 @@ def test_labels_of_csv_and_parquet_have_the_same_classes(labels: list[Any], tmp_
     assert [one.tolist() for one in found if one is not None] == [[1, 0, 1]] * (4 if boolean else 3)
 
 
+@pytest.mark.parametrize("configured", ["caf\u00e9", "cafe\u0301"])
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_composed_and_decomposed_labels_are_the_same_class(form: str, configured: str, tmp_path: Path) -> None:
+    labels = ["caf\u00e9", "cafe\u0301", "bar"]
+    rows = [{"text": f"text {number}", "label": label} for number, label in enumerate(labels)]
+    content = "\n".join(map(json.dumps, rows))
+    if form == "csv":
+        content = "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows)
+    part = read(train=write(tmp_path, f"x.{form}", content), labels=["bar", configured])["train"]
+    assert part.labels is not None
+    assert part.labels.tolist() == [1, 1, 0]
+    with pytest.raises(ValidationError, match="names a class twice"):
+        LabelledData(train="x", text="text", label="label", labels=labels[:2])
+
+
+def test_scores_are_read_of_predictions_that_name_decomposed_classes() -> None:
+    outputs = [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]
+    for multi_label in (False, True):
+        data = LabelledData(
+            train="x", text="text", label="label", labels=["bar", "cafe\u0301"], multi_label=multi_label
+        )
+        names = ["bar", "cafe\u0301", "caf\u00e9", "bar"]
+        column = [[name] for name in names] if multi_label else names
+        scores = data.stored_scores(pyarrow.table({"label": column, "outputs": outputs}))
+        assert scores["f1_micro" if multi_label else "accuracy"] == pytest.approx(3 / 4)
+
+
 def test_classes_that_differ_in_spelling_only_stay_apart(tmp_path: Path) -> None:
     path = write(tmp_path, "x.csv", "text,label\na,1\nb,1.0\nc,True\nd,true\n")
     part = read(train=path, labels=["1", "1.0", "True", "true"])["train"]

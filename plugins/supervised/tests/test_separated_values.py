@@ -96,6 +96,12 @@ def test_rows_that_stray_quotes_merge_are_refused(tmp_path: Path, header: str, l
         table(tmp_path / "x.csv", content, labels=known)
 
 
+def test_merged_rows_may_spell_labels_in_either_normal_form(tmp_path: Path) -> None:
+    lines = [*rows(20), 'cafe\u0301,"a', "cafe\u0301,b", 'cafe\u0301,c"']
+    with pytest.raises(DataError, match=r"line 22: a quote in this row merges it with .* up to line 24"):
+        table(tmp_path / "x.csv", "\n".join(["label,text", *lines]), labels=["0", "1", "caf\u00e9"])
+
+
 def test_any_number_is_a_label_of_regression(tmp_path: Path) -> None:
     lines = [f"text number {number},{number % 11 * 0.5}" for number in range(200)]
     lines += ['"stray 5 inches,3.25', "lost row one,4.75", "lost row two,1.25", 'lost row 4",2']

@@ -187,6 +187,15 @@ def test_a_split_keeps_equal_texts_together(tmp_path: Path) -> None:
     assert 10 < len(parts["validation"]) < 50
 
 
+def test_composed_and_decomposed_types_are_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.conll", conll(["a", "b"], ["B-caf\u00e9", "B-cafe\u0301"]))
+    for configured in ("caf\u00e9", "cafe\u0301"):
+        text = read(train=path, labels=[configured])["train"].texts[0]
+        assert text.spans == (TaggedSpan(0, 1, "caf\u00e9"), TaggedSpan(1, 2, "caf\u00e9"))
+        stored = pyarrow.table({"label": [["B-cafe\u0301", "O"]], "prediction": [["B-caf\u00e9", "O"]]})
+        assert TaggedData(train="x", labels=[configured]).stored_scores(stored)["f1"] == 1
+
+
 def test_a_split_keeps_texts_together_that_cleaning_makes_equal(tmp_path: Path) -> None:
     numbers = [number for number in range(100) for _ in range(2)]
     sentences = [

@@ -42,7 +42,9 @@ SPLITS = ("train", "validation", "test")
 _LABELS_KEY = "task.data.labels"
 _NO_LABEL = ("", "-1")  # -1 is the missing label of the library datasets
 
-Label = Annotated[str, BeforeValidator(lambda value: label_as_text(value) if isinstance(value, int | float) else value)]
+Label = Annotated[
+    str, BeforeValidator(lambda value: label_as_text(value) if isinstance(value, int | float | str) else value)
+]
 
 
 class LabelledData(ComponentConfig):
@@ -135,10 +137,12 @@ class LabelledData(ComponentConfig):
         outputs = np.array(predictions.column("outputs").to_pylist(), dtype=np.float64)
         labels, number = predictions.column("label").to_pylist(), {name: one for one, name in enumerate(self.classes)}
         if self.multi_label:
-            values = np.array([[name in own for name in number] for own in labels], dtype=np.float32)
+            sets = [set(map(label_as_text, own)) for own in labels]
+            values = np.array([[name in own for name in number] for own in sets], dtype=np.float32)
         else:
             values = np.array(
-                [number[one] for one in labels] if number else labels, dtype=None if number else np.float64
+                [number[label_as_text(one)] for one in labels] if number else labels,
+                dtype=None if number else np.float64,
             )
         return {str(name): value for name, value in metrics_of(outputs, values).items()}
 

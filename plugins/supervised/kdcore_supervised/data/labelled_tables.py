@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 from kdcore_preparation import clean_text, decode_utf8, open_input, refuse_utf16, universal_lines
 
@@ -288,14 +289,17 @@ def column_of_texts(table: LabelledTable, column: str, report: Counter[str]) -> 
 
 
 def label_as_text(value: Any) -> str:
-    """Return a label as a recipe spells it: 1 for 1.0, true for True, an empty text for a missing one."""
+    """Return a label as a recipe spells it: 1 for 1.0, true for True, an empty text for a missing one.
+
+    Unicode becomes normal form C, as in texts.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    return normalize("NFC", str(value).strip())
 
 
 class ClassNumbers:

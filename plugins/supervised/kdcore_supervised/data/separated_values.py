@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
+from unicodedata import normalize
 
 from kdcore import DataError
 
@@ -156,7 +157,7 @@ def _most(rows: int, lines: int) -> bool:
 
 
 def _bare(label: str) -> str:
-    return label.strip().strip('"').strip()
+    return normalize("NFC", label.strip().strip('"').strip())
 
 
 def _is_number(text: str) -> bool:

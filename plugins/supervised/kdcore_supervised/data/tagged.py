@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from unicodedata import normalize
 
 import numpy as np
 from kdcore_preparation import clean_text, table_files
@@ -150,7 +151,7 @@ class TaggedData(ComponentConfig):
         scores = SpanScores(self.types)
         sides = (predictions.column(name).to_pylist() for name in ("label", "prediction"))
         for true, predicted in zip(*sides, strict=True):
-            scores.add(spans_of(true), spans_of(predicted), len(true))
+            scores.add(spans_of(_composed(true)), spans_of(_composed(predicted)), len(true))
         return scores.values()
 
     @property
@@ -428,6 +429,10 @@ def _of_words(name: str, words: Sequence[str], spans: list[TaggedSpan] | None) -
     return TaggedText(name, " ".join(words), bounds, None if spans is None else tuple(spans))
 
 
+def _composed(tags: Sequence[str]) -> list[str]:
+    return [normalize("NFC", tag) for tag in tags]
+
+
 class _Tags:
     """Read the spans of tagged words of one file, and collect what is wrong with its tags."""
 
@@ -443,6 +448,7 @@ class _Tags:
 
     def spans(self, tags: Sequence[str], lines: Sequence[int]) -> list[TaggedSpan]:
         """Return the spans of one text, whose words are in `lines`."""
+        tags = _composed(tags)
         problems = [
             (line, tag_problem(tag, self._types, self._data.scheme)) for tag, line in zip(tags, lines, strict=True)
         ]
