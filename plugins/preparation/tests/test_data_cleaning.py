@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 import unicodedata
 from collections import Counter
 
 import pytest
+from kdcore_preparation.readers.character_account import CharacterStage
 from kdcore_preparation.readers.cleaning import clean_text, cut_text, decode_utf8
 
 
@@ -32,6 +34,27 @@ def test_every_kind_of_line_end_becomes_a_newline(end: str) -> None:
 def test_what_is_no_text_goes_and_is_counted() -> None:
     assert clean("a\0b\x07c\x1bd\x7fe\x80f\ufeffg\uffffh\ti") == ("abcdefgh\ti", {"control characters removed": 7})
     assert clean("a\ud800b\udfffc") == ("a\ufffdb\ufffdc", {"halves of surrogate pairs replaced": 2})
+
+
+@pytest.mark.parametrize("marks", ["\u0301\u0323", "\u0f71\u0f72", "\u0f73\u0f73", "\U0001e8d0\U0001d165"])
+@pytest.mark.parametrize("before", range(3))
+def test_long_runs_of_combining_marks_are_shortened_and_counted(marks: str, before: int) -> None:
+    report: Counter[str] = Counter()
+    stage = CharacterStage()
+    ends = "x" * (99 * before) + "a", "b"
+    start = time.process_time()
+    text = clean_text((marks * 80_000).join(ends), report, stage)
+    assert time.process_time() - start < 3
+    assert text == unicodedata.normalize("NFC", (marks * 500).join(ends))
+    assert report["combining marks removed"] == stage.dropped["combining marks in long runs"] == 159_000
+    assert stage.remainder == 0
+
+
+def test_shorter_runs_of_combining_marks_stay() -> None:
+    for length in (1, 30, 1000):
+        text = ("e" + "\u0316" * length) * 20
+        assert clean(text) == (text, {})
+    assert clean("e" + "\u0316" * 1001) == ("e" + "\u0316" * 1000, {"combining marks removed": 1})
 
 
 def test_every_code_point_is_kept_or_counted_and_the_result_is_final() -> None:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 
 from kdcore_preparation.readers.character_account import CharacterStage
 
@@ -17,7 +18,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _SUSPECT = re.compile(
     "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufdcf\ufdf0-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
-
+_MOST_MARKS = 1000
+_STEP = 100  # so that a longer run has at least ten of its marks at multiples of it
 
 WHITE_SPACE_AT_THE_ENDS = "white space at the ends"
 
@@ -27,12 +29,15 @@ def clean_text(text: str, report: Counter[str], characters: CharacterStage | Non
 
     Unicode becomes normal form C, so that a word has one spelling; compatibility characters (½, full-width letters)
     stay. Line ends become newlines. Control characters, byte order marks and noncharacters are removed; halves of
-    surrogate pairs become U+FFFD. The text is stripped.
+    surrogate pairs become U+FFFD. Of more than 1,000 combining marks in a row the rest is removed: normalisation takes
+    quadratic time of their number. The text is stripped.
     """
     stage = CharacterStage() if characters is None else characters
     stage.received += len(text)
     if _SUSPECT.search(text):
         text = _without_suspects(text, report, stage)
+    if not text.isascii() and _some_of_a_long_run().search(text[::_STEP]):
+        text = _with_bounded_runs(text, report, stage)
     if not unicodedata.is_normalized("NFC", text):
         before = len(text)
         text = unicodedata.normalize("NFC", text)
@@ -93,3 +98,28 @@ def _without_suspects(text: str, report: Counter[str], stage: CharacterStage) ->
         report["halves of surrogate pairs replaced"] += halves
         stage.rewrite("halves of surrogate pairs", halves, halves)
     return text
+
+
+def _with_bounded_runs(text: str, report: Counter[str], stage: CharacterStage) -> str:
+    bounded = _long_run().sub(r"\1", text)
+    if len(bounded) != len(text):
+        report["combining marks removed"] += len(text) - len(bounded)
+        stage.drop("combining marks in long runs", len(text) - len(bounded))
+    return bounded
+
+
+@cache
+def _some_of_a_long_run() -> re.Pattern[str]:
+    return re.compile(f"{_marks()}{{{_MOST_MARKS // _STEP}}}")
+
+
+@cache
+def _long_run() -> re.Pattern[str]:
+    return re.compile(f"(?<!{_marks()})({_marks()}{{{_MOST_MARKS}}}){_marks()}+")
+
+
+@cache
+def _marks() -> str:
+    """Return the set of characters that normalisation may reorder; the planes from U+20000 on have none."""
+    marks = (chr(code) for code in range(0x300, 0x20000))
+    return f"[{''.join(mark for mark in marks if unicodedata.combining(unicodedata.normalize('NFD', mark)[0]))}]"
