@@ -326,7 +326,7 @@ class EarlyStopping(ComponentConfig):
     def _both(self) -> EarlyStopping:
         if (self.after_minutes is None) != (self.max_loss is None):
             raise ValueError("`after_minutes` and `max_loss` must be set together")
-        if self.patience is None and self.model_fields_set & {"metric", "mode"}:
+        if self.patience is None and (self.metric, self.mode) != ("loss", None):
             raise ValueError("`metric` and `mode` have no effect without `patience`")
         return self
 

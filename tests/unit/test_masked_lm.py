@@ -117,18 +117,21 @@ def test_data_that_does_not_fit_the_models_is_refused(task: MaskedLM) -> None:
 
 
 def test_ids_that_a_new_student_never_reads_are_told(task: MaskedLM, caplog: pytest.LogCaptureFixture) -> None:
+    def warnings() -> list[str]:
+        return [message for message in caplog.messages if "held_out: only" not in message]  # the data is small
+
     new = DescribedModel(vocab_size=task.data.vocab_size + 1000)
     task.check(new, None)
-    assert not caplog.messages, "what it starts from has as many"
+    assert not warnings(), "what it starts from has as many"
     new.source = None  # type: ignore[assignment]
     task.check(new, None)
-    (message,) = caplog.messages
+    (message,) = warnings()
     assert f"student.config.vocab_size={task.data.vocab_size}`" in message
     caplog.clear()
     rounded = DescribedModel(vocab_size=task.data.vocab_size + 64)
     rounded.source = None  # type: ignore[assignment]
     task.check(rounded, None)
-    assert not caplog.messages
+    assert not warnings()
 
 
 def test_data_of_another_vocabulary_is_refused_with_the_first_token_that_differs(

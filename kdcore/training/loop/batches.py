@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,9 +90,12 @@ class TrainingBatches:
             wait([self._next[1]])
 
     def close(self) -> None:
-        """Stop the background thread."""
-        self._pool.shutdown(cancel_futures=True)
-        self._next = None
+        """Stop the background thread and finish its exchange: a pending one would abort the process at its end."""
+        ahead, self._next = self._next, None
+        self._pool.shutdown()
+        if ahead is not None:
+            with suppress(Exception):  # of a step that is not trained, or because another process has ended
+                ahead[1].result().totals()
 
     def samples(self, step: int, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return samples and their epochs in each micro-batch of a step on process `rank`."""
