@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from kdcore_preparation.readers.wikipedia import wikipedia_dump
 from kdcore_preparation.readers.wikipedia.wikipedia_corpus import WikipediaCorpus
+from kdcore_preparation.readers.wikipedia.wikipedia_dump import DumpPart
 from kdcore_preparation.readers.wikipedia.wikitext import WikitextCleaner
 
+from kdcore import Part
 from kdcore.errors import DataError
 
 
@@ -63,6 +65,21 @@ def test_articles_are_read_and_everything_else_is_skipped_and_counted(tmp_path: 
             "templates dropped\nonly a template\n{{Only a template}}": 1,
         },
     )
+
+
+@pytest.mark.parametrize("start", ["<page\n>", '<page id="1">', '<page\txml:space="preserve">'])
+def test_pages_may_have_attributes_and_redirects_begin_with_white_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    texts = ["First.", "\n #redirect [[T1]]", "Third, not a #redirect."]
+    path = tmp_path / "dump.xml"
+    pages = [page(number, text).replace("<page>", start, 1) for number, text in enumerate(texts, start=1)]
+    path.write_bytes(dump("<pages/>", *pages, page(4, "Last.")))
+    expected = ({"1": "First.", "3": "Third, not a #redirect.", "4": "Last."}, {"redirects skipped": 1})
+    assert read(path) == expected
+    monkeypatch.setattr(wikipedia_dump, "_CHUNK", 5)
+    parts = DumpPart(path, Part("dump.xml", path.stat().st_size, "dump.xml"))
+    assert [each.startswith(start.encode()) for each in parts.pages()] == [True, True, True, False]
 
 
 def test_a_multistream_dump_is_read_to_its_end(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ class WikipediaCorpus(FileCorpus):
         skipped = None
         if "ns" in fields and (fields["ns"].text or "").strip() != "0":
             skipped = "pages of other namespaces"
-        elif "redirect" in fields or text[:9].casefold() == "#redirect":
+        elif "redirect" in fields or text.lstrip()[:9].casefold() == "#redirect":
             skipped = "redirects"
         elif revision.get("model", "wikitext") != "wikitext":
             skipped = "pages that are not wikitext"

@@ -1,7 +1,8 @@
 """Read the pages of a MediaWiki dump as raw XML, from any position.
 
-A dump is not parsed as one XML document: `<page>` and `</page>` are found in its bytes (they are escaped in a page's
-text), and each page is parsed separately. So reading can begin anywhere, and a damaged page does not affect others.
+A dump is not parsed as one XML document: `<page>`, possibly with attributes, and `</page>` are found in its bytes (they
+are escaped in a page's text), and each page is parsed separately. So reading can begin anywhere, and a damaged page
+does not affect others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _TEMPLATE_NAMESPACE = "10"
 _CHUNK = 2**20
 _MAGIC_BYTES = 10
 _TAIL = 256
+_PAGE = re.compile(rb"<page[\s>]")
 _FIRST_ELEMENT = re.compile(rb"<([^\s!?/>][^\s/>]*)")
 _LANGUAGE = re.compile(rb"""\bxml:lang=["']([A-Za-z][\w-]*)["']""")
 _DATABASE = re.compile(r"([a-z_]+?)(?:wiki|wiktionary|wikibooks|wikiquote|wikisource|wikinews|wikiversity|wikivoyage)")
@@ -52,7 +54,7 @@ def read_wiki(path: Path) -> Wiki:
     head = bytearray()
     with open_counted(path) as (stream, _):
         # One stream of a multistream dump at a time: a later one may be damaged.
-        while len(head) < _CHUNK and b"<page>" not in head and (read := stream.read1(2**16)):  # type: ignore[attr-defined]
+        while len(head) < _CHUNK and not _PAGE.search(head) and (read := stream.read1(2**16)):  # type: ignore[attr-defined]
             head += read
     if _UTF16.match(head):
         raise DataError(
@@ -118,11 +120,11 @@ class DumpPart:
             tail = (tail + chunk)[-_TAIL:]
             while True:
                 if start < 0:
-                    start = buffer.find(b"<page>", place)
-                    if start < 0:
+                    found = _PAGE.search(buffer, place)
+                    if found is None:
                         place = max(place, len(buffer) - len(b"<page>") + 1)
                         break
-                    place = start
+                    place = start = found.start()
                 if own is not None and gone + start >= own:
                     return
                 end = buffer.find(b"</page>", place)
