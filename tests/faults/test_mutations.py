@@ -433,6 +433,18 @@ def test_state(damaged: Path) -> None:
             wrong |= {"milestone"} if type(value.get("milestone", False)) is not bool else set()
             best = value.get("best_score")
             wrong |= {"best_score"} if best is not None and type(best) not in (int, float) else set()
+            waited = value.get("waited", 0)
+            wrong |= {"waited"} if type(waited) is not int or not 0 <= waited < 1 << 62 else set()
+            for key in ("initial", "watched"):
+                values = value.get(key, {})
+                if not isinstance(values, dict):
+                    wrong.add(key)
+                    continue
+                wrong |= {
+                    f"{key}.{name}"
+                    for name, number in values.items()
+                    if not is_number(number) or not math.isfinite(number)
+                }
         damaged.write_bytes(content)
         read = Outcome(lambda: checkpoints.read_state(damaged.parent))
         if wrong:
