@@ -246,7 +246,7 @@ def test_where_an_older_checkpoint_is_good_it_is_taken_with_a_warning(run, store
     change, words = DAMAGE[damage]
     change(step_6(run))
     assert main(["export", str(run), str(run / "out")]) == 0
-    first, second = warnings
+    first, second = (warning for warning in warnings if "revision 1 of the preparation" not in warning)
     assert words in first
     assert f"using {golden.STEP} instead" in second
 
