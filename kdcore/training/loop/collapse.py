@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from kdcore.layers import at_least_float32
 from kdcore.signals import Batch, Block, SignalRequest, Signals
 from kdcore.training.engine.module import DistillationModule, ModelRequests
 from kdcore.training.engine.teachers import FrozenTeachers
@@ -93,8 +94,8 @@ class PooledStates:
 def _means(states: Tensor, lengths: np.ndarray) -> Tensor:
     """Average states of the real tokens (N, d) over each sequence: (B, d), at least float32."""
     starts = torch.from_numpy(np.cumsum(lengths) - lengths).to(states.device, non_blocking=True)
-    precise = states.to(torch.promote_types(states.dtype, torch.float32))
-    return embedding_bag(torch.arange(len(states), device=states.device), precise, starts, mode="mean")
+    tokens = torch.arange(len(states), device=states.device)
+    return embedding_bag(tokens, at_least_float32(states), starts, mode="mean")
 
 
 def effective_rank(states: Tensor) -> float:
