@@ -1,0 +1,68 @@
+"""Files of the project about itself agree with the code: hooks, CI, changelog, citation."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+YAML_FILES = [".pre-commit-config.yaml", "CITATION.cff", *sorted(map(str, (ROOT / ".github").rglob("*.yml")))]
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_the_hook_before_a_commit_runs_make_lint() -> None:
+    ((hook,),) = ([*repository["hooks"]] for repository in read(".pre-commit-config.yaml")["repos"])
+    assert (hook["entry"], hook["language"], hook["pass_filenames"]) == ("make lint", "system", False)
+
+
+def test_the_workflow_runs_what_ci_run_runs_and_marks_unverified_versions() -> None:
+    job = read(".github/workflows/ci.yml")["jobs"]["ci"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    versions = {row["python"]: row["verified"] for row in job["strategy"]["matrix"]["include"]}
+    assert versions == {"3.11": True, "3.12": False, "3.13": False}
+    assert job["continue-on-error"] == "${{ !matrix.verified }}"
+
+
+@pytest.mark.parametrize("name", YAML_FILES, ids=lambda name: Path(name).name)
+def test_files_of_yaml_are_maps(name: str) -> None:
+    assert isinstance(read(name), dict)
+
+
+def test_the_citation_states_the_version_and_licence_of_the_package() -> None:
+    citation = read("CITATION.cff")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
+def test_the_guide_lists_the_suites_of_ci_run_and_of_the_makefile() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    suites = re.findall(r"^\| `make (\S+)` \|", guide, re.MULTILINE)
+    (ran,) = re.findall(r"^for name in (.*); do$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert suites[:5] == ran.split()
+    targets = re.findall(r"^(test\S*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(suites) == set(targets)
+
+
+def test_every_deprecated_name_of_the_changelog_is_on_the_page_about_the_api() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "api-stability.md").read_text(encoding="utf-8").partition("## Deprecation")[2]
+    words = set(re.findall(r"\w+", page.partition("\n## ")[0]))
+    section = changelog.partition("### Deprecated")[2].partition("### ")[0].partition("):")[2]
+    names = re.findall(r"`([\w.]+)`", section)
+    assert len(names) == 21
+    assert all(name.split(".")[-1] in words for name in names)
+
+
+def test_links_of_the_projects_own_pages_lead_to_files() -> None:
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (ROOT / target).exists(), f"{name}: {target}"
