@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \
 	mariadb-server
 
-.PHONY: help setup demo test test-browser test-faults test-mutations test-install test-resume test-slurm test-recipes bench \
+.PHONY: help setup demo test test-browser test-faults test-mutations test-install test-resume test-docs test-slurm test-recipes bench \
 	test-gpu bench-gpu wheelhouse lint clean
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test-faults    kill, starve and damage real runs: nothing is lost (some of it needs root)"
 	@echo "make test-mutations damage every stored file 1,000 times and check what is made of it (half an hour)"
 	@echo "make test-install   build all wheels and install them into new environments (minutes, 3 GB, a package index)"
+	@echo "make test-docs      the packages of the documentation, step by step; make test runs the rest (five minutes)"
 	@echo "make test-resume    resume with every precision, ZeRO stage and pair of process counts; prints a table (ten minutes)"
 	@echo "make test-browser   the comparison page in a real Chromium, which it installs (root, Debian)"
 	@echo "make test-slurm     the tests on a real SLURM of three nodes, which it installs and brings up here (root, Debian)"
@@ -60,6 +61,10 @@ test-install: setup
 # PYTEST_ARGUMENTS="-m sample" runs the rows that continuous integration runs.
 test-resume: setup
 	$(BIN)/pytest tests/resume $(PYTEST_ARGUMENTS)
+
+# The packages of the documentation, made, installed and trained with as a reader would. `-m sample` as above.
+test-docs: setup
+	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/docs $(PYTEST_ARGUMENTS)
 
 # What a real Chromium makes of the comparison page. Where there is none, the tests say so and are skipped.
 test-browser: setup

@@ -104,6 +104,7 @@ def test_it_is_listed_shown_checked_and_part_of_the_schema(environment, recipe, 
     assert environment.kdcore("recipe", "check", "recipe.yaml", weighted).returncode == 0
 
 
+@pytest.mark.sample
 def test_it_trains_by_its_names(environment, recipe, tmp_path):
     environment.install(tmp_path / "project")
     done = environment.kdcore("train", "recipe.yaml", "logging.every=1")
@@ -179,6 +180,7 @@ def test_a_file_without_a_package_will_do(environment, recipe, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.sample
 def test_the_page_knows_every_kind():
     rows = re.findall(r"^\| ([\w ]+) \| `([\w.]+)` \| `(\w+)` \|", PAGE, re.MULTILINE)
     kinds = [(one.kind, one.group, one.interface.rpartition(":")[2]) for one in ALL.values()]
@@ -191,6 +193,7 @@ def test_the_page_knows_every_kind():
         assert f"register_{kind}" in kdcore.__all__
 
 
+@pytest.mark.sample
 def test_the_pages_code_uses_public_names_only():
     for file, text in FILES.items():
         if file.endswith(".py"):

@@ -21,6 +21,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.sample
 def test_the_page_leads_to_a_trained_student(
     python: Path, tmp_path: Path, teacher_folder: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ def test_the_page_leads_to_a_trained_student(
     assert (run / "exports" / "final" / "model.safetensors").is_file()
 
 
+@pytest.mark.sample
 def test_the_checks_on_the_page_are_those_of_check_loss() -> None:
     from kdcore_testing import check_loss
 

@@ -47,6 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return start
 
 
+@pytest.mark.sample
 def test_its_tests_pass_unchanged_where_it_is_installed(run: Run) -> None:
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "TESTS")
     assert done.returncode == 0, done.stdout + done.stderr
