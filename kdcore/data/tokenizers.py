@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcore.data.cleaned_text import with_cleaning, without_cleaning
 from kdcore.errors import DataError, first_line
 from kdcore.utils.lfs import refuse_pointers
 
@@ -25,7 +26,6 @@ _TEXTS = (
     "don't well-known 12.5% x_y",
     "two  spaces",
 )
-_COMPOSED = "\u00c9cole \u00e0 K\u00f6ln \uac01 \u304c"
 _SAMPLED_TOKENS = 400
 
 _ROLES = ("pad", "cls", "sep", "mask")
@@ -143,9 +143,9 @@ def vocabulary_size(tokenizer: Any) -> int:
 def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) -> None:
     """Adapt a saved tokenizer to a model and to the text of its training, for every transformers since 4.57.
 
-    Training text is in Unicode normal form C, so a tokenizer that does not compose letters gets a normalizer that does,
-    and the class that reads normalizers from tokenizer.json. transformers 5 writes a class and a key for additional
-    special tokens that earlier versions do not read.
+    Training text is cleaned, so the tokenizer gets normalizers that clean, and the class that reads normalizers from
+    tokenizer.json. If `split_special_tokens` is set, it also strips texts. transformers 5 writes a class and a key for
+    additional special tokens that earlier versions do not read.
 
     Args:
         folder: the model's folder with the tokenizer's files.
@@ -156,7 +156,8 @@ def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) 
     if not path.is_file():
         return
     settings = json.loads(path.read_text(encoding="utf-8"))
-    if _compose(folder / "tokenizer.json") or settings.get("tokenizer_class") in (None, "TokenizersBackend"):
+    if (file := folder / "tokenizer.json").is_file():
+        _read_as_training(file, strip=bool(settings.get("split_special_tokens")))
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
@@ -165,20 +166,12 @@ def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) 
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _compose(path: Path) -> bool:
-    """Let a tokenizer.json compose letters (NFC); return whether it did not."""
-    from tokenizers import Tokenizer
-
-    if not path.is_file():
-        return False
-    backend = Tokenizer.from_file(str(path))
-    if _pieces(backend, _COMPOSED) == _pieces(backend, unicodedata.normalize("NFD", _COMPOSED)):
-        return False
+def _read_as_training(path: Path, *, strip: bool) -> None:
+    """Let a tokenizer.json read raw text as training reads it, see `with_cleaning`."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    own = [] if content["normalizer"] is None else [content["normalizer"]]
-    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, *own]}
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    return True
+    # White space beside an added token is not at the ends of a text.
+    strip = strip and all(token["special"] for token in content["added_tokens"])
+    path.write_text(json.dumps(with_cleaning(content, strip=strip), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]] | None:
@@ -197,7 +190,7 @@ def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]]
         ours, theirs = (_pieces(tokenizer.backend_tokenizer, text) for tokenizer in (one, other))
         if ours != theirs:
             return text, ours, theirs
-    tokens = sorted(one.get_vocab())
+    tokens = sorted(one.get_vocab().keys() - {*one.all_special_tokens, *other.all_special_tokens})
     words = [one.convert_tokens_to_string([token]) for token in tokens[:: max(1, len(tokens) // _SAMPLED_TOKENS)]]
     for start in range(0, len(words), 2):
         text = unicodedata.normalize("NFC", "".join(words[start : start + 2]))
@@ -216,12 +209,13 @@ def _pieces(backend: Any, text: str) -> list[str]:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Compute the SHA-256 of everything that decides how text is tokenised.
+    """Compute the SHA-256 of everything that decides how cleaned text is tokenised.
 
-    It does not depend on how the files are formatted or on truncation and padding settings, so a teacher's tokenizer
-    and the one saved with prepared data have the same fingerprint when they agree.
+    It does not depend on how the files are formatted, on truncation and padding settings, or on the cleaning that an
+    export adds, so a teacher's tokenizer and the one saved with prepared data have the same fingerprint when they
+    agree.
     """
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content = without_cleaning(json.loads(tokenizer.backend_tokenizer.to_str()))
     content["truncation"] = content["padding"] = None
     content["roles"] = {role: getattr(tokenizer, f"{role}_token_id") for role in (*_ROLES, "unk")}
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

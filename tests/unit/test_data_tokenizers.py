@@ -316,12 +316,12 @@ def test_an_exported_tokenizer_composes_letters_as_training_text_is_composed(tmp
     for lowercase, expected in ((False, ["ein", "Köln"]), (True, ["ein", "koln"])):
         folder = tmp_path / str(lowercase)
         BertTokenizer(vocab=vocabulary, do_lower_case=lowercase).save_pretrained(folder)
-        before = (folder / "tokenizer.json").read_bytes()
+        before = tokenizer_fingerprint(AutoTokenizer.from_pretrained(folder))
         fit_tokenizer_settings(folder, 64, token_types=True)
         loaded = AutoTokenizer.from_pretrained(folder)
         assert loaded.tokenize(decomposed) == loaded.tokenize("ein Köln") == expected
         assert list(loaded("ein")) == ["input_ids", "token_type_ids", "attention_mask"]
-        assert ((folder / "tokenizer.json").read_bytes() == before) == lowercase
+        assert tokenizer_fingerprint(loaded) == before
         original = BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
         assert reading_difference(load_tokenizer(str(folder)), original) is None
         fit_tokenizer_settings(folder, 64, token_types=True)

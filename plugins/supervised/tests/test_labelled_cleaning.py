@@ -76,11 +76,18 @@ def test_words_are_cleaned_one_by_one_and_keep_their_numbers(tokenizer: Any) -> 
 
 
 def test_an_exported_tokenizer_reads_text_as_training_did(tokenizer: Any, tmp_path: Path) -> None:
-    """Only a unigram model finds special tokens among its own pieces, which no setting of its file prevents."""
     tokenizer.save_pretrained(tmp_path / "t")
-    texts = [CZECH, unicodedata.normalize("NFD", CZECH), "Press [MASK] and [SEP] here"]
-    if type(tokenizer.backend_tokenizer.model).__name__ == "Unigram":
-        texts.pop()
+    texts = [
+        CZECH,
+        unicodedata.normalize("NFD", CZECH),
+        "Press [MASK] and [SEP] here",
+        "[MASK]",
+        "x[UNK]x[CLS][CLS]y[PAD]",
+        " \t Press\u00a0here\r\n",
+        "Press\r\nhere\rPress\x0bhere\x0cPress\x85here\u2028Press\u2029here\x1cPress",
+        "Pr\x00es\ufeffs\x1f he\ufdd0re\x9f\uffff",
+        "\x00 Press \x1f\u3000",
+    ]
     records = [{"text": text, "label": label} for text in texts for label in ("yes", "no")]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     data = {

@@ -1,0 +1,85 @@
+"""Let a tokenizer.json read raw text as training reads it: cleaned, and with spelled special tokens as text."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+# The cleaning of raw and labelled texts before they are tokenised, as normalizers: line ends become newlines, control
+# characters and noncharacters are removed, letters are composed.
+_CLEANING: list[dict[str, Any]] = [
+    {
+        "type": "Replace",
+        "pattern": {"Regex": r"\r\n|[\r\x{b}\x{c}\x{1c}-\x{1e}\x{85}\x{2028}\x{2029}]"},
+        "content": "\n",
+    },
+    {
+        "type": "Replace",
+        "pattern": {"Regex": r"[\x{0}-\x{8}\x{e}-\x{1f}\x{7f}-\x{9f}\x{feff}\x{fdd0}-\x{fdef}\x{fffe}\x{ffff}]"},
+        "content": "",
+    },
+    {"type": "NFC"},
+]
+_STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
+
+
+def with_cleaning(content: dict[str, Any], *, strip: bool) -> dict[str, Any]:
+    """Return the content of a tokenizer.json that cleans its texts as training does.
+
+    A unigram model finds special tokens that are spelled in a text among its own pieces. A pre-tokenizer divides them
+    there, so that they are text if `split_special_tokens` is set.
+
+    Args:
+        content: the content, with or without cleaning.
+        strip: remove white space at the ends. Text is normalised between added tokens, so this must not be used where
+            those are recognised inside of texts.
+    """
+    content = without_cleaning(content)
+    own = [] if content["normalizer"] is None else [content["normalizer"]]
+    block = {"type": "Sequence", "normalizers": [*_CLEANING, *([_STRIP] if strip else [])]}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [block, *own]}
+    if (divided := _special_pieces_divided(content)) is not None:
+        own = [] if content["pre_tokenizer"] is None else [content["pre_tokenizer"]]
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*own, divided]}
+    return content
+
+
+def without_cleaning(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a tokenizer.json without what `with_cleaning` adds."""
+    content = dict(content)
+    first, *own = (content["normalizer"] or {}).get("normalizers") or [None]
+    if first is not None and first.get("normalizers", [])[: len(_CLEANING)] == _CLEANING:
+        content["normalizer"] = own[0] if own else None
+    *own, last = (content["pre_tokenizer"] or {}).get("pretokenizers") or [None]
+    if last is not None and last == _special_pieces_divided(content):
+        content["pre_tokenizer"] = own[0] if own else None
+    return content
+
+
+def _special_pieces_divided(content: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a pre-tokenizer that cuts each special token among the pieces of a unigram model; None if there is none.
+
+    A cut between two characters that are neighbours in no other piece is one that every segmentation has, unless both
+    are unknown: successive unknown characters are a single token.
+    """
+    if content["model"].get("type") != "Unigram":
+        return None
+    pieces = {piece for piece, _ in content["model"]["vocab"]}
+    special = {token["content"] for token in content["added_tokens"] if token["special"]} & pieces
+    texts = pieces - special
+    neighbours = Counter(piece[at : at + 2] for piece in texts for at in range(len(piece) - 1))
+    patterns = []
+    for name in sorted(special):
+        cuts = [
+            (neighbours[name[at - 1 : at + 1]], texts.isdisjoint(name[at - 1 : at + 1]), at)
+            for at in range(1, len(name))
+        ]
+        if cuts:
+            at = min(cuts)[-1]
+            before = f"(?<={re.escape(name[: at - 1])})" if at > 1 else ""
+            patterns.append(f"{before}{re.escape(name[at - 1])}(?={re.escape(name[at:])})")
+    if not patterns:
+        return None
+    pattern = {"Regex": "|".join(patterns)}
+    return {"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False}
