@@ -122,8 +122,9 @@ class ZstdFrames(io.RawIOBase):
 def universal_lines(stream: IO[bytes]) -> IO[bytes]:
     """Return a stream whose lines end in newlines, also if those of the file end in carriage returns alone.
 
-    Carriage returns are line ends if the first megabyte contains one, but no newline. Each becomes a newline, so that
-    positions stay valid; those before a newline remain. In other files carriage returns are part of their lines.
+    Carriage returns are line ends if more of them than newlines are in the first megabyte; those before a newline do not
+    count. Each becomes a newline, so that positions stay valid; those before a newline remain. In other files carriage
+    returns are part of their lines.
 
     Args:
         stream: a plain file at any position, or a compressed one at its start.
@@ -131,18 +132,19 @@ def universal_lines(stream: IO[bytes]) -> IO[bytes]:
     if isinstance(stream, io.BufferedReader) and stream.seekable():
         position = stream.tell()
         stream.seek(0)
-        first, _ = read_some(stream, _FIRST_BYTES, b"\n")
+        returns = _ends_in_returns(read_some(stream, _FIRST_BYTES)[0])
         stream.seek(position)
-        if b"\n" in first or b"\r" not in first:
-            return stream
-        return io.BufferedReader(_LineStream(stream, b"", None, returns=True))
-    first, error = read_some(stream, _FIRST_BYTES, b"\n")
-    returns = b"\n" not in first and b"\r" in first
-    return io.BufferedReader(_LineStream(stream, first, error, returns=returns), _CHUNK)
+        return io.BufferedReader(_LineStream(stream, b"", None, returns=True)) if returns else stream
+    first, error = read_some(stream, _FIRST_BYTES)
+    return io.BufferedReader(_LineStream(stream, first, error, returns=_ends_in_returns(first)), _CHUNK)
 
 
-def read_some(stream: Any, size: int, until: bytes | None = None) -> tuple[bytes, Exception | None]:
-    """Read up to `size` bytes, or a little beyond the first `until`.
+def _ends_in_returns(first: bytes) -> bool:
+    return b"\r" in first and len(_LONE_RETURN.findall(first)) > first.count(b"\n")
+
+
+def read_some(stream: Any, size: int) -> tuple[bytes, Exception | None]:
+    """Read up to `size` bytes.
 
     Returns:
         The bytes before the end or the damage, and the error of the damage.
@@ -151,8 +153,6 @@ def read_some(stream: Any, size: int, until: bytes | None = None) -> tuple[bytes
     try:
         while len(found) < size and (piece := stream.read1(min(_CHUNK, size - len(found)))):
             found += piece
-            if until is not None and until in piece:
-                break
     except UNPACKING_ERRORS as error:
         return bytes(found), error
     return bytes(found), None

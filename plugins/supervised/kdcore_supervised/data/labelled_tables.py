@@ -134,7 +134,7 @@ def read_table(
 
 
 def decoded_lines(stream: Any, report: Counter[str], where: str) -> Iterator[str]:
-    """Decode the lines of a byte stream; newlines end a line, or carriage returns in files without newlines.
+    """Decode the lines of a byte stream; newlines end a line, or carriage returns, see `universal_lines`.
 
     Raises:
         DataError: the file is UTF-16.
