@@ -136,7 +136,7 @@ def test_lines_of_both_kinds_are_documents_if_most_end_in_carriage_returns(tmp_p
 
 
 def test_few_carriage_returns_inside_of_lines_divide_no_document(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("10 %\r20 %\n".encode() + "\r\r\n".join(LINES).encode())
+    (tmp_path / "a.txt").write_bytes(b"10 %\r20 %\n" + "\r\r\n".join(LINES).encode())
     corpus = TextCorpus(TextCorpus.Config(path=str(tmp_path)))
     assert [document.text for document in corpus.documents()] == ["10 %\n20 %", *LINES]
 

@@ -122,9 +122,9 @@ class ZstdFrames(io.RawIOBase):
 def universal_lines(stream: IO[bytes]) -> IO[bytes]:
     """Return a stream whose lines end in newlines, also if those of the file end in carriage returns alone.
 
-    Carriage returns are line ends if more of them than newlines are in the first megabyte; those before a newline do not
-    count. Each becomes a newline, so that positions stay valid; those before a newline remain. In other files carriage
-    returns are part of their lines.
+    Carriage returns are line ends if more of them than newlines are in the first megabyte. Each becomes a newline, so
+    that positions stay valid. Those before a newline do not count and remain. In other files carriage returns are part
+    of their lines.
 
     Args:
         stream: a plain file at any position, or a compressed one at its start.
