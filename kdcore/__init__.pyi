@@ -154,9 +154,11 @@ from .trackers.base import Tracker as Tracker
 from .trackers.jsonl import read_metrics as read_metrics
 from .training.loop.events import RunResult as RunResult
 from .training.loop.plan import KEPT_BY_TRANSFORMS as KEPT_BY_TRANSFORMS
+from .training.loop.plan import RecipeTeacher as RecipeTeacher
 from .training.loop.plan import transform_fault as transform_fault
 from .training.loop.plan import with_sources as with_sources
 from .training.run.build import cache_folder as cache_folder
+from .training.run.build import recipe_teachers as recipe_teachers
 from .training.run.run_folder import Environment as Environment
 from .training.run.run_folder import read_environment as read_environment
 from .training.run.run_status import RunStatus as RunStatus
@@ -164,6 +166,7 @@ from .training.run.run_status import read_history as read_history
 from .training.run.run_status import run_folders as run_folders
 from .training.run.run_status import run_state as run_state
 from .training.run.run_status import run_status as run_status
+from .training.runtime.distributed import own_device as own_device
 from .transforms.base import ParameterSource as ParameterSource
 from .transforms.base import Transform as Transform
 from .transforms.base import TransformConfig as TransformConfig
@@ -173,6 +176,7 @@ from .utils.atomic import commit_directory as commit_directory
 from .utils.hashing import sha256_of_file as sha256_of_file
 from .utils.locks import lock_of as lock_of
 from .utils.locks import locked as locked
+from .utils.stored import read_json_object as read_json_object
 from .utils.stored import read_json_rows as read_json_rows
 from .utils.subprocesses import STOP_SIGNALS as STOP_SIGNALS
 from .utils.subprocesses import Supervisor as Supervisor

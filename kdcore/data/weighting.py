@@ -18,6 +18,10 @@ class WeightedRows:
         manifest: the prepared data's.
         split: split of the rows.
         weighted: whether to apply weights; without them each row is one sample.
+
+    Attributes:
+        num_samples: samples of an epoch.
+        repeats: whether every epoch shows the same rows.
     """
 
     def __init__(self, manifest: Manifest, split: PreparedSplit, *, weighted: bool = True) -> None:
@@ -32,6 +36,7 @@ class WeightedRows:
         self._first_row = np.cumsum(available) - available
         self._first_sample = np.cumsum(shown) - shown
         self.num_samples = int(shown.sum())
+        self.repeats = bool((shown % np.maximum(available, 1) == 0).all())
 
     def rows(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers of the rows that these samples show in these epochs."""

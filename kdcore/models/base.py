@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
@@ -13,6 +13,10 @@ from kdcore.deprecated import warn_deprecated
 from kdcore.errors import InputError
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.signals import SEQUENCE_CLASSES, Batch, Head, ModelInfo, SignalRequest, Signals
+from kdcore.utils.model_files import model_file_hashes
+
+if TYPE_CHECKING:
+    from kdcore.tasks.base import Split, Task
 
 Role = Literal["teacher", "student"]
 
@@ -39,6 +43,13 @@ class Encoder(ABC, nn.Module):
     @abstractmethod
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:
         """Compute the requested signals; run only the blocks and heads that they need."""
+
+    def prefetch(self, batch: Batch) -> None:
+        """Begin to read what a teacher's signals of a training batch need, in a background thread.
+
+        Args:
+            batch: the teacher's view in host memory; `forward` receives it in the next step.
+        """
 
     def compile_parts(self) -> None:
         """Compile the parts that form a single graph, with dynamic numbers of sequences and tokens.
@@ -120,6 +131,37 @@ class Model(ABC):
         warn_deprecated("Model.set_classes", "Model.set_heads")
         self.set_heads((head,))
 
+    @property
+    def described(self) -> Model:
+        """Return the model that lends a student its configuration: this one, unless it only stands for another."""
+        return self
+
+    def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:  # noqa: B027 - most models compute
+        """Refuse a task whose samples a teacher cannot answer; called before weights are loaded.
+
+        A teacher that looks signals up finds the samples of a batch by `Batch.split`, `samples` and `epochs`, and
+        compares `Task.batch_identity` with that of the data that it knows.
+
+        Args:
+            task: the task.
+            requests: what is read in batches of the splits `train` and `held_out`.
+
+        Raises:
+            InputError: names what differs.
+        """
+
+    def save_description(self, folder: Path) -> None:
+        """Write configuration and tokenizer of a teacher: as its `path`, the folder describes it without weights.
+
+        Raises:
+            InputError: this model cannot be described without its weights.
+        """
+        raise InputError("this model cannot be described without its weights")
+
+    def file_hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each file that a teacher's signals depend on, by name; resumed runs compare them."""
+        return {} if self.source is None else model_file_hashes(self.source)
+
     def find_heads(self, heads: Sequence[Head]) -> None:  # noqa: B027
         """Add to a teacher's `info.heads` those of the task's heads that its folder holds as modules of their own."""
 
@@ -129,7 +171,10 @@ class Model(ABC):
 
     @abstractmethod
     def load_teacher(self, request: SignalRequest) -> Encoder:
-        """Load the blocks and heads that `request` needs, in float32."""
+        """Load the blocks and heads that `request` needs, in float32.
+
+        The encoder may also look its signals up: its `forward` receives batches that carry split, samples and epochs.
+        """
 
     @abstractmethod
     def build_student(self, request: SignalRequest) -> Encoder:

@@ -39,6 +39,8 @@ from kdcore.signals import MASKED_LM, Head, ModelInfo, SignalRequest
 logger = logging.getLogger("kdcore")
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CONFIRMED = "kdcore_confirmed"
+"""Key of a configuration that `save_description` has written."""
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -137,6 +139,14 @@ class TransformersModel(Model):
                 where=self.source,
                 hint="repair it, or remove its files to use the model without a tokenizer",
             ) from error
+
+    def save_description(self, folder: Path) -> None:
+        """Write the configuration as the weights have confirmed it, and the tokenizer."""
+        config = copy.deepcopy(self.hf_config)
+        setattr(config, _CONFIRMED, True)
+        config.save_pretrained(folder)
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(folder)
 
     def set_heads(self, heads: Sequence[Head]) -> None:
         """Add the heads that transformers has for the student's architecture, or that bring a module of their own."""
@@ -352,7 +362,9 @@ class TransformersModel(Model):
             config = read_config(path, self.architectures)
             self._refuse_foreign_code(path, config)
             architecture, trust = self._examined(config, path), bool(self._trusts)
-            if trust and foreign_code(config):
+            if config.__dict__.pop(_CONFIRMED, False):
+                pass  # a description without weights
+            elif trust and foreign_code(config):
                 _load(path, with_num_layers(config, 1), architecture, None, trust=True)
             else:
                 adapt_to_weights(path, config, architecture, trust=trust)

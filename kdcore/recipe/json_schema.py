@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from kdcore.errors import KdcoreError
-from kdcore.recipe.schema import SECTION_DEFAULTS, CompositeSettings, RecipeSettings
+from kdcore.recipe.schema import SECTION_DEFAULTS, CompositeSettings, RecipeSettings, TeacherKeys
 from kdcore.registry import ALL, Entry
 
 Schema = dict[str, Any]
@@ -23,8 +23,8 @@ SECTIONS = {
     "optimizer": "kdcore.optimizers",
     "scheduler": "kdcore.schedulers",
 }
-_STUDENTS = "student"
-"""Prefix of the definitions of students: the core adds a key to those of the models."""
+_TEACHERS, _STUDENTS = "teacher", "student"
+"""Prefixes of the definitions of teachers and students: the core adds a key each to those of the models."""
 
 
 def recipe_json_schema() -> tuple[Schema, list[str]]:
@@ -45,7 +45,8 @@ def recipe_json_schema() -> tuple[Schema, list[str]]:
                 else:
                     definitions[_name_of(entry)] = _named(section, entry, cls)
                     if group == SECTIONS["student"]:
-                        definitions[f"{_STUDENTS}:{_name_of(entry)}"] = _as_student(definitions[_name_of(entry)])
+                        for prefix, added in ((_TEACHERS, _cache_key()), (_STUDENTS, _FROM)):
+                            definitions[f"{prefix}:{_name_of(entry)}"] = _with_key(definitions[_name_of(entry)], added)
     schema = _closed(RecipeSettings, "recipe", definitions)
     properties = schema["properties"]
     properties["extends"] = {
@@ -64,8 +65,9 @@ def recipe_json_schema() -> tuple[Schema, list[str]]:
     properties["teachers"] = {
         "type": "object",
         "description": "Several teachers by label: models, or the average or concatenation of others.",
-        "additionalProperties": {"anyOf": [composite, _any_of("kdcore.models", SECTION_DEFAULTS["teachers"])]},
+        "additionalProperties": {"anyOf": [composite, _any_of(_TEACHERS, SECTION_DEFAULTS["teachers"])]},
     }
+    properties["teacher"] = _any_of(_TEACHERS, SECTION_DEFAULTS["teacher"])
     properties["student"] = _any_of(_STUDENTS, SECTION_DEFAULTS["student"])
     names = {"type": "string", "enum": ALL["kdcore.trackers"].names()}
     properties["tracking"] = {"type": "array", "items": {"anyOf": [names, _any_of("kdcore.trackers", None)]}}
@@ -96,11 +98,18 @@ def _named(section: Schema, entry: Entry, cls: type[Any]) -> Schema:
     return {**section, "description": about, "properties": {"name": name, **properties}, "required": ["name"]}
 
 
-def _as_student(section: Schema) -> Schema:
+_ABOUT_FROM = "Label of the teacher that lends the student its missing configuration; default: the first."
+_FROM: Schema = {"from": {"type": "string", "description": _ABOUT_FROM}}
+
+
+def _cache_key() -> Schema:
+    schema: Schema = TeacherKeys.model_json_schema()["properties"]
+    return schema
+
+
+def _with_key(section: Schema, key: Schema) -> Schema:
     """Add the core's key to the section of a model."""
-    about = "Label of the teacher that lends the student its missing configuration; default: the first."
-    added = {"from": {"type": "string", "description": about}}
-    return {**section, "properties": {**added, **section["properties"]}}
+    return {**section, "properties": {**key, **section["properties"]}}
 
 
 def _any_of(group: str, default: str | None) -> Schema:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from kdcore.recipe.schema import (
     ComponentSection,
     CompositeSettings,
     RecipeSettings,
+    TeacherKeys,
     is_composite,
 )
 from kdcore.recipe.showing import annotated
@@ -65,12 +66,16 @@ class Component:
         cls: the class.
         config: the checked instance of its nested `Config`.
         key: its key path in the recipe, such as `losses.hidden_mse`.
+        cache: where a teacher's signals are stored; None if it computes them.
+        section: what the recipe states, with absolute paths.
     """
 
     name: str
     cls: type[Any]
     config: BaseModel
     key: str
+    cache: str | None = None
+    section: Mapping[str, Plain] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,10 @@ class _Section:
     @property
     def registry(self) -> Registry:
         return REGISTRIES[str(self.place[0])]
+
+    def core_keys(self, cls: type[Any]) -> type[TeacherKeys] | None:
+        """Return the keys that the core adds to those of the component; None if it adds none."""
+        return TeacherKeys if self.place[0] in ("teacher", "teachers") and "cache" not in keys_of(cls.Config) else None
 
 
 class Recipe:
@@ -213,7 +222,8 @@ class Recipe:
             except InputError as error:
                 walker.problems += error.problems
                 continue
-            options = [Option(cls.Config)]
+            core = section.core_keys(cls)
+            options = [Option(model) for model in (cls.Config, core) if model is not None]
             settings = {
                 key: walker.walk(inside(options, key), value, (*section.place, key))
                 for key, value in section.settings.items()
@@ -225,11 +235,16 @@ class Recipe:
                 logger.warning(f"{self._root.origin_at(trust)}: {dotted(trust)}: {what}")
             _put(data, section.place, settings)
             walker.pin(section.registry, section.name, section.place)
-            checked = self._check_section(section, cls, settings)
-            if isinstance(checked, list):
-                walker.problems += checked
-            else:
-                found[section.place] = Component(section.name, cls, checked, key)
+            own = settings if core is None else {key: one for key, one in settings.items() if key != "cache"}
+            checked = self._check_section(section, cls, own)
+            cached = None
+            if core is not None and "cache" in settings:
+                cached = check(core, {"cache": settings["cache"]}, section.place, self._root.origin_at)
+            for result in (checked, cached):
+                walker.problems += result if isinstance(result, list) else []
+            if not isinstance(checked, list) and not isinstance(cached, list):
+                stored = None if cached is None else cached.cache
+                found[section.place] = Component(section.name, cls, checked, key, stored, own)
         if walker.problems and skipped:
             hint = "if a file under `imports:` registers it, run the command with `--allow-imports`"
             walker.problems = [replace(one, hint=f"{one.hint} {hint}" if one.hint else hint) for one in walker.problems]

@@ -93,6 +93,15 @@ TEACHER = "teacher"
 """Label of the teacher of a recipe with `teacher:`; those of `teachers:` have the labels stated there."""
 
 
+class TeacherKeys(ComponentConfig):
+    """Keys of the core in the section of a teacher; the others are those of its model."""
+
+    cache: Literal["auto"] | PathString | None = Field(
+        None,
+        description="Folder of the teacher's signals, written by `kdcore teacher cache`: no weights are loaded.",
+    )
+
+
 class CompositeSettings(ComponentConfig):
     """An entry of `teachers` that combines the outputs of others; it states one of the two keys."""
 

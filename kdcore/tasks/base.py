@@ -143,6 +143,19 @@ class Task(ABC):
         return self.batch(split, samples, epochs).of_samples(split, samples, epochs)
 
     @property
+    def batch_identity(self) -> Mapping[str, str]:
+        """What the models' inputs depend on besides split, sample and epoch, by name, such as `data` and `masks`.
+
+        Two tasks with the same identity draw the same batches. Signals that are stored for one are read by the other.
+        """
+        return {"data": self.fingerprint}
+
+    @property
+    def distinct_epochs(self) -> int | None:
+        """Number of epochs after which the models' inputs repeat: 1 if no epoch differs; None if they never repeat."""
+        return None
+
+    @property
     def separate_views(self) -> bool:
         """Whether the teacher receives other tokens than the student. Batches then have `teacher` and `units`."""
         return False

@@ -169,6 +169,25 @@ class MaskedLM(Task):
         )
 
     @property
+    def batch_identity(self) -> dict[str, str]:
+        """The tokenizers, the data, and the masks with the seed that they are drawn with."""
+        theirs, masking = self.data.teacher, self.config.masking
+        drawn = "static" if isinstance(masking, str) else f"{masking.model_dump_json()} with seed {self.seed}"
+        tokenizer = self.data.tokenizer_fingerprint
+        return {
+            "tokenizer": tokenizer if theirs is None else f"{tokenizer}, {theirs.tokenizer_fingerprint}",
+            "data": self.data.fingerprint,
+            "masks": drawn,
+        }
+
+    @property
+    def distinct_epochs(self) -> int | None:
+        """The number of stored or drawn masks of a sequence; None if masks or rows never repeat."""
+        if not self._samples["train"].repeats:
+            return None
+        return 1 if self._drawer is None else self.config.masking.duplicates  # type: ignore[union-attr]
+
+    @property
     def separate_views(self) -> bool:
         """Whether the data holds the teacher's tokens beside the student's."""
         return self.data.teacher is not None

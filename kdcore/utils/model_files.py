@@ -1,4 +1,4 @@
-"""Check the JSON files of a model folder before transformers reads them."""
+"""Check the JSON files of a model folder before transformers reads them, and hash its weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from kdcore.utils.hashing import sha256_of_file
 from kdcore.utils.stored import read_json_object
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "config.json")
 _HINT = "repair the file, or download the model again"
 
 
@@ -38,3 +40,21 @@ def check_model_files(folder: Path) -> None:
         read_json_object(config, _ModelConfig, hint=_HINT)
     for index in sorted(folder.glob("*.index.json")):
         read_json_object(index, _WeightIndex, hint=_HINT)
+
+
+def model_file_hashes(source: str) -> dict[str, str]:
+    """Compute the SHA-256 of each weight file and of the configuration of a model, by name.
+
+    Args:
+        source: a folder, or a hub name, whose files are then in the hub's cache.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(source, "config.json")
+        if not isinstance(cached, str):
+            return {}
+        folder = Path(cached).parent
+    found = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
+    return {path.name: sha256_of_file(path) for path in sorted(found)}

@@ -119,12 +119,14 @@ def test_several_teachers_are_models_or_combinations_and_the_student_names_one()
     assert set(composite["properties"]) == {"average", "concat"}
     assert composite["additionalProperties"] is False
     (models,) = models
-    assert {"$ref": "#/$defs/kdcore.models:kdcore:transformers"} in models["anyOf"]
-    (student,) = [
+    assert models == schema["properties"]["teacher"]
+    teacher, student = (
         schema["$defs"][option["$ref"].removeprefix("#/$defs/")]
-        for option in schema["properties"]["student"]["anyOf"]
-        if option.get("$ref", "").endswith(":transformers")
-    ]
-    teacher = schema["$defs"]["kdcore.models:kdcore:transformers"]
-    assert set(student["properties"]) - set(teacher["properties"]) == {"from"}
+        for section in ("teacher", "student")
+        for option in schema["properties"][section]["anyOf"]
+        if option.get("$ref", "").endswith("kdcore:transformers")
+    )
+    model = schema["$defs"]["kdcore.models:kdcore:transformers"]
+    assert set(student["properties"]) - set(model["properties"]) == {"from"}
+    assert set(teacher["properties"]) - set(model["properties"]) == {"cache"}
     assert "teacher" in schema["$defs"]["kdcore.losses:kdcore:soft_targets"]["properties"]

@@ -166,6 +166,11 @@ class FrozenTeachers:
             return label, request.deepest_block(info.num_layers), info.hidden_size
         return None, "embeddings", 0
 
+    def prefetch(self, batch: Batch) -> None:
+        """Let each teacher begin to read what it needs for a batch in host memory."""
+        for encoder in self._encoders.values():
+            encoder.prefetch(batch.teacher_view)
+
     def compile_parts(self) -> None:
         """Compile the teachers; repeated calls have no effect."""
         for encoder in () if self._compiled else self._encoders.values():

@@ -18,9 +18,9 @@ from kdcore.progress import Progress
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Components, Recipe
 from kdcore.schedulers.base import Scheduler
-from kdcore.signals import Batch, ModelInfo, Signals
-from kdcore.tasks.base import Task
-from kdcore.training.engine.module import ModelRequests
+from kdcore.signals import Batch, ModelInfo, SignalRequest, Signals
+from kdcore.tasks.base import Split, Task
+from kdcore.training.engine.module import ModelRequests, union_of_requests
 from kdcore.training.engine.teachers import CompositeTeacher, requests_of_models
 from kdcore.transforms.base import ParameterSource, Transform
 
@@ -47,6 +47,23 @@ class Stage:
     transform: Transform | None = None
     key: str = ""
     name: str = ""
+
+
+@dataclass(frozen=True)
+class RecipeTeacher:
+    """A teacher that losses of a recipe read.
+
+    Attributes:
+        key: its section in the recipe, such as `teachers.large`.
+        name: name of its model in the recipe.
+        model: the model, before weights are loaded.
+        requests: what losses and validation read in batches of the splits `train` and `held_out`.
+    """
+
+    key: str
+    name: str
+    model: Model
+    requests: Mapping[Split, SignalRequest]
 
 
 @dataclass(frozen=True)
@@ -92,13 +109,34 @@ class Plan:
         with plugin_faults(self.task, "task"):
             return self.task.draw("train", samples, np.zeros_like(samples))
 
+    def teacher_requests(self, split: Split) -> dict[str, SignalRequest]:
+        """Return what is read from each teacher in batches of a split, by label; empty requests are left out.
+
+        Validation also pools the deepest states that the losses of a stage read.
+        """
+        found = requests_of_models(self.requests.teachers, self.composites)
+        for stage in self.stages if split != "train" else ():
+            asked = union_of_requests(stage.losses.values()).teachers
+            for label, request in requests_of_models(asked, self.composites).items():
+                found[label] |= Signals.hidden([request.deepest_block(self.teachers[label].info.num_layers)])
+        return found
+
+    def read_teachers(self) -> dict[str, RecipeTeacher]:
+        """Return the teachers that losses read, by label."""
+        splits: tuple[Split, ...] = ("train", "held_out")
+        asked = {split: self.teacher_requests(split) for split in splits}
+        found = {}
+        for label in asked["train"]:
+            component, requests = self.components.teachers[label], {split: asked[split][label] for split in splits}
+            found[label] = RecipeTeacher(component.key, component.name, self.teachers[label], requests)
+        return found
+
     def load_teachers(self) -> dict[str, Encoder]:
         """Load each teacher as deep as the losses read it, by label; those that no loss reads are left out."""
         loaded = {}
-        for label, request in requests_of_models(self.requests.teachers, self.composites).items():
-            with error_location(self.recipe, self.components.teachers[label].key):
-                pooled = Signals.hidden([request.deepest_block(self.teachers[label].info.num_layers)])
-                loaded[label] = self.teachers[label].load_teacher(request | pooled)  # pooled at validation
+        for label, teacher in self.read_teachers().items():
+            with error_location(self.recipe, teacher.key):
+                loaded[label] = teacher.model.load_teacher(teacher.requests["held_out"])
         return loaded
 
     def build_student(self, stage: int = 0) -> Encoder:

@@ -288,10 +288,12 @@ class Trainer:
             yield self._save()
 
     def _exchange(self, batches: StepBatches) -> Callable[[], dict[Any, float]]:
-        """Start to all-reduce counts, tokens and stop requests, and to take process 0's clock, in a background thread.
+        """Start to read the teachers' signals and to all-reduce counts and stop requests, in a background thread.
 
         With several processes, a stop request takes effect one step later than with one.
         """
+        for batch in batches.micro_batches:
+            self.teachers.prefetch(batch)
         local: dict[Any, float] = {**step_counts(self.engine.module, batches, self.processes)}
         local["tokens"] = float(sum(batch.num_tokens for batch in batches.micro_batches))
 

@@ -18,12 +18,16 @@ from kdcore.losses.base import Loss, LossConfig, require_teacher
 from kdcore.models.base import Model
 from kdcore.recipe.error_location import error_location
 from kdcore.recipe.loading import Component, Components, Recipe
+from kdcore.registry import models
 from kdcore.signals import ModelInfo
 from kdcore.tasks.base import StoredData, Task
 from kdcore.training.engine.module import Term, union_of_requests
 from kdcore.training.engine.teachers import CompositeTeacher, requests_of_models
-from kdcore.training.loop.plan import KEPT_BY_TRANSFORMS, Plan, Stage
+from kdcore.training.loop.plan import KEPT_BY_TRANSFORMS, Plan, RecipeTeacher, Stage
 from kdcore.training.loop.predictions import scored_head
+
+CACHE = "cache"
+"""The model that stands for a teacher whose section has this key: `CACHE(config, "teacher", model or None)`."""
 
 
 def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
@@ -43,9 +47,10 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
     teachers: dict[str, Model] = {}
     for label, component in components.teachers.items():
         with error_location(recipe, component.key):
-            teachers[label] = component.cls(component.config, "teacher", None)
+            teachers[label] = _make_teacher(component)
     composites = _make_composites(recipe, components, teachers)
-    students_teacher = teachers.get(settings.students_teacher or "")
+    lender = teachers.get(settings.students_teacher or "")
+    students_teacher = None if lender is None else lender.described
     with error_location(recipe, components.student.key):
         student = components.student.cls(components.student.config, "student", students_teacher)
     heads = components.task.cls.heads(components.task.config)
@@ -71,6 +76,9 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
         read = {label: teachers[label] for label in requests_of_models(requests.teachers, composites)}
         _check_task(task, student, read)
     plan = Plan(recipe, components, teachers, composites, student, stages, requests, task, optimizer, scheduler)
+    for teacher in plan.read_teachers().values():
+        with error_location(recipe, teacher.key):
+            teacher.model.check_task(task, teacher.requests)
     if any(loss.requests().columns for stage in stages for loss in stage.losses.values()):
         provided = plan.small_batch().columns
         for stage in stages:
@@ -84,6 +92,30 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
         check_validation(recipe, task)
         check_patience(plan)
     return plan
+
+
+def recipe_teachers(recipe: Recipe) -> tuple[Task, dict[str, RecipeTeacher]]:
+    """Return the task of a recipe, its data prepared if necessary, and the teachers that its losses read by label.
+
+    Raises:
+        InputError: as for training: components do not fit together.
+    """
+    plan = make_plan(recipe)
+    return plan.task, plan.read_teachers()
+
+
+def _make_teacher(component: Component) -> Model:
+    """Construct a teacher: a model, or the stored signals of one."""
+    live: Model | None = None
+    if component.cache is None or component.section:
+        live = component.cls(component.config, "teacher", None)
+    if component.cache is None:
+        assert live is not None
+        return live
+    cls = models.get(CACHE, key=f"{component.key}.cache")
+    section = {**component.section, "name": models.pinned(component.name)} if component.section else None
+    stored: Model = cls(cls.Config(cache=component.cache, model=section), "teacher", live)
+    return stored
 
 
 def _make_composites(

@@ -183,8 +183,8 @@ def _load_models(plan: Plan, stage: int, folder: Path, processes: DistributedCon
     """Load teachers and student; process 0 then writes the run folder's recipe, data and environment."""
     recipe = plan.recipe
     encoders = plan.load_teachers()
-    sources = {label: plan.teachers[label].source for label in encoders}
-    weights = broadcast_from_main(processes, lambda: run_folder.check_teachers(folder, recipe, sources))
+    read = {label: plan.teachers[label] for label in encoders}
+    weights = broadcast_from_main(processes, lambda: run_folder.check_teachers(folder, recipe, read))
     startup.done("teacher")
     teachers = FrozenTeachers(encoders, plan.composites).to(processes.device)
     stages, module = examine_stages(plan, teachers, processes)

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdcore.errors import DataError, Problem, RecipeError
+from kdcore.models.base import Model
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.recipe.schema import TEACHER
 from kdcore.registry import is_same_component
 from kdcore.tasks.base import StoredData
-from kdcore.training.checkpoint.format import describe_file
 from kdcore.training.engine.engine import accumulation, zero_stage
 from kdcore.training.loop.plan import Plan
 from kdcore.utils.atomic import atomic_write
@@ -39,7 +39,6 @@ _FREE_ON_RESUME = (
     "tracking",
     "training.budget",
 )
-_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "config.json")
 _RESTORE = "restore the file, or start another run with `run.id=NEW`"
 _PACKAGES = ("kdcore", "torch", "deepspeed", "transformers", "numpy", "pyarrow")
 
@@ -118,13 +117,13 @@ Hashes = Mapping[str, Any]
 """The sha256 of each file of the teacher of `teacher:`, or such a map for each label of `teachers:`."""
 
 
-def check_teachers(folder: Path, recipe: Recipe, sources: Mapping[str, str | None]) -> Hashes:
+def check_teachers(folder: Path, recipe: Recipe, models: Mapping[str, Model]) -> Hashes:
     """Refuse to continue a run with other weights of its teachers than it was started with.
 
     Args:
         folder: the run folder.
         recipe: the run's recipe.
-        sources: folder or hub name of each loaded teacher, by label.
+        models: each loaded teacher, by label.
 
     Returns:
         The sha256 of each file, for `store`.
@@ -133,21 +132,21 @@ def check_teachers(folder: Path, recipe: Recipe, sources: Mapping[str, str | Non
         RecipeError: lists the files that differ.
     """
     stored = read_environment(folder)
+    now = {label: model.file_hashes() for label, model in models.items()}
     if recipe.settings.teachers is None:
-        return _check_teacher(folder, recipe, "teacher", sources.get(TEACHER), stored.teacher_sha256 or {})
+        return _check_teacher(folder, recipe, "teacher", now.get(TEACHER, {}), stored.teacher_sha256 or {})
     before = stored.teachers_sha256 or {}
     found = {
-        label: _check_teacher(folder, recipe, f"teachers.{label}", sources.get(label), before.get(label, {}))
+        label: _check_teacher(folder, recipe, f"teachers.{label}", now.get(label, {}), before.get(label, {}))
         for label in recipe.settings.models_of_teachers
     }
     return {label: hashes for label, hashes in found.items() if hashes}
 
 
 def _check_teacher(
-    folder: Path, recipe: Recipe, key: str, source: str | None, before: Mapping[str, str]
+    folder: Path, recipe: Recipe, key: str, now: Mapping[str, str], before: Mapping[str, str]
 ) -> Mapping[str, str]:
-    """Compare one teacher, whose section is at `key`, with the stored hashes of its files."""
-    now = {} if source is None else weights_of(source)
+    """Compare the hashes of one teacher's files, whose section is at `key`, with the stored ones."""
     if before and now:
         path = f"{key}.path"
         problems = [
@@ -160,24 +159,6 @@ def _check_teacher(
             hint = "restore the weights, or start another run with `run.id=NEW`"
             raise RecipeError([Problem(what, str(folder), hint=hint), *problems])
     return now or before
-
-
-def weights_of(source: str) -> dict[str, str]:
-    """Compute the sha256 of each weight file and of the configuration of a loaded model.
-
-    Args:
-        source: a folder, or a hub name, whose files are then in the hub's cache.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(source, "config.json")
-        if not isinstance(cached, str):
-            return {}
-        folder = Path(cached).parent
-    found = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
-    return {path.name: describe_file(path).sha256 for path in sorted(found)}
 
 
 def _difference(before: str | None, now: str | None, name: str) -> str:

@@ -86,6 +86,7 @@ class LabelledTask(Task):
     config: Any
 
     masks_tokens = False
+    distinct_epochs = 1  # every epoch shows the same texts
 
     def __init__(self, config: ComponentConfig, seed: int, cache: Path) -> None:
         super().__init__(config, seed, cache)
