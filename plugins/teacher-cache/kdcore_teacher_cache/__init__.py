@@ -1,0 +1,1 @@
+"""Store the signals of a teacher, and train from them."""

@@ -1,0 +1,261 @@
+"""A teacher whose signals are read from a cache: `teacher: {cache: FOLDER}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcore import (
+    AttentionTap,
+    Batch,
+    Block,
+    ComponentConfig,
+    DataError,
+    Encoder,
+    FactoredLogits,
+    Head,
+    InputError,
+    Model,
+    PathString,
+    Positions,
+    Problem,
+    Role,
+    SignalRequest,
+    Signals,
+    Split,
+    Task,
+    find_component,
+    sha256_of_file,
+)
+from kdcore_teacher_cache.cache_manifest import MANIFEST, CacheContents
+from kdcore_teacher_cache.cache_reader import CacheReader
+from kdcore_teacher_cache.factored_weights import read_factored_weights
+from kdcore_teacher_cache.signal_columns import block_of, names_of, pattern_of
+
+DESCRIPTION = "teacher"
+"""Folder of a cache with the teacher's configuration and tokenizer, without weights."""
+
+_MOST_AHEAD = 2**29
+"""Bytes that are read before they are needed."""
+
+
+class CachedTeacher(Model):
+    """Stand for a teacher whose signals have been stored. Weights are neither loaded nor needed.
+
+    The recipe may state the teacher's own keys beside `cache`; its files are then compared with those that were cached.
+    """
+
+    class Config(ComponentConfig):
+        """Keys of a cached teacher; `model` is filled in with the other keys of the section."""
+
+        cache: PathString = Field(description="Folder written by `kdcore teacher cache`.")
+        model: dict[str, Any] | None = Field(None, description="The teacher's section, if the recipe states one.")
+
+    config: Config
+
+    def __init__(self, config: Config, role: Role, teacher: Model | None) -> None:
+        super().__init__(config, role, teacher)
+        if role == "student":
+            raise InputError("a student cannot be read from a cache", key="student.name")
+        self.reader = CacheReader(Path(config.cache))
+        self.contents: CacheContents = self.reader.contents
+        self._stated = teacher
+        self._model = self._description() if teacher is None else teacher
+        self.info = self._model.info
+
+    def _description(self) -> Model:
+        """Construct the cached model from its configuration, which the cache holds."""
+        section = dict(self.contents.teacher.section)
+        cls: type[Model] = find_component("kdcore.models", section.pop("name")).cls
+        keys = {**section, "path": str(self.reader.folder / DESCRIPTION)}
+        return cls(cls.Config.model_validate(keys), "teacher", None)
+
+    @property
+    def described(self) -> Model:
+        """Return the model whose signals are stored."""
+        return self._model
+
+    @property
+    def source(self) -> str | None:
+        """Return the folder or hub name of the weights at the time of caching, unless the recipe states one."""
+        return self.contents.teacher.source if self._stated is None else self._stated.source
+
+    def vocabulary(self) -> Mapping[str, int] | None:
+        """Return token to id of the cached model."""
+        return self._model.vocabulary()
+
+    def tokenizer(self) -> Any | None:
+        """Return the tokenizer of the cached model."""
+        return self._model.tokenizer()
+
+    def find_heads(self, heads: Sequence[Head]) -> None:
+        """Add the task's heads whose outputs are stored."""
+        stored = {column.name for rows in self.contents.splits.values() for column in rows.columns}
+        known = {head.name for head in self.info.heads}
+        found = [head for head in heads if f"head.{head.name}" in stored and head.name not in known]
+        self.info = replace(self.info, heads=(*self.info.heads, *found))
+
+    def file_hashes(self) -> dict[str, str]:
+        """Return the hashes of the cached teacher's files and of the manifest, which lists those of all stored rows."""
+        return {**self.contents.teacher.files, "cache": sha256_of_file(self.reader.folder / MANIFEST)}
+
+    def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:
+        """Refuse another teacher, data, tokenizer or masks than those of the cache, and signals that it lacks.
+
+        Raises:
+            DataError: names each difference.
+        """
+        folder, contents = str(self.reader.folder), self.contents
+        problems = []
+        if self._stated is not None:
+            now, before = self._stated.file_hashes(), contents.teacher.files
+            problems += [
+                Problem(
+                    f"the teacher's file {name} differs (found {_short(now, name)}, expected {_short(before, name)})"
+                )
+                for name in sorted({*now, *before})
+                if now.get(name) != before.get(name)
+            ]
+        identity = dict(task.batch_identity)
+        for name in sorted({*identity, *contents.task}):
+            if identity.get(name) != contents.task.get(name):
+                found, expected = (one.get(name, "nothing") for one in (identity, contents.task))
+                problems.append(Problem(f"the {name} of the samples differ (found {found}, expected {expected})"))
+        problems += self._missing_rows(task, requests)
+        if problems:
+            hint = "undo the difference, or compute another cache with `kdcore teacher cache RECIPE FOLDER`"
+            raise DataError([Problem("the cache does not fit the recipe", folder, hint=hint), *problems])
+
+    def _missing_rows(self, task: Task, requests: Mapping[Split, SignalRequest]) -> list[Problem]:
+        problems = []
+        for split, rows in self.contents.splits.items():
+            if (found := task.num_samples(split)) != rows.samples:
+                problems.append(Problem(f"the split `{split}` has {found} samples (expected {rows.samples})"))
+            if split == "train" and task.distinct_epochs not in (None, rows.copies):
+                what = f"masks repeat after {task.distinct_epochs} epochs (expected {rows.copies})"
+                problems.append(Problem(what))
+        for asked, request in requests.items():
+            entry = next((rows for name, rows in self.contents.splits.items() if name == asked), None)
+            stored = [] if entry is None else [column.name for column in entry.columns]
+            missing = sorted(set(names_of(request)) - set(stored))
+            if missing and task.num_samples(asked):
+                what = f"the losses read signals that are not stored for `{asked}`: {', '.join(missing)}"
+                problems.append(Problem(what, allowed=stored))
+        return problems
+
+    def load_teacher(self, request: SignalRequest) -> CachedEncoder:
+        """Open the cache for reading."""
+        return CachedEncoder(self, self.reader)
+
+    def build_student(self, request: SignalRequest) -> Encoder:
+        """Refuse, because a cache is no student."""
+        raise InputError("a student cannot be read from a cache", key="student.name")
+
+
+def _short(hashes: Mapping[str, str], name: str) -> str:
+    return f"sha256 {hashes[name][:12]}..." if name in hashes else "none"
+
+
+class CachedEncoder(Encoder):
+    """Look up the signals of a batch by its split, samples and epochs."""
+
+    keeps_precision = True
+
+    def __init__(self, teacher: CachedTeacher, reader: CacheReader) -> None:
+        super().__init__()
+        self.info = teacher.info
+        self._reader = reader
+        self._factored = read_factored_weights(reader.folder) if _is_factored(reader.contents) else None
+        self._wanted: dict[str | None, list[str]] = {}
+        self._ahead: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+
+    def prefetch(self, batch: Batch) -> None:
+        """Read the columns that the last batch of the split had requested, up to a limit of memory."""
+        names = self._wanted.get(batch.split, [])
+        ahead = sum(tensor.nbytes for found in list(self._ahead.values()) for tensor in found.values())
+        if names and ahead < _MOST_AHEAD:
+            self._ahead[_key(batch)] = self._reader.read(batch, names)
+
+    def forward(self, batch: Batch, request: SignalRequest) -> Signals:
+        """Return the stored signals on the batch's device."""
+        names = self._wanted[batch.split] = names_of(request)
+        found = self._ahead.pop(_key(batch), None)
+        if found is None:
+            self._ahead.clear()  # of batches that are not read in the order in which they were drawn
+        if found is None or not found.keys() >= set(names):
+            found = self._reader.read(batch, names)
+        device = batch.input_ids.device
+        rows = {name: found[name].to(device, non_blocking=True) for name in names}
+        return self._signals(batch, rows)
+
+    def _signals(self, batch: Batch, rows: Mapping[str, Tensor]) -> CachedSignals:
+        hidden: dict[Block, Tensor] = {}
+        attention: dict[int, dict[str, Tensor]] = {}
+        logits: dict[Positions, Tensor] = {}
+        factored: dict[Positions, FactoredLogits] = {}
+        heads: dict[str, Tensor] = {}
+        for name, values in rows.items():
+            kind, _, place = name.partition(".")
+            positions: Positions = "masked" if place == "masked" else "all"
+            if kind == "hidden":
+                hidden[block_of(place)] = values
+            elif kind == "logits":
+                logits[positions] = values
+            elif kind == "factored":
+                assert self._factored is not None
+                weight, bias = (None if one is None else one.to(values.device) for one in self._factored)
+                assert weight is not None
+                factored[positions] = FactoredLogits(values, weight, bias)
+            elif kind == "head":
+                heads[place] = values
+            else:
+                attention.setdefault(int(place), {})[kind] = values
+        taps = {block: self._tap(block, parts) for block, parts in attention.items()}
+        return CachedSignals(batch, hidden, taps, logits, factored=factored, heads=heads)
+
+    def _tap(self, block: int, parts: Mapping[str, Tensor]) -> AttentionTap:
+        entry = self._reader.contents.attention[str(block)]
+        absent = torch.empty(0)
+        query, key, value = (parts.get(part, absent) for part in ("query", "key", "value"))
+        return AttentionTap(query, key, value, None, entry.scale, pattern_of(entry), packed=True)
+
+    def compile_parts(self) -> None:
+        """Do nothing: there is nothing to compile."""
+
+    def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Refuse, because a cache has no weights."""
+        raise InputError("a cached teacher has no weights to export")
+
+
+class CachedSignals(Signals):
+    """Signals whose hidden states are those of the real tokens: (N, d)."""
+
+    def __init__(self, batch: Batch, states: Mapping[Block, Tensor], *signals: Any, **further: Any) -> None:
+        super().__init__(batch, {}, *signals, **further)
+        self._states = states
+        self._lengths = batch.lengths
+
+    def tokens(self, block: Block) -> Tensor:
+        """Return the hidden states of the real tokens after `block`: (N, d)."""
+        return self._states[block]
+
+    def first(self, block: Block) -> Tensor:
+        """Return the hidden states of each sequence's first token after `block`: (B, d)."""
+        starts = torch.from_numpy(self._lengths.cumsum() - self._lengths)
+        return self._states[block].index_select(0, starts.to(self._states[block].device))
+
+
+def _is_factored(contents: CacheContents) -> bool:
+    return any(column.name.startswith("factored.") for rows in contents.splits.values() for column in rows.columns)
+
+
+def _key(batch: Batch) -> tuple[Any, ...]:
+    assert batch.samples is not None
+    assert batch.epochs is not None
+    return batch.split, batch.samples.tobytes(), batch.epochs.tobytes()

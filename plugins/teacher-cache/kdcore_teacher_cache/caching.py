@@ -1,0 +1,345 @@
+"""Run a teacher once over the data of a recipe, and store the signals that its losses read."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcore import (
+    Batch,
+    DataError,
+    Encoder,
+    InfrastructureError,
+    Model,
+    Recipe,
+    RecipeError,
+    RecipeTeacher,
+    Signals,
+    Task,
+    atomic_directory,
+    find_component,
+    locked,
+    own_device,
+    plugin_faults,
+    read_json_object,
+    sha256_of_file,
+    write_json,
+)
+from kdcore_teacher_cache.cache_manifest import (
+    CACHE_AGAIN,
+    CONTENTS,
+    MANIFEST,
+    CacheContents,
+    CachedModel,
+    CachedRows,
+    CachedSplit,
+    StoredFile,
+    differences,
+    read_cache_manifest,
+    write_cache_manifest,
+)
+from kdcore_teacher_cache.cache_shards import CHECKSUM, SCALES, LevelledRows, input_checksums, write_shard
+from kdcore_teacher_cache.cached_teacher import DESCRIPTION
+from kdcore_teacher_cache.factored_weights import FACTORED, write_factored_weights
+from kdcore_teacher_cache.signal_columns import (
+    AttentionEntry,
+    RowLevel,
+    SignalColumn,
+    attention_of,
+    counts_of,
+    level_of,
+    names_of,
+    require_finite,
+    rows_of,
+)
+from kdcore_teacher_cache.stored_values import ITEM_BYTES, SCALE_BYTES, StoredType, encode
+
+SHARD_BYTES = 2**28
+_SPLITS: tuple[CachedSplit, ...] = ("train", "held_out")
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class CacheEstimate:
+    """What a cache will take.
+
+    Attributes:
+        bytes: size of its files.
+        seconds: time of one process on this device.
+        rows: lines that describe each split.
+    """
+
+    bytes: int
+    seconds: float
+    rows: list[str]
+
+
+class SignalRecorder:
+    """A live teacher of a recipe, and the task whose samples it reads.
+
+    Attributes:
+        contents: what the cache of the recipe's signals holds.
+        estimate: its size and time.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, teacher: RecipeTeacher, values: StoredType) -> None:
+        """Load the teacher, and run it on a few samples.
+
+        Raises:
+            InputError: the task draws other inputs in every epoch, or a signal cannot be stored.
+        """
+        self._task = task
+        self._key = teacher.key
+        self._requests = {split: teacher.requests[split] for split in _SPLITS if task.num_samples(split)}
+        copies = task.distinct_epochs
+        if copies is None:
+            raise RecipeError(
+                "the samples differ in every epoch, so that stored signals would never be read again",
+                where=str(recipe.path),
+                key="task",
+                hint="for masked_lm set `task.masking.duplicates: K`, the number of masks of each sequence; it pays if "
+                "epochs x runs exceed K. Other tasks state `distinct_epochs`; weights of corpora have to be integers",
+            )
+        settings, training = recipe.settings, recipe.settings.training
+        self._batch_size = settings.validation.batch_size or training.micro_batch_size or training.batch_size
+        self.model: Model = teacher.model.described
+        self._device = own_device()
+        encoder = self.model.load_teacher(teacher.requests["held_out"])
+        self._encoder: Encoder = encoder.eval().requires_grad_(False).to(self._device)
+        if not encoder.keeps_precision:
+            encoder.to(_PRECISIONS[training.precision])
+        self._values = values
+        self.contents = self._describe(teacher.name, copies)
+
+    def _describe(self, model: str, copies: int) -> CacheContents:
+        found = find_component("kdcore.models", model)
+        name = found.name if found.package in (None, "kdcore") else f"{found.package}:{found.name}"
+        splits: dict[CachedSplit, CachedRows] = {}
+        attention: dict[str, AttentionEntry] = {}
+        lines, seconds, size = [], 0.0, 0
+        for split in self._requests:
+            samples = self._task.num_samples(split)
+            own = copies if split == "train" else 1  # validation reads the first epoch
+            batch, signals, duration = self._timed(split, samples)
+            names = names_of(self._requests[split])
+            attention |= attention_of(signals, names)
+            columns = [
+                SignalColumn(
+                    name=one, level=level_of(one, self.model.info), shape=tuple(rows_of(signals, one).shape[1:])
+                )
+                for one in names
+            ]
+            counts = {level: float(counts_of(batch, level).mean()) for level in ("token", "masked", "sequence")}
+            each = sum(counts[column.level] * self._row_bytes(column) for column in columns)
+            batches = max(1, int(SHARD_BYTES / max(each, 1) / self._batch_size))
+            splits[split] = CachedRows(
+                samples=samples, copies=own, samples_per_shard=batches * self._batch_size, columns=columns
+            )
+            total = samples * own
+            seconds += duration * total / batch.num_sequences
+            size += int(each * total)
+            lines.append(
+                f"{split}: {samples:,} samples x {own} {'copy' if own == 1 else 'copies'}, about "
+                f"{counts['token'] * total:,.0f} tokens, {in_bytes(each * total)}: {', '.join(names)}"
+            )
+        parameter = next(iter(self._encoder.parameters()), torch.empty(0))
+        self.estimate = CacheEstimate(size, seconds, lines)
+        return CacheContents(
+            teacher=CachedModel(
+                section={"name": name},
+                source=self.model.source,
+                files=self.model.file_hashes(),
+                precision=str(parameter.dtype).removeprefix("torch."),
+            ),
+            task=dict(self._task.batch_identity),
+            values=self._values,
+            batch_size=self._batch_size,
+            splits=splits,
+            attention=attention,
+        )
+
+    def _row_bytes(self, column: SignalColumn) -> int:
+        return column.width * ITEM_BYTES[self._values] + (SCALE_BYTES if self._values == "int8" else 0)
+
+    def _timed(self, split: CachedSplit, samples: int) -> tuple[Batch, Signals, float]:
+        """Run the teacher on samples that are spread evenly; the second pass is timed."""
+        size = min(self._batch_size, samples)
+        numbers = np.unique(np.linspace(0, samples - 1, size).astype(np.int64))
+        self._run(split, numbers, 0)
+        started = time.monotonic()
+        batch, signals = self._run(split, numbers, 0)
+        if self._device.type != "cpu":
+            torch.cuda.synchronize()
+        return batch, signals, time.monotonic() - started
+
+    @torch.no_grad()
+    def _run(self, split: CachedSplit, samples: np.ndarray, epoch: int) -> tuple[Batch, Signals]:
+        with plugin_faults(self._task, "task"):
+            batch = self._task.draw(split, samples, np.full_like(samples, epoch)).teacher_view
+        with plugin_faults(self._encoder, self._key):
+            return batch, self._encoder(batch.to(self._device), self._requests[split])
+
+    def write(self, folder: Path, split: CachedSplit, number: int, name: str) -> None:
+        """Compute and write one file of rows.
+
+        Raises:
+            InputError: a signal is not finite, or cannot be stored.
+            OSError: the file cannot be written.
+        """
+        rows = self.contents.splits[split]
+        copy, start, stop = rows.shard(number)
+        counts: dict[RowLevel, list[np.ndarray]] = {}
+        parts: dict[str, list[np.ndarray[Any, Any]]] = {}
+        checksums: list[np.ndarray] = []
+        for first in range(start, stop, self._batch_size):
+            samples = np.arange(first, min(stop, first + self._batch_size), dtype=np.int64)
+            batch, signals = self._run(split, samples, copy)
+            checksums.append(input_checksums(batch))
+            for level in {column.level for column in rows.columns}:
+                counts.setdefault(level, []).append(counts_of(batch, level))
+            for column in rows.columns:
+                values = rows_of(signals, column.name).cpu()
+                require_finite(values, column.name, counts[column.level][-1], samples, split)
+                stored, scales = encode(values, self._values, column.name)
+                parts.setdefault(column.name, []).append(stored)
+                if scales is not None:
+                    parts.setdefault(column.name + SCALES, []).append(scales[:, None])
+        levels = {column.name: column.level for column in rows.columns}
+        write_shard(
+            folder / name,
+            {level: np.concatenate(one) for level, one in counts.items()},
+            {key: LevelledRows(levels[key.removesuffix(SCALES)], np.concatenate(one)) for key, one in parts.items()},
+            {CHECKSUM: np.concatenate(checksums)},
+        )
+
+    def write_factored(self, folder: Path) -> None:
+        """Write the weights of factored predictions, if any are requested."""
+        for split, request in self._requests.items():
+            for positions in request.factored_positions:
+                _, signals = self._run(split, np.zeros(1, np.int64), 0)
+                write_factored_weights(folder, signals.factored(positions))
+                return
+
+
+def cache_signals(
+    recorder: SignalRecorder, folder: Path, *, task: tuple[int, int] = (1, 1), progress: Callable[[int, int], None]
+) -> bool:
+    """Write the files of a cache that are missing, and the manifest when none is missing any more.
+
+    Args:
+        recorder: the teacher and its data.
+        folder: folder of the cache; may hold a part of it.
+        task: I and N: write every N-th file, beginning with the I-th.
+        progress: called with the numbers of finished and of all files of this task.
+
+    Returns:
+        Whether the cache is complete.
+
+    Raises:
+        DataError: the folder holds another cache, or another process writes the same file.
+        InfrastructureError: the disk cannot hold the cache.
+    """
+    contents = recorder.contents
+    if (folder / MANIFEST).is_file():
+        _refuse_other(read_cache_manifest(folder).contents, contents, folder)
+        return True
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONTENTS).is_file():
+        raise DataError("is not empty and holds no cache", where=str(folder), hint="choose another folder")
+    _check_space(recorder, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".contents.lock"):
+        if not (folder / CONTENTS).is_file():
+            write_json(folder / CONTENTS, contents.model_dump(mode="json"))
+    _refuse_other(read_json_object(folder / CONTENTS, CacheContents, hint=CACHE_AGAIN), contents, folder)
+    files = contents.shard_files()
+    own = files[task[0] - 1 :: task[1]]
+    for done, (split, number, name) in enumerate(own):
+        progress(done, len(own))
+        if not _entry(folder, name).is_file():
+            taken = f"another process writes {name}"
+            with locked(folder / f".{name}.lock", wait=False, taken=taken):
+                if not _entry(folder, name).is_file():
+                    recorder.write(folder, split, number, name)
+                    _describe_file(folder, name)
+    progress(len(own), len(own))
+    if not all(_entry(folder, name).is_file() for _, _, name in files):
+        return False
+    with locked(folder / ".contents.lock"):
+        if not (folder / MANIFEST).is_file():
+            _finish(recorder, folder)
+    return True
+
+
+def _finish(recorder: SignalRecorder, folder: Path) -> None:
+    """Write description and manifest, then remove what only an incomplete cache needs."""
+    with atomic_directory(folder / DESCRIPTION, replace=True) as staging:
+        recorder.model.save_description(staging)
+    recorder.write_factored(folder)
+    files = {}
+    for _, _, name in recorder.contents.shard_files():
+        files[name] = read_json_object(_entry(folder, name), StoredFile, hint=CACHE_AGAIN)
+    for path in sorted([*(folder / DESCRIPTION).iterdir(), *(folder / name for name in FACTORED)]):
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = _described(path)
+    write_cache_manifest(folder, recorder.contents, files)
+    for path in [*folder.glob("*.entry"), *folder.glob(".staging-*"), folder / CONTENTS]:
+        path.unlink(missing_ok=True)
+
+
+def _entry(folder: Path, name: str) -> Path:
+    """Return the file that states size and hash of a finished file of rows."""
+    return folder / f"{name}.entry"
+
+
+def _described(path: Path) -> StoredFile:
+    return StoredFile(bytes=path.stat().st_size, sha256=sha256_of_file(path))
+
+
+def _describe_file(folder: Path, name: str) -> None:
+    write_json(_entry(folder, name), _described(folder / name).model_dump())
+
+
+def _refuse_other(found: CacheContents, expected: CacheContents, folder: Path) -> None:
+    problems = differences(found, expected, folder)
+    if problems:
+        hint = "choose another folder, or remove this one"
+        raise DataError(
+            [DataError("holds the cache of another recipe", where=str(folder), hint=hint).problems[0], *problems]
+        )
+
+
+def _check_space(recorder: SignalRecorder, folder: Path) -> None:
+    """Refuse to start if the disk cannot hold what is missing."""
+    present = sum(path.stat().st_size for path in folder.glob("*.arrow")) if folder.is_dir() else 0
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    needed = recorder.estimate.bytes - present
+    if needed > free:
+        raise InfrastructureError(
+            f"{folder}: the disk cannot hold the cache (found {in_bytes(free)} free, needed {in_bytes(needed)}). "
+            "Hint: store --values bf16 or int8, or request fewer blocks"
+        )
+
+
+def in_bytes(size: float) -> str:
+    """Format a size with a decimal unit: `1.5 TB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def in_time(seconds: float) -> str:
+    """Format a duration: `3.5 h`."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

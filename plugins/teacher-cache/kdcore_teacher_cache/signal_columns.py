@@ -1,0 +1,155 @@
+"""The signals of a teacher as columns of rows: one row for every real token, masked token or sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from kdcore import AttentionPart, AttentionPattern, Batch, Block, InputError, ModelInfo, SignalRequest, Signals
+
+RowLevel = Literal["token", "masked", "sequence"]
+"""What a column has one row for."""
+
+
+class StoredEntry(BaseModel):
+    """Base of what a cache's files describe; unknown keys are ignored, so that a later addition stays readable."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class SignalColumn(StoredEntry):
+    """One signal.
+
+    Attributes:
+        name: kind and place, such as `hidden.3`, `query.0`, `logits.masked`, `factored.all`, `head.sequence_classes`.
+        level: what it has one row for.
+        shape: of one row, such as [d], [A, d_k] or [V].
+    """
+
+    name: str
+    level: RowLevel
+    shape: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Return the number of values in a row."""
+        return int(np.prod(self.shape))
+
+
+class AttentionEntry(StoredEntry):
+    """What a loss on attention reads of a block besides its states.
+
+    Attributes:
+        scale: factor on `query @ key^T`.
+        window: greatest distance between a query and its keys; None without a limit.
+    """
+
+    scale: float
+    window: int | None = None
+
+
+def names_of(request: SignalRequest) -> list[str]:
+    """Return the names of the columns that hold the requested signals, sorted."""
+    names = [f"hidden.{block}" for block in request.hidden_blocks]
+    names += [f"{part}.{block}" for part, block in request.attention_parts]
+    names += [f"logits.{positions}" for positions in request.prediction_positions]
+    names += [f"factored.{positions}" for positions in request.factored_positions]
+    names += [f"head.{name}" for name in request.heads]
+    return sorted(names)
+
+
+def level_of(name: str, info: ModelInfo) -> RowLevel:
+    """Return what a column of a model has one row for."""
+    kind, _, place = name.partition(".")
+    if kind == "head":
+        head = info.head(place)
+        assert head is not None
+        return head.level
+    return "masked" if place == "masked" else "token"
+
+
+def block_of(place: str) -> Block:
+    """Return the block that a column's name states."""
+    return "embeddings" if place == "embeddings" else int(place)
+
+
+def rows_of(signals: Signals, name: str) -> Tensor:
+    """Return the rows of a column from the signals of a live teacher: (rows, *shape)."""
+    kind, _, place = name.partition(".")
+    if kind == "hidden":
+        return signals.tokens(block_of(place))
+    if kind == "logits":
+        return signals.logits("masked" if place == "masked" else "all")
+    if kind == "factored":
+        return signals.factored("masked" if place == "masked" else "all").states
+    if kind == "head":
+        return signals.outputs(place)
+    return signals.packed_heads(_part(kind), int(place)).states
+
+
+def attention_of(signals: Signals, names: Iterable[str]) -> dict[str, AttentionEntry]:
+    """Return what has to be stored of the attention of each block, by its number.
+
+    Raises:
+        InputError: the mask of a block depends on more than lengths and a window.
+    """
+    found = {}
+    for name in names:
+        kind, _, place = name.partition(".")
+        if kind in ("query", "key", "value") and place not in found:
+            heads = signals.packed_heads(_part(kind), int(place))
+            if heads.pattern is None or heads.pattern.bias is not None:
+                raise InputError(
+                    f"the attention of block {place} of this teacher has a bias, which is not stored",
+                    hint="use losses on hidden states or predictions, or a live teacher",
+                )
+            found[place] = AttentionEntry(scale=heads.scale, window=heads.pattern.window)
+    return found
+
+
+def counts_of(batch: Batch, level: RowLevel) -> np.ndarray:
+    """Return the rows of each sequence of a batch at a level: (B,) int64."""
+    if level == "token":
+        return batch.lengths.astype(np.int64)
+    if level == "sequence":
+        return np.ones(batch.num_sequences, np.int64)
+    rows = batch.masked_index.cpu().numpy() // batch.input_ids.shape[1]
+    return np.bincount(rows, minlength=batch.num_sequences)
+
+
+def pattern_of(entry: AttentionEntry) -> AttentionPattern:
+    """Return the structure of a block's mask."""
+    return AttentionPattern(window=entry.window)
+
+
+def _part(kind: str) -> AttentionPart:
+    parts: dict[str, AttentionPart] = {"query": "query", "key": "key", "value": "value"}
+    return parts[kind]
+
+
+def require_finite(values: Tensor, name: str, counts: np.ndarray, samples: np.ndarray, split: str) -> None:
+    """Refuse values that are not numbers.
+
+    Args:
+        values: rows of a column.
+        name: name of the column.
+        counts: (B,) rows of each sequence.
+        samples: (B,) numbers of the sequences.
+        split: their split.
+
+    Raises:
+        InputError: names the signal and the first sample.
+    """
+    finite = torch.isfinite(values).flatten(1).all(1)
+    if not bool(finite.all()):
+        row = int(finite.int().argmin())
+        sample = int(samples[np.searchsorted(np.cumsum(counts), row, side="right")])
+        raise InputError(
+            f"the teacher's signal `{name}` is not finite in sample {sample} of the split `{split}`",
+            hint="repair the teacher, or compute it in fp32: teacher.dtype=fp32",
+        )
