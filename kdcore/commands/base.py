@@ -8,7 +8,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn, Protocol
+
+from kdcore.errors import PluginError
+from kdcore.registry import ALL, Entry, describe_error
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 
@@ -80,6 +83,37 @@ class JobQueue(ABC):
 
         Return None if the scheduler is not available here.
         """
+
+
+class _HasOptions(Protocol):
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+
+class _Probe(argparse.ArgumentParser):
+    """A copy of a parser on which new arguments are tried out. Raises ValueError where a parser would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def add_options(option: _HasOptions, entry: Entry, parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Add a package's options to a command, unless they change what the command means with `words` alone.
+
+    Raises:
+        PluginError: the options cannot be used; the parser is unchanged.
+    """
+    probe = _Probe(parents=[parser], add_help=False)
+    before = vars(probe.parse_args(words))
+    try:
+        option.add_arguments(probe)
+        after = vars(probe.parse_args(words))
+        changed = [key for key, value in before.items() if after[key] != value]
+        if changed:
+            raise ValueError(f"it changes the default of {', '.join(changed)}")
+    except Exception as error:
+        which = f"{ALL[entry.group].kind} `{entry.name}` of {entry.package} ({entry.value})"
+        raise PluginError(f"{which} cannot be used: {describe_error(error)}") from error
+    option.add_arguments(parser)
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:

@@ -6,9 +6,8 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from kdcore.commands.base import Command, ExportOption, add_allow_imports
+from kdcore.commands.base import Command, ExportOption, add_allow_imports, add_options
 from kdcore.errors import InfrastructureError, InputError, KdcoreError, PluginError
 from kdcore.registry import Entry, describe_error, export_options
 
@@ -31,11 +30,10 @@ class ExportCommand(Command):
         for entry in sorted(export_options.entries(), key=lambda entry: entry.precedence):
             try:
                 option: ExportOption = export_options.get(f"{entry.distribution}:{entry.name}")()
-                _require_fitting(option, entry, parser)
+                add_options(option, entry, parser, ["RUN", "FOLDER"])
             except KdcoreError as error:  # a broken package must not keep others from exporting
                 print(f"warning: left out: {error}", file=sys.stderr)
                 continue
-            option.add_arguments(parser)
             self._options.append((entry, option))
 
     def run(self, arguments: argparse.Namespace) -> int:
@@ -59,29 +57,6 @@ class ExportCommand(Command):
 def _check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("the folder exists and is not empty", where=str(folder), hint="Give a new folder.")
-
-
-class _Probe(argparse.ArgumentParser):
-    """A copy of a parser on which new arguments are tried out. Raises ValueError where a parser would exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _require_fitting(option: ExportOption, entry: Entry, parser: argparse.ArgumentParser) -> None:
-    """Raise a PluginError unless `kdcore export RUN FOLDER` means the same with the option's arguments."""
-    probe = _Probe(parents=[parser], add_help=False)
-    before = vars(probe.parse_args(["RUN", "FOLDER"]))
-    try:
-        option.add_arguments(probe)
-        after = vars(probe.parse_args(["RUN", "FOLDER"]))
-        changed = [key for key, value in before.items() if after[key] != value]
-        if changed:
-            raise ValueError(f"it changes the default of {', '.join(changed)}")
-    except Exception as error:
-        raise PluginError(
-            f"export option `{entry.name}` of {entry.package} ({entry.value}) cannot be used: {describe_error(error)}"
-        ) from error
 
 
 def _apply(option: ExportOption, entry: Entry, folder: Path, arguments: argparse.Namespace) -> None:

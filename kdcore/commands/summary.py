@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore.commands.base import Command, add_allow_imports
-from kdcore.errors import InputError, first_line
+from kdcore.commands.base import Command, add_allow_imports, add_options
+from kdcore.errors import InputError, KdcoreError, PluginError, first_line
 from kdcore.recipe.loading import load_recipe
-from kdcore.registry import summary_rows
+from kdcore.registry import Entry, summary_rows
 from kdcore.trackers.jsonl import read_metrics
 
 if TYPE_CHECKING:
@@ -28,19 +28,42 @@ class SummaryCommand(Command):
 
     help = "summarise a finished run: losses, scores, size, comparison with the teacher"
 
+    def __init__(self) -> None:
+        self._unusable: set[str] = set()
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare RUN."""
+        """Declare RUN, and the options that packages add."""
         parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
         add_allow_imports(parser)
+        for entry in sorted(summary_rows.entries(), key=lambda entry: entry.precedence):
+            try:
+                add_options(summary_rows.get(_name(entry))(), entry, parser, ["RUN"])
+            except KdcoreError as error:
+                print(f"warning: rows of `{_name(entry)}` are left out: {error}", file=sys.stderr)
+                self._unusable.add(_name(entry))
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Measure and print."""
-        print(summarise(arguments.run, allow_imports=arguments.allow_imports))
+        print(
+            summarise(arguments.run, allow_imports=arguments.allow_imports, arguments=arguments, without=self._unusable)
+        )
         return 0
 
 
-def summarise(folder: Path, *, allow_imports: bool = False) -> str:
+def summarise(
+    folder: Path,
+    *,
+    allow_imports: bool = False,
+    arguments: argparse.Namespace | None = None,
+    without: Collection[str] = (),
+) -> str:
     """Describe a finished run in a table, with the models loaded as their users load them.
+
+    Args:
+        folder: the run folder.
+        allow_imports: whether to run the Python files under `imports:` of the run's recipe.
+        arguments: arguments of the command, with the options of packages; None for their defaults.
+        without: components `package:name` whose rows are left out.
 
     Raises:
         InputError: the folder holds no finished run, or its task refuses to summarise it.
@@ -63,6 +86,10 @@ def summarise(folder: Path, *, allow_imports: bool = False) -> str:
         held_out=_values(metrics, "held_out"),
         constants={name: values[-1] for name, values in _values(metrics, "constant").items()},
         teacher_sources=teacher_sources,
+        student_model=plan.student,
+        teacher_model=plan.teachers.get(plan.recipe.settings.students_teacher or ""),
+        losses=plan.stages[-1].losses,
+        arguments=arguments or argparse.Namespace(),
     )
     rows = _warning_row(run, metrics) | _held_out_rows(run)
     rows |= run.task.summary_rows(run)
@@ -70,8 +97,9 @@ def summarise(folder: Path, *, allow_imports: bool = False) -> str:
         if f"held-out {name}" in rows:
             rows[f"held-out {name}"] += f"; without the text: {value:.4f}"
     rows |= _size_rows(run)
-    for provider in _providers():
-        rows |= _rows_of(provider, run)
+    for provider in [*map(_name, summary_rows.entries()), *summary_rows.registered()]:
+        if provider not in without:
+            rows |= _rows_of(provider, run)
     rows |= _place_rows(run)
     rows |= _suggestion(run, plan)
     width = max(map(len, rows))
@@ -140,11 +168,8 @@ def _parameters(model: object) -> int:
     return sum(parameter.numel() for parameter in model.parameters())  # type: ignore[attr-defined]
 
 
-def _providers() -> Iterator[str]:
-    """List the names of installed and registered components, without duplicates."""
-    for entry in summary_rows.entries():
-        yield f"{entry.distribution}:{entry.name}"
-    yield from summary_rows.registered()
+def _name(entry: Entry) -> str:
+    return f"{entry.distribution}:{entry.name}"
 
 
 def _rows_of(name: str, run: FinishedRun) -> dict[str, str]:
@@ -153,6 +178,8 @@ def _rows_of(name: str, run: FinishedRun) -> dict[str, str]:
         provider: SummaryRows = summary_rows.get(name)()
         return provider.rows(run)
     except Exception as error:
+        if isinstance(error, InputError) and not isinstance(error, PluginError):
+            raise  # the run does not have what an option asks for
         print(f"warning: rows of `{name}` are left out: {first_line(error)}", file=sys.stderr)
         return {}
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdcore.tasks.base import Task
+if TYPE_CHECKING:  # the options of `kdcore summary` are read without torch
+    from kdcore.losses.base import Loss
+    from kdcore.models.base import Model
+    from kdcore.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,11 @@ class FinishedRun:
         held_out: values of each held-out loss and score in the order of steps, by name, without the weighted total.
         constants: value of each held-out loss that the best constant prediction reaches, where the loss defines it.
         teacher_sources: source of each teacher by label; that of `teacher:` has the label `teacher`.
+        student_model: description of the student; its `load_export` loads `export`, or another export, as an encoder.
+        teacher_model: description of the teacher with `teacher_source`; None without one.
+        losses: losses of the last stage by label, with new parameters.
+        arguments: arguments of `kdcore summary`, with the options of `SummaryRows`; empty where it was not started as a
+            command.
     """
 
     folder: Path
@@ -35,6 +44,10 @@ class FinishedRun:
     held_out: Mapping[str, list[float]]
     teacher_sources: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, float] = field(default_factory=dict)
+    student_model: Model | None = None
+    teacher_model: Model | None = None
+    losses: Mapping[str, Loss] = field(default_factory=dict)
+    arguments: argparse.Namespace = field(default_factory=argparse.Namespace)
 
     @cached_property
     def student(self) -> Any:
@@ -56,12 +69,23 @@ class FinishedRun:
 class SummaryRows(ABC):
     """Rows that a package adds to `kdcore summary` (registry `kdcore.summary_rows`).
 
-    Every installed component is called; its name only appears in `kdcore plugins`.
+    Every installed component is called; its name only appears in `kdcore plugins`. The module is imported for every
+    `kdcore summary`, `kdcore summary --help` included: import slow modules, such as torch, inside `rows`.
     """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - not every component has any
+        """Declare options, such as `--layers`. `kdcore summary RUN` has to remain valid without them. Optional."""
 
     @abstractmethod
     def rows(self, run: FinishedRun) -> dict[str, str]:
-        """Return title -> text of each row; empty for runs that the package has no rows for."""
+        """Return title -> text of each row; empty for runs that the package has no rows for.
+
+        Args:
+            run: the run; `run.arguments` holds the declared options.
+
+        Raises:
+            InputError: the run does not have what an option requires. Ends the command.
+        """
 
 
 def _load(source: str) -> Any:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from kdcore import FinishedRun, SummaryRows
-from kdcore_evaluation.probes.similarity import compare
 
 _MOST_SEQUENCES = 512
 
@@ -15,6 +12,10 @@ class SimilarityRows(SummaryRows):
 
     def rows(self, run: FinishedRun) -> dict[str, str]:
         """Compare student and teacher on up to 512 held-out sequences; nothing without a teacher or such sequences."""
+        import numpy as np
+
+        from kdcore_evaluation.probes.similarity import compare
+
         count = min(run.task.num_samples("held_out"), _MOST_SEQUENCES)
         samples = np.arange(count)
         held_out = run.task.sequences("held_out", samples)
