@@ -177,9 +177,13 @@ def test_without_metrics_and_with_a_loss_that_has_no_layers_the_table_is_shorter
 
 
 ROWS = """
-from kdcore import SummaryRows
+from kdcore import InputError, SummaryRows
 class Rows(SummaryRows):
+    def add_arguments(self, parser):
+        parser.add_argument("--measure", choices=["nothing"])
     def rows(self, run):
+        if run.arguments.measure:
+            raise InputError("there is nothing to measure", where=str(run.folder))
         ids, lengths = run.task.sequences("held_out", [0, 1])
         blocks = f"{run.teacher.config.num_hidden_layers} and {run.student.config.num_hidden_layers}"
         return {"shape": f"{ids.shape} {len(lengths)}", "depth": blocks, "export": run.export.name}
@@ -192,9 +196,12 @@ def test_packages_add_rows_and_one_that_fails_costs_no_other_row(
     folder = kdcore.train(small_recipe).folder
     capsys.readouterr()
     packages.install("kdcore-rows", {"kdcore.summary_rows:mine": "summary_rows_a:Rows"}, {"summary_rows_a.py": ROWS})
-    broken = {"summary_rows_b.py": "import no_such_module", "summary_rows_c.py": ROWS.replace("run.export", "run.none")}
+    fails = ROWS.replace("run.export", "run.none").replace("measure", "b")
+    broken = {"summary_rows_b.py": "import no_such_module", "summary_rows_c.py": fails}
     packages.install("kdcore-broken", {"kdcore.summary_rows:broken": "summary_rows_b:Rows"}, broken)
     packages.install("kdcore-fails", {"kdcore.summary_rows:fails": "summary_rows_c:Rows"})
+    clash = ROWS.replace("--measure", "--allow-imports")
+    packages.install("kdcore-z", {"kdcore.summary_rows:z": "summary_rows_z:Rows"}, {"summary_rows_z.py": clash})
     assert main(["summary", str(folder)]) == 0
     captured = capsys.readouterr()
     titles = [line.partition("  ")[0] for line in captured.out.splitlines()]
@@ -208,6 +215,10 @@ def test_packages_add_rows_and_one_that_fails_costs_no_other_row(
     assert "`kdcore-broken:broken` are left out" in captured.err
     assert "no_such_module" in captured.err
     assert "`kdcore-fails:fails` are left out" in captured.err
+    assert "`kdcore-z:z` are left out" in captured.err
+    assert "conflicting option string: --allow-imports" in captured.err
+    assert main(["summary", str(folder), "--measure", "nothing"]) == 2
+    assert f"{folder}: there is nothing to measure" in capsys.readouterr().err
     monkeypatch.setattr(registry.summary_rows, "entries", list)
     assert main(["summary", str(folder)]) == 0
     assert [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["warning", *core]
