@@ -92,6 +92,7 @@ from .recipe.loading import load_config as load_config
 from .recipe.loading import load_recipe as load_recipe
 from .recipe.loading import recipe_problems as recipe_problems
 from .recipe.paths import resolve_path as resolve_path
+from .recipe.paths import shipped_recipes as shipped_recipes
 from .recipe.schema import Budget as Budget
 from .recipe.schema import ComponentConfig as ComponentConfig
 from .recipe.schema import ComponentSection as ComponentSection

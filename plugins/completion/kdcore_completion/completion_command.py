@@ -1,0 +1,32 @@
+"""Implement `kdcore completion`."""
+
+from __future__ import annotations
+
+import argparse
+
+from argcomplete.shell_integration import shellcode
+
+import kdcore
+
+
+class CompletionCommand(kdcore.Command):
+    """Print the code that makes a shell complete `kdcore` and `kdcore-train`.
+
+    bash: eval "$(kdcore completion bash)" in ~/.bashrc
+    zsh:  eval "$(kdcore completion zsh)" in ~/.zshrc, after compinit
+    fish: kdcore completion fish > ~/.config/fish/completions/kdcore.fish
+
+    Commands, options, shipped recipes, recipe keys, their values and names of components are completed.
+    """
+
+    help = "print the code for completion in bash, zsh or fish"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare SHELL."""
+        parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Print the code."""
+        programs = ["kdcore", "kdcore-train"]
+        print(shellcode(programs, shell=arguments.shell, argcomplete_script="kdcore-complete"))
+        return 0
