@@ -8,16 +8,17 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \
 	mariadb-server
 
-.PHONY: help setup demo test test-browser test-faults test-mutations test-install test-resume test-docs test-slurm test-recipes bench \
-	test-gpu bench-gpu wheelhouse lint clean
+.PHONY: help setup demo test test-browser test-docs test-faults test-mutations test-install test-resume test-slurm \
+	test-recipes bench test-gpu bench-gpu docs wheelhouse lint clean
 
 help:
 	@echo "make demo           distil a real teacher on real text and fine-tune both, in minutes on two CPU cores"
 	@echo "make test           check style, types, layers and behaviour"
+	@echo "make docs           build the documentation site: build/docs/html/index.html (a package index the first time)"
 	@echo "make test-faults    kill, starve and damage real runs: nothing is lost (some of it needs root)"
 	@echo "make test-mutations damage every stored file 1,000 times and check what is made of it (half an hour)"
 	@echo "make test-install   build all wheels and install them into new environments (minutes, 3 GB, a package index)"
-	@echo "make test-docs      the packages of the documentation, step by step; make test runs the rest (five minutes)"
+	@echo "make test-docs      tutorials and packages of the documentation, step by step; the site, if it is built (ten minutes)"
 	@echo "make test-resume    resume with every precision, ZeRO stage and pair of process counts; prints a table (ten minutes)"
 	@echo "make test-browser   the comparison page in a real Chromium, which it installs (root, Debian)"
 	@echo "make test-slurm     the tests on a real SLURM of three nodes, which it installs and brings up here (root, Debian)"
@@ -62,7 +63,7 @@ test-install: setup
 test-resume: setup
 	$(BIN)/pytest tests/resume $(PYTEST_ARGUMENTS)
 
-# The packages of the documentation, made, installed and trained with as a reader would. `-m sample` as above.
+# Tutorials and packages of the documentation, done as a reader would, and the site of `make docs`. `-m sample` as above.
 test-docs: setup
 	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/docs $(PYTEST_ARGUMENTS)
 
@@ -100,6 +101,20 @@ test-gpu:
 bench-gpu:
 	@$(GPU_PYTHON) tests/gpu/run.py bench --results "$(GPU_RESULTS)"
 
+# Sphinx has an environment of its own, which sees the packages of .venv.
+DOCS := build/docs-environment
+docs: $(DOCS)/.complete
+	$(BIN)/python docs/site/stage.py build/docs/source
+	$(DOCS)/bin/sphinx-build -q -W --keep-going -b html -c docs/site build/docs/source build/docs/html
+	@echo "build/docs/html/index.html"
+
+$(DOCS)/.complete: requirements-docs.txt $(VENV)/.complete
+	$(BIN)/python -m venv --clear $(DOCS)
+	$(DOCS)/bin/pip install --quiet -r requirements-docs.txt
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$($(DOCS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kdcore-environment.pth
+	@touch $@
+
 # INSTALLED is the output of `pip freeze` on the machine. LIMIT is in MB.
 PLATFORM ?= manylinux_2_28_x86_64
 LIMIT ?= 60
@@ -114,4 +129,4 @@ lint: setup
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) .cache build/docs $(DOCS)

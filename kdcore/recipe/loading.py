@@ -276,7 +276,7 @@ class Recipe:
 
     @property
     def allowed_imports(self) -> list[str]:
-        """Return the files under `imports:` that `components` runs."""
+        """Return the imported files that `components` runs."""
         return [file for index, file in enumerate(self.settings.imports) if self._may_run(("imports", index))]
 
     def _may_run(self, place: KeyPath) -> bool:

@@ -46,7 +46,7 @@ def test_the_guide_lists_the_suites_of_ci_run_and_of_the_makefile() -> None:
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     suites = re.findall(r"^\| `make (\S+)` \|", guide, re.MULTILINE)
     (ran,) = re.findall(r"^for name in (.*); do$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert suites[:5] == ran.split()
+    assert suites[: len(ran.split())] == ran.split()
     targets = re.findall(r"^(test\S*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(suites) == set(targets)
 
