@@ -14,21 +14,28 @@ from kdcore.data.shards import PreparedData
 from kdcore.errors import DataError, InputError
 
 # How a token begins and ends: inside of a character or syllable, with a letter of a script with spaces, with Katakana,
-# with a vowel that is written before its consonant, with a letter of Southeast Asia, with Hiragana or a Chinese
-# character.
+# with a vowel that is written before its consonant, with a letter of Southeast Asia, with Hiragana, a Chinese character
+# or punctuation of these scripts.
 _INSIDE, _OTHER, _KATAKANA, _VOWEL, _SYLLABLE, _CHARACTER = range(-1, 5)
 _RANGES = [
     (0x0E00, 0x0EFF, _SYLLABLE),  # Thai, Lao
     (0x1000, 0x109F, _SYLLABLE),  # Burmese
     (0x1780, 0x17FF, _SYLLABLE),  # Khmer
-    (0x3005, 0x3007, _CHARACTER),
-    (0x3040, 0x309F, _CHARACTER),  # Hiragana
-    (0x30A0, 0x30FF, _KATAKANA),
+    (0x2018, 0x2018, _CHARACTER),  # quotation marks, except for the one that is also an apostrophe
+    (0x201A, 0x201F, _CHARACTER),
+    (0x3000, 0x309F, _CHARACTER),  # punctuation, Hiragana
+    (0x30A1, 0x30FA, _KATAKANA),
+    (0x30FB, 0x30FB, _CHARACTER),  # the middle dot between words
+    (0x30FC, 0x30FF, _KATAKANA),
     (0x3105, 0x312F, _CHARACTER),  # Bopomofo
     (0x31F0, 0x31FF, _KATAKANA),
     (0x3400, 0x4DBF, _CHARACTER),  # Chinese characters
     (0x4E00, 0x9FFF, _CHARACTER),
     (0xF900, 0xFAFF, _CHARACTER),
+    (0xFF01, 0xFF0F, _CHARACTER),  # full-width punctuation
+    (0xFF1A, 0xFF20, _CHARACTER),
+    (0xFF3B, 0xFF40, _CHARACTER),
+    (0xFF5B, 0xFF65, _CHARACTER),
     (0xFF66, 0xFF9F, _KATAKANA),
     (0x20000, 0x3FFFF, _CHARACTER),
 ]
@@ -44,8 +51,8 @@ Segmenter = Callable[[str], list[int]]
 class WordStarts:
     """Find where words start among tokens.
 
-    The tokenizer's prefixes mark words that spaces separate. In scripts without spaces each token of Chinese characters
-    or Hiragana is a word, and successive tokens of Katakana are one. Words of Thai, Lao, Khmer and Burmese are those of
+    The tokenizer's prefixes mark words that spaces separate. In scripts without spaces each token of Chinese characters,
+    Hiragana or full-width punctuation is a word, and successive tokens of Katakana are one. Words of Thai, Lao, Khmer and Burmese are those of
     the segmenter, or each token that does not divide a syllable's letter from its vowels. Words also start where such
     scripts begin and end.
 
