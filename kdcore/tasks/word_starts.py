@@ -51,10 +51,10 @@ Segmenter = Callable[[str], list[int]]
 class WordStarts:
     """Find where words start among tokens.
 
-    The tokenizer's prefixes mark words that spaces separate. In scripts without spaces each token of Chinese characters,
-    Hiragana or full-width punctuation is a word, and successive tokens of Katakana are one. Words of Thai, Lao, Khmer and Burmese are those of
-    the segmenter, or each token that does not divide a syllable's letter from its vowels. Words also start where such
-    scripts begin and end.
+    The tokenizer's prefixes mark words that spaces separate. In scripts without spaces each token of Chinese
+    characters, Hiragana or full-width punctuation is a word, and successive tokens of Katakana are one. Words of Thai,
+    Lao, Khmer and Burmese are those of the segmenter, or each token that does not divide a syllable's letter from its
+    vowels. Words also start where such scripts begin and end.
 
     Args:
         data: the prepared data.

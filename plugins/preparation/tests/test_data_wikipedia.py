@@ -277,11 +277,34 @@ def test_namespaces_of_files_and_categories_are_known_in_the_wikis_language(tmp_
         ("* one\n** two\n# three\n; term : meaning\nText.", ["one", "two", "three", "term: meaning", "Text."]),
         ("H<sub>2</sub>O<br/>and <code>x</code>", ["H2O and x"]),
         ("__NOTOC__\nText.", ["Text."]),
-        ("<nowiki>[[not a link]]</nowiki>", ["not a link"]),
+        ("<nowiki>[[not a link]]</nowiki>", ["[[not a link]]"]),
+        ("Write <nowiki>''x''</nowiki> or <nowiki>{{y}}</nowiki>.", ["Write ''x'' or {{y}}."]),
+        ("<nowiki><ref>a</ref><br></nowiki> __TOC__<nowiki>__NOTOC__</nowiki>", ["<ref>a</ref><br> __NOTOC__"]),
+        ("<nowiki>* a\n| b\n\n== c ==</nowiki> d", ["* a | b == c == d"]),
+        ("See <nowiki>http://x.org/?a:b</nowiki>, '<nowiki/>''b''", ["See http://x.org/?a:b, 'b"]),
+        ("{{lang|en|<nowiki>[[File:x.jpg]]</nowiki>}} {{gone|<nowiki>}}</nowiki>}}e", ["[[File:x.jpg]] e"]),
+        ("The tag &lt;ref&gt; and &#91;&#91;x&#93;&#93;, &#39;&#39;y&#39;&#39;", ["The tag <ref> and [[x]], ''y''"]),
+        ("&#124; a\n&#33; b\n|-\n| c", ["| a ! b"]),
     ],
 )
 def test_markup_becomes_plain_text(wikitext: str, expected: list[str]) -> None:
     assert clean(wikitext) == expected
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "REDIRECT", "Weiterleitung", "REDIRECTION", "REDIRECCIÓN", "RINVIA", "REDIRECIONAMENTO", "ПЕРЕНАПРАВЛЕНИЕ",
+        "перенаправление", "転送", "重定向", "넘겨주기", "تحويل", "redirect ", "REDIRECT:", "DOORVERWIJZING",
+    ],
+)  # fmt: skip
+def test_redirects_are_recognised_by_their_word_in_any_language(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "dump.xml"
+    texts = [f"#{word} [[T1]]", f"\n＃{word}[[T1#Part|x]] {{{{R}}}}", f"#{word} is a word.", f"A #{word} [[T1]]"]
+    path.write_bytes(dump(*[page(number, text) for number, text in enumerate(texts, start=1)]))
+    documents, report = read(path)
+    assert documents == {"3": f"{word.strip()} is a word.", "4": f"A #{word} T1".replace("  ", " ")}
+    assert report["redirects skipped"] == 2
 
 
 def test_headings_stay_where_text_follows_them() -> None:

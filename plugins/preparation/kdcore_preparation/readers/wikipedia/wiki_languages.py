@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -80,7 +81,18 @@ _VARIANTS = {
     "gan": {"gan": ("gan-hans", "gan-hant"), "gan-hans": (), "gan-hant": ()},
     "crh": {"crh": ("crh-latn", "crh-cyrl"), "crh-latn": (), "crh-cyrl": ()},
 }
+# The words that make a page a redirect, as MediaWiki's messages have them; each wiki also understands the first one.
+_REDIRECTS = (
+    "REDIRECT", "تحويل", "REDIRECCIÓ", "PŘESMĚRUJ", "OMDIRIGERING", "WEITERLEITUNG", "REDIRECCIÓN", "REDIRECCION",
+    "تغییر_مسیر", "تغییرمسیر", "OHJAUS", "UUDELLEENOHJAUS", "REDIRECTION", "הפניה", "ÁTIRÁNYÍTÁS", "ALIH", "RINVIA",
+    "RINVIO", "RIMANDO", "転送", "リダイレクト", "넘겨주기", "ㄴㄱㄴㄱ", "DOORVERWIJZING", "PATRZ", "PRZEKIERUJ", "TAM",
+    "REDIRECIONAMENTO", "REDIRECIONAR", "REDIRECTEAZA", "ПЕРЕНАПРАВЛЕНИЕ", "ПЕРЕНАПР", "YÖNLENDİRME", "YÖNLENDİR",
+    "ПЕРЕНАПРАВЛЕННЯ", "đổi", "重定向", "重新導向",
+)
 # fmt: on
+REDIRECT = re.compile(rf"\s*[#＃](?:{'|'.join(_REDIRECTS)})\s*:?\s*\[\[", re.IGNORECASE)
+"""Start of the text of a page that is a redirect, in any language: the word and a link."""
+
 _CANONICAL_HIDDEN = ("File", "Image", "Media", "Category")
 _SAME_LANGUAGE = {"simple": "en", "nb": "no", "nn": "no"}
 

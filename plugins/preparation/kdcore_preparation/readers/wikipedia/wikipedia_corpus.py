@@ -12,7 +12,7 @@ from kdcore import DataError, Document, Part, PathString
 from kdcore_preparation.readers.cleaning import clean_text, decode_utf8
 from kdcore_preparation.readers.file_corpus import BadRecords, FileCorpus, ranges
 from kdcore_preparation.readers.wikipedia.template_rules import DROP, rule_of
-from kdcore_preparation.readers.wikipedia.wiki_languages import variants_of_all_languages
+from kdcore_preparation.readers.wikipedia.wiki_languages import REDIRECT, variants_of_all_languages
 from kdcore_preparation.readers.wikipedia.wikipedia_dump import DumpPart, part_bytes, read_wiki
 from kdcore_preparation.readers.wikipedia.wikitext import WikitextCleaner, template_name
 
@@ -136,7 +136,7 @@ class WikipediaCorpus(FileCorpus):
         skipped = None
         if "ns" in fields and (fields["ns"].text or "").strip() != "0":
             skipped = "pages of other namespaces"
-        elif "redirect" in fields or text.lstrip()[:9].casefold() == "#redirect":
+        elif "redirect" in fields or REDIRECT.match(text):
             skipped = "redirects"
         elif revision.get("model", "wikitext") != "wikitext":
             skipped = "pages that are not wikitext"

@@ -21,6 +21,11 @@ from kdcore_preparation.readers.wikipedia.wikitext_tokens import GAP, parse_with
 _ITEM = "\x02"
 _HEADING = "\x03"
 _BREAK = "\x05"
+# Characters of text, from <nowiki> and entities, that would be markup where the text is tidied, and what replaces them
+# until then. They are no white space.
+_LOOKS_LIKE_MARKUP = "[]{}<>'_|!:"
+_HIDE = str.maketrans({character: chr(0x0E + number) for number, character in enumerate(_LOOKS_LIKE_MARKUP)})
+_SHOW = {ord(mark): chr(character) for character, mark in _HIDE.items()}
 
 # fmt: off
 _DROPPED_TAGS = frozenset((
@@ -134,7 +139,8 @@ class WikitextCleaner:
             wikitext, dropped = resolve_variants(wikitext, self._variants)
             if dropped:
                 stage.drop("other language variants", dropped)
-        rendered = _Article(self, report, stage, title).text_of(wikitext)
+        source = _Article(self, report, stage, title)
+        rendered = source.text_of(wikitext)
         kept: list[tuple[str, int]] = []
         for line, level in _lines(rendered, report, stage):
             paragraph = self._tidy(line, report, stage, heading=level > 0)
@@ -150,7 +156,7 @@ class WikitextCleaner:
         stage.passed += sum([len(paragraph) for paragraph, _ in kept]) + max(0, len(kept) - 1)
         if characters is not None:
             characters.add(stage)
-        return [paragraph for paragraph, _ in kept]
+        return [paragraph.translate(_SHOW) if source.hides_markup else paragraph for paragraph, _ in kept]
 
     def rule(self, name: str) -> tuple[Rule, str] | None:
         """Return the rule of a template or parser function and its plain name; None if it is dropped.
@@ -218,6 +224,9 @@ class _Article:
         report: counts of what is left out.
         stage: counts of characters.
         title: the article's title.
+
+    Attributes:
+        hides_markup: whether characters of the text are hidden that look like markup.
     """
 
     def __init__(self, cleaner: WikitextCleaner, report: Counter[str], stage: CharacterStage, title: str) -> None:
@@ -226,6 +235,7 @@ class _Article:
         self._stage = stage
         self._title = title
         self._markup = self._targets = 0  # the most frequent counts of characters
+        self.hides_markup = False
 
     def text_of(self, wikitext: str) -> str:
         """Return the text; lines end where the source's do or at a mark."""
@@ -284,7 +294,13 @@ class _Article:
     def _entity(self, node: Any) -> str:
         character = _character(node)
         self._stage.rewrite("entities", len(str(node)), len(character))
-        return character
+        return self._hidden(character)
+
+    def _hidden(self, text: str) -> str:
+        """Hide the characters of a text that look like markup."""
+        hidden = text.translate(_HIDE)
+        self.hides_markup = self.hides_markup or hidden != text
+        return hidden
 
     def _link(self, node: Any) -> str:
         stated = str(node.title)
@@ -318,7 +334,7 @@ class _Article:
         if node.brackets:
             self._stage.drop("addresses", _visible(str(node)))
             return GAP
-        address = self._render(node.url)
+        address = self._render(node.url).translate(_SHOW)
         end = _address_end(address)
         self._stage.drop("addresses", _visible(address[:end]))
         return GAP + address[end:]
@@ -335,6 +351,10 @@ class _Article:
             contents = 0 if node.contents is None else len(str(node.contents))
             self._markup += len(str(node)) - contents
         inside = self._render(node.contents) if node.contents is not None else ""
+        if name == "nowiki":
+            if lines := inside.count("\n"):
+                self._stage.rewrite(_LINE_BREAKS, lines, lines)
+            return self._hidden(inside.replace("\n", " "))
         if name == "br":
             self._stage.rewrite(_LINE_BREAKS, 0, 1)
             return f" {inside}"
