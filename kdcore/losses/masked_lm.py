@@ -39,10 +39,29 @@ class MaskedLMLoss(Loss):
         return {"masked_lm": cross_entropy(logits, batch.masked_labels, reduction="sum")}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Count the predicted tokens (V,)."""
-        return {"tokens": torch.bincount(batch.masked_labels, minlength=self.vocab_size).double()}
+        """Count the predicted tokens (V,), and the others (V,) without the first and last of each sequence."""
+        starts = torch.arange(batch.num_sequences) * batch.input_ids.shape[1]
+        ends = starts + torch.from_numpy(batch.lengths) - 1
+        others = torch.zeros(batch.input_ids.numel(), dtype=torch.bool, device=batch.input_ids.device)
+        others[batch.token_index] = True
+        for excluded in (batch.masked_index, starts.to(others.device), ends.to(others.device)):
+            others[excluded] = False
+        known = torch.where(others, batch.input_ids.flatten(), self.vocab_size)
+        counts = torch.bincount(known, minlength=self.vocab_size + 1)[: self.vocab_size]
+        tokens = torch.bincount(batch.masked_labels, minlength=self.vocab_size)
+        return {"tokens": tokens.double(), "others": counts.double()}
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the entropy of the predicted tokens' frequencies."""
-        total = sums["tokens"].sum()
-        return {"masked_lm": float(torch.special.entr(sums["tokens"] / total).sum())} if total else {}
+        """Return the cross-entropy of frequencies that are estimated from the tokens which are not predicted.
+
+        Frequencies of the predicted tokens themselves would describe few of them better than any model can. Those of
+        the others are smoothed by absolute discounting (Ney, Essen and Kneser 1994).
+        """
+        tokens, others = sums["tokens"], sums["others"]
+        if not tokens.sum() or not others.sum():
+            return {}
+        once, twice = float((others == 1).sum()), float((others == 2).sum())
+        discount = (once + 1) / (once + 2 * twice + 2)
+        spread = discount * float((others > 0).sum()) / self.vocab_size
+        frequencies = ((others - discount).clamp(min=0) + spread) / others.sum()
+        return {"masked_lm": float(-(tokens * frequencies.log()).sum() / tokens.sum())}

@@ -10,7 +10,7 @@ import torch
 from kdcore_testing.loss_checks import tiny
 from kdcore_testing.signal_cases import Case, RecordingSignals, make_case
 
-from kdcore import Head, Loss, ModelInfo, Signals, find_component
+from kdcore import Batch, Head, Loss, ModelInfo, Signals, find_component
 
 TEACHER = tiny(4)
 SIZES = [(5, 2, 7), (3,), (1, 6)]
@@ -78,12 +78,65 @@ def test_the_best_constant_direction_is_the_mean_direction(name: str, first: boo
     assert found[name] < factor * (1 - directions @ others.T).mean(0).min()
 
 
-def test_the_best_constant_of_masked_tokens_is_their_frequencies() -> None:
+def masked_batch(rows: list[list[int]], masked: list[list[int]], hidden: int = 4) -> Batch:
+    """A batch of token ids with predicted columns in each row; the model sees `hidden` there."""
+    longest = max(map(len, rows))
+    ids = np.array([row + [0] * (longest - len(row)) for row in rows])
+    real = np.array([[column < len(row) for column in range(longest)] for row in rows])
+    predicted = np.array([[column in own for column in range(longest)] for own in masked])
+    return Batch(
+        input_ids=torch.from_numpy(np.where(predicted, hidden, ids)),
+        attention_mask=torch.from_numpy(real),
+        lengths=real.sum(1),
+        token_index=torch.from_numpy(np.flatnonzero(real)),
+        masked_index=torch.from_numpy(np.flatnonzero(predicted)),
+        masked_labels=torch.from_numpy(ids[predicted]),
+    )
+
+
+def masked_baseline(*batches: Batch, vocab_size: int) -> float:
+    info = ModelInfo("bert", 2, 8, 2, 4, vocab_size, 512)
+    cls = find_component("kdcore.losses", "masked_lm").cls
+    loss: Loss = cls(cls.Config(name="masked_lm", label="masked_lm"), None, info)
+    parts = [loss.constant_sums(None, batch) for batch in batches]
+    return loss.constant_baseline({name: sum(part[name] for part in parts) for name in parts[0]})["masked_lm"]
+
+
+def test_the_constant_of_masked_tokens_has_the_frequencies_of_the_other_tokens() -> None:
+    """[CLS] is 1, [SEP] is 2; of the tokens that are not predicted, 7 occurs three times, 8 twice, 9 and 5 once."""
+    batches = [
+        masked_batch([[1, 7, 8, 7, 9, 2], [1, 8, 6, 2]], [[2], [2]]),
+        masked_batch([[1, 7, 8, 5, 7, 2]], [[4]]),
+    ]
+    assert sorted(id_ for batch in batches for id_ in batch.masked_labels.tolist()) == [6, 7, 8]
+    counts, discount = {7: 3, 8: 2, 9: 1, 5: 1}, (2 + 1) / (2 + 2 * 1 + 2)
+    total = sum(counts.values())
+    spread = discount * len(counts) / total / 10  # what is taken from seen tokens is shared by all ten
+    chances = {token: (counts.get(token, 0) - discount) / total + spread for token in (7, 8)} | {6: spread}
+    expected = -np.mean([np.log(chances[token]) for token in (6, 7, 8)])
+    assert masked_baseline(*batches, vocab_size=10) == pytest.approx(expected, rel=1e-12)
+    whole = [max(counts.get(token, 0) - discount, 0) / total + spread for token in range(10)]
+    assert sum(whole) == pytest.approx(1.0), "a distribution"
+
+
+def test_a_few_masked_tokens_do_not_make_their_constant_too_low() -> None:
+    """Near the entropy of the source for 200 predicted tokens, whose own frequencies have a much lower entropy."""
+    draw = np.random.default_rng(0)
+    source = 1 / np.arange(1, 2001)
+    source /= source.sum()
+    entropy = -(source * np.log(source)).sum()
+    rows = [[1, *(5 + draw.choice(2000, 98, p=source)).tolist(), 2] for _ in range(200)]
+    batch = masked_batch(rows, [[int(draw.integers(1, 99))] for _ in rows])
+    own = np.unique(batch.masked_labels.numpy(), return_counts=True)[1] / 200
+    found = masked_baseline(batch, vocab_size=2005)
+    assert -(own * np.log(own)).sum() < entropy - 1
+    assert found == pytest.approx(entropy, abs=0.4)
+
+
+def test_masked_tokens_without_others_have_no_constant() -> None:
+    batch = masked_batch([[1, 7, 2]], [[1]])
     loss = make_loss("masked_lm")
-    cases = cases_of(loss)
-    labels = np.concatenate([case.labels[case.masked] for case in cases])
-    frequencies = np.unique(labels, return_counts=True)[1] / len(labels)
-    assert baseline(loss, cases) == {"masked_lm": pytest.approx(-(frequencies * np.log(frequencies)).sum(), rel=1e-12)}
+    assert loss.constant_baseline(loss.constant_sums(None, batch)) == {}
 
 
 @pytest.mark.parametrize("config", [{}, {"temperature": 2.5}, {"head": "sequence_classes", "temperature": 2.0}])
