@@ -40,6 +40,7 @@ probes:
   masked_lm: {{data: {data}, sequences: 8}}
   agreement: {{data: {data}, sequences: 8, neighbours: 2}}
   linear: {{texts: 40}}
+  retrieval: {{data: {data}, passages: 50}}
 """
 
 
@@ -190,7 +191,7 @@ def test_what_is_finished_is_not_measured_again(
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
     monkeypatch.chdir(evaluated)
     assert main(["evaluate", "runs/small/1", "--on", "suite.yaml", "seeds=[1]"]) == 0
-    assert "6 of 6 trials are finished already" in capsys.readouterr().err
+    assert "7 of 7 trials are finished already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")} == before
     assert read_rows(evaluated / "evaluations" / "tiny") == rows
 
@@ -251,6 +252,29 @@ def test_the_linear_probe_is_a_logistic_regression_on_mean_embeddings(evaluated:
     fitted = LogisticRegression(max_iter=1000).fit(scaler.transform(train[chosen]), labels[chosen])
     accuracy = (fitted.predict(scaler.transform(features("test"))) == parts["test"].labels).mean()
     assert value(rows, "accuracy", kind="linear", split="test") == pytest.approx(accuracy)
+
+
+def test_scores_of_probes_have_intervals_over_their_texts(evaluated: Path, rows: list[ResultRow]) -> None:
+    from kdcore_evaluation.run.scores import measurements, sample_of
+    from pyarrow import parquet
+
+    folder = evaluated / "evaluations" / "tiny"
+    own = [row for row in rows if row.role == "student"]
+    found = measurements(own, 0, dict.fromkeys(own, folder))
+    stored = {(row.kind, row.metric): row for row in own}
+    for kind, metric in (("linear", "f1"), ("retrieval", "reciprocal_rank")):
+        (one,) = [one for one in found if (one.column.kind, one.column.metric) == (kind, metric)]
+        assert one.predictions is not None
+        items = one.predictions.item_scores(metric, one.value)
+        assert items is not None
+        assert items.values.mean() == pytest.approx(one.value)
+        assert len(items.values) == stored[kind, metric].examples
+    linear = parquet.read_table(folder / "cells" / stored["linear", "f1"].cell / "predictions" / "test.parquet")
+    names = linear.to_pydict()
+    assert np.mean([a == b for a, b in zip(names["label"], names["prediction"], strict=True)]) == pytest.approx(
+        value(rows, "accuracy", kind="linear", split="test")
+    )
+    assert not any(sample_of([one]).texts for one in found if one.column.kind == "cost")
 
 
 def test_costs_are_counted_and_measured(evaluated: Path, rows: list[ResultRow]) -> None:

@@ -231,8 +231,8 @@ def test_neighbours_are_those_of_a_plain_count():
         others = [column for column in range(12) if column != row]
         nearest = [set(sorted(others, key=lambda c: -matrix[row, c])[:3]) for matrix in (first, second)]
         shares.append(len(nearest[0] & nearest[1]) / 3)
-    assert same_neighbours(first, second, 3) == pytest.approx(np.mean(shares))
-    assert same_neighbours(first, first, 3) == 1.0
+    assert same_neighbours(first, second, 3) == pytest.approx(np.array(shares))
+    assert (same_neighbours(first, first, 3) == 1.0).all()
 
 
 def compare(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

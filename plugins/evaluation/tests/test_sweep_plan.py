@@ -45,6 +45,19 @@ def test_texts_do_not_enter_the_error_of_a_correlation() -> None:
     assert plan.detectable(5, 3) == pytest.approx(detectable_difference([(2 * 0.01**2 / 5, 4)], alpha=0.05 / 3))
 
 
+def test_one_seed_leaves_the_texts_and_the_sizes_of_the_shipped_suite_are_those_of_the_plan() -> None:
+    def difference(texts: int) -> float:
+        return TaskPlan("x", texts, 0.01, "stated").detectable(1, 1)
+
+    normal = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * math.sqrt(TEXT_VARIANCE / 10_000)
+    assert difference(10_000) == pytest.approx(normal, rel=1e-3)
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d,]+) \| (0\.\d+) \|$", page, re.M)
+    assert len(rows) >= 4
+    for texts, shown in rows:
+        assert f"{difference(int(texts.replace(',', ''))):.3f}" == shown
+
+
 @pytest.fixture
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_mood_suite: Callable[[Path, str], None]) -> Path:
     """A sweep of two methods and three seeds, with a suite on 80 texts."""

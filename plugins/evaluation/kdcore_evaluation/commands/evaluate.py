@@ -78,7 +78,7 @@ class EvaluateCommand(Command):
         evaluator = Evaluator(suite, folder, cache_folder(), _report)
         evaluation = evaluator.run(models, arguments.processes, launch, lambda run: run_state(run) == "finished")
         if evaluation.rows:
-            print(terminal(score_table(evaluation.rows)))
+            print(terminal(score_table(evaluation.rows, evaluation.folder)))
         print(f"rows: {folder / 'results.parquet'}, {folder / 'results.jsonl'}")
         return evaluation.exit_code
 

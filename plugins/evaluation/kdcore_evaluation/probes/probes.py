@@ -6,8 +6,9 @@ import os
 import platform
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,14 +19,26 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from kdcore import MaskedLM, PreparedData, load_tokenizer, open_data
 from kdcore_evaluation.probes.peak_memory import PeakMemory
+from kdcore_evaluation.probes.retrieval import passages_of, ranks
 from kdcore_evaluation.probes.similarity import compare, fastest_device, mean_pooled, wait_for
 from kdcore_evaluation.run.evaluated_models import bytes_on_disk
 from kdcore_evaluation.run.outcomes import Outcome
-from kdcore_evaluation.run.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
+from kdcore_evaluation.run.suite import (
+    AgreementProbe,
+    CostProbe,
+    LinearProbe,
+    MaskedLMProbe,
+    RetrievalProbe,
+    SuiteTask,
+)
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 _BATCH = 32
 _WARM_UP, _FEWEST, _MOST, _SECONDS = 2, 5, 50, 3.0
 _ITERATIONS = 1000
+_FEWEST_TEXTS = 4  # for values of single texts: without one of them, three pairs are left
 
 
 def cost(source: str, probe: CostProbe) -> Outcome:
@@ -95,6 +108,8 @@ def masked_lm(source: str, probe: MaskedLMProbe, cache: Path) -> Outcome:
 
 def agreement(source: str, teacher: str, probe: AgreementProbe, cache: Path) -> Outcome:
     """Measure the similarity of embeddings of held-out text to the teacher's."""
+    import pyarrow
+
     data = open_data(probe.data, cache)
     held_out = data.split("held_out")
     if len(held_out) < 2:
@@ -111,14 +126,46 @@ def agreement(source: str, teacher: str, probe: AgreementProbe, cache: Path) -> 
             return {"skipped": refusal}
         views.append(held_out.rows(numbers))
     theirs, own = views
-    found = compare(_load(teacher), _load(source), *own, probe.neighbours, teacher_rows=theirs)
+    enough = len(numbers) >= _FEWEST_TEXTS
+    models = _load(teacher), _load(source)
+    found = compare(*models, *own, probe.neighbours, teacher_rows=theirs, with_values=enough)
     values = {"cosine": found.cosine, "rank_correlation": found.rank_correlation, "same_neighbours": found.neighbours}
     measured = [
         _measured(name, value, split="held_out", examples=found.sequences)
         for name, value in values.items()
         if value is not None
     ]
-    return {"measured": measured, "device": device_name(fastest_device())}
+    by_text = {name: own for name, own in found.by_text.items() if own is not None}
+    return {
+        "measured": measured,
+        "device": device_name(fastest_device()),
+        "items": {"held_out": pyarrow.table({"id": numbers, **by_text})},
+    }
+
+
+def retrieval(source: str, probe: RetrievalProbe, cache: Path) -> Outcome:
+    """Measure how often, and at which rank, the first half of a held-out passage finds its second half."""
+    import pyarrow
+
+    data = open_data(probe.data, cache)
+    first, second, numbers = passages_of(data, probe.passages)
+    if len(numbers) < 2:
+        return {"skipped": f"{data.folder} has fewer than two passages of held-out text"}
+    tokenizer, model, device = load_tokenizer(source), _load(source), fastest_device()
+    longest = _positions(model)
+    model = model.to(device)
+    queries, candidates = (
+        embeddings(model, tokenize(tokenizer, [texts], longest), device) for texts in (first, second)
+    )
+    found = ranks(queries, candidates)
+    values = {"recall_at_1": (found == 1).astype(np.float64), "reciprocal_rank": 1 / found}
+    return {
+        "measured": [
+            _measured(name, float(own.mean()), split="held_out", examples=len(own)) for name, own in values.items()
+        ],
+        "device": device_name(device),
+        "items": {"held_out": pyarrow.table({"id": numbers, **values})},
+    }
 
 
 def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
@@ -139,15 +186,26 @@ def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
         return embeddings(model, tokenize(tokenizer, part.texts, longest), device)
 
     fitted = _fit(embedded(train), train.labels, classes=bool(data.classes))
-    measured = []
+    measured, items = [], {}
     for part in parts[1:]:
         if part.labels is not None:
             outputs = _outputs(fitted, embedded(part), len(data.classes))
+            items[part.name] = _predictions(part, part.labels, outputs, data.classes)
             measured += [
                 _measured(name, value, split=part.name, examples=len(part))
                 for name, value in metrics_of(outputs, part.labels).items()
             ]
-    return {"measured": measured, "device": device_name(device)}
+    return {"measured": measured, "device": device_name(device), "items": items}
+
+
+def _predictions(part: LabelledTexts, labels: np.ndarray, outputs: np.ndarray, classes: Sequence[str]) -> Table:
+    """Return the predictions of a part in the columns that a fine-tuning stores."""
+    import pyarrow
+
+    sides: list[Any] = [labels, outputs.argmax(1)] if classes else [labels, outputs[:, 0]]
+    if classes:
+        sides = [[classes[index] for index in side] for side in sides]
+    return pyarrow.table({"id": part.ids, "label": sides[0], "prediction": sides[1]})
 
 
 @torch.inference_mode()

@@ -34,7 +34,8 @@ def run_probe(kind: str, settings: dict[str, Any], source: str, teacher: str | N
 
     Returns:
         `measured`: a list of maps with `metric`, `value`, `higher_is_better`, and where it fits `split` and `examples`;
-        or `skipped`: why the probe does not support this model.
+        or `skipped`: why the probe does not support this model. `items`, if present, are tables by name with a row for
+        each text: predictions, or values whose means are the measured ones.
 
     Raises:
         InputError: the model or the data cannot be used.
@@ -42,7 +43,14 @@ def run_probe(kind: str, settings: dict[str, Any], source: str, teacher: str | N
     from transformers.utils import logging
 
     from kdcore_evaluation.probes import probes
-    from kdcore_evaluation.run.suite import AgreementProbe, CostProbe, LinearProbe, MaskedLMProbe, SuiteTask
+    from kdcore_evaluation.run.suite import (
+        AgreementProbe,
+        CostProbe,
+        LinearProbe,
+        MaskedLMProbe,
+        RetrievalProbe,
+        SuiteTask,
+    )
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -54,6 +62,8 @@ def run_probe(kind: str, settings: dict[str, Any], source: str, teacher: str | N
         if kind == "agreement":
             assert teacher is not None
             return probes.agreement(source, teacher, AgreementProbe.model_validate(settings), cache)
+        if kind == "retrieval":
+            return probes.retrieval(source, RetrievalProbe.model_validate(settings), cache)
         task = SuiteTask.model_validate(settings["task"])
         own = {key: value for key, value in settings.items() if key != "task"}
         return probes.linear(source, task, LinearProbe.model_validate(own))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ class Agreement:
         neighbours: mean fraction of a sequence's nearest neighbours that both encoders have in common; None if not
             requested.
         speedup: median ratio of the times of first and second encoder, measured in alternation on each batch.
+        by_text: values (n,) of each sequence whose means are `cosine`, `rank_correlation` and `same_neighbours`, the
+            names of these values; None for those that are not measured. Of the rank correlation, which is not a mean
+            over sequences, they are its jackknife values: their error is that of the correlation.
     """
 
     sequences: int
@@ -31,6 +35,7 @@ class Agreement:
     rank_correlation: float
     neighbours: float | None
     speedup: float
+    by_text: Mapping[str, np.ndarray | None]
 
 
 @torch.no_grad()
@@ -43,6 +48,7 @@ def compare(
     *,
     teacher_rows: tuple[np.ndarray, np.ndarray] | None = None,
     device: torch.device | None = None,
+    with_values: bool = False,
 ) -> Agreement:
     """Compare two `AutoModel` encoders, which are on the CPU before and afterwards.
 
@@ -54,6 +60,7 @@ def compare(
         neighbours: how many nearest neighbours of each sequence to compare.
         teacher_rows: ids and lengths of the same text for a first encoder with another tokenizer.
         device: where to compute; default: a GPU, if there is one.
+        with_values: whether to compute `by_text`.
     """
     device = device or fastest_device()
     for model in (teacher, student):
@@ -81,12 +88,19 @@ def compare(
     above = np.triu_indices(len(rows), 1)
     whole = [(side @ side.T).numpy() for side in (first, second)]
     similarities = [matrix[above] for matrix in whole]
+    cosines = (first * second).sum(1).numpy() if first.shape == second.shape else None
+    shared = None if neighbours is None else same_neighbours(whole[0], whole[1], neighbours)
+    by_text: dict[str, np.ndarray | None] = {}
+    if with_values:
+        by_text = {"cosine": cosines, "same_neighbours": shared}
+        by_text["rank_correlation"] = rank_correlation_values(whole[0], whole[1])
     return Agreement(
         sequences=len(rows),
-        cosine=(first * second).sum(1).mean().item() if first.shape == second.shape else None,
+        cosine=None if cosines is None else float(cosines.mean()),
         rank_correlation=rank_correlation(*similarities),
-        neighbours=None if neighbours is None else same_neighbours(whole[0], whole[1], neighbours),
+        neighbours=None if shared is None else float(shared.mean()),
         speedup=float(np.median(ratios)),
+        by_text=by_text,
     )
 
 
@@ -112,8 +126,34 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-def same_neighbours(first: np.ndarray, second: np.ndarray, count: int) -> float:
-    """Compute the mean fraction of common `count` nearest neighbours of two similarities (n, n), self excluded."""
+def rank_correlation_values(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return values (n,) of each text whose mean is the rank correlation of all pairs of n texts, n at least 4.
+
+    They are the correlation plus n - 1 times what leaving out a text lowers it by, more than the mean text does
+    (jackknife), so that their standard error is that of the correlation.
+
+    Args:
+        first: similarities (n, n).
+        second: other similarities (n, n) of the same texts.
+    """
+    count = len(first)
+    rows, columns = np.triu_indices(count, 1)
+    orders = [np.argsort(matrix[rows, columns]) for matrix in (first, second)]
+    without = np.empty(count)
+    for text in range(count):
+        kept = (rows != text) & (columns != text)
+        ranks = []
+        for order in orders:
+            left = order[kept[order]]
+            ranks.append(np.empty(len(kept)))
+            ranks[-1][left] = np.arange(len(left))
+        without[text] = np.corrcoef(ranks[0][kept], ranks[1][kept])[0, 1]
+    whole = rank_correlation(first[rows, columns], second[rows, columns])
+    return np.asarray(whole + (count - 1) * (without.mean() - without))
+
+
+def same_neighbours(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
+    """Compute the fraction (n,) of common `count` nearest neighbours of similarities (n, n), self excluded."""
     count = min(count, len(first) - 1)
     nearest = []
     for similarities in (first, second):
@@ -121,4 +161,4 @@ def same_neighbours(first: np.ndarray, second: np.ndarray, count: int) -> float:
         np.fill_diagonal(others, -np.inf)
         nearest.append(np.argsort(-others, axis=1, kind="stable")[:, :count])
     both = [len(set(one) & set(other)) for one, other in zip(*nearest, strict=True)]
-    return float(np.mean(both)) / count
+    return np.array(both) / count

@@ -27,6 +27,7 @@ TEXT_VARIANCE = 0.1
 """Variance over texts of the difference of two students' answers (right or wrong), averaged over seeds: they disagree
 on 20% of the texts, half of which are the same for all seeds."""
 
+_RETRIEVAL_METRICS = 2
 _AGREEMENT_METRICS = 3
 """Scores of the probe `agreement`, if the student's embeddings are as wide as the teacher's."""
 
@@ -56,9 +57,9 @@ class TaskPlan:
         """Return the difference of two groups with `seeds` paired seeds each that is found with a power of 0.8.
 
         The seeds of both groups are taken as independent; the level is divided by the number of comparisons, as in the
-        first step of Holm's method.
+        first step of Holm's method. Of a single seed it is the difference of two students, by their texts alone.
         """
-        parts = [(2 * self.deviation**2 / seeds, seeds - 1)]
+        parts = [(2 * self.deviation**2 / seeds, seeds - 1)] if seeds > 1 else []
         if self.by_text and self.texts > 1:
             parts.append((TEXT_VARIANCE / self.texts, self.texts - 1))
         return detectable_difference(parts, alpha=ALPHA / comparisons)
@@ -101,7 +102,7 @@ def plan_text(
     if not tasks or groups < 2:
         return "\n".join([*lines, "nothing to compare: fewer than two groups, or no labelled tasks in the suite"])
     family, composition = _family(cells, groups, suite, sizes)
-    counts = sorted({count for count in (seeds, *_SEEDS) if count > 1})
+    counts = sorted({seeds, *_SEEDS})
     head = ["task", "texts", "standard deviation", *(f"n = {count}" for count in counts)]
     rows = [
         [
@@ -118,11 +119,14 @@ def plan_text(
     if family > 1:
         lines.append(f"differences of the comparison: {composition}")
     if seeds < 2:
-        lines.append(f"this sweep has a single value of {over}: no difference can be attributed to the groups")
+        lines.append(f"this sweep has a single value of {over}: n = 1 is the difference of two students by their texts")
+        lines.append("alone, which cannot be attributed to the groups")
     return "\n".join(lines)
 
 
 def _detectable(task: TaskPlan, seeds: int, comparisons: int) -> str:
+    if seeds == 1 and not (task.by_text and task.texts > 1):
+        return "-"
     text = f"{task.detectable(seeds, 1):.4f}"
     return f"{text} ({task.detectable(seeds, comparisons):.4f})" if comparisons > 1 else text
 
@@ -135,10 +139,11 @@ def _family(
     Returns:
         The number, and how it is composed.
     """
-    columns = sum(map(len, sizes.values())) + (len(sizes) > 1)  # several tasks have an average
+    columns = sum(map(len, sizes.values())) + (len(sizes) > 1) if suite.seeds else 0  # several tasks have an average
     if suite.probes.linear is not None:
         kinds = {label: task.data for label, task in suite.all_tasks.items()}
         columns += sum(len(own) for label, own in sizes.items() if _has_linear_probe(kinds[label]))
+    columns += _RETRIEVAL_METRICS * (suite.probes.retrieval is not None)
     columns += suite.probes.masked_lm is not None
     agreement = _AGREEMENT_METRICS if suite.probes.agreement is not None else 0  # teachers have none
     pairs = groups * (groups - 1) // 2

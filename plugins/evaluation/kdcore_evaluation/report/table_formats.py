@@ -18,6 +18,7 @@ DIFFERENCES_NOTE = (
 FAVOURED = "†"
 SIGNIFICANCE = 0.05
 _FEW_GROUPS = 4
+_WIDE = 120
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -28,8 +29,12 @@ _LATEX = {
 
 
 def terminal(table: ScoreTable) -> str:
-    """Format aligned columns, and the differences below them."""
-    lines = [*aligned(_texts(table)), *_chance_lines(table), *notes(table)]
+    """Format aligned columns, and the differences below them; wide tables have a line for each score."""
+    rows = _texts(table)
+    lines = aligned(rows)
+    if len(lines[1]) > _WIDE and len(rows) < len(rows[0]):
+        lines = aligned([*map(list, zip(*rows, strict=True))])
+    lines += [*_chance_lines(table), *notes(table)]
     rows = difference_rows(table)
     if rows:
         lines += ["", *aligned(rows), DIFFERENCES_NOTE]

@@ -128,7 +128,7 @@ class Evaluator:
     def _texts(self) -> dict[str, str]:
         """Prepare the text that probes read, once for all models; return fingerprints by probe."""
         probes = self.suite.probes
-        reading = {"masked_lm": probes.masked_lm, "agreement": probes.agreement}
+        reading = {"masked_lm": probes.masked_lm, "agreement": probes.agreement, "retrieval": probes.retrieval}
         return {
             kind: open_data(probe.data, self.cache).fingerprint for kind, probe in reading.items() if probe is not None
         }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from kdcore_supervised import SpanScores, spans_of
@@ -35,6 +35,31 @@ class ItemScores:
 
     texts: str
     values: SampleValues
+
+
+class StoredItems(Protocol):
+    """A file from which the scores of texts are computed."""
+
+    def item_scores(self, metric: str, score: float) -> ItemScores | None:
+        """Return the scores of texts whose mean is `score`; None if the file does not give them."""
+
+
+@dataclass(frozen=True)
+class StoredValues:
+    """Values of texts or passages in a Parquet file: the column `id`, and a column for each metric.
+
+    Attributes:
+        path: the file.
+        data: fingerprint of the data that the ids belong to.
+    """
+
+    path: Path
+    data: str
+
+    def item_scores(self, metric: str, score: float) -> ItemScores | None:
+        """Return the values of a metric whose mean is `score`; None if the file is missing, damaged or another's."""
+        found = _read_values(self, metric)
+        return found if found is not None and abs(found.values.mean() - score) <= _TOLERANCE else None
 
 
 @dataclass(frozen=True)
@@ -101,6 +126,20 @@ def _read(stored: StoredPredictions) -> _Predictions | None:
         return None
     sums = _span_sums(labels, predicted) if stored.spans else _class_sums(labels, predicted, stored.classes)
     return _Predictions(digest_of_texts(table), sums)
+
+
+@lru_cache(maxsize=512)
+def _read_values(stored: StoredValues, metric: str) -> ItemScores | None:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(stored.path, columns=["id", metric])
+        values = np.array(table.column(metric).to_pylist(), dtype=np.float64)
+        texts = hashlib.sha256(repr((stored.data, table.column("id").to_pylist())).encode()).hexdigest()
+    except (OSError, KeyError, ValueError, TypeError, pyarrow.ArrowException):
+        return None
+    return ItemScores(texts, values) if len(values) else None
 
 
 def digest_of_texts(predictions: Table) -> str:

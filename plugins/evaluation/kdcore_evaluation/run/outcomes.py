@@ -33,10 +33,17 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Write the outcome of a trial atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the outcome of a trial atomically, after its `items`: tables of predictions or values of items, by name."""
+    from pyarrow import parquet
+
+    items = folder / PREDICTIONS
+    (items if "items" in outcome else folder).mkdir(parents=True, exist_ok=True)
+    for name, table in outcome.get("items", {}).items():
+        with atomic_write(items / f"{name}.parquet") as file:
+            parquet.write_table(table, file)
     finished = datetime.now(UTC).isoformat(timespec="seconds")
-    whole = {"versions": versions(), **outcome, "finished": finished}
+    stated = {key: value for key, value in outcome.items() if key != "items"}
+    whole = {"versions": versions(), **stated, "finished": finished}
     with atomic_write(folder / RESULT) as file:
         file.write(json.dumps(whole, indent=1).encode() + b"\n")
 

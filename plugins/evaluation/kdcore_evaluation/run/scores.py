@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcore_evaluation.run.item_scores import ItemScores, StoredPredictions
+from kdcore_evaluation.run.item_scores import ItemScores, StoredItems, StoredPredictions, StoredValues
 from kdcore_evaluation.run.results import PREDICTIONS, TRIALS_FOLDER, ResultRow
 from kdcore_evaluation.statistics.intervals import SampleValues, estimate_mean
 
@@ -24,6 +24,8 @@ _PROBE_TITLES = {
     "cosine": "cosine to the teacher",
     "rank_correlation": "similarities, rank correlation",
     "same_neighbours": "nearest neighbours shared",
+    "recall_at_1": "retrieval, recall@1",
+    "reciprocal_rank": "retrieval, MRR",
     "masked_lm_loss": "masked-LM loss",
     "parameters": "parameters",
     "all_parameters": "parameters with head",
@@ -42,7 +44,7 @@ CHANCE_TITLES = {
 REFERENCES = ("initial", "teacher", "random")
 """Roles of reference models, which are listed below the students in this order and not ranked."""
 
-_KINDS = ("predictions", "finetune", "linear", "agreement", "masked_lm", "cost")
+_KINDS = ("predictions", "finetune", "linear", "retrieval", "agreement", "masked_lm", "cost")
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,13 @@ class Measurement:
         column: what it is of.
         repetition: what it is averaged over, such as a seed of distillation.
         value: the number.
-        predictions: predictions of labelled texts that the value is the score of; None without stored ones.
+        predictions: predictions or values of texts that the value is the score of; None without stored ones.
     """
 
     column: Column
     repetition: Hashable
     value: float
-    predictions: StoredPredictions | None = None
+    predictions: StoredItems | None = None
 
 
 @dataclass(frozen=True)
@@ -194,13 +196,19 @@ class ScoreTable:
     favoured: dict[tuple[Labels, Column], tuple[str, ...]] = field(default_factory=dict)
 
 
-def score_table(rows: Sequence[ResultRow]) -> ScoreTable:
-    """Make a table with one group per model; deviations are over fine-tunings with several seeds."""
+def score_table(rows: Sequence[ResultRow], folder: Path | None = None) -> ScoreTable:
+    """Make a table with one group per model; deviations are over fine-tunings with several seeds.
+
+    Args:
+        rows: the rows of one evaluation.
+        folder: its folder, so that intervals include the choice of the texts; None for the scores alone.
+    """
+    folders = None if folder is None else dict.fromkeys(rows, folder)
     groups: dict[Labels, list[Measurement]] = {}
     references: dict[Labels, list[Measurement]] = {}
     for own in by_model(by_role(rows)).values():
         target = references if own[0].role in REFERENCES else groups
-        target.setdefault((own[0].model,), []).extend(measurements(own, 0))
+        target.setdefault((own[0].model,), []).extend(measurements(own, 0, folders))
     return make_table(("model",), groups, references, "", chances(rows))
 
 
@@ -241,13 +249,15 @@ def measurements(
                 continue
             part = (row.split or "")[len(split or "") :].strip("_") if split else ""
             column = Column(kind, task or "", part, split or "", row.metric, row.higher_is_better)
-            predictions = _predictions(row, folders[row]) if folders is not None and kind == "finetune" else None
+            predictions = _stored_items(row, folders[row]) if folders is not None else None
             found.append(Measurement(column, (repetition, row.seed), row.value, predictions))
     return [*found, *_averages(found)]
 
 
-def _predictions(row: ResultRow, folder: Path) -> StoredPredictions:
+def _stored_items(row: ResultRow, folder: Path) -> StoredItems:
     path = folder / TRIALS_FOLDER / row.cell / PREDICTIONS / f"{row.split}.parquet"
+    if row.task is None:
+        return StoredValues(path, row.data or "")
     classes = tuple(row.labels.split(",")) if row.labels else ()
     return StoredPredictions(path, classes, spans="token_classification" in row.recipe)
 

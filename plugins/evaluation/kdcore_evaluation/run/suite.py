@@ -71,6 +71,13 @@ class AgreementProbe(ComponentConfig):
     neighbours: int = Field(10, gt=0, description="Number of nearest neighbours to compare.")
 
 
+class RetrievalProbe(ComponentConfig):
+    """Retrieval on frozen, mean-pooled embeddings: the first half of a held-out passage finds its second half."""
+
+    data: DataSource = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
+    passages: int = Field(2000, gt=1, description="Maximum number of passages.")
+
+
 class LinearProbe(ComponentConfig):
     """A linear classifier (or regression) on frozen, mean-pooled embeddings, for each task of the suite."""
 
@@ -84,6 +91,7 @@ class Probes(ComponentConfig):
     masked_lm: MaskedLMProbe | None = None
     agreement: AgreementProbe | None = None
     linear: LinearProbe | None = None
+    retrieval: RetrievalProbe | None = None
 
 
 class Suite(ComponentConfig):
@@ -98,7 +106,7 @@ class Suite(ComponentConfig):
     glue: GlueTasks | None = None
     learning_rates: list[LearningRate] = Field([5e-5], min_length=1)
     batch_sizes: list[Annotated[int, Field(gt=0)]] = Field([32], min_length=1)
-    seeds: list[Seed] = Field([1, 2, 3], min_length=1)
+    seeds: list[Seed] = Field([1, 2, 3], description="Repetitions of each fine-tuning; none without any.")
     budget: Budget = Budget(epochs=3)
     recipe: dict[str, Any] = Field(default_factory=dict, description="Further keys of every trial's recipe.")
     references: list[Reference] = Field(
@@ -112,6 +120,8 @@ class Suite(ComponentConfig):
     def _consistent(self) -> Suite:
         if not self.all_tasks and self.probes == Probes():
             raise ValueError("a suite needs `tasks`, `glue` or `probes`")
+        if not self.seeds and self.probes == Probes():
+            raise ValueError("a suite without `seeds` fine-tunes nothing: it needs `probes`")
         for name in ("learning_rates", "batch_sizes", "seeds", "references"):
             values = getattr(self, name)
             if len(set(values)) < len(values):

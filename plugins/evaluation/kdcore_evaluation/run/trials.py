@@ -19,9 +19,9 @@ from kdcore_evaluation.run.evaluated_models import EvaluatedModel, bytes_on_disk
 from kdcore_evaluation.run.results import PREDICTIONS
 from kdcore_evaluation.run.suite import Suite, SuiteTask
 
-TrialKind = Literal["finetune", "predictions", "cost", "masked_lm", "agreement", "linear"]
+TrialKind = Literal["finetune", "predictions", "cost", "masked_lm", "agreement", "linear", "retrieval"]
 
-PROBES: tuple[TrialKind, ...] = ("cost", "masked_lm", "agreement", "linear")
+PROBES: tuple[TrialKind, ...] = ("cost", "masked_lm", "agreement", "linear", "retrieval")
 _ID_LENGTH = 16
 
 
