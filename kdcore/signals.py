@@ -50,7 +50,8 @@ class Head:
         problem_type: as in configurations of transformers, such as `regression` or `multi_label_classification`.
         auto_class: name of the class of transformers that loads an export with this head.
         pooling: the state of a sequence that a module of a `sequence` head receives: the first token's, or the mean
-            over real tokens.
+            over real tokens. With `own` the module pools: it receives the states of all real tokens (N, d), one
+            sequence after another, and the `lengths` of the batch.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Head:
     labels: tuple[str, ...] = ()
     problem_type: str | None = None
     auto_class: str = "AutoModel"
-    pooling: Literal["first", "mean"] = "first"
+    pooling: Literal["first", "mean", "own"] = "first"
 
     @staticmethod
     def masked_lm(vocab_size: int) -> Head:

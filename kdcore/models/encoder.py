@@ -223,10 +223,12 @@ class TransformersEncoder(Encoder):
             states = self._rows(last, batch, packing, "all")
             if not own:
                 return head_outputs(network, states[None], None)[0]
+        elif own and head.pooling == "own":
+            states = self._rows(last, batch, packing, "all")
         elif own:
             states = self._pooled(last, batch, packing, head.pooling == "mean")
         if own:
-            outputs: Tensor = network(states)
+            outputs: Tensor = network(states, batch.lengths) if head.pooling == "own" else network(states)
             return outputs
         if self.architecture.class_head is not None:
             mean = self.architecture.class_mean(self._base.config)
@@ -308,11 +310,11 @@ class TransformersEncoder(Encoder):
         """
         prefix = "" if self._base is self.network else f"{self.network.base_model_prefix}."
         state: dict[str, Tensor] = {}
-        modules: dict[str, dict[str, Tensor]] = {}
+        modules: dict[str, dict[str, Tensor]] = {name: {} for name in self.heads}
         for name, tensor in weights.items():
             if name.startswith("heads."):
                 _, owner, rest = name.split(".", 2)
-                modules.setdefault(owner, {})[rest] = tensor
+                modules[owner][rest] = tensor
             elif name.startswith("pooler."):
                 state[f"{prefix}{name}"] = tensor
             else:
