@@ -53,7 +53,9 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
     students_teacher = None if lender is None else lender.described
     with error_location(recipe, components.student.key):
         student = components.student.cls(components.student.config, "student", students_teacher)
-    heads = components.task.cls.heads(components.task.config)
+    with error_location(recipe, components.task.key):
+        config = components.task.cls.completed(components.task.config, student, students_teacher)
+        heads = components.task.cls.heads(config)
     with error_location(recipe, components.student.key):
         student.set_heads(heads)
     for one in teachers.values():
@@ -70,7 +72,6 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
     optimizer = _make(recipe, components.optimizer)
     scheduler = _make(recipe, components.scheduler)
     with error_location(recipe, components.task.key):
-        config = components.task.cls.completed(components.task.config, student, students_teacher)
         cls, where = components.task.cls, (config, settings.seed, cache_folder())
         task = cls(*where) if stored is None else cls.resumed(*where, stored)
         read = {label: teachers[label] for label in requests_of_models(requests.teachers, composites)}
