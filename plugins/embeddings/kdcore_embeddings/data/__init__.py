@@ -1,0 +1,1 @@
+"""Read texts, and what belongs together among them."""

@@ -1,0 +1,237 @@
+"""Read columns of records from text, csv, tsv, JSON Lines and Parquet files, and from the library `datasets`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kdcore_preparation import (
+    DatasetSource,
+    decode_utf8,
+    load_source,
+    open_input,
+    refuse_utf16,
+    table_files,
+    universal_lines,
+)
+
+from kdcore import DataError, first_line
+
+_COMPRESSED = (".gz", ".bz2", ".zst")
+_TEXT = (".txt", ".text", ".cor")
+_FORMATS = (*_TEXT, ".csv", ".tsv", ".jsonl", ".json", ".parquet")
+_SHOWN = 3
+_LONGEST_FIELD = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class TextRecords:
+    """Columns of records.
+
+    Attributes:
+        where: file or dataset.
+        unit: `line` or `row`, for messages.
+        numbers: line or row of each record.
+        columns: the values of each column that was read.
+    """
+
+    where: str
+    unit: str
+    numbers: Sequence[int]
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+class RecordMistakes:
+    """Collect mistakes of records, to report them in one error.
+
+    Args:
+        where: file or dataset.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._count = 0
+        self._first: list[str] = []
+
+    def add(self, what: str) -> None:
+        """Add a record."""
+        self._count += 1
+        if len(self._first) < _SHOWN:
+            self._first.append(what)
+
+    def raise_if_any(self, hint: str) -> None:
+        """Report all of them.
+
+        Raises:
+            DataError: there are some.
+        """
+        if self._count:
+            more = f", and {self._count - len(self._first)} more" if self._count > len(self._first) else ""
+            what = f"{self._count} records cannot be used: {'; '.join(self._first)}{more}"
+            raise DataError(what, where=self._where, hint=hint)
+
+
+def read_files(path: str, columns: Sequence[str], report: Counter[str]) -> Iterator[TextRecords]:
+    """Read columns of a file, of all files of a folder, or of those that match a glob.
+
+    A line of a text file is a text; it is the first of the columns, and the only one that there may be.
+
+    Args:
+        path: the files.
+        columns: columns that must exist.
+        report: counts of what was repaired or left out.
+
+    Raises:
+        DataError: a file is missing, damaged or of an unknown format, or a column is missing.
+    """
+    files = table_files(path)
+    report.update(files.left_out)
+    for file in files.values():
+        yield _read_file(file, columns, report)
+
+
+def read_dataset(source: DatasetSource, split: str, columns: Sequence[str], key: str) -> TextRecords:
+    """Read columns of a split of a dataset.
+
+    Raises:
+        DataError: the library, the dataset, the split or a column is missing.
+    """
+    loaded = load_source(source, key=key)
+    if not isinstance(loaded, dict):
+        loaded = {"train": loaded}
+    if split not in loaded:
+        raise DataError(f"the dataset has no split `{split}`", where=source.where, key=key, allowed=list(loaded))
+    found = loaded[split]
+    _require(f"{source.where}, {split}", found.column_names, columns)
+    values = {column: list(found[column]) for column in columns}
+    return TextRecords(f"{source.where}, {split}", "row", range(len(found)), values)
+
+
+def _read_file(path: Path, columns: Sequence[str], report: Counter[str]) -> TextRecords:
+    name = path.name.lower()
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    ending = Path(name).suffix
+    if ending not in _FORMATS:
+        raise DataError(
+            "the file name does not end with a known format",
+            where=str(path),
+            allowed=f"names that end with {', '.join(_FORMATS)}, compressed or not ({', '.join(_COMPRESSED)})",
+        )
+    if ending == ".parquet":
+        return _read_parquet(path, columns)
+    with open_input(path) as stream:
+        lines = _decoded(stream, report, str(path))
+        if ending in _TEXT:
+            return _read_lines(path, lines, columns)
+        if ending in (".csv", ".tsv"):
+            return _read_table(path, lines, "," if ending == ".csv" else "\t", columns)
+        return _read_json_lines(path, lines, columns)
+
+
+def _decoded(stream: Any, report: Counter[str], where: str) -> Iterator[str]:
+    for number, raw in enumerate(universal_lines(stream)):
+        if number == 0:
+            refuse_utf16(raw, where)
+        line = decode_utf8(raw, report)
+        yield line.removeprefix("\ufeff") if number == 0 else line
+
+
+def _read_lines(path: Path, lines: Iterator[str], columns: Sequence[str]) -> TextRecords:
+    if len(columns) > 1:
+        raise DataError(
+            f"a text file has one text on each line (found {', '.join(columns)} as columns under `task.data`)",
+            where=str(path),
+            hint="use csv, tsv, jsonl or parquet for texts that belong together",
+        )
+    values = [line.rstrip("\r\n") for line in lines]
+    return TextRecords(str(path), "line", range(1, len(values) + 1), {columns[0]: values})
+
+
+def _read_table(path: Path, lines: Iterator[str], delimiter: str, columns: Sequence[str]) -> TextRecords:
+    """Read separated values: csv with double quotes, tsv without quotes."""
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    csv.field_size_limit(_LONGEST_FIELD)
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    mistakes, numbers = RecordMistakes(str(path)), list[int]()
+    found: dict[str, list[Any]] = {column: [] for column in columns}
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _require(str(path), header, columns)
+        places = [header.index(column) for column in columns]
+        start = reader.line_num + 1
+        for row in reader:
+            if row and len(row) != len(header):
+                mistakes.add(f"line {start} has {len(row)} fields, the header {len(header)}")
+            elif row:
+                numbers.append(start)
+                for column, place in zip(columns, places, strict=True):
+                    found[column].append(row[place])
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"line {reader.line_num} cannot be parsed ({error})",
+            where=str(path),
+            hint="quote fields with separators, quotes or line breaks, or convert the file to jsonl",
+        ) from error
+    mistakes.raise_if_any("quote fields with separators or line breaks, or convert the file to jsonl")
+    return TextRecords(str(path), "line", numbers, found)
+
+
+def _read_json_lines(path: Path, lines: Iterator[str], columns: Sequence[str]) -> TextRecords:
+    mistakes, numbers = RecordMistakes(str(path)), list[int]()
+    found: dict[str, list[Any]] = {column: [] for column in columns}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            mistakes.add(f"line {number} is not JSON ({first_line(error)})")
+            continue
+        if not isinstance(record, dict):
+            mistakes.add(f"line {number} is not a JSON object (found {type(record).__name__})")
+            continue
+        if not numbers:
+            _require(str(path), list(record), columns)
+        missing = [column for column in columns if column not in record]
+        if missing:
+            mistakes.add(f"line {number} has no key `{missing[0]}`")
+            continue
+        numbers.append(number)
+        for column in columns:
+            found[column].append(record[column])
+    mistakes.raise_if_any("each line has to be a JSON object with the same keys")
+    return TextRecords(str(path), "line", numbers, found)
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> TextRecords:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        _require(str(path), parquet.read_schema(path).names, columns)
+        content = parquet.read_table(path, columns=list(columns))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"is damaged or not a Parquet file ({first_line(error)})", where=str(path)) from error
+    values = {column: content.column(column).to_pylist() for column in columns}
+    return TextRecords(str(path), "row", range(content.num_rows), values)
+
+
+def _require(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in present:
+            raise DataError(
+                f"has no column `{column}`",
+                where=where,
+                allowed=list(present) or "none: the file has no columns",
+                hint="name existing columns under `task.data`",
+            )

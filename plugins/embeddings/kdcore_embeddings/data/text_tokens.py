@@ -1,0 +1,183 @@
+"""Tokens of texts for one model, and the units that the tokens of two models have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from kdcore_preparation import plain_backend, tokenizer_threads
+from numpy.typing import NDArray
+
+from kdcore import Batch, Units, load_tokenizer
+
+_CHUNK = 10_000
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """Sequences with their special tokens, one after the other.
+
+    Attributes:
+        tokens: (tokens,) ids.
+        ends: (n,) where each sequence ends in `tokens`.
+        places: (tokens, 2) first character and end of each token in the text, without its prompt; empty for special
+            tokens and tokens of the prompt.
+        pad_id: id that fills short sequences.
+        cut: number of sequences that were truncated.
+    """
+
+    tokens: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    places: NDArray[np.int32]
+    pad_id: int
+    cut: int
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) tokens of each sequence."""
+        return np.diff(self.ends, prepend=0)
+
+    def slice_of(self, sample: int) -> slice:
+        """Return where the tokens of a sequence are."""
+        return slice(int(self.ends[sample] - self.lengths[sample]), int(self.ends[sample]))
+
+    def rows(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return sequences by number: ids (B, L) padded to the longest, and lengths (B,)."""
+        lengths = self.lengths[samples]
+        columns = np.arange(int(lengths.max()))
+        real = columns < lengths[:, None]
+        starts = (self.ends[samples] - lengths)[:, None]
+        ids = np.where(real, self.tokens[np.where(real, starts + columns, 0)], self.pad_id)
+        return ids.astype(np.int64), lengths
+
+    def batch(self, samples: NDArray[np.int64]) -> Batch:
+        """Return a batch of sequences by number, without columns and without tokens to be predicted."""
+        ids, lengths = self.rows(samples)
+        real = np.arange(ids.shape[1]) < lengths[:, None]
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Batch(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=None if real.all() else torch.from_numpy(real),
+            lengths=lengths,
+            token_index=torch.from_numpy(np.flatnonzero(real)),
+            masked_index=nothing,
+            masked_labels=nothing,
+        )
+
+    def fingerprint(self) -> bytes:
+        """Return the SHA-256 of the sequences."""
+        digest = hashlib.sha256(repr((self.pad_id, len(self.ends))).encode())
+        digest.update(self.tokens.tobytes())
+        digest.update(self.ends.tobytes())
+        return digest.digest()
+
+
+class TextTokenizer:
+    """Tokenise texts for one model, each behind its prompt.
+
+    Args:
+        source: folder or hub name of the tokenizer.
+        max_length: tokens of a sequence, special ones included; longer ones are truncated at the end.
+        lower_case: whether texts are converted to lower case first.
+    """
+
+    def __init__(self, source: str, max_length: int, *, lower_case: bool = False) -> None:
+        self.source = source
+        self.tokenizer = load_tokenizer(source)
+        self.max_length = max_length
+        self._lower_case = lower_case
+        self._backend = plain_backend(self.tokenizer)
+        self._backend.enable_truncation(max_length)
+
+    def encode(self, texts: Sequence[str], prompts: Sequence[str]) -> TextTokens:
+        """Tokenise texts, each with the prompt at its place."""
+        tokens: list[NDArray[np.int32]] = []
+        places: list[NDArray[np.int32]] = []
+        cut = 0
+        for start in range(0, len(texts), _CHUNK):
+            own = prompts[start : start + _CHUNK]
+            whole = [prompt + text for prompt, text in zip(own, texts[start : start + _CHUNK], strict=True)]
+            if self._lower_case:
+                whole = [text.lower() for text in whole]
+            with tokenizer_threads(True):
+                encodings = self._backend.encode_batch(whole)
+            for prompt, encoding in zip(own, encodings, strict=True):
+                tokens.append(np.array(encoding.ids, dtype=np.int32))
+                found = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+                found[np.array(encoding.special_tokens_mask, dtype=bool)] = 0
+                places.append(np.maximum(found - len(prompt), 0))
+                cut += bool(encoding.overflowing)
+        return TextTokens(
+            np.concatenate(tokens) if tokens else np.empty(0, np.int32),
+            np.cumsum(list(map(len, tokens)), dtype=np.int64),
+            np.concatenate(places) if places else np.empty((0, 2), np.int32),
+            int(self.tokenizer.pad_token_id),
+            cut,
+        )
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """Return the number of tokens of a prompt with the special tokens around a text."""
+        self._backend.no_truncation()
+        found = len(self._backend.encode(prompt).ids)
+        self._backend.enable_truncation(self.max_length)
+        return found
+
+
+def common_units(own: TextTokens, theirs: TextTokens, samples: NDArray[np.int64]) -> tuple[Units, Units]:
+    """Return the units of both models' tokens: the shortest spans between common boundaries of their tokens.
+
+    Units end where the shorter of two truncated sequences ends. Special tokens and prompts belong to none.
+
+    Args:
+        own: the student's tokens.
+        theirs: the teacher's tokens of the same texts.
+        samples: (B,) numbers of the texts.
+    """
+    sides: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
+    counts = []
+    for sample in samples.tolist():
+        places = [side.places[side.slice_of(sample)].astype(np.int64) for side in (own, theirs)]
+        numbers, count = _unit_numbers(*places)
+        for side, found in zip(sides, numbers, strict=True):
+            side.append(found)
+        counts.append(count)
+    lengths = np.array(counts, dtype=np.int64)
+    first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    made = []
+    for side in sides:
+        flat = np.concatenate(
+            [np.where(part < 0, lengths.sum(), part + start) for part, start in zip(side, first, strict=True)]
+        )
+        order = np.argsort(flat, kind="stable")
+        starts = np.searchsorted(flat[order], np.arange(int(lengths.sum()) + 1))
+        made.append(Units(torch.from_numpy(order[: starts[-1]]), torch.from_numpy(starts[:-1]), lengths))
+    return made[0], made[1]
+
+
+def _unit_numbers(*sides: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], int]:
+    """Number the units of one text from 0: that of each token of either side, -1 for none; and count them."""
+    characters = max((int(side.max(initial=0)) for side in sides), default=0)
+    crossed = np.zeros(characters + 2, np.int64)
+    for places in sides:
+        starts, ends = places[places[:, 1] > places[:, 0]].T
+        np.add.at(crossed, starts + 1, 1)
+        np.add.at(crossed, ends, -1)
+        # A token of one character crosses nothing: both changes meet.
+    spans = np.cumsum(np.cumsum(crossed)[:characters] == 0) - 1
+    shared = np.ones(int(spans[-1]) + 1 if characters else 0, np.bool_)
+    for places in sides:
+        covered = np.zeros_like(shared)
+        covered[spans[places[places[:, 1] > places[:, 0], 0]]] = True
+        shared &= covered
+    renumbered = np.where(shared, np.cumsum(shared) - 1, -1)
+    numbers = []
+    for places in sides:
+        real = places[:, 1] > places[:, 0]
+        found = np.full(len(places), -1, np.int64)
+        found[real] = renumbered[spans[places[real, 0]]]
+        numbers.append(found)
+    return numbers, int(shared.sum())

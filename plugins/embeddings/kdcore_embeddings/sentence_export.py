@@ -1,0 +1,72 @@
+"""Write the files by which every version of sentence-transformers loads an exported student: the classic schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from kdcore import load_head
+from kdcore_embeddings.head import EmbeddingHead, StudentEmbedding
+from kdcore_embeddings.sentence_folder import POOLING_KEYS
+
+_TYPES = "sentence_transformers.models."
+
+
+def write_sentence_folder(
+    folder: Path,
+    head: EmbeddingHead,
+    *,
+    max_length: int,
+    prompts: Mapping[str, str],
+    default_prompt: str | None,
+    similarity: str,
+) -> None:
+    """Add the modules behind the encoder to an exported folder, which has the encoder and the head already.
+
+    Args:
+        folder: the folder.
+        head: the student's head.
+        max_length: longest sequence in tokens.
+        prompts: text that precedes a text, by name.
+        default_prompt: name of the prompt that `encode` uses by default; None for none.
+        similarity: name of the similarity of two embeddings.
+    """
+    module = load_head(folder, head)
+    assert isinstance(module, StudentEmbedding)
+    hidden_size = head.num_outputs if module.dense is None else module.dense.linear.in_features
+    mode = "mean" if head.pooling == "mean" else "cls"
+    pooling = {"word_embedding_dimension": hidden_size, **{key: name == mode for key, name in POOLING_KEYS.items()}}
+    entries = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    _write(folder / "1_Pooling" / "config.json", pooling | {"include_prompt": True})
+    if module.dense is not None:
+        linear = module.dense.linear
+        dense = {
+            "in_features": linear.in_features,
+            "out_features": linear.out_features,
+            "bias": linear.bias is not None,
+        }
+        entries.append(("2_Dense", "Dense"))
+        _write(folder / "2_Dense" / "config.json", dense | {"activation_function": "torch.nn.modules.linear.Identity"})
+        weights = {f"linear.{name}": tensor.contiguous() for name, tensor in linear.state_dict().items()}
+        save_file(weights, folder / "2_Dense" / "model.safetensors")
+    if head.normalize:
+        name = f"{len(entries)}_Normalize"
+        entries.append((name, "Normalize"))
+        (folder / name).mkdir()
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": _TYPES + kind}
+        for number, (path, kind) in enumerate(entries)
+    ]
+    _write(folder / "modules.json", modules)
+    settings = {"prompts": dict(prompts), "default_prompt_name": default_prompt, "similarity_fn_name": similarity}
+    _write(folder / "config_sentence_transformers.json", settings)
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,249 @@
+"""Read folders of sentence-transformers: pooling, the layers behind it, prompts and limits."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from kdcore import DataError, first_line
+from kdcore_embeddings.sentence_modules import ACTIVATIONS, Dense, Normalize, SentenceModules
+
+POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""Key of each pooling mode in the classic schema, in the order in which several are concatenated."""
+
+_FIRST = ("Transformer", "Pooling")
+_FURTHER = ("Dense", "LayerNorm", "Normalize", "Dropout")
+_DOWNLOADED = ("*.json", "*.txt", "*.model", "*.safetensors", "*/pytorch_model.bin")
+_IGNORED = ("onnx/*", "openvino/*")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module behind the pooling.
+
+    Attributes:
+        kind: last part of its type, such as `Dense`.
+        folder: folder of its configuration and weights.
+    """
+
+    kind: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class SentenceFolder:
+    """What a folder of sentence-transformers states about an encoder.
+
+    Attributes:
+        path: the folder.
+        encoder: folder of the Hugging Face encoder.
+        modes: pooling modes, whose results are concatenated.
+        include_prompt: whether tokens of a prompt are pooled.
+        layers: the modules behind the pooling.
+        max_length: longest sequence in tokens, special ones included; None if it is not limited there.
+        lower_case: whether texts are converted to lower case before they are tokenised.
+        prompts: text that precedes a text, by name.
+        default_prompt: the prompt that precedes texts by default; empty without one.
+        similarity: name of the similarity of two embeddings.
+    """
+
+    path: Path
+    encoder: Path
+    modes: tuple[str, ...]
+    include_prompt: bool
+    layers: tuple[Layer, ...]
+    max_length: int | None
+    lower_case: bool
+    prompts: Mapping[str, str]
+    default_prompt: str
+    similarity: str
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether embeddings have the length 1."""
+        return bool(self.layers) and self.layers[-1].kind == "Normalize"
+
+    def prompt(self, *names: str) -> str:
+        """Return the first of the named prompts that exists, else the default prompt."""
+        return next((self.prompts[name] for name in names if name in self.prompts), self.default_prompt)
+
+    def modules(self, hidden_size: int) -> SentenceModules:
+        """Build pooling and layers with their weights.
+
+        Raises:
+            DataError: a width does not fit, or weights are missing or damaged.
+        """
+        width, layers = hidden_size * len(self.modes), list[nn.Module]()
+        for layer in self.layers:
+            if layer.kind != "Dropout":  # does nothing at inference
+                made, width = _build(layer, width)
+                layers.append(made)
+        return SentenceModules(self.modes, width, layers)
+
+
+def is_sentence_folder(source: str) -> bool:
+    """Return whether a local folder has the modules of sentence-transformers."""
+    return (Path(source) / "modules.json").is_file()
+
+
+def read_sentence_folder(source: str) -> SentenceFolder:
+    """Read a folder, or download a repository of the hub.
+
+    Raises:
+        DataError: the folder is missing or not one of sentence-transformers, or has a module that is not supported.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        path = _downloaded(source)
+    if not is_sentence_folder(str(path)):
+        raise DataError(
+            "has no modules.json, so it is not a folder of sentence-transformers",
+            where=source,
+            hint="use the model `transformers` for an encoder without pooling",
+        )
+    entries = _json(path / "modules.json", list)
+    layers = [_layer(path, number, entry) for number, entry in enumerate(entries)]
+    kinds = tuple(layer.kind for layer in layers)
+    for number, kind in enumerate(kinds):
+        allowed = _FIRST[number : number + 1] if number < len(_FIRST) else _FURTHER
+        if kind not in allowed:
+            raise DataError(
+                f"module {number} of modules.json has the type `{entries[number]['type']}`, which cannot be reproduced",
+                where=str(path),
+                allowed=list(allowed),
+                hint="use a teacher whose modules are Transformer, Pooling, and any of Dense, LayerNorm and Normalize",
+            )
+    if len(layers) < len(_FIRST):
+        raise DataError(f"modules.json has no module {_FIRST[len(layers)]}", where=str(path))
+    pooling = _json(layers[1].folder / "config.json", dict)
+    limits = next(
+        (_json(file, dict) for file in sorted(layers[0].folder.glob("sentence_*_config.json"))), dict[str, Any]()
+    )
+    settings_file = path / "config_sentence_transformers.json"
+    settings = _json(settings_file, dict) if settings_file.is_file() else {}
+    prompts = {str(name): str(text or "") for name, text in (settings.get("prompts") or {}).items()}
+    return SentenceFolder(
+        path=path,
+        encoder=layers[0].folder,
+        modes=_modes(pooling, layers[1].folder),
+        include_prompt=bool(pooling.get("include_prompt", True)),
+        layers=tuple(layers[2:]),
+        max_length=_length(limits, layers[0].folder),
+        lower_case=bool(limits.get("do_lower_case", False)),
+        prompts=prompts,
+        default_prompt=prompts.get(str(settings.get("default_prompt_name")), ""),
+        similarity=str(settings.get("similarity_fn_name") or "cosine"),
+    )
+
+
+def _downloaded(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(source, allow_patterns=list(_DOWNLOADED), ignore_patterns=list(_IGNORED))
+        return Path(found)
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise DataError(
+            f"is neither a folder nor a model that can be downloaded ({first_line(error)})",
+            where=source,
+            hint="without network access, download the model elsewhere and name its folder",
+        ) from error
+
+
+def _layer(path: Path, number: int, entry: Any) -> Layer:
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+        raise DataError(f"entry {number} has no `type`", where=str(path / "modules.json"))
+    package, _, kind = entry["type"].rpartition(".")
+    return Layer(kind if package.split(".")[0] == "sentence_transformers" else "", path / str(entry.get("path", "")))
+
+
+def _modes(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    stated = config.get("pooling_mode")
+    if stated is None:
+        modes = tuple(mode for key, mode in POOLING_KEYS.items() if config.get(key)) or ("mean",)
+    else:
+        modes = (stated,) if isinstance(stated, str) else tuple(map(str, stated))
+    for mode in modes:
+        if mode not in POOLING_KEYS.values():
+            raise DataError(
+                f"the pooling mode `{mode}` is unknown", where=str(folder), allowed=list(POOLING_KEYS.values())
+            )
+    return modes
+
+
+def _length(limits: Mapping[str, Any], encoder: Path) -> int | None:
+    """Return the limit of the classic schema, else that of the tokenizer."""
+    stated = limits.get("max_seq_length")
+    file = encoder / "tokenizer_config.json"
+    if stated is None and file.is_file():
+        stated = _json(file, dict).get("model_max_length")
+    return int(stated) if isinstance(stated, int | float) and stated < 1e9 else None
+
+
+def _build(layer: Layer, width: int) -> tuple[nn.Module, int]:
+    """Build a layer for inputs (B, width); return its number of outputs, too."""
+    if layer.kind == "Normalize":
+        return Normalize(), width
+    config = _json(layer.folder / "config.json", dict)
+    if layer.kind == "LayerNorm":
+        norm = nn.LayerNorm(int(config.get("dimension", width)))
+        _load(norm, layer.folder, "norm.", width, int(norm.normalized_shape[0]))
+        return norm, width
+    for key, usual in (("use_residual", False), ("module_input_name", "sentence_embedding")):
+        if config.get(key, usual) != usual or (
+            key.startswith("module") and config.get("module_output_name", usual) != usual
+        ):
+            raise DataError(f"`{key}: {config.get(key)}` of a Dense module is not supported", where=str(layer.folder))
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
+    if activation not in ACTIVATIONS:
+        raise DataError(
+            f"the activation function `{config['activation_function']}` is not supported",
+            where=str(layer.folder),
+            allowed=sorted(ACTIVATIONS),
+        )
+    bias, inputs = bool(config.get("bias", True)), int(config["in_features"])
+    dense = Dense(inputs, int(config["out_features"]), bias=bias, activation=activation)
+    _load(dense.linear, layer.folder, "linear.", width, inputs)
+    return dense, dense.linear.out_features
+
+
+def _load(module: nn.Module, folder: Path, prefix: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise DataError(
+            f"the module expects {expected} inputs, but the module before it gives {found}", where=str(folder)
+        )
+    try:
+        if (folder / "model.safetensors").is_file():
+            weights = load_file(folder / "model.safetensors")
+        else:
+            weights = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        module.load_state_dict({name.removeprefix(prefix): tensor.float() for name, tensor in weights.items()})
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"the weights cannot be loaded ({first_line(error)})", where=str(folder)) from error
+
+
+def _json(path: Path, kind: type[Any]) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read ({first_line(error)})", where=str(path)) from error
+    if not isinstance(content, kind):
+        raise DataError(f"has no JSON {'list' if kind is list else 'object'}", where=str(path))
+    return content

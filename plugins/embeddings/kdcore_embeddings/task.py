@@ -1,0 +1,307 @@
+"""The task `embeddings`: texts whose embeddings a student learns."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from kdcore import (
+    Batch,
+    ComponentConfig,
+    DataError,
+    Head,
+    HeadLevel,
+    InputError,
+    Model,
+    PathOrHubName,
+    Split,
+    Task,
+    check_fit,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
+from kdcore_embeddings.data.text_tokens import TextTokenizer, TextTokens, common_units
+from kdcore_embeddings.data.texts import TextData, TextPart, read_texts
+from kdcore_embeddings.head import EMBEDDING, EmbeddingHead, embedding_head
+from kdcore_embeddings.sentence_export import write_sentence_folder
+from kdcore_embeddings.teacher import SentenceTransformerModel
+
+logger = logging.getLogger("kdcore")
+
+_USUAL_LENGTH = 256
+
+
+class Prompts(ComponentConfig):
+    """Text that precedes texts."""
+
+    query: str = Field("", description="Precedes queries.")
+    document: str = Field("", description="Precedes all other texts.")
+
+
+class Embeddings(Task):
+    """Texts whose embeddings the student learns; each model tokenises them for itself, behind its own prompt."""
+
+    class Config(ComponentConfig):
+        """Keys of the task `embeddings`; what is not set is that of the teacher's folder."""
+
+        data: TextData
+        tokenizer: PathOrHubName | None = Field(
+            None, description="The student's tokenizer; default: that of its initial weights, else the teacher's."
+        )
+        max_length: int | None = Field(
+            None,
+            ge=4,
+            description="Tokens of a sequence of the student, special ones included; longer ones are truncated. "
+            "Default: the teacher's limit, else 256.",
+        )
+        prompts: Prompts | None = Field(
+            None, description="Text that precedes texts of the student; default: the teacher's prompts."
+        )
+        dimension: int | None = Field(
+            None, ge=1, description="Width of the embeddings; default: the teacher's, else the student's hidden size."
+        )
+        pooling: Literal["mean", "cls"] | None = Field(
+            None,
+            description="State that represents a text: the mean, or that of the first token. Default: the teacher's.",
+        )
+        normalize: bool | None = Field(
+            None, description="Whether embeddings are scaled to length 1; default: whether the teacher's are."
+        )
+        similarity: Literal["cosine", "dot", "euclidean", "manhattan"] | None = Field(
+            None, description="Similarity that the export names; default: the teacher's, else cosine."
+        )
+        teacher_tokenizer: PathOrHubName | None = Field(None, description="Default: that of the teacher's folder.")
+        teacher_max_length: int | None = Field(None, ge=4, description="Default: the limit of the teacher's folder.")
+        teacher_prompts: Prompts | None = Field(None, description="Default: the prompts of the teacher's folder.")
+        teacher_lower_case: bool | None = Field(
+            None, description="Whether texts of the teacher are in lower case; default: as its folder states."
+        )
+
+    config: Config
+
+    masks_tokens = False
+    columns: ClassVar[Mapping[str, HeadLevel] | None] = {"sample_ids": "sequence"}
+
+    @classmethod
+    def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
+        """Take what is not set from the teacher's folder and from the models."""
+        assert isinstance(config, cls.Config)
+        folder = teacher.folder if isinstance(teacher, SentenceTransformerModel) else None
+        head = None if teacher is None else teacher.info.head(EMBEDDING)
+        source = None if teacher is None else teacher.source
+        limits = [model.info.max_length for model in (teacher, student) if model is not None]
+        theirs = limits[0] if folder is None or folder.max_length is None else min(folder.max_length, limits[0])
+        usual = min(theirs, limits[-1]) if folder is not None else min(_USUAL_LENGTH, *limits)
+        prompts = Prompts()
+        if folder is not None:
+            prompts = Prompts(query=folder.prompt("query"), document=folder.prompt("document", "passage", "corpus"))
+        modes = () if folder is None else folder.modes
+        known = {
+            "tokenizer": student.source or source,
+            "max_length": usual,
+            "prompts": prompts,
+            "dimension": student.info.hidden_size if head is None else head.num_outputs,
+            "pooling": "cls" if modes == ("cls",) else "mean",
+            "normalize": folder is not None and folder.normalizes,
+            "similarity": "cosine" if folder is None else folder.similarity,
+            "teacher_tokenizer": source,
+            "teacher_max_length": theirs if folder is not None else config.max_length or usual,
+            "teacher_prompts": prompts,
+            "teacher_lower_case": folder is not None and folder.lower_case,
+        }
+        missing = {name: value for name, value in known.items() if getattr(config, name) is None}
+        return config.model_copy(update=missing)
+
+    @classmethod
+    def heads(cls, config: ComponentConfig) -> tuple[Head, ...]:
+        """Return the head `embedding`.
+
+        Raises:
+            InputError: the width is not set.
+        """
+        return (cls._head(config),)
+
+    @classmethod
+    def _head(cls, config: ComponentConfig) -> EmbeddingHead:
+        assert isinstance(config, cls.Config)
+        if config.dimension is None:
+            raise InputError("the width of embeddings is not set", key="task.dimension")
+        return embedding_head(config.dimension, config.pooling or "mean", normalize=bool(config.normalize))
+
+    def __init__(self, config: Config, seed: int, cache: Path) -> None:
+        super().__init__(config, seed, cache)
+        if config.tokenizer is None:
+            raise InputError(
+                "no tokenizer is set, and the models have no weights to take one from",
+                key="task.tokenizer",
+                hint="set it to a folder or hub name",
+            )
+        length = config.max_length or _USUAL_LENGTH
+        self.student_tokenizer = TextTokenizer(config.tokenizer, length)
+        self.teacher_tokenizer = TextTokenizer(
+            config.teacher_tokenizer or config.tokenizer,
+            config.teacher_max_length or length,
+            lower_case=bool(config.teacher_lower_case),
+        )
+        self._prompts = config.prompts or Prompts()
+        self._teacher_prompts = config.teacher_prompts or self._prompts
+        self._check_prompts()
+        report: Counter[str] = Counter()
+        train, held_out = read_texts(config.data, report)
+        self.parts: dict[Split, TextPart] = {"train": train, "held_out": held_out}
+        self._own = {split: self._encode(split, self.student_tokenizer, self._prompts) for split in self.parts}
+        theirs = {split: self._encode(split, self.teacher_tokenizer, self._teacher_prompts) for split in self.parts}
+        same = all(
+            np.array_equal(self._own[split].tokens, one.tokens) and np.array_equal(self._own[split].ends, one.ends)
+            for split, one in theirs.items()
+        )
+        tokenizers = [tokenizer_fingerprint(one.tokenizer) for one in (self.student_tokenizer, self.teacher_tokenizer)]
+        self._theirs = None if same and tokenizers[0] == tokenizers[1] else theirs
+        self._log(report)
+        digest = hashlib.sha256("".join(tokenizers).encode())
+        for tokens in (*self._own.values(), *theirs.values()):
+            digest.update(tokens.fingerprint())
+        self._fingerprint = digest.hexdigest()
+
+    def _encode(self, split: Split, tokenizer: TextTokenizer, prompts: Prompts) -> TextTokens:
+        texts = self.parts[split].texts
+        return tokenizer.encode(texts, [prompts.document] * len(texts))
+
+    def _check_prompts(self) -> None:
+        """Refuse prompts that leave no tokens for texts."""
+        sides = (
+            ("", self.student_tokenizer, self._prompts),
+            ("teacher_", self.teacher_tokenizer, self._teacher_prompts),
+        )
+        for whose, tokenizer, prompts in sides:
+            for name in ("query", "document"):
+                found = tokenizer.prompt_tokens(getattr(prompts, name))
+                if found >= tokenizer.max_length:
+                    raise DataError(
+                        f"the prompt leaves no tokens for texts (found {found}, expected less than "
+                        f"{tokenizer.max_length})",
+                        key=f"task.{whose}prompts.{name}",
+                        hint=f"shorten it, or raise task.{whose}max_length",
+                    )
+
+    def _log(self, report: Counter[str]) -> None:
+        sizes = ", ".join(f"{split} {len(part):,}" for split, part in self.parts.items())
+        logger.info(f"texts: {sizes}")
+        for what, count in report.items():
+            if count:
+                logger.info(f"texts: {count:,} {what}")
+        sides = [("student", "task.max_length", self.student_tokenizer, self._own)]
+        if self._theirs is not None:
+            sides.append(("teacher", "task.teacher_max_length", self.teacher_tokenizer, self._theirs))
+        for whose, key, tokenizer, tokens in sides:
+            cut = sum(one.cut for one in tokens.values())
+            if cut:
+                logger.info(
+                    f"texts: {cut:,} are longer than {tokenizer.max_length} tokens of the {whose} ({key}) and were "
+                    "truncated"
+                )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the tokens of both models and of their tokenizers, independent of where files are stored."""
+        return self._fingerprint
+
+    @property
+    def separate_views(self) -> bool:
+        """Whether the teacher receives other tokens than the student."""
+        return self._theirs is not None
+
+    def check(self, student: Model, teacher: Model | None) -> None:
+        """Compare lengths and vocabularies with the models.
+
+        Raises:
+            DataError: they do not fit.
+            InputError: the teacher leaves prompts out of its pooling.
+        """
+        folder = teacher.folder if isinstance(teacher, SentenceTransformerModel) else None
+        if folder is not None and not folder.include_prompt and self._teacher_prompts != Prompts():
+            raise InputError(
+                "the teacher leaves tokens of prompts out of its pooling (`include_prompt: false`), which is not "
+                "supported",
+                key="task.teacher_prompts",
+                hint="set task.teacher_prompts: {query: '', document: ''} to use the teacher without prompts",
+            )
+        self._check_fit(student, None if self.separate_views else teacher, self.student_tokenizer, self._own, "")
+        if teacher is not None and self._theirs is not None:
+            self._check_fit(None, teacher, self.teacher_tokenizer, self._theirs, "teacher_")
+
+    def _check_fit(
+        self,
+        student: Model | None,
+        teacher: Model | None,
+        tokenizer: TextTokenizer,
+        tokens: Mapping[Split, TextTokens],
+        prefix: str,
+    ) -> None:
+        check_fit(
+            student,
+            teacher,
+            vocabulary=tokenizer.tokenizer.get_vocab,
+            vocab_size=vocabulary_size(tokenizer.tokenizer),
+            longest=max(int(one.lengths.max(initial=0)) for one in tokens.values()),
+            where=tokenizer.source,
+            shorter=f"lower task.{prefix}max_length",
+            own_tokenizer=f"set task.{prefix}tokenizer to the {{whose}}'s",
+            pad_id=tokenizer.tokenizer.pad_token_id,
+            tokenizer=lambda: tokenizer.tokenizer,
+        )
+
+    def num_samples(self, split: Split) -> int:
+        """Return the number of texts."""
+        return len(self.parts[split]) if split in self.parts else 0
+
+    def lengths(self, split: Split) -> np.ndarray:
+        """Return the number of the student's tokens (n,) of each text, special ones included."""
+        return self._own[split].lengths
+
+    def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        """Return these texts, equal in every epoch."""
+        samples = np.asarray(samples, dtype=np.int64)
+        columns = {"sample_ids": torch.from_numpy(samples)}
+        batch = replace(self._own[split].batch(samples), columns=columns)
+        if self._theirs is None:
+            return batch
+        own, theirs = common_units(self._own[split], self._theirs[split], samples)
+        teacher = replace(self._theirs[split].batch(samples), columns=columns, units=theirs)
+        return replace(batch, units=own, teacher=teacher)
+
+    def sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the student's tokens (B, L) and lengths (B,)."""
+        return self._own[split].rows(np.asarray(samples, dtype=np.int64))
+
+    def teacher_sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the teacher's tokens (B, L) and lengths (B,); None if they are the student's."""
+        return None if self._theirs is None else self._theirs[split].rows(np.asarray(samples, dtype=np.int64))
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the student's tokenizer; it encodes special tokens in a text as text, as in training."""
+        tokenizer = self.student_tokenizer.tokenizer
+        tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
+        tokenizer.save_pretrained(folder)
+
+    def finish_export(self, folder: Path) -> None:
+        """Write the modules, by which sentence-transformers loads the student."""
+        prompts = {name: text for name, text in self._prompts.model_dump().items() if isinstance(text, str)}
+        symmetric = self._prompts.query == self._prompts.document != ""
+        write_sentence_folder(
+            folder,
+            self._head(self.config),
+            max_length=self.student_tokenizer.max_length,
+            prompts=prompts if any(prompts.values()) else {},
+            default_prompt="document" if symmetric else None,
+            similarity=self.config.similarity or "cosine",
+        )

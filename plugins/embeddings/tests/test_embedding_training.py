@@ -1,0 +1,163 @@
+"""Distil a sentence encoder through the real engine, and load the export with other libraries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+import kdcore
+from kdcore import Signals, load_recipe, read_metrics
+from kdcore.training.run.build import make_plan
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, some_texts: list[str]) -> Path:
+    """A folder with texts."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    (folder / "texts.txt").write_text("\n".join(some_texts) + "\n", encoding="utf-8")
+    return folder
+
+
+def write_recipe(folder: Path, sentence_folder: Path, name: str = "recipe.yaml") -> Path:
+    path = folder / name
+    path.write_text(
+        f"""\
+run: {{name: sentences, id: 1}}
+teacher: {{name: sentence_transformer, path: {sentence_folder}}}
+student:
+  config: {{num_hidden_layers: 2, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}}
+  initialize: {{from: teacher, blocks: uniform}}
+task: {{name: embeddings, data: {{train: texts.txt, held_out: 0.2}}}}
+losses:
+  embedding: {{distance: mse, weight: 10}}
+optimizer: {{name: adamw, lr: 3.0e-3}}
+training: {{budget: {{steps: 40}}, batch_size: 16}}
+validation: {{every: 20}}
+logging: {{every: 20}}
+tracking: [jsonl]
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, sentence_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, whose student has a width of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.chdir(folder)
+        return Path(kdcore.train(str(write_recipe(folder, sentence_folder))).folder)
+
+
+def test_the_student_approaches_the_teacher(run: Path) -> None:
+    held_out = [row["held_out/embedding"] for row in read_metrics(run) if "held_out/embedding" in row]
+    assert held_out[-1] < 0.5 * held_out[0]
+
+
+def own_embeddings(run: Path, export: Path, split: str = "held_out") -> tuple[list[str], np.ndarray]:
+    """Texts of a split, and kdcore's own embeddings of an exported student."""
+    plan = make_plan(load_recipe(run / "recipe.yaml"))
+    encoder = plan.student.load_export(export, Signals.head("embedding"))
+    assert encoder is not None
+    task: Any = plan.task
+    samples = np.arange(task.num_samples(split))
+    with torch.no_grad():
+        signals = encoder.eval()(task.batch(split, samples, samples), Signals.head("embedding"))
+    return task.parts[split].texts, signals.outputs("embedding").numpy()
+
+
+def test_sentence_transformers_gives_the_embeddings_of_the_export(run: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    export = run / "exports/final"
+    texts, expected = own_embeddings(run, export)
+    loaded = library.SentenceTransformer(str(export), device="cpu")
+    np.testing.assert_allclose(loaded.encode(texts, prompt_name="document"), expected, atol=1e-5)
+    np.testing.assert_allclose(loaded.encode_document(texts), expected, atol=1e-5)
+    assert loaded.max_seq_length == 40
+    assert loaded.prompts == {"query": "of ", "document": "the "}
+    assert loaded.similarity_fn_name == "cosine"
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-6)
+
+
+def test_the_export_has_the_classic_schema(run: Path) -> None:
+    export = run / "exports/final"
+
+    def stored(name: str) -> Any:
+        return json.loads((export / name).read_text(encoding="utf-8"))
+
+    assert [module["type"] for module in stored("modules.json")] == [
+        f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling", "Dense", "Normalize")
+    ]
+    assert stored("sentence_bert_config.json") == {"max_seq_length": 40, "do_lower_case": False}
+    pooling = stored("1_Pooling/config.json")
+    assert pooling["word_embedding_dimension"] == 32
+    assert [key for key, value in pooling.items() if key.startswith("pooling_mode") and value] == [
+        "pooling_mode_mean_tokens"
+    ]
+    dense = {"in_features": 32, "out_features": 24, "bias": True}
+    assert stored("2_Dense/config.json") == dense | {"activation_function": "torch.nn.modules.linear.Identity"}
+    network, report = AutoModel.from_pretrained(export, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert network.config.num_hidden_layers == 2
+
+
+def test_an_export_is_a_teacher_with_the_same_embeddings(
+    run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    _, expected = own_embeddings(run, run / "exports/final")
+    recipe = write_recipe(folder, run / "exports/final", "again.yaml")
+    plan = make_plan(load_recipe(recipe))
+    encoder = plan.teachers["teacher"].load_teacher(Signals.head("embedding")).eval()
+    samples = np.arange(plan.task.num_samples("held_out"))
+    with torch.no_grad():
+        signals = encoder(plan.task.batch("held_out", samples, samples).teacher_view, Signals.head("embedding"))
+    np.testing.assert_allclose(signals.outputs("embedding").numpy(), expected, atol=1e-6)
+
+
+def test_a_student_of_the_teachers_width_has_no_linear_map_and_is_exported(
+    folder: Path, make_sentence_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("KDCORE_CACHE", str(tmp_path))
+    recipe = write_recipe(folder, make_sentence_folder(layers=()), "plain.yaml")
+    steps = ["run.id=plain", "training.budget.steps=2", "validation.every=never", "task.pooling=cls"]
+    run = Path(kdcore.train(str(recipe), steps).folder)
+    texts, expected = own_embeddings(run, run / "exports/final")
+    types = [module["type"] for module in json.loads((run / "exports/final/modules.json").read_text())]
+    assert types == [f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling")]
+    library = pytest.importorskip("sentence_transformers")
+    loaded = library.SentenceTransformer(str(run / "exports/final"), device="cpu")
+    np.testing.assert_allclose(loaded.encode(texts), expected, atol=1e-5)
+
+
+def test_mistakes_are_named_before_anything_is_written(
+    folder: Path, sentence_folder: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    recipe = write_recipe(folder, sentence_folder, "wrong.yaml")
+    cases = [
+        (["task.dimension=16"], "losses.embedding: `embedding` requires embeddings of equal widths (student: 16, tea"),
+        ([f"teacher={{name: transformers, path: {teacher_folder}}}"], "requires a teacher with embeddings"),
+        (["teacher=null", f"student.initialize.from={teacher_folder}"], "the recipe has none"),
+        (["task.max_length=100"], "sequences are too long for the student|expected at most 64"),
+        (["task.data.train=absent.txt"], "task.data.train"),
+    ]
+    for overrides, message in cases:
+        if "max_length" in overrides[0]:
+            (folder / "long.txt").write_text("of " * 90, encoding="utf-8")
+            overrides = [*overrides, "task.data={train: long.txt, held_out: 0.0}", "task.teacher_max_length=100"]
+        with pytest.raises(kdcore.InputError) as refused:
+            kdcore.train(str(recipe), ["run.id=wrong", *overrides])
+        assert any(part in str(refused.value) for part in message.split("|")), str(refused.value)
+    assert not (folder / "runs/sentences/wrong").exists()

@@ -1,0 +1,109 @@
+"""Teachers from folders of sentence-transformers: their embeddings are those of the library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kdcore_embeddings.data.text_tokens import TextTokenizer
+from kdcore_embeddings.sentence_folder import read_sentence_folder
+from kdcore_embeddings.teacher import SentenceTransformerModel
+
+from kdcore import DataError, Signals
+
+MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+
+
+def embeddings(folder: Path, texts: list[str], prompt: str = "", *, packs: bool = False) -> np.ndarray:
+    """The head `embedding` of the teacher in a folder."""
+    config = SentenceTransformerModel.Config.model_validate({"path": str(folder)})
+    model = SentenceTransformerModel(config, "teacher", None)
+    assert model.folder is not None
+    encoder = model.load_teacher(Signals.head("embedding")).eval()
+    encoder.packs = packs
+    tokenizer = TextTokenizer(str(folder), model.folder.max_length or 64, lower_case=model.folder.lower_case)
+    tokens = tokenizer.encode(texts, [prompt] * len(texts))
+    with torch.no_grad():
+        signals = encoder(tokens.batch(np.arange(len(texts))), Signals.head("embedding"))
+    found: np.ndarray = signals.outputs("embedding").numpy()
+    assert found.shape[1] == model.info.head("embedding").num_outputs
+    return found
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_embeddings_are_those_of_sentence_transformers(
+    packs: bool, make_sentence_folder: Callable[..., Path], some_texts: list[str], tmp_path: Path
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    cases: list[dict[str, Any]] = [{"modes": (mode,), "layers": ()} for mode in MODES]
+    cases += [{"modes": MODES, "layers": ("Dense", "LayerNorm", "Normalize")}]
+    for case in cases:
+        folder = make_sentence_folder(**case)
+        theirs = library.SentenceTransformer(str(folder), device="cpu")
+        expected = theirs.encode(some_texts)
+        np.testing.assert_allclose(embeddings(folder, some_texts, packs=packs), expected, atol=1e-5)
+    theirs.save(str(tmp_path / "new"))  # the format of the installed version
+    stored = read_sentence_folder(str(tmp_path / "new"))
+    assert stored.modes == read_sentence_folder(str(folder)).modes
+    assert stored.max_length == 40
+    np.testing.assert_allclose(embeddings(tmp_path / "new", some_texts), expected, atol=1e-5)
+
+
+def test_prompts_and_lower_case_are_those_of_the_folder(
+    sentence_folder: Path, make_sentence_folder: Callable[..., Path], some_texts: list[str]
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    stated = read_sentence_folder(str(sentence_folder))
+    assert stated.prompt("query") == "of "
+    assert stated.prompt("absent", "document") == "the "
+    assert stated.prompt("absent") == ""
+    assert stated.normalizes
+    expected = library.SentenceTransformer(str(sentence_folder), device="cpu").encode(some_texts, prompt_name="query")
+    np.testing.assert_allclose(embeddings(sentence_folder, some_texts, "of "), expected, atol=1e-5)
+    folder = make_sentence_folder()
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12, "do_lower_case": true}')
+    expected = library.SentenceTransformer(str(folder), device="cpu").encode(["The Teacher", "OF"])
+    np.testing.assert_allclose(embeddings(folder, ["The Teacher", "OF"]), expected, atol=1e-5)
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_folders_that_cannot_be_reproduced_are_refused_by_name(
+    make_sentence_folder: Callable[..., Path], tmp_path: Path, teacher_folder: Path
+) -> None:
+    def refusal(folder: Path) -> str:
+        with pytest.raises(DataError) as refused:
+            SentenceTransformerModel(SentenceTransformerModel.Config(path=str(folder)), "teacher", None)
+        return str(refused.value)
+
+    assert "has no modules.json" in refusal(teacher_folder)
+    for kind in ("WordWeights", "Router", "CNN"):
+        folder = make_sentence_folder(layers=(kind,))
+        found = refusal(folder)
+        assert f"module 2 of modules.json has the type `sentence_transformers.models.{kind}`" in found
+        assert "allowed: Dense, LayerNorm, Normalize" in found
+    assert "module 0 of modules.json has the type `my_code.Transformer`" in refusal(
+        make_sentence_folder(package="my_code.")
+    )
+    folder = make_sentence_folder()
+    change(folder / "2_Dense/config.json", activation_function="my_code.Swish")
+    assert "the activation function `my_code.Swish` is not supported" in refusal(folder)
+    change(folder / "2_Dense/config.json", activation_function="torch.nn.modules.linear.Identity", in_features=7)
+    assert "the module expects 7 inputs, but the module before it gives 32" in refusal(folder)
+    change(folder / "2_Dense/config.json", in_features=32, use_residual=True)
+    assert "`use_residual: True` of a Dense module is not supported" in refusal(folder)
+    folder = make_sentence_folder()
+    (folder / "2_Dense/pytorch_model.bin").write_bytes(b"damaged")
+    assert "the weights cannot be loaded" in refusal(folder)
+    folder = make_sentence_folder()
+    change(folder / "1_Pooling/config.json", pooling_mode="median")
+    assert "the pooling mode `median` is unknown" in refusal(folder)
+    (folder / "modules.json").write_text("[")
+    assert "modules.json: cannot be read" in refusal(folder)
