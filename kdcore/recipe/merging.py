@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdcore.errors import InputError, Problem, RecipeError, similar
 from kdcore.recipe.paths import resolve_recipe
-from kdcore.recipe.yaml import Node, Origin, describe, parse_value, read_yaml, yaml_files_near
+from kdcore.recipe.yaml import Node, Origin, as_json, describe, parse_value, read_yaml, yaml_files_near
 
 KeyPath = tuple[str | int, ...]
 
@@ -25,11 +26,11 @@ class Merged:
         self.files = files
 
 
-def load_merged(file: Path, overrides: Sequence[str], default_names: Mapping[str, str]) -> Merged:
+def load_merged(source: Path | Mapping[str, Any], overrides: Sequence[str], default_names: Mapping[str, str]) -> Merged:
     """Read a file and its base recipes, and apply overrides.
 
     Args:
-        file: the YAML file.
+        source: the YAML file; or its content, with paths relative to the working directory.
         overrides: `a.b.c=value` each.
         default_names: default `name` of a section, by dotted key.
 
@@ -37,7 +38,7 @@ def load_merged(file: Path, overrides: Sequence[str], default_names: Mapping[str
         RecipeError: a file cannot be read, `extends` is invalid or circular, an override is malformed.
     """
     merger = _Merger(default_names)
-    root = merger.file(file, ())
+    root = merger.file(source, ()) if isinstance(source, Path) else merger.given(source)
     if overrides:
         root = merger.merge(root, merger.overlay(overrides), ())
     if merger.problems:
@@ -56,15 +57,21 @@ class _Merger:
         if file.resolve() in stack:
             circle = [*stack[stack.index(file.resolve()) :], file]
             raise RecipeError(f"`extends` is circular: {' -> '.join(str(one) for one in circle)}", where=str(file))
-        own = read_yaml(file)
         self.files.append(file)
+        return self.extended(read_yaml(file), file.parent, (*stack, file.resolve()))
+
+    def given(self, content: Mapping[str, Any]) -> Node:
+        return self.extended(parse_value(as_json(content), Origin()), Path.cwd(), ())
+
+    def extended(self, own: Node, folder: Path, stack: tuple[Path, ...]) -> Node:
+        """Merge a recipe with its base recipes, whose paths are relative to `folder`."""
         assert isinstance(own.value, dict)
         extends = own.value.pop("extends", None)
         merged = Node({}, own.origin)
         for base in self.bases(extends):
             assert isinstance(base.value, str)
             try:
-                path = resolve_recipe(base.value, file.parent)
+                path = resolve_recipe(base.value, folder)
                 if not path.is_file():
                     raise RecipeError(f"the file {path} does not exist", hint=yaml_files_near(path))
             except InputError as error:
@@ -72,7 +79,7 @@ class _Merger:
                     Problem(one.what, str(base.origin), "extends", one.allowed, one.hint) for one in error.problems
                 ]
             else:
-                merged = self.merge(merged, self.file(path, (*stack, file.resolve())), ())
+                merged = self.merge(merged, self.file(path, stack), ())
         return self.merge(merged, own, ())
 
     def bases(self, extends: Node | None) -> list[Node]:

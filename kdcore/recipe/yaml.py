@@ -7,8 +7,9 @@ run code; duplicate keys are errors; anchors are supported. An integer may be wr
 from __future__ import annotations
 
 import io
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,7 +37,7 @@ Plain: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of a value: a line of a file, or an override on the command line."""
+    """The origin of a value: a line of a file, an override, or neither for a recipe that is given as a map."""
 
     file: Path | None = None
     line: int | None = None
@@ -45,6 +46,8 @@ class Origin:
     def __str__(self) -> str:
         if self.override is not None:
             return f"override `{self.override}`"
+        if self.file is None:
+            return "the recipe"
         return str(self.file) if self.line is None else f"{self.file}:{self.line}"
 
     @property
@@ -120,6 +123,31 @@ def parse_value(text: str, origin: Origin) -> Node:
     """Parse the value of an override; all nodes get the same origin."""
     node = _parse(text, origin)
     return node if node is not None else Node(None, origin)
+
+
+def as_json(value: Any, key: str = "") -> str:
+    """Format a value of Python as JSON, which `parse_value` reads back; paths become text, tuples lists.
+
+    Raises:
+        RecipeError: a part of it is of a type that no recipe holds; names the dotted key of that part.
+    """
+    return json.dumps(_as_plain(value, key), ensure_ascii=False)
+
+
+def _as_plain(value: Any, key: str) -> Plain:
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise RecipeError(f"a key must be text (found {name!r})", key=key or None)
+        return {name: _as_plain(inner, f"{key}.{name}".lstrip(".")) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_plain(inner, f"{key}.{index}".lstrip(".")) for index, inner in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    what = f"a recipe cannot hold a {type(value).__name__} (found {repr(value)[:60]})"
+    raise RecipeError(what, key=key or None, allowed=["text", "a number", "true or false", "None", "a list", "a map"])
 
 
 def dump_yaml(data: Plain) -> str:

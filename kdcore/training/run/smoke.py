@@ -32,10 +32,11 @@ def smoke_test(recipe: Recipe) -> RunResult:
     changes = [f"run.folder={parent}", "logging.every=1", f"checkpoints.every={_STEPS}"]
     if recipe.settings.validation.every != "never":
         changes.append(f"validation.every={_STEPS}")
-    small = load_recipe(recipe.path, [*recipe.overrides, *changes], allow_imports=recipe.allow_imports)
-    result = train_recipe(small, exit_steps=_STEPS)
-    if result.finished:
-        result = train_recipe(small, exit_steps=2 * _STEPS)
+    for steps in (_STEPS, 2 * _STEPS):
+        small = load_recipe(recipe.source, [*recipe.overrides, *changes], allow_imports=recipe.allow_imports)
+        result = train_recipe(small, exit_steps=steps)
+        if not result.finished:
+            break
     processes.barrier()
     if processes.is_main:
         shutil.rmtree(parent / run.name / run.id, ignore_errors=True)
