@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
@@ -83,6 +84,14 @@ def console() -> Iterator[None]:
         logger.removeHandler(_early)
 
 
+def _bar_class() -> type[tqdm[None]]:
+    """Return tqdm's bar for this terminal, or its widget in a notebook that has ipywidgets."""
+    with warnings.catch_warnings(action="ignore"):  # without ipywidgets tqdm warns and prints a plain bar
+        from tqdm.auto import tqdm as chosen
+
+    return chosen  # type: ignore[no-any-return]
+
+
 class Monitor:
     """Show and record the events of a run; without effect on processes other than 0."""
 
@@ -136,8 +145,8 @@ class Monitor:
             tracker.rewind(
                 progress.step or -1
             )  # before the first step everything is repeated, including the first validation
-        if self._is_main and sys.stderr.isatty():
-            self._bar = tqdm(
+        if self._is_main and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+            self._bar = _bar_class()(
                 total=progress.max_steps, initial=progress.step, unit="step", dynamic_ncols=True, bar_format=_BAR
             )
             _screen.bar = self._bar

@@ -51,6 +51,8 @@ def ending_on_request() -> Iterator[None]:
 class GracefulShutdown:
     """Set `requested` on SIGINT, SIGTERM and SIGUSR2 while entered; a second SIGINT raises KeyboardInterrupt.
 
+    Outside the main thread, where Python handles no signals, only code sets `requested`.
+
     Python cannot raise it while the main thread hangs in a collective whose peer has exited: then a thread, which still
     sees signals, ends the process a few seconds later with exit code 130.
     """
@@ -61,6 +63,8 @@ class GracefulShutdown:
         self._over = threading.Event()
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in STOP_SIGNALS:
             before = signal.signal(number, self._handle)
             self._previous[number] = before
@@ -74,6 +78,8 @@ class GracefulShutdown:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._previous:
+            return
         self._over.set()
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._writer)  # the thread reads EOF and closes its side

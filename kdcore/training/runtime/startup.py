@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 
 class StartupTimer:
-    """Seconds of each part of a start; the first part is the time before this object was created."""
+    """Seconds of each part of a start."""
 
-    def __init__(self, first: str) -> None:
-        """Attribute the process's time so far to `first`, such as imports."""
+    def __init__(self, first: str, began: float) -> None:
+        """Attribute the time since `began`, by the monotonic clock, to `first`, such as imports."""
         self._last = time.monotonic()
-        self._parts = {first: _age_of_process()}
+        self._parts = {first: self._last - began}
 
     def done(self, part: str) -> None:
         """Attribute the time since the last call to `part`."""
@@ -23,13 +22,3 @@ class StartupTimer:
     def __str__(self) -> str:
         total = sum(self._parts.values())
         return f"started in {total:.1f} s: " + ", ".join(f"{part} {spent:.1f} s" for part, spent in self._parts.items())
-
-
-def _age_of_process() -> float:
-    """Return the seconds since the operating system started this process; 0 if unknown."""
-    try:
-        with open("/proc/self/stat", encoding="ascii") as file:
-            started = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
-    except (OSError, ValueError, IndexError, AttributeError):
-        return 0.0
