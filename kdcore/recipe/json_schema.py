@@ -69,8 +69,9 @@ def recipe_json_schema() -> tuple[Schema, list[str]]:
     }
     properties["teacher"] = _any_of(_TEACHERS, SECTION_DEFAULTS["teacher"])
     properties["student"] = _any_of(_STUDENTS, SECTION_DEFAULTS["student"])
-    names = {"type": "string", "enum": ALL["kdcore.trackers"].names()}
-    properties["tracking"] = {"type": "array", "items": {"anyOf": [names, _any_of("kdcore.trackers", None)]}}
+    for key, group in (("tracking", "kdcore.trackers"), ("callbacks", "kdcore.callbacks")):
+        names = {"type": "string", "enum": ALL[group].names()} if ALL[group].names() else {"type": "string"}
+        properties[key] = {"type": "array", "items": {"anyOf": [names, _any_of(group, None)]}}
     properties["stages"] = {**properties["stages"], "items": _any_of("kdcore.transforms", None)}
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "kdcore recipe"}
     resolved: Schema = _resolve({**whole, "$defs": definitions}, definitions)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -33,8 +34,8 @@ from kdcore.recipe.schema import (
     is_composite,
 )
 from kdcore.recipe.showing import annotated
-from kdcore.recipe.yaml import Node, Origin, Plain, describe, dump_yaml
-from kdcore.registry import Registry, losses, models, optimizers, schedulers, tasks, trackers, transforms
+from kdcore.recipe.yaml import Node, Origin, Plain, as_json, describe, dump_yaml
+from kdcore.registry import Registry, callbacks, losses, models, optimizers, schedulers, tasks, trackers, transforms
 
 __all__ = ["Component", "Components", "Origin", "Recipe", "load_config", "load_recipe"]
 
@@ -49,6 +50,7 @@ REGISTRIES: dict[str, Registry] = {
     "optimizer": optimizers,
     "scheduler": schedulers,
     "tracking": trackers,
+    "callbacks": callbacks,
     "stages": transforms,
 }
 
@@ -95,6 +97,7 @@ class Components:
     optimizer: Component
     scheduler: Component
     trackers: list[Component]
+    callbacks: list[Component]
     transforms: list[Component]
 
 
@@ -126,6 +129,8 @@ class Recipe:
         overrides: `key=value` each, as they were given.
         files: the file and those that it extends.
         allow_imports: see `load_recipe`.
+        source: what it was read from: the file, or a map.
+        loaded: time at which it was read, by the monotonic clock.
     """
 
     def __init__(
@@ -137,7 +142,10 @@ class Recipe:
         overrides: Sequence[str],
         files: Sequence[Path] = (),
         allow_imports: bool | None = None,
+        source: Path | Mapping[str, Any] | None = None,
     ) -> None:
+        self.loaded = time.monotonic()
+        self.source = path if source is None else source
         self.files = tuple(files)
         self.allow_imports = allow_imports
         self.path = path
@@ -270,8 +278,9 @@ class Recipe:
             losses={str(place[1]): one for place, one in found.items() if place[0] == "losses"},
             optimizer=found[("optimizer",)],
             scheduler=found[("scheduler",)],
-            trackers=[one for place, one in found.items() if place[0] == "tracking"],
-            transforms=[one for place, one in found.items() if place[0] == "stages"],
+            trackers=_listed(found, "tracking"),
+            callbacks=_listed(found, "callbacks"),
+            transforms=_listed(found, "stages"),
         )
 
     @property
@@ -315,13 +324,19 @@ def recipe_problems(data: Mapping[str, Any]) -> list[Problem]:
 
 
 def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), *, allow_imports: bool | None = None, check_names: bool = True
+    path: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    allow_imports: bool | None = None,
+    check_names: bool = True,
 ) -> Recipe:
     """Read a recipe and check everything that does not need a component; reads YAML and package metadata only.
 
     Args:
-        path: a file, or `kdcore:quickstart.yaml` for a recipe that kdcore ships.
-        overrides: `key=value` each, as on the command line.
+        path: a file, or `kdcore:quickstart.yaml` for a recipe that kdcore ships; or the content of a recipe as a map,
+            with paths relative to the working directory.
+        overrides: `key=value` each, as on the command line; or values by dotted key, where maps are merged and None
+            removes a key.
         allow_imports: whether `Recipe.components` runs the files under `imports:`. By default it does, unless the
             recipe of a run folder states them; files that an override states always run.
         check_names: whether to look up the names of components. Without it, `Recipe.components` reports unknown names
@@ -330,8 +345,9 @@ def load_recipe(
     Raises:
         RecipeError: with all problems, each with its file, line and key.
     """
-    file = resolve_recipe(str(path), Path.cwd())
-    merged = load_merged(file, overrides, MERGE_DEFAULTS)
+    overrides = override_texts(overrides)
+    file = Path("the recipe") if isinstance(path, Mapping) else resolve_recipe(str(path), Path.cwd())
+    merged = load_merged(path if isinstance(path, Mapping) else file, overrides, MERGE_DEFAULTS)
     root = merged.root
 
     def locate(place: KeyPath) -> Origin:
@@ -358,7 +374,27 @@ def load_recipe(
         problems += _unknown_names(data, root)
     if problems or isinstance(settings, list):
         raise RecipeError(problems)
-    return Recipe(file, root, data, settings, overrides, merged.files, allow_imports)
+    source = path if isinstance(path, Mapping) else file
+    return Recipe(file, root, data, settings, overrides, merged.files, allow_imports, source)
+
+
+def override_texts(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Return overrides as `key=value` each.
+
+    Raises:
+        RecipeError: one is not text, or a map has a value that no recipe holds.
+    """
+    if isinstance(overrides, Mapping):
+        as_json(overrides)  # reports keys that are not text
+        # A map under a key comes before the keys inside of it.
+        return [f"{key}={as_json(overrides[key], key)}" for key in sorted(overrides, key=lambda key: key.count("."))]
+    for one in [overrides] if isinstance(overrides, str) else overrides:
+        if isinstance(overrides, str) or not isinstance(one, str):
+            raise RecipeError(
+                f"overrides must be a list of texts, or a map (found {one!r})",
+                hint='write overrides={"training.batch_size": 64} or ["training.batch_size=64"]',
+            )
+    return list(overrides)
 
 
 def load_config(path: str | Path, model: type[SettingsT], overrides: Sequence[str] = ()) -> SettingsT:
@@ -502,9 +538,9 @@ def _sections(
         stated |= {("losses", label): section for label, section in data["losses"].items()}
     stated |= {(key,): data.get(key, {}) for key in ("optimizer", "scheduler")}
     tracking = data.get("tracking", RecipeSettings.model_fields["tracking"].get_default(call_default_factory=True))
-    if isinstance(tracking, list):
-        for index, tracker in enumerate(tracking):
-            stated[("tracking", index)] = {"name": tracker} if isinstance(tracker, str) else tracker
+    for key, listed in (("tracking", tracking), ("callbacks", data.get("callbacks"))):
+        for index, one in enumerate(listed if isinstance(listed, list) else ()):
+            stated[(key, index)] = {"name": one} if isinstance(one, str) else one
     stages = data.get("stages", [])
     if isinstance(stages, list):
         stated |= {("stages", index): stage for index, stage in enumerate(stages)}
@@ -522,6 +558,10 @@ def _sections(
             key = dotted((*place, "name"))
             problems.append(Problem(what, str(root.origin_at((*place, "name"))), key, registry.names()))
     return found
+
+
+def _listed(found: Mapping[KeyPath, Component], key: str) -> list[Component]:
+    return [one for place, one in found.items() if place[0] == key]
 
 
 def _with_name(value: Plain, place: KeyPath, name: str) -> Plain:

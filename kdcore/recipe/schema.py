@@ -376,6 +376,7 @@ class RecipeSettings(ComponentConfig):
     )
     logging: LoggingSettings = LoggingSettings()
     tracking: list[str | dict[str, Any]] = Field(default_factory=_default_trackers)
+    callbacks: list[str | dict[str, Any]] = Field(default_factory=list)
 
     @property
     def models_of_teachers(self) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from kdcore.training.loop.stages import StageParameters, examine_stages
 from kdcore.training.loop.trainer import Trainer
 from kdcore.training.run import run_folder
 from kdcore.training.run.build import make_plan
+from kdcore.training.run.callback_runner import CallbackRunner
 from kdcore.training.run.export import TOKENIZER, export_student
 from kdcore.training.runtime.collectives import broadcast_from_main
 from kdcore.training.runtime.distributed import (
@@ -81,8 +83,8 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
 
     Args and errors are those of `train_recipe`.
     """
-    with console(), plugin_faults(), without_leaving():
-        startup = StartupTimer("imports")
+    with _only_run(recipe.run_folder), console(), plugin_faults(), without_leaving():
+        startup = StartupTimer("imports", recipe.loaded)
         _check_early(recipe)
         folder = recipe.run_folder
         plan = make_plan(recipe, run_folder.stored_data(folder))
@@ -113,10 +115,35 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
                     _context(plan, folder, processes, watchdog, check_lock, startup, start) as context,
                     closing(_train(context, models, earlier)) as events,
                 ):
+                    listed = plan.components.callbacks if processes.is_main else []
+                    callbacks = CallbackRunner(listed, folder, context.shutdown)
                     for event in events:
                         context.monitor.handle(event)
                         with watchdog.suspended():
+                            callbacks.handle(event)
                             yield event
+
+
+_running = threading.Lock()
+
+
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    """Refuse a second run in this process at the same time: runs share random states and the process group.
+
+    Raises:
+        InputError: another thread trains, or an iterator of `steps` is not exhausted or closed.
+    """
+    if not _running.acquire(blocking=False):
+        raise InputError(
+            "another run is active in this process",
+            where=str(folder),
+            hint="wait for it, close its iterator of events, or use another process",
+        )
+    try:
+        yield
+    finally:
+        _running.release()
 
 
 def _check_early(recipe: Recipe) -> None:

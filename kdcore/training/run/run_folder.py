@@ -37,6 +37,7 @@ _FREE_ON_RESUME = (
     "validation",
     "checkpoints",
     "tracking",
+    "callbacks",
     "training.budget",
 )
 _RESTORE = "restore the file, or start another run with `run.id=NEW`"

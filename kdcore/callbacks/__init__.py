@@ -1,0 +1,1 @@
+"""Callbacks, which react to the events of a run: the interface."""

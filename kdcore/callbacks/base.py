@@ -1,0 +1,46 @@
+"""Define the interface of a callback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcore.recipe.schema import ComponentConfig
+
+if TYPE_CHECKING:
+    from kdcore.training.loop.events import CheckpointEvent, ExportEvent, StepEvent, ValidationEvent
+
+
+class Callback:
+    """React to the events of a run on process 0, and stop it early. Subclasses override what they need.
+
+    Constructed as `Callback(config, run_folder)` for each session of a run. A tracker records metrics, and drops those
+    that an interrupted run repeats; a callback sees every event once more when a run repeats the steps since its last
+    checkpoint. If a method raises, the run writes a checkpoint and ends with an error that names the callback.
+    """
+
+    class Config(ComponentConfig):
+        """The keys of this callback's entry in `callbacks`."""
+
+    def __init__(self, config: ComponentConfig, run_folder: Path) -> None:
+        self.config = config
+        self.run_folder = run_folder
+
+    def on_step(self, event: StepEvent) -> None:
+        """React to an optimizer step; `event.metrics` is None in steps that log nothing."""
+
+    def on_validation(self, event: ValidationEvent) -> None:
+        """React to a validation, with its losses and scores."""
+
+    def on_checkpoint(self, event: CheckpointEvent) -> None:
+        """React to a checkpoint, whose folder may still be renamed in the background."""
+
+    def on_export(self, event: ExportEvent) -> None:
+        """React to an export of the student."""
+
+    def should_stop(self) -> bool:
+        """Return whether to stop the run after a checkpoint, as a signal does; called after every event.
+
+        A stopped run exports no final student, and the next start continues it.
+        """
+        return False

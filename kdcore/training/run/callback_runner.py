@@ -1,0 +1,69 @@
+"""Call the callbacks of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdcore.callbacks.base import Callback
+from kdcore.errors import KdcoreError
+from kdcore.faults import plugin_faults
+from kdcore.recipe.loading import Component
+from kdcore.training.loop.events import (
+    CheckpointEvent,
+    Event,
+    ExportEvent,
+    FinishedEvent,
+    StepEvent,
+    StoppedEvent,
+    ValidationEvent,
+)
+from kdcore.training.runtime.shutdown import GracefulShutdown
+
+
+class CallbackRunner:
+    """Pass events to callbacks, and request a stop if one of them returns so or fails."""
+
+    def __init__(self, components: Sequence[Component], folder: Path, shutdown: GracefulShutdown) -> None:
+        """Construct the callbacks.
+
+        Args:
+            components: the recipe's callbacks; none on other processes than 0.
+            folder: the run folder.
+            shutdown: how a stop is requested.
+        """
+        self._shutdown = shutdown
+        self._failure: KdcoreError | None = None
+        self._callbacks: list[tuple[str, Callback]] = []
+        for component in components:
+            with plugin_faults(component.cls, component.key):
+                self._callbacks.append((component.key, component.cls(component.config, folder)))
+
+    def handle(self, event: Event) -> None:
+        """Call every callback.
+
+        Raises:
+            KdcoreError: at the last event, if a callback has failed: the run is stopped with a checkpoint before.
+        """
+        try:
+            for key, callback in () if self._failure else self._callbacks:
+                with plugin_faults(callback, key):
+                    _call(callback, event)
+                    self._shutdown.requested |= bool(callback.should_stop())
+        except KdcoreError as error:
+            self._failure = error
+            self._shutdown.requested = True
+        if self._failure is not None and isinstance(event, FinishedEvent | StoppedEvent):
+            raise self._failure
+
+
+def _call(callback: Callback, event: Event) -> None:
+    match event:
+        case StepEvent():
+            callback.on_step(event)
+        case ValidationEvent():
+            callback.on_validation(event)
+        case CheckpointEvent():
+            callback.on_checkpoint(event)
+        case ExportEvent():
+            callback.on_export(event)
