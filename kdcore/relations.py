@@ -62,6 +62,35 @@ class ScoreMaps:
         )
 
     @classmethod
+    def from_tensors(
+        cls, left: Tensor, right: Tensor | None = None, lengths: Tensor | None = None, *, num_heads: int | None = None
+    ) -> ScoreMaps:
+        """Create the maps `left @ right^T / sqrt(d_k)` of tensors.
+
+        Args:
+            left: (B, A, L, d_k), such as queries.
+            right: likewise, such as keys; None for the relations of `left` with itself.
+            lengths: (B,) number of real tokens of each sequence; None if all are real.
+            num_heads: as for `relations`; without effect on `right`.
+        """
+        left = _regrouped(left, num_heads)
+        rows = host = None
+        if lengths is not None:
+            rows = torch.arange(left.shape[2], device=left.device) < lengths.to(left.device)[:, None]
+            host = lengths.cpu().numpy()
+        return cls([_Chunk(left, right, None, rows, left.shape[-1] ** -0.5, host)])
+
+    @property
+    def num_rows(self) -> int | Tensor:
+        """Number of rows of real queries, over all heads; a tensor if only the device knows it."""
+        return sum(chunk.real(1) for chunk in self._chunks)
+
+    @property
+    def num_entries(self) -> int | Tensor:
+        """Number of pairs of real tokens, over all heads; a tensor if only the device knows it."""
+        return sum(chunk.real(2) for chunk in self._chunks)
+
+    @classmethod
     def relations(
         cls,
         signals: Signals,
@@ -87,8 +116,7 @@ class ScoreMaps:
         for heads in signals.heads(part, block) if unit == "token" else signals.unit_heads(part, block):
             states, mask = heads.states, _axes(heads.mask)
             if num_heads is not None and num_heads != states.shape[1]:
-                sequences, _, length, _ = states.shape
-                states = states.transpose(1, 2).reshape(sequences, length, num_heads, -1).transpose(1, 2)
+                states = _regrouped(states, num_heads)
                 if mask is not None and mask.shape[1] > 1:  # new heads are parts of several old ones
                     mask = mask.amax(1, keepdim=True) if mask.is_floating_point() else mask.any(1, keepdim=True)
             scale = states.shape[-1] ** -0.5
@@ -155,6 +183,13 @@ class _Chunk:
             length = longest if self.lengths is None else max(1, int(self.lengths[chosen].max()))
             for head in range(0, heads, head_step):
                 yield _Slice(chosen, slice(head, head + head_step), slice(length))
+
+    def real(self, power: int) -> int | Tensor:
+        """Sum a power of the number of real tokens over sequences and heads."""
+        sequences, heads, longest, _ = self.left.shape
+        if self.lengths is not None:
+            return heads * int((self.lengths.astype(np.int64) ** power).sum())
+        return heads * (sequences * longest**power if self.rows is None else (self.rows.sum(-1) ** power).sum())
 
     def part(self, where: _Slice) -> _Chunk:
         """Return one slice in at least float32; without mask and rows if it is known to have no padding."""
@@ -284,6 +319,14 @@ def _add_gradients(gradients: Sequence[Tensor | None], of_maps: Tensor, own: _Ch
         for_left[where] = (of_maps @ own.right).mul_(own.scale)
     if for_right is not None:
         for_right[where] = (of_maps.transpose(-1, -2) @ own.left).mul_(own.scale)
+
+
+def _regrouped(states: Tensor, num_heads: int | None) -> Tensor:
+    """Merge the heads of (B, A, L, d_k) and split them again into `num_heads`."""
+    if num_heads is None or num_heads == states.shape[1]:
+        return states
+    sequences, _, length, _ = states.shape
+    return states.transpose(1, 2).reshape(sequences, length, num_heads, -1).transpose(1, 2)
 
 
 def _axes(mask: Tensor | None) -> Tensor | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -82,6 +82,12 @@ class Loss(ABC, nn.Module):
 
     zero_when_equal: ClassVar[bool] = True
     """Whether the loss of a model against itself is 0."""
+
+    function: ClassVar[Callable[..., Any] | None] = None
+    """The loss as a function of tensors that returns a `Total`, or one for each term by name (a `staticmethod`).
+
+    `kdcore.functional` offers it under the loss's name. It is pure: learned maps and stored state are arguments.
+    """
 
     def __init__(self, config: LossConfig) -> None:
         super().__init__()

@@ -19,10 +19,51 @@ from kdcore import (
     Requests,
     ScoreMaps,
     Signals,
+    Total,
     require_equal_heads,
     require_teacher,
     resolve_block_pairs,
 )
+
+Attention = ScoreMaps | tuple[Tensor, Tensor]
+"""Query and key of one block, (B, A, L, d_k) each; losses pass the maps that a model's mask and scale define."""
+
+
+def attention_kl(student: Attention, teacher: Attention, lengths: Tensor | None = None) -> Total:
+    """Sum `KL(softmax(S_t) || softmax(S_s))`, `S = q k^T / sqrt(d_k)`, over heads and real queries; counted in these.
+
+    Args:
+        student: (query, key) of one block, (B, A, L, d_k) each.
+        teacher: likewise, with the same A.
+        lengths: (B,) number of real tokens of each sequence; None if all are real.
+    """
+    own, theirs = _maps(student, lengths), _maps(teacher, lengths)
+    return Total(own.kl_from(theirs), own.num_rows)
+
+
+def attention_mse(student: Attention, teacher: Attention, lengths: Tensor | None = None) -> Total:
+    """Sum `(S_s - S_t)^2` over heads and pairs of real tokens, counted in these; arguments as for `attention_kl`."""
+    own, theirs = _maps(student, lengths), _maps(teacher, lengths)
+    return Total(own.squared_error_from(theirs), own.num_entries)
+
+
+def value_relation_kl(student: ScoreMaps | Tensor, teacher: ScoreMaps | Tensor, lengths: Tensor | None = None) -> Total:
+    """Sum `KL(softmax(R_t) || softmax(R_s))`, `R = v v^T / sqrt(d_k)`, over heads and real tokens; counted in these.
+
+    Args:
+        student: values (B, A, L, d_k) of one block.
+        teacher: likewise, with the same A and any d_k.
+        lengths: (B,) number of real tokens of each sequence; None if all are real.
+    """
+    own, theirs = (
+        side if isinstance(side, ScoreMaps) else ScoreMaps.from_tensors(side, None, lengths)
+        for side in (student, teacher)
+    )
+    return Total(own.kl_from(theirs), own.num_rows)
+
+
+def _maps(side: Attention, lengths: Tensor | None) -> ScoreMaps:
+    return side if isinstance(side, ScoreMaps) else ScoreMaps.from_tensors(*side, lengths)
 
 
 class HeadwiseLoss(Loss):
@@ -71,11 +112,12 @@ class AttentionKL(HeadwiseLoss):
     """
 
     term = "attention_kl"
+    function = staticmethod(attention_kl)
     parts = ("query", "key")
 
     def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
         """Return the divergence of one pair of blocks."""
-        return ScoreMaps.attention(student, own).kl_from(ScoreMaps.attention(teacher, theirs))
+        return attention_kl(ScoreMaps.attention(student, own), ScoreMaps.attention(teacher, theirs)).sum
 
 
 class AttentionMSE(HeadwiseLoss):
@@ -86,6 +128,7 @@ class AttentionMSE(HeadwiseLoss):
     """
 
     term = "attention_mse"
+    function = staticmethod(attention_mse)
     parts = ("query", "key")
 
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -94,7 +137,7 @@ class AttentionMSE(HeadwiseLoss):
 
     def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
         """Return the squared difference of one pair of blocks."""
-        return ScoreMaps.attention(student, own).squared_error_from(ScoreMaps.attention(teacher, theirs))
+        return attention_mse(ScoreMaps.attention(student, own), ScoreMaps.attention(teacher, theirs)).sum
 
 
 class ValueRelationKL(HeadwiseLoss):
@@ -118,6 +161,7 @@ class ValueRelationKL(HeadwiseLoss):
     config: Config
 
     term = "value_relation_kl"
+    function = staticmethod(value_relation_kl)
     parts = ("value",)
 
     @property
@@ -133,4 +177,4 @@ class ValueRelationKL(HeadwiseLoss):
     def distance(self, student: Signals, own: int, teacher: Signals, theirs: int) -> Tensor:
         """Return the divergence of one pair of blocks."""
         relations = ScoreMaps.relations(student, "value", own, unit=self.config.unit)
-        return relations.kl_from(ScoreMaps.relations(teacher, "value", theirs, unit=self.config.unit))
+        return value_relation_kl(relations, ScoreMaps.relations(teacher, "value", theirs, unit=self.config.unit)).sum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -18,11 +19,38 @@ from kdcore import (
     ModelInfo,
     Requests,
     Signals,
+    Total,
     at_least_float32,
+    real_rows,
     require_teacher,
     resolve_pairs,
 )
 from kdcore_hidden_mse.pairwise import UNIT_DESCRIPTION, UnitKey
+
+
+def hidden_mse_concat(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    weight: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    project: Literal["student", "teacher"] = "student",
+) -> Total:
+    """Sum `|W concat_l(h_s^l) - concat_l(h_t^l)|^2` over real tokens, counted in components.
+
+    Args:
+        student: the states of each block: (B, L, d_s) with `lengths`, or rows (..., d_s) that are all compared.
+        teacher: likewise, of width d_t.
+        weight: W, from the width of all blocks of the mapped model to that of the other.
+        lengths: (B,) number of real tokens of each sequence.
+        project: the model whose states are mapped.
+    """
+    own, theirs = (
+        torch.cat([at_least_float32(real_rows(states, lengths)) for states in blocks], dim=-1)
+        for blocks in (student, teacher)
+    )
+    mapped, kept = (own, theirs) if project == "student" else (theirs, own)
+    return Total((linear(mapped, weight.to(mapped.dtype)) - kept).square().sum(), kept.numel())
 
 
 class HiddenMSEConcat(Loss):
@@ -46,6 +74,7 @@ class HiddenMSEConcat(Loss):
         unit: UnitKey = Field("token", description=UNIT_DESCRIPTION)
 
     config: Config
+    function = staticmethod(hidden_mse_concat)
 
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
@@ -76,10 +105,10 @@ class HiddenMSEConcat(Loss):
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Return the sum of squared differences."""
         assert teacher is not None
-        own = torch.cat([self._rows(student, block) for block in self.pairs.student], dim=-1)
-        theirs = torch.cat([self._rows(teacher, block) for block in self.pairs.teacher], dim=-1)
-        mapped, kept = (own, theirs) if self.config.project == "student" else (theirs, own)
-        return {"hidden_mse_concat": (linear(mapped, self.weight.to(mapped.dtype)) - kept).square().sum()}
+        own = [self._rows(student, block) for block in self.pairs.student]
+        theirs = [self._rows(teacher, block) for block in self.pairs.teacher]
+        total = hidden_mse_concat(own, theirs, self.weight, project=self.config.project)
+        return {"hidden_mse_concat": total.sum}
 
     def _rows(self, signals: Signals, block: Block) -> Tensor:
-        return at_least_float32(signals.tokens(block) if self.config.unit == "token" else signals.units(block))
+        return signals.tokens(block) if self.config.unit == "token" else signals.units(block)

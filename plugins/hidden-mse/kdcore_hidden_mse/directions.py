@@ -7,8 +7,31 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kdcore import LayerPairs
-from kdcore_hidden_mse.pairwise import FirstTokenLoss, PairwiseHiddenLoss, TokenLoss, squared_distance_of_directions
+from kdcore import LayerPairs, Total, at_least_float32, real_rows
+from kdcore_hidden_mse.pairwise import FirstTokenLoss, PairwiseHiddenLoss, TokenLoss
+
+
+def hidden_cosine(student: Tensor, teacher: Tensor, lengths: Tensor | None = None) -> Total:
+    """Sum `1 - cos(h_s, h_t)` over real tokens, counted in tokens.
+
+    Args:
+        student: (B, L, d) states of one block with `lengths`, or rows (..., d) that are all compared.
+        teacher: likewise.
+        lengths: (B,) number of real tokens of each sequence.
+    """
+    own, theirs = (at_least_float32(real_rows(states, lengths)) for states in (student, teacher))
+    return Total(_squared_distance(own, theirs) / 2, len(own))
+
+
+def hidden_pkd(student: Tensor, teacher: Tensor) -> Total:
+    """Sum `|h_s/|h_s| - h_t/|h_t||^2` over the first tokens' states (B, d) of both models, counted in B."""
+    own, theirs = at_least_float32(student), at_least_float32(teacher)
+    return Total(_squared_distance(own, theirs), len(own))
+
+
+def _squared_distance(one: Tensor, other: Tensor) -> Tensor:
+    """Sum `|a/|a| - b/|b||^2` over rows, which is `2 - 2 cos(a, b)` and exactly 0 for equal rows."""
+    return (normalize(one, dim=-1) - normalize(other, dim=-1)).square().sum()
 
 
 class DirectionLoss(PairwiseHiddenLoss):
@@ -31,10 +54,7 @@ class HiddenCosine(DirectionLoss, TokenLoss):
     """
 
     term = "hidden_cosine"
-
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the sum of cosine distances."""
-        return squared_distance_of_directions(student, teacher) / 2
+    function = staticmethod(hidden_cosine)
 
     def constant_distance(self, rows: float, total: Tensor, squares: Tensor) -> Tensor:
         """Return the cosine distances of the rows from their mean direction."""
@@ -54,10 +74,7 @@ class HiddenPKD(DirectionLoss, FirstTokenLoss):
         layers: LayerPairs = Field("skip", description="Pairs of teacher and student blocks.")
 
     term = "hidden_pkd"
-
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the sum of squared distances of directions."""
-        return squared_distance_of_directions(student, teacher)
+    function = staticmethod(hidden_pkd)
 
     def constant_distance(self, rows: float, total: Tensor, squares: Tensor) -> Tensor:
         """Return the squared distances of the rows' directions from their mean direction."""

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdcore import Total, at_least_float32, real_rows
 from kdcore_hidden_mse.pairwise import FirstTokenLoss, PairwiseHiddenLoss, TokenLoss
+
+
+def hidden_mse(student: Tensor, teacher: Tensor, lengths: Tensor | None = None) -> Total:
+    """Sum `|h_s - h_t|^2` over real tokens, counted in components of their states.
+
+    Args:
+        student: (B, L, d) states of one block with `lengths`, or rows (..., d) that are all compared.
+        teacher: likewise.
+        lengths: (B,) number of real tokens of each sequence.
+    """
+    own, theirs = (at_least_float32(real_rows(states, lengths)) for states in (student, teacher))
+    return Total((own - theirs).square().sum(), own.numel())
+
+
+def hidden_mse_cls(student: Tensor, teacher: Tensor) -> Total:
+    """Sum `|h_s - h_t|^2` over the first tokens' states (B, d) of both models, counted in B * d."""
+    return hidden_mse(student, teacher)
 
 
 class _SquaredDistance(PairwiseHiddenLoss):
     def count(self, rows: int) -> int:
         """Return the number of components of all rows."""
         return rows * self.width
-
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the sum of squared differences."""
-        return (student - teacher).square().sum()
 
     def constant_distance(self, rows: float, total: Tensor, squares: Tensor) -> Tensor:
         """Return the squared distances of the rows from their mean."""
@@ -30,6 +44,7 @@ class HiddenMSE(_SquaredDistance, TokenLoss):
     """
 
     term = "hidden_mse"
+    function = staticmethod(hidden_mse)
 
 
 class HiddenMSECLS(_SquaredDistance, FirstTokenLoss):
@@ -39,3 +54,4 @@ class HiddenMSECLS(_SquaredDistance, FirstTokenLoss):
     """
 
     term = "hidden_mse_cls"
+    function = staticmethod(hidden_mse_cls)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from kdcore import (
     Batch,
@@ -22,7 +21,7 @@ from kdcore import (
     Projections,
     Requests,
     Signals,
-    at_least_float32,
+    Total,
     require_teacher,
     resolve_pairs,
 )
@@ -52,6 +51,7 @@ class PairwiseHiddenLoss(Loss):
 
     term: ClassVar[str]
     """Name of the only term."""
+    function: ClassVar[Callable[..., Total]]
 
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
@@ -72,7 +72,7 @@ class PairwiseHiddenLoss(Loss):
         """Return the sum of distances."""
         assert teacher is not None
         distances = [
-            self.distance(self.project(self.rows(student, own), pair), at_least_float32(self.rows(teacher, theirs)))
+            self.function(self.project(self.rows(student, own), pair), self.rows(teacher, theirs)).sum
             for pair, (theirs, own) in enumerate(self.pairs)
         ]
         return {self.term: torch.stack(distances).sum()}
@@ -117,11 +117,7 @@ class PairwiseHiddenLoss(Loss):
 
     @abstractmethod
     def count(self, rows: int) -> int:
-        """Return the number of items that `distance` sums over for a number of rows."""
-
-    @abstractmethod
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Sum the distance between student and teacher over rows; both are (rows, d_t) and at least float32."""
+        """Return the number of items that `function` sums over for a number of rows."""
 
 
 class FirstTokenLoss(PairwiseHiddenLoss):
@@ -160,8 +156,3 @@ class TokenLoss(PairwiseHiddenLoss):
     def rows(self, signals: Signals, block: Block) -> Tensor:
         """Return the states of tokens (N, d), or of units (U, d)."""
         return signals.tokens(block) if self.config.unit == "token" else signals.units(block)
-
-
-def squared_distance_of_directions(one: Tensor, other: Tensor) -> Tensor:
-    """Sum `|a/|a| - b/|b||^2` over rows, which is `2 - 2 cos(a, b)` and exactly 0 for equal rows."""
-    return (normalize(one, dim=-1) - normalize(other, dim=-1)).square().sum()

@@ -21,6 +21,7 @@ from kdcore import (
     Requests,
     ScoreMaps,
     Signals,
+    Total,
     require_teacher,
     resolve_block_pairs,
 )
@@ -34,6 +35,31 @@ class RelationWeights(ComponentConfig):
     query: RelationWeight = Field(1.0, description="Weight of the relations between queries.")
     key: RelationWeight = Field(1.0, description="Weight of the relations between keys.")
     value: RelationWeight = Field(1.0, description="Weight of the relations between values.")
+
+
+def minilm_v2(
+    student: ScoreMaps | Tensor,
+    teacher: ScoreMaps | Tensor,
+    lengths: Tensor | None = None,
+    *,
+    relation_heads: int | None = None,
+) -> Total:
+    """Sum `KL(softmax(x_t x_t^T / sqrt(d_r)) || softmax(x_s x_s^T / sqrt(d_r)))` over relation heads and real tokens.
+
+    It is counted in these. MiniLMv2 adds the means for queries, keys and values.
+
+    Args:
+        student: x_s (B, A, L, d_k): queries, keys or values of one block.
+        teacher: x_t likewise; A and d_k may differ.
+        lengths: (B,) number of real tokens of each sequence; None if all are real.
+        relation_heads: R, which divides both widths A * d_k; default: the teacher's A.
+    """
+    if not isinstance(teacher, ScoreMaps):
+        relation_heads = teacher.shape[1] if relation_heads is None else relation_heads
+        teacher = ScoreMaps.from_tensors(teacher, None, lengths, num_heads=relation_heads)
+    if not isinstance(student, ScoreMaps):
+        student = ScoreMaps.from_tensors(student, None, lengths, num_heads=relation_heads)
+    return Total(student.kl_from(teacher), student.num_rows)
 
 
 class MiniLMv2(Loss):
@@ -63,6 +89,7 @@ class MiniLMv2(Loss):
         )
 
     config: Config
+    function = staticmethod(minilm_v2)
 
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
@@ -103,7 +130,7 @@ class MiniLMv2(Loss):
         def relations(signals: Signals, block: int) -> ScoreMaps:
             return ScoreMaps.relations(signals, part, block, self.relation_heads, unit=self.config.unit)
 
-        sums = [relations(student, own).kl_from(relations(teacher, theirs)) for theirs, own in self.pairs]
+        sums = [minilm_v2(relations(student, own), relations(teacher, theirs)).sum for theirs, own in self.pairs]
         return torch.stack(sums).sum()
 
 
