@@ -1,12 +1,15 @@
 # The public names of kdcore and the modules that define them. Type checkers read this file, and so does lazy_loader at
 # run time. tests/unit/public_names.txt holds the names.
 
+from . import functional as functional
+from .callbacks.base import Callback as Callback
 from .commands.base import Command as Command
 from .commands.base import ExportOption as ExportOption
 from .commands.base import JobQueue as JobQueue
 from .commands.base import add_allow_imports as add_allow_imports
 from .commands.base import add_overrides as add_overrides
 from .commands.base import is_override as is_override
+from .commands.train import steps as steps
 from .commands.train import train as train
 from .data.base import PART_BYTES as PART_BYTES
 from .data.base import Corpus as Corpus
@@ -78,6 +81,8 @@ from .models.base import Role as Role
 from .models.encoder import TransformersEncoder as TransformersEncoder
 from .models.heads import load_head as load_head
 from .models.transformers import TransformersModel as TransformersModel
+from .objectives import Total as Total
+from .objectives import real_rows as real_rows
 from .optimizers.base import NamedParameter as NamedParameter
 from .optimizers.base import Optimizer as Optimizer
 from .optimizers.base import OptimizerConfig as OptimizerConfig
@@ -113,8 +118,10 @@ from .registry import FoundComponent as FoundComponent
 from .registry import component_names as component_names
 from .registry import find_component as find_component
 from .registry import get_command as get_command
+from .registry import register_callback as register_callback
 from .registry import register_command as register_command
 from .registry import register_corpus as register_corpus
+from .registry import register_defaults as register_defaults
 from .registry import register_loss as register_loss
 from .registry import register_model as register_model
 from .registry import register_optimizer as register_optimizer
@@ -126,6 +133,11 @@ from .registry import register_tracker as register_tracker
 from .registry import register_transform as register_transform
 from .relations import ScoreMaps as ScoreMaps
 from .schedulers.base import Scheduler as Scheduler
+from .scripting.defaults import Defaults as Defaults
+from .scripting.defaults import TeacherKind as TeacherKind
+from .scripting.distilling import distil as distil
+from .scripting.opened_run import Run as Run
+from .scripting.opened_run import open_run as open_run
 from .signals import AttentionPart as AttentionPart
 from .signals import AttentionPattern as AttentionPattern
 from .signals import AttentionTap as AttentionTap
@@ -153,7 +165,16 @@ from .tasks.fitting import check_fit as check_fit
 from .tasks.masked_lm import MaskedLM as MaskedLM
 from .trackers.base import Tracker as Tracker
 from .trackers.jsonl import read_metrics as read_metrics
+from .training.loop.events import CheckpointEvent as CheckpointEvent
+from .training.loop.events import Event as Event
+from .training.loop.events import ExportEvent as ExportEvent
+from .training.loop.events import FinishedEvent as FinishedEvent
 from .training.loop.events import RunResult as RunResult
+from .training.loop.events import StageEvent as StageEvent
+from .training.loop.events import StartEvent as StartEvent
+from .training.loop.events import StepEvent as StepEvent
+from .training.loop.events import StoppedEvent as StoppedEvent
+from .training.loop.events import ValidationEvent as ValidationEvent
 from .training.loop.plan import KEPT_BY_TRANSFORMS as KEPT_BY_TRANSFORMS
 from .training.loop.plan import RecipeTeacher as RecipeTeacher
 from .training.loop.plan import transform_fault as transform_fault

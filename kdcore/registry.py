@@ -632,7 +632,9 @@ schedulers = Registry("kdcore.schedulers", "scheduler", "kdcore.schedulers.base:
 corpora = Registry("kdcore.corpora", "corpus", "kdcore.data.base:Corpus")
 preparations = Registry("kdcore.preparations", "preparation", "kdcore.data.preparation:Preparation")
 trackers = Registry("kdcore.trackers", "tracker", "kdcore.trackers.base:Tracker")
+callbacks = Registry("kdcore.callbacks", "callback", "kdcore.callbacks.base:Callback")
 transforms = Registry("kdcore.transforms", "transform", "kdcore.transforms.base:Transform")
+defaults = Registry("kdcore.defaults", "defaults", "kdcore.scripting.defaults:Defaults", needs_config=False)
 commands = Registry("kdcore.commands", "command", "kdcore.commands.base:Command", needs_config=False)
 export_options = Registry(
     "kdcore.export_options", "export option", "kdcore.commands.base:ExportOption", needs_config=False
@@ -651,7 +653,9 @@ ALL: dict[str, Registry] = {
         corpora,
         preparations,
         trackers,
+        callbacks,
         transforms,
+        defaults,
         commands,
         export_options,
         job_queues,
@@ -667,7 +671,9 @@ register_scheduler = schedulers.register
 register_corpus = corpora.register
 register_preparation = preparations.register
 register_tracker = trackers.register
+register_callback = callbacks.register
 register_transform = transforms.register
+register_defaults = defaults.register
 register_command = commands.register
 register_summary = summary_rows.register
 

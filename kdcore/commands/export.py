@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from kdcore.commands.base import Command, ExportOption, add_allow_imports, add_options
@@ -38,20 +39,44 @@ class ExportCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Export, apply the options of packages, publish, and print where to."""
-        from kdcore.training.run.export import export_run
-        from kdcore.utils.atomic import atomic_directory
-        from kdcore.utils.locks import lock_of, locked
 
-        folder = Path(os.path.abspath(arguments.folder))
-        _check_free(folder)
-        with locked(lock_of(folder)):
-            _check_free(folder)  # another process may have exported to it since
-            with atomic_directory(folder, finished="config.json") as staging:
-                export_run(arguments.run, staging, arguments.checkpoint, allow_imports=arguments.allow_imports)
-                for entry, option in self._options:
-                    _apply(option, entry, staging, arguments)
-        print(f"exported to {folder}")
+        def finish(staging: Path) -> None:
+            for entry, option in self._options:
+                _apply(option, entry, staging, arguments)
+
+        run, step, allowed = arguments.run, arguments.checkpoint, arguments.allow_imports
+        print(f"exported to {export_to(arguments.folder, run, step, allow_imports=allowed, finish=finish)}")
         return 0
+
+
+def export_to(
+    folder: Path, run: Path, step: int | None, *, allow_imports: bool, finish: Callable[[Path], None] = lambda _: None
+) -> Path:
+    """Export the student of a run's checkpoint to a new folder, and return its absolute path.
+
+    Args:
+        folder: the folder to write.
+        run: the run folder.
+        step: the checkpoint's step; None for the newest.
+        allow_imports: whether to run the files under `imports:` of the run's recipe.
+        finish: called with the complete export under a temporary name.
+
+    Raises:
+        InputError: the folder is not empty, or the run has no such checkpoint.
+        InfrastructureError: the disk fails.
+    """
+    from kdcore.training.run.export import export_run
+    from kdcore.utils.atomic import atomic_directory
+    from kdcore.utils.locks import lock_of, locked
+
+    folder = Path(os.path.abspath(folder))
+    _check_free(folder)
+    with locked(lock_of(folder)):
+        _check_free(folder)  # another process may have exported to it since
+        with atomic_directory(folder, finished="config.json") as staging:
+            export_run(run, staging, step, allow_imports=allow_imports)
+            finish(staging)
+    return folder
 
 
 def _check_free(folder: Path) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdcore.commands.base import Command, add_recipe_arguments
 from kdcore.errors import InputError
 from kdcore.recipe.loading import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from kdcore.training.loop.events import RunResult
+    from kdcore.training.loop.events import Event, RunResult
 
 
 class TrainCommand(Command):
@@ -50,12 +50,16 @@ class TrainCommand(Command):
         return run_processes(["train", arguments.recipe, *arguments.overrides, *smoke], arguments.processes)
 
 
-def train(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> RunResult:
+def train(
+    recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), *, smoke: bool = False
+) -> RunResult:
     """Do what `kdcore-train RECIPE OVERRIDES` does, in this process.
 
     Args:
-        recipe: the recipe's file, or `kdcore:quickstart.yaml` for one that kdcore ships.
-        overrides: `key=value` each, such as `training.batch_size=64`.
+        recipe: the recipe's file, or `kdcore:quickstart.yaml` for one that kdcore ships; or its content as a map, with
+            paths relative to the working directory.
+        overrides: values by dotted key, such as `{"training.batch_size": 64}`, where None removes a key; or
+            `training.batch_size=64` each.
         smoke: test every phase of the run with a few steps, to check that a long run would work.
 
     Returns:
@@ -66,6 +70,28 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = Fa
         TrainingError: training failed.
     """
     return _train(load_recipe(recipe, overrides, allow_imports=True), smoke=smoke)
+
+
+def steps(
+    recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Generator[Event]:
+    """Do what `train` does, one event at a time; the last one is a FinishedEvent or a StoppedEvent.
+
+    The run advances only while events are asked for. Leaving the loop ends the run without a further checkpoint; the
+    next start continues from its last one.
+
+    Args:
+        recipe: as for `train`.
+        overrides: as for `train`.
+
+    Raises:
+        InputError: at once for a wrong recipe; at the first event if its data or its models cannot be used.
+        TrainingError: training failed.
+    """
+    loaded = load_recipe(recipe, overrides, allow_imports=True)
+    from kdcore.training.run.run import run_events
+
+    return run_events(loaded)
 
 
 def _train(recipe: Recipe, *, smoke: bool) -> RunResult:

@@ -6,11 +6,12 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from kdcore.data.shards import PreparedData
+from kdcore.errors import InputError
 from kdcore.recipe.checking import build_component
 from kdcore.recipe.loading import load_component
 from kdcore.recipe.schema import DATA_RECIPE, ComponentConfig
@@ -37,6 +38,23 @@ class Preparation(ABC):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @classmethod
+    def section_for(
+        cls, data: Path | Iterable[Any], cache: Path, column: str = "text", max_texts: int = 1_000_000
+    ) -> dict[str, Any]:
+        """Return the keys of a data recipe for data that `kdcore.distil` was given, besides the tokenizer.
+
+        Args:
+            data: a file or folder; or texts, or a table with a column of texts.
+            cache: folder of prepared data, in which texts can be kept.
+            column: name of the text's column or key.
+            max_texts: number of texts to read from an iterable without a length, which may be endless.
+
+        Raises:
+            InputError: this preparation has no such data recipes, or the data is not what it reads.
+        """
+        raise InputError(f"{cls.__name__} makes no data recipe from texts or files")
 
     @abstractmethod
     def describe(self) -> str:

@@ -52,18 +52,18 @@ class FinishedRun:
     @cached_property
     def student(self) -> Any:
         """The exported student as `AutoModel` loads it: float32, on the CPU, in eval mode."""
-        return _load(str(self.export))
+        return load_encoder(str(self.export))
 
     @cached_property
     def initial(self) -> Any | None:
         """The student before training, loaded likewise; None if the run did not export it."""
         folder = self.folder / "exports" / "initial"
-        return _load(str(folder)) if folder.is_dir() else None
+        return load_encoder(str(folder)) if folder.is_dir() else None
 
     @cached_property
     def teacher(self) -> Any | None:
         """The teacher, loaded likewise; None without one."""
-        return None if self.teacher_source is None else _load(self.teacher_source)
+        return None if self.teacher_source is None else load_encoder(self.teacher_source)
 
 
 class SummaryRows(ABC):
@@ -88,11 +88,14 @@ class SummaryRows(ABC):
         """
 
 
-def _load(source: str) -> Any:
+def load_encoder(source: str, auto_class: str = "AutoModel") -> Any:
+    """Load a folder or hub model with a class of transformers: float32, on the CPU, in eval mode."""
     import torch
-    from transformers import AutoModel
+    import transformers
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False).eval()
+    return (
+        getattr(transformers, auto_class).from_pretrained(source, dtype=torch.float32, trust_remote_code=False).eval()
+    )

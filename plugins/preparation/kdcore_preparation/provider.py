@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from kdcore import Preparation, PreparedData
+from kdcore_preparation.given_texts import corpora_for
 from kdcore_preparation.pipeline.data_recipe import DataRecipe
 from kdcore_preparation.pipeline.preparation_progress import ReportProgress, Speed
 from kdcore_preparation.pipeline.prepare import find, find_or_prepare
@@ -17,6 +19,17 @@ class RawText(Preparation):
 
     Config = DataRecipe
     config: DataRecipe
+
+    @classmethod
+    def section_for(
+        cls, data: Path | Iterable[Any], cache: Path, column: str = "text", max_texts: int = 1_000_000
+    ) -> dict[str, Any]:
+        """Return the keys of a data recipe for a file or folder of text, JSON Lines or Parquet, or for texts.
+
+        Raises:
+            InputError: there is no text, or the column does not exist.
+        """
+        return {"corpora": corpora_for(data, cache, column, max_texts)}
 
     def describe(self) -> str:
         """Name the corpora and the length of sequences."""

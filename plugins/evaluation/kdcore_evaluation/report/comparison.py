@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from kdcore import InputError
@@ -94,6 +95,18 @@ class Comparison:
     primary: Column | None
     remarks: list[str]
     rows: list[ResultRow]
+
+    def __str__(self) -> str:
+        """Format the remarks and the table as `kdcore compare` prints them."""
+        from kdcore_evaluation.report.table_formats import terminal
+
+        return "\n".join([*self.remarks, *([terminal(self.table)] if self.table.columns else [])])
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame of a notebook, which keeps its styles apart."""
+        from kdcore_evaluation.report.page import page
+
+        return f'<iframe srcdoc="{escape(page(self))}" width="100%" height="600"></iframe>'
 
 
 @dataclass(frozen=True)

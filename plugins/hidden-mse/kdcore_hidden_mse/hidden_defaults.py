@@ -1,0 +1,17 @@
+"""Default losses for any encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdcore import Defaults, TeacherKind
+
+
+class HiddenDefaults(Defaults):
+    """The mean squared error of the last hidden states, which every encoder has."""
+
+    def sections(self, teacher: TeacherKind) -> Mapping[str, Any] | None:
+        """Return the loss, and masks that are rare, because the teacher may not have been trained on them."""
+        task = {"name": "masked_lm", "masking": {"probability": 0.05}}
+        return {"task": task, "losses": {"hidden_mse": {"layers": "last"}}}

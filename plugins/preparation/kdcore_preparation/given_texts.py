@@ -1,0 +1,81 @@
+"""Turn text that a program holds, or a file of text, into a data recipe."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kdcore import InputError, atomic_write
+
+logger = logging.getLogger("kdcore")
+
+_READERS = {".jsonl": ("jsonl", "field"), ".json": ("jsonl", "field"), ".parquet": ("parquet", "column")}
+_COMPRESSED = {".gz", ".bz2", ".zst"}
+
+
+def corpora_for(data: Path | Iterable[Any], cache: Path, column: str, max_texts: int) -> list[dict[str, Any]]:
+    """Return the section `corpora` for a file or folder, whose suffix decides how it is read, or for texts.
+
+    Args:
+        data: a path, texts, or a table with a column of texts.
+        cache: folder of prepared data, in which texts are stored.
+        column: column of a table, or key of JSON Lines and Parquet.
+        max_texts: number of texts to read from an iterable without a length.
+
+    Raises:
+        InputError: there is no text, or the column does not exist.
+    """
+    if not isinstance(data, Path):
+        path = store_texts(texts_of(data, column, max_texts), cache)
+        return [{"name": "jsonl", "path": str(path)}]
+    suffixes = [suffix for suffix in data.suffixes if suffix not in _COMPRESSED]
+    reader, key = _READERS.get(suffixes[-1] if suffixes else "", ("text", ""))
+    return [{"name": reader, "path": str(data), **({key: column} if key else {})}]
+
+
+def texts_of(data: Any, column: str, max_texts: int) -> Iterator[Any]:
+    """Iterate over texts, or over the column of a table; over at most `max_texts` of what has no length."""
+    columns = getattr(data, "column_names", getattr(data, "columns", None))
+    if columns is not None and column not in columns:
+        splits = isinstance(columns, Mapping)
+        what = "the data has several splits" if splits else f"the data has no column `{column}`"
+        hint = 'select one, such as data["train"]' if splits else "name the text's column with `column=`"
+        raise InputError(what, allowed=list(columns), hint=hint)
+    if hasattr(data, "__len__"):
+        yield from data if columns is None else data[column]
+        return
+    texts = iter(data)
+    yield from (text if columns is None else text[column] for text in islice(texts, max_texts))
+    if next(texts, None) is not None:
+        logger.warning(f"only the first {max_texts:,} texts are used; `max_texts` sets this limit")
+
+
+def store_texts(texts: Iterable[Any], cache: Path) -> Path:
+    """Write texts to a file of JSON Lines in the cache, named by its content.
+
+    Raises:
+        InputError: there is no text, or one of them is not a str.
+    """
+    folder = cache / "texts"
+    folder.mkdir(parents=True, exist_ok=True)
+    digest, filled = sha256(), 0
+    temporary = folder / f"incoming-{os.urandom(8).hex()}.jsonl"
+    with atomic_write(temporary) as file:
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"text {number} is not a str (found {repr(text)[:60]})")
+            line = json.dumps({"text": text}).encode() + b"\n"
+            digest.update(line)
+            file.write(line)
+            filled += bool(text.strip())
+        if not filled:
+            raise InputError("the data holds no text")
+    final = folder / f"{digest.hexdigest()[:32]}.jsonl"
+    os.replace(temporary, final)
+    return final
