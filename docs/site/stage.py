@@ -36,13 +36,13 @@ PUBLIC_PACKAGES = ("kdcore_preparation", "kdcore_supervised", "kdcore_testing")
 
 # Pages of the Python reference: title, and the modules of kdcore whose public names are on the page.
 API_PAGES = {
-    "runs": ("Recipes and runs", ("commands.train", "training", "recipe", "tasks.finished_run")),
-    "losses": ("Losses, signals and layers", ("losses", "signals", "layers", "relations")),
+    "runs": ("Recipes and runs", ("commands.train", "scripting", "training", "recipe", "tasks.finished_run")),
+    "losses": ("Losses, signals and layers", ("losses", "objectives", "signals", "layers", "relations")),
     "tasks": ("Tasks", ("tasks",)),
     "models": ("Models and transforms", ("models", "transforms")),
     "optimization": ("Optimizers, schedulers and budgets", ("optimizers", "schedulers", "progress")),
     "data": ("Prepared data and readers", ("data",)),
-    "components": ("Components, commands and trackers", ("registry", "commands", "trackers", "faults")),
+    "components": ("Components, commands and trackers", ("registry", "commands", "trackers", "callbacks", "faults")),
     "files": ("Errors, files and processes", ("errors", "utils")),
 }
 
