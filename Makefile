@@ -9,7 +9,7 @@ SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins sl
 	mariadb-server
 
 .PHONY: help setup demo test test-browser test-docs test-faults test-mutations test-install test-resume test-slurm \
-	test-recipes bench test-gpu bench-gpu docs wheelhouse lint clean
+	test-recipes bench test-gpu bench-gpu docs release coverage wheelhouse lint clean
 
 help:
 	@echo "make demo           distil a real teacher on real text and fine-tune both, in minutes on two CPU cores"
@@ -26,6 +26,8 @@ help:
 	@echo "make bench          compare steps and losses with plain ones: speed, MFU, memory (half an hour)"
 	@echo "make test-gpu       check kdcore on a GPU (4 minutes); make bench-gpu measures its speed there (4 minutes)"
 	@echo "make wheelhouse     collect what a machine without a package index lacks (docs/offline.md)"
+	@echo "make release        build dist/, install the wheels into new environments, smoke test (minutes, 3 GB, a package index)"
+	@echo "make coverage       run make test's tests and show which lines of the packages they reach"
 	@echo "make setup          only set up .venv"
 	@echo "make clean          remove what make has set up here"
 
@@ -121,6 +123,19 @@ LIMIT ?= 60
 wheelhouse: setup
 	@$(BIN)/python launch/offline/wheelhouse.py --python-version "$(PYTHON_VERSION)" --platform "$(PLATFORM)" \
 		--installed "$(INSTALLED)" --limit "$(LIMIT)"
+
+# `python .ci/release.py version 0.2.0` sets the version before. Nothing is uploaded.
+release: setup
+	$(BIN)/python .ci/release.py build
+	KDCORE_WHEELS="$(CURDIR)/dist" $(BIN)/pytest tests/install $(PYTEST_ARGUMENTS)
+
+# Worker processes and processes that commands start are measured as well.
+coverage: setup
+	$(BIN)/pip install --quiet coverage==7.17.5
+	rm -rf .cache/coverage
+	$(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGUMENTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
 
 lint: setup
 	$(BIN)/ruff check
