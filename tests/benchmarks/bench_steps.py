@@ -1,8 +1,10 @@
-"""A training step against a plain loop of transformers: speed, share of the matrix-multiply limit, peak memory.
+"""A training step against two plain loops of transformers: speed, share of the matrix-multiply limit, peak memory.
 
     python tests/benchmarks/bench_steps.py [--objectives hidden_mse ...] [--sequences 8] [--repeats 3] [--compiled]
 
-Ratios only: absolute times of a shared CPU mean nothing.
+`bare` loops over encoders without heads and applies the head to masked positions only, where the loss needs it; `plain`
+loops over `BertForMaskedLM`. The first line names the processor. Ratios only: absolute times of a shared CPU mean
+nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from measuring import MatrixMultiply, PeakMemory, interleaved, ratio, single_thread
+from measuring import MatrixMultiply, PeakMemory, interleaved, processor, ratio, single_thread
 from workload import OBJECTIVES, Workload, check_equal, make_batch, step_flops
 
 
@@ -22,11 +24,17 @@ def compare(
 ) -> dict[str, float | str]:
     """One row of the table."""
     workload = Workload(objective, small)
-    ours, plain = workload.ours(), workload.plain()
+    ours, plain, bare = workload.ours(), workload.plain(), workload.plain(bare=True)
     batch = make_batch(sequences, padding, workload.config.vocab_size)
     equality = check_equal(workload, ours, plain, batch)
     limit = MatrixMultiply(sequences * 128)
-    variants = {"plain": lambda: plain.step(batch), "ours": lambda: ours.step(batch), "limit": limit}
+    check_equal(workload, bare, plain, batch)
+    variants = {
+        "plain": lambda: plain.step(batch),
+        "ours": lambda: ours.step(batch),
+        "bare": lambda: bare.step(batch),
+        "limit": limit,
+    }
     if compiled:
         side = workload.ours(compiled=True)
         check_equal(workload, side, plain, batch)
@@ -34,13 +42,11 @@ def compare(
     timings = interleaved(variants, repeats)
     flops = step_flops(batch, objective == "soft_targets")
     per_second = limit.flops / min(timings["limit"].seconds)
-    middle, low, high = ratio(timings, "plain", "ours")
+    against = {name: "{:.2f} ({:.2f} to {:.2f})".format(*ratio(timings, name, "ours")) for name in ("bare", "plain")}
     row: dict[str, float | str] = {
         "objective": objective,
         "padding": round(1 - batch.num_tokens / batch.input_ids.numel(), 3),
-        "speed": round(middle, 2),
-        "lowest": round(low, 2),
-        "highest": round(high, 2),
+        **against,
         "mfu": round(flops / timings["ours"].median / per_second, 3),
         "plain_mfu": round(flops / timings["plain"].median / per_second, 3),
         "spread": round(timings["ours"].spread, 2),
@@ -52,24 +58,30 @@ def compare(
 
 
 def memory(objective: str, padding: float, sequences: int, side: str, small: bool) -> None:
-    """Print the peak of a process that takes two steps."""
+    """Print the peak of a process that takes two steps, and what of it every variant needs, in MB.
+
+    Fixed are the process with its libraries, the weights of both models, and the student's gradients and moments.
+    """
+    libraries = PeakMemory.read()["now"]
     workload = Workload(objective, small)
-    taken = workload.ours() if side == "ours" else workload.plain()
+    taken = workload.ours() if side == "ours" else workload.plain(bare=side == "bare")
     batch = make_batch(sequences, padding, workload.config.vocab_size)
     PeakMemory.reset()
-    before = PeakMemory.read()["now"]
     for _ in range(2):
         taken.step(batch)
-    found = PeakMemory.read()
-    print(json.dumps({"peak": found["peak"], "models": before}))
+    peak = PeakMemory.read()["peak"]
+    weights = sum(value.nbytes for model in taken.teachers for value in model.parameters())
+    trained = sum(value.nbytes for value in taken.student.parameters())
+    print(json.dumps({"peak": peak, "fixed": libraries + (weights + 4 * trained) / 2**20}))
 
 
-def peak(objective: str, padding: float, sequences: int, side: str, small: bool) -> float:
-    """The same in a process of its own, in MB."""
+def peak_and_fixed(objective: str, padding: float, sequences: int, side: str, small: bool) -> tuple[float, float]:
+    """The same in a process of its own."""
     command = [sys.executable, str(Path(__file__)), "--memory", side, "--objectives", objective]
     command += ["--padding", str(padding), "--sequences", str(sequences), *(["--small"] if small else [])]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(json.loads(output.splitlines()[-1])["peak"])
+    found = json.loads(output.splitlines()[-1])
+    return found["peak"], found["fixed"]
 
 
 def main() -> None:
@@ -83,24 +95,28 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny models, to try the benchmark itself")
     parser.add_argument("--compiled", action="store_true", help="also compare with `training.compile`")
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--memory", choices=("ours", "plain"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=("ours", "bare", "plain"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     single_thread()
     if arguments.memory:
         memory(arguments.objectives[0], arguments.padding[0], arguments.sequences, arguments.memory, arguments.small)
         return
+    print(json.dumps({"processor": processor()}), flush=True)
     for objective in arguments.objectives:
         for padding in arguments.padding:
             row = compare(
                 objective, padding, arguments.sequences, arguments.repeats, arguments.small, arguments.compiled
             )
             if not arguments.no_memory:
-                ours, plain = (
-                    peak(objective, padding, arguments.memory_sequences, side, arguments.small)
-                    for side in ("ours", "plain")
-                )
-                row["memory"] = round(ours / plain, 2)
-                row["memory_mb"] = f"{ours:.0f} of {plain:.0f}"
+                found = {
+                    side: peak_and_fixed(objective, padding, arguments.memory_sequences, side, arguments.small)
+                    for side in ("ours", "bare", "plain")
+                }
+                peak, fixed = found.pop("ours")
+                for side, (other_peak, other_fixed) in found.items():
+                    row[f"memory_{side}"] = round(peak / other_peak, 2)
+                    row[f"beyond_fixed_{side}"] = round((peak - fixed) / (other_peak - other_fixed), 2)
+                    row[f"mb_{side}"] = f"{peak:.0f} of {other_peak:.0f}, fixed {fixed:.0f} and {other_fixed:.0f}"
             print(json.dumps(row), flush=True)
 
 

@@ -91,3 +91,12 @@ class PeakMemory:
                     if line.startswith(key):
                         found[name] = int(line.split()[1]) / 1024
         return found
+
+
+def processor() -> str:
+    """The CPU's name and those of its flags that matrix products depend on, for example "AMD EPYC 7B13, avx2 fma"."""
+    with open("/proc/cpuinfo") as file:
+        found = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines())
+    values = {key.strip(): value.strip() for key, value in found.items()}
+    flags = [one for one in values["flags"].split() if one.startswith(("avx", "fma", "amx"))]
+    return f"{values['model name']}, {' '.join(flags)}"

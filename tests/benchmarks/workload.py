@@ -83,12 +83,14 @@ class Side:
         parameters: name to parameter of the student, by the names of transformers' base model.
         optimizer: of the student.
         student: the trained module.
+        teachers: the frozen models.
     """
 
     loss: Callable[[Batch], Tensor]
     parameters: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     student: nn.Module
+    teachers: tuple[nn.Module, ...]
 
     def step(self, batch: Batch) -> None:
         """Forward, backward, update."""
@@ -128,7 +130,8 @@ class Workload:
         cls = registered_losses.get(keys["name"])
         loss = cls(cls.Config(label="loss", **keys), teacher.info, student.info)
         requests = loss.requests()
-        frozen = FrozenTeachers({TEACHER: teacher.load_teacher(requests.teacher)}, {})
+        encoder = teacher.load_teacher(requests.teacher)
+        frozen = FrozenTeachers({TEACHER: encoder}, {})
         frozen.to(torch.device(device)).to(dtype)
         module = DistillationModule(student.build_student(requests.student), {"loss": loss}).to(device, dtype)
         if compiled:
@@ -147,7 +150,7 @@ class Workload:
         built = optimizer(optimizer.Config(lr=1e-4)).build(
             [{"params": list(module.parameters()), "weight_decay": 0.01}]
         )
-        return Side(compute, dict(network.named_parameters()), built, module)
+        return Side(compute, dict(network.named_parameters()), built, module, (encoder,))
 
     def plain(
         self, wrong: bool = False, bare: bool = False, device: str = "cpu", dtype: torch.dtype = torch.float32
@@ -190,7 +193,7 @@ class Workload:
             return loss
 
         optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=device == "cuda")
-        return Side(compute, dict(student.bert.named_parameters()), optimizer, student)
+        return Side(compute, dict(student.bert.named_parameters()), optimizer, student, (teacher,))
 
 
 def run_plain(model: Any, bare: bool, batch: Batch, mask: Tensor, asked: dict[str, bool]) -> Any:
