@@ -174,7 +174,7 @@ def _keys_page() -> str:
 
 
 def _command_page() -> str:
-    lines = ["# Commands", "", "The output of `--help`.", ""]
+    lines = ["# Options of all commands", "", "The output of `--help`.", ""]
     os.environ["COLUMNS"] = "100"
     for name in commands.names():
         text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The README's method is a whole one, and its recipe is accepted."""
+"""The README's recipe is accepted; the method of the page on the algorithm is a whole one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 
 import kdcore
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ALGORITHM = (ROOT / "docs" / "explanation" / "algorithm.md").read_text(encoding="utf-8")
 
 
-def block(language: str, containing: str) -> str:
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def block(page: str, language: str, containing: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
     (found,) = [text for text in blocks if containing in text]
     return found
 
 
 def test_the_method_trains_as_a_file_that_a_recipe_imports(small_recipe: Path) -> None:
-    code = block("python", "class LastCosine").replace(
+    code = block(ALGORITHM, "python", "class LastCosine").replace(
         "class LastCosine", '@kdcore.register_loss("last_cosine")\nclass LastCosine'
     )
     (small_recipe.parent / "my_loss.py").write_text(code, encoding="utf-8")
@@ -27,7 +29,7 @@ def test_the_method_trains_as_a_file_that_a_recipe_imports(small_recipe: Path) -
 
 
 def test_the_recipe_is_accepted_up_to_its_paths(tmp_path: Path, teacher_folder: Path, corpus_file: Path) -> None:
-    text = block("yaml", "my-student").replace("my-text/", str(corpus_file))
+    text = block(README, "yaml", "my-student").replace("my-text/", str(corpus_file))
     text = text.replace("bert-base-uncased", str(teacher_folder))
     path = tmp_path / "my-student.yaml"
     path.write_text(text, encoding="utf-8")
@@ -35,3 +37,18 @@ def test_the_recipe_is_accepted_up_to_its_paths(tmp_path: Path, teacher_folder: 
     components = recipe.components()
     assert list(components.losses) == ["hidden_mse", "masked_lm"]
     assert recipe.settings.training.batch_size == 1024
+
+
+def test_the_readme_is_short_and_its_links_lead_to_files() -> None:
+    assert len(README.splitlines()) <= 150
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_readme_and_the_page_on_the_architecture_name_every_folder() -> None:
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for folder in ROOT.glob("plugins/*/pyproject.toml"):
+        assert f"plugins/{folder.parent.name})" in architecture, folder.parent.name
+        assert f"`{folder.parent.name}`" in README, folder.parent.name
+    for module in (ROOT / "kdcore").glob("*/__init__.py"):
+        assert f"`{module.parent.name}/`" in architecture or f"`kdcore/{module.parent.name}/" in architecture

@@ -61,6 +61,24 @@ def test_every_deprecated_name_of_the_changelog_is_on_the_page_about_the_api() -
     assert all(name.split(".")[-1] in words for name in names)
 
 
+def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference() -> None:
+    pages = {file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs").rglob("*.md")}
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = {
+        f"{line}.md"
+        for block in re.findall(r"^```{toctree}\n(.*?)^```", index, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+        if not line.startswith(":")
+    }
+    assert pages - {"index.md"} <= listed
+    stub = (ROOT / "kdcore" / "__init__.pyi").read_text(encoding="utf-8")
+    stage = (ROOT / "docs" / "site" / "stage.py").read_text(encoding="utf-8")
+    starts = re.findall(r'"([\w.]+)"', stage.partition("API_PAGES = {")[2].partition("\n}")[0])
+    modules = set(re.findall(r"^from \.([\w.]+) import", stub, re.MULTILINE))
+    assert len(modules) > 30
+    assert all(any(f"{module}.".startswith(f"{start}.") for start in starts) for module in modules), "see API_PAGES"
+
+
 def test_links_of_the_projects_own_pages_lead_to_files() -> None:
     for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
