@@ -141,7 +141,7 @@ def test_check_tells_each_broken_plugin_with_its_cause(packages, check):
         ("kdcore.lossess", "kdcore.losses"),
         ("kdcore_losses", "kdcore.losses"),
         ("KDcore.Losses", None),
-        ("kdcore.callbacks", None),
+        ("kdcore.samplers", None),
         ("kdcore.plugin_apis", "kdcore.plugin_api"),
     ],
 )
