@@ -10,7 +10,19 @@ from torch.nn.functional import cross_entropy
 
 from kdcore.layers import at_least_float32
 from kdcore.losses.base import Loss, LossConfig
+from kdcore.objectives import Total
 from kdcore.signals import Batch, ModelInfo, Requests, Signals
+
+
+def masked_lm(logits: Tensor, labels: Tensor) -> Total:
+    """Sum the cross-entropy of the true tokens, counted in tokens with a label.
+
+    Args:
+        logits: (..., V).
+        labels: (...) int64; -100 where no token is predicted.
+    """
+    rows, expected = at_least_float32(logits).flatten(0, -2), labels.flatten()
+    return Total(cross_entropy(rows, expected, reduction="sum"), (expected != -100).sum())
 
 
 class MaskedLMLoss(Loss):
@@ -19,6 +31,7 @@ class MaskedLMLoss(Loss):
     Term `masked_lm`: sum of `-log softmax(z_s)[label]`, counted in masked positions.
     """
 
+    function = staticmethod(masked_lm)
     zero_when_equal = False
 
     def __init__(self, config: LossConfig, teacher: ModelInfo | None, student: ModelInfo) -> None:
@@ -35,8 +48,7 @@ class MaskedLMLoss(Loss):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Summed cross-entropy."""
-        logits = at_least_float32(student.logits("masked"))
-        return {"masked_lm": cross_entropy(logits, batch.masked_labels, reduction="sum")}
+        return {"masked_lm": masked_lm(student.logits("masked"), batch.masked_labels).sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Count the predicted tokens (V,), and the others (V,) without the first and last of each sequence."""

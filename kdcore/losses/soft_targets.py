@@ -14,10 +14,37 @@ from torch.nn.functional import logsigmoid
 from kdcore.errors import InputError
 from kdcore.layers import at_least_float32
 from kdcore.losses.base import Loss, LossConfig, require_equal_outputs, require_teacher
+from kdcore.objectives import Total, real_rows
 from kdcore.signals import SEQUENCE_CLASSES, Batch, ModelInfo, Requests, Signals
 
 _SLICE_ELEMENTS = 2**24
 """Number of logits per slice: 64 MB in float32, whereas those of a whole batch can take gigabytes."""
+
+
+def soft_targets(
+    student: Tensor,
+    teacher: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    problem_type: str | None = None,
+) -> Total:
+    """Sum `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, counted in rows (Hinton et al. 2015).
+
+    Args:
+        student: logits (..., C), or (B, L, C) with `lengths`.
+        teacher: likewise.
+        lengths: (B,) number of real tokens of each sequence; without it all rows are compared.
+        temperature: T.
+        problem_type: `regression` for `(z_s - z_t)^2`; `multi_label_classification` for the divergence of the `sigmoid`
+            of each output, averaged over the outputs.
+    """
+    own, theirs = real_rows(student, lengths), real_rows(teacher, lengths)
+    if problem_type == "regression":
+        return Total((at_least_float32(own) - at_least_float32(theirs)).square().sum(), len(own))
+    if problem_type == "multi_label_classification":
+        return Total(_binary_divergence(own, theirs, temperature).mean(-1).sum(), len(own))
+    return Total(_SlicedDivergence.apply(own, theirs, temperature), len(own))  # type: ignore[no-untyped-call]
 
 
 class SoftTargetsLoss(Loss):
@@ -48,6 +75,7 @@ class SoftTargetsLoss(Loss):
         )
 
     config: Config
+    function = staticmethod(soft_targets)
 
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
@@ -97,12 +125,8 @@ class SoftTargetsLoss(Loss):
         if self.config.column is not None:  # equal outputs at the other tokens have no divergence and no gradient
             chosen = batch.token_column(self.config.column).unsqueeze(-1)
             own, theirs = own * chosen, theirs * chosen
-        if self._kind == "regression":
-            return {"soft_targets": (at_least_float32(own) - at_least_float32(theirs)).square().sum()}
-        if self._kind == "multi_label_classification":
-            return {"soft_targets": _binary_divergence(own, theirs, self.config.temperature).mean(-1).sum()}
-        value = _SlicedDivergence.apply(own, theirs, self.config.temperature)  # type: ignore[no-untyped-call]
-        return {"soft_targets": value}
+        total = soft_targets(own, theirs, temperature=self.config.temperature, problem_type=self._kind)
+        return {"soft_targets": total.sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum the teacher's probabilities (V,) and their entropies, or the outputs (C,) of regression and squares."""

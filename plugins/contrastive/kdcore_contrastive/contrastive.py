@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from pydantic import Field, model_validator
@@ -17,12 +18,43 @@ from kdcore import (
     ModelInfo,
     Requests,
     Signals,
+    Total,
     at_least_float32,
     require_teacher,
 )
-from kdcore_contrastive.memory import Memory
+from kdcore_contrastive.memory import Memory, log_mean_of_batch
 
 _DEFAULT_NEGATIVES = 1024
+
+
+def contrastive(
+    student: Tensor,
+    teacher: Tensor,
+    student_negatives: Tensor,
+    teacher_negatives: Tensor,
+    *,
+    temperature: float = 0.07,
+    log_mean: Callable[[Tensor], Tensor] = log_mean_of_batch,
+) -> Total:
+    """Sum the mean of the losses towards the teacher and towards the student, counted in B; see `Contrastive`.
+
+    Args:
+        student: (B, d) embeddings of norm 1.
+        teacher: likewise.
+        student_negatives: (B, K, d) the student's embeddings of other samples.
+        teacher_negatives: (B, K, d) the teacher's.
+        temperature: tau.
+        log_mean: returns log(Z / n) of each direction (2,) for the scores (2, B, 1 + K); default: that of this batch.
+    """
+    positive = (student * teacher).sum(-1, keepdim=True)
+    towards = [
+        torch.cat([positive, (others.to(anchor.dtype) @ anchor[..., None]).squeeze(-1)], dim=-1)
+        for anchor, others in ((student, teacher_negatives), (teacher, student_negatives))
+    ]
+    scores = torch.stack(towards) / temperature
+    # p / (p + K / n) is the logistic function of log p - log(K / n), and log p + log n = score - log(Z / n).
+    logits = scores - (log_mean(scores) + math.log(student_negatives.shape[1]))[:, None, None]
+    return Total((softplus(-logits[..., 0]).sum() + softplus(logits[..., 1:]).sum()) / 2, len(student))
 
 
 class Contrastive(Loss):
@@ -63,6 +95,7 @@ class Contrastive(Loss):
             return self
 
     config: Config
+    function = staticmethod(contrastive)
 
     couples_batch = True
     zero_when_equal = False
@@ -108,16 +141,9 @@ class Contrastive(Loss):
         own = _embed(student.first(self.blocks[0]), self.embed_student)
         theirs = _embed(teacher.first(self.blocks[1]), self.embed_teacher)
         others = self.memory.draw(ids, labels, self.negatives)
-        own_memory, their_memory = self.memory.embeddings
-        positive = (own * theirs).sum(-1, keepdim=True)
-        towards = [
-            torch.cat([positive, (memory.to(anchor.dtype)[others] @ anchor[..., None]).squeeze(-1)], dim=-1)
-            for anchor, memory in ((own, their_memory), (theirs, own_memory))
-        ]
-        scores = torch.stack(towards) / self.config.temperature
-        # p / (p + K / n) is the logistic function of log p - log(K / n), and log p + log n = score - log(Z / n).
-        logits = scores - (self.memory.log_mean_of(scores) + math.log(self.negatives))[:, None, None]
-        value = (softplus(-logits[..., 0]).sum() + softplus(logits[..., 1:]).sum()) / 2
+        negatives = self.memory.embeddings[:, others]
+        temperature, log_mean = self.config.temperature, self.memory.log_mean_of
+        value = contrastive(own, theirs, *negatives, temperature=temperature, log_mean=log_mean).sum
         if self.training:
             self.memory.write(ids, torch.stack([own, theirs]))
         return {"contrastive": value}

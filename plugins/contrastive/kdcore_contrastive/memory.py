@@ -85,7 +85,7 @@ class Memory(nn.Module):
         Args:
             scores: (2, B, 1 + K) similarities divided by the temperature.
         """
-        estimate = scores.detach().flatten(1).logsumexp(1) - math.log(scores[0].numel())
+        estimate = log_mean_of_batch(scores)
         if self.training:
             everyone = gather(estimate)
             estimate = everyone.logsumexp(0) - math.log(len(everyone))
@@ -116,6 +116,11 @@ class Memory(nn.Module):
         moved = self.momentum * self.embeddings[:, everyone] + (1 - self.momentum) * new[:, last]
         self.embeddings[:, everyone] = normalize(moved, dim=-1)
         self.draws += 1
+
+
+def log_mean_of_batch(scores: Tensor) -> Tensor:
+    """Return the logarithm of the mean exponential of each direction's scores (2, B, 1 + K): (2,)."""
+    return scores.detach().flatten(1).logsumexp(1) - math.log(scores[0].numel())
 
 
 def gather(tensor: Tensor) -> Tensor:

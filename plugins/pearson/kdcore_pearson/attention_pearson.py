@@ -19,6 +19,7 @@ from kdcore import (
     ModelInfo,
     Requests,
     Signals,
+    Total,
     require_equal_heads,
     require_teacher,
     resolve_block_pairs,
@@ -31,6 +32,49 @@ _SLICE_ENTRIES = 2**22
 probabilities of 256 sequences, 12 heads and 128 tokens are 50 million."""
 
 _EVERYTHING = slice(None)
+
+
+QueryKey = BlockAttention | tuple[Tensor, Tensor]
+"""Query and key of one block, (B, A, L, d_k) each; the loss passes them with the model's mask and scale."""
+
+
+def attention_pearson(
+    student: QueryKey, teacher: QueryKey, lengths: Tensor | np.ndarray | None = None
+) -> dict[str, Total]:
+    """Sum `1 - r` over Pearson correlations r of attention probabilities, counted in correlations.
+
+    Args:
+        student: (query, key) of one block, (B, A, L, d_k) each.
+        teacher: likewise, with the same A.
+        lengths: (B,) number of real tokens of each sequence; None if all are real.
+
+    Returns:
+        The totals along `keys`, `queries`, `heads` and `sequences`.
+    """
+    size, heads, length, _ = (student.query if isinstance(student, BlockAttention) else student[0]).shape
+    real = np.full(size, length) if lengths is None else np.asarray(torch.as_tensor(lengths).cpu())
+    own, theirs = (
+        side if isinstance(side, BlockAttention) else BlockAttention.from_tensors(*side, real)
+        for side in (student, teacher)
+    )
+    sums: dict[str, list[Tensor]] = {term: [] for term in ("keys", "queries", "heads", "sequences")}
+    for sequences in _slices(size, heads * length**2):
+        parts = _checkpointed(_within_sequences, own, theirs, sequences)
+        for term, part in zip(("keys", "queries", "heads"), parts, strict=True):
+            sums[term].append(part)
+    shared = _shared_length(real)
+    sums["sequences"].append(torch.zeros_like(sums["keys"][0]))
+    for some_heads in _slices(heads if shared else 0, size * shared * length):
+        for queries in _slices(shared, size * length * (some_heads.stop - some_heads.start)):
+            sums["sequences"].append(_checkpointed(_across_sequences, own, theirs, some_heads, queries, shared))
+    counts = _counts(real, heads)
+    return {term: Total(torch.stack(parts).sum(), counts[term]) for term, parts in sums.items()}
+
+
+def _counts(lengths: np.ndarray, heads: int) -> dict[str, int]:
+    rows = heads * int(lengths.sum())
+    across = heads * _shared_length(lengths) ** 2
+    return {"keys": rows, "queries": rows, "heads": int(np.square(lengths).sum()), "sequences": across}
 
 
 class AttentionPearson(Loss):
@@ -53,6 +97,7 @@ class AttentionPearson(Loss):
         layers: LayerPairs = Field("last", description="Pairs of teacher and student blocks.")
 
     config: Config
+    function = staticmethod(attention_pearson)
 
     couples_batch = True
 
@@ -71,31 +116,16 @@ class AttentionPearson(Loss):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Return the number of correlations along each axis."""
-        rows = self.num_heads * int(batch.lengths.sum())
-        return {
-            "keys": rows,
-            "queries": rows,
-            "heads": int(np.square(batch.lengths).sum()),
-            "sequences": self.num_heads * _shared_length(batch) ** 2,
-        }
+        return _counts(batch.lengths, self.num_heads)
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Return the sums of `1 - r`."""
         assert teacher is not None
-        sums: dict[str, list[Tensor]] = {term: [] for term in ("keys", "queries", "heads", "sequences")}
-        for theirs, own in self.pairs:
-            sides = BlockAttention.of(student, own), BlockAttention.of(teacher, theirs)
-            size, heads, length, _ = sides[0].query.shape
-            for sequences in _slices(size, heads * length**2):
-                parts = _checkpointed(_within_sequences, *sides, sequences)
-                for term, part in zip(("keys", "queries", "heads"), parts, strict=True):
-                    sums[term].append(part)
-            shared = _shared_length(batch)
-            sums["sequences"].append(torch.zeros_like(sums["keys"][0]))
-            for some_heads in _slices(heads if shared else 0, size * shared * length):
-                for queries in _slices(shared, size * length * (some_heads.stop - some_heads.start)):
-                    sums["sequences"].append(_checkpointed(_across_sequences, *sides, some_heads, queries, shared))
-        return {term: torch.stack(parts).sum() for term, parts in sums.items()}
+        pairs = [
+            attention_pearson(BlockAttention.of(student, own), BlockAttention.of(teacher, theirs), batch.lengths)
+            for theirs, own in self.pairs
+        ]
+        return {term: torch.stack([totals[term].sum for totals in pairs]).sum() for term in pairs[0]}
 
 
 def _within_sequences(own: BlockAttention, theirs: BlockAttention, sequences: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,9 +154,9 @@ def _checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-def _shared_length(batch: Batch) -> int:
+def _shared_length(lengths: np.ndarray) -> int:
     """Return the number of tokens that at least two sequences have; 0 if there is only one sequence."""
-    return int(np.sort(batch.lengths)[-2]) if batch.num_sequences > 1 else 0
+    return int(np.sort(lengths)[-2]) if len(lengths) > 1 else 0
 
 
 def _slices(total: int, entries_each: int) -> Iterator[slice]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -37,6 +38,12 @@ class BlockAttention:
             for query, key in zip(signals.heads("query", block), signals.heads("key", block), strict=True)
         ]
         return chunks[0] if len(chunks) == 1 else _join(chunks)
+
+    @classmethod
+    def from_tensors(cls, query: Tensor, key: Tensor, lengths: np.ndarray) -> BlockAttention:
+        """Create the attention of query and key (B, A, L, d_k) with the usual scale; `lengths` (B,) are on the host."""
+        rows = torch.from_numpy(np.arange(query.shape[2]) < lengths[:, None]).to(query.device)
+        return cls(query, key, None, rows, query.shape[-1] ** -0.5)
 
     def log_probabilities(self, sequences: slice, heads: slice, queries: slice) -> Tensor:
         """Compute log probabilities (b, a, q, L), at least float32; minus infinity for masked keys and padding."""

@@ -8,8 +8,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-from kdcore import Batch, InputError, Loss, LossConfig, ModelInfo, Requests, Signals, at_least_float32
+from kdcore import Batch, InputError, Loss, LossConfig, ModelInfo, Requests, Signals, Total, at_least_float32
 from kdcore_supervised.tags import IGNORED
+
+
+def classification(logits: Tensor, labels: Tensor, *, problem_type: str = "single_label_classification") -> Total:
+    """Sum the cross-entropy of true classes, counted in rows with a label.
+
+    Args:
+        logits: (..., C).
+        labels: (...) int64, -100 for rows without a label; (B, C) of 0 and 1 for several labels; (B,) numbers.
+        problem_type: `multi_label_classification` for the mean over labels of the binary cross-entropy of `sigmoid`;
+            `regression` for the squared error of one output.
+    """
+    rows = at_least_float32(logits).flatten(0, -2)
+    if problem_type == "multi_label_classification":
+        value = binary_cross_entropy_with_logits(rows, labels.to(rows.dtype), reduction="sum")
+        return Total(value / rows.shape[-1], len(rows))
+    if problem_type == "regression":
+        return Total((rows.squeeze(-1) - labels.to(rows.dtype)).square().sum(), len(rows))
+    expected = labels.flatten()
+    value = cross_entropy(rows, expected, reduction="sum", ignore_index=IGNORED)
+    return Total(value, (expected != IGNORED).sum())
 
 
 class ClassificationLoss(Loss):
@@ -24,6 +44,7 @@ class ClassificationLoss(Loss):
     - tokens: sum of `-log softmax(z_s)[label]` over the tokens with a label, counted in these tokens.
     """
 
+    function = staticmethod(classification)
     zero_when_equal = False
 
     def __init__(self, config: LossConfig, teacher: ModelInfo | None, student: ModelInfo) -> None:
@@ -60,17 +81,13 @@ class ClassificationLoss(Loss):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum cross-entropy or squared error."""
-        logits = at_least_float32(student.outputs(self.head.name))
+        logits = student.outputs(self.head.name)
         if self.head.level == "token":
-            labels = batch.token_column("labels")
-            return {"classification": cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)}
-        labels = batch.columns["labels"]
-        if self.head.problem_type == "multi_label_classification":
-            value = binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
-            return {"classification": value / self.head.num_outputs}
-        if self.head.num_outputs > 1:
-            return {"classification": cross_entropy(logits, labels, reduction="sum")}
-        return {"classification": (logits.squeeze(-1) - labels.to(logits.dtype)).square().sum()}
+            return {"classification": classification(logits, batch.token_column("labels")).sum}
+        several = self.head.problem_type == "multi_label_classification"
+        single = "single_label_classification" if self.head.num_outputs > 1 else "regression"
+        kind = "multi_label_classification" if several else single
+        return {"classification": classification(logits, batch.columns["labels"], problem_type=kind).sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Count the labels of each class (C,) and the rows; of numbers, sum them and their squares."""
