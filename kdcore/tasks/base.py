@@ -155,6 +155,10 @@ class Task(ABC):
         """Number of epochs after which the models' inputs repeat: 1 if no epoch differs; None if they never repeat."""
         return None
 
+    def texts(self, split: Split, samples: np.ndarray) -> Sequence[str] | None:
+        """Return the texts of samples, by which vectors from elsewhere are found; None if the task has no texts."""
+        return None
+
     @property
     def separate_views(self) -> bool:
         """Whether the teacher receives other tokens than the student. Batches then have `teacher` and `units`."""
