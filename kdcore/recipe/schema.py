@@ -98,7 +98,8 @@ class TeacherKeys(ComponentConfig):
 
     cache: Literal["auto"] | PathString | None = Field(
         None,
-        description="Folder of the teacher's signals, written by `kdcore teacher cache`: no weights are loaded.",
+        description="Folder of the teacher's signals, written by `kdcore teacher cache`, or `auto`: the first run that "
+        "reads signals computes them.",
     )
 
 

@@ -172,12 +172,12 @@ class MaskedLM(Task):
     def batch_identity(self) -> dict[str, str]:
         """The tokenizers, the data, and the masks with the seed that they are drawn with."""
         theirs, masking = self.data.teacher, self.config.masking
-        drawn = "static" if isinstance(masking, str) else f"{masking.model_dump_json()} with seed {self.seed}"
+        masks = masking if isinstance(masking, str) else masking.model_dump_json(exclude_defaults=True)
         tokenizer = self.data.tokenizer_fingerprint
         return {
             "tokenizer": tokenizer if theirs is None else f"{tokenizer}, {theirs.tokenizer_fingerprint}",
             "data": self.data.fingerprint,
-            "masks": drawn,
+            "masks": masks if self._drawer is None else f"{masks}, seed {self.seed}",
         }
 
     @property

@@ -11,13 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from kdcore import DataError, Problem, read_json_object, write_json
-from kdcore_teacher_cache.signal_columns import AttentionEntry, SignalColumn, StoredEntry
-from kdcore_teacher_cache.stored_values import StoredType
+from kdcore_teacher_cache.signal_columns import AttentionEntry, SignalColumn, StoredEntry, StoredType
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 CONTENTS = "contents.json"
 """Describes a cache that is being written; the manifest replaces it."""
+
+DESCRIPTION = "teacher"
+"""Folder with the teacher's configuration and tokenizer, without weights."""
 
 CACHE_AGAIN = "remove the folder and run `kdcore teacher cache` again"
 

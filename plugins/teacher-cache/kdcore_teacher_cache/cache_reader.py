@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,8 +11,8 @@ from torch import Tensor
 from kdcore import Batch, DataError, Problem, sha256_of_file
 from kdcore_teacher_cache.cache_manifest import CACHE_AGAIN, CachedRows, CachedSplit, read_cache_manifest
 from kdcore_teacher_cache.cache_shards import MappedShard, input_checksums
-from kdcore_teacher_cache.signal_columns import SignalColumn, counts_of
-from kdcore_teacher_cache.stored_values import NUMPY_TYPES, decode
+from kdcore_teacher_cache.signal_columns import RowLevel, SignalColumn, counts_of
+from kdcore_teacher_cache.stored_values import StoredArray, arrays_of, as_tensor
 
 
 class CacheReader:
@@ -59,7 +58,7 @@ class CacheReader:
             raise DataError(problems)
 
     def read(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
-        """Return rows of a batch by column name: (rows, *shape) on the CPU, in the order of the batch's sequences.
+        """Return stored rows of a batch by array, on the CPU, in the order of the batch's sequences; see `decode`.
 
         Args:
             batch: the teacher's view, with split, samples and epochs; in host memory, its ids are compared, too.
@@ -68,7 +67,10 @@ class CacheReader:
         Raises:
             DataError: the batch is not one of the data that the cache was computed from, or a file is damaged.
         """
-        split, rows = self._split_of(batch)
+        columns, found = self.columns(batch, names), self._rows_of(batch)
+        if not columns or found is None:
+            return {}
+        split, rows = found
         assert batch.samples is not None
         assert batch.epochs is not None
         if batch.samples.size and int(batch.samples.max()) >= rows.samples:
@@ -78,15 +80,21 @@ class CacheReader:
         inside = (batch.samples % rows.samples_per_shard).tolist()
         shards = [self._shard(split, rows, number) for number in numbers.tolist()]
         self._compare(batch, shards, inside, rows)
-        columns = {column.name: column for column in rows.columns}
-        return {name: self._column(columns[name], shards, inside) for name in names}
+        return {
+            array.key: _gathered(array, column.level, shards, inside)
+            for column in columns
+            for array in arrays_of(column, self.contents.values)
+        }
 
-    def _split_of(self, batch: Batch) -> tuple[CachedSplit, CachedRows]:
-        for split, rows in self.contents.splits.items():
-            if split == batch.split:
-                return split, rows
-        found = "batches without sample numbers" if batch.split is None else f"the split `{batch.split}`"
-        raise DataError(f"holds no signals of {found}", where=str(self.folder), allowed=list(self.contents.splits))
+    def columns(self, batch: Batch, names: Collection[str]) -> list[SignalColumn]:
+        """Return the columns of these names in a batch's split; those that the cache lacks are left out."""
+        found, wanted = self._rows_of(batch), set(names)
+        return [] if found is None else [column for column in found[1].columns if column.name in wanted]
+
+    def _rows_of(self, batch: Batch) -> tuple[CachedSplit, CachedRows] | None:
+        if batch.split is None:
+            raise DataError("holds no signals of batches without sample numbers", where=str(self.folder))
+        return next(((split, rows) for split, rows in self.contents.splits.items() if split == batch.split), None)
 
     def _shard(self, split: CachedSplit, rows: CachedRows, number: int) -> MappedShard:
         found = self._shards.get((split, number))
@@ -115,22 +123,11 @@ class CacheReader:
                 hint=CACHE_AGAIN,
             )
 
-    def _column(self, column: SignalColumn, shards: list[MappedShard], inside: list[int]) -> Tensor:
-        """Copy the rows of each sequence once, from the mapped files into a new array."""
-        name, kind = column.name, self.contents.values
-        pieces: list[tuple[MappedShard, slice]] = []
-        for shard, place in zip(shards, inside, strict=True):
-            start, stop = shard.offsets[column.level][place : place + 2].tolist()
-            pieces.append((shard, slice(start, stop)))
-        total = sum(piece.stop - piece.start for _, piece in pieces)
-        dtype: Any = np.float32 if kind == "int8" else NUMPY_TYPES[kind]
-        result = np.empty((total, *column.shape), dtype)
-        filled = 0
-        for shard, piece in pieces:
-            target = result[filled : filled + piece.stop - piece.start]
-            if kind == "int8":
-                np.multiply(shard.values[name][piece], shard.scales[name][piece], out=target)
-            else:
-                target[:] = shard.values[name][piece]
-            filled += len(target)
-        return decode(result, kind)
+
+def _gathered(array: StoredArray, level: RowLevel, shards: list[MappedShard], inside: list[int]) -> Tensor:
+    """Copy the rows of each sequence once, from the mapped files into a new array."""
+    pieces = []
+    for shard, place in zip(shards, inside, strict=True):
+        start, stop = shard.offsets[level][place : place + 2].tolist()
+        pieces.append(shard.values[array.key][start:stop])
+    return as_tensor(np.concatenate(pieces))

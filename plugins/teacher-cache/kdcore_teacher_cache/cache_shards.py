@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from kdcore import Batch, DataError, atomic_write, first_line
 from kdcore_teacher_cache.cache_manifest import CACHE_AGAIN
-from kdcore_teacher_cache.signal_columns import RowLevel, SignalColumn
-from kdcore_teacher_cache.stored_values import NUMPY_TYPES, StoredType
+from kdcore_teacher_cache.signal_columns import RowLevel, SignalColumn, StoredType
+from kdcore_teacher_cache.stored_values import arrays_of
 
 CHECKSUM = "input_crc32"
-SCALES = ".scale"
-"""Ending of the column with the scales of a signal."""
 
 
 class LevelledRows(NamedTuple):
@@ -45,7 +43,7 @@ def write_shard(
     Args:
         path: the file.
         counts: rows of each sequence (B,), by level.
-        columns: stored rows by column name; scales have a width of 1.
+        columns: stored rows by the key of their array.
         checksums: further values of each sequence (B,), by name.
 
     Raises:
@@ -72,8 +70,7 @@ class MappedShard:
     Attributes:
         offsets: start of each sequence's rows, and their number at the end, by level.
         checksums: CRC-32 of each sequence's ids.
-        values: stored rows (rows, *shape) by column name.
-        scales: (rows, 1, ...) by column name, of values stored as int8.
+        values: stored rows (rows, *shape) by the key of their array.
 
     Raises:
         DataError: the file is damaged.
@@ -84,7 +81,6 @@ class MappedShard:
 
         self.offsets: dict[RowLevel, NDArray[np.int64]] = {}
         self.values: dict[str, NDArray[Any]] = {}
-        self.scales: dict[str, NDArray[Any]] = {}
         try:
             reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path), "r"))
             batch = reader.get_batch(0)
@@ -94,18 +90,12 @@ class MappedShard:
             found = dict(zip(reader.schema.names, batch.columns, strict=True))
             self.checksums: NDArray[np.uint32] = found[CHECKSUM].to_numpy()
             for column in columns:
-                rows = found[column.name]
-                self.offsets[column.level] = rows.offsets.to_numpy()
-                self.values[column.name] = _values(rows, NUMPY_TYPES[kind]).reshape(-1, *column.shape)
-                if kind == "int8":
-                    ones = [1] * len(column.shape)
-                    self.scales[column.name] = _values(found[column.name + SCALES], np.float32).reshape(-1, *ones)
+                for array in arrays_of(column, kind):
+                    rows = found[array.key]
+                    values = rows.values.flatten().to_numpy(zero_copy_only=True)
+                    if values.dtype != array.dtype:
+                        raise ValueError(f"found values of type {values.dtype}, expected {array.dtype}")
+                    self.offsets[column.level] = rows.offsets.to_numpy()
+                    self.values[array.key] = values.reshape(-1, *array.shape)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
             raise DataError(f"is damaged ({first_line(error)})", where=str(path), hint=CACHE_AGAIN) from error
-
-
-def _values(rows: Any, expected: type[np.generic]) -> NDArray[Any]:
-    found: NDArray[Any] = rows.values.flatten().to_numpy(zero_copy_only=True)
-    if found.dtype != np.dtype(expected):
-        raise ValueError(f"found values of type {found.dtype}, expected {np.dtype(expected)}")
-    return found

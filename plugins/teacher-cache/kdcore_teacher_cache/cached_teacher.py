@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -22,9 +23,11 @@ from kdcore import (
     Head,
     InputError,
     Model,
+    ModelInfo,
     PathString,
     Positions,
     Problem,
+    RecipeTeacher,
     Role,
     SignalRequest,
     Signals,
@@ -33,13 +36,16 @@ from kdcore import (
     find_component,
     sha256_of_file,
 )
-from kdcore_teacher_cache.cache_manifest import MANIFEST, CacheContents
+from kdcore_teacher_cache.cache_manifest import DESCRIPTION, MANIFEST, CacheContents
 from kdcore_teacher_cache.cache_reader import CacheReader
 from kdcore_teacher_cache.factored_weights import read_factored_weights
 from kdcore_teacher_cache.signal_columns import block_of, names_of, pattern_of
+from kdcore_teacher_cache.stored_values import decode
 
-DESCRIPTION = "teacher"
-"""Folder of a cache with the teacher's configuration and tokenizer, without weights."""
+logger = logging.getLogger("kdcore")
+
+AUTO = "auto"
+"""Value of `cache` that computes the signals when they are read first."""
 
 _MOST_AHEAD = 2**29
 """Bytes that are read before they are needed."""
@@ -54,7 +60,7 @@ class CachedTeacher(Model):
     class Config(ComponentConfig):
         """Keys of a cached teacher; `model` is filled in with the other keys of the section."""
 
-        cache: PathString = Field(description="Folder written by `kdcore teacher cache`.")
+        cache: Literal["auto"] | PathString = Field(description="Folder written by `kdcore teacher cache`, or `auto`.")
         model: dict[str, Any] | None = Field(None, description="The teacher's section, if the recipe states one.")
 
     config: Config
@@ -63,17 +69,26 @@ class CachedTeacher(Model):
         super().__init__(config, role, teacher)
         if role == "student":
             raise InputError("a student cannot be read from a cache", key="student.name")
-        self.reader = CacheReader(Path(config.cache))
-        self.contents: CacheContents = self.reader.contents
+        self._automatic = config.cache == AUTO
+        if self._automatic and (teacher is None or config.model is None):
+            what, hint = "`cache: auto` requires the keys of the teacher", "add `path: FOLDER_OR_HUB_NAME`"
+            raise InputError(what, key="teacher.cache", hint=hint)
+        self.readers = [] if self._automatic else [CacheReader(Path(config.cache))]
         self._stated = teacher
+        self._task: Task | None = None
+        self._requests: Mapping[Split, SignalRequest] = {}
         self._model = self._description() if teacher is None else teacher
         self.info = self._model.info
 
+    @property
+    def _contents(self) -> CacheContents:
+        return self.readers[0].contents
+
     def _description(self) -> Model:
         """Construct the cached model from its configuration, which the cache holds."""
-        section = dict(self.contents.teacher.section)
+        section = dict(self._contents.teacher.section)
         cls: type[Model] = find_component("kdcore.models", section.pop("name")).cls
-        keys = {**section, "path": str(self.reader.folder / DESCRIPTION)}
+        keys = {**section, "path": str(self.readers[0].folder / DESCRIPTION)}
         return cls(cls.Config.model_validate(keys), "teacher", None)
 
     @property
@@ -84,7 +99,7 @@ class CachedTeacher(Model):
     @property
     def source(self) -> str | None:
         """Return the folder or hub name of the weights at the time of caching, unless the recipe states one."""
-        return self.contents.teacher.source if self._stated is None else self._stated.source
+        return self._contents.teacher.source if self._stated is None else self._stated.source
 
     def vocabulary(self) -> Mapping[str, int] | None:
         """Return token to id of the cached model."""
@@ -96,14 +111,21 @@ class CachedTeacher(Model):
 
     def find_heads(self, heads: Sequence[Head]) -> None:
         """Add the task's heads whose outputs are stored."""
-        stored = {column.name for rows in self.contents.splits.values() for column in rows.columns}
+        if self._stated is not None:
+            self._stated.find_heads(heads)
+            self.info = self._stated.info
+            return
+        stored = {column.name for rows in self._contents.splits.values() for column in rows.columns}
         known = {head.name for head in self.info.heads}
         found = [head for head in heads if f"head.{head.name}" in stored and head.name not in known]
         self.info = replace(self.info, heads=(*self.info.heads, *found))
 
     def file_hashes(self) -> dict[str, str]:
         """Return the hashes of the cached teacher's files and of the manifest, which lists those of all stored rows."""
-        return {**self.contents.teacher.files, "cache": sha256_of_file(self.reader.folder / MANIFEST)}
+        if self._automatic:
+            assert self._stated is not None
+            return self._stated.file_hashes()
+        return {**self._contents.teacher.files, "cache": sha256_of_file(self.readers[0].folder / MANIFEST)}
 
     def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:
         """Refuse another teacher, data, tokenizer or masks than those of the cache, and signals that it lacks.
@@ -111,7 +133,10 @@ class CachedTeacher(Model):
         Raises:
             DataError: names each difference.
         """
-        folder, contents = str(self.reader.folder), self.contents
+        if self._automatic:
+            self._task, self._requests = task, requests
+            return
+        folder, contents = str(self.readers[0].folder), self._contents
         problems = []
         if self._stated is not None:
             now, before = self._stated.file_hashes(), contents.teacher.files
@@ -134,14 +159,14 @@ class CachedTeacher(Model):
 
     def _missing_rows(self, task: Task, requests: Mapping[Split, SignalRequest]) -> list[Problem]:
         problems = []
-        for split, rows in self.contents.splits.items():
+        for split, rows in self._contents.splits.items():
             if (found := task.num_samples(split)) != rows.samples:
                 problems.append(Problem(f"the split `{split}` has {found} samples (expected {rows.samples})"))
             if split == "train" and task.distinct_epochs not in (None, rows.copies):
                 what = f"masks repeat after {task.distinct_epochs} epochs (expected {rows.copies})"
                 problems.append(Problem(what))
         for asked, request in requests.items():
-            entry = next((rows for name, rows in self.contents.splits.items() if name == asked), None)
+            entry = next((rows for name, rows in self._contents.splits.items() if name == asked), None)
             stored = [] if entry is None else [column.name for column in entry.columns]
             missing = sorted(set(names_of(request)) - set(stored))
             if missing and task.num_samples(asked):
@@ -150,8 +175,21 @@ class CachedTeacher(Model):
         return problems
 
     def load_teacher(self, request: SignalRequest) -> CachedEncoder:
-        """Open the cache for reading."""
-        return CachedEncoder(self, self.reader)
+        """Open the cache for reading; an automatic one is computed before, if it lacks signals."""
+        if self._automatic and not self.readers:
+            self.readers = self._automatic_readers()
+        logger.info(f"the teacher's signals are read from {', '.join(str(reader.folder) for reader in self.readers)}")
+        return CachedEncoder(self.info, self.readers)
+
+    def _automatic_readers(self) -> list[CacheReader]:
+        from kdcore_teacher_cache.automatic_cache import automatic_folder, automatic_readers
+
+        assert self._task is not None, "`check_task` is called first"
+        assert self._stated is not None
+        section = self.config.model or {}
+        folder = automatic_folder(self._task, self._stated.file_hashes(), section)
+        teacher = RecipeTeacher("teacher", str(section["name"]), self._stated, self._requests)
+        return automatic_readers(folder, self._task, teacher)
 
     def build_student(self, request: SignalRequest) -> Encoder:
         """Refuse, because a cache is no student."""
@@ -167,31 +205,41 @@ class CachedEncoder(Encoder):
 
     keeps_precision = True
 
-    def __init__(self, teacher: CachedTeacher, reader: CacheReader) -> None:
+    def __init__(self, info: ModelInfo, readers: Sequence[CacheReader]) -> None:
         super().__init__()
-        self.info = teacher.info
-        self._reader = reader
-        self._factored = read_factored_weights(reader.folder) if _is_factored(reader.contents) else None
+        self.info = info
+        self._readers = readers
+        self._attention = {place: entry for one in readers for place, entry in one.contents.attention.items()}
+        self._factored: tuple[Tensor, Tensor | None] | None = None
+        for reader in readers:
+            if _is_factored(reader.contents):
+                self._factored = read_factored_weights(reader.folder)
         self._wanted: dict[str | None, list[str]] = {}
-        self._ahead: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+        self._ahead: dict[tuple[Any, ...], list[dict[str, Tensor]]] = {}
 
     def prefetch(self, batch: Batch) -> None:
         """Read the columns that the last batch of the split had requested, up to a limit of memory."""
         names = self._wanted.get(batch.split, [])
-        ahead = sum(tensor.nbytes for found in list(self._ahead.values()) for tensor in found.values())
+        ahead = sum(tensor.nbytes for found in list(self._ahead.values()) for one in found for tensor in one.values())
         if names and ahead < _MOST_AHEAD:
-            self._ahead[_key(batch)] = self._reader.read(batch, names)
+            self._ahead[(*_key(batch), *names)] = [reader.read(batch, names) for reader in self._readers]
 
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:
         """Return the stored signals on the batch's device."""
         names = self._wanted[batch.split] = names_of(request)
-        found = self._ahead.pop(_key(batch), None)
+        found = self._ahead.pop((*_key(batch), *names), None)
         if found is None:
             self._ahead.clear()  # of batches that are not read in the order in which they were drawn
-        if found is None or not found.keys() >= set(names):
-            found = self._reader.read(batch, names)
+            found = [reader.read(batch, names) for reader in self._readers]
         device = batch.input_ids.device
-        rows = {name: found[name].to(device, non_blocking=True) for name in names}
+        rows = {}
+        for reader, stored in zip(self._readers, found, strict=True):
+            arrays = {key: tensor.to(device, non_blocking=True) for key, tensor in stored.items()}
+            for column in reader.columns(batch, names):
+                rows[column.name] = decode(column, arrays, reader.contents.values)
+        if lacking := [name for name in names if name not in rows]:
+            what = f"holds no {', '.join(lacking)} of the split `{batch.split}`"
+            raise DataError(what, where=str(self._readers[0].folder))
         return self._signals(batch, rows)
 
     def _signals(self, batch: Batch, rows: Mapping[str, Tensor]) -> CachedSignals:
@@ -220,7 +268,7 @@ class CachedEncoder(Encoder):
         return CachedSignals(batch, hidden, taps, logits, factored=factored, heads=heads)
 
     def _tap(self, block: int, parts: Mapping[str, Tensor]) -> AttentionTap:
-        entry = self._reader.contents.attention[str(block)]
+        entry = self._attention[str(block)]
         absent = torch.empty(0)
         query, key, value = (parts.get(part, absent) for part in ("query", "key", "value"))
         return AttentionTap(query, key, value, None, entry.scale, pattern_of(entry), packed=True)

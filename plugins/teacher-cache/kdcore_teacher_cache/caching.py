@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from kdcore import (
     DataError,
     Encoder,
     InfrastructureError,
+    InputError,
     Model,
-    Recipe,
+    Problem,
     RecipeError,
     RecipeTeacher,
     Signals,
@@ -35,6 +36,7 @@ from kdcore import (
 from kdcore_teacher_cache.cache_manifest import (
     CACHE_AGAIN,
     CONTENTS,
+    DESCRIPTION,
     MANIFEST,
     CacheContents,
     CachedModel,
@@ -45,13 +47,14 @@ from kdcore_teacher_cache.cache_manifest import (
     read_cache_manifest,
     write_cache_manifest,
 )
-from kdcore_teacher_cache.cache_shards import CHECKSUM, SCALES, LevelledRows, input_checksums, write_shard
-from kdcore_teacher_cache.cached_teacher import DESCRIPTION
+from kdcore_teacher_cache.cache_shards import CHECKSUM, LevelledRows, input_checksums, write_shard
 from kdcore_teacher_cache.factored_weights import FACTORED, write_factored_weights
 from kdcore_teacher_cache.signal_columns import (
     AttentionEntry,
+    PredictionForm,
     RowLevel,
     SignalColumn,
+    StoredType,
     attention_of,
     counts_of,
     level_of,
@@ -59,9 +62,12 @@ from kdcore_teacher_cache.signal_columns import (
     require_finite,
     rows_of,
 )
-from kdcore_teacher_cache.stored_values import ITEM_BYTES, SCALE_BYTES, StoredType, encode
+from kdcore_teacher_cache.stored_predictions import calibration_error
+from kdcore_teacher_cache.stored_values import arrays_of, as_tensor, decode, encode
 
 SHARD_BYTES = 2**28
+_CALIBRATED = 1024
+_SAMPLING_STREAM = 16870
 _SPLITS: tuple[CachedSplit, ...] = ("train", "held_out")
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -89,33 +95,53 @@ class SignalRecorder:
         estimate: its size and time.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, teacher: RecipeTeacher, values: StoredType) -> None:
+    def __init__(
+        self,
+        task: Task,
+        teacher: RecipeTeacher,
+        *,
+        batch_size: int,
+        precision: str = "fp32",
+        values: StoredType = "fp32",
+        form: PredictionForm = "full",
+        kept: int = 0,
+    ) -> None:
         """Load the teacher, and run it on a few samples.
+
+        Args:
+            task: the recipe's task.
+            teacher: the teacher.
+            batch_size: sequences that the teacher computes at once.
+            precision: in which it computes, unless its section states one.
+            values: how values are stored.
+            form: how predictions over the vocabulary are stored.
+            kept: tokens that are stored of each prediction, unless all are.
 
         Raises:
             InputError: the task draws other inputs in every epoch, or a signal cannot be stored.
         """
         self._task = task
         self._key = teacher.key
-        self._requests = {split: teacher.requests[split] for split in _SPLITS if task.num_samples(split)}
+        asked = {split: teacher.requests[split] for split in _SPLITS if task.num_samples(split)}
+        self._requests = {split: request for split, request in asked.items() if request}
         copies = task.distinct_epochs
         if copies is None:
             raise RecipeError(
                 "the samples differ in every epoch, so that stored signals would never be read again",
-                where=str(recipe.path),
                 key="task",
                 hint="for masked_lm set `task.masking.duplicates: K`, the number of masks of each sequence; it pays if "
                 "epochs x runs exceed K. Other tasks state `distinct_epochs`; weights of corpora have to be integers",
             )
-        settings, training = recipe.settings, recipe.settings.training
-        self._batch_size = settings.validation.batch_size or training.micro_batch_size or training.batch_size
+        self._batch_size = batch_size
         self.model: Model = teacher.model.described
         self._device = own_device()
         encoder = self.model.load_teacher(teacher.requests["held_out"])
         self._encoder: Encoder = encoder.eval().requires_grad_(False).to(self._device)
         if not encoder.keeps_precision:
-            encoder.to(_PRECISIONS[training.precision])
-        self._values = values
+            encoder.to(_PRECISIONS[precision])
+        self._values: StoredType = values
+        self._form: PredictionForm = form
+        self._kept = kept
         self.contents = self._describe(teacher.name, copies)
 
     def _describe(self, model: str, copies: int) -> CacheContents:
@@ -130,12 +156,7 @@ class SignalRecorder:
             batch, signals, duration = self._timed(split, samples)
             names = names_of(self._requests[split])
             attention |= attention_of(signals, names)
-            columns = [
-                SignalColumn(
-                    name=one, level=level_of(one, self.model.info), shape=tuple(rows_of(signals, one).shape[1:])
-                )
-                for one in names
-            ]
+            columns = [self._column(one, rows_of(signals, one).shape[1:]) for one in names]
             counts = {level: float(counts_of(batch, level).mean()) for level in ("token", "masked", "sequence")}
             each = sum(counts[column.level] * self._row_bytes(column) for column in columns)
             batches = max(1, int(SHARD_BYTES / max(each, 1) / self._batch_size))
@@ -165,8 +186,39 @@ class SignalRecorder:
             attention=attention,
         )
 
+    def _column(self, name: str, shape: Sequence[int]) -> SignalColumn:
+        column = SignalColumn(name=name, level=level_of(name, self.model.info), shape=tuple(shape))
+        if self._form == "full" or not name.startswith("logits."):
+            return column
+        if not 0 < self._kept < shape[0]:
+            what = f"must be at least 1 and less than the size of the vocabulary, {shape[0]} (found {self._kept})"
+            raise InputError(what, where="--kept")
+        return column.model_copy(update={"form": self._form, "kept": self._kept})
+
     def _row_bytes(self, column: SignalColumn) -> int:
-        return column.width * ITEM_BYTES[self._values] + (SCALE_BYTES if self._values == "int8" else 0)
+        return sum(array.row_bytes for array in arrays_of(column, self._values))
+
+    def calibration_errors(self, kept: int) -> dict[PredictionForm, float]:
+        """Return the calibration error of `top_k` and `random_sampling` on a few samples; empty without predictions.
+
+        Args:
+            kept: tokens of each prediction.
+        """
+        split = next(iter(self._requests))
+        names = [name for name in names_of(self._requests[split]) if name.startswith("logits.")]
+        if not names:
+            return {}
+        samples = np.arange(min(self._batch_size, self._task.num_samples(split)), dtype=np.int64)
+        _, signals = self._run(split, samples, 0)
+        logits = rows_of(signals, names[0])[:_CALIBRATED]
+        found: dict[PredictionForm, float] = {}
+        forms: tuple[PredictionForm, ...] = ("top_k", "random_sampling")
+        for form in forms if 0 < kept < logits.shape[1] else ():
+            column = SignalColumn(name=names[0], level="token", shape=(logits.shape[1],), form=form, kept=kept)
+            stored = encode(column, logits, self._values, np.random.default_rng(0))
+            arrays = {key: as_tensor(array) for key, array in stored.items()}
+            found[form] = calibration_error(logits.cpu(), decode(column, arrays, self._values))
+        return found
 
     def _timed(self, split: CachedSplit, samples: int) -> tuple[Batch, Signals, float]:
         """Run the teacher on samples that are spread evenly; the second pass is timed."""
@@ -204,18 +256,18 @@ class SignalRecorder:
             checksums.append(input_checksums(batch))
             for level in {column.level for column in rows.columns}:
                 counts.setdefault(level, []).append(counts_of(batch, level))
+            key = [first, copy, _SPLITS.index(split), 0]
+            generator = np.random.Generator(np.random.Philox(key=_SAMPLING_STREAM, counter=key))
             for column in rows.columns:
-                values = rows_of(signals, column.name).cpu()
+                values = rows_of(signals, column.name)
                 require_finite(values, column.name, counts[column.level][-1], samples, split)
-                stored, scales = encode(values, self._values, column.name)
-                parts.setdefault(column.name, []).append(stored)
-                if scales is not None:
-                    parts.setdefault(column.name + SCALES, []).append(scales[:, None])
-        levels = {column.name: column.level for column in rows.columns}
+                for array, stored in encode(column, values, self._values, generator).items():
+                    parts.setdefault(array, []).append(stored)
+        levels = {array.key: one.level for one in rows.columns for array in arrays_of(one, self._values)}
         write_shard(
             folder / name,
             {level: np.concatenate(one) for level, one in counts.items()},
-            {key: LevelledRows(levels[key.removesuffix(SCALES)], np.concatenate(one)) for key, one in parts.items()},
+            {key: LevelledRows(levels[key], np.concatenate(one)) for key, one in parts.items()},
             {CHECKSUM: np.concatenate(checksums)},
         )
 
@@ -243,14 +295,16 @@ def cache_signals(
         Whether the cache is complete.
 
     Raises:
-        DataError: the folder holds another cache, or another process writes the same file.
+        DataError: the folder holds another cache, or another process does this task.
         InfrastructureError: the disk cannot hold the cache.
     """
     contents = recorder.contents
     if (folder / MANIFEST).is_file():
         _refuse_other(read_cache_manifest(folder).contents, contents, folder)
+        _remove_leftovers(folder)
         return True
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONTENTS).is_file():
+    others = [path for path in folder.glob("*") if not path.name.startswith(".")]
+    if others and not (folder / CONTENTS).is_file():
         raise DataError("is not empty and holds no cache", where=str(folder), hint="choose another folder")
     _check_space(recorder, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -260,15 +314,15 @@ def cache_signals(
     _refuse_other(read_json_object(folder / CONTENTS, CacheContents, hint=CACHE_AGAIN), contents, folder)
     files = contents.shard_files()
     own = files[task[0] - 1 :: task[1]]
-    for done, (split, number, name) in enumerate(own):
-        progress(done, len(own))
-        if not _entry(folder, name).is_file():
-            taken = f"another process writes {name}"
-            with locked(folder / f".{name}.lock", wait=False, taken=taken):
+    place = f"{task[0]}-of-{task[1]}"
+    with locked(folder / f".task-{place}.lock", wait=False, taken="another process writes this cache"):
+        for done, (split, number, name) in enumerate(own):
+            progress(done, len(own))
+            with locked(folder / f".{name}.lock"):  # tasks of another N write the same files
                 if not _entry(folder, name).is_file():
                     recorder.write(folder, split, number, name)
                     _describe_file(folder, name)
-    progress(len(own), len(own))
+        progress(len(own), len(own))
     if not all(_entry(folder, name).is_file() for _, _, name in files):
         return False
     with locked(folder / ".contents.lock"):
@@ -278,7 +332,7 @@ def cache_signals(
 
 
 def _finish(recorder: SignalRecorder, folder: Path) -> None:
-    """Write description and manifest, then remove what only an incomplete cache needs."""
+    """Write description and manifest."""
     with atomic_directory(folder / DESCRIPTION, replace=True) as staging:
         recorder.model.save_description(staging)
     recorder.write_factored(folder)
@@ -289,7 +343,13 @@ def _finish(recorder: SignalRecorder, folder: Path) -> None:
         if path.is_file():
             files[path.relative_to(folder).as_posix()] = _described(path)
     write_cache_manifest(folder, recorder.contents, files)
-    for path in [*folder.glob("*.entry"), *folder.glob(".staging-*"), folder / CONTENTS]:
+    _remove_leftovers(folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what only an incomplete cache needs, and what killed processes have left."""
+    leftovers = [path for pattern in ("*.entry", ".staging-*", ".*.lock") for path in folder.glob(pattern)]
+    for path in [*leftovers, folder / CONTENTS]:
         path.unlink(missing_ok=True)
 
 
@@ -310,9 +370,7 @@ def _refuse_other(found: CacheContents, expected: CacheContents, folder: Path) -
     problems = differences(found, expected, folder)
     if problems:
         hint = "choose another folder, or remove this one"
-        raise DataError(
-            [DataError("holds the cache of another recipe", where=str(folder), hint=hint).problems[0], *problems]
-        )
+        raise DataError([Problem("holds the cache of another recipe", str(folder), hint=hint), *problems])
 
 
 def _check_space(recorder: SignalRecorder, folder: Path) -> None:

@@ -10,10 +10,27 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from kdcore import AttentionPart, AttentionPattern, Batch, Block, InputError, ModelInfo, SignalRequest, Signals
+from kdcore import (
+    AttentionPart,
+    AttentionPattern,
+    Batch,
+    Block,
+    InputError,
+    ModelInfo,
+    Positions,
+    SignalRequest,
+    Signals,
+)
 
 RowLevel = Literal["token", "masked", "sequence"]
 """What a column has one row for."""
+
+
+StoredType = Literal["fp32", "bf16", "fp16", "int8"]
+"""How values are stored: `int8` has one float32 scale per row."""
+
+PredictionForm = Literal["full", "top_k", "random_sampling"]
+"""How predictions over the vocabulary are stored; see `stored_predictions`."""
 
 
 class StoredEntry(BaseModel):
@@ -28,17 +45,16 @@ class SignalColumn(StoredEntry):
     Attributes:
         name: kind and place, such as `hidden.3`, `query.0`, `logits.masked`, `factored.all`, `head.sequence_classes`.
         level: what it has one row for.
-        shape: of one row, such as [d], [A, d_k] or [V].
+        shape: of one row as losses read it, such as [d], [A, d_k] or [V].
+        form: how predictions over the vocabulary are stored; `full` for other signals.
+        kept: tokens that are stored of each prediction; 0 for all.
     """
 
     name: str
     level: RowLevel
     shape: tuple[int, ...]
-
-    @property
-    def width(self) -> int:
-        """Return the number of values in a row."""
-        return int(np.prod(self.shape))
+    form: PredictionForm = "full"
+    kept: int = 0
 
 
 class AttentionEntry(StoredEntry):
@@ -61,6 +77,23 @@ def names_of(request: SignalRequest) -> list[str]:
     names += [f"factored.{positions}" for positions in request.factored_positions]
     names += [f"head.{name}" for name in request.heads]
     return sorted(names)
+
+
+def request_of(names: Iterable[str]) -> SignalRequest:
+    """Return the request for columns of these names."""
+    request = SignalRequest()
+    for name in names:
+        kind, _, place = name.partition(".")
+        if kind == "hidden":
+            request |= Signals.hidden([block_of(place)])
+        elif kind == "head":
+            request |= SignalRequest(heads=frozenset({place}))
+        elif kind in ("logits", "factored"):
+            positions: Positions = "masked" if place == "masked" else "all"
+            request |= Signals.predictions(positions, factored=kind == "factored")
+        else:
+            request |= Signals.attention([_part(kind)], [int(place)])
+    return request
 
 
 def level_of(name: str, info: ModelInfo) -> RowLevel:

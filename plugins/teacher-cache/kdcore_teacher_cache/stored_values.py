@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,44 +11,104 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcore import InputError
+from kdcore_teacher_cache.signal_columns import SignalColumn, StoredType
+from kdcore_teacher_cache.stored_predictions import drawn, from_drawn, from_largest, ids_dtype, largest
 
-StoredType = Literal["fp32", "bf16", "fp16", "int8"]
-"""How values are stored: `int8` has one float32 scale per row."""
-
-ITEM_BYTES: dict[StoredType, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
-SCALE_BYTES = 4
 NUMPY_TYPES: dict[StoredType, type[np.generic]] = {
     "fp32": np.float32,
     "bf16": np.uint16,  # NumPy has no bfloat16
     "fp16": np.float16,
     "int8": np.int8,
 }
+_SCALES = ".scale"
+_IDS = ".ids"
 _LARGEST = 127
 
 
-def encode(values: Tensor, kind: StoredType, name: str) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
-    """Convert rows (rows, ...) on the CPU to stored values (rows, width), and to scales (rows,) of int8.
+class StoredArray(NamedTuple):
+    """One of the arrays that hold a signal.
+
+    Attributes:
+        key: name of its column in a file.
+        dtype: type of its values.
+        shape: of one row.
+    """
+
+    key: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the size of a row."""
+        return self.dtype.itemsize * int(np.prod(self.shape))
+
+
+def arrays_of(column: SignalColumn, kind: StoredType) -> list[StoredArray]:
+    """Return the arrays that hold a signal."""
+    if column.form == "full":
+        values = StoredArray(column.name, np.dtype(NUMPY_TYPES[kind]), column.shape)
+        scales = StoredArray(column.name + _SCALES, np.dtype(np.float32), (1,))
+        return [values, scales] if kind == "int8" else [values]
+    ids = StoredArray(column.name + _IDS, np.dtype(ids_dtype(column.shape[0])), (column.kept,))
+    values = StoredArray(column.name, np.dtype(np.float32), (column.kept + 1,))
+    return [ids, values] if column.form == "top_k" else [ids]
+
+
+def encode(
+    column: SignalColumn, values: Tensor, kind: StoredType, generator: np.random.Generator
+) -> dict[str, NDArray[np.generic]]:
+    """Convert rows (rows, ...) to stored arrays (rows, width) by their keys.
 
     Raises:
         InputError: a value is too large for float16.
     """
-    flat = values.flatten(1)
+    name = column.name
+    if column.form == "top_k":
+        ids, kept = largest(values, column.kept)
+        return {name + _IDS: _as_ids(ids, column), name: kept.cpu().numpy()}
+    if column.form == "random_sampling":
+        return {name + _IDS: _as_ids(drawn(values, column.kept, generator), column)}
+    flat = values.flatten(1).cpu()
     if kind == "bf16":
-        return flat.bfloat16().view(torch.int16).numpy().view(np.uint16), None
+        return {name: flat.bfloat16().view(torch.int16).numpy().view(np.uint16)}
     numbers = flat.float().numpy()
     if kind == "fp32":
-        return numbers, None
+        return {name: numbers}
+    largest_value = np.abs(numbers).max(axis=1, initial=0.0)
     if kind == "fp16":
-        largest = float(np.abs(numbers).max(initial=0.0))
-        if largest > np.finfo(np.float16).max:
-            what = f"a value of the signal `{name}` is too large for fp16 (found {largest:g}, expected at most 65504)"
+        if (found := float(largest_value.max(initial=0.0))) > float(np.finfo(np.float16).max):
+            what = f"a value of the signal `{name}` is too large for fp16 (found {found:g}, expected at most 65504)"
             raise InputError(what, where="--values", hint="use bf16")
-        return numbers.astype(np.float16), None
-    scales = np.abs(numbers).max(axis=1, initial=0.0) / np.float32(_LARGEST)
+        return {name: numbers.astype(np.float16)}
+    scales = (largest_value / np.float32(_LARGEST)).astype(np.float32)
     divisors = np.where(scales == 0, np.float32(1), scales)
-    return np.rint(numbers / divisors[:, None]).astype(np.int8), scales.astype(np.float32)
+    return {name: np.rint(numbers / divisors[:, None]).astype(np.int8), name + _SCALES: scales[:, None]}
 
 
-def decode(stored: NDArray[np.generic], kind: StoredType) -> Tensor:
-    """Return stored rows as a tensor without a copy; rows of int8 are multiplied by their scales before."""
-    return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16) if kind == "bf16" else torch.from_numpy(stored)
+def decode(column: SignalColumn, arrays: Mapping[str, Tensor], kind: StoredType) -> Tensor:
+    """Return the rows (rows, *shape) of a signal from its arrays, on their device."""
+    name = column.name
+    if column.form == "top_k":
+        return from_largest(_ids(arrays[name + _IDS]), arrays[name], column.shape[0])
+    if column.form == "random_sampling":
+        return from_drawn(_ids(arrays[name + _IDS]), column.shape[0])
+    if kind == "bf16":
+        return arrays[name].view(torch.bfloat16)
+    if kind == "int8":
+        scales = arrays[name + _SCALES]
+        return arrays[name] * scales.view(-1, *[1] * len(column.shape))
+    return arrays[name]
+
+
+def as_tensor(array: NDArray[np.generic]) -> Tensor:
+    """Return an array as a tensor without a copy; unsigned integers as signed ones of the same size."""
+    return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
+
+
+def _as_ids(ids: Tensor, column: SignalColumn) -> NDArray[np.generic]:
+    return ids.cpu().numpy().astype(ids_dtype(column.shape[0]))
+
+
+def _ids(stored: Tensor) -> Tensor:
+    return stored.long() & 0xFFFF if stored.dtype == torch.int16 else stored.long()

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kdcore import Command, InputError, Recipe, add_overrides, load_recipe
+from kdcore import (
+    Command,
+    InputError,
+    Recipe,
+    Supervisor,
+    add_overrides,
+    load_recipe,
+    make_sweep,
+    read_axes,
+    shell_code,
+)
+
+if TYPE_CHECKING:
+    from kdcore import RecipeTeacher, Task
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 20.0
 
 
 class TeacherCommand(Command):
@@ -17,7 +36,13 @@ class TeacherCommand(Command):
 
     `teacher: {cache: FOLDER}` in the recipe, or `teacher.cache=FOLDER` as an override, then trains without the
     teacher's weights. Start an interrupted `cache` again, even after SIGKILL, and it continues there; the result does
-    not depend on interruptions.
+    not depend on interruptions or on the number of processes.
+
+    On several machines that see the same FOLDER, such as the tasks of a SLURM array, start on each
+
+        kdcore teacher cache RECIPE FOLDER --task I/N        I = 1 ... N
+
+    The task that finishes last also writes the manifest. If a task failed, start it again.
     """
 
     help = "compute the signals of a teacher once"
@@ -33,6 +58,16 @@ class TeacherCommand(Command):
         cache.add_argument("--teacher", metavar="LABEL", help="which of several teachers")
         kinds = ["fp32", "bf16", "fp16", "int8"]
         cache.add_argument("--values", choices=kinds, default="fp32", help="how values are stored (fp32)")
+        forms = ["full", "top_k", "random_sampling"]
+        about = "how predictions over the vocabulary are stored: all of them, the largest, or samples (full)"
+        cache.add_argument("--predictions", choices=forms, default="full", help=about)
+        about = "tokens that top_k and random_sampling store of each prediction (64)"
+        cache.add_argument("--kept", type=int, default=64, metavar="K", help=about)
+        about = "number of processes on this machine, one per device"
+        cache.add_argument("--processes", type=int, metavar="N", help=about)
+        cache.add_argument("--task", type=_task, metavar="I/N", help="write the I-th of N parts beside other processes")
+        about = "axis key=value,value or file of a sweep whose runs share the cache; can be repeated"
+        cache.add_argument("--sweep", action="append", default=[], metavar="AXIS", help=about)
         verify = actions.add_parser("verify", help="compare the checksums of all files of a cache")
         verify.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the cache")
 
@@ -53,20 +88,97 @@ def _verify(folder: Path) -> int:
 
 
 def _cache(arguments: argparse.Namespace) -> int:
-    recipe = _live_recipe(load_recipe(arguments.recipe, arguments.overrides, allow_imports=True))
-    from kdcore import recipe_teachers
+    if arguments.processes is not None:
+        if arguments.processes < 1:
+            raise InputError(f"must be at least 1 (found {arguments.processes})", where="--processes")
+        if arguments.task is not None:
+            raise InputError("cannot be combined with `--processes`", where="--task")
+        return _in_processes(arguments)
     from kdcore_teacher_cache.caching import SignalRecorder, cache_signals, in_bytes, in_time
 
-    task, teachers = recipe_teachers(recipe)
-    teacher = teachers[_label(list(teachers), arguments.teacher, recipe)]
-    recorder = SignalRecorder(recipe, task, teacher, arguments.values)
-    for line in recorder.estimate.rows:
-        print(line)
-    size, seconds = recorder.estimate.bytes, recorder.estimate.seconds
-    print(f"about {in_bytes(size)} as {arguments.values}, {in_time(seconds)} in one process", flush=True)
-    cache_signals(recorder, arguments.folder, progress=_show)
-    print(f"cache in {arguments.folder}; train with teacher.cache={arguments.folder}")
+    recipe, task, teacher = _union(arguments)
+    settings, training = recipe.settings, recipe.settings.training
+    recorder = SignalRecorder(
+        task,
+        teacher,
+        batch_size=settings.validation.batch_size or training.micro_batch_size or training.batch_size,
+        precision=training.precision,
+        values=arguments.values,
+        form=arguments.predictions,
+        kept=arguments.kept,
+    )
+    part = arguments.task or (1, 1)
+    if part[0] == 1:
+        for line in recorder.estimate.rows:
+            print(line)
+        for form, error in recorder.calibration_errors(arguments.kept).items():
+            print(f"calibration error of {form} with {arguments.kept} tokens: {error:.2e} of the probability")
+        size, seconds = recorder.estimate.bytes, recorder.estimate.seconds
+        shared = f", {in_time(seconds / part[1])} in {part[1]}" if part[1] > 1 else ""
+        print(f"about {in_bytes(size)}, {in_time(seconds)} in one process{shared}", flush=True)
+    if cache_signals(recorder, arguments.folder, task=part, progress=_show):
+        print(f"cache in {arguments.folder}; train with teacher.cache={arguments.folder}")
     return 0
+
+
+def _union(arguments: argparse.Namespace) -> tuple[Recipe, Task, RecipeTeacher]:
+    """Return the first recipe of the sweep, its task, and its teacher with what the losses of all recipes read.
+
+    Raises:
+        InputError: the recipes differ in the teacher or in the inputs of the models; names what differs.
+    """
+    from kdcore import recipe_teachers
+
+    cells = [(arguments.recipe, arguments.overrides)]
+    if arguments.sweep:
+        sweep = make_sweep([arguments.recipe], arguments.overrides, read_axes(arguments.sweep))
+        cells = [(cell.recipe, cell.overrides) for cell in sweep]
+    found: tuple[Recipe, Task, RecipeTeacher] | None = None
+    for path, overrides in cells:
+        recipe = _live_recipe(load_recipe(path, overrides, allow_imports=True))
+        task, teachers = recipe_teachers(recipe)
+        teacher = teachers[_label(list(teachers), arguments.teacher, recipe)]
+        if found is None:
+            found = recipe, task, teacher
+            continue
+        before = {**found[1].batch_identity, **found[2].model.file_hashes(), "epochs": str(found[1].distinct_epochs)}
+        now = {**task.batch_identity, **teacher.model.file_hashes(), "epochs": str(task.distinct_epochs)}
+        differing = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        if differing:
+            what = f"the runs of the sweep cannot share a cache: they differ in {', '.join(differing)}"
+            raise InputError(what, where="--sweep", hint="compute a cache for each of them")
+        requests = {split: one | found[2].requests[split] for split, one in teacher.requests.items()}
+        found = found[0], found[1], replace(found[2], requests=requests)
+    assert found is not None
+    return found
+
+
+def _in_processes(arguments: argparse.Namespace) -> int:
+    """Start one process for each part, and wait for them; a failed one ends the others."""
+    count = arguments.processes
+    options = ["--values", arguments.values, "--predictions", arguments.predictions, "--kept", str(arguments.kept)]
+    options += [] if arguments.teacher is None else ["--teacher", arguments.teacher]
+    options += [word for axis in arguments.sweep for word in ("--sweep", axis)]
+    words = ["-m", "kdcore", "teacher", "cache", arguments.recipe, str(arguments.folder), *arguments.overrides]
+    sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    with Supervisor() as supervisor:
+        for rank in range(count):
+            command = [sys.executable, *words, *options, "--task", f"{rank + 1}/{count}"]
+            environment = {**os.environ, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            supervisor.start(command, environment=environment, end_with_parent=True)
+        while supervisor.wait(_POLL_SECONDS):
+            if any(one.returncode for one in supervisor.processes):
+                supervisor.stop(_GRACE_SECONDS)
+        codes = [shell_code(supervisor.code_of(one)) for one in supervisor.processes]
+    failed = [code for code in codes if code]
+    return min(failed, default=0)  # the cause, rather than 128 + SIGTERM of the processes that were ended
+
+
+def _task(text: str) -> tuple[int, int]:
+    number, _, total = text.partition("/")
+    if not (number.isdigit() and total.isdigit() and 1 <= int(number) <= int(total)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, found {text!r}")
+    return int(number), int(total)
 
 
 def _show(done: int, total: int) -> None:

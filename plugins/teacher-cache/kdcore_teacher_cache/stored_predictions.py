@@ -1,0 +1,82 @@
+"""Store a part of each prediction over the vocabulary: the largest probabilities, or samples of it.
+
+- `top_k`: the K largest log-probabilities, and the logarithm of the remaining probability, which is read as spread
+  evenly over the other tokens. Every read distribution is biased in the same direction.
+- `random_sampling`: K tokens drawn from the teacher's own distribution (Anshumann et al. 2025, arXiv 2503.16870), read
+  as the share of each token among them. That is importance sampling with the teacher as the proposal, so all weights
+  are 1 / K. The read distribution, and with it the gradient of `soft_targets` at temperature 1, is unbiased.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ABSENT = -1e4
+"""Logit of a token that was not drawn: its probability is 0, and 0 times its logarithm is not NaN."""
+_BINS = np.concatenate([[0.0], np.logspace(-9, 0, 19), [np.inf]])
+
+
+def ids_dtype(vocab_size: int) -> type[np.generic]:
+    """Return the smaller type that holds every id."""
+    return np.uint16 if vocab_size <= 2**16 else np.int32
+
+
+def largest(logits: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """Return ids (M, K), and log-probabilities (M, K + 1) with that of all other tokens together at the end.
+
+    Args:
+        logits: (M, V).
+        kept: K, less than V.
+    """
+    log_probabilities = logits.double().log_softmax(-1)
+    values, ids = log_probabilities.topk(kept, dim=-1)
+    others = torch.ones_like(log_probabilities, dtype=torch.bool).scatter(1, ids, False)
+    remainder = log_probabilities.masked_fill(~others, -torch.inf).logsumexp(-1, keepdim=True)
+    return ids, torch.cat([values, remainder], dim=-1).clamp(min=_ABSENT).float()
+
+
+def from_largest(ids: Tensor, values: Tensor, vocab_size: int) -> Tensor:
+    """Return log-probabilities (M, V) from what `largest` has returned."""
+    kept = ids.shape[1]
+    rest = values[:, kept:] - float(np.log(vocab_size - kept))
+    return rest.expand(-1, vocab_size).scatter(1, ids.long(), values[:, :kept])
+
+
+def drawn(logits: Tensor, count: int, generator: np.random.Generator) -> Tensor:
+    """Draw ids (M, K), with repetition, from the distribution of each row.
+
+    Args:
+        logits: (M, V).
+        count: K.
+        generator: source of random numbers.
+    """
+    cumulated = logits.double().softmax(-1).cumsum(-1)
+    numbers = torch.from_numpy(generator.random((len(logits), count))).to(logits.device)
+    return torch.searchsorted(cumulated, numbers * cumulated[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
+
+
+def from_drawn(ids: Tensor, vocab_size: int) -> Tensor:
+    """Return logarithms (M, V) of the share of each token among those drawn."""
+    ids = ids.long()
+    counts = torch.zeros(len(ids), vocab_size, device=ids.device).scatter_add_(1, ids, torch.ones_like(ids).float())
+    return torch.where(counts > 0, (counts / ids.shape[1]).log(), torch.full_like(counts, _ABSENT))
+
+
+def calibration_error(logits: Tensor, read: Tensor) -> float:
+    """Return how much probability of a position is read in another range than the teacher's.
+
+    Tokens are grouped by the teacher's probability, in ranges of half a decade. Differences between the read and the
+    teacher's probability are averaged over all positions and added within each range, so that noise cancels out and
+    bias does not.
+
+    Args:
+        logits: (M, V) of the teacher.
+        read: (M, V) as read from a cache.
+    """
+    true, found = (one.double().softmax(-1).flatten().cpu().numpy() for one in (logits, read))
+    bins: NDArray[np.int64] = np.digitize(true, _BINS)
+    sums = np.bincount(bins, found - true, minlength=len(_BINS) + 1)
+    return float(np.abs(sums).sum() / len(logits))
