@@ -1,4 +1,4 @@
-"""SLURM as a few scripts on the PATH: what they are asked is written down, what they answer is told beforehand."""
+"""SLURM as a few scripts on the PATH: their arguments are recorded, and their answers are set in advance."""
 
 from __future__ import annotations
 

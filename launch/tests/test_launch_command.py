@@ -1,4 +1,4 @@
-"""`kdcore launch` from its arguments to what sbatch is given, and the mistakes that it tells."""
+"""`kdcore launch` from its arguments to the input of sbatch, and the mistakes that it reports."""
 
 from __future__ import annotations
 

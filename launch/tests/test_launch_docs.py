@@ -30,10 +30,10 @@ def test_the_profile_on_the_page_can_be_used_and_shows_the_defaults(tmp_path):
     for key in ("stop_before_end", "snapshot", "restarts"):
         assert getattr(profile, key) == getattr(defaults, key)
     shown = set(re.findall(r"^\s*(\w+):", EXAMPLES[0], re.MULTILINE))
-    told = set(re.findall(r"(\w+)", PAGE.partition("Every key can be left out.")[2].partition("\n\n")[0]))
+    listed = set(re.findall(r"(\w+)", PAGE.partition("Every key can be left out.")[2].partition("\n\n")[0]))
     for key in [*Profile.model_fields, *Restarts.model_fields]:
-        assert key in shown | told, key
-    assert set(Container.model_fields) <= told
+        assert key in shown | listed, key
+    assert set(Container.model_fields) <= listed
 
 
 def test_the_axes_on_the_page_can_be_used(tmp_path):

@@ -1,4 +1,4 @@
-"""The process that stands between SLURM and kdcore, with a kdcore that does as it is told."""
+"""The process between SLURM and kdcore, with a scripted kdcore."""
 
 from __future__ import annotations
 

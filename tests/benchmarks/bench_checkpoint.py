@@ -2,12 +2,12 @@
 
 The state is that of a 6x768 student with Adam's moments in float32 at ZeRO stage 0, one process. Both are timed in
 turn, and the fastest of each are compared: what is slower was disturbed by something else. Before each, the disk has
-taken all that was written. What is done in the background is waited for outside of the time, and told beside it.
+taken all that was written. What is done in the background is waited for outside of the time, and printed beside it.
 
     python tests/benchmarks/bench_checkpoint.py [--rounds 9]
 
 With `--demo`, what a checkpoint costs the demo: the recipe is trained with one every 20 steps, and the ten steps around
-each are compared with the ten that follow. What it takes longer, background included, is told as a share of 100 steps.
+each are compared with the ten that follow. The difference, background included, is printed as a share of 100 steps.
 
     python tests/benchmarks/bench_checkpoint.py --demo [--rounds 20]
 """

@@ -116,7 +116,7 @@ def overhead(recipe: Path) -> dict[str, Any]:
 
 
 def tokens_per_second(recipe: Path, processes: int, run: str) -> float:
-    """As the log of a run of its own tells them, the first row left out."""
+    """Read them from the log of a separate run, without the first row."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "kdcore.commands.main", "train", str(recipe), f"run.id={run}"]
     if processes > 1:

@@ -107,10 +107,10 @@ def check_equal(found: dict[str, Callable[[], tuple[float, list[Tensor]]]]) -> s
     gradient, plain_gradient = torch.stack(gradients), torch.stack(plain_gradients)
     distance = ((gradient - plain_gradient).norm() / plain_gradient.norm()).item()
     wrong = ((2 * gradient - plain_gradient).norm() / plain_gradient.norm()).item()
-    told = f"value differs by {abs(value - plain_value) / plain_value:.1e}, gradient by {distance:.1e}"
-    assert abs(value - plain_value) < 1e-5 * plain_value, told
-    assert distance < 1e-4 < wrong, told
-    return told
+    differences = f"value differs by {abs(value - plain_value) / plain_value:.1e}, gradient by {distance:.1e}"
+    assert abs(value - plain_value) < 1e-5 * plain_value, differences
+    assert distance < 1e-4 < wrong, differences
+    return differences
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_peers.py [--peers textbrewer torchdistill] [--sequences 8] [--repeats 3]
 
-Peers are no requirement of this package: what cannot be imported is told and left out. `--no-deps` keeps them from
+Peers are no requirement of this package: what cannot be imported is printed and skipped. `--no-deps` keeps them from
 exchanging torch:
 
     pip install --no-deps textbrewer torchdistill pillow
@@ -206,7 +206,7 @@ def obstacle(peer: str, workload: Workload) -> str | None:
         side.step(make_batch(1, 0.0, workload.config.vocab_size))
     except ModuleNotFoundError as error:
         return f"{peer}: left out, no module {error.name}: pip install --no-deps {INSTALL[peer]}"
-    except Exception as error:  # whatever an old package comes to grief on is what there is to tell
+    except Exception as error:  # an old package may fail with any error, which is printed
         return f"{peer}: does not run: {type(error).__name__}: {error}"
     return None
 
@@ -220,11 +220,11 @@ def check_equal(peer: str, models: str, workload: Workload, ours: Side, theirs: 
     loss, gradient = difference(ours, theirs, batch)
     wrong = PEERS[peer](workload, models, 10, batch.attention_mask is not None)
     wrong_loss, wrong_gradient = difference(ours, wrong, batch)
-    told = f"loss differs by {loss:.1e}, gradients by {gradient:.1e}; wrong: {wrong_loss:.1e}, {wrong_gradient:.1e}"
-    assert loss < 1e-5, f"{peer}, {models}: {told}"
-    assert gradient < 1e-4, f"{peer}, {models}: {told}"
-    assert min(wrong_loss, wrong_gradient) > 1e-3, f"{peer}, {models}: {told}"
-    return told
+    found = f"loss differs by {loss:.1e}, gradients by {gradient:.1e}; wrong: {wrong_loss:.1e}, {wrong_gradient:.1e}"
+    assert loss < 1e-5, f"{peer}, {models}: {found}"
+    assert gradient < 1e-4, f"{peer}, {models}: {found}"
+    assert min(wrong_loss, wrong_gradient) > 1e-3, f"{peer}, {models}: {found}"
+    return found
 
 
 def padding_counted(workload: Workload, ours: Side, batch: Batch) -> str:
@@ -275,9 +275,9 @@ def main() -> None:
     logging.set_verbosity_error()  # that an encoder is without the head that lies beside it is meant
     workload = Workload("hidden_mse", arguments.small)
     obstacles = {peer: obstacle(peer, workload) for peer in arguments.peers}
-    for told in filter(None, obstacles.values()):
-        print(told, flush=True)
-    peers = [peer for peer, told in obstacles.items() if told is None]
+    for obstacle in filter(None, obstacles.values()):
+        print(obstacle, flush=True)
+    peers = [peer for peer, obstacle in obstacles.items() if obstacle is None]
     if peers:
         for padding in arguments.padding:
             compare(peers, padding, arguments.sequences, arguments.repeats, workload)

@@ -96,7 +96,7 @@ def bare_tokenizer(path: Path, tokenizer: Any) -> None:
 
 
 def wikitext_of(dump: Path) -> list[str]:
-    """The markup of each article that is no redirect."""
+    """The markup of each article that is not a redirect."""
     found = []
     with open_input(dump) as stream:
         for _, page in ElementTree.iterparse(stream):

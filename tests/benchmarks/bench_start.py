@@ -44,8 +44,8 @@ def main() -> None:
         recipe = write_recipe(Path(name), workload.teacher_folder, 1, 2)
         for run in ("first", "second"):
             _, cpu, log = timed([*kdcore, "train", str(recipe), f"run.id={run}"])
-        told = re.search(r"started in .*", log)
-        print(json.dumps({"start": told.group() if told else "", "cpu_of_the_whole_run": round(cpu, 1)}), flush=True)
+        line = re.search(r"started in .*", log)
+        print(json.dumps({"start": line.group() if line else "", "cpu_of_the_whole_run": round(cpu, 1)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -285,11 +285,11 @@ def check_equal(workload: Workload, ours: Side, plain: Side, batch: Batch) -> st
     """
     loss, gradient = difference(ours, plain, batch)
     wrong_loss, wrong_gradient = difference(ours, workload.plain(wrong=True), batch)
-    told = f"loss differs by {loss:.1e}, gradients by {gradient:.1e}; wrong: {wrong_loss:.1e}, {wrong_gradient:.1e}"
-    assert loss < 1e-5, told
-    assert gradient < 1e-4, told
-    assert min(wrong_loss, wrong_gradient) > 1e-3, told
-    return told
+    found = f"loss differs by {loss:.1e}, gradients by {gradient:.1e}; wrong: {wrong_loss:.1e}, {wrong_gradient:.1e}"
+    assert loss < 1e-5, found
+    assert gradient < 1e-4, found
+    assert min(wrong_loss, wrong_gradient) > 1e-3, found
+    return found
 
 
 __all__ = ["LENGTH", "OBJECTIVES", "Side", "Workload", "check_equal", "make_batch", "step_flops"]

@@ -67,8 +67,8 @@ def test_the_checks_on_the_page_are_those_of_check_loss() -> None:
     from kdcore_testing import check_loss
 
     promised = re.findall(r"^ *(\d)\. (.*)$", str(check_loss.__doc__), re.MULTILINE)
-    told = re.findall(r"^(\d)\. ((?:.|\n(?!\d\.|\n))*)", PAGE.partition("holds the loss to")[2], re.MULTILINE)
-    assert [number for number, _ in promised] == [number for number, _ in told]
-    for (_, sentence), (_, text) in zip(promised, told, strict=True):
+    described = re.findall(r"^(\d)\. ((?:.|\n(?!\d\.|\n))*)", PAGE.partition("holds the loss to")[2], re.MULTILINE)
+    assert [number for number, _ in promised] == [number for number, _ in described]
+    for (_, sentence), (_, text) in zip(promised, described, strict=True):
         first = sentence.split()[:5]
-        assert len(set(first) & set(text.split())) >= 2, f"{sentence!r} is told as {text!r}"
+        assert len(set(first) & set(text.split())) >= 2, f"{sentence!r} is described as {text!r}"

@@ -111,8 +111,8 @@ def test_a_loss_of_inf_lowers_the_scale_to_its_floor_and_then_fails(train, event
     message = fails(train, *eventful("inf", step=5), "training.precision=fp16", scale, "checkpoints.every=2")
     assert "at step 9 the loss scale is at its minimum (1) and gradients still overflow" in message
     assert "first seen in step 9 in eventful, among the samples" in message
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert [line.partition(";")[0] for line in told] == [
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert [line.partition(";")[0] for line in warnings] == [
         f"warning: step {step} was skipped: its gradients overflowed" for step in (5, 6, 7, 8)
     ]
     rows = [json.loads(line) for line in (tmp_path / RUN / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

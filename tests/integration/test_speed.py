@@ -1,4 +1,4 @@
-"""What speed depends on, as far as it can be told without a clock."""
+"""What speed depends on, as far as it can be tested without a clock."""
 
 from __future__ import annotations
 

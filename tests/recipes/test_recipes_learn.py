@@ -153,7 +153,7 @@ def test_it_learns(recipe: str, work: Path, request: pytest.FixtureRequest) -> N
     losses = kdcore.load_recipe(f"kdcore:{recipe}", COMMON).data["losses"]
     reads_predictions = "soft_targets" in {loss.get("name", label) for label, loss in losses.items()}
     teacher = request.getfixturevalue("teacher_with_head") if reads_predictions else TEACHER
-    # Nothing moves at a learning rate of 0, so a step for each half of a schedule tells as much as hundreds.
+    # Nothing moves at a learning rate of 0, so a step for each half of a schedule shows as much as hundreds.
     still = held_out_of(run(recipe, teacher, work, "still", 2, ["optimizer.lr=0.0"]))
     trained = held_out_of(run(recipe, teacher, work, "trained", STEPS))
     ends = {label: values[-1] for label, values in trained.items()}

@@ -5,7 +5,7 @@ run as daemons of their own, on free ports, beside whatever else runs here. `dow
 of the folder there is only a line in /etc/hosts: the processes of a job find each other by the names of their nodes.
 
 The nodes node1 and node2 are those of the partitions:
-    low      preempted by `high`, 30 s after it has been told
+    low      preempted by `high`, 30 s after its signal
     instant  preempted by `high` at once
     high     preempts the others
 node3 (partition `apart`) sees an empty folder where the others see FOLDER/shared: what is not on a shared file system.
@@ -97,7 +97,7 @@ class Cluster:
         return self.run("sinfo", "--noheader", "--nodes", node, "--format=%T", check=False).split("\n")[0].strip()
 
     def preempt_with_user_signal(self, wanted: bool) -> None:
-        """Whether a job that has a grace time is told of its end by the signal it asked for, USR2."""
+        """Whether a job that has a grace time receives the signal that it requested, USR2, before its end."""
         lines = self.configuration.read_text(encoding="utf-8").splitlines()
         lines = [line for line in lines if not line.startswith("SlurmctldParameters=")]
         if wanted:

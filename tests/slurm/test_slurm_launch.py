@@ -1,4 +1,4 @@
-"""What is sent to the cluster runs there as it would here, and mistakes are told."""
+"""Submitted recipes run on the cluster as they would here, and mistakes are reported."""
 
 from __future__ import annotations
 

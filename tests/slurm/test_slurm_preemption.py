@@ -1,4 +1,4 @@
-"""A job that is preempted, told to stop while it starts, or cancelled."""
+"""A job that is preempted, signalled while it starts, or cancelled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def preempt(cluster: Cluster) -> None:
     cluster.run("sbatch", "--wait", f"--account={ACCOUNT}", *needs, "--output=/dev/null", "--wrap=true")
 
 
-@pytest.mark.parametrize("user_signal", [True, False], ids=["told by USR2", "told by TERM"])
+@pytest.mark.parametrize("user_signal", [True, False], ids=["signalled by USR2", "signalled by TERM"])
 def test_preempted_twice(cluster, sender, assert_undisturbed, user_signal):
     cluster.preempt_with_user_signal(user_signal)
     sent = sender.paced()
@@ -22,7 +22,7 @@ def test_preempted_twice(cluster, sender, assert_undisturbed, user_signal):
         preempt(cluster)
     assert sent.ended()["code"] == 0
     assert len(sent.starts) == 3
-    # Each start went on from where the one before it was told to stop, not from a checkpoint of before.
+    # Each start resumed at the step of the signal, not at an earlier checkpoint.
     assert 0 < sent.starts[1]["step"] < sent.starts[2]["step"]
     assert {start["step"] % 20 for start in sent.starts[1:]} != {0}
     assert_undisturbed(sent)

@@ -123,8 +123,8 @@ def test_what_a_skipped_step_had_is_told_once_between_two_rows_and_forgotten(hea
         assert not step(health, 2, {(0, A): math.inf})
         assert not step(health, 3), "gradients alone are what a loss scale is found by"
         assert not step(health, 11, {(0, A): math.inf})
-    told = [record.getMessage().partition(",")[0] for record in caplog.records]
-    assert told == [
+    messages = [record.getMessage().partition(",")[0] for record in caplog.records]
+    assert messages == [
         f"warning: step {n} was skipped: its gradients overflowed; first seen in step {n} in a" for n in (2, 12)
     ]
     engine.skipped = False
@@ -157,9 +157,9 @@ def spikes(health, losses, caplog):
 
 def test_a_leap_of_the_loss_is_told_with_what_it_was_before(health, caplog):
     usual = np.random.default_rng(0).normal(2.0, 0.1, size=120)
-    (told,) = spikes(health, [*usual, 2.9, *usual[:20]], caplog)
+    (messages,) = spikes(health, [*usual, 2.9, *usual[:20]], caplog)
     before = usual[-100:]
-    assert told == (
+    assert messages == (
         f"warning: step 121: loss spike: 2.9 (mean {before.mean():.5g}, standard deviation {before.std():.2g} "
         "over the last 100 rows of metrics)"
     )
@@ -206,5 +206,5 @@ def test_the_losses_of_another_stage_are_not_compared(health, engine, caplog):
     ids=["falling", "constant", "noise", "too few to judge"],
 )
 def test_what_is_no_leap_is_not_told(health, caplog, losses):
-    told = spikes(health, losses, caplog)
-    assert told == []
+    messages = spikes(health, losses, caplog)
+    assert messages == []

@@ -1,4 +1,4 @@
-"""The checks of models, corpora and tasks pass what is right and tell what is wrong."""
+"""The checks of models, corpora and tasks accept what is right and report what is wrong."""
 
 from __future__ import annotations
 

@@ -322,7 +322,7 @@ def test_a_package_whose_own_requirements_fit_is_used(packages):
 @pytest.mark.parametrize(
     "damaged",
     [
-        {"entry_points.txt": b"[kdcore.schedulers]\nthis is no entry point\n"},
+        {"entry_points.txt": b"[kdcore.schedulers]\nthis is not an entry point\n"},
         {"entry_points.txt": b"\xff\xfe[kdcore.schedulers]\nflat = x:Y\n"},
         {"METADATA": b"Metadata-Version: 2.1\nName: kdcore-bad\nVersion: 1.0\nSummary: \xff\n"},
         {"METADATA": b"Metadata-Version: 2.1\nName: kdcore-bad\n"},

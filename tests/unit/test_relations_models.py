@@ -1,4 +1,4 @@
-"""Score maps of real models against the attention that the plain models of transformers tell themselves."""
+"""Score maps of real models against the attention that the plain models of transformers return."""
 
 from __future__ import annotations
 

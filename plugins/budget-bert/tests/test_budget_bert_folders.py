@@ -266,7 +266,7 @@ def test_a_student_takes_from_its_teacher_what_is_not_said(bert_folder: Path, tm
         RobertaConfig(**sizes, max_position_embeddings=22, pad_token_id=1, intermediate_size=40)
     ).save_pretrained(tmp_path)
     config = student(tmp_path, {}).hf_config
-    assert {key: getattr(config, key) for key in PRE} == PRE, "the defaults beside a teacher that is no BERT"
+    assert {key: getattr(config, key) for key in PRE} == PRE, "the defaults beside a teacher that is not a BERT"
     assert (config.num_hidden_layers, config.intermediate_size, config.max_position_embeddings) == (3, 40, 20)
     assert config.pad_token_id == 1
     alone = student(None, sizes).hf_config

@@ -46,7 +46,7 @@ def described(**keys: Any) -> BudgetBert:
 
 
 def made(**keys: Any) -> Encoder:
-    """A student whose weights, of norms and biases too, are random and large enough to tell everything apart."""
+    """A student whose weights, of norms and biases too, are random and large enough to distinguish everything."""
     encoder = described(**keys).build_student(EVERYTHING)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

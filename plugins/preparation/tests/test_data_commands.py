@@ -37,12 +37,12 @@ def test_what_was_prepared_is_told_and_can_be_inspected_and_verified(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("prepare", "data.yaml", "out", "--workers", "2", "packing=full") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     documents = [
-        int(number) for number in re.findall(r"^(?:train|held_out): (\d+) documents, [\d,]+ sentences", told, re.M)
+        int(number) for number in re.findall(r"^(?:train|held_out): (\d+) documents, [\d,]+ sentences", printed, re.M)
     ]
     assert sum(documents) == 400
-    assert re.search(r"[\d,]+ tokens in [\d,]+ seconds: [\d,]+ tokens/s", told)
+    assert re.search(r"[\d,]+ tokens in [\d,]+ seconds: [\d,]+ tokens/s", printed)
     manifest = json.loads((work / "out" / "manifest.json").read_text())
 
     assert run("data", "inspect", "out", "--samples", "2") == 0
@@ -101,11 +101,11 @@ def test_damage_is_exit_code_2_with_all_else_prepared_unless_it_is_taken_as_it_i
     (work / "texts" / "c.gz").write_bytes(whole[: len(whole) // 2])
     for _ in range(2):
         assert run("prepare", "data.yaml", "out") == 2
-        told = capsys.readouterr()
-        assert "c.gz" in told.err
-        assert "damaged or ends too early" in told.err
-        assert "--keep-going" in told.err
-        assert "train: " in told.out
+        printed = capsys.readouterr()
+        assert "c.gz" in printed.err
+        assert "damaged or ends too early" in printed.err
+        assert "--keep-going" in printed.err
+        assert "train: " in printed.out
     assert run("prepare", "data.yaml", "out", "--keep-going") == 0
     capsys.readouterr()
     assert run("data", "inspect", "out") == 0

@@ -298,7 +298,7 @@ def test_decoding_all_rows_gives_the_normalised_texts_back(
 ) -> None:
     from tokenizers import Tokenizer
 
-    # Documents are told apart by their first word, so that rows can be told apart by documents.
+    # The first word identifies a document, so that rows can be assigned to documents.
     parts = [[f"{part}x{number}y {text}" for number, text in enumerate(each)] for part, each in enumerate(parts)]
     if not any(parts):
         return

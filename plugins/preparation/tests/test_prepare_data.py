@@ -294,16 +294,16 @@ class Endless(Corpus):
             yield Document(str(number), "the teacher and the student " * 1000)
             number += 1
 
-told = False
+reported = False
 
-def tell(progress):
-    global told
-    if progress.documents >= 200 and not told:
-        told = True
+def report(progress):
+    global reported
+    if progress.documents >= 200 and not reported:
+        reported = True
         print("under way", flush=True)
 
 recipe = DataRecipe(corpora=[{"name": "text"}], tokenizer=sys.argv[1], sequence_length=16)
-prepare(recipe, sys.argv[2], corpora=[Endless(Endless.Config())], progress=tell)
+prepare(recipe, sys.argv[2], corpora=[Endless(Endless.Config())], progress=report)
 """
 
 
@@ -328,7 +328,7 @@ def test_a_killed_preparation_leaves_no_folder_and_other_data_may_take_its_place
 
 
 class Announcing(Corpus):
-    """Says when it is read, and waits in the middle until it is told to go on."""
+    """Report that it is read, and wait in the middle for a signal to continue."""
 
     reading: Event
     go_on: Event

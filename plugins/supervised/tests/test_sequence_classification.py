@@ -109,8 +109,8 @@ def test_very_long_texts_are_cut_counted_and_told_once(
     with caplog.at_level(logging.INFO, "kdcore"):
         task = make(train=long, split=None)
     assert task.lengths("train").tolist() == [24, 3, 24]
-    told = [record.getMessage() for record in caplog.records if "truncated" in record.getMessage()]
-    assert told == ["labelled texts: 2 are longer than 24 tokens (task.data.max_length) and were truncated"]
+    messages = [record.getMessage() for record in caplog.records if "truncated" in record.getMessage()]
+    assert messages == ["labelled texts: 2 are longer than 24 tokens (task.data.max_length) and were truncated"]
 
 
 def test_texts_and_ids_of_validation_that_are_trained_on_are_told(
@@ -120,8 +120,8 @@ def test_texts_and_ids_of_validation_that_are_trained_on_are_told(
     held = write(tmp_path / "held.csv", "t0,label,name", [["two", "1", "x"], ["three", "0", "y"], ["two", "0", "z"]])
     with caplog.at_level(logging.WARNING, "kdcore"):
         make(train=train, validation=held, split=None, id="name")
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
         "2 texts of `validation` are also in `train`, such as 'two'",
         "2 ids of `validation` are also in `train`",
     ]

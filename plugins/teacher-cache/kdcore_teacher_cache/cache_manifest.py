@@ -137,7 +137,7 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
     """Read the manifest of a complete cache, and compare it with its hash.
 
     Raises:
-        DataError: the folder is no cache, is incomplete or damaged, or was written by another version.
+        DataError: the folder is not a cache, is incomplete or damaged, or was written by another version.
     """
     path = folder / MANIFEST
     if not path.is_file():

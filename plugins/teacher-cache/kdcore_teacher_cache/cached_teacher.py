@@ -192,7 +192,7 @@ class CachedTeacher(Model):
         return automatic_readers(folder, self._task, teacher)
 
     def build_student(self, request: SignalRequest) -> Encoder:
-        """Refuse, because a cache is no student."""
+        """Refuse, because a cache cannot be a student."""
         raise InputError("a student cannot be read from a cache", key="student.name")
 
 

@@ -38,8 +38,8 @@ def test_it_writes_a_package_whose_component_has_the_packages_name(
         "kdcore-last-cosine/pyproject.toml",
         "kdcore-last-cosine/tests/test_last_cosine_loss.py",
     ]
-    told = capsys.readouterr().out.splitlines()
-    assert set(files) <= set(told)
+    printed = capsys.readouterr().out.splitlines()
+    assert set(files) <= set(printed)
     project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["dependencies"] == ["kdcore>=0.1"]
     assert project["optional-dependencies"] == {"test": ["pytest>=8.3", "kdcore-testing>=0.1"]}

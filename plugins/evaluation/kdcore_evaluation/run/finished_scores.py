@@ -124,7 +124,7 @@ def predictions_in(run: Path, data: LabelledData | TaggedData, metric: str) -> F
 
 
 def of_teacher(run: ComparedRun, student: FinishedPredictions) -> FinishedPredictions | None:
-    """Read the predictions of a run's teacher for the same texts; None if it is no export of such a run."""
+    """Read the predictions of a run's teacher for the same texts; None if it is not an export of such a run."""
     path = teacher_folder(run)
     if path is None or path.parent.name != "exports":
         return None

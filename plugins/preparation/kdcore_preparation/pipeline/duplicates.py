@@ -1,7 +1,7 @@
 """Find documents with the same text by their hashes.
 
-Two kinds of sameness are told apart: texts that differ in white space only are duplicates, which a recipe may remove.
-Texts that differ in case, white space and punctuation only have the same content: they are never in different splits.
+There are two kinds of equality. Texts that differ in white space only are duplicates, which a recipe may remove. Texts
+that differ in case, white space and punctuation only have the same content: they are never in different splits.
 """
 
 from __future__ import annotations
