@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 YAML_FILES = [".pre-commit-config.yaml", "CITATION.cff", *sorted(map(str, (ROOT / ".github").rglob("*.yml")))]
@@ -40,6 +41,24 @@ def test_the_citation_states_the_version_and_licence_of_the_package() -> None:
     citation = read("CITATION.cff")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
+def test_the_tested_versions_lie_within_the_declared_ranges() -> None:
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = {one.name.lower(): one for line in pins if line[:1] != "#" for one in [Requirement(line)]}
+    outside, compared = [], 0
+    for file in [ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml"), ROOT / "launch" / "pyproject.toml"]:
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        extras = [line for lines in project.get("optional-dependencies", {}).values() for line in lines]
+        for line in [*project["dependencies"], *extras]:
+            declared, pinned = Requirement(line), tested.get(Requirement(line).name.lower())
+            if pinned is not None:
+                (exact,) = pinned.specifier
+                compared += 1
+                if not declared.specifier.contains(exact.version):
+                    outside.append(f"{project['name']}: {line} (tested: {exact.version})")
+    assert compared > 50
+    assert not outside
 
 
 def test_the_guide_lists_the_suites_of_ci_run_and_of_the_makefile() -> None:
