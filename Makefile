@@ -69,12 +69,14 @@ test-resume: setup
 test-docs: setup
 	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/docs $(PYTEST_ARGUMENTS)
 
-# What a real Chromium makes of the comparison page. Where there is none, the tests say so and are skipped.
+# The comparison page in a real Chromium, checked by axe-core. Of its package only the file axe.min.js is used, so it is
+# installed without what it requires. Where one of both is missing, tests are skipped with the reason.
 test-browser: setup
 	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium \
 			fonts-dejavu-core || echo "Chromium cannot be installed here"; \
 	fi
+	$(BIN)/pip install --quiet --no-deps axe-playwright-python==0.1.8 || echo "axe-core cannot be installed here"
 	$(BIN)/pytest tests/browser $(PYTEST_ARGUMENTS)
 
 # Where SLURM cannot be installed, the tests say why and are skipped.

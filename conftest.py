@@ -267,3 +267,43 @@ def compared_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "evaluations" / "quick").mkdir(parents=True)
     write_rows(folder / "evaluations" / "quick", rows)
     return folder
+
+
+@pytest.fixture(scope="session")
+def odd_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 runs with odd names and numbers, and their result rows in `evaluations/odd`; the numbers are made up."""
+    import json
+    import math
+
+    from kdcore_evaluation.run.results import ResultRow, write_rows
+
+    folder, rows = tmp_path_factory.mktemp("odd"), []
+    common = {"suite": "odd <&>", "suite_sha256": "5e" * 32, "data": "da" * 32, "labels": "0,1", "chance": 0.5}
+    common |= {"recipe": "{}", "versions": "{}", "device": "a 'processor'", "finished": "2026-01-01", "examples": 40}
+    common |= {"learning_rate": 1e-4, "batch_size": 8, "seed": 1, "seconds": 1.0, "share": 1.0, "export": "final"}
+    common |= {"kind": "finetune", "task": 'a task\'s "<name>"', "metric": "accuracy", "higher_is_better": True}
+    names = {0: "<b>bold</b> & 'quoted' \"twice\"", 1: "<img src=x onerror=alert(1)>", 2: "long" * 50, 3: "a-b_c/" * 30}
+    for number in range(60):
+        run, name = folder / "runs" / "odd" / str(number), names.get(number, f"run-{number}")
+        (run / "exports" / "final").mkdir(parents=True)
+        recipe = {"run": {"name": name, "id": str(number)}, "seed": 1, "teacher": {"path": "teacher"}, "student": {}}
+        recipe |= {"task": {"name": "masked_lm", "data": "data"}, "losses": {"hidden_mse": {}}}
+        recipe |= {"training": {"budget": {"steps": 3000}, "batch_size": 8}}
+        (run / "recipe.yaml").write_text(json.dumps(recipe))
+        values = [(step, 2 * math.exp(-step / 1000) + number / 100) for step in range(0, 3001, 10)]
+        if number == 4:
+            values = [(step, math.nan) for step, _ in values]
+        if number == 5:
+            values = [(step, math.inf if step else 1.0) for step, _ in values]
+        if number != 6:
+            lines = [{"step": step, "seconds": step / 7, "train/loss": value} for step, value in values]
+            lines += [{"step": step, "held_out/loss": value, "constant/loss": 1.5} for step, value in values[::100]]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for split in ("validation", "test"):
+            score = math.nan if number == 7 else 0.5 + number % 10 / 100
+            place = {"source": f"../../runs/odd/{number}", "run": f"../../runs/odd/{number}", "split": split}
+            whose = {"model": f"{name}/{number}", "role": "student", "model_sha256": str(number), "main": True}
+            rows.append(ResultRow(cell=f"{number}", value=score, **place, **whose, **common))
+    (folder / "evaluations" / "odd").mkdir(parents=True)
+    write_rows(folder / "evaluations" / "odd", rows)
+    return folder

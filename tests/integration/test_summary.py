@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ def test_a_student_that_is_no_better_than_a_constant_is_called_so(
     first = capsys.readouterr().out.splitlines()[0]
     assert first.split("  ")[0] == "warning"
     assert expected[6] in first
+    page = small_recipe.parent / "page.html"
+    assert main(["compare", str(run), "--html", str(page)]) == 0
+    assert "warning: small/1: may have collapsed or learned nothing: held-out hidden_mse" in capsys.readouterr().err
+    (warning,) = re.findall(r'<section class="warning".*?</section>', page.read_text(encoding="utf-8"), re.DOTALL)
+    last = held_out[-1]
+    for value in (last["held_out/hidden_mse"], last["constant/hidden_mse"]):
+        assert f'<data value="{value!r}">{value:.5g}</data>' in warning
     teacher, texts = pooled_states(run, None), len(pooled_states(run, None))
     values = np.linalg.svd((teacher - teacher.mean(0)) / teacher.std(0), compute_uv=False)
     shares = values[values > 1e-9 * values[0]] / values.sum()

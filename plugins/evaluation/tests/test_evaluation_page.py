@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 import math
 import re
+import shutil
 import statistics
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
-from kdcore_evaluation.report.plots import HEIGHT, WIDTH, Axis, Mark, Series, plot
+from kdcore_evaluation.report.markup import figure
+from kdcore_evaluation.report.plots import HEIGHT, WIDTH, Axis, Drawing, Mark, Series, draw
 from kdcore_evaluation.run.results import ResultRow, read_rows
 from scipy import stats
 
@@ -97,6 +101,13 @@ def statistics_of(project: Path) -> Iterator[float]:
             yield from stats.t.interval(
                 0.95, len(values) - 1, statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
             )
+    for method in ("attention_mse", "hidden_mse", "minilm_v2"):
+        runs = [row_values(project / f"runs/tiny/{method}-{seed}", "held_out/loss") for seed in (43, 44, 45)]
+        for values in ([own[0] for own in runs], [own[-1] for own in runs]):
+            yield statistics.fmean(values)
+            yield from stats.t.interval(
+                0.95, len(values) - 1, statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+            )
     methods = [samples[method, 1.0] for method in ("attention_mse", "hidden_mse", "minilm_v2")]
     tests = [stats.ttest_rel(one, other) for one, other in itertools.combinations(methods, 2)]
     tests += [stats.ttest_ind(one, samples["teacher", 2.0], equal_var=False) for one in methods]
@@ -108,6 +119,12 @@ def statistics_of(project: Path) -> Iterator[float]:
         yield from (difference, interval.low, interval.high, -difference, -interval.low, -interval.high)
     ranked = sorted(test.pvalue for test in tests)
     yield from itertools.accumulate((min(1, (6 - rank) * p) for rank, p in enumerate(ranked)), max)
+
+
+def row_values(run: Path, metric: str) -> list[float]:
+    """Values of one metric in the order of the file."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line[metric] for line in lines if metric in line]
 
 
 def test_every_figure_is_found_in_the_rows(page: str, compared_project: Path):
@@ -135,11 +152,12 @@ def test_it_needs_nothing_but_itself(page: str):
     parsed = Parsed(page)
     assert not parsed.open
     names = {tag for tag, _ in parsed.elements}
-    assert not names & {"script", "img", "iframe", "object", "embed", "video", "audio"}
+    assert not names & {"img", "iframe", "object", "embed", "video", "audio"}
     for tag, attributes in parsed.elements:
         for name in ("src", "href", "srcset", "action", "style"):
             value = attributes.get(name)
-            assert value is None or value.startswith("#") or (tag, value) == ("link", "data:,"), (tag, value)
+            inside = value is None or value.startswith("#") or (tag, value) == ("link", "data:,")
+            assert inside or ("download" in attributes and str(value).startswith("data:text/csv")), (tag, value)
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", page)
     assert len(page) < 200_000
 
@@ -147,11 +165,12 @@ def test_it_needs_nothing_but_itself(page: str):
 def test_plots_are_told_in_words_and_beside_them_in_tables(page: str):
     parsed = Parsed(page)
     plots = [attributes for tag, attributes in parsed.elements if tag == "svg" and attributes.get("role") == "img"]
-    assert len(plots) == 3 * 2 + 1 + 2, "steps and time for each method, budget, size, speed"
+    assert len(plots) == 1 + 3 * 2 + 1 + 2, "scores, steps and time for each method, budget, size, speed"
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for attributes in plots:
-        assert set(str(attributes["aria-labelledby"]).split()) <= set(ids)
+        assert attributes["aria-labelledby"] in ids
+        assert attributes["aria-describedby"] in ids
     for tag, attributes in parsed.elements:
         if tag == "svg":
             assert attributes.get("role") == "img" or attributes.get("aria-hidden") == "true"
@@ -160,16 +179,118 @@ def test_plots_are_told_in_words_and_beside_them_in_tables(page: str):
         if attributes.get("class") == "scroll":
             assert attributes.get("tabindex") == "0"
             assert attributes.get("aria-label")
-    assert sum(tag == "table" for tag, _ in parsed.elements) == 2 + 3 + 1 + 1 + 1
+    assert sum(tag == "table" for tag, _ in parsed.elements) == 2 + 1 + 3 + 1 + 1 + 1
     assert dict(parsed.elements)["html"] == {"lang": "en"}
     described = re.search(r'id="budget-plot-text">([^<]*)<', page)
     assert described is not None
-    assert "hidden_mse: 25% 0.6" in described[1]
+    assert "hidden_mse: 25%: 0.6" in described[1]
+    assert "random weights 0.4" in described[1]
+
+
+def downloads(page: str) -> dict[str, list[list[str]]]:
+    """Rows of the CSV files of a page, by their names."""
+    links = [attributes for _, attributes in Parsed(page).elements if "download" in attributes]
+    texts = {str(link["download"]): unquote(str(link["href"]).partition(",")[2]) for link in links}
+    return {name: list(csv.reader(io.StringIO(text))) for name, text in texts.items()}
+
+
+def test_every_plot_has_its_values_as_csv(page: str, compared_project: Path):
+    found = downloads(page)
+    plots = [
+        attributes for tag, attributes in Parsed(page).elements if tag == "svg" and attributes.get("role") == "img"
+    ]
+    assert {f"{str(one['aria-labelledby']).removesuffix('-title')}.csv" for one in plots} == set(found) - {"scores.csv"}
+    header, *rows = found["steps-0.csv"]
+    assert header == ["series", "step", "loss", "low", "high"]
+    losses = {}
+    for run in ("hidden_mse-43", "hidden_mse-44", "hidden_mse-45"):
+        for name, metric in (("held-out", "held_out/loss"), ("training", "train/loss")):
+            losses[f"tiny/{run}, {name} loss"] = row_values(compared_project / "runs" / "tiny" / run, metric)
+    own = {name: [float(row[2]) for row in rows if row[0] == name] for name in dict.fromkeys(row[0] for row in rows)}
+    before = own.pop("before training")
+    assert own == losses
+    assert before == pytest.approx([1.01]), "one line for three seeds"
+    scores = [row for row in found["scores-0.csv"] if row[0] == "hidden_mse"]
+    single = [float(row[2]) for row in scores[1:]]
+    assert len(single) == 3
+    assert float(scores[0][2]) == pytest.approx(statistics.fmean(single))
+    assert [row[0] for row in found["scores-0.csv"][-3:]] == [
+        "teacher teacher",
+        "random weights",
+        "majority-class baseline",
+    ]
+
+
+def test_references_are_listed_from_the_teacher_to_the_majority(compared_project: Path, tmp_path: Path):
+    from kdcore_evaluation.run.results import write_rows
+
+    evaluation = tmp_path / "evaluations" / "quick"
+    shutil.copytree(compared_project, tmp_path, dirs_exist_ok=True)
+    change = {"role": "initial", "export": "initial", "share": 0.0}
+    rows = read_rows(evaluation)
+    initial = [
+        ResultRow(**{**vars(row), **change, "model": f"{row.model} initial", "value": row.value / 2})
+        for row in rows
+        if row.export == "final"
+    ]
+    write_rows(evaluation, [*rows, *initial])
+    file = tmp_path / "page.html"
+    arguments = ["--by", "task.name", "--results", str(evaluation), "--html", str(file)]
+    assert main(["compare", str(evaluation), *arguments]) == 0
+    text = file.read_text(encoding="utf-8")
+    names = ["teacher teacher", "before training: masked_lm", "random weights", "majority-class baseline"]
+    body = re.search(r'<tbody class="references">(.*?)</tbody>', text, re.DOTALL)
+    assert body is not None
+    assert re.findall(r'<th scope="row">(.*?)</th>', body[1].replace("<wbr>", "")) == names
+    found = downloads(text)["scores-0.csv"]
+    assert [row[0] for row in found[-4:]] == [names[0], "before training", *names[2:]]
+    half = statistics.fmean(row.value for row in initial if (row.split, row.learning_rate) == ("test", 1e-4))
+    assert float(found[-3][2]) == pytest.approx(half)
+    assert "<span>before training 0.3" in text, "in the legend, with its value"
+
+
+def test_losses_are_shown_with_their_baselines_and_collapse_with_its_numbers(
+    compared_project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Means over three runs, one of which collapsed at its last validation; another did earlier and recovered."""
+    losses = {43: (2.0, 0.5), 44: (2.2, 0.7), 45: (2.1, 1.6)}
+    for seed, values in losses.items():
+        run = tmp_path / "runs" / "tiny" / f"hidden_mse-{seed}"
+        shutil.copytree(compared_project / "runs" / "tiny" / run.name, run)
+        rows = []
+        for step, value in zip((0, 100), values, strict=True):
+            losses_of_step = {"held_out/hidden_mse": value, "held_out/loss": value, "held_out/accuracy": 0.5}
+            constants = {"constant/hidden_mse": 1.6, "constant/loss": 1.6}
+            checks = {"check/student_rank": 1.25, "check/teacher_rank": 20.06}
+            signs = {"finding/student_rank": 1, "finding/hidden_mse": 1} if (seed, step) in ((45, 100), (43, 0)) else {}
+            rows.append({"step": step, **losses_of_step, **constants, **checks, **signs})
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "page.html"
+    assert main(["compare", str(tmp_path / "runs"), "--results", str(compared_project), "--html", str(file)]) == 0
+    text = file.read_text(encoding="utf-8").replace("<wbr>", "")
+    numbers = [value for value, _ in Parsed(text).numbers]
+    explained = [1 - after / 1.6 for _, after in losses.values()]
+    interval = stats.t.interval(0.95, 2, statistics.fmean(explained), statistics.stdev(explained) / math.sqrt(3))
+    for expected in (2.1, statistics.fmean((0.5, 0.7, 1.6)), 1.6, statistics.fmean(explained), *interval):
+        assert expected == pytest.approx(min(numbers, key=lambda value: abs(value - expected)), rel=1e-9)
+    assert ">41.7%<" in text
+    assert "accuracy" not in text, "a score has no constant prediction"
+    (warning,) = re.findall(r'<section class="warning".*?</section>', text, re.DOTALL)
+    assert re.findall(r'<th scope="row">(.*?)</th>', warning) == ["tiny/hidden_mse-45"] * 2
+    cells = [re.sub("<.*?>", "", one) for one in re.findall(r"<td.*?</td>", warning)]
+    rank = ["effective rank of the pooled states", "1.2", "20.1 (teacher)"]
+    assert cells == [*rank, "held-out hidden_mse", "1.6", "1.6 (best constant prediction)"]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert line == (
+        "warning: tiny/hidden_mse-45: may have collapsed or learned nothing: effective rank of the pooled states 1.2 "
+        "(teacher: 20.1); held-out hidden_mse 1.6 (best constant prediction: 1.6)"
+    )
+    lines = {row[0]: float(row[2]) for row in downloads(text)["steps-0.csv"][1:] if not row[1]}
+    expected = {"constant prediction": 1.6, "before training (lowest)": 2.0, "before training (highest)": 2.2}
+    assert lines == pytest.approx(expected)
 
 
 def test_names_cannot_break_the_page(compared_project: Path, tmp_path: Path):
-    import shutil
-
     run = tmp_path / "runs" / "x" / "1"
     shutil.copytree(compared_project / "runs" / "tiny" / "hidden_mse-43", run)
     recipe = (run / "recipe.yaml").read_text().replace("name: tiny", "name: '<b>&\"bad'")
@@ -180,6 +301,23 @@ def test_names_cannot_break_the_page(compared_project: Path, tmp_path: Path):
     assert "<b>" not in text
     assert "&lt;b&gt;&amp;" in text
     assert not Parsed(text).open
+
+
+def test_odd_runs_make_a_valid_page_of_limited_size(odd_project: Path, tmp_path: Path):
+    """60 groups, names with markup and 200 characters, NaN, infinities, one seed each, runs without metrics."""
+    file = tmp_path / "page.html"
+    evaluation = str(odd_project / "evaluations" / "odd")
+    assert main(["compare", evaluation, "--by", "run", "--results", evaluation, "--html", str(file)]) == 0
+    text = file.read_text(encoding="utf-8")
+    parsed = Parsed(text)
+    assert not parsed.open
+    assert not {"b", "img"} & {tag for tag, _ in parsed.elements}
+    assert len(text) < 1_500_000
+    for _, attributes in parsed.elements:
+        if "data-values" in attributes:
+            for x, y, _words in json.loads(str(attributes["data-values"]), parse_constant=pytest.fail):
+                assert math.isfinite(x + y)
+    assert text.count("<summary>Recipe of ") == 60
 
 
 def contrast(first: str, second: str) -> float:
@@ -206,37 +344,60 @@ def test_text_and_lines_stand_out_by_day_and_by_night():
             assert contrast(colors[f"c{number}"], colors["ground"]) >= 3.0 + 0.5, number
 
 
-def test_plots_stay_inside_and_are_well_formed():
+def places(drawing: Drawing) -> list[tuple[float, float]]:
+    return [(x, y) for series in drawing.series for x, y, _ in series.values]
+
+
+def test_plots_stay_inside():
     marks = [Mark(x, 10.0**x, (10.0**x / 2, 10.0**x * 1.5)) for x in range(-3, 4)]
     for axis in (Axis("loss"), Axis("loss", logarithmic=True)):
         many = [Series(f"{number} <&>", number, marks) for number in range(20)]
-        text = plot("p", "title <&>", "words", many, Axis("steps"), axis)
-        tree = ElementTree.fromstring(text)
-        for line in tree.iter("polyline"):
-            for place in line.attrib["points"].split():
-                x, y = map(float, place.split(","))
-                assert 0 <= x <= WIDTH
-                assert 0 <= y <= HEIGHT
-        assert len({path.attrib["d"].split()[0][0] for path in tree.iter("path")}) == 1
-        ticks = [element.text for element in tree.iter("text") if element.attrib["class"] == "tick"]
-        assert len(ticks) >= 6
+        drawing = draw(many, Axis("steps"), axis, separate=True)
+        assert len(places(drawing)) == 20 * len(marks)
+        for x, y in places(drawing):
+            assert drawing.left <= x <= drawing.right <= WIDTH
+            assert drawing.top <= y <= drawing.bottom <= HEIGHT
+        assert len({path[0] for series in drawing.series for path, _ in series.markers}) == 1
+        assert len(drawing.rows) + len(drawing.columns) >= 6
 
 
-@pytest.mark.parametrize("values", [[], [0.0], [0.5, 0.5], [float("nan")], [-1.0, 1.0], [1e-9, 1e9]])
+@pytest.mark.parametrize("values", [[], [0.0], [0.5, 0.5], [float("nan")], [-1.0, 1.0], [1e-9, 1e9], [math.inf, 1e200]])
 def test_plots_take_whatever_comes(values: list[float]):
     for logarithmic in (False, True):
         series = [Series("a", 0, [Mark(number, value) for number, value in enumerate(values)])]
-        ElementTree.fromstring(plot("p", "t", "d", series, Axis("x"), Axis("y", logarithmic=logarithmic)))
+        drawing = draw(series, Axis("x"), Axis("y", logarithmic=logarithmic), separate=True)
+        shown = [value for value in values if abs(value) <= 1e100 and (value > 0 or not logarithmic)]
+        assert len(places(drawing)) == len(shown)
+        assert all(math.isfinite(one) for place in places(drawing) for one in place)
 
 
 def test_long_curves_are_thinned_and_keep_their_end():
     marks = [Mark(float(x), float(x)) for x in range(10_000)]
-    text = plot("p", "t", "d", [Series("a", 0, marks, markers=False)], Axis("x"), Axis("y"))
-    assert len(text) < 6000
-    places = ElementTree.fromstring(text).find("polyline")
-    assert places is not None
-    last = places.attrib["points"].split()[-1]
-    whole = plot("p", "t", "d", [Series("a", 0, [marks[0], marks[-1]], markers=False)], Axis("x"), Axis("y"))
-    end = ElementTree.fromstring(whole).find("polyline")
-    assert end is not None
-    assert end.attrib["points"].split()[-1] == last
+    own = places(draw([Series("a", 0, marks, markers=False)], Axis("x"), Axis("y")))
+    assert len(own) <= 161
+    whole = places(draw([Series("a", 0, [marks[0], marks[-1]], markers=False)], Axis("x"), Axis("y")))
+    assert [own[0], own[-1]] == whole
+    many = draw([Series("a", 0, marks, markers=False)] * 60, Axis("x"), Axis("y"))
+    assert len(places(many)) < 5000, "sixty runs fit into a page, too"
+
+
+def test_points_at_the_same_place_are_separated():
+    for count in (2, 7, 15):
+        series = [Series(str(n), n, [Mark(1.0, 0.7 + n * 1e-4, (0.69, 0.71))], line=False) for n in range(count)]
+        far = Series("far", 0, [Mark(2.0, 0.7)], line=False)
+        drawing = draw([*series, far], Axis("x"), Axis("y"), separate=True)
+        *own, alone = places(drawing)
+        assert drawing.shifted
+        for first, second in itertools.combinations(own, 2):
+            assert abs(first[0] - second[0]) >= 9, "markers have a width of 9"
+        exact = draw([*series, far], Axis("x"), Axis("y"))
+        assert not exact.shifted
+        assert own[0] == places(exact)[0], "the first one is where it belongs"
+        assert alone == places(exact)[-1]
+        assert [y for _, y in own] == [y for _, y in places(exact)[:-1]], "values do not move"
+
+
+def test_a_figure_lists_its_points_in_words():
+    marks = [Mark(0, 1.0, text="step 0: 1"), Mark(5, 0.5, text="step 5: 0.5")]
+    drawn = figure("a", "loss", [Series("run", 0, marks)], Axis("step"), Axis("loss"))
+    assert drawn.description == "loss. run: step 0: 1, step 5: 0.5."

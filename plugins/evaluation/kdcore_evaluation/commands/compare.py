@@ -64,6 +64,7 @@ class CompareCommand(Command):
         """Compare runs, print the table and write the page."""
         from kdcore_evaluation.report import table_formats as formats
         from kdcore_evaluation.report.comparison import compare_runs
+        from kdcore_evaluation.report.learning import signs_of_collapse
         from kdcore_evaluation.report.page import page
 
         by = tuple(part.strip() for part in arguments.by.split(",") if part.strip())
@@ -74,6 +75,10 @@ class CompareCommand(Command):
         results, folders = find_results(arguments.places, arguments.results)
         runs = read_runs(folders)
         comparison = compare_runs(runs, results, by, arguments.over.strip(), arguments.margin)
+        for run in comparison.runs:
+            if signs := signs_of_collapse(run):
+                found = "; ".join(sign.text for sign in signs)
+                print(f"warning: {run.name}: may have collapsed or learned nothing: {found}", file=sys.stderr)
         for remark in comparison.remarks:
             print(f"remark: {remark}", file=sys.stderr)
         if arguments.html is not None:

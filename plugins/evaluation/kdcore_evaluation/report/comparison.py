@@ -43,6 +43,9 @@ _FAVOURED_LOSSES = {
 """Losses that train on what a metric measures: hidden states equal to the teacher's have a cosine of 1 with them, which
 other objectives neither require nor need."""
 
+_ORDER = ("teacher", "initial", "without teacher", "random", "constant", "model")
+"""Roles of references in the order of tables: what to reach, then baselines from the strongest to the weakest."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -84,6 +87,8 @@ class Comparison:
         primary: the plotted column; None without scores.
         remarks: limits of the comparison, for its readers.
         rows: the result rows behind the scores.
+        roles: `teacher`, `initial`, `without teacher`, `random`, `constant` or `model`, of each reference.
+        unit: what the repetitions are, such as `seeds`.
     """
 
     runs: list[ComparedRun]
@@ -95,6 +100,17 @@ class Comparison:
     primary: Column | None
     remarks: list[str]
     rows: list[ResultRow]
+    roles: dict[Labels, str]
+    unit: str
+
+    @property
+    def runs_of_groups(self) -> dict[Labels, list[ComparedRun]]:
+        """The runs of each group; exports are not told apart."""
+        keys = tuple(key for key in self.by if key != "export")
+        found: dict[Labels, list[ComparedRun]] = {}
+        for run in self.runs:
+            found.setdefault(_group(run, keys, ""), []).append(run)
+        return found
 
     def __str__(self) -> str:
         """Format the remarks and the table as `kdcore compare` prints them."""
@@ -154,7 +170,7 @@ def compare_runs(
             found = measurements_of(rows, _repetition(run, over, rows[0]), folders)
             if rows[0].role == "initial":
                 name = (f"before training: {', '.join(group)}".rstrip(": "),)
-                before[group] = name
+                before[group], roles[name] = name, "initial"
                 references.setdefault(name, []).extend(found)
             elif stands_for:
                 if rows is last:
@@ -171,6 +187,7 @@ def compare_runs(
         references.setdefault(name, []).extend(measurements_of(rows, 0, folders))
     _add_references_of_finished(compared, finished, references, roles)
     _add_relative_sizes(groups, references, roles)
+    references = {name: references[name] for name in sorted(references, key=lambda name: _ORDER.index(roles[name]))}
     everything = [row for rows in own.values() for row in rows] + others
     table = make_table(by, groups, references, _plural(over), chances(everything))
     teachers = [name for name, role in roles.items() if role == "teacher"]
@@ -181,7 +198,7 @@ def compare_runs(
             hint="evaluate with a suite that has `references: [teacher]`",
         )
     # Random weights and constants are far below most students: testing that costs power for the other differences.
-    fixed = [name for name, role in roles.items() if role not in ("random", "constant")]
+    fixed = [name for name, role in roles.items() if role not in ("initial", "random", "constant")]
     against = {}
     for labels in groups:
         own_group = tuple(label for key, label in zip(by, labels, strict=True) if key != "export")
@@ -200,6 +217,8 @@ def compare_runs(
         primary=primary,
         remarks=[*_run_remarks(runs), *_result_remarks(runs, own, others, finished)],
         rows=everything,
+        roles=roles,
+        unit=_plural(over),
     )
 
 

@@ -1,63 +1,240 @@
-"""HTML elements of the page."""
+"""Content of the page's tables, figures and sections, which page.html writes down."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Collection, Sequence
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote
 
-from kdcore_evaluation.report.plots import swatch
+from markupsafe import Markup, escape
+
+from kdcore_evaluation.report.plots import Axis, Baseline, Drawing, Series, dash_of, draw, drawn_marks, marker
 from kdcore_evaluation.run.scores import Column, Score
 
 
-def datum(value: float, text: str) -> str:
-    """Format a number as `<data>`, with its exact value for programs."""
-    return f'<data value="{value!r}">{escape(text)}</data>'
+@dataclass(frozen=True)
+class Number:
+    """A number with all digits, and how it is shown."""
+
+    value: float
+    text: str
 
 
-def wrapped(text: str) -> str:
-    """Escape a name and allow line breaks after `/`, `_` and `-`."""
-    return re.sub(r"([/_-])(?=.)", r"\1<wbr>", escape(text))
+Piece = str | Number
 
 
-def score_cell(score: Score | None, column: Column) -> str:
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: its text, and less important text after it."""
+
+    pieces: tuple[Piece, ...]
+    notes: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table; the first cell is its header and spans `span` columns."""
+
+    cells: Sequence[Cell]
+    span: int = 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        label: its name.
+        head: titles of the columns.
+        bodies: groups of rows, separated by a line.
+        numbers: columns that are aligned to the right.
+        caption: text above it.
+        notes: text below it.
+        download: address of its content as CSV.
+        folded: whether it is hidden until the reader opens it.
+    """
+
+    label: str
+    head: Sequence[str]
+    bodies: Sequence[Sequence[Row]]
+    numbers: frozenset[int] = frozenset()
+    caption: str = ""
+    notes: Sequence[str] = ()
+    download: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """A line of a legend: a marker, a line, or both, and a label."""
+
+    label: str
+    color: str = ""
+    dash: str = ""
+    kind: str = ""
+    line: bool = True
+    faint: bool = False
+    shape: str = ""
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot with all that belongs to it.
+
+    Attributes:
+        name: unique in the page.
+        title: what is shown.
+        note: how to read it.
+        description: its content in words.
+        x: title of the horizontal axis; empty without one.
+        y: title of the vertical axis.
+        legend: the legend.
+        drawing: the plot in pixels.
+        download: address of its values as CSV.
+    """
+
+    name: str
+    title: str
+    note: str
+    description: str
+    x: str
+    y: str
+    legend: Sequence[LegendEntry]
+    drawing: Drawing
+    download: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Figures beside each other, then tables."""
+
+    heading: str = ""
+    notes: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    name: str
+    title: str
+    blocks: Sequence[Block] = field(default_factory=list)
+
+
+def figure(
+    name: str,
+    title: str,
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
+    *,
+    baselines: Sequence[Baseline] = (),
+    legend: Sequence[LegendEntry] = (),
+    note: str = "",
+    description: str = "",
+    separate: bool = False,
+) -> Figure:
+    """Draw a figure; its baselines are added to its legend.
+
+    Args:
+        name: unique in the page.
+        title: what is shown.
+        series: what is drawn, later ones on top.
+        x: the horizontal axis.
+        y: the vertical one.
+        baselines: horizontal lines.
+        legend: the legend of the series.
+        note: how to read it.
+        description: its content in words; the default lists all points.
+        separate: whether markers that would cover each other are shifted sideways.
+    """
+    drawing = draw(series, x, y, baselines, separate=separate)
+    if not description:
+        parts = [f"{one.label}: {', '.join(mark.text for mark in one.marks)}" for one in series]
+        description = "; ".join([*parts, *(f"{one.label} {one.text}" for one in baselines)])
+    shifted = "points that would cover each other are shifted sideways" if drawing.shifted else ""
+    noted = "; ".join(part for part in (note, shifted) if part)
+    lines = [LegendEntry(f"{one.label} {one.text}", kind=one.kind) for one in baselines]
+    return Figure(
+        name=name,
+        title=title,
+        note=noted[:1].upper() + noted[1:],
+        description=f"{title}. {description}.",
+        x=x.title,
+        y=y.title + (" (logarithmic)" if y.logarithmic else ""),
+        legend=[*legend, *lines],
+        drawing=drawing,
+        download=csv_download(_csv_of(series, x, y, baselines)),
+    )
+
+
+def legend_entry(
+    label: str, style: int, *, line: bool = True, markers: bool = True, dashed: bool = True
+) -> LegendEntry:
+    """Make the entry of a series with a style."""
+    return LegendEntry(
+        label,
+        color=f"c{style % 8}",
+        dash=dash_of(style) if dashed else "",
+        line=line,
+        shape=marker(style, 14, 7) if markers else "",
+        hollow=style >= 8,
+    )
+
+
+def _csv_of(series: Sequence[Series], x: Axis, y: Axis, baselines: Sequence[Baseline]) -> str:
+    """Format the drawn points with all digits."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["series", x.title or "place", y.title, "low", "high"])
+    for one in series:
+        writer.writerows(
+            [one.label, mark.x, mark.y, *(mark.interval or ("", ""))] for mark in drawn_marks(one, len(series))
+        )
+    writer.writerows([one.label, "", one.y, "", ""] for one in baselines)
+    return file.getvalue()
+
+
+def csv_download(text: str) -> str:
+    """Return the address of a CSV file that is part of the page."""
+    return "data:text/csv;charset=utf-8," + quote(text, safe=",.:;/()[]+")
+
+
+def cell(*pieces: Piece) -> Cell:
+    """Make a cell."""
+    return Cell(pieces)
+
+
+def score_cell(score: Score | None, column: Column) -> Cell:
     """Format a score with its interval and what was repeated."""
     if score is None:
-        return '<span class="quiet">-</span>'
-    text = datum(score.mean, column.show(score.mean))
+        return Cell(("-",))
+    text = Number(score.mean, column.show(score.mean))
     if column.kind == "cost" and not column.has_spread(score):
-        return text
-    bounds = ", ".join(datum(bound, column.show(bound)) for bound in score.interval or ())
-    repeated = f"({counts(score.repetitions)})" if score.repetitions else ""
-    spread = " ".join(part for part in (f"[{bounds}]" if bounds else "", repeated) if part)
-    return f'{text} <span class="spread">{spread}</span>' if spread else text
+        return Cell((text,))
+    return Cell((text,), (*interval(score, column), *counts(f" ({score.repetitions})" if score.repetitions else "")))
 
 
-def counts(text: str) -> str:
-    """Escape a text such as `3 seeds` and format its whole numbers as `<data>`."""
-    return re.sub(r"\d+", lambda found: datum(int(found[0]), found[0]), escape(text))
+def interval(score: Score, column: Column) -> tuple[Piece, ...]:
+    """Format an interval; empty without one."""
+    if score.interval is None:
+        return ()
+    low, high = (Number(bound, column.show(bound)) for bound in score.interval)
+    return ("[", low, ", ", high, "]")
 
 
-def region(label: str, inside: str) -> str:
-    """Wrap content that may be wider than the screen, scrollable with the keyboard."""
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{inside}</div>\n'
+def counts(text: str) -> tuple[Piece, ...]:
+    """Split a text such as `3 seeds` into its whole numbers and the rest."""
+    parts = re.split(r"(\d[\d,]*)", text)
+    return tuple(Number(int(part.replace(",", "")), part) if part[:1].isdigit() else part for part in parts if part)
 
 
-def table_of(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[int] = (), caption: str = ""
-) -> str:
-    """Make a table; cells of `rows` are HTML, the first of each row is its header."""
-    kinds = [' class="number"' if index in numbers else "" for index in range(len(head))]
-    top = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for text, kind in zip(head, kinds, strict=True))
-    lines = []
-    for first, *rest in rows:
-        cells = "".join(f"<td{kind}>{text}</td>" for text, kind in zip(rest, kinds[1:], strict=True))
-        lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
-    above = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<table>{above}<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def legend(entries: Sequence[tuple[str, int]], *, line: bool = True) -> str:
-    """Make the legend of a plot."""
-    items = "".join(f"<li>{swatch(style, line=line)}{escape(label)}</li>" for label, style in entries)
-    return f'<ul class="legend">{items}</ul>'
+def wrapped(text: str) -> Markup:
+    """Escape a name and allow line breaks after `/`, `_` and `=`; browsers allow them after `-` themselves."""
+    return Markup(re.sub(r"([/_=])(?=.)", r"\1<wbr>", str(escape(text))))

@@ -1,55 +1,83 @@
-"""The comparison as one self-contained HTML page: no network, no script, no further file."""
+"""The comparison as one self-contained HTML page: no network, no further file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from importlib import resources
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdcore import dump_yaml
 from kdcore_evaluation.report.comparison import Comparison
-from kdcore_evaluation.report.figures import budget_section, cost_section, loss_section
-from kdcore_evaluation.report.markup import counts, datum, region, score_cell, table_of, wrapped
+from kdcore_evaluation.report.figures import Styles, budget_section, cost_section, loss_section, score_figures
+from kdcore_evaluation.report.learning import signs_of_collapse
+from kdcore_evaluation.report.markup import (
+    Block,
+    Cell,
+    Number,
+    Piece,
+    Row,
+    Section,
+    Table,
+    cell,
+    counts,
+    csv_download,
+    score_cell,
+    wrapped,
+)
 from kdcore_evaluation.report.table_formats import (
     DIFFERENCES_NOTE,
+    FAVOURED,
+    csv_text,
     difference_title,
     notes,
     shown_differences,
     shown_p,
     shown_within,
 )
-from kdcore_evaluation.run.scores import CHANCE_TITLES, Column, Labels, Score, ScoreTable
+from kdcore_evaluation.run.scores import CHANCE_TITLES, Labels, ScoreTable
+
+
+@dataclass(frozen=True)
+class _Repeat:
+    """How to reproduce the page: commands, notes, and the recipe of each run."""
+
+    commands: str
+    notes: list[str]
+    recipes: list[tuple[str, str]]
 
 
 def page(comparison: Comparison) -> str:
     """Compose the whole page."""
+    environment = Environment(
+        loader=PackageLoader("kdcore_evaluation.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["wrapped"] = wrapped
+    environment.tests["number"] = lambda piece: isinstance(piece, Number)
     styles = {labels: number for number, labels in enumerate(groups_of(comparison))}
     sections = [
-        ("scores", "Scores", _scores(comparison)),
-        ("loss", "Loss during training", loss_section(comparison, styles)),
-        ("budget", "Score by fraction of the budget", budget_section(comparison, styles)),
-        ("cost", "Score by size and speed", cost_section(comparison, styles)),
-        ("runs", "Runs", _runs(comparison)),
-        ("repeat", "How to reproduce this page", _repeat(comparison)),
+        _scores(comparison, styles),
+        loss_section(comparison, styles),
+        budget_section(comparison, styles),
+        cost_section(comparison, styles),
+        Section("runs", "Runs", [Block(tables=[_runs(comparison)])]),
     ]
-    shown = [(name, title, body) for name, title, body in sections if body]
-    title = f"kdcore: {_number_of_runs(comparison)} compared by {', '.join(comparison.by)}"
-    css = resources.files("kdcore_evaluation.report").joinpath("page.css").read_text(encoding="utf-8")
-    links = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text, _ in shown)
-    body = "".join(
-        f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(text)}</h2>\n{part}</section>\n'
-        for name, text, part in shown
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Without an icon in the page a browser requests one from the server.
-        '<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
-        f"<header><h1>{escape(_heading(comparison))}</h1>{_lead(comparison)}</header>\n"
-        f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav>\n'
-        f"<main>\n{_remarks(comparison.remarks)}{body}</main>\n</body>\n</html>\n"
+    groups = len(comparison.table.groups)
+    return environment.get_template("page.html").render(
+        title=f"kdcore: {_number_of_runs(comparison)} compared by {', '.join(comparison.by)}",
+        heading=f"{_number_of_runs(comparison)}, {groups if groups != 1 else 'one'} "
+        f"group{'s' if groups != 1 else ''} by {', '.join(comparison.by)}",
+        over=comparison.over,
+        suites=", ".join(dict.fromkeys(row.suite for row in comparison.rows)),
+        collapses=_collapses(comparison),
+        remarks=comparison.remarks,
+        sections=[section for section in sections if section.blocks],
+        repeat=_repeat(comparison),
     )
 
 
@@ -59,114 +87,118 @@ def groups_of(comparison: Comparison) -> list[Labels]:
     return list(dict.fromkeys([*comparison.table.groups, *comparison.budget, *curves, *comparison.table.references]))
 
 
-def _heading(comparison: Comparison) -> str:
-    count = len(comparison.table.groups)
-    groups = f"{count} groups" if count != 1 else "one group"
-    return f"{_number_of_runs(comparison)}, {groups} by {', '.join(comparison.by)}"
-
-
 def _number_of_runs(comparison: Comparison) -> str:
     count = len(comparison.runs)
     return f"{count} runs" if count != 1 else "one run"
 
 
-def _lead(comparison: Comparison) -> str:
-    suites = ", ".join(dict.fromkeys(row.suite for row in comparison.rows)) or "nothing yet"
-    over = escape(comparison.over)
-    return f'<p class="quiet">Repeated over {over}. Measured by: {escape(suites)}. Made by kdcore compare.</p>'
+def _collapses(comparison: Comparison) -> Table | None:
+    rows = []
+    for run in comparison.runs:
+        for sign in signs_of_collapse(run):
+            own = Number(sign.value, sign.form.format(sign.value))
+            reference: tuple[Piece, ...] = ("-",)
+            if sign.reference is not None:
+                reference = (Number(sign.reference, sign.form.format(sign.reference)), f" ({sign.against})")
+            rows.append(Row([cell(run.name), cell(sign.what), cell(own), Cell(reference)]))
+    head = ["run", "sign", "student", "compared with"]
+    return Table("Signs of collapse", head, [rows], frozenset({2})) if rows else None
 
 
-def _remarks(remarks: Sequence[str]) -> str:
-    if not remarks:
-        return ""
-    items = "".join(f"<li>{escape(remark)}</li>" for remark in remarks)
-    return f'<aside class="remarks" aria-label="Remarks"><strong>Before you compare</strong><ul>{items}</ul></aside>\n'
-
-
-def _scores(comparison: Comparison) -> str:
+def _scores(comparison: Comparison, styles: Styles) -> Section:
     table = comparison.table
     if not table.columns:
-        return "<p>No scores.</p>"
-    head = "".join(f'<th scope="col">{escape(key)}</th>' for key in table.keys)
-    head += "".join(f'<th scope="col" class="number">{escape(column.title)}</th>' for column in table.columns)
-    parts = [f"<tbody>{_rows(table, table.groups)}</tbody>"]
-    if table.references:
-        parts.append(f'<tbody class="references">{_rows(table, table.references)}</tbody>')
-    whole = f"<table><thead><tr>{head}</tr></thead>{''.join(parts)}</table>"
-    chance = "".join(
-        f"<li>{escape(column.title)}: {CHANCE_TITLES[column.metric]} {datum(share, f'{share:.3f}')}</li>"
-        for column, share in table.chance.items()
-        if column in table.columns
+        return Section("scores", "Scores", [Block(notes=["No scores."])])
+    scores = Block(figures=score_figures(comparison, styles), tables=[_score_table(comparison)])
+    differences = _differences(table)
+    return Section("scores", "Scores", [scores, *([Block("Differences", tables=[differences])] if differences else [])])
+
+
+def _score_table(comparison: Comparison) -> Table:
+    table = comparison.table
+    keys = len(table.keys)
+    head = [*table.keys, comparison.unit, *(column.title for column in table.columns)]
+    groups = []
+    for labels, scores in table.groups.items():
+        runs = len(comparison.runs_of_groups.get(labels, ()))
+        cells = [
+            Cell(one.pieces, (*one.notes, f" {FAVOURED}")) if (labels, column) in table.favoured else one
+            for column in table.columns
+            for one in [score_cell(scores.get(column), column)]
+        ]
+        groups.append(Row([*map(cell, labels), cell(Number(runs, str(runs)) if runs else "-"), *cells]))
+    references = [
+        Row([cell(labels[0]), cell("-"), *(score_cell(scores.get(column), column) for column in table.columns)], keys)
+        for labels, scores in table.references.items()
+    ]
+    chance = {column: value for column, value in table.chance.items() if column in table.columns}
+    for title in dict.fromkeys(CHANCE_TITLES[column.metric] for column in chance):
+        own = [chance.get(column) if CHANCE_TITLES.get(column.metric) == title else None for column in table.columns]
+        cells = [
+            cell("-" if value is None else Number(value, column.show(value)))
+            for column, value in zip(table.columns, own, strict=True)
+        ]
+        references.append(Row([cell(title), cell("-"), *cells], keys))
+    below = "Below the line: references, which are not compared among each other."
+    return Table(
+        "Scores",
+        head,
+        [body for body in (groups, references) if body],
+        frozenset(range(keys, len(head))),
+        notes=[*notes(table), *([below] if references else [])],
+        download=csv_download(csv_text(table)),
     )
-    below = [*notes(table)]
-    if table.references:
-        below.append("Below the line: reference models, which are not compared.")
-    baselines = f"<ul>{chance}</ul>" if chance else ""
-    return f'{region("Scores", whole)}{baselines}<p class="quiet">{escape(" ".join(below))}</p>{_differences(table)}'
 
 
-def _differences(table: ScoreTable) -> str:
+def _differences(table: ScoreTable) -> Table | None:
     chosen = shown_differences(table)
     if not chosen:
-        return ""
-    head = ["first", "second", "score", "difference", "95% interval", "p", "over"]
+        return None
     within = any(one.p_within is not None for one in chosen)
-    body = []
+    head = ["first", "second", "score", "difference", "95% interval", "p", "over"]
+    rows = []
     for one in chosen:
-        bounds = ", ".join(datum(bound, one.column.show_signed(bound)) for bound in one.interval)
-        row = [
-            wrapped(", ".join(one.first)),
-            wrapped(", ".join(one.second)),
-            escape(difference_title(table, one)),
-            datum(one.value, one.column.show_signed(one.value)),
-            f"[{bounds}]",
-            datum(one.p_value, shown_p(one.p_value)),
-            counts(one.over),
+        low, high = (Number(bound, one.column.show_signed(bound)) for bound in one.interval)
+        cells = [
+            cell(", ".join(one.first)),
+            cell(", ".join(one.second)),
+            cell(difference_title(table, one)),
+            cell(Number(one.value, one.column.show_signed(one.value))),
+            cell("[", low, ", ", high, "]"),
+            cell(Number(one.p_value, shown_p(one.p_value))),
+            Cell(counts(one.over)),
         ]
-        body.append([*row, *([escape(shown_within(one))] if within else [])])
+        rows.append(Row([*cells, *([cell(shown_within(one))] if within else [])]))
     head += ["within the margin"] if within else []
-    whole = table_of(head, body, numbers={3, 4, 5}, caption="Differences")
-    return f'{region("Differences", whole)}<p class="quiet">{escape(DIFFERENCES_NOTE)}</p>'
+    return Table("Differences", head, [rows], frozenset({3, 4, 5}), notes=[DIFFERENCES_NOTE])
 
 
-def _rows(table: ScoreTable, groups: Mapping[Labels, Mapping[Column, Score]]) -> str:
-    lines = []
-    for labels, scores in groups.items():
-        span = len(table.keys) - len(labels) + 1
-        first = f'<th scope="row"{f" colspan={span}" if span > 1 else ""}>{wrapped(labels[0])}</th>'
-        rest = "".join(f"<td>{wrapped(label)}</td>" for label in labels[1:])
-        cells = "".join(f'<td class="number">{score_cell(scores.get(column), column)}</td>' for column in table.columns)
-        lines.append(f"<tr>{first}{rest}{cells}</tr>")
-    return "".join(lines)
-
-
-def _runs(comparison: Comparison) -> str:
+def _runs(comparison: Comparison) -> Table:
     keys = [
         key
         for key in dict.fromkeys([*comparison.by, comparison.over, "seed", "method"])
         if key not in ("run", "export")
     ]
     head = ["run", "state", "steps", "minutes", *keys, "data", "teacher"]
-    body = []
+    rows = []
     for run in comparison.runs:
         steps = max((int(row["step"]) for row in run.metrics), default=None)
         seconds = max((float(row["seconds"]) for row in run.metrics if "seconds" in row), default=None)
-        body.append(
-            [
-                wrapped(run.name),
-                escape(run.state),
-                "-" if steps is None else datum(steps, f"{steps:,}"),
-                "-" if seconds is None else datum(seconds, f"{seconds / 60:.1f}"),
-                *(wrapped(run.label(key) or "-") for key in keys),
-                escape((run.data or "-")[:8]),
-                escape((run.teacher or "-")[:8]),
-            ]
-        )
-    note = '<p class="quiet">Data and teacher: first digits of fingerprints; equal digits mean equal content.</p>'
-    return region("Runs", table_of(head, body, numbers={2, 3})) + note
+        cells = [
+            cell(run.name),
+            cell(run.state),
+            cell("-" if steps is None else Number(steps, f"{steps:,}")),
+            cell("-" if seconds is None else Number(seconds, f"{seconds / 60:.1f}")),
+            *(cell(run.label(key) or "-") for key in keys),
+            cell((run.data or "-")[:8]),
+            cell((run.teacher or "-")[:8]),
+        ]
+        rows.append(Row(cells))
+    note = "Data and teacher: first digits of fingerprints; equal digits mean equal content."
+    return Table("Runs", head, [rows], frozenset({2, 3}), notes=[note])
 
 
-def _repeat(comparison: Comparison) -> str:
+def _repeat(comparison: Comparison) -> _Repeat:
     suites = list(dict.fromkeys(row.suite for row in comparison.rows))
     versions: dict[str, list[str]] = {}
     for row in comparison.rows:
@@ -180,15 +212,10 @@ def _repeat(comparison: Comparison) -> str:
         f"kdcore compare RUNS --by {','.join(comparison.by)} --over {comparison.over} --html page.html",
     ]
     grid = _grid(comparison)
-    recipes = "".join(
-        f"<details><summary>Recipe of {wrapped(run.name)}</summary><pre>{escape(dump_yaml(run.stated))}</pre></details>"
-        for run in comparison.runs
-    )
-    return (
-        region("Commands", f"<pre>{escape(chr(10).join(lines))}</pre>")
-        + (f"<p>{escape(grid)}</p>" if grid else "")
-        + (f'<p class="quiet">Versions: {escape(packages)}.</p>' if packages else "")
-        + recipes
+    return _Repeat(
+        commands="\n".join(lines),
+        notes=[*([grid] if grid else []), *([f"Versions: {packages}."] if packages else [])],
+        recipes=[(run.name, dump_yaml(run.stated)) for run in comparison.runs],
     )
 
 

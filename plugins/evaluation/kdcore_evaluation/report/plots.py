@@ -1,26 +1,34 @@
-"""SVG plots for the page: readable on a phone, distinguishable without colours, with a textual description."""
+"""Geometry of the page's plots: scales, ticks and paths of inline SVG, which figure.svg writes down."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
-WIDTH, HEIGHT = 360, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 12, 42
-_STYLES = 8
+WIDTH, HEIGHT = 360, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 24
+STYLES = 8
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "4 2", "1 2", "10 2 2 2 2 2")
-_MOST_POINTS = 160
+_FEWEST_POINTS, _MOST_POINTS, _MOST_OF_PLOT = 24, 160, 4000
 _MARKER = 4.5
-
+_GAP = 2 * _MARKER + 1
+_MOST_SHIFTS = 30  # across the whole plot
+_LETTER = 6.6  # width of a letter of the ticks, at most
 
 _SMALLEST, _LARGEST = 1e-100, 1e100  # beyond these, the limits of an axis would overflow
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of a plot, with the bounds of its interval if it has one."""
+    """A point of a plot.
+
+    Attributes:
+        x: its place on the horizontal axis.
+        y: its place on the vertical axis.
+        interval: bounds on the vertical axis; None without any.
+        text: its exact values in words.
+    """
 
     x: float
     y: float
@@ -39,6 +47,7 @@ class Series:
         line: whether they are joined.
         markers: whether each is drawn.
         dashed: whether the line has its style's dash pattern.
+        faint: whether the series is in the background of others: a thin line, small markers.
     """
 
     label: str
@@ -47,53 +56,163 @@ class Series:
     line: bool = True
     markers: bool = True
     dashed: bool = True
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A horizontal line for comparison.
+
+    Attributes:
+        label: what it is.
+        y: its place on the vertical axis.
+        text: its exact value in words.
+        kind: `teacher`, `initial`, `random` or `constant`; selects the dash pattern.
+    """
+
+    label: str
+    y: float
+    text: str
+    kind: str
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: what it shows, how its ticks are written, whether it is logarithmic."""
+    """An axis.
+
+    Attributes:
+        title: what it shows.
+        show: formats its ticks.
+        logarithmic: whether it is logarithmic.
+        names: for an axis of categories at 0, 1, ...: their names.
+    """
 
     title: str
     show: Callable[[float], str] = lambda value: f"{value:g}"
     logarithmic: bool = False
+    names: Sequence[str] = ()
 
 
-def plot(name: str, title: str, description: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
-    """Draw an SVG element.
+@dataclass(frozen=True)
+class DrawnSeries:
+    """One series in pixels of the drawing.
+
+    Attributes:
+        label: what it is.
+        color: class of the colour.
+        dash: dash pattern of the line; empty for a solid one.
+        faint: whether it is in the background.
+        line: places of the line's points, as `x,y x,y`; empty without a line.
+        whiskers: paths of the intervals.
+        markers: paths of the markers, with their texts.
+        hollow: whether markers are hollow.
+        values: place and text of every point.
+    """
+
+    label: str
+    color: str
+    dash: str
+    faint: bool
+    line: str
+    whiskers: list[str]
+    markers: list[tuple[str, str]]
+    hollow: bool
+    values: list[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot in pixels.
+
+    Attributes:
+        rows: places and texts of the ticks of the vertical axis.
+        columns: places and texts of the ticks of the horizontal axis.
+        baselines: place and baseline of each horizontal line.
+        series: what is drawn, later ones on top.
+        shifted: whether points were shifted sideways because they would cover each other.
+    """
+
+    rows: list[tuple[float, str]]
+    columns: list[tuple[float, str]]
+    baselines: list[tuple[float, Baseline]]
+    series: list[DrawnSeries]
+    shifted: bool
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = _LEFT
+    right: int = WIDTH - _RIGHT
+    top: int = _TOP
+    bottom: int = HEIGHT - _BOTTOM
+
+
+def draw(
+    series: Sequence[Series], x: Axis, y: Axis, baselines: Sequence[Baseline] = (), *, separate: bool = False
+) -> Drawing:
+    """Compute where everything of a plot is.
 
     Args:
-        name: unique in the page, for the ids of title and description.
-        title: what is shown.
-        description: the content of the plot in words, for screen readers.
-        series: what is drawn, later ones on top.
+        series: what is drawn, later ones on top. Values that an axis cannot show are left out.
         x: the horizontal axis.
         y: the vertical one.
+        baselines: horizontal lines.
+        separate: whether markers that would cover each other are shifted sideways.
     """
-    horizontal = _Scale(x, [mark.x for one in series for mark in one.marks], _LEFT, WIDTH - _RIGHT)
-    ends = [value for one in series for mark in one.marks for value in _ends(mark, y)]
-    vertical = _Scale(y, ends, HEIGHT - _BOTTOM, _TOP)
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-title {name}-text">',
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-text">{escape(description)}</desc>',
-        *_grid(horizontal, vertical),
-        *(part for one in series for part in _drawn(one, horizontal, vertical)),
-        "</svg>",
+    kept = [drawn_marks(one, len(series)) for one in series]
+    horizontal = _Scale(x, [mark.x for marks in kept for mark in marks], _LEFT, WIDTH - _RIGHT)
+    ends = [value for marks in kept for mark in marks for value in _ends(mark, y)]
+    vertical = _Scale(y, [*ends, *(one.y for one in baselines)], HEIGHT - _BOTTOM, _TOP)
+    swarm = _Swarm()
+    drawn = [
+        _drawn(one, marks, horizontal, vertical, swarm if separate else None)
+        for one, marks in zip(series, kept, strict=True)
     ]
-    return "".join(parts)
+    return Drawing(
+        rows=[(vertical.at(value), y.show(value)) for value in vertical.ticks()],
+        columns=_columns(horizontal),
+        baselines=[(vertical.at(one.y), one) for one in baselines if vertical.shows(one.y)],
+        series=drawn,
+        shifted=swarm.shifted,
+    )
 
 
-def swatch(style: int, *, line: bool = True) -> str:
-    """Draw a series' line and shape for a legend."""
-    stroke = f'<path class="line c{style % _STYLES}"{_dash(style)} d="M1 7H27"/>' if line else ""
-    marker = _marker(style, 14, 7)
-    return f'<svg class="swatch" viewBox="0 0 28 14" aria-hidden="true">{stroke}{marker}</svg>'
+def marker(style: int, x: float, y: float, size: float = _MARKER) -> str:
+    """Return the path of one of eight shapes; a second round of styles is drawn hollow."""
+    r = size
+    shapes = (
+        f"M{x - r:g} {y:g}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",
+        f"M{x - r:g} {y - r:g}h{2 * r}v{2 * r}h{-2 * r}z",
+        f"M{x:g} {y - r - 1:g}l{r + 1} {2 * r}h{-2 * r - 2}z",
+        f"M{x:g} {y - r - 1:g}l{r + 1} {r + 1}l{-r - 1} {r + 1}l{-r - 1} {-r - 1}z",
+        f"M{x:g} {y + r + 1:g}l{r + 1} {-2 * r}h{-2 * r - 2}z",
+        f"M{x - r / 2:g} {y - r - 1:g}h{r}v{r / 2 + 1}h{r / 2 + 1}v{r}h{-r / 2 - 1}v{r / 2 + 1}h{-r}v{-r / 2 - 1}"
+        f"h{-r / 2 - 1}v{-r}h{r / 2 + 1}z",
+        f"M{x - r - 1:g} {y:g}l{r + 1} {-r}v{2 * r}z",
+        f"M{x + r + 1:g} {y:g}l{-r - 1} {-r}v{2 * r}z",
+    )
+    return shapes[style % STYLES]
+
+
+def dash_of(style: int) -> str:
+    """Return the dash pattern of a style; empty for a solid line."""
+    return _DASHES[style % len(_DASHES)]
+
+
+def drawn_marks(series: Series, count: int) -> Sequence[Mark]:
+    """Thin the points of one of `count` series evenly, so that a page of many runs stays small; keep the last one."""
+    most = max(_FEWEST_POINTS, min(_MOST_POINTS, _MOST_OF_PLOT // count))
+    step = math.ceil(len(series.marks) / most)
+    return series.marks if step < 2 else [*series.marks[:-1:step], series.marks[-1]]
 
 
 class _Scale:
-    """From values to places on the page."""
+    """Map values to pixels."""
 
     def __init__(self, axis: Axis, values: Iterable[float], start: float, end: float) -> None:
         self.axis = axis
+        self.start, self.end = start, end
+        if axis.names:
+            self.lowest, self.highest = -0.5, len(axis.names) - 0.5
+            return
         known = [value for value in values if self.shows(value)]
         lowest, highest = min(known, default=0.0), max(known, default=1.0)
         if axis.logarithmic:
@@ -103,7 +222,6 @@ class _Scale:
             zero = 0 <= lowest <= 0.02 * highest  # a time or a step that begins there
             lowest, highest = lowest if zero else lowest - room, highest + room
         self.lowest, self.highest = self._warp(lowest), self._warp(highest)
-        self.start, self.end = start, end
 
     def _warp(self, value: float) -> float:
         return math.log10(value) if self.axis.logarithmic else value
@@ -125,8 +243,34 @@ class _Scale:
             found = [factor * 10.0**decade for decade in decades for factor in factors]
             found = [value for value in found if self.lowest <= math.log10(value) <= self.highest]
             if len(found) >= 3:
-                return found
+                return found[:: -(-len(found) // 7)]
         return found if len(found) > 1 else _round_values(10**self.lowest, 10**self.highest)
+
+
+class _Swarm:
+    """Shift markers sideways so that none covers another."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[float, float, float]] = []
+        self.shifted = False
+
+    def place(self, x: float, top: float, bottom: float) -> float:
+        """Return the place nearest to x that is free between `top` and `bottom`; x itself if none is near."""
+        steps = (step * side for step in range(_MOST_SHIFTS + 1) for side in ((1, -1) if step else (1,)))
+        for shift in (step * _GAP for step in steps):
+            at = round(x + shift, 1)
+            inside = _LEFT + _MARKER <= at <= WIDTH - _RIGHT - _MARKER or not shift
+            if inside and all(self._apart(at, top, bottom, one) for one in self._taken):
+                self.shifted = self.shifted or bool(shift)
+                break
+        else:
+            at = x
+        self._taken.append((at, top, bottom))
+        return at
+
+    @staticmethod
+    def _apart(x: float, top: float, bottom: float, other: tuple[float, float, float]) -> bool:
+        return abs(x - other[0]) >= _GAP - 0.2 or bottom + _GAP < other[1] or other[2] + _GAP < top
 
 
 def _round_values(lowest: float, highest: float, count: int = 5) -> list[float]:
@@ -138,69 +282,43 @@ def _round_values(lowest: float, highest: float, count: int = 5) -> list[float]:
     return [round(number * step, 12) for number in range(first, math.floor(highest / step) + 1)]
 
 
-def _grid(x: _Scale, y: _Scale) -> Iterable[str]:
-    for value in y.ticks():
-        place = y.at(value)
-        yield f'<path class="grid" d="M{_LEFT} {place}H{WIDTH - _RIGHT}"/>'
-        text = escape(y.axis.show(value))
-        yield f'<text class="tick" x="{_LEFT - 6}" y="{place + 4}" text-anchor="end">{text}</text>'
-    for value in x.ticks():
-        place = x.at(value)
-        yield f'<path class="axis" d="M{place} {HEIGHT - _BOTTOM}v4"/>'
-        text = escape(x.axis.show(value))
-        yield f'<text class="tick" x="{place}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{text}</text>'
-    yield f'<path class="axis" d="M{_LEFT} {_TOP}V{HEIGHT - _BOTTOM}H{WIDTH - _RIGHT}"/>'
-    middle = (_LEFT + WIDTH - _RIGHT) / 2
-    yield f'<text class="title" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x.axis.title)}</text>'
-    height = (_TOP + HEIGHT - _BOTTOM) / 2
-    turned = f'transform="rotate(-90 11 {height})"'
-    yield f'<text class="title" x="11" y="{height}" text-anchor="middle" {turned}>{escape(y.axis.title)}</text>'
+def _columns(scale: _Scale) -> list[tuple[float, str]]:
+    """Return the ticks of the horizontal axis; names of categories only where all fit beside each other."""
+    names = scale.axis.names
+    if not names:
+        return [(scale.at(value), scale.axis.show(value)) for value in scale.ticks()]
+    fit = max(map(len, names)) * _LETTER < (WIDTH - _LEFT - _RIGHT) / len(names)
+    return [(scale.at(number), name) for number, name in enumerate(names)] if fit else []
 
 
-def _drawn(series: Series, x: _Scale, y: _Scale) -> Iterable[str]:
-    marks = [mark for mark in series.marks if x.shows(mark.x) and y.shows(mark.y)]
-    kept = marks if len(marks) <= _MOST_POINTS else _thinned(marks)
-    color = f"c{series.style % _STYLES}"
-    if series.line and len(kept) > 1:
-        places = " ".join(f"{x.at(mark.x)},{y.at(mark.y)}" for mark in kept)
-        dash = _dash(series.style) if series.dashed else ""
-        yield f'<polyline class="line {color}"{dash} points="{places}"/>'
-    for mark in kept if series.markers else ():
+def _drawn(series: Series, marks: Sequence[Mark], x: _Scale, y: _Scale, swarm: _Swarm | None) -> DrawnSeries:
+    places, whiskers, markers, values = [], [], [], []
+    for mark in (one for one in marks if x.shows(one.x) and y.shows(one.y)):
         low, high = _ends(mark, y.axis)
+        top, bottom = y.at(high), y.at(low)
+        at, height = x.at(mark.x), y.at(mark.y)
+        if series.markers and swarm is not None:
+            at = swarm.place(at, top, bottom)
+        places.append(f"{at:g},{height:g}")
+        values.append((at, height, mark.text))
         if high > low:
-            yield f'<path class="line {color}" d="M{x.at(mark.x)} {y.at(low)}V{y.at(high)}"/>'
-        label = f"<title>{escape(': '.join(part for part in (series.label, mark.text) if part))}</title>"
-        yield _marker(series.style, x.at(mark.x), y.at(mark.y), label)
-
-
-def _thinned(marks: Sequence[Mark]) -> list[Mark]:
-    """Thin points evenly; the last one is kept."""
-    step = math.ceil(len(marks) / _MOST_POINTS)
-    return [*marks[:-1:step], marks[-1]]
+            whiskers.append(f"M{at:g} {bottom:g}V{top:g}M{at - 3:g} {bottom:g}h6M{at - 3:g} {top:g}h6")
+        if series.markers:
+            size = 0.6 * _MARKER if series.faint else _MARKER
+            markers.append((marker(series.style, at, height, size), mark.text))
+    return DrawnSeries(
+        label=series.label,
+        color=f"c{series.style % STYLES}",
+        dash=dash_of(series.style) if series.dashed else "",
+        faint=series.faint,
+        line=" ".join(places) if series.line and len(places) > 1 else "",
+        whiskers=whiskers,
+        markers=markers,
+        hollow=series.style >= STYLES,
+        values=values,
+    )
 
 
 def _ends(mark: Mark, axis: Axis) -> tuple[float, float]:
     low, high = mark.interval or (mark.y, mark.y)
     return (mark.y if axis.logarithmic and low <= 0 else low), high
-
-
-def _dash(style: int) -> str:
-    dash = _DASHES[style % len(_DASHES)]
-    return f' stroke-dasharray="{dash}"' if dash else ""
-
-
-def _marker(style: int, x: float, y: float, inside: str = "") -> str:
-    """Draw one of eight shapes; a second round of styles is drawn hollow."""
-    r = _MARKER
-    shapes = (
-        f"M{x - r} {y}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",
-        f"M{x - r} {y - r}h{2 * r}v{2 * r}h{-2 * r}z",
-        f"M{x} {y - r - 1}l{r + 1} {2 * r}h{-2 * r - 2}z",
-        f"M{x} {y - r - 1}l{r + 1} {r + 1}l{-r - 1} {r + 1}l{-r - 1} {-r - 1}z",
-        f"M{x} {y + r + 1}l{r + 1} {-2 * r}h{-2 * r - 2}z",
-        f"M{x - 2} {y - r - 1}h4v{r - 1}h{r - 1}v4h{1 - r}v{r - 1}h-4v{1 - r}h{1 - r}v-4h{r - 1}z",
-        f"M{x - r - 1} {y}l{r + 1} {-r}v{2 * r}z",
-        f"M{x + r + 1} {y}l{-r - 1} {-r}v{2 * r}z",
-    )
-    hollow = " hollow" if style >= _STYLES else ""
-    return f'<path class="mark c{style % _STYLES}{hollow}" d="{shapes[style % _STYLES]}">{inside}</path>'

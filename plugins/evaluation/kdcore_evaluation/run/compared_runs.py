@@ -50,9 +50,10 @@ class ComparedRun:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Names of the losses, each once."""
+        """Names of the losses without their packages, which stored recipes state, each once."""
         losses: dict[str, dict[str, Any]] = self.recipe["losses"]
-        return tuple(dict.fromkeys(str(section.get("name", label)) for label, section in losses.items()))
+        names = (str(section.get("name", label)) for label, section in losses.items())
+        return tuple(dict.fromkeys(name.rpartition(":")[2] for name in names))
 
     def label(self, key: str) -> str | None:
         """Return the printable value of a key of `--by` or `--over`; None if the run has no such key."""

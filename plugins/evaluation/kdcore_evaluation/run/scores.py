@@ -41,7 +41,7 @@ CHANCE_TITLES = {
 }
 """Metrics with a baseline that ignores the text, and its name."""
 
-REFERENCES = ("initial", "teacher", "random")
+REFERENCES = ("teacher", "initial", "random")
 """Roles of reference models, which are listed below the students in this order and not ranked."""
 
 _KINDS = ("predictions", "finetune", "linear", "retrieval", "agreement", "masked_lm", "cost")
@@ -111,6 +111,7 @@ class Score:
         interval: bounds that contain the true mean with a probability of 95%; None where nothing varies.
         runs: number of trained runs, with their unit; empty for models that are no run.
         texts: number of test texts whose choice the interval includes; 0 for scores alone.
+        values: of each repetition.
     """
 
     mean: float
@@ -120,6 +121,7 @@ class Score:
     interval: tuple[float, float] | None = None
     runs: str = ""
     texts: int = 0
+    values: tuple[float, ...] = ()
 
     @property
     def repetitions(self) -> str:
@@ -356,6 +358,7 @@ def summary(values: Sequence[Measurement], over: str) -> Score:
         estimate.interval if estimate is not None else None,
         counted(found.runs, over) if over else "",
         found.values.shape[1] if found.texts else 0,
+        tuple(means),
     )
 
 
