@@ -101,8 +101,8 @@ def test_finished_classifiers_are_compared_without_fine_tuning(
     scores = {one["group"][0]: one for one in found["scores"] if one["column"]["title"] == "accuracy (test)"}
     assert list(scores) == [
         "soft_targets + classification",
-        "without teacher: classification",
         "teacher teacher/1",
+        "without teacher: classification",
         "majority class",
     ]
     students = [classifiers / "kd" / str(seed) for seed in (1, 2, 3)]
