@@ -282,7 +282,7 @@ def odd_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     common |= {"recipe": "{}", "versions": "{}", "device": "a 'processor'", "finished": "2026-01-01", "examples": 40}
     common |= {"learning_rate": 1e-4, "batch_size": 8, "seed": 1, "seconds": 1.0, "share": 1.0, "export": "final"}
     common |= {"kind": "finetune", "task": 'a task\'s "<name>"', "metric": "accuracy", "higher_is_better": True}
-    names = {0: "<b>bold</b> & 'quoted' \"twice\"", 1: "<img src=x onerror=alert(1)>", 2: "long" * 50, 3: "a-b_c=" * 30}
+    names = {0: "<b>bold & 'quoted' \"twice\"", 1: "<img src=x onerror=alert(1)>", 2: "long" * 50, 3: "a-b_c=" * 30}
     for number in range(60):
         run, name = folder / "runs" / "odd" / str(number), names.get(number, f"run-{number}")
         (run / "exports" / "final").mkdir(parents=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from kdcore_evaluation.probes.cka import debiased_cka, dominant_dimensions
 from kdcore_evaluation.probes.layer_comparison import error_groups
-from kdcore_evaluation.probes.layer_report import LAYERS, read_layers
+from kdcore_evaluation.run.layer_report import LAYERS, read_layers
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import ortho_group
 from transformers import AutoModelForMaskedLM

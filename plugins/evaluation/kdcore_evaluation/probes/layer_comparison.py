@@ -29,8 +29,8 @@ from kdcore import (
     resolve_pairs,
 )
 from kdcore_evaluation.probes.cka import debiased_cka, dominant_dimensions
-from kdcore_evaluation.probes.layer_report import ErrorGroup, Errors, LayerReport, PairedHeads, SimilarityMatrix
 from kdcore_evaluation.probes.similarity import fastest_device
+from kdcore_evaluation.run.layer_report import ErrorGroup, Errors, LayerReport, PairedHeads, SimilarityMatrix
 
 _FEWEST_TOKENS, _CKA_TOKENS, _MOST_TOKENS = 2000, 4096, 16_384
 _BATCH = 16

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kdcore import FinishedRun, SummaryRows
 
 if TYPE_CHECKING:
-    from kdcore_evaluation.probes.layer_report import Errors, LayerReport, SimilarityMatrix
+    from kdcore_evaluation.run.layer_report import Errors, LayerReport, SimilarityMatrix
 
 _MEASURES = {
     "masked_lm": "masked-LM loss",
@@ -38,7 +38,7 @@ class LayerRows(SummaryRows):
         if not getattr(run.arguments, "layers", False):
             return {}
         from kdcore_evaluation.probes.layer_comparison import measure_layers
-        from kdcore_evaluation.probes.layer_report import write_layers
+        from kdcore_evaluation.run.layer_report import write_layers
 
         report = measure_layers(run)
         path = write_layers(run.folder, report)

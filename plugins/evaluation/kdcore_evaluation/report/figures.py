@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from kdcore_evaluation.report.comparison import Comparison, Curve, Point
 from kdcore_evaluation.report.learning import LossChange, constant, loss_changes
 from kdcore_evaluation.report.markup import (
-    Block,
     Cell,
+    ContentGroup,
     Figure,
     LegendEntry,
     Number,
+    PageSection,
     Row,
-    Section,
     Table,
     cell,
     counts,
@@ -79,7 +79,7 @@ def _score_figure(comparison: Comparison, column: Column, styles: Styles) -> Fig
     )
 
 
-def loss_section(comparison: Comparison, styles: Styles) -> Section:
+def loss_section(comparison: Comparison, styles: Styles) -> PageSection:
     """Draw loss against steps and against time for each method, and compare losses with constant predictions."""
     curves = comparison.curves
     notes = ["Methods have different objectives: compare losses within a method, not between methods."]
@@ -91,11 +91,15 @@ def loss_section(comparison: Comparison, styles: Styles) -> Section:
     ]
     changes = loss_changes(comparison.runs_of_groups, comparison.unit)
     blocks = [
-        Block(notes=notes if len(curves) > 1 else [], tables=[_change_table(comparison, changes)] if changes else []),
-        Block("Against steps", figures=steps),
-        Block("Against time", figures=timed, tables=[_loss_table(method, own) for method, own in curves.items()]),
+        ContentGroup(
+            notes=notes if len(curves) > 1 else [], tables=[_change_table(comparison, changes)] if changes else []
+        ),
+        ContentGroup("Against steps", figures=steps),
+        ContentGroup(
+            "Against time", figures=timed, tables=[_loss_table(method, own) for method, own in curves.items()]
+        ),
     ]
-    return Section("loss", "Losses", [block for block in blocks if block.figures or block.tables])
+    return PageSection("loss", "Losses", [block for block in blocks if block.figures or block.tables])
 
 
 def _change_table(comparison: Comparison, changes: Sequence[LossChange]) -> Table:
@@ -234,11 +238,11 @@ def _loss(points: Sequence[Point], which: int) -> Cell:
     return cell(Number(points[which].loss, f"{points[which].loss:.4g}") if points else "-")
 
 
-def budget_section(comparison: Comparison, styles: Styles) -> Section:
+def budget_section(comparison: Comparison, styles: Styles) -> PageSection:
     """Draw the score of exports against their fraction of the budget."""
     column = comparison.primary
     if not comparison.budget or column is None:
-        return Section("budget", "")
+        return PageSection("budget", "")
     series, rows = [], []
     shares = sorted({share for own in comparison.budget.values() for share in own})
     for group, own in comparison.budget.items():
@@ -262,12 +266,12 @@ def budget_section(comparison: Comparison, styles: Styles) -> Section:
     )
     head = ["group", *(f"{share:.0%}" for share in shares)]
     table = Table(title, head, [rows], frozenset(range(1, len(head))), caption=column.title)
-    return Section("budget", "Score by fraction of the budget", [Block(figures=[drawn], tables=[table])])
+    return PageSection("budget", "Score by fraction of the budget", [ContentGroup(figures=[drawn], tables=[table])])
 
 
-def cost_section(comparison: Comparison, styles: Styles) -> Section:
+def cost_section(comparison: Comparison, styles: Styles) -> PageSection:
     """Draw the score against size and against speed."""
-    nothing = Section("cost", "")
+    nothing = PageSection("cost", "")
     primary, table = comparison.primary, comparison.table
     costs = [column for column in table.columns if column.kind == "cost"]
     if primary is None or not costs:
@@ -299,7 +303,7 @@ def cost_section(comparison: Comparison, styles: Styles) -> Section:
         frozenset(range(1, len(head))),
         notes=[f"Speed and memory measured on: {'; '.join(devices)}."] if devices else [],
     )
-    return Section("cost", "Score by size and speed", [Block(figures=figures, tables=[whole])])
+    return PageSection("cost", "Score by size and speed", [ContentGroup(figures=figures, tables=[whole])])
 
 
 def _scatter(

@@ -109,22 +109,57 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Figures beside each other, then tables."""
+class HeatCell:
+    """A cell of a heat map: its value, None if it is not defined; its level from 0 to 10; whether it is outlined."""
+
+    number: Number | None
+    level: int
+    outlined: bool
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A table whose cells are coloured by their values.
+
+    Attributes:
+        name: unique in the page.
+        title: what is shown.
+        corner: what the rows and the columns are.
+        rows: titles of the rows.
+        columns: titles of the columns.
+        cells: the values, row by row.
+        far: whether high values are bad, which have another colour.
+        download: address of its values as CSV.
+    """
+
+    name: str
+    title: str
+    corner: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    cells: Sequence[Sequence[HeatCell]]
+    far: bool
+    download: str
+
+
+@dataclass(frozen=True)
+class ContentGroup:
+    """Figures beside each other, then heat maps, then tables."""
 
     heading: str = ""
     notes: Sequence[str] = ()
     figures: Sequence[Figure] = ()
+    heat_maps: Sequence[HeatMap] = ()
     tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of the page."""
 
     name: str
     title: str
-    blocks: Sequence[Block] = field(default_factory=list)
+    blocks: Sequence[ContentGroup] = field(default_factory=list)
 
 
 def figure(

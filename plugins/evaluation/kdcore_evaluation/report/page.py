@@ -11,14 +11,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kdcore import dump_yaml
 from kdcore_evaluation.report.comparison import Comparison
 from kdcore_evaluation.report.figures import Styles, budget_section, cost_section, loss_section, score_figures
+from kdcore_evaluation.report.layer_maps import layer_section
 from kdcore_evaluation.report.learning import signs_of_collapse
 from kdcore_evaluation.report.markup import (
-    Block,
     Cell,
+    ContentGroup,
     Number,
+    PageSection,
     Piece,
     Row,
-    Section,
     Table,
     cell,
     counts,
@@ -65,7 +66,8 @@ def page(comparison: Comparison) -> str:
         loss_section(comparison, styles),
         budget_section(comparison, styles),
         cost_section(comparison, styles),
-        Section("runs", "Runs", [Block(tables=[_runs(comparison)])]),
+        layer_section(comparison),
+        PageSection("runs", "Runs", [ContentGroup(tables=[_runs(comparison)])]),
     ]
     groups = len(comparison.table.groups)
     return environment.get_template("page.html").render(
@@ -105,13 +107,15 @@ def _collapses(comparison: Comparison) -> Table | None:
     return Table("Signs of collapse", head, [rows], frozenset({2})) if rows else None
 
 
-def _scores(comparison: Comparison, styles: Styles) -> Section:
+def _scores(comparison: Comparison, styles: Styles) -> PageSection:
     table = comparison.table
     if not table.columns:
-        return Section("scores", "Scores", [Block(notes=["No scores."])])
-    scores = Block(figures=score_figures(comparison, styles), tables=[_score_table(comparison)])
+        return PageSection("scores", "Scores", [ContentGroup(notes=["No scores."])])
+    scores = ContentGroup(figures=score_figures(comparison, styles), tables=[_score_table(comparison)])
     differences = _differences(table)
-    return Section("scores", "Scores", [scores, *([Block("Differences", tables=[differences])] if differences else [])])
+    return PageSection(
+        "scores", "Scores", [scores, *([ContentGroup("Differences", tables=[differences])] if differences else [])]
+    )
 
 
 def _score_table(comparison: Comparison) -> Table:
