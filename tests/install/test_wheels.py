@@ -81,7 +81,9 @@ def test_wheels_hold_what_code_reads_at_run_time(opened: dict[str, Wheel]) -> No
         f"kdcore_testing/scaffold/templates/{name}.txt" for name in ("pyproject.toml", "loss.py", "test_loss.py")
     }
     assert templates <= opened["kdcore-testing"].files
-    assert "kdcore_evaluation/report/page.css" in opened["kdcore-evaluation"].files
+    assert {f"kdcore_evaluation/report/page.{kind}" for kind in ("html", "css", "js")} <= set(
+        opened["kdcore-evaluation"].files
+    )
     assert "kdcore_launch/profiles/slurm-8xa100.yaml" in opened["kdcore-launch"].files
 
 

@@ -320,6 +320,64 @@ def test_odd_runs_make_a_valid_page_of_limited_size(odd_project: Path, tmp_path:
     assert text.count("<summary>Recipe of ") == 60
 
 
+def layer_report(shift: float) -> dict[str, object]:
+    """A report of a teacher of two blocks and a student of one, as `kdcore summary --layers` writes it."""
+    cka = {"student": [[0.5 + shift, 0.1], [0.2, None], [-0.01, 0.9 + shift]], "initial": [[0.0] * 2] * 3}
+    values = {"student": 0.25 + shift, "initial": 0.75}
+    groups = [{"lowest": 0, "highest": 8, "count": 1500, "values": values}]
+    heads = [{"teacher": 1, "student": 0, "divergence": {"student": [0.125 + shift, 0.5], "initial": [0.75, None]}}]
+    return {
+        "export": "final",
+        "teacher": "teacher",
+        "sequences": 40,
+        "tokens": 4096,
+        "teacher_blocks": ["embeddings", 0, 1],
+        "student_blocks": ["embeddings", 0],
+        "pairs": [[1, 0]],
+        "cka": cka,
+        "cka_without_dominant": cka,
+        "dominant": {"teacher": [[], [], []], "student": [[], []], "initial": [[], []]},
+        "heads": heads,
+        "errors": [{"measure": "state", "by": "position", "overall": values, "groups": groups}],
+    }
+
+
+def test_layers_are_heat_maps_averaged_over_runs(compared_project: Path, tmp_path: Path):
+    for seed, shift in ((43, 0.0), (44, 0.02)):
+        run = tmp_path / "runs" / "tiny" / f"hidden_mse-{seed}"
+        shutil.copytree(compared_project / "runs" / "tiny" / run.name, run)
+        (run / "layers.json").write_text(json.dumps(layer_report(shift)))
+    for seed, content in ((43, "{}"), (44, json.dumps({**layer_report(0.0), "student_blocks": ["embeddings"]}))):
+        run = tmp_path / "runs" / "tiny" / f"minilm_v2-{seed}"
+        shutil.copytree(compared_project / "runs" / "tiny" / run.name, run)
+        (run / "layers.json").write_text(content)  # damaged, and of other blocks than its matrices
+    file = tmp_path / "page.html"
+    assert main(["compare", str(tmp_path / "runs"), "--html", str(file)]) == 0
+    text = file.read_text(encoding="utf-8")
+    assert not Parsed(text).open
+    (section,) = re.findall(r'<section aria-labelledby="layers">.*?</section>', text, re.DOTALL)
+    assert "<h3>hidden_mse (2 seeds)</h3>" in section
+    assert "minilm_v2" not in section
+    found = downloads(text)
+    rows = found["cka-student-0.csv"]
+    assert rows[0] == ["teacher's block", "student's block", "value"]
+    assert [row[:2] for row in rows[1:4]] == [["embeddings", "embeddings"], ["embeddings", "0"], ["0", "embeddings"]]
+    assert [float(row[2]) for row in rows[1:]] == pytest.approx([0.51, 0.1, 0.2, math.nan, -0.01, 0.91], nan_ok=True)
+    assert [float(row[2]) for row in found["heads-student-0.csv"][1:]] == pytest.approx([0.135, 0.5])
+    cells = re.findall(r'<td class="(h\d+(?: outlined)?)">(.*?)</td>', section)
+    own = [(style, re.sub("<.*?>", "", words)) for style, words in cells[:6]]
+    assert own == [
+        ("h5", "0.51"),
+        ("h1", "0.10"),
+        ("h2", "0.20"),
+        ("h0", "-"),
+        ("h0", "-0.01"),
+        ("h9 outlined", "0.91"),
+    ]
+    errors = re.sub("<.*?>", " ", section[section.index("<details>") :]).split()
+    assert errors[-10:] == ["all", "1,500", "0.750", "0.260", "0", "to", "8", "1,500", "0.750", "0.260"]
+
+
 def contrast(first: str, second: str) -> float:
     """WCAG's contrast ratio of two colours such as #0060a8."""
 
@@ -342,6 +400,10 @@ def test_text_and_lines_stand_out_by_day_and_by_night():
                 assert contrast(colors[name], colors[ground]) >= 4.5, name
         for number in range(8):
             assert contrast(colors[f"c{number}"], colors["ground"]) >= 3.0 + 0.5, number
+        for hue in ("c0", "c1"):  # the darkest cells of heat maps
+            parts = [(int(colors[hue][i : i + 2], 16) + int(colors["ground"][i : i + 2], 16)) // 2 for i in (1, 3, 5)]
+            assert contrast(colors["text"], "#" + "".join(f"{part:02x}" for part in parts)) >= 4.5, hue
+    assert ".heat .h10 { --level: 50%; }" in css
 
 
 def places(drawing: Drawing) -> list[tuple[float, float]]:

@@ -321,7 +321,9 @@ def _scatter(
         name,
         f"{primary.title} against {cost.title}",
         series,
-        Axis(cost.title, cost.show) if name == "parameters" else Axis("sequences per second", _short),
+        Axis(cost.title, lambda value: f"{value / 1e6:g} M")
+        if name == "parameters"
+        else Axis("sequences per second", _short),
         Axis(primary.title),
         legend=[legend_entry(one.label, one.style, line=False) for one in series],
         note="bars: 95% intervals",

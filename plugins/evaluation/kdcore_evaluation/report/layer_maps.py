@@ -51,7 +51,8 @@ class _MeasuredGroup:
 
     def mean(self, values: Callable[[LayerReport], Sequence[Sequence[float | None]]]) -> np.ndarray:
         """Average a matrix over the reports; NaN where a report has no value."""
-        return np.mean([np.array(values(one), dtype=float) for one in self.reports], axis=0)
+        means: np.ndarray = np.mean([np.array(values(one), dtype=float) for one in self.reports], axis=0)
+        return means
 
 
 def layer_section(comparison: Comparison) -> PageSection:
@@ -72,12 +73,12 @@ def _measured_groups(comparison: Comparison) -> Iterator[_MeasuredGroup]:
 
 def _report_of(run: ComparedRun) -> LayerReport | None:
     report = read_layers(run.folder)
-    shape = report and (len(report.teacher_blocks), len(report.student_blocks))
-    if report is None or any(
-        np.shape(matrix) != shape for own in (report.cka, report.cka_without_dominant) for matrix in own.values()
-    ):
+    if report is None:
         return None
-    return report
+    rows, columns = len(report.teacher_blocks), len(report.student_blocks)
+    matrices = [matrix for own in (report.cka, report.cka_without_dominant) for matrix in own.values()]
+    fits = all(len(matrix) == rows and all(len(row) == columns for row in matrix) for matrix in matrices)
+    return report if fits else None
 
 
 def _comparable(reports: Sequence[LayerReport]) -> list[LayerReport]:

@@ -131,8 +131,8 @@ def _held_out(run: ComparedRun) -> dict[str, list[float]]:
             value = row.get(f"held_out/{name}")
             if _is_number(value):
                 found.setdefault(name, []).append(float(value))
-    order = [key.removeprefix("held_out/") for key in last]
-    return {name: found[name] for name in order if name in found}
+    names = [name for key in last if (name := key.removeprefix("held_out/")) in found]
+    return {name: found[name] for name in names if name != "loss" or len(names) != 2}  # of one term, both are equal
 
 
 def _is_loss(name: str, run: ComparedRun) -> bool:

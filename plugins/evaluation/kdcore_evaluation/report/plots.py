@@ -12,8 +12,8 @@ STYLES = 8
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "4 2", "1 2", "10 2 2 2 2 2")
 _FEWEST_POINTS, _MOST_POINTS, _MOST_OF_PLOT = 24, 160, 4000
 _MARKER = 4.5
-_GAP = 2 * _MARKER + 1
-_MOST_SHIFTS = 30  # across the whole plot
+_GAP = 2 * _MARKER + 3
+_MOST_SHIFTS = 25  # across the whole plot
 _LETTER = 6.6  # width of a letter of the ticks, at most
 
 _SMALLEST, _LARGEST = 1e-100, 1e100  # beyond these, the limits of an axis would overflow
