@@ -25,13 +25,17 @@ from kdcore import (
     PathOrHubName,
     Split,
     Task,
+    TaskOutputs,
     check_fit,
     tokenizer_fingerprint,
     vocabulary_size,
 )
+from kdcore_embeddings.batch_losses import GROUP_TEXTS
 from kdcore_embeddings.data.text_tokens import TextTokenizer, TextTokens, common_units
 from kdcore_embeddings.data.texts import TextData, TextPart, read_texts
 from kdcore_embeddings.head import EMBEDDING, EmbeddingHead, embedding_head
+from kdcore_embeddings.ranking_losses import GROUP_SCORES
+from kdcore_embeddings.search_scores import MAIN_SCORE, random_scores, retrieval_scores
 from kdcore_embeddings.sentence_export import write_sentence_folder
 from kdcore_embeddings.teacher import SentenceTransformerModel
 
@@ -89,7 +93,11 @@ class Embeddings(Task):
     config: Config
 
     masks_tokens = False
-    columns: ClassVar[Mapping[str, HeadLevel] | None] = {"sample_ids": "sequence"}
+    columns: ClassVar[Mapping[str, HeadLevel] | None] = {
+        "sample_ids": "sequence",
+        GROUP_TEXTS: "sequence",
+        GROUP_SCORES: "sequence",
+    }
 
     @classmethod
     def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
@@ -158,6 +166,7 @@ class Embeddings(Task):
         report: Counter[str] = Counter()
         train, held_out = read_texts(config.data, report)
         self.parts: dict[Split, TextPart] = {"train": train, "held_out": held_out}
+        self._text_numbers = {split: _numbered(part.texts) for split, part in self.parts.items()}
         self._own = {split: self._encode(split, self.student_tokenizer, self._prompts) for split in self.parts}
         theirs = {split: self._encode(split, self.teacher_tokenizer, self._teacher_prompts) for split in self.parts}
         same = all(
@@ -170,11 +179,14 @@ class Embeddings(Task):
         digest = hashlib.sha256("".join(tokenizers).encode())
         for tokens in (*self._own.values(), *theirs.values()):
             digest.update(tokens.fingerprint())
+        for part in self.parts.values():
+            digest.update(repr(part.width).encode() + (b"" if part.scores is None else part.scores.tobytes()))
         self._fingerprint = digest.hexdigest()
 
     def _encode(self, split: Split, tokenizer: TextTokenizer, prompts: Prompts) -> TextTokens:
-        texts = self.parts[split].texts
-        return tokenizer.encode(texts, [prompts.document] * len(texts))
+        part = self.parts[split]
+        first = prompts.document if part.width == 1 else prompts.query
+        return tokenizer.encode(part.texts, [first, *[prompts.document] * (part.width - 1)] * len(part))
 
     def _check_prompts(self) -> None:
         """Refuse prompts that leave no tokens for texts."""
@@ -195,7 +207,8 @@ class Embeddings(Task):
 
     def _log(self, report: Counter[str]) -> None:
         sizes = ", ".join(f"{split} {len(part):,}" for split, part in self.parts.items())
-        logger.info(f"texts: {sizes}")
+        width = self.config.data.width
+        logger.info(f"texts: {sizes}" + ("" if width == 1 else f" groups of {width}"))
         for what, count in report.items():
             if count:
                 logger.info(f"texts: {count:,} {what}")
@@ -261,31 +274,94 @@ class Embeddings(Task):
         )
 
     def num_samples(self, split: Split) -> int:
-        """Return the number of texts."""
+        """Return the number of texts, or of groups."""
         return len(self.parts[split]) if split in self.parts else 0
 
-    def lengths(self, split: Split) -> np.ndarray:
-        """Return the number of the student's tokens (n,) of each text, special ones included."""
-        return self._own[split].lengths
+    @property
+    def distinct_epochs(self) -> int | None:
+        """Return 1: every epoch shows the same texts. None for groups, whose texts are not samples of their own."""
+        return 1 if self.config.data.width == 1 else None
+
+    def lengths(self, split: Split) -> np.ndarray | None:
+        """Return the number of the student's tokens (n,) of each text, special ones included; None for groups."""
+        return self._own[split].lengths if self.config.data.width == 1 else None
+
+    def _rows(self, samples: np.ndarray) -> np.ndarray:
+        """Return the numbers of the texts (B * k,) of samples (B,)."""
+        width = self.config.data.width
+        return (np.asarray(samples, dtype=np.int64)[:, None] * width + np.arange(width)).reshape(-1)
 
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
-        """Return these texts, equal in every epoch."""
-        samples = np.asarray(samples, dtype=np.int64)
-        columns = {"sample_ids": torch.from_numpy(samples)}
-        batch = replace(self._own[split].batch(samples), columns=columns)
+        """Return these texts, equal in every epoch; of groups all texts, group by group."""
+        rows, part = self._rows(samples), self.parts[split]
+        columns = {"sample_ids": torch.from_numpy(rows)}
+        if part.width > 1:
+            texts = self._text_numbers[split].reshape(-1, part.width)
+            columns[GROUP_TEXTS] = torch.from_numpy(texts[rows // part.width])
+        if part.scores is not None:
+            columns[GROUP_SCORES] = torch.from_numpy(part.scores[rows // part.width])
+        batch = replace(self._own[split].batch(rows), columns=columns)
         if self._theirs is None:
             return batch
-        own, theirs = common_units(self._own[split], self._theirs[split], samples)
-        teacher = replace(self._theirs[split].batch(samples), columns=columns, units=theirs)
+        own, theirs = common_units(self._own[split], self._theirs[split], rows)
+        teacher = replace(self._theirs[split].batch(rows), columns=columns, units=theirs)
         return replace(batch, units=own, teacher=teacher)
 
+    def draw(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        """Return a batch with split, numbers of texts and epochs on the host."""
+        width = self.config.data.width
+        return self.batch(split, samples, epochs).of_samples(split, self._rows(samples), np.repeat(epochs, width))
+
+    @property
+    def metric(self) -> str | None:
+        """The score of groups that selects the best student; None for other texts."""
+        return None if self.config.data.width == 1 else MAIN_SCORE
+
+    def scores(self, split: Split, outputs: TaskOutputs) -> dict[str, float]:
+        """Search each query's document among the documents of all groups of the split."""
+        part, vectors = self.parts[split], np.asarray(outputs)
+        numbers = self._text_numbers[split]
+        is_query = np.arange(len(vectors)) % part.width == 0
+        _, first = np.unique(numbers[~is_query], return_index=True)
+        documents = np.flatnonzero(~is_query)[first]
+        place = {int(number): row for row, number in enumerate(numbers[documents])}
+        relevant: dict[int, set[int]] = {}
+        for query, document in numbers.reshape(-1, part.width)[:, :2].tolist():
+            relevant.setdefault(query, set()).add(place[document])
+        _, asked = np.unique(numbers[is_query], return_index=True)
+        queries = np.flatnonzero(is_query)[asked]
+        return retrieval_scores(
+            vectors[queries],
+            vectors[documents],
+            [relevant[int(number)] for number in numbers[queries]],
+            self.config.similarity or "cosine",
+        )
+
+    def baselines(self, split: Split) -> dict[str, float]:
+        """Return the expected scores of a random order of the documents; empty without groups."""
+        part = self.parts[split]
+        if part.width == 1 or not len(part):
+            return {}
+        groups = np.array(part.texts, dtype=object).reshape(-1, part.width)
+        return random_scores(len(set(groups[:, 1:].reshape(-1).tolist())))
+
+    def write_predictions(self, folder: Path, split: Split, outputs: TaskOutputs) -> None:
+        """Write each text with its embedding as Parquet."""
+        import pyarrow
+        from pyarrow import parquet
+
+        columns = {"text": self.parts[split].texts, "embedding": list(np.asarray(outputs, dtype=np.float32))}
+        parquet.write_table(pyarrow.table(columns), folder / f"{split}.parquet")
+
     def sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the student's tokens (B, L) and lengths (B,)."""
-        return self._own[split].rows(np.asarray(samples, dtype=np.int64))
+        """Return the student's tokens (B, L) and lengths (B,); of groups those of the queries."""
+        return self._own[split].rows(self._rows(samples)[:: self.config.data.width])
 
     def teacher_sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the teacher's tokens (B, L) and lengths (B,); None if they are the student's."""
-        return None if self._theirs is None else self._theirs[split].rows(np.asarray(samples, dtype=np.int64))
+        return (
+            None if self._theirs is None else self._theirs[split].rows(self._rows(samples)[:: self.config.data.width])
+        )
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the student's tokenizer; it encodes special tokens in a text as text, as in training."""
@@ -305,3 +381,9 @@ class Embeddings(Task):
             default_prompt="document" if symmetric else None,
             similarity=self.config.similarity or "cosine",
         )
+
+
+def _numbered(texts: list[str]) -> np.ndarray:
+    """Number texts (n,), equal ones alike."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kdcore_embeddings.batch_losses import InfoNCELoss, SimilarityLoss
 from kdcore_embeddings.head import embedding_head
+from kdcore_embeddings.ranking_losses import ListwiseKLLoss, MarginMSELoss
 from kdcore_embeddings.regression import EmbeddingLoss
 from kdcore_testing import check_loss, compute_loss
 
-from kdcore import DataError, ModelInfo
+from kdcore import DataError, InputError, ModelInfo
 
 HEAD = embedding_head(6, "mean", normalize=False)
 MODEL = ModelInfo("bert", 2, 8, 4, 2, 11, 512, heads=(HEAD,))
@@ -63,3 +65,104 @@ def test_embeddings_of_the_teacher_that_are_not_finite_are_named() -> None:
     theirs[1, 2], theirs[3, 0] = np.nan, np.inf
     with pytest.raises(DataError, match=r"the teacher's embeddings of 2 of 5 texts are not finite"):
         compute_loss(EmbeddingLoss, student=outputs(vectors(5)), teacher=outputs(theirs))
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def divergence(theirs: np.ndarray, own: np.ndarray) -> float:
+    return float((softmax(theirs) * (np.log(softmax(theirs)) - np.log(softmax(own)))).sum())
+
+
+def test_requirements_on_similarity() -> None:
+    # Not of `kl`: it is 0 for two texts, which the requirement on gradients has.
+    check_loss(SimilarityLoss, {"distance": "mse"}, student=MODEL, teacher=MODEL)
+
+
+@pytest.mark.parametrize("dimensions", [None, [2, 4]])
+def test_values_of_similarity(dimensions: list[int] | None) -> None:
+    own, theirs = vectors(5), vectors(5, width=9, seed=1)
+    others = ~np.eye(5, dtype=bool)
+    target = unit(theirs) @ unit(theirs).T
+    widths = [6, *(dimensions or [])]
+    kl, mse = [], []
+    for width in widths:
+        cosines = unit(own[:, :width]) @ unit(own[:, :width]).T
+        rows = [divergence(target[i][others[i]] / 0.1, cosines[i][others[i]] / 0.1) for i in range(5)]
+        kl.append(0.1**2 * np.mean(rows))
+        mse.append(((cosines - target)[others] ** 2).mean())
+    keys = {"dimensions": dimensions} if dimensions else {}
+    for config, expected in (({"temperature": 0.1}, kl), ({"distance": "mse"}, mse)):
+        value = compute_loss(SimilarityLoss, config | keys, student=outputs(own), teacher=outputs(theirs))
+        np.testing.assert_allclose(value["similarity"], np.mean(expected), rtol=1e-10)
+
+
+def test_dimensions_that_do_not_fit_are_refused() -> None:
+    columns, own = {"group_texts": np.zeros((4, 2), int)}, outputs(vectors(4))
+    for loss in (SimilarityLoss, InfoNCELoss):
+        with pytest.raises(InputError, match=r"cannot be truncated to 6 components \(expected 1 to 5\)"):
+            compute_loss(loss, {"dimensions": [6]}, student=own, teacher=own, columns=columns)
+
+
+def numbered_groups(size: int, width: int) -> np.ndarray:
+    """The column of groups of different texts, for batches of whole groups."""
+    rows = np.arange(size) // width
+    return rows[:, None] * width + np.arange(width)
+
+
+@pytest.mark.parametrize("dimensions", [None, [3]])
+def test_values_of_info_nce(dimensions: list[int] | None) -> None:
+    # Texts of four groups: query, positive, negative. Query 0 is in two groups; document 11 is positive in two and
+    # negative in one; the negative of the last group is its query.
+    texts = np.array([[0, 10, 20], [0, 11, 21], [1, 11, 22], [2, 12, 2]])
+    own = vectors(12)
+    allowed = {  # (group, slot) of the documents that each query is compared with
+        0: [(0, 1), (0, 2), (1, 2), (2, 2), (3, 1), (3, 2)],  # 10 and 11 belong to query 0
+        1: [(1, 1), (0, 2), (1, 2), (2, 2), (3, 1), (3, 2)],
+        2: [(2, 1), (0, 1), (0, 2), (1, 2), (2, 2), (3, 1), (3, 2)],
+        3: [(3, 1), (0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)],
+    }
+    values = []
+    for width in [6, *(dimensions or [])]:
+        groups = unit(own[:, :width]).reshape(4, 3, width)
+        for query, places in allowed.items():
+            scores = np.array([groups[query, 0] @ groups[place] for place in places]) / 0.2
+            values.append(-np.log(softmax(scores)[0]))
+    column = np.repeat(texts, 3, axis=0)
+    config = {"temperature": 0.2} | ({"dimensions": dimensions} if dimensions else {})
+    value = compute_loss(InfoNCELoss, config, student=outputs(own), teacher=None, columns={"group_texts": column})
+    np.testing.assert_allclose(value["info_nce"], np.mean(values), rtol=1e-10)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("scores", ["teacher", "data"])
+def test_values_of_losses_on_scores(similarity: str, scores: str) -> None:
+    own, theirs, given = vectors(8), vectors(8, width=9, seed=1), vectors(2, width=3, seed=2)
+    columns = {"group_texts": numbered_groups(8, 4), "group_scores": np.repeat(given, 4, axis=0)}
+
+    def products(embeddings: np.ndarray) -> np.ndarray:
+        groups = embeddings.reshape(2, 4, -1)
+        return np.einsum("nkc,nc->nk", groups[:, 1:], groups[:, 0])
+
+    student = products(own) if similarity == "dot" else 3 * products(unit(own))
+    target = given if scores == "data" else products(theirs)
+    keys: dict[str, Any] = {"student": outputs(own), "columns": columns}
+    keys["teacher"] = outputs(theirs) if scores == "teacher" else None
+    if similarity == "cosine":
+        keys["parameters"] = {"log_scale": np.log(3.0)}
+    config = {"similarity": similarity, "scores": scores}
+    margins = [side[:, :1] - side[:, 1:] for side in (student, target)]
+    value = compute_loss(MarginMSELoss, config, **keys)
+    np.testing.assert_allclose(value["margin_mse"], ((margins[0] - margins[1]) ** 2).mean(), rtol=1e-10)
+    value = compute_loss(ListwiseKLLoss, config | {"temperature": 2.0}, **keys)
+    expected = 4 * sum(divergence(target[row] / 2, student[row] / 2) for row in range(2)) / 2
+    np.testing.assert_allclose(value["listwise_kl"], expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("loss", [MarginMSELoss, ListwiseKLLoss])
+def test_losses_on_scores_refuse_groups_without_negatives(loss: type[MarginMSELoss] | type[ListwiseKLLoss]) -> None:
+    own = outputs(vectors(4))
+    with pytest.raises(InputError, match="compares the documents of a query, but groups have a single one"):
+        compute_loss(loss, student=own, teacher=own, columns={"group_texts": numbered_groups(4, 2)})

@@ -15,6 +15,7 @@ import pyarrow
 import pytest
 from kdcore_embeddings.data.text_tokens import TextTokenizer, common_units
 from kdcore_embeddings.data.texts import TextData, read_texts
+from kdcore_embeddings.search_scores import random_scores, retrieval_scores
 from kdcore_embeddings.task import Embeddings
 from kdcore_testing import check_task
 from pyarrow import parquet
@@ -126,7 +127,7 @@ def test_empty_and_repeated_texts_are_left_out_and_counted(tmp_path: Path) -> No
     train, held_out = read_texts(data, report)
     assert train.texts == ["one", "three"]
     assert held_out.texts == ["two"]
-    assert report == {
+    assert {what: count for what, count in report.items() if count} == {
         "empty texts left out": 3,
         "repeated texts left out": 2,
         "texts left out of training because they are held out": 1,
@@ -177,3 +178,157 @@ def test_mistakes_are_named(make: Callable[..., Embeddings], tmp_path: Path) -> 
         make(data={"huggingface": {"path": "x"}})
     with pytest.raises(InputError, match=r"task\.dimension: the width of embeddings is not set"):
         Embeddings.heads(Embeddings.Config.model_validate({"data": {"train": "x"}}))
+
+
+GROUPS = [
+    {"q": "one", "p": "document 1", "n": ["a", "b", "c"], "s": [9.5, 1, 2, 3]},
+    {"q": "one", "p": "document 2", "n": ["", "document 2", "d", "one", "e"], "s": [8, 0, 0, 4, 0, 5]},
+    {"q": "two", "p": "document 1", "n": ["a", "b"], "s": [7, 6, 5]},
+    {"q": "two", "p": "document 1", "n": ["a", "b"], "s": [7, 6, 5]},
+    {"q": "three", "p": "", "n": ["a", "b"], "s": [1, 2, 3]},
+    {"q": "three", "p": "document 3", "n": ["a"], "s": [1, 2]},
+]
+KEYS = {"query": "q", "positive": "p", "negatives": "n", "num_negatives": 2, "scores": "s"}
+
+
+@pytest.fixture
+def groups_file(tmp_path: Path) -> str:
+    (tmp_path / "groups.jsonl").write_text("\n".join(map(json.dumps, GROUPS)), encoding="utf-8")
+    return str(tmp_path / "groups.jsonl")
+
+
+def test_groups_without_documents_or_negatives_are_left_out_and_counted(groups_file: str) -> None:
+    report: Counter[str] = Counter()
+    train, held_out = read_texts(TextData.model_validate({"train": groups_file, **KEYS}), report)
+    assert train.texts == [
+        *("one", "document 1", "a", "b"),
+        *("one", "document 2", "d", "e"),
+        *("two", "document 1", "a", "b"),
+    ]
+    assert train.scores is not None
+    assert train.scores.tolist() == [[9.5, 1, 2], [8, 4, 5], [7, 6, 5]]
+    assert len(held_out) == 0
+    assert {what: count for what, count in report.items() if count} == {
+        "groups without a query or a positive document left out": 1,
+        "negatives left out that are empty, the query or the positive document": 3,
+        "groups with too few negatives left out": 1,
+        "repeated groups left out": 1,
+    }
+
+
+def test_queries_of_held_out_groups_are_not_trained_on(groups_file: str, tmp_path: Path) -> None:
+    (tmp_path / "held.csv").write_text("q,p,n1,n2\none,document 9,x,y\n", encoding="utf-8")
+    (tmp_path / "train.csv").write_text("q,p,n1,n2\none,document 1,x,y\ntwo,document 1,x,y\n", encoding="utf-8")
+    data = {"train": str(tmp_path / "train.csv"), "held_out": str(tmp_path / "held.csv")}
+    columns = {"query": "q", "positive": "p", "negatives": ["n1", "n2"]}
+    train, held_out = read_texts(TextData.model_validate(data | columns), Counter())
+    assert train.texts == ["two", "document 1", "x", "y"]
+    assert held_out.texts == ["one", "document 9", "x", "y"]
+    pairs = {"query": "q", "positive": "p"}
+    assert read_texts(TextData.model_validate(data | pairs), Counter())[0].texts == ["two", "document 1"]
+
+
+def test_batches_of_groups_have_all_texts_behind_their_prompts(
+    make: Callable[..., Embeddings], groups_file: str, tokenizer_folder: Path
+) -> None:
+    data = {"train": groups_file, "held_out": 0.0, **KEYS}
+    prompts = {"query": "of ", "document": "the "}
+    task = make(data=data, prompts=prompts, teacher_prompts=prompts)
+    batch = task.draw("train", np.array([2, 0]), np.array([1, 3]))
+    texts = [*("two", "document 1", "a", "b"), *("one", "document 1", "a", "b")]
+    prompted = [("of " if number % 4 == 0 else "the ") + text for number, text in enumerate(texts)]
+    expected = AutoTokenizer.from_pretrained(tokenizer_folder)(prompted, padding=True, return_tensors="pt")
+    assert batch.input_ids.equal(expected["input_ids"])
+    assert batch.columns["sample_ids"].tolist() == [8, 9, 10, 11, 0, 1, 2, 3]
+    numbers = batch.columns["group_texts"]
+    assert numbers.shape == (8, 4)
+    assert numbers[0].tolist()[1:] == numbers[4].tolist()[1:]  # equal texts have equal numbers
+    assert numbers[0, 0] != numbers[4, 0]
+    assert batch.columns["group_scores"].tolist() == [[7, 6, 5]] * 4 + [[9.5, 1, 2]] * 4
+    assert batch.epochs is not None
+    assert batch.epochs.tolist() == [1] * 4 + [3] * 4
+    assert make(data=data | {"scores": None}).fingerprint != make(data=data).fingerprint
+
+
+def test_scores_are_those_of_a_search_among_all_documents(
+    make: Callable[..., Embeddings], groups_file: str, tmp_path: Path
+) -> None:
+    task = make(data={"train": groups_file, "held_out": 0.0, **KEYS}, similarity="dot")
+    texts = task.parts["train"].texts
+    # One component for each document, in which a query has its score of the document.
+    documents = ["document 1", "document 2", "a", "b", "d", "e"]
+    asked = {"one": [1, 5, 0, 2, 0, 0], "two": [3, 0, 4, 5, 0, 0]}
+    vectors = np.array([asked.get(text, [float(text == one) for one in documents]) for text in texts])
+    scores = task.scores("train", vectors)
+    gains = 1 / np.log2(np.arange(2, 12))
+    # "one" finds document 2 first and document 1 third; "two" finds document 1 third.
+    assert scores["ndcg_at_10"] == pytest.approx(((gains[0] + gains[2]) / (gains[0] + gains[1]) + gains[2]) / 2)
+    assert scores["mrr_at_10"] == pytest.approx((1 + 1 / 3) / 2)
+    assert scores["recall_at_1"] == pytest.approx((1 / 2 + 0) / 2)
+    assert scores["recall_at_10"] == 1
+    assert task.metric in scores
+    assert task.baselines("train")["recall_at_1"] == pytest.approx(1 / 6)
+    task.write_predictions(tmp_path, "train", vectors)
+    assert parquet.read_table(tmp_path / "train.parquet").column("text").to_pylist() == texts
+
+
+def test_scores_agree_with_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    draw = np.random.default_rng(0)
+    queries, documents = draw.standard_normal((40, 8)), draw.standard_normal((60, 8))
+    relevant = [set(draw.choice(60, draw.integers(1, 14), replace=False).tolist()) for _ in range(40)]
+    truth = np.array([[number in own for number in range(60)] for own in relevant], dtype=float)
+    single = [{min(own)} for own in relevant]
+    distances = {
+        "dot": queries @ documents.T,
+        "cosine": metrics.pairwise.cosine_similarity(queries, documents),
+        "euclidean": -metrics.pairwise.euclidean_distances(queries, documents),
+        "manhattan": -metrics.pairwise.manhattan_distances(queries, documents),
+    }
+    for similarity, expected in distances.items():
+        found = retrieval_scores(queries, documents, relevant, similarity)
+        assert found["ndcg_at_10"] == pytest.approx(metrics.ndcg_score(truth, expected, k=10))
+        ranks = np.array([(row > row[min(own)]).sum() + 1 for row, own in zip(expected, relevant, strict=True)])
+        found = retrieval_scores(queries, documents, single, similarity)
+        assert found["mrr_at_10"] == pytest.approx(np.where(ranks <= 10, 1 / ranks, 0).mean())
+        for depth in (1, 10):
+            top = metrics.top_k_accuracy_score([min(own) for own in relevant], expected, k=depth, labels=np.arange(60))
+            assert found[f"recall_at_{depth}"] == pytest.approx(top)
+
+
+def test_random_scores_are_the_mean_over_all_orders() -> None:
+    for size in (4, 25):
+        documents = np.eye(size)
+        found = [
+            retrieval_scores(np.roll(np.arange(size, 0, -1.0), shift)[None], documents, [{0}], "dot")
+            for shift in range(size)
+        ]
+        for name, value in random_scores(size).items():
+            assert value == pytest.approx(np.mean([scores[name] for scores in found]))
+
+
+def test_mistakes_of_groups_are_named(make: Callable[..., Embeddings], groups_file: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(
+        '{"q": "a", "p": "b", "n": "c", "s": [1]}\n{"q": "a", "p": "b", "n": ["c"], "s": [1, NaN]}\n'
+        '{"q": "a", "p": "b", "n": ["c"], "s": [1]}\n',
+        encoding="utf-8",
+    )
+    bad = {"train": str(tmp_path / "bad.jsonl"), **KEYS, "num_negatives": 1}
+    with pytest.raises(InputError) as refused:
+        make(data=bad)
+    for message in ("line 1 has no list under `n` (found str)", "line 2 has no list of finite numbers under `s`"):
+        assert message in str(refused.value)
+    assert "line 3 has 1 scores for 2 documents" in str(refused.value)
+    with pytest.raises(InputError, match=r"no groups to train on; 6 groups with too few|no groups to train on"):
+        make(data={"train": groups_file, **KEYS, "num_negatives": 9})
+    for keys, message in [
+        ({"query": "q"}, "`query` and `positive` belong together"),
+        ({"negatives": "n"}, "`negatives` needs `query` and `positive`"),
+        ({"query": "q", "positive": "p", "text": "t"}, "`text` and `query` exclude each other"),
+        (
+            {"query": "q", "positive": "p", "negatives": ["n"], "num_negatives": 2},
+            "larger than the number of columns, 1",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TextData.model_validate({"train": "x"} | keys)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel
 
 import kdcore
@@ -161,3 +164,39 @@ def test_mistakes_are_named_before_anything_is_written(
             kdcore.train(str(recipe), ["run.id=wrong", *overrides])
         assert any(part in str(refused.value) for part in message.split("|")), str(refused.value)
     assert not (folder / "runs/sentences/wrong").exists()
+
+
+def test_coupled_losses_over_two_processes_and_several_micro_batches_are_those_of_one(
+    folder: Path, sentence_folder: Path, some_texts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("KDCORE_CACHE", str(tmp_path))
+    groups = [{"q": some_texts[n], "p": f"{some_texts[n]} of", "n": [some_texts[(n + 7) % 70]]} for n in range(70)]
+    (folder / "groups.jsonl").write_text("\n".join(map(json.dumps, groups)), encoding="utf-8")
+    recipe = write_recipe(folder, sentence_folder, "groups.yaml")
+    overrides = [
+        "task.data={train: groups.jsonl, query: q, positive: p, negatives: n}",
+        "losses={similarity: {temperature: 0.2}, info_nce: {dimensions: [8]}, margin_mse: {}, listwise_kl: {}}",
+        "training={budget: {steps: 3}, batch_size: 8, gradient_caching: true}",
+        "validation.every=3",
+        "logging.every=1",
+        "optimizer={name: adamw, lr: 1.0e-3, eps: 1.0e-4}",
+    ]
+    whole = Path(kdcore.train(str(recipe), [*overrides, "run.id=whole"]).folder)
+    command = [sys.executable, "-m", "kdcore.commands.main", "train", str(recipe), *overrides, "run.id=split"]
+    command += ["training.micro_batch_size=2", "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    split = folder / "runs/sentences/split"
+    names = ["train/similarity", "train/info_nce", "train/margin_mse", "train/listwise_kl", "held_out/ndcg_at_10"]
+    for name in names:
+        found, expected = ([row[name] for row in read_metrics(run) if name in row] for run in (split, whole))
+        assert len(found) == len(expected) > 1
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    weights, expected_weights = (load_file(run / "exports/final/model.safetensors") for run in (split, whole))
+    for name, weight in expected_weights.items():
+        if "key.bias" not in name:  # the gradient of a key's bias is 0 but for rounding
+            torch.testing.assert_close(
+                weights[name], weight, rtol=0, atol=2e-5, msg=lambda text, name=name: name + text
+            )
+    assert json.loads((whole / "predictions/scores.json").read_text())["scores"]["ndcg_at_10"] > 0

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from kdcore_preparation import DatasetSource, clean_text
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from kdcore import ComponentConfig, DataError, PathString
 from kdcore_embeddings.data.records import RecordMistakes, TextRecords, read_dataset, read_files
+
+_DATASET_KEY = "task.data.huggingface"
 
 
 class TextDataset(DatasetSource):
@@ -32,7 +37,18 @@ class TextData(ComponentConfig):
     held_out: float | PathString = Field(
         0.0, description="Fraction of the texts that is held out, chosen by a hash of their content; or files."
     )
-    text: str = Field("text", description="Column of the texts; ignored in txt files.")
+    text: str | None = Field(None, description="Column of the texts, if they are not groups; default: `text`.")
+    query: str | None = Field(None, description="Column of queries: texts that belong together form groups.")
+    positive: str | None = Field(None, description="Column of the document that belongs to the query.")
+    negatives: str | list[str] | None = Field(
+        None, description="Column of lists of documents that do not belong to the query; or columns of one document."
+    )
+    num_negatives: int | None = Field(
+        None, ge=1, description="Negatives of a group, the first ones; default: the number of columns, or 1."
+    )
+    scores: str | None = Field(
+        None, description="Column of lists of scores to learn: that of the positive document, then of the negatives."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> TextData:
@@ -42,7 +58,36 @@ class TextData(ComponentConfig):
             raise ValueError(f"`held_out` must be a fraction from 0 to 1 or name files, not {self.held_out:g}")
         if self.huggingface is not None and self.huggingface.held_out is not None and self.held_out != 0.0:
             raise ValueError("`held_out` and `huggingface.held_out` exclude each other")
+        if (self.query is None) != (self.positive is None):
+            raise ValueError("`query` and `positive` belong together")
+        given = [name for name in ("negatives", "num_negatives", "scores") if getattr(self, name) is not None]
+        if given and self.query is None:
+            raise ValueError(f"`{given[0]}` needs `query` and `positive`")
+        if self.query is not None and self.text is not None:
+            raise ValueError("`text` and `query` exclude each other")
+        if self.num_negatives is not None and self.negatives is None:
+            raise ValueError("`num_negatives` needs `negatives`")
+        if isinstance(self.negatives, list) and (self.num_negatives or 0) > len(self.negatives):
+            raise ValueError(f"`num_negatives` is larger than the number of columns, {len(self.negatives)}")
         return self
+
+    @property
+    def width(self) -> int:
+        """Texts of a group; 1 if texts are not grouped."""
+        if self.query is None:
+            return 1
+        if self.negatives is None:
+            return 2
+        usual = len(self.negatives) if isinstance(self.negatives, list) else 1
+        return 2 + (self.num_negatives or usual)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        if self.query is None or self.positive is None:
+            return (self.text or "text",)
+        negatives = [self.negatives] if isinstance(self.negatives, str) else self.negatives or []
+        return (self.query, self.positive, *negatives, *([] if self.scores is None else [self.scores]))
 
     @property
     def where(self) -> str | None:
@@ -51,48 +96,75 @@ class TextData(ComponentConfig):
 
 
 @dataclass(frozen=True)
+class TextGroup:
+    """Texts that belong together: a text alone, or a query, its document and negatives.
+
+    Attributes:
+        texts: cleaned, none of them empty; the query is the first, its document the second.
+        scores: one for each document; empty without scores.
+    """
+
+    texts: tuple[str, ...]
+    scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class TextPart:
     """The texts of a split.
 
     Attributes:
-        texts: cleaned, none of them empty, each of them once.
+        texts: those of all groups, group by group.
+        width: k, texts of a group; 1 if texts are not grouped.
+        scores: (n, k - 1) of the documents; None without scores.
     """
 
     texts: list[str]
+    width: int
+    scores: NDArray[np.float32] | None
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.texts) // self.width
+
+    @classmethod
+    def of(cls, groups: Sequence[TextGroup], data: TextData) -> TextPart:
+        """Join groups."""
+        scores = None
+        if data.scores is not None:
+            scores = np.array([group.scores for group in groups], np.float32).reshape(len(groups), data.width - 1)
+        return cls([text for group in groups for text in group.texts], data.width, scores)
 
 
 def read_texts(data: TextData, report: Counter[str]) -> tuple[TextPart, TextPart]:
     """Read the texts to train on and the held-out ones.
 
-    Empty texts and repetitions are left out and counted in `report`, and so are texts to train on that are held out,
-    too.
+    Empty texts, repetitions, and groups without a document or with too few negatives are left out and counted in
+    `report`, and so are texts and queries to train on that are held out, too.
 
     Raises:
-        DataError: files or columns are missing, or nothing is left to train on.
+        DataError: files or columns are missing, records are malformed, or nothing is left to train on.
     """
-    train = list(_cleaned(_sources(data, report), data, report))
+    train = list(_groups(_sources(data, report), data, report))
     if isinstance(data.held_out, str):
-        held = list(_cleaned(read_files(data.held_out, (data.text,), report), data, report))
+        held = list(_groups(read_files(data.held_out, data.columns, report), data, report))
     elif data.huggingface is not None and data.huggingface.held_out is not None:
-        records = read_dataset(data.huggingface, data.huggingface.held_out, (data.text,), "task.data.huggingface")
-        held = list(_cleaned([records], data, report))
+        records = read_dataset(data.huggingface, data.huggingface.held_out, data.columns, _DATASET_KEY)
+        held = list(_groups([records], data, report))
     else:
-        held = [text for text in train if content_place(text) < data.held_out]
-        train = [text for text in train if content_place(text) >= data.held_out]
-    held = _once(held, set(), report, "repeated texts left out")
-    train = _once(train, set(), report, "repeated texts left out")
-    train = _once(train, set(held), report, "texts left out of training because they are held out")
-    if not train:
+        held = [group for group in train if content_place(group.texts[0]) < data.held_out]
+        train = [group for group in train if content_place(group.texts[0]) >= data.held_out]
+    kind = "texts" if data.query is None else "groups"
+    train, held = (_once(groups, report, f"repeated {kind} left out") for groups in (train, held))
+    firsts = {group.texts[0] for group in held}
+    kept = [group for group in train if group.texts[0] not in firsts]
+    report[f"{kind} left out of training because they are held out"] += len(train) - len(kept)
+    if not kept:
         raise DataError(
-            "contains no texts to train on",
+            f"contains no {kind} to train on" + "".join(f"; {count} {what}" for what, count in report.items() if count),
             where=data.where,
             key="task.data",
             hint="decrease `held_out`, or name files that contain texts",
         )
-    return TextPart(train), TextPart(held)
+    return TextPart.of(kept, data), TextPart.of(held, data)
 
 
 def content_place(content: str) -> float:
@@ -104,35 +176,97 @@ def content_place(content: str) -> float:
 def _sources(data: TextData, report: Counter[str]) -> Iterator[TextRecords]:
     try:
         if data.train is not None:
-            yield from read_files(data.train, (data.text,), report)
+            yield from read_files(data.train, data.columns, report)
         elif data.huggingface is not None:
-            yield read_dataset(data.huggingface, data.huggingface.train, (data.text,), "task.data.huggingface")
+            yield read_dataset(data.huggingface, data.huggingface.train, data.columns, _DATASET_KEY)
     except DataError as error:
         raise DataError(replace(problem, key=problem.key or "task.data.train") for problem in error.problems) from error
 
 
-def _cleaned(sources: Any, data: TextData, report: Counter[str]) -> Iterator[str]:
+def _groups(sources: Iterable[TextRecords], data: TextData, report: Counter[str]) -> Iterator[TextGroup]:
     for records in sources:
         mistakes = RecordMistakes(records.where)
-        for number, value in zip(records.numbers, records.columns[data.text], strict=True):
-            if value is not None and not isinstance(value, str | int | float):
-                kind = type(value).__name__
-                mistakes.add(f"{records.unit} {number} has no text under `{data.text}` (found {kind})")
-                continue
-            text = "" if value is None else clean_text(str(value), report)
-            if text:
-                yield text
-            else:
-                report["empty texts left out"] += 1
-        mistakes.raise_if_any("name a column of texts as `task.data.text`")
+        reader = _GroupReader(data, report, mistakes)
+        for record, number in enumerate(records.numbers):
+            values = {column: records.columns[column][record] for column in data.columns}
+            group = reader.read(values, f"{records.unit} {number}")
+            if group is not None:
+                yield group
+        mistakes.raise_if_any("name columns of texts under `task.data`")
 
 
-def _once(texts: Sequence[str], known: set[str], report: Counter[str], what: str) -> list[str]:
-    kept = []
-    for text in texts:
-        if text in known:
-            report[what] += 1
-            continue
-        kept.append(text)
-        known.add(text)
+class _GroupReader:
+    """Turn records into groups.
+
+    Args:
+        data: names the columns.
+        report: counts of what is left out.
+        mistakes: records that cannot be used.
+    """
+
+    def __init__(self, data: TextData, report: Counter[str], mistakes: RecordMistakes) -> None:
+        self._data, self._report, self._mistakes = data, report, mistakes
+
+    def read(self, values: Mapping[str, Any], place: str) -> TextGroup | None:
+        """Return the group of a record; None if it is left out or malformed."""
+        data, report = self._data, self._report
+        first = self._text(values[data.columns[0]], data.columns[0], place)
+        if data.query is None or data.positive is None:
+            report["empty texts left out"] += first == ""
+            return TextGroup((first,)) if first else None
+        positive = self._text(values[data.positive], data.positive, place)
+        negatives, scores = self._negatives(values, place), self._scores(values, place)
+        if first is None or positive is None or negatives is None or scores is None:
+            return None
+        if not first or not positive:
+            report["groups without a query or a positive document left out"] += 1
+            return None
+        if data.scores is not None and len(scores) != 1 + len(negatives):
+            self._mistakes.add(f"{place} has {len(scores)} scores for {1 + len(negatives)} documents")
+            return None
+        kept = [number for number, text in enumerate(negatives) if text and text not in (first, positive)]
+        report["negatives left out that are empty, the query or the positive document"] += len(negatives) - len(kept)
+        kept = kept[: data.width - 2]
+        if len(kept) < data.width - 2:
+            report["groups with too few negatives left out"] += 1
+            return None
+        texts = (first, positive, *(negatives[number] for number in kept))
+        return TextGroup(texts, (scores[0], *(scores[1 + number] for number in kept)) if scores else ())
+
+    def _text(self, value: Any, column: str, place: str) -> str | None:
+        """Return a clean text; None if there is another kind of value."""
+        if value is not None and not isinstance(value, str | int | float):
+            self._mistakes.add(f"{place} has no text under `{column}` (found {type(value).__name__})")
+            return None
+        return "" if value is None else clean_text(str(value), self._report)
+
+    def _negatives(self, values: Mapping[str, Any], place: str) -> list[str] | None:
+        if self._data.negatives is None:
+            return []
+        if isinstance(self._data.negatives, str):
+            column, found = self._data.negatives, values[self._data.negatives]
+            if not isinstance(found, list):
+                self._mistakes.add(f"{place} has no list under `{column}` (found {type(found).__name__})")
+                return None
+            texts = [self._text(value, column, place) for value in found]
+        else:
+            texts = [self._text(values[column], column, place) for column in self._data.negatives]
+        known = [text for text in texts if text is not None]
+        return known if len(known) == len(texts) else None
+
+    def _scores(self, values: Mapping[str, Any], place: str) -> list[float] | None:
+        if self._data.scores is None:
+            return []
+        found = values[self._data.scores]
+        if not isinstance(found, list) or not all(
+            isinstance(value, int | float) and math.isfinite(value) for value in found
+        ):
+            self._mistakes.add(f"{place} has no list of finite numbers under `{self._data.scores}`")
+            return None
+        return [float(value) for value in found]
+
+
+def _once(groups: Sequence[TextGroup], report: Counter[str], what: str) -> list[TextGroup]:
+    kept = list({group.texts: group for group in reversed(groups)}.values())[::-1]
+    report[what] += len(groups) - len(kept)
     return kept

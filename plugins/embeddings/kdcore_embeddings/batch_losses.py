@@ -1,0 +1,171 @@
+"""Losses that compare every text of a batch with the others: `similarity` and `info_nce`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from kdcore import (
+    Batch,
+    InputError,
+    Loss,
+    LossConfig,
+    ModelInfo,
+    Requests,
+    Signals,
+    at_least_float32,
+    require_head,
+)
+from kdcore_embeddings.head import EMBEDDING
+from kdcore_embeddings.regression import read_teacher, require_embeddings
+
+GROUP_TEXTS = "group_texts"
+"""Column (B, k) of a task on groups of k texts, which follow each other: numbers of the texts of a row's group.
+
+The first text of a group is the query, the second its positive document, the others negatives.
+"""
+
+
+class MatryoshkaConfig(LossConfig):
+    """Keys of losses that can also train the first components of embeddings."""
+
+    dimensions: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Also compute the loss of the student's embeddings truncated to these widths (Matryoshka); the "
+        "term is the mean over the whole width and these.",
+    )
+
+
+class _CoupledEmbeddings(Loss):
+    """Base of losses whose value depends on all embeddings of a batch."""
+
+    config: MatryoshkaConfig
+
+    couples_batch = True
+
+    def __init__(self, config: MatryoshkaConfig, student: ModelInfo) -> None:
+        super().__init__(config)
+        width = require_head(config, student, EMBEDDING, "student").num_outputs
+        for dimension in config.dimensions or ():
+            if not 0 < dimension < width:
+                raise InputError(
+                    f"embeddings cannot be truncated to {dimension} components (expected 1 to {width - 1})",
+                    key=f"losses.{config.label}.dimensions",
+                    hint=f"the student's embeddings have {width} components",
+                )
+        self.widths = (width, *(config.dimensions or ()))
+
+    def unit_vectors(self, student: Signals) -> Iterator[Tensor]:
+        """Yield the student's embeddings (B, C), whole and truncated, each scaled to length 1 after truncation."""
+        whole = at_least_float32(student.outputs(EMBEDDING))
+        for width in self.widths:
+            yield normalize(whole[:, :width], dim=-1)
+
+
+class SimilarityLoss(_CoupledEmbeddings):
+    """Similarity of every two texts of a batch, as the teacher sees it; the widths of embeddings may differ.
+
+    With `c_ij` the cosine of texts i and j, term `similarity`: with `distance: kl`, sum over texts i of
+    `T^2 KL(softmax_j(c^t_ij / T) || softmax_j(c^s_ij / T))` over the other texts j, counted in B; with `mse`, sum over
+    pairs of different rows of `(c^s_ij - c^t_ij)^2`, counted in B * (B - 1).
+    """
+
+    class Config(MatryoshkaConfig):
+        """Keys of a `similarity` entry."""
+
+        distance: Literal["kl", "mse"] = Field("kl", description="Distance of the similarities.")
+        temperature: float = Field(0.05, gt=0, description="Temperature T of `kl`; divides cosines.")
+
+    config: Config
+
+    def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
+        super().__init__(config, student)
+        require_embeddings(config, teacher)
+        self.zero_when_equal = config.dimensions is None  # type: ignore[misc]
+
+    def requests(self) -> Requests:
+        """Request the embeddings of both models."""
+        asked = Signals.head(EMBEDDING)
+        return Requests(teacher=asked, student=asked)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Count texts, or pairs of texts."""
+        size = batch.num_sequences
+        return {"similarity": size if self.config.distance == "kl" else size * (size - 1)}
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Sum the distances, averaged over the widths."""
+        assert teacher is not None
+        theirs = normalize(read_teacher(teacher, self.config), dim=-1)
+        if len(theirs) < 2:
+            return {"similarity": at_least_float32(student.outputs(EMBEDDING)).sum() * 0}
+        target = _without_diagonal(theirs @ theirs.T)
+        values = [self._distance(_without_diagonal(own @ own.T), target) for own in self.unit_vectors(student)]
+        return {"similarity": torch.stack(values).mean()}
+
+    def _distance(self, own: Tensor, theirs: Tensor) -> Tensor:
+        """Return the distance of similarities (B, B - 1)."""
+        if self.config.distance == "mse":
+            return (own - theirs).square().sum()
+        temperature = self.config.temperature
+        log_own, log_theirs = (side.div(temperature).log_softmax(-1) for side in (own, theirs))
+        return (log_theirs.exp() * (log_theirs - log_own)).sum() * temperature**2
+
+
+class InfoNCELoss(_CoupledEmbeddings):
+    """Find a query's document among all documents of the batch (van den Oord et al. 2018); needs no teacher.
+
+    Term `info_nce`: sum over queries i of `-log(exp(c(q_i, d_i) / T) / sum_j exp(c(q_i, d_j) / T))`, with cosines c,
+    over the positive and negative documents j of all groups, counted in queries. Documents are left out of the sum that
+    have the text of q_i, of d_i, or of a document that belongs to q_i in another group.
+    """
+
+    class Config(MatryoshkaConfig):
+        """Keys of an `info_nce` entry."""
+
+        temperature: float = Field(0.05, gt=0, description="Temperature T; divides cosines.")
+
+    config: Config
+
+    zero_when_equal = False
+
+    def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
+        super().__init__(config, student)
+
+    def requests(self) -> Requests:
+        """Request the student's embeddings and the groups."""
+        return Requests(student=Signals.head(EMBEDDING), columns=frozenset({GROUP_TEXTS}))
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Count queries."""
+        return {"info_nce": batch.num_sequences // batch.columns[GROUP_TEXTS].shape[1]}
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Sum over the queries, averaged over the widths."""
+        width = batch.columns[GROUP_TEXTS].shape[1]
+        texts = batch.columns[GROUP_TEXTS][::width]  # (n, k)
+        queries, documents = texts[:, :1], texts[:, 1:].reshape(-1)
+        rows = torch.arange(len(texts), device=texts.device)
+        right = rows * (width - 1)
+        # Whether document j has the text of a document that belongs to query i, in any group.
+        belongs = (queries == queries.T).float() @ (documents == texts[:, 1:2]).float() > 0
+        left_out = (documents == queries) | belongs
+        left_out[rows, right] = False
+        values = []
+        for own in self.unit_vectors(student):
+            groups = own.reshape(len(texts), width, -1)
+            cosines = groups[:, 0] @ groups[:, 1:].flatten(0, 1).T / self.config.temperature
+            values.append(cross_entropy(cosines.masked_fill(left_out, -torch.inf), right, reduction="sum"))
+        return {"info_nce": torch.stack(values).mean()}
+
+
+def _without_diagonal(matrix: Tensor) -> Tensor:
+    """Drop the diagonal of (B, B): (B, B - 1)."""
+    size = len(matrix)
+    return matrix.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)

@@ -1,0 +1,147 @@
+"""Losses on the scores of a query's documents: `margin_mse` and `listwise_kl`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from kdcore import (
+    Batch,
+    InputError,
+    Loss,
+    LossConfig,
+    ModelInfo,
+    Requests,
+    Signals,
+    at_least_float32,
+    require_head,
+)
+from kdcore_embeddings.batch_losses import GROUP_TEXTS
+from kdcore_embeddings.head import EMBEDDING
+from kdcore_embeddings.regression import read_teacher, require_embeddings
+
+GROUP_SCORES = "group_scores"
+"""Column (B, k - 1) of a task on groups of k texts: scores of the documents of a row's group."""
+
+_FEWEST = 3
+
+
+class RankingConfig(LossConfig):
+    """Keys of losses on scores."""
+
+    scores: Literal["teacher", "data"] = Field(
+        "teacher",
+        description="Scores to learn: dot products of the teacher's embeddings, or those of the data "
+        "(`task.data.scores`), such as logits of a cross-encoder.",
+    )
+    similarity: Literal["dot", "cosine"] = Field(
+        "dot", description="Score of the student: the dot product, or the cosine times a learned scale."
+    )
+
+
+class _GroupScores(Loss):
+    """Base of losses that compare the scores of each query's documents."""
+
+    config: RankingConfig
+
+    def __init__(self, config: RankingConfig, teacher: ModelInfo | None, student: ModelInfo) -> None:
+        super().__init__(config)
+        require_head(config, student, EMBEDDING, "student")
+        if config.scores == "teacher":
+            require_embeddings(config, teacher)
+        self.log_scale = nn.Parameter(torch.zeros(())) if config.similarity == "cosine" else None
+        self.zero_when_equal = config.scores == "teacher" and config.similarity == "dot"  # type: ignore[misc]
+
+    def requests(self) -> Requests:
+        """Request embeddings, and the groups or their scores."""
+        asked = Signals.head(EMBEDDING)
+        if self.config.scores == "data":
+            return Requests(student=asked, columns=frozenset({GROUP_TEXTS, GROUP_SCORES}))
+        return Requests(teacher=asked, student=asked, columns=frozenset({GROUP_TEXTS}))
+
+    def group_size(self, batch: Batch) -> int:
+        """Return k, the number of texts of a group.
+
+        Raises:
+            InputError: groups have no negatives.
+        """
+        size = int(batch.columns[GROUP_TEXTS].shape[1])
+        if size < _FEWEST:
+            raise InputError(
+                f"`{self.config.name}` compares the documents of a query, but groups have a single one",
+                key=f"losses.{self.config.label}",
+                hint="name columns of negatives as `task.data.negatives`, or use `info_nce`",
+            )
+        return size
+
+    def group_scores(self, student: Signals, teacher: Signals | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the scores (n, k - 1) of each query's documents: the student's, and those to learn."""
+        width = batch.columns[GROUP_TEXTS].shape[1]
+        own = at_least_float32(student.outputs(EMBEDDING))
+        if self.log_scale is None:
+            scores = _dot_products(own, width)
+        else:
+            scores = _dot_products(normalize(own, dim=-1), width) * self.log_scale.to(own.dtype).exp()
+        if self.config.scores == "data":
+            return scores, batch.columns[GROUP_SCORES][::width].to(scores.dtype)
+        assert teacher is not None
+        return scores, _dot_products(read_teacher(teacher, self.config), width)
+
+
+class MarginMSELoss(_GroupScores):
+    """Margins between the positive document's score and those of the negatives (Hofstätter et al. 2020).
+
+    Term `margin_mse`: sum over queries and their negatives j of `((s_1 - s_j) - (t_1 - t_j))^2`, with the scores s of
+    the student and t to learn, counted in negatives.
+    """
+
+    class Config(RankingConfig):
+        """Keys of a `margin_mse` entry."""
+
+    config: Config
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Count negatives."""
+        size = self.group_size(batch)
+        return {"margin_mse": batch.num_sequences // size * (size - 2)}
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Sum squared differences of margins."""
+        own, theirs = self.group_scores(student, teacher, batch)
+        margins = [side[:, :1] - side[:, 1:] for side in (own, theirs)]
+        return {"margin_mse": (margins[0] - margins[1]).square().sum()}
+
+
+class ListwiseKLLoss(_GroupScores):
+    """Distribution of the scores over a query's documents.
+
+    Term `listwise_kl`: sum over queries of `T^2 KL(softmax(t / T) || softmax(s / T))` over the query's documents, with
+    the scores s of the student and t to learn, counted in queries.
+    """
+
+    class Config(RankingConfig):
+        """Keys of a `listwise_kl` entry."""
+
+        temperature: float = Field(1.0, gt=0, description="Temperature T; divides the scores.")
+
+    config: Config
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Count queries."""
+        return {"listwise_kl": batch.num_sequences // self.group_size(batch)}
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
+        """Sum the divergence."""
+        temperature = self.config.temperature
+        own, theirs = (side.div(temperature).log_softmax(-1) for side in self.group_scores(student, teacher, batch))
+        return {"listwise_kl": (theirs.exp() * (theirs - own)).sum() * temperature**2}
+
+
+def _dot_products(embeddings: Tensor, width: int) -> Tensor:
+    """Return the dot products (n, k - 1) of the queries with their documents."""
+    groups = embeddings.view(-1, width, embeddings.shape[-1])
+    return (groups[:, 1:] @ groups[:, 0, :, None]).squeeze(-1)
