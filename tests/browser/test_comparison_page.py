@@ -132,7 +132,7 @@ def folder(compared_project: Path, odd_project: Path, tmp_path_factory: pytest.T
 
 
 def enrich(project: Path) -> None:
-    """Add students before training to the results, and constant predictions and a collapse to the metrics."""
+    """Add students before training to the results, constants and a collapse to the metrics, and layers to a run."""
     evaluation = project / "evaluations" / "quick"
     rows = read_rows(evaluation)
     change = {"role": "initial", "export": "initial", "share": 0.0}
@@ -142,6 +142,12 @@ def enrich(project: Path) -> None:
         if row.export == "final"
     ]
     write_rows(evaluation, [*rows, *initial])
+    blocks = ["embeddings", *range(12)]
+    similarities = {"student": [[abs(row - column) / 12 for column in range(13)] for row in range(13)]}
+    report = {"export": "final", "teacher": "teacher", "sequences": 40, "tokens": 4096, "heads": [], "errors": []}
+    report |= {"teacher_blocks": blocks, "student_blocks": blocks, "pairs": [[3, 3]], "dominant": {}}
+    report |= {"cka": similarities, "cka_without_dominant": similarities}
+    (project / "runs" / "tiny" / "hidden_mse-43" / "layers.json").write_text(json.dumps(report))
     for path in project.glob("runs/*/*/metrics.jsonl"):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for line in lines:

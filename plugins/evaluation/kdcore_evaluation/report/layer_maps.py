@@ -193,7 +193,7 @@ def _errors(group: _MeasuredGroup) -> Iterator[Table]:
             means = [cell(_shown(_mean([other.groups[number].values for other in same], name))) for name in models]
             rows.append(Row([cell(_range(one.lowest, one.highest)), cell(_count(one.count)), *means]))
         head = [_BY[errors.by], "tokens", *(_MODELS[name] for name in models)]
-        title = f"{_MEASURES[errors.measure]} by {errors.by}"
+        title = f"{_MEASURES[errors.measure]}, by {errors.by}"
         yield Table(
             f"{title[:1].upper()}{title[1:]}: {group.title}", head, [rows], frozenset(range(1, len(head))), folded=True
         )

@@ -67,7 +67,7 @@ class Baseline:
         label: what it is.
         y: its place on the vertical axis.
         text: its exact value in words.
-        kind: `teacher`, `initial`, `random` or `constant`; selects the dash pattern.
+        kind: role of the reference, such as `teacher` or `constant`; selects the dash pattern.
     """
 
     label: str
