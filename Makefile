@@ -12,7 +12,7 @@ SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins sl
 	test-recipes bench test-gpu bench-gpu docs release coverage wheelhouse lint clean
 
 help:
-	@echo "make demo           distil a real teacher on real text and fine-tune both, in minutes on two CPU cores"
+	@echo "make demo           distil a real teacher on real text and compare teacher and student, in minutes on two CPU cores"
 	@echo "make test           check style, types, layers and behaviour"
 	@echo "make docs           build the documentation site: build/docs/html/index.html (a package index the first time)"
 	@echo "make test-faults    kill, starve and damage real runs: nothing is lost (some of it needs root)"
@@ -43,7 +43,7 @@ $(VENV)/.complete: requirements.txt requirements-data.txt constraints.txt pyproj
 demo: setup
 	$(BIN)/kdcore-train recipes/quickstart.yaml
 	@$(BIN)/kdcore summary runs/quickstart/1
-	$(BIN)/kdcore evaluate runs/quickstart/1 --on kdcore:suites/quick.yaml 'seeds=[1]' --processes 2
+	$(BIN)/kdcore evaluate runs/quickstart/1 --on kdcore:suites/demo.yaml
 	$(BIN)/kdcore compare runs/quickstart/1 --html runs/quickstart/page.html
 
 test: setup lint

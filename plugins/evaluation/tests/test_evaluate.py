@@ -297,5 +297,6 @@ def test_the_page_of_a_real_run_holds_its_scores(
     score = value(rows, "f1", kind="finetune", split="test", role="student")
     assert f'<data value="{score!r}">{score:.3f}</data>' in page
     printed = capsys.readouterr().out
+    assert "† cosine to the teacher: by construction in favour of hidden_mse" in printed
     assert "small/1" in printed
     assert "random weights (bert, 2 blocks of 32)" in printed

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from kdcore_evaluation.run import pool
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel, find_models
 from kdcore_evaluation.run.evaluator import Evaluation
@@ -277,6 +278,18 @@ def test_shipped_suites_are_what_they_say() -> None:
         "f1",
         "accuracy",
     )
+
+
+def test_the_suite_of_the_demo_holds_out_what_the_demo_does_not_train_on() -> None:
+    assert load_config(shipped_recipes() / "suites" / "demo.yaml", Suite).seeds == []
+    files = [shipped_recipes() / name for name in ("quickstart.yaml", "suites/demo.yaml")]
+    demo, suite = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
+    trained = demo["task"]["data"]
+    for probe in ("retrieval", "agreement"):
+        data = suite["probes"][probe]["data"]
+        same = ("held_out", "tokenizer", "seed")  # then the same documents are held out
+        assert [data.get(key) for key in same] == [trained.get(key) for key in same]
+        assert data["corpora"][: len(trained["corpora"])] == trained["corpora"]
 
 
 def test_a_head_for_other_labels_is_told(

@@ -329,7 +329,8 @@ def _favoured(runs: Sequence[ComparedRun], by: Labels, table: ScoreTable) -> dic
     found: dict[tuple[Labels, Column], Labels] = {}
     for column in table.columns:
         for group in table.groups:
-            losses = {loss for run in runs if _matches(run, by, group) for loss in run.losses}
+            # Stored recipes state the package of a component, as in `kdcore-hidden-mse:hidden_mse`.
+            losses = {loss.rpartition(":")[2] for run in runs if _matches(run, by, group) for loss in run.losses}
             own = tuple(loss for loss in _FAVOURED_LOSSES.get(column.metric, ()) if loss in losses)
             if own and column in table.groups[group]:
                 found[group, column] = own
