@@ -3,9 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
 
 from kdcore.recipe.schema import Budget
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def check_points(key: str, value: float | Sequence[tuple[float, float]]) -> None:
+    """Raise a ValueError unless the value of a key is a number or points with increasing fractions."""
+    if isinstance(value, Sequence) and (len(value) < 2 or any(b <= a for (a, _), (b, _) in pairwise(value))):
+        raise ValueError(f"`{key}` as points requires at least two points with strictly increasing fractions")
+
+
+def value_at(value: float | Sequence[tuple[float, float]], fraction: float) -> float:
+    """Return a scheduled value at a fraction of the budget.
+
+    Args:
+        value: a constant; or points (fraction, value), interpolated linearly and constant outside.
+        fraction: fraction of the budget.
+    """
+    if not isinstance(value, Sequence):
+        return value
+    fractions, values = zip(*value, strict=True)
+    return float(np.interp(fraction, fractions, values))
 
 
 @dataclass(frozen=True)

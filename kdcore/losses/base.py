@@ -5,21 +5,19 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdcore.deprecated import warn_deprecated
 from kdcore.errors import InputError, similar
+from kdcore.progress import Fraction, check_points, value_at
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.signals import SEQUENCE_CLASSES, Batch, Head, ModelInfo, Requests, Signals
 
 logger = logging.getLogger("kdcore")
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -46,10 +44,7 @@ class LossConfig(ComponentConfig):
     def _in_order(self) -> LossConfig:
         if self.active[0] >= self.active[1]:
             raise ValueError(f"`active` must be [from, to) with from < to, not {list(self.active)}")
-        if isinstance(self.weight, list):
-            fractions = [fraction for fraction, _ in self.weight]
-            if len(fractions) < 2 or any(b <= a for a, b in pairwise(fractions)):
-                raise ValueError("`weight` as points requires at least two points with strictly increasing fractions")
+        check_points("weight", self.weight)
         return self
 
     def weight_at(self, fraction: float) -> float:
@@ -57,10 +52,7 @@ class LossConfig(ComponentConfig):
         start, end = self.active
         if fraction < start or (fraction >= end and end < 1.0):
             return 0.0
-        if isinstance(self.weight, float):
-            return self.weight
-        fractions, weights = zip(*self.weight, strict=True)
-        return float(np.interp(fraction, fractions, weights))
+        return value_at(self.weight, fraction)
 
 
 class Loss(ABC, nn.Module):

@@ -138,9 +138,20 @@ class Task(ABC):
             epochs: (B,) int64, number of times that each sample has been seen before.
         """
 
-    def draw(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
-        """Build a batch that also carries split, samples and epochs on the host; arguments as for `batch`."""
-        return self.batch(split, samples, epochs).of_samples(split, samples, epochs)
+    def batch_at(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float) -> Batch:
+        """Build a batch of training at a fraction of the budget. Override it if batches change during training.
+
+        Without it, and at fraction 1, the batch is that of `batch`, which validation reads.
+        """
+        return self.batch(split, samples, epochs)
+
+    def scheduled(self, fraction: float) -> dict[str, float]:
+        """Return settings that change during training, at a fraction of the budget, by the name in metrics."""
+        return {}
+
+    def draw(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float = 1.0) -> Batch:
+        """Build a batch that also carries split, samples and epochs on the host; arguments as for `batch_at`."""
+        return self.batch_at(split, samples, epochs, fraction).of_samples(split, samples, epochs)
 
     @property
     def batch_identity(self) -> Mapping[str, str]:

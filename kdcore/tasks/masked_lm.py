@@ -22,6 +22,7 @@ from kdcore.data.tokenizers import load_tokenizer, tokenizer_fingerprint
 from kdcore.data.weighting import WeightedRows
 from kdcore.errors import DataError, InputError
 from kdcore.models.base import Model
+from kdcore.progress import value_at
 from kdcore.recipe.schema import ComponentConfig, DataSource
 from kdcore.signals import Batch
 from kdcore.tasks.base import Order, Split, StoredData, Task
@@ -182,10 +183,13 @@ class MaskedLM(Task):
 
     @property
     def distinct_epochs(self) -> int | None:
-        """The number of stored or drawn masks of a sequence; None if masks or rows never repeat."""
+        """The number of stored or drawn masks of a sequence; None if masks or rows never repeat, as in a schedule."""
         if not self._samples["train"].repeats:
             return None
-        return 1 if self._drawer is None else self.config.masking.duplicates  # type: ignore[union-attr]
+        masking = self.config.masking
+        if isinstance(masking, str):
+            return 1
+        return None if isinstance(masking.probability, list) else masking.duplicates
 
     @property
     def separate_views(self) -> bool:
@@ -197,6 +201,17 @@ class MaskedLM(Task):
         return self._samples[split].num_samples
 
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        """Read, trim to the longest sequence, and mask with the last probability of a schedule."""
+        return self.batch_at(split, samples, epochs, 1.0)
+
+    def scheduled(self, fraction: float) -> dict[str, float]:
+        """Return the probability of masks, if it is a schedule."""
+        masking = self.config.masking
+        if isinstance(masking, str) or not isinstance(masking.probability, list):
+            return {}
+        return {"mask_probability": value_at(masking.probability, fraction)}
+
+    def batch_at(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float) -> Batch:
         """Read, trim to the longest sequence, and mask."""
         numbers = self._samples[split].rows(np.asarray(samples, dtype=np.int64), epochs)
         rows, lengths = self._splits[split].rows(numbers)
@@ -206,7 +221,7 @@ class MaskedLM(Task):
         if self._drawer is None:
             masked = stored_masks(tokens, self._splits[split].masks(numbers))
         else:
-            masked = self._drawer.draw(tokens, real, samples, epochs, SPLITS.index(split))
+            masked = self._drawer.draw(tokens, real, samples, epochs, SPLITS.index(split), fraction)
         predicted = np.flatnonzero(masked.predicted)
         columns = {"sample_ids": torch.from_numpy(numbers)}
         units = teacher = None

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from kdcore.data.shards import Masks, PreparedData
+from kdcore.progress import Fraction, check_points, value_at
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.tasks.word_starts import WordStarts, icu_segmenter
 
@@ -17,7 +18,11 @@ _MASKING_STREAM = 1  # second word of the random key: other users of a seed take
 class Masking(ComponentConfig):
     """Select and replace the tokens to be predicted (Devlin et al. 2019, section 3.1), never special tokens."""
 
-    probability: float = Field(0.15, ge=0, le=1, description="Probability that a token is predicted.")
+    probability: Fraction | list[tuple[Fraction, Fraction]] = Field(
+        0.15,
+        description="Probability that a token is predicted; or points [[fraction of the budget, probability], ...], "
+        "interpolated linearly and constant before the first and after the last. Validation uses the last one.",
+    )
     mask: float = Field(0.8, ge=0, le=1, description="Fraction of predicted tokens that become the mask token.")
     random: float = Field(
         0.1, ge=0, le=1, description="Fraction of predicted tokens that become a random token; the rest stay."
@@ -41,6 +46,7 @@ class Masking(ComponentConfig):
     def _shares(self) -> Masking:
         if self.mask + self.random > 1:
             raise ValueError(f"`mask` and `random` may add up to at most 1 (found {self.mask + self.random:g})")
+        check_points("probability", self.probability)
         if self.segmenter is not None and not self.whole_word:
             raise ValueError("`segmenter` has no effect without `whole_word: true`")
         return self
@@ -83,7 +89,13 @@ class MaskDrawer:
         self._starts_word = WordStarts(data, segmenter) if masking.whole_word else None
 
     def draw(
-        self, tokens: np.ndarray, real: np.ndarray, samples: np.ndarray, epochs: np.ndarray, stream: int
+        self,
+        tokens: np.ndarray,
+        real: np.ndarray,
+        samples: np.ndarray,
+        epochs: np.ndarray,
+        stream: int,
+        fraction: float = 1.0,
     ) -> Masked:
         """Mask sequences.
 
@@ -93,6 +105,7 @@ class MaskDrawer:
             samples: (B,) numbers of the samples.
             epochs: (B,) number of times that each has been seen.
             stream: number of the split, so that splits get different masks.
+            fraction: fraction of the budget, for a scheduled probability.
         """
         masking = self._masking
         draws = np.empty((len(samples), 3, self._length))
@@ -106,7 +119,7 @@ class MaskDrawer:
         first = None if self._starts_word is None else self._first_of_word(tokens, maskable)
         if first is not None:
             choose = np.take_along_axis(choose, first, axis=1)
-        predicted = (choose < masking.probability) & maskable
+        predicted = (choose < value_at(masking.probability, fraction)) & maskable
         if masking.max_predictions is not None:
             predicted = at_most(masking.max_predictions, predicted, choose, first)
         random_ids = self._ordinary_ids[(which * len(self._ordinary_ids)).astype(np.int64)]

@@ -48,7 +48,7 @@ def waits(steps: int) -> dict[str, float]:
         num_samples=lambda split: 1000,
         order=lambda epoch, generator, samples: samples,
         lengths=lambda split: None,
-        draw=lambda split, samples, epochs: samples,
+        draw=lambda split, samples, epochs, fraction: samples,
     )
 
     def exchange(batches: Any) -> Any:

@@ -27,7 +27,7 @@ class Task:
     def lengths(self, split):
         return None
 
-    def draw(self, split, samples, epochs):
+    def draw(self, split, samples, epochs, fraction):
         return SimpleNamespace(samples=samples)
 
 

@@ -26,11 +26,13 @@ class StepBatches:
     Attributes:
         micro_batches: those of this process.
         whole: all sequences of all processes, ordered as in `StepSamples.whole`; None if no loss needs them.
+        fraction: fraction of the budget for which the task drew them.
         totals: waits for what processes have exchanged about this step, and returns it.
     """
 
     micro_batches: list[Batch]
     whole: Batch | None = None
+    fraction: float = 1.0
     totals: Callable[[], dict[Any, float]] = dict
 
 
@@ -47,6 +49,7 @@ class TrainingBatches:
         *,
         whole: bool,
         exchange: Callable[[StepBatches], Callable[[], dict[Any, float]]] | None = None,
+        fraction_at: Callable[[int], float] = lambda step: 1.0,
     ) -> None:
         """Prepare drawing.
 
@@ -59,9 +62,11 @@ class TrainingBatches:
             whole: draw the whole batch of each step besides the micro-batches.
             exchange: starts to exchange information about a step's batches between processes, in the background
                 thread; its result becomes `StepBatches.totals`.
+            fraction_at: returns the fraction of the budget that is used before a step, equal on every process.
         """
         self._task = task
         self._exchange = exchange
+        self._fraction_at = fraction_at
         self._draws_whole = whole
         self._samples = StepSamples(
             task.num_samples("train"),
@@ -80,9 +85,12 @@ class TrainingBatches:
         """Return the batches of a step."""
         # Exchanges start in the same order on every process, because one thread draws all steps.
         ahead = self._next[1] if self._next is not None and self._next[0] == step else None
-        batches = (ahead or self._pool.submit(self._draw, step)).result()
-        self._next = (step + 1, self._pool.submit(self._draw, step + 1))
+        batches = (ahead or self._submit(step)).result()
+        self._next = (step + 1, self._submit(step + 1))
         return batches
+
+    def _submit(self, step: int) -> Future[StepBatches]:
+        return self._pool.submit(self._draw, step, self._fraction_at(step))
 
     def settle(self) -> None:
         """Wait for the step that is being drawn, before anything changes that `exchange` reads."""
@@ -101,14 +109,14 @@ class TrainingBatches:
         """Return samples and their epochs in each micro-batch of a step on process `rank`."""
         return self._samples.micro_batches(step, rank)
 
-    def _draw(self, step: int) -> StepBatches:
+    def _draw(self, step: int, fraction: float) -> StepBatches:
         own = self.samples(step, self._processes.rank)
         with plugin_faults(self._task, "task"):
-            batches = [self._task.draw("train", samples, epochs) for samples, epochs in own]
-            whole = self._task.draw("train", *self._samples.whole(step)) if self._draws_whole else None
+            batches = [self._task.draw("train", samples, epochs, fraction) for samples, epochs in own]
+            whole = self._task.draw("train", *self._samples.whole(step), fraction) if self._draws_whole else None
         if _pins(self._processes.device):
             batches = [batch.pin() for batch in batches]
-        drawn = StepBatches(batches, whole)
+        drawn = StepBatches(batches, whole, fraction)
         return drawn if self._exchange is None else replace(drawn, totals=self._exchange(drawn))
 
 

@@ -107,6 +107,8 @@ class Trainer:
             self.processes,
             whole=settings.training.gradient_caching,
             exchange=self._exchange,
+            # The clock of the last step is what all processes agree on when a step is drawn.
+            fraction_at=lambda step: self.start.at(step, self.done.seconds).fraction,
         )
         self._exchanges = dist.new_group(backend="gloo") if self.processes.world_size > 1 else None
         self.divergence = DivergenceMonitor(settings, engine, self.batches, self.processes)
@@ -127,6 +129,7 @@ class Trainer:
         self.finished = False
         self.lr = 0.0
         self.weights: dict[str, float] = {}
+        self.scheduled: dict[str, float] = {}
         self.started = time.monotonic()
         self._write_student = export
 
@@ -206,6 +209,7 @@ class Trainer:
         """
         engine, world_size, window = self.engine, self.processes.world_size, self.window
         self.weights = weights = engine.module.weights_at(progress.fraction)
+        self.scheduled = self._scheduled(batches)
         factors = factors_of(counts, weights) | {CACHED: 1.0}
         with plugin_faults(self.scheduler, "scheduler"):
             self.lr = engine.peak_lr * self.scheduler.factor(progress)
@@ -235,6 +239,13 @@ class Trainer:
                 window.term_steps[term] = window.term_steps.get(term, 0) + 1
                 window.counts[term] = window.counts.get(term, 0) + int(counts[term])
         window.steps += 1
+
+    def _scheduled(self, batches: StepBatches) -> dict[str, float]:
+        """Return the values of this step that follow a schedule, by the name in metrics."""
+        losses = self.engine.module.labelled_losses()
+        scheduled = [label for label, loss in losses if isinstance(loss.config.weight, list)]
+        weights = {f"weight/{label}": self.weights.get(label, 0.0) for label in scheduled}
+        return weights | self.task.scheduled(batches.fraction)
 
     def _cache_gradients(
         self, batches: StepBatches, weights: Mapping[str, float], factors: Mapping[Term, float]
@@ -323,6 +334,7 @@ class Trainer:
             losses.setdefault(str(term), average)
         metrics = {f"train/{name}": value for name, value in losses.items()}
         metrics["train/lr"] = self.lr
+        metrics |= {f"train/{name}": value for name, value in self.scheduled.items()}
         metrics["train/tokens_per_second"] = window.tokens / max(1e-9, time.monotonic() - window.started)
         metrics |= {f"train/{name}": value for name, value in self.engine.metrics().items()}
         self.window = self._new_window()

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kdcore.data.tokenizers import load_tokenizer
 from kdcore.errors import InputError
 from kdcore.recipe.loading import load_recipe
 from kdcore.signals import Batch
+from kdcore.trackers.jsonl import read_metrics
 from kdcore.training.checkpoint.format import (
     all_checkpoints,
     problems_of,
@@ -89,7 +91,8 @@ def batch_report(run: Path, step: int, processes: int | None = None, *, allow_im
         plan.task.order,
         lengths,
     )
-    examiner = _Examiner(plan, checkpoint)
+    seconds = max((row.get("seconds", 0.0) for row in read_metrics(run) if row["step"] < step), default=0.0)
+    examiner = _Examiner(plan, checkpoint, plan.start.at(step - 1, seconds).fraction)
     weights = "its initial weights" if checkpoint is None else checkpoint.name
     yield f"step {step} of {run}: {training.batch_size} samples; losses with {weights} in float32, without dropout"
     bad: list[int] = []
@@ -114,8 +117,8 @@ def batch_report(run: Path, step: int, processes: int | None = None, *, allow_im
 class _Examiner:
     """Compute the losses of samples outside of training."""
 
-    def __init__(self, plan: Plan, checkpoint: Path | None) -> None:
-        self._task = plan.task
+    def __init__(self, plan: Plan, checkpoint: Path | None, fraction: float) -> None:
+        self._draw = partial(plan.task.draw, "train", fraction=fraction)
         self._device = own_device()
         self._teachers = FrozenTeachers(plan.load_teachers(), plan.composites).to(self._device)
         stage = 0 if checkpoint is None else read_state(checkpoint).stage
@@ -136,11 +139,11 @@ class _Examiner:
     def values(self, samples: np.ndarray, epochs: np.ndarray, *, coupled: bool | None) -> list[TermValue]:
         """Compute each term of the losses that couple the sequences of a batch, of the others, or (None) of all."""
         labels = [label for label in self._labels if coupled in (None, label not in self._separable)]
-        return self._values(self._task.draw("train", samples, epochs), labels)
+        return self._values(self._draw(samples, epochs), labels)
 
     def sample(self, sample: int, epoch: int, bad: list[int]) -> Iterator[str]:
         """Describe one sample; if one of its losses is not finite, add the sample to `bad`."""
-        batch = self._task.draw("train", np.array([sample]), np.array([epoch]))
+        batch = self._draw(np.array([sample]), np.array([epoch]))
         values = self._values(batch, self._separable)
         if not all(math.isfinite(value.value) for value in values):
             bad.append(sample)

@@ -273,9 +273,9 @@ class _Profiler:
 
     def _draw(self, samples: StepSamples, step: int) -> StepBatches:
         drawn = samples.micro_batches(step, self.processes.rank)
-        batches = [self.task.draw("train", chosen, epochs) for chosen, epochs in drawn]
+        batches = [self.task.draw("train", chosen, epochs, 0.0) for chosen, epochs in drawn]
         caches = self.plan.recipe.settings.training.gradient_caching
-        return StepBatches(batches, self.task.draw("train", *samples.whole(step)) if caches else None)
+        return StepBatches(batches, self.task.draw("train", *samples.whole(step), 0.0) if caches else None)
 
     def _train(self, drawn: StepBatches) -> None:
         module, clock = self.engine.module, self.clock
