@@ -193,11 +193,15 @@ class Recipe:
         Raises:
             InputError: as `components`, which determines the keys that are paths.
         """
+        return dump_yaml(self.pinned_data())
+
+    def pinned_data(self) -> Plain:
+        """Return the keys and values of `resolved_yaml`; raises likewise."""
         self.components()
         data: Plain = self.data
         for place, name in self._pinned.items():
             data = _with_name(data, place, name)
-        return dump_yaml(data)
+        return data
 
     def named_data(self) -> dict[str, Plain]:
         """Return the stated keys and values, with the name of each component that is implied by a label or default."""

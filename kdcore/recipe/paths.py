@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -107,6 +108,17 @@ def _in_package(text: str) -> Path:
         f"the package {name} {distribution.version} does not contain `{inside}`",
         hint=f"Did you mean {' or '.join(f'`package:{name}/{one}`' for one in near)}?" if near else None,
     )
+
+
+def package_path(path: str) -> str | None:
+    """Return the form `package:DISTRIBUTION/PATH` of an absolute path inside an installed package; None elsewhere."""
+    for folder in filter(os.path.isabs, sys.path):
+        if Path(path).is_relative_to(folder) and folder != path:
+            inside = Path(path).relative_to(folder)
+            for name in metadata.packages_distributions().get(inside.parts[0], ()):
+                if (Path(str(metadata.distribution(name).locate_file(inside)))) == Path(path):
+                    return f"package:{name}/{inside}"
+    return None
 
 
 def _editable_source(distribution: metadata.Distribution) -> Path | None:

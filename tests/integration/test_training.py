@@ -475,9 +475,3 @@ def test_deepspeed_keys_that_are_kdcores_or_unknown_are_refused(
 ) -> None:
     with pytest.raises(kdcore.RecipeError, match=words):
         train(f"training.deepspeed={keys}", "training.zero_stage=1")
-
-
-def test_the_model_card_tells_no_folder_of_this_machine(train: Callable[..., RunResult], tmp_path: Path) -> None:
-    export = train().export
-    assert export is not None
-    assert str(tmp_path.parent) not in (export / "README.md").read_text(encoding="utf-8")

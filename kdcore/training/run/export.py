@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from kdcore.models.base import Encoder
 from kdcore.models.encoder import TransformersEncoder
 from kdcore.models.heads import own_module
 from kdcore.recipe.loading import Recipe, load_recipe
+from kdcore.recipe.paths import package_path
 from kdcore.recipe.yaml import dump_yaml
-from kdcore.signals import MASKED_LM
+from kdcore.signals import MASKED_LM, Head
 from kdcore.tasks.base import Task
 from kdcore.training.checkpoint.format import checkpoint_folder, latest_checkpoint, read_state, require_good
 from kdcore.training.engine.engine import check_weights, float32_student_of
 from kdcore.training.loop.events import ValidationEvent
+from kdcore.training.loop.plan import Plan
 from kdcore.training.run.build import make_plan
 from kdcore.training.run.run_folder import stored_data
 from kdcore.utils.atomic import atomic_directory
@@ -36,9 +38,8 @@ def export_student(
     folder: Path,
     student: Encoder,
     weights: Mapping[str, Tensor],
-    task: Task,
+    plan: Plan,
     tokenizer: Path,
-    recipe: Recipe,
     step: int,
     validation: ValidationEvent | None,
     check: Callable[[], None] = lambda: None,
@@ -49,9 +50,8 @@ def export_student(
         folder: folder of the export; an existing one is replaced.
         student: the network whose configuration is written.
         weights: float32 tensors for every name of its state.
-        task: provides what belongs to the export besides the network.
+        plan: its task provides what belongs to the export besides the network.
         tokenizer: the run's copy of the tokenizer; if there is none, the task writes it.
-        recipe: for the model card.
         step: number of completed steps.
         validation: held-out values at that step and their baselines, for the model card.
         check: raises if this run may no longer write there; called right before the rename.
@@ -62,12 +62,11 @@ def export_student(
     try:
         with atomic_directory(folder, replace=True, check=check) as staging:
             student.export(staging, weights)
-            _save_tokenizer(task, tokenizer, staging)
+            _save_tokenizer(plan.task, tokenizer, staging)
             token_types = not isinstance(student, TransformersEncoder) or student.takes_token_types
             fit_tokenizer_settings(staging, student.info.max_length, token_types=token_types)
-            task.finish_export(staging)
-            order = [head.name for head in task.heads(task.config)]
-            (staging / "README.md").write_text(model_card(student, recipe, step, validation, order), encoding="utf-8")
+            plan.task.finish_export(staging)
+            (staging / "README.md").write_text(model_card(student, plan, step, validation), encoding="utf-8")
             for file in staging.iterdir():
                 file.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner can read
     except (OSError, SafetensorError) as error:
@@ -117,24 +116,26 @@ def export_run(run: Path, folder: Path, step: int | None, *, allow_imports: bool
     weights = float32_student_of(checkpoint, state.zero_stage)
     student = plan.build_student(state.stage)
     check_weights(student, weights, checkpoint)
-    export_student(folder, student, weights, plan.task, run / TOKENIZER, recipe, state.step, None)
+    export_student(folder, student, weights, plan, run / TOKENIZER, state.step, None)
     return folder
 
 
-def model_card(
-    student: Encoder, recipe: Recipe, step: int, validation: ValidationEvent | None, trained: Sequence[str]
-) -> str:
-    """Compose the export's README.md; `trained` names the task's heads, its own one first."""
-    settings = recipe.settings
+def model_card(student: Encoder, plan: Plan, step: int, validation: ValidationEvent | None) -> str:
+    """Compose the export's README.md, whose metadata are those of Hugging Face's hub."""
+    settings, task, info = plan.recipe.settings, plan.task, student.info
     teachers = [
         _short(str(section.get("path", label))) + ("" if settings.teachers is None else f" (`{label}`)")
         for label, section in settings.models_of_teachers.items()
     ]
-    info = student.info
     parameters = sum(parameter.numel() for parameter in student.parameters())
+    on_hub = [model.source for model in plan.teachers.values() if model.source and not os.path.isabs(model.source)]
+    heads = task.heads(task.config)
+    auto_class = _auto_class(student, plan)
     lines = [
         "---",
         "library_name: transformers",
+        f"pipeline_tag: {_PIPELINES.get(auto_class, 'feature-extraction')}",
+        *([f"base_model: {on_hub[0] if len(on_hub) == 1 else on_hub}"] if on_hub else []),
         "tags: [kdcore, knowledge-distillation]",
         "---",
         f"# {settings.run.name}",
@@ -148,22 +149,70 @@ def model_card(
         f"| {'teacher' if len(teachers) < 2 else 'teachers'} | {', '.join(teachers) or 'none'} |",
         f"| losses | {', '.join(settings.losses)} |",
         f"| steps | {step:,} with {settings.training.batch_size} sequences each |",
+        f"| fingerprint of the data | {task.fingerprint} |",
     ]
-    for name in trained:
-        head = info.head(name)
-        if head is not None and name != MASKED_LM and name not in student.unexported_heads:
+    for one in heads:
+        head = info.head(one.name)
+        if head is not None and head.name != MASKED_LM and head.name not in student.unexported_heads:
             outputs = "a number" if head.num_outputs == 1 else f"{head.num_outputs} numbers"
             own = "" if own_module(head, info) is None else "; load it with `kdcore.load_head`"
-            lines.append(f"| predicts (`{name}`) | {', '.join(head.labels) or outputs}{own} |")
+            lines.append(f"| predicts (`{head.name}`) | {', '.join(head.labels) or outputs}{own} |")
     if student.unexported_heads:
         lines.append(f"| heads left out | {', '.join(student.unexported_heads)} |")
     if validation is not None:
-        values = validation.values.items()
-        lines += [f"| held-out {name} | {value:.5g}{validation.baselines_of(name)} |" for name, value in values]
-    lines += ["", "## Recipe", "", "```yaml", dump_yaml(_without_folders(recipe.data)).rstrip(), "```", ""]
+        without = {name: f"; without the text: {value:.5g}" for name, value in task.baselines("held_out").items()}
+        lines += [
+            f"| held-out {name} | {value:.5g}{validation.baselines_of(name)}{without.get(name, '')} |"
+            for name, value in validation.values.items()
+        ]
+    lines += ["", "## Usage", "", _USAGE.format(auto_class=auto_class, result=_RESULTS.get(auto_class, "logits"))]
+    lines += ["## Recipe", "", "`kdcore-train` repeats the run with this recipe. Folders of the machine it ran on have"]
+    lines += [
+        "the last two parts of their paths.",
+        "",
+        "```yaml",
+        dump_yaml(_repeatable(plan.recipe)).rstrip(),
+        "```",
+        "",
+    ]
     if getattr(student, "pooler", None) is not None and not _pools_for_classes(student):
         lines += ["The pooler was not trained: no loss reads it.", ""]
     return "\n".join(lines)
+
+
+_PIPELINES = {
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+}
+_RESULTS = {"AutoModel": "last_hidden_state"}
+_USAGE = """\
+```python
+from transformers import AutoTokenizer, {auto_class}
+
+path = "."  # this folder, or its name on the hub
+tokenizer, model = AutoTokenizer.from_pretrained(path), {auto_class}.from_pretrained(path)
+inputs = tokenizer("A sentence.", return_tensors="pt")
+print(model(**inputs).{result})
+```
+"""
+
+
+def _auto_class(student: Encoder, plan: Plan) -> str:
+    """Return the class of transformers that loads the export with the predictions that losses have trained."""
+    requests = plan.requests.student
+    for head in plan.task.heads(plan.task.config):
+        if head.name in requests.heads and head.name not in student.unexported_heads:
+            return head.auto_class
+    if requests.predicts_tokens and MASKED_LM not in student.unexported_heads:
+        return Head.masked_lm(student.info.vocab_size).auto_class
+    return "AutoModel"
+
+
+def _repeatable(recipe: Recipe) -> Any:
+    """Return the recipe's keys with components of packages by package, and without folders of this machine."""
+    data: Any = recipe.pinned_data()
+    return _without_folders(data | {"run": {key: one for key, one in data["run"].items() if key != "folder"}})
 
 
 def _pools_for_classes(student: Encoder) -> bool:
@@ -174,12 +223,14 @@ def _pools_for_classes(student: Encoder) -> bool:
 
 
 def _without_folders(value: Any) -> Any:
-    """Shorten absolute paths to their last two parts: the rest has a meaning on this machine only."""
+    """Name absolute paths by their installed package, or shorten them: the rest has a meaning on this machine only."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_folders(inner) for inner in value]
-    return _short(value) if isinstance(value, str) and Path(value).is_absolute() else value
+    if not isinstance(value, str) or not os.path.isabs(value):
+        return value
+    return package_path(value) or _short(value)
 
 
 def _short(path: str) -> str:

@@ -311,7 +311,7 @@ def _export(
 
     def write() -> None:
         tokenizer, step, check = context.folder / TOKENIZER, progress.step, context.check_lock
-        export_student(target, student, weights, plan.task, tokenizer, plan.recipe, step, validation, check)
+        export_student(target, student, weights, plan, tokenizer, step, validation, check)
 
     broadcast_from_main(context.processes, write)
     return target
