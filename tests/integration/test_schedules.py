@@ -39,7 +39,7 @@ def test_schedules_are_logged_and_do_not_depend_on_interruptions_and_micro_batch
     monkeypatch.setattr(MaskedLM, "batch_at", recorded)
     whole = kdcore.train(small_recipe, [*SCHEDULE, "run.id=whole"]).folder
     fractions = [fraction for split, samples, fraction in drawn if split == "train" and len(samples) == 8]
-    assert fractions == [step / 8 for step in range(9)], "one step ahead, and one beyond the end"
+    assert fractions == [step / 8 for step in range(10)], "one step ahead, also at the end"
     assert {fraction for split, _, fraction in drawn if split == "held_out"} == {1.0}
     logged = [row for row in rows(whole) if "train/loss" in row]
     used = np.arange(8) / 8

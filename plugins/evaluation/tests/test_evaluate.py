@@ -140,10 +140,9 @@ def rows(evaluated: Path) -> list[ResultRow]:
     return read_rows(evaluated / "evaluations" / "tiny")
 
 
-def value(rows: list[ResultRow], metric: str, **wanted: object) -> float:
-    (row,) = [
-        row for row in rows if row.metric == metric and all(getattr(row, name) == wish for name, wish in wanted.items())
-    ]
+def value(rows: list[ResultRow], metric: str, role: str = "student", **wanted: object) -> float:
+    wanted |= {"metric": metric, "role": role}
+    (row,) = [row for row in rows if all(getattr(row, name) == wish for name, wish in wanted.items())]
     return row.value
 
 
@@ -225,6 +224,35 @@ def test_probes_of_text_are_a_plain_computation(
         embedded.append(torch.nn.functional.normalize(torch.stack(states), dim=1))
     assert value(rows, "cosine") == pytest.approx((embedded[0] * embedded[1]).sum(1).mean().item(), rel=1e-4)
     assert 0 <= value(rows, "same_neighbours") <= 1
+
+
+@torch.no_grad()
+def test_a_suite_without_tasks_probes_random_weights(
+    evaluated: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    from kdcore.tasks.masked_lm import MaskedLM
+
+    probes = (evaluated / "suite.yaml").read_text(encoding="utf-8").partition("probes:")[2].partition("  linear")[0]
+    suite = f"name: probes\nreferences: [random]\nprobes:{probes}"
+    (evaluated / "probes.yaml").write_text(suite, encoding="utf-8")
+    monkeypatch.chdir(evaluated)
+    assert main(["evaluate", "runs/small/1", "--on", "probes.yaml"]) == 0
+    rows = read_rows(evaluated / "evaluations" / "probes")
+    task = MaskedLM(kdcore.load_recipe(evaluated / "recipe.yaml").components().task.config, 0, cache_folder)
+    count = min(8, task.num_samples("held_out"))
+    batch = task.batch("held_out", np.arange(count), np.zeros(count, dtype=np.int64))
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(evaluated / "runs" / "small" / "1" / "exports" / "final")
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    chances = torch.log_softmax(logits.double(), -1).flatten(0, 1)[batch.masked_index]
+    expected = -chances.gather(1, batch.masked_labels[:, None]).mean().item()
+    assert value(rows, "masked_lm_loss", role="random") == pytest.approx(expected, rel=1e-5)
+    assert {row.kind for row in rows if row.role == "random"} == {"masked_lm", "agreement"}
+    assert {row.kind for row in rows if row.role == "student"} == {"masked_lm", "agreement", "cost"}
+    assert value(rows, "cosine", role="random") < value(rows, "cosine")
 
 
 @torch.no_grad()

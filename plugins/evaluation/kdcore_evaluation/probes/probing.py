@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,38 @@ from kdcore_evaluation.run.outcomes import write_outcome
 
 
 def main(arguments: list[str]) -> int:
-    """Run the probes of a job: `{source, teacher, cache, probes: [{kind, settings, folder}]}`."""
+    """Run the probes of a job: `{source, random, teacher, cache, probes: [{kind, settings, folder}]}`.
+
+    If `random` is true, the probed model has the source's architecture and tokenizer, but random weights.
+    """
     job: dict[str, Any] = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     try:
-        for probe in job["probes"]:
-            began = time.monotonic()
-            outcome = run_probe(probe["kind"], probe["settings"], job["source"], job["teacher"], Path(job["cache"]))
-            write_outcome(Path(probe["folder"]), {**outcome, "seconds": time.monotonic() - began})
+        with _random_weights(job["source"]) if job["random"] else nullcontext(job["source"]) as source:
+            for probe in job["probes"]:
+                began = time.monotonic()
+                outcome = run_probe(probe["kind"], probe["settings"], source, job["teacher"], Path(job["cache"]))
+                write_outcome(Path(probe["folder"]), {**outcome, "seconds": time.monotonic() - began})
     except KdcoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+@contextmanager
+def _random_weights(source: str) -> Iterator[str]:
+    """Write a model with the architecture, head and tokenizer of another, and weights drawn with seed 0."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+    from kdcore import load_tokenizer
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    has_head = any("MaskedLM" in name for name in config.architectures or ())
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory(prefix="kdcore-") as folder:
+        (AutoModelForMaskedLM if has_head else AutoModel).from_config(config).save_pretrained(folder)
+        load_tokenizer(source).save_pretrained(folder)
+        yield folder
 
 
 def run_probe(kind: str, settings: dict[str, Any], source: str, teacher: str | None, cache: Path) -> dict[str, Any]:

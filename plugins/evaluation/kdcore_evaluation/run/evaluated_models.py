@@ -287,7 +287,8 @@ def _references(
             added.append(_of_folder(model.teacher, "teacher", model.teacher_component))
         if "random" in wanted:
             added.append(_random(model))
-    return added
+    several = len({model.teacher for model in students}) > 1  # one model with random weights stands for all of them
+    return [replace(one, teacher=None) if one.role == "random" and several else one for one in added]
 
 
 def _initial(model: EvaluatedModel, remark: Callable[[str], None]) -> EvaluatedModel | None:
@@ -313,8 +314,6 @@ def _random(model: EvaluatedModel) -> EvaluatedModel:
         role="random",
         run=None,
         export=None,
-        teacher=None,
-        teacher_component=None,
         sha256=digest.hexdigest(),
     )
 

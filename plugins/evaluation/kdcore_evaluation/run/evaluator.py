@@ -209,6 +209,7 @@ class Evaluator:
                 {"kind": trial.kind, "settings": trial.settings, "folder": str(self._place(trial))} for trial in own
             ]
             job = {"source": model.source, "teacher": model.teacher, "cache": str(self.cache), "probes": probes}
+            job["random"] = model.role == "random"
             path.write_text(json.dumps(job), encoding="utf-8")
             arguments = ["-m", "kdcore_evaluation.probes.probing", str(path)]
             run_children([ChildProcess(model.name, arguments, path.with_suffix(".log"))], 1, self._probed)

@@ -151,13 +151,13 @@ def _own_predictions(model: EvaluatedModel, label: str, known: TaskData) -> Tria
 def _probes(
     suite: Suite, model: EvaluatedModel, tasks: Mapping[str, TaskData], texts: Mapping[str, str]
 ) -> list[Trial]:
-    if model.role == "random":
-        return []
     found = []
     for kind in PROBES:
         probe = getattr(suite.probes, kind)
         if probe is None or (kind == "agreement" and model.teacher is None):
             continue
+        if model.role == "random" and (kind == "cost" or (suite.all_tasks and suite.seeds)):
+            continue  # fine-tuned instead; the cost is that of the student, which has the same architecture
         settings = probe.model_dump(mode="json")
         if kind == "linear":
             for label, known in tasks.items():
