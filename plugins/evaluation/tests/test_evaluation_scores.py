@@ -8,7 +8,9 @@ import itertools
 import json
 import math
 import re
+import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from kdcore_evaluation.report.table_formats import (
     terminal,
 )
 from kdcore_evaluation.run.differences import differences
-from kdcore_evaluation.run.results import PARQUET, ResultRow, read_rows
+from kdcore_evaluation.run.results import PARQUET, ResultRow, read_rows, write_rows
 from kdcore_evaluation.run.scores import Column, Measurement, ScoreTable, make_table, score_table
 from scipy import stats
 
@@ -106,6 +108,35 @@ def test_several_tasks_get_an_average_and_their_second_parts_columns_of_their_ow
     titles = {column.title: scores.mean for column, scores in table.references["teacher",].items()}
     assert {"sentiment accuracy", "mnli accuracy", "mnli mismatched accuracy", "average score"} <= titles.keys()
     assert titles["average score"] == pytest.approx((titles["sentiment accuracy"] + titles["mnli accuracy"]) / 2)
+
+
+def test_size_and_speed_are_relative_to_the_teacher_on_one_machine(
+    compared_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(compared_project, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    results = Path("evaluations") / "quick"
+    rows = [row for row in read_rows(results) if row.kind == "cost" and row.share in (None, 1.0)]
+
+    def relative(metric: str) -> dict[str, float]:
+        assert main(["compare", "runs", "--format", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)["scores"]
+        return {one["group"][0]: one["mean"] for one in found if one["column"]["metric"] == metric}
+
+    for metric, name in (("parameters", "relative_size"), ("sequences_per_second", "relative_speed")):
+        values = {row.model: row.value for row in rows if row.metric == metric}
+        means = {
+            method: statistics.fmean(values[f"{method}-{seed}"] for seed in (43, 44, 45)) / values["teacher"]
+            for method in ("hidden_mse", "attention_mse", "minilm_v2")
+        }
+        expected = {**means, "teacher teacher": 1.0, "random weights": values["random weights"] / values["teacher"]}
+        assert relative(name) == pytest.approx(expected)
+    assert main(["compare", "runs"]) == 0
+    assert "1.00x" in capsys.readouterr().out
+    others = [replace(row, device="another") if row.model == "hidden_mse-43" else row for row in read_rows(results)]
+    write_rows(results, others)
+    assert relative("relative_speed") == {}
+    assert relative("relative_size")["teacher teacher"] == 1
 
 
 def test_both_files_of_results_hold_the_same_rows(compared_project: Path):

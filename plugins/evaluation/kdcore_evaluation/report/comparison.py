@@ -12,15 +12,18 @@ from pathlib import Path
 from kdcore import InputError
 from kdcore_evaluation.run.compared_runs import MISSING, ComparedRun, check_keys
 from kdcore_evaluation.run.differences import differences
-from kdcore_evaluation.run.finished_scores import KIND as PREDICTIONS_KIND
 from kdcore_evaluation.run.finished_scores import (
+    ENCODER_PARAMETERS,
     PARAMETERS,
     RELATIVE_SIZE,
+    RELATIVE_SPEED,
+    SPEED,
     FinishedPredictions,
     of_teacher,
     read_predictions,
     teacher_folder,
 )
+from kdcore_evaluation.run.finished_scores import KIND as PREDICTIONS_KIND
 from kdcore_evaluation.run.results import ResultRow
 from kdcore_evaluation.run.scores import (
     REFERENCES,
@@ -186,9 +189,9 @@ def compare_runs(
         roles[name] = rows[0].role
         references.setdefault(name, []).extend(measurements_of(rows, 0, folders))
     _add_references_of_finished(compared, finished, references, roles)
-    _add_relative_sizes(groups, references, roles)
     references = {name: references[name] for name in sorted(references, key=lambda name: _ORDER.index(roles[name]))}
     everything = [row for rows in own.values() for row in rows] + others
+    _add_relative_costs(groups, references, roles, everything)
     table = make_table(by, groups, references, _plural(over), chances(everything))
     teachers = [name for name, role in roles.items() if role == "teacher"]
     if margin is not None and not teachers:
@@ -308,20 +311,27 @@ def _add_references_of_finished(
         references[title,], roles[title,] = scores, "constant"
 
 
-def _add_relative_sizes(
+def _add_relative_costs(
     groups: Mapping[Labels, list[Measurement]],
     references: Mapping[Labels, list[Measurement]],
     roles: Mapping[Labels, str],
+    rows: Iterable[ResultRow],
 ) -> None:
-    """Add the number of parameters relative to the teacher's, if there is one teacher."""
+    """Add parameters and speed relative to the teacher's, if there is one teacher; speed only of one machine."""
     teachers = [references[name] for name, role in roles.items() if role == "teacher" and name in references]
-    sizes = {one.value for own in teachers for one in own if one.column == PARAMETERS}
-    if len(sizes) == 1:
-        size = sizes.pop()
+    theirs = {column: {one.value for own in teachers for one in own if one.column == column} for column in _COSTS}
+    machines = {row.device for row in rows if row.metric == SPEED.metric}
+    for column, relative in _COSTS.items():
+        if len(theirs[column]) != 1 or (column == SPEED and len(machines) != 1):
+            continue
+        if column == ENCODER_PARAMETERS and theirs[PARAMETERS]:
+            continue  # parameters with heads are known
+        (value,) = theirs[column]
         for own in (*groups.values(), *references.values()):
-            own += [
-                Measurement(RELATIVE_SIZE, one.repetition, one.value / size) for one in own if one.column == PARAMETERS
-            ]
+            own += [Measurement(relative, one.repetition, one.value / value) for one in own if one.column == column]
+
+
+_COSTS = {PARAMETERS: RELATIVE_SIZE, ENCODER_PARAMETERS: RELATIVE_SIZE, SPEED: RELATIVE_SPEED}
 
 
 def _favoured(runs: Sequence[ComparedRun], by: Labels, table: ScoreTable) -> dict[tuple[Labels, Column], Labels]:

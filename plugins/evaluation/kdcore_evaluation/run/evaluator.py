@@ -208,8 +208,8 @@ class Evaluator:
             probes = [
                 {"kind": trial.kind, "settings": trial.settings, "folder": str(self._place(trial))} for trial in own
             ]
-            job = {"source": model.source, "teacher": model.teacher, "cache": str(self.cache), "probes": probes}
-            job["random"] = model.role == "random"
+            job = {"source": model.source, "random": model.role == "random", "teacher": model.teacher}
+            job |= {"cache": str(self.cache), "probes": probes}
             path.write_text(json.dumps(job), encoding="utf-8")
             arguments = ["-m", "kdcore_evaluation.probes.probing", str(path)]
             run_children([ChildProcess(model.name, arguments, path.with_suffix(".log"))], 1, self._probed)

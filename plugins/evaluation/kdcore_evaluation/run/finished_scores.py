@@ -27,7 +27,10 @@ KIND = "predictions"
 """Kind of the columns of these scores."""
 
 PARAMETERS = Column("cost", "", "", "", "all_parameters", False)
+ENCODER_PARAMETERS = Column("cost", "", "", "", "parameters", False)
 RELATIVE_SIZE = Column("cost", "", "", "", "relative_size", False)
+SPEED = Column("cost", "", "", "", "sequences_per_second", True)
+RELATIVE_SPEED = Column("cost", "", "", "", "relative_speed", True)
 
 _SCORES = "scores.json"
 _DATA: dict[str, type[LabelledData] | type[TaggedData]] = {one.task: one for one in (LabelledData, TaggedData)}

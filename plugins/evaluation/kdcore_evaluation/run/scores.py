@@ -30,6 +30,7 @@ _PROBE_TITLES = {
     "parameters": "parameters",
     "all_parameters": "parameters with head",
     "relative_size": "size relative to the teacher",
+    "relative_speed": "speed relative to the teacher",
     "bytes_on_disk": "size on disk",
     "sequences_per_second": "speed",
     "memory_bytes": "memory",
@@ -85,6 +86,8 @@ class Column:
         """Format a value of this column."""
         if self.metric == "relative_size":
             return f"{value:.0%}"
+        if self.metric == "relative_speed":
+            return f"{value:.2f}x"
         if self.metric in ("parameters", "all_parameters"):
             return f"{value / 1e6:.2f} M"
         if self.metric in ("bytes_on_disk", "memory_bytes"):
