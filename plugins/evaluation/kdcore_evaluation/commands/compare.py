@@ -36,7 +36,7 @@ class CompareCommand(Command):
     help = "compare runs: tables, and a page with plots"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare RUN, --by, --over, --margin, --format, --html, --results."""
+        """Declare RUN, --by, --over, --margin, --train-without-teacher, --format, --html, --results."""
         parser.add_argument("places", metavar="RUN", nargs="+", type=Path, help="runs, folders of runs, evaluations")
         parser.add_argument(
             "--by", metavar="KEY,...", default="method", help="keys that define the groups; default: method"
@@ -47,6 +47,11 @@ class CompareCommand(Command):
             metavar="POINTS",
             type=float,
             help="also test whether scores are worse than the teacher's by less than this; 1 point is 0.01",
+        )
+        parser.add_argument(
+            "--train-without-teacher",
+            action="store_true",
+            help="train the student of each finished classification or tagging run again without its teacher, first",
         )
         parser.add_argument(
             "--format", choices=_FORMATS, default="terminal", help="format of the table; default: terminal"
@@ -74,6 +79,8 @@ class CompareCommand(Command):
             raise InputError(f"must be a positive number (found {arguments.margin:g})", where="--margin")
         results, folders = find_results(arguments.places, arguments.results)
         runs = read_runs(folders)
+        if arguments.train_without_teacher:
+            runs = read_runs(list(dict.fromkeys([*folders, *_trained_without_teacher(runs)])))
         comparison = compare_runs(runs, results, by, arguments.over.strip(), arguments.margin)
         for run in comparison.runs:
             if signs := signs_of_collapse(run):
@@ -93,6 +100,17 @@ class CompareCommand(Command):
             }
             print(write.get(arguments.format, formats.latex)(comparison.table))
         return 0
+
+
+def _trained_without_teacher(runs: Sequence[ComparedRun]) -> list[Path]:
+    from kdcore_evaluation.run.finished_scores import read_predictions
+    from kdcore_evaluation.run.without_teacher import train_without_teacher
+
+    taught = [run for run in runs if run.teacher is not None and read_predictions(run) is not None]
+    if not taught:
+        what, hint = "no run has a teacher and predictions of labelled texts", "let a distilled run finish first"
+        raise InputError(what, where="--train-without-teacher", hint=hint)
+    return train_without_teacher(taught)
 
 
 def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
