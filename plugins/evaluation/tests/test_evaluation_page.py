@@ -87,9 +87,13 @@ def statistics_of(project: Path) -> Iterator[float]:
     for (run, share), own in itertools.groupby(tuned, key=lambda row: (row.run or row.model, row.share)):
         group = re.sub(r".*/|-\d+$", "", run)
         samples.setdefault((group, share), []).append(run_mean(list(own)))
+    theirs = {row.metric: row.value for row in rows if row.kind == "cost" and row.model == "teacher"}
     for row in rows:
         if row.kind == "cost":
-            samples.setdefault((re.sub(r"-\d+( .*)?$", "", row.model), hash(row.metric)), []).append(row.value)
+            model, relative = re.sub(r"-\d+( .*)?$", "", row.model), row.value / theirs[row.metric]
+            samples.setdefault((model, hash(row.metric)), []).append(row.value)
+            if row.share in (None, 1.0):
+                samples.setdefault((f"{model} relative", hash(row.metric)), []).append(relative)
             yield row.value
     for model in ("teacher", "random weights"):
         one = [r.value for r in tuned if (r.model, r.split, r.learning_rate) == (model, "test", 1e-4)]
@@ -137,7 +141,8 @@ def test_every_figure_is_found_in_the_rows(page: str, compared_project: Path):
         scale = 1e6 if " M" in text else 1.0
         places = re.search(r"\.(\d+)", text)
         half = 0.5 * 10.0 ** -len(places[1]) if places else 0.51
-        options = (value / scale, value / 60)  # the table of runs shows minutes
+        # The table of runs shows minutes, sizes relative to the teacher are percentages.
+        options = (value / scale, value * 100 if "%" in text else value / 60)
         assert any(shown == pytest.approx(option, abs=half, rel=1e-3) for option in options), text
 
 

@@ -70,6 +70,10 @@ def test_the_same_student_is_trained_without_its_teacher(moods: Path, capsys: py
     assert scores["without teacher: moods/1-without-teacher"]["mean"] == pytest.approx(expected)
     assert "moods/1" in scores
 
+    assert main(["compare", "runs/moods", "--format", "json"]) == 0
+    groups = [one["group"][0] for one in json.loads(capsys.readouterr().out)["scores"]]
+    assert {"soft_targets + classification", "without teacher: classification", "majority class"} <= set(groups)
+
     before = (trained / "metrics.jsonl").stat().st_mtime_ns
     assert main(command) == 0
     assert (trained / "metrics.jsonl").stat().st_mtime_ns == before, "a finished one is not trained again"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcore import Environment, InputError, load_recipe, read_environment, read_metrics
+from kdcore import Environment, InputError, find_component, load_recipe, read_environment, read_metrics
 
 logger = logging.getLogger("kdcore")
 
@@ -70,6 +70,20 @@ class ComparedRun:
             else:
                 return None
         return None if value is None else describe(value)
+
+
+def short_name(group: str, name: str) -> str:
+    """Return a component's name without its package, as stored recipes have it, if it means the same component.
+
+    Args:
+        group: the entry point group, such as `kdcore.losses`.
+        name: the component's name, or `package:name`.
+    """
+    package, _, bare = name.rpartition(":")
+    try:
+        return bare if package and find_component(group, bare).package == package else name
+    except InputError:
+        return name
 
 
 def describe(value: Any) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kdcore_supervised import LabelledData, TaggedData
 from pydantic import ValidationError
 
-from kdcore_evaluation.run.compared_runs import ComparedRun
+from kdcore_evaluation.run.compared_runs import ComparedRun, short_name
 from kdcore_evaluation.run.item_scores import StoredPredictions, digest_of_texts
 from kdcore_evaluation.run.results import PREDICTIONS
 from kdcore_evaluation.run.scores import Column, Measurement
@@ -98,7 +98,7 @@ class FinishedPredictions:
 def read_predictions(run: ComparedRun) -> FinishedPredictions | None:
     """Read the predictions of a run; None if its task has no labelled texts, or it has not predicted them yet."""
     section = run.recipe.get("task", {})
-    kind = _DATA.get(section.get("name", ""))
+    kind = _DATA.get(short_name("kdcore.tasks", str(section.get("name", ""))))
     if kind is None or not isinstance(section.get("data"), dict):
         return None
     try:

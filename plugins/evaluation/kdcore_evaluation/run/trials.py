@@ -15,6 +15,7 @@ from typing import Any, Literal
 from kdcore_supervised import LabelledData, LabelledTexts, TaggedPart
 
 from kdcore import DataError, InputError, Problem, load_recipe, sha256_of_file
+from kdcore_evaluation.run.compared_runs import short_name
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel, bytes_on_disk, teacher_fingerprint
 from kdcore_evaluation.run.results import PREDICTIONS
 from kdcore_evaluation.run.suite import Suite, SuiteTask
@@ -135,7 +136,8 @@ def _own_predictions(model: EvaluatedModel, label: str, known: TaskData) -> Tria
     try:
         stored = json.loads((run / PREDICTIONS / "scores.json").read_text(encoding="utf-8"))["export"]
         section = load_recipe(run / "recipe.yaml").settings.task
-        if stored != f"exports/{export.name}" or section.get("name") != known.task.data.task:
+        task = short_name("kdcore.tasks", str(section["name"]))
+        if stored != f"exports/{export.name}" or task != known.task.data.task:
             return None
         data = type(known.task.data).model_validate(section["data"])
         same = read_task(label, SuiteTask(data=data)).fingerprint == known.fingerprint
