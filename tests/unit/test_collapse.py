@@ -130,7 +130,13 @@ def findings_of(student: np.ndarray, teacher: np.ndarray) -> dict[str, str]:
         tensor = torch.from_numpy(states.astype(np.float32))
         checks |= {f"{side}_rank": effective_rank(tensor), f"{side}_dead_units": dead_units(tensor)}
         checks |= {f"{side}_width": float(states.shape[1]), f"{side}_spread": relative_spread(tensor)}
-    return collapse_findings(values, constants, checks, {}, None)
+    found = collapse_findings(values, constants, checks, {}, None)
+    ratio = (checks["student_rank"] - 1) / (min(checks["teacher_rank"], checks["student_width"]) - 1)
+    explained = f"{1 - values['hidden_mse'] / constants['hidden_mse']:7.3f}" if values else "      -"
+    numbers = f"rank ratio {ratio:6.3f}, spread {checks['student_spread']:9.2e}, explained {explained}, "
+    numbers += f"dead units {checks['student_dead_units']:4.2f}"
+    print(f"{len(student):5} x {student.shape[1]:3}: {numbers}: {', '.join(found) or 'healthy'}")  # shown by pytest -s
+    return found
 
 
 Case = Callable[[Generator, np.ndarray], np.ndarray]
