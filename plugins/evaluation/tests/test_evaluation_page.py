@@ -68,7 +68,7 @@ def page(compared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> st
 
 
 def statistics_of(project: Path) -> Iterator[float]:
-    """Everything that may stand on the page, computed from result rows and rows of metrics without kdcore's help."""
+    """Everything that may be on the page, computed from result rows and rows of metrics without kdcore's help."""
     rows = read_rows(project / "evaluations" / "quick")
     yield from (row.chance for row in rows if row.chance is not None)
     for path in project.glob("runs/*/*/metrics.jsonl"):
@@ -293,6 +293,19 @@ def test_losses_are_shown_with_their_baselines_and_collapse_with_its_numbers(
     lines = {row[0]: float(row[2]) for row in downloads(text)["steps-0.csv"][1:] if not row[1]}
     expected = {"constant prediction": 1.6, "before training (lowest)": 2.0, "before training (highest)": 2.2}
     assert lines == pytest.approx(expected)
+
+
+def test_methods_are_named_without_the_packages_that_stored_recipes_state(compared_project: Path, tmp_path: Path):
+    run = tmp_path / "runs" / "tiny" / "hidden_mse-43"
+    shutil.copytree(compared_project / "runs" / "tiny" / run.name, run)
+    recipe = (run / "recipe.yaml").read_text()
+    stored = "losses: {mse: {name: 'kdcore-hidden-mse:hidden_mse'}, soft_targets: {}}"
+    (run / "recipe.yaml").write_text(recipe.replace("losses: {hidden_mse: {}}", stored))
+    file = tmp_path / "page.html"
+    assert main(["compare", str(run), "--html", str(file)]) == 0
+    text = file.read_text(encoding="utf-8").partition('<h2 id="repeat">')[0].replace("<wbr>", "")
+    assert "hidden_mse + soft_targets: loss against steps" in text
+    assert "kdcore-hidden-mse" not in text
 
 
 def test_names_cannot_break_the_page(compared_project: Path, tmp_path: Path):

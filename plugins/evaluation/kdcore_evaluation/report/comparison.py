@@ -108,7 +108,7 @@ class Comparison:
 
     @property
     def runs_of_groups(self) -> dict[Labels, list[ComparedRun]]:
-        """The runs of each group; exports are not told apart."""
+        """The runs of each group by the keys other than `export`."""
         keys = tuple(key for key in self.by if key != "export")
         found: dict[Labels, list[ComparedRun]] = {}
         for run in self.runs:
