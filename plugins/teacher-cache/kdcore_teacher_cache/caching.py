@@ -254,7 +254,7 @@ class SignalRecorder:
             samples = np.arange(first, min(stop, first + self._batch_size), dtype=np.int64)
             batch, signals = self._run(split, samples, copy)
             checksums.append(input_checksums(batch))
-            for level in {column.level for column in rows.columns}:
+            for level in sorted({column.level for column in rows.columns}):  # the order of columns in the file
                 counts.setdefault(level, []).append(counts_of(batch, level))
             key = [first, copy, _SPLITS.index(split), 0]
             generator = np.random.Generator(np.random.Philox(key=_SAMPLING_STREAM, counter=key))

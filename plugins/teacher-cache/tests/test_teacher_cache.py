@@ -180,3 +180,13 @@ def test_a_cached_run_loads_no_weights_of_the_teacher(project: Path, monkeypatch
     monkeypatch.setattr(kdcore.TransformersModel, "load_teacher", refuse)
     encoder = plan.load_teachers()["teacher"]
     assert list(encoder.parameters()) == list(encoder.buffers()) == []
+
+
+def test_two_processes_write_the_bytes_of_one(project: Path) -> None:
+    command = ["teacher", "cache", "recipe.yaml", "parallel", "--processes", "2"]
+    subprocess.run([sys.executable, "-m", "kdcore", *command], check=True, capture_output=True)
+    contents = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (project / "cache", project / "parallel")
+    ]
+    assert contents[0] == contents[1]
