@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -19,7 +20,9 @@ def suppress_output() -> Iterator[None]:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
+    kept, disabled = [os.dup(1), os.dup(2)], logging.root.manager.disable
+    if "ipykernel" in sys.modules:  # in a notebook loggers do not write to these descriptors
+        logging.disable(logging.WARNING)
     with tempfile.TemporaryFile() as buffer:
         os.dup2(buffer.fileno(), 1)
         os.dup2(buffer.fileno(), 2)
@@ -32,6 +35,7 @@ def suppress_output() -> Iterator[None]:
             failed = True
             raise
         finally:
+            logging.disable(disabled)
             sys.stdout.flush()
             sys.stderr.flush()
             for number, original in zip((1, 2), kept, strict=True):
