@@ -27,8 +27,8 @@ def plugin_faults(component: object = None, key: str | None = None) -> Iterator[
     """Turn an exception of a component's code into an error that names component, package and line.
 
     Without a component, or with one of kdcore itself, only exceptions with a plugin's code in their traceback are
-    turned, and no OSError. Errors of kdcore, closed pipes, full disks, exhausted memory and faults of devices and
-    process groups stay what they are.
+    turned, and no OSError. Errors of kdcore, closed pipes, full disks, too long paths, exhausted memory and faults of
+    devices and process groups stay what they are.
 
     Args:
         component: an instance or the class of the component whose code runs inside.
@@ -71,7 +71,7 @@ def plugin_faults(component: object = None, key: str | None = None) -> Iterator[
 
 def _is_of_the_machine(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno in DISK_ERRORS
+        return error.errno in {*DISK_ERRORS, errno.ENAMETOOLONG}  # commands report these
     names = {cls.__name__ for cls in type(error).__mro__}
     return bool(names & _MACHINE_ERRORS) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in _MACHINE_WORDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import textwrap
@@ -53,6 +54,9 @@ def _guarded(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"error: {error.filename}: the path is too long", file=sys.stderr)
+            return EXIT_INPUT
         if error.errno not in DISK_ERRORS:
             raise
         print(f"error: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)

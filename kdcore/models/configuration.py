@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -72,9 +73,9 @@ def describe(config: PreTrainedConfig, architecture: Architecture) -> ModelInfo:
 
 
 def saved_heads(config: PreTrainedConfig, architecture: Architecture) -> list[Head]:
-    """Return the heads that a model with this configuration was saved with."""
+    """Return the heads that a model with this configuration was saved with; labels are in Unicode normal form C."""
     names = config.architectures or ()
-    labels = [config.id2label[index] for index in sorted(config.id2label)]
+    labels = [normalize("NFC", config.id2label[index]) for index in sorted(config.id2label)]
     named = labels if len(labels) > 1 and not all(_UNNAMED.fullmatch(label) for label in labels) else []
     heads = []
     if any(name in architecture.lm_head_classes for name in names):

@@ -135,3 +135,9 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert done.stdout.startswith("{")
     assert done.stderr == ""
     assert done.returncode in (0, 141)
+
+
+@pytest.mark.parametrize("arguments", [["summary"], ["compare"], ["runs", "show"]])
+def test_a_too_long_path_is_a_users_mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "x" * 300]) == 2
+    assert "Traceback" not in capsys.readouterr().err

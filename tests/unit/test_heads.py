@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -112,6 +113,15 @@ def test_outputs_for_tokens_are_transformers_own(
         read = again.eval()(batch, TOKENS).outputs("token_classes")
     torch.testing.assert_close(read, token_logits(tmp_path, batch), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(read, found, atol=1e-3)
+
+
+def test_labels_of_a_folder_are_in_normal_form_c(saved_model: Callable[..., Path]) -> None:
+    folder = saved_model("bert", AutoModelForSequenceClassification)
+    path = folder / "config.json"
+    content = {**json.loads(path.read_text()), "id2label": {"0": "e\u0301", "1": "b"}}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    (head,) = model("teacher", path=str(folder)).info.heads
+    assert head.labels == ("\u00e9", "b")
 
 
 def test_a_multi_label_head_is_exported_as_such(saved_model: Callable[..., Path], tmp_path: Path) -> None:

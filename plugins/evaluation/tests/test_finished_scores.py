@@ -7,11 +7,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow
 import pytest
+from kdcore_evaluation.run.evaluated_models import find_models
+from kdcore_evaluation.run.finished_scores import predictions_in
 from kdcore_evaluation.run.item_scores import StoredPredictions, ratio_values
+from kdcore_supervised import LabelledData
 from pyarrow import parquet
 from safetensors.numpy import save_file
 from scipy import stats
@@ -274,6 +278,40 @@ def test_values_of_texts_are_their_influence_on_the_score(tmp_path: Path, metric
     assert found.values.std() == pytest.approx(((whole - without) * (count - 1)).std(), rel=0.03)
     assert stored.item_scores("matthews", whole) is None
     assert stored.item_scores("accuracy", whole + 0.01) is None, "a file of another score is not used"
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_labels_of_either_normal_form_are_equal(tmp_path: Path, several: bool) -> None:
+    """Runs of 0.1 have stored the classes as their recipes spell them."""
+    classes = ["précis", "fâché"]
+    data = {"train": "t.jsonl", "text": "t", "label": "l", "labels": [normalize("NFD", one) for one in classes]}
+    labelled = LabelledData.model_validate({**data, "multi_label": several})
+    found = []
+    for form in ("NFC", "NFD"):
+        run = tmp_path / form
+        names = [normalize(form, one) for one in [*classes, *classes[:1] * 2]]
+        column = [[name] for name in names] if several else names
+        outputs = [[1.0, -1.0]] * 4
+        predicted = [names[:1]] * 4 if several else names[:1] * 4
+        columns = {"id": list("abcd"), "label": column, "prediction": predicted, "outputs": outputs}
+        write_run(run, "", "", "", 0, 2, {"test": columns})
+        predictions = predictions_in(run, labelled, "f1_micro" if several else "accuracy")
+        assert predictions is not None
+        measured, *_ = predictions.measurements("x")
+        assert measured.value == predictions.constant()[1][0].value == 0.75
+        stored = StoredPredictions(run / "predictions" / "test.parquet", labelled.classes, spans=False)
+        scores = stored.item_scores(predictions.metric, 0.75)
+        assert scores is not None
+        found.append((predictions.texts, scores.texts, scores.values.mean()))
+    assert found[0] == found[1]
+
+
+def test_the_classes_of_a_model_are_in_normal_form(tmp_path: Path) -> None:
+    content = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "e\u0301", "1": "b"}}
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    (model, *_) = find_models([str(tmp_path)], None, (), print)
+    assert model.classes() == ("\u00e9", "b")
 
 
 def test_a_ratio_without_a_whole_is_zero() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from kdcore_preparation import DataRecipe, input_files, prepare
+from kdcore_preparation import DataRecipe, input_files, prepare, table_files
 from kdcore_preparation.readers.file_listing import InputFiles
 from kdcore_preparation.readers.json_lines import JsonLinesCorpus
 from kdcore_preparation.readers.parquet import ParquetCorpus
@@ -395,3 +395,21 @@ def test_files_that_spark_writes_beside_parquet_are_left_out_and_counted(tmp_pat
     (tmp_path / "part-0.parquet").unlink()
     with pytest.raises(DataError, match="contains only files such as _SUCCESS"):
         ParquetCorpus(ParquetCorpus.Config(path=str(tmp_path))).parts()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "x" * 300, "x" * 300 + "*", "x" * 300 + "/*.txt", "*/" + "x" * 300, "*" * 300, "a/" * 3000 + "*", "a\0b", "*\0",
+        "\ud800", "\ud800*", "", "[", "a/**/\0",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("find", [input_files, table_files])
+def test_impossible_paths_and_patterns_are_input_errors(
+    find: Callable[[str], object], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError):
+        find(path)
+    with pytest.raises(DataError):
+        find(f"{tmp_path}/{path or '*'}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 from kdcore import DataError, InputError, load_recipe, resolve_path, sha256_of_file
 from kdcore_evaluation.run.suite import Reference
@@ -73,12 +74,12 @@ class EvaluatedModel:
         return float(match[1]) if match else {_INITIAL: 0.0, "final": 1.0}.get(self.export or "")
 
     def classes(self) -> tuple[str, ...]:
-        """Return the classes of the model's classification head in order; empty without one."""
+        """Return the classes of the model's classification head in order, in normal form C; empty without one."""
         stated = self._stated()
         if self.role == "random" or not any("SequenceClass" in name for name in stated.get("architectures") or ()):
             return ()
         labels: dict[str, str] = stated.get("id2label") or {}
-        return tuple(labels[key] for key in sorted(labels, key=int))
+        return tuple(normalize("NFC", labels[key]) for key in sorted(labels, key=int))
 
     def config(self) -> dict[str, Any]:
         """Return the keys of config.json that define the architecture, to build it with random weights."""

@@ -16,7 +16,7 @@ from kdcore_supervised import LabelledData, TaggedData
 from pydantic import ValidationError
 
 from kdcore_evaluation.run.compared_runs import ComparedRun, short_name
-from kdcore_evaluation.run.item_scores import StoredPredictions, digest_of_texts
+from kdcore_evaluation.run.item_scores import StoredPredictions, digest_of_texts, with_composed_labels
 from kdcore_evaluation.run.results import PREDICTIONS
 from kdcore_evaluation.run.scores import Column, Measurement
 
@@ -117,7 +117,7 @@ def predictions_in(run: Path, data: LabelledData | TaggedData, metric: str) -> F
     try:
         export = json.loads((folder / _SCORES).read_text(encoding="utf-8"))["export"]
         for path in sorted(folder.glob("*.parquet")):
-            table = parquet.read_table(path)
+            table = with_composed_labels(parquet.read_table(path))
             if "label" in table.column_names and table.num_rows:
                 data.stored_scores(table)
                 tables[path.stem] = table

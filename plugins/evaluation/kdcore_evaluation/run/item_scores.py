@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from unicodedata import normalize
 
 import numpy as np
 from kdcore_supervised import SpanScores, spans_of
@@ -118,7 +119,7 @@ def _read(stored: StoredPredictions) -> _Predictions | None:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(stored.path, columns=["id", "label", "prediction"])
+        table = with_composed_labels(parquet.read_table(stored.path, columns=["id", "label", "prediction"]))
     except (OSError, pyarrow.ArrowException):
         return None
     labels, predicted = (table.column(name).to_pylist() for name in ("label", "prediction"))
@@ -140,6 +141,26 @@ def _read_values(stored: StoredValues, metric: str) -> ItemScores | None:
     except (OSError, KeyError, ValueError, TypeError, pyarrow.ArrowException):
         return None
     return ItemScores(texts, values) if len(values) else None
+
+
+def with_composed_labels(predictions: Table) -> Table:
+    """Return predictions whose classes or tags are in Unicode normal form C, as those of tasks are.
+
+    Classes in files of 0.1 are spelled as its recipes spell them.
+    """
+    import pyarrow
+
+    for name in {"label", "prediction"}.intersection(predictions.column_names):
+        column = predictions.column(name)
+        values = pyarrow.array([_composed(value) for value in column.to_pylist()], column.type)
+        predictions = predictions.set_column(predictions.column_names.index(name), name, values)
+    return predictions
+
+
+def _composed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_composed(one) for one in value]
+    return normalize("NFC", value) if isinstance(value, str) else value
 
 
 def digest_of_texts(predictions: Table) -> str:

@@ -38,12 +38,14 @@ def find_files(path: str) -> InputFiles:
     place = Path(path)
     try:
         status = os.stat(place)
+    except ValueError as error:
+        raise DataError("is not a path: it contains NUL or half of a surrogate pair", where=repr(path)) from error
     except OSError as error:
-        if not glob.has_magic(path) or place.is_symlink():
+        if not glob.has_magic(path) or os.path.islink(place):
             raise _unusable(place, error) from error
         fixed = _fixed_part(place)
         search = _Search(fixed)
-        if fixed.is_dir():
+        if os.path.isdir(fixed):
             search.match(fixed, place.parts[len(fixed.parts) :])
         what = "no file matches the pattern"
     else:
