@@ -52,6 +52,17 @@ def lost_characters(tokenizer: Any, text: str) -> int:
     return sum(end - start for token, (start, end) in spans if token == tokenizer.unk_token_id)
 
 
+def test_unknown_characters_of_mixtures_with_ideographs_are_counted() -> None:
+    choice = random.Random(1)
+    tokenizer = wordpiece(["a", "##b", "b", "人", "中", ".", "。", "の", "##の", "1"])
+    alphabet = "ab .,。！人中们龘ß\u0e01\u0301 \n\u3000１ＡのアZ😀한\U00020000\u3007"
+    texts = ["".join(choice.choices(alphabet, k=choice.randrange(40))) for _ in range(1000)]
+    encoder = TextEncoder(tokenizer)
+    found = encoder.encode(texts).unknown_characters
+    assert found.tolist() == [lost_characters(tokenizer, text) for text in texts]
+    assert not encoder._unknown_text.needs_offsets, "its words and ideographs are looked up"
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "whole words"])
 def test_the_characters_inside_unknown_tokens_are_counted(kind: str) -> None:
     choice = random.Random(0)

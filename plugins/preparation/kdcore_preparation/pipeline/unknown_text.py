@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,6 +18,11 @@ _LONGEST_WORD = 64
 _MUCH = 0.2
 _WHITE_SPACE = " \t\n "
 _THREE_WORDS = "a a\na"
+_IDEOGRAPH_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
+_IDEOGRAPHS = "".join(f"{chr(first)}-{chr(last)}" for first, last in _IDEOGRAPH_RANGES)
+_WORD = re.compile(r"\S+")
+_WORD_BETWEEN_IDEOGRAPHS = re.compile(rf"[^\s{_IDEOGRAPHS}]+")
+_THREE_WORDS_WITHOUT_SPACES = "a\u4ebaa"
 
 
 class _Counts(NamedTuple):
@@ -44,7 +51,8 @@ class UnknownText:
         self._backend = backend
         self._unknown = unknown
         self._words: dict[str, _Counts] = {}
-        self._separates_words = self._words_are_separate()
+        self._separates_words = self._separates(_THREE_WORDS) and not self._in(self._encode([_WHITE_SPACE])[0]).unknown
+        self._separates_ideographs = self._separates(_THREE_WORDS_WITHOUT_SPACES)
 
     def characters(
         self,
@@ -71,29 +79,41 @@ class UnknownText:
         elif places:
             again = places
             if self._separates_words:
-                words = [texts[place].split() for place in places]
-                known = self._known({word for each in words for word in each})
-                again = []
-                for place, each in zip(places, words, strict=True):
-                    counts = [known[word] for word in each]
-                    found[place] = sum(count.characters for count in counts)
-                    same = sum(count.tokens for count in counts) == tokens[place]
-                    if not same or sum(count.unknown for count in counts) != unknown[place]:
-                        again.append(place)
-                read = sum(map(len, known.keys() - self._words.keys()))
+                sums, read = self._sums_of_words([texts[place] for place in places])
+                found[places] = sums[:, 2]
+                same = (sums[:, 0] == tokens[places]) & (sums[:, 1] == unknown[places])
+                again = [place for place, right in zip(places, same.tolist(), strict=True) if not right]
             for place, encoding in zip(again, self._encode([texts[place] for place in again]), strict=True):
                 found[place] = self._in(encoding).characters
                 read += len(texts[place])
         self.needs_offsets = read > _MUCH * sum(map(len, texts))
         return found
 
-    def _words_are_separate(self) -> bool:
-        """Return whether tokens lie within words, and white space outside of unknown tokens."""
-        if self._backend.pre_tokenizer is None or self._in(self._encode([_WHITE_SPACE])[0]).unknown:
+    def _separates(self, three_words: str) -> bool:
+        """Return whether tokens lie within words such as these three."""
+        if self._backend.pre_tokenizer is None:
             return False
         normalizer = self._backend.normalizer
-        text = _THREE_WORDS if normalizer is None else normalizer.normalize_str(_THREE_WORDS)
-        return len(self._backend.pre_tokenizer.pre_tokenize_str(text)) >= _THREE_WORDS.count("a")
+        text = three_words if normalizer is None else normalizer.normalize_str(three_words)
+        return len(self._backend.pre_tokenizer.pre_tokenize_str(text)) >= 3
+
+    def _sums_of_words(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], int]:
+        """Return the sums of the counts of the words of each text (texts, 3), and the characters encoded for that."""
+        pattern = _WORD_BETWEEN_IDEOGRAPHS if self._separates_ideographs else _WORD
+        words = [pattern.findall(text) for text in texts]
+        points = _ideographs(texts) if self._separates_ideographs else np.empty(0, np.uint32)
+        distinct = np.flatnonzero(np.bincount(points)[1:]) + 1
+        known = self._known({*chain.from_iterable(words), *map(chr, distinct.tolist())})
+        numbers = {word: number for number, word in enumerate(known)}
+        counts = np.array(list(known.values()), np.int64).reshape(-1, 3)
+        found = _sums(
+            counts[np.fromiter(map(numbers.__getitem__, chain.from_iterable(words)), np.int64)], list(map(len, words))
+        )
+        if len(points):
+            of_points = np.zeros((int(points.max()) + 1, 3), np.int64)
+            of_points[distinct] = counts[[numbers[chr(point)] for point in distinct.tolist()]]
+            found += _sums(of_points[points], list(map(len, texts)))
+        return found, sum(map(len, known.keys() - self._words.keys()))
 
     def _known(self, words: set[str]) -> dict[str, _Counts]:
         """Return the counts of words, and keep those of short ones."""
@@ -112,3 +132,19 @@ class UnknownText:
         places = [place for place, token in enumerate(encoding.ids) if token == self._unknown]
         spans = [encoding.token_to_chars(place) for place in places]
         return _Counts(len(encoding), len(places), sum(span[1] - span[0] for span in spans if span is not None))
+
+
+def _ideographs(texts: Sequence[str]) -> NDArray[np.uint32]:
+    """Return the code point of each character of the concatenated texts, 0 for those that are no ideographs."""
+    points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    chosen = np.zeros(len(points), np.bool_)
+    for first, last in _IDEOGRAPH_RANGES:
+        chosen |= (points >= first) & (points <= last)
+    return np.where(chosen, points, np.uint32(0))
+
+
+def _sums(counts: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
+    """Return the sums of successive rows of counts, `sizes` of them each."""
+    ends = np.cumsum(sizes)
+    before = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, axis=0)])
+    return before[ends] - before[ends - sizes]
