@@ -147,4 +147,5 @@ def _sums(counts: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
     """Return the sums of successive rows of counts, `sizes` of them each."""
     ends = np.cumsum(sizes)
     before = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, axis=0)])
-    return before[ends] - before[ends - sizes]
+    sums: NDArray[np.int64] = before[ends] - before[ends - sizes]
+    return sums
