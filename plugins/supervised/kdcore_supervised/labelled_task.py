@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -53,6 +53,12 @@ def log_parts(parts: Sequence[NamedPart], report: Counter[str]) -> None:
     for what, count in report.items():
         if count:
             logger.info(f"labelled texts: {count:,} {what}")
+
+
+def warn_of_problems(name: str, problems: Iterable[str]) -> None:
+    """Warn of likely problems of a part."""
+    for problem in problems:
+        logger.warning(f"labelled texts: {name}: {problem}")
 
 
 def warn_of_overlap(name: str, texts: int, first: str | None) -> None:

@@ -25,6 +25,7 @@ from kdcore import (
 )
 from kdcore_supervised.data.glue import submission_rows
 from kdcore_supervised.data.labelled import LabelledData, LabelledTexts, overlap, read_labelled
+from kdcore_supervised.data.labelled_problems import problem_of_unknown_text, problems_of_part
 from kdcore_supervised.data.labelled_tokens import TokenizedTexts, tokenize
 from kdcore_supervised.labelled_task import (
     PARTS,
@@ -33,6 +34,7 @@ from kdcore_supervised.labelled_task import (
     no_labels,
     score_rows,
     warn_of_overlap,
+    warn_of_problems,
 )
 from kdcore_supervised.metrics import Metric, metrics_of, require_libraries
 
@@ -181,6 +183,10 @@ class SequenceClassification(LabelledTask):
             return [[classes[index] for index in np.flatnonzero(row)] for row in labels]
         return [classes[index] for index in labels]
 
+    def _comparable(self, labels: np.ndarray) -> list[Any]:
+        named: list[Any] = self._named(labels) if self.config.data.classes else labels.tolist()
+        return [tuple(one) if isinstance(one, list) else one for one in named]
+
     def _tokenized(self, parts: Sequence[LabelledTexts], name: str, report: Counter[str]) -> _Samples:
         own = [part for part in parts if part.name.startswith(name)]
         pair = range(len(self.config.data.columns))
@@ -207,6 +213,15 @@ class SequenceClassification(LabelledTask):
             logger.info(
                 f"labelled texts: {cut:,} are longer than {limit} tokens (task.data.max_length) and were truncated"
             )
+        classes = () if self.config.data.multi_label else self.config.data.classes
+        for part in parts:
+            texts_of_part = list(zip(*part.texts, strict=True))
+            labels = None if part.labels is None else self._comparable(part.labels)
+            warn_of_problems(
+                part.name, problems_of_part(texts_of_part, labels, classes, trained=part.name == PARTS["train"])
+            )
+        for split, samples in self._splits.items():
+            warn_of_problems(PARTS[split], problem_of_unknown_text(samples.tokens.unknown))
         for name in ("validation", "test"):
             texts, first, ids = overlap(parts, name)
             warn_of_overlap(name, texts, first)

@@ -24,6 +24,7 @@ from kdcore import (
     TaskOutputs,
     tokenizer_fingerprint,
 )
+from kdcore_supervised.data.labelled_problems import problem_of_unknown_text, problems_of_part
 from kdcore_supervised.data.labelled_tokens import TokenizedTexts
 from kdcore_supervised.data.tagged import TaggedData, TaggedPart, TaggedText, read_tagged
 from kdcore_supervised.data.word_windows import WordWindows, lost_spans, tokenize_words
@@ -34,6 +35,7 @@ from kdcore_supervised.labelled_task import (
     no_labels,
     score_rows,
     warn_of_overlap,
+    warn_of_problems,
 )
 from kdcore_supervised.span_metrics import SPAN_METRICS, SpanMetric, SpanScores
 from kdcore_supervised.tags import IGNORED, TaggedSpan, tags_of
@@ -227,6 +229,13 @@ class TokenClassification(LabelledTask):
         """Log the sizes of the parts, repairs, windows and overlap between parts."""
         log_parts(parts, report)
         trained = {text.clean for part in parts if part.name == "train" for text in part.texts}
+        for part in parts:
+            labelled = all(text.spans is not None for text in part.texts)
+            labels = [tuple(text.spans or ()) for text in part.texts] if labelled else None
+            cleaned = [text.clean for text in part.texts]
+            warn_of_problems(part.name, problems_of_part(cleaned, labels, (), trained=part.name == PARTS["train"]))
+        for split, held in self._splits.items():
+            warn_of_problems(PARTS[split], problem_of_unknown_text(held.windows.tokens.unknown))
         for part in parts:
             if part.name in ("validation", "test"):
                 shared = [text.clean for text in part.texts if text.clean in trained]

@@ -120,11 +120,33 @@ def test_texts_and_ids_of_validation_that_are_trained_on_are_told(
     held = write(tmp_path / "held.csv", "t0,label,name", [["two", "1", "x"], ["three", "0", "y"], ["two", "0", "z"]])
     with caplog.at_level(logging.WARNING, "kdcore"):
         make(train=train, validation=held, split=None, id="name")
-    messages = [record.getMessage() for record in caplog.records]
+    messages = [record.getMessage() for record in caplog.records if " also in " in record.getMessage()]
     assert messages == [
         "2 texts of `validation` are also in `train`, such as 'two'",
         "2 ids of `validation` are also in `train`",
     ]
+
+
+def test_problems_of_the_texts_are_reported_at_the_start(
+    make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = write(tmp_path / "train.csv", "t0,label", [*[["the of", "1"]] * 30, [" the of", "0"], ["and", "0"]])
+    held = write(tmp_path / "held.csv", "t0,label", [["龘龘 the", "1"], ["靐 of", "1"]])
+    with caplog.at_level(logging.WARNING, "kdcore"):
+        make(train=train, validation=held, split=None)
+    messages = [record.getMessage().removeprefix("labelled texts: ") for record in caplog.records]
+    assert messages == [
+        "train: 30 of 32 texts repeat another one",
+        "train: number of texts that occur with different labels: 1",
+        "validation: only 2 texts: results on so few are hardly reproducible",
+        "validation: all texts have the label '1'",
+        "validation: 37.5% of the characters are unknown to the tokenizer; was it trained on such text?",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "kdcore"):
+        make(labels=["0", "1", "2", "3"])
+    messages = [record.getMessage() for record in caplog.records]
+    assert "labelled texts: train: no text has the label 2, 3" in messages
 
 
 def test_predictions_are_stored_with_ids_labels_and_outputs(make: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -275,6 +276,20 @@ def test_labels_of_batches_and_their_counts(tmp_path: Path, tokenizer_folder: Pa
     assert (labels[64] == -100).all()
     every = of(tmp_path, tokenizer_folder, train=f"{data_folder}/train.conll", label_all_tokens=True)
     assert every.fingerprint != of(tmp_path, tokenizer_folder, train=f"{data_folder}/train.conll").fingerprint
+
+
+def test_problems_of_tagged_texts_are_reported(
+    tmp_path: Path, tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_conll(tmp_path / "train.conll", [(["Ann", "sleeps"], ["B-PER", "O"])] * 12)
+    write_conll(tmp_path / "held.conll", [(["龘", "sleeps"], ["O", "O"]), (["the", "of"], ["O", "O"])])
+    with caplog.at_level(logging.WARNING, "kdcore"):
+        of(tmp_path, tokenizer_folder, train="train.conll", validation="held.conll", labels=["PER"])
+    messages = [record.getMessage().removeprefix("labelled texts: ") for record in caplog.records]
+    assert "train: 11 of 12 texts repeat another one" in messages
+    assert "validation: only 2 texts: results on so few are hardly reproducible" in messages
+    assert "validation: no text has a label" in messages
+    assert any("validation: " in one and "unknown to the tokenizer" in one for one in messages)
 
 
 def test_scores_of_windows_and_the_baseline(tmp_path: Path, tokenizer_folder: Path, data_folder: Path) -> None:

@@ -26,6 +26,7 @@ class TokenizedTexts:
         types: (tokens,) 1 on tokens of the second text of a pair; None if the tokenizer does not mark them.
         pad_id: id that fills short sequences.
         cut: number of sequences that were truncated.
+        unknown: fraction of the characters other than white space that are inside [UNK].
     """
 
     tokens: NDArray[np.int32]
@@ -33,6 +34,7 @@ class TokenizedTexts:
     types: NDArray[np.uint8] | None
     pad_id: int
     cut: int
+    unknown: float = 0.0
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -92,7 +94,7 @@ def tokenize(
     tokens: list[NDArray[np.int32]] = []
     types: list[NDArray[np.uint8]] = []
     lengths: list[int] = []
-    cut = 0
+    cut = visible = lost = 0
     for start in range(0, len(records), _CHUNK):
         with tokenizer_threads(True):
             encodings = backend.encode_batch(records[start : start + _CHUNK])
@@ -101,6 +103,14 @@ def tokenize(
             types.append(np.array(encoding.type_ids, dtype=np.uint8))
             lengths.append(len(encoding.ids))
             cut += bool(encoding.overflowing)
+        for record, encoding in zip(records[start : start + _CHUNK], encodings, strict=True):
+            own = _encoded_texts((record,) if isinstance(record, str) else record, encoding)
+            visible += sum(map(visible_characters, own))
+            if tokenizer.unk_token_id in encoding.ids:
+                for place, token in enumerate(encoding.ids):
+                    sequence = encoding.token_to_sequence(place) if token == tokenizer.unk_token_id else None
+                    if sequence is not None:
+                        lost += visible_characters(own[sequence][slice(*encoding.offsets[place])])
     all_types = np.concatenate(types) if types else np.empty(0, np.uint8)
     return TokenizedTexts(
         np.concatenate(tokens) if tokens else np.empty(0, np.int32),
@@ -108,4 +118,22 @@ def tokenize(
         all_types if all_types.any() else None,
         int(tokenizer.pad_token_id),
         cut,
+        lost / max(1, visible),
     )
+
+
+def visible_characters(text: str) -> int:
+    """Return the number of characters other than white space."""
+    return sum(map(len, text.split()))
+
+
+def _encoded_texts(texts: Sequence[str], encoding: Any) -> list[str]:
+    """Return what an encoding holds of its texts, which may have been truncated."""
+    if not encoding.overflowing:
+        return list(texts)
+    ends = [0] * len(texts)
+    for place, (_, end) in enumerate(encoding.offsets):
+        sequence = encoding.token_to_sequence(place)
+        if sequence is not None:
+            ends[sequence] = max(ends[sequence], end)
+    return [text[:end] for text, end in zip(texts, ends, strict=True)]

@@ -13,7 +13,7 @@ from kdcore_preparation import clean_text, plain_backend, tokenizer_threads
 from numpy.typing import NDArray
 
 from kdcore import TaskOutputs
-from kdcore_supervised.data.labelled_tokens import TokenizedTexts
+from kdcore_supervised.data.labelled_tokens import TokenizedTexts, visible_characters
 from kdcore_supervised.data.tagged import TaggedText
 from kdcore_supervised.tags import IGNORED, TaggedSpan, TagScheme, spans_of, tags_of
 
@@ -128,7 +128,7 @@ def tokenize_words(
     word: list[NDArray[np.int64]] = []
     numbers: list[int] = []
     alignments: list[WordAlignment] = []
-    windowed = shortened = 0
+    windowed = shortened = visible = lost = 0
     for start in range(0, len(texts), _CHUNK):
         chunk = [_cleaned(text, report) for text in texts[start : start + _CHUNK]]
         with tokenizer_threads(True):
@@ -137,6 +137,9 @@ def tokenize_words(
             ids = np.array(encoding.ids, dtype=np.int32)
             offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
             of_token = _words_of(offsets, text)
+            visible += visible_characters(text.text)
+            for place in np.flatnonzero(ids == tokenizer.unk_token_id):
+                lost += visible_characters(text.text[slice(*offsets[place])])
             begins = of_token > np.maximum.accumulate(np.concatenate([[-1], of_token[:-1]]))[: len(ids)]
             kept = of_token[begins]
             alignments.append(WordAlignment(kept, _until(kept, of_token, offsets, text), len(text.bounds)))
@@ -155,6 +158,7 @@ def tokenize_words(
         None,
         int(tokenizer.pad_token_id),
         0,
+        lost / max(1, visible),
     )
     return WordWindows(
         tokens,
