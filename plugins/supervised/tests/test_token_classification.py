@@ -284,7 +284,13 @@ def test_problems_of_tagged_texts_are_reported(
     write_conll(tmp_path / "train.conll", [(["Ann", "sleeps"], ["B-PER", "O"])] * 12)
     write_conll(tmp_path / "held.conll", [(["龘", "sleeps"], ["O", "O"]), (["the", "of"], ["O", "O"])])
     with caplog.at_level(logging.WARNING, "kdcore"):
-        of(tmp_path, tokenizer_folder, train="train.conll", validation="held.conll", labels=["PER"])
+        of(
+            tmp_path,
+            tokenizer_folder,
+            train=str(tmp_path / "train.conll"),
+            validation=str(tmp_path / "held.conll"),
+            labels=["PER"],
+        )
     messages = [record.getMessage().removeprefix("labelled texts: ") for record in caplog.records]
     assert "train: 11 of 12 texts repeat another one" in messages
     assert "validation: only 2 texts: results on so few are hardly reproducible" in messages
