@@ -16,7 +16,7 @@ _MOVED = {
     "DataRecipe": ("kdcore_preparation", "kdcore-preparation"),
     "input_files": ("kdcore_preparation", "kdcore-preparation"),
     "open_input": ("kdcore_preparation", "kdcore-preparation"),
-    "slurm_queue": ("kdcore_launch.slurm", "kdcore-launch"),
+    "slurm_queue": ("kdcore_launch.slurm_queries", "kdcore-launch"),
 }
 # Names that have changed: old name -> new name.
 _RENAMED = {"MachineError": "InfrastructureError"}

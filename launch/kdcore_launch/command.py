@@ -10,7 +10,7 @@ from kdcore import Command, InputError, add_allow_imports, is_override
 
 if TYPE_CHECKING:
     from kdcore_launch.profile import Profile
-    from kdcore_launch.submission import Submission
+    from kdcore_launch.sbatch import Submission
 
 
 class LaunchCommand(Command):
@@ -67,7 +67,7 @@ class LaunchCommand(Command):
     def run(self, arguments: argparse.Namespace) -> int:
         """Prepare and submit the jobs."""
         from kdcore_launch.sending import prepare_submission, resume_submission, run_submission, send
-        from kdcore_launch.slurm import require_slurm
+        from kdcore_launch.slurm_queries import require_slurm
 
         _check_options(arguments)
         words: list[str] = arguments.words

@@ -30,7 +30,7 @@ from kdcore import (
     TrainingError,
     run_status,
 )
-from kdcore_launch import history, slurm
+from kdcore_launch import history, slurm_queries
 from kdcore_launch.ports import free_port
 from kdcore_launch.profile import Profile
 
@@ -219,10 +219,10 @@ class _SlurmStart:
         if not again:
             self._note_end(code, requeued=False)
             return
-        info = slurm.job_info(self.number)
+        info = slurm_queries.job_info(self.number)
         if info is not None and info.state != "RUNNING":
             time.sleep(_SETTLE_SECONDS)
-            info = slurm.job_info(self.number)
+            info = slurm_queries.job_info(self.number)
         if info is not None and info.restarts != self.restart:
             # SLURM has requeued the job. After a lost node, the next start may already be running elsewhere, so do
             # not change its state here.
@@ -237,7 +237,7 @@ class _SlurmStart:
         self._note_end(code, requeued=True)
         self._log(f"exit code {code}; requeueing the job, which resumes from its newest checkpoint")
         try:
-            slurm.requeue(self.number)
+            slurm_queries.requeue(self.number)
         except InfrastructureError:
             self._note_end(code, requeued=False)
             raise

@@ -11,11 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdcore import InputError, KdcoreError, SweepCell, load_recipe, make_sweep, read_axes, run_status
-from kdcore_launch import history, slurm
+from kdcore_launch import history, slurm_queries
 from kdcore_launch.job import Job
 from kdcore_launch.profile import Profile
-from kdcore_launch.snapshot import copy_code, copy_data_recipe, copy_recipe
-from kdcore_launch.submission import (
+from kdcore_launch.sbatch import (
     COMMENT,
     Submission,
     log_of,
@@ -26,6 +25,7 @@ from kdcore_launch.submission import (
     submit,
     submit_here,
 )
+from kdcore_launch.snapshot import copy_code, copy_data_recipe, copy_recipe
 from kdcore_launch.waiting import wait_for
 
 _JOB_ID = re.compile(r"\d+(_\d+)?")
@@ -134,7 +134,7 @@ def resume_submission(target: str, profile: Profile | None) -> Submission | None
             raise InputError("the folder has no submission", where=target, hint=hint)
         folder = _folder_of_job(target)
     submission = read_submission(folder)
-    queue = slurm.slurm_queue()
+    queue = slurm_queries.slurm_queue()
     left = []
     for job in submission.jobs:
         status = run_status(job.folder, queue)
@@ -205,7 +205,7 @@ def _sweep_folder(cells: Sequence[SweepCell], run_name: str, name: str | None) -
 
 def _refuse_queued(folders: Sequence[Path]) -> None:
     """Reject run folders with a queued job, because two jobs cannot write to one run folder."""
-    queue = slurm.slurm_queue() or {}
+    queue = slurm_queries.slurm_queue() or {}
     for folder in folders:
         job = history.latest_job(folder)
         if job in queue:
@@ -242,7 +242,7 @@ def _discard(submission: Submission) -> None:
 
 
 def _folder_of_job(job: str) -> Path:
-    info = slurm.job_info(job)
+    info = slurm_queries.job_info(job)
     if info is None:
         hint = "SLURM removes jobs some minutes after their end; give the folder of the sweep or run instead"
         raise InputError(f"job {job} does not exist in SLURM", where="--resume", hint=hint)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdcore import EXIT_INTERRUPTED, InfrastructureError, InputError, KdcoreError, read_history
-from kdcore_launch import slurm
+from kdcore_launch import slurm_queries
 
 # Reported by slurmstepd if it could not open the files of the script or change to its folder.
 _NO_FILES = 53
@@ -51,7 +51,7 @@ def _noted_code(job: str, folder: Path) -> int | None:
 
 
 def _is_over(job: str) -> bool:
-    info = slurm.job_info(job)
+    info = slurm_queries.job_info(job)
     return info is None or info.is_over
 
 
@@ -66,7 +66,7 @@ def _is_over_here(job: str) -> bool:
 def _explain(job: str, folder: Path, *, local: bool) -> int:
     """Raise an error for a job that ended without recording an exit code."""
     error: KdcoreError
-    info = None if local else slurm.job_info(job)  # a process id may equal the id of an unrelated job
+    info = None if local else slurm_queries.job_info(job)  # a process id may equal the id of an unrelated job
     started = any(event["event"] == "start" and event.get("job") == job for event in read_history(folder))
     if info is not None and info.signal == _NO_FILES and not started:
         error = InputError(

@@ -308,9 +308,9 @@ def test_runs_list_reads_the_queue_of_slurm(slurm, project, kdcore, write_histor
 
 
 def test_the_queue_is_available_under_its_old_name():
-    import kdcore_launch.slurm
+    import kdcore_launch.slurm_queries
 
     import kdcore
 
     with pytest.warns(DeprecationWarning, match=r"use `kdcore_launch\.slurm\.slurm_queue`"):
-        assert kdcore.slurm_queue is kdcore_launch.slurm.slurm_queue
+        assert kdcore.slurm_queue is kdcore_launch.slurm_queries.slurm_queue

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kdcore_launch.job import Job
 from kdcore_launch.profile import Profile
-from kdcore_launch.submission import Submission
+from kdcore_launch.sbatch import Submission
 
 from kdcore import InputError
 from kdcore.commands.main import main

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from kdcore import InfrastructureError, InputError, atomic_write
-from kdcore_launch import history, slurm
+from kdcore_launch import history, slurm_queries
 from kdcore_launch.job import Job
 from kdcore_launch.profile import Profile
 
@@ -234,7 +234,9 @@ def _refusal(words: str) -> InputError | InfrastructureError:
     for key, pattern in known.items():
         if re.search(pattern, words, re.IGNORECASE):
             hint = f"set `{key}` in the profile, or `profile.{key}=NAME`"
-            return InputError(f"sbatch rejected the job: {words}", key=key, allowed=slurm.offered(key), hint=hint)
+            return InputError(
+                f"sbatch rejected the job: {words}", key=key, allowed=slurm_queries.offered(key), hint=hint
+            )
     if re.search(r"unable to contact|connection refused|timed out", words, re.IGNORECASE):
         return InfrastructureError(f"SLURM does not respond: {words}")
     hint = "change the profile; `--dry-run` prints the resulting sbatch script"
