@@ -363,6 +363,11 @@ class Embeddings(Task):
             None if self._theirs is None else self._theirs[split].rows(self._rows(samples)[:: self.config.data.width])
         )
 
+    def texts(self, split: Split, samples: np.ndarray) -> list[str] | None:
+        """Return the texts of samples, without prompts; None for groups."""
+        part = self.parts[split]
+        return [part.texts[sample] for sample in samples] if part.width == 1 else None
+
     def save_tokenizer(self, folder: Path) -> None:
         """Write the student's tokenizer; it encodes special tokens in a text as text, as in training."""
         tokenizer = self.student_tokenizer.tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,3 +167,33 @@ def test_losses_on_scores_refuse_groups_without_negatives(loss: type[MarginMSELo
     own = outputs(vectors(4))
     with pytest.raises(InputError, match="compares the documents of a query, but groups have a single one"):
         compute_loss(loss, student=own, teacher=own, columns={"group_texts": numbered_groups(4, 2)})
+
+
+COUPLED = [
+    (SimilarityLoss, {"temperature": 0.3, "dimensions": [3]}),
+    (InfoNCELoss, {"temperature": 0.3, "dimensions": [3]}),
+    (MarginMSELoss, {"similarity": "cosine"}),
+    (ListwiseKLLoss, {"temperature": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("loss", "config"), COUPLED)
+def test_gradients_of_losses_on_batches_and_groups(loss: Any, config: dict[str, Any]) -> None:
+    made = loss(loss.Config(name="l", label="l", **config), MODEL, MODEL).double()
+    columns = {"group_texts": torch.from_numpy(numbered_groups(6, 3))}
+    batch: Any = SimpleNamespace(columns=columns, num_sequences=6)
+
+    def value(own: torch.Tensor) -> torch.Tensor:
+        signals = [SimpleNamespace(outputs=lambda name, one=one: one) for one in (own, theirs)]
+        (term,) = made(*signals, batch).values()
+        return term
+
+    theirs = torch.from_numpy(vectors(6, seed=1))
+    own = torch.from_numpy(vectors(6)).requires_grad_()
+    assert torch.autograd.gradcheck(value, (own,))
+    for dtype in (torch.float16, torch.bfloat16):
+        theirs = torch.from_numpy(vectors(6, seed=1)).to(dtype)
+        rounded = own.detach().to(dtype)
+        half = value(rounded)
+        theirs = theirs.float()
+        torch.testing.assert_close(half, value(rounded.float()), rtol=1e-5, atol=1e-7)

@@ -56,6 +56,7 @@ def test_each_model_receives_its_own_tokens(
     assert not same.separate_views
     assert same.batch("train", np.arange(4), np.zeros(4, int)).teacher is None
     texts = same.parts["train"].texts
+    assert same.texts("train", np.array([5, 2])) == [texts[5], texts[2]]
     assert set(texts) | set(same.parts["held_out"].texts) == set(some_texts)
     task = make(prompts={"document": "and "}, teacher_prompts={"document": "student of "}, teacher_max_length=30)
     batch = task.batch("train", np.arange(9), np.zeros(9, int))

@@ -200,3 +200,26 @@ def test_coupled_losses_over_two_processes_and_several_micro_batches_are_those_o
                 weights[name], weight, rtol=0, atol=2e-5, msg=lambda text, name=name: name + text
             )
     assert json.loads((whole / "predictions/scores.json").read_text())["scores"]["ndcg_at_10"] > 0
+
+
+def test_a_teacher_of_vectors_gives_each_text_its_vector(
+    folder: Path, teacher_folder: Path, some_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    vectors = np.random.default_rng(0).standard_normal((70, 12)).astype(np.float32)
+    rows = [
+        {"id": str(number), "text": text, "vector": vectors[number].tolist()} for number, text in enumerate(some_texts)
+    ]
+    (folder / "vectors.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = write_recipe(folder, teacher_folder, "vectors.yaml")
+    teacher = ["teacher={name: vectors, path: vectors.jsonl}", f"student.initialize.from={teacher_folder}"]
+    plan = make_plan(load_recipe(recipe, teacher))
+    task: Any = plan.task
+    assert task.config.dimension == 12
+    encoder = plan.teachers["teacher"]
+    encoder.check_task(task, {split: Signals.head("embedding") for split in ("train", "held_out")})
+    samples = np.array([3, 0, 7])
+    batch = task.draw("train", samples, samples)
+    found = encoder.load_teacher(Signals.head("embedding"))(batch, Signals.head("embedding")).outputs("embedding")
+    expected = [vectors[some_texts.index(task.parts["train"].texts[sample])] for sample in samples]
+    np.testing.assert_array_equal(found.numpy(), expected)
