@@ -307,7 +307,7 @@ class Embeddings(Task):
         teacher = replace(self._theirs[split].batch(rows), columns=columns, units=theirs)
         return replace(batch, units=own, teacher=teacher)
 
-    def draw(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+    def draw(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float = 1.0) -> Batch:
         """Return a batch with split, numbers of texts and epochs on the host."""
         width = self.config.data.width
         return self.batch(split, samples, epochs).of_samples(split, self._rows(samples), np.repeat(epochs, width))
