@@ -312,5 +312,5 @@ def test_the_queue_is_available_under_its_old_name():
 
     import kdcore
 
-    with pytest.warns(DeprecationWarning, match=r"use `kdcore_launch\.slurm\.slurm_queue`"):
+    with pytest.warns(DeprecationWarning, match=r"use `kdcore_launch\.slurm_queries\.slurm_queue`"):
         assert kdcore.slurm_queue is kdcore_launch.slurm_queries.slurm_queue
