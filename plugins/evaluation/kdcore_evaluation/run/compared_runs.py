@@ -50,10 +50,10 @@ class ComparedRun:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Names of the losses without their packages, which stored recipes state, each once."""
+        """Short names of the losses, each once."""
         losses: dict[str, dict[str, Any]] = self.recipe["losses"]
         names = (str(section.get("name", label)) for label, section in losses.items())
-        return tuple(dict.fromkeys(name.rpartition(":")[2] for name in names))
+        return tuple(dict.fromkeys(short_name("kdcore.losses", name) for name in names))
 
     def label(self, key: str) -> str | None:
         """Return the printable value of a key of `--by` or `--over`; None if the run has no such key."""
