@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,11 @@ def side_of(workload: Workload, described: Model, frozen: FrozenTeachers) -> tup
 
     optimizer = optimizers.get("adamw")
     built = optimizer(optimizer.Config(lr=1e-4)).build([{"params": list(module.parameters()), "weight_decay": 0.01}])
-    return Side(compute, {}, built, module), requests
+    return Side(compute, {}, built, module, ()), requests
 
 
 def measure(objective: str, sequences: int, repeats: int, small: bool) -> dict[str, Any]:
-    """Time both sides and the reading alone."""
+    """Time both sides, reading and caching; `four_runs` are those of one epoch, caching included, against live ones."""
     workload = Workload(objective, small)
     task = RandomTexts(2 * sequences, workload.config.vocab_size)
     model = TransformersModel(TransformersModel.Config(path=str(workload.teacher_folder)), "teacher", None)
@@ -128,7 +129,7 @@ def measure(objective: str, sequences: int, repeats: int, small: bool) -> dict[s
         folder = Path(name, "cache")
         recorder = SignalRecorder(task, teacher, batch_size=sequences)
         cache_signals(recorder, folder, progress=lambda done, total: None)
-        del recorder
+        again = (Path(name, str(number)) for number in count())
         stored = CachedTeacher(CachedTeacher.Config(cache=str(folder)), TEACHER, None)
         encoder = stored.load_teacher(request)
         live, _ = side_of(workload, model, FrozenTeachers({TEACHER: model.load_teacher(request)}, {}))
@@ -140,16 +141,20 @@ def measure(objective: str, sequences: int, repeats: int, small: bool) -> dict[s
             "live": lambda: [live.step(batch) for batch in batches],
             "cached": lambda: [cached.step(batch) for batch in batches],
             "reading": lambda: [encoder(batch, request) for batch in batches],
+            "caching": lambda: cache_signals(recorder, next(again), progress=lambda done, total: None),
         }
         timings = interleaved(variants, repeats)
         found, low, high = ratio(timings, "live", "cached")
+        seconds = {side: timing.median for side, timing in timings.items()}
         size = sum(path.stat().st_size for path in folder.glob("*.arrow"))
     return {
         "objective": objective,
-        "live_seconds": round(timings["live"].median / 2, 3),
-        "cached_seconds": round(timings["cached"].median / 2, 3),
+        "live_seconds": round(seconds["live"] / 2, 3),
+        "cached_seconds": round(seconds["cached"] / 2, 3),
         "ratio": [round(one, 3) for one in (found, low, high)],
-        "reading_share": round(timings["reading"].median / timings["cached"].median, 4),
+        "reading_share": round(seconds["reading"] / seconds["cached"], 4),
+        "caching_seconds": round(seconds["caching"] / 2, 3),
+        "four_runs": round((4 * seconds["cached"] + seconds["caching"]) / (4 * seconds["live"]), 3),
         "bytes_per_token": round(size / sum(batch.num_tokens for batch in batches)),
         "losses": "bit-equal",
     }
