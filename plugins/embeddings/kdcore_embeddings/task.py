@@ -291,10 +291,6 @@ class Embeddings(Task):
         width = self.config.data.width
         return (np.asarray(samples, dtype=np.int64)[:, None] * width + np.arange(width)).reshape(-1)
 
-    def texts(self, split: Split, samples: np.ndarray) -> list[str] | None:
-        """Return texts as they were read, without prompts; None for groups."""
-        return [self.parts[split].texts[one] for one in samples.tolist()] if self.config.data.width == 1 else None
-
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
         """Return these texts, equal in every epoch; of groups all texts, group by group."""
         rows, part = self._rows(samples), self.parts[split]
