@@ -284,6 +284,8 @@ def test_namespaces_of_files_and_categories_are_known_in_the_wikis_language(tmp_
         ("See <nowiki>http://x.org/?a:b</nowiki>, '<nowiki/>''b''", ["See http://x.org/?a:b, 'b"]),
         ("{{lang|en|<nowiki>[[File:x.jpg]]</nowiki>}} {{gone|<nowiki>}}</nowiki>}}e", ["[[File:x.jpg]] e"]),
         ("The tag &lt;ref&gt; and &#91;&#91;x&#93;&#93;, &#39;&#39;y&#39;&#39;", ["The tag <ref> and [[x]], ''y''"]),
+        ("<div><p>a</div>b <li>c </u>d<hr/>", ["a", "b c d"]),
+        ("a<b and c>d, p < i, &lt;p&gt;", ["a<b and c>d, p < i, <p>"]),
         ("&#124; a\n&#33; b\n|-\n| c", ["| a ! b"]),
     ],
 )

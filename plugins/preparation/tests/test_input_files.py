@@ -413,3 +413,19 @@ def test_impossible_paths_and_patterns_are_input_errors(
         find(path)
     with pytest.raises(DataError):
         find(f"{tmp_path}/{path or '*'}")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("reader", [TextCorpus, JsonLinesCorpus])
+def test_utf16_without_a_byte_order_mark_is_refused(reader: Any, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes('{"text": 1}\n'.encode(encoding))
+    with pytest.raises(DataError, match="is UTF-16 text"):
+        list(reader(reader.Config(path=str(tmp_path / "a.txt"))).documents())
+
+
+def test_a_small_file_that_is_compressed_twice_is_binary(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(gzip.compress(b"two\n")))
+    (tmp_path / "b.txt").write_bytes(b"one\n")
+    corpus = TextCorpus(TextCorpus.Config(path=str(tmp_path)))
+    assert [document.text for document in corpus.documents()] == ["one"]
+    assert corpus.report["binary files skipped"] == 1

@@ -237,24 +237,37 @@ def test_unknown_text_is_measured_in_characters(tmp_path: Path, tokenizer_folder
     assert f"{lost / visible:.3%} of the characters unknown" in shown
 
 
+FORTUNES = Path("/usr/share/games/fortunes")
+# A file or folder of each of Debian's packages of fortunes, by language.
+LANGUAGES = {
+    "bg": "bg", "brasil": "pt", "cs": "cs", "de": "de", "eo": "eo", "es": "es", "fortunes": "en", "ga": "ga",
+    "it": "it", "pl": "pl", "ru": "ru", "tang300": "zh",
+}  # fmt: skip
+
+
 def fortunes() -> list[Path]:
     """The texts of Debian's packages of fortunes that are installed, in up to a dozen languages."""
-    found = sorted(Path("/usr/share/games/fortunes").rglob("*"))
+    found = sorted(FORTUNES.rglob("*"))
     return [path for path in found if path.is_file() and not path.is_symlink() and path.suffix != ".dat"]
 
 
 def test_the_characters_of_fortunes_in_many_languages_are_accounted_for(tmp_path: Path) -> None:
     """Texts in the encodings and with the control characters that people have left in them."""
     paths = fortunes()
-    if not paths:
-        pytest.skip("needs Debian's packages fortunes, fortunes-de, fortunes-ru, ...")
+    languages = {language for name, language in LANGUAGES.items() if (FORTUNES / name).exists()}
+    if len(languages) < 10:
+        pytest.skip(f"needs Debian's packages fortunes, fortunes-de, ... in ten languages (found {sorted(languages)})")
     for number, path in enumerate(paths):
         (tmp_path / f"{number}-{path.name}").write_bytes(path.read_bytes())
     corpus = BooksCorpus(BooksCorpus.Config(path=str(tmp_path)))
     yielded = 0
+    of_language: Counter[str] = Counter()
     for document in corpus.documents():
         yielded += len(document.text)
+        relative = paths[int(document.id.partition("-")[0])].relative_to(FORTUNES)
+        of_language[LANGUAGES.get(relative.parts[0], "other")] += len(document.text)
         assert corpus.characters.imbalances() == [], document.id
+    assert of_language.keys() - {"other"} == languages
     stages = corpus.characters
     assert stages["clean"].passed == yielded
     contents = [path.read_bytes() for path in paths]

@@ -252,11 +252,14 @@ class BadRecords:
 
 
 def looks_binary(head: bytes) -> bool:
-    """Return whether a file is binary: a tenth of compressed or executable data is control characters."""
+    """Return whether a file is binary: a tenth of compressed or executable data is control characters.
+
+    The few bytes of a small compressed file are recognised by the first two.
+    """
     if head.startswith(UTF16_MARKS):
         return False  # readers of UTF-8 report UTF-16 themselves
     controls = len(head) - len(head.translate(None, _CONTROL))
-    return controls > max(16, len(head) // 33) or head.startswith(b"%PDF-")
+    return controls > max(16, len(head) // 33) or head.startswith((b"%PDF-", b"\x1f\x8b"))
 
 
 def head_of(stream: IO[bytes]) -> bytes:
@@ -290,8 +293,7 @@ def _cut(line: bytes) -> int:
 
 
 def _without_byte_order_mark(line: bytes, path: Path, characters: CharacterStage | None) -> bytes:
-    if line.startswith(UTF16_MARKS):
-        refuse_utf16(line, str(path))
+    refuse_utf16(line, str(path))
     if not line.startswith(_BYTE_ORDER_MARK):
         return line
     if characters is not None:

@@ -74,7 +74,9 @@ _SURE_ROW = re.compile(
 )
 _INTERWIKI = re.compile(r"^[a-z]{2,3}(?:-[a-z-]+)?:(?=\S)|^simple:")
 _LEFT_TAGS = (
-    r"</?(?:ref|math|gallery|table|tr|td|th|div|span|blockquote|center|small|big|font|poem|nowiki|sup|sub|br)\b[^<>]*>?"
+    r"</?(?:ref|math|gallery|table|tr|td|th|div|span|blockquote|center|small|big|font|poem|nowiki|sup|sub|br)\b[^<>]*>?|"
+    r"</?(?:[bipsuq]|li|ul|ol|dl|dt|dd|h[1-6r]|em|strong|code|tt|cite|abbr|del|ins|strike|var|kbd|samp|dfn|mark|time|"
+    r"ruby|r[bpt]|wbr|bdi|caption|noinclude|onlyinclude|includeonly|section)(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>"
 )
 _LINE_BREAKS = "line breaks"
 # Reasons under which dropped parts are counted, by what they are called in the source.
