@@ -227,13 +227,13 @@ def stage(folder: Path) -> None:
     for page, place in pages():
         text = translated((ROOT / page).read_text(encoding="utf-8"), page, place)
         _write(folder / place, text)
+        for target in re.findall(r"\]\((?:\.\./)*files/([^)#]+)\)", text):
+            (folder / "files" / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / target, folder / "files" / target)
     for place, text in generated():
         _write(folder / place, text)
     for file in sorted(DOCS.glob("*.svg")):
         shutil.copy(file, folder)
-    for target in ("launch/offline/kdcore.def",):
-        (folder / "files" / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / target, folder / "files" / target)
 
 
 def _write(file: Path, text: str) -> None:
