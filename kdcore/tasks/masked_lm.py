@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("kdcore")
+
+_fraction: ContextVar[float] = ContextVar("fraction", default=1.0)
+"""Fraction of the budget for which this thread draws a batch; validation may draw another one meanwhile."""
 
 _MANY_UNKNOWN = 0.01
 _CHECKED_FOR_LONG_WORDS = 1000
@@ -200,10 +204,6 @@ class MaskedLM(Task):
         """Return the number of sequences, each counted by the weight of its corpus."""
         return self._samples[split].num_samples
 
-    def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
-        """Read, trim to the longest sequence, and mask with the last probability of a schedule."""
-        return self.batch_at(split, samples, epochs, 1.0)
-
     def scheduled(self, fraction: float) -> dict[str, float]:
         """Return the probability of masks, if it is a schedule."""
         masking = self.config.masking
@@ -212,7 +212,15 @@ class MaskedLM(Task):
         return {"mask_probability": value_at(masking.probability, fraction)}
 
     def batch_at(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float) -> Batch:
-        """Read, trim to the longest sequence, and mask."""
+        """Build the batch of `batch`, which packages may override, with the probability at a fraction of the budget."""
+        token = _fraction.set(fraction)
+        try:
+            return self.batch(split, samples, epochs)
+        finally:
+            _fraction.reset(token)
+
+    def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        """Read, trim to the longest sequence, and mask; outside of `batch_at` with the last probability."""
         numbers = self._samples[split].rows(np.asarray(samples, dtype=np.int64), epochs)
         rows, lengths = self._splits[split].rows(numbers)
         longest = int(lengths.max())
@@ -221,7 +229,7 @@ class MaskedLM(Task):
         if self._drawer is None:
             masked = stored_masks(tokens, self._splits[split].masks(numbers))
         else:
-            masked = self._drawer.draw(tokens, real, samples, epochs, SPLITS.index(split), fraction)
+            masked = self._drawer.draw(tokens, real, samples, epochs, SPLITS.index(split), _fraction.get())
         predicted = np.flatnonzero(masked.predicted)
         columns = {"sample_ids": torch.from_numpy(numbers)}
         units = teacher = None

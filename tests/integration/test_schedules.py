@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,27 @@ def test_a_scheduled_probability_masks_like_the_constant_one(small_recipe: Path)
     assert constant.draw("train", samples, epochs, 0.5).masked_index.equal(
         constant.batch("train", samples, epochs).masked_index
     )
+
+
+def test_a_task_that_overrides_batch_is_masked_by_the_schedule(small_recipe: Path) -> None:
+    from kdcore import Batch, load_recipe
+
+    class Marked(MaskedLM):
+        def batch(self, split: Any, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+            found = super().batch(split, samples, epochs)
+            return replace(found, columns={**found.columns, "mark": found.lengths})  # type: ignore[dict-item]
+
+    overrides = ["task.masking={probability: [[0, 0.4], [1, 0.1]]}"]
+    component = load_recipe(small_recipe, overrides).components().task
+    own, plain = (cls(component.config, 3, Path("cache")) for cls in (Marked, MaskedLM))
+    samples, epochs = np.arange(20), np.zeros(20, np.int64)
+    for fraction in (0.0, 0.5, 1.0):
+        batch = own.draw("train", samples, epochs, fraction)
+        assert "mark" in batch.columns
+        assert batch.masked_index.equal(plain.draw("train", samples, epochs, fraction).masked_index)
+    counts = [own.draw("train", samples, epochs, fraction).num_masked for fraction in (0.0, 0.5, 1.0)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[2]
 
 
 @pytest.mark.parametrize(
