@@ -62,12 +62,11 @@ from kdcore_teacher_cache.signal_columns import (
     require_finite,
     rows_of,
 )
-from kdcore_teacher_cache.stored_predictions import calibration_error
+from kdcore_teacher_cache.stored_predictions import SampleNumbers, calibration_error
 from kdcore_teacher_cache.stored_values import arrays_of, as_tensor, decode, encode
 
 SHARD_BYTES = 2**28
 _CALIBRATED = 1024
-_SAMPLING_STREAM = 16870
 _SPLITS: tuple[CachedSplit, ...] = ("train", "held_out")
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -135,7 +134,7 @@ class SignalRecorder:
         self._batch_size = batch_size
         self.model: Model = teacher.model.described
         self._device = own_device()
-        encoder = self.model.load_teacher(teacher.requests["held_out"])
+        encoder = self.model.load_teacher(teacher.requests["train"] | teacher.requests["held_out"])
         self._encoder: Encoder = encoder.eval().requires_grad_(False).to(self._device)
         if not encoder.keeps_precision:
             encoder.to(_PRECISIONS[precision])
@@ -215,7 +214,7 @@ class SignalRecorder:
         forms: tuple[PredictionForm, ...] = ("top_k", "random_sampling")
         for form in forms if 0 < kept < logits.shape[1] else ():
             column = SignalColumn(name=names[0], level="token", shape=(logits.shape[1],), form=form, kept=kept)
-            stored = encode(column, logits, self._values, np.random.default_rng(0))
+            stored = encode(column, logits, self._values, np.random.default_rng(0).random((len(logits), kept)))
             arrays = {key: as_tensor(array) for key, array in stored.items()}
             found[form] = calibration_error(logits.cpu(), decode(column, arrays, self._values))
         return found
@@ -256,12 +255,12 @@ class SignalRecorder:
             checksums.append(input_checksums(batch))
             for level in sorted({column.level for column in rows.columns}):  # the order of columns in the file
                 counts.setdefault(level, []).append(counts_of(batch, level))
-            key = [first, copy, _SPLITS.index(split), 0]
-            generator = np.random.Generator(np.random.Philox(key=_SAMPLING_STREAM, counter=key))
+            numbers = SampleNumbers(_SPLITS.index(split), copy, samples)
             for column in rows.columns:
-                values = rows_of(signals, column.name)
-                require_finite(values, column.name, counts[column.level][-1], samples, split)
-                for array, stored in encode(column, values, self._values, generator).items():
+                values, own = rows_of(signals, column.name), counts[column.level][-1]
+                require_finite(values, column.name, own, samples, split)
+                random = numbers.draw(own, column.kept) if column.form == "random_sampling" else None
+                for array, stored in encode(column, values, self._values, random).items():
                     parts.setdefault(array, []).append(stored)
         levels = {array.key: one.level for one in rows.columns for array in arrays_of(one, self._values)}
         write_shard(

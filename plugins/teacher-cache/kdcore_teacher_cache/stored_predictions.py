@@ -16,6 +16,7 @@ from torch import Tensor
 
 _ABSENT = -1e4
 """Logit of a token that was not drawn: its probability is 0, and 0 times its logarithm is not NaN."""
+_STREAM = 16870
 _BINS = np.concatenate([[0.0], np.logspace(-9, 0, 19), [np.inf]])
 
 
@@ -45,17 +46,42 @@ def from_largest(ids: Tensor, values: Tensor, vocab_size: int) -> Tensor:
     return rest.expand(-1, vocab_size).scatter(1, ids.long(), values[:, :kept])
 
 
-def drawn(logits: Tensor, count: int, generator: np.random.Generator) -> Tensor:
+def drawn(logits: Tensor, numbers: NDArray[np.float64]) -> Tensor:
     """Draw ids (M, K), with repetition, from the distribution of each row.
 
     Args:
         logits: (M, V).
-        count: K.
-        generator: source of random numbers.
+        numbers: (M, K) random numbers, uniform in [0, 1).
     """
     cumulated = logits.double().softmax(-1).cumsum(-1)
-    numbers = torch.from_numpy(generator.random((len(logits), count))).to(logits.device)
-    return torch.searchsorted(cumulated, numbers * cumulated[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
+    places = torch.from_numpy(numbers).to(logits.device) * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, places, right=True).clamp(max=logits.shape[1] - 1)
+
+
+class SampleNumbers:
+    """Random numbers of each sample, which do not depend on the batch that it is in."""
+
+    def __init__(self, split: int, copy: int, samples: NDArray[np.int64]) -> None:
+        """Begin the sequence of each sample.
+
+        Args:
+            split: number of the split.
+            copy: number of the copy.
+            samples: (B,) numbers of the samples.
+        """
+        # Philox counts up from the first word of its counter, so the sample has to be in another one.
+        counters = [[0, sample, copy, split] for sample in samples.tolist()]
+        self._generators = [np.random.Generator(np.random.Philox(key=_STREAM, counter=one)) for one in counters]
+
+    def draw(self, counts: NDArray[np.int64], kept: int) -> NDArray[np.float64]:
+        """Return the next numbers of each sample, uniform in [0, 1): (sum of counts, kept).
+
+        Args:
+            counts: (B,) rows of each sample.
+            kept: numbers of a row.
+        """
+        pairs = zip(self._generators, counts.tolist(), strict=True)
+        return np.concatenate([generator.random((count, kept)) for generator, count in pairs])
 
 
 def from_drawn(ids: Tensor, vocab_size: int) -> Tensor:

@@ -56,9 +56,15 @@ def arrays_of(column: SignalColumn, kind: StoredType) -> list[StoredArray]:
 
 
 def encode(
-    column: SignalColumn, values: Tensor, kind: StoredType, generator: np.random.Generator
+    column: SignalColumn, values: Tensor, kind: StoredType, numbers: NDArray[np.float64] | None = None
 ) -> dict[str, NDArray[np.generic]]:
     """Convert rows (rows, ...) to stored arrays (rows, width) by their keys.
+
+    Args:
+        column: the signal.
+        values: its rows.
+        kind: how values are stored.
+        numbers: (rows, kept) random numbers, uniform in [0, 1), for `random_sampling`.
 
     Raises:
         InputError: a value is too large for float16.
@@ -68,7 +74,8 @@ def encode(
         ids, kept = largest(values, column.kept)
         return {name + _IDS: _as_ids(ids, column), name: kept.cpu().numpy()}
     if column.form == "random_sampling":
-        return {name + _IDS: _as_ids(drawn(values, column.kept, generator), column)}
+        assert numbers is not None
+        return {name + _IDS: _as_ids(drawn(values, numbers), column)}
     flat = values.flatten(1).cpu()
     if kind == "bf16":
         return {name: flat.bfloat16().view(torch.int16).numpy().view(np.uint16)}

@@ -19,7 +19,7 @@ from kdcore_teacher_cache.cache_manifest import hash_of
 from kdcore_teacher_cache.cache_reader import CacheReader
 from kdcore_teacher_cache.caching import SignalRecorder, cache_signals
 from kdcore_teacher_cache.signal_columns import SignalColumn
-from kdcore_teacher_cache.stored_predictions import calibration_error
+from kdcore_teacher_cache.stored_predictions import SampleNumbers, calibration_error
 from kdcore_teacher_cache.stored_values import arrays_of, as_tensor, decode, encode
 
 import kdcore
@@ -29,7 +29,7 @@ from kdcore.commands.main import main
 def coded(values: torch.Tensor, kind: Any, **column: Any) -> torch.Tensor:
     """Values as they are read back."""
     entry = SignalColumn(name="logits.all", level="token", shape=tuple(values.shape[1:]), **column)
-    stored = encode(entry, values, kind, np.random.default_rng(5))
+    stored = encode(entry, values, kind, np.random.default_rng(5).random((len(values), entry.kept)))
     arrays = {one.key: as_tensor(stored[one.key].reshape(-1, *one.shape)) for one in arrays_of(entry, kind)}
     return decode(entry, arrays, kind)
 
@@ -77,6 +77,18 @@ def test_random_sampling_is_unbiased_and_top_k_is_not() -> None:
         calibration_error(logits, coded(logits, "fp32", form=form, kept=16)) for form in ("random_sampling", "top_k")
     ]
     assert errors[0] < 0.3 * errors[1]
+
+
+def test_samples_share_no_random_numbers_and_do_not_depend_on_batches() -> None:
+    samples, counts = np.arange(24), np.arange(24) % 5 + 1
+    whole = SampleNumbers(0, 0, samples).draw(counts, 16)
+    places = (slice(0, 8), slice(8, 16), slice(16, 24))
+    batches = [SampleNumbers(0, 0, samples[one]).draw(counts[one], 16) for one in places]
+    assert np.array_equal(np.concatenate(batches), whole)
+    others = [SampleNumbers(*place, samples).draw(counts, 16) for place in ((0, 1), (1, 0))]
+    every = np.concatenate([whole, *others])
+    assert len(np.unique(every)) == every.size
+    assert abs(every.mean() - 0.5) < 5 / np.sqrt(12 * every.size)
 
 
 def test_soft_targets_of_sampled_predictions_are_finite_and_have_the_gradient_of_their_shares() -> None:
@@ -385,6 +397,21 @@ def test_an_automatic_cache_is_computed_once_and_completed_by_later_runs(
     torch.testing.assert_close(found.logits("masked"), expected.logits("masked"), rtol=1e-5, atol=1e-4)
     automatic(recipe, "seed=4")[1].load_teacher(kdcore.SignalRequest())
     assert len(made) == 3
+
+
+def test_an_automatic_cache_is_completed_with_training_signals_that_only_validation_had(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdcore_teacher_cache import automatic_cache
+
+    monkeypatch.setattr(automatic_cache, "cache_folder", lambda: tmp_path)
+    validated, trained = kdcore.Signals.hidden([3]), kdcore.Signals.hidden([0])
+    for train in (trained, trained | validated):
+        task, model = automatic(recipe)
+        model.check_task(task, {"train": train, "held_out": trained | validated})
+        encoder = model.load_teacher(trained | validated)
+    batch = task.draw("train", np.arange(4), np.zeros(4, np.int64))
+    assert encoder(batch, validated).tokens(3).shape == (batch.lengths.sum(), 32)
 
 
 def test_a_run_waits_visibly_for_the_one_that_computes(
