@@ -134,7 +134,7 @@ def _check_task(task: Task, student: Model, teachers: Mapping[str, Model]) -> No
     """Check that the data fits the student and each teacher that losses read."""
     for label, teacher in teachers.items():
         try:
-            task.check(student, teacher)
+            task.check(student, teacher.described)
         except InputError as error:
             if len(teachers) == 1:
                 raise

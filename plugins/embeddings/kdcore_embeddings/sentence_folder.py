@@ -53,6 +53,7 @@ class SentenceFolder:
     Attributes:
         path: the folder.
         encoder: folder of the Hugging Face encoder.
+        pooling: folder of the pooling.
         modes: pooling modes, whose results are concatenated.
         include_prompt: whether tokens of a prompt are pooled.
         layers: the modules behind the pooling.
@@ -65,6 +66,7 @@ class SentenceFolder:
 
     path: Path
     encoder: Path
+    pooling: Path
     modes: tuple[str, ...]
     include_prompt: bool
     layers: tuple[Layer, ...]
@@ -82,6 +84,13 @@ class SentenceFolder:
     def prompt(self, *names: str) -> str:
         """Return the first of the named prompts that exists, else the default prompt."""
         return next((self.prompts[name] for name in names if name in self.prompts), self.default_prompt)
+
+    def module_files(self) -> dict[str, Path]:
+        """Return the files behind the encoder that embeddings depend on, by their names in the folder."""
+        folders = [self.pooling, *(layer.folder for layer in self.layers)]
+        names = ("config.json", "model.safetensors", "pytorch_model.bin")
+        files = [self.path / "modules.json", *(folder / name for folder in folders for name in names)]
+        return {path.relative_to(self.path).as_posix(): path for path in files if path.is_file()}
 
     def modules(self, hidden_size: int) -> SentenceModules:
         """Build pooling and layers with their weights.
@@ -141,6 +150,7 @@ def read_sentence_folder(source: str) -> SentenceFolder:
     return SentenceFolder(
         path=path,
         encoder=layers[0].folder,
+        pooling=layers[1].folder,
         modes=_modes(pooling, layers[1].folder),
         include_prompt=bool(pooling.get("include_prompt", True)),
         layers=tuple(layers[2:]),

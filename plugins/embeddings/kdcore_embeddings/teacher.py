@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from kdcore import Head, Model, Role, SignalRequest, Signals, TransformersEncoder, TransformersModel
+from kdcore import Head, Model, Role, SignalRequest, Signals, TransformersEncoder, TransformersModel, sha256_of_file
 from kdcore_embeddings.head import EMBEDDING
 from kdcore_embeddings.sentence_folder import SentenceFolder, read_sentence_folder
 
@@ -36,6 +38,24 @@ class SentenceTransformerModel(TransformersModel):
     def find_heads(self, heads: Sequence[Head]) -> None:
         """Add the task's other heads that the folder holds."""
         super().find_heads([head for head in heads if self.folder is None or head.name != EMBEDDING])
+
+    def file_hashes(self) -> dict[str, str]:
+        """Return the hashes of the encoder's files, and of those of pooling and the layers behind it."""
+        files = {} if self.folder is None else self.folder.module_files()
+        return super().file_hashes() | {name: sha256_of_file(path) for name, path in files.items()}
+
+    def save_description(self, folder: Path) -> None:
+        """Write the encoder's configuration and tokenizer, and the modules behind it with their weights."""
+        if self.folder is None:
+            super().save_description(folder)
+            return
+        encoder = self.folder.encoder
+        settings = [self.folder.path / "config_sentence_transformers.json", *encoder.glob("sentence_*_config.json")]
+        for path in (*self.folder.module_files().values(), *(path for path in settings if path.is_file())):
+            target = folder / path.relative_to(self.folder.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        super().save_description(folder / encoder.relative_to(self.folder.path))
 
     def load_teacher(self, request: SignalRequest) -> TransformersEncoder:
         """Load the encoder, and pooling and the layers behind it if embeddings are requested."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,38 @@ def test_cached_embeddings_are_those_of_the_teacher(
         expected = live["teacher"].model.load_teacher(EMBEDDING).eval()(batch, EMBEDDING)
     found = stored["teacher"].model.load_teacher(EMBEDDING)(batch, EMBEDDING)
     assert torch.equal(found.outputs("embedding"), expected.outputs("embedding"))
+
+
+def test_a_cache_describes_a_sentence_transformer_and_differs_with_each_of_its_modules(
+    tmp_path: Path, make_sentence_folder: Callable[..., Path], teacher_folder: Path, some_texts: list[str]
+) -> None:
+    folder = make_sentence_folder(prompts={"query": "of ", "document": "the "})
+    path = write_recipe(tmp_path, f"{{name: sentence_transformer, path: {folder}}}", teacher_folder, some_texts)
+    assert main(["teacher", "cache", str(path), "cache"]) == 0
+    assert main(["teacher", "verify", "cache"]) == 0
+    (tmp_path / "only.yaml").write_text(
+        path.read_text(encoding="utf-8").replace(f"{{name: sentence_transformer, path: {folder}}}", "{cache: cache}"),
+        encoding="utf-8",
+    )
+    task, teachers = kdcore.recipe_teachers(kdcore.load_recipe(tmp_path / "only.yaml"))
+    live = kdcore.recipe_teachers(kdcore.load_recipe(path))[0]
+    assert dict(task.batch_identity) == dict(live.batch_identity)
+    batch = task.draw("train", np.arange(8), np.zeros(8, np.int64)).teacher_view
+    encoder = teachers["teacher"].model.load_teacher(EMBEDDING)
+    assert encoder(batch, EMBEDDING).outputs("embedding").shape == (8, 24)
+
+    weights = folder / "2_Dense/pytorch_model.bin"
+    torch.save({name: -value for name, value in torch.load(weights).items()}, weights)
+    pooling = folder / "1_Pooling/config.json"
+    content = json.loads(pooling.read_text(encoding="utf-8"))
+    pooling.write_text(json.dumps({**content, "include_prompt": False}), encoding="utf-8")
+    without = ["task.teacher_prompts={query: '', document: ''}"]
+    with pytest.raises(kdcore.DataError) as caught:
+        kdcore.recipe_teachers(kdcore.load_recipe(path, ["teacher.cache=cache", *without]))
+    for name in ("2_Dense/pytorch_model.bin", "1_Pooling/config.json"):
+        assert f"the teacher's file {name} differs" in str(caught.value)
+    with pytest.raises(kdcore.InputError, match="include_prompt: false"):
+        kdcore.recipe_teachers(kdcore.load_recipe(path, ["teacher.cache=auto"]))
 
 
 def test_a_student_learns_vectors_from_elsewhere(tmp_path: Path, teacher_folder: Path, some_texts: list[str]) -> None:

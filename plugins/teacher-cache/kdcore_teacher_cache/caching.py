@@ -338,7 +338,7 @@ def _finish(recorder: SignalRecorder, folder: Path) -> None:
     files = {}
     for _, _, name in recorder.contents.shard_files():
         files[name] = read_json_object(_entry(folder, name), StoredFile, hint=CACHE_AGAIN)
-    for path in sorted([*(folder / DESCRIPTION).iterdir(), *(folder / name for name in FACTORED)]):
+    for path in sorted([*(folder / DESCRIPTION).rglob("*"), *(folder / name for name in FACTORED)]):
         if path.is_file():
             files[path.relative_to(folder).as_posix()] = _described(path)
     write_cache_manifest(folder, recorder.contents, files)
