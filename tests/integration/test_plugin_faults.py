@@ -63,6 +63,12 @@ class Init(Right):
         self.blocks = teacher.num_blocks  # an attribute of that name is missing
 
 
+class Scalar(Right):  # its parameter
+    def __init__(self, config, teacher, student):
+        super().__init__(config, teacher, student)
+        self.scale = torch.nn.Parameter(torch.zeros(()))
+
+
 class Signature(Right):
     def counts(self):
         return {}
@@ -201,6 +207,7 @@ def place_of(packages: Any, file: str, code: str) -> str:
         ("notrequested", "KeyError: 0", "# block 0"),
         ("shapes", "RuntimeError: mat1 and mat2 shapes", "# shapes"),
         ("init", "AttributeError: 'ModelInfo' object has no attribute 'num_blocks'", "# an attribute"),
+        ("scalar", "ValueError: its parameter `scale` has no dimensions", "# its parameter"),
         ("asks", "AttributeError: 'Asks' object has no attribute 'nothing'", "# not there"),
         ("signature", "TypeError: Signature.counts() takes 1 positional argument", "class Signature(Right):"),
         ("backward", "AttributeError", "# never saved"),

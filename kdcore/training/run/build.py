@@ -161,6 +161,7 @@ class _LossTeachers:
 
         Raises:
             InputError: the loss does not fit the models, or reads a teacher and names none of several.
+            ValueError: a parameter has no dimensions; `error_location` names the loss and its package.
         """
         config = component.config
         assert isinstance(config, LossConfig)
@@ -168,6 +169,9 @@ class _LossTeachers:
         if label is not None and len(self._infos) == 1:
             config = config.model_copy(update={"teacher": label})
         loss: Loss = component.cls(config, self._infos.get(label or ""), student)
+        for name, parameter in loss.named_parameters():
+            if not parameter.ndim:
+                raise ValueError(f"its parameter `{name}` has no dimensions (DeepSpeed needs one: use the shape (1,))")
         asked = loss.requests().teacher
         if asked:
             require_teacher(config, self._infos.get(label or ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -21,13 +22,15 @@ from kdcore import (
     require_head,
 )
 from kdcore_embeddings.batch_losses import GROUP_TEXTS
-from kdcore_embeddings.head import EMBEDDING
+from kdcore_embeddings.head import EMBEDDING, EmbeddingHead
 from kdcore_embeddings.regression import read_teacher, require_embeddings
 
 GROUP_SCORES = "group_scores"
 """Column (B, k - 1) of a task on groups of k texts: scores of the documents of a row's group."""
 
 _FEWEST = 3
+_LOGITS_SCALE = 20.0
+_LARGEST_MARGIN = 2.0  # of dot products of vectors of length 1
 
 
 class RankingConfig(LossConfig):
@@ -41,6 +44,13 @@ class RankingConfig(LossConfig):
     similarity: Literal["dot", "cosine"] = Field(
         "dot", description="Score of the student: the dot product, or the cosine times a learned scale."
     )
+    scale: float | None = Field(
+        None,
+        gt=0,
+        description="Start of the learned scale of `similarity: cosine`, which training changes by little: about the "
+        "spread of the scores to learn, divided by that of the cosines. Default: 20, as for logits of cross-encoders; "
+        "1 for scores of a teacher whose embeddings have length 1.",
+    )
 
 
 class _GroupScores(Loss):
@@ -50,10 +60,20 @@ class _GroupScores(Loss):
 
     def __init__(self, config: RankingConfig, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
-        require_head(config, student, EMBEDDING, "student")
+        head = require_head(config, student, EMBEDDING, "student")
+        self.unit_length = isinstance(head, EmbeddingHead) and head.normalize
         if config.scores == "teacher":
             require_embeddings(config, teacher)
-        self.log_scale = nn.Parameter(torch.zeros(())) if config.similarity == "cosine" else None
+        self.log_scale: nn.Parameter | None = None
+        if config.similarity == "cosine":
+            scale = config.scale or (_LOGITS_SCALE if config.scores == "data" else 1.0)
+            self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        elif config.scale is not None:
+            raise InputError(
+                "`scale` is that of cosines, but the scores of the student are dot products",
+                key=f"losses.{config.label}.scale",
+                hint="set `similarity: cosine`, or remove `scale`",
+            )
         self.zero_when_equal = config.scores == "teacher" and config.similarity == "dot"  # type: ignore[misc]
 
     def requests(self) -> Requests:
@@ -103,10 +123,27 @@ class MarginMSELoss(_GroupScores):
         """Keys of a `margin_mse` entry."""
 
     config: Config
+    _checked = False
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Count negatives."""
+        """Count negatives.
+
+        Raises:
+            InputError: groups have no negatives, or those of the first batch have margins that dot products of vectors
+                of length 1 cannot reach.
+        """
         size = self.group_size(batch)
+        if self.unit_length and self.config.similarity == "dot" and self.config.scores == "data" and not self._checked:
+            self._checked = True  # a run must not fail in its middle
+            scores = batch.columns[GROUP_SCORES]
+            largest = float((scores[:, :1] - scores[:, 1:]).abs().max())
+            if largest > _LARGEST_MARGIN:
+                raise InputError(
+                    f"dot products of embeddings of length 1 have margins of at most {_LARGEST_MARGIN:g}, but the data "
+                    f"has one of {largest:g}",
+                    key=f"losses.{self.config.label}",
+                    hint="set `similarity: cosine`, whose scale is learned, or `task.normalize: false`",
+                )
         return {"margin_mse": batch.num_sequences // size * (size - 2)}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_values_of_losses_on_scores(similarity: str, scores: str) -> None:
     keys: dict[str, Any] = {"student": outputs(own), "columns": columns}
     keys["teacher"] = outputs(theirs) if scores == "teacher" else None
     if similarity == "cosine":
-        keys["parameters"] = {"log_scale": np.log(3.0)}
+        keys["parameters"] = {"log_scale": [np.log(3.0)]}
     config = {"similarity": similarity, "scores": scores}
     margins = [side[:, :1] - side[:, 1:] for side in (student, target)]
     value = compute_loss(MarginMSELoss, config, **keys)
@@ -167,6 +168,39 @@ def test_losses_on_scores_refuse_groups_without_negatives(loss: type[MarginMSELo
     own = outputs(vectors(4))
     with pytest.raises(InputError, match="compares the documents of a query, but groups have a single one"):
         compute_loss(loss, student=own, teacher=own, columns={"group_texts": numbered_groups(4, 2)})
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [({"scores": "data"}, 20), ({}, 1), ({"scores": "data", "scale": 2.5}, 2.5)],
+)
+def test_the_learned_scale_has_its_start(config: dict[str, Any], expected: float) -> None:
+    loss = MarginMSELoss(MarginMSELoss.Config(name="m", label="m", similarity="cosine", **config), MODEL, MODEL)
+    assert loss.log_scale is not None
+    assert loss.log_scale.shape == (1,)
+    assert float(loss.log_scale.detach().exp()) == pytest.approx(expected)
+
+
+def test_margins_that_dot_products_of_unit_vectors_cannot_have_are_refused() -> None:
+    unit_length = replace(MODEL, heads=(embedding_head(6, "mean", normalize=True),))
+    columns = {"group_texts": torch.from_numpy(numbered_groups(6, 3))}
+    batches = [
+        SimpleNamespace(columns=columns | {"group_scores": torch.tensor([[top, -0.5]] * 6)}, num_sequences=6)
+        for top in (5.0, 1.5)
+    ]
+    wide: Any = batches[0]
+    fitting: Any = batches[1]
+
+    def made(student: ModelInfo, **config: Any) -> MarginMSELoss:
+        return MarginMSELoss(MarginMSELoss.Config(name="m", label="m", scores="data", **config), None, student)
+
+    with pytest.raises(InputError, match=r"at most 2, but the data has one of 5.5.*\n.*similarity: cosine"):
+        made(unit_length).counts(wide)
+    assert made(unit_length).counts(fitting) == {"margin_mse": 2}
+    assert made(unit_length, similarity="cosine").counts(wide) == {"margin_mse": 2}
+    assert made(MODEL).counts(wide) == {"margin_mse": 2}
+    with pytest.raises(InputError, match="`scale` is that of cosines"):
+        made(MODEL, scale=3.0)
 
 
 COUPLED = [

@@ -202,6 +202,38 @@ def test_coupled_losses_over_two_processes_and_several_micro_batches_are_those_o
     assert json.loads((whole / "predictions/scores.json").read_text())["scores"]["ndcg_at_10"] > 0
 
 
+@pytest.mark.parametrize("loss", ["margin_mse", "listwise_kl"])
+def test_the_scale_of_cosines_is_trained(
+    loss: str,
+    folder: Path,
+    sentence_folder: Path,
+    some_texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("KDCORE_CACHE", str(tmp_path))
+    groups = [
+        {"q": text, "p": f"{text} of", "n": [some_texts[(n + 7) % 70]], "s": [5.0, -6.0]}
+        for n, text in enumerate(some_texts)
+    ]
+    (folder / "scored.jsonl").write_text("\n".join(map(json.dumps, groups)), encoding="utf-8")
+    recipe = write_recipe(folder, sentence_folder, "scored.yaml")
+    overrides = [
+        "task.data={train: scored.jsonl, query: q, positive: p, negatives: n, scores: s}",
+        "losses.embedding=null",
+        *[f"losses.{loss}={{scores: data, similarity: cosine}}" for loss in ("margin_mse", "listwise_kl")],
+        "training={budget: {steps: 4}, batch_size: 16}",
+        "validation.every=never",
+        "logging.every=1",
+        "run.id=scored",
+    ]
+    run = Path(kdcore.train(str(recipe), overrides).folder)
+    for name in ("train/margin_mse", "train/listwise_kl"):
+        values = [row[name] for row in read_metrics(run) if name in row]
+        assert values[-1] < values[0]
+
+
 def test_a_teacher_of_vectors_gives_each_text_its_vector(
     folder: Path, teacher_folder: Path, some_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

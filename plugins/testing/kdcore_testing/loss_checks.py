@@ -126,7 +126,7 @@ def check_loss(
        those of its own parameters included (unless `couples_batch` is True).
     7. In fp16 and bf16 it is finite and equal to float32 on the same numbers, at 256 sequences, 12 heads, 128 tokens,
        with its own parameters moved away from their initial values; and at two short sequences.
-    8. Saving and loading its state does not change its value.
+    8. Saving and loading its state does not change its value. Its own parameters have at least one dimension.
     9. Its sign is right: it is lowest between equal models, and has a lower bound.
     10. With `couples_batch`, sequences do influence each other. Without it, its own parameters do not act on the
         teacher's signals alone, where they could make the task trivial.
@@ -448,6 +448,8 @@ class _LossCheck:
             _assert_equal(single, half, f"{dtype} instead of float32 on the same numbers changes", rtol=2e-5)
 
     def state(self) -> None:
+        scalars = [name for name, parameter in self.loss.named_parameters() if not parameter.ndim]
+        assert not scalars, f"the parameter `{scalars[0]}` has no dimensions, which DeepSpeed needs: use the shape (1,)"
         case = self._case([4, 2, 3]).map(Tensor.float)
         used = copy.deepcopy(self.loss)
         _evaluate(used, case)  # sets the state of losses that keep one
