@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcore import DataError
+
 DEPTH = 10
 """Number of documents that are found for each query."""
 
 MAIN_SCORE = f"ndcg_at_{DEPTH}"
-_BLOCK = 1024
+_TIE = 1e-9  # of the largest similarity: equal vectors have equal products only to rounding
+_BLOCK_VALUES = 2**23  # similarities of a block: 64 MiB in float64
 
 
 def retrieval_scores(
@@ -27,23 +30,42 @@ def retrieval_scores(
         similarity: `cosine`, `dot`, `euclidean` or `manhattan`.
 
     Returns:
-        `ndcg_at_10`, `mrr_at_10`, `recall_at_1` and `recall_at_10`. Of documents with equal similarity the first one is
-        found first.
+        `ndcg_at_10`, `mrr_at_10`, `recall_at_1` and `recall_at_10`. Of documents with equal similarity, those that do
+        not belong to the query are found first, so that equal vectors earn nothing.
+
+    Raises:
+        DataError: vectors are not finite.
     """
-    depth = min(DEPTH, len(documents))
+    own, theirs = (
+        _prepared(side, whose, similarity) for side, whose in ((queries, "queries"), (documents, "documents"))
+    )
+    depth = min(DEPTH, len(theirs))
     gains = 1 / np.log2(np.arange(2, DEPTH + 2))
     found: dict[str, list[float]] = {name: [] for name in (MAIN_SCORE, "mrr_at_10", "recall_at_1", "recall_at_10")}
-    for start in range(0, len(queries), _BLOCK):
-        similarities = _similarities(queries[start : start + _BLOCK], documents, similarity)
-        order = np.argsort(-similarities, axis=1, kind="stable")[:, :depth]
-        for row, known in zip(order, relevant[start : start + _BLOCK], strict=True):
-            hits = np.isin(row, list(known))
+    block = max(1, _BLOCK_VALUES // max(1, len(theirs)))
+    for start in range(0, len(own), block):
+        similarities = _similarities(own[start : start + block], theirs, similarity)
+        for row, known in zip(similarities, relevant[start : start + block], strict=True):
+            hits = _hits(row, np.fromiter(known, np.int64), depth)
             best = gains[: min(len(known), DEPTH)].sum()
             found[MAIN_SCORE].append(float((gains[:depth] * hits).sum() / best))
             found["mrr_at_10"].append(1 / (1 + int(hits.argmax())) if hits.any() else 0.0)
             found["recall_at_1"].append(float(hits[:1].sum()) / len(known))
             found["recall_at_10"].append(float(hits.sum()) / len(known))
     return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _hits(similarities: NDArray[np.float64], known: NDArray[np.int64], depth: int) -> NDArray[np.bool_]:
+    """Return whether each of the first `depth` documents belongs to the query; equal ones that do are last."""
+    belongs = np.zeros(len(similarities), np.bool_)
+    belongs[known] = True
+    step = _TIE * max(float(np.abs(similarities).max()), np.finfo(np.float64).tiny)
+    margin = np.partition(similarities, -depth)[-depth]
+    candidates = np.flatnonzero(similarities >= margin - step)
+    levels = np.round(similarities[candidates] / step)
+    order = candidates[np.lexsort((belongs[candidates], -levels))]
+    hits: NDArray[np.bool_] = belongs[order[:depth]]
+    return hits
 
 
 def random_scores(documents: int) -> dict[str, float]:
@@ -57,13 +79,24 @@ def random_scores(documents: int) -> dict[str, float]:
     }
 
 
-def _similarities(queries: NDArray[Any], documents: NDArray[Any], similarity: str) -> NDArray[np.float64]:
-    own, theirs = queries.astype(np.float64), documents.astype(np.float64)
-    if similarity == "manhattan":
-        return np.stack([-np.abs(theirs - query).sum(-1) for query in own])
+def _prepared(vectors: NDArray[Any], whose: str, similarity: str) -> NDArray[np.float64]:
+    """Return finite vectors in float64, scaled to length 1 for the cosine."""
+    made = vectors.astype(np.float64)
+    broken = int((~np.isfinite(made)).any(-1).sum())
+    if broken:
+        raise DataError(
+            f"the embeddings of {broken} of {len(made)} {whose} are not finite (found NaN or infinity)",
+            hint="the student has diverged: lower optimizer.lr, or set training.gradient_clipping",
+        )
     if similarity == "cosine":
-        own, theirs = (side / np.maximum(np.linalg.norm(side, axis=-1, keepdims=True), 1e-12) for side in (own, theirs))
-    products: NDArray[np.float64] = own @ theirs.T
+        made /= np.maximum(np.linalg.norm(made, axis=-1, keepdims=True), 1e-12)
+    return made
+
+
+def _similarities(queries: NDArray[np.float64], documents: NDArray[np.float64], similarity: str) -> NDArray[np.float64]:
+    if similarity == "manhattan":
+        return np.stack([-np.abs(documents - query).sum(-1) for query in queries])
+    products: NDArray[np.float64] = queries @ documents.T
     if similarity == "euclidean":
-        products = 2 * products - (theirs**2).sum(-1) - (own**2).sum(-1)[:, None]
+        products = 2 * products - (documents**2).sum(-1) - (queries**2).sum(-1)[:, None]
     return products

@@ -21,7 +21,7 @@ from kdcore_testing import check_task
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from kdcore import InputError
+from kdcore import DataError, InputError
 
 
 @pytest.fixture
@@ -295,6 +295,26 @@ def test_scores_agree_with_scikit_learn() -> None:
         for depth in (1, 10):
             top = metrics.top_k_accuracy_score([min(own) for own in relevant], expected, k=depth, labels=np.arange(60))
             assert found[f"recall_at_{depth}"] == pytest.approx(top)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "manhattan"])
+def test_equal_vectors_earn_nothing(similarity: str) -> None:
+    queries = np.random.default_rng(1).standard_normal((30, 16))
+    documents = np.repeat(queries, 11, axis=0)  # the right one first, and ten that are equal
+    relevant = [{11 * number} for number in range(30)]
+    assert set(retrieval_scores(queries, documents, relevant, similarity).values()) == {0.0}
+    kept = [number for number in range(330) if number % 11 < 2]
+    found = retrieval_scores(queries, documents[kept], [{2 * number} for number in range(30)], similarity)
+    if similarity != "dot":  # a longer vector may have a larger product than the query itself
+        assert found["mrr_at_10"] == 1 / 2
+    assert found["recall_at_1"] == 0
+
+
+def test_scores_of_vectors_that_are_not_finite_are_refused() -> None:
+    vectors = np.ones((5, 4))
+    vectors[2, 1] = np.nan
+    with pytest.raises(DataError, match=r"the embeddings of 1 of 5 documents are not finite"):
+        retrieval_scores(np.ones((1, 4)), vectors, [{0}])
 
 
 def test_random_scores_are_the_mean_over_all_orders() -> None:
