@@ -65,6 +65,26 @@ def test_until_the_first_step_is_done_half_an_hour_is_waited(monkeypatch, tmp_pa
     assert "made no progress for 30 minutes (phase: step 1; the limit before the first step)" in words
 
 
+def test_a_component_that_reports_progress_may_take_longer_than_half_an_hour(monkeypatch, tmp_path):
+    def slices(dog):
+        watchdog.report_progress("nothing: no run is active")
+        dog.starting("loading the models")
+        yield from [1.0] * 1700
+        monkeypatch.setattr(watchdog, "_entered", [dog])
+        watchdog.report_progress("computing signals")
+        yield from [1.0] * 3600
+
+    _, clock, (words,) = silence_until_the_end(monkeypatch, tmp_path, slices)
+    assert 3500 < clock.now < 3510
+    assert "(phase: computing signals; the limit before the first step)" in words
+    monkeypatch.undo()
+    with Watchdog(None, tmp_path / "train.log") as dog:
+        watchdog.report_progress("computing signals")
+        assert dog._doing == "computing signals"
+    watchdog.report_progress("more signals")
+    assert dog._doing == "computing signals"
+
+
 @pytest.mark.parametrize(("slow", "bound"), [(5, 600), (90, 1800)])
 def test_the_bound_is_twenty_times_the_slowest_but_at_least_ten_minutes(monkeypatch, tmp_path, slow, bound):
     def slices(dog):

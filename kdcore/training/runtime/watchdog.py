@@ -27,6 +27,7 @@ _LEAST_SECONDS = 10 * 60.0
 _TIMES_THE_SLOWEST = 20.0
 _SLICE_SECONDS = 1.0
 _WRITING_SECONDS = 10.0
+_entered: list[Watchdog] = []
 
 
 class Watchdog:
@@ -70,9 +71,11 @@ class Watchdog:
         self._stderr = os.dup(2)  # `suppress_output` redirects stderr at times
         self._thread.start()
         self._display.start()
+        _entered.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _entered.remove(self)
         self._over.set()
         self._thread.join()
         self._display.join(_SLICE_SECONDS)  # not longer: printing may hang
@@ -142,6 +145,18 @@ class Watchdog:
             "where it hangs. In a collective: check whether another process was suspended, killed or disconnected; in "
             "file I/O: check the disk; on the device: check its driver. Then run the same command again to resume"
         )
+
+
+def report_progress(doing: str) -> None:
+    """Report progress of what a component does for long before the first step of a run, such as computing signals.
+
+    Without it a run ends that takes half an hour to load a model. Outside of runs it has no effect.
+
+    Args:
+        doing: shown as what the run is doing.
+    """
+    for watchdog in _entered:
+        watchdog.starting(doing)
 
 
 def end_process(message: str, stderr: int, log_file: Path) -> None:

@@ -4,26 +4,50 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
-from kdcore import DataError, RecipeTeacher, SignalRequest, Split, Task, cache_folder, lock_of, locked
-from kdcore_teacher_cache.cache_manifest import MANIFEST, hash_of
+import torch
+
+from kdcore import (
+    DataError,
+    RecipeTeacher,
+    SignalRequest,
+    Split,
+    Task,
+    cache_folder,
+    lock_of,
+    locked,
+    report_progress,
+)
+from kdcore_teacher_cache.cache_manifest import MANIFEST, hash_of, teacher_section
 from kdcore_teacher_cache.cache_reader import CacheReader
-from kdcore_teacher_cache.caching import SignalRecorder, cache_signals, in_bytes, in_time
+from kdcore_teacher_cache.caching import SignalRecorder, cache_signals, discard_other, in_bytes, in_time
 from kdcore_teacher_cache.signal_columns import names_of, request_of
 
 logger = logging.getLogger("kdcore")
 
 _BATCH_SIZE = 32
+_POLL_SECONDS = 0.2
 
 
-def automatic_folder(task: Task, files: Mapping[str, str], section: Mapping[str, object]) -> Path:
-    """Return the folder for a teacher and a task's inputs, below kdcore's cache: equal inputs have the same one."""
-    kept = {key: value for key, value in section.items() if key != "path"}
-    identity = {"task": dict(task.batch_identity), "epochs": task.distinct_epochs, "files": dict(files), "model": kept}
+def automatic_folder(task: Task, teacher: RecipeTeacher) -> Path:
+    """Return the folder for a teacher and a task's inputs, below kdcore's cache: equal inputs have the same one.
+
+    Signals are computed in fp32. Products of matrices may be rounded further on a GPU (`training.tf32`), so their
+    precision is a part of the identity.
+    """
+    identity = {
+        "task": dict(task.batch_identity),
+        "epochs": task.distinct_epochs,
+        "files": teacher.model.file_hashes(),
+        "model": teacher_section(teacher.name, teacher.model),
+        "products": torch.get_float32_matmul_precision(),
+    }
     return cache_folder() / "teachers" / hash_of(identity)[:32]
 
 
@@ -48,7 +72,8 @@ def automatic_readers(folder: Path, task: Task, teacher: RecipeTeacher) -> list[
             estimate = recorder.estimate
             logger.info(f"computing signals of the teacher into {part}: {in_bytes(estimate.bytes)}")
             logger.info(f"this takes about {in_time(estimate.seconds)}; later runs on the same inputs read them")
-            cache_signals(recorder, part, progress=lambda done, total: None)
+            discard_other(recorder, part)
+            cache_signals(recorder, part, progress=_log)
             readers.append(CacheReader(part))
     return readers
 
@@ -67,11 +92,21 @@ def _missing(readers: list[CacheReader], split: Split, request: SignalRequest) -
 @contextmanager
 def _waiting_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of an automatic cache; report that another process is waited for."""
-    lock = lock_of(folder)
-    try:
-        with locked(lock, wait=False):
-            pass
-    except DataError:
-        print(f"waiting for another process that computes signals into {folder}", file=sys.stderr, flush=True)
-    with locked(lock):
+    lock, doing = lock_of(folder), f"waiting for another process that computes signals into {folder}"
+    with ExitStack() as stack:
+        for attempt in count():
+            try:
+                stack.enter_context(locked(lock, wait=False))
+                break
+            except DataError:
+                if not attempt:
+                    print(doing, file=sys.stderr, flush=True)
+                report_progress(doing)
+                time.sleep(_POLL_SECONDS)
         yield
+
+
+def _log(done: int, total: int) -> None:
+    """Log the progress at every tenth of the files."""
+    if done and done * 10 // total > (done - 1) * 10 // total:
+        logger.info(f"{done:,} of {total:,} files of signals are computed")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kdcore import DataError, Problem, read_json_object, write_json
+from kdcore import DataError, Model, Problem, find_component, read_json_object, without_paths, write_json
 from kdcore_teacher_cache.signal_columns import AttentionEntry, SignalColumn, StoredEntry, StoredType
 
 FORMAT_VERSION = 1
@@ -59,14 +59,12 @@ class CachedModel(StoredEntry):
     """The teacher whose signals are stored.
 
     Attributes:
-        section: its section of the recipe: the model's name and keys, without its path.
-        source: folder or hub name of its weights.
+        section: result of `teacher_section`.
         files: SHA-256 of its weights and configuration by name.
         precision: in which it was computed.
     """
 
     section: dict[str, Any]
-    source: str | None
     files: dict[str, str]
     precision: str
 
@@ -113,10 +111,12 @@ class CacheManifest(StoredEntry):
     Attributes:
         contents: what it holds.
         files: every other file by its path in the folder.
+        source: folder or hub name of the teacher's weights at the time of caching.
     """
 
     contents: CacheContents
     files: dict[_FileName, StoredFile]
+    source: str | None = None
     kdcore_version: str = ""
 
 
@@ -126,9 +126,25 @@ class _Header(StoredEntry):
     sha256: str
 
 
-def write_cache_manifest(folder: Path, contents: CacheContents, files: dict[str, StoredFile]) -> None:
+def teacher_section(name: str, model: Model) -> dict[str, Any]:
+    """Return a teacher's name and those of its keys that are not defaults, without local paths and its `path`.
+
+    Args:
+        name: of the model, as a recipe states it.
+        model: the teacher.
+    """
+    found = find_component("kdcore.models", name)
+    pinned = found.name if found.package in (None, "kdcore") else f"{found.package}:{found.name}"
+    keys = model.config.model_dump(mode="json", exclude={"path"}, exclude_defaults=True)
+    return {"name": pinned, **without_paths(type(model.config), keys)}
+
+
+def write_cache_manifest(
+    folder: Path, contents: CacheContents, files: dict[str, StoredFile], source: str | None
+) -> None:
     """Write the manifest with a hash over itself, as the last file of a cache."""
-    manifest = CacheManifest(contents=contents, files=files, kdcore_version=metadata.version("kdcore-teacher-cache"))
+    version = metadata.version("kdcore-teacher-cache")
+    manifest = CacheManifest(contents=contents, files=files, source=source, kdcore_version=version)
     content = {"format_version": FORMAT_VERSION, **manifest.model_dump(mode="json")}
     write_json(folder / MANIFEST, {**content, "sha256": hash_of(content)})
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -36,7 +37,7 @@ from kdcore import (
     find_component,
     sha256_of_file,
 )
-from kdcore_teacher_cache.cache_manifest import DESCRIPTION, MANIFEST, CacheContents
+from kdcore_teacher_cache.cache_manifest import DESCRIPTION, MANIFEST, CacheContents, teacher_section
 from kdcore_teacher_cache.cache_reader import CacheReader
 from kdcore_teacher_cache.factored_weights import read_factored_weights
 from kdcore_teacher_cache.signal_columns import block_of, names_of, pattern_of
@@ -92,6 +93,11 @@ class CachedTeacher(Model):
         return cls(cls.Config.model_validate(keys), "teacher", None)
 
     @property
+    def _stated_name(self) -> str:
+        assert self.config.model is not None
+        return str(self.config.model["name"])
+
+    @property
     def described(self) -> Model:
         """Return the model whose signals are stored."""
         return self._model
@@ -99,7 +105,7 @@ class CachedTeacher(Model):
     @property
     def source(self) -> str | None:
         """Return the folder or hub name of the weights at the time of caching, unless the recipe states one."""
-        return self._contents.teacher.source if self._stated is None else self._stated.source
+        return self.readers[0].manifest.source if self._stated is None else self._stated.source
 
     def vocabulary(self) -> Mapping[str, int] | None:
         """Return token to id of the cached model."""
@@ -147,6 +153,15 @@ class CachedTeacher(Model):
                 for name in sorted({*now, *before})
                 if now.get(name) != before.get(name)
             ]
+            own, cached = teacher_section(self._stated_name, self._stated), contents.teacher.section
+            problems += [
+                Problem(
+                    f"the teacher's key `{key}` differs (found {own.get(key, 'none')}, expected "
+                    f"{cached.get(key, 'none')})"
+                )
+                for key in sorted({*own, *cached})
+                if own.get(key) != cached.get(key)
+            ]
         identity = dict(task.batch_identity)
         for name in sorted({*identity, *contents.task}):
             if identity.get(name) != contents.task.get(name):
@@ -178,7 +193,9 @@ class CachedTeacher(Model):
         """Open the cache for reading; an automatic one is computed before, if it lacks signals."""
         if self._automatic and not self.readers:
             self.readers = self._automatic_readers()
-        logger.info(f"the teacher's signals are read from {', '.join(str(reader.folder) for reader in self.readers)}")
+        folders = ", ".join(str(reader.folder) for reader in self.readers)
+        precisions = {reader.contents.teacher.precision for reader in self.readers}
+        logger.info(f"the teacher's signals are read from {folders}; it computed them in {', '.join(precisions)}")
         return CachedEncoder(self.info, self.readers)
 
     def _automatic_readers(self) -> list[CacheReader]:
@@ -186,10 +203,8 @@ class CachedTeacher(Model):
 
         assert self._task is not None, "`check_task` is called first"
         assert self._stated is not None
-        section = self.config.model or {}
-        folder = automatic_folder(self._task, self._stated.file_hashes(), section)
-        teacher = RecipeTeacher("teacher", str(section["name"]), self._stated, self._requests)
-        return automatic_readers(folder, self._task, teacher)
+        teacher = RecipeTeacher("teacher", self._stated_name, self._stated, self._requests)
+        return automatic_readers(automatic_folder(self._task, teacher), self._task, teacher)
 
     def build_student(self, request: SignalRequest) -> Encoder:
         """Refuse, because a cache cannot be a student."""
@@ -216,20 +231,26 @@ class CachedEncoder(Encoder):
                 self._factored = read_factored_weights(reader.folder)
         self._wanted: dict[str | None, list[str]] = {}
         self._ahead: dict[tuple[Any, ...], list[dict[str, Tensor]]] = {}
+        self._lock = Lock()
 
     def prefetch(self, batch: Batch) -> None:
         """Read the columns that the last batch of the split had requested, up to a limit of memory."""
         names = self._wanted.get(batch.split, [])
-        ahead = sum(tensor.nbytes for found in list(self._ahead.values()) for one in found for tensor in one.values())
-        if names and ahead < _MOST_AHEAD:
-            self._ahead[(*_key(batch), *names)] = [reader.read(batch, names) for reader in self._readers]
+        if not names:
+            return
+        read = [reader.read(batch, names) for reader in self._readers]
+        with self._lock:
+            self._ahead[(*_key(batch), *names)] = read
+            ahead = sum(map(_bytes, self._ahead.values()))
+            while ahead > _MOST_AHEAD:  # the oldest first: they may be of batches that have been skipped
+                ahead -= _bytes(self._ahead.pop(next(iter(self._ahead))))
 
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:
         """Return the stored signals on the batch's device."""
         names = self._wanted[batch.split] = names_of(request)
-        found = self._ahead.pop((*_key(batch), *names), None)
+        with self._lock:
+            found = self._ahead.pop((*_key(batch), *names), None)
         if found is None:
-            self._ahead.clear()  # of batches that are not read in the order in which they were drawn
             found = [reader.read(batch, names) for reader in self._readers]
         device = batch.input_ids.device
         rows = {}
@@ -259,7 +280,7 @@ class CachedEncoder(Encoder):
                 assert self._factored is not None
                 weight, bias = (None if one is None else one.to(values.device) for one in self._factored)
                 assert weight is not None
-                factored[positions] = FactoredLogits(values, weight, bias)
+                factored[positions] = FactoredLogits(values.to(weight.dtype), weight, bias)
             elif kind == "head":
                 heads[place] = values
             else:
@@ -301,6 +322,10 @@ class CachedSignals(Signals):
 
 def _is_factored(contents: CacheContents) -> bool:
     return any(column.name.startswith("factored.") for rows in contents.splits.values() for column in rows.columns)
+
+
+def _bytes(found: list[dict[str, Tensor]]) -> int:
+    return sum(tensor.nbytes for one in found for tensor in one.values())
 
 
 def _key(batch: Batch) -> tuple[Any, ...]:

@@ -25,11 +25,11 @@ from kdcore import (
     Signals,
     Task,
     atomic_directory,
-    find_component,
     locked,
     own_device,
     plugin_faults,
     read_json_object,
+    report_progress,
     sha256_of_file,
     write_json,
 )
@@ -45,6 +45,7 @@ from kdcore_teacher_cache.cache_manifest import (
     StoredFile,
     differences,
     read_cache_manifest,
+    teacher_section,
     write_cache_manifest,
 )
 from kdcore_teacher_cache.cache_shards import CHECKSUM, LevelledRows, input_checksums, write_shard
@@ -66,6 +67,9 @@ from kdcore_teacher_cache.stored_predictions import SampleNumbers, calibration_e
 from kdcore_teacher_cache.stored_values import arrays_of, as_tensor, decode, encode
 
 SHARD_BYTES = 2**28
+SHARD_SAMPLES = 4096
+"""Most sequences of a file, so that an interruption costs little computation."""
+
 _CALIBRATED = 1024
 _SPLITS: tuple[CachedSplit, ...] = ("train", "held_out")
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -144,8 +148,6 @@ class SignalRecorder:
         self.contents = self._describe(teacher.name, copies)
 
     def _describe(self, model: str, copies: int) -> CacheContents:
-        found = find_component("kdcore.models", model)
-        name = found.name if found.package in (None, "kdcore") else f"{found.package}:{found.name}"
         splits: dict[CachedSplit, CachedRows] = {}
         attention: dict[str, AttentionEntry] = {}
         lines, seconds, size = [], 0.0, 0
@@ -158,7 +160,8 @@ class SignalRecorder:
             columns = [self._column(one, rows_of(signals, one).shape[1:]) for one in names]
             counts = {level: float(counts_of(batch, level).mean()) for level in ("token", "masked", "sequence")}
             each = sum(counts[column.level] * self._row_bytes(column) for column in columns)
-            batches = max(1, int(SHARD_BYTES / max(each, 1) / self._batch_size))
+            fitting = min(SHARD_BYTES / max(each, 1), SHARD_SAMPLES)
+            batches = max(1, int(fitting / self._batch_size))
             splits[split] = CachedRows(
                 samples=samples, copies=own, samples_per_shard=batches * self._batch_size, columns=columns
             )
@@ -173,8 +176,7 @@ class SignalRecorder:
         self.estimate = CacheEstimate(size, seconds, lines)
         return CacheContents(
             teacher=CachedModel(
-                section={"name": name},
-                source=self.model.source,
+                section=teacher_section(model, self.model),
                 files=self.model.file_hashes(),
                 precision=str(parameter.dtype).removeprefix("torch."),
             ),
@@ -250,6 +252,7 @@ class SignalRecorder:
         parts: dict[str, list[np.ndarray[Any, Any]]] = {}
         checksums: list[np.ndarray] = []
         for first in range(start, stop, self._batch_size):
+            report_progress(f"computing signals of the teacher ({name})")
             samples = np.arange(first, min(stop, first + self._batch_size), dtype=np.int64)
             batch, signals = self._run(split, samples, copy)
             checksums.append(input_checksums(batch))
@@ -308,9 +311,12 @@ def cache_signals(
     _check_space(recorder, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".contents.lock"):
+        if (folder / MANIFEST).is_file():  # another process has completed it meanwhile
+            _refuse_other(read_cache_manifest(folder).contents, contents, folder)
+            return True
         if not (folder / CONTENTS).is_file():
             write_json(folder / CONTENTS, contents.model_dump(mode="json"))
-    _refuse_other(read_json_object(folder / CONTENTS, CacheContents, hint=CACHE_AGAIN), contents, folder)
+        _refuse_other(read_json_object(folder / CONTENTS, CacheContents, hint=CACHE_AGAIN), contents, folder)
     files = contents.shard_files()
     own = files[task[0] - 1 :: task[1]]
     place = f"{task[0]}-of-{task[1]}"
@@ -318,16 +324,30 @@ def cache_signals(
         for done, (split, number, name) in enumerate(own):
             progress(done, len(own))
             with locked(folder / f".{name}.lock"):  # tasks of another N write the same files
-                if not _entry(folder, name).is_file():
+                # The manifest is written before entries are removed.
+                if not _entry(folder, name).is_file() and not (folder / MANIFEST).is_file():
                     recorder.write(folder, split, number, name)
                     _describe_file(folder, name)
         progress(len(own), len(own))
-    if not all(_entry(folder, name).is_file() for _, _, name in files):
-        return False
     with locked(folder / ".contents.lock"):
-        if not (folder / MANIFEST).is_file():
+        if (folder / MANIFEST).is_file():
+            return True
+        if all(_entry(folder, name).is_file() for _, _, name in files):
             _finish(recorder, folder)
-    return True
+            return True
+    return False
+
+
+def discard_other(recorder: SignalRecorder, folder: Path) -> None:
+    """Remove an incomplete cache that cannot be continued; the caller holds a lock on the folder."""
+    if not (folder / CONTENTS).is_file() or (folder / MANIFEST).is_file():
+        return
+    try:
+        found = read_json_object(folder / CONTENTS, CacheContents, hint=CACHE_AGAIN)
+    except DataError:
+        found = None
+    if found != recorder.contents:
+        shutil.rmtree(folder)
 
 
 def _finish(recorder: SignalRecorder, folder: Path) -> None:
@@ -341,7 +361,7 @@ def _finish(recorder: SignalRecorder, folder: Path) -> None:
     for path in sorted([*(folder / DESCRIPTION).rglob("*"), *(folder / name for name in FACTORED)]):
         if path.is_file():
             files[path.relative_to(folder).as_posix()] = _described(path)
-    write_cache_manifest(folder, recorder.contents, files)
+    write_cache_manifest(folder, recorder.contents, files, recorder.model.source)
     _remove_leftovers(folder)
 
 

@@ -26,11 +26,11 @@ def _cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def both(
-    task: kdcore.Task, teacher: kdcore.RecipeTeacher, request: kdcore.SignalRequest, folder: Path
+    task: kdcore.Task, teacher: kdcore.RecipeTeacher, request: kdcore.SignalRequest, folder: Path, **options: Any
 ) -> tuple[kdcore.Signals, kdcore.Signals]:
     """The signals of a batch: those of the live teacher, and those of its cache."""
     teacher = kdcore.RecipeTeacher(teacher.key, teacher.name, teacher.model, {"train": request, "held_out": request})
-    recorder = SignalRecorder(task, teacher, batch_size=8)
+    recorder = SignalRecorder(task, teacher, batch_size=8, **options)
     assert cache_signals(recorder, folder, progress=lambda done, total: None)
     stored = CachedTeacher(CachedTeacher.Config(cache=str(folder)), "teacher", None)
     stored.find_heads(task.heads(task.config))
@@ -134,6 +134,11 @@ def test_every_kind_of_signal_is_read_as_the_live_teacher_gives_it(
     found, expected = cached.factored("masked"), live.factored("masked")
     assert torch.equal(found.states, expected.states)
     assert torch.equal(found.logits(), expected.logits())
+    asked = kdcore.Signals.predictions("masked", factored=True)
+    live, cached = both(task, teachers["teacher"], asked, tmp_path / "bf16", values="bf16")
+    expected = live.factored("masked")
+    rounded = kdcore.FactoredLogits(expected.states.bfloat16().float(), expected.weight, expected.bias)
+    assert torch.equal(cached.factored("masked").logits(), rounded.logits())
 
 
 def test_one_of_several_teachers_is_cached(

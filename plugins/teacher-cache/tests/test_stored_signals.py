@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from kdcore_teacher_cache import caching
+from kdcore_teacher_cache import cached_teacher, caching
 from kdcore_teacher_cache.cache_manifest import hash_of
 from kdcore_teacher_cache.cache_reader import CacheReader
 from kdcore_teacher_cache.caching import SignalRecorder, cache_signals
@@ -302,6 +302,66 @@ def test_other_masks_data_signals_and_teachers_are_refused_by_name(
     assert "the teacher's file model.safetensors differs" in refusal(recipe, complete, f"teacher.path={other}")
 
 
+def test_another_key_of_the_teacher_is_refused_and_its_path_is_not_compared(
+    complete: Path, recipe: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    found = refusal(recipe, complete, "teacher.dtype=bf16")
+    assert "the teacher's key `dtype` differs (found bf16, expected none)" in found
+    same = shutil.copytree(teacher_folder, tmp_path / "same")
+    kdcore.recipe_teachers(kdcore.load_recipe(recipe, [f"teacher.cache={complete}", f"teacher.path={same}"]))
+    assert str(recorder_of(recipe, f"teacher.path={same}").contents) == str(CacheReader(complete).contents)
+
+
+def test_a_file_has_a_limited_number_of_sequences(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "SHARD_BYTES", 2**40)
+    monkeypatch.setattr(caching, "SHARD_SAMPLES", 20)
+    assert recorder_of(recipe).contents.splits["train"].samples_per_shard == 16  # whole batches of 8
+
+
+def test_prefetched_batches_beyond_the_limit_displace_the_oldest(
+    complete: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, teachers = kdcore.recipe_teachers(kdcore.load_recipe(recipe, [f"teacher.cache={complete}"]))
+    request = kdcore.Signals.hidden([1])
+    encoder = teachers["teacher"].model.load_teacher(request)
+    batches = [task.draw("train", np.full(2, sample), np.zeros(2, np.int64)) for sample in range(6)]
+    encoder(batches[0], request)
+    reads: list[int] = []
+    read = CacheReader.read
+
+    def counted(self: CacheReader, batch: kdcore.Batch, names: Any) -> Any:
+        assert batch.samples is not None
+        reads.append(int(batch.samples[0]))
+        return read(self, batch, names)
+
+    monkeypatch.setattr(CacheReader, "read", counted)
+    limit = sum(int(batch.lengths.sum()) * 32 * 4 for batch in batches[3:])
+    monkeypatch.setattr(cached_teacher, "_MOST_AHEAD", limit)
+    for batch in batches[1:]:
+        encoder.prefetch(batch)
+    for batch in batches[1:]:
+        encoder(batch, request)
+    assert reads == [1, 2, 3, 4, 5, 1, 2]
+
+
+def test_a_late_writer_leaves_a_complete_cache_as_it_is(
+    recorder: SignalRecorder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, answers, is_file = content_of(cache), iter([False]), Path.is_file
+
+    def late(path: Path) -> bool:
+        """Answer as before another process had completed the cache, once."""
+        return next(answers, is_file(path)) if path.name == "manifest.json" else is_file(path)
+
+    (cache / "contents.json").write_text(recorder.contents.model_dump_json(), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", late)
+        patch.setattr(recorder, "write", None)
+        assert fill(recorder, cache, (1, 2))
+    (cache / "contents.json").unlink()
+    assert content_of(cache) == before
+
+
 def test_a_batch_of_other_tokens_is_refused_when_it_is_read(complete: Path, recipe: Path) -> None:
     task, _ = kdcore.recipe_teachers(kdcore.load_recipe(recipe))
     batch = task.draw("train", np.arange(4), np.zeros(4, np.int64))
@@ -412,6 +472,54 @@ def test_an_automatic_cache_is_completed_with_training_signals_that_only_validat
         encoder = model.load_teacher(trained | validated)
     batch = task.draw("train", np.arange(4), np.zeros(4, np.int64))
     assert encoder(batch, validated).tokens(3).shape == (batch.lengths.sum(), 32)
+
+
+def test_an_automatic_cache_discards_a_part_of_other_contents_and_reports_progress(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdcore_teacher_cache import automatic_cache
+
+    reported: list[str] = []
+    monkeypatch.setattr(automatic_cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(caching, "report_progress", reported.append)
+    written = iter(range(100))
+    write = SignalRecorder.write
+
+    def interrupted(self: SignalRecorder, *arguments: Any) -> None:
+        if next(written) == 2:
+            raise KeyboardInterrupt
+        write(self, *arguments)
+
+    monkeypatch.setattr(SignalRecorder, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        automatic(recipe)[1].load_teacher(kdcore.SignalRequest())
+    (part,) = (tmp_path / "teachers").glob("*/part-*")
+    contents = json.loads((part / "contents.json").read_text(encoding="utf-8"))
+    (part / "contents.json").write_text(json.dumps({**contents, "batch_size": 7}), encoding="utf-8")
+    assert len(list(part.glob("*.arrow"))) == 2
+    found = len(reported)
+    assert found >= 2
+    _, model = automatic(recipe)
+    model.load_teacher(kdcore.SignalRequest())
+    assert CacheReader(part).contents.batch_size == 32
+    assert len(reported) - found >= len(CacheReader(part).contents.shard_files())  # every file is written again
+
+
+def test_products_of_another_precision_and_another_dtype_have_their_own_automatic_cache(recipe: Path) -> None:
+    from kdcore_teacher_cache.automatic_cache import automatic_folder
+
+    def folder(*overrides: str) -> Path:
+        task, teachers = kdcore.recipe_teachers(kdcore.load_recipe(recipe, overrides))
+        return automatic_folder(task, teachers["teacher"])
+
+    first = folder()
+    assert folder("teacher.name=transformers") == first
+    assert folder("teacher.dtype=bf16") != first
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert folder() != first
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_run_waits_visibly_for_the_one_that_computes(
