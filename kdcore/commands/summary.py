@@ -187,7 +187,9 @@ def _rows_of(name: str, run: FinishedRun) -> dict[str, str]:
 def _place_rows(run: FinishedRun) -> dict[str, str]:
     heads = run.task.heads(run.task.config)
     auto_class = heads[0].auto_class if heads else run.task.auto_class
-    rows = {"student": f"{run.export}  ({auto_class}.from_pretrained loads it)"}
+    usage = run.task.card_usage()
+    loader = usage[0]["library_name"] if usage else f"{auto_class}.from_pretrained"
+    rows = {"student": f"{run.export}  ({loader} loads it)"}
     if (run.folder / "predictions").is_dir():
         rows["predictions"] = str(run.folder / "predictions")
     if (run.folder / "tensorboard").is_dir():

@@ -209,6 +209,15 @@ class Task(ABC):
         """Add the task's own files to an exported student's folder, which has weights and tokenizer already."""
         return None
 
+    def card_usage(self) -> tuple[Mapping[str, str], str] | None:
+        """Return how the model card describes the use of an export; None for transformers.
+
+        Returns:
+            Metadata of Hugging Face's hub, `library_name` and others such as `pipeline_tag`, and a Python program in
+            which `path = "."` names the export.
+        """
+        return None
+
     def sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Return unmasked samples, on which encoders are compared.
 

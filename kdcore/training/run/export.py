@@ -131,10 +131,12 @@ def model_card(student: Encoder, plan: Plan, step: int, validation: ValidationEv
     on_hub = [model.source for model in plan.teachers.values() if model.source and not os.path.isabs(model.source)]
     heads = task.heads(task.config)
     auto_class = _auto_class(student, plan)
+    tags = {"library_name": "transformers", "pipeline_tag": _PIPELINES.get(auto_class, "feature-extraction")}
+    usual = _USAGE.format(auto_class=auto_class, result=_RESULTS.get(auto_class, "logits"))
+    own_tags, usage = task.card_usage() or ({}, usual)
     lines = [
         "---",
-        "library_name: transformers",
-        f"pipeline_tag: {_PIPELINES.get(auto_class, 'feature-extraction')}",
+        *(f"{name}: {value}" for name, value in (tags | dict(own_tags)).items()),
         *([f"base_model: {on_hub[0] if len(on_hub) == 1 else on_hub}"] if on_hub else []),
         "tags: [kdcore, knowledge-distillation]",
         "---",
@@ -165,7 +167,7 @@ def model_card(student: Encoder, plan: Plan, step: int, validation: ValidationEv
             f"| held-out {name} | {value:.5g}{validation.baselines_of(name)}{without.get(name, '')} |"
             for name, value in validation.values.items()
         ]
-    lines += ["", "## Usage", "", _USAGE.format(auto_class=auto_class, result=_RESULTS.get(auto_class, "logits"))]
+    lines += ["", "## Usage", "", "```python", usage.strip(), "```", ""]
     lines += ["## Recipe", "", "`kdcore-train` repeats the run with this recipe. Folders of the machine it ran on have"]
     lines += [
         "the last two parts of their paths.",
@@ -187,14 +189,12 @@ _PIPELINES = {
 }
 _RESULTS = {"AutoModel": "last_hidden_state"}
 _USAGE = """\
-```python
 from transformers import AutoTokenizer, {auto_class}
 
 path = "."  # this folder, or its name on the hub
 tokenizer, model = AutoTokenizer.from_pretrained(path), {auto_class}.from_pretrained(path)
 inputs = tokenizer("A sentence.", return_tensors="pt")
 print(model(**inputs).{result})
-```
 """
 
 

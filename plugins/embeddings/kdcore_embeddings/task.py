@@ -42,6 +42,15 @@ from kdcore_embeddings.teacher import SentenceTransformerModel
 logger = logging.getLogger("kdcore")
 
 _USUAL_LENGTH = 256
+_USAGE = """\
+from sentence_transformers import SentenceTransformer
+
+path = "."  # this folder, or its name on the hub
+model = SentenceTransformer(path)
+queries = model.encode_query(["a query"])  # adds the prompt `query`, if the model has one
+documents = model.encode_document(["a document", "another one"])  # likewise `document`
+print(model.similarity(queries, documents))
+"""
 
 
 class Prompts(ComponentConfig):
@@ -159,6 +168,7 @@ class Embeddings(Task):
             config.teacher_tokenizer or config.tokenizer,
             config.teacher_max_length or length,
             lower_case=bool(config.teacher_lower_case),
+            own_side=config.teacher_tokenizer is not None,
         )
         self._prompts = config.prompts or Prompts()
         self._teacher_prompts = config.teacher_prompts or self._prompts
@@ -369,9 +379,14 @@ class Embeddings(Task):
         return [part.texts[sample] for sample in samples] if part.width == 1 else None
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the student's tokenizer; it encodes special tokens in a text as text, as in training."""
+        """Write the student's tokenizer.
+
+        As in training, it encodes special tokens in a text as text, and truncates and pads at the end.
+        """
         tokenizer = self.student_tokenizer.tokenizer
-        tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
+        for name, value in (("split_special_tokens", True), ("padding_side", "right"), ("truncation_side", "right")):
+            setattr(tokenizer, name, value)
+            tokenizer.init_kwargs[name] = value
         tokenizer.save_pretrained(folder)
 
     def finish_export(self, folder: Path) -> None:
@@ -386,6 +401,11 @@ class Embeddings(Task):
             default_prompt="document" if symmetric else None,
             similarity=self.config.similarity or "cosine",
         )
+
+    def card_usage(self) -> tuple[Mapping[str, str], str]:
+        """Return metadata and a program for sentence-transformers, which adds the prompts."""
+        tags = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
+        return tags, _USAGE
 
 
 def _numbered(texts: list[str]) -> np.ndarray:

@@ -17,6 +17,7 @@ from transformers import AutoModel
 
 import kdcore
 from kdcore import Signals, load_recipe, read_metrics
+from kdcore.commands.main import main
 from kdcore.training.run.build import make_plan
 
 Write = Callable[..., Path]
@@ -114,6 +115,22 @@ def test_the_export_has_the_classic_schema(run: Path) -> None:
     assert network.config.num_hidden_layers == 2
 
 
+def test_the_model_card_and_the_summary_name_sentence_transformers(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    card = (run / "exports/final/README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: sentence-transformers\npipeline_tag: sentence-similarity\n")
+    assert main(["summary", str(run)]) == 0
+    assert "exports/final  (sentence-transformers loads it)" in capsys.readouterr().out
+    pytest.importorskip("sentence_transformers")
+    monkeypatch.chdir(run / "exports/final")
+    variables: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0], variables)
+    assert variables["queries"].shape == (1, 24)
+    prompted = variables["model"].encode(["the a document"])
+    np.testing.assert_allclose(variables["documents"][:1], prompted, atol=1e-5)
+
+
 def test_an_export_is_a_teacher_with_the_same_embeddings(
     run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +150,11 @@ def test_a_student_of_the_teachers_width_has_no_linear_map_and_is_exported(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("KDCORE_CACHE", str(tmp_path))
-    recipe = write_recipe(folder, make_sentence_folder(layers=()), "plain.yaml")
+    source = make_sentence_folder(layers=(), max_seq_length=12)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    sides = {"padding_side": "left", "truncation_side": "left"}  # the student is trained with "right" and exported so
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | sides))
+    recipe = write_recipe(folder, source, "plain.yaml")
     steps = ["run.id=plain", "training.budget.steps=2", "validation.every=never", "task.pooling=cls"]
     run = Path(kdcore.train(str(recipe), steps).folder)
     texts, expected = own_embeddings(run, run / "exports/final")
@@ -142,6 +163,7 @@ def test_a_student_of_the_teachers_width_has_no_linear_map_and_is_exported(
     library = pytest.importorskip("sentence_transformers")
     loaded = library.SentenceTransformer(str(run / "exports/final"), device="cpu")
     np.testing.assert_allclose(loaded.encode(texts), expected, atol=1e-5)
+    assert (loaded.tokenizer.padding_side, loaded.tokenizer.truncation_side) == ("right", "right")
 
 
 def test_mistakes_are_named_before_anything_is_written(

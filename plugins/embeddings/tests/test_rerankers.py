@@ -43,9 +43,9 @@ def test_the_export_of_a_reranker_is_a_cross_encoder(
     assert json.loads((export / "config.json").read_text())["id2label"] == {"0": "LABEL_0"}
     library = pytest.importorskip("sentence_transformers")
     chosen = [(pair["query"], pair["document"]) for pair in pairs[:9]]
-    found = library.CrossEncoder(str(export), device="cpu", max_length=40).predict(
-        chosen, activation_fn=torch.nn.Identity()
-    )
+    loaded = library.CrossEncoder(str(export), device="cpu")
+    assert loaded.tokenizer.model_max_length == 40
+    found = loaded.predict(chosen, activation_fn=torch.nn.Identity())
     network, tokenizer = (
         AutoModelForSequenceClassification.from_pretrained(export),
         AutoTokenizer.from_pretrained(export),

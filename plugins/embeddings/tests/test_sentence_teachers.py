@@ -26,7 +26,8 @@ def embeddings(folder: Path, texts: list[str], prompt: str = "", *, packs: bool 
     assert model.folder is not None
     encoder = model.load_teacher(Signals.head("embedding")).eval()
     encoder.packs = packs
-    tokenizer = TextTokenizer(str(folder), model.folder.max_length or 64, lower_case=model.folder.lower_case)
+    length, lower_case = model.folder.max_length or 64, model.folder.lower_case
+    tokenizer = TextTokenizer(str(folder), length, lower_case=lower_case, own_side=True)
     tokens = tokenizer.encode(texts, [prompt] * len(texts))
     with torch.no_grad():
         signals = encoder(tokens.batch(np.arange(len(texts))), Signals.head("embedding"))
@@ -69,6 +70,16 @@ def test_prompts_and_lower_case_are_those_of_the_folder(
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12, "do_lower_case": true}')
     expected = library.SentenceTransformer(str(folder), device="cpu").encode(["The Teacher", "OF"])
     np.testing.assert_allclose(embeddings(folder, ["The Teacher", "OF"]), expected, atol=1e-5)
+
+
+def test_texts_of_a_teacher_are_cut_at_the_side_that_its_tokenizer_states(
+    make_sentence_folder: Callable[..., Path], some_texts: list[str]
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    folder = make_sentence_folder(max_seq_length=10)
+    change(folder / "tokenizer_config.json", truncation_side="left")
+    expected = library.SentenceTransformer(str(folder), device="cpu").encode(some_texts)
+    np.testing.assert_allclose(embeddings(folder, some_texts), expected, atol=1e-5)
 
 
 def change(path: Path, **values: Any) -> None:

@@ -142,8 +142,12 @@ class LabelledTask(Task):
         return self.tokens(split).lengths
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer's files; it encodes special tokens in a text as text, as in training."""
-        self.tokenizer.split_special_tokens = self.tokenizer.init_kwargs["split_special_tokens"] = True
+        """Write the tokenizer's files; as in training, special tokens in a text are text, and long texts are cut."""
+        longest = self.config.data.max_length
+        settings = {"split_special_tokens": True, "model_max_length": longest, "truncation_side": "right"}
+        for name, value in settings.items():
+            setattr(self.tokenizer, name, value)
+            self.tokenizer.init_kwargs[name] = value
         self.tokenizer.save_pretrained(folder)
 
     def _batch(self, split: Split, samples: np.ndarray, columns: Mapping[str, Tensor]) -> Batch:

@@ -81,17 +81,19 @@ class TextTokenizer:
 
     Args:
         source: folder or hub name of the tokenizer.
-        max_length: tokens of a sequence, special ones included; longer ones are truncated at the end.
+        max_length: tokens of a sequence, special ones included; longer ones are truncated.
         lower_case: whether texts are converted to lower case first.
+        own_side: whether texts are truncated at the side that the tokenizer states; otherwise at the end.
     """
 
-    def __init__(self, source: str, max_length: int, *, lower_case: bool = False) -> None:
+    def __init__(self, source: str, max_length: int, *, lower_case: bool = False, own_side: bool = False) -> None:
         self.source = source
         self.tokenizer = load_tokenizer(source)
         self.max_length = max_length
         self._lower_case = lower_case
         self._backend = plain_backend(self.tokenizer)
-        self._backend.enable_truncation(max_length)
+        self._side = self.tokenizer.truncation_side if own_side else "right"
+        self._backend.enable_truncation(max_length, direction=self._side)
 
     def encode(self, texts: Sequence[str], prompts: Sequence[str]) -> TextTokens:
         """Tokenise texts, each with the prompt at its place."""
@@ -123,7 +125,7 @@ class TextTokenizer:
         """Return the number of tokens of a prompt with the special tokens around a text."""
         self._backend.no_truncation()
         found = len(self._backend.encode(prompt).ids)
-        self._backend.enable_truncation(self.max_length)
+        self._backend.enable_truncation(self.max_length, direction=self._side)
         return found
 
 
