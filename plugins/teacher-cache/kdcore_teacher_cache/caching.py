@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,8 @@ class SignalRecorder:
         self._batch_size = batch_size
         self.model: Model = teacher.model.described
         self._device = own_device()
+        with TemporaryDirectory() as folder:
+            self.model.save_description(Path(folder))  # refused before anything is computed
         encoder = self.model.load_teacher(teacher.requests["train"] | teacher.requests["held_out"])
         self._encoder: Encoder = encoder.eval().requires_grad_(False).to(self._device)
         if not encoder.keeps_precision:
@@ -157,7 +160,7 @@ class SignalRecorder:
             batch, signals, duration = self._timed(split, samples)
             names = names_of(self._requests[split])
             attention |= attention_of(signals, names)
-            columns = [self._column(one, rows_of(signals, one).shape[1:]) for one in names]
+            columns = [self._column(one, rows_of(signals, one).shape[1:], split) for one in names]
             counts = {level: float(counts_of(batch, level).mean()) for level in ("token", "masked", "sequence")}
             each = sum(counts[column.level] * self._row_bytes(column) for column in columns)
             fitting = min(SHARD_BYTES / max(each, 1), SHARD_SAMPLES)
@@ -187,9 +190,10 @@ class SignalRecorder:
             attention=attention,
         )
 
-    def _column(self, name: str, shape: Sequence[int]) -> SignalColumn:
+    def _column(self, name: str, shape: Sequence[int], split: CachedSplit) -> SignalColumn:
         column = SignalColumn(name=name, level=level_of(name, self.model.info), shape=tuple(shape))
-        if self._form == "full" or not name.startswith("logits."):
+        # Held-out predictions are stored in full: values of their losses are then those of the live teacher.
+        if self._form == "full" or split == "held_out" or not name.startswith("logits."):
             return column
         if not 0 < self._kept < shape[0]:
             what = f"must be at least 1 and less than the size of the vocabulary, {shape[0]} (found {self._kept})"
@@ -301,13 +305,11 @@ def cache_signals(
         InfrastructureError: the disk cannot hold the cache.
     """
     contents = recorder.contents
+    check_folder(folder)
     if (folder / MANIFEST).is_file():
         _refuse_other(read_cache_manifest(folder).contents, contents, folder)
         _remove_leftovers(folder)
         return True
-    others = [path for path in folder.glob("*") if not path.name.startswith(".")]
-    if others and not (folder / CONTENTS).is_file():
-        raise DataError("is not empty and holds no cache", where=str(folder), hint="choose another folder")
     _check_space(recorder, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".contents.lock"):
@@ -336,6 +338,21 @@ def cache_signals(
             _finish(recorder, folder)
             return True
     return False
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that can hold no cache; called before the teacher computes anything.
+
+    Raises:
+        DataError: it is a file or below one, or holds other files.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise DataError("is a file, not a folder", where=str(existing), hint="choose another folder")
+    if any((folder / name).is_file() for name in (MANIFEST, CONTENTS)):
+        return
+    if any(not path.name.startswith(".") for path in folder.glob("*")):
+        raise DataError("is not empty and holds no cache", where=str(folder), hint="choose another folder")
 
 
 def discard_other(recorder: SignalRecorder, folder: Path) -> None:

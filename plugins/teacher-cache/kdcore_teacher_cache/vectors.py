@@ -77,7 +77,11 @@ def read_vectors(path: str | Path) -> Vectors:
     for number, vector in enumerate(vectors, start=1):
         if len(vector) != width or not width:
             raise DataError(f"record {number} has {len(vector)} values (expected {width or 1})", where=str(path))
-    values = np.asarray(vectors, np.float32)
+    try:
+        with np.errstate(over="ignore"):
+            values = np.asarray(vectors, np.float32)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise DataError(f"holds vectors that are not numbers ({first_line(error)})", where=str(path)) from error
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         raise DataError(f"the vector of record {int(finite.argmin()) + 1} is not finite", where=str(path))
@@ -110,11 +114,18 @@ def _parquet(path: Path) -> tuple[list[str], list[str], list[Any]]:
         raise DataError("has records without an id, a text or a vector", where=str(path))
     rows = vectors.combine_chunks()
     try:
+        kind = rows.type.value_type
+        if not pyarrow.types.is_floating(kind) and not pyarrow.types.is_integer(kind):
+            raise DataError("the column `vector` does not hold lists of numbers", where=str(path))
+        rows = rows.cast(pyarrow.large_list(kind))  # lists of one width have no lengths
         flat = rows.flatten().to_numpy(zero_copy_only=False)
         lengths = np.asarray(rows.value_lengths())
     except (pyarrow.ArrowException, AttributeError) as error:
         raise DataError("the column `vector` does not hold lists of numbers", where=str(path)) from error
-    return [str(one) for one in ids.to_pylist()], texts.to_pylist(), np.split(flat, np.cumsum(lengths)[:-1])
+    listed = texts.to_pylist()
+    if not all(isinstance(text, str) for text in listed):
+        raise DataError("the column `text` does not hold texts", where=str(path))
+    return [str(one) for one in ids.to_pylist()], listed, np.split(flat, np.cumsum(lengths)[:-1])
 
 
 def _json_lines(path: Path) -> tuple[list[str], list[str], list[Any]]:

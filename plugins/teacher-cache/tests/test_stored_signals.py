@@ -347,10 +347,10 @@ def test_prefetched_batches_beyond_the_limit_displace_the_oldest(
 def test_a_late_writer_leaves_a_complete_cache_as_it_is(
     recorder: SignalRecorder, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, answers, is_file = content_of(cache), iter([False]), Path.is_file
+    before, answers, is_file = content_of(cache), iter([False, False]), Path.is_file
 
     def late(path: Path) -> bool:
-        """Answer as before another process had completed the cache, once."""
+        """Answer as before another process had completed the cache, until the lock is held."""
         return next(answers, is_file(path)) if path.name == "manifest.json" else is_file(path)
 
     (cache / "contents.json").write_text(recorder.contents.model_dump_json(), encoding="utf-8")
@@ -421,6 +421,29 @@ def test_the_union_of_a_sweep_is_stored(recipe: Path, tmp_path: Path, capsys: py
         )
     assert main([*command, "--sweep", "seed=3,4"]) == 2
     assert "they differ in masks" in capsys.readouterr().err
+
+
+def test_sampled_predictions_are_those_of_training_at_temperature_1(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--predictions", "random_sampling", "--kept", "16"]
+    command = ["teacher", "cache", str(recipe), str(tmp_path / "cache")]
+    for words in (["losses.words.temperature=4"], ["--sweep", "losses.words.temperature=1,4"]):
+        assert main([*command, *words, *options]) == 2
+        assert "unbiased at temperature 1 only (found 4" in capsys.readouterr().err
+    splits = recorder_of(recipe, form="random_sampling", kept=16).contents.splits
+    forms = {name: {column.name: column.form for column in rows.columns} for name, rows in splits.items()}
+    assert (forms["train"]["logits.masked"], forms["held_out"]["logits.masked"]) == ("random_sampling", "full")
+
+
+def test_a_target_that_can_hold_no_cache_is_refused_before_the_teacher_runs(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kdcore.TransformersModel, "load_teacher", None)
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    for name, message in (("file", "is a file"), ("file/below", "is a file"), (".", "is not empty")):
+        assert main(["teacher", "cache", str(recipe), str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def automatic(recipe: Path, *overrides: str) -> tuple[kdcore.Task, Any]:

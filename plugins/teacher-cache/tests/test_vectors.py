@@ -81,6 +81,28 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
             read_vectors(tmp_path / name)
 
 
+def test_columns_of_other_types_are_refused_and_lists_of_one_width_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "v.parquet"
+    base: dict[str, Any] = {"id": "a", "text": "one", "vector": [1.0, 2.0]}
+    for values, message in (
+        ({"vector": ["a", "b"]}, "does not hold lists of numbers"),
+        ({"vector": [[1.0], [2.0]]}, "does not hold lists of numbers"),
+        ({"vector": 1.0}, "does not hold lists of numbers"),
+        ({"text": 5}, "the column `text` does not hold texts"),
+    ):
+        with pytest.raises(kdcore.DataError, match=message):
+            read_vectors(written(path, [{**base, **values}]))
+    numbers = pyarrow.list_(pyarrow.float32(), 2)
+    schema = pyarrow.schema([("id", pyarrow.string()), ("text", pyarrow.string()), ("vector", numbers)])
+    parquet.write_table(pyarrow.Table.from_pylist([base], schema=schema), path)
+    assert read_vectors(path).values.tolist() == [[1, 2]]
+    for number, message in (("1" + "0" * 400, "not numbers"), ("1e300", "record 1 is not finite")):
+        lines = tmp_path / "v.jsonl"
+        lines.write_text(f'{{"id": 1, "text": "x", "vector": [{number}, 1]}}\n', encoding="utf-8")
+        with pytest.raises(kdcore.DataError, match=message):
+            read_vectors(lines)
+
+
 class Texts(kdcore.Task):
     """Texts whose tokens do not matter."""
 

@@ -94,8 +94,9 @@ def _cache(arguments: argparse.Namespace) -> int:
         if arguments.task is not None:
             raise InputError("cannot be combined with `--processes`", where="--task")
         return _in_processes(arguments)
-    from kdcore_teacher_cache.caching import SignalRecorder, cache_signals, in_bytes, in_time
+    from kdcore_teacher_cache.caching import SignalRecorder, cache_signals, check_folder, in_bytes, in_time
 
+    check_folder(arguments.folder)
     recipe, task, teacher = _union(arguments)
     settings, training = recipe.settings, recipe.settings.training
     recorder = SignalRecorder(
@@ -137,7 +138,10 @@ def _union(arguments: argparse.Namespace) -> tuple[Recipe, Task, RecipeTeacher]:
     for path, overrides in cells:
         recipe = _live_recipe(load_recipe(path, overrides, allow_imports=True))
         task, teachers = recipe_teachers(recipe)
-        teacher = teachers[_label(list(teachers), arguments.teacher, recipe)]
+        label = _label(list(teachers), arguments.teacher, recipe)
+        teacher = teachers[label]
+        if arguments.predictions == "random_sampling" and teacher.requests["train"].prediction_positions:
+            _refuse_temperatures(recipe, label)
         if found is None:
             found = recipe, task, teacher
             continue
@@ -151,6 +155,23 @@ def _union(arguments: argparse.Namespace) -> tuple[Recipe, Task, RecipeTeacher]:
         found = found[0], found[1], replace(found[2], requests=requests)
     assert found is not None
     return found
+
+
+def _refuse_temperatures(recipe: Recipe, label: str) -> None:
+    """Refuse losses of a teacher whose temperature is not 1: sampled predictions are biased for them.
+
+    Raises:
+        InputError: names the loss.
+    """
+    for component in recipe.components().losses.values():
+        temperature = getattr(component.config, "temperature", 1.0)
+        if getattr(component.config, "teacher", None) in (None, label) and temperature != 1:
+            raise InputError(
+                f"sampled predictions are unbiased at temperature 1 only (found {temperature})",
+                where="--predictions random_sampling",
+                key=f"{component.key}.temperature",
+                hint="use --predictions top_k or full, or set the temperature to 1",
+            )
 
 
 def _in_processes(arguments: argparse.Namespace) -> int:
