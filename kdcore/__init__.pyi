@@ -81,8 +81,13 @@ from .models.base import Role as Role
 from .models.encoder import TransformersEncoder as TransformersEncoder
 from .models.heads import load_head as load_head
 from .models.transformers import TransformersModel as TransformersModel
+from .objectives import Lengths as Lengths
 from .objectives import Total as Total
+from .objectives import paired_rows as paired_rows
+from .objectives import real_lengths as real_lengths
 from .objectives import real_rows as real_rows
+from .objectives import require_problem_type as require_problem_type
+from .objectives import require_shapes as require_shapes
 from .optimizers.base import NamedParameter as NamedParameter
 from .optimizers.base import Optimizer as Optimizer
 from .optimizers.base import OptimizerConfig as OptimizerConfig

@@ -1,22 +1,23 @@
 """Objectives as functions of tensors, for training loops without recipes: `kdcore.functional.NAME`.
 
-NAME is that of a loss of an installed package, whose `function` it is. `dir(kdcore.functional)` lists all losses.
+NAME is that of a loss of an installed package, whose `function` it is. `dir(kdcore.functional)` lists them, for which
+it imports all losses.
 """
 
-from __future__ import annotations
+from collections.abc import Callable as _Callable
+from contextlib import suppress as _suppress
+from typing import Any as _Any
 
-from typing import Any
-
-from kdcore.errors import PluginError
-from kdcore.registry import losses
+from kdcore.errors import PluginError as _PluginError
+from kdcore.registry import losses as _losses
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Callable[..., _Any]:
     if name.startswith("__"):
         raise AttributeError(name)
     try:
-        function = losses.get(name).function
-    except PluginError as error:
+        function: _Callable[..., _Any] | None = _losses.get(name).function
+    except _PluginError as error:
         raise AttributeError(str(error)) from error
     if function is None:
         raise AttributeError(f"the loss `{name}` has no function of tensors")
@@ -24,4 +25,9 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return losses.names()
+    names = []
+    for name in _losses.names():
+        with _suppress(AttributeError):
+            __getattr__(name)
+            names.append(name)
+    return names

@@ -1,11 +1,21 @@
-"""Define what the functions of `kdcore.functional` return, and select real tokens by lengths."""
+"""Define what the functions of `kdcore.functional` return, check their tensors, and select real tokens by lengths.
+
+Shapes are known on the host, so checks of them never wait for a device.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Lengths = Tensor | np.ndarray | Sequence[int]
+"""Number of real tokens of each sequence (B,), each 0 to L."""
+
+_PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,74 @@ class Total:
         """The objective per item; NaN without items."""
         return self.sum / self.count
 
+    def __add__(self, other: Total) -> Total:
+        """Add sums and counts, such as those of two micro-batches."""
+        return Total(self.sum + other.sum, self.count + other.count)
 
-def real_rows(states: Tensor, lengths: Tensor | None) -> Tensor:
+
+def require_shapes(fit: bool, expected: str, **tensors: Tensor | None) -> None:
+    """Refuse tensors whose shapes do not fit, which broadcasting would combine in other ways.
+
+    Args:
+        fit: whether they fit.
+        expected: the shapes expected, for the message.
+        tensors: all tensors concerned, by name; None is left out.
+
+    Raises:
+        ValueError: they do not fit; names the shapes.
+    """
+    if not fit:
+        found = ", ".join(f"{name} {tuple(one.shape)}" for name, one in tensors.items() if one is not None)
+        raise ValueError(f"the shapes of tensors do not fit (found {found}, expected {expected})")
+
+
+def require_problem_type(problem_type: str | None) -> None:
+    """Refuse a kind of outputs that configurations of transformers do not have.
+
+    Raises:
+        ValueError: it is unknown; names those allowed.
+    """
+    if problem_type not in (None, *_PROBLEM_TYPES):
+        raise ValueError(f"unknown problem_type (found {problem_type!r}, expected {', '.join(_PROBLEM_TYPES)})")
+
+
+def real_lengths(lengths: Lengths, sequences: int, longest: int) -> Tensor:
+    """Return lengths (B,) as a tensor on their device.
+
+    Raises:
+        ValueError: there are not `sequences` lengths, or one on the host is not in 0 to `longest`.
+    """
+    lengths = torch.as_tensor(lengths)
+    require_shapes(lengths.shape == (sequences,), f"({sequences},)", lengths=lengths)
+    if lengths.device.type == "cpu" and ((lengths < 0) | (lengths > longest)).any():
+        raise ValueError(f"a length does not fit (found {lengths.tolist()}, expected 0 to {longest} tokens each)")
+    return lengths
+
+
+def real_rows(states: Tensor, lengths: Lengths | None) -> Tensor:
     """Return the rows (N, d) of real tokens in order.
 
     Args:
         states: (B, L, d) with padding at the end of sequences; or rows (..., d), all of them real, without `lengths`.
         lengths: (B,) number of real tokens of each sequence.
+
+    Raises:
+        ValueError: the lengths do not fit the states.
     """
     if lengths is None:
         return states.reshape(-1, states.shape[-1])
+    require_shapes(states.ndim == 3, "(B, L, d) with lengths", states=states)
+    lengths = real_lengths(lengths, *states.shape[:2])
     return states[torch.arange(states.shape[1], device=states.device) < lengths.to(states.device)[:, None]]
+
+
+def paired_rows(student: Tensor, teacher: Tensor, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
+    """Return the rows (N, d) of real tokens of both models; those of the teacher are constants without a gradient.
+
+    Arguments are those of `real_rows`.
+
+    Raises:
+        ValueError: the shapes of student and teacher differ, or the lengths do not fit them.
+    """
+    require_shapes(student.shape == teacher.shape, "equal shapes", student=student, teacher=teacher)
+    return real_rows(student, lengths), real_rows(teacher.detach(), lengths)

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdcore.layers import at_least_float32
+from kdcore.objectives import Lengths, real_lengths, require_shapes
 from kdcore.signals import AttentionPart, Signals
 
 _SLICE = 2**18
@@ -63,7 +64,7 @@ class ScoreMaps:
 
     @classmethod
     def from_tensors(
-        cls, left: Tensor, right: Tensor | None = None, lengths: Tensor | None = None, *, num_heads: int | None = None
+        cls, left: Tensor, right: Tensor | None = None, lengths: Lengths | None = None, *, num_heads: int | None = None
     ) -> ScoreMaps:
         """Create the maps `left @ right^T / sqrt(d_k)` of tensors.
 
@@ -72,12 +73,20 @@ class ScoreMaps:
             right: likewise, such as keys; None for the relations of `left` with itself.
             lengths: (B,) number of real tokens of each sequence; None if all are real.
             num_heads: as for `relations`; without effect on `right`.
+
+        Raises:
+            ValueError: the shapes, the lengths or the number of heads do not fit.
         """
+        fit = left.ndim == 4 and (right is None or right.shape == left.shape)
+        require_shapes(fit, "equal (B, A, L, d_k)", left=left, right=right)
+        divided = num_heads is None or left.shape[1] * left.shape[3] % num_heads == 0
+        require_shapes(divided, f"a width A * d_k that {num_heads} heads divide", left=left)
         left = _regrouped(left, num_heads)
         rows = host = None
         if lengths is not None:
-            rows = torch.arange(left.shape[2], device=left.device) < lengths.to(left.device)[:, None]
-            host = lengths.cpu().numpy()
+            known = real_lengths(torch.as_tensor(lengths).cpu(), left.shape[0], left.shape[2])
+            rows = torch.arange(left.shape[2], device=left.device) < known.to(left.device)[:, None]
+            host = known.numpy()
         return cls([_Chunk(left, right, None, rows, left.shape[-1] ** -0.5, host)])
 
     @property
@@ -134,7 +143,8 @@ class ScoreMaps:
     def _compare(self, distance: _Distance, teacher: ScoreMaps) -> Tensor:
         sums = []
         for own, theirs in zip(self._chunks, teacher._chunks, strict=True):
-            assert own.left.shape[:3] == theirs.left.shape[:3], "numbers of heads differ"
+            fit = own.left.shape[:3] == theirs.left.shape[:3]
+            require_shapes(fit, "equal (B, A, L)", student=own.left, teacher=theirs.left)
             learning = torch.is_grad_enabled()  # not available inside autograd functions
             sums.append(
                 _SumOverSlices.apply(distance, learning, own.left, own.right, own.mask, own, theirs)  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from kdcore.layers import at_least_float32
 from kdcore.losses.base import Loss, LossConfig
-from kdcore.objectives import Total
+from kdcore.objectives import Total, require_shapes
 from kdcore.signals import Batch, ModelInfo, Requests, Signals
 
 
@@ -20,7 +20,12 @@ def masked_lm(logits: Tensor, labels: Tensor) -> Total:
     Args:
         logits: (..., V).
         labels: (...) int64; -100 where no token is predicted.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
+    expects = "labels as logits without the last axis"
+    require_shapes(labels.shape == logits.shape[:-1], expects, logits=logits, labels=labels)
     rows, expected = at_least_float32(logits).flatten(0, -2), labels.flatten()
     return Total(cross_entropy(rows, expected, reduction="sum"), (expected != -100).sum())
 

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from kdcore.errors import InputError
 from kdcore.layers import at_least_float32
 from kdcore.losses.base import Loss, LossConfig, require_equal_outputs, require_teacher
-from kdcore.objectives import Total, real_rows
+from kdcore.objectives import Lengths, Total, paired_rows, require_problem_type
 from kdcore.signals import SEQUENCE_CLASSES, Batch, ModelInfo, Requests, Signals
 
 _SLICE_ELEMENTS = 2**24
@@ -24,7 +24,7 @@ _SLICE_ELEMENTS = 2**24
 def soft_targets(
     student: Tensor,
     teacher: Tensor,
-    lengths: Tensor | None = None,
+    lengths: Lengths | None = None,
     *,
     temperature: float = 1.0,
     problem_type: str | None = None,
@@ -37,9 +37,15 @@ def soft_targets(
         lengths: (B,) number of real tokens of each sequence; without it all rows are compared.
         temperature: T.
         problem_type: `regression` for `(z_s - z_t)^2`; `multi_label_classification` for the divergence of the `sigmoid`
-            of each output, averaged over the outputs.
+            of each output, averaged over the outputs. Numbers of `regression` may be (B,).
+
+    Raises:
+        ValueError: the shapes or the lengths do not fit, or `problem_type` is unknown.
     """
-    own, theirs = real_rows(student, lengths), real_rows(teacher, lengths)
+    require_problem_type(problem_type)
+    if problem_type == "regression":
+        student, teacher = (side[:, None] if side.ndim == 1 else side for side in (student, teacher))
+    own, theirs = paired_rows(student, teacher, lengths)
     if problem_type == "regression":
         return Total((at_least_float32(own) - at_least_float32(theirs)).square().sum(), len(own))
     if problem_type == "multi_label_classification":

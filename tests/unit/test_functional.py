@@ -283,4 +283,169 @@ def test_a_name_without_a_loss_and_one_without_a_function_say_so() -> None:
 
     with pytest.raises(AttributeError, match="the loss `without_function` has no function"):
         _ = F.without_function
+    assert "without_function" in losses.names()
+    assert "without_function" not in dir(F)
     del losses._registered["without_function"]
+
+
+def test_dir_lists_functions_only_and_the_module_has_no_other_names() -> None:
+    assert all(callable(getattr(F, name)) for name in dir(F))
+    for name in ("losses", "Any", "PluginError", "annotations"):
+        with pytest.raises(AttributeError):
+            getattr(F, name)
+
+
+NUMBERS = torch.arange(1.0, 5.0)
+
+
+@pytest.mark.parametrize("student", [NUMBERS, NUMBERS[:, None]])
+@pytest.mark.parametrize("other", [NUMBERS, NUMBERS[:, None]])
+def test_equal_numbers_have_no_distance_in_either_shape(student: torch.Tensor, other: torch.Tensor) -> None:
+    for function in (F.classification, F.soft_targets):
+        total = function(student, other, problem_type="regression")
+        assert (total.sum.item(), total.count) == (0, 4)
+        assert function(student, other + 2, problem_type="regression").mean.item() == 4
+
+
+def test_labels_may_have_a_last_axis_of_one() -> None:
+    for shape in ((B,), (B, 1)):
+        total = F.classification(tensor(SCORES[0]), tensor(IDS).view(shape))
+        assert total.sum.item() == pytest.approx(CASES["classification"][1]()[0], rel=1e-10)
+    several = (GENERATOR.random((B, L, CLASSES)) < 0.5).astype(np.int64)
+    p = 1 / (1 + np.exp(-LOGITS[0]))
+    expected = -(several * np.log(p) + (1 - several) * np.log(1 - p)).mean()
+    total = F.classification(tensor(LOGITS[0]), tensor(several), problem_type="multi_label_classification")
+    assert total.mean.item() == pytest.approx(expected, rel=1e-10)
+
+
+STATES, OTHERS = both(HIDDEN)
+SCORE, OTHER_SCORE = both(SCORES)
+FLAT = torch.zeros(B, dtype=torch.int64)
+(QUERIES, KEYS), _ = attention
+NEGATIVES = torch.zeros(B, 6, CLASSES)
+
+MISFITS: dict[str, tuple[Callable[[], Any], str]] = {
+    "width": (lambda: F.hidden_mse(STATES, OTHERS[..., :1], lengths), r"student \(3, 5, 8\), teacher \(3, 5, 1\)"),
+    "tokens": (lambda: F.hidden_cosine(STATES, OTHERS[:, :1]), r"student \(3, 5, 8\), teacher \(3, 1, 8\)"),
+    "one row": (lambda: F.hidden_pkd(STATES[:, 0], OTHERS[:1, 0]), r"student \(3, 8\), teacher \(1, 8\)"),
+    "one first token": (lambda: F.hidden_mse_cls(STATES[:, 0], OTHERS[:1, 0]), r"\(3, 8\), teacher \(1, 8\)"),
+    "rows with lengths": (lambda: F.hidden_mse(STATES[0], OTHERS[0], lengths), r"states \(5, 8\), expected \(B, L, d"),
+    "blocks": (
+        lambda: F.hidden_mse_concat([STATES], [OTHERS[:1]], tensor(WEIGHT)),
+        r"first \(3, 5, 8\), one \(1, 5, 8\)",
+    ),
+    "map": (lambda: F.hidden_mse_concat([STATES], [OTHERS], tensor(WEIGHT)[:1]), r"weight \(1, 8\), expected \(8, 8\)"),
+    "logits": (lambda: F.soft_targets(SCORE, OTHER_SCORE[:, :1]), r"student \(3, 7\), teacher \(3, 1\)"),
+    "several labels": (
+        lambda: F.classification(SCORE, SCORE[:1], problem_type="multi_label_classification"),
+        r"logits \(3, 7\), labels \(1, 7\)",
+    ),
+    "two numbers": (
+        lambda: F.classification(SCORE, FLAT, problem_type="regression"),
+        r"logits \(3, 7\), labels \(3,\), expected logits \(3, 1\), labels \(3,\)",
+    ),
+    "labels": (lambda: F.classification(STATES, FLAT), r"logits \(3, 5, 8\), labels \(3,\)"),
+    "transposed labels": (lambda: F.masked_lm(STATES, tensor(TOKENS).T), r"logits \(3, 5, 8\), labels \(5, 3\)"),
+    "queries and keys": (
+        lambda: F.attention_kl((QUERIES, KEYS[:1]), attention[1]),
+        r"left \(3, 2, 5, 4\), right \(1, 2, 5, 4\)",
+    ),
+    "sequences": (
+        lambda: F.attention_mse(attention[0], (QUERIES[:2], KEYS[:2])),
+        r"student \(3, 2, 5, 4\), teacher \(2, 2, 5, 4\)",
+    ),
+    "sequence lengths": (
+        lambda: F.value_relation_kl(QUERIES, QUERIES[:, :, :4]),
+        r"student \(3, 2, 5, 4\), teacher \(3, 2, 4, 4\)",
+    ),
+    "heads": (lambda: F.minilm_v2(QUERIES, KEYS, relation_heads=3), r"left \(3, 2, 5, 4\), expected .* 3 heads"),
+    "correlations": (
+        lambda: F.attention_pearson(attention[0], (QUERIES[:, :1], KEYS[:, :1]), lengths),
+        r"student \(3, 2, 5, 4\), teacher \(3, 1, 5, 4\)",
+    ),
+    "negatives": (
+        lambda: F.contrastive(SCORE, OTHER_SCORE, NEGATIVES, NEGATIVES[:1]),
+        r"student_negatives \(3, 6, 7\), teacher_negatives \(1, 6, 7\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_shapes_that_do_not_fit_are_refused(case: str) -> None:
+    call, found = MISFITS[case]
+    with pytest.raises(ValueError, match=rf"^the shapes of tensors do not fit \(found .*{found}"):
+        call()
+
+
+WITH_LENGTHS: dict[str, Callable[[Any], Any]] = {
+    "hidden_mse": lambda given: F.hidden_mse(STATES, OTHERS, given),
+    "hidden_cosine": lambda given: F.hidden_cosine(STATES, OTHERS, given),
+    "hidden_mse_concat": lambda given: F.hidden_mse_concat([STATES], [OTHERS], tensor(WEIGHT), given),
+    "soft_targets": lambda given: F.soft_targets(*both(LOGITS), given, temperature=2.0),
+    "attention_kl": lambda given: F.attention_kl(*attention, given),
+    "attention_mse": lambda given: F.attention_mse(*attention, given),
+    "value_relation_kl": lambda given: F.value_relation_kl(*both(VALUE), given),
+    "minilm_v2": lambda given: F.minilm_v2(*both(VALUE), given),
+    "attention_pearson/keys": lambda given: F.attention_pearson(*attention, given)["keys"],
+}
+
+
+@pytest.mark.parametrize("name", WITH_LENGTHS)
+def test_lengths_may_be_a_list_or_an_array_and_must_fit(name: str) -> None:
+    function, (expected, count) = WITH_LENGTHS[name], CASES[name][1]()
+    for given in (LENGTHS.tolist(), LENGTHS, tensor(LENGTHS)):
+        total = function(given)
+        assert (total.sum.item(), int(total.count)) == (pytest.approx(expected, rel=1e-10), count)
+    for given in ([5, 2, 6], np.array([-1, 2, 3])):
+        with pytest.raises(ValueError, match=r"a length does not fit \(found \[.*\], expected 0 to 5 tokens each\)"):
+            function(given)
+    with pytest.raises(ValueError, match=r"lengths \(2,\), expected \(3,\)"):
+        function([5, 2])
+
+
+def test_values_of_lengths_on_a_device_are_not_read() -> None:
+    on_device = torch.empty(B, dtype=torch.int64, device="meta")
+    assert kdcore.real_lengths(on_device, B, L) is on_device
+    with pytest.raises(ValueError, match=r"lengths \(3,\), expected \(2,\)"):
+        kdcore.real_lengths(on_device, 2, L)
+
+
+def test_an_unknown_problem_type_is_refused() -> None:
+    for function, other in ((F.soft_targets, OTHER_SCORE), (F.classification, FLAT)):
+        with pytest.raises(ValueError, match=r"unknown problem_type \(found 'nonsense', expected single_label_"):
+            function(SCORE, other, problem_type="nonsense")
+
+
+def test_the_sum_of_totals_is_the_total_of_the_whole_batch() -> None:
+    whole = F.hidden_mse(STATES, OTHERS, lengths)
+    parts = F.hidden_mse(STATES[:1], OTHERS[:1], lengths[:1]) + F.hidden_mse(STATES[1:], OTHERS[1:], lengths[1:])
+    assert parts.count == whole.count
+    assert parts.mean.item() == pytest.approx(whole.mean.item(), rel=1e-12)
+
+
+def test_no_gradient_reaches_the_teachers_tensors() -> None:
+    def leaves(values: Any) -> Any:
+        return tuple(one.clone().requires_grad_() for one in values)
+
+    weight = tensor(WEIGHT).requires_grad_()
+    pairs: dict[str, Callable[[Any, Any], Any]] = {
+        "hidden_mse": lambda own, theirs: F.hidden_mse(own[0], theirs[0]),
+        "hidden_cosine": lambda own, theirs: F.hidden_cosine(own[0], theirs[0]),
+        "hidden_pkd": lambda own, theirs: F.hidden_pkd(own[0], theirs[0]),
+        "hidden_mse_concat": lambda own, theirs: F.hidden_mse_concat(own, theirs, weight, project="teacher"),
+        "soft_targets": lambda own, theirs: F.soft_targets(own[0], theirs[0]),
+        "regression": lambda own, theirs: F.soft_targets(own[0], theirs[0], problem_type="regression"),
+        "several": lambda own, theirs: F.soft_targets(own[0], theirs[0], problem_type="multi_label_classification"),
+    }
+    for function in pairs.values():
+        own, theirs = leaves([STATES]), leaves([OTHERS])
+        function(own, theirs).mean.backward()
+        assert own[0].grad.abs().sum() > 0
+        assert theirs[0].grad is None
+    assert weight.grad is not None
+    for name in ("attention_kl", "attention_mse", "attention_pearson"):
+        own, theirs = leaves(attention[0]), leaves(attention[1])
+        total = getattr(F, name)(own, theirs, lengths)
+        (total["keys"] if isinstance(total, dict) else total).mean.backward()
+        assert all(one.grad.abs().sum() > 0 for one in own)
+        assert all(one.grad is None for one in theirs)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdcore import (
     Batch,
     LayerPairs,
+    Lengths,
     Loss,
     LossConfig,
     ModelInfo,
@@ -29,31 +30,39 @@ Attention = ScoreMaps | tuple[Tensor, Tensor]
 """Query and key of one block, (B, A, L, d_k) each; losses pass the maps that a model's mask and scale define."""
 
 
-def attention_kl(student: Attention, teacher: Attention, lengths: Tensor | None = None) -> Total:
+def attention_kl(student: Attention, teacher: Attention, lengths: Lengths | None = None) -> Total:
     """Sum `KL(softmax(S_t) || softmax(S_s))`, `S = q k^T / sqrt(d_k)`, over heads and real queries; counted in these.
 
     Args:
         student: (query, key) of one block, (B, A, L, d_k) each.
         teacher: likewise, with the same A.
         lengths: (B,) number of real tokens of each sequence; None if all are real.
+
+    Raises:
+        ValueError: the shapes or the lengths do not fit.
     """
     own, theirs = _maps(student, lengths), _maps(teacher, lengths)
     return Total(own.kl_from(theirs), own.num_rows)
 
 
-def attention_mse(student: Attention, teacher: Attention, lengths: Tensor | None = None) -> Total:
+def attention_mse(student: Attention, teacher: Attention, lengths: Lengths | None = None) -> Total:
     """Sum `(S_s - S_t)^2` over heads and pairs of real tokens, counted in these; arguments as for `attention_kl`."""
     own, theirs = _maps(student, lengths), _maps(teacher, lengths)
     return Total(own.squared_error_from(theirs), own.num_entries)
 
 
-def value_relation_kl(student: ScoreMaps | Tensor, teacher: ScoreMaps | Tensor, lengths: Tensor | None = None) -> Total:
+def value_relation_kl(
+    student: ScoreMaps | Tensor, teacher: ScoreMaps | Tensor, lengths: Lengths | None = None
+) -> Total:
     """Sum `KL(softmax(R_t) || softmax(R_s))`, `R = v v^T / sqrt(d_k)`, over heads and real tokens; counted in these.
 
     Args:
         student: values (B, A, L, d_k) of one block.
         teacher: likewise, with the same A and any d_k.
         lengths: (B,) number of real tokens of each sequence; None if all are real.
+
+    Raises:
+        ValueError: the shapes or the lengths do not fit.
     """
     own, theirs = (
         side if isinstance(side, ScoreMaps) else ScoreMaps.from_tensors(side, None, lengths)
@@ -62,7 +71,7 @@ def value_relation_kl(student: ScoreMaps | Tensor, teacher: ScoreMaps | Tensor, 
     return Total(own.kl_from(theirs), own.num_rows)
 
 
-def _maps(side: Attention, lengths: Tensor | None) -> ScoreMaps:
+def _maps(side: Attention, lengths: Lengths | None) -> ScoreMaps:
     return side if isinstance(side, ScoreMaps) else ScoreMaps.from_tensors(*side, lengths)
 
 

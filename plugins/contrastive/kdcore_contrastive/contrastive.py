@@ -20,6 +20,7 @@ from kdcore import (
     Signals,
     Total,
     at_least_float32,
+    require_shapes,
     require_teacher,
 )
 from kdcore_contrastive.memory import Memory, log_mean_of_batch
@@ -40,12 +41,28 @@ def contrastive(
 
     Args:
         student: (B, d) embeddings of norm 1.
-        teacher: likewise.
+        teacher: likewise; it also gets a gradient, because the teacher's states pass a learned map.
         student_negatives: (B, K, d) the student's embeddings of other samples.
         teacher_negatives: (B, K, d) the teacher's.
         temperature: tau.
         log_mean: returns log(Z / n) of each direction (2,) for the scores (2, B, 1 + K); default: that of this batch.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
+    sizes = student_negatives.shape
+    require_shapes(
+        student.ndim == 2
+        and teacher.shape == student.shape
+        and teacher_negatives.shape == sizes
+        and len(sizes) == 3
+        and sizes[::2] == student.shape,
+        "(B, d) twice and (B, K, d) twice",
+        student=student,
+        teacher=teacher,
+        student_negatives=student_negatives,
+        teacher_negatives=teacher_negatives,
+    )
     positive = (student * teacher).sum(-1, keepdim=True)
     towards = [
         torch.cat([positive, (others.to(anchor.dtype) @ anchor[..., None]).squeeze(-1)], dim=-1)

@@ -14,6 +14,7 @@ from kdcore import (
     Batch,
     Block,
     LayerPairs,
+    Lengths,
     Loss,
     LossConfig,
     ModelInfo,
@@ -22,6 +23,7 @@ from kdcore import (
     Total,
     at_least_float32,
     real_rows,
+    require_shapes,
     require_teacher,
     resolve_pairs,
 )
@@ -32,7 +34,7 @@ def hidden_mse_concat(
     student: Sequence[Tensor],
     teacher: Sequence[Tensor],
     weight: Tensor,
-    lengths: Tensor | None = None,
+    lengths: Lengths | None = None,
     *,
     project: Literal["student", "teacher"] = "student",
 ) -> Total:
@@ -44,12 +46,21 @@ def hidden_mse_concat(
         weight: W, from the width of all blocks of the mapped model to that of the other.
         lengths: (B,) number of real tokens of each sequence.
         project: the model whose states are mapped.
+
+    Raises:
+        ValueError: the shapes or the lengths do not fit.
     """
+    for states in (*student, *teacher):
+        require_shapes(
+            states.shape[:-1] == student[0].shape[:-1], "equal axes but the last", first=student[0], one=states
+        )
     own, theirs = (
         torch.cat([at_least_float32(real_rows(states, lengths)) for states in blocks], dim=-1)
-        for blocks in (student, teacher)
+        for blocks in (student, [states.detach() for states in teacher])
     )
     mapped, kept = (own, theirs) if project == "student" else (theirs, own)
+    fit = weight.shape == (kept.shape[-1], mapped.shape[-1])
+    require_shapes(fit, f"{(kept.shape[-1], mapped.shape[-1])}", weight=weight)
     return Total((linear(mapped, weight.to(mapped.dtype)) - kept).square().sum(), kept.numel())
 
 

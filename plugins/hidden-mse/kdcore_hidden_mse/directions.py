@@ -7,25 +7,28 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kdcore import LayerPairs, Total, at_least_float32, real_rows
+from kdcore import LayerPairs, Lengths, Total, at_least_float32, paired_rows
 from kdcore_hidden_mse.pairwise import FirstTokenLoss, PairwiseHiddenLoss, TokenLoss
 
 
-def hidden_cosine(student: Tensor, teacher: Tensor, lengths: Tensor | None = None) -> Total:
+def hidden_cosine(student: Tensor, teacher: Tensor, lengths: Lengths | None = None) -> Total:
     """Sum `1 - cos(h_s, h_t)` over real tokens, counted in tokens.
 
     Args:
         student: (B, L, d) states of one block with `lengths`, or rows (..., d) that are all compared.
-        teacher: likewise.
+        teacher: likewise, with equal shapes.
         lengths: (B,) number of real tokens of each sequence.
+
+    Raises:
+        ValueError: the shapes or the lengths do not fit.
     """
-    own, theirs = (at_least_float32(real_rows(states, lengths)) for states in (student, teacher))
+    own, theirs = (at_least_float32(rows) for rows in paired_rows(student, teacher, lengths))
     return Total(_squared_distance(own, theirs) / 2, len(own))
 
 
 def hidden_pkd(student: Tensor, teacher: Tensor) -> Total:
     """Sum `|h_s/|h_s| - h_t/|h_t||^2` over the first tokens' states (B, d) of both models, counted in B."""
-    own, theirs = at_least_float32(student), at_least_float32(teacher)
+    own, theirs = (at_least_float32(rows) for rows in paired_rows(student, teacher))
     return Total(_squared_distance(own, theirs), len(own))
 
 

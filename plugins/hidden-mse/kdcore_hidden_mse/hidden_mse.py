@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcore import Total, at_least_float32, real_rows
+from kdcore import Lengths, Total, at_least_float32, paired_rows
 from kdcore_hidden_mse.pairwise import FirstTokenLoss, PairwiseHiddenLoss, TokenLoss
 
 
-def hidden_mse(student: Tensor, teacher: Tensor, lengths: Tensor | None = None) -> Total:
+def hidden_mse(student: Tensor, teacher: Tensor, lengths: Lengths | None = None) -> Total:
     """Sum `|h_s - h_t|^2` over real tokens, counted in components of their states.
 
     Args:
         student: (B, L, d) states of one block with `lengths`, or rows (..., d) that are all compared.
-        teacher: likewise.
+        teacher: likewise, with equal shapes.
         lengths: (B,) number of real tokens of each sequence.
+
+    Raises:
+        ValueError: the shapes or the lengths do not fit.
     """
-    own, theirs = (at_least_float32(real_rows(states, lengths)) for states in (student, teacher))
+    own, theirs = (at_least_float32(rows) for rows in paired_rows(student, teacher, lengths))
     return Total((own - theirs).square().sum(), own.numel())
 
 

@@ -15,6 +15,7 @@ from kdcore import (
     ComponentConfig,
     InputError,
     LayerPairs,
+    Lengths,
     Loss,
     LossConfig,
     ModelInfo,
@@ -40,7 +41,7 @@ class RelationWeights(ComponentConfig):
 def minilm_v2(
     student: ScoreMaps | Tensor,
     teacher: ScoreMaps | Tensor,
-    lengths: Tensor | None = None,
+    lengths: Lengths | None = None,
     *,
     relation_heads: int | None = None,
 ) -> Total:
@@ -53,6 +54,9 @@ def minilm_v2(
         teacher: x_t likewise; A and d_k may differ.
         lengths: (B,) number of real tokens of each sequence; None if all are real.
         relation_heads: R, which divides both widths A * d_k; default: the teacher's A.
+
+    Raises:
+        ValueError: the shapes, the lengths or `relation_heads` do not fit.
     """
     if not isinstance(teacher, ScoreMaps):
         relation_heads = teacher.shape[1] if relation_heads is None else relation_heads

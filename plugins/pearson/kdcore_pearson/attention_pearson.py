@@ -14,13 +14,16 @@ from torch.utils.checkpoint import checkpoint
 from kdcore import (
     Batch,
     LayerPairs,
+    Lengths,
     Loss,
     LossConfig,
     ModelInfo,
     Requests,
     Signals,
     Total,
+    real_lengths,
     require_equal_heads,
+    require_shapes,
     require_teacher,
     resolve_block_pairs,
 )
@@ -38,9 +41,7 @@ QueryKey = BlockAttention | tuple[Tensor, Tensor]
 """Query and key of one block, (B, A, L, d_k) each; the loss passes them with the model's mask and scale."""
 
 
-def attention_pearson(
-    student: QueryKey, teacher: QueryKey, lengths: Tensor | np.ndarray | None = None
-) -> dict[str, Total]:
+def attention_pearson(student: QueryKey, teacher: QueryKey, lengths: Lengths | None = None) -> dict[str, Total]:
     """Sum `1 - r` over Pearson correlations r of attention probabilities, counted in correlations.
 
     Args:
@@ -50,13 +51,23 @@ def attention_pearson(
 
     Returns:
         The totals along `keys`, `queries`, `heads` and `sequences`.
+
+    Raises:
+        ValueError: the shapes or the lengths do not fit.
     """
-    size, heads, length, _ = (student.query if isinstance(student, BlockAttention) else student[0]).shape
-    real = np.full(size, length) if lengths is None else np.asarray(torch.as_tensor(lengths).cpu())
+    query = student.query if isinstance(student, BlockAttention) else student[0]
+    require_shapes(query.ndim == 4, "(B, A, L, d_k)", query=query)
+    size, heads, length, _ = query.shape
+    known = np.full(size, length) if lengths is None else torch.as_tensor(lengths).cpu()
+    real = real_lengths(known, size, length).numpy()
+    if not isinstance(teacher, BlockAttention):
+        teacher = teacher[0].detach(), teacher[1].detach()
     own, theirs = (
         side if isinstance(side, BlockAttention) else BlockAttention.from_tensors(*side, real)
         for side in (student, teacher)
     )
+    fit = own.query.shape[:3] == theirs.query.shape[:3]
+    require_shapes(fit, "equal (B, A, L)", student=own.query, teacher=theirs.query)
     sums: dict[str, list[Tensor]] = {term: [] for term in ("keys", "queries", "heads", "sequences")}
     for sequences in _slices(size, heads * length**2):
         parts = _checkpointed(_within_sequences, own, theirs, sequences)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kdcore import Signals, at_least_float32
+from kdcore import Signals, at_least_float32, require_shapes
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,13 @@ class BlockAttention:
 
     @classmethod
     def from_tensors(cls, query: Tensor, key: Tensor, lengths: np.ndarray) -> BlockAttention:
-        """Create the attention of query and key (B, A, L, d_k) with the usual scale; `lengths` (B,) are on the host."""
+        """Create the attention of query and key (B, A, L, d_k) with the usual scale; `lengths` (B,) are on the host.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+        fit = query.shape == key.shape and len(lengths) == len(query)
+        require_shapes(fit, f"equal (B, A, L, d_k), {len(lengths)} sequences", query=query, key=key)
         rows = torch.from_numpy(np.arange(query.shape[2]) < lengths[:, None]).to(query.device)
         return cls(query, key, None, rows, query.shape[-1] ** -0.5)
 

@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-from kdcore import Batch, InputError, Loss, LossConfig, ModelInfo, Requests, Signals, Total, at_least_float32
+from kdcore import (
+    Batch,
+    InputError,
+    Loss,
+    LossConfig,
+    ModelInfo,
+    Requests,
+    Signals,
+    Total,
+    at_least_float32,
+    require_problem_type,
+    require_shapes,
+)
 from kdcore_supervised.tags import IGNORED
 
 
@@ -16,18 +28,29 @@ def classification(logits: Tensor, labels: Tensor, *, problem_type: str = "singl
     """Sum the cross-entropy of true classes, counted in rows with a label.
 
     Args:
-        logits: (..., C).
-        labels: (...) int64, -100 for rows without a label; (B, C) of 0 and 1 for several labels; (B,) numbers.
+        logits: (..., C); (..., 1) or (B,) for `regression`.
+        labels: (...) or (..., 1) int64, -100 for rows without a label, or numbers; (..., C) of 0 and 1 for several
+            labels.
         problem_type: `multi_label_classification` for the mean over labels of the binary cross-entropy of `sigmoid`;
             `regression` for the squared error of one output.
+
+    Raises:
+        ValueError: the shapes do not fit, or `problem_type` is unknown.
     """
-    rows = at_least_float32(logits).flatten(0, -2)
-    if problem_type == "multi_label_classification":
-        value = binary_cross_entropy_with_logits(rows, labels.to(rows.dtype), reduction="sum")
+    require_problem_type(problem_type)
+    several, number = problem_type == "multi_label_classification", problem_type == "regression"
+    if number and logits.ndim == 1:
+        logits = logits[:, None]
+    single = logits.shape[:-1]
+    fit = labels.shape == logits.shape if several else labels.shape in (single, (*single, 1))
+    wanted = "equal shapes" if several else f"logits {(*single, 1 if number else 'C')}, labels {tuple(single)}"
+    require_shapes(fit and (not number or logits.shape[-1] == 1), wanted, logits=logits, labels=labels)
+    rows, expected = at_least_float32(logits).flatten(0, -2), labels.flatten()
+    if several:
+        value = binary_cross_entropy_with_logits(rows, labels.reshape(rows.shape).to(rows.dtype), reduction="sum")
         return Total(value / rows.shape[-1], len(rows))
-    if problem_type == "regression":
-        return Total((rows.squeeze(-1) - labels.to(rows.dtype)).square().sum(), len(rows))
-    expected = labels.flatten()
+    if number:
+        return Total((rows.squeeze(-1) - expected.to(rows.dtype)).square().sum(), len(rows))
     value = cross_entropy(rows, expected, reduction="sum", ignore_index=IGNORED)
     return Total(value, (expected != IGNORED).sum())
 
