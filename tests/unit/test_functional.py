@@ -290,6 +290,7 @@ def test_a_name_without_a_loss_and_one_without_a_function_say_so() -> None:
 
 def test_dir_lists_functions_only_and_the_module_has_no_other_names() -> None:
     assert all(callable(getattr(F, name)) for name in dir(F))
+    assert {"embedding", "similarity", "info_nce", "listwise_kl", "margin_mse"} <= set(dir(F))
     for name in ("losses", "Any", "PluginError", "annotations"):
         with pytest.raises(AttributeError):
             getattr(F, name)

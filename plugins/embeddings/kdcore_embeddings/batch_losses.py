@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -18,8 +18,10 @@ from kdcore import (
     ModelInfo,
     Requests,
     Signals,
+    Total,
     at_least_float32,
     require_head,
+    require_shapes,
 )
 from kdcore_embeddings.head import EMBEDDING
 from kdcore_embeddings.regression import read_teacher, require_embeddings
@@ -29,6 +31,92 @@ GROUP_TEXTS = "group_texts"
 
 The first text of a group is the query, the second its positive document, the others negatives.
 """
+
+
+def similarity(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    distance: Literal["kl", "mse"] = "kl",
+    temperature: float = 0.05,
+    dimensions: Sequence[int] | None = None,
+) -> Total:
+    """Sum a distance of the cosines between every two texts of a batch; see `SimilarityLoss`.
+
+    It is counted in texts, B, or for `mse` in pairs, B * (B - 1).
+
+    Args:
+        student: embeddings (B, C) of any norm.
+        teacher: likewise; the width may differ.
+        distance: `kl` or `mse`.
+        temperature: T of `kl`.
+        dimensions: widths to which the student's embeddings are also truncated; the sum is the mean over all widths.
+
+    Raises:
+        ValueError: the shapes or `dimensions` do not fit.
+    """
+    fit = student.ndim == teacher.ndim == 2 and len(student) == len(teacher)
+    require_shapes(fit, "(B, C) with equal B", student=student, teacher=teacher)
+    texts = len(student)
+    count = texts if distance == "kl" else texts * (texts - 1)
+    theirs = normalize(at_least_float32(teacher.detach()), dim=-1)
+    if texts < 2:
+        return Total(at_least_float32(student).sum() * 0, count)
+    target = _without_diagonal(theirs @ theirs.T)
+    values = []
+    for vectors in _unit_vectors(student, dimensions):
+        own = _without_diagonal(vectors @ vectors.T)
+        if distance == "mse":
+            values.append((own - target).square().sum())
+            continue
+        log_own, log_target = (side.div(temperature).log_softmax(-1) for side in (own, target))
+        values.append((log_target.exp() * (log_target - log_own)).sum() * temperature**2)
+    return Total(torch.stack(values).mean(), count)
+
+
+def info_nce(
+    student: Tensor,
+    texts: Tensor | None = None,
+    *,
+    temperature: float = 0.05,
+    dimensions: Sequence[int] | None = None,
+) -> Total:
+    """Sum the cross-entropy of each query's document among all documents, counted in queries; see `InfoNCELoss`.
+
+    Args:
+        student: embeddings (n, k, C), of any norm, of n groups of k texts: a query, its positive document, negatives.
+        texts: (n, k) numbers of the texts, equal for equal texts; None if all texts differ.
+        temperature: T.
+        dimensions: widths to which the embeddings are also truncated; the sum is the mean over all widths.
+
+    Raises:
+        ValueError: the shapes or `dimensions` do not fit.
+    """
+    fit = student.ndim == 3 and student.shape[1] > 1 and (texts is None or texts.shape == student.shape[:2])
+    require_shapes(fit, "(n, k, C) with k > 1, and (n, k)", student=student, texts=texts)
+    size, width, _ = student.shape
+    if texts is None:
+        texts = torch.arange(size * width, device=student.device).view(size, width)
+    queries, documents = texts[:, :1], texts[:, 1:].reshape(-1)
+    rows = torch.arange(size, device=texts.device)
+    right = rows * (width - 1)
+    # Whether document j has the text of a document that belongs to query i, in any group.
+    belongs = (queries == queries.T).float() @ (documents == texts[:, 1:2]).float() > 0
+    left_out = (documents == queries) | belongs
+    left_out[rows, right] = False
+    values = []
+    for groups in _unit_vectors(student, dimensions):
+        cosines = groups[:, 0] @ groups[:, 1:].flatten(0, 1).T / temperature
+        values.append(cross_entropy(cosines.masked_fill(left_out, -torch.inf), right, reduction="sum"))
+    return Total(torch.stack(values).mean(), size)
+
+
+def _unit_vectors(embeddings: Tensor, dimensions: Sequence[int] | None) -> Iterator[Tensor]:
+    """Yield embeddings (..., C), whole and truncated, each scaled to length 1 after truncation."""
+    whole = at_least_float32(embeddings)
+    for width in (whole.shape[-1], *(dimensions or ())):
+        require_shapes(0 < width <= whole.shape[-1], f"at least 1 and {width} components", embeddings=whole)
+        yield normalize(whole[..., :width], dim=-1)
 
 
 class MatryoshkaConfig(LossConfig):
@@ -59,13 +147,6 @@ class _CoupledEmbeddings(Loss):
                     key=f"losses.{config.label}.dimensions",
                     hint=f"the student's embeddings have {width} components",
                 )
-        self.widths = (width, *(config.dimensions or ()))
-
-    def unit_vectors(self, student: Signals) -> Iterator[Tensor]:
-        """Yield the student's embeddings (B, C), whole and truncated, each scaled to length 1 after truncation."""
-        whole = at_least_float32(student.outputs(EMBEDDING))
-        for width in self.widths:
-            yield normalize(whole[:, :width], dim=-1)
 
 
 class SimilarityLoss(_CoupledEmbeddings):
@@ -83,6 +164,7 @@ class SimilarityLoss(_CoupledEmbeddings):
         temperature: float = Field(0.05, gt=0, description="Temperature T of `kl`; divides cosines.")
 
     config: Config
+    function = staticmethod(similarity)
 
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config, student)
@@ -102,20 +184,14 @@ class SimilarityLoss(_CoupledEmbeddings):
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum the distances, averaged over the widths."""
         assert teacher is not None
-        theirs = normalize(read_teacher(teacher, self.config), dim=-1)
-        if len(theirs) < 2:
-            return {"similarity": at_least_float32(student.outputs(EMBEDDING)).sum() * 0}
-        target = _without_diagonal(theirs @ theirs.T)
-        values = [self._distance(_without_diagonal(own @ own.T), target) for own in self.unit_vectors(student)]
-        return {"similarity": torch.stack(values).mean()}
-
-    def _distance(self, own: Tensor, theirs: Tensor) -> Tensor:
-        """Return the distance of similarities (B, B - 1)."""
-        if self.config.distance == "mse":
-            return (own - theirs).square().sum()
-        temperature = self.config.temperature
-        log_own, log_theirs = (side.div(temperature).log_softmax(-1) for side in (own, theirs))
-        return (log_theirs.exp() * (log_theirs - log_own)).sum() * temperature**2
+        total = similarity(
+            student.outputs(EMBEDDING),
+            read_teacher(teacher, self.config),
+            distance=self.config.distance,
+            temperature=self.config.temperature,
+            dimensions=self.config.dimensions,
+        )
+        return {"similarity": total.sum}
 
 
 class InfoNCELoss(_CoupledEmbeddings):
@@ -132,6 +208,7 @@ class InfoNCELoss(_CoupledEmbeddings):
         temperature: float = Field(0.05, gt=0, description="Temperature T; divides cosines.")
 
     config: Config
+    function = staticmethod(info_nce)
 
     zero_when_equal = False
 
@@ -150,19 +227,9 @@ class InfoNCELoss(_CoupledEmbeddings):
         """Sum over the queries, averaged over the widths."""
         width = batch.columns[GROUP_TEXTS].shape[1]
         texts = batch.columns[GROUP_TEXTS][::width]  # (n, k)
-        queries, documents = texts[:, :1], texts[:, 1:].reshape(-1)
-        rows = torch.arange(len(texts), device=texts.device)
-        right = rows * (width - 1)
-        # Whether document j has the text of a document that belongs to query i, in any group.
-        belongs = (queries == queries.T).float() @ (documents == texts[:, 1:2]).float() > 0
-        left_out = (documents == queries) | belongs
-        left_out[rows, right] = False
-        values = []
-        for own in self.unit_vectors(student):
-            groups = own.reshape(len(texts), width, -1)
-            cosines = groups[:, 0] @ groups[:, 1:].flatten(0, 1).T / self.config.temperature
-            values.append(cross_entropy(cosines.masked_fill(left_out, -torch.inf), right, reduction="sum"))
-        return {"info_nce": torch.stack(values).mean()}
+        groups = student.outputs(EMBEDDING).reshape(*texts.shape, -1)
+        total = info_nce(groups, texts, temperature=self.config.temperature, dimensions=self.config.dimensions)
+        return {"info_nce": total.sum}
 
 
 def _without_diagonal(matrix: Tensor) -> Tensor:

@@ -18,8 +18,11 @@ from kdcore import (
     ModelInfo,
     Requests,
     Signals,
+    Total,
     at_least_float32,
+    paired_rows,
     require_head,
+    require_shapes,
 )
 from kdcore_embeddings.batch_losses import GROUP_TEXTS
 from kdcore_embeddings.head import EMBEDDING, EmbeddingHead
@@ -31,6 +34,41 @@ GROUP_SCORES = "group_scores"
 _FEWEST = 3
 _LOGITS_SCALE = 20.0
 _LARGEST_MARGIN = 2.0  # of dot products of vectors of length 1
+
+
+def margin_mse(student: Tensor, teacher: Tensor) -> Total:
+    """Sum `((s_1 - s_j) - (t_1 - t_j))^2` over queries and their negatives j, counted in negatives.
+
+    Args:
+        student: scores s (n, m) of the m documents of each of n queries, the positive document first.
+        teacher: scores t likewise, such as those of a cross-encoder.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    own, theirs = _scores(student, teacher)
+    margins = [side[:, :1] - side[:, 1:] for side in (own, theirs)]
+    return Total((margins[0] - margins[1]).square().sum(), margins[0].numel())
+
+
+def listwise_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Total:
+    """Sum `T^2 KL(softmax(t / T) || softmax(s / T))` over queries, counted in these.
+
+    Args:
+        student: scores s (n, m) of the m documents of each of n queries.
+        teacher: scores t likewise.
+        temperature: T.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    own, theirs = (side.div(temperature).log_softmax(-1) for side in _scores(student, teacher))
+    return Total((theirs.exp() * (theirs - own)).sum() * temperature**2, len(own))
+
+
+def _scores(student: Tensor, teacher: Tensor) -> list[Tensor]:
+    require_shapes(student.ndim == 2, "(n, m)", student=student)
+    return [at_least_float32(scores) for scores in paired_rows(student, teacher)]
 
 
 class RankingConfig(LossConfig):
@@ -124,6 +162,7 @@ class MarginMSELoss(_GroupScores):
 
     config: Config
     _checked = False
+    function = staticmethod(margin_mse)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Count negatives.
@@ -148,9 +187,7 @@ class MarginMSELoss(_GroupScores):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum squared differences of margins."""
-        own, theirs = self.group_scores(student, teacher, batch)
-        margins = [side[:, :1] - side[:, 1:] for side in (own, theirs)]
-        return {"margin_mse": (margins[0] - margins[1]).square().sum()}
+        return {"margin_mse": margin_mse(*self.group_scores(student, teacher, batch)).sum}
 
 
 class ListwiseKLLoss(_GroupScores):
@@ -166,6 +203,7 @@ class ListwiseKLLoss(_GroupScores):
         temperature: float = Field(1.0, gt=0, description="Temperature T; divides the scores.")
 
     config: Config
+    function = staticmethod(listwise_kl)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Count queries."""
@@ -173,9 +211,8 @@ class ListwiseKLLoss(_GroupScores):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum the divergence."""
-        temperature = self.config.temperature
-        own, theirs = (side.div(temperature).log_softmax(-1) for side in self.group_scores(student, teacher, batch))
-        return {"listwise_kl": (theirs.exp() * (theirs - own)).sum() * temperature**2}
+        scores = self.group_scores(student, teacher, batch)
+        return {"listwise_kl": listwise_kl(*scores, temperature=self.config.temperature).sum}
 
 
 def _dot_products(embeddings: Tensor, width: int) -> Tensor:

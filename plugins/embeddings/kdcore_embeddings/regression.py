@@ -19,11 +19,31 @@ from kdcore import (
     ModelInfo,
     Requests,
     Signals,
+    Total,
     at_least_float32,
+    paired_rows,
     require_head,
     require_teacher,
 )
 from kdcore_embeddings.head import EMBEDDING
+
+
+def embedding(student: Tensor, teacher: Tensor, *, distance: Literal["mse", "cosine"] = "mse") -> Total:
+    """Sum `|e_s - e_t|^2` over embeddings, counted in components; or `1 - cos(e_s, e_t)`, counted in texts.
+
+    Args:
+        student: e_s (B, C).
+        teacher: e_t likewise.
+        distance: `mse` or `cosine`.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    own, theirs = (at_least_float32(rows) for rows in paired_rows(student, teacher))
+    if distance == "mse":
+        return Total((own - theirs).square().sum(), own.numel())
+    # Half the squared distance of unit vectors is 1 - cos, without cancellation near 0.
+    return Total((normalize(own, dim=-1) - normalize(theirs, dim=-1)).square().sum() / 2, len(own))
 
 
 class EmbeddingLoss(Loss):
@@ -39,6 +59,7 @@ class EmbeddingLoss(Loss):
         distance: Literal["mse", "cosine"] = Field("mse", description="Distance of two embeddings.")
 
     config: Config
+    function = staticmethod(embedding)
 
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
@@ -56,11 +77,8 @@ class EmbeddingLoss(Loss):
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum the distances."""
         assert teacher is not None
-        own, theirs = at_least_float32(student.outputs(EMBEDDING)), read_teacher(teacher, self.config)
-        if self.config.distance == "mse":
-            return {"embedding": (own - theirs).square().sum()}
-        # Half the squared distance of unit vectors is 1 - cos, without cancellation near 0.
-        return {"embedding": (normalize(own, dim=-1) - normalize(theirs, dim=-1)).square().sum() / 2}
+        own, theirs = student.outputs(EMBEDDING), read_teacher(teacher, self.config)
+        return {"embedding": embedding(own, theirs, distance=self.config.distance).sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum the teacher's embeddings (C,), their squares and their number; with `cosine` of unit vectors."""

@@ -15,7 +15,7 @@ from kdcore_embeddings.ranking_losses import ListwiseKLLoss, MarginMSELoss
 from kdcore_embeddings.regression import EmbeddingLoss
 from kdcore_testing import check_loss, compute_loss
 
-from kdcore import DataError, InputError, ModelInfo
+from kdcore import DataError, InputError, ModelInfo, functional
 
 HEAD = embedding_head(6, "mean", normalize=False)
 MODEL = ModelInfo("bert", 2, 8, 4, 2, 11, 512, heads=(HEAD,))
@@ -27,6 +27,12 @@ def vectors(rows: int, width: int = 6, seed: int = 0) -> np.ndarray:
 
 def outputs(embeddings: np.ndarray) -> dict[str, Any]:
     return {"outputs": {"embedding": embeddings}}
+
+
+def check_function(total: Any, mean: Any, count: int) -> None:
+    """Compare what a function of `kdcore.functional` returns with a reference."""
+    assert (total.sum.dtype, int(total.count)) == (torch.float64, count)
+    np.testing.assert_allclose(total.mean.item(), mean, rtol=1e-10)
 
 
 def unit(embeddings: np.ndarray) -> np.ndarray:
@@ -41,9 +47,14 @@ def test_requirements_on_the_regression(distance: str) -> None:
 def test_values_of_the_regression() -> None:
     own, theirs = vectors(5), vectors(5, seed=1)
     value = compute_loss(EmbeddingLoss, student=outputs(own), teacher=outputs(theirs))
-    np.testing.assert_allclose(value["embedding"], ((own - theirs) ** 2).mean(), rtol=1e-12)
+    squared = ((own - theirs) ** 2).mean()
+    np.testing.assert_allclose(value["embedding"], squared, rtol=1e-12)
     value = compute_loss(EmbeddingLoss, {"distance": "cosine"}, student=outputs(own), teacher=outputs(theirs))
-    np.testing.assert_allclose(value["embedding"], (1 - (unit(own) * unit(theirs)).sum(-1)).mean(), rtol=1e-12)
+    cosine = (1 - (unit(own) * unit(theirs)).sum(-1)).mean()
+    np.testing.assert_allclose(value["embedding"], cosine, rtol=1e-12)
+    tensors = torch.from_numpy(own), torch.from_numpy(theirs)
+    check_function(functional.embedding(*tensors), squared, 5 * 6)
+    check_function(functional.embedding(*tensors, distance="cosine"), cosine, 5)
 
 
 @pytest.mark.parametrize("distance", ["mse", "cosine"])
@@ -99,6 +110,8 @@ def test_values_of_similarity(dimensions: list[int] | None) -> None:
     for config, expected in (({"temperature": 0.1}, kl), ({"distance": "mse"}, mse)):
         value = compute_loss(SimilarityLoss, config | keys, student=outputs(own), teacher=outputs(theirs))
         np.testing.assert_allclose(value["similarity"], np.mean(expected), rtol=1e-10)
+        total = functional.similarity(torch.from_numpy(own), torch.from_numpy(theirs), **config | keys)
+        check_function(total, np.mean(expected), 5 * 4 if "distance" in config else 5)
 
 
 def test_dimensions_that_do_not_fit_are_refused() -> None:
@@ -136,6 +149,42 @@ def test_values_of_info_nce(dimensions: list[int] | None) -> None:
     config = {"temperature": 0.2} | ({"dimensions": dimensions} if dimensions else {})
     value = compute_loss(InfoNCELoss, config, student=outputs(own), teacher=None, columns={"group_texts": column})
     np.testing.assert_allclose(value["info_nce"], np.mean(values), rtol=1e-10)
+    groups = torch.from_numpy(own).view(4, 3, 6)
+    check_function(functional.info_nce(groups, torch.from_numpy(texts), **config), np.mean(values), 4)
+
+
+def test_info_nce_of_different_texts_compares_all_documents() -> None:
+    own = vectors(6)
+    groups = unit(own).reshape(3, 2, 6)
+    scores = groups[:, 0] @ groups[:, 1].T / 0.05
+    expected = -np.log(np.diag(softmax(scores))).mean()
+    check_function(functional.info_nce(torch.from_numpy(own).view(3, 2, 6)), expected, 3)
+
+
+def test_functions_of_embeddings_refuse_shapes_that_do_not_fit() -> None:
+    own = torch.from_numpy(vectors(4))
+    texts = torch.zeros(4, dtype=torch.int64)
+    for call in (
+        lambda: functional.embedding(own, own[:1]),
+        lambda: functional.similarity(own, own[:3]),
+        lambda: functional.similarity(own, own, dimensions=[7]),
+        lambda: functional.info_nce(own),
+        lambda: functional.info_nce(own.view(2, 2, 6), texts),
+        lambda: functional.margin_mse(own, own[:, :1]),
+        lambda: functional.listwise_kl(own[0], own[0]),
+    ):
+        with pytest.raises(ValueError, match=r"shapes of tensors do not fit \(found .*\((4, 6|2, 2, 6|6,)\)"):
+            call()
+
+
+def test_the_teachers_embeddings_get_no_gradient() -> None:
+    own, theirs = (torch.from_numpy(vectors(4, seed=seed)).requires_grad_() for seed in (0, 1))
+    for name in ("embedding", "similarity", "margin_mse", "listwise_kl"):
+        own.grad = None
+        getattr(functional, name)(own, theirs).mean.backward()
+        assert own.grad is not None
+        assert own.grad.abs().sum() > 0
+        assert theirs.grad is None
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
@@ -157,10 +206,14 @@ def test_values_of_losses_on_scores(similarity: str, scores: str) -> None:
     config = {"similarity": similarity, "scores": scores}
     margins = [side[:, :1] - side[:, 1:] for side in (student, target)]
     value = compute_loss(MarginMSELoss, config, **keys)
-    np.testing.assert_allclose(value["margin_mse"], ((margins[0] - margins[1]) ** 2).mean(), rtol=1e-10)
+    expected_mse = ((margins[0] - margins[1]) ** 2).mean()
+    np.testing.assert_allclose(value["margin_mse"], expected_mse, rtol=1e-10)
     value = compute_loss(ListwiseKLLoss, config | {"temperature": 2.0}, **keys)
     expected = 4 * sum(divergence(target[row] / 2, student[row] / 2) for row in range(2)) / 2
     np.testing.assert_allclose(value["listwise_kl"], expected, rtol=1e-10)
+    tensors = torch.from_numpy(student), torch.from_numpy(target)
+    check_function(functional.margin_mse(*tensors), expected_mse, 2 * 2)
+    check_function(functional.listwise_kl(*tensors, temperature=2.0), expected, 2)
 
 
 @pytest.mark.parametrize("loss", [MarginMSELoss, ListwiseKLLoss])
