@@ -7,15 +7,16 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from kdcore import DataError, first_line
-from kdcore_embeddings.sentence_modules import ACTIVATIONS, Dense, Normalize, SentenceModules
+from kdcore_embeddings.sentence_modules import ACTIVATIONS, Dense, Normalize, SentenceModules, Truncate
 
 POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
@@ -31,6 +32,44 @@ _FIRST = ("Transformer", "Pooling")
 _FURTHER = ("Dense", "LayerNorm", "Normalize", "Dropout")
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.safetensors", "*/pytorch_model.bin")
 _IGNORED = ("onnx/*", "openvino/*")
+_Width = Annotated[int, Field(ge=1)]
+
+
+class _Stated(BaseModel):
+    """Keys of a file of the folder; others are ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Settings(_Stated):
+    prompts: dict[str, str | None] | None = None
+    default_prompt_name: str | None = None
+    similarity_fn_name: Literal["cosine", "dot", "euclidean", "manhattan"] | None = None
+    truncate_dim: _Width | None = None
+
+
+class _Limits(_Stated):
+    max_seq_length: Annotated[int, Field(ge=4)] | None = None
+    do_lower_case: bool = False
+
+
+class _Pooling(_Stated):
+    pooling_mode: str | list[str] | None = None
+    include_prompt: bool = True
+
+
+class _Dense(_Stated):
+    in_features: _Width
+    out_features: _Width
+    bias: bool = True
+    activation_function: str = "torch.nn.modules.activation.Tanh"
+
+
+class _LayerNorm(_Stated):
+    dimension: _Width | None = None
+
+
+_AnyStated = TypeVar("_AnyStated", bound=_Stated)
 
 
 @dataclass(frozen=True)
@@ -62,6 +101,7 @@ class SentenceFolder:
         prompts: text that precedes a text, by name.
         default_prompt: the prompt that precedes texts by default; empty without one.
         similarity: name of the similarity of two embeddings.
+        truncate_dim: the number of first components that embeddings have; None for all of them.
     """
 
     path: Path
@@ -75,11 +115,12 @@ class SentenceFolder:
     prompts: Mapping[str, str]
     default_prompt: str
     similarity: str
+    truncate_dim: int | None = None
 
     @property
     def normalizes(self) -> bool:
-        """Whether embeddings have the length 1."""
-        return bool(self.layers) and self.layers[-1].kind == "Normalize"
+        """Whether embeddings have the length 1, which truncated ones do not."""
+        return bool(self.layers) and self.layers[-1].kind == "Normalize" and self.truncate_dim is None
 
     def prompt(self, *names: str) -> str:
         """Return the first of the named prompts that exists, else the default prompt."""
@@ -103,6 +144,9 @@ class SentenceFolder:
             if layer.kind != "Dropout":  # does nothing at inference
                 made, width = _build(layer, width)
                 layers.append(made)
+        if self.truncate_dim is not None and self.truncate_dim < width:
+            layers.append(Truncate(self.truncate_dim))
+            width = self.truncate_dim
         return SentenceModules(self.modes, width, layers)
 
 
@@ -140,25 +184,26 @@ def read_sentence_folder(source: str) -> SentenceFolder:
             )
     if len(layers) < len(_FIRST):
         raise DataError(f"modules.json has no module {_FIRST[len(layers)]}", where=str(path))
-    pooling = _json(layers[1].folder / "config.json", dict)
-    limits = next(
-        (_json(file, dict) for file in sorted(layers[0].folder.glob("sentence_*_config.json"))), dict[str, Any]()
-    )
+    pooling_file = layers[1].folder / "config.json"
+    pooling = _json(pooling_file, dict)
+    limits_file = next(iter(sorted(layers[0].folder.glob("sentence_*_config.json"))), None)
+    limits = _Limits() if limits_file is None else _parsed(limits_file, _Limits)
     settings_file = path / "config_sentence_transformers.json"
-    settings = _json(settings_file, dict) if settings_file.is_file() else {}
-    prompts = {str(name): str(text or "") for name, text in (settings.get("prompts") or {}).items()}
+    settings = _parsed(settings_file, _Settings) if settings_file.is_file() else _Settings()
+    prompts = {name: text or "" for name, text in (settings.prompts or {}).items()}
     return SentenceFolder(
         path=path,
         encoder=layers[0].folder,
         pooling=layers[1].folder,
         modes=_modes(pooling, layers[1].folder),
-        include_prompt=bool(pooling.get("include_prompt", True)),
+        include_prompt=_parsed(pooling_file, _Pooling).include_prompt,
         layers=tuple(layers[2:]),
-        max_length=_length(limits, layers[0].folder),
-        lower_case=bool(limits.get("do_lower_case", False)),
+        max_length=_length(limits.max_seq_length, layers[0].folder),
+        lower_case=limits.do_lower_case,
         prompts=prompts,
-        default_prompt=prompts.get(str(settings.get("default_prompt_name")), ""),
-        similarity=str(settings.get("similarity_fn_name") or "cosine"),
+        default_prompt=prompts.get(settings.default_prompt_name or "", ""),
+        similarity=settings.similarity_fn_name or "cosine",
+        truncate_dim=settings.truncate_dim,
     )
 
 
@@ -198,9 +243,8 @@ def _modes(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
     return modes
 
 
-def _length(limits: Mapping[str, Any], encoder: Path) -> int | None:
+def _length(stated: float | None, encoder: Path) -> int | None:
     """Return the limit of the classic schema, else that of the tokenizer."""
-    stated = limits.get("max_seq_length")
     file = encoder / "tokenizer_config.json"
     if stated is None and file.is_file():
         stated = _json(file, dict).get("model_max_length")
@@ -213,7 +257,7 @@ def _build(layer: Layer, width: int) -> tuple[nn.Module, int]:
         return Normalize(), width
     config = _json(layer.folder / "config.json", dict)
     if layer.kind == "LayerNorm":
-        norm = nn.LayerNorm(int(config.get("dimension", width)))
+        norm = nn.LayerNorm(_parsed(layer.folder / "config.json", _LayerNorm).dimension or width)
         _load(norm, layer.folder, "norm.", width, int(norm.normalized_shape[0]))
         return norm, width
     for key, usual in (("use_residual", False), ("module_input_name", "sentence_embedding")):
@@ -221,16 +265,16 @@ def _build(layer: Layer, width: int) -> tuple[nn.Module, int]:
             key.startswith("module") and config.get("module_output_name", usual) != usual
         ):
             raise DataError(f"`{key}: {config.get(key)}` of a Dense module is not supported", where=str(layer.folder))
-    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
+    stated = _parsed(layer.folder / "config.json", _Dense)
+    activation = stated.activation_function.rpartition(".")[2]
     if activation not in ACTIVATIONS:
         raise DataError(
-            f"the activation function `{config['activation_function']}` is not supported",
+            f"the activation function `{stated.activation_function}` is not supported",
             where=str(layer.folder),
             allowed=sorted(ACTIVATIONS),
         )
-    bias, inputs = bool(config.get("bias", True)), int(config["in_features"])
-    dense = Dense(inputs, int(config["out_features"]), bias=bias, activation=activation)
-    _load(dense.linear, layer.folder, "linear.", width, inputs)
+    dense = Dense(stated.in_features, stated.out_features, bias=stated.bias, activation=activation)
+    _load(dense.linear, layer.folder, "linear.", width, stated.in_features)
     return dense, dense.linear.out_features
 
 
@@ -247,6 +291,19 @@ def _load(module: nn.Module, folder: Path, prefix: str, found: int, expected: in
         module.load_state_dict({name.removeprefix(prefix): tensor.float() for name, tensor in weights.items()})
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise DataError(f"the weights cannot be loaded ({first_line(error)})", where=str(folder)) from error
+
+
+def _parsed(path: Path, kind: type[_AnyStated]) -> _AnyStated:
+    """Read a file with the keys of `kind`."""
+    try:
+        return kind.model_validate(_json(path, dict))
+    except ValidationError as error:
+        problems = [f"`{'.'.join(map(str, one['loc']))}`: {one['msg']}" for one in error.errors()]
+        raise DataError(
+            f"has values that cannot be used: {'; '.join(problems)}",
+            where=str(path),
+            hint="correct the file: sentence-transformers writes these keys",
+        ) from error
 
 
 def _json(path: Path, kind: type[Any]) -> Any:

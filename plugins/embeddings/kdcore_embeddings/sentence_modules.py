@@ -46,6 +46,22 @@ class Normalize(nn.Module):
         return normalize(states, dim=-1)
 
 
+class Truncate(nn.Module):
+    """Keep the first components of vectors.
+
+    Args:
+        dimension: how many.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.dimension = dimension
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Keep the first columns of (B, C)."""
+        return states[:, : self.dimension]
+
+
 class SentenceModules(nn.Module):
     """Pooling and the layers behind it, as a folder of sentence-transformers states them.
 

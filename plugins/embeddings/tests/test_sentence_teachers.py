@@ -82,6 +82,18 @@ def test_texts_of_a_teacher_are_cut_at_the_side_that_its_tokenizer_states(
     np.testing.assert_allclose(embeddings(folder, some_texts), expected, atol=1e-5)
 
 
+def test_embeddings_are_truncated_as_the_folder_states(
+    make_sentence_folder: Callable[..., Path], some_texts: list[str]
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    folder = make_sentence_folder()
+    change(folder / "config_sentence_transformers.json", truncate_dim=8)
+    expected = library.SentenceTransformer(str(folder), device="cpu").encode(some_texts)
+    assert expected.shape[1] == 8
+    np.testing.assert_allclose(embeddings(folder, some_texts), expected, atol=1e-5)
+    assert not read_sentence_folder(str(folder)).normalizes
+
+
 def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -110,6 +122,16 @@ def test_folders_that_cannot_be_reproduced_are_refused_by_name(
     assert "the module expects 7 inputs, but the module before it gives 32" in refusal(folder)
     change(folder / "2_Dense/config.json", in_features=32, use_residual=True)
     assert "`use_residual: True` of a Dense module is not supported" in refusal(folder)
+    for name, value, message in [
+        ("config_sentence_transformers.json", {"prompts": ["a"]}, "`prompts`: Input should be a valid dictionary"),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "jaccard"}, "`similarity_fn_name`: Input should"),
+        ("sentence_bert_config.json", {"max_seq_length": 0}, "`max_seq_length`: Input should be greater than or"),
+        ("sentence_bert_config.json", {"max_seq_length": "512"}, "`max_seq_length`: Input should be a valid integer"),
+        ("2_Dense/config.json", {"in_features": None}, "`in_features`: Input should be a valid integer"),
+    ]:
+        folder = make_sentence_folder()
+        change(folder / name, **value)
+        assert f"{folder / name}: has values that cannot be used: {message}" in refusal(folder)
     folder = make_sentence_folder()
     (folder / "2_Dense/pytorch_model.bin").write_bytes(b"damaged")
     assert "the weights cannot be loaded" in refusal(folder)
