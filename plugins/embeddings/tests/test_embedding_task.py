@@ -212,9 +212,57 @@ def test_groups_without_documents_or_negatives_are_left_out_and_counted(groups_f
     assert {what: count for what, count in report.items() if count} == {
         "groups without a query or a positive document left out": 1,
         "negatives left out that are empty, the query or the positive document": 3,
+        "negatives left out beyond the first of a group (task.data.num_negatives)": 1,
         "groups with too few negatives left out": 1,
         "repeated groups left out": 1,
     }
+
+
+def test_groups_that_teach_nothing_or_contradict_others_are_counted(tmp_path: Path) -> None:
+    groups = [
+        {"q": "a", "p": "a", "n": ["x"], "s": [1, 2]},
+        {"q": "b", "p": "c", "n": ["x", "x", "y", "z"], "s": [1, 2, 3, 4, 5]},
+        {"q": "b", "p": "c", "n": ["x"], "s": [9, 2]},
+        {"q": "d", "p": "e", "n": None, "s": [1]},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, groups)), encoding="utf-8")
+    data = {"train": str(tmp_path / "a.jsonl"), "query": "q", "positive": "p", "negatives": "n", "scores": "s"}
+    report: Counter[str] = Counter()
+    train, _ = read_texts(TextData.model_validate(data), report)
+    assert train.texts == ["b", "c", "x"]
+    assert train.scores is not None
+    assert train.scores.tolist() == [[1, 2]]
+    assert {what: count for what, count in report.items() if count} == {
+        "groups left out whose positive document is the query": 1,
+        "repeated negatives of a group left out": 1,
+        "negatives left out beyond the first of a group (task.data.num_negatives)": 2,
+        "groups with too few negatives left out": 1,
+        "groups left out that repeat the texts of another one with other scores": 1,
+    }
+
+
+def test_values_that_are_no_texts_or_scores_are_refused(tmp_path: Path) -> None:
+    def refusal(name: str, content: str, **keys: Any) -> str:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        with pytest.raises(DataError) as refused:
+            read_texts(TextData.model_validate({"train": str(tmp_path / name)} | keys), Counter())
+        return str(refused.value)
+
+    found = refusal("a.jsonl", '{"text": NaN}\n{"text": true}\n{"text": -Infinity}\n{"text": 1.5}\n')
+    assert "3 records cannot be used" in found
+    for place in ("line 1 has no text under `text` (found nan)", "line 2", "(found True)", "line 3", "(found -inf)"):
+        assert place in found
+    assert "has 2 columns `text`" in refusal("b.csv", "text,text\na,b\n")
+    pairs = {"query": "q", "positive": "p", "scores": "s"}
+    for score in ("1e39", "9" * 400, "true"):
+        found = refusal("c.jsonl", f'{{"q": "a", "p": "b", "s": [{score}]}}\n', **pairs)
+        assert "line 1 has no list of finite numbers under `s`" in found
+    (tmp_path / "d.txt").write_text("a\n", encoding="utf-8")
+    data = TextData.model_validate({"train": str(tmp_path / "d.txt"), "held_out": str(tmp_path / "absent.txt")})
+    with pytest.raises(DataError, match=r"task\.data\.held_out"):
+        read_texts(data, Counter())
+    with pytest.raises(ValueError, match="`held_out` is empty"):
+        TextData.model_validate({"train": "x", "held_out": ""})
 
 
 def test_queries_of_held_out_groups_are_not_trained_on(groups_file: str, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> TextRecords:
     return TextRecords(str(path), "row", range(content.num_rows), values)
 
 
-def _require(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
+def _require(where: str, present: list[str], columns: Sequence[str]) -> None:
     for column in columns:
         if column not in present:
             raise DataError(
@@ -234,4 +234,8 @@ def _require(where: str, present: Sequence[str], columns: Sequence[str]) -> None
                 where=where,
                 allowed=list(present) or "none: the file has no columns",
                 hint="name existing columns under `task.data`",
+            )
+        if present.count(column) > 1:
+            raise DataError(
+                f"has {present.count(column)} columns `{column}`", where=where, hint="give each column its own name"
             )

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from kdcore import ComponentConfig, DataError, PathString
 from kdcore_embeddings.data.records import RecordMistakes, TextRecords, read_dataset, read_files
 
+_LARGEST_SCORE = float(np.finfo(np.float32).max)
 _DATASET_KEY = "task.data.huggingface"
 
 
@@ -54,6 +55,8 @@ class TextData(ComponentConfig):
     def _one_source(self) -> TextData:
         if (self.train is None) == (self.huggingface is None):
             raise ValueError("needs either `train` (files) or `huggingface`")
+        if isinstance(self.held_out, str) and not self.held_out.strip():
+            raise ValueError("`held_out` is empty: it must be a fraction from 0 to 1 or name files")
         if isinstance(self.held_out, float) and not 0 <= self.held_out < 1:
             raise ValueError(f"`held_out` must be a fraction from 0 to 1 or name files, not {self.held_out:g}")
         if self.huggingface is not None and self.huggingface.held_out is not None and self.held_out != 0.0:
@@ -137,15 +140,17 @@ class TextPart:
 def read_texts(data: TextData, report: Counter[str]) -> tuple[TextPart, TextPart]:
     """Read the texts to train on and the held-out ones.
 
-    Empty texts, repetitions, and groups without a document or with too few negatives are left out and counted in
-    `report`, and so are texts and queries to train on that are held out, too.
+    Empty texts, repetitions, groups without a document of their own or with too few negatives, and negatives that are
+    not used are left out and counted in `report`, and so are texts and queries to train on that are held out, too.
 
     Raises:
         DataError: files or columns are missing, records are malformed, or nothing is left to train on.
     """
     train = list(_groups(_sources(data, report), data, report))
     if isinstance(data.held_out, str):
-        held = list(_groups(read_files(data.held_out, data.columns, report), data, report))
+        held = list(
+            _groups(_keyed(read_files(data.held_out, data.columns, report), "task.data.held_out"), data, report)
+        )
     elif data.huggingface is not None and data.huggingface.held_out is not None:
         records = read_dataset(data.huggingface, data.huggingface.held_out, data.columns, _DATASET_KEY)
         held = list(_groups([records], data, report))
@@ -174,13 +179,18 @@ def content_place(content: str) -> float:
 
 
 def _sources(data: TextData, report: Counter[str]) -> Iterator[TextRecords]:
+    if data.train is not None:
+        yield from _keyed(read_files(data.train, data.columns, report), "task.data.train")
+    elif data.huggingface is not None:
+        yield read_dataset(data.huggingface, data.huggingface.train, data.columns, _DATASET_KEY)
+
+
+def _keyed(sources: Iterable[TextRecords], key: str) -> Iterator[TextRecords]:
+    """Add the key that names the files to problems with them."""
     try:
-        if data.train is not None:
-            yield from read_files(data.train, data.columns, report)
-        elif data.huggingface is not None:
-            yield read_dataset(data.huggingface, data.huggingface.train, data.columns, _DATASET_KEY)
+        yield from sources
     except DataError as error:
-        raise DataError(replace(problem, key=problem.key or "task.data.train") for problem in error.problems) from error
+        raise DataError(replace(problem, key=problem.key or key) for problem in error.problems) from error
 
 
 def _groups(sources: Iterable[TextRecords], data: TextData, report: Counter[str]) -> Iterator[TextGroup]:
@@ -221,12 +231,18 @@ class _GroupReader:
         if not first or not positive:
             report["groups without a query or a positive document left out"] += 1
             return None
+        if first == positive:
+            report["groups left out whose positive document is the query"] += 1
+            return None
         if data.scores is not None and len(scores) != 1 + len(negatives):
             self._mistakes.add(f"{place} has {len(scores)} scores for {1 + len(negatives)} documents")
             return None
         kept = [number for number, text in enumerate(negatives) if text and text not in (first, positive)]
         report["negatives left out that are empty, the query or the positive document"] += len(negatives) - len(kept)
-        kept = kept[: data.width - 2]
+        different = [number for number in kept if negatives.index(negatives[number]) == number]
+        report["repeated negatives of a group left out"] += len(kept) - len(different)
+        kept = different[: data.width - 2]
+        report["negatives left out beyond the first of a group (task.data.num_negatives)"] += len(different) - len(kept)
         if len(kept) < data.width - 2:
             report["groups with too few negatives left out"] += 1
             return None
@@ -235,8 +251,10 @@ class _GroupReader:
 
     def _text(self, value: Any, column: str, place: str) -> str | None:
         """Return a clean text; None if there is another kind of value."""
-        if value is not None and not isinstance(value, str | int | float):
-            self._mistakes.add(f"{place} has no text under `{column}` (found {type(value).__name__})")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not isinstance(value, str) and not number:
+            found = value if isinstance(value, bool | float) else type(value).__name__
+            self._mistakes.add(f"{place} has no text under `{column}` (found {found})")
             return None
         return "" if value is None else clean_text(str(value), self._report)
 
@@ -245,6 +263,7 @@ class _GroupReader:
             return []
         if isinstance(self._data.negatives, str):
             column, found = self._data.negatives, values[self._data.negatives]
+            found = [] if found is None else found
             if not isinstance(found, list):
                 self._mistakes.add(f"{place} has no list under `{column}` (found {type(found).__name__})")
                 return None
@@ -259,7 +278,8 @@ class _GroupReader:
             return []
         found = values[self._data.scores]
         if not isinstance(found, list) or not all(
-            isinstance(value, int | float) and math.isfinite(value) for value in found
+            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_SCORE
+            for value in found
         ):
             self._mistakes.add(f"{place} has no list of finite numbers under `{self._data.scores}`")
             return None
@@ -267,6 +287,8 @@ class _GroupReader:
 
 
 def _once(groups: Sequence[TextGroup], report: Counter[str], what: str) -> list[TextGroup]:
-    kept = list({group.texts: group for group in reversed(groups)}.values())[::-1]
-    report[what] += len(groups) - len(kept)
-    return kept
+    kept = {group.texts: group for group in reversed(groups)}
+    differing = sum(group.scores != kept[group.texts].scores for group in groups)
+    report["groups left out that repeat the texts of another one with other scores"] += differing
+    report[what] += len(groups) - len(kept) - differing
+    return list(kept.values())[::-1]
