@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kdcore.commands.base import Command, add_allow_imports, add_options
 from kdcore.errors import InputError, KdcoreError, PluginError, first_line
 from kdcore.recipe.loading import load_recipe
+from kdcore.recipe.schema import without_cache
 from kdcore.registry import Entry, summary_rows
 from kdcore.trackers.jsonl import read_metrics
 
@@ -75,7 +76,13 @@ def summarise(
     exports = folder / "exports"
     if not (exports / "final").is_dir():
         raise InputError("the folder holds no finished run", where=str(folder), hint="give a folder runs/NAME/ID")
-    plan = make_plan(load_recipe(folder / "recipe.yaml", allow_imports=allow_imports), stored_data(folder))
+    recipe = load_recipe(folder / "recipe.yaml", allow_imports=allow_imports)
+    live = {  # a cache may be gone meanwhile
+        "teacher.cache" if recipe.settings.teachers is None else f"teachers.{label}.cache": None
+        for label, section in recipe.settings.models_of_teachers.items()
+        if "cache" in section and "cache" not in without_cache(section)
+    }
+    plan = make_plan(load_recipe(recipe.path, live, allow_imports=allow_imports), stored_data(folder))
     teacher_sources = {label: model.source for label, model in plan.teachers.items() if model.source is not None}
     metrics = read_metrics(folder)
     run = FinishedRun(

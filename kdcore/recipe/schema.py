@@ -103,6 +103,12 @@ class TeacherKeys(ComponentConfig):
     )
 
 
+def without_cache(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a teacher's section without `cache`, if it also states the keys of its model."""
+    stated = bool(section.keys() - {"cache", "name"})
+    return {key: value for key, value in section.items() if key != "cache" or not stated}
+
+
 class CompositeSettings(ComponentConfig):
     """An entry of `teachers` that combines the outputs of others; it states one of the two keys."""
 

@@ -19,6 +19,7 @@ from kdcore.models.encoder import TransformersEncoder
 from kdcore.models.heads import own_module
 from kdcore.recipe.loading import Recipe, load_recipe
 from kdcore.recipe.paths import package_path
+from kdcore.recipe.schema import without_cache
 from kdcore.recipe.yaml import dump_yaml
 from kdcore.signals import MASKED_LM, Head
 from kdcore.tasks.base import Task
@@ -127,6 +128,7 @@ def model_card(student: Encoder, plan: Plan, step: int, validation: ValidationEv
         _short(str(section.get("path", label))) + ("" if settings.teachers is None else f" (`{label}`)")
         for label, section in settings.models_of_teachers.items()
     ]
+    cached = any("cache" in section for section in settings.models_of_teachers.values())
     parameters = sum(parameter.numel() for parameter in student.parameters())
     on_hub = [model.source for model in plan.teachers.values() if model.source and not os.path.isabs(model.source)]
     heads = task.heads(task.config)
@@ -149,6 +151,7 @@ def model_card(student: Encoder, plan: Plan, step: int, validation: ValidationEv
         "| | |",
         "| --- | --- |",
         f"| {'teacher' if len(teachers) < 2 else 'teachers'} | {', '.join(teachers) or 'none'} |",
+        *(["| signals of the teacher | read from a cache, not computed in the run |"] if cached else []),
         f"| losses | {', '.join(settings.losses)} |",
         f"| steps | {step:,} with {settings.training.batch_size} sequences each |",
         f"| fingerprint of the data | {task.fingerprint} |",
@@ -210,9 +213,17 @@ def _auto_class(student: Encoder, plan: Plan) -> str:
 
 
 def _repeatable(recipe: Recipe) -> Any:
-    """Return the recipe's keys with components of packages by package, and without folders of this machine."""
+    """Return the recipe's keys with components of packages by package, and without folders of this machine.
+
+    A teacher that can compute its signals is not read from a cache, which only this machine has.
+    """
     data: Any = recipe.pinned_data()
-    return _without_folders(data | {"run": {key: one for key, one in data["run"].items() if key != "folder"}})
+    data = data | {"run": {key: one for key, one in data["run"].items() if key != "folder"}}
+    if recipe.settings.teacher is not None:
+        data["teacher"] = without_cache(data["teacher"])
+    elif recipe.settings.teachers is not None:
+        data["teachers"] = {label: without_cache(section) for label, section in data["teachers"].items()}
+    return _without_folders(data)
 
 
 def _pools_for_classes(student: Encoder) -> bool:

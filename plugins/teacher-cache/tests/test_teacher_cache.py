@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import kdcore
 from kdcore.commands.main import main
@@ -180,6 +182,24 @@ def test_a_cached_run_loads_no_weights_of_the_teacher(project: Path, monkeypatch
     monkeypatch.setattr(kdcore.TransformersModel, "load_teacher", refuse)
     encoder = plan.load_teachers()["teacher"]
     assert list(encoder.parameters()) == list(encoder.buffers()) == []
+
+
+def test_a_finished_run_is_summarised_and_repeated_without_its_cache(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project / "cache", project / "gone")
+    overrides = ["run.id=card", "teacher.cache=gone", "training.budget={steps: 2}", "checkpoints.export_at_end=true"]
+    train(project, *overrides)
+    shutil.rmtree(project / "gone")
+    run = project / "runs" / "cached" / "card"
+    card = (run / "exports" / "final" / "README.md").read_text(encoding="utf-8")
+    assert "| signals of the teacher | read from a cache" in card
+    recipe = kdcore.load_recipe(yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0]))
+    assert recipe.settings.teacher is not None
+    assert recipe.settings.teacher.keys() - {"name"} == {"path"}
+    capsys.readouterr()
+    assert main(["summary", str(run)]) == 0
+    assert f"read from a cache ({project / 'gone'})" in capsys.readouterr().out
 
 
 def test_two_processes_write_the_bytes_of_one(project: Path) -> None:
