@@ -236,14 +236,11 @@ class CachedEncoder(Encoder):
     def prefetch(self, batch: Batch) -> None:
         """Read the columns that the last batch of the split had requested, up to a limit of memory."""
         names = self._wanted.get(batch.split, [])
-        if not names:
+        if not names or self._is_full():
             return
         read = [reader.read(batch, names) for reader in self._readers]
         with self._lock:
             self._ahead[(*_key(batch), *names)] = read
-            ahead = sum(map(_bytes, self._ahead.values()))
-            while ahead > _MOST_AHEAD:  # the oldest first: they may be of batches that have been skipped
-                ahead -= _bytes(self._ahead.pop(next(iter(self._ahead))))
 
     def forward(self, batch: Batch, request: SignalRequest) -> Signals:
         """Return the stored signals on the batch's device."""
@@ -251,6 +248,9 @@ class CachedEncoder(Encoder):
         with self._lock:
             found = self._ahead.pop((*_key(batch), *names), None)
         if found is None:
+            if self._is_full():  # the oldest may be of a batch that was drawn and is never read
+                with self._lock:
+                    self._ahead.pop(next(iter(self._ahead)))
             found = [reader.read(batch, names) for reader in self._readers]
         device = batch.input_ids.device
         rows = {}
@@ -262,6 +262,11 @@ class CachedEncoder(Encoder):
             what = f"holds no {', '.join(lacking)} of the split `{batch.split}`"
             raise DataError(what, where=str(self._readers[0].folder))
         return self._signals(batch, rows)
+
+    def _is_full(self) -> bool:
+        with self._lock:
+            tensors = (tensor for found in self._ahead.values() for one in found for tensor in one.values())
+            return sum(tensor.nbytes for tensor in tensors) >= _MOST_AHEAD
 
     def _signals(self, batch: Batch, rows: Mapping[str, Tensor]) -> CachedSignals:
         hidden: dict[Block, Tensor] = {}
@@ -322,10 +327,6 @@ class CachedSignals(Signals):
 
 def _is_factored(contents: CacheContents) -> bool:
     return any(column.name.startswith("factored.") for rows in contents.splits.values() for column in rows.columns)
-
-
-def _bytes(found: list[dict[str, Tensor]]) -> int:
-    return sum(tensor.nbytes for one in found for tensor in one.values())
 
 
 def _key(batch: Batch) -> tuple[Any, ...]:

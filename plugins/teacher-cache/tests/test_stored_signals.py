@@ -318,13 +318,13 @@ def test_a_file_has_a_limited_number_of_sequences(recipe: Path, monkeypatch: pyt
     assert recorder_of(recipe).contents.splits["train"].samples_per_shard == 16  # whole batches of 8
 
 
-def test_prefetched_batches_beyond_the_limit_displace_the_oldest(
+def test_prefetching_stops_at_the_limit_and_forgets_batches_that_are_never_read(
     complete: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, teachers = kdcore.recipe_teachers(kdcore.load_recipe(recipe, [f"teacher.cache={complete}"]))
     request = kdcore.Signals.hidden([1])
     encoder = teachers["teacher"].model.load_teacher(request)
-    batches = [task.draw("train", np.full(2, sample), np.zeros(2, np.int64)) for sample in range(6)]
+    batches = [task.draw("train", np.full(2, sample), np.zeros(2, np.int64)) for sample in range(8)]
     encoder(batches[0], request)
     reads: list[int] = []
     read = CacheReader.read
@@ -335,13 +335,20 @@ def test_prefetched_batches_beyond_the_limit_displace_the_oldest(
         return read(self, batch, names)
 
     monkeypatch.setattr(CacheReader, "read", counted)
-    limit = sum(int(batch.lengths.sum()) * 32 * 4 for batch in batches[3:])
+    limit = sum(int(batch.lengths.sum()) * 32 * 4 for batch in batches[1:4])
     monkeypatch.setattr(cached_teacher, "_MOST_AHEAD", limit)
-    for batch in batches[1:]:
+    for batch in batches[1:6]:
         encoder.prefetch(batch)
-    for batch in batches[1:]:
+    assert reads == [1, 2, 3]
+    for batch in batches[1:6]:
         encoder(batch, request)
-    assert reads == [1, 2, 3, 4, 5, 1, 2]
+    assert reads == [1, 2, 3, 4, 5]
+    for batch in batches[1:4]:
+        encoder.prefetch(batch)
+    encoder(batches[6], request)
+    encoder.prefetch(batches[7])
+    encoder(batches[7], request)
+    assert reads[5:] == [1, 2, 3, 6, 7]
 
 
 def test_a_late_writer_leaves_a_complete_cache_as_it_is(
