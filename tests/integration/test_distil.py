@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from kdcore_preparation.given_texts import store_texts, texts_of
+from kdcore_preparation.given_texts import corpora_for, store_texts, texts_of
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model
 
 import kdcore
@@ -204,6 +204,27 @@ class TestBadInput:
         (place / "cache" / "texts").mkdir(parents=True, exist_ok=True)
         assert not (place / "runs" / "bad").exists()
         assert set(place.rglob("*")) - set(before) <= {place / "cache", place / "cache" / "texts"}
+
+    @pytest.mark.parametrize(
+        ("names", "words"),
+        [
+            (["a.jsonl", "b/c.JSONL.gz"], "jsonl"),
+            (["a.parquet"], "parquet"),
+            (["a.txt", "b.md", "c"], "text"),
+            (["a.jsonl", "b.txt"], r"several kinds \(found jsonl: a\.jsonl, text: b\.txt\)"),
+            (["a.txt", "b.tsv"], r"b\.tsv: tables of CSV and TSV are not read"),
+            (["config.json", "model.safetensors"], "this is a model"),
+        ],
+    )
+    def test_the_files_of_a_folder_choose_its_reader(self, tmp_path: Path, names: list[str], words: str) -> None:
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("text")
+        if words.isalpha():
+            assert [one["name"] for one in corpora_for(tmp_path, tmp_path, "text", 1)] == [words]
+        else:
+            with pytest.raises(kdcore.InputError, match=words):
+                corpora_for(tmp_path, tmp_path, "text", 1)
 
     def test_an_endless_generator_is_read_up_to_a_limit(self, place: Path, caplog: pytest.LogCaptureFixture) -> None:
         logging.getLogger("kdcore").propagate = True

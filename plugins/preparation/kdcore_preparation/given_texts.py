@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcore import InputError, atomic_write
+from kdcore_preparation.readers.file_listing import find_files
 
 logger = logging.getLogger("kdcore")
 
@@ -20,7 +21,7 @@ _COMPRESSED = {".gz", ".bz2", ".zst"}
 
 
 def corpora_for(data: Path | Iterable[Any], cache: Path, column: str, max_texts: int) -> list[dict[str, Any]]:
-    """Return the section `corpora` for a file or folder, whose suffix decides how it is read, or for texts.
+    """Return the section `corpora` for a file or folder, which is read by the suffixes of its files, or for texts.
 
     Args:
         data: a path, texts, or a table with a column of texts.
@@ -29,14 +30,35 @@ def corpora_for(data: Path | Iterable[Any], cache: Path, column: str, max_texts:
         max_texts: number of texts to read from an iterable without a length.
 
     Raises:
-        InputError: there is no text, or the column does not exist.
+        InputError: there is no text, the column does not exist, or the files are of several kinds or no text.
     """
     if not isinstance(data, Path):
         path = store_texts(texts_of(data, column, max_texts), cache)
         return [{"name": "jsonl", "path": str(path)}]
-    suffixes = [suffix for suffix in data.suffixes if suffix not in _COMPRESSED]
-    reader, key = _READERS.get(suffixes[-1] if suffixes else "", ("text", ""))
+    reader, key = _reader_of(data)
     return [{"name": reader, "path": str(data), **({key: column} if key else {})}]
+
+
+def _reader_of(data: Path) -> tuple[str, str]:
+    """Choose a reader, and its key for the column, by the suffixes of a file or of all files in a folder."""
+    if (data / "config.json").is_file() and any(any(data.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+        raise InputError("this is a model, not text", where=str(data), hint="give the folder of the text")
+    found: dict[tuple[str, str], str] = {}
+    for name in find_files(str(data)):
+        suffixes = [suffix for suffix in map(str.lower, Path(name).suffixes) if suffix not in _COMPRESSED]
+        suffix = suffixes[-1] if suffixes else ""
+        if suffix in (".csv", ".tsv"):
+            raise InputError(
+                "tables of CSV and TSV are not read as text, because they usually hold labels or ids as well",
+                where=str(data / name if data.is_dir() else data),
+                hint="store the column of texts as a text file or as JSON Lines, or train on labels with a recipe",
+            )
+        found.setdefault(_READERS.get(suffix, ("text", "")), name)
+    if len(found) > 1:
+        examples = ", ".join(f"{reader}: {name}" for (reader, _), name in sorted(found.items()))
+        hint = "give a folder with one kind of files, or a data recipe with several corpora"
+        raise InputError(f"the folder holds files of several kinds (found {examples})", where=str(data), hint=hint)
+    return next(iter(found))
 
 
 def texts_of(data: Any, column: str, max_texts: int) -> Iterator[Any]:
