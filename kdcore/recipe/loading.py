@@ -392,8 +392,9 @@ def override_texts(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
         as_json(overrides)  # reports keys that are not text
         # A map under a key comes before the keys inside of it.
         return [f"{key}={as_json(overrides[key], key)}" for key in sorted(overrides, key=lambda key: key.count("."))]
-    for one in [overrides] if isinstance(overrides, str) else overrides:
-        if isinstance(overrides, str) or not isinstance(one, str):
+    listed = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    for one in overrides if listed else [overrides]:
+        if not listed or not isinstance(one, str):
             raise RecipeError(
                 f"overrides must be a list of texts, or a map (found {one!r})",
                 hint='write overrides={"training.batch_size": 64} or ["training.batch_size=64"]',

@@ -159,7 +159,7 @@ class _Merger:
 
     def overlay(self, overrides: Sequence[str]) -> Node:
         """Merge all overrides into one tree, so that their order does not matter."""
-        root: dict[str, Node] = {}
+        root = Node({}, Origin())
         for override in overrides:
             origin = Origin(override=override)
             key, equals, text = override.partition("=")
@@ -175,17 +175,19 @@ class _Merger:
                 self.problems.append(Problem("`extends` cannot be overridden", str(origin), hint=hint))
             else:
                 try:
-                    self.put(root, parts, parse_value(text, origin))
+                    value = parse_value(text, origin)
                 except InputError as error:
                     self.problems += error.problems
-        return Node(root, Origin(override=" ".join(overrides)))
+                    continue
+                for part in reversed(parts):
+                    value = Node({part: value}, origin)
+                root = _united(root, value)
+        return Node(root.value, Origin(override=" ".join(overrides)))
 
-    def put(self, root: dict[str, Node], parts: Sequence[str], value: Node) -> None:
-        inner = root
-        for part in parts[:-1]:
-            held = inner.get(part)
-            if held is None or not isinstance(held.value, dict):
-                held = inner[part] = Node({}, value.origin)
-            assert isinstance(held.value, dict)
-            inner = held.value
-        inner[parts[-1]] = value
+
+def _united(first: Node | None, second: Node) -> Node:
+    """Merge two overrides: maps are merged, other values replaced by the second one; null is kept."""
+    if first is None or not isinstance(first.value, dict) or not isinstance(second.value, dict):
+        return second
+    merged = {key: _united(first.value.get(key), value) for key, value in second.value.items()}
+    return Node({**first.value, **merged}, second.origin)

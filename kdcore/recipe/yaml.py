@@ -86,6 +86,10 @@ class Node:
         return node.origin
 
 
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+"""Characters that JSON allows in texts, and YAML only escaped, or as white space."""
+
+
 def read_yaml(file: Path) -> Node:
     """Read a file with one map.
 
@@ -131,7 +135,8 @@ def as_json(value: Any, key: str = "") -> str:
     Raises:
         RecipeError: a part of it is of a type that no recipe holds; names the dotted key of that part.
     """
-    return json.dumps(_as_plain(value, key), ensure_ascii=False)
+    text = json.dumps(_as_plain(value, key), ensure_ascii=False)
+    return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _as_plain(value: Any, key: str) -> Plain:

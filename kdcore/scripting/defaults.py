@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcore.errors import InputError, PluginError, first_line
+from kdcore.faults import plugin_faults
 from kdcore.registry import defaults
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class Defaults(ABC):
     def sections(self, teacher: TeacherKind) -> Mapping[str, Any] | None:
         """Return sections of a recipe, `losses` and `task` among them; None if they do not suit this teacher.
 
-        `distil` completes them: teacher, student, the task's `data` unless it is stated here, optimizer and budget.
+        `distil` merges them over its own: teacher, student, optimizer and budget, and the task's `data` unless it is
+        stated here.
         """
 
 
@@ -75,9 +77,10 @@ def sections_for(teacher: TeacherKind) -> Mapping[str, Any]:
 
     Raises:
         InputError: none suits this teacher.
+        PluginError: one fails, or returns no map with `task` and `losses`.
     """
     suiting = [
-        (-one.priority, name, sections) for name, one in _installed() if (sections := one.sections(teacher)) is not None
+        (-one.priority, name, made) for name, one in _installed() if (made := _sections(one, teacher)) is not None
     ]
     if not suiting:
         raise InputError(
@@ -86,6 +89,14 @@ def sections_for(teacher: TeacherKind) -> Mapping[str, Any]:
             hint="Run `pip install kdcore-hidden-mse`, or state `losses`.",
         )
     return min(suiting, key=lambda one: one[:2])[2]
+
+
+def _sections(one: Defaults, teacher: TeacherKind) -> Mapping[str, Any] | None:
+    with plugin_faults(one):
+        sections = one.sections(teacher)
+        if sections is not None and not ({"losses", "task"} <= sections.keys() and sections["task"].get("name")):
+            raise ValueError("`sections` must return `losses`, and `task` with its `name`")
+        return sections
 
 
 def _installed() -> Iterator[tuple[str, Defaults]]:

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from kdcore.commands.base import Command, add_overrides
 from kdcore.commands.train import train
 from kdcore.errors import InputError
-from kdcore.recipe.loading import load_recipe
+from kdcore.recipe.checking import checked_or_raise
+from kdcore.recipe.loading import load_recipe, override_texts
+from kdcore.recipe.merging import load_merged
 from kdcore.recipe.paths import resolve_path
-from kdcore.recipe.schema import DEFAULT_PREPARATION
+from kdcore.recipe.schema import DEFAULT_PREPARATION, MERGE_DEFAULTS, ComponentConfig
+from kdcore.recipe.yaml import Origin
 from kdcore.registry import models, preparations
 
 if TYPE_CHECKING:
     from kdcore.scripting.defaults import TeacherKind
     from kdcore.scripting.opened_run import Run
+
+
+class _Arguments(ComponentConfig):
+    """Arguments of `distil` whose types are checked first."""
+
+    layers: int = Field(ge=1)
+    losses: str | list[str] | dict[str, Any] | None = None
+    hours: float | None = Field(None, gt=0)
+    column: str
+    max_texts: int = Field(ge=1)
 
 
 class DistilCommand(Command):
@@ -44,10 +61,12 @@ class DistilCommand(Command):
     def run(self, arguments: argparse.Namespace) -> int:
         """Print the recipe, and train it."""
         losses = None if arguments.losses is None else [name.strip() for name in arguments.losses.split(",")]
-        made = _make_recipe(arguments.teacher, arguments.data, arguments.layers, losses, arguments.hours)
+        given = arguments.teacher, arguments.data, arguments.layers, losses, arguments.hours
+        made = _make_recipe(*given, arguments.overrides)
         print(load_recipe(made, arguments.overrides, allow_imports=True).resolved_yaml(), flush=True)
         result = train(made, arguments.overrides)
-        print(f"run: {result.folder}\nstudent: {result.export}")
+        stopped = "none yet: the same command continues, and `kdcore export RUN FOLDER` exports the present one"
+        print(f"run: {result.folder}\nstudent: {result.export or ('none' if result.finished else stopped)}")
         return result.exit_code
 
 
@@ -64,8 +83,9 @@ def distil(
 ) -> Run:
     """Distil a teacher into a student with fewer blocks, and open the run.
 
-    The run's folder is `runs/distil-NAME/1` by default, NAME being that of the teacher's folder. The same call resumes
-    an interrupted run, and opens a finished one; `run={"id": "2"}` starts another one.
+    The run's folder is `runs/distil-NAME/1` by default, NAME being the last two parts of the teacher's path. The same
+    call resumes an interrupted run, and opens a finished one; `run={"id": "2"}` starts another one. A callback's
+    `should_stop` or a signal other than Ctrl-C gives a run that is not `finished`.
 
     Args:
         teacher: folder or hub name of an encoder.
@@ -73,7 +93,7 @@ def distil(
             folder of prepared data, or a data recipe (a map or its file).
         layers: blocks of the student, which starts from as many of the teacher's, evenly spread.
         losses: names of losses, or the recipe's section `losses`; default: by the kind of the teacher.
-        hours: hours of training; default: 10 passes over the text, at most 1 hour.
+        hours: hours of training; default: the budget in `settings`, or 10 passes over the text, at most 1 hour.
         column: column of the text in a Dataset, and key of the text in JSON Lines and Parquet.
         max_texts: number of texts to read from an iterable without a length, which may be endless.
         settings: further sections of the recipe, such as `seed=1` or `training={"batch_size": 64}`, merged into it.
@@ -81,14 +101,14 @@ def distil(
     Raises:
         InputError: the teacher is not an encoder, there is no text, or a setting is wrong.
         TrainingError: training failed.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
     """
     from kdcore.scripting.opened_run import open_run
 
-    made = _make_recipe(teacher, data, layers, losses, hours, column, max_texts)
-    training = settings.get("training")
-    if isinstance(training, Mapping) and "budget" in training:
-        del made["training"]["budget"]
-    return open_run(train(made, settings).folder, allow_imports=True)
+    result = train(_make_recipe(teacher, data, layers, losses, hours, settings, column, max_texts), settings)
+    if result.interrupted:
+        raise KeyboardInterrupt(f"{result.folder}: stopped with a checkpoint; the same call continues")
+    return open_run(result.folder, allow_imports=True)
 
 
 def _make_recipe(
@@ -97,53 +117,71 @@ def _make_recipe(
     layers: int,
     losses: str | Sequence[str] | Mapping[str, Any] | None,
     hours: float | None,
+    overrides: Sequence[str] | Mapping[str, Any],
     column: str = "text",
     max_texts: int = 1,
 ) -> dict[str, Any]:
-    """Compose the recipe; arguments are those of `distil`."""
+    """Compose the recipe to which `overrides` are applied; the other arguments are those of `distil`.
+
+    Everything is checked before texts are read and stored.
+    """
     import torch
 
     from kdcore.layers import resolve_pairs
     from kdcore.scripting.defaults import sections_for
+    from kdcore.training.run.build import cache_folder
 
+    values = {"layers": layers, "losses": losses, "hours": hours, "column": column, "max_texts": max_texts}
+    given = checked_or_raise(_Arguments, load_merged(values, [], {}).root.plain(), lambda place: Origin()).losses
+    corpora = _corpora(data, column, cache_folder())
     section, kind = _describe_teacher(teacher)
-    if not isinstance(layers, int) or not 1 <= layers <= kind.info.num_layers:
+    if not 1 <= layers <= kind.info.num_layers:
         what = f"the student cannot have {layers} blocks"
         raise InputError(what, key="layers", allowed=f"1 to {kind.info.num_layers}, the teacher's blocks")
-    try:
+    chosen: dict[str, Any] = {"task": {"name": "masked_lm"}}
+    with suppress(*([] if given is None else [InputError])):
         chosen = dict(sections_for(kind))
-    except InputError:
-        if losses is None:
-            raise
-        chosen = {"task": {"name": "masked_lm"}}
-    if losses is not None:
-        listed = [losses] if isinstance(losses, str) else losses
-        chosen["losses"] = dict(listed) if isinstance(listed, Mapping) else {name: {} for name in listed}
-    task = dict(chosen["task"])
-    if "data" not in task:
-        task["data"] = _data_section(data, kind, column, max_texts)
+    if given is not None:
+        names = [given] if isinstance(given, str) else given
+        chosen["losses"] = names if isinstance(names, dict) else {name: {} for name in names}
     blocks = list(resolve_pairs("all", kind.info.num_layers, layers).teacher)
     dropout = {name: 0.0 for name in ("hidden_dropout_prob", "attention_probs_dropout_prob") if name in kind.config}
-    named = {"name": section["name"]} if "name" in section else {}
-    budget = {"epochs": 10, "hours": 1.0} if hours is None else {"hours": hours}
-    return {
-        "run": {"name": f"distil-{Path(kind.source).name}"},
+    base = {
+        # Folders are often called `model`.
+        "run": {"name": "distil-" + re.sub(r"[^\w.]+", "-", "-".join(Path(kind.source).parts[-2:])).strip("-.")[-100:]},
         "teacher": section,
-        "student": {
-            **named,
-            "config": {"num_hidden_layers": layers, **dropout},
-            "initialize": {"from": "teacher", "blocks": blocks},
-        },
+        "student": {key: value for key, value in section.items() if key == "name"}
+        | {"config": {"num_hidden_layers": layers, **dropout}, "initialize": {"from": "teacher", "blocks": blocks}},
         "optimizer": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.01},
         "scheduler": {"name": "linear", "warmup": 0.06},
-        "training": {
-            "budget": budget,
-            "batch_size": 32,
-            "precision": "bf16" if torch.cuda.is_available() else "fp32",
-        },
-        **chosen,
-        "task": task,
+        "training": {"batch_size": 32, "precision": "bf16" if torch.cuda.is_available() else "fp32"},
     }
+    made: dict[str, Any] = load_merged(base, override_texts(chosen), MERGE_DEFAULTS).root.plain()
+    merged = load_merged(made, override_texts(overrides), MERGE_DEFAULTS).root.plain()
+    limits = {"steps", "epochs", "hours"} & _inside(merged, "training", "budget").keys()
+    if hours is not None and limits:
+        raise InputError("the budget is stated twice: by `hours`, and in training.budget", hint="state it there only")
+    if not limits:
+        made["training"]["budget"] = {"epochs": 10, "hours": 1.0} if hours is None else {"hours": hours}
+    if _inside(merged, "task").get("name") != made["task"]["name"]:
+        made["task"] = {"name": _inside(merged, "task").get("name")}  # the keys of the other task would be dropped
+    if "data" in made["task"]:
+        return made
+    recipe = {"tokenizer": kind.source, "sequence_length": min(128, kind.info.max_length), "held_out": 0.05}
+    if corpora is None:
+        made["task"]["data"] = {**recipe, "corpora": [{"name": "text", "path": str(Path.cwd())}]}
+        load_recipe(made, overrides, allow_imports=True).components()  # reports mistakes before texts are consumed
+        corpora = preparations.get(DEFAULT_PREPARATION).section_for(data, cache_folder(), column, max_texts)
+    made["task"]["data"] = recipe | dict(corpora) if isinstance(corpora, Mapping) else corpora
+    return made
+
+
+def _inside(stated: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Return an inner map; an empty one where there is none."""
+    for key in keys:
+        inner = stated.get(key)
+        stated = inner if isinstance(inner, Mapping) else {}
+    return stated
 
 
 def _describe_teacher(teacher: Any) -> tuple[dict[str, Any], TeacherKind]:
@@ -165,6 +203,8 @@ def _describe_teacher(teacher: Any) -> tuple[dict[str, Any], TeacherKind]:
             model = cls(cls.Config(path=source), "teacher", None)
         except (InputError, ValueError) as error:  # a package's model may have other keys
             first = first or (error if isinstance(error, InputError) else InputError(str(error), where=source))
+            if isinstance(error.__cause__, OSError) and not Path(source).exists():
+                break  # nothing was found; each further model would ask the hub again
             continue
         section = {"path": source} if name == "transformers" else {"name": name, "path": source}
         config = getattr(model, "hf_config", None)
@@ -173,21 +213,16 @@ def _describe_teacher(teacher: Any) -> tuple[dict[str, Any], TeacherKind]:
     raise first
 
 
-def _data_section(data: Any, kind: TeacherKind, column: str, max_texts: int) -> Any:
-    """Return the recipe's `task.data`: prepared data, a data recipe, or one that the default preparation makes."""
-    recipe: dict[str, Any] = {"tokenizer": kind.source, "sequence_length": min(128, kind.info.max_length)}
-    recipe["held_out"] = 0.05
+def _corpora(data: Any, column: str, cache: Path) -> str | Mapping[str, Any] | None:
+    """Return the recipe's `task.data`, or keys of it; None for texts, which have to be stored first."""
     if isinstance(data, Mapping) and not hasattr(data, "column_names"):  # that is a dictionary of Datasets
-        return {**recipe, **data}
-    if isinstance(data, str | Path):
-        data = Path(resolve_path(str(data), Path.cwd()))
-        if (data / "manifest.json").is_file() or data.suffix in (".yaml", ".yml"):
-            return str(data)
-        if not data.exists():
-            hint = "give texts as a list, such as `[text]`"
-            raise InputError("the data is neither a file nor a folder", where=str(data), hint=hint)
-    elif not isinstance(data, Iterable):
-        raise InputError(f"the data must be texts, a Dataset or a path (found a {type(data).__name__})")
-    from kdcore.training.run.build import cache_folder
-
-    return recipe | preparations.get(DEFAULT_PREPARATION).section_for(data, cache_folder(), column, max_texts)
+        return data
+    if not isinstance(data, str | Path):
+        if not isinstance(data, Iterable):
+            raise InputError(f"the data must be texts, a Dataset or a path (found a {type(data).__name__})")
+        return None
+    path = Path(resolve_path(str(data), Path.cwd()))
+    if (path / "manifest.json").is_file() or path.suffix in (".yaml", ".yml"):
+        return str(path)
+    section: Mapping[str, Any] = preparations.get(DEFAULT_PREPARATION).section_for(path, cache, column)
+    return section

@@ -16,9 +16,10 @@ from kdcore.commands.summary import summarise
 from kdcore.data.tokenizers import load_tokenizer
 from kdcore.errors import InputError
 from kdcore.recipe.loading import Recipe, load_recipe
+from kdcore.recipe.paths import refuse_impossible
 from kdcore.tasks.finished_run import load_encoder
 from kdcore.trackers.jsonl import read_metrics
-from kdcore.training.run.run_status import RunStatus, run_status
+from kdcore.training.run.run_status import RunStatus, run_state, run_status
 
 _FINISHED = ("best", "final")
 
@@ -33,7 +34,7 @@ def open_run(folder: str | Path, *, allow_imports: bool = False) -> Run:
     Raises:
         InputError: no run was started in the folder.
     """
-    path = Path(folder).absolute()
+    path = _path(folder, "folder").absolute()
     if not (path / "recipe.yaml").is_file():
         starting = (path / ".lock").exists()
         raise InputError(
@@ -42,6 +43,13 @@ def open_run(folder: str | Path, *, allow_imports: bool = False) -> Run:
             hint="wait until its models are loaded" if starting else "give a run folder, such as runs/NAME/ID",
         )
     return Run(path, allow_imports)
+
+
+def _path(given: Any, key: str) -> Path:
+    if not isinstance(given, str | Path):
+        raise InputError(f"must be the path of a folder (found {repr(given)[:60]})", key=key)
+    refuse_impossible(str(given))
+    return Path(given)
 
 
 class Run:
@@ -60,6 +68,11 @@ class Run:
     def recipe(self) -> Recipe:
         """The recipe that the run has stored: complete, with absolute paths."""
         return load_recipe(self.folder / "recipe.yaml", allow_imports=self._allow_imports)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has used up its budget; otherwise it is running, or was stopped and can be resumed."""
+        return run_state(self.folder) == "finished"
 
     @property
     def status(self) -> RunStatus:
@@ -87,14 +100,16 @@ class Run:
         """Load an exported student with transformers: float32, on the CPU, in eval mode.
 
         Args:
-            export: name of the export; default: `best` if the run chose one by its score, else `final`.
+            export: name of the export; default, if the run is finished: `best` if it chose one by its score, else
+                `final`.
             auto_class: class of transformers that loads it, such as `AutoModelForSequenceClassification`.
 
         Raises:
             InputError: there is no such export; for example, the run is still training.
         """
         found = self.exports()
-        name = next((name for name in _FINISHED if name in found), None) if export is None else export
+        finished = _FINISHED if export is None and self.finished else ()
+        name = next((name for name in finished if name in found), None) if export is None else export
         if name not in found:
             raise InputError(
                 ("there is no finished student" if name is None else f"there is no export `{name}`")
@@ -118,8 +133,17 @@ class Run:
         return load_encoder(source, auto_class)
 
     def tokenizer(self) -> Any:
-        """Load the student's tokenizer, of which the run keeps a copy."""
-        return load_tokenizer(str(self.folder / "tokenizer"))
+        """Load the student's tokenizer: the run's copy; for runs of 0.1 that of an export or of the prepared data.
+
+        Raises:
+            DataError: none of them exists.
+        """
+        copies = (self.folder / "tokenizer", *reversed(self.exports().values()))
+        own = next((one for one in copies if (one / "tokenizer.json").is_file()), None)
+        if own is None:  # a run of 0.1 without exports
+            data = self.recipe.data["task"]["data"]
+            own = data["tokenizer"] if isinstance(data, dict) else Path(data) / "tokenizer"
+        return load_tokenizer(str(own))
 
     def summary(self) -> str:
         """Return what `kdcore summary` prints.
@@ -145,7 +169,9 @@ class Run:
         Raises:
             InputError: the folder is not empty, or the run has no such checkpoint.
         """
-        return export_to(Path(folder), self.folder, step, allow_imports=self._allow_imports)
+        if step is not None and type(step) is not int:
+            raise InputError(f"must be the number of a step (found {step!r})", key="step")
+        return export_to(_path(folder, "folder"), self.folder, step, allow_imports=self._allow_imports)
 
     def compare(self, others: Run | str | Path | Sequence[Run | str | Path] = (), **options: Any) -> Any:
         """Compare with other runs, as `kdcore compare` does: `kdcore_evaluation.compare` with its options.
@@ -162,8 +188,8 @@ class Run:
         except ModuleNotFoundError as error:
             what, hint = "comparing runs needs the package kdcore-evaluation", "Run `pip install kdcore-evaluation`."
             raise InputError(what, hint=hint) from error
-        more = [others] if isinstance(others, Run | str | Path) else others
-        folders = [self.folder, *(one.folder if isinstance(one, Run) else Path(one) for one in more)]
+        more = others if isinstance(others, Sequence) and not isinstance(others, str) else [others]
+        folders = [self.folder, *(one.folder if isinstance(one, Run) else _path(one, "others") for one in more)]
         return evaluation.compare(folders, **options)
 
     def __repr__(self) -> str:

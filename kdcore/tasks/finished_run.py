@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcore.errors import InputError
+
 if TYPE_CHECKING:  # the options of `kdcore summary` are read without torch
     from kdcore.losses.base import Loss
     from kdcore.models.base import Model
@@ -89,13 +91,18 @@ class SummaryRows(ABC):
 
 
 def load_encoder(source: str, auto_class: str = "AutoModel") -> Any:
-    """Load a folder or hub model with a class of transformers: float32, on the CPU, in eval mode."""
+    """Load a folder or hub model with a class of transformers: float32, on the CPU, in eval mode.
+
+    Raises:
+        InputError: transformers has no such class.
+    """
     import torch
     import transformers
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return (
-        getattr(transformers, auto_class).from_pretrained(source, dtype=torch.float32, trust_remote_code=False).eval()
-    )
+    cls: Any = getattr(transformers, str(auto_class), None)
+    if not hasattr(cls, "from_pretrained"):
+        raise InputError(f"transformers has no class `{auto_class}` that loads models", key="auto_class")
+    return cls.from_pretrained(source, dtype=torch.float32, trust_remote_code=False).eval()

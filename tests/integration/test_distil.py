@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import shutil
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model
 import kdcore
 from kdcore.commands.main import main
 from kdcore.recipe.loading import load_recipe
+from kdcore.registry import models
+from kdcore.scripting.distilling import _make_recipe
 
 SMALL = {"training": {"budget": {"steps": 4}, "batch_size": 8}, "logging": {"every": 1}, "tracking": ["jsonl"]}
 TEXTS = [f"{word} of the {word} and {number}" for number, word in enumerate(["teacher", "student", "abc"] * 20)]
@@ -125,6 +129,76 @@ def test_without_the_package_a_comparison_names_it(run: kdcore.Run, monkeypatch:
         run.compare([run.folder])
 
 
+def test_results_of_a_run_that_is_not_finished_need_an_explicit_name(run: kdcore.Run, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text((run.folder / "recipe.yaml").read_text())
+    shutil.copytree(run.exports()["final"], tmp_path / "exports" / "best")
+    opened = kdcore.open_run(tmp_path)
+    assert (run.finished, opened.finished) == (True, False)
+    with pytest.raises(kdcore.InputError, match="no finished student"):
+        opened.student()
+    assert opened.student("best").config.num_hidden_layers == 2
+    (tmp_path / "train.log").write_text("run: finished\n")
+    assert opened.student().config.num_hidden_layers == 2
+
+
+def test_arguments_of_another_type_are_named(run: kdcore.Run, tmp_path: Path) -> None:
+    for call, words in (
+        (lambda: kdcore.open_run(None), "folder: must be the path of a folder"),
+        (lambda: kdcore.open_run("a" * 300), "too long"),
+        (lambda: run.export(5), "folder: must be the path of a folder"),
+        (lambda: run.export(tmp_path / "new", step="x"), "step: must be the number of a step"),
+        (lambda: run.compare(5), "others: must be the path of a folder"),
+        (lambda: run.student(auto_class="Nope"), "transformers has no class `Nope`"),
+    ):
+        with pytest.raises(kdcore.InputError, match=words):
+            call()
+
+
+class Pressing(kdcore.Callback):
+    """Presses Ctrl-C, or asks to stop, at the second step."""
+
+    class Config(kdcore.ComponentConfig):
+        press: bool = True
+
+    step = 0
+
+    def on_step(self, event: kdcore.StepEvent) -> None:
+        self.step = event.progress.step
+        if self.step == 2 and self.config.press:
+            signal.raise_signal(signal.SIGINT)
+
+    def should_stop(self) -> bool:
+        return self.step == 2 and not self.config.press
+
+
+@pytest.mark.usefixtures("run")
+def test_an_interrupt_is_raised_after_a_checkpoint_and_a_requested_stop_is_returned(
+    place: Path, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kdcore.registry import callbacks
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(TEXTS))
+    kdcore.register_callback("pressing")(Pressing)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="the same call continues"):
+            kdcore.distil(teacher_folder, text, 2, **SMALL, run={"name": "key"}, callbacks=["pressing"])
+        stopping = [{"name": "pressing", "press": False}]
+        stopped = kdcore.distil(teacher_folder, text, 2, **SMALL, run={"name": "asked"}, callbacks=stopping)
+        capsys.readouterr()
+        settings = ["training.budget={steps: 4}", "tracking=[jsonl]", f"callbacks={json.dumps(stopping)}"]
+        assert main(["distil", str(teacher_folder), str(text), "--layers=2", "run.name=shown", *settings]) == 130
+    finally:
+        callbacks._registered.pop("pressing")
+    for opened in (kdcore.open_run(place / "runs" / "key" / "1"), stopped):
+        assert [path.name for path in opened.checkpoints()] == ["step-0000002"]
+        assert not opened.finished
+        assert opened.status.state == "stopped"
+    printed = capsys.readouterr().out
+    assert "student: none yet: the same command continues" in printed
+    assert "student: None" not in printed
+
+
 def test_the_same_call_opens_the_finished_run(run: kdcore.Run, teacher_folder: Path) -> None:
     log = (run.folder / "train.log").read_text()
     again = kdcore.distil(teacher_folder, TEXTS, 2, seed=1, **SMALL)
@@ -174,19 +248,93 @@ def test_a_package_adds_defaults_for_a_narrower_kind_of_teacher(teacher_folder: 
     assert kind.file("tokenizer.json") is not None
     assert kind.file("modules.json") is None
 
+    made = {"task": {"name": "masked_lm"}, "losses": {"mine": {}}}
+
     class Narrower(kdcore.Defaults):
         priority = 20
 
         def sections(self, teacher: kdcore.TeacherKind) -> Any:
-            return {"losses": {"mine": {}}} if teacher.info.num_layers == 4 else None
+            return made if teacher.info.num_layers == 4 else None
 
     kdcore.register_defaults("narrower")(Narrower)
     try:
-        assert sections_for(kind) == {"losses": {"mine": {}}}
+        assert sections_for(kind) == made
     finally:
         from kdcore.registry import defaults
 
         del defaults._registered["narrower"]
+
+
+@pytest.mark.parametrize("value", [["a", "list"], {"losses": {"mine": {}}}, ValueError("my mistake")])
+def test_defaults_that_fail_are_named_with_their_package(teacher_folder: Path, value: Any) -> None:
+    from kdcore.registry import defaults
+    from kdcore.scripting.defaults import sections_for
+
+    class Faulty(kdcore.Defaults):
+        def sections(self, teacher: kdcore.TeacherKind) -> Any:
+            if isinstance(value, Exception):
+                raise value
+            return value
+
+    kdcore.register_defaults("faulty")(Faulty)
+    kind = kdcore.TeacherKind(str(teacher_folder), kdcore.ModelInfo("bert", 4, 32, 4, 8, 100, 64), {})
+    try:
+        with pytest.raises(kdcore.PluginError, match=r"`faulty` of .*test_distil.* failed: "):
+            sections_for(kind)
+    finally:
+        del defaults._registered["faulty"]
+
+
+def composed(teacher: Path, overrides: Any, hours: float | None = None) -> dict[str, Any]:
+    made = _make_recipe(teacher, {"corpora": []}, 2, None, hours, overrides)
+    return load_recipe(made, overrides, check_names=False).data
+
+
+class TestBudgetAndData:
+    @pytest.mark.parametrize(
+        ("overrides", "budget"),
+        [
+            ({}, {"epochs": 10, "hours": 1.0}),
+            (["training.budget.steps=60"], {"steps": 60}),
+            ({"training": {"budget": {"steps": 60}}}, {"steps": 60}),
+            ({"training.budget.steps": 60}, {"steps": 60}),
+            ({"training": {"budget": {"steps": 5}}, "training.budget": {"hours": 2}}, {"steps": 5, "hours": 2}),
+            (["training.budget.exit_after_hours=1"], {"epochs": 10, "hours": 1.0, "exit_after_hours": 1}),
+        ],
+    )
+    def test_a_stated_limit_replaces_the_default_ones(self, teacher_folder: Path, overrides: Any, budget: Any) -> None:
+        assert composed(teacher_folder, overrides)["training"]["budget"] == budget
+
+    def test_hours_are_the_budget(self, teacher_folder: Path) -> None:
+        assert composed(teacher_folder, {"seed": 1}, 2)["training"]["budget"] == {"hours": 2}
+
+    def test_another_task_keeps_the_data(self, teacher_folder: Path) -> None:
+        task = composed(teacher_folder, {"task": {"name": "embeddings"}})["task"]
+        assert task["name"] == "embeddings"
+        assert task["data"]["corpora"] == []
+
+    def test_a_package_changes_sections_deeply(self, teacher_folder: Path) -> None:
+        from kdcore.registry import defaults
+
+        class Slower(kdcore.Defaults):
+            priority = 30
+
+            def sections(self, teacher: kdcore.TeacherKind) -> Any:
+                losses = {"hidden_mse": {}}
+                return {"task": {"name": "masked_lm"}, "losses": losses, "training": {"batch_size": 8}}
+
+        kdcore.register_defaults("slower")(Slower)
+        try:
+            training = composed(teacher_folder, {})["training"]
+        finally:
+            del defaults._registered["slower"]
+        assert (training["batch_size"], training["budget"]["epochs"]) == (8, 10)
+
+
+def test_runs_are_named_by_the_last_two_parts_of_the_path(teacher_folder: Path, tmp_path: Path) -> None:
+    named = tmp_path / "my r\u00f6berta (1)" / "model"
+    shutil.copytree(teacher_folder, named)
+    assert composed(named, {})["run"]["name"] == "distil-my-r\u00f6berta-1-model"
 
 
 class TestBadInput:
@@ -251,10 +399,45 @@ class TestBadInput:
         with pytest.raises(kdcore.InputError, match="must be a folder or a hub name"):
             kdcore.distil(GPT2Model(config), TEXTS)  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("layers", [0, 5, "two"])
-    def test_a_number_of_blocks_that_the_teacher_does_not_have(self, teacher_folder: Path, layers: Any) -> None:
-        with pytest.raises(kdcore.InputError, match=rf"cannot have {layers} blocks\s+allowed: 1 to 4"):
-            kdcore.distil(teacher_folder, TEXTS, layers)
+    def test_a_number_of_blocks_that_the_teacher_does_not_have(self, teacher_folder: Path) -> None:
+        with pytest.raises(kdcore.InputError, match=r"cannot have 5 blocks\s+allowed: 1 to 4"):
+            kdcore.distil(teacher_folder, TEXTS, 5)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"layers": 0}, r"layers.*greater than or equal to 1"),
+            ({"layers": True}, r"layers.*found true"),
+            ({"layers": "3"}, r"layers.*found.*3"),
+            ({"max_texts": -1}, r"max_texts"),
+            ({"column": 5}, r"column.*found the number 5"),
+            ({"hours": float("inf")}, r"hours.*Infinity"),
+            ({"hours": "two"}, r"hours.*two"),
+            ({"losses": 5}, r"losses"),
+            ({"losses": print}, r"losses"),
+            ({"losses": [{"hidden_mse": {}}]}, r"losses"),
+            ({"losses": "hiden_mse"}, r"(?s)unknown loss `hiden_mse`.*hidden_mse"),
+            ({"hours": 2, "training": {"budget": {"steps": 5}}}, r"stated twice: by `hours`, and in training.budget"),
+            ({"losses": {"hidden_mse": {"layrs": "last"}}}, r"hidden_mse\.layrs"),
+            ({"sed": 1}, r"unknown key `?sed"),
+        ],
+    )
+    def test_arguments_are_checked_before_texts_are_read(
+        self, place: Path, teacher_folder: Path, arguments: dict[str, Any], words: str
+    ) -> None:
+        texts = iter(TEXTS)
+        with pytest.raises(kdcore.InputError, match=words):
+            kdcore.distil(teacher_folder, texts, **arguments)
+        assert next(texts) == TEXTS[0]
+
+    def test_a_hub_name_without_network_is_looked_up_once(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        asked: list[str] = []
+        get = models.get
+        monkeypatch.setattr("kdcore.scripting.distilling.models.get", lambda name: (asked.append(name), get(name))[1])
+        with pytest.raises(kdcore.InputError, match="neither an existing folder nor a model on the hub"):
+            kdcore.distil("no-one/nothing", TEXTS)
+        assert asked == ["transformers"]
 
     def test_a_folder_without_a_run_and_one_whose_run_is_starting(self, tmp_path: Path) -> None:
         with pytest.raises(kdcore.InputError, match="holds no run"):
@@ -300,6 +483,13 @@ class TestOverrides:
         with pytest.raises(kdcore.RecipeError, match=r"the recipe.*training\.batch_size"):
             load_recipe(content)
 
+    def test_texts_keep_control_characters_and_a_recipe_is_a_path_or_a_map(self, small_recipe: Path) -> None:
+        text = "a\x00b\x1bc\x7fd\x85e\u2028f\ufeff\U0001f600"
+        data = {"extends": str(small_recipe), "losses": {"hidden_mse": {"layers": text}}}
+        assert load_recipe(data).data["losses"]["hidden_mse"]["layers"] == text
+        with pytest.raises(kdcore.RecipeError, match="None: the file does not exist"):
+            load_recipe(None)  # type: ignore[arg-type]
+
     def test_a_map_of_a_recipe_means_the_same_as_its_file(self, small_recipe: Path) -> None:
         one = load_recipe(small_recipe)
         one.components()
@@ -316,6 +506,8 @@ class TestOverrides:
             ({5: 1}, r"a key must be text \(found 5\)"),
             (["seed=1", 5], r"must be a list of texts, or a map \(found 5\)"),
             ("seed=1", r"must be a list of texts, or a map \(found 'seed=1'\)"),
+            (None, r"must be a list of texts, or a map \(found None\)"),
+            (5, r"must be a list of texts, or a map \(found 5\)"),
             ({"seed": "three"}, "seed"),
         ],
     )

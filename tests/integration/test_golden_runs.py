@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,3 +170,16 @@ def test_a_moved_class_breaks_nothing(tmp_path, cache, monkeypatch):
     own = read_process_state(run / "checkpoints" / golden.STEP, 0, 1)["own"]
     assert list(own["terms"]) == ["hidden_mse", "masked_lm"]
     assert own["term_steps"] == {"hidden_mse": 1, "masked_lm": 1}
+
+
+def test_an_opened_run_takes_the_tokenizer_from_an_export_or_the_prepared_data(tmp_path, cache):
+    run = golden.copy_golden("fp32-zero0", tmp_path)
+    opened = kdcore.open_run(run)
+    assert not (run / "tokenizer").exists()
+    assert not opened.exports()
+    stored = json.loads(next((run.parents[1] / "cache").glob("*/tokenizer/tokenizer.json")).read_text(encoding="utf-8"))
+    assert opened.tokenizer().get_vocab() == stored["model"]["vocab"]
+    exported = opened.export(run / "exports" / "final")
+    other = json.loads((exported / "tokenizer.json").read_text(encoding="utf-8"))
+    shutil.rmtree(run.parents[1] / "cache")
+    assert opened.tokenizer().get_vocab() == other["model"]["vocab"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.errors import InfrastructureError, InputError
+from kdcore.training.run.run_status import run_state
 from kdcore.training.runtime.run_lock import RunLock
 
 HOLDER = """
@@ -41,6 +42,15 @@ def test_a_second_holder_is_refused_with_the_first_ones_name(tmp_path):
         lock.check()
     with RunLock(folder):
         pass
+
+
+def test_a_released_folder_names_no_holder_although_the_process_lives(tmp_path):
+    with RunLock(tmp_path):
+        assert run_state(tmp_path) == "running"
+    assert run_state(tmp_path) == "stopped"
+    with pytest.raises(ValueError, match="failed"), RunLock(tmp_path):
+        raise ValueError("failed")
+    assert run_state(tmp_path) == "stopped"
 
 
 def test_it_goes_with_its_process_however_that_ends(tmp_path):

@@ -20,12 +20,14 @@ class RunResult:
         finished: whether the run used up its budget; else it was interrupted and can be continued.
         export: the exported student; None if there is none.
         held_out: the last held-out losses, `loss` being their weighted sum; empty if this session did not validate.
+        interrupted: whether SIGINT (Ctrl-C) has stopped the run.
     """
 
     folder: Path
     finished: bool
     export: Path | None
     held_out: dict[str, float]
+    interrupted: bool = False
 
     @property
     def exit_code(self) -> int:

@@ -290,7 +290,8 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
     progress = yield from trainer.train(checkpoint)
     if not trainer.finished:
         context.checkpoints.wait()
-        yield StoppedEvent(progress, RunResult(context.folder, False, None, trainer.held_out))
+        interrupted = context.shutdown.interrupted
+        yield StoppedEvent(progress, RunResult(context.folder, False, None, trainer.held_out, interrupted))
         return
     final = _final_export(context.folder, plan.recipe)
     if final is not None:

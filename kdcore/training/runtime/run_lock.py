@@ -9,7 +9,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -102,6 +102,9 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         self._remove_if_empty()
         if self._file is not None:
+            with suppress(OSError):
+                if is_open_at(self._file.fileno(), self._path):
+                    self._file.truncate(0)  # this process may live on: its id must not count as a running run
             self._file.close()
 
     def check(self) -> None:

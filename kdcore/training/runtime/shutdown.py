@@ -51,6 +51,8 @@ def ending_on_request() -> Iterator[None]:
 class GracefulShutdown:
     """Set `requested` on SIGINT, SIGTERM and SIGUSR2 while entered; a second SIGINT raises KeyboardInterrupt.
 
+    `interrupted` is also set on SIGINT.
+
     Outside the main thread, where Python handles no signals, only code sets `requested`.
 
     Python cannot raise it while the main thread hangs in a collective whose peer has exited: then a thread, which still
@@ -59,6 +61,7 @@ class GracefulShutdown:
 
     def __init__(self) -> None:
         self.requested = False
+        self.interrupted = False
         self._previous: dict[signal.Signals, object] = {}
         self._over = threading.Event()
 
@@ -91,6 +94,7 @@ class GracefulShutdown:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt(signal.Signals(number).name)
         self.requested = True
+        self.interrupted |= number == signal.SIGINT
 
     def _listen(self) -> None:
         """Count stop signals like `_handle`; the second SIGINT must end the process even if it hangs."""

@@ -35,6 +35,8 @@ def corpora_for(data: Path | Iterable[Any], cache: Path, column: str, max_texts:
     if not isinstance(data, Path):
         path = store_texts(texts_of(data, column, max_texts), cache)
         return [{"name": "jsonl", "path": str(path)}]
+    if not data.exists():
+        raise InputError("the data is neither a file nor a folder", where=str(data))
     reader, key = _reader_of(data)
     return [{"name": reader, "path": str(data), **({key: column} if key else {})}]
 
