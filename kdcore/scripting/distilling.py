@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kdcore.scripting.opened_run import Run
 
 
-class _Arguments(ComponentConfig):
+class _DistilArguments(ComponentConfig):
     """Arguments of `distil` whose types are checked first."""
 
     layers: int = Field(ge=1)
@@ -132,7 +132,7 @@ def _make_recipe(
     from kdcore.training.run.build import cache_folder
 
     values = {"layers": layers, "losses": losses, "hours": hours, "column": column, "max_texts": max_texts}
-    given = checked_or_raise(_Arguments, load_merged(values, [], {}).root.plain(), lambda place: Origin()).losses
+    given = checked_or_raise(_DistilArguments, load_merged(values, [], {}).root.plain(), lambda place: Origin()).losses
     corpora = _corpora(data, column, cache_folder())
     section, kind = _describe_teacher(teacher)
     if not 1 <= layers <= kind.info.num_layers:
