@@ -196,6 +196,9 @@ class CachedTeacher(Model):
         folders = ", ".join(str(reader.folder) for reader in self.readers)
         precisions = {reader.contents.teacher.precision for reader in self.readers}
         logger.info(f"the teacher's signals are read from {folders}; it computed them in {', '.join(precisions)}")
+        columns = [one for reader in self.readers for rows in reader.contents.splits.values() for one in rows.columns]
+        if any(column.form == "random_sampling" for column in columns):
+            logger.info("their predictions are samples: losses on them are unbiased at temperature 1 only")
         return CachedEncoder(self.info, self.readers)
 
     def _automatic_readers(self) -> list[CacheReader]:
