@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ METHODS = {
     "att_val_two_stage",
 }
 LABELLED = [name for name in RECIPES if "task-specific/" in name or name.startswith("fine-tuning/")]
+EMBEDDINGS = [name for name in RECIPES if name.startswith("embeddings/")]
 NARROW = "student.config={hidden_size: 24, intermediate_size: 48}"
 SMALLER = {
     "academic-budget-bert/bert-large-24h.yaml": [
@@ -126,6 +128,40 @@ def tagged(overrides: list[str], deep_teacher: Path, tmp_path: Path) -> list[str
     ]
 
 
+@pytest.fixture
+def sentences(overrides: list[str], deep_teacher: Path, corpus_file: Path, tmp_path: Path) -> list[str]:
+    """The same for a recipe on plain texts; the teacher is a folder of sentence-transformers."""
+    teacher = tmp_path / "sentence-teacher"
+    shutil.copytree(deep_teacher, teacher)
+    parts = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    types = [
+        {"idx": n, "path": path, "type": f"sentence_transformers.models.{name}"} for n, (path, name) in enumerate(parts)
+    ]
+    (teacher / "modules.json").write_text(json.dumps(types), encoding="utf-8")
+    (teacher / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True}
+    (teacher / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
+    return [f"teacher.path={teacher}", f"task.data={{train: {corpus_file}, held_out: 0.1}}", *overrides[2:]]
+
+
+@pytest.fixture
+def pairs(overrides: list[str], deep_teacher: Path, tmp_path: Path) -> list[str]:
+    """The same for a recipe on scored pairs of texts; the teacher has one output."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    fine_tuned = tmp_path / "cross-encoder"
+    AutoModelForSequenceClassification.from_pretrained(deep_teacher, num_labels=1).save_pretrained(fine_tuned)
+    AutoTokenizer.from_pretrained(deep_teacher).save_pretrained(fine_tuned)
+    lines = "".join(f"teacher {number},{'good of ' * (number % 5)}{number},{number % 3}\n" for number in range(40))
+    (tmp_path / "pairs.csv").write_text(f"query,document,relevance\n{lines}", encoding="utf-8")
+    columns = "text: [query, document], label: relevance, regression: true, max_length: 48"
+    return [
+        f"teacher.path={fine_tuned}",
+        f"task.data={{train: pairs.csv, split: {{validation: 0.2}}, {columns}}}",
+        *overrides[2:],
+    ]
+
+
 def test_no_two_recipes_train_into_one_folder() -> None:
     names = [kdcore.load_recipe(f"kdcore:{recipe}", ["task.data=x"]).settings.run.name for recipe in RECIPES]
     assert sorted(names) == sorted(set(names))
@@ -146,7 +182,8 @@ def test_a_recipe_says_what_it_is_and_asks_for_nothing_but_data(recipe: str, dee
     with pytest.raises(kdcore.RecipeError) as caught:
         kdcore.load_recipe(f"kdcore:{recipe}", [f"teacher.path={deep_teacher}"]).components()
     assert [problem.key for problem in caught.value.problems] == ["task.data"]
-    assert "Add `data:` under `task:`" in str(caught.value)
+    needed = "`train` (" if recipe in EMBEDDINGS else "Add `data:` under `task:`"
+    assert needed in str(caught.value)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -158,6 +195,8 @@ def test_a_recipe_is_accepted_and_trains(
         overrides = request.getfixturevalue("tagged" if "token_classification" in recipe else "labelled")
     if recipe.startswith("fine-tuning/"):
         overrides = ["student.initialize.from=fine-tuned", *overrides[1:]]
+    if recipe in EMBEDDINGS:
+        overrides = request.getfixturevalue("pairs" if "reranker" in recipe else "sentences")
     overrides = [*overrides, *SMALLER.get(recipe, [])]
     labels = list(kdcore.load_recipe(path, overrides).components().losses)
     result = kdcore.train(path, overrides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kdcore.training.checkpoint.manager import merge_own_states
-from kdcore.training.run.run_folder import weights_of
+from kdcore.utils.model_files import model_file_hashes
 
 
 def test_sums_go_to_one_process_and_the_rest_is_the_same_everywhere():
@@ -33,10 +33,10 @@ def test_the_weights_of_a_hub_name_are_those_of_its_commit_in_the_cache(tmp_path
         (model / "refs" / "main").write_text(commit, encoding="utf-8")
 
     publish("1" * 40, "first")
-    first = weights_of("someone/teacher")
+    first = model_file_hashes("someone/teacher")
     assert set(first) == {"config.json", "model.safetensors"}
     publish("2" * 40, "first")
-    assert weights_of("someone/teacher") == first
+    assert model_file_hashes("someone/teacher") == first
     publish("3" * 40, "second")
-    assert weights_of("someone/teacher")["model.safetensors"] != first["model.safetensors"]
-    assert weights_of("someone/unknown") == {}
+    assert model_file_hashes("someone/teacher")["model.safetensors"] != first["model.safetensors"]
+    assert model_file_hashes("someone/unknown") == {}

@@ -72,7 +72,7 @@ def test_show_prints_the_docstring_and_every_key(packages, capsys):
 
 def test_show_of_an_unknown_name_suggests_near_ones_of_all_kinds(capsys):
     assert main(["plugins", "show", "linaer"]) == 2
-    assert "Did you mean the scheduler `linear`?" in capsys.readouterr().err
+    assert "Did you mean the scheduler `linear` or the summary `layers`?" in capsys.readouterr().err
     assert main(["plugins", "show"]) == 2
     assert main(["plugins", "list", "linear"]) == 2
 

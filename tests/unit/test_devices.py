@@ -7,9 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdcore.errors import InputError
+from kdcore.errors import InfrastructureError, InputError
 from kdcore.training.runtime import distributed
-from kdcore.training.runtime.distributed import check_distinct_devices, device_index, own_device
+from kdcore.training.runtime.distributed import (
+    check_distinct_devices,
+    device_index,
+    number_of_processes,
+    own_device,
+)
 
 
 @pytest.mark.parametrize(
@@ -94,3 +99,15 @@ def test_a_cpu_takes_any_number_of_processes(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "7")
     monkeypatch.setattr(distributed, "find_accelerator", lambda: SimpleNamespace(device_name=lambda: "cpu"))
     assert own_device() == torch.device("cpu")
+
+
+def test_a_single_process_needs_no_address(monkeypatch):
+    """Accelerate leaves the variables of its only process in the environment, without an address."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert number_of_processes() == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InfrastructureError, match="not MASTER_ADDR, MASTER_PORT"):
+        number_of_processes()

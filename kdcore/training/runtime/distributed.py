@@ -176,8 +176,12 @@ def start_processes() -> DistributedContext:
 
 
 def _check_environment() -> None:
-    """Refuse incomplete launcher variables, on which torch would fail obscurely or hang."""
-    missing = [name for name in _VARIABLES if not os.environ.get(name)]
+    """Refuse incomplete launcher variables, on which torch would fail obscurely or hang.
+
+    A single process needs no address; accelerate leaves its number without one in the environment.
+    """
+    needed = _VARIABLES[:2] if os.environ.get("WORLD_SIZE") == "1" else _VARIABLES
+    missing = [name for name in needed if not os.environ.get(name)]
     if missing:
         raise InfrastructureError(
             f"RANK is set in the environment, but not {', '.join(missing)}: start with torchrun or with --processes N, "
