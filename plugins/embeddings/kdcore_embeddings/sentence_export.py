@@ -1,4 +1,4 @@
-"""Write the files by which every version of sentence-transformers loads an exported student: the classic schema."""
+"""Write the files by which sentence-transformers loads an exported student: the classic schema of versions 2 to 6."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from kdcore import load_head
@@ -54,6 +55,7 @@ def write_sentence_folder(
         _write(folder / "2_Dense" / "config.json", dense | {"activation_function": "torch.nn.modules.linear.Identity"})
         weights = {f"linear.{name}": tensor.contiguous() for name, tensor in linear.state_dict().items()}
         save_file(weights, folder / "2_Dense" / "model.safetensors")
+        torch.save(weights, folder / "2_Dense" / "pytorch_model.bin")  # versions before safetensors read this one
     if head.normalize:
         name = f"{len(entries)}_Normalize"
         entries.append((name, "Normalize"))

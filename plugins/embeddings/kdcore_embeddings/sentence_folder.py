@@ -31,6 +31,7 @@ POOLING_KEYS = {
 _FIRST = ("Transformer", "Pooling")
 _FURTHER = ("Dense", "LayerNorm", "Normalize", "Dropout")
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.safetensors", "*/pytorch_model.bin")
+_OLDER_WEIGHTS = ("pytorch_model*.bin",)
 _IGNORED = ("onnx/*", "openvino/*")
 _Width = Annotated[int, Field(ge=1)]
 
@@ -212,8 +213,10 @@ def _downloaded(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(source, allow_patterns=list(_DOWNLOADED), ignore_patterns=list(_IGNORED))
-        return Path(found)
+        found = Path(snapshot_download(source, allow_patterns=list(_DOWNLOADED), ignore_patterns=list(_IGNORED)))
+        if not any(found.glob("*.safetensors")):
+            snapshot_download(source, allow_patterns=list(_OLDER_WEIGHTS))  # into the same folder
+        return found
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise DataError(
             f"is neither a folder nor a model that can be downloaded ({first_line(error)})",

@@ -110,6 +110,13 @@ def test_the_export_has_the_classic_schema(run: Path) -> None:
     ]
     dense = {"in_features": 32, "out_features": 24, "bias": True}
     assert stored("2_Dense/config.json") == dense | {"activation_function": "torch.nn.modules.linear.Identity"}
+    files = load_file(export / "2_Dense/model.safetensors"), torch.load(export / "2_Dense/pytorch_model.bin")
+    for weights in files:  # older versions read the second one
+        assert {name: tuple(one.shape) for name, one in weights.items()} == {
+            "linear.weight": (24, 32),
+            "linear.bias": (24,),
+        }
+        assert all(one.equal(files[0][name]) for name, one in weights.items())
     network, report = AutoModel.from_pretrained(export, output_loading_info=True)
     assert not report["missing_keys"]
     assert network.config.num_hidden_layers == 2

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from kdcore_embeddings.data.text_tokens import TextTokenizer
 from kdcore_embeddings.sentence_folder import read_sentence_folder
 from kdcore_embeddings.teacher import SentenceTransformerModel
+from safetensors.torch import load_file
 
 from kdcore import DataError, Signals
 
@@ -92,6 +96,29 @@ def test_embeddings_are_truncated_as_the_folder_states(
     assert expected.shape[1] == 8
     np.testing.assert_allclose(embeddings(folder, some_texts), expected, atol=1e-5)
     assert not read_sentence_folder(str(folder)).normalizes
+
+
+@pytest.mark.parametrize("stored", ["model.safetensors", "pytorch_model.bin"])
+def test_a_repository_is_downloaded_with_one_kind_of_weights(
+    stored: str, make_sentence_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = make_sentence_folder(layers=("Normalize",))
+    torch.save(load_file(repository / "model.safetensors"), repository / "pytorch_model.bin")
+    if stored == "pytorch_model.bin":
+        (repository / "model.safetensors").unlink()
+
+    def download(name: str, *, allow_patterns: list[str], ignore_patterns: list[str] | None = None) -> str:
+        assert name == "someone/encoder"
+        names = [str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()]
+        for one in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (tmp_path / one).parent.mkdir(exist_ok=True)
+            shutil.copyfile(repository / one, tmp_path / one)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    folder = read_sentence_folder("someone/encoder")
+    assert [path.name for path in folder.encoder.iterdir() if path.suffix in (".bin", ".safetensors")] == [stored]
+    assert embeddings(tmp_path, ["the"]).shape == (1, 32)
 
 
 def change(path: Path, **values: Any) -> None:
