@@ -28,7 +28,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 encoder, reranker, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 model = SentenceTransformer(encoder, device="cpu")
-scores = CrossEncoder(reranker, device="cpu", max_length=40).predict(
+scores = CrossEncoder(reranker, device="cpu").predict(
     [(text, texts[0]) for text in texts], activation_fn=torch.nn.Identity()
 )
 vectors = model.encode(texts, prompt_name="document")

@@ -36,41 +36,41 @@ _IGNORED = ("onnx/*", "openvino/*")
 _Width = Annotated[int, Field(ge=1)]
 
 
-class _Stated(BaseModel):
+class _StatedFile(BaseModel):
     """Keys of a file of the folder; others are ignored."""
 
     model_config = ConfigDict(strict=True)
 
 
-class _Settings(_Stated):
+class _StatedSettings(_StatedFile):
     prompts: dict[str, str | None] | None = None
     default_prompt_name: str | None = None
     similarity_fn_name: Literal["cosine", "dot", "euclidean", "manhattan"] | None = None
     truncate_dim: _Width | None = None
 
 
-class _Limits(_Stated):
+class _StatedLimits(_StatedFile):
     max_seq_length: Annotated[int, Field(ge=4)] | None = None
     do_lower_case: bool = False
 
 
-class _Pooling(_Stated):
+class _StatedPooling(_StatedFile):
     pooling_mode: str | list[str] | None = None
     include_prompt: bool = True
 
 
-class _Dense(_Stated):
+class _StatedDense(_StatedFile):
     in_features: _Width
     out_features: _Width
     bias: bool = True
     activation_function: str = "torch.nn.modules.activation.Tanh"
 
 
-class _LayerNorm(_Stated):
+class _StatedLayerNorm(_StatedFile):
     dimension: _Width | None = None
 
 
-_AnyStated = TypeVar("_AnyStated", bound=_Stated)
+_AnyFile = TypeVar("_AnyFile", bound=_StatedFile)
 
 
 @dataclass(frozen=True)
@@ -188,16 +188,16 @@ def read_sentence_folder(source: str) -> SentenceFolder:
     pooling_file = layers[1].folder / "config.json"
     pooling = _json(pooling_file, dict)
     limits_file = next(iter(sorted(layers[0].folder.glob("sentence_*_config.json"))), None)
-    limits = _Limits() if limits_file is None else _parsed(limits_file, _Limits)
+    limits = _StatedLimits() if limits_file is None else _parsed(limits_file, _StatedLimits)
     settings_file = path / "config_sentence_transformers.json"
-    settings = _parsed(settings_file, _Settings) if settings_file.is_file() else _Settings()
+    settings = _parsed(settings_file, _StatedSettings) if settings_file.is_file() else _StatedSettings()
     prompts = {name: text or "" for name, text in (settings.prompts or {}).items()}
     return SentenceFolder(
         path=path,
         encoder=layers[0].folder,
         pooling=layers[1].folder,
         modes=_modes(pooling, layers[1].folder),
-        include_prompt=_parsed(pooling_file, _Pooling).include_prompt,
+        include_prompt=_parsed(pooling_file, _StatedPooling).include_prompt,
         layers=tuple(layers[2:]),
         max_length=_length(limits.max_seq_length, layers[0].folder),
         lower_case=limits.do_lower_case,
@@ -260,7 +260,7 @@ def _build(layer: Layer, width: int) -> tuple[nn.Module, int]:
         return Normalize(), width
     config = _json(layer.folder / "config.json", dict)
     if layer.kind == "LayerNorm":
-        norm = nn.LayerNorm(_parsed(layer.folder / "config.json", _LayerNorm).dimension or width)
+        norm = nn.LayerNorm(_parsed(layer.folder / "config.json", _StatedLayerNorm).dimension or width)
         _load(norm, layer.folder, "norm.", width, int(norm.normalized_shape[0]))
         return norm, width
     for key, usual in (("use_residual", False), ("module_input_name", "sentence_embedding")):
@@ -268,7 +268,7 @@ def _build(layer: Layer, width: int) -> tuple[nn.Module, int]:
             key.startswith("module") and config.get("module_output_name", usual) != usual
         ):
             raise DataError(f"`{key}: {config.get(key)}` of a Dense module is not supported", where=str(layer.folder))
-    stated = _parsed(layer.folder / "config.json", _Dense)
+    stated = _parsed(layer.folder / "config.json", _StatedDense)
     activation = stated.activation_function.rpartition(".")[2]
     if activation not in ACTIVATIONS:
         raise DataError(
@@ -296,7 +296,7 @@ def _load(module: nn.Module, folder: Path, prefix: str, found: int, expected: in
         raise DataError(f"the weights cannot be loaded ({first_line(error)})", where=str(folder)) from error
 
 
-def _parsed(path: Path, kind: type[_AnyStated]) -> _AnyStated:
+def _parsed(path: Path, kind: type[_AnyFile]) -> _AnyFile:
     """Read a file with the keys of `kind`."""
     try:
         return kind.model_validate(_json(path, dict))
