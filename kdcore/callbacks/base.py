@@ -16,7 +16,9 @@ class Callback:
 
     Constructed as `Callback(config, run_folder)` for each session of a run. A tracker records metrics, and drops those
     that an interrupted run repeats; a callback sees every event once more when a run repeats the steps since its last
-    checkpoint. If a method raises, the run writes a checkpoint and ends with an error that names the callback.
+    checkpoint. If a method raises, the run writes a checkpoint and ends with an error that names the callback, which is
+    not called again; other callbacks are. An error at the final export leaves a finished run, whose next start calls
+    nothing: export again with `kdcore export`, and repeat there what the callback has missed.
     """
 
     class Config(ComponentConfig):

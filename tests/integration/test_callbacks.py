@@ -46,12 +46,28 @@ class Watcher(kdcore.Callback):
         return self.step == self.config.stop_at
 
 
+OTHERS: list[str] = []
+
+
+class Other(kdcore.Callback):
+    """Notes steps and checkpoints."""
+
+    def on_step(self, event: kdcore.StepEvent) -> None:
+        OTHERS.append(f"step {event.progress.step}")
+
+    def on_checkpoint(self, event: kdcore.CheckpointEvent) -> None:
+        OTHERS.append(f"checkpoint {event.path.name}")
+
+
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
     SEEN.clear()
+    OTHERS.clear()
     kdcore.register_callback("watcher")(Watcher)
+    kdcore.register_callback("other")(Other)
     yield
     callbacks._registered.pop("watcher")
+    callbacks._registered.pop("other")
 
 
 def test_a_callback_sees_the_events_and_a_script_the_same(small_recipe: Path) -> None:
@@ -87,9 +103,10 @@ def test_a_callback_that_raises_is_named_and_the_run_resumes_after_its_step(smal
     with pytest.raises(
         kdcore.PluginError, match=r"callback `watcher` of .*test_callbacks.*ValueError: my mistake"
     ) as error:
-        kdcore.train(small_recipe, {"callbacks": [{"name": "watcher", "fail_at": 3}]})
+        kdcore.train(small_recipe, {"callbacks": [{"name": "watcher", "fail_at": 3}, "other"]})
     assert error.value.problems[0].key == "callbacks.0"
     assert SEEN[-1] == "step 3"  # it is not called again
+    assert OTHERS[-2:] == ["step 3", "checkpoint step-0000003"]  # the other one is
     run = kdcore.open_run("runs/small/1")
     assert [path.name for path in run.checkpoints()] == ["step-0000003"]
     resumed = kdcore.train(small_recipe)

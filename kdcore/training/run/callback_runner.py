@@ -40,19 +40,20 @@ class CallbackRunner:
                 self._callbacks.append((component.key, component.cls(component.config, folder)))
 
     def handle(self, event: Event) -> None:
-        """Call every callback.
+        """Call every callback that has not failed.
 
         Raises:
             KdcoreError: at the last event, if a callback has failed: the run is stopped with a checkpoint before.
         """
-        try:
-            for key, callback in () if self._failure else self._callbacks:
+        for key, callback in list(self._callbacks):
+            try:
                 with plugin_faults(callback, key):
                     _call(callback, event)
                     self._shutdown.requested |= bool(callback.should_stop())
-        except KdcoreError as error:
-            self._failure = error
-            self._shutdown.requested = True
+            except KdcoreError as error:
+                self._callbacks.remove((key, callback))
+                self._failure = self._failure or error
+                self._shutdown.requested = True
         if self._failure is not None and isinstance(event, FinishedEvent | StoppedEvent):
             raise self._failure
 
