@@ -179,8 +179,7 @@ def _make_recipe(
 def _inside(stated: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     """Return an inner map; an empty one where there is none."""
     for key in keys:
-        inner = stated.get(key)
-        stated = inner if isinstance(inner, Mapping) else {}
+        stated = inner if isinstance(inner := stated.get(key), Mapping) else {}
     return stated
 
 
@@ -224,5 +223,4 @@ def _corpora(data: Any, column: str, cache: Path) -> str | Mapping[str, Any] | N
     path = Path(resolve_path(str(data), Path.cwd()))
     if (path / "manifest.json").is_file() or path.suffix in (".yaml", ".yml"):
         return str(path)
-    section: Mapping[str, Any] = preparations.get(DEFAULT_PREPARATION).section_for(path, cache, column)
-    return section
+    return dict(preparations.get(DEFAULT_PREPARATION).section_for(path, cache, column))

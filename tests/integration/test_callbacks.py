@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,10 @@ def _registered() -> Iterator[None]:
 
 
 def test_a_callback_sees_the_events_and_a_script_the_same(small_recipe: Path) -> None:
+    logger = logging.getLogger("kdcore")
+    before = (logger.level, logger.propagate, list(logger.handlers))
     events = list(kdcore.steps(small_recipe, {"training.budget.steps": 2, "callbacks": ["watcher"]}))
+    assert (logger.level, logger.propagate, logger.handlers) == before
     assert SEEN == [
         "validation 0, True",
         "export initial",

@@ -70,8 +70,8 @@ _early.setLevel(logging.WARNING)
 @contextmanager
 def console() -> Iterator[None]:
     """Print kdcore's log to stderr while entered; on processes other than 0 only errors."""
-    is_main = os.environ.get("RANK", "0") == "0"
-    logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     logger.propagate = False
     _early.buffer.clear()
     logger.addHandler(_screen)
@@ -82,6 +82,8 @@ def console() -> Iterator[None]:
         logger.removeHandler(_screen)
         _screen.bar, _screen.status = None, ""
         logger.removeHandler(_early)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def _bar_class() -> type[tqdm[None]]:

@@ -290,8 +290,8 @@ def _train(context: RunContext, models: _Models, checkpoint: Path | None) -> Gen
     progress = yield from trainer.train(checkpoint)
     if not trainer.finished:
         context.checkpoints.wait()
-        interrupted = context.shutdown.interrupted
-        yield StoppedEvent(progress, RunResult(context.folder, False, None, trainer.held_out, interrupted))
+        result = RunResult(context.folder, False, None, trainer.held_out, context.shutdown.interrupted)
+        yield StoppedEvent(progress, result)
         return
     final = _final_export(context.folder, plan.recipe)
     if final is not None:
