@@ -74,7 +74,12 @@ def package_index(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def install(wheels: Path, package_index: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Installation]:
+def install(
+    wheels: Path,
+    package_index: None,
+    new_environment: Callable[[Path], Installation],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Installation]:
     """Install into a new virtual environment what `pip install` accepts. Skips without a package index."""
 
     def make(*packages: str, data: bool = False) -> Installation:
