@@ -24,6 +24,8 @@ def declared() -> dict[str, set[str]]:
     for file in [ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml"), ROOT / "launch" / "pyproject.toml"]:
         groups = tomllib.loads(file.read_text(encoding="utf-8"))["project"].get("entry-points", {})
         for group, names in groups.items():
+            if group == "kdcore.plugin_api":  # the version that a package was built for is not a component
+                continue
             found.setdefault(group, set()).update(names)
     return found
 
