@@ -15,9 +15,10 @@ from .readers.cleaning import cut_text as cut_text
 from .readers.cleaning import decode_utf8 as decode_utf8
 from .readers.huggingface import DatasetSource as DatasetSource
 from .readers.huggingface import load_source as load_source
+from .readers.input_files import COMPRESSED_ENDINGS as COMPRESSED_ENDINGS
+from .readers.input_files import decoded_lines as decoded_lines
+from .readers.input_files import file_format as file_format
 from .readers.input_files import input_files as input_files
 from .readers.input_files import open_input as open_input
-from .readers.input_files import refuse_utf16 as refuse_utf16
 from .readers.input_files import table_files as table_files
-from .readers.input_streams import universal_lines as universal_lines
 from .tokenizer_training import train_tokenizer as train_tokenizer

@@ -13,11 +13,11 @@ from typing import Any
 
 from kdcore import InputError, atomic_write
 from kdcore_preparation.readers.file_listing import find_files
+from kdcore_preparation.readers.input_files import COMPRESSED_ENDINGS
 
 logger = logging.getLogger("kdcore")
 
 _READERS = {".jsonl": ("jsonl", "field"), ".json": ("jsonl", "field"), ".parquet": ("parquet", "column")}
-_COMPRESSED = {".gz", ".bz2", ".zst"}
 
 
 def corpora_for(data: Path | Iterable[Any], cache: Path, column: str, max_texts: int) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def _reader_of(data: Path) -> tuple[str, str]:
         raise InputError("this is a model, not text", where=str(data), hint="give the folder of the text")
     found: dict[tuple[str, str], str] = {}
     for name in find_files(str(data)):
-        suffixes = [suffix for suffix in map(str.lower, Path(name).suffixes) if suffix not in _COMPRESSED]
+        suffixes = [suffix for suffix in map(str.lower, Path(name).suffixes) if suffix not in COMPRESSED_ENDINGS]
         suffix = suffixes[-1] if suffixes else ""
         if suffix in (".csv", ".tsv"):
             raise InputError(

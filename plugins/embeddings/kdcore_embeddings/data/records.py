@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdcore_preparation import (
+    COMPRESSED_ENDINGS,
     DatasetSource,
-    decode_utf8,
+    decoded_lines,
+    file_format,
     load_source,
     open_input,
-    refuse_utf16,
     table_files,
-    universal_lines,
 )
 
 from kdcore import DataError, first_line
 
-_COMPRESSED = (".gz", ".bz2", ".zst")
 _TEXT = (".txt", ".text", ".cor")
 _FORMATS = (*_TEXT, ".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SHOWN = 3
@@ -116,33 +115,22 @@ def read_dataset(source: DatasetSource, split: str, columns: Sequence[str], key:
 
 
 def _read_file(path: Path, columns: Sequence[str], report: Counter[str]) -> TextRecords:
-    name = path.name.lower()
-    for ending in _COMPRESSED:
-        name = name.removesuffix(ending)
-    ending = Path(name).suffix
+    ending = file_format(path)
     if ending not in _FORMATS:
         raise DataError(
             "the file name does not end with a known format",
             where=str(path),
-            allowed=f"names that end with {', '.join(_FORMATS)}, compressed or not ({', '.join(_COMPRESSED)})",
+            allowed=f"names that end with {', '.join(_FORMATS)}, compressed or not ({', '.join(COMPRESSED_ENDINGS)})",
         )
     if ending == ".parquet":
         return _read_parquet(path, columns)
     with open_input(path) as stream:
-        lines = _decoded(stream, report, str(path))
+        lines = decoded_lines(stream, report, str(path))
         if ending in _TEXT:
             return _read_lines(path, lines, columns)
         if ending in (".csv", ".tsv"):
             return _read_table(path, lines, "," if ending == ".csv" else "\t", columns)
         return _read_json_lines(path, lines, columns)
-
-
-def _decoded(stream: Any, report: Counter[str], where: str) -> Iterator[str]:
-    for number, raw in enumerate(universal_lines(stream)):
-        if number == 0:
-            refuse_utf16(raw, where)
-        line = decode_utf8(raw, report)
-        yield line.removeprefix("\ufeff") if number == 0 else line
 
 
 def _read_lines(path: Path, lines: Iterator[str], columns: Sequence[str]) -> TextRecords:

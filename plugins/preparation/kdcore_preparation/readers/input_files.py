@@ -6,14 +6,16 @@ import gzip
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from kdcore import DataError, atomic_write, sha256_of_file
+from kdcore_preparation.readers.cleaning import decode_utf8
 from kdcore_preparation.readers.file_listing import InputFiles, find_files
-from kdcore_preparation.readers.input_streams import UNPACKING_ERRORS, Bzip2Streams, ZstdFrames
+from kdcore_preparation.readers.input_streams import UNPACKING_ERRORS, Bzip2Streams, ZstdFrames, universal_lines
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to be skipped
@@ -25,7 +27,9 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 _FOREIGN_COMPRESSION = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"7z\xbc\xaf\x27\x1c": "7z"}
 
-_ENDINGS = (".gz", ".bz2", ".zst")
+COMPRESSED_ENDINGS = (".gz", ".bz2", ".zst")
+"""Endings of the names of files that `open_input` decompresses."""
+
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _HEAD = 256
 
@@ -93,7 +97,7 @@ def compression(path: Path) -> Compression | None:
         return "zstd"
     if BZIP2.match(head):
         return "bzip2"
-    if path.suffix.lower() in _ENDINGS and _CONTROL.search(head):
+    if path.suffix.lower() in COMPRESSED_ENDINGS and _CONTROL.search(head):
         raise damaged(path, f"it does not begin as a {path.suffix} file")
     return None
 
@@ -213,6 +217,29 @@ def refuse_utf16(head: bytes, where: str) -> None:
             where=where,
             hint="convert it to UTF-8, e.g. with iconv -f UTF-16 -t UTF-8",
         )
+
+
+def decoded_lines(stream: IO[bytes], report: Counter[str], where: str) -> Iterator[str]:
+    """Decode the lines of a byte stream; newlines end a line, or carriage returns, see `universal_lines`.
+
+    Invalid UTF-8 becomes U+FFFD, counted in `report`. A byte order mark at the start is left out.
+
+    Raises:
+        DataError: the file is UTF-16.
+    """
+    for number, raw in enumerate(universal_lines(stream)):
+        if number == 0:
+            refuse_utf16(raw, where)
+        line = decode_utf8(raw, report)
+        yield line.removeprefix("\ufeff") if number == 0 else line
+
+
+def file_format(path: Path) -> str:
+    """Return the ending that names the format of a file, without that of a compression."""
+    name = path.name.lower()
+    for ending in COMPRESSED_ENDINGS:
+        name = name.removesuffix(ending)
+    return Path(name).suffix
 
 
 def _beside_data(name: str) -> bool:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kdcore_preparation import open_input
+from kdcore_preparation import decoded_lines, open_input
 from pydantic import Field
 
 from kdcore import ComponentConfig
-from kdcore_supervised.data.labelled_tables import Mistakes, decoded_lines
+from kdcore_supervised.data.labelled_tables import Mistakes
 
 CONLL_FORMATS = (".conll", ".iob", ".iob2", ".bio", ".bioes", ".tsv", ".txt")
 _BLANKS = " \t\r\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unicodedata import normalize
 
-from kdcore_preparation import clean_text, decode_utf8, open_input, refuse_utf16, universal_lines
+from kdcore_preparation import COMPRESSED_ENDINGS, clean_text, decoded_lines, file_format, open_input
 
 from kdcore import DataError, first_line
 from kdcore_supervised.data.separated_values import (
@@ -24,7 +24,6 @@ from kdcore_supervised.data.separated_values import (
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 Quoting = Literal["none"]
-_COMPRESSED = (".gz", ".bz2", ".zst")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+\.0+")
 _SHOWN = 5
@@ -76,14 +75,6 @@ class Mistakes:
             raise DataError(what, where=self.where, key=key, allowed=allowed, hint=hint)
 
 
-def file_format(path: Path) -> str:
-    """Return the ending that names the format of a file, without that of a compression."""
-    name = path.name.lower()
-    for ending in _COMPRESSED:
-        name = name.removesuffix(ending)
-    return Path(name).suffix
-
-
 def read_table(
     path: Path,
     needed: Sequence[str],
@@ -118,7 +109,7 @@ def read_table(
         raise DataError(
             "the file name does not end with a known format",
             where=str(path),
-            allowed=f"names that end with {endings}, compressed or not ({', '.join(_COMPRESSED)})",
+            allowed=f"names that end with {endings}, compressed or not ({', '.join(COMPRESSED_ENDINGS)})",
         )
     if ending == ".parquet":
         return _read_parquet(path, needed, wanted)
@@ -131,19 +122,6 @@ def read_table(
     for column, values in table.columns.items():
         table.columns[column] = [_without_surrogates(value, report) for value in values]
     return table
-
-
-def decoded_lines(stream: Any, report: Counter[str], where: str) -> Iterator[str]:
-    """Decode the lines of a byte stream; newlines end a line, or carriage returns, see `universal_lines`.
-
-    Raises:
-        DataError: the file is UTF-16.
-    """
-    for number, raw in enumerate(universal_lines(stream)):
-        if number == 0:
-            refuse_utf16(raw, where)
-        line = decode_utf8(raw, report)
-        yield line.removeprefix("\ufeff") if number == 0 else line
 
 
 def require_columns(where: str, present: Sequence[str], needed: Sequence[str]) -> None:

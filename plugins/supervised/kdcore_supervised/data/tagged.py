@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from unicodedata import normalize
 
 import numpy as np
-from kdcore_preparation import clean_text, table_files
+from kdcore_preparation import clean_text, file_format, table_files
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
@@ -25,7 +25,6 @@ from kdcore_supervised.data.labelled_tables import (
     Mistakes,
     Quoting,
     column_of_texts,
-    file_format,
     label_as_text,
     read_table,
 )
