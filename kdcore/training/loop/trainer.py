@@ -129,7 +129,7 @@ class Trainer:
         self.finished = False
         self.lr = 0.0
         self.weights: dict[str, float] = {}
-        self.scheduled: dict[str, float] = {}
+        self.drawn_at = 0.0
         self.started = time.monotonic()
         self._write_student = export
 
@@ -209,7 +209,7 @@ class Trainer:
         """
         engine, world_size, window = self.engine, self.processes.world_size, self.window
         self.weights = weights = engine.module.weights_at(progress.fraction)
-        self.scheduled = self._scheduled(batches)
+        self.drawn_at = batches.fraction
         factors = factors_of(counts, weights) | {CACHED: 1.0}
         with plugin_faults(self.scheduler, "scheduler"):
             self.lr = engine.peak_lr * self.scheduler.factor(progress)
@@ -240,12 +240,12 @@ class Trainer:
                 window.counts[term] = window.counts.get(term, 0) + int(counts[term])
         window.steps += 1
 
-    def _scheduled(self, batches: StepBatches) -> dict[str, float]:
-        """Return the values of this step that follow a schedule, by the name in metrics."""
+    def _scheduled(self) -> dict[str, float]:
+        """Return the values of the last step that follow a schedule, by the name in metrics."""
         losses = self.engine.module.labelled_losses()
         scheduled = [label for label, loss in losses if isinstance(loss.config.weight, list)]
         weights = {f"weight/{label}": self.weights.get(label, 0.0) for label in scheduled}
-        return weights | self.task.scheduled(batches.fraction)
+        return weights | self.task.scheduled(self.drawn_at)
 
     def _cache_gradients(
         self, batches: StepBatches, weights: Mapping[str, float], factors: Mapping[Term, float]
@@ -334,7 +334,7 @@ class Trainer:
             losses.setdefault(str(term), average)
         metrics = {f"train/{name}": value for name, value in losses.items()}
         metrics["train/lr"] = self.lr
-        metrics |= {f"train/{name}": value for name, value in self.scheduled.items()}
+        metrics |= {f"train/{name}": value for name, value in self._scheduled().items()}
         metrics["train/tokens_per_second"] = window.tokens / max(1e-9, time.monotonic() - window.started)
         metrics |= {f"train/{name}": value for name, value in self.engine.metrics().items()}
         self.window = self._new_window()

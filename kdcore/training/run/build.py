@@ -107,12 +107,10 @@ def recipe_teachers(recipe: Recipe) -> tuple[Task, dict[str, RecipeTeacher]]:
 
 def _make_teacher(component: Component) -> Model:
     """Construct a teacher: a model, or the stored signals of one."""
-    live: Model | None = None
-    if component.cache is None or component.section:
-        live = component.cls(component.config, "teacher", None)
     if component.cache is None:
-        assert live is not None
-        return live
+        model: Model = component.cls(component.config, "teacher", None)
+        return model
+    live = component.cls(component.config, "teacher", None) if component.section else None
     cls = models.get(CACHE, key=f"{component.key}.cache")
     section = {**component.section, "name": models.pinned(component.name)} if component.section else None
     stored: Model = cls(cls.Config(cache=component.cache, model=section), "teacher", live)
