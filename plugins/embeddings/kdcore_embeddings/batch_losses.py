@@ -27,7 +27,7 @@ from kdcore_embeddings.head import EMBEDDING
 from kdcore_embeddings.regression import read_teacher, require_embeddings
 
 GROUP_TEXTS = "group_texts"
-"""Column (B, k) of a task on groups of k texts, which follow each other: numbers of the texts of a row's group.
+"""Column (B, k) of a task on groups of k texts, which follow each other: indices of the texts of a row's group.
 
 The first text of a group is the query, the second its positive document, the others negatives.
 """
@@ -47,7 +47,7 @@ def similarity(
 
     Args:
         student: embeddings (B, C) of any norm.
-        teacher: likewise; the width may differ.
+        teacher: like `student`; the width may differ.
         distance: `kl` or `mse`.
         temperature: T of `kl`.
         dimensions: widths to which the student's embeddings are also truncated; the sum is the mean over all widths.
@@ -85,7 +85,7 @@ def info_nce(
 
     Args:
         student: embeddings (n, k, C), of any norm, of n groups of k texts: a query, its positive document, negatives.
-        texts: (n, k) numbers of the texts, equal for equal texts; None if all texts differ.
+        texts: (n, k) indices of the texts, equal for equal texts; None if all texts differ.
         temperature: T.
         dimensions: widths to which the embeddings are also truncated; the sum is the mean over all widths.
 

@@ -41,7 +41,7 @@ def margin_mse(student: Tensor, teacher: Tensor) -> Total:
 
     Args:
         student: scores s (n, m) of the m documents of each of n queries, the positive document first.
-        teacher: scores t likewise, such as those of a cross-encoder.
+        teacher: scores t, like `student`, such as those of a cross-encoder.
 
     Raises:
         ValueError: the shapes differ.
@@ -56,7 +56,7 @@ def listwise_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -
 
     Args:
         student: scores s (n, m) of the m documents of each of n queries.
-        teacher: scores t likewise.
+        teacher: scores t, like `student`.
         temperature: T.
 
     Raises:

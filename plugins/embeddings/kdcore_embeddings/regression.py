@@ -33,7 +33,7 @@ def embedding(student: Tensor, teacher: Tensor, *, distance: Literal["mse", "cos
 
     Args:
         student: e_s (B, C).
-        teacher: e_t likewise.
+        teacher: e_t, like `student`.
         distance: `mse` or `cosine`.
 
     Raises:

@@ -31,7 +31,7 @@ def retrieval_scores(
 
     Returns:
         `ndcg_at_10`, `mrr_at_10`, `recall_at_1` and `recall_at_10`. Of documents with equal similarity, those that do
-        not belong to the query are found first, so that equal vectors earn nothing.
+        not belong to the query are found first, so that equal vectors get no credit.
 
     Raises:
         DataError: vectors are not finite.

@@ -1,4 +1,4 @@
-"""Write the files by which sentence-transformers loads an exported student: the classic schema of versions 2 to 6."""
+"""Write the files of sentence-transformers for an exported student: the classic schema of versions 2 to 6."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_sentence_folder(
     default_prompt: str | None,
     similarity: str,
 ) -> None:
-    """Add the modules behind the encoder to an exported folder, which has the encoder and the head already.
+    """Add the modules after the encoder to an exported folder, which has the encoder and the head already.
 
     Args:
         folder: the folder.

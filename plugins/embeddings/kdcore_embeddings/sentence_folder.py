@@ -1,4 +1,4 @@
-"""Read folders of sentence-transformers: pooling, the layers behind it, prompts and limits."""
+"""Read folders of sentence-transformers: pooling, the layers after it, prompts and limits."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _AnyFile = TypeVar("_AnyFile", bound=_StatedFile)
 
 @dataclass(frozen=True)
 class Layer:
-    """A module behind the pooling.
+    """A module after the pooling.
 
     Attributes:
         kind: last part of its type, such as `Dense`.
@@ -88,7 +88,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class SentenceFolder:
-    """What a folder of sentence-transformers states about an encoder.
+    """Description of an encoder in a folder of sentence-transformers.
 
     Attributes:
         path: the folder.
@@ -96,7 +96,7 @@ class SentenceFolder:
         pooling: folder of the pooling.
         modes: pooling modes, whose results are concatenated.
         include_prompt: whether tokens of a prompt are pooled.
-        layers: the modules behind the pooling.
+        layers: the modules after the pooling.
         max_length: longest sequence in tokens, special ones included; None if it is not limited there.
         lower_case: whether texts are converted to lower case before they are tokenised.
         prompts: text that precedes a text, by name.
@@ -128,7 +128,7 @@ class SentenceFolder:
         return next((self.prompts[name] for name in names if name in self.prompts), self.default_prompt)
 
     def module_files(self) -> dict[str, Path]:
-        """Return the files behind the encoder that embeddings depend on, by their names in the folder."""
+        """Return the files that embeddings depend on besides those of the encoder, by their names in the folder."""
         folders = [self.pooling, *(layer.folder for layer in self.layers)]
         names = ("config.json", "model.safetensors", "pytorch_model.bin")
         files = [self.path / "modules.json", *(folder / name for folder in folders for name in names)]

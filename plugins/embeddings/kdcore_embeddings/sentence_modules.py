@@ -50,7 +50,7 @@ class Truncate(nn.Module):
     """Keep the first components of vectors.
 
     Args:
-        dimension: how many.
+        dimension: number of components.
     """
 
     def __init__(self, dimension: int) -> None:
@@ -63,7 +63,7 @@ class Truncate(nn.Module):
 
 
 class SentenceModules(nn.Module):
-    """Pooling and the layers behind it, as a folder of sentence-transformers states them.
+    """Pooling and the layers after it, as described by a folder of sentence-transformers.
 
     Args:
         modes: pooling modes, whose results are concatenated.

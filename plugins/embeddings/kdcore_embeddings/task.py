@@ -48,7 +48,7 @@ from sentence_transformers import SentenceTransformer
 path = "."  # this folder, or its name on the hub
 model = SentenceTransformer(path)
 queries = model.encode_query(["a query"])  # adds the prompt `query`, if the model has one
-documents = model.encode_document(["a document", "another one"])  # likewise `document`
+documents = model.encode_document(["a document", "another one"])  # the same with `document`
 print(model.similarity(queries, documents))
 """
 
@@ -61,7 +61,7 @@ class Prompts(ComponentConfig):
 
 
 class Embeddings(Task):
-    """Texts whose embeddings the student learns; each model tokenises them for itself, behind its own prompt."""
+    """Texts whose embeddings the student learns; each model tokenises them separately, after its own prompt."""
 
     class Config(ComponentConfig):
         """Keys of the task `embeddings`; what is not set is that of the teacher's folder."""
@@ -253,7 +253,7 @@ class Embeddings(Task):
         folder = teacher.folder if isinstance(teacher, SentenceTransformerModel) else None
         if folder is not None and not folder.include_prompt and self._teacher_prompts != Prompts():
             raise InputError(
-                "the teacher leaves tokens of prompts out of its pooling (`include_prompt: false`), which is not "
+                "the teacher excludes tokens of prompts from its pooling (`include_prompt: false`), which is not "
                 "supported",
                 key="task.teacher_prompts",
                 hint="set task.teacher_prompts: {query: '', document: ''} to use the teacher without prompts",
@@ -289,7 +289,7 @@ class Embeddings(Task):
 
     @property
     def distinct_epochs(self) -> int | None:
-        """Return 1: every epoch shows the same texts. None for groups, whose texts are not samples of their own."""
+        """Return 1, since every epoch has the same texts; None for groups, whose texts are not samples."""
         return 1 if self.config.data.width == 1 else None
 
     def lengths(self, split: Split) -> np.ndarray | None:
@@ -297,7 +297,7 @@ class Embeddings(Task):
         return self._own[split].lengths if self.config.data.width == 1 else None
 
     def _rows(self, samples: np.ndarray) -> np.ndarray:
-        """Return the numbers of the texts (B * k,) of samples (B,)."""
+        """Return the indices of the texts (B * k,) of samples (B,)."""
         width = self.config.data.width
         return (np.asarray(samples, dtype=np.int64)[:, None] * width + np.arange(width)).reshape(-1)
 
@@ -390,7 +390,7 @@ class Embeddings(Task):
         tokenizer.save_pretrained(folder)
 
     def finish_export(self, folder: Path) -> None:
-        """Write the modules, by which sentence-transformers loads the student."""
+        """Write the modules that sentence-transformers needs to load the student."""
         prompts = {name: text for name, text in self._prompts.model_dump().items() if isinstance(text, str)}
         symmetric = self._prompts.query == self._prompts.document != ""
         write_sentence_folder(

@@ -1,4 +1,4 @@
-"""The model `sentence_transformer`: an encoder with the modules of sentence-transformers behind it."""
+"""The model `sentence_transformer`: an encoder followed by the modules of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SentenceTransformerModel(TransformersModel):
     """
 
     folder: SentenceFolder | None = None
-    """What a teacher's folder states."""
+    """Description in a teacher's folder."""
 
     def __init__(self, config: Any, role: Role, teacher: Model | None) -> None:
         if role == "teacher" and config.path is not None:
@@ -36,16 +36,16 @@ class SentenceTransformerModel(TransformersModel):
             self.info = replace(self.info, heads=(*self.info.heads, head))
 
     def find_heads(self, heads: Sequence[Head]) -> None:
-        """Add the task's other heads that the folder holds."""
+        """Add the task's other heads that are in the folder."""
         super().find_heads([head for head in heads if self.folder is None or head.name != EMBEDDING])
 
     def file_hashes(self) -> dict[str, str]:
-        """Return the hashes of the encoder's files, and of those of pooling and the layers behind it."""
+        """Return the hashes of the encoder's files, and of those of pooling and the layers after it."""
         files = {} if self.folder is None else self.folder.module_files()
         return super().file_hashes() | {name: sha256_of_file(path) for name, path in files.items()}
 
     def save_description(self, folder: Path) -> None:
-        """Write the encoder's configuration and tokenizer, and the modules behind it with their weights."""
+        """Write the encoder's configuration and tokenizer, and the modules after it with their weights."""
         if self.folder is None:
             super().save_description(folder)
             return
@@ -58,7 +58,7 @@ class SentenceTransformerModel(TransformersModel):
         super().save_description(folder / encoder.relative_to(self.folder.path))
 
     def load_teacher(self, request: SignalRequest) -> TransformersEncoder:
-        """Load the encoder, and pooling and the layers behind it if embeddings are requested."""
+        """Load the encoder, and pooling and the layers after it if embeddings are requested."""
         if self.folder is None or EMBEDDING not in request.heads:
             return super().load_teacher(request)
         last = Signals.hidden([self.info.num_layers - 1])

@@ -1,1 +1,1 @@
-"""Read texts, and what belongs together among them."""
+"""Read texts, and groups of texts that belong together."""

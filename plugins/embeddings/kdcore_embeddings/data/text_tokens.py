@@ -77,7 +77,7 @@ class TextTokens:
 
 
 class TextTokenizer:
-    """Tokenise texts for one model, each behind its prompt.
+    """Tokenise texts for one model, each after its prompt.
 
     Args:
         source: folder or hub name of the tokenizer.
@@ -137,7 +137,7 @@ def common_units(own: TextTokens, theirs: TextTokens, samples: NDArray[np.int64]
     Args:
         own: the student's tokens.
         theirs: the teacher's tokens of the same texts.
-        samples: (B,) numbers of the texts.
+        samples: (B,) indices of the texts.
     """
     sides: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
     counts = []

@@ -130,7 +130,7 @@ class TextPart:
 
     @classmethod
     def of(cls, groups: Sequence[TextGroup], data: TextData) -> TextPart:
-        """Join groups."""
+        """Concatenate groups."""
         scores = None
         if data.scores is not None:
             scores = np.array([group.scores for group in groups], np.float32).reshape(len(groups), data.width - 1)
@@ -140,7 +140,7 @@ class TextPart:
 def read_texts(data: TextData, report: Counter[str]) -> tuple[TextPart, TextPart]:
     """Read the texts to train on and the held-out ones.
 
-    Empty texts, repetitions, groups without a document of their own or with too few negatives, and negatives that are
+    Empty texts, repetitions, groups without their own document or with too few negatives, and negatives that are
     not used are left out and counted in `report`, and so are texts and queries to train on that are held out, too.
 
     Raises:
