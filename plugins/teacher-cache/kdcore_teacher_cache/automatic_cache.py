@@ -70,7 +70,7 @@ def automatic_readers(folder: Path, task: Task, teacher: RecipeTeacher) -> list[
             part = folder / f"part-{hash_of(names)[:16]}"
             recorder = SignalRecorder(task, replace(teacher, requests=missing), batch_size=_BATCH_SIZE)
             estimate = recorder.estimate
-            logger.info(f"computing signals of the teacher into {part}: {in_bytes(estimate.bytes)}")
+            logger.info(f"computing signals of the teacher in {part}: {in_bytes(estimate.bytes)}")
             logger.info(f"this takes about {in_time(estimate.seconds)}; later runs on the same inputs read them")
             discard_other(recorder, part)
             cache_signals(recorder, part, progress=_log)

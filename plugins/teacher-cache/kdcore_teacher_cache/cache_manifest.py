@@ -61,7 +61,7 @@ class CachedModel(StoredEntry):
     Attributes:
         section: result of `teacher_section`.
         files: SHA-256 of its weights and configuration by name.
-        precision: in which it was computed.
+        precision: precision of the computation.
     """
 
     section: dict[str, Any]
@@ -70,7 +70,7 @@ class CachedModel(StoredEntry):
 
 
 class CacheContents(StoredEntry):
-    """What a cache is to hold; two caches with equal contents have equal bytes.
+    """Planned content of a cache; two caches with equal contents have equal bytes.
 
     Attributes:
         teacher: the teacher.
@@ -130,7 +130,7 @@ def teacher_section(name: str, model: Model) -> dict[str, Any]:
     """Return a teacher's name and those of its keys that are not defaults, without local paths and its `path`.
 
     Args:
-        name: of the model, as a recipe states it.
+        name: name of the model, as in a recipe.
         model: the teacher.
     """
     found = find_component("kdcore.models", name)

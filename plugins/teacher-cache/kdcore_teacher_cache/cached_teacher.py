@@ -55,7 +55,7 @@ _MOST_AHEAD = 2**29
 class CachedTeacher(Model):
     """Stand for a teacher whose signals have been stored. Weights are neither loaded nor needed.
 
-    The recipe may state the teacher's own keys beside `cache`; its files are then compared with those that were cached.
+    The recipe may also state the teacher's own keys; its files are then compared with those that were cached.
     """
 
     class Config(ComponentConfig):

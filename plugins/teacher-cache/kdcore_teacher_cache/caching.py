@@ -78,7 +78,7 @@ _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.floa
 
 @dataclass(frozen=True)
 class CacheEstimate:
-    """What a cache will take.
+    """Predicted size and time of a cache.
 
     Attributes:
         bytes: size of its files.
@@ -116,7 +116,7 @@ class SignalRecorder:
             task: the recipe's task.
             teacher: the teacher.
             batch_size: sequences that the teacher computes at once.
-            precision: in which it computes, unless its section states one.
+            precision: precision of the computation, unless its section states one.
             values: how values are stored.
             form: how predictions over the vocabulary are stored.
             kept: tokens that are stored of each prediction, unless all are.

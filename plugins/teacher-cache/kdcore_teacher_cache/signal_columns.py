@@ -23,7 +23,7 @@ from kdcore import (
 )
 
 RowLevel = Literal["token", "masked", "sequence"]
-"""What a column has one row for."""
+"""The unit that a column has one row for."""
 
 
 StoredType = Literal["fp32", "bf16", "fp16", "int8"]
@@ -172,7 +172,7 @@ def require_finite(values: Tensor, name: str, counts: np.ndarray, samples: np.nd
         values: rows of a column.
         name: name of the column.
         counts: (B,) rows of each sequence.
-        samples: (B,) numbers of the sequences.
+        samples: (B,) indices of the sequences.
         split: their split.
 
     Raises:

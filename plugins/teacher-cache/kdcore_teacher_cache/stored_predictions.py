@@ -3,7 +3,7 @@
 - `top_k`: the K largest log-probabilities, and the logarithm of the remaining probability, which is read as spread
   evenly over the other tokens. Every read distribution is biased in the same direction.
 - `random_sampling`: K tokens drawn from the teacher's own distribution (Anshumann et al. 2025, arXiv 2503.16870), read
-  as the share of each token among them. That is importance sampling with the teacher as the proposal, so all weights
+  as the fraction of each token among them. That is importance sampling with the teacher as the proposal, so all weights
   are 1 / K. The read distribution, and with it the gradient of `soft_targets` at temperature 1, is unbiased.
 """
 
@@ -67,7 +67,7 @@ class SampleNumbers:
         Args:
             split: number of the split.
             copy: number of the copy.
-            samples: (B,) numbers of the samples.
+            samples: (B,) indices of the samples.
         """
         # Philox counts up from the first word of its counter, so the sample has to be in another one.
         counters = [[0, sample, copy, split] for sample in samples.tolist()]
@@ -85,7 +85,7 @@ class SampleNumbers:
 
 
 def from_drawn(ids: Tensor, vocab_size: int) -> Tensor:
-    """Return logarithms (M, V) of the share of each token among those drawn."""
+    """Return logarithms (M, V) of the fraction of each token among those drawn."""
     ids = ids.long()
     counts = torch.zeros(len(ids), vocab_size, device=ids.device).scatter_add_(1, ids, torch.ones_like(ids).float())
     return torch.where(counts > 0, (counts / ids.shape[1]).log(), torch.full_like(counts, _ABSENT))

@@ -47,7 +47,7 @@ class VectorTeacher(Model):
     def __init__(self, config: Config, role: Role, teacher: Model | None) -> None:
         super().__init__(config, role, teacher)
         if role == "student":
-            raise InputError("vectors are no student", key="student.name")
+            raise InputError("vectors cannot be a student", key="student.name")
         self._vectors: Vectors = read_vectors(config.path)
         self._rows: dict[str, np.ndarray] = {}
         width = self._vectors.values.shape[1]
@@ -97,8 +97,8 @@ class VectorTeacher(Model):
         return VectorEncoder(self.info, self._vectors, self._rows)
 
     def build_student(self, request: SignalRequest) -> Encoder:
-        """Refuse, because vectors are no student."""
-        raise InputError("vectors are no student", key="student.name")
+        """Refuse, because vectors cannot be a student."""
+        raise InputError("vectors cannot be a student", key="student.name")
 
 
 class VectorEncoder(Encoder):

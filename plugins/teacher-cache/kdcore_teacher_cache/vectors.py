@@ -70,7 +70,7 @@ def read_vectors(path: str | Path) -> Vectors:
     elif path.suffix == ".jsonl":
         ids, texts, vectors = _json_lines(path)
     else:
-        raise DataError("is no file of vectors", where=str(path), allowed="names that end with .parquet or .jsonl")
+        raise DataError("is not a file of vectors", where=str(path), allowed="names that end with .parquet or .jsonl")
     if not ids:
         raise DataError("holds no vectors", where=str(path))
     width = len(vectors[0])

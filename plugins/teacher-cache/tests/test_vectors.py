@@ -65,7 +65,7 @@ def test_bad_records_are_refused(tmp_path: Path, name: str, records: list[dict[s
 def test_bad_files_are_refused(tmp_path: Path) -> None:
     for name, content, message in (
         ("missing.jsonl", None, "no such file"),
-        ("v.csv", "id,text,vector", "is no file of vectors"),
+        ("v.csv", "id,text,vector", "is not a file of vectors"),
         ("empty.jsonl", "", "holds no vectors"),
         ("torn.jsonl", '{"id": "a", "text": "o', "cannot be read"),
         (

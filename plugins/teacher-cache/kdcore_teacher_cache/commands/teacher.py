@@ -65,7 +65,7 @@ class TeacherCommand(Command):
         cache.add_argument("--kept", type=int, default=64, metavar="K", help=about)
         about = "number of processes on this machine, one per device"
         cache.add_argument("--processes", type=int, metavar="N", help=about)
-        cache.add_argument("--task", type=_task, metavar="I/N", help="write the I-th of N parts beside other processes")
+        cache.add_argument("--task", type=_task, metavar="I/N", help="write the I-th of N parts")
         about = "axis key=value,value or file of a sweep whose runs share the cache; can be repeated"
         cache.add_argument("--sweep", action="append", default=[], metavar="AXIS", help=about)
         verify = actions.add_parser("verify", help="compare the checksums of all files of a cache")
