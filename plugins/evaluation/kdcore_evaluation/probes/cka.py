@@ -33,7 +33,7 @@ class _CentredStates:
         states: (N, d) in their own precision.
         kept: (d,) bool, false for dominant dimensions.
         squares: (2, N) squared norms of the centred states, on all dimensions and on those kept.
-        own: (2,) `_hsic` of the states with themselves, likewise.
+        own: (2,) `_hsic` of the states with themselves.
     """
 
     states: Tensor

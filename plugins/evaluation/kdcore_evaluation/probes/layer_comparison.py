@@ -69,7 +69,7 @@ class _ComparedEncoders:
 
 @dataclass
 class _GroupedTokens:
-    """Tokens by which errors are grouped, in the order of the errors."""
+    """Tokens that group the errors, in the order of the errors."""
 
     ids: list[np.ndarray] = field(default_factory=list)
     positions: list[np.ndarray] = field(default_factory=list)

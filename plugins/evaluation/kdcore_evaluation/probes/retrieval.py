@@ -55,7 +55,7 @@ def halves(text: str) -> tuple[str, str]:
 
 
 def ranks(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Return the rank (n,) of candidate i for query i by cosine, 1 for the first, behind all others of equal cosine.
+    """Return the rank (n,) of candidate i for query i by cosine, 1 for the first; ties rank before it.
 
     Args:
         queries: (n, d) embeddings.

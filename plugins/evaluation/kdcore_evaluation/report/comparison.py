@@ -89,7 +89,7 @@ class Comparison:
         budget: score of each group by the fraction of the budget at which its students were exported.
         primary: the plotted column; None without scores.
         remarks: limits of the comparison, for its readers.
-        rows: the result rows behind the scores.
+        rows: the result rows that the scores were computed from.
         roles: `teacher`, `initial`, `without teacher`, `random`, `constant` or `model`, of each reference.
         unit: what the repetitions are, such as `seeds`.
     """
@@ -122,7 +122,7 @@ class Comparison:
         return "\n".join([*self.remarks, *([terminal(self.table)] if self.table.columns else [])])
 
     def _repr_html_(self) -> str:
-        """Return the page in a frame of a notebook, which keeps its styles apart."""
+        """Return the page in a frame of a notebook, which isolates its styles."""
         from kdcore_evaluation.report.page import page
 
         return f'<iframe srcdoc="{escape(page(self))}" width="100%" height="600"></iframe>'
@@ -146,7 +146,7 @@ def compare_runs(
         results: evaluations; rows of runs that are not compared are left out.
         by: keys that make the groups: recipe keys, or `method`, `run`, `seed`, `export`.
         over: key whose values are repetitions.
-        margin: points by which a group may be worse than its teacher to be called as good; None without this test.
+        margin: points by which a group may be below its teacher and still count as equivalent; None without this test.
 
     Raises:
         InputError: a key does not exist, or there is no teacher's score for the margin.

@@ -1,4 +1,4 @@
-"""What the metrics of runs show about learning: losses beside their baselines, and signs of collapse."""
+"""What the metrics of runs show about learning: losses with their baselines, and signs of collapse."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class ContentGroup:
-    """Figures beside each other, then heat maps, then tables."""
+    """Figures side by side, then heat maps, then tables."""
 
     heading: str = ""
     notes: Sequence[str] = ()

@@ -283,7 +283,7 @@ def _round_values(lowest: float, highest: float, count: int = 5) -> list[float]:
 
 
 def _columns(scale: _Scale) -> list[tuple[float, str]]:
-    """Return the ticks of the horizontal axis; names of categories only where all fit beside each other."""
+    """Return the ticks of the horizontal axis; names of categories only where all fit side by side."""
     names = scale.axis.names
     if not names:
         return [(scale.at(value), scale.axis.show(value)) for value in scale.ticks()]

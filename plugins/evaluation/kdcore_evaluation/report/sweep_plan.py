@@ -219,7 +219,7 @@ def _training_hours(left: Sequence[SweepCell]) -> str:
 
 
 def _hours_of(cell: SweepCell) -> float | None:
-    """Return the hours of a run: those of its budget, else the mean of finished runs of the same kind beside it."""
+    """Return the hours of a run: those of its budget, else the mean of finished runs of its kind in the folder."""
     recipe = load_recipe(cell.recipe, cell.overrides)
     if recipe.settings.training.budget.hours is not None:
         return float(recipe.settings.training.budget.hours)

@@ -193,7 +193,7 @@ def notes(table: ScoreTable) -> list[str]:
 
 
 def difference_title(table: ScoreTable, one: Difference) -> str:
-    """Return the title of what is compared, marked if it favours one of both groups only by construction."""
+    """Return the title of what is compared, marked if it favours one of the two groups by construction."""
     first, second = (table.favoured.get((labels, one.column)) for labels in (one.first, one.second))
     return one.column.title + (f" {FAVOURED}" if bool(first) != bool(second) else "")
 

@@ -288,7 +288,7 @@ def _references(
             added.append(_of_folder(model.teacher, "teacher", model.teacher_component))
         if "random" in wanted:
             added.append(_random(model))
-    several = len({model.teacher for model in students}) > 1  # one model with random weights stands for all of them
+    several = len({model.teacher for model in students}) > 1  # one model with random weights represents all of them
     return [replace(one, teacher=None) if one.role == "random" and several else one for one in added]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
 METRICS_OF_ALL_TEXTS = ("matthews", "pearson", "spearman")
-"""Metrics that are not ratios of sums over texts, so that texts have no scores of their own."""
+"""Metrics that are not ratios of sums over texts, so that single texts have no scores."""
 
 _TOLERANCE = 1e-6
 

@@ -59,7 +59,7 @@ class ResultRow:
         main: whether it is the metric by which models are compared on this task.
         value: the number.
         higher_is_better: whether more of it is better.
-        chance: score of the best predictions that ignore the text, such as the share of the most frequent class.
+        chance: score of the best predictions that ignore the text, such as the fraction of the most frequent class.
         examples: how many texts or sequences it is about.
         learning_rate, batch_size, seed: of the fine-tuning.
         seconds: that the trial took.

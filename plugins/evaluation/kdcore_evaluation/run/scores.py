@@ -112,7 +112,7 @@ class Score:
         count: how many.
         unit: what was repeated.
         interval: bounds that contain the true mean with a probability of 95%; None where nothing varies.
-        runs: number of trained runs, with their unit; empty for models that are no run.
+        runs: number of trained runs, with their unit; empty for models that are not runs.
         texts: number of test texts whose choice the interval includes; 0 for scores alone.
         values: of each repetition.
     """
@@ -164,7 +164,7 @@ class Difference:
         interval: bounds that contain the true difference with a probability of 95%.
         p_value: two-sided, of no difference, adjusted by Holm's method for all differences of the table.
         over: what varies, such as `3 paired seeds`.
-        p_within: one-sided, of the first being worse than the second by the stated margin or more, adjusted likewise;
+        p_within: one-sided, that the first is worse than the second by at least the margin, adjusted in the same way;
             None without a margin.
     """
 
@@ -325,7 +325,7 @@ def make_table(
     over: str,
     chance: Mapping[Column, float],
 ) -> ScoreTable:
-    """Compute means and intervals of groups; `over` is what their repetitions are, empty for models that are no run."""
+    """Compute means and intervals of groups; `over` is the kind of repetitions, empty for models that are not runs."""
     everything = [*groups.values(), *references.values()]
     columns = list(dict.fromkeys(one.column for own in everything for one in own))
     columns.sort(key=lambda column: _KINDS.index(column.kind) if column.kind in _KINDS else len(_KINDS))

@@ -16,7 +16,7 @@ SUFFIX = "-without-teacher"
 
 
 def train_without_teacher(runs: Sequence[ComparedRun]) -> list[Path]:
-    """Train a counterpart of each run that has a teacher and predictions, beside it; return the folders.
+    """Train a counterpart of each run that has a teacher and predictions, next to it; return the folders.
 
     The counterpart `ID-without-teacher` has the same recipe and starts from the same weights, without the losses that
     need a teacher. Finished counterparts are not trained again, interrupted ones are continued.
