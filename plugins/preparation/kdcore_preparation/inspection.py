@@ -80,7 +80,7 @@ def problems(manifest: Manifest, short: Mapping[PreparedSplit, float]) -> Iterat
 def unknown_share(entry: SplitEntry) -> tuple[float, str]:
     """Return the fraction of unknown text, and of what: characters other than white space, or tokens.
 
-    Tokens only count where characters are not known: one [UNK] may stand for a long word.
+    Tokens only count where characters are not known: one [UNK] may replace a long word.
     """
     if entry.unknown_characters is None or not entry.visible_characters:
         return entry.unknown_tokens / max(1, entry.tokens), "tokens"

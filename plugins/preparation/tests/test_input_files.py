@@ -385,7 +385,7 @@ def test_files_that_spark_writes_beside_parquet_are_left_out_and_counted(tmp_pat
         f"{name}:{row}" for name in ("_key=1/part-1.parquet", "part-0.parquet") for row in range(2)
     ]
     assert corpus.report == {
-        "files beside the data left out (the first: _SUCCESS)": 3,
+        "files that are not data left out (the first: _SUCCESS)": 3,
         "hidden files and folders left out (the first: ._SUCCESS.crc)": 2,
     }
     named = ParquetCorpus(ParquetCorpus.Config(path=str(tmp_path / "_SUCCESS")))

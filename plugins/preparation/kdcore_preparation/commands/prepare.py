@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 class PrepareCommand(Command):
     """Prepare raw text into a folder for `task.data`: read, clean, tokenise, pack and split it as a data recipe states.
 
-    FOLDER appears when it is complete. Until then the work is in .FOLDER.preparing beside it. Start an interrupted
+    FOLDER appears when it is complete. Until then the work is in .FOLDER.preparing next to it. Start an interrupted
     preparation again, even after SIGKILL, and it resumes there. The result is byte for byte independent of
     interruptions and of the number of workers.
 
@@ -45,7 +45,7 @@ class PrepareCommand(Command):
         parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when it is complete")
         parser.add_argument("--workers", metavar="N", type=_workers, help="number of processes; default: one per core")
         parser.add_argument(
-            "--task", metavar="I/N", type=_task, help="prepare the I-th of N parts beside other processes"
+            "--task", metavar="I/N", type=_task, help="prepare the I-th of N parts in parallel with other processes"
         )
         parser.add_argument("--keep-going", action="store_true", help="exit with 0 even if text is damaged")
         add_overrides(parser)

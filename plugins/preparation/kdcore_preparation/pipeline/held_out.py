@@ -27,7 +27,7 @@ def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.fl
 def points_of_contents(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
     """Map documents to evenly spread numbers in [0, 1) as `points_of`, by their texts instead of names.
 
-    Documents of the same content have the same point, wherever they are.
+    Documents of the same content have the same point, regardless of their location.
 
     Args:
         keys: (documents,) the `content_key` of each text.

@@ -78,7 +78,7 @@ class TextEncoder:
     """Encode texts to token ids without truncation.
 
     The tokens of a text are those of the tokenizer for the whole text. A text is encoded in pieces only where that
-    changes no token: in front of white space, if the tokenizer separates words there. Ends of sentences elsewhere, as
+    changes no token: before white space, if the tokenizer separates words there. Ends of sentences elsewhere, as
     in Chinese, are found by the offsets of the tokens; a token across such an end belongs to the first sentence.
     Special tokens that occur in a text ("[MASK]") are encoded as ordinary text.
 
@@ -163,7 +163,7 @@ class TextEncoder:
         return cut
 
     def _chunk_ends(self, text: str, start: int, end: int) -> Iterator[int]:
-        """Yield ends of chunks of `text[start:end]`, in front of white space that may be cut at."""
+        """Yield ends of chunks of `text[start:end]`, before white space that may be cut at."""
         while end - start > CHUNK_CHARACTERS:
             place = self._last_separator(text, start, start + CHUNK_CHARACTERS)
             reach = start + CHUNK_CHARACTERS
@@ -223,7 +223,7 @@ def _joined_offsets(
 
 
 def _ends_of(sentences: list[str]) -> Iterator[int]:
-    """Yield where sentences end: in front of the white space between two of them, which belongs to the second."""
+    """Yield where sentences end: before the white space between two of them, which belongs to the second."""
     place = 0
     for number, sentence in enumerate(sentences, start=1):
         place += len(sentence)
@@ -296,7 +296,7 @@ def _hide_special_tokens(content: dict[str, Any]) -> None:
 
 
 def separators_of(backend: Tokenizer) -> str:
-    """Return the white space in front of which a text may be cut without changing tokens: space, newline or none.
+    """Return the white space before which a text may be cut without changing tokens: space, newline or none.
 
     The tokenizer's normalizer and pre-tokenizer are tried on texts of many kinds.
     """

@@ -90,7 +90,7 @@ class UnknownText:
         return found
 
     def _separates(self, three_words: str) -> bool:
-        """Return whether tokens lie within words such as these three."""
+        """Return whether tokens are inside words such as these three."""
         if self._backend.pre_tokenizer is None:
             return False
         normalizer = self._backend.normalizer
@@ -135,7 +135,7 @@ class UnknownText:
 
 
 def _ideographs(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """Return the code point of each character of the concatenated texts, 0 for those that are no ideographs."""
+    """Return the code point of each character of the concatenated texts, 0 for those that are not ideographs."""
     points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     chosen = np.zeros(len(points), np.bool_)
     for first, last in _IDEOGRAPH_RANGES:

@@ -50,7 +50,7 @@ _ENCODING_HINT = "set `encoding`, or convert the file to UTF-8, e.g. with iconv"
 
 
 class BooksCorpus(FileCorpus):
-    """Read each text file below a folder as one document, whatever its encoding; files may be compressed.
+    """Read each text file below a folder as one document, in any encoding; files may be compressed.
 
     A byte order mark or the escape sequences of ISO 2022 decide the encoding; text that is UTF-8 except for a few
     broken bytes is read as UTF-8; any other encoding is detected. The number of books per encoding is reported, with

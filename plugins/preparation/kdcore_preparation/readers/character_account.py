@@ -78,7 +78,7 @@ class CharacterStage:
 class CharacterAccount(dict[str, CharacterStage]):
     """The stages of a reader by name, in their order: what one passes on, the next receives.
 
-    A reader that keeps an account has it as `characters`, beside `report`, and creates all its stages in `__init__`:
+    A reader that keeps an account has it as `characters`, next to `report`, and creates all its stages in `__init__`:
 
         class Reviews(FileCorpus):
             def __init__(self, config: Any) -> None:

@@ -88,7 +88,7 @@ class FileCorpus(PartedCorpus):
         return input_files(self.config.path)
 
     def path_of(self, part: Part) -> Path:
-        """Return the file of a part; the first part of all also counts the entries that are no input files.
+        """Return the file of a part; the first part of all also counts the entries that are not input files.
 
         Files are listed once: a folder may hold many, each of them a part.
         """

@@ -53,7 +53,7 @@ def input_files(path: str) -> InputFiles:
 
 
 def table_files(path: str) -> InputFiles:
-    """Find files as `input_files` does, without those that Spark and Hadoop write beside their data.
+    """Find files as `input_files` does, without those that Spark and Hadoop write next to their data.
 
     These are files and folders whose names begin with an underscore (`_SUCCESS`, `_metadata`) and checksums (`.crc`). A
     single file that `path` names is always taken.
@@ -64,7 +64,7 @@ def table_files(path: str) -> InputFiles:
     beside = [name for name in found if _beside_data(name)]
     files = InputFiles({name: file for name, file in found.items() if name not in beside}, found.left_out)
     if beside:
-        files.left_out[f"files beside the data left out (the first: {beside[0]})"] += len(beside)
+        files.left_out[f"files that are not data left out (the first: {beside[0]})"] += len(beside)
     if not files:
         raise DataError(
             "contains only files such as _SUCCESS and checksums", where=path, hint="name files with records"
@@ -103,7 +103,7 @@ def compression(path: Path) -> Compression | None:
 
 
 def is_plain(path: Path) -> bool:
-    """Return whether a file can be read and is not compressed at all."""
+    """Return whether a file can be read and is not compressed."""
     try:
         return compression(path) is None
     except DataError:

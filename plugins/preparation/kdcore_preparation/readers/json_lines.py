@@ -97,9 +97,7 @@ class JsonLinesCorpus(FileCorpus):
         if not isinstance(record, dict):
             return ValueError(f"is not a JSON object (found {type(record).__name__})")
         if self.config.field not in record:
-            return ValueError(
-                f'has no field "{self.config.field}", only {", ".join(list(record)[:10]) or "none at all"}'
-            )
+            return ValueError(f'has no field "{self.config.field}", only {", ".join(list(record)[:10]) or "none"}')
         text = record[self.config.field]
         if text is None:
             self._json.drop("records whose text is null", len(line))

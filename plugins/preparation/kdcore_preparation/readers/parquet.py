@@ -36,7 +36,7 @@ class ParquetCorpus(FileCorpus):
         self.characters.stage("cut")
 
     def files(self) -> InputFiles:
-        """List the files by their names, without those that Spark writes beside them."""
+        """List the files by their names, without those that Spark writes next to them."""
         return table_files(self.config.path)
 
     def parts(self) -> Sequence[Part]:

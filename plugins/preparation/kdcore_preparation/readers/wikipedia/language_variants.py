@@ -109,6 +109,6 @@ def _closing(name: str) -> re.Pattern[str]:
 
 @cache
 def _separator(variants: tuple[str, ...]) -> re.Pattern[str]:
-    """A semicolon separates alternatives only in front of a variant, so that entities and text may contain it."""
+    """A semicolon separates alternatives only before a variant, so that entities and text may contain it."""
     codes = "|".join(sorted(map(re.escape, variants), reverse=True))
     return re.compile(rf";(?=\s*(?:(?:{codes})\s*:|[^;]*?=>\s*(?:{codes})\s*:|\Z))", re.IGNORECASE)

@@ -107,7 +107,7 @@ class _TemplateText:
 
 
 def _parts_of(spec: str, place: int) -> tuple[list[Any], int]:
-    """Take a text apart: plain strings, tuples of names of an argument, lists of parts that may be left out."""
+    """Split a text: plain strings, tuples of names of an argument, lists of parts that may be left out."""
     parts: list[Any] = []
     while place < len(spec) and spec[place] != ">":
         if spec[place] == "{":
@@ -242,7 +242,7 @@ def chemical_formula(arguments: TemplateArguments) -> str:
 
 
 def phonetic(arguments: TemplateArguments) -> str:
-    """Return a transcription; a language code in front of it, and labels such as `lang`, are not part of it."""
+    """Return a transcription; a language code before it, and labels such as `lang`, are not part of it."""
     first, *others = arguments.words or [""]
     sounds = [word for word in others if word and word.casefold() not in _PHONETIC_LABELS]
     code = first.casefold() in _PHONETIC_LABELS or re.fullmatch(r"[a-z]{2,3}(?:-[\w-]+)?", first)
@@ -325,7 +325,7 @@ def local_date(order: str) -> Rule:
 
 
 def east_asian_date(signs: str) -> Rule:
-    """Return the rule of a date as year, month and day, each with a sign behind it."""
+    """Return the rule of a date as year, month and day, each followed by a sign."""
 
     def rule(arguments: TemplateArguments) -> str:
         words = [word for word in arguments.words if word][:3]
@@ -347,7 +347,7 @@ def formatted_number(arguments: TemplateArguments) -> str:
 def quantity(arguments: TemplateArguments) -> str:
     """Write a number and its unit, as the templates `unité`, `unidad`, `num` of several wikis.
 
-    The numbered arguments are the number and units, each optionally with a power behind it: `unité|5|m|2`.
+    The numbered arguments are the number and units, each optionally followed by a power: `unité|5|m|2`.
     """
     words = arguments.words
     if not words or not words[0]:

@@ -22,7 +22,7 @@ _ITEM = "\x02"
 _HEADING = "\x03"
 _BREAK = "\x05"
 # Characters of text, from <nowiki> and entities, that would be markup where the text is tidied, and what replaces them
-# until then. They are no white space.
+# until then. They are not white space.
 _LOOKS_LIKE_MARKUP = "[]{}<>'_|!:"
 _HIDE = str.maketrans({character: chr(0x0E + number) for number, character in enumerate(_LOOKS_LIKE_MARKUP)})
 _SHOW = {ord(mark): chr(character) for character, mark in _HIDE.items()}
@@ -55,7 +55,7 @@ _MAGIC_WORD = re.compile(
 )
 _EMPHASIS = re.compile(r"'{2,}")
 _GAPS = re.compile(rf"(\s*){GAP}[\s{GAP}]*")
-# Punctuation that is left over beside a gap.
+# Punctuation that is left over next to a gap.
 _HOLLOW_BRACKETS = re.compile(
     rf"\((?=[^()]*{GAP})[\s,;:/–{GAP}-]*\)|\[(?=[^\[\]]*{GAP})[\s{GAP}]*\]|（(?=[^（）]*{GAP})[\s，、；：,;:{GAP}]*）"
 )
@@ -201,14 +201,14 @@ class WikitextCleaner:
             text = _dropped(without, text, "addresses", stage)
         if GAP in text:
             text = _dropped(" ".join(text.split()), text, "repeated spaces", stage)
-            text = _dropped(self._tidy_gaps(text), text, "spaces and punctuation beside what was dropped", stage)
+            text = _dropped(self._tidy_gaps(text), text, "spaces and punctuation next to what was dropped", stage)
         text = _dropped(" ".join(text.split()), text, "repeated spaces", stage)
         if heading or any(character.isalnum() for character in text):
             return text
         return _dropped("", text, "paragraphs without a letter or digit", stage)
 
     def _tidy_gaps(self, text: str) -> str:
-        """Remove the marks of what was left out, and the spaces and punctuation that it leaves behind."""
+        """Remove the marks of what was left out, and the remaining spaces and punctuation around it."""
         text = _HOLLOW_BRACKETS.sub(GAP, text)
         text = _GAPS.sub(_one_gap, text)
         text = _BRACKET_START.sub(r"\1", text)
@@ -392,13 +392,13 @@ def template_name(name: str) -> str:
 
 
 def template_label(name: str) -> str:
-    """Return the name under which a dropped template is counted; parser functions are one, whatever their value."""
+    """Return the name under which a dropped template is counted; parser functions are counted together."""
     function, colon, _ = name.partition(":")
     return template_name(function) + ":" if colon else template_name(name) or "(name that is computed)"
 
 
 def _address_end(address: str) -> int:
-    """Return where an address at the start of a text ends; punctuation behind it belongs to the sentence."""
+    """Return where an address at the start of a text ends; punctuation after it belongs to the sentence."""
     found = _ANY_ADDRESS.match(address)
     if found is None:
         return len(address)
@@ -451,7 +451,7 @@ def _lines(rendered: str, report: Counter[str], stage: CharacterStage) -> list[t
     """Join what is one paragraph: (text, level of the heading or 0). List items and headings are separate."""
     paragraphs: list[tuple[str, int]] = []
     open_lines: list[str] = []
-    ends = rendered.count("\n")  # characters that separate lines, and the spaces beside them
+    ends = rendered.count("\n")  # characters that separate lines, and the spaces next to them
     spaces = 0  # that join lines
 
     def close() -> None:
