@@ -47,7 +47,7 @@ def renamed(old: str, new: str, value: Any) -> Any:
 
 
 def warn_deprecated(old: str, new: str, level: int = 3) -> None:
-    """Warn that a name is deprecated, by default at the line that calls the function or property behind it.
+    """Warn that a name is deprecated, by default at the line that calls the function or property that uses it.
 
     Args:
         old: the deprecated name, as its users write it.

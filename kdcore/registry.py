@@ -151,7 +151,7 @@ class Registry:
         return {name: [one.cls for one in found] for name, found in self._registered.items()}
 
     def providers(self, name: str) -> list[Entry]:
-        """Return the installed components that a name stands for; several if it is ambiguous.
+        """Return the installed components that a name refers to; several if it is ambiguous.
 
         Of packages with the same name, kdcore precedes our own packages, and those precede all others.
 
@@ -171,7 +171,7 @@ class Registry:
         return own
 
     def pinned(self, name: str, *, sources: Collection[str] | None = None) -> str:
-        """Return the name under which a component is found whatever else is installed.
+        """Return the name under which a component is found regardless of other packages.
 
         That is `package:name` unless the component is built in or registered by running code. Arguments and errors are
         those of `find`.
@@ -320,7 +320,7 @@ class Registry:
 
         Args:
             name: the component's name, or `package:name`.
-            names: names that can be asked for there; all names if None.
+            names: names that are valid there; all names if None.
             where: file and line that ask.
             key: key path that asks.
         """
@@ -389,11 +389,11 @@ def find_component(group: str, name: str) -> FoundComponent:
 
 
 def is_same_component(name: str, other: str) -> bool:
-    """Return whether two names are equal, or stand for one installed component of any kind.
+    """Return whether two names are equal, or refer to one installed component of any kind.
 
     Args:
         name: a component's name, or `package:name`.
-        other: likewise.
+        other: like `name`.
     """
     if name == other:
         return True
@@ -537,7 +537,7 @@ def _unmet_requirement(distribution: metadata.Distribution, above: tuple[str, ..
     Args:
         distribution: the package whose requirements are checked.
         above: canonical names of that package and of those that require it. What the first of them requires of kdcore
-            itself is left out: it has a message of its own.
+            itself is left out: it has a separate message.
     """
     for requirement in _requirements(distribution):
         name = canonicalize_name(requirement.name)
@@ -560,14 +560,14 @@ def _unmet_requirement(distribution: metadata.Distribution, above: tuple[str, ..
 
 
 def _upgrade_hint(required: Requirement, found: str, requiring: str) -> str:
-    """Return advice on a requirement whose installed version does not match: upgrade the older one of both packages."""
+    """Return advice on a requirement whose installed version does not match: upgrade the older package."""
     if _is_too_old(found, required):
         return f"Run {_pip_install(required)}."
     return f"Run `pip install --upgrade {requiring}`. If that is the newest version already: {_pip_install(required)}."
 
 
 def _is_too_old(found: str, required: Requirement) -> bool:
-    """Return whether a version lies below the lower bound of a requirement."""
+    """Return whether a version is below the lower bound of a requirement."""
     try:
         version = Version(found)
         return any(

@@ -70,7 +70,7 @@ class ScoreMaps:
 
         Args:
             left: (B, A, L, d_k), such as queries.
-            right: likewise, such as keys; None for the relations of `left` with itself.
+            right: like `left`, such as keys; None for the relations of `left` with itself.
             lengths: (B,) number of real tokens of each sequence; None if all are real.
             num_heads: as for `relations`; without effect on `right`.
 
@@ -166,7 +166,7 @@ class _Chunk:
 
     Attributes:
         left: (b, A, l, d).
-        right: likewise; None for relations, where it is `left` itself.
+        right: like `left`; None for relations, where it is `left` itself.
         mask: four axes, broadcastable to (b, A, l, l): bool, true where a key is attended to, or additive.
         rows: (b, l) bool, true on real tokens; None if there is no padding.
         scale: factor on the products.

@@ -330,7 +330,7 @@ class Batch:
         units: units of the tokens; None if both models have the same tokens, each of which is then a unit.
         teacher: the batch of the teacher's tokens; None if it is this one.
         split: split of the samples; None for a batch that no task has drawn. Stays on the host, as do the next two.
-        samples: (B,) int64 NumPy array, numbers of the samples in the split.
+        samples: (B,) int64 NumPy array, indices of the samples in the split.
         epochs: (B,) int64 NumPy array, number of times that each sample has been seen before.
     """
 
@@ -442,8 +442,8 @@ class AttentionTap:
 
     Attributes:
         query: (B, A, L, d_k), after rotary embedding where there is one; packed: (N, A, d_k).
-        key: likewise.
-        value: likewise.
+        key: like `query`.
+        value: like `query`.
         mask: the block's mask (padding, window, bias) as passed to the kernel: bool (true is attended) or additive,
             broadcastable to (B, A, L, L); None if every position attends to every position, or if `pattern` has it.
         scale: factor on `query @ key^T` before the softmax.

@@ -20,7 +20,7 @@ class Command(ABC):
     """The command `kdcore NAME`, NAME being the entry point's name in the group `kdcore.commands`.
 
     An entry point named `GROUP SUBCOMMAND` adds a subcommand to the command GROUP: `"recipe import"` is
-    `kdcore recipe import`, and its `run` gets only the arguments behind `import`.
+    `kdcore recipe import`, and its `run` gets only the arguments after `import`.
 
     The module of a command is imported for every `kdcore NAME`, `kdcore NAME --help` included: import slow modules,
     such as torch, inside `run`.

@@ -77,7 +77,7 @@ def summarise(
     if not (exports / "final").is_dir():
         raise InputError("the folder holds no finished run", where=str(folder), hint="give a folder runs/NAME/ID")
     recipe = load_recipe(folder / "recipe.yaml", allow_imports=allow_imports)
-    live = {  # a cache may be gone meanwhile
+    live = {  # a cache may have been removed since
         "teacher.cache" if recipe.settings.teachers is None else f"teachers.{label}.cache": None
         for label, section in recipe.settings.models_of_teachers.items()
         if "cache" in section and "cache" not in without_cache(section)

@@ -77,8 +77,8 @@ def steps(
 ) -> Generator[Event]:
     """Do what `train` does, one event at a time; the last one is a FinishedEvent or a StoppedEvent.
 
-    The run advances only while events are asked for. Leaving the loop ends the run without a further checkpoint; the
-    next start continues from its last one.
+    The run advances only while the loop requests events. Leaving the loop ends the run without a further checkpoint;
+    the next start continues from its last one.
 
     Args:
         recipe: as for `train`.

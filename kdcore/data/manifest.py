@@ -123,7 +123,7 @@ class SpecialTokens(_Stored):
 
 
 class TeacherRows(_Stored):
-    """The tokens of the teacher that each row holds beside the student's, made from the same text.
+    """The tokens of the teacher that each row holds in addition to the student's, made from the same text.
 
     `sequence_length` is the number of columns, `dtype` the type of their ids.
     """

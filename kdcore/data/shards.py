@@ -7,8 +7,8 @@
       train-00000.arrow ...
       held_out-00000.arrow ...
 
-A row is one sequence, padded to `sequence_length`; its length is stored beside it, and where another program has drawn
-masks, those too. Where the teacher has another tokenizer, its tokens of the same text are stored beside the student's,
+A row is one sequence, padded to `sequence_length`; its length is stored with it, and where another program has drawn
+masks, those too. Where the teacher has another tokenizer, its tokens of the same text are stored with the student's,
 and for the tokens of both the number of the unit that they belong to.
 """
 

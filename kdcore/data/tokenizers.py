@@ -169,7 +169,7 @@ def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) 
 def _read_as_training(path: Path, *, strip: bool) -> None:
     """Let a tokenizer.json read raw text as training reads it, see `with_cleaning`."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    # White space beside an added token is not at the ends of a text.
+    # White space next to an added token is not at the ends of a text.
     strip = strip and all(token["special"] for token in content["added_tokens"])
     path.write_text(json.dumps(with_cleaning(content, strip=strip), indent=2, ensure_ascii=False), encoding="utf-8")
 

@@ -33,7 +33,7 @@ def soft_targets(
 
     Args:
         student: logits (..., C), or (B, L, C) with `lengths`.
-        teacher: likewise.
+        teacher: like `student`.
         lengths: (B,) number of real tokens of each sequence; without it all rows are compared.
         temperature: T.
         problem_type: `regression` for `(z_s - z_t)^2`; `multi_label_classification` for the divergence of the `sigmoid`
@@ -72,7 +72,7 @@ class SoftTargetsLoss(Loss):
             "classes of whole sequences, which is the head `sequence_classes`.",
         )
         head: str | None = Field(
-            None, description="Head whose outputs are compared instead, such as `token_classes`, at all its positions."
+            None, description="Head whose outputs are compared instead, such as `token_classes`, at every position."
         )
         column: str | None = Field(
             None,

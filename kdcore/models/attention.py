@@ -36,8 +36,8 @@ def tapped_attention(
     Args:
         module: the caller.
         query: (B, A, L, d_k).
-        key: likewise.
-        value: likewise.
+        key: like `query`.
+        value: like `query`.
         attention_mask: bool, as kdcore's mask function makes it, or an additive mask; None if nothing is masked.
         scaling: factor on the products; None: `d_k ** -0.5`.
         position_bias: added to the scaled scores, broadcastable to (B, A, L, L).

@@ -133,7 +133,7 @@ class Model(ABC):
 
     @property
     def described(self) -> Model:
-        """Return the model that lends a student its configuration: this one, unless it only stands for another."""
+        """Return the model whose configuration a student copies: this one, unless it represents another one."""
         return self
 
     def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:  # noqa: B027 - most models compute
@@ -163,7 +163,7 @@ class Model(ABC):
         return {} if self.source is None else model_file_hashes(self.source)
 
     def find_heads(self, heads: Sequence[Head]) -> None:  # noqa: B027
-        """Add to a teacher's `info.heads` those of the task's heads that its folder holds as modules of their own."""
+        """Add to a teacher's `info.heads` those of the task's heads whose modules are in its folder."""
 
     def load_export(self, folder: Path, request: SignalRequest) -> Encoder | None:
         """Load a student exported to `folder`, with the parts that `request` needs; None if this is not supported."""

@@ -104,7 +104,7 @@ class TransformersEncoder(Encoder):
             network: the network.
             architecture: describes its parts.
             info: describes the whole model; the network may contain only its first blocks.
-            heads: further heads by name: modules of their own, or networks of transformers without a base model.
+            heads: further heads by name: separate modules, or networks of transformers without a base model.
         """
         super().__init__()
         self.info = info

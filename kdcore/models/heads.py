@@ -1,4 +1,4 @@
-"""Heads: those of transformers' Auto classes, and modules of their own, which exports hold in files of their own."""
+"""Heads: those of transformers' Auto classes, and separate modules, which exports store in separate files."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _replaced(network: nn.Module, name: str, other: nn.Module) -> Iterator[None]
 
 
 def head_file(folder: Path, name: str) -> Path:
-    """Return the file of a head with a module of its own in an exported folder."""
+    """Return the file of a head with its own module in an exported folder."""
     return folder / f"head_{name}.safetensors"
 
 

@@ -282,8 +282,8 @@ class Packing:
 
         Args:
             query: (N, A, d_k), of all real tokens.
-            key: likewise.
-            value: likewise.
+            key: like `query`.
+            value: like `query`.
             mask: the block's mask for one sequence of length L, broadcastable to (1, A, L, L), or None.
             dropout: fraction of the attention probabilities to drop.
             scale: factor on the products.

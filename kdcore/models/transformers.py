@@ -149,7 +149,7 @@ class TransformersModel(Model):
             self._tokenizer.save_pretrained(folder)
 
     def set_heads(self, heads: Sequence[Head]) -> None:
-        """Add the heads that transformers has for the student's architecture, or that bring a module of their own."""
+        """Add the heads that transformers has for the student's architecture, or that bring their own module."""
         self._task_heads = self._offered(heads)
         for head in self._task_heads[:1]:
             if has_class(self.hf_config, head):
@@ -219,7 +219,7 @@ class TransformersModel(Model):
         if not any(head.level == "sequence" for head in others):
             encoder.pooler = None  # not needed by any signal, and a teacher is not exported
         if self.config.dtype is not None:
-            encoder.to(_PRECISIONS[self.config.dtype])  # heads with modules of their own
+            encoder.to(_PRECISIONS[self.config.dtype])  # heads with their own modules
             encoder.keeps_precision = True
         return encoder
 
@@ -448,7 +448,7 @@ def _names(request: SignalRequest) -> set[str]:
 def _split(
     heads: Collection[Head], request: SignalRequest, first: Sequence[Head], info: ModelInfo
 ) -> tuple[list[Head], list[Head]]:
-    """Split requested heads into those with a module of their own and those of transformers.
+    """Split requested heads into those with their own module and those of transformers.
 
     The first head of transformers, whose class the network has, is the task's, then one for sequences, because only
     those read a pooler.

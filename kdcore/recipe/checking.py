@@ -128,7 +128,7 @@ def _problem(model: type[BaseModel], data: Plain, fault: _Fault, prefix: KeyPath
     if fault.type == "extra_forbidden":
         allowed = sorted({name for option in around if option.model for name in keys_of(option.model)})
         hint = similar(str(fault.place[-1]), allowed)
-        return Problem(f"unknown key `{fault.place[-1]}`", where, key, allowed or "no keys at all", hint)
+        return Problem(f"unknown key `{fault.place[-1]}`", where, key, allowed or "no keys", hint)
     if fault.type == "missing":
         name = str(fault.place[-1])
         fields = [field_of(option.model, name) for option in around if option.model]

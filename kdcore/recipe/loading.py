@@ -196,7 +196,7 @@ class Recipe:
         return dump_yaml(self.pinned_data())
 
     def pinned_data(self) -> Plain:
-        """Return the keys and values of `resolved_yaml`; raises likewise."""
+        """Return the keys and values of `resolved_yaml`, which raises the same errors."""
         self.components()
         data: Plain = self.data
         for place, name in self._pinned.items():
@@ -293,7 +293,7 @@ class Recipe:
         return [file for index, file in enumerate(self.settings.imports) if self._may_run(("imports", index))]
 
     def _may_run(self, place: KeyPath) -> bool:
-        """Return whether code that is stated here may run: nothing that a run folder states does by itself."""
+        """Return whether code that is stated here may run; code that a run folder states may not by default."""
         origin = self._root.origin_at(place)
         if origin.override is not None or self.allow_imports:
             return True

@@ -82,7 +82,7 @@ def shipped_recipes() -> Path:
     """Return the folder of the recipes shipped with kdcore."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"  # beside the package in an editable checkout
+    return inside if inside.is_dir() else package.parent / "recipes"  # next to the package in an editable checkout
 
 
 def _in_package(text: str) -> Path:

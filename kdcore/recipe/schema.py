@@ -323,7 +323,7 @@ class CheckpointSettings(ComponentConfig):
 
 
 class EarlyStopping(ComponentConfig):
-    """Conditions under which a run fails early, or finishes early for lack of improvement."""
+    """Conditions under which a run fails early, or finishes early without improvement."""
 
     after_minutes: float | None = Field(None, ge=0, description="Minutes of training after which `max_loss` applies.")
     max_loss: float | None = Field(None, description="Largest held-out loss accepted after that time.")

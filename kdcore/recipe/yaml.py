@@ -214,7 +214,7 @@ def plain_scalar(text: str) -> bool | int | float | str | None:
         return _integer(text, 10)
     if _BASED.fullmatch(text):
         return _integer(text, 0)
-    # `steps: 1e5` is an integer. Integers are also accepted wherever a number is expected.
+    # `steps: 1e5` is an integer. Integers are also accepted as numbers.
     whole = _WHOLE_WITH_EXPONENT.fullmatch(text)
     if whole:
         return _integer(whole[1] + "0" * int(whole[2]), 10)

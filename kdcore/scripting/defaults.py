@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TeacherKind:
-    """What is known of a teacher before its weights are loaded.
+    """Properties of a teacher that are available before its weights are loaded.
 
     Attributes:
         source: folder or hub name.
@@ -32,7 +32,7 @@ class TeacherKind:
     config: Mapping[str, Any]
 
     def file(self, name: str) -> Path | None:
-        """Return a file that was saved with the weights, such as `modules.json`; None if there is none."""
+        """Return a file that was saved with the weights, such as `modules.json`; None without such a file."""
         from transformers.utils import cached_file
 
         flags = ("entries", "gated_repo", "missing_entries", "connection_errors")
@@ -41,14 +41,14 @@ class TeacherKind:
 
 
 class Defaults(ABC):
-    """Task and losses that suit one kind of teacher (registry `kdcore.defaults`).
+    """Task and losses for one kind of teacher (registry `kdcore.defaults`).
 
-    Of all installed ones that suit a teacher, `kdcore.distil` takes that of the highest `priority`, then the first by
+    Among the installed defaults that suit a teacher, `kdcore.distil` selects the highest `priority`, then the first
     name. Constructed without arguments.
     """
 
     priority: ClassVar[int] = 0
-    """0 for what suits every encoder, 10 for a head that is common, 20 for a narrower kind."""
+    """0 for losses that suit every encoder, 10 for a common head, 20 for a narrower kind."""
 
     @abstractmethod
     def sections(self, teacher: TeacherKind) -> Mapping[str, Any] | None:

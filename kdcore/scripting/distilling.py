@@ -41,8 +41,8 @@ class DistilCommand(Command):
     """Distil a teacher into a student with fewer blocks, on your text.
 
     DATA is a file or folder of text, JSON Lines or Parquet, a folder of prepared data, or a data recipe. Task and
-    losses depend on the teacher: packages have defaults for the kinds of teachers that they know. The complete recipe
-    is printed, and stored in the run folder: `kdcore-train RUN/recipe.yaml run.id=NEW` repeats the run.
+    losses depend on the teacher: packages have defaults for the kinds of teachers that they support. The complete
+    recipe is printed, and stored in the run folder: `kdcore-train RUN/recipe.yaml run.id=NEW` repeats the run.
 
     Exit codes are those of `kdcore train`; the same command resumes the run.
     """
@@ -65,7 +65,7 @@ class DistilCommand(Command):
         made = _make_recipe(*given, arguments.overrides)
         print(load_recipe(made, arguments.overrides, allow_imports=True).resolved_yaml(), flush=True)
         result = train(made, arguments.overrides)
-        stopped = "none yet: the same command continues, and `kdcore export RUN FOLDER` exports the present one"
+        stopped = "none yet: the same command resumes, and `kdcore export RUN FOLDER` exports the current one"
         print(f"run: {result.folder}\nstudent: {result.export or ('none' if result.finished else stopped)}")
         return result.exit_code
 
@@ -203,7 +203,7 @@ def _describe_teacher(teacher: Any) -> tuple[dict[str, Any], TeacherKind]:
         except (InputError, ValueError) as error:  # a package's model may have other keys
             first = first or (error if isinstance(error, InputError) else InputError(str(error), where=source))
             if isinstance(error.__cause__, OSError) and not Path(source).exists():
-                break  # nothing was found; each further model would ask the hub again
+                break  # nothing was found; each further model would query the hub again
             continue
         section = {"path": source} if name == "transformers" else {"name": name, "path": source}
         config = getattr(model, "hf_config", None)
@@ -214,7 +214,7 @@ def _describe_teacher(teacher: Any) -> tuple[dict[str, Any], TeacherKind]:
 
 def _corpora(data: Any, column: str, cache: Path) -> str | Mapping[str, Any] | None:
     """Return the recipe's `task.data`, or keys of it; None for texts, which have to be stored first."""
-    if isinstance(data, Mapping) and not hasattr(data, "column_names"):  # that is a dictionary of Datasets
+    if isinstance(data, Mapping) and not hasattr(data, "column_names"):  # it is a dictionary of Datasets
         return data
     if not isinstance(data, str | Path):
         if not isinstance(data, Iterable):

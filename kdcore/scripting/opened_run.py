@@ -53,7 +53,7 @@ def _path(given: Any, key: str) -> Path:
 
 
 class Run:
-    """A run folder, opened for reading. Nothing is kept: each call reads the present state of the folder.
+    """A run folder, opened for reading. Each call reads the current state of the folder.
 
     Attributes:
         folder: the run folder.
@@ -121,7 +121,7 @@ class Run:
         return load_encoder(str(found[name]), auto_class)
 
     def teacher(self, auto_class: str = "AutoModel") -> Any:
-        """Load the teacher in the same way; of several, the one that lends the student its configuration.
+        """Load the teacher in the same way; of several, the one whose configuration the student copies.
 
         Raises:
             InputError: the recipe has no teacher with weights.

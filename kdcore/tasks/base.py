@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kdcore.tasks.finished_run import FinishedRun
 
 Split = Literal["train", "held_out", "test"]
-"""`test` is asked for only of a task with a `metric`."""
+"""`test` is requested only of a task with a `metric`."""
 
 Order = Literal["global", "per_process"]
 
@@ -167,7 +167,7 @@ class Task(ABC):
         return None
 
     def texts(self, split: Split, samples: np.ndarray) -> Sequence[str] | None:
-        """Return the texts of samples, by which vectors from elsewhere are found; None if the task has no texts."""
+        """Return the texts of samples, to look up vectors of other programs; None if the task has no texts."""
         return None
 
     @property

@@ -58,13 +58,13 @@ class FinishedRun:
 
     @cached_property
     def initial(self) -> Any | None:
-        """The student before training, loaded likewise; None if the run did not export it."""
+        """The student before training, loaded in the same way; None if the run did not export it."""
         folder = self.folder / "exports" / "initial"
         return load_encoder(str(folder)) if folder.is_dir() else None
 
     @cached_property
     def teacher(self) -> Any | None:
-        """The teacher, loaded likewise; None without one."""
+        """The teacher, loaded in the same way; None without one."""
         return None if self.teacher_source is None else load_encoder(self.teacher_source)
 
 

@@ -197,7 +197,7 @@ class MaskedLM(Task):
 
     @property
     def separate_views(self) -> bool:
-        """Whether the data holds the teacher's tokens beside the student's."""
+        """Whether the data holds the teacher's tokens in addition to the student's."""
         return self.data.teacher is not None
 
     def num_samples(self, split: Split) -> int:

@@ -102,7 +102,7 @@ class MaskDrawer:
         Args:
             tokens: (B, L) ids.
             real: (B, L) True where a position is not padding.
-            samples: (B,) numbers of the samples.
+            samples: (B,) indices of the samples.
             epochs: (B,) number of times that each has been seen.
             stream: number of the split, so that splits get different masks.
             fraction: fraction of the budget, for a scheduled probability.

@@ -23,7 +23,7 @@ class TransformConfig(ComponentConfig):
 
 @dataclass(frozen=True)
 class ParameterSource:
-    """The source of a changed student's parameter, by which the optimizer's state follows it.
+    """The source of a changed student's parameter, from which the optimizer's state is mapped.
 
     Attributes:
         name: name of the parameter in the student before the change.

@@ -1,7 +1,7 @@
 """Locks of files, released by the operating system when the process ends, however it ends.
 
 Exclusive locks are those of the library filelock on an open file. Its class `FileLock` is not used: it unlocks the file
-for forked processes as well, leaves the file behind, and hides the open file, whose identity shows whether another
+for forked processes as well, does not remove the file, and hides the open file, whose identity shows whether another
 process has replaced the lock.
 """
 
@@ -24,7 +24,7 @@ class LocksUnsupportedError(OSError):
 
 
 def lock_of(folder: Path) -> Path:
-    """Return the lock file beside a folder that is held while the folder is written."""
+    """Return the lock file next to a folder, which is locked while the folder is written."""
     return folder.with_name(f".{folder.name}.lock")
 
 

@@ -143,7 +143,7 @@ def shipped_profiles() -> Path:
     """Return the folder of the profiles shipped with kdcore-launch."""
     package = Path(__file__).resolve().parent
     inside = package / "profiles"
-    return inside if inside.is_dir() else package.parent / "profiles"  # beside the package in an editable checkout
+    return inside if inside.is_dir() else package.parent / "profiles"  # next to the package in an editable checkout
 
 
 def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:

@@ -195,7 +195,7 @@ def test_an_interrupt_is_raised_after_a_checkpoint_and_a_requested_stop_is_retur
         assert not opened.finished
         assert opened.status.state == "stopped"
     printed = capsys.readouterr().out
-    assert "student: none yet: the same command continues" in printed
+    assert "student: none yet: the same command resumes" in printed
     assert "student: None" not in printed
 
 

@@ -41,7 +41,7 @@ class Term:
 
 
 CACHED = Term("", "cached gradients")
-"""The term by which a micro-batch continues cached gradients of coupled losses; its factor in the objective is 1."""
+"""The term that continues cached gradients of coupled losses in a micro-batch; its factor in the objective is 1."""
 
 
 @dataclass(frozen=True)

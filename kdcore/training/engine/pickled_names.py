@@ -22,7 +22,7 @@ FORMAT_1 = (
     "numpy.dtype",
     "numpy.ndarray",
 )
-"""The names in the process files of format 1, besides torch's. They are of that time, wherever classes are now."""
+"""The names in the process files of format 1, besides torch's. They do not follow later moves of classes."""
 
 _TENSORS = re.compile(
     r"collections\.OrderedDict|_codecs\.encode|torch\.(?:storage\.)?\w+Storage"

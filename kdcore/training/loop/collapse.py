@@ -101,7 +101,7 @@ def _means(states: Tensor, lengths: np.ndarray) -> Tensor:
 def effective_rank(states: Tensor) -> float:
     """Return exp of the entropy of the normalised singular values of centred, standardised states (N, d).
 
-    This is RankMe (arXiv 2210.02885). It lies between 1 and min(N - 1, d); it is 0 if no dimension varies.
+    This is RankMe (arXiv 2210.02885). It is between 1 and min(N - 1, d), or 0 if no dimension varies.
     """
     centred, spread = _centred(states)
     varying = centred[:, spread > 0] / spread[spread > 0]

@@ -72,7 +72,7 @@ class ValidationEvent:
         metric: name of the task's main score; None if `values` holds no scores.
         constants: what the best constant predictions reach, by the names in `values`; `loss` only if all terms have it.
         initial: values of the student before training, whose losses were active then.
-        checks: effective rank and other numbers by which collapse is recognised.
+        checks: effective rank and other measures of collapse.
         findings: signs of collapse or stagnation, by the names of the values or checks that show them.
     """
 

@@ -27,7 +27,7 @@ from kdcore.training.loop.plan import KEPT_BY_TRANSFORMS, Plan, RecipeTeacher, S
 from kdcore.training.loop.predictions import scored_head
 
 CACHE = "cache"
-"""The model that stands for a teacher whose section has this key: `CACHE(config, "teacher", model or None)`."""
+"""The model that represents a teacher whose section has this key: `CACHE(config, "teacher", model or None)`."""
 
 
 def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:

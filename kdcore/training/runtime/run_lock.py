@@ -1,4 +1,4 @@
-"""Allow one run per folder: a lock that ends with its process, and a token by which an orphan notices a takeover."""
+"""Allow one run per folder: a lock that ends with its process, and a token that shows a takeover to an orphan."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def attention_kl(student: Attention, teacher: Attention, lengths: Lengths | None
 
     Args:
         student: (query, key) of one block, (B, A, L, d_k) each.
-        teacher: likewise, with the same A.
+        teacher: like `student`, with the same A.
         lengths: (B,) number of real tokens of each sequence; None if all are real.
 
     Raises:
@@ -58,7 +58,7 @@ def value_relation_kl(
 
     Args:
         student: values (B, A, L, d_k) of one block.
-        teacher: likewise, with the same A and any d_k.
+        teacher: like `student`, with the same A and any d_k.
         lengths: (B,) number of real tokens of each sequence; None if all are real.
 
     Raises:

@@ -57,7 +57,7 @@ def _declare(parser: argparse.ArgumentParser, name: str, added: list[str]) -> No
 
 
 def complete_overrides(prefix: str, **_: Any) -> list[str]:
-    """Return keys as `key=`, or, behind the equals sign, the values of a key that has a known set of them."""
+    """Return keys as `key=`, or, after the equals sign, the values of a key that has a fixed set of them."""
     key, equals, _value = prefix.partition("=")
     words = recipe_words()
     if equals:

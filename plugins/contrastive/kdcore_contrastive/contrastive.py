@@ -41,7 +41,7 @@ def contrastive(
 
     Args:
         student: (B, d) embeddings of norm 1.
-        teacher: likewise; it also gets a gradient, because the teacher's states pass a learned map.
+        teacher: like `student`; it also gets a gradient, because the teacher's states pass a learned map.
         student_negatives: (B, K, d) the student's embeddings of other samples.
         teacher_negatives: (B, K, d) the teacher's.
         temperature: tau.

@@ -42,7 +42,7 @@ def hidden_mse_concat(
 
     Args:
         student: the states of each block: (B, L, d_s) with `lengths`, or rows (..., d_s) that are all compared.
-        teacher: likewise, of width d_t.
+        teacher: like `student`, of width d_t.
         weight: W, from the width of all blocks of the mapped model to that of the other.
         lengths: (B,) number of real tokens of each sequence.
         project: the model whose states are mapped.

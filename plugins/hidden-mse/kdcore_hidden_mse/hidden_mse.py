@@ -13,7 +13,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, lengths: Lengths | None = None)
 
     Args:
         student: (B, L, d) states of one block with `lengths`, or rows (..., d) that are all compared.
-        teacher: likewise, with equal shapes.
+        teacher: like `student`, with equal shapes.
         lengths: (B,) number of real tokens of each sequence.
 
     Raises:

@@ -51,7 +51,7 @@ def minilm_v2(
 
     Args:
         student: x_s (B, A, L, d_k): queries, keys or values of one block.
-        teacher: x_t likewise; A and d_k may differ.
+        teacher: x_t, like `student`; A and d_k may differ.
         lengths: (B,) number of real tokens of each sequence; None if all are real.
         relation_heads: R, which divides both widths A * d_k; default: the teacher's A.
 

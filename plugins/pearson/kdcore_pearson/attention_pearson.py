@@ -46,7 +46,7 @@ def attention_pearson(student: QueryKey, teacher: QueryKey, lengths: Lengths | N
 
     Args:
         student: (query, key) of one block, (B, A, L, d_k) each.
-        teacher: likewise, with the same A.
+        teacher: like `student`, with the same A.
         lengths: (B,) number of real tokens of each sequence; None if all are real.
 
     Returns:

@@ -19,7 +19,7 @@ def correlation_distance(own: Tensor, theirs: Tensor, real: Tensor, dim: int) ->
 
     Args:
         own: logarithms of the values; minus infinity for the value 0 and for entries that are not real.
-        theirs: likewise.
+        theirs: like `own`.
         real: bool, broadcastable to both: true for entries that are used.
         dim: the axis.
     """

@@ -18,7 +18,7 @@ class BlockAttention:
 
     Attributes:
         query: (B, A, L, d_k).
-        key: likewise.
+        key: like `query`.
         mask: the block's mask with four axes, broadcastable to (B, A, L, L): bool or additive; or None.
         rows: (B, L) bool, true on real tokens; None if there is no padding.
         scale: factor on the products.

@@ -151,7 +151,7 @@ class LabelledTask(Task):
         self.tokenizer.save_pretrained(folder)
 
     def _batch(self, split: Split, samples: np.ndarray, columns: Mapping[str, Tensor]) -> Batch:
-        """Return a batch of sequences without masks, with `sample_ids` beside `columns`."""
+        """Return a batch of sequences without masks, with `sample_ids` in addition to `columns`."""
         ids, lengths, types = self.tokens(split).rows(samples)
         real = np.arange(ids.shape[1]) < lengths[:, None]
         nothing = torch.empty(0, dtype=torch.int64)

@@ -131,7 +131,7 @@ class TokenClassification(LabelledTask):
         return self._scores(split, self._decoded(split, outputs))
 
     def baselines(self, split: Split) -> dict[str, float]:
-        """Return the scores of predicting no span at all; empty without labels."""
+        """Return the scores of predicting no spans; empty without labels."""
         return {} if not self._labelled(split) else self._scores(split, [[] for _ in self._splits[split].texts])
 
     def write_predictions(self, folder: Path, split: Split, outputs: TaskOutputs) -> None:

@@ -236,7 +236,7 @@ def test_a_folder_of_sparks_parts_is_read_without_what_lies_beside_them(tmp_path
     data = LabelledData(train=str(folder), text="text", label="label", labels=["0", "1"])
     assert read_labelled(data, report)[0].texts == (["text 0", "text 1"],)
     assert report == {
-        "files beside the data left out (the first: _SUCCESS)": 1,
+        "files that are not data left out (the first: _SUCCESS)": 1,
         "hidden files and folders left out (the first: .part-0.csv.crc)": 2,
         "dangling links left out (the first: gone.csv)": 1,
     }

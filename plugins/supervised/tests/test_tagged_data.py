@@ -142,7 +142,7 @@ def test_spans_of_characters_are_extended_to_words_and_counted(tmp_path: Path) -
         ("Ada", "per"),
         ("café", "loc"),
     ]
-    assert report == {"spans moved to the bounds of words": 1, "spans without a word of their own left out": 1}
+    assert report == {"spans moved to the bounds of words": 1, "spans without their own word left out": 1}
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def assert_close(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor], what: s
 
     Args:
         one: signals by what they are.
-        other: likewise.
+        other: like `one`.
         what: the violated requirement otherwise, such as `further padding changes the states`.
     """
     for place, states in one.items():

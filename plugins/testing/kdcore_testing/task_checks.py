@@ -163,7 +163,7 @@ def _check_scores(task: Task, head: Head) -> None:
         batch = task.batch(split, np.arange(total), np.zeros(total, dtype=np.int64))
         assert "sample_ids" in batch.columns, "the task has a `metric`, but batches lack the column `sample_ids`"
         found = batch.columns["sample_ids"].tolist()
-        assert found == list(range(total)), "the column `sample_ids` does not have the numbers of the samples"
+        assert found == list(range(total)), "the column `sample_ids` does not have the indices of the samples"
         outputs = _outputs(head, batch.lengths)
         if split == "held_out":
             scores = task.scores(split, outputs)

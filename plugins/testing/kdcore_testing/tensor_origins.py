@@ -19,7 +19,7 @@ class TensorOrigins(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._origins: dict[int, frozenset[str]] = {}
-        self._kept: list[Tensor] = []  # so that memory, by which tensors are recognised, is not used again
+        self._kept: list[Tensor] = []  # so that memory, which identifies tensors, is not used again
         self._meetings: dict[tuple[str, str], set[str]] = {}
 
     def mark(self, tensor: Tensor, origin: str) -> None:

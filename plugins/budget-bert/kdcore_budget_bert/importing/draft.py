@@ -17,7 +17,7 @@ _COLUMN = 44
 
 @dataclass
 class _Leaf:
-    """A value with the comment behind it."""
+    """A value with the comment after it."""
 
     value: str
     comment: str

@@ -21,7 +21,7 @@ _SIZES = (
 _EMBEDDING_SIZES = ("vocab_size", "max_position_embeddings", "type_vocab_size")
 _DISTILLATION = ("teacher_path", "method", "layer_selection", "student_initialize")
 _TWO_HALVES: tuple[dict[str, Any], dict[str, Any]] = ({"active": [0.0, 0.5]}, {"active": [0.5, 1.0]})
-# Method of the source -> loss of kdcore -> its keys beside `layers`; a loss without a teacher has no layers.
+# Method of the source -> loss of kdcore -> its keys in addition to `layers`; a loss without a teacher has no layers.
 _LOSSES: dict[str, dict[str, dict[str, Any]]] = {
     "hidden_mse": {"hidden_mse": {}},
     "hidden_cls": {"hidden_mse_cls": {}},
@@ -157,7 +157,7 @@ def put_task(draft: Draft) -> None:
     draft.put("task.masking", "static", "dataset_path", note="the masks that the shards hold")
     order = "global" if draft.value("data_loader_type") == "dist" else "per_process"
     draft.put("task.order", order, "data_loader_type")
-    draft.leave_out("batches are always made beside training", "num_workers", "async_worker")
+    draft.leave_out("batches are always made in parallel with training", "num_workers", "async_worker")
     draft.leave_out("a bound that was kept when the masks were drawn", "max_predictions_per_seq")
 
 
@@ -189,7 +189,7 @@ def put_losses(draft: Draft) -> None:
 
 
 def _layers(draft: Draft, method: str) -> Any:
-    """Return `layers` of the losses: the selected teacher blocks beside the student's."""
+    """Return `layers` of the losses: the selected teacher blocks next to the student's."""
     selection, depth = draft.value("layer_selection"), draft.value("num_hidden_layers")
     if method == "pear_col":
         return "last"

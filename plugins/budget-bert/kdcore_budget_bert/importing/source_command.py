@@ -67,7 +67,7 @@ class SourceCommand:
 
 
 def parse_command(text: str, source: str) -> SourceCommand:
-    """Take a command apart.
+    """Parse a command.
 
     Line ends count as blanks, with a backslash before them or without; `#` starts a comment.
 

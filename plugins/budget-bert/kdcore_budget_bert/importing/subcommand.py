@@ -73,7 +73,7 @@ def _read_command(file: str | None) -> tuple[str, str]:
 
 
 def _write_new(file: Path, text: str) -> None:
-    """Write a file that does not exist yet, completely or not at all."""
+    """Write a file that does not exist yet, atomically."""
     if file.exists():
         raise InputError("the file exists already", where=str(file), hint="Remove it, or choose another --output.")
     try:

@@ -194,7 +194,7 @@ class TaggedText:
 
     @property
     def clean(self) -> str:
-        """The text after cleaning, by which texts are compared."""
+        """The text after cleaning, which comparisons of texts use."""
         return clean_text(self.text, Counter())
 
 
@@ -214,7 +214,7 @@ class TaggedPart:
         return bool(self.texts) and self.texts[0].spans is not None
 
     def baselines(self) -> dict[str, float]:
-        """Return the scores of predicting no span at all; empty without labels."""
+        """Return the scores of predicting no spans; empty without labels."""
         scores = SpanScores({span.type for text in self.texts for span in text.spans or ()})
         for text in self.texts:
             scores.add(text.spans or (), (), len(text.bounds))
@@ -413,7 +413,7 @@ def _on_words(spans: Iterable[TaggedSpan], bounds: NDArray[np.int32], report: Co
         end = int(np.searchsorted(bounds[:, 0], span.end, side="left"))
         own = max(start, found[-1].end if found else 0)
         if own >= end:
-            report["spans without a word of their own left out"] += 1
+            report["spans without their own word left out"] += 1
             continue
         if own != start or bounds[start, 0] < span.start or bounds[end - 1, 1] > span.end:
             report["spans moved to the bounds of words"] += 1

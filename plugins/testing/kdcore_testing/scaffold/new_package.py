@@ -31,7 +31,7 @@ class Kind:
         group: entry-point group of its components.
         what: description of the generated component in the package's README.
         usage: its use in a recipe.
-        packages: our packages that it imports, beside kdcore.
+        packages: our packages that it imports, in addition to kdcore.
     """
 
     group: str
