@@ -34,7 +34,7 @@ help:
 setup: $(VENV)/.complete
 
 $(VENV)/.complete: requirements.txt requirements-data.txt constraints.txt pyproject.toml launch/pyproject.toml $(wildcard plugins/*/pyproject.toml)
-	@$(PYTHON) -c 'import sys; sys.exit("kdcore needs Python 3.11 or newer; say which with make PYTHON=...") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("kdcore needs Python 3.11 or newer; select it with make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements-data.txt
@@ -70,7 +70,7 @@ test-docs: setup
 	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/docs $(PYTEST_ARGUMENTS)
 
 # The comparison page in a real Chromium, checked by axe-core. Of its package only the file axe.min.js is used, so it is
-# installed without what it requires. Where one of both is missing, tests are skipped with the reason.
+# installed without what it requires. Where either is missing, tests are skipped with the reason.
 test-browser: setup
 	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium \
@@ -79,7 +79,7 @@ test-browser: setup
 	$(BIN)/pip install --quiet --no-deps axe-playwright-python==0.1.8 || echo "axe-core cannot be installed here"
 	$(BIN)/pytest tests/browser $(PYTEST_ARGUMENTS)
 
-# Where SLURM cannot be installed, the tests say why and are skipped.
+# Where SLURM cannot be installed, the tests are skipped with the reason.
 test-slurm: setup
 	@if ! command -v slurmctld >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
@@ -91,7 +91,7 @@ test-slurm: setup
 test-recipes: setup
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/pytest tests/recipes
 
-# Ratios on one CPU thread; docs/performance.md says what they are good for. About half an hour on a machine of its own.
+# Ratios on one CPU thread, described in docs/performance.md. About half an hour on an otherwise idle machine.
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/run.py
 
@@ -105,7 +105,7 @@ test-gpu:
 bench-gpu:
 	@$(GPU_PYTHON) tests/gpu/run.py bench --results "$(GPU_RESULTS)"
 
-# Sphinx has an environment of its own, which sees the packages of .venv.
+# Sphinx has a separate environment, which sees the packages of .venv.
 DOCS := build/docs-environment
 docs: $(DOCS)/.complete
 	$(BIN)/python docs/site/stage.py build/docs/source
