@@ -147,9 +147,9 @@ def test_a_single_run_without_teacher_has_a_seed_of_its_own(
     of_seeds = students.mean(1).var(ddof=1) * (1 + 1 / 3)
     rest = students - students.mean(0) - students.mean(1, keepdims=True) + students.mean()
     shared = (rest**2).sum() / (2 * (TEXTS - 1)) * (1 + 1 / 3) / TEXTS
-    parts = ((of_seeds, 2), (of_texts.var(ddof=1) / TEXTS, TEXTS - 1), (shared, 2 * (TEXTS - 1)))
-    variance = max(parts[0][0] + parts[1][0] - shared, parts[0][0], parts[1][0])
-    freedom = max(variance**2 / sum(part**2 / own for part, own in parts), 2)
+    own_texts = max(of_texts.var(ddof=1) / TEXTS - shared, 0)
+    variance = of_seeds + own_texts
+    freedom = variance / (of_seeds / 2 + own_texts / (TEXTS - 1))
     expected = stats.t.interval(0.95, freedom, of_texts.mean(), np.sqrt(variance))
     assert one["interval"] == pytest.approx(expected)
     assert found["teacher teacher/1"]["over"] == "3 seeds and 1 model, 200 texts", "the teacher does not vary"

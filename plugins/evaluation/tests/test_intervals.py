@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 from kdcore_evaluation.statistics.intervals import SampleValues, estimate_difference, estimate_mean, holm
 from scipy import stats
 
-Draw = Callable[[np.random.Generator], tuple[SampleValues, SampleValues]]
+COMPARISONS = 1000
 
 
 def test_scores_alone_give_the_tests_of_scipy() -> None:
@@ -47,7 +47,7 @@ def test_seeds_and_items_are_crossed_random_effects() -> None:
         3 * 29
     )
     variance = (of_seeds + of_items - rest) / 120
-    freedom = variance**2 / sum((part / 120) ** 2 / own for part, own in ((of_seeds, 3), (of_items, 29), (rest, 87)))
+    freedom = variance / (of_seeds / 120 / 3 + (of_items - rest) / 120 / 29)
     found = estimate_mean(table)
     assert found is not None
     assert found.over == ("seeds", "items")
@@ -85,6 +85,18 @@ def test_a_single_seed_has_the_variance_of_the_seeds_on_the_other_side(swapped: 
     error = math.sqrt(several.var(ddof=1) * (1 + 1 / 6))
     assert found.interval == pytest.approx(stats.t.interval(0.95, 5, value, error))
     assert found.p_value() == pytest.approx(2 * stats.t.sf(abs(value) / error, 5))
+
+
+def test_equal_scores_of_all_seeds_vary_by_their_answers() -> None:
+    """Each seed has a right answer to another half of 40 items."""
+    draw = np.random.default_rng(4)
+    values = np.stack([draw.permutation([1.0, 0.0] * 20) for _ in range(3)])
+    found = estimate_mean(values)
+    rest = values - values.mean(0) - 0.5 + values.mean()
+    error = math.sqrt((rest**2).sum() / (2 * 39) / 120)
+    assert found is not None
+    assert values.mean(0).var(ddof=1) / 40 < error**2, "a draw whose items vary by the interaction alone"
+    assert found.interval == pytest.approx(stats.t.interval(0.95, 2, 0.5, error))
 
 
 @pytest.mark.parametrize(
@@ -128,64 +140,69 @@ def test_p_values_are_adjusted_by_holm() -> None:
     assert holm([]) == []
 
 
-def coverage(draw: Draw, truth: float, *, paired: bool, comparisons: int = 1000) -> float:
+Compared = tuple[SampleValues, SampleValues]
+
+
+def coverage(comparisons: Iterable[Compared], truth: float, *, paired: bool = False) -> float:
     """Fraction of simulated comparisons whose interval contains the true difference."""
-    covered = 0
-    for number in range(comparisons):
-        found = estimate_difference(*draw(np.random.default_rng((number, 3))), paired=paired)
+    covered = []
+    for first, second in comparisons:
+        found = estimate_difference(first, second, paired=paired)
         assert found is not None
         low, high = found.interval
-        covered += low <= truth <= high
-    return covered / comparisons
+        covered.append(low <= truth <= high)
+    return sum(covered) / len(covered)
 
 
 @pytest.mark.parametrize("seeds", [3, 6, 12])
 def test_intervals_over_seeds_cover_the_truth(seeds: int) -> None:
-    def paired(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
-        common = draw.normal(0, 0.01, (seeds, 1))
-        return (0.80 + common + draw.normal(0, 0.01, (seeds, 1)), 0.78 + common + draw.normal(0, 0.01, (seeds, 1)))
+    draw = np.random.default_rng((seeds, 3))
 
-    def unpaired(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
-        return 0.80 + draw.normal(0, 0.01, (seeds, 1)), 0.78 + draw.normal(0, 0.02, (seeds, 1))
+    def scores(mean: float, spread: float, count: int = seeds) -> SampleValues:
+        return mean + draw.normal(0, spread, (COMPARISONS, count, 1))
 
-    def single(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
-        return 0.80 + draw.normal(0, 0.01, (1, 1)), 0.78 + draw.normal(0, 0.01, (seeds, 1))
-
+    common = draw.normal(0, 0.01, (COMPARISONS, seeds, 1))
+    both = zip(common + scores(0.80, 0.01), common + scores(0.78, 0.01), strict=True)
     found = {
-        "paired": coverage(paired, 0.02, paired=True),
-        "Welch": coverage(unpaired, 0.02, paired=False),
-        "one against several": coverage(single, 0.02, paired=False),
+        "paired": coverage(both, 0.02, paired=True),
+        "Welch": coverage(zip(scores(0.80, 0.01), scores(0.78, 0.02), strict=True), 0.02),
+        "Welch, equal": coverage(zip(scores(0.80, 0.01), scores(0.78, 0.01), strict=True), 0.02),
+        "one against several": coverage(zip(scores(0.80, 0.01, 1), scores(0.78, 0.01), strict=True), 0.02),
     }
     print(f"{seeds} seeds: {found}")
     assert all(0.93 <= value <= 0.97 for value in found.values()), found
 
 
 @pytest.mark.parametrize("seeds", [3, 6, 12])
-@pytest.mark.parametrize("spread", [0.0, 0.01, 0.03])
-def test_intervals_over_seeds_and_items_cover_the_truth(seeds: int, spread: float) -> None:
-    """Right or wrong answers to 300 drawn items of different difficulty, by students that differ by seed."""
+@pytest.mark.parametrize(("spread", "strength"), [(0.0, 0.0), (0.01, 0.0), (0.03, 0.0), (0.0, 0.15), (0.03, 0.15)])
+def test_intervals_over_seeds_and_items_cover_the_truth(seeds: int, spread: float, strength: float) -> None:
+    """Right or wrong answers to 300 drawn items of different difficulty, by students that differ by seed.
 
-    def answers(draw: np.random.Generator, seeds_of_first: int = seeds) -> tuple[SampleValues, SampleValues]:
-        easy = 0.1 + 0.7 * draw.beta(2, 1, (1, 300))
-        sides = ((0.05, seeds_of_first), (0.02, seeds))
-        skills = [gain + draw.normal(0, spread, (count, 1)) for gain, count in sides]
-        first, second = ((draw.random((len(skill), 300)) < easy + skill).astype(float) for skill in skills)
-        return first, second
+    Half of the items, drawn at random, suit the first method better by twice the strength than the second; the other
+    half suits the second.
+    """
+    draw = np.random.default_rng((seeds, round(100 * spread), round(100 * strength)))
 
-    found = {name: coverage(answers, 0.03, paired=name == "paired") for name in ("paired", "unpaired")}
-    found["one against several"] = coverage(lambda draw: answers(draw, 1), 0.03, paired=False)
-    print(f"{seeds} seeds, standard deviation {spread}, 300 items: {found}")
-    assert 0.93 <= found["paired"] <= 0.97, found
-    assert 0.93 <= found["unpaired"] <= 0.98, "Welch's degrees of freedom are cautious for few seeds"
-    assert 0.93 <= found["one against several"] <= 0.985, found
+    easy = 0.2 + 0.55 * draw.beta(2, 1, (COMPARISONS, 1, 300))
+    suited = strength * draw.choice([-1.0, 1.0], (COMPARISONS, 1, 300))
+    sides = []
+    for gain, own in ((0.05, suited), (0.02, -suited)):
+        chances = easy + own + gain + draw.normal(0, spread, (COMPARISONS, seeds, 1))
+        sides.append((draw.random((COMPARISONS, seeds, 300), dtype=np.float32) < chances).astype(float))
+    first, second = sides
+    found = {
+        "paired": coverage(zip(first, second, strict=True), 0.03, paired=True),
+        "unpaired": coverage(zip(first, second, strict=True), 0.03),
+        "one against several": coverage(zip(first[:, :1], second, strict=True), 0.03),
+    }
+    print(f"{seeds} seeds, standard deviation {spread}, items {strength}: {found}")
+    assert all(0.93 <= value <= 0.97 for value in found.values()), found
 
 
 def test_intervals_over_items_of_one_seed_cover_the_truth() -> None:
-    def answers(draw: np.random.Generator) -> tuple[SampleValues, SampleValues]:
-        easy = 0.1 + 0.7 * draw.beta(2, 1, (1, 300))
-        first, second = ((draw.random((1, 300)) < easy + gain).astype(float) for gain in (0.05, 0.02))
-        return first, second
-
-    found = coverage(answers, 0.03, paired=True, comparisons=400)
+    draw = np.random.default_rng(3)
+    easy = 0.1 + 0.7 * draw.beta(2, 1, (400, 1, 300))
+    sides = [(draw.random((400, 1, 300)) < easy + gain).astype(float) for gain in (0.05, 0.02)]
+    found = coverage(zip(*sides, strict=True), 0.03, paired=True)
     print(f"1 seed, 300 items: {found}")
     assert 0.93 <= found <= 0.97

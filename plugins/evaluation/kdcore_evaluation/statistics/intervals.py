@@ -72,8 +72,9 @@ class Estimate:
 def estimate_mean(sample: SampleValues) -> Estimate | None:
     """Estimate the mean of a sample (n, m).
 
-    Of several seeds the error is Student's t over seeds; with test items, that of two crossed random effects with
-    Satterthwaite's degrees of freedom. Of a single seed it is a bootstrap-t over items.
+    Of several seeds the error is Student's t over seeds; with test items, that of two crossed random effects, whose
+    degrees of freedom are the harmonic mean of those of seeds and of items, weighted by their parts of the variance. Of
+    a single seed it is a bootstrap-t over items.
 
     Returns:
         The estimate; None without variation, such as of a single score.
@@ -127,30 +128,31 @@ def _estimate(sides: Sequence[tuple[float, SampleValues]], rounding: float, *, f
     if not several:
         return _bootstrap_t(by_item, rounding) if items > 1 else None
     drawn = 1 if len(several) < len(sides) and not fixed else 0  # a single row has the variance of one seed
-    parts = [(float(sample.mean(1).var(ddof=1)) * (drawn + 1 / len(sample)), len(sample) - 1) for sample in several]
-    of_seeds = variance = sum(part for part, _ in parts)
-    fewest = min(own for _, own in parts)
-    if items > 1:
-        of_items = float(by_item.var(ddof=1)) / items
-        # The interaction of seeds and items is part of both variances, so it is subtracted once.
-        shared = [
-            (_interaction(sample) * (drawn + 1 / len(sample)) / items, (len(sample) - 1) * (items - 1))
-            for sample in several
-        ]
-        # The few degrees of freedom of a single row's variance make the difference too small at times.
-        least = max(of_seeds, of_items) if drawn else of_seeds
-        variance = max(of_seeds + of_items - sum(part for part, _ in shared), least)
-        parts += [(of_items, items - 1), *shared]
+    factors = [drawn + 1 / len(sample) for sample in several]
+    of_seeds = [float(sample.mean(1).var(ddof=1)) * factor for sample, factor in zip(several, factors, strict=True)]
+    # The interaction of seeds and items is part of both variances, so it is subtracted once.
+    shared = [_interaction(sample) * factor / items for sample, factor in zip(several, factors, strict=True)]
+    excess = max(float(by_item.var(ddof=1)) / items - sum(shared), 0.0) if items > 1 else 0.0
+    variance = sum(of_seeds) + excess
+    if not np.sqrt(variance) > rounding:  # seeds whose scores are equal vary by this interaction at least
+        of_seeds, variance = shared, sum(shared)
     if not np.sqrt(variance) > rounding:
         return None
-    freedom = max(1 / sum((part / variance) ** 2 / own for part, own in parts), fewest)
+    # Seeds vary at least as much as their interaction with items: smaller variances of one side would be due to chance.
+    least = [max(pair) for pair in zip(of_seeds, shared, strict=True)]
+    total = sum(least) or 1.0
+    welch = sum((one / total) ** 2 / (len(sample) - 1) for one, sample in zip(least, several, strict=True))
+    # By the squares of the parts (Satterthwaite) the few seeds would count too little, for the parts are estimates too.
+    freedom = variance / (sum(of_seeds) * welch + excess / max(items - 1, 1))
     over = ("seeds", "items") if items > 1 else ("seeds",)
     return Estimate(float(value), float(np.sqrt(variance)), StudentT(freedom), over)
 
 
 def _interaction(sample: SampleValues) -> float:
-    """Return the mean square of what neither seed nor item of a sample (n, m) explains."""
+    """Return the mean square of what neither seed nor item of a sample (n, m) explains; 0 of scores alone."""
     freedom: int = (sample.shape[0] - 1) * (sample.shape[1] - 1)
+    if not freedom:
+        return 0.0
     rest = sample - sample.mean(0) - sample.mean(1, keepdims=True) + sample.mean()
     return float((rest**2).sum()) / freedom
 
