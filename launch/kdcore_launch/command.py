@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ class LaunchCommand(Command):
     kdcore launch RECIPE --local                                 train on this machine in the background
     kdcore launch --resume SWEEP                                 resubmit unfinished runs
     kdcore launch --prepare DATA.yaml FOLDER --tasks 16 --profile FILE   prepare data in 16 jobs
+    kdcore launch --cache RECIPE FOLDER --tasks 16 --profile FILE   cache the teacher's signals in 16 jobs
 
     `profile.key=value` overrides the profile, any other `key=value` the recipe. A job that is preempted, times out,
     crashes or loses a node is requeued and resumes from its newest checkpoint. A job with invalid input is not
@@ -56,7 +58,15 @@ class LaunchCommand(Command):
             "--resume", metavar="SWEEP", help="resubmit unfinished runs; folder of a sweep or run, or a job id"
         )
         parser.add_argument("--prepare", metavar="DATA.yaml", help="prepare data instead of training")
-        parser.add_argument("--tasks", metavar="N", type=int, help="number of jobs for --prepare")
+        parser.add_argument("--cache", metavar="RECIPE", help="cache the signals of the teacher instead of training")
+        parser.add_argument(
+            "--cache-options",
+            metavar="OPTIONS",
+            type=shlex.split,
+            default=[],
+            help='options of `kdcore teacher cache` for --cache, in quotes: "--values bf16 --kept 32"',
+        )
+        parser.add_argument("--tasks", metavar="N", type=int, help="number of jobs for --prepare and --cache")
         add_allow_imports(parser)
         parser.add_argument("--local", action="store_true", help="run on this machine, without SLURM")
         parser.add_argument(
@@ -66,7 +76,13 @@ class LaunchCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Prepare and submit the jobs."""
-        from kdcore_launch.sending import prepare_submission, resume_submission, run_submission, send
+        from kdcore_launch.sending import (
+            cache_submission,
+            prepare_submission,
+            resume_submission,
+            run_submission,
+            send,
+        )
         from kdcore_launch.slurm_queries import require_slurm
 
         _check_options(arguments)
@@ -91,6 +107,18 @@ class LaunchCommand(Command):
             submission = prepare_submission(
                 arguments.prepare, recipes, overrides, arguments.tasks, profile, arguments.parallel, dry=dry
             )
+        elif arguments.cache is not None:
+            submission = cache_submission(
+                arguments.cache,
+                recipes,
+                overrides,
+                arguments.cache_options,
+                arguments.tasks,
+                _profile(arguments, own),
+                arguments.parallel,
+                dry=dry,
+                allow_imports=arguments.allow_imports or None,
+            )
         else:
             profile = _profile(arguments, own)
             submission = run_submission(
@@ -110,11 +138,16 @@ def _check_options(arguments: argparse.Namespace) -> None:
     """Reject invalid combinations of options."""
     if arguments.parallel < 1:
         raise InputError(f"must be at least 1, found {arguments.parallel}", where="--parallel")
-    if (arguments.prepare is None) != (arguments.tasks is None):
-        raise InputError("`--prepare DATA.yaml` and `--tasks N` must be used together", where="--prepare")
+    for option, value in (("--prepare DATA.yaml", arguments.prepare), ("--cache RECIPE", arguments.cache)):
+        if value is not None and arguments.tasks is None:
+            raise InputError(f"`{option}` and `--tasks N` must be used together", where=option.partition(" ")[0])
+    if arguments.tasks is not None and arguments.prepare is None and arguments.cache is None:
+        raise InputError("requires `--prepare DATA.yaml` or `--cache RECIPE`", where="--tasks")
+    if arguments.cache_options and arguments.cache is None:
+        raise InputError("requires `--cache RECIPE`", where="--cache-options")
     if arguments.tasks is not None and arguments.tasks < 1:
         raise InputError(f"must be at least 1, found {arguments.tasks}", where="--tasks")
-    several = [name for name in ("sweep", "prepare", "resume") if getattr(arguments, name)]
+    several = [name for name in ("sweep", "prepare", "cache", "resume") if getattr(arguments, name)]
     if len(several) > 1:
         raise InputError(f"--{several[0]} and --{several[1]} are mutually exclusive")
     if arguments.local and several:

@@ -50,17 +50,26 @@ _TAIL_BYTES = 20_000
 
 @dataclass(frozen=True)
 class Job:
-    """A run, or one task of a data preparation, as a job.
+    """A run, or one task of a data preparation or of a teacher cache, as a job.
 
     Attributes:
-        folder: the run folder; for a task of a data preparation, the folder of its records.
+        folder: the run folder; for a task, the folder of its records.
         arguments: command line arguments of `kdcore`.
         profile: the profile of the submission.
+        output: folder to which a task of a teacher cache adds files; None for other jobs.
     """
 
     folder: Path
     arguments: tuple[str, ...]
     profile: Profile
+    output: Path | None = None
+
+    @property
+    def progress(self) -> int:
+        """Return the step of the newest checkpoint, or the number of files in the folder of the output."""
+        if self.output is None:
+            return run_status(self.folder).saved_step
+        return sum(not path.name.startswith(".") for path in self.output.glob("*"))
 
     def __call__(self) -> int:
         """Run the job; exit this process with the run's exit code unless it is 0."""
@@ -95,12 +104,13 @@ class _SlurmStart:
         """Start the processes, wait for them and requeue if needed; return the exit code of the batch script."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._stop)
-        step = run_status(self.job.folder).saved_step
+        step = self.job.progress
         self._check_limit(step)
         history.append(self.job.folder, "start", self.name, restart=self.restart, step=step, hosts=list(self.hosts))
         shutil.rmtree(self.records, ignore_errors=True)
         self.records.mkdir(parents=True)
-        self._log(f"start {self.restart + 1} on {', '.join(self.hosts)}, from step {step}")
+        begin = f"step {step}" if self.job.output is None else f"{step} files"
+        self._log(f"start {self.restart + 1} on {', '.join(self.hosts)}, from {begin}")
         if self.profile.nodes > 1:
             self._check_nodes()
         self._srun()
@@ -119,8 +129,9 @@ class _SlurmStart:
         tried = history.restarts_without_progress(self.job.folder, self.name, step)
         if tried > limit:
             self._note_end(_EXIT_MACHINE, requeued=False)
+            newer = f"a checkpoint newer than step {step}" if self.job.output is None else "a new file"
             raise InfrastructureError(
-                f"stopped after {tried} starts without a checkpoint newer than step {step} "
+                f"stopped after {tried} starts without {newer} "
                 f"(restarts.without_progress: {limit}); `kdcore launch --resume {self.job.folder}` resubmits the run"
             )
 
@@ -232,7 +243,7 @@ class _SlurmStart:
             self._log(f"exit code {code}; the job was cancelled")
             self._note_end(EXIT_INTERRUPTED, requeued=False)
             return
-        self._check_limit(run_status(self.job.folder).saved_step)
+        self._check_limit(self.job.progress)
         # Recorded first, because SLURM ends this process as soon as the job is requeued.
         self._note_end(code, requeued=True)
         self._log(f"exit code {code}; requeueing the job, which resumes from its newest checkpoint")
@@ -244,7 +255,7 @@ class _SlurmStart:
 
     def _note_end(self, code: int, *, requeued: bool) -> None:
         self.is_over = True
-        step = run_status(self.job.folder).saved_step
+        step = self.job.progress
         history.append(self.job.folder, "end", self.name, restart=self.restart, code=code, step=step, requeued=requeued)
 
     def _log(self, text: str) -> None:
@@ -279,11 +290,11 @@ def _run_here(job: Job, environment: submitit.JobEnvironment) -> int:
     name, restart = environment.job_id, 0
     with Supervisor(sessions=False) as supervisor:
         while True:
-            step = run_status(job.folder).saved_step
+            step = job.progress
             history.append(job.folder, "start", name, restart=restart, step=step, local=True)
             code = supervisor.run(command)
             code = _EXIT_MACHINE if code < 0 else code
-            saved = run_status(job.folder).saved_step
+            saved = job.progress
             tried = history.restarts_without_progress(job.folder, name, saved)
             again = code == _EXIT_MACHINE or (code == _EXIT_TRAINING and job.profile.restarts.after_training_failed)
             again = again and not supervisor.interrupted and tried <= job.profile.restarts.without_progress

@@ -81,7 +81,7 @@ class Submission:
             "code": None if self.code is None else str(self.code),
             "parallel": self.parallel,
             "working_folder": str(self.working_folder),
-            "jobs": [{"folder": str(job.folder), "arguments": job.arguments} for job in self.jobs],
+            "jobs": [_stored_job(job) for job in self.jobs],
         }
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / _FILE) as file:
@@ -110,12 +110,22 @@ def read_submission(folder: Path) -> Submission:
                 where=str(folder / _FILE),
             )
         profile = Profile.model_validate(note["profile"])
-        jobs = [Job(Path(job["folder"]), tuple(job["arguments"]), profile) for job in note["jobs"]]
+        jobs = [_job_of(job, profile) for job in note["jobs"]]
         code = None if note["code"] is None else Path(note["code"])
         working_folder = Path(note["working_folder"])
         return Submission(folder, note["name"], jobs, code, note["parallel"], working_folder)
     except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
         raise InputError(f"the submission file cannot be read: {error}", where=str(folder / _FILE)) from error
+
+
+def _stored_job(job: Job) -> dict[str, Any]:
+    stored: dict[str, Any] = {"folder": str(job.folder), "arguments": job.arguments}
+    return stored if job.output is None else {**stored, "output": str(job.output)}
+
+
+def _job_of(stored: dict[str, Any], profile: Profile) -> Job:
+    output = Path(stored["output"]) if "output" in stored else None
+    return Job(Path(stored["folder"]), tuple(stored["arguments"]), profile, output)
 
 
 def sbatch_script(submission: Submission) -> str:

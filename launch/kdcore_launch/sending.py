@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import getpass
+import io
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdcore import InputError, KdcoreError, SweepCell, load_recipe, make_sweep, read_axes, run_status
+from kdcore import (
+    InputError,
+    KdcoreError,
+    SweepCell,
+    find_component,
+    load_recipe,
+    make_sweep,
+    read_axes,
+    run_status,
+)
 from kdcore_launch import history, slurm_queries
 from kdcore_launch.job import Job
 from kdcore_launch.profile import Profile
@@ -93,28 +105,131 @@ def prepare_submission(
     Raises:
         InputError: the data recipe or the folder is invalid.
     """
-    if len(folders) != 1:
-        hint = "use kdcore launch --prepare DATA.yaml FOLDER --tasks N --profile FILE"
-        raise InputError(f"requires exactly one output folder, found {len(folders)}", where="--prepare", hint=hint)
-    target = Path(folders[0]).absolute()
+    target = _target(folders, "--prepare DATA.yaml")
+    workers = ("--workers", str(profile.cpus_per_process))
+
+    def command(copies: Path | None) -> tuple[str, ...]:
+        if copies is None:
+            return ("prepare", os.path.abspath(data), str(target), *overrides, *workers)
+        return ("prepare", str(copy_data_recipe(data, overrides, copies)), str(target), *workers)
+
     profile = profile.model_copy(update={"nodes": 1, "processes_per_node": 1})
+    return _parts_submission("prepare", target, command, tasks, profile, parallel, dry=dry)
+
+
+def cache_submission(
+    recipe: str,
+    folders: Sequence[str],
+    overrides: Sequence[str],
+    options: Sequence[str],
+    tasks: int,
+    profile: Profile,
+    parallel: int,
+    *,
+    dry: bool,
+    allow_imports: bool | None = None,
+) -> Submission:
+    """Build the submission of `kdcore teacher cache`, one process on at most one GPU per task.
+
+    Its records are stored next to the cache.
+
+    Args:
+        recipe: the recipe whose teacher runs.
+        folders: the folder of the cache.
+        overrides: `key=value` of the recipe.
+        options: further options of `kdcore teacher cache`.
+        tasks: number of parts.
+        profile: resources of one part; of several nodes and GPUs only one is used.
+        parallel: maximum number of concurrent jobs.
+        dry: write no files.
+        allow_imports: whether files run that the recipe of a run folder imports.
+
+    Raises:
+        InputError: the recipe, the folder or an option is invalid, or kdcore-teacher-cache is not installed.
+    """
+    target = _target(folders, "--cache RECIPE")
+    words = _parsed("teacher", ["cache", recipe, str(target), *options], "--cache-options")
+    if words.task is not None or words.processes is not None:
+        raise InputError("`--task` and `--processes` are set by `--tasks N`", where="--cache-options")
+    load_recipe(recipe, overrides, allow_imports=allow_imports).components()
+
+    def command(copies: Path | None) -> tuple[str, ...]:
+        if copies is not None:
+            copy = copy_recipe(recipe, overrides, copies, allow_imports=allow_imports)
+            return ("teacher", "cache", str(copy), str(target), *options)
+        found = recipe if recipe.startswith("kdcore:") else os.path.abspath(recipe)
+        return ("teacher", "cache", found, str(target), *overrides, *options)
+
+    one = {"nodes": 1, "processes_per_node": 1, "gpus_per_node": min(1, profile.gpus_per_node)}
+    profile = profile.model_copy(update=one)
+    return _parts_submission("cache", target, command, tasks, profile, parallel, dry=dry, counted=True)
+
+
+def _target(folders: Sequence[str], option: str) -> Path:
+    if len(folders) != 1:
+        name = option.partition(" ")[0]
+        hint = f"use kdcore launch {option} FOLDER --tasks N --profile FILE"
+        raise InputError(f"requires exactly one output folder, found {len(folders)}", where=name, hint=hint)
+    return Path(folders[0]).absolute()
+
+
+def _parts_submission(
+    name: str,
+    target: Path,
+    command: Callable[[Path | None], tuple[str, ...]],
+    tasks: int,
+    profile: Profile,
+    parallel: int,
+    *,
+    dry: bool,
+    counted: bool = False,
+) -> Submission:
+    """Build an array whose elements run a command with `--task I/N`.
+
+    Args:
+        name: of the work.
+        target: folder that all elements write.
+        command: returns the arguments of `kdcore`; copies the recipe to the folder that it is given, if any.
+        tasks: number of elements.
+        profile: profile of one element.
+        parallel: maximum number of concurrent elements.
+        dry: write no files.
+        counted: whether new files in the folder are the progress of an element.
+    """
     folder = target.with_name(f"{target.name}-jobs")
     records = [folder / f"task-{number}-of-{tasks}" for number in range(1, tasks + 1)]
-    recipe = Path(os.path.abspath(data))
     code = folder / "code" if profile.snapshot else None
     if not dry:
         _refuse_queued(records)
         _make(folder)
         if code is not None:
             copy_code(code)
-            recipe, overrides = copy_data_recipe(data, overrides, folder), []
-    common = ("prepare", str(recipe), str(target), *overrides, "--workers", str(profile.cpus_per_process))
+    common = command(None if dry or code is None else folder)
     parts = [(*common, "--task", f"{number}/{tasks}") for number in range(1, tasks + 1)]
-    jobs = [Job(record, part, profile) for record, part in zip(records, parts, strict=True)]
-    submission = Submission(folder, f"prepare-{target.name}", jobs, code, parallel, Path.cwd())
+    output = target if counted else None
+    jobs = [Job(record, part, profile, output) for record, part in zip(records, parts, strict=True)]
+    submission = Submission(folder, f"{name}-{target.name}", jobs, code, parallel, Path.cwd())
     if not dry:
         submission.store(folder)
     return submission
+
+
+def _parsed(command: str, words: Sequence[str], where: str) -> argparse.Namespace:
+    """Parse the words of a command as it does, so that mistakes are reported before jobs are submitted.
+
+    Raises:
+        InputError: the command refuses the words, or its package is not installed.
+    """
+    parser = argparse.ArgumentParser(f"kdcore {command}")
+    find_component("kdcore.commands", command).cls().add_arguments(parser)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
+            return parser.parse_args(words)
+    except SystemExit as stop:
+        what = errors.getvalue().strip().rpartition("error: ")[2] or "cannot be used here"
+        hint = f"`kdcore {command} {words[0]} --help` lists the options"
+        raise InputError(what, where=where, hint=hint) from stop
 
 
 def resume_submission(target: str, profile: Profile | None) -> Submission | None:

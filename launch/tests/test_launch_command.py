@@ -173,6 +173,43 @@ def test_preparing_data_is_an_array_of_its_parts(slurm, project, kdcore):
     assert [job["arguments"] for job in note["jobs"]] == [[*common, f"{number}/3"] for number in (1, 2, 3)]
 
 
+CACHE = ("launch", "--cache", "recipe.yaml", "out", "--profile", "profile.yaml", "--tasks", "3")
+
+
+def test_caching_a_teacher_is_an_array_of_its_parts_on_one_gpu_each(slurm, project, kdcore):
+    options = ["--cache-options", "--values bf16 --sweep 'seed=1,2'"]
+    code, _, said = kdcore(*CACHE, "profile.snapshot=false", "--parallel", "2", "training.batch_size=4", *options)
+    assert code == 0, said
+    lines = script(slurm).splitlines()
+    for line in ("array=0-2%2", "nodes=1", "ntasks-per-node=1", "gpus-per-node=1", "requeue", "job-name=cache-out"):
+        assert f"#SBATCH --{line}" in lines
+    note = json.loads((project / "out-jobs" / "submission.json").read_text(encoding="utf-8"))
+    common = ["teacher", "cache", str(project / "recipe.yaml"), str(project / "out"), "training.batch_size=4"]
+    common += ["--values", "bf16", "--sweep", "seed=1,2", "--task"]
+    assert [job["arguments"] for job in note["jobs"]] == [[*common, f"{number}/3"] for number in (1, 2, 3)]
+    slurm.answer("sbatch", "echo Submitted batch job 8")
+    assert kdcore("launch", "--resume", "out-jobs")[0] == 0
+    again = json.loads((project / "out-jobs" / "submission.json").read_text(encoding="utf-8"))
+    assert again == note
+
+
+def test_a_dry_run_shows_the_script_of_caching_and_writes_nothing(slurm, project, kdcore):
+    code, text, said = kdcore(*CACHE, "--dry-run")
+    assert code == 0, said
+    assert "#SBATCH --array=0-2%3" in text
+    assert not (project / "out-jobs").exists()
+    assert slurm.calls("sbatch") == []
+
+
+def test_the_parts_of_a_cache_read_the_recipe_as_it_was_submitted(slurm, project, kdcore):
+    code, _, said = kdcore(*CACHE, "training.batch_size=4")
+    assert code == 0, said
+    note = json.loads((project / "out-jobs" / "submission.json").read_text(encoding="utf-8"))
+    copy = project / "out-jobs" / "recipe.yaml"
+    assert note["jobs"][0]["arguments"] == ["teacher", "cache", str(copy), str(project / "out"), "--task", "1/3"]
+    assert "batch_size: 4" in copy.read_text(encoding="utf-8")
+
+
 REFUSED = {
     "sbatch: error: invalid partition specified: gpu\nsbatch: error: Batch job submission failed: Invalid partition": [
         "invalid partition specified: gpu",
@@ -265,6 +302,13 @@ def test_a_job_that_is_not_ours(slurm, project, kdcore, monkeypatch, fields, wor
             ["launch", "--prepare", "data.yaml", "--tasks", "2", "--profile", "profile.yaml"],
             ["requires exactly one output folder, found 0"],
         ),
+        (["launch", "--cache", "recipe.yaml", "out", "--profile", "profile.yaml"], ["must be used together"]),
+        ([*CACHE, "other"], ["--cache: requires exactly one output folder, found 2"]),
+        ([*CACHE, "--cache-options", "--values fp8"], ["--cache-options: argument --values: invalid choice: 'fp8'"]),
+        ([*CACHE, "--cache-options", "--task 1/2"], ["are set by `--tasks N`"]),
+        ([*CACHE, "--local"], ["--cache requires SLURM"]),
+        ([*CACHE, "trainig.batch_size=2"], ["trainig", "training"]),
+        ([*SEND, "--tasks", "2"], ["--tasks: requires `--prepare DATA.yaml` or `--cache RECIPE`"]),
         ([*SEND, "--name", "x"], ["valid for a sweep only"]),
         ([*SEND, "--parallel", "0"], ["--parallel: must be at least 1, found 0"]),
     ],

@@ -21,6 +21,7 @@ class Start:
         self.slurm = slurm
         self.monkeypatch = monkeypatch
         self.profile = Profile(nodes=2)
+        self.output: Path | None = None
         self.said(RUNNING.format(restarts=0))
 
     def said(self, about_the_job: str) -> None:
@@ -46,7 +47,7 @@ class Start:
         for name, value in environment.items():
             self.monkeypatch.setenv(name, value)
         try:
-            return Job(self.run, ("train", "recipe.yaml"), self.profile)()
+            return Job(self.run, ("train", "recipe.yaml"), self.profile, self.output)()
         except SystemExit as stop:
             return int(stop.code or 0)
 
@@ -172,6 +173,18 @@ def test_progress_starts_the_count_anew(start):
         checkpoint = start.run / "checkpoints" / f"step-000000{restart + 1}"
         assert start(1, 1, srun=1, restart=restart, during=f"mkdir -p {checkpoint}") == 1
         assert start.requeued
+
+
+def test_files_in_the_output_folder_are_progress_of_a_part(start):
+    start.output = start.run.parent / "cache"
+    start.profile = Profile(nodes=2, restarts=Restarts(without_progress=0))
+    for restart, name in enumerate(("train-00000.arrow", "train-00001.arrow", ".train-00002.arrow.lock")):
+        start.said(RUNNING.format(restarts=restart))
+        (start.slurm.folder / "calls").unlink(missing_ok=True)
+        during = f"mkdir -p {start.output}; touch {start.output}/{name}"
+        assert start(130, 130, srun=130, restart=restart, during=during) == (1 if restart == 2 else 130)
+        assert start.requeued == (restart < 2)
+    assert [event["step"] for event in start.events if event["event"] == "start"] == [0, 1, 2]
 
 
 def test_nodes_without_the_run_folder_are_told_and_not_tried_again(start):

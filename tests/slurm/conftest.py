@@ -126,6 +126,9 @@ class Sent:
 
     def processes(self) -> dict[int, int]:
         """The numbers of kdcore's processes of this run, by rank."""
+        array, _, task = self.job.partition("_")
+        names = {b"SLURM_ARRAY_JOB_ID": array, b"SLURM_ARRAY_TASK_ID": task} if task else {b"SLURM_JOB_ID": array}
+        wanted = {name: value.encode() for name, value in names.items()}
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -133,10 +136,7 @@ class Sent:
                 environment = dict(part.split(b"=", 1) for part in (path / "environ").read_bytes().split(b"\0") if part)
             except (OSError, ValueError):
                 continue
-            if (
-                command[1:4] == [b"-m", b"kdcore", b"train"]
-                and environment.get(b"SLURM_JOB_ID", b"").decode() == self.job
-            ):
+            if command[1:3] == [b"-m", b"kdcore"] and environment.items() >= wanted.items():
                 found[int(environment[b"RANK"])] = int(path.name)
         return found
 
@@ -172,7 +172,11 @@ class Sender:
         done = self.kdcore("launch", recipe or str(self.recipe), "--profile", str(self.profile(**keys)), *overrides)
         assert done.returncode == 0, done.stderr
         job = done.stdout.split("job ")[1].split(":")[0]
-        return Sent(job, self.folder / "runs" / "small" / name, self.cluster)
+        return self.sent(job, self.folder / "runs" / "small" / name)
+
+    def sent(self, job: str, folder: Path) -> Sent:
+        """A job by its number, and the folder of its records."""
+        return Sent(job, folder, self.cluster)
 
     def paced(self, *overrides: str, seconds: float = 0.1, **keys: Any) -> Sent:
         """Send a run of 60 steps that take at least so long each, with a checkpoint every 20."""

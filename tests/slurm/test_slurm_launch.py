@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from cluster import ACCOUNT, until
@@ -101,6 +102,29 @@ def test_data_that_an_array_has_prepared_is_what_one_process_prepares(sender, te
     assert len(files) > 3
     for file in files:
         assert (parts / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_a_cache_that_an_array_has_computed_with_a_preemption_is_that_of_one_process(cluster, sender):
+    options, copies = "--values bf16", "task.masking.duplicates=2"
+    command = ["launch", "--cache", str(sender.recipe), "parts", "--tasks", "2", "--cache-options", options, copies]
+    done = sender.kdcore(*command, "--profile", str(sender.profile(nodes=1, snapshot=True)))
+    assert done.returncode == 0, done.stderr
+    array = done.stdout.split("job ")[1].split(":")[0]
+    jobs = sender.folder / "parts-jobs"
+    first, second = (sender.sent(f"{array}_{number}", jobs / f"task-{number + 1}-of-2") for number in (0, 1))
+    first.started(1)
+    until(first.processes, 60, "kdcore has been started", lambda: first.log)
+    cluster.run("scancel", "--signal=USR2", first.job)
+    assert first.ended()["code"] == second.ended()["code"] == 0
+    assert [event.get("code") for event in first.history if event["event"] == "end"] == [130, 0]
+    whole = sender.kdcore("teacher", "cache", str(sender.recipe), "whole", copies, *options.split())
+    assert whole.returncode == 0, whole.stderr
+    contents = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (sender.folder / "parts", sender.folder / "whole")
+    ]
+    assert contents[0] == contents[1]
+    assert Path("train-00001.arrow") in contents[0]
 
 
 def test_of_a_sweep_only_the_cell_that_was_killed_runs_again(cluster, sender):

@@ -38,11 +38,12 @@ class TeacherCommand(Command):
     teacher's weights. Start an interrupted `cache` again, even after SIGKILL, and it continues there; the result does
     not depend on interruptions or on the number of processes.
 
-    On several machines that see the same FOLDER, such as the tasks of a SLURM array, start on each
+    On several machines that see the same FOLDER start on each
 
         kdcore teacher cache RECIPE FOLDER --task I/N        I = 1 ... N
 
-    The task that finishes last also writes the manifest. If a task failed, start it again.
+    or submit these tasks to SLURM with `kdcore launch --cache RECIPE FOLDER --tasks N --profile FILE`. The task that
+    finishes last also writes the manifest. If a task failed, start it again.
     """
 
     help = "compute the signals of a teacher once"
