@@ -194,6 +194,7 @@ from .training.run.run_status import run_folders as run_folders
 from .training.run.run_status import run_state as run_state
 from .training.run.run_status import run_status as run_status
 from .training.runtime.distributed import own_device as own_device
+from .training.runtime.numerics import numerics as numerics
 from .training.runtime.watchdog import report_progress as report_progress
 from .transforms.base import ParameterSource as ParameterSource
 from .transforms.base import Transform as Transform

@@ -62,11 +62,13 @@ class CachedModel(StoredEntry):
         section: result of `teacher_section`.
         files: SHA-256 of its weights and configuration by name.
         precision: precision of the computation.
+        tf32: whether products of float32 matrices were rounded to TF32.
     """
 
     section: dict[str, Any]
     files: dict[str, str]
     precision: str
+    tf32: bool = False
 
 
 class CacheContents(StoredEntry):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -221,12 +221,11 @@ def _short(hashes: Mapping[str, str], name: str) -> str:
 class CachedEncoder(Encoder):
     """Look up the signals of a batch by its split, samples and epochs."""
 
-    keeps_precision = True
-
     def __init__(self, info: ModelInfo, readers: Sequence[CacheReader]) -> None:
         super().__init__()
         self.info = info
         self._readers = readers
+        self.keeps_precision = any("dtype" in reader.contents.teacher.section for reader in readers)
         self._attention = {place: entry for one in readers for place, entry in one.contents.attention.items()}
         self._factored: tuple[Tensor, Tensor | None] | None = None
         for reader in readers:
@@ -235,6 +234,14 @@ class CachedEncoder(Encoder):
         self._wanted: dict[str | None, list[str]] = {}
         self._ahead: dict[tuple[Any, ...], list[dict[str, Tensor]]] = {}
         self._lock = Lock()
+
+    def to(self, *arguments: Any, **options: Any) -> Self:
+        """Warn if signals were computed in less precision than that of training, to which a live teacher is cast."""
+        target = arguments[0] if arguments else None
+        if isinstance(target, torch.dtype):
+            for reader in self._readers:
+                _compare_precision(reader, target)
+        return super().to(*arguments, **options)
 
     def prefetch(self, batch: Batch) -> None:
         """Read the columns that the last batch of the split had requested, up to a limit of memory."""
@@ -326,6 +333,22 @@ class CachedSignals(Signals):
         """Return the hidden states of each sequence's first token after `block`: (B, d)."""
         starts = torch.from_numpy(self._lengths.cumsum() - self._lengths)
         return self._states[block].index_select(0, starts.to(self._states[block].device))
+
+
+def _compare_precision(reader: CacheReader, training: torch.dtype) -> None:
+    """Warn if the stored signals are less precise than those of a live teacher in the precision of training."""
+    teacher = reader.contents.teacher
+    computed: torch.dtype = getattr(torch, teacher.precision)
+    products = teacher.tf32 and computed == training == torch.float32
+    products = products and torch.get_float32_matmul_precision() == "highest"
+    if products or torch.finfo(computed).eps > torch.finfo(training).eps:
+        found = f"{teacher.precision}{' with TF32' if teacher.tf32 else ''}"
+        expected = str(training).removeprefix("torch.")
+        logger.warning(
+            f"{reader.folder}: the teacher computed these signals in less precision than this run has (found {found}, "
+            f"expected {expected}{' without TF32' if products else ''}); losses differ from those of the live teacher. "
+            "Hint: compute the cache again with training.precision and training.tf32 of this recipe"
+        )
 
 
 def _is_factored(contents: CacheContents) -> bool:

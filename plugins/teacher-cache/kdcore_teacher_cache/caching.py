@@ -182,6 +182,7 @@ class SignalRecorder:
                 section=teacher_section(model, self.model),
                 files=self.model.file_hashes(),
                 precision=str(parameter.dtype).removeprefix("torch."),
+                tf32=torch.get_float32_matmul_precision() != "highest",
             ),
             task=dict(self._task.batch_identity),
             values=self._values,

@@ -24,6 +24,7 @@ from kdcore_teacher_cache.stored_values import arrays_of, as_tensor, decode, enc
 
 import kdcore
 from kdcore.commands.main import main
+from kdcore.training.engine.teachers import FrozenTeachers
 
 
 def coded(values: torch.Tensor, kind: Any, **column: Any) -> torch.Tensor:
@@ -558,6 +559,48 @@ def test_products_of_another_precision_and_another_dtype_have_their_own_automati
         assert folder() != first
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_caching_applies_tf32_and_reading_in_more_precision_is_warned_about(
+    recipe: Path, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(kdcore, "own_device", lambda: torch.device("cuda"))  # read by the command for `numerics` only
+        assert main(["teacher", "cache", str(recipe), str(tmp_path / "tf32"), "training.tf32=true"]) == 0
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert fill(recorder_of(recipe, precision="bf16"), tmp_path / "bf16")
+
+    def warning(folder: Path, dtype: torch.dtype) -> str:
+        _, teachers = kdcore.recipe_teachers(kdcore.load_recipe(recipe, [f"teacher.cache={folder}"]))
+        encoder = teachers["teacher"].model.load_teacher(kdcore.SignalRequest())
+        caplog.clear()
+        FrozenTeachers({"teacher": encoder}, {}).to(torch.device("cpu")).to(dtype)
+        return caplog.text
+
+    assert "(found float32 with TF32, expected float32 without TF32)" in warning(tmp_path / "tf32", torch.float32)
+    assert "(found bfloat16, expected float32)" in warning(tmp_path / "bf16", torch.float32)
+    assert "(found bfloat16, expected float16)" in warning(tmp_path / "bf16", torch.float16)
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert warning(tmp_path / "tf32", torch.float32) == ""
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert warning(tmp_path / "tf32", torch.bfloat16) == ""
+    for dtype in (torch.float32, torch.bfloat16):
+        assert warning(complete, dtype) == ""
+    assert warning(tmp_path / "bf16", torch.bfloat16) == ""
+
+
+def test_a_teacher_with_its_own_dtype_is_not_compared_with_the_precision_of_training(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = "teacher.dtype=bf16"
+    assert fill(recorder_of(recipe, own), tmp_path / "cache")
+    overrides = [own, f"teacher.cache={tmp_path / 'cache'}"]
+    _, teachers = kdcore.recipe_teachers(kdcore.load_recipe(recipe, overrides))
+    encoder = teachers["teacher"].model.load_teacher(kdcore.SignalRequest())
+    FrozenTeachers({"teacher": encoder}, {}).to(torch.float32)
+    assert "less precision" not in caplog.text
 
 
 def test_a_run_waits_visibly_for_the_one_that_computes(

@@ -23,6 +23,7 @@ from kdcore import (
 
 if TYPE_CHECKING:
     from kdcore import RecipeTeacher, Task
+    from kdcore_teacher_cache.caching import SignalRecorder
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 20.0
@@ -95,32 +96,41 @@ def _cache(arguments: argparse.Namespace) -> int:
         if arguments.task is not None:
             raise InputError("cannot be combined with `--processes`", where="--task")
         return _in_processes(arguments)
-    from kdcore_teacher_cache.caching import SignalRecorder, cache_signals, check_folder, in_bytes, in_time
+    from kdcore import numerics, own_device
+    from kdcore_teacher_cache.caching import SignalRecorder, cache_signals, check_folder
 
     check_folder(arguments.folder)
     recipe, task, teacher = _union(arguments)
     settings, training = recipe.settings, recipe.settings.training
-    recorder = SignalRecorder(
-        task,
-        teacher,
-        batch_size=settings.validation.batch_size or training.micro_batch_size or training.batch_size,
-        precision=training.precision,
-        values=arguments.values,
-        form=arguments.predictions,
-        kept=arguments.kept,
-    )
-    part = arguments.task or (1, 1)
-    if part[0] == 1:
-        for line in recorder.estimate.rows:
-            print(line)
-        for form, error in recorder.calibration_errors(arguments.kept).items():
-            print(f"calibration error of {form} with {arguments.kept} tokens: {error:.2e} of the probability")
-        size, seconds = recorder.estimate.bytes, recorder.estimate.seconds
-        shared = f", {in_time(seconds / part[1])} in {part[1]}" if part[1] > 1 else ""
-        print(f"about {in_bytes(size)}, {in_time(seconds)} in one process{shared}", flush=True)
-    if cache_signals(recorder, arguments.folder, task=part, progress=_show):
+    with numerics(training, own_device()):
+        recorder = SignalRecorder(
+            task,
+            teacher,
+            batch_size=settings.validation.batch_size or training.micro_batch_size or training.batch_size,
+            precision=training.precision,
+            values=arguments.values,
+            form=arguments.predictions,
+            kept=arguments.kept,
+        )
+        part = arguments.task or (1, 1)
+        if part[0] == 1:
+            _print_estimate(recorder, arguments.kept, part[1])
+        complete = cache_signals(recorder, arguments.folder, task=part, progress=_show)
+    if complete:
         print(f"cache in {arguments.folder}; train with teacher.cache={arguments.folder}")
     return 0
+
+
+def _print_estimate(recorder: SignalRecorder, kept: int, processes: int) -> None:
+    from kdcore_teacher_cache.caching import in_bytes, in_time
+
+    for line in recorder.estimate.rows:
+        print(line)
+    for form, error in recorder.calibration_errors(kept).items():
+        print(f"calibration error of {form} with {kept} tokens: {error:.2e} of the probability")
+    size, seconds = recorder.estimate.bytes, recorder.estimate.seconds
+    shared = f", {in_time(seconds / processes)} in {processes}" if processes > 1 else ""
+    print(f"about {in_bytes(size)}, {in_time(seconds)} in one process{shared}", flush=True)
 
 
 def _union(arguments: argparse.Namespace) -> tuple[Recipe, Task, RecipeTeacher]:
