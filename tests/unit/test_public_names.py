@@ -45,7 +45,19 @@ def test_the_table_names_the_module_that_defines_each_name_and_nothing_else():
 
 
 # Types that a package does not name: parts of a loaded recipe and of `ScoreMaps`, aliases of literals and arrays.
-OPAQUE = {"Components", "Node", "Origin", "RecipeSettings", "SettingsT", "_Chunk", "Ids", "NDArray", "RowType", "State"}
+OPAQUE = {
+    "Components",
+    "Node",
+    "Origin",
+    "RecipeSettings",
+    "SettingsT",
+    "_Chunk",
+    "Ids",
+    "NDArray",
+    "RowType",
+    "State",
+    "TrainingSettings",
+}
 
 
 def annotations_of(public: Any) -> Iterator[tuple[Any, str]]:

@@ -130,7 +130,7 @@ def test_a_run_logs_the_losses_of_the_live_teacher(live: Any, cached: Any) -> No
     assert live.keys() == cached.keys()
     assert len({step for step, _ in live}) > 20
     for key, value in live.items():
-        assert cached[key] == pytest.approx(value, rel=1e-4), key
+        assert cached[key] == pytest.approx(value, rel=1e-6), key
     for (step, name), value in live.items():
         if step == 0 and name.startswith("held_out/"):  # the same batches, and the same weights of the student
             assert cached[step, name] == value, name
@@ -150,8 +150,13 @@ def test_two_processes_log_the_losses_of_the_live_teacher(project: Path, live: A
     subprocess.run([sys.executable, "-m", "kdcore", *command], check=True, capture_output=True)
     found = losses_of(project / "runs" / "cached" / "two")
     assert found.keys() == live.keys()
+    # Sums of halves of a batch are rounded differently than those of whole batches, also with a live teacher.
+    halves = train(project, "run.id=halves", "training.micro_batch_size=4")
+    epoch = max(step for step, _ in live) // 3
     for key, value in live.items():
-        assert found[key] == pytest.approx(value, rel=1e-4), key
+        assert found[key] == pytest.approx(halves[key], rel=1e-6), key
+        if key[0] <= epoch:
+            assert found[key] == pytest.approx(value, rel=1e-6), key
 
 
 def test_a_cache_describes_its_teacher_without_the_teachers_folder(project: Path) -> None:
