@@ -2,6 +2,7 @@
 
 from .pipeline.data_recipe import DataRecipe as DataRecipe
 from .pipeline.data_recipe import build_corpora as build_corpora
+from .pipeline.duplicates import content_key as content_key
 from .pipeline.preparation_progress import PreparationProgress as PreparationProgress
 from .pipeline.prepare import prepare as prepare
 from .pipeline.prepare import prepare_share as prepare_share
