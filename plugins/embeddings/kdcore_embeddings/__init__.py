@@ -1,1 +1,9 @@
-"""Distil sentence encoders: teachers and exports of sentence-transformers, and losses on embeddings."""
+"""Distil sentence encoders: teachers and exports of sentence-transformers, and losses on embeddings.
+
+Other packages use the names of this module only. `__init__.pyi` lists them with the modules that define them; each is
+imported at its first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

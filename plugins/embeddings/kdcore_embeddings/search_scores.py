@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,17 @@ def retrieval_scores(
 ) -> dict[str, float]:
     """Search every query among all documents, and average the scores of the queries.
 
+    Arguments, names of scores and errors are those of `retrieval_values`.
+    """
+    values = retrieval_values(queries, documents, relevant, similarity)
+    return {name: float(np.mean(own)) for name, own in values.items()}
+
+
+def retrieval_values(
+    queries: NDArray[Any], documents: NDArray[Any], relevant: Sequence[set[int]], similarity: str = "cosine"
+) -> dict[str, list[float]]:
+    """Search every query among all documents.
+
     Args:
         queries: (n, C) embeddings.
         documents: (m, C) embeddings.
@@ -30,8 +41,30 @@ def retrieval_scores(
         similarity: `cosine`, `dot`, `euclidean` or `manhattan`.
 
     Returns:
-        `ndcg_at_10`, `mrr_at_10`, `recall_at_1` and `recall_at_10`. Of documents with equal similarity, those that do
-        not belong to the query are found first, so that equal vectors get no credit.
+        `ndcg_at_10`, `mrr_at_10`, `recall_at_1` and `recall_at_10` of each query. Of documents with equal similarity,
+        those that do not belong to the query are found first, so that equal vectors get no credit.
+
+    Raises:
+        DataError: vectors are not finite.
+    """
+    depth = min(DEPTH, len(documents))
+    gains = 1 / np.log2(np.arange(2, DEPTH + 2))
+    found: dict[str, list[float]] = {name: [] for name in (MAIN_SCORE, "mrr_at_10", "recall_at_1", "recall_at_10")}
+    start = 0
+    for similarities in similarity_blocks(queries, documents, similarity):
+        for row, known in zip(similarities, relevant[start : start + len(similarities)], strict=True):
+            hits = _hits(row, np.fromiter(known, np.int64), depth)
+            best = gains[: min(len(known), DEPTH)].sum()
+            found[MAIN_SCORE].append(float((gains[:depth] * hits).sum() / best))
+            found["mrr_at_10"].append(1 / (1 + int(hits.argmax())) if hits.any() else 0.0)
+            found["recall_at_1"].append(float(hits[:1].sum()) / len(known))
+            found["recall_at_10"].append(float(hits.sum()) / len(known))
+        start += len(similarities)
+    return found
+
+
+def similarity_blocks(queries: NDArray[Any], documents: NDArray[Any], similarity: str) -> Iterator[NDArray[np.float64]]:
+    """Yield the similarities (b, m) of some queries (n, C) to all documents (m, C), block by block.
 
     Raises:
         DataError: vectors are not finite.
@@ -39,20 +72,9 @@ def retrieval_scores(
     own, theirs = (
         _prepared(side, whose, similarity) for side, whose in ((queries, "queries"), (documents, "documents"))
     )
-    depth = min(DEPTH, len(theirs))
-    gains = 1 / np.log2(np.arange(2, DEPTH + 2))
-    found: dict[str, list[float]] = {name: [] for name in (MAIN_SCORE, "mrr_at_10", "recall_at_1", "recall_at_10")}
     block = max(1, _BLOCK_VALUES // max(1, len(theirs)))
     for start in range(0, len(own), block):
-        similarities = _similarities(own[start : start + block], theirs, similarity)
-        for row, known in zip(similarities, relevant[start : start + block], strict=True):
-            hits = _hits(row, np.fromiter(known, np.int64), depth)
-            best = gains[: min(len(known), DEPTH)].sum()
-            found[MAIN_SCORE].append(float((gains[:depth] * hits).sum() / best))
-            found["mrr_at_10"].append(1 / (1 + int(hits.argmax())) if hits.any() else 0.0)
-            found["recall_at_1"].append(float(hits[:1].sum()) / len(known))
-            found["recall_at_10"].append(float(hits.sum()) / len(known))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+        yield _similarities(own[start : start + block], theirs, similarity)
 
 
 def _hits(similarities: NDArray[np.float64], known: NDArray[np.int64], depth: int) -> NDArray[np.bool_]:

@@ -44,8 +44,8 @@ _FEWEST_TEXTS = 4  # for values of single texts: without one of them, three pair
 def cost(source: str, probe: CostProbe) -> Outcome:
     """Measure parameters (without heads), bytes of weight files, and speed and peak memory of inference.
 
-    The speed is the median over passes; the memory is the most that was in use during them beyond what the process
-    held before the model was loaded: weights and activations.
+    The speed and latencies, in seconds, are medians over passes; the memory is the most that was in use during those of
+    the speed beyond what the process held before the model was loaded: weights and activations.
     """
     device = fastest_device()
     memory = PeakMemory(device)
@@ -57,14 +57,13 @@ def cost(source: str, probe: CostProbe) -> Outcome:
         for _ in range(_WARM_UP):
             model(input_ids=tokens)
         memory.reset()
-        seconds: list[float] = []
-        while len(seconds) < _FEWEST or (sum(seconds) < _SECONDS and len(seconds) < _MOST):
-            wait_for(device)
-            began = time.perf_counter()
-            model(input_ids=tokens)
-            wait_for(device)
-            seconds.append(time.perf_counter() - began)
-    peak = memory.peak()
+        seconds = _seconds_of_passes(model, tokens)
+        peak = memory.peak()
+        latencies = {}
+        for size in probe.latency:
+            own = torch.randint(0, model.config.vocab_size, (size, longest), generator=generator).to(device)
+            model(input_ids=own)
+            latencies[size] = _seconds_of_passes(model, own)
     measured = [
         _measured("parameters", sum(parameter.numel() for parameter in model.parameters()), higher=False),
         _measured("bytes_on_disk", bytes_on_disk(source), higher=False),
@@ -72,7 +71,22 @@ def cost(source: str, probe: CostProbe) -> Outcome:
     ]
     if peak is not None:
         measured.append(_measured("memory_bytes", peak, higher=False))
+    for size, passes in latencies.items():
+        median = float(np.median(passes))
+        measured.append(_measured(f"latency_{size}", median, higher=False, examples=len(passes)))
     return {"measured": measured, "device": device_name(device)}
+
+
+def _seconds_of_passes(model: PreTrainedModel, tokens: Tensor) -> list[float]:
+    """Return the seconds of each of several forward passes on tokens (B, L)."""
+    seconds: list[float] = []
+    while len(seconds) < _FEWEST or (sum(seconds) < _SECONDS and len(seconds) < _MOST):
+        wait_for(tokens.device)
+        began = time.perf_counter()
+        model(input_ids=tokens)
+        wait_for(tokens.device)
+        seconds.append(time.perf_counter() - began)
+    return seconds
 
 
 def masked_lm(source: str, probe: MaskedLMProbe, cache: Path) -> Outcome:

@@ -64,9 +64,10 @@ def run_probe(kind: str, settings: dict[str, Any], source: str, teacher: str | N
     Raises:
         InputError: the model or the data cannot be used.
     """
+    from kdcore_embeddings import EmbeddingTexts
     from transformers.utils import logging
 
-    from kdcore_evaluation.probes import probes
+    from kdcore_evaluation.probes import embedding_scores, probes
     from kdcore_evaluation.run.suite import (
         AgreementProbe,
         CostProbe,
@@ -88,6 +89,8 @@ def run_probe(kind: str, settings: dict[str, Any], source: str, teacher: str | N
             return probes.agreement(source, teacher, AgreementProbe.model_validate(settings), cache)
         if kind == "retrieval":
             return probes.retrieval(source, RetrievalProbe.model_validate(settings), cache)
+        if kind == "embeddings":
+            return embedding_scores.embeddings(source, EmbeddingTexts.model_validate(settings))
         task = SuiteTask.model_validate(settings["task"])
         own = {key: value for key, value in settings.items() if key != "task"}
         return probes.linear(source, task, LinearProbe.model_validate(own))

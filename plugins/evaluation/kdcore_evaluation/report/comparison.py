@@ -376,7 +376,7 @@ def _plural(over: str) -> str:
 
 def _primary(table: ScoreTable) -> Column | None:
     """Choose the plotted column: the average over tasks, else a fine-tuned score, else a probe's."""
-    for kind in ("finetune", "predictions", "linear", "retrieval", "agreement"):
+    for kind in ("finetune", "predictions", "embeddings", "linear", "retrieval", "agreement"):
         columns = [column for column in table.columns if column.kind == kind]
         averages = [column for column in columns if column.task == "average"]
         chosen = [*averages, *(column for column in columns if column.metric != "cosine")]

@@ -28,7 +28,7 @@ from kdcore_evaluation.run.scores import CHANCE_TITLES, Column, Labels, Score
 
 Styles = Mapping[Labels, int]
 
-_SCORES = ("predictions", "finetune", "linear", "retrieval", "agreement")
+_SCORES = ("predictions", "finetune", "embeddings", "linear", "retrieval", "agreement")
 _MOST_SCORES = 6
 
 

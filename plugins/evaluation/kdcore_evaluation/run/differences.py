@@ -11,7 +11,7 @@ import numpy as np
 from kdcore_evaluation.run.scores import Column, Difference, GroupSample, Labels, Measurement, counted, sample_of
 from kdcore_evaluation.statistics.intervals import Estimate, SampleValues, estimate_difference, holm
 
-COMPARED_KINDS = ("predictions", "finetune", "linear", "retrieval", "agreement", "masked_lm")
+COMPARED_KINDS = ("predictions", "finetune", "embeddings", "linear", "retrieval", "agreement", "masked_lm")
 """Kinds of columns whose differences are tested; sizes and speeds are not samples of anything."""
 
 _POINT = 0.01

@@ -20,6 +20,8 @@ ModelRole = Literal["student", "initial", "teacher", "random", "model"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _MODEL_FILES = (*_WEIGHTS, "*.json", "*.txt", "*.model", "*.py")
+_MODULE_FILES = ("modules.json", "*/config.json", "*/*.safetensors", "*/*.bin")
+"""Files of sentence-transformers behind the encoder."""
 _INITIAL = "initial"
 _BUDGET = re.compile(r"budget-(\d*\.?\d+)")
 _NOT_SIZES = (
@@ -90,6 +92,10 @@ class EvaluatedModel:
             for key, value in stated.items()
             if key == "model_type" or (key in known and key not in _NOT_SIZES and value is not None)
         }
+
+    def modules(self) -> str:
+        """Return the SHA-256 of the files of sentence-transformers behind the encoder, such as its pooling."""
+        return _digest(Path(self.source), _MODULE_FILES)
 
     def _stated(self) -> dict[str, Any]:
         stated: dict[str, Any] = json.loads((Path(self.source) / "config.json").read_text(encoding="utf-8"))
@@ -249,7 +255,11 @@ def _fetch(name: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError("no such folder", where=name, hint="give a run folder, a model folder or a hub name")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_MODEL_FILES)))
+        return Path(
+            snapshot_download(
+                name, allow_patterns=[*_MODEL_FILES, *_MODULE_FILES], ignore_patterns=["onnx/*", "openvino/*"]
+            )
+        )
     except Exception as error:  # network, hub and cache raise many types
         lines = str(error).strip().splitlines() or [type(error).__name__]
         what = f"no such folder, and the hub returned no such model ({lines[0]})"
@@ -270,7 +280,7 @@ def teacher_fingerprint(given: str) -> str:
 def _digest(folder: Path, patterns: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-        digest.update(f"{path.name} {sha256_of_file(path)}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of_file(path)}\n".encode())
     return digest.hexdigest()
 
 

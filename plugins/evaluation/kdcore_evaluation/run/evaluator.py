@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from kdcore_evaluation.run.outcomes import Outcome, collect_finetuning, place_of
 from kdcore_evaluation.run.pool import ChildProcess, run_children
 from kdcore_evaluation.run.results import PREDICTIONS, TRIALS_FOLDER, ResultRow, merged_rows, read_rows, write_rows
 from kdcore_evaluation.run.suite import Suite
-from kdcore_evaluation.run.trials import Trial, make_trials, read_task
+from kdcore_evaluation.run.trials import Trial, make_trials, read_embedding_texts, read_task
 
 _SHOWN_CHARACTERS = 4000
 _WORST_FIRST = (EXIT_INTERRUPTED, EXIT_INPUT, EXIT_TRAINING, EXIT_MACHINE)
@@ -126,12 +127,19 @@ class Evaluator:
         return Evaluation(self.folder, rows, self._failed)
 
     def _texts(self) -> dict[str, str]:
-        """Prepare the text that probes read, once for all models; return fingerprints by probe."""
+        """Prepare the text that probes read, once for all models; return fingerprints as `make_trials` takes them."""
         probes = self.suite.probes
         reading = {"masked_lm": probes.masked_lm, "agreement": probes.agreement, "retrieval": probes.retrieval}
-        return {
+        found = {
             kind: open_data(probe.data, self.cache).fingerprint for kind, probe in reading.items() if probe is not None
         }
+        for label, texts in probes.embeddings.tasks.items() if probes.embeddings is not None else ():
+            report: Counter[str] = Counter()
+            found[f"embeddings {label}"] = read_embedding_texts(label, texts, report)
+            for what, count in report.items():
+                if count:
+                    self.report(f"{label}: {count:,} {what}")
+        return found
 
     def _lock(self) -> AbstractContextManager[int]:
         try:
@@ -285,7 +293,7 @@ class Evaluator:
             outcome = self._outcomes.get(trial.id) or read_outcome(self._place(trial))
             if outcome is not None:
                 self._outcomes[trial.id] = outcome
-                known = self.tasks[trial.task] if trial.task is not None else None
+                known = None if trial.task is None or trial.kind == "embeddings" else self.tasks[trial.task]
                 now += rows_of(trial, outcome, known, self._suite, self.folder)
         measured = {(trial.model.role, place_of(trial.model, self.folder)) for trial in self.trials}
         write_rows(self.folder, merged_rows(self._before, now, measured))

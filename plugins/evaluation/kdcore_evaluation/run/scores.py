@@ -20,6 +20,15 @@ _LARGEST = 1e150
 _FEWEST_TEXTS = 30
 """Of fewer texts, neither a bootstrap nor a linear approximation of F1 describes the error of a score."""
 
+_EMBEDDING_TITLES = {
+    "spearman": "Spearman",
+    "average_precision": "average precision",
+    "ndcg_at_10": "nDCG@10",
+    "mrr_at_10": "MRR@10",
+    "recall_at_1": "recall@1",
+    "recall_at_10": "recall@10",
+}
+_LATENCY = "latency_"
 _PROBE_TITLES = {
     "cosine": "cosine to the teacher",
     "rank_correlation": "similarities, rank correlation",
@@ -45,7 +54,7 @@ CHANCE_TITLES = {
 REFERENCES = ("teacher", "initial", "random")
 """Roles of reference models, which are listed below the students in this order and not ranked."""
 
-_KINDS = ("predictions", "finetune", "linear", "retrieval", "agreement", "masked_lm", "cost")
+_KINDS = ("predictions", "finetune", "embeddings", "linear", "retrieval", "agreement", "masked_lm", "cost")
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,10 @@ class Column:
         if self.kind in ("finetune", "linear"):
             words = [self.task, self.part, self.metric, "(linear probe)" if self.kind == "linear" else ""]
             return " ".join(word for word in words if word)
+        if self.kind == "embeddings":
+            return f"{self.task} {_EMBEDDING_TITLES.get(self.metric, self.metric)}"
+        if self.metric.startswith(_LATENCY):
+            return f"latency of {self.metric.removeprefix(_LATENCY)}"
         return _PROBE_TITLES.get(self.metric, self.metric)
 
     def has_spread(self, score: Score) -> bool:
@@ -94,6 +107,8 @@ class Column:
             return f"{value / 1e6:.1f} MB"
         if self.metric == "sequences_per_second":
             return f"{value:.1f}/s"
+        if self.metric.startswith(_LATENCY):
+            return f"{value * 1e3:.1f} ms"
         return f"{value:.3f}"
 
     def show_signed(self, value: float) -> str:
@@ -261,7 +276,7 @@ def measurements(
 
 def _stored_items(row: ResultRow, folder: Path) -> StoredItems:
     path = folder / TRIALS_FOLDER / row.cell / PREDICTIONS / f"{row.split}.parquet"
-    if row.task is None:
+    if row.task is None or row.kind == "embeddings":
         return StoredValues(path, row.data or "")
     classes = tuple(row.labels.split(",")) if row.labels else ()
     return StoredPredictions(path, classes, spans="token_classification" in row.recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from kdcore_embeddings import EmbeddingTexts
 from kdcore_supervised import GlueData, GlueName, LabelledData, Metric, SpanMetric, TaggedData
 from pydantic import Field, model_validator
 
@@ -54,6 +55,9 @@ class CostProbe(ComponentConfig):
 
     batch_size: int = Field(8, gt=0, description="Sequences per forward pass.")
     sequence_length: int = Field(128, gt=2, description="Tokens per sequence.")
+    latency: list[Annotated[int, Field(gt=0)]] = Field(
+        default_factory=list, description="Batch sizes of which the time of a forward pass is measured, too."
+    )
 
 
 class MaskedLMProbe(ComponentConfig):
@@ -78,6 +82,12 @@ class RetrievalProbe(ComponentConfig):
     passages: int = Field(2000, gt=1, description="Maximum number of passages.")
 
 
+class EmbeddingsProbe(ComponentConfig):
+    """Scores of embeddings of a sentence encoder, as its folder computes them: STS, pair classification, retrieval."""
+
+    tasks: dict[FolderName, EmbeddingTexts] = Field(min_length=1, description="Label -> texts.")
+
+
 class LinearProbe(ComponentConfig):
     """A linear classifier (or regression) on frozen, mean-pooled embeddings, for each task of the suite."""
 
@@ -92,6 +102,7 @@ class Probes(ComponentConfig):
     agreement: AgreementProbe | None = None
     linear: LinearProbe | None = None
     retrieval: RetrievalProbe | None = None
+    embeddings: EmbeddingsProbe | None = None
 
 
 class Suite(ComponentConfig):

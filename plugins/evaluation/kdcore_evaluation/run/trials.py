@@ -12,17 +12,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from kdcore_embeddings import EmbeddingTexts
 from kdcore_supervised import LabelledData, LabelledTexts, TaggedPart
 
 from kdcore import DataError, InputError, Problem, load_recipe, sha256_of_file
 from kdcore_evaluation.run.compared_runs import short_name
 from kdcore_evaluation.run.evaluated_models import EvaluatedModel, bytes_on_disk, teacher_fingerprint
 from kdcore_evaluation.run.results import PREDICTIONS
-from kdcore_evaluation.run.suite import Suite, SuiteTask
+from kdcore_evaluation.run.suite import EmbeddingsProbe, Suite, SuiteTask
 
-TrialKind = Literal["finetune", "predictions", "cost", "masked_lm", "agreement", "linear", "retrieval"]
+TrialKind = Literal["finetune", "predictions", "cost", "masked_lm", "agreement", "linear", "retrieval", "embeddings"]
 
-PROBES: tuple[TrialKind, ...] = ("cost", "masked_lm", "agreement", "linear", "retrieval")
+PROBES: tuple[TrialKind, ...] = ("cost", "masked_lm", "agreement", "linear", "retrieval", "embeddings")
 _ID_LENGTH = 16
 
 
@@ -82,7 +83,7 @@ def read_task(label: str, task: SuiteTask) -> TaskData:
     try:
         parts = task.data.read(Counter())
     except DataError as error:
-        raise DataError(_in_suite(problem, label) for problem in error.problems) from error
+        raise DataError(_in_suite(problem, f"tasks.{label}.data") for problem in error.problems) from error
     digest = hashlib.sha256(task.data.identity().encode())
     for part in parts:
         for piece in part.content():
@@ -91,9 +92,21 @@ def read_task(label: str, task: SuiteTask) -> TaskData:
     return TaskData(task, digest.hexdigest(), {part.name: part.baselines() for part in parts if part.labelled})
 
 
-def _in_suite(problem: Problem, label: str) -> Problem:
-    """Translate a problem of a recipe's `task.data` to its key in the suite."""
-    own = f"tasks.{label}.data"
+def read_embedding_texts(label: str, texts: EmbeddingTexts, report: Counter[str]) -> str:
+    """Read and check the texts of a task of the probe `embeddings`, and return their fingerprint.
+
+    Raises:
+        DataError: they cannot be used.
+    """
+    try:
+        return texts.read(report).fingerprint()
+    except DataError as error:
+        own = f"probes.embeddings.tasks.{label}"
+        raise DataError(_in_suite(replace(problem, key="task.data"), own) for problem in error.problems) from error
+
+
+def _in_suite(problem: Problem, own: str) -> Problem:
+    """Translate a problem of a recipe's `task.data` to its key `own` in the suite."""
     key, hint = (text and text.replace("task.data", own) for text in (problem.key, problem.hint))
     return replace(problem, key=key, hint=hint)
 
@@ -116,7 +129,7 @@ def make_trials(
         suite: the suite.
         models: the models.
         tasks: data of each task, by label.
-        texts: fingerprint of the prepared data of the probes that read text, by their kind.
+        texts: fingerprint of the data of the probes that read text, by their kind; of `embeddings` by kind and label.
     """
     trials = [trial for model in models for trial in _probes(suite, model, tasks, texts)]
     grid = list(product(suite.learning_rates, suite.batch_sizes, suite.seeds))
@@ -161,6 +174,8 @@ def _probes(
         if model.role == "random" and (kind == "cost" or (suite.all_tasks and suite.seeds)):
             continue  # fine-tuned instead; the cost is that of the student, which has the same architecture
         settings = probe.model_dump(mode="json")
+        if not settings.get("latency", True):
+            del settings["latency"]  # not in earlier results
         if kind == "linear":
             for label, known in tasks.items():
                 if not isinstance(known.task.data, LabelledData) or known.task.data.multi_label:
@@ -171,6 +186,10 @@ def _probes(
                 own = settings | {"task": task}
                 key = settings | {"max_length": known.task.data.max_length, "metric": known.task.main_metric}
                 found.append(_trial(kind, model, label, own, key, known.fingerprint))
+        elif isinstance(probe, EmbeddingsProbe):
+            for label, texts_of_task in probe.tasks.items():
+                own, key = texts_of_task.model_dump(mode="json"), {"modules": model.modules()}
+                found.append(_trial(kind, model, label, own, key, texts[f"{kind} {label}"]))
         else:
             key = {name: value for name, value in settings.items() if name != "data"}
             found.append(_trial(kind, model, None, settings, key, texts.get(kind)))

@@ -1,0 +1,7 @@
+# The public names and the modules that define them. Type checkers read this file, and so does lazy_loader at run time.
+
+from .data.embedding_texts import EmbeddingTexts as EmbeddingTexts
+from .data.embedding_texts import TextPairs as TextPairs
+from .data.embedding_texts import TextQueries as TextQueries
+from .search_scores import retrieval_values as retrieval_values
+from .sentence_encoder import SentenceEncoder as SentenceEncoder
