@@ -292,9 +292,10 @@ class Embeddings(Task):
         """Return 1, since every epoch has the same texts; None for groups, whose texts are not samples."""
         return 1 if self.config.data.width == 1 else None
 
-    def lengths(self, split: Split) -> np.ndarray | None:
-        """Return the number of the student's tokens (n,) of each text, special ones included; None for groups."""
-        return self._own[split].lengths if self.config.data.width == 1 else None
+    def lengths(self, split: Split) -> np.ndarray:
+        """Return the number of the student's tokens (n,) of each text, or of the longest text of each group."""
+        longest: np.ndarray = self._own[split].lengths.reshape(-1, self.config.data.width).max(1, initial=0)
+        return longest
 
     def _rows(self, samples: np.ndarray) -> np.ndarray:
         """Return the indices of the texts (B * k,) of samples (B,)."""

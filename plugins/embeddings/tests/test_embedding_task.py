@@ -286,8 +286,11 @@ def test_batches_of_groups_have_all_texts_behind_their_prompts(
     batch = task.draw("train", np.array([2, 0]), np.array([1, 3]))
     texts = [*("two", "document 1", "a", "b"), *("one", "document 1", "a", "b")]
     prompted = [("of " if number % 4 == 0 else "the ") + text for number, text in enumerate(texts)]
-    expected = AutoTokenizer.from_pretrained(tokenizer_folder)(prompted, padding=True, return_tensors="pt")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    expected = tokenizer(prompted, padding=True, return_tensors="pt")
     assert batch.input_ids.equal(expected["input_ids"])
+    lengths = (expected["input_ids"] != tokenizer.pad_token_id).sum(1).reshape(2, 4).amax(1)
+    assert task.lengths("train")[[2, 0]].tolist() == lengths.tolist()
     assert batch.columns["sample_ids"].tolist() == [8, 9, 10, 11, 0, 1, 2, 3]
     numbers = batch.columns["group_texts"]
     assert numbers.shape == (8, 4)
