@@ -1,0 +1,1 @@
+"""Find hard negatives for groups of a query and its document."""
