@@ -91,11 +91,7 @@ def real_rows(states: Tensor, lengths: Lengths | None) -> Tensor:
     Raises:
         ValueError: the lengths do not fit the states.
     """
-    if lengths is None:
-        return states.reshape(-1, states.shape[-1])
-    require_shapes(states.ndim == 3, "(B, L, d) with lengths", states=states)
-    lengths = real_lengths(lengths, *states.shape[:2])
-    return states[torch.arange(states.shape[1], device=states.device) < lengths.to(states.device)[:, None]]
+    return _rows(lengths, states)[0]
 
 
 def paired_rows(student: Tensor, teacher: Tensor, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
@@ -107,4 +103,16 @@ def paired_rows(student: Tensor, teacher: Tensor, lengths: Lengths | None = None
         ValueError: the shapes of student and teacher differ, or the lengths do not fit them.
     """
     require_shapes(student.shape == teacher.shape, "equal shapes", student=student, teacher=teacher)
-    return real_rows(student, lengths), real_rows(teacher.detach(), lengths)
+    own, theirs = _rows(lengths, student, teacher.detach())
+    return own, theirs
+
+
+def _rows(lengths: Lengths | None, *models: Tensor) -> list[Tensor]:
+    states = models[0]
+    if lengths is None:
+        return [one.reshape(-1, one.shape[-1]) for one in models]
+    require_shapes(states.ndim == 3, "(B, L, d) with lengths", states=states)
+    lengths = real_lengths(lengths, *states.shape[:2])
+    real = torch.arange(states.shape[1], device=states.device) < lengths.to(states.device)[:, None]
+    positions = real.nonzero(as_tuple=True)  # once for all models: it waits for the device
+    return [one[positions] for one in models]
