@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 class Callback:
     """React to the events of a run on process 0, and stop it early. Subclasses override what they need.
 
-    Constructed as `Callback(config, run_folder)` for each session of a run. A tracker records metrics, and drops those
-    that an interrupted run repeats; a callback sees every event once more when a run repeats the steps since its last
-    checkpoint. If a method raises, the run writes a checkpoint and ends with an error that names the callback, which is
-    not called again; other callbacks are. An error at the final export leaves a finished run, whose next start calls
-    nothing: export again with `kdcore export`, and repeat there what the callback has missed.
+    Constructed as `Callback(config, run_folder)` for each session of a run; for a new run this is before the folder has
+    files, and an InputError refuses the run. Random numbers come from a stream apart from the run's. A tracker records
+    metrics, and drops those that an interrupted run repeats; a callback sees every event once more when a run repeats
+    the steps since its last checkpoint. If a method raises, the run writes a checkpoint and ends with an error that
+    names the callback, which is not called again; other callbacks are. An error at the final export leaves a finished
+    run, whose next start calls nothing: export again with `kdcore export`, and repeat there what the callback has
+    missed.
     """
 
     class Config(ComponentConfig):
@@ -35,7 +37,7 @@ class Callback:
         """React to a validation, with its losses and scores."""
 
     def on_checkpoint(self, event: CheckpointEvent) -> None:
-        """React to a checkpoint, whose folder may still be renamed in the background."""
+        """React to a checkpoint, which is complete: training has waited for the background thread that commits it."""
 
     def on_export(self, event: ExportEvent) -> None:
         """React to an export of the student."""

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import random
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import kdcore
+from kdcore.commands.main import main
 from kdcore.registry import callbacks
+from kdcore.training.checkpoint import format as checkpoint_format
 
 SEEN: list[str] = []
 
@@ -47,6 +56,31 @@ class Watcher(kdcore.Callback):
         return self.step == self.config.stop_at
 
 
+class Drawer(kdcore.Callback):
+    """Draws and seeds random numbers, and notes whether checkpoints are complete."""
+
+    def __init__(self, config: kdcore.ComponentConfig, run_folder: Path) -> None:
+        super().__init__(config, run_folder)
+        torch.manual_seed(1)
+
+    def on_step(self, event: kdcore.StepEvent) -> None:
+        SEEN.append(draw())
+
+    def on_checkpoint(self, event: kdcore.CheckpointEvent) -> None:
+        SEEN.append(f"complete: {event.path in kdcore.open_run(self.run_folder).checkpoints()}")
+
+
+class Refuser(kdcore.Callback):
+    """Refuses its configuration."""
+
+    def __init__(self, config: kdcore.ComponentConfig, run_folder: Path) -> None:
+        raise kdcore.InputError("the hour must be 0 to 23 (found 25)", key="callbacks.0.hour")
+
+
+def draw() -> str:
+    return f"{random.random()} {np.random.random()} {torch.rand(1).item()}"
+
+
 OTHERS: list[str] = []
 
 
@@ -66,9 +100,11 @@ def _registered() -> Iterator[None]:
     OTHERS.clear()
     kdcore.register_callback("watcher")(Watcher)
     kdcore.register_callback("other")(Other)
+    kdcore.register_callback("drawer")(Drawer)
+    kdcore.register_callback("refuser")(Refuser)
     yield
-    callbacks._registered.pop("watcher")
-    callbacks._registered.pop("other")
+    for name in ("watcher", "other", "drawer", "refuser"):
+        callbacks._registered.pop(name)
 
 
 def test_a_callback_sees_the_events_and_a_script_the_same(small_recipe: Path) -> None:
@@ -123,4 +159,80 @@ def test_a_callback_that_is_not_installed_and_one_with_a_wrong_key_are_reported(
         kdcore.train(small_recipe, {"callbacks": ["wacher"]})
     with pytest.raises(kdcore.InputError, match=r"callbacks\.0\.stop"):
         kdcore.train(small_recipe, {"callbacks": [{"name": "watcher", "stop": 3}]})
+    assert not Path("runs").exists()
+
+
+DROPOUT = {"student.config": {"hidden_dropout_prob": 0.3}, "training.budget.steps": 4, "checkpoints.every": 2}
+
+
+def weights(name: str) -> dict[str, torch.Tensor]:
+    return load_file(f"runs/small/{name}/exports/final/model.safetensors")
+
+
+def test_random_draws_of_a_script_and_a_callback_leave_the_run_unchanged(small_recipe: Path) -> None:
+    drawn = []
+    for _ in kdcore.steps(small_recipe, {**DROPOUT, "callbacks": ["drawer"]}):
+        drawn.append(draw())
+        if len(drawn) == 4:
+            torch.manual_seed(1)
+    assert len(set(drawn)) == len(drawn)  # a stream of its own, not the same numbers in each step
+    assert SEEN.count("complete: True") == 2
+    assert len(set(SEEN)) == 5
+    kdcore.train(small_recipe, {**DROPOUT, "run.id": "plain"})
+    one, other = weights("1"), weights("plain")
+    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+    kdcore.train(small_recipe, {**DROPOUT, "run.id": "undropped", "student.config": {"hidden_dropout_prob": 0.0}})
+    assert not all(torch.equal(one[name], tensor) for name, tensor in weights("undropped").items())
+
+
+def test_a_checkpoint_is_shown_when_it_is_complete_and_never_if_it_fails(
+    small_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, shown = checkpoint_format.commit, threading.Event()
+
+    def late(*arguments: object) -> None:
+        assert not shown.wait(0.5)
+        commit(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint_format, "commit", late)
+    settings = {"training.budget.steps": 1, "validation": None, "task.data.held_out": 0}
+    for event in kdcore.steps(small_recipe, settings):
+        if isinstance(event, kdcore.CheckpointEvent):
+            shown.set()
+            assert kdcore.open_run("runs/small/1").checkpoints() == [event.path]
+    assert shown.is_set()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_format, "commit", full)
+    with pytest.raises(kdcore.InfrastructureError, match="No space left"):
+        kdcore.train(small_recipe, {**settings, "run.id": "full", "callbacks": ["watcher"]})
+    assert not [text for text in SEEN if text.startswith("checkpoint")]
+
+
+def test_signals_belong_to_the_script_between_events_and_another_thread_can_close_the_run(small_recipe: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    events = kdcore.steps(small_recipe, {"callbacks": ["watcher"], "checkpoints.every": 2})
+    while (event := next(events)).progress.step < 3:
+        assert [signal.getsignal(number) for number in numbers] == before
+    assert isinstance(event, kdcore.StepEvent)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    closing = threading.Thread(target=events.close)
+    closing.start()
+    closing.join()
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("kdcore-")]
+    assert [path.name for path in kdcore.open_run("runs/small/1").checkpoints()] == ["step-0000002"]
+    assert kdcore.train(small_recipe).held_out == kdcore.train(small_recipe, {"run.id": "whole"}).held_out
+
+
+def test_a_callback_refuses_its_configuration_before_the_run_has_a_folder(
+    small_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(small_recipe), "callbacks=[refuser]"]) == 2
+    assert "callbacks.0.hour: the hour must be 0 to 23 (found 25)" in capsys.readouterr().err
     assert not Path("runs").exists()

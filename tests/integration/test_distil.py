@@ -161,13 +161,15 @@ class Pressing(kdcore.Callback):
         press: bool = True
 
     step = 0
+    pressed = False
 
     def on_step(self, event: kdcore.StepEvent) -> None:
         self.step = event.progress.step
-        if self.step == 2 and self.config.press:
-            signal.raise_signal(signal.SIGINT)
 
     def should_stop(self) -> bool:
+        if self.step == 2 and self.config.press and not self.pressed:
+            self.pressed = True
+            signal.raise_signal(signal.SIGINT)
         return self.step == 2 and not self.config.press
 
 

@@ -96,6 +96,12 @@ class Checkpoints:
         if failure is not None:
             raise failure
 
+    def committed(self) -> bool:
+        """Wait for the last checkpoint; return whether it was committed, else the next `wait` raises the error."""
+        if self._thread is not None:
+            self._thread.join()
+        return not self.failed
+
     def save(self, state: TrainingState, own_state: Mapping[str, Any], engine: Engine) -> None:
         """Write a checkpoint; every process must call this. It is committed and logged in the background.
 

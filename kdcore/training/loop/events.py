@@ -123,7 +123,7 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class CheckpointEvent:
-    """The files of a checkpoint were written; a background thread hashes them and renames the folder to `path`.
+    """A checkpoint was written, and is complete in `path` where a callback or a caller of `steps` receives this.
 
     Attributes:
         progress: progress that the checkpoint records.

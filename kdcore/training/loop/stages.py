@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +17,8 @@ from kdcore.training.engine.module import DistillationModule, compile_models, fi
 from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.context import RunContext
 from kdcore.training.loop.plan import Plan
-from kdcore.training.runtime.distributed import DistributedContext, fork_random_states
+from kdcore.training.runtime.distributed import DistributedContext
+from kdcore.training.runtime.random_stream import RandomStream
 from kdcore.transforms.base import ParameterSource
 
 
@@ -120,7 +119,7 @@ def change_stage(
         The engine of the new stage.
     """
     plan, processes = context.plan, context.processes
-    with _random_states_kept(processes.device):
+    with RandomStream(processes.device).drawing():
         carried = engine.state_to_carry()
         student = plan.build_student(number - 1)
         student.load_state_dict(
@@ -161,14 +160,3 @@ def _keep_losses(module: DistillationModule, weights: Mapping[str, Tensor]) -> N
             continue
         if before.shape == tensor.shape:
             tensor.copy_(before)
-
-
-@contextmanager
-def _random_states_kept(device: torch.device) -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with fork_random_states(device):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

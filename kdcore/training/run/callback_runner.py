@@ -18,44 +18,47 @@ from kdcore.training.loop.events import (
     StoppedEvent,
     ValidationEvent,
 )
-from kdcore.training.runtime.shutdown import GracefulShutdown
 
 
 class CallbackRunner:
-    """Pass events to callbacks, and request a stop if one of them returns so or fails."""
+    """Pass events to the callbacks of a run, and keep the error of one that fails until the last event."""
 
-    def __init__(self, components: Sequence[Component], folder: Path, shutdown: GracefulShutdown) -> None:
+    def __init__(self, components: Sequence[Component], folder: Path) -> None:
         """Construct the callbacks.
 
         Args:
             components: the recipe's callbacks; none on other processes than 0.
             folder: the run folder.
-            shutdown: how a stop is requested.
+
+        Raises:
+            KdcoreError: a callback refuses its configuration, or fails.
         """
-        self._shutdown = shutdown
         self._failure: KdcoreError | None = None
         self._callbacks: list[tuple[str, Callback]] = []
         for component in components:
             with plugin_faults(component.cls, component.key):
                 self._callbacks.append((component.key, component.cls(component.config, folder)))
+        self.see_checkpoints = any(type(one).on_checkpoint is not Callback.on_checkpoint for _, one in self._callbacks)
 
-    def handle(self, event: Event) -> None:
-        """Call every callback that has not failed.
+    def handle(self, event: Event) -> bool:
+        """Call every callback that has not failed; return whether one requests a stop, or fails.
 
         Raises:
             KdcoreError: at the last event, if a callback has failed: the run is stopped with a checkpoint before.
         """
+        stop = False
         for key, callback in list(self._callbacks):
             try:
                 with plugin_faults(callback, key):
                     _call(callback, event)
-                    self._shutdown.requested |= bool(callback.should_stop())
+                    stop |= bool(callback.should_stop())
             except KdcoreError as error:
                 self._callbacks.remove((key, callback))
                 self._failure = self._failure or error
-                self._shutdown.requested = True
+                stop = True
         if self._failure is not None and isinstance(event, FinishedEvent | StoppedEvent):
             raise self._failure
+        return stop
 
 
 def _call(callback: Callback, event: Event) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from kdcore.errors import InfrastructureError, InputError, RecipeError
 from kdcore.faults import plugin_faults
 from kdcore.progress import Progress
 from kdcore.recipe.error_location import error_location
-from kdcore.recipe.loading import Recipe
+from kdcore.recipe.loading import Component, Recipe
 from kdcore.signals import Signals
 from kdcore.tasks.base import StoredData
 from kdcore.training.checkpoint.format import read_state
@@ -24,7 +24,7 @@ from kdcore.training.engine.engine import Engine, check_optimizer, check_precisi
 from kdcore.training.engine.module import DistillationModule, compile_models
 from kdcore.training.engine.teachers import FrozenTeachers
 from kdcore.training.loop.context import RunContext
-from kdcore.training.loop.events import Event, FinishedEvent, RunResult, StoppedEvent, ValidationEvent
+from kdcore.training.loop.events import CheckpointEvent, Event, FinishedEvent, RunResult, StoppedEvent, ValidationEvent
 from kdcore.training.loop.monitor import Monitor, console, logger, show_phase
 from kdcore.training.loop.plan import Plan
 from kdcore.training.loop.predictions import scored_head, write_predictions
@@ -43,6 +43,7 @@ from kdcore.training.runtime.distributed import (
     without_leaving,
 )
 from kdcore.training.runtime.numerics import numerics
+from kdcore.training.runtime.random_stream import RandomStream
 from kdcore.training.runtime.run_lock import refuse_if_held, run_lock
 from kdcore.training.runtime.shutdown import GracefulShutdown
 from kdcore.training.runtime.startup import StartupTimer
@@ -66,7 +67,7 @@ def train_recipe(recipe: Recipe, *, exit_steps: int | None = None) -> RunResult:
         TrainingError: training failed.
     """
     result = None
-    with closing(run_events(recipe, exit_steps=exit_steps)) as events:
+    with closing(_events(recipe, exit_steps, shared=False)) as events:
         for event in events:
             if isinstance(event, (FinishedEvent, StoppedEvent)):
                 result = event.result
@@ -79,10 +80,16 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
 
     The run advances only while events are asked for. Closing the generator ends the run: a checkpoint that is being
     written is waited for, the run folder is released, and the next start continues from the last checkpoint. With
-    several processes, all of them have to consume the same events.
+    several processes, all of them have to consume the same events. Between events, signals have the caller's handlers,
+    random numbers come from a stream apart from the run's, and no checkpoint is being written.
 
     Args and errors are those of `train_recipe`.
     """
+    return _events(recipe, exit_steps, shared=True)
+
+
+def _events(recipe: Recipe, exit_steps: int | None, *, shared: bool) -> Generator[Event]:
+    """Do what `run_events` does; `shared`: other code runs between the events."""
     with _only_run(recipe.run_folder), console(), plugin_faults(), without_leaving():
         startup = StartupTimer("imports", recipe.loaded)
         _check_early(recipe)
@@ -108,6 +115,10 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
                     logger.info(f"run {folder} is finished; `run.id=NEW` starts another")
                     yield earlier
                     return
+                random, listed = RandomStream(processes.device), plan.components.callbacks
+                outside = random.drawing if shared or listed else nullcontext
+                with outside():
+                    callbacks = _make_callbacks(listed, folder, processes)
                 watchdog.starting("loading the models")
                 stage = 0 if earlier is None else read_state(earlier).stage
                 models = _load_models(plan, stage, folder, processes, startup)
@@ -115,13 +126,28 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
                     _context(plan, folder, processes, watchdog, check_lock, startup, start) as context,
                     closing(_train(context, models, earlier)) as events,
                 ):
-                    listed = plan.components.callbacks if processes.is_main else []
-                    callbacks = CallbackRunner(listed, folder, context.shutdown)
                     for event in events:
                         context.monitor.handle(event)
-                        with watchdog.suspended():
-                            callbacks.handle(event)
-                            yield event
+                        awaited = isinstance(event, CheckpointEvent) and (shared or callbacks.see_checkpoints)
+                        if awaited and not context.checkpoints.committed():
+                            continue  # the loop raises the error on all processes
+                        with watchdog.suspended(), outside():
+                            if callbacks.handle(event):
+                                context.shutdown.requested = True
+                            with context.shutdown.paused() if shared else nullcontext():
+                                yield event
+
+
+def _make_callbacks(components: Sequence[Component], folder: Path, processes: DistributedContext) -> CallbackRunner:
+    """Construct the callbacks on process 0; an error is raised on every process."""
+    made = CallbackRunner([], folder)
+
+    def make() -> None:
+        nonlocal made
+        made = CallbackRunner(components, folder)
+
+    broadcast_from_main(processes, make)
+    return made
 
 
 _running = threading.Lock()

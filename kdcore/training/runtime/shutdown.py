@@ -53,7 +53,8 @@ class GracefulShutdown:
 
     `interrupted` is also set on SIGINT.
 
-    Outside the main thread, where Python handles no signals, only code sets `requested`.
+    Outside the main thread, where Python handles no signals, only code sets `requested`. It may be left in another
+    thread than it was entered in, from inside `paused`.
 
     Python cannot raise it while the main thread hangs in a collective whose peer has exited: then a thread, which still
     sees signals, ends the process a few seconds later with exit code 130.
@@ -66,29 +67,45 @@ class GracefulShutdown:
         self._over = threading.Event()
 
     def __enter__(self) -> Self:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._thread = threading.Thread(target=self._listen, name="kdcore-signals", daemon=True)
+        self._install()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._uninstall()
+        os.close(self._writer)  # the thread reads EOF and closes its side
+        self._thread.join()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Restore the handlers of other code while entered; the thread that leaves handles signals then, if it can."""
+        self._uninstall()
+        try:
+            yield
+        finally:
+            self._install()
+
+    def _install(self) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return self
+            return
         for number in STOP_SIGNALS:
             before = signal.signal(number, self._handle)
             self._previous[number] = before
             # A library may have swallowed the exception of an earlier signal.
             self.requested = self.requested or (isinstance(before, _Ending) and before.came)
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._listen, name="kdcore-signals", daemon=True)
-        self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def _uninstall(self) -> None:
         if not self._previous:
             return
-        self._over.set()
         signal.set_wakeup_fd(self._wakeup)
-        os.close(self._writer)  # the thread reads EOF and closes its side
-        self._thread.join()
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
