@@ -1,7 +1,8 @@
 """Write the sources of the site: `python docs/site/stage.py FOLDER`.
 
 The pages of docs/ are copied, with links that lead to files of the repository redirected to pages of the site. The
-reference is generated from docstrings, from the `Config` classes of all installed components and from `--help` texts.
+reference is generated from docstrings, from the `Config` classes of all installed components and from `--help` texts,
+and the benchmark history from docs/benchmarks/history.json.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import os
 import posixpath
 import re
@@ -20,11 +22,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmark_page import benchmark_files
+
 import kdcore
 from kdcore.commands.main import main as run_kdcore
 from kdcore.recipe.fields import key_table
 from kdcore.recipe.schema import RecipeSettings
-from kdcore.registry import ALL, Registry, commands
+from kdcore.registry import ALL, Entry, Registry, commands, losses
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -145,23 +149,57 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def _component(registry: Registry, entry: Entry) -> list[str]:
+    """Describe a component, with a table of its keys if its kind has keys."""
+    cls = registry.get(f"{entry.distribution}:{entry.name}")
+    lines = [f"Package {entry.distribution}, class `{entry.value}`.", "", inspect.cleandoc(cls.__doc__ or ""), ""]
+    if not registry.needs_config:
+        return lines
+    rows = key_table(cls.Config, without=("name", "label") if registry.group == "kdcore.losses" else ())
+    if not rows:
+        return [*lines, "It has no keys.", ""]
+    lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| `{key}` | {_cell(kind)} | {f'`{_cell(default)}`' if default else ''} | {_cell(meaning)} |"
+        for key, kind, default, meaning in rows
+    ]
+    return [*lines, ""]
+
+
 def _component_page(registry: Registry) -> str:
     lines = [f"# {registry.kind.capitalize()} components", ""]
     lines += [f"Entry point group `{registry.group}`. Keys are those of the section in a recipe.", ""]
     for entry in registry.entries():
-        cls = registry.get(f"{entry.distribution}:{entry.name}")
-        lines += [f"## {entry.name}", "", f"Package {entry.distribution}, class `{entry.value}`.", ""]
-        lines += [inspect.cleandoc(cls.__doc__ or ""), ""]
-        rows = key_table(cls.Config, without=("name", "label") if registry.group == "kdcore.losses" else ())
-        if rows:
-            lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
-            lines += [
-                f"| `{key}` | {_cell(kind)} | {f'`{_cell(default)}`' if default else ''} | {_cell(meaning)} |"
-                for key, kind, default, meaning in rows
-            ]
-        else:
-            lines += ["It has no keys."]
-        lines += [""]
+        lines += [f"## {entry.name}", "", *_component(registry, entry)]
+    return "\n".join(lines)
+
+
+def component_packages() -> dict[str, list[tuple[Registry, Entry]]]:
+    """Return the components of each package without public Python names, by the name of its module."""
+    found: dict[str, list[tuple[Registry, Entry]]] = {}
+    for registry in ALL.values():
+        for entry in registry.entries():
+            module = entry.value.partition(":")[0].partition(".")[0]
+            if module not in ("kdcore", *PUBLIC_PACKAGES):
+                found.setdefault(module, []).append((registry, entry))
+    return dict(sorted(found.items()))
+
+
+def _package_page(module: str, components: list[tuple[Registry, Entry]]) -> str:
+    """Describe the components of a package, the functions of its losses, and its commands."""
+    lines = [f"# {module}", "", inspect.cleandoc(importlib.import_module(module).__doc__ or ""), ""]
+    functions = []
+    for registry, entry in components:
+        lines += [f"## {registry.kind} {entry.name}", ""]
+        if registry is commands:
+            lines += ["```text", _help(entry.name), "```", ""]
+            continue
+        lines += _component(registry, entry)
+        functions += [entry.name] if registry is losses and losses.get(entry.name).function else []
+    if functions:
+        lines += ["## Losses as functions", "", "```{eval-rst}", ".. currentmodule:: kdcore.functional", ""]
+        lines += [line for name in functions for line in (f".. autofunction:: {name}", "")]
+        lines += ["```", ""]
     return "\n".join(lines)
 
 
@@ -175,13 +213,17 @@ def _keys_page() -> str:
 
 def _command_page() -> str:
     lines = ["# Options of all commands", "", "The output of `--help`.", ""]
-    os.environ["COLUMNS"] = "100"
     for name in commands.names():
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text):
-            run_kdcore([*name.split(), "--help"])
-        lines += [f"## kdcore {name}", "", "```text", text.getvalue().rstrip(), "```", ""]
+        lines += [f"## kdcore {name}", "", "```text", _help(name), "```", ""]
     return "\n".join(lines)
+
+
+def _help(command: str) -> str:
+    os.environ["COLUMNS"] = "100"
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        run_kdcore([*command.split(), "--help"])
+    return text.getvalue().rstrip()
 
 
 def _slug(text: str) -> str:
@@ -205,6 +247,8 @@ def generated() -> Iterator[tuple[str, str]]:
     for module in PUBLIC_PACKAGES:
         package: Any = importlib.import_module(module)
         yield f"reference/python/{module}.md", _api_page(module, module, list(package.__all__))
+    for module, components in component_packages().items():
+        yield f"reference/packages/{module}.md", _package_page(module, components)
     for registry in ALL.values():
         if registry.needs_config and registry.entries():
             yield f"reference/components/{registry.kind}.md", _component_page(registry)
@@ -212,10 +256,12 @@ def generated() -> Iterator[tuple[str, str]]:
     folders = {
         "reference/python": ("Python", [*API_PAGES, *PUBLIC_PACKAGES]),
         "reference/components": ("Components", kinds),
+        "reference/packages": ("Components by package", list(component_packages())),
         "packages": ("Packages", list(PACKAGES)),
     }
     for folder, (title, names) in folders.items():
         yield f"{folder}/index.md", "\n".join([f"# {title}", "", "```{toctree}", ":maxdepth: 2", *names, "```", ""])
+    yield from benchmark_files(json.loads((DOCS / "benchmarks" / "history.json").read_text(encoding="utf-8"))).items()
     yield "reference/keys.md", _keys_page()
     yield "reference/commands.md", _command_page()
     yield "reference/shipped-recipes.md", _recipes_page()

@@ -53,7 +53,7 @@ _MOST_AHEAD = 2**29
 
 
 class CachedTeacher(Model):
-    """Stand for a teacher whose signals have been stored. Weights are neither loaded nor needed.
+    """Read the stored signals of a teacher. Its weights are neither loaded nor needed.
 
     The recipe may also state the teacher's own keys; its files are then compared with those that were cached.
     """
