@@ -150,7 +150,7 @@ class _CoupledEmbeddings(Loss):
 
 
 class SimilarityLoss(_CoupledEmbeddings):
-    """Similarity of every two texts of a batch, as the teacher sees it; the widths of embeddings may differ.
+    """Match the similarities of all pairs of texts in a batch to the teacher's; the widths of embeddings may differ.
 
     With `c_ij` the cosine of texts i and j, term `similarity`: with `distance: kl`, sum over texts i of
     `T^2 KL(softmax_j(c^t_ij / T) || softmax_j(c^s_ij / T))` over the other texts j, counted in B; with `mse`, sum over

@@ -26,7 +26,7 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class ItemScores:
-    """A score by text.
+    """Score of each text.
 
     Attributes:
         texts: SHA-256 over names and labels of the texts in their order; models are compared on equal texts only.
@@ -58,7 +58,7 @@ class StoredValues:
     data: str
 
     def item_scores(self, metric: str, score: float) -> ItemScores | None:
-        """Return the values of a metric whose mean is `score`; None if the file is missing, damaged or another's."""
+        """Return the values of a metric whose mean is `score`; None if the file is missing or does not fit."""
         found = _read_values(self, metric)
         return found if found is not None and abs(found.values.mean() - score) <= _TOLERANCE else None
 
@@ -82,7 +82,7 @@ class StoredPredictions:
 
         Returns:
             The scores; None if the metric is not a ratio of sums over texts (such as a correlation), or if the file is
-            missing, damaged or of another score.
+            missing, damaged or belongs to another score.
         """
         read = _read(self)
         sums = None if read is None else read.sums(metric)
