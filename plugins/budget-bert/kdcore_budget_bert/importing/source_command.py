@@ -101,7 +101,7 @@ def parse_command(text: str, source: str) -> SourceCommand:
         stated[found.flag.name] = found
     if problems:
         raise InputError(problems)
-    # Only names: a value may be a key that belongs into no file.
+    # Only names: a value may be a key that must not be in a file.
     variables = list(takewhile(_VARIABLE.match, (word.text for word in start)))
     launcher = [word.text for word in start[len(variables) :]]
     return SourceCommand(

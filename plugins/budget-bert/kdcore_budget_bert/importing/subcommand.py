@@ -55,7 +55,7 @@ class RecipeImportCommand(Command):
 
 
 def _read_command(file: str | None) -> tuple[str, str]:
-    """Read the command's text; return it with the name of its place for messages."""
+    """Read the command's text; return it with the name of its source for messages."""
     if file is None or file == "-":
         if sys.stdin.isatty():
             print("reading the command from the keyboard; Ctrl-D ends it", file=sys.stderr)

@@ -32,7 +32,7 @@ class TextData(ComponentConfig):
     """Texts from files or the library `datasets`."""
 
     train: PathString | None = Field(
-        None, description="File, folder or glob: txt (a text a line), csv, tsv, jsonl or parquet."
+        None, description="File, folder or glob: txt (one text per line), csv, tsv, jsonl or parquet."
     )
     huggingface: TextDataset | None = None
     held_out: float | PathString = Field(

@@ -51,7 +51,7 @@ class CompareCommand(Command):
         parser.add_argument(
             "--train-without-teacher",
             action="store_true",
-            help="train the student of each finished classification or tagging run again without its teacher, first",
+            help="first, train the student of each finished classification or tagging run again without its teacher",
         )
         parser.add_argument(
             "--format", choices=_FORMATS, default="terminal", help="format of the table; default: terminal"

@@ -53,7 +53,7 @@ def clean_text(text: str, report: Counter[str], characters: CharacterStage | Non
 def decode_utf8(raw: bytes, report: Counter[str], characters: CharacterStage | None = None) -> str:
     """Decode UTF-8; each broken sequence of bytes becomes U+FFFD and is counted in `report`.
 
-    In the account a broken sequence is one character before and after.
+    In the accounts, a broken sequence counts as one character before and after.
     """
     stage = CharacterStage() if characters is None else characters
     try:
