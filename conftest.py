@@ -207,7 +207,7 @@ batch_sizes: [8]
 
 @pytest.fixture
 def write_mood_suite() -> Callable[[Path, str], None]:
-    """Writes 80 labelled texts and `suite.yaml`, a suite on them, with what it shall say beside its task and grid."""
+    """Writes 80 labelled texts and `suite.yaml`, a suite on them, with further keys besides its task and grid."""
 
     def write(folder: Path, more: str) -> None:
         (folder / "suite.yaml").write_text(_MOODS + more, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How long training stands still for a checkpoint, as a multiple of DeepSpeed's bare `save_checkpoint`.
+"""How long training pauses for a checkpoint, as a multiple of DeepSpeed's bare `save_checkpoint`.
 
 The state is that of a 6x768 student with Adam's moments in float32 at ZeRO stage 0, one process. Both are timed in
 turn, and the fastest of each are compared: what is slower was disturbed by something else. Before each, the disk has

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_peers.py [--peers textbrewer torchdistill] [--sequences 8] [--repeats 3]
 
-Peers are no requirement of this package: what cannot be imported is printed and skipped. `--no-deps` keeps them from
+Peers are not required by this package: what cannot be imported is printed and skipped. `--no-deps` keeps them from
 exchanging torch:
 
     pip install --no-deps textbrewer torchdistill pillow
@@ -212,7 +212,7 @@ def obstacle(peer: str, workload: Workload) -> str | None:
 
 
 def check_equal(peer: str, models: str, workload: Workload, ours: Side, theirs: Side, batch: Batch) -> str:
-    """Equal losses and gradients, and another block of the teacher that is noticed; a line that says so.
+    """Compare losses and gradients, and detect another block of the teacher; return a line about it.
 
     Raises:
         AssertionError: they are not equal, or the other block passes.

@@ -77,7 +77,7 @@ def in_turns(rounds: int, **works: Callable[[], Any]) -> dict[str, float]:
 
 
 def bare_tokenizer(path: Path, tokenizer: Any) -> None:
-    """What nobody can avoid: read lines, give them to the tokenizer a million characters at a time, take the ids."""
+    """The unavoidable part: read lines, tokenise a million characters at a time, take the ids."""
     waiting: list[str] = []
     size = 0
 

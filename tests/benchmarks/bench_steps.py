@@ -76,7 +76,7 @@ def memory(objective: str, padding: float, sequences: int, side: str, small: boo
 
 
 def peak_and_fixed(objective: str, padding: float, sequences: int, side: str, small: bool) -> tuple[float, float]:
-    """The same in a process of its own."""
+    """The same in a separate process."""
     command = [sys.executable, str(Path(__file__)), "--memory", side, "--objectives", objective]
     command += ["--padding", str(padding), "--sequences", str(sequences), *(["--small"] if small else [])]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -278,7 +278,7 @@ def difference(one: Side, other: Side, batch: Batch) -> tuple[float, float]:
 
 
 def check_equal(workload: Workload, ours: Side, plain: Side, batch: Batch) -> str:
-    """Equal losses and gradients, and a wrong one that is noticed; a line that says so.
+    """Compare losses and gradients, and detect a wrong variant; return a line about it.
 
     Raises:
         AssertionError: they are not equal, or the wrong one passes.

@@ -25,7 +25,7 @@ SAID = dict(re.findall(r"^\| ([^|`]+) \| `([^`]+)`", PAGE.partition("## When som
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment of its own in which the packages of the running one can be imported."""
+    """A separate virtual environment in which the packages of the running one can be imported."""
 
     folder: Path
 

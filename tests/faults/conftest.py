@@ -83,12 +83,12 @@ class Running:
 
     @property
     def text(self) -> str:
-        """What it has said so far."""
+        """Its output so far."""
         return self._output.read_text(encoding="utf-8", errors="replace")
 
     @property
     def errors(self) -> list[str]:
-        """The lines that say what is wrong."""
+        """The lines with errors."""
         assert "Traceback" not in self.text, self.text
         return [line for line in self.text.splitlines() if line.startswith("error: ")]
 

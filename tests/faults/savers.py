@@ -81,7 +81,7 @@ def saver(run: Path, processes: DistributedContext, announce: Path, steps: int =
 
 
 def child(work) -> int:
-    """Run `work` in a process of its own."""
+    """Run `work` in a separate process."""
     number = os.fork()
     if number:
         return number
@@ -138,7 +138,7 @@ def kill(run: Path, seed: int, trials: int) -> None:
         for rank in range(2) if victim == "both" else [victim]:
             os.kill(pair[rank], signal.SIGKILL)
         codes = [code_of(number) for number in pair]
-        # Who has lost its peer ends by itself, with an error of its own.
+        # A process that has lost its peer ends with its own error.
         for rank, code in enumerate(codes):
             assert code == (-signal.SIGKILL if victim in ("both", rank) else 1), codes
         step = check(run, int(announce.read_text(encoding="utf-8") or before), 2)
@@ -146,7 +146,7 @@ def kill(run: Path, seed: int, trials: int) -> None:
 
 
 def walk(run: Path) -> None:
-    """Two checkpoints stand; the third is cut off at its first touch of a file, then at its second, and so on."""
+    """Two checkpoints are complete; the third is cut off at its first access to a file, then its second, ..."""
     announce = run.with_name("announced")
     announce.write_text("0", encoding="utf-8")
     assert code_of(child(lambda: saver(run, join(0, 1, run.with_name("meeting")), announce, steps=2))) == 0

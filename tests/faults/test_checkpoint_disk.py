@@ -1,4 +1,4 @@
-"""A disk that runs full in the middle of a save, or is known to be too full before it; a folder nobody may write to."""
+"""A disk that runs full during a save, or is known to be too full before it; a folder without write permission."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ def test_another_teacher_in_the_same_place_is_refused_with_its_files(train, teac
 
     shutil.copytree(teacher_folder, tmp_path / "teacher")
     folder = train("teacher.path=teacher")
-    assert train("teacher.path=teacher", "training.budget.steps=7") == folder, "the same weights are no change"
+    assert train("teacher.path=teacher", "training.budget.steps=7") == folder, "equal weights are not a change"
     weights = tmp_path / "teacher" / "model.safetensors"
     before = weights.stat()
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "teacher")

@@ -1,4 +1,4 @@
-"""Training that has failed says where and with which samples, and leaves the last good checkpoint as it was."""
+"""Failed training names the step and the samples, and keeps the last good checkpoint."""
 
 from __future__ import annotations
 

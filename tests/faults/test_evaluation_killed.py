@@ -1,4 +1,4 @@
-"""An evaluation that is killed goes on where it was, and leaves nothing running behind."""
+"""A killed evaluation resumes, and leaves no running process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_stopped_evaluation_goes_on_without_repeating_a_finished_trial(
         stopped.send_signal(number)
         assert stopped.wait(120) == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     assert children
-    until(lambda: all(stat(pid)[:1] in ([], ["Z"]) for pid in children), 60)  # nothing goes on without it
+    until(lambda: all(stat(pid)[:1] in ([], ["Z"]) for pid in children), 60)  # no process continues without it
 
     finished = {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
     logs = {path.parent: path.with_name("train.log").read_text(encoding="utf-8") for path in finished}

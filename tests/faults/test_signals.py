@@ -99,6 +99,6 @@ def test_a_signal_while_data_is_prepared_leaves_nothing_half_written(start, tmp_
     assert run.wait() == 130, run.text
     assert run.text.splitlines()[-1] == f"interrupted by {number.name}"
     assert run.errors == []
-    # What is finished of it may be kept for the next start, under a name that nobody takes for prepared data.
+    # What is finished of it may be kept for the next start, under a name that is not read as prepared data.
     assert not [path for path in cache.iterdir() if path.is_dir() and not path.name.startswith(".")]
     assert not (tmp_path / "runs").exists()

@@ -44,11 +44,11 @@ class Row:
 
     Attributes:
         mistake: what it is.
-        words: what the message has to say.
+        words: words that the message must contain.
         overrides: arguments after the recipe.
         files: files to write beside the recipe, or instead of it.
         arguments: the whole command line, if it is not `train recipe.yaml OVERRIDES`.
-        replace: a text of the recipe and what stands there instead.
+        replace: a text of the recipe and its replacement.
         damage: changes models and data that lie beside the recipe.
     """
 

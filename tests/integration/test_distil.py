@@ -30,7 +30,7 @@ TEXTS = [f"{word} of the {word} and {number}" for number, word in enumerate(["te
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The working directory of all tests here, with a cache of its own."""
+    """The working directory of all tests here, with a separate cache."""
     folder = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -30,7 +30,7 @@ def cells(page: str) -> dict[str, list[str]]:
 
 
 def commands_on(page: str) -> list[list[str]]:
-    """What stands behind `$` in a console block, or in code within a text, and starts with kdcore."""
+    """What follows `$` in a console block, or is code within a text, and starts with kdcore."""
     blocks = re.findall(r"^```console(?: fragment)?\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     whole = [re.sub(r"\\\n\s*", "", block) for block in blocks]  # a backslash continues a line
     lines = [line.removeprefix("$ ").partition(" > ")[0] for block in whole for line in block.splitlines()]
@@ -70,7 +70,7 @@ def test_every_core_key_is_on_the_page_with_its_default():
         "callbacks.N",
         "stages.N",
     }
-    assert stated - sections <= known, "a key that is no longer there"
+    assert stated - sections <= known, "a key that no longer exists"
 
 
 def test_every_section_is_on_the_page_with_its_default_name():

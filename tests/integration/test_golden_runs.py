@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(run: Path, processes: int, *overrides: str) -> str:
-    """Resume a run in a process of its own, or several; gives what it printed."""
+    """Resume a run in a separate process, or several; return the output."""
     command = [sys.executable, "-m", "kdcore.commands.main", "train", str(run / "recipe.yaml"), *overrides]
     command += ["--processes", str(processes)]
     environment = {**os.environ, "KDCORE_CACHE": str(run.parents[1] / "cache"), "OMP_NUM_THREADS": "1"}

@@ -58,7 +58,7 @@ def test_a_crashed_job_starts_again_and_comes_back_finished(small_recipe: Path, 
     assert (run / "exports" / "final" / "model.safetensors").is_file()
     events = [json.loads(line) for line in (run / "launch" / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     saved = events[2]["step"]
-    assert saved in (2, 4)  # the checkpoint of step 4 may not stand yet when the process dies in step 5
+    assert saved in (2, 4)  # the checkpoint of step 4 may not be complete yet when the process dies in step 5
     assert [(event["event"], event.get("code"), event.get("step")) for event in events] == [
         ("submitted", None, None),
         ("start", None, 0),

@@ -177,8 +177,8 @@ def test_there_is_one_for_every_method_of_the_source_and_for_its_example() -> No
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "quickstart.yaml"])
 def test_a_recipe_says_what_it_is_and_asks_for_nothing_but_data(recipe: str, deep_teacher: Path) -> None:
     text = (FOLDER / recipe).read_text(encoding="utf-8")
-    assert text.startswith("# "), "it says at its top what it is, and from where"
-    assert len(text.splitlines()) < 30, "a recipe is short: what it shares stands in a base"
+    assert text.startswith("# "), "its first lines state what it is, and its source"
+    assert len(text.splitlines()) < 30, "a recipe is short: what it shares is in a base"
     with pytest.raises(kdcore.RecipeError) as caught:
         kdcore.load_recipe(f"kdcore:{recipe}", [f"teacher.path={deep_teacher}"]).components()
     assert [problem.key for problem in caught.value.problems] == ["task.data"]

@@ -164,7 +164,7 @@ def test_a_step_cannot_be_faster_than_its_data() -> None:
 
 
 def test_the_peak_of_the_data_sheet_decides_the_mfu_of_a_gpu() -> None:
-    """A measured rate depends on how it is measured, so it only stands beside the data sheet's."""
+    """A measured rate depends on the method, so it is only shown next to the data sheet's."""
     found = profile(limit=5e14, peak=1e15, flops=4e14, device="NVIDIA H100 80GB HBM3")
     assert found.utilization == pytest.approx(0.4)
     text = report(found)
@@ -196,7 +196,7 @@ def test_peaks_are_those_of_the_data_sheets(name: str, dtype: torch.dtype, tf32:
 
 
 def test_a_gpu_computes_twenty_large_products_between_two_synchronisations() -> None:
-    """The meta device stands for a GPU, on which each synchronisation takes as long as many small products."""
+    """The meta device replaces a GPU, on which each synchronisation takes as long as many small products."""
     clock, calls, seconds = [0.0], [0], 1e-3
 
     class Products(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""A student with a tokenizer of its own learns from a teacher with another one: the whole way, with small models."""
+"""A student learns from a teacher with another tokenizer: the whole way, with small models."""
 
 from __future__ import annotations
 

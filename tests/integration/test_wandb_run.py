@@ -1,4 +1,4 @@
-"""A run that logs to Weights & Biases, offline, is interrupted and goes on."""
+"""A run that logs to Weights & Biases, offline, is interrupted and resumes."""
 
 from __future__ import annotations
 

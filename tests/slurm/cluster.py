@@ -292,7 +292,7 @@ def _end(pid_file: Path) -> None:
 
 
 def _has_ended(number: int) -> bool:
-    """Whether a process runs no more, although nobody may have asked yet how it ended."""
+    """Whether a process no longer runs, although its exit code may not have been read yet."""
     try:
         return Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except OSError:

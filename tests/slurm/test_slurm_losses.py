@@ -10,7 +10,7 @@ from cluster import until
 
 def test_a_process_that_is_killed_brings_the_others_down_and_the_job_back(sender, assert_undisturbed):
     sent = sender.paced()
-    until((sent.folder / "checkpoints" / "step-0000020").is_dir, 180, "a checkpoint stands", lambda: sent.log)
+    until((sent.folder / "checkpoints" / "step-0000020").is_dir, 180, "a checkpoint is complete", lambda: sent.log)
     os.kill(sent.processes()[1], signal.SIGKILL)
     assert sent.ended()["code"] == 0
     assert [start["step"] for start in sent.starts] == [0, 20]  # back to the newest checkpoint
@@ -27,11 +27,11 @@ def test_a_lost_node_leaves_an_orphan_that_can_do_no_harm(cluster, sender, asser
     try:
         sent.started(2, 120)
         assert sent.starts[1]["hosts"] != [lost]
-        assert os.path.exists(f"/proc/{orphan}"), "SLURM lost sight of the process, but it goes on"
+        assert os.path.exists(f"/proc/{orphan}"), "SLURM lost sight of the process, but it continues"
         until(lambda: not os.path.exists(f"/proc/{orphan}"), 120, "the orphan has noticed", lambda: sent.log)
         record = sent.folder / "launch" / "records" / f"{sent.job}-0" / "0"
         until(record.is_file, 20, "how it ended is noted", lambda: sent.log)
-        assert record.read_text(encoding="utf-8").split()[0] == "1"  # it has ended itself, nobody has killed it
+        assert record.read_text(encoding="utf-8").split()[0] == "1"  # it has ended by itself and was not killed
         assert sent.ended(240)["code"] == 0
         assert len(sent.starts) == 2  # the orphan's end did not put the job back once more
     finally:

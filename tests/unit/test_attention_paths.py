@@ -87,7 +87,7 @@ class Gpu:
     def __init__(self, monkeypatch, kernels):
         self.calls = []
         monkeypatch.setattr(AttentionKernels, "of", lambda device: kernels)
-        # float64 stands for half precision, so that results can be compared exactly.
+        # float64 replaces half precision, so that results can be compared exactly.
         monkeypatch.setattr(
             packing,
             "choose_attention_path",

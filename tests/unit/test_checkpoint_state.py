@@ -520,7 +520,7 @@ def test_optimizer_state_is_the_same_in_parts_of_another_number(before, after):
 
 @pytest.mark.parametrize("before", [1, 2])
 def test_resharded_state_lies_on_the_parameters_device(before):
-    """The meta device stands for a GPU, whose fused AdamW reads step counts there."""
+    """The meta device replaces a GPU, whose fused AdamW reads step counts there."""
     flats = {"weights": torch.randn(23), "moment": torch.randn(23)}
     parts = [part_of(before, rank, flats) for rank in range(before)]
     parameters = {name: torch.zeros(shape, device="meta") for name, shape in SHAPES.items()}

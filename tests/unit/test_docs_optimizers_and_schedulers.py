@@ -1,4 +1,4 @@
-"""docs/optimizers-and-schedulers.md against the registries and what the components say of themselves."""
+"""docs/optimizers-and-schedulers.md against the registries and the docstrings of components."""
 
 from __future__ import annotations
 

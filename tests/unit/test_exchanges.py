@@ -53,7 +53,7 @@ def test_the_exchange_of_a_step_starts_during_the_step_before_it(drawn):
     firsts = [int(np.concatenate([one for one, _ in batches.samples(step, 0)])[0]) for step in range(3)]
     for step in range(3):
         assert batches.step(step).totals() == {"number": step}
-        assert events[step + 1].wait(30), "nobody has asked for the next step"
+        assert events[step + 1].wait(30), "the next step was not requested"
         assert started[: step + 1] == firsts[: step + 1]
 
 

@@ -1,4 +1,4 @@
-"""What the health of a run is judged by, with a stand-in for the engine."""
+"""How the health of a run is judged, with a fake engine."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_leap_counts_over_a_resume(health, caplog):
     usual = list(np.random.default_rng(0).normal(2.0, 0.1, size=30))
     assert spikes(health, usual, caplog) == []
     resumed = DivergenceMonitor(RecipeSettings.model_validate(SETTINGS), health.engine, Batches(), health._processes)
-    assert spikes(resumed, [2.9], caplog) == [], "one that remembers nothing says nothing"
+    assert spikes(resumed, [2.9], caplog) == [], "one without earlier values gives no warning"
     resumed.restore(health.state())
     assert len(spikes(resumed, [2.9], caplog)) == 1
 

@@ -215,7 +215,7 @@ def test_recipe_check_reports_unknown_names_beside_wrong_keys_of_the_core(
 def test_a_command_that_cannot_import_a_required_package_names_it(
     broken: str, packages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a process of its own, because these packages are imported already in this one."""
+    """In a separate process, because these packages are already imported in this one."""
     packages.install("no-package", {}, {f"{broken}/__init__.py": "import no_such_module\n"})
     (tmp_path / "suite.yaml").write_text("name: tiny\n", encoding="utf-8")
     command = [sys.executable, "-m", "kdcore.commands.main", "evaluate", "teacher", "--on", "suite.yaml"]

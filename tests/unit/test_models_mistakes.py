@@ -1,4 +1,4 @@
-"""Models that cannot be: what is said, before any data is prepared."""
+"""Impossible models: errors before any data is prepared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model folders that nobody would save: refused by file and key, at once, and nothing outside of them is read."""
+"""Malformed model folders: refused early by file and key; nothing outside of them is read."""
 
 from __future__ import annotations
 

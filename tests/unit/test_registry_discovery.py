@@ -1,4 +1,4 @@
-"""Finding components: from metadata, by name, with help for whoever asks for the wrong one."""
+"""Finding components: from metadata, by name, with hints for wrong names."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ def test_a_budget_that_a_schedule_cannot_follow_is_refused(
         ({"over": "steps"}, Budget(epochs=1, hours=1)),
         ({"over": "time"}, Budget(steps=10, hours=1)),
         ({"warmup_steps": 9}, Budget(steps=10)),
-        ({"warmup_steps": 10**6}, Budget(hours=1)),  # nobody knows how many steps an hour has
+        ({"warmup_steps": 10**6}, Budget(hours=1)),  # the number of steps in an hour is unknown
     ],
 )
 def test_a_budget_that_a_schedule_can_follow_is_accepted(keys: dict[str, Any], budget: Budget) -> None:

@@ -14,7 +14,7 @@ from kdcore.training.runtime.watchdog import Watchdog, duration, end_process, st
 
 
 class Clock:
-    """Stands in for the watchdog's event and for the time: each slice lasts as long as the test says."""
+    """Replace the watchdog's event and the time: each slice lasts as long as the test states."""
 
     def __init__(self, slices: Iterator[float]) -> None:
         self.now = 0.0
@@ -31,7 +31,7 @@ class Clock:
         return False
 
 
-class Ended(Exception):  # noqa: N818 - it stands for the end of the process
+class Ended(Exception):  # noqa: N818 - represents the end of the process
     pass
 
 

@@ -158,7 +158,7 @@ def tapped(side: Arrays, real: np.ndarray, mask: np.ndarray, scale: float) -> kd
 @pytest.mark.parametrize("form", ["bool", "additive"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_blocks_own_window_and_scale_are_respected(name: str, form: str) -> None:
-    """Every other block of ModernBERT sees a window only; keys outside of it are no keys."""
+    """Every other block of ModernBERT sees a window only; keys outside of it are ignored."""
     near = np.abs(np.arange(5)[:, None] - np.arange(5)) <= 1
     mask = near & RAGGED[:, None, None, :]
     student, teacher = arrays(1, 1), arrays(1, 2)

@@ -28,7 +28,7 @@ VOID = {"meta", "link", "wbr", "br"}
 
 
 class Parsed(HTMLParser):
-    """Elements with their attributes, numbers of `data`, and the words of tables that are no such numbers."""
+    """Elements with their attributes, numbers of `data`, and the words of tables that are not such numbers."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

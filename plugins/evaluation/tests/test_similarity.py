@@ -53,7 +53,7 @@ def test_padding_does_not_count_and_scaling_changes_nothing() -> None:
 
 
 def test_both_encoders_compute_on_the_gpu_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The meta device stands for a GPU; its numbers are not read."""
+    """The meta device replaces a GPU; its numbers are not read."""
     monkeypatch.setattr(similarity, "fastest_device", lambda: torch.device("meta"))
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.rand(tensor.shape))
     one, two = (Bag(torch.zeros(50, 6, device="meta")) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The engine of a preparation: the same bytes whoever does the work and however often it is interrupted."""
+"""The engine of a preparation: the same bytes for any number of processes and interruptions."""
 
 from __future__ import annotations
 

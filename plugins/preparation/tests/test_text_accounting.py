@@ -217,7 +217,7 @@ the student of the teacher
 
 
 def test_unknown_text_is_measured_in_characters(tmp_path: Path, tokenizer_folder: Path) -> None:
-    """One [UNK] stands for a whole phrase of Thai, so that the fraction of tokens hides most of the loss."""
+    """One [UNK] replaces a whole phrase of Thai, so that the fraction of tokens hides most of the loss."""
     (tmp_path / "a.txt").write_text("\n".join([THAI] * 3), encoding="utf-8")
     data = prepare(recipe(tmp_path, tokenizer_folder, held_out=0), tmp_path / "out", workers=1)
     backend = load_tokenizer(str(tokenizer_folder)).backend_tokenizer

@@ -89,7 +89,7 @@ def test_a_restart_is_the_same_run_and_no_step_is_there_twice(tmp_path: Path) ->
     first.close()
     next_second(folder)
     second = tracker(folder)
-    second.rewind(2)  # the checkpoint that it goes on from
+    second.rewind(2)  # the checkpoint that it resumes from
     for step in (3, 4, 5, 6):
         second.log(step, {"train/loss": float(step)})
     second.log(6, {"held_out/loss": 0.5})

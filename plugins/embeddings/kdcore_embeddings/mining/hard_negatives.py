@@ -44,7 +44,7 @@ def hard_negatives(
         queries: (n, C) embeddings.
         documents: (m, C) embeddings.
         positives: number of the positive document of each query.
-        excluded: numbers of the documents that are no negatives of each query, such as its other positive ones.
+        excluded: numbers of the documents that are not negatives of each query, such as its other positive ones.
         count: number of negatives of a query; fewer where no others are eligible.
         margin: relative margin, at least 0 and below 1.
         similarity: `cosine`, `dot`, `euclidean` or `manhattan`.
