@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -135,14 +136,18 @@ class SoftTargetsLoss(Loss):
         return {"soft_targets": total.sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Sum the teacher's probabilities (V,) and their entropies, or the outputs (C,) of regression and squares."""
+        """Sum the teacher's probabilities, or its outputs of regression, over each half of the sequences (2, C).
+
+        The other sums are the rows of each half (2,), and entropies, or squares of regression, over both.
+        """
         assert teacher is not None
-        theirs = self._read(teacher)
+        theirs, halves = self._read(teacher), self._halves(batch)
         if self.config.column is not None:
-            theirs = theirs[batch.token_column(self.config.column)]
+            chosen = batch.token_column(self.config.column)
+            theirs, halves = theirs[chosen], halves[chosen]
         sums = {
-            "rows": torch.tensor(float(len(theirs)), dtype=torch.float64),
-            "outputs": theirs.new_zeros(theirs.shape[-1], dtype=torch.float64),
+            "rows": torch.bincount(halves, minlength=2).double(),
+            "outputs": theirs.new_zeros((2, theirs.shape[-1]), dtype=torch.float64),
             "within": theirs.new_zeros((), dtype=torch.float64),
         }
         for rows in _row_slices(theirs):
@@ -150,19 +155,39 @@ class SoftTargetsLoss(Loss):
             if self._kind != "regression":
                 part = part / self.config.temperature
                 part = part.sigmoid() if self._kind == "multi_label_classification" else part.softmax(-1)
-            sums["outputs"] += part.sum(0)
+            sums["outputs"].index_add_(0, halves[rows], part)
             sums["within"] += self._spread(part).sum()
         return sums
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the divergence of the teacher's predictions from their mean, or the variance of regression outputs."""
-        rows = float(sums["rows"])
-        if not rows:
+        """Return the divergence, or squared error, of the teacher's predictions from a mean over other sequences.
+
+        The mean over the same positions would describe few of them better than any model can, so that each half of the
+        sequences is compared with the mean over the other.
+        """
+        rows, outputs = sums["rows"][:, None], sums["outputs"]
+        if not rows.all():
             return {}
-        mean, within = float(self._spread(sums["outputs"] / rows)), float(sums["within"]) / rows
+        means = (outputs / rows).flip(0)
         if self._kind == "regression":
-            return {"soft_targets": within - mean}
-        return {"soft_targets": self.config.temperature**2 * (mean - within)}
+            apart = sums["within"] + (rows * means.square() - 2 * outputs * means).sum()
+        elif self._kind == "multi_label_classification":
+            cross = outputs * _log(means) + (rows - outputs) * _log(1 - means)
+            apart = -cross.mean(-1).sum() - sums["within"]
+        else:
+            apart = -(outputs * _log(means)).sum() - sums["within"]
+        factor = 1.0 if self._kind == "regression" else self.config.temperature**2
+        return {"soft_targets": factor * float(apart / rows.sum())}
+
+    def _halves(self, batch: Batch) -> Tensor:
+        """Return for each scored position the half of the sequences, 0 or 1, that it is part of."""
+        numbers = np.arange(batch.num_sequences) if batch.samples is None else batch.samples
+        halves = torch.from_numpy(numbers % 2).to(batch.input_ids.device)
+        if self.head is not None and self.head.level == "sequence":
+            return halves
+        masked = self.head is None and self.config.positions == "masked"
+        positions = batch.masked_index if masked else batch.token_index
+        return halves[positions // batch.input_ids.shape[1]]
 
     def _spread(self, outputs: Tensor) -> Tensor:
         """Return the entropy of each row of probabilities, or the sum of squares of regression outputs."""
@@ -221,6 +246,10 @@ class _SlicedDivergence(torch.autograd.Function):
             own, theirs = (_softened(side[rows], ctx.temperature) for side in (student, teacher))
             gradient[rows] = own.softmax(-1).sub_(theirs.softmax(-1)).mul_(ctx.temperature * factor)
         return gradient, None, None
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp(min=1e-12).log()
 
 
 def _softened(logits: Tensor, temperature: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def baseline(loss: Loss, cases: list[Case]) -> dict[str, float]:
     return loss.constant_baseline(total)
 
 
-def teacher_rows(cases: list[Case], number: int, first: bool = False) -> np.ndarray:
+def teacher_rows(cases: list[Case], number: int, first: bool = False, everywhere: bool = False) -> np.ndarray:
     """Rows of the teacher's signal of that number, in the order of their names."""
     rows = []
     for case in cases:
@@ -51,7 +52,8 @@ def teacher_rows(cases: list[Case], number: int, first: bool = False) -> np.ndar
         if read[0] == "outputs":
             rows.append(states)
         else:
-            rows.append(states[:, 0] if first else states[case.masked if read[0] == "logits" else case.real])
+            chosen = case.masked if read[0] == "logits" and not everywhere else case.real
+            rows.append(states[:, 0] if first else states[chosen])
     return np.concatenate(rows)
 
 
@@ -139,31 +141,84 @@ def test_masked_tokens_without_others_have_no_constant() -> None:
     assert loss.constant_baseline(loss.constant_sums(None, batch)) == {}
 
 
-@pytest.mark.parametrize("config", [{}, {"temperature": 2.5}, {"head": "sequence_classes", "temperature": 2.0}])
-def test_the_best_constant_of_soft_targets_is_the_mean_of_the_teachers_probabilities(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "config", [{}, {"positions": "all", "temperature": 2.5}, {"head": "sequence_classes", "temperature": 2.0}]
+)
+def test_the_constant_of_soft_targets_is_the_mean_probability_of_the_other_half(config: dict[str, Any]) -> None:
+    """Sequences are halved by the parity of their numbers."""
     loss = make_loss("soft_targets", **config)
     cases, temperature = cases_of(loss), config.get("temperature", 1.0)
-    logits = teacher_rows(cases, 0) / temperature
+    logits = teacher_rows(cases, 0, everywhere=config.get("positions") == "all") / temperature
     theirs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    halves = np.array([row % 2 for case in cases for row in rows_of(case, config)])
+    assert len(halves) == len(theirs)
+    values = []
+    for own, half in zip(theirs, halves, strict=True):
+        constant = theirs[halves != half].mean(0)
+        values.append(temperature**2 * (own * np.log(own / constant)).sum())
+    assert baseline(loss, cases)["soft_targets"] == pytest.approx(np.mean(values), rel=1e-9)
 
-    def value(constant: np.ndarray) -> float:
-        return float(temperature**2 * (theirs * np.log(theirs / constant)).sum(1).mean())
 
-    found = baseline(loss, cases)["soft_targets"]
-    assert found == pytest.approx(value(theirs.mean(0)), rel=1e-9)
-    for other in np.random.default_rng(1).dirichlet(np.full(theirs.shape[1], 5.0), 50):
-        assert found < value(other)
+def rows_of(case: Case, config: dict[str, Any]) -> list[int]:
+    """Numbers of the sequences that the scored positions of a case are part of."""
+    if "head" in config:
+        return list(range(case.batch.num_sequences))
+    index = case.batch.token_index if config.get("positions") == "all" else case.batch.masked_index
+    return [position // case.batch.input_ids.shape[1] for position in index.tolist()]
 
 
-def test_the_best_constant_of_a_regression_head_has_the_variance() -> None:
+def test_the_halves_of_soft_targets_are_those_of_the_samples() -> None:
+    """Batches of one sequence each have the constant of one batch of all."""
+    info = ModelInfo("bert", 4, 8, 4, 2, 11, 512, heads=[Head.sequence_classes(("a", "b", "c"))])
+    cls = find_component("kdcore.losses", "soft_targets").cls
+    loss: Loss = cls(cls.Config(name="soft_targets", label="s", positions="classes"), info, info)
+    logits = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def found(*parts: list[int]) -> float:
+        total: dict[str, torch.Tensor] = {}
+        for part in parts:
+            batch = masked_batch([[1, 7, 2]] * len(part), [[1]] * len(part))
+            batch = batch.of_samples("held_out", np.array(part), np.zeros(len(part), np.int64))
+            signals = Signals(batch, {}, {}, {}, heads={"sequence_classes": logits[part]})
+            for name, value in loss.constant_sums(signals, batch).items():
+                total[name] = value + total[name] if name in total else value
+        return loss.constant_baseline(total).get("soft_targets", math.nan)
+
+    assert found([0], [1], [2], [3]) == pytest.approx(found([0, 1, 2, 3]), rel=1e-12)
+    assert math.isnan(found([0, 2])), "no other half"
+
+
+def test_a_few_soft_targets_do_not_make_their_constant_too_low() -> None:
+    """Peaked predictions that are independent of the text: their mean over other positions describes them no better
+    than that over very many does, whereas their own mean would."""
+    draw = np.random.default_rng(0)
+    info = ModelInfo("bert", 4, 8, 4, 2, 1000, 512)
+    cls = find_component("kdcore.losses", "soft_targets").cls
+    loss: Loss = cls(cls.Config(name="soft_targets", label="s"), info, info)
+    tokens = draw.integers(0, 1000, 100)
+    logits = np.full((100, 1000), -3.0)
+    logits[np.arange(100), tokens] = 8.0
+    batch = masked_batch([[1, 7, 2]] * 100, [[1]] * 100)
+    signals = Signals(batch, {}, {}, {"masked": torch.from_numpy(logits)})
+    found = loss.constant_baseline(loss.constant_sums(signals, batch))["soft_targets"]
+    theirs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    own = (theirs * np.log(theirs / theirs.mean(0))).sum(1).mean()
+    uniform = (theirs * np.log(theirs * 1000)).sum(1).mean()
+    assert own < 0.75 * uniform
+    assert found > uniform
+
+
+def test_the_constant_of_a_regression_head_is_the_mean_of_the_other_half() -> None:
     info = ModelInfo("bert", 4, 8, 4, 2, 11, 512, heads=[Head.sequence_classes()])
     cls = find_component("kdcore.losses", "soft_targets").cls
     loss = cls(cls.Config(name="soft_targets", label="s", head="sequence_classes"), info, info)
     outputs = np.random.default_rng(2).standard_normal((6, 1)) + 3
-    batch = cases_of(make_loss("masked_lm"))[0].batch
     sums: dict[str, torch.Tensor] = {}
     for part in (outputs[:4], outputs[4:]):
+        batch = masked_batch([[1, 7, 2]] * len(part), [[1]] * len(part))
         signals = Signals(batch, {}, {}, {}, heads={"sequence_classes": torch.from_numpy(part)})
         for name, value in loss.constant_sums(signals, batch).items():
             sums[name] = value + sums[name] if name in sums else value
-    assert loss.constant_baseline(sums)["soft_targets"] == pytest.approx(outputs.var(), rel=1e-9)
+    even, odd = outputs[::2], outputs[1::2]
+    expected = np.concatenate([even - odd.mean(), odd - even.mean()]) ** 2
+    assert loss.constant_baseline(sums)["soft_targets"] == pytest.approx(expected.mean(), rel=1e-9)

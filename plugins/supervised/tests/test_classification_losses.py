@@ -105,7 +105,7 @@ def test_soft_targets_of_lists_of_classes_are_the_mean_divergence_of_each_class(
     own, theirs = sigmoid(STUDENT / temperature), sigmoid(TEACHER / temperature)
     divergence = theirs * np.log(theirs / own) + (1 - theirs) * np.log((1 - theirs) / (1 - own))
     assert found == pytest.approx(temperature**2 * divergence.mean(), rel=1e-10)
-    best = temperature * np.tile(logit(theirs.mean(0)), (2, 1))
+    best = temperature * logit(theirs[::-1])  # of each half of the texts, the mean of the other
     assert constant == pytest.approx(of_heads("soft_targets", config, columns, MULTI, best, TEACHER)[0], rel=1e-9)
 
 
@@ -130,7 +130,10 @@ def test_losses_on_tokens_average_over_the_chosen_tokens() -> None:
         found, constant = of_heads("soft_targets", config, columns, TOKENS, own, theirs)
         log_own, log_theirs = log_softmax(own[rows] / 2), log_softmax(theirs[rows] / 2)
         assert found == pytest.approx(4 * (np.exp(log_theirs) * (log_theirs - log_own)).sum(-1).mean(), rel=1e-10)
-        best = np.tile(2 * np.log(np.exp(log_theirs).mean(0)), (6, 1))
+        chosen = starts if column else np.ones((2, 3), bool)
+        chances = np.exp(log_softmax(theirs / 2)).reshape(2, 3, 3)
+        means = [chances[other][chosen[other]].mean(0) for other in (1, 0)]  # of each sequence, over the other
+        best = np.repeat(2 * np.log(means), 3, axis=0)
         assert constant == pytest.approx(of_heads("soft_targets", config, columns, TOKENS, best, theirs)[0], rel=1e-9)
 
 
