@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 import pyarrow
 import pytest
+from kdcore_evaluation.report.score_rows import ScoreRows
 from kdcore_evaluation.run.evaluated_models import find_models
 from kdcore_evaluation.run.finished_scores import predictions_in
 from kdcore_evaluation.run.item_scores import StoredPredictions, ratio_values
@@ -173,6 +177,30 @@ def test_one_run_is_compared_by_its_texts(classifiers: Path, capsys: pytest.Capt
     assert "kdcore evaluate" not in captured.err, "nothing has to be fine-tuned"
 
 
+def test_the_summary_shows_scores_with_intervals_beside_teacher_and_majority(classifiers: Path) -> None:
+    run: Any = SimpleNamespace(folder=classifiers / "kd" / "1", arguments=None)
+    rows = ScoreRows().rows(run)
+    assert list(rows) == ["accuracy (test)"]
+    number = r"(\d\.\d{3})"
+    of_texts = rf"{number} \[{number}, {number}\] \({TEXTS} texts\)"
+    found = re.fullmatch(f"{of_texts}; teacher: {of_texts}; majority class: {number}", rows["accuracy (test)"])
+    assert found is not None, rows
+    values = [float(one) for one in found.groups()]
+    for at, folder in ((0, "kd"), (3, "teacher")):
+        own = right(classifiers / folder / "1")
+        error = stats.sem(own)
+        drawn = own[np.random.default_rng(9).integers(0, TEXTS, (4000, TEXTS))]
+        errors = (drawn.mean(1) - own.mean()) / stats.sem(drawn, axis=1)
+        expected = own.mean() - np.quantile(errors, [0.975, 0.025]) * error
+        assert values[at] == pytest.approx(own.mean(), abs=6e-4)
+        assert values[at + 1 : at + 3] == pytest.approx(expected, abs=0.2 * error)
+    labels = parquet.read_table(run.folder / "predictions" / "test.parquet").column("label").to_pylist()
+    assert values[6] == pytest.approx(max(labels.count(name) for name in CLASSES) / TEXTS, abs=6e-4)
+
+    shutil.rmtree(run.folder / "predictions")
+    assert ScoreRows().rows(run) == {}
+
+
 def test_the_table_shows_texts_seeds_and_baselines(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "runs", "--html", "page.html"]) == 0
     printed = capsys.readouterr().out
@@ -182,6 +210,23 @@ def test_the_table_shows_texts_seeds_and_baselines(classifiers: Path, capsys: py
     assert "(3 seeds, 200 texts)" in student
     assert "25%" in student
     assert "majority class" in (classifiers.parent / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_score_that_is_not_above_the_majority_is_shown_beside_it(
+    classifiers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = classifiers / "kd" / "1"
+    row = {"step": 9, "held_out/loss": 1.0, "held_out/accuracy": 0.25, "finding/accuracy": 1}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    labels = parquet.read_table(run / "predictions" / "validation.parquet").column("label").to_pylist()
+    majority = max(labels.count(name) for name in CLASSES) / len(labels)
+    assert main(["compare", "runs", "--html", "page.html"]) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "collapsed" in line]
+    assert warning.endswith(f"held-out accuracy 0.25 (majority class: {majority:.5g})")
+    page = (classifiers.parent / "page.html").read_text(encoding="utf-8")
+    (shown,) = re.findall(r'<section class="warning".*?</section>', page, re.DOTALL)
+    cells = [re.sub("<.*?>", "", one) for one in re.findall(r"<td.*?</td>", shown)]
+    assert cells == ["held-out accuracy", "0.25", f"{majority:.5g} (majority class)"]
 
 
 def test_other_texts_of_the_teacher_are_not_used(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,8 +284,24 @@ def test_finished_taggers_are_compared(
     own = f1_of_spans(*(tagged(1, 0.9)[side] for side in ("label", "prediction")))
     assert scores["teacher teacher/1"]["mean"] == pytest.approx(own)
     assert scores["no spans"]["mean"] == 0.0
+    sizes = {one["group"][0]: one["mean"] for one in found["scores"] if one["column"]["metric"] == "relative_size"}
+    assert sizes == {"soft_targets": 0.5, "teacher teacher/1": 1.0}
     (difference,) = found["differences"]
     assert difference["over"] == "2 seeds and 1 model, 120 texts"
+    assert difference["difference"] == pytest.approx(np.mean(expected) - own)
+    # The influence of each text on F1 by leaving it out; seeds and texts as crossed random effects.
+    teacher_texts, *of_seeds = (influences(f1_of_spans, tagged(*made)) for made in ((1, 0.9), (2, 0.7), (3, 0.7)))
+    table = np.stack(of_seeds) - teacher_texts
+    shared = ((table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()) ** 2).sum() / 119 / 240
+    seeds, texts = np.var(expected, ddof=1) / 2, max(table.mean(0).var(ddof=1) / 120 - shared, 0.0)
+    error, freedom = math.sqrt(seeds + texts), (seeds + texts) / (seeds + texts / 119)
+    low, high = stats.t.interval(0.95, freedom, np.mean(expected) - own, error)
+    assert difference["interval"] == pytest.approx((low, high), abs=0.04 * (high - low))
+
+
+def influences(score: Callable[[list[Any], list[Any]], float], table: dict[str, Any]) -> np.ndarray:
+    whole, count = score(table["label"], table["prediction"]), len(table["label"])
+    return whole + (count - 1) * (whole - jackknife(score, table["label"], table["prediction"]))
 
 
 def jackknife(score: Callable[[list[Any], list[Any]], float], labels: list[Any], predicted: list[Any]) -> np.ndarray:

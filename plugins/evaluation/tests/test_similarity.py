@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from kdcore_evaluation.probes import similarity
 from kdcore_evaluation.probes.similarity import compare, rank_correlation
+from kdcore_evaluation.probes.similarity_rows import SimilarityRows
+from scipy import stats
 
 
 class Bag:
@@ -60,3 +64,44 @@ def test_both_encoders_compute_on_the_gpu_and_come_back(monkeypatch: pytest.Monk
     agreement = compare(one, two, np.zeros((40, 9), dtype=np.int64), np.full(40, 9))
     assert agreement.sequences == 40
     assert one.devices == two.devices == ["meta", "cpu"]
+
+
+def summarised(texts: int) -> tuple[dict[str, str], np.ndarray]:
+    """Rows of a run, and the cosine of each text by NumPy."""
+    draw = np.random.default_rng(1)
+    rows, lengths = draw.integers(0, 50, (texts, 9)), np.full(texts, 9)
+    tables = [torch.randn(50, 6, generator=torch.Generator().manual_seed(0))]
+    tables += [tables[0] + torch.randn(50, 6, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    pooled = [table.numpy()[rows].mean(1) for table in tables[:2]]
+    first, second = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in pooled)
+    task: Any = SimpleNamespace(
+        num_samples=lambda split: texts,
+        sequences=lambda split, samples: (rows, lengths),
+        teacher_sequences=lambda split, samples: None,
+    )
+    models = {name: Bag(table) for name, table in zip(("teacher", "student", "initial"), tables, strict=True)}
+    run: Any = SimpleNamespace(task=task, **models)
+    return SimilarityRows().rows(run), (first * second).sum(1)
+
+
+def test_the_summary_shows_intervals_over_texts() -> None:
+    rows, cosines = summarised(60)
+    number, bounds = r"-?\d\.\d{3}", r"\[(-?\d\.\d{3}), (-?\d\.\d{3})\]"
+    found = re.fullmatch(
+        rf"mean cosine ({number}) {bounds} to the teacher's; before training: {number} {bounds}", rows["embeddings"]
+    )
+    assert found is not None, rows
+    assert float(found[1]) == pytest.approx(cosines.mean(), abs=6e-4)
+    error = float(stats.sem(cosines))
+    expected = stats.t.interval(0.95, 59, cosines.mean(), error)
+    assert [float(found[2]), float(found[3])] == pytest.approx(expected, abs=0.25 * error)
+    assert re.fullmatch(
+        rf"rank correlation {number} {bounds}, all pairs of 60 texts; before training: {number} {bounds}",
+        rows["similarities"],
+    )
+
+
+def test_a_few_texts_have_no_interval() -> None:
+    rows, cosines = summarised(29)
+    assert rows["embeddings"].startswith(f"mean cosine {cosines.mean():.3f} to the teacher's; ")
+    assert "[" not in rows["similarities"]

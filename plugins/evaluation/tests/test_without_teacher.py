@@ -81,6 +81,35 @@ def test_the_same_student_is_trained_without_its_teacher(moods: Path, capsys: py
     refused(moods, capsys)
 
 
+def test_a_teacher_that_is_a_plain_folder_predicts_the_same_texts(
+    moods: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "runs/moods", "--format", "json"]) == 0
+    groups = {one["group"][0] for one in json.loads(capsys.readouterr().out)["scores"]}
+    assert not any(name.startswith("teacher") for name in groups)
+    assert main(["summary", str(moods), "--predict-with-teacher"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy (test)")]
+
+    folder = moods.parents[2] / "teacher"
+    table = parquet.read_table(moods / "predictions" / "test.parquet").to_pydict()
+    texts = (moods.parents[2] / "mood.csv").read_text(encoding="utf-8").splitlines()[1:]
+    chosen = [texts[int(one) - 1].rpartition(",")[0] for one in table["id"]]
+    tokens = AutoTokenizer.from_pretrained(folder)(chosen, padding=True, return_tensors="pt")
+    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        predicted = model(**tokens).logits.argmax(1)
+    expected = accuracy_score(table["label"], [model.config.id2label[int(one)] for one in predicted])
+    assert f"; teacher: {expected:.3f}" in row
+
+    assert main(["compare", "runs/moods", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["scores"]
+    name = "teacher " + "/".join(folder.parts[-2:])
+    (score,) = [one for one in found if one["group"] == [name] and one["column"]["kind"] == "predictions"]
+    assert score["mean"] == pytest.approx(expected)
+    sizes = {one["group"][0]: one["mean"] for one in found if one["column"]["metric"] == "relative_size"}
+    assert sizes[name] == 1.0
+
+
 def refused(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Runs for which there is no such student end with exit code 2 before anything is trained."""
     trained, path = moods.with_name("1-without-teacher"), moods / "recipe.yaml"

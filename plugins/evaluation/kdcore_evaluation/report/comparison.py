@@ -24,7 +24,7 @@ from kdcore_evaluation.run.finished_scores import (
     teacher_folder,
 )
 from kdcore_evaluation.run.finished_scores import KIND as PREDICTIONS_KIND
-from kdcore_evaluation.run.results import ResultRow
+from kdcore_evaluation.run.results import PREDICTIONS, ResultRow
 from kdcore_evaluation.run.scores import (
     REFERENCES,
     Column,
@@ -301,7 +301,8 @@ def _add_references_of_finished(
         constants.setdefault(title, scores)
         theirs = of_teacher(run, own)
         if theirs is not None:
-            teachers[theirs.folder.parent.resolve()] = theirs
+            of_run = theirs.folder.name == PREDICTIONS
+            teachers[(theirs.folder.parent if of_run else theirs.export).resolve()] = theirs
     for folder, theirs in teachers.items():
         name = (f"teacher {'/'.join(folder.parts[-2:])}",)
         if name not in references:

@@ -11,6 +11,7 @@ from typing import TypeGuard
 import numpy as np
 
 from kdcore_evaluation.run.compared_runs import ComparedRun
+from kdcore_evaluation.run.finished_scores import read_predictions
 from kdcore_evaluation.run.scores import Labels, Score, counted
 from kdcore_evaluation.statistics.intervals import estimate_mean
 
@@ -77,9 +78,17 @@ def signs_of_collapse(run: ComparedRun) -> list[Sign]:
         value = row.get(f"check/{name}") if name in _CHECKS else row.get(f"held_out/{name}")
         other = row.get(f"check/{reference}") if name in _CHECKS else row.get(f"constant/{name}")
         against = "teacher" if name in _CHECKS else "best constant prediction"
+        if other is None and name not in _CHECKS and (best := _without_text(run, name)) is not None:
+            against, other = best
         if _is_number(value):
             found.append(Sign(what, float(value), float(other) if _is_number(other) else None, against, form))
     return found
+
+
+def _without_text(run: ComparedRun, metric: str) -> tuple[str, float] | None:
+    """Return what a run's main score is to be above, from its predictions of the validation texts."""
+    predictions = read_predictions(run)
+    return predictions.validation_constant() if predictions is not None and predictions.metric == metric else None
 
 
 def loss_changes(groups: Mapping[Labels, Sequence[ComparedRun]], over: str) -> list[LossChange]:

@@ -32,7 +32,11 @@ RELATIVE_SIZE = Column("cost", "", "", "", "relative_size", False)
 SPEED = Column("cost", "", "", "", "sequences_per_second", True)
 RELATIVE_SPEED = Column("cost", "", "", "", "relative_speed", True)
 
-_SCORES = "scores.json"
+SCORES = "scores.json"
+TEACHER_PREDICTIONS = "predictions-of-teacher"
+"""Folder in a run folder with predictions of a teacher that is no run; `kdcore summary --predict-with-teacher` writes
+it."""
+
 _DATA: dict[str, type[LabelledData] | type[TaggedData]] = {one.task: one for one in (LabelledData, TaggedData)}
 _OUTSIDE = "O"
 
@@ -82,6 +86,11 @@ class FinishedPredictions:
             found.append(Measurement(column, (0, None), score))
         return name, found
 
+    def validation_constant(self) -> tuple[str, float] | None:
+        """Return the name and the score of the best such predictions for the validation texts; None without these."""
+        table = self.tables.get("validation")
+        return None if table is None else _best_constant(self.data, self.metric, table)
+
     def _columns(self) -> list[tuple[Column, Table, StoredPredictions]]:
         spans = isinstance(self.data, TaggedData)
         return [
@@ -108,14 +117,16 @@ def read_predictions(run: ComparedRun) -> FinishedPredictions | None:
     return predictions_in(run.folder, data, section.get("metric") or data.main_metric)
 
 
-def predictions_in(run: Path, data: LabelledData | TaggedData, metric: str) -> FinishedPredictions | None:
-    """Read the predictions in a run folder, as texts labelled like `data`; None without such predictions."""
+def predictions_in(
+    run: Path, data: LabelledData | TaggedData, metric: str, name: str = PREDICTIONS
+) -> FinishedPredictions | None:
+    """Read the predictions in a run folder, of texts labelled like `data`; None without such predictions."""
     import pyarrow
     from pyarrow import parquet
 
-    folder, tables = run / PREDICTIONS, {}
+    folder, tables = run / name, {}
     try:
-        export = json.loads((folder / _SCORES).read_text(encoding="utf-8"))["export"]
+        export = json.loads((folder / SCORES).read_text(encoding="utf-8"))["export"]
         for path in sorted(folder.glob("*.parquet")):
             table = with_composed_labels(parquet.read_table(path))
             if "label" in table.column_names and table.num_rows:
@@ -127,15 +138,22 @@ def predictions_in(run: Path, data: LabelledData | TaggedData, metric: str) -> F
 
 
 def of_teacher(run: ComparedRun, student: FinishedPredictions) -> FinishedPredictions | None:
-    """Read the predictions of a run's teacher for the same texts; None if it is not an export of such a run."""
-    path = teacher_folder(run)
-    if path is None or path.parent.name != "exports":
+    """Read the predictions of a run's teacher for the same texts: of its own run, else those made with it.
+
+    Returns:
+        The predictions; None without any.
+    """
+    stated: Any = (run.recipe.get("teacher") or {}).get("path")
+    if not isinstance(stated, str):
         return None
-    found = predictions_in(path.parent.parent, student.data, student.metric)
-    if found is None or found.export.resolve() != path:
-        return None
+    path = (run.folder / stated).resolve()
+    places = [(path.parent.parent, PREDICTIONS)] if path.parent.name == "exports" else []
     wanted = {name: texts for name, texts in student.texts.items() if name.startswith(student.split)}
-    return found if wanted.items() <= found.texts.items() else None
+    for place, name in (*places, (run.folder, TEACHER_PREDICTIONS)):
+        found = predictions_in(place, student.data, student.metric, name)
+        if found is not None and found.export.resolve() == path and wanted.items() <= found.texts.items():
+            return found
+    return None
 
 
 def teacher_folder(run: ComparedRun) -> Path | None:
