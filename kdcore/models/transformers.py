@@ -242,8 +242,17 @@ class TransformersModel(Model):
                 if wanted not in new:
                     ours[name].copy_(theirs[wanted])
         further = {head.name: self._further_head(head, network) for head in others[1:]}
-        modules = {head.name: head.module(self.info) for head in own}
+        modules = {head.name: self._own_head(head) for head in own}
         return self._wrap(network, self.info, further | modules)  # type: ignore[arg-type]
+
+    def _own_head(self, head: Head) -> nn.Module | None:
+        """Create a head that has a module of its own, with the source's weights if it is a student with this head."""
+        if self.source is not None and head_file(Path(self.source), head.name).is_file():
+            try:
+                return load_head(self.source, head).train()
+            except DataError as error:
+                logger.warning(f"the student's head `{head.name}` is initialised randomly: {error}")
+        return head.module(self.info)
 
     def _further_head(self, head: Head, network: PreTrainedModel) -> nn.Module:
         """Create another head on the states of a network, with the source's weights if it has this head."""

@@ -152,6 +152,29 @@ def test_an_export_is_a_teacher_with_the_same_embeddings(
     np.testing.assert_allclose(signals.outputs("embedding").numpy(), expected, atol=1e-6)
 
 
+def test_a_student_that_starts_from_an_export_keeps_its_linear_map(
+    run: Path, folder: Path, sentence_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(folder)
+    recipe = write_recipe(folder, sentence_folder, "further.yaml")
+    start = [f"student.initialize.from={run / 'exports/final'}"]
+    stored = load_file(run / "exports/final/2_Dense/model.safetensors")
+
+    def linear_map(*changes: str) -> dict[str, torch.Tensor]:
+        encoder = make_plan(load_recipe(recipe, [*start, *changes])).build_student()
+        assert encoder.training
+        weights: dict[str, torch.Tensor] = encoder.heads["embedding"].dense.linear.state_dict()
+        return weights
+
+    found = linear_map()
+    assert found.keys() == {"weight", "bias"}
+    assert all(torch.equal(value, stored[f"linear.{name}"]) for name, value in found.items())
+    assert "initialised randomly" not in caplog.text
+    changed = linear_map("task.pooling=cls")
+    assert not torch.equal(changed["weight"], stored["linear.weight"])
+    assert "the student's head `embedding` is initialised randomly" in caplog.text
+
+
 def test_a_student_of_the_teachers_width_has_no_linear_map_and_is_exported(
     folder: Path, make_sentence_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
