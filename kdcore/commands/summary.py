@@ -82,23 +82,27 @@ def summarise(
         for label, section in recipe.settings.models_of_teachers.items()
         if "cache" in section and "cache" not in without_cache(section)
     }
+    export = exports / ("best" if (exports / "best").is_dir() else "final")
+    caches = [without_cache(section).get("cache") for section in recipe.settings.models_of_teachers.values()]
+    if missing := [cache for cache in caches if cache is not None and not Path(cache).exists()]:
+        return _table(_rows_without_caches(export, read_metrics(folder), missing))
     plan = make_plan(load_recipe(recipe.path, live, allow_imports=allow_imports), stored_data(folder))
     teacher_sources = {label: model.source for label, model in plan.teachers.items() if model.source is not None}
     metrics = read_metrics(folder)
     run = FinishedRun(
         folder=folder,
-        export=exports / ("best" if (exports / "best").is_dir() else "final"),
+        export=export,
         teacher_source=teacher_sources.get(plan.recipe.settings.students_teacher or ""),
         task=plan.task,
         held_out=_values(metrics, "held_out"),
-        constants={name: values[-1] for name, values in _values(metrics, "constant").items()},
+        constants=_constants(metrics),
         teacher_sources=teacher_sources,
         student_model=plan.student,
         teacher_model=plan.teachers.get(plan.recipe.settings.students_teacher or ""),
         losses=plan.stages[-1].losses,
         arguments=arguments or argparse.Namespace(),
     )
-    rows = _warning_row(run, metrics) | _held_out_rows(run)
+    rows = _warning_row(run, metrics) | _held_out_rows(run.held_out, run.constants)
     rows |= run.task.summary_rows(run)
     for name, value in run.task.baselines("held_out").items():
         if f"held-out {name}" in rows:
@@ -109,8 +113,29 @@ def summarise(
             rows |= _rows_of(provider, run)
     rows |= _place_rows(run)
     rows |= _suggestion(run, plan)
+    return _table(rows)
+
+
+def _table(rows: Mapping[str, str]) -> str:
     width = max(map(len, rows))
     return "\n".join(f"{title:<{width}}  {text}" for title, text in rows.items())
+
+
+def _rows_without_caches(
+    export: Path, metrics: Sequence[Mapping[str, float]], missing: Sequence[str]
+) -> dict[str, str]:
+    """Describe a run whose teachers were described only by caches that do not exist any more."""
+    from kdcore.tasks.finished_run import load_encoder
+
+    student, caches = load_encoder(str(export)), ", ".join(missing)
+    return {
+        **_held_out_rows(_values(metrics, "held_out"), _constants(metrics)),
+        "blocks": str(student.config.num_hidden_layers),
+        "parameters": f"{_parameters(student):,}",
+        "student": str(export),
+        "not shown": "what requires the teacher or the task: only the cache "
+        f"{caches} describes the teacher, and it does not exist. Restore it, or compute it with `kdcore teacher cache`",
+    }
 
 
 def _values(rows: Iterable[Mapping[str, float]], kind: str) -> dict[str, list[float]]:
@@ -139,18 +164,22 @@ def _warning_row(run: FinishedRun, metrics: Sequence[Mapping[str, float]]) -> di
     return {"warning": collapse_warning(findings)} if findings else {}
 
 
-def _held_out_rows(run: FinishedRun) -> dict[str, str]:
+def _constants(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: values[-1] for name, values in _values(metrics, "constant").items()}
+
+
+def _held_out_rows(held_out: Mapping[str, list[float]], constants: Mapping[str, float]) -> dict[str, str]:
     """Format the first held-out value of each loss (before training, or when it became active) and the last one."""
     from kdcore.training.loop.events import explained_shares
 
-    explained = explained_shares({name: values[-1] for name, values in run.held_out.items()}, run.constants)
+    explained = explained_shares({name: values[-1] for name, values in held_out.items()}, constants)
     rows = {}
-    for label, (first, *later) in run.held_out.items():
+    for label, (first, *later) in held_out.items():
         if later:
             ratio = f" ({first / later[-1]:.1f} times lower)" if 0 < later[-1] < first else ""
             rows[f"held-out {label}"] = f"{first:.4f} at the start, {later[-1]:.4f} at the end{ratio}"
-            if label in run.constants:
-                rows[f"held-out {label}"] += f"; best constant prediction: {run.constants[label]:.4f}"
+            if label in constants:
+                rows[f"held-out {label}"] += f"; best constant prediction: {constants[label]:.4f}"
             if label in explained:
                 rows[f"held-out {label}"] += f" (explained: {explained[label]:.1%})"
     return rows

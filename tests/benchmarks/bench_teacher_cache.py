@@ -2,9 +2,12 @@
 
     python tests/benchmarks/bench_teacher_cache.py [--objectives hidden_mse ...] [--sequences 16] [--repeats 5]
     python tests/benchmarks/bench_teacher_cache.py --effects RECIPE [key=value ...]
+    python tests/benchmarks/bench_teacher_cache.py --sweep RECIPE [key=value ...]
 
 A BERT-base teacher, a student of 6 x 768, length 128. `--effects` trains a recipe with the live teacher and with each
-way of storing its signals, and prints how held-out losses differ before training and of the trained student.
+way of storing its signals, and prints how losses differ at the first step, held-out before training and held-out of the
+trained student. `--sweep` trains a recipe four times with `cache: auto` and four times with the live teacher, and
+prints the ratio of their CPU times, caching included.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import argparse
 import ctypes
 import gc
 import json
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
@@ -188,29 +193,80 @@ def memory(side: str, sequences: int, small: bool) -> None:
 
 
 def effects(recipe: str, overrides: list[str]) -> None:
-    """Print how held-out losses with each way of storing differ from those with the live teacher."""
+    """Print how losses with each way of storing, and of another seed, differ from those with the live teacher."""
     with tempfile.TemporaryDirectory() as name:
-        stated = [recipe, *overrides, f"run.folder={name}/runs"]
-        live = held_out(stated, Path(name), "live")
+        stated = [recipe, *overrides, f"run.folder={name}/runs", "tracking=[jsonl]", "logging.every=1"]
+        live = losses(stated, Path(name), "live")
+        print_differences("another seed", live, losses([*stated, "seed=1"], Path(name), "seed"))
         for way, options in WAYS.items():
             command = ["teacher", "cache", recipe, f"{name}/{way}", *overrides, *options]
-            subprocess.run([sys.executable, "-m", "kdcore", *command], check=True)
-            found = held_out([*stated, f"teacher.cache={name}/{way}"], Path(name), way)
-            for label in sorted(live[0]):
-                before, after = (theirs[label] / own[label] - 1 for theirs, own in zip(found, live, strict=True))
-                print(f"{way:>15} {label:<20} {before:+.3%} before training, {after:+.3%} after")
+            subprocess.run([sys.executable, "-m", "kdcore", *command], check=True, stdout=subprocess.DEVNULL)
+            size = sum(path.stat().st_size for path in Path(name, way).glob("*.arrow"))
+            print(f"{way}: {size / 1e6:.1f} MB")
+            print_differences(way, live, losses([*stated, f"teacher.cache={name}/{way}"], Path(name), way))
 
 
-def held_out(arguments: list[str], folder: Path, run: str) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """Train, and return the first and the last held-out losses."""
-    subprocess.run(
-        [sys.executable, "-m", "kdcore", "train", *arguments, f"run.id={run}"], check=True, capture_output=True
-    )
+def print_differences(way: str, live: Mapping[str, list[float]], found: Mapping[str, list[float]]) -> None:
+    """Print a row for each loss."""
+    for label in sorted(live):
+        parts = [other / own - 1 for own, other in zip(live[label], found[label], strict=True)]
+        texts = ", ".join(f"{part:+.1e}" for part in parts)
+        print(f"{way:>15} {label:<28} step 1, held out before, after: {texts}", flush=True)
+
+
+def losses(arguments: list[str], folder: Path, run: str) -> dict[str, list[float]]:
+    """Train; return the value of each loss at the first step, and held-out ones before and after training."""
+    train([*arguments, f"run.id={run}"])
     (metrics,) = folder.glob(f"runs/*/{run}/metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    losses = [{name: row[name] for name in row if name.startswith("held_out/")} for row in rows]
-    values = [one for one in losses if one]
-    return values[0], values[-1]
+    first = next(row for row in rows if "train/loss" in row)
+    held_out = [row for row in rows if "held_out/loss" in row]
+    labels = [name.partition("/")[2] for name in first if f"held_out/{name.partition('/')[2]}" in held_out[0]]
+    labels = [label for label in labels if f"train/{label}" in first]
+    return {
+        label: [first[f"train/{label}"], held_out[0][f"held_out/{label}"], held_out[-1][f"held_out/{label}"]]
+        for label in labels
+    }
+
+
+def train(arguments: list[str]) -> None:
+    """Run `kdcore train`; show its output if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kdcore", "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(done.stdout[-4000:])
+
+
+def sweep(recipe: str, overrides: list[str], runs: int) -> None:
+    """Print CPU and wall time of runs that share an automatic cache, caching included, and of live runs."""
+    with tempfile.TemporaryDirectory() as name:
+        stated = [recipe, *overrides, f"run.folder={name}/runs"]
+        train([*stated, "training.budget={steps: 1}", "run.id=prepare"])  # data are prepared once, and files are read
+        found: dict[str, list[tuple[float, float]]] = {"cached": [], "live": []}
+        for number in range(runs):  # interleaved, as the load of the machine varies
+            for side, own in (("live", []), ("cached", ["teacher.cache=auto"])):
+                before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+                train([*stated, *own, f"optimizer.lr={(number + 1) * 1e-4}", f"run.id={side}-{number}"])
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                found[side].append((cpu, time.monotonic() - started))
+                print(json.dumps({"run": f"{side}-{number}", "cpu_seconds": round(cpu, 1)}), flush=True)
+        sums = {side: [sum(one) for one in zip(*values, strict=True)] for side, values in found.items()}
+        print(
+            json.dumps(
+                {
+                    "runs": runs,
+                    "live_cpu_seconds": round(sums["live"][0], 1),
+                    "cached_cpu_seconds": round(sums["cached"][0], 1),
+                    "cpu_ratio": round(sums["cached"][0] / sums["live"][0], 3),
+                    "wall_ratio": round(sums["cached"][1] / sums["live"][1], 3),
+                }
+            )
+        )
 
 
 def main() -> None:
@@ -222,10 +278,14 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="small models, to try out the benchmark")
     parser.add_argument("--memory", choices=["live", "cached"], help=argparse.SUPPRESS)
     parser.add_argument("--effects", nargs="+", metavar="RECIPE", help="recipe and overrides to train")
+    parser.add_argument("--sweep", nargs="+", metavar="RECIPE", help="recipe and overrides to train four times each")
     arguments = parser.parse_args()
     single_thread()
     if arguments.effects:
         effects(arguments.effects[0], arguments.effects[1:])
+        return
+    if arguments.sweep:
+        sweep(arguments.sweep[0], arguments.sweep[1:], 4)
         return
     if arguments.memory:
         memory(arguments.memory, arguments.sequences, arguments.small)

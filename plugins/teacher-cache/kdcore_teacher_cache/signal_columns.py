@@ -137,9 +137,14 @@ def attention_of(signals: Signals, names: Iterable[str]) -> dict[str, AttentionE
         if kind in ("query", "key", "value") and place not in found:
             heads = signals.packed_heads(_part(kind), int(place))
             if heads.pattern is None or heads.pattern.bias is not None:
+                what = "has a mask that depends on more than lengths and a window"
+                if heads.pattern is not None:
+                    what = "adds a bias to its scores, such as relative positions"
                 raise InputError(
-                    f"the attention of block {place} of this teacher has a bias, which is not stored",
-                    hint="use losses on hidden states or predictions, or a live teacher",
+                    f"`{name}` cannot be stored: the attention of block {place} of this teacher {what}, and a cache "
+                    "holds queries, keys and values only",
+                    hint="remove the cache (a live teacher has all signals), or replace the losses that read "
+                    "attention by losses on hidden states or predictions",
                 )
             found[place] = AttentionEntry(scale=heads.scale, window=heads.pattern.window)
     return found

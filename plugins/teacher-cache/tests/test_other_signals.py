@@ -10,7 +10,7 @@ import pytest
 import torch
 from kdcore_teacher_cache.cached_teacher import CachedTeacher
 from kdcore_teacher_cache.caching import SignalRecorder, cache_signals
-from kdcore_teacher_cache.signal_columns import names_of, request_of
+from kdcore_teacher_cache.signal_columns import attention_of, names_of, request_of
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 import kdcore
@@ -155,3 +155,29 @@ def test_one_of_several_teachers_is_cached(
     assert not isinstance(found["two"].model, CachedTeacher)
     with pytest.raises(kdcore.DataError, match=r"teachers\.two: the losses read .* not stored for `train`: logits"):
         kdcore.recipe_teachers(kdcore.load_recipe(path, ["teachers.two.cache=cache"]))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        (
+            kdcore.AttentionPattern(bias=torch.zeros(1, 2, 3, 3)),
+            "adds a bias to its scores, such as relative positions",
+        ),
+        (None, "has a mask that depends on more than lengths and a window"),
+    ],
+)
+def test_attention_that_a_cache_cannot_hold_is_refused_with_the_reason(
+    pattern: kdcore.AttentionPattern | None, reason: str
+) -> None:
+    class Biased:
+        """Signals whose blocks have one kind of mask."""
+
+        def packed_heads(self, part: str, block: int) -> kdcore.PackedHeads:
+            return kdcore.PackedHeads(torch.zeros(3, 2, 4), torch.tensor([0, 3]), 3, 0.5, pattern)
+
+    with pytest.raises(kdcore.InputError) as caught:
+        attention_of(Biased(), ["hidden.1", "key.2"])  # type: ignore[arg-type]
+    assert f"`key.2` cannot be stored: the attention of block 2 of this teacher {reason}" in str(caught.value)
+    assert "live teacher" in str(caught.value)
+    assert attention_of(Biased(), ["hidden.1"]) == {}  # type: ignore[arg-type]

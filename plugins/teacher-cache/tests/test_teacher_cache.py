@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,27 @@ def test_a_finished_run_is_summarised_and_repeated_without_its_cache(
     capsys.readouterr()
     assert main(["summary", str(run)]) == 0
     assert f"read from a cache ({project / 'gone'})" in capsys.readouterr().out
+
+
+def test_a_run_that_only_a_removed_cache_describes_is_summarised_without_its_teacher(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project / "cache", project / "only")
+    overrides = ["run.id=only", "teacher.path=null", "teacher.cache=only", "training.budget={steps: 2}"]
+    overrides += ["student.initialize=null", "checkpoints.export_at_end=true"]
+    found = train(project, *overrides)
+    run, last = project / "runs" / "cached" / "only", found[2, "held_out/states/hidden_mse"]
+    capsys.readouterr()
+    assert main(["summary", str(run)]) == 0
+    before = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    shutil.rmtree(project / "only")
+    assert main(["summary", str(run)]) == 0
+    after = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert f"{last:.4f} at the end" in after["held-out states/hidden_mse"]
+    assert {row: after[row] for row in after if row.startswith("held-out ")}.items() <= before.items()
+    assert after["blocks"] == "2"
+    assert str(run / "exports" / "final") in after["student"]
+    assert f"only the cache {project / 'only'} describes the teacher, and it does not exist" in after["not shown"]
 
 
 def test_two_processes_write_the_bytes_of_one(project: Path) -> None:
