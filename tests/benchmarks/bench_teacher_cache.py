@@ -34,6 +34,7 @@ from measuring import PeakMemory, interleaved, ratio, single_thread
 from workload import LENGTH, OBJECTIVES, Side, Workload, make_batch, sizes
 
 from kdcore import Batch, Model, RecipeTeacher, Requests, Task, TransformersModel
+from kdcore.commands.main import main as kdcore_command
 from kdcore.recipe.schema import TEACHER, ComponentConfig
 from kdcore.registry import losses as registered_losses
 from kdcore.registry import optimizers
@@ -199,8 +200,7 @@ def effects(recipe: str, overrides: list[str]) -> None:
         live = losses(stated, Path(name), "live")
         print_differences("another seed", live, losses([*stated, "seed=1"], Path(name), "seed"))
         for way, options in WAYS.items():
-            command = ["teacher", "cache", recipe, f"{name}/{way}", *overrides, *options]
-            subprocess.run([sys.executable, "-m", "kdcore", *command], check=True, stdout=subprocess.DEVNULL)
+            run_here(["teacher", "cache", recipe, f"{name}/{way}", *overrides, *options])
             size = sum(path.stat().st_size for path in Path(name, way).glob("*.arrow"))
             print(f"{way}: {size / 1e6:.1f} MB")
             print_differences(way, live, losses([*stated, f"teacher.cache={name}/{way}"], Path(name), way))
@@ -216,7 +216,7 @@ def print_differences(way: str, live: Mapping[str, list[float]], found: Mapping[
 
 def losses(arguments: list[str], folder: Path, run: str) -> dict[str, list[float]]:
     """Train; return the value of each loss at the first step, and held-out ones before and after training."""
-    train([*arguments, f"run.id={run}"])
+    run_here(["train", *arguments, f"run.id={run}"])
     (metrics,) = folder.glob(f"runs/*/{run}/metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     first = next(row for row in rows if "train/loss" in row)
@@ -229,8 +229,14 @@ def losses(arguments: list[str], folder: Path, run: str) -> dict[str, list[float
     }
 
 
+def run_here(arguments: list[str]) -> None:
+    """Run a command of kdcore in this process, which saves its start."""
+    if code := kdcore_command(arguments):
+        sys.exit(code)
+
+
 def train(arguments: list[str]) -> None:
-    """Run `kdcore train`; show its output if it fails."""
+    """Run `kdcore train` in a process of its own; show its output if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "kdcore", "train", *arguments],
         stdout=subprocess.PIPE,
