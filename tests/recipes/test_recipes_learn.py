@@ -140,7 +140,14 @@ def methods() -> list[str]:
     folder = shipped_recipes()
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.yaml"))]
     tables = ("quickstart.yaml", "table.yaml")
-    others = ("base/", "suites/", "fine-tuning/", "task-specific/", "how-to-distill-your-bert/task-specific/")
+    others = (
+        "base/",
+        "embeddings/",
+        "suites/",
+        "fine-tuning/",
+        "task-specific/",
+        "how-to-distill-your-bert/task-specific/",
+    )
     return [name for name in names if not name.startswith(others) and name.rpartition("/")[2] not in tables]
 
 

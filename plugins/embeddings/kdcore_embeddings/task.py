@@ -31,7 +31,7 @@ from kdcore import (
     vocabulary_size,
 )
 from kdcore_embeddings.batch_losses import GROUP_TEXTS
-from kdcore_embeddings.data.text_tokens import TextTokenizer, TextTokens, common_units
+from kdcore_embeddings.data.text_tokens import TextTokenizer, TextTokens, common_units, whole_texts
 from kdcore_embeddings.data.texts import TextData, TextPart, read_texts
 from kdcore_embeddings.head import EMBEDDING, EmbeddingHead, embedding_head
 from kdcore_embeddings.ranking_losses import GROUP_SCORES
@@ -178,7 +178,10 @@ class Embeddings(Task):
         self.parts: dict[Split, TextPart] = {"train": train, "held_out": held_out}
         self._text_numbers = {split: _numbered(part.texts) for split, part in self.parts.items()}
         self._own = {split: self._encode(split, self.student_tokenizer, self._prompts) for split in self.parts}
-        theirs = {split: self._encode(split, self.teacher_tokenizer, self._teacher_prompts) for split in self.parts}
+        theirs = {
+            split: self._encode(split, self.teacher_tokenizer, self._teacher_prompts, part.sources)
+            for split, part in self.parts.items()
+        }
         same = all(
             np.array_equal(self._own[split].tokens, one.tokens) and np.array_equal(self._own[split].ends, one.ends)
             for split, one in theirs.items()
@@ -193,10 +196,12 @@ class Embeddings(Task):
             digest.update(repr(part.width).encode() + (b"" if part.scores is None else part.scores.tobytes()))
         self._fingerprint = digest.hexdigest()
 
-    def _encode(self, split: Split, tokenizer: TextTokenizer, prompts: Prompts) -> TextTokens:
+    def _encode(
+        self, split: Split, tokenizer: TextTokenizer, prompts: Prompts, texts: list[str] | None = None
+    ) -> TextTokens:
         part = self.parts[split]
         first = prompts.document if part.width == 1 else prompts.query
-        return tokenizer.encode(part.texts, [first, *[prompts.document] * (part.width - 1)] * len(part))
+        return tokenizer.encode(texts or part.texts, [first, *[prompts.document] * (part.width - 1)] * len(part))
 
     def _check_prompts(self) -> None:
         """Refuse prompts that leave no tokens for texts."""
@@ -314,7 +319,10 @@ class Embeddings(Task):
         batch = replace(self._own[split].batch(rows), columns=columns)
         if self._theirs is None:
             return batch
-        own, theirs = common_units(self._own[split], self._theirs[split], rows)
+        if self.config.data.translations is None:
+            own, theirs = common_units(self._own[split], self._theirs[split], rows)
+        else:
+            own, theirs = (whole_texts(side[split], rows) for side in (self._own, self._theirs))
         teacher = replace(self._theirs[split].batch(rows), columns=columns, units=theirs)
         return replace(batch, units=own, teacher=teacher)
 
@@ -375,9 +383,10 @@ class Embeddings(Task):
         )
 
     def texts(self, split: Split, samples: np.ndarray) -> list[str] | None:
-        """Return the texts of samples, without prompts; None for groups."""
+        """Return the teacher's texts of samples, without prompts; None for groups."""
         part = self.parts[split]
-        return [part.texts[sample] for sample in samples] if part.width == 1 else None
+        texts = part.texts if part.sources is None else part.sources
+        return [texts[sample] for sample in samples] if part.width == 1 else None
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the student's tokenizer.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
+import torch
 from kdcore_embeddings.data.text_tokens import TextTokenizer, common_units
 from kdcore_embeddings.data.texts import TextData, read_texts
 from kdcore_embeddings.search_scores import random_scores, retrieval_scores
@@ -133,6 +134,49 @@ def test_empty_and_repeated_texts_are_left_out_and_counted(tmp_path: Path) -> No
         "repeated texts left out": 2,
         "texts left out of training because they are held out": 1,
     }
+
+
+def test_translations_learn_the_embedding_of_their_text(
+    make: Callable[..., Embeddings], tokenizer_folder: Path, tmp_path: Path, some_texts: list[str]
+) -> None:
+    rows = [
+        {"en": text, "de": f"abc {text}", "fr": None if n % 3 else f"efg {text}"} for n, text in enumerate(some_texts)
+    ]
+    rows += [{"en": "", "de": "x", "fr": "y"}, {"en": "other", "de": some_texts[0], "fr": " "}]
+    (tmp_path / "parallel.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = {"train": str(tmp_path / "parallel.jsonl"), "text": "en", "translations": ["de", "fr"], "held_out": 0.2}
+    report: Counter[str] = Counter()
+    train, held_out = read_texts(TextData.model_validate(data), report)
+    assert report["empty texts left out"] == 1
+    assert report["empty translations left out"] == 46 + 1
+    assert report["repeated texts left out"] == 1  # a translation that is another text
+    source = {row[side]: row["en"] for row in rows[:70] for side in ("en", "de", "fr") if row[side]} | {
+        "other": "other"
+    }
+    for part in (train, held_out):
+        assert part.sources == [source[text] for text in part.texts]
+    assert held_out.sources is not None
+    assert train.sources is not None
+    assert set(held_out.sources).isdisjoint(train.sources), "a text and its translations are on one side"
+    task = make(data=data, prompts={"document": "of "}, teacher_prompts={"document": "the "})
+    batch = task.batch("train", np.arange(12), np.zeros(12, int))
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+
+    def encoded(texts: list[str], prompt: str) -> Any:
+        prompted = [prompt + text for text in texts]
+        return tokenizer(prompted, truncation=True, max_length=24, padding=True, return_tensors="pt")["input_ids"]
+
+    assert batch.input_ids.equal(encoded(train.texts[:12], "of "))
+    assert batch.teacher is not None
+    assert batch.teacher.input_ids.equal(encoded(train.sources[:12], "the "))
+    assert batch.units is not None
+    assert batch.teacher.units is not None
+    for view in (batch, batch.teacher):  # a unit is a whole text
+        assert view.units is not None
+        states = torch.arange(float(view.num_tokens))[:, None]
+        means = [own.mean() for own in states.split(view.lengths.tolist())]
+        torch.testing.assert_close(view.units.means(states)[:, 0], torch.stack(means))
+    assert task.texts("train", np.arange(12)) == train.sources[:12]
 
 
 def test_texts_that_are_held_out_depend_on_their_content_only(tmp_path: Path, some_texts: list[str]) -> None:
@@ -397,6 +441,8 @@ def test_mistakes_of_groups_are_named(make: Callable[..., Embeddings], groups_fi
         ({"query": "q"}, "`query` and `positive` belong together"),
         ({"negatives": "n"}, "`negatives` needs `query` and `positive`"),
         ({"query": "q", "positive": "p", "text": "t"}, "`text` and `query` exclude each other"),
+        ({"query": "q", "positive": "p", "translations": "t"}, "`translations` and `query` exclude each other"),
+        ({"translations": ["de", "text"]}, "`translations` has the column of the texts, `text`"),
         (
             {"query": "q", "positive": "p", "negatives": ["n"], "num_negatives": 2},
             "larger than the number of columns, 1",

@@ -160,6 +160,18 @@ def common_units(own: TextTokens, theirs: TextTokens, samples: NDArray[np.int64]
     return made[0], made[1]
 
 
+def whole_texts(tokens: TextTokens, samples: NDArray[np.int64]) -> Units:
+    """Return units that are whole texts, special tokens and prompts included, for texts in different languages.
+
+    Args:
+        tokens: tokens of one model.
+        samples: (B,) numbers of the texts.
+    """
+    lengths = tokens.lengths[samples]
+    starts = np.cumsum(lengths) - lengths
+    return Units(torch.arange(int(lengths.sum())), torch.from_numpy(starts), np.ones(len(samples), np.int64))
+
+
 def _unit_numbers(*sides: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], int]:
     """Number the units of one text from 0: that of each token of either side, -1 for none; and count them."""
     characters = max((int(side.max(initial=0)) for side in sides), default=0)

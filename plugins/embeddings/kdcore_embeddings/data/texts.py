@@ -39,6 +39,11 @@ class TextData(ComponentConfig):
         0.0, description="Fraction of the texts that is held out, chosen by a hash of their content; or files."
     )
     text: str | None = Field(None, description="Column of the texts, if they are not groups; default: `text`.")
+    translations: str | list[str] | None = Field(
+        None,
+        description="Columns of translations of the text: the student also reads these, and learns the teacher's "
+        "embedding of the text for each of them.",
+    )
     query: str | None = Field(None, description="Column of queries: texts that belong together form groups.")
     positive: str | None = Field(None, description="Column of the document that belongs to the query.")
     negatives: str | list[str] | None = Field(
@@ -68,6 +73,10 @@ class TextData(ComponentConfig):
             raise ValueError(f"`{given[0]}` needs `query` and `positive`")
         if self.query is not None and self.text is not None:
             raise ValueError("`text` and `query` exclude each other")
+        if self.query is not None and self.translations is not None:
+            raise ValueError("`translations` and `query` exclude each other")
+        if (self.text or "text") in self.translation_columns:
+            raise ValueError(f"`translations` has the column of the texts, `{self.text or 'text'}`")
         if self.num_negatives is not None and self.negatives is None:
             raise ValueError("`num_negatives` needs `negatives`")
         if isinstance(self.negatives, list) and (self.num_negatives or 0) > len(self.negatives):
@@ -85,10 +94,15 @@ class TextData(ComponentConfig):
         return 2 + (self.num_negatives or usual)
 
     @property
+    def translation_columns(self) -> tuple[str, ...]:
+        """The columns of translations."""
+        return (self.translations,) if isinstance(self.translations, str) else tuple(self.translations or ())
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read."""
         if self.query is None or self.positive is None:
-            return (self.text or "text",)
+            return (self.text or "text", *self.translation_columns)
         negatives = [self.negatives] if isinstance(self.negatives, str) else self.negatives or []
         return (self.query, self.positive, *negatives, *([] if self.scores is None else [self.scores]))
 
@@ -105,10 +119,17 @@ class TextGroup:
     Attributes:
         texts: cleaned, none of them empty; the query is the first, its document the second.
         scores: one for each document; empty without scores.
+        source: the text that the teacher reads in place of a translation; None for others.
     """
 
     texts: tuple[str, ...]
     scores: tuple[float, ...] = ()
+    source: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The text that decides whether the group is held out."""
+        return self.texts[0] if self.source is None else self.source
 
 
 @dataclass(frozen=True)
@@ -119,11 +140,13 @@ class TextPart:
         texts: those of all groups, group by group.
         width: k, texts of a group; 1 if texts are not grouped.
         scores: (n, k - 1) of the documents; None without scores.
+        sources: the texts that the teacher reads instead; None if there are no translations.
     """
 
     texts: list[str]
     width: int
     scores: NDArray[np.float32] | None
+    sources: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts) // self.width
@@ -134,7 +157,8 @@ class TextPart:
         scores = None
         if data.scores is not None:
             scores = np.array([group.scores for group in groups], np.float32).reshape(len(groups), data.width - 1)
-        return cls([text for group in groups for text in group.texts], data.width, scores)
+        sources = None if data.translations is None else [group.key for group in groups]
+        return cls([text for group in groups for text in group.texts], data.width, scores, sources)
 
 
 def read_texts(data: TextData, report: Counter[str]) -> tuple[TextPart, TextPart]:
@@ -155,12 +179,12 @@ def read_texts(data: TextData, report: Counter[str]) -> tuple[TextPart, TextPart
         records = read_dataset(data.huggingface, data.huggingface.held_out, data.columns, _DATASET_KEY)
         held = list(_groups([records], data, report))
     else:
-        held = [group for group in train if content_place(group.texts[0]) < data.held_out]
-        train = [group for group in train if content_place(group.texts[0]) >= data.held_out]
+        held = [group for group in train if content_place(group.key) < data.held_out]
+        train = [group for group in train if content_place(group.key) >= data.held_out]
     kind = "texts" if data.query is None else "groups"
     train, held = (_once(groups, report, f"repeated {kind} left out") for groups in (train, held))
-    firsts = {group.texts[0] for group in held}
-    kept = [group for group in train if group.texts[0] not in firsts]
+    firsts = {text for group in held for text in (group.texts[0], group.key)}
+    kept = [group for group in train if firsts.isdisjoint((group.texts[0], group.key))]
     report[f"{kind} left out of training because they are held out"] += len(train) - len(kept)
     if not kept:
         raise DataError(
@@ -199,9 +223,7 @@ def _groups(sources: Iterable[TextRecords], data: TextData, report: Counter[str]
         reader = _GroupReader(data, report, mistakes)
         for record, number in enumerate(records.numbers):
             values = {column: records.columns[column][record] for column in data.columns}
-            group = reader.read(values, f"{records.unit} {number}")
-            if group is not None:
-                yield group
+            yield from reader.read(values, f"{records.unit} {number}")
         mistakes.raise_if_any("name columns of texts under `task.data`")
 
 
@@ -217,14 +239,32 @@ class _GroupReader:
     def __init__(self, data: TextData, report: Counter[str], mistakes: RecordMistakes) -> None:
         self._data, self._report, self._mistakes = data, report, mistakes
 
-    def read(self, values: Mapping[str, Any], place: str) -> TextGroup | None:
-        """Return the group of a record; None if it is left out or malformed."""
+    def read(self, values: Mapping[str, Any], place: str) -> list[TextGroup]:
+        """Return the groups of a record; none if it is left out or malformed."""
+        if self._data.query is None or self._data.positive is None:
+            return self._read_texts(values, place)
+        group = self._read_group(values, self._data.query, self._data.positive, place)
+        return [] if group is None else [group]
+
+    def _read_texts(self, values: Mapping[str, Any], place: str) -> list[TextGroup]:
+        """Return a text and its translations."""
+        column, *others = self._data.columns
+        text = self._text(values[column], column, place)
+        self._report["empty texts left out"] += text == ""
+        if not text:
+            return []
+        found = [TextGroup((text,))]
+        for other in others:
+            translation = self._text(values[other], other, place)
+            self._report["empty translations left out"] += translation == ""
+            if translation:
+                found.append(TextGroup((translation,), source=text))
+        return found
+
+    def _read_group(self, values: Mapping[str, Any], query: str, document: str, place: str) -> TextGroup | None:
         data, report = self._data, self._report
-        first = self._text(values[data.columns[0]], data.columns[0], place)
-        if data.query is None or data.positive is None:
-            report["empty texts left out"] += first == ""
-            return TextGroup((first,)) if first else None
-        positive = self._text(values[data.positive], data.positive, place)
+        first = self._text(values[query], query, place)
+        positive = self._text(values[document], document, place)
         negatives, scores = self._negatives(values, place), self._scores(values, place)
         if first is None or positive is None or negatives is None or scores is None:
             return None
