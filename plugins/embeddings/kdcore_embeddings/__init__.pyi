@@ -3,5 +3,6 @@
 from .data.embedding_texts import EmbeddingTexts as EmbeddingTexts
 from .data.embedding_texts import TextPairs as TextPairs
 from .data.embedding_texts import TextQueries as TextQueries
+from .data.stored_vectors import store_vectors as store_vectors
 from .search_scores import retrieval_values as retrieval_values
 from .sentence_encoder import SentenceEncoder as SentenceEncoder

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from kdcore_embeddings import store_vectors
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -284,6 +286,69 @@ def test_the_scale_of_cosines_is_trained(
     for name in ("train/margin_mse", "train/listwise_kl"):
         values = [row[name] for row in read_metrics(run) if name in row]
         assert values[-1] < values[0]
+
+
+def test_any_object_with_encode_is_a_teacher(
+    folder: Path, teacher_folder: Path, some_texts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(folder)
+
+    class Lengths:
+        def encode(self, texts: list[str]) -> Any:
+            return torch.tensor([[len(text), text.count("a"), 1.0] for text in texts])
+
+    data = {"train": "texts.txt", "held_out": 0.2}
+    path = tmp_path / "vectors.parquet"
+    assert store_vectors(Lengths(), data, path) == 70
+    recipe = write_recipe(folder, teacher_folder, "encoded.yaml")
+    plan = make_plan(
+        load_recipe(recipe, [f"teacher={{name: vectors, path: {path}}}", f"student.initialize.from={teacher_folder}"])
+    )
+    task: Any = plan.task
+    encoder = plan.teachers["teacher"]
+    samples = np.arange(task.num_samples("held_out"))
+    batch = task.draw("held_out", samples, samples)
+    found = encoder.load_teacher(Signals.head("embedding"))(batch, Signals.head("embedding")).outputs("embedding")
+    np.testing.assert_array_equal(found.numpy(), Lengths().encode(task.parts["held_out"].texts).numpy())
+
+    def refusal(returned: Any, data: dict[str, Any] = data, name: str = "new.parquet") -> str:
+        encoder = SimpleNamespace(encode=lambda texts: returned)
+        with pytest.raises(kdcore.InputError) as refused:
+            store_vectors(encoder, data, tmp_path / name)
+        assert not (tmp_path / name).exists()
+        return str(refused.value)
+
+    assert "returned an array of shape (3, 2) (expected (70, C))" in refusal(np.zeros((3, 2)))
+    broken = np.zeros((70, 2))
+    broken[5, 1] = np.nan
+    assert "returned NaN or infinity for 1 of 70 texts, such as" in refusal(broken)
+    assert "does not end with .parquet" in refusal(broken, name="vectors.txt")
+    assert "groups have no vectors" in refusal(broken, {"train": "x", "query": "q", "positive": "p"})
+    assert "needs either `train`" in refusal(broken, {})
+
+
+def test_a_student_of_another_vocabulary_learns_translations(
+    folder: Path,
+    sentence_folder: Path,
+    teacher_folder: Path,
+    some_texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("KDCORE_CACHE", str(tmp_path))
+    words = {"the": "xyz", "teacher": "abc", "of": "efg", "student": "xyz", "and": "b"}
+    rows = [{"en": text, "de": " ".join(words.get(word, word) for word in text.split())} for text in some_texts]
+    (folder / "parallel.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    overrides = [f"teacher.path={sentence_folder}", f"student.initialize.from={teacher_folder}", "run.id=1"]
+    overrides += ["task.data={train: parallel.jsonl, text: en, translations: de, held_out: 0.2}"]
+    overrides += ["training={budget: {steps: 40}, batch_size: 16}", "optimizer.lr=3e-3", "tracking=[jsonl]"]
+    overrides += ["validation.every=20", "checkpoints.every=40"]
+    run = Path(kdcore.train("kdcore:embeddings/multilingual.yaml", overrides).folder)
+    held_out = [row["held_out/embedding"] for row in read_metrics(run) if "held_out/embedding" in row]
+    assert held_out[-1] < 0.7 * held_out[0]
+    config = json.loads((run / "exports/final/config.json").read_text(encoding="utf-8"))
+    assert config["num_hidden_layers"] == 4, "all blocks of the encoder that it starts from"
 
 
 def test_a_teacher_of_vectors_gives_each_text_its_vector(
