@@ -139,6 +139,7 @@ from .registry import register_transform as register_transform
 from .relations import ScoreMaps as ScoreMaps
 from .schedulers.base import Scheduler as Scheduler
 from .scripting.defaults import Defaults as Defaults
+from .scripting.defaults import GivenData as GivenData
 from .scripting.defaults import TeacherKind as TeacherKind
 from .scripting.distilling import distil as distil
 from .scripting.opened_run import Run as Run

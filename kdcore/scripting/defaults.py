@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdcore.errors import InputError, PluginError, first_line
 from kdcore.faults import plugin_faults
@@ -31,6 +31,12 @@ class TeacherKind:
     info: ModelInfo
     config: Mapping[str, Any]
 
+    @property
+    def classifies(self) -> Literal["sequence", "token"] | None:
+        """What a fine-tuned teacher classifies, by the architecture that its configuration names; else None."""
+        names = " ".join(self.config.get("architectures") or ())
+        return next((one for one in ("sequence", "token") if f"For{one.title()}Classification" in names), None)
+
     def file(self, name: str) -> Path | None:
         """Return a file that was saved with the weights, such as `modules.json`; None without such a file."""
         from transformers.utils import cached_file
@@ -38,6 +44,30 @@ class TeacherKind:
         flags = ("entries", "gated_repo", "missing_entries", "connection_errors")
         found = cached_file(self.source, name, **{f"_raise_exceptions_for_{flag}": False for flag in flags})
         return None if found is None else Path(found)
+
+
+_TABLES = {".csv", ".tsv", ".conll", ".iob", ".iob2", ".bio", ".bioes"}
+
+
+@dataclass(frozen=True)
+class GivenData:
+    """What `distil` is given to train on, before anything is read.
+
+    Attributes:
+        path: the file or folder of texts; for those of a program, the file of JSON Lines in which they are stored.
+        column: column or key of the texts.
+        section: the section `task.data`, or keys of it, if these are given: a map, a data recipe or a prepared folder.
+    """
+
+    path: Path | None
+    column: str = "text"
+    section: str | Mapping[str, Any] | None = None
+
+    def is_table(self) -> bool:
+        """Whether it has labels or other columns: files of CSV, TSV or tags, or keys that name files or a dataset."""
+        if isinstance(self.section, Mapping):
+            return bool({"train", "glue", "huggingface"} & self.section.keys())
+        return self.path is not None and bool(_TABLES & {one.lower() for one in self.path.suffixes})
 
 
 class Defaults(ABC):
@@ -51,11 +81,11 @@ class Defaults(ABC):
     """0 for losses that suit every encoder, 10 for a common head, 20 for a narrower kind."""
 
     @abstractmethod
-    def sections(self, teacher: TeacherKind) -> Mapping[str, Any] | None:
-        """Return sections of a recipe, `losses` and `task` among them; None if they do not suit this teacher.
+    def sections(self, teacher: TeacherKind, data: GivenData) -> Mapping[str, Any] | None:
+        """Return sections of a recipe, `losses` and `task` among them; None if they do not suit this teacher and data.
 
         `distil` merges them over its own: teacher, student, optimizer and budget, and the task's `data` unless it is
-        stated here.
+        stated here. It calls this once more after it has stored texts of a program.
         """
 
 
@@ -64,7 +94,7 @@ class MaskedLMDefaults(Defaults):
 
     priority = 10
 
-    def sections(self, teacher: TeacherKind) -> Mapping[str, Any] | None:
+    def sections(self, teacher: TeacherKind, data: GivenData) -> Mapping[str, Any] | None:
         """Return both losses for a teacher with that head."""
         if teacher.info.head("masked_lm") is None:
             return None
@@ -72,28 +102,37 @@ class MaskedLMDefaults(Defaults):
         return {"task": {"name": "masked_lm"}, "losses": losses}
 
 
-def sections_for(teacher: TeacherKind) -> Mapping[str, Any]:
+def sections_for(teacher: TeacherKind, data: GivenData) -> Mapping[str, Any]:
     """Return the sections of the best installed defaults.
 
     Raises:
-        InputError: none suits this teacher.
+        InputError: none suits this teacher and data, or those of our packages that do are not installed.
         PluginError: one fails, or returns no map with `task` and `losses`.
     """
+    if (needed := _needed(teacher, data)) is not None:
+        defaults.find(needed)  # its error names the package
     suiting = [
-        (-one.priority, name, made) for name, one in _installed() if (made := _sections(one, teacher)) is not None
+        (-one.priority, name, made) for name, one in _installed() if (made := _sections(one, teacher, data)) is not None
     ]
     if not suiting:
         raise InputError(
-            "no installed package has losses for this kind of teacher, which has no masked-LM head",
+            "no installed package has losses for this kind of teacher and data",
             where=teacher.source,
             hint="Run `pip install kdcore-hidden-mse`, or state `losses`.",
         )
     return min(suiting, key=lambda one: one[:2])[2]
 
 
-def _sections(one: Defaults, teacher: TeacherKind) -> Mapping[str, Any] | None:
+def _needed(teacher: TeacherKind, data: GivenData) -> str | None:
+    """Return the defaults of our packages that a kind of teacher needs although others suit it."""
+    if (data.path is not None or data.is_table()) and teacher.file("modules.json") is not None:
+        return "sentence_encoder"
+    return "labelled" if data.is_table() and teacher.classifies is not None else None
+
+
+def _sections(one: Defaults, teacher: TeacherKind, data: GivenData) -> Mapping[str, Any] | None:
     with plugin_faults(one):
-        sections = one.sections(teacher)
+        sections = one.sections(teacher, data)
         if sections is not None and not ({"losses", "task"} <= sections.keys() and sections["task"].get("name")):
             raise ValueError("`sections` must return `losses`, and `task` with its `name`")
         return sections

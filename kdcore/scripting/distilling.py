@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ from kdcore.recipe.yaml import Origin
 from kdcore.registry import models, preparations
 
 if TYPE_CHECKING:
-    from kdcore.scripting.defaults import TeacherKind
+    from kdcore.scripting.defaults import GivenData, TeacherKind
     from kdcore.scripting.opened_run import Run
 
 
@@ -40,9 +42,10 @@ class _DistilArguments(ComponentConfig):
 class DistilCommand(Command):
     """Distil a teacher into a student with fewer blocks, on your text.
 
-    DATA is a file or folder of text, JSON Lines or Parquet, a folder of prepared data, or a data recipe. Task and
-    losses depend on the teacher: packages have defaults for the kinds of teachers that they support. The complete
-    recipe is printed, and stored in the run folder: `kdcore-train RUN/recipe.yaml run.id=NEW` repeats the run.
+    DATA is a file or folder of text, JSON Lines or Parquet, labelled texts in CSV, TSV or CoNLL files, a folder of
+    prepared data, or a data recipe. Task and losses depend on teacher and data: packages have defaults for the kinds
+    that they support. The complete recipe is printed, and stored in the run folder: `kdcore-train RUN/recipe.yaml
+    run.id=NEW` repeats the run.
 
     Exit codes are those of `kdcore train`; the same command resumes the run.
     """
@@ -125,28 +128,52 @@ def _make_recipe(
 
     Everything is checked before texts are read and stored.
     """
-    import torch
-
-    from kdcore.layers import resolve_pairs
-    from kdcore.scripting.defaults import sections_for
     from kdcore.training.run.build import cache_folder
 
     values = {"layers": layers, "losses": losses, "hours": hours, "column": column, "max_texts": max_texts}
     given = checked_or_raise(_DistilArguments, load_merged(values, [], {}).root.plain(), lambda place: Origin()).losses
-    corpora = _corpora(data, column, cache_folder())
+    source = _given_data(data, column, cache_folder())
     section, kind = _describe_teacher(teacher)
     if not 1 <= layers <= kind.info.num_layers:
         what = f"the student cannot have {layers} blocks"
         raise InputError(what, key="layers", allowed=f"1 to {kind.info.num_layers}, the teacher's blocks")
-    chosen: dict[str, Any] = {"task": {"name": "masked_lm"}}
-    with suppress(*([] if given is None else [InputError])):
-        chosen = dict(sections_for(kind))
-    if given is not None:
-        names = [given] if isinstance(given, str) else given
-        chosen["losses"] = names if isinstance(names, dict) else {name: {} for name in names}
+    compose = partial(_compose, _base(section, kind, layers), kind, given, hours, overrides)
+    if source.path is None or isinstance(data, str | Path):
+        return compose(source, partial(_corpora, source.path, column))
+    unread = {"corpora": [{"name": "text", "path": str(Path.cwd())}]}
+    load_recipe(compose(source, lambda: unread), overrides, allow_imports=True).components()  # reports mistakes
+    corpora = _corpora(data, column, max_texts)
+    stored = replace(source, path=Path(corpora["corpora"][0]["path"]), column="text")
+    return compose(stored, lambda: corpora)
+
+
+def _given_data(data: Any, column: str, cache: Path) -> GivenData:
+    """Describe the data without reading it."""
+    from kdcore.scripting.defaults import GivenData
+
+    if isinstance(data, Mapping) and not hasattr(data, "column_names"):  # that is a dictionary of Datasets
+        return GivenData(None, column, data)
+    if not isinstance(data, str | Path):
+        if not isinstance(data, Iterable):
+            raise InputError(f"the data must be texts, a Dataset or a path (found a {type(data).__name__})")
+        return GivenData(cache / "texts.jsonl", column)
+    path = Path(resolve_path(str(data), Path.cwd()))
+    if (path / "manifest.json").is_file() or path.suffix in (".yaml", ".yml"):
+        return GivenData(None, column, str(path))
+    if not path.exists():
+        raise InputError("the data is neither a file nor a folder", where=str(path))
+    return GivenData(path, column)
+
+
+def _base(section: Mapping[str, Any], kind: TeacherKind, layers: int) -> dict[str, Any]:
+    """Return what suits every teacher: models, optimizer, batch and precision."""
+    import torch
+
+    from kdcore.layers import resolve_pairs
+
     blocks = list(resolve_pairs("all", kind.info.num_layers, layers).teacher)
     dropout = {name: 0.0 for name in ("hidden_dropout_prob", "attention_probs_dropout_prob") if name in kind.config}
-    base = {
+    return {
         # Folders are often called `model`.
         "run": {"name": "distil-" + re.sub(r"[^\w.]+", "-", "-".join(Path(kind.source).parts[-2:])).strip("-.")[-100:]},
         "teacher": section,
@@ -156,24 +183,48 @@ def _make_recipe(
         "scheduler": {"name": "linear", "warmup": 0.06},
         "training": {"batch_size": 32, "precision": "bf16" if torch.cuda.is_available() else "fp32"},
     }
+
+
+def _compose(
+    base: Mapping[str, Any],
+    kind: TeacherKind,
+    losses: str | list[str] | dict[str, Any] | None,
+    hours: float | None,
+    overrides: Sequence[str] | Mapping[str, Any],
+    source: GivenData,
+    corpora: Callable[[], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Merge the defaults of packages over `base`, and add budget and data; `corpora` gives those of prepared text."""
+    from kdcore.scripting.defaults import sections_for
+
+    chosen: dict[str, Any] = {"task": {"name": "masked_lm"}}
+    with suppress(*([] if losses is None else [InputError])):
+        chosen = dict(sections_for(kind, source))
+    if losses is not None:
+        names = [losses] if isinstance(losses, str) else losses
+        chosen["losses"] = names if isinstance(names, dict) else {name: {} for name in names}
     made: dict[str, Any] = load_merged(base, override_texts(chosen), MERGE_DEFAULTS).root.plain()
+    usual = made["training"].pop("budget", {"epochs": 10, "hours": 1.0})
     merged = load_merged(made, override_texts(overrides), MERGE_DEFAULTS).root.plain()
     limits = {"steps", "epochs", "hours"} & _inside(merged, "training", "budget").keys()
     if hours is not None and limits:
         raise InputError("the budget is stated twice: by `hours`, and in training.budget", hint="state it there only")
     if not limits:
-        made["training"]["budget"] = {"epochs": 10, "hours": 1.0} if hours is None else {"hours": hours}
+        made["training"]["budget"] = usual if hours is None else {"hours": hours}
     if _inside(merged, "task").get("name") != made["task"]["name"]:
         made["task"] = {"name": _inside(merged, "task").get("name")}  # the keys of the other task would be dropped
-    if "data" in made["task"]:
-        return made
-    recipe = {"tokenizer": kind.source, "sequence_length": min(128, kind.info.max_length), "held_out": 0.05}
-    if corpora is None:
-        made["task"]["data"] = {**recipe, "corpora": [{"name": "text", "path": str(Path.cwd())}]}
-        load_recipe(made, overrides, allow_imports=True).components()  # reports mistakes before texts are consumed
-        corpora = preparations.get(DEFAULT_PREPARATION).section_for(data, cache_folder(), column, max_texts)
-    made["task"]["data"] = recipe | dict(corpora) if isinstance(corpora, Mapping) else corpora
+    if "data" not in made["task"]:
+        recipe = {"tokenizer": kind.source, "sequence_length": min(128, kind.info.max_length), "held_out": 0.05}
+        stated = corpora() if source.section is None else source.section
+        made["task"]["data"] = stated if isinstance(stated, str) else recipe | dict(stated)
     return made
+
+
+def _corpora(data: Any, column: str, max_texts: int = 1) -> Mapping[str, Any]:
+    """Return the corpora of a file, a folder or texts, which are stored first."""
+    from kdcore.training.run.build import cache_folder
+
+    return preparations.get(DEFAULT_PREPARATION).section_for(data, cache_folder(), column, max_texts)  # type: ignore[no-any-return]
 
 
 def _inside(stated: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
@@ -210,17 +261,3 @@ def _describe_teacher(teacher: Any) -> tuple[dict[str, Any], TeacherKind]:
         return section, TeacherKind(source, model.info, {} if config is None else config.to_dict())
     assert first is not None
     raise first
-
-
-def _corpora(data: Any, column: str, cache: Path) -> str | Mapping[str, Any] | None:
-    """Return the recipe's `task.data`, or keys of it; None for texts, which have to be stored first."""
-    if isinstance(data, Mapping) and not hasattr(data, "column_names"):  # it is a dictionary of Datasets
-        return data
-    if not isinstance(data, str | Path):
-        if not isinstance(data, Iterable):
-            raise InputError(f"the data must be texts, a Dataset or a path (found a {type(data).__name__})")
-        return None
-    path = Path(resolve_path(str(data), Path.cwd()))
-    if (path / "manifest.json").is_file() or path.suffix in (".yaml", ".yml"):
-        return str(path)
-    return dict(preparations.get(DEFAULT_PREPARATION).section_for(path, cache, column))

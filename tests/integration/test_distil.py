@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from kdcore_preparation.given_texts import corpora_for, store_texts, texts_of
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model
 
@@ -246,7 +247,8 @@ def test_a_package_adds_defaults_for_a_narrower_kind_of_teacher(teacher_folder: 
     from kdcore.scripting.defaults import sections_for
 
     kind = kdcore.TeacherKind(str(teacher_folder), kdcore.ModelInfo("bert", 4, 32, 4, 8, 100, 64), {})
-    assert sections_for(kind)["losses"] == {"hidden_mse": {"layers": "last"}}
+    texts = kdcore.GivenData(Path("texts.txt"))
+    assert sections_for(kind, texts)["losses"] == {"hidden_mse": {"layers": "last"}}
     assert kind.file("tokenizer.json") is not None
     assert kind.file("modules.json") is None
 
@@ -255,12 +257,12 @@ def test_a_package_adds_defaults_for_a_narrower_kind_of_teacher(teacher_folder: 
     class Narrower(kdcore.Defaults):
         priority = 20
 
-        def sections(self, teacher: kdcore.TeacherKind) -> Any:
+        def sections(self, teacher: kdcore.TeacherKind, data: kdcore.GivenData) -> Any:
             return made if teacher.info.num_layers == 4 else None
 
     kdcore.register_defaults("narrower")(Narrower)
     try:
-        assert sections_for(kind) == made
+        assert sections_for(kind, texts) == made
     finally:
         from kdcore.registry import defaults
 
@@ -273,7 +275,7 @@ def test_defaults_that_fail_are_named_with_their_package(teacher_folder: Path, v
     from kdcore.scripting.defaults import sections_for
 
     class Faulty(kdcore.Defaults):
-        def sections(self, teacher: kdcore.TeacherKind) -> Any:
+        def sections(self, teacher: kdcore.TeacherKind, data: kdcore.GivenData) -> Any:
             if isinstance(value, Exception):
                 raise value
             return value
@@ -282,14 +284,142 @@ def test_defaults_that_fail_are_named_with_their_package(teacher_folder: Path, v
     kind = kdcore.TeacherKind(str(teacher_folder), kdcore.ModelInfo("bert", 4, 32, 4, 8, 100, 64), {})
     try:
         with pytest.raises(kdcore.PluginError, match=r"`faulty` of .*test_distil.* failed: "):
-            sections_for(kind)
+            sections_for(kind, kdcore.GivenData(None))
     finally:
         del defaults._registered["faulty"]
 
 
-def composed(teacher: Path, overrides: Any, hours: float | None = None) -> dict[str, Any]:
-    made = _make_recipe(teacher, {"corpora": []}, 2, None, hours, overrides)
-    return load_recipe(made, overrides, check_names=False).data
+def composed(
+    teacher: Path, overrides: Any, hours: float | None = None, data: Any = None, losses: Any = None
+) -> dict[str, Any]:
+    made = _make_recipe(teacher, {"corpora": []} if data is None else data, 2, losses, hours, overrides)
+    recipe = load_recipe(made, overrides, check_names=False)
+    if data is not None:
+        recipe.components()
+    return recipe.data
+
+
+@pytest.fixture
+def sentence_encoder(teacher_folder: Path, tmp_path: Path) -> Path:
+    """The small teacher with the files of sentence-transformers."""
+    folder = tmp_path / "sentences"
+    shutil.copytree(teacher_folder, folder)
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Hides defaults as if their package were not installed."""
+    from kdcore.registry import Registry, defaults
+
+    def hide(name: str) -> None:
+        kept = [entry for entry in defaults.entries() if entry.name != name]
+        entries = Registry.entries
+        monkeypatch.setattr(Registry, "entries", lambda self: kept if self is defaults else entries(self))
+
+    return hide
+
+
+class TestKindsOfTeachers:
+    def test_a_sentence_encoder_and_texts_get_the_recipe_for_domains(
+        self, sentence_encoder: Path, tmp_path: Path, place: Path
+    ) -> None:
+        text = tmp_path / "text.txt"
+        text.write_text("\n".join(TEXTS))
+        domain = load_recipe(
+            "kdcore:embeddings/domain.yaml", {"teacher.path": str(sentence_encoder), "task.data.train": str(text)}
+        ).data
+        for data in (text, TEXTS, iter(TEXTS)):
+            made = composed(sentence_encoder, {"training.batch_size": 8}, data=data)
+            stored = made["task"]["data"]["train"]
+            assert stored == str(text) or Path(stored).parent == place / "cache" / "texts"
+            made["task"]["data"]["train"] = str(text)
+            for section in ("teacher", "task", "losses", "optimizer", "scheduler", "validation"):
+                assert made[section] == domain[section], section
+            assert made["training"] == {**domain["training"], "batch_size": 8}
+            assert made["student"]["config"]["num_hidden_layers"] == 2
+
+    def test_stated_losses_and_budgets_replace_those_of_the_recipe(self, sentence_encoder: Path, place: Path) -> None:
+        made = composed(sentence_encoder, {"training.budget.steps": 5}, data=TEXTS, losses=["hidden_mse"])
+        assert (set(made["losses"]), made["task"]["name"]) == ({"hidden_mse"}, "embeddings")
+        assert made["training"]["budget"] == {"steps": 5}
+        assert composed(sentence_encoder, {}, 2, data=TEXTS)["training"]["budget"] == {"hours": 2}
+
+    def test_without_its_package_a_kind_is_refused_unless_losses_are_stated(
+        self, sentence_encoder: Path, teacher_folder: Path, tmp_path: Path, place: Path, without: Any
+    ) -> None:
+        without("sentence_encoder")
+        with pytest.raises(kdcore.InputError, match="pip install kdcore-embeddings"):
+            composed(sentence_encoder, {}, data=TEXTS)
+        assert composed(sentence_encoder, {}, data=TEXTS, losses="hidden_mse")["task"]["name"] == "masked_lm"
+        without("labelled")
+        with pytest.raises(kdcore.InputError, match="pip install kdcore-supervised"):
+            composed(fine_tuned(teacher_folder, tmp_path, "Sequence"), {}, data=labelled(tmp_path))
+
+    def test_a_classifier_and_a_tagger_with_labelled_texts_get_their_task(
+        self, teacher_folder: Path, tmp_path: Path, place: Path
+    ) -> None:
+        table = labelled(tmp_path)
+        made = composed(fine_tuned(teacher_folder, tmp_path, "Sequence"), {}, data=table)
+        assert made["task"] == {
+            "name": "sequence_classification",
+            "data": {
+                "train": str(table),
+                "text": "text",
+                "label": "label",
+                "split": {"validation": 0.1},
+                "labels": ["O", "B-x", "I-x"],
+            },
+        }
+        assert set(made["losses"]) == {"soft_targets", "classification"}
+        assert made["losses"]["soft_targets"]["positions"] == "classes"
+        tags = tmp_path / "train.conll"
+        tags.write_text("a\tO\nb\tB-x\n\n")
+        made = composed(fine_tuned(teacher_folder, tmp_path, "Token"), {}, data=tags)
+        assert made["task"]["name"] == "token_classification"
+        assert made["losses"]["soft_targets"]["head"] == "token_classes"
+        stated = {
+            "train": str(table),
+            "text": "text",
+            "label": "label",
+            "labels": ["a", "b", "c"],
+            "split": {"validation": 0.2},
+        }
+        made = composed(fine_tuned(teacher_folder, tmp_path, "Sequence"), {}, data=stated)
+        assert made["task"]["data"] == stated
+
+    def test_a_classifier_and_plain_texts_get_losses_on_hidden_states(
+        self, teacher_folder: Path, tmp_path: Path, place: Path
+    ) -> None:
+        made = composed(fine_tuned(teacher_folder, tmp_path, "Sequence"), {}, data=TEXTS)
+        assert (made["task"]["name"], set(made["losses"])) == ("masked_lm", {"hidden_mse"})
+
+
+def fine_tuned(teacher: Path, folder: Path, kind: str) -> Path:
+    """Save the small teacher with a head for three classes."""
+    made = folder / f"fine-tuned-{kind}"
+    if not made.exists():
+        names = dict(enumerate(["O", "B-x", "I-x"]))
+        cls = getattr(transformers, f"AutoModelFor{kind}Classification")
+        cls.from_pretrained(teacher, id2label=names, label2id={one: n for n, one in names.items()}).save_pretrained(
+            made
+        )
+        AutoTokenizer.from_pretrained(teacher).save_pretrained(made)
+    return made
+
+
+def labelled(folder: Path) -> Path:
+    table = folder / "train.csv"
+    table.write_text("text,label\n" + "".join(f"{text},O\n" for text in TEXTS))
+    return table
 
 
 class TestBudgetAndData:
@@ -321,7 +451,7 @@ class TestBudgetAndData:
         class Slower(kdcore.Defaults):
             priority = 30
 
-            def sections(self, teacher: kdcore.TeacherKind) -> Any:
+            def sections(self, teacher: kdcore.TeacherKind, data: kdcore.GivenData) -> Any:
                 losses = {"hidden_mse": {}}
                 return {"task": {"name": "masked_lm"}, "losses": losses, "training": {"batch_size": 8}}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MAX_CODE_LINES = 16_131
+MAX_CODE_LINES = 16_174
 MAX_MODULES = 13
 BUILT_INS_OF_TWO_REGISTRIES = {"masked_lm.py"}
 """A loss and a task of this name."""

@@ -23,7 +23,7 @@ from kdcore_preparation import (
 from kdcore import DataError, first_line
 
 _TEXT = (".txt", ".text", ".cor")
-_FORMATS = (*_TEXT, ".csv", ".tsv", ".jsonl", ".json", ".parquet")
+FORMATS = (*_TEXT, ".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SHOWN = 3
 _LONGEST_FIELD = 16 * 2**20
 
@@ -116,11 +116,11 @@ def read_dataset(source: DatasetSource, split: str, columns: Sequence[str], key:
 
 def _read_file(path: Path, columns: Sequence[str], report: Counter[str]) -> TextRecords:
     ending = file_format(path)
-    if ending not in _FORMATS:
+    if ending not in FORMATS:
         raise DataError(
             "the file name does not end with a known format",
             where=str(path),
-            allowed=f"names that end with {', '.join(_FORMATS)}, compressed or not ({', '.join(COMPRESSED_ENDINGS)})",
+            allowed=f"names that end with {', '.join(FORMATS)}, compressed or not ({', '.join(COMPRESSED_ENDINGS)})",
         )
     if ending == ".parquet":
         return _read_parquet(path, columns)
