@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kdcore_preparation.pipeline.duplicates import content_key, repeated, text_key
+from kdcore_preparation.pipeline.duplicates import content_keys, repeated, text_key
 from kdcore_preparation.pipeline.held_out import points_of_contents
 from kdcore_preparation.pipeline.prepare import DataRecipe, PreparationProgress, prepare, prepare_share
 from kdcore_preparation.pipeline.units import units_of
@@ -247,8 +247,8 @@ def test_where_nobody_would_be_held_out_the_nearest_document_of_any_part_is(
 ) -> None:
     parts = texts(4)
     names = [f"{part}:{number}" for part in range(4) for number in range(len(parts[part]))]
-    keys = [content_key(parts[int(part)][int(number)]) for part, number in (name.split(":") for name in names)]
-    points = points_of_contents(np.array(keys, np.uint64), 0)
+    contents = [parts[int(part)][int(number)] for part, number in (name.split(":") for name in names)]
+    points = points_of_contents(content_keys(contents), 0)
     part, number = names[points.argmin()].split(":")
     share = points.min() / 2
     prepared = prepare(recipe(tokenizer_folder, held_out=share), tmp_path / "data", corpora=[Texts(parts)], workers=2)

@@ -6,14 +6,14 @@ import hashlib
 
 import numpy as np
 import pytest
-from kdcore_preparation.pipeline.duplicates import content_key, count_repeated
+from kdcore_preparation.pipeline.duplicates import content_keys, count_repeated
 from kdcore_preparation.pipeline.held_out import point_to_move, points_of, points_of_contents, refuse_single_content
 
 from kdcore.errors import DataError
 
 
 def held_out(texts: list[str], share: float, seed: int = 0) -> set[str]:
-    points = points_of_contents(np.array([content_key(text) for text in texts], np.uint64), seed)
+    points = points_of_contents(content_keys(texts), seed)
     return {text for text, point in zip(texts, points, strict=True) if point < share}
 
 
@@ -30,7 +30,7 @@ def test_a_documents_split_depends_on_its_content_and_the_seed_alone() -> None:
 
 def test_what_cannot_be_written_as_utf8_has_a_place_too() -> None:
     assert 0 <= points_of(0, ["\ud800"], 0)[0] < 1
-    assert content_key("\ud800") != content_key("\ud801")
+    assert len(set(content_keys(["\ud800", "\ud801"]).tolist())) == 2
 
 
 def test_nothing_moves_where_both_splits_have_documents_or_nothing_is_held_out() -> None:
@@ -73,7 +73,7 @@ def test_a_point_is_64_bits_of_a_hash_of_seed_corpus_and_name() -> None:
 
 
 def test_points_are_spread_evenly_and_independent_of_the_seed() -> None:
-    keys = np.array([content_key(str(number)) for number in range(50_000)], np.uint64)
+    keys = content_keys([str(number) for number in range(50_000)])
     first, second = points_of_contents(keys, 0), points_of_contents(keys, 1)
     counts = np.histogram2d(first, second, bins=10, range=[[0, 1], [0, 1]])[0]
     # 500 are expected in each of 100 cells, with a standard deviation of 22.
@@ -98,12 +98,24 @@ OTHER = [("one two", "two one"), ("résumé", "resume"), ("...", "!!!"), ("a1", 
 
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_case_white_space_and_punctuation_do_not_count_as_content(one: str, other: str) -> None:
-    assert content_key(one) == content_key(other)
+    first, second = content_keys([one, other]).tolist()
+    assert first == second
 
 
 @pytest.mark.parametrize(("one", "other"), OTHER)
 def test_anything_else_counts_as_content(one: str, other: str) -> None:
-    assert content_key(one) != content_key(other)
+    first, second = content_keys([one, other]).tolist()
+    assert first != second
+
+
+def test_a_key_is_64_bits_of_a_hash_of_the_folded_text_whatever_texts_are_around() -> None:
+    """Stored keys and splits depend on it."""
+    contents = {"It’s late!": "itslate", "本。Ä": "本ä", "": "", "...": "...", "。": "。", "A\u0130 b": "ai\u0307b"}
+    expected = [
+        int.from_bytes(hashlib.blake2b(one.encode(), digest_size=8).digest(), "big") for one in contents.values()
+    ]
+    assert content_keys(list(contents)).tolist() == expected
+    assert [content_keys([one]).tolist()[0] for one in contents] == expected
 
 
 def test_repeated_keys_are_counted() -> None:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore import NO_UNIT, DataError, SpecialIds, TeacherView, special_ids, vocabulary_size
+from kdcore_preparation.pipeline.code_points import text_of
 from kdcore_preparation.pipeline.document_batches import EncodedDocuments
 from kdcore_preparation.pipeline.sequence_packing import SPECIAL_TOKENS_A_SEQUENCE, Layout, Packer, Places, Rows
-from kdcore_preparation.pipeline.text_encoding import TextEncoder, text_of
+from kdcore_preparation.pipeline.text_encoding import TextEncoder
 
 _PAD, _CLS, _SEP = -1, -2, -3
 _MARKS = SpecialIds(pad=_PAD, cls=_CLS, sep=_SEP, mask=-4, unk=None, all=())

@@ -26,7 +26,7 @@ class EncodedDocuments:
         sentence_ends: ascending ends of sentences, including the ends of documents; None if sentences are not detected.
         points: (documents,) in [0, 1); those below `held_out` are held out.
         keys: (documents,) 64-bit hash of each text; empty if duplicates are kept.
-        contents: (documents,) 64-bit hash of each text's content, see `content_key`.
+        contents: (documents,) 64-bit hash of each text's content, see `content_keys`.
         characters: (documents, 3) characters of each text, those that are not white space, those inside [UNK].
         text: code points of the documents' text; None, as are the next two, if the teacher has the same tokenizer.
         text_spans: (documents, 2) first character and end of each document in `text`.

@@ -14,14 +14,20 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcore_preparation.pipeline.code_points import code_points, text_of
+
 _SHARE_BITS = 5  # keys are sorted in 32 pieces, because sorting takes three times their memory
-_DELETED = (string.punctuation + string.whitespace).encode()
 # White space and punctuation beyond ASCII, of many scripts; letters and signs for numbers stay.
 _MARKS = re.compile(
     "[\u00a0\u00a1\u00ab\u00ad\u00b7\u00bb\u00bf\u0387\u055a-\u055f\u0589\u05be\u060c\u061b\u061f\u0640\u06d4\u0964\u0965"
     "\u1361-\u1368\u2000-\u206f\u3000-\u3003\u3008-\u3020\u3030\u30fb\ufe30-\ufe4f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40"
     "\uff5b-\uff65]"
 )
+_CONTENT = np.ones(0x110000, np.bool_)
+"""Whether each code point is content: neither white space nor punctuation."""
+_CONTENT[
+    [*map(ord, string.punctuation + string.whitespace + "".join(_MARKS.findall("".join(map(chr, range(0x10000))))))]
+] = False
 
 
 def text_key(text: str) -> int:
@@ -33,13 +39,28 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(normalised, digest_size=8).digest(), "big")
 
 
-def content_key(text: str) -> int:
-    """Hash a text to 64 bits, ignoring case, white space and punctuation; a text of nothing else is hashed as it is."""
-    folded = text.casefold()
-    if not folded.isascii():
-        folded = _MARKS.sub("", folded)
-    content = folded.encode("utf-8", "surrogatepass").translate(None, _DELETED)
-    return int.from_bytes(hashlib.blake2b(content or text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+def content_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """Hash texts to 64 bits, ignoring case, white space and punctuation; a text of nothing else is hashed as it is.
+
+    Args:
+        texts: texts without NUL characters, which cleaning removes.
+
+    Returns:
+        (texts,) keys.
+    """
+    plain = iter(_contents([text for text in texts if text.isascii()]))
+    others = iter(_contents([text for text in texts if not text.isascii()]))
+    digests = []
+    for text in texts:
+        content = next(plain if text.isascii() else others) or text.encode("utf-8", "surrogatepass")
+        digests.append(hashlib.blake2b(content, digest_size=8).digest())
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+
+
+def _contents(texts: Sequence[str]) -> list[bytes]:
+    """Return what is hashed of each text. All are folded at once: there may be many, and short ones."""
+    points = code_points("\0".join(texts).casefold())
+    return text_of(points[_CONTENT[points]]).encode("utf-8", "surrogatepass").split(b"\0")
 
 
 def count_repeated(keys: Sequence[NDArray[np.uint64]]) -> int:

@@ -30,7 +30,7 @@ def points_of_contents(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float6
     Documents of the same content have the same point, regardless of their location.
 
     Args:
-        keys: (documents,) the `content_key` of each text.
+        keys: (documents,) the `content_keys` of each text.
         seed: the recipe's seed.
     """
     # The finalizer of SplitMix64, which spreads every bit of its input over all bits of the result.

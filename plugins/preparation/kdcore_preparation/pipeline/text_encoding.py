@@ -116,7 +116,7 @@ class TextEncoder:
             # Lists of ids are created and dropped one by one: thousands at once would keep the garbage collector busy.
             ids = chain.from_iterable(encoding.ids for encoding in encodings)
             tokens = np.fromiter(ids, np.int32, int(piece_ends[-1]))
-            unknown = np.diff(_starting_at_0(tokens == self._unk)[piece_ends])
+            unknown = np.diff(np.searchsorted(np.flatnonzero(tokens == self._unk), piece_ends))
             lost = self._unknown_text.characters(cut.pieces, lengths, unknown, encodings if located else None)
         text_ends = np.cumsum(cut.of_text, dtype=np.int64)
         ends = piece_ends[text_ends]
@@ -228,16 +228,6 @@ def _ends_of(sentences: list[str]) -> Iterator[int]:
     for number, sentence in enumerate(sentences, start=1):
         place += len(sentence)
         yield place if number == len(sentences) else place - len(sentence) + len(sentence.rstrip())
-
-
-def code_points(text: str) -> NDArray[np.uint32]:
-    """Return the code point of each character."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-def text_of(points: NDArray[np.uint32]) -> str:
-    """Return the text with these code points."""
-    return points.tobytes().decode("utf-32-le", "surrogatepass")
 
 
 @contextmanager

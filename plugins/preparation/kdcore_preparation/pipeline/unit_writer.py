@@ -55,7 +55,7 @@ class UnitWriter:
         counts: the counts of each split as in `kdcore.SplitEntry`, and the fields of its `kdcore.Alignment` if the
             teacher's tokenizer is another one.
         selection: the characters that were dropped as duplicates, and those that were written.
-        contents: for each split, `content_key` of its documents.
+        contents: for each split, `content_keys` of its documents.
         nearest: the point of a document that is nearest to `held_out`.
     """
 
@@ -150,9 +150,11 @@ class UnitWriter:
         if repeated:
             self.selection.drop("duplicates", repeated)
         if kept.any():
-            points = [*batch.points[kept], *([] if self.nearest is None else [self.nearest])]
-            self.nearest = float(min(points, key=lambda point: abs(point - self._data.held_out)))
-        held_out = (batch.points < self._data.held_out) ^ (batch.points == self._moved)
+            points = np.append(batch.points[kept], [] if self.nearest is None else [self.nearest])
+            self.nearest = float(points[np.abs(points - self._data.held_out).argmin()])
+        held_out = batch.points < self._data.held_out
+        if self._moved is not None:
+            held_out ^= batch.points == self._moved
         self._add_documents("train", batch.select(kept & ~held_out))
         self._add_documents("held_out", batch.select(kept & held_out))
 

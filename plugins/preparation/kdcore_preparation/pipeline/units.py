@@ -14,15 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore import PART_BYTES, Corpus, Damage, DataError, Document, Part, TokenizedSequences, plugin_faults
+from kdcore_preparation.pipeline.code_points import code_points, count_in_texts
 from kdcore_preparation.pipeline.document_batches import DocumentBatch, EncodedDocuments
-from kdcore_preparation.pipeline.duplicates import content_key, text_key
+from kdcore_preparation.pipeline.duplicates import content_keys, text_key
 from kdcore_preparation.pipeline.held_out import points_of_contents
-from kdcore_preparation.pipeline.text_encoding import TextEncoder, code_points
+from kdcore_preparation.pipeline.text_encoding import TextEncoder
 from kdcore_preparation.readers.character_account import CharacterAccount
 from kdcore_preparation.readers.cleaning import clean_text
 from kdcore_preparation.readers.named_counts import most_frequent
 
 BATCH_CHARACTERS = 1_000_000
+
+_WHITE_SPACE = np.zeros(0x110000, np.bool_)  # by code point; there is none outside the basic plane
+_WHITE_SPACE[[point for point in range(0x10000) if chr(point).isspace()]] = True
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ class UnitReader:
             self.report["documents without tokens skipped"] += missing
             self._selection.drop("documents without tokens", int(characters[~filled, 0].sum()))
         kept = [text for text, full in zip(texts, filled, strict=True) if full]
-        contents = np.array([content_key(text) for text in kept], np.uint64)
+        contents = content_keys(kept)
         keys = [text_key(text) for text in kept] if self._keys else []
         spans = text = None
         if encoded.offsets is not None:
@@ -180,16 +184,16 @@ class UnitReader:
 
 def _lengths(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the number of characters of each text, and of those that are not white space."""
-    return (
-        np.fromiter(map(len, texts), np.int64, len(texts)),
-        np.fromiter(map(_without_white_space, texts), np.int64, len(texts)),
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    visible = sizes.copy()
+    plain = np.fromiter(map(str.isascii, texts), np.bool_, len(texts))
+    # Cleaned text that is ASCII has no other white space.
+    visible[plain] -= np.array(
+        [text.count(" ") + text.count("\n") + text.count("\t") for text in texts if text.isascii()], np.int64
     )
-
-
-def _without_white_space(text: str) -> int:
-    if text.isascii():  # cleaned text has no other white space
-        return len(text) - text.count(" ") - text.count("\n") - text.count("\t")
-    return sum(map(len, text.split()))
+    points = code_points("".join([text for text in texts if not text.isascii()]))
+    visible[~plain] -= count_in_texts(_WHITE_SPACE[points], sizes[~plain].tolist())
+    return sizes, visible
 
 
 def _read(corpus: Corpus, part: Part) -> Iterator[Document | TokenizedSequences]:

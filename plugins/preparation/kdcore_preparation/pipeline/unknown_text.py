@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Sequence
-from itertools import chain
+from functools import cache
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kdcore_preparation.pipeline.code_points import code_points, count_in_texts, text_of
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -18,11 +21,10 @@ _LONGEST_WORD = 64
 _MUCH = 0.2
 _WHITE_SPACE = " \t\n "
 _THREE_WORDS = "a a\na"
+_FIVE_WORDS_WITHOUT_SPACES = "a\u4eba\uff0c\u3002a"
 _IDEOGRAPH_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
-_IDEOGRAPHS = "".join(f"{chr(first)}-{chr(last)}" for first, last in _IDEOGRAPH_RANGES)
-_WORD = re.compile(r"\S+")
-_WORD_BETWEEN_IDEOGRAPHS = re.compile(rf"[^\s{_IDEOGRAPHS}]+")
-_THREE_WORDS_WITHOUT_SPACES = "a\u4ebaa"
+_PUNCTUATION_RANGES = ((0x2010, 0x205E), (0x3001, 0x3030), (0xFF01, 0xFF65))
+_INSIDE, _NEW, _KNOWN, _UNKNOWN = range(4)
 
 
 class _Counts(NamedTuple):
@@ -50,9 +52,15 @@ class UnknownText:
         self.needs_offsets = False
         self._backend = backend
         self._unknown = unknown
-        self._words: dict[str, _Counts] = {}
-        self._separates_words = self._separates(_THREE_WORDS) and not self._in(self._encode([_WHITE_SPACE])[0]).unknown
-        self._separates_ideographs = self._separates(_THREE_WORDS_WITHOUT_SPACES)
+        self._words: dict[str, int] = {}  # their rows in `_counts`
+        self._counts = np.empty((0, 3), np.int64)
+        self._separates_words = (
+            self._count_pieces(_THREE_WORDS) >= 3 and not self._in(self._encode([_WHITE_SPACE])[0]).unknown
+        )
+        # By code point: part of a word; a word whose token has not been looked up; one that is [UNK] or another token.
+        self._kinds = np.zeros(0x110000, np.uint8)
+        if self._count_pieces(_FIVE_WORDS_WITHOUT_SPACES) >= 5:
+            self._kinds[_words_of_a_character()] = _NEW
 
     def characters(
         self,
@@ -89,41 +97,57 @@ class UnknownText:
         self.needs_offsets = read > _MUCH * sum(map(len, texts))
         return found
 
-    def _separates(self, three_words: str) -> bool:
-        """Return whether tokens are inside words such as these three."""
+    def _count_pieces(self, text: str) -> int:
+        """Count the pieces of a text that tokens are inside."""
         if self._backend.pre_tokenizer is None:
-            return False
+            return 1
         normalizer = self._backend.normalizer
-        text = three_words if normalizer is None else normalizer.normalize_str(three_words)
-        return len(self._backend.pre_tokenizer.pre_tokenize_str(text)) >= 3
+        normalized = text if normalizer is None else normalizer.normalize_str(text)
+        return len(self._backend.pre_tokenizer.pre_tokenize_str(normalized))
 
     def _sums_of_words(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], int]:
         """Return the sums of the counts of the words of each text (texts, 3), and the characters encoded for that."""
-        pattern = _WORD_BETWEEN_IDEOGRAPHS if self._separates_ideographs else _WORD
-        words = [pattern.findall(text) for text in texts]
-        points = _ideographs(texts) if self._separates_ideographs else np.empty(0, np.uint32)
-        distinct = np.flatnonzero(np.bincount(points)[1:]) + 1
-        known = self._known({*chain.from_iterable(words), *map(chr, distinct.tolist())})
-        numbers = {word: number for number, word in enumerate(known)}
-        counts = np.array(list(known.values()), np.int64).reshape(-1, 3)
-        found = _sums(
-            counts[np.fromiter(map(numbers.__getitem__, chain.from_iterable(words)), np.int64)], list(map(len, words))
-        )
-        if len(points):
-            of_points = np.zeros((int(points.max()) + 1, 3), np.int64)
-            of_points[distinct] = counts[[numbers[chr(point)] for point in distinct.tolist()]]
-            found += _sums(of_points[points], list(map(len, texts)))
-        return found, sum(map(len, known.keys() - self._words.keys()))
+        sizes = list(map(len, texts))
+        points = code_points("".join(texts))
+        read = self._look_up(points[self._kinds[points] == _NEW])
+        kinds = self._kinds[points]
+        alone = kinds != _INSIDE
+        rest = text_of(np.where(alone, np.uint32(ord(" ")), points))
+        ends = accumulate(sizes)
+        words = [rest[end - size : end].split() for size, end in zip(sizes, ends, strict=True)]
+        new = sorted({*chain.from_iterable(words)} - self._words.keys())
+        self._add(new)
+        rows = np.fromiter(map(self._words.__getitem__, chain.from_iterable(words)), np.int64)
+        found = _sums(self._counts[rows], list(map(len, words)))
+        found[:, 0] += count_in_texts(alone, sizes)
+        found[:, 1:] += count_in_texts(kinds == _UNKNOWN, sizes)[:, None]
+        self._forget(new)
+        return found, read + sum(map(len, new))
 
-    def _known(self, words: set[str]) -> dict[str, _Counts]:
-        """Return the counts of words, and keep those of short ones."""
-        if len(self._words) > _MOST_WORDS:
+    def _look_up(self, points: NDArray[np.uint32]) -> int:
+        """Look up characters that are words, and return their number. Those that are not one token become inner."""
+        new = np.flatnonzero(np.bincount(points))
+        counts = map(self._in, self._encode(list(map(chr, new.tolist()))))
+        kinds = {_Counts(1, 0, 0): _KNOWN, _Counts(1, 1, 1): _UNKNOWN}
+        self._kinds[new] = [kinds.get(count, _INSIDE) for count in counts]
+        return len(new)
+
+    def _add(self, words: list[str]) -> None:
+        """Encode words, and store their counts."""
+        first = len(self._counts)
+        self._words.update(zip(words, range(first, first + len(words)), strict=True))
+        counts = np.fromiter(chain.from_iterable(map(self._in, self._encode(words))), np.int64, 3 * len(words))
+        self._counts = np.concatenate([self._counts, counts.reshape(-1, 3)])
+
+    def _forget(self, words: list[str]) -> None:
+        """Keep the counts of short words only, and not too many."""
+        if len(self._counts) > _MOST_WORDS:
             self._words.clear()
-        found = {word: self._words[word] for word in words & self._words.keys()}
-        new = sorted(words - found.keys())
-        found.update(zip(new, map(self._in, self._encode(new)), strict=True))
-        self._words.update((word, found[word]) for word in new if len(word) <= _LONGEST_WORD)
-        return found
+            self._counts = self._counts[:0].copy()
+        else:
+            for word in words:
+                if len(word) > _LONGEST_WORD:
+                    del self._words[word]
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         return self._backend.encode_batch(texts, add_special_tokens=False)
@@ -134,13 +158,12 @@ class UnknownText:
         return _Counts(len(encoding), len(places), sum(span[1] - span[0] for span in spans if span is not None))
 
 
-def _ideographs(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """Return the code point of each character of the concatenated texts, 0 for those that are not ideographs."""
-    points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
-    chosen = np.zeros(len(points), np.bool_)
-    for first, last in _IDEOGRAPH_RANGES:
-        chosen |= (points >= first) & (points <= last)
-    return np.where(chosen, points, np.uint32(0))
+@cache
+def _words_of_a_character() -> list[int]:
+    """Return the code points of ideographs, and of punctuation that is written between them."""
+    ideographs = chain.from_iterable(range(first, last + 1) for first, last in _IDEOGRAPH_RANGES)
+    marks = chain.from_iterable(range(first, last + 1) for first, last in _PUNCTUATION_RANGES)
+    return [*ideographs, *(mark for mark in marks if unicodedata.category(chr(mark)).startswith("P"))]
 
 
 def _sums(counts: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:

@@ -112,7 +112,7 @@ class Work:
         return self._known(number)
 
     def contents(self, split: PreparedSplit) -> list[NDArray[np.uint64]]:
-        """Return the memory-mapped `content_key` of the documents of a split, for each unit."""
+        """Return the memory-mapped `content_keys` of the documents of a split, for each unit."""
         paths = [self._records.path(unit.number, f"{split}.npy") for unit in self.units]
         return [np.load(path, mmap_mode="r") for path in paths]
 

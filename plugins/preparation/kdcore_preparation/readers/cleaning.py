@@ -36,7 +36,7 @@ def clean_text(text: str, report: Counter[str], characters: CharacterStage | Non
     stage.received += len(text)
     if _SUSPECT.search(text):
         text = _without_suspects(text, report, stage)
-    if not text.isascii() and _some_of_a_long_run().search(text[::_STEP]):
+    if len(text) > _MOST_MARKS and not text.isascii() and _some_of_a_long_run().search(text[::_STEP]):
         text = _with_bounded_runs(text, report, stage)
     if not unicodedata.is_normalized("NFC", text):
         before = len(text)
