@@ -22,4 +22,5 @@ from .readers.input_files import file_format as file_format
 from .readers.input_files import input_files as input_files
 from .readers.input_files import open_input as open_input
 from .readers.input_files import table_files as table_files
+from .readers.json_records import json_record as json_record
 from .tokenizer_training import train_tokenizer as train_tokenizer

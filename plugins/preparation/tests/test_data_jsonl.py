@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kdcore_preparation import json_record
 from kdcore_preparation.readers import file_corpus, json_lines
 from kdcore_preparation.readers.json_lines import JsonLinesCorpus
 
@@ -70,6 +71,7 @@ def test_compressed_files_are_read(tmp_path: Path, suffix: str) -> None:
         ('{"txt": "a", "id": 1}', 'line 2 has no field "text", only txt, id'),
         ('{"text": ["a"]}', 'line 2 has no text under "text" (found list)'),
         ("[" * 100_000, "line 2 is not JSON"),
+        ('{"text": "a", "text": "b"}', "line 2 has the key `text` more than once"),
     ],
 )
 def test_lines_that_are_no_such_object_cost_no_other_one_and_are_an_error_in_the_end(
@@ -83,6 +85,30 @@ def test_lines_that_are_no_such_object_cost_no_other_one_and_are_an_error_in_the
     assert "a.jsonl: " in message
     assert "and 1 more like it" in message
     assert "set `field`" in message
+
+
+def test_repeated_keys_that_are_not_read_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "id": 2, "text": "one", "meta": {"a": 1, "a": 2}}\n{"text": "two"}\n')
+    assert list(read(path)[0].values()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('{"a": 1, "b": 2, "a": 1}', "a"),
+        ('{"a": [1, {"x": 1, "x": 2}]}', "x"),
+        ('{"a": {"y": {"z": 1, "z": 1}}}', "z"),
+        ('{"b": 1, "b": 2, "a": 1}', None),
+        ('{"a": [{"x": 1}, {"x": 2}], "b": {"x": 1, "x": 2}}', None),
+    ],
+)
+def test_records_that_repeat_a_key_in_what_is_read_are_refused(line: str, key: str | None) -> None:
+    if key is None:
+        assert json_record(line, ["a", "c"]) == json.loads(line)
+    else:
+        with pytest.raises(ValueError, match=f"has the key `{key}` more than once"):
+            json_record(line, ["a", "c"])
 
 
 def test_a_wrong_field_is_found_without_reading_all(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class SequenceClassification(LabelledTask):
         require_libraries()
         report: Counter[str] = Counter()
         parts = read_labelled(config.data, report)
-        self._splits = {split: self._tokenized(parts, name, report) for split, name in PARTS.items()}
+        self._splits = {split: self._tokenized(parts, name) for split, name in PARTS.items()}
         self._fingerprint = self._identify()
         self._log_texts(parts, report)
 
@@ -187,11 +187,11 @@ class SequenceClassification(LabelledTask):
         named: list[Any] = self._named(labels) if self.config.data.classes else labels.tolist()
         return [tuple(one) if isinstance(one, list) else one for one in named]
 
-    def _tokenized(self, parts: Sequence[LabelledTexts], name: str, report: Counter[str]) -> _Samples:
+    def _tokenized(self, parts: Sequence[LabelledTexts], name: str) -> _Samples:
         own = [part for part in parts if part.name.startswith(name)]
         pair = range(len(self.config.data.columns))
         texts = [[text for part in own for text in part.texts[which]] for which in pair]
-        tokens = tokenize(self.tokenizer, texts, self.config.data.max_length, report)
+        tokens = tokenize(self.tokenizer, texts, self.config.data.max_length, cleaned=True)
         known = [part.labels for part in own if part.labels is not None]
         labels = np.concatenate(known) if own and len(known) == len(own) else None
         return _Samples(own, tokens, labels)

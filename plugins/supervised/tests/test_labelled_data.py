@@ -290,6 +290,22 @@ def test_mistakes_of_json_lines_and_unknown_formats(tmp_path: Path) -> None:
         read(train=str(tmp_path / "nowhere.csv"))
 
 
+def test_records_with_repeated_keys_are_refused_where_a_value_would_be_lost(tmp_path: Path) -> None:
+    lines = ['{"x": 1, "x": 2, "text": "a", "label": "pos"}', '{"text": "b", "label": "pos", "label": "neg"}']
+    part = read(train=write(tmp_path, "x.jsonl", lines[0]))["train"]
+    assert part.texts == (["a"],)
+    with pytest.raises(DataError, match=r"line 2 has the key `label` more than once(?s:.)*each of them once"):
+        read(train=write(tmp_path, "y.jsonl", "\n".join(lines)))
+
+
+def test_ids_are_kept_as_they_are_written(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    report: Counter[str] = Counter()
+    train = write(tmp_path, "x.csv", f"text,label,name\na,pos,{composed}\nb,neg,{decomposed}\n")
+    assert read(report, train=train, id="name")["train"].ids == [composed, decomposed]
+    assert report == {}
+
+
 KEYS: list[tuple[dict[str, Any], str]] = [
     ({}, "needs one of `train`"),
     ({"train": "x", "glue": {"folder": "g", "task": "rte"}}, "needs one of `train`"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from kdcore_preparation import (
     DatasetSource,
     decoded_lines,
     file_format,
+    json_record,
     load_source,
     open_input,
     table_files,
@@ -181,12 +181,9 @@ def _read_json_lines(path: Path, lines: Iterator[str], columns: Sequence[str]) -
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            mistakes.add(f"line {number} is not JSON ({first_line(error)})")
-            continue
-        if not isinstance(record, dict):
-            mistakes.add(f"line {number} is not a JSON object (found {type(record).__name__})")
+            record = json_record(line, columns)
+        except ValueError as error:
+            mistakes.add(f"line {number} {error}")
             continue
         if not numbers:
             _require(str(path), list(record), columns)
@@ -197,7 +194,7 @@ def _read_json_lines(path: Path, lines: Iterator[str], columns: Sequence[str]) -
         numbers.append(number)
         for column in columns:
             found[column].append(record[column])
-    mistakes.raise_if_any("each line has to be a JSON object with the same keys")
+    mistakes.raise_if_any("each line has to be a JSON object with the same keys, each of them once")
     return TextRecords(str(path), "line", numbers, found)
 
 

@@ -197,7 +197,7 @@ def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
     longest = min(data.max_length, _positions(model))
 
     def embedded(part: LabelledTexts) -> np.ndarray:
-        return embeddings(model, tokenize(tokenizer, part.texts, longest), device)
+        return embeddings(model, tokenize(tokenizer, part.texts, longest, cleaned=True), device)
 
     fitted = _fit(embedded(train), train.labels, classes=bool(data.classes))
     measured, items = [], {}

@@ -20,6 +20,7 @@ from kdcore_preparation.readers.file_corpus import (
     read_lines,
 )
 from kdcore_preparation.readers.input_files import open_counted
+from kdcore_preparation.readers.json_records import json_record
 
 _PAST_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
@@ -34,7 +35,8 @@ class JsonLinesCorpus(FileCorpus):
     """Read a text field of JSON objects, one per line, from plain, gzip, bzip2 or zstd files.
 
     Broken bytes become U+FFFD, control characters are removed, objects whose text is empty or null and binary files in
-    a folder are skipped; each is counted. Other lines are left out and raise an error at the end.
+    a folder are skipped; each is counted. Other lines, also those that repeat the key, are left out and raise an error
+    at the end.
     """
 
     class Config(FileCorpus.Config):
@@ -91,11 +93,9 @@ class JsonLinesCorpus(FileCorpus):
             self._json.drop("blank lines", len(line))
             return None
         try:
-            record = json.loads(line.strip())
-        except (ValueError, RecursionError) as error:
-            return ValueError(f"is not JSON: {error}")
-        if not isinstance(record, dict):
-            return ValueError(f"is not a JSON object (found {type(record).__name__})")
+            record = json_record(line.strip(), [self.config.field])
+        except ValueError as error:
+            return error
         if self.config.field not in record:
             return ValueError(f'has no field "{self.config.field}", only {", ".join(list(record)[:10]) or "none"}')
         text = record[self.config.field]
@@ -116,7 +116,7 @@ def _length_of_literal(line: str, field: str) -> int:
 
     Args:
         line: the object, known to be valid JSON that holds a string under `field`.
-        field: the key; the last one counts if the object has it repeatedly.
+        field: the key, which the object has once.
     """
     length = 0
     place = line.index("{")

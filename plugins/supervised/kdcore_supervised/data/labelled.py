@@ -21,6 +21,7 @@ from kdcore_supervised.data.labelled_tables import (
     Mistakes,
     Quoting,
     column_of_texts,
+    count_empty,
     label_as_text,
     merged,
     read_table,
@@ -299,7 +300,9 @@ def _read_huggingface(data: LabelledData, source: HuggingFaceData, report: Count
 def _labelled(data: LabelledData, table: LabelledTable, name: str, report: Counter[str]) -> LabelledTexts:
     """Convert the records of a table to clean texts with labels."""
     column = data.glue_task.label if data.glue_task else str(data.label)
-    texts = tuple([clean_text(text, report) for text in column_of_texts(table, name, report)] for name in data.columns)
+    texts = tuple([clean_text(text, report) for text in column_of_texts(table, name)] for name in data.columns)
+    for column_texts in texts:
+        count_empty(column_texts, report)
     key = "id" if data.glue_task else data.id
     ids = list(map(str, table.columns[key] if key else range(len(table))))
     labels = None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from unicodedata import normalize
 
-from kdcore_preparation import COMPRESSED_ENDINGS, clean_text, decoded_lines, file_format, open_input
+from kdcore_preparation import COMPRESSED_ENDINGS, decoded_lines, file_format, json_record, open_input
 
 from kdcore import DataError, first_line
 from kdcore_supervised.data.separated_values import (
@@ -189,12 +188,9 @@ def _read_json_lines(path: Path, lines: Iterator[str], needed: Sequence[str], wa
         if line.isspace():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            mistakes.add(f"line {number}", f"is not JSON: {error}")
-            continue
-        if not isinstance(record, dict):
-            mistakes.add(f"line {number}", f"is not a JSON object (found {type(record).__name__})")
+            record = json_record(line, columns)
+        except ValueError as error:
+            mistakes.add(f"line {number}", str(error))
             continue
         if not numbers and not mistakes.count:
             require_columns(str(path), list(record), needed)
@@ -205,7 +201,7 @@ def _read_json_lines(path: Path, lines: Iterator[str], needed: Sequence[str], wa
         numbers.append(number)
         for name, values in columns.items():
             values.append(record.get(name))
-    mistakes.raise_if_any(hint="each line has to be a JSON object with the same keys")
+    mistakes.raise_if_any(hint="each line has to be a JSON object with the same keys, each of them once")
     present = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     return LabelledTable(
         str(path), "line", numbers, {name: columns[name] for name in columns if name in needed or name in present}
@@ -238,10 +234,8 @@ def _without_surrogates(value: Any, report: Counter[str]) -> Any:
     return value
 
 
-def column_of_texts(table: LabelledTable, column: str, report: Counter[str]) -> list[str]:
-    """Return a column as texts; numbers keep their digits, missing values become empty texts.
-
-    Texts are returned as they are in the table. Those of which cleaning leaves nothing are counted in `report`.
+def column_of_texts(table: LabelledTable, column: str) -> list[str]:
+    """Return a column as texts, not cleaned; numbers keep their digits, missing values become empty texts.
 
     Raises:
         DataError: a value is neither text nor number.
@@ -259,11 +253,14 @@ def column_of_texts(table: LabelledTable, column: str, report: Counter[str]) -> 
             )
             texts.append("")
     mistakes.raise_if_any(hint="name a column of texts under `task.data.text`")
-    unused: Counter[str] = Counter()
-    empty = sum(not clean_text(text, unused) for text in texts)
+    return texts
+
+
+def count_empty(cleaned: Iterable[str], report: Counter[str]) -> None:
+    """Count in `report` the texts of which cleaning left nothing."""
+    empty = sum(not text for text in cleaned)
     if empty:
         report["empty texts"] += empty
-    return texts
 
 
 def label_as_text(value: Any) -> str:

@@ -72,7 +72,12 @@ class TokenizedTexts:
 
 
 def tokenize(
-    tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int, report: Counter[str] | None = None
+    tokenizer: Any,
+    texts: Sequence[Sequence[str]],
+    max_length: int,
+    report: Counter[str] | None = None,
+    *,
+    cleaned: bool = False,
 ) -> TokenizedTexts:
     """Tokenise texts, or pairs of texts, with the tokenizer's special tokens around them.
 
@@ -85,12 +90,13 @@ def tokenize(
         texts: a list of texts, or two lists of equal length for pairs.
         max_length: tokens of a sequence, special ones included.
         report: receives the counts of what cleaning changed.
+        cleaned: the texts have been cleaned, as those of `LabelledTexts` have.
     """
     report = Counter() if report is None else report
     backend = plain_backend(tokenizer)
     backend.enable_truncation(max_length, strategy="longest_first")
-    cleaned = [[clean_text(text, report) for text in column] for column in texts]
-    records: list[Any] = cleaned[0] if len(cleaned) == 1 else list(zip(*cleaned, strict=True))
+    columns = texts if cleaned else [[clean_text(text, report) for text in column] for column in texts]
+    records: Sequence[Any] = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
     tokens: list[NDArray[np.int32]] = []
     types: list[NDArray[np.uint8]] = []
     lengths: list[int] = []

@@ -25,6 +25,7 @@ from kdcore_supervised.data.labelled_tables import (
     Mistakes,
     Quoting,
     column_of_texts,
+    count_empty,
     label_as_text,
     read_table,
 )
@@ -364,7 +365,9 @@ def _of_spans(
     mistakes, unknown = Mistakes(table.where), Mistakes(table.where)
     types = set(data.types)
     found = []
-    for record, text in enumerate(column_of_texts(table, str(data.text), report)):
+    texts, unused = column_of_texts(table, str(data.text)), Counter[str]()
+    count_empty((clean_text(text, unused) for text in texts), report)
+    for record, text in enumerate(texts):
         bounds = word_bounds(text)
         spans: tuple[TaggedSpan, ...] | None = None
         if values is not None:
