@@ -106,10 +106,13 @@ class UnknownText:
         return len(self._backend.pre_tokenizer.pre_tokenize_str(normalized))
 
     def _sums_of_words(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], int]:
-        """Return the sums of the counts of the words of each text (texts, 3), and the characters encoded for that."""
+        """Return the sums of the counts of the words of each text (texts, 3), and the characters of long words.
+
+        Long words are encoded each time.
+        """
         sizes = list(map(len, texts))
         points = code_points("".join(texts))
-        read = self._look_up(points[self._kinds[points] == _NEW])
+        self._look_up(points[self._kinds[points] == _NEW])
         kinds = self._kinds[points]
         alone = kinds != _INSIDE
         rest = text_of(np.where(alone, np.uint32(ord(" ")), points))
@@ -121,16 +124,14 @@ class UnknownText:
         found = _sums(self._counts[rows], list(map(len, words)))
         found[:, 0] += count_in_texts(alone, sizes)
         found[:, 1:] += count_in_texts(kinds == _UNKNOWN, sizes)[:, None]
-        self._forget(new)
-        return found, read + sum(map(len, new))
+        return found, self._forget(new)
 
-    def _look_up(self, points: NDArray[np.uint32]) -> int:
-        """Look up characters that are words, and return their number. Those that are not one token become inner."""
+    def _look_up(self, points: NDArray[np.uint32]) -> None:
+        """Look up characters that are words. Those that are not one token become inner."""
         new = np.flatnonzero(np.bincount(points))
         counts = map(self._in, self._encode(list(map(chr, new.tolist()))))
         kinds = {_Counts(1, 0, 0): _KNOWN, _Counts(1, 1, 1): _UNKNOWN}
         self._kinds[new] = [kinds.get(count, _INSIDE) for count in counts]
-        return len(new)
 
     def _add(self, words: list[str]) -> None:
         """Encode words, and store their counts."""
@@ -139,15 +140,15 @@ class UnknownText:
         counts = np.fromiter(chain.from_iterable(map(self._in, self._encode(words))), np.int64, 3 * len(words))
         self._counts = np.concatenate([self._counts, counts.reshape(-1, 3)])
 
-    def _forget(self, words: list[str]) -> None:
-        """Keep the counts of short words only, and not too many."""
+    def _forget(self, words: list[str]) -> int:
+        """Keep the counts of short words only, and not too many; return the characters of the long ones."""
+        long = [word for word in words if len(word) > _LONGEST_WORD]
+        for word in long:
+            del self._words[word]
         if len(self._counts) > _MOST_WORDS:
             self._words.clear()
             self._counts = self._counts[:0].copy()
-        else:
-            for word in words:
-                if len(word) > _LONGEST_WORD:
-                    del self._words[word]
+        return sum(map(len, long))
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         return self._backend.encode_batch(texts, add_special_tokens=False)
