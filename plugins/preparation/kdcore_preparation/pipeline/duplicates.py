@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kdcore_preparation.pipeline.code_points import code_points, text_of
 
 _SHARE_BITS = 5  # keys are sorted in 32 pieces, because sorting takes three times their memory
+_DELETED = (string.punctuation + string.whitespace).encode()
 # White space and punctuation beyond ASCII, of many scripts; letters and signs for numbers stay.
 _MARKS = re.compile(
     "[\u00a0\u00a1\u00ab\u00ad\u00b7\u00bb\u00bf\u0387\u055a-\u055f\u0589\u05be\u060c\u061b\u061f\u0640\u06d4\u0964\u0965"
@@ -25,9 +26,7 @@ _MARKS = re.compile(
 )
 _CONTENT = np.ones(0x110000, np.bool_)
 """Whether each code point is content: neither white space nor punctuation."""
-_CONTENT[
-    [*map(ord, string.punctuation + string.whitespace + "".join(_MARKS.findall("".join(map(chr, range(0x10000))))))]
-] = False
+_CONTENT[[*_DELETED, *map(ord, _MARKS.findall("".join(map(chr, range(0x10000)))))]] = False
 
 
 def text_key(text: str) -> int:
@@ -57,9 +56,17 @@ def content_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
+def content_key(text: str) -> int:
+    """Return the key of one text, as `content_keys`."""
+    return int(content_keys([text.replace("\0", "")])[0])
+
+
 def _contents(texts: Sequence[str]) -> list[bytes]:
     """Return what is hashed of each text. All are folded at once: there may be many, and short ones."""
-    points = code_points("\0".join(texts).casefold())
+    folded = "\0".join(texts).casefold()
+    if folded.isascii():
+        return folded.encode().translate(None, _DELETED).split(b"\0")
+    points = code_points(folded)
     return text_of(points[_CONTENT[points]]).encode("utf-8", "surrogatepass").split(b"\0")
 
 
