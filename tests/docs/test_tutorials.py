@@ -19,11 +19,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
 # A tutorial that uses a file of another one comes after it, in the same folder.
-PAGES = ["first-student.md", "tagger.md", "paper-recipe.md", "slurm.md"]
+PAGES = ["first-student.md", "sentence-encoder.md", "tagger.md", "paper-recipe.md", "slurm.md"]
 NEEDED = {"slurm.md": {"first-student.md": "first.yaml"}}
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n\n^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"`([\w./-]+\.\w+)`(?:, [^`]*)?:$")
-FINISHED = {"first-student.md": "runs/first/2/exports/final", "tagger.md": "runs/tagger/1/exports/best",
+FINISHED = {"first-student.md": "runs/first/2/exports/final",
+            "sentence-encoder.md": "runs/sentences/1/exports/final", "tagger.md": "runs/tagger/1/exports/best",
             "paper-recipe.md": "runs/minilm/1/exports/final", "slurm.md": "runs/local/1/exports/final"}  # fmt: skip
 
 
