@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy, normalize
 
 from kdcore import (
     Batch,
-    InputError,
     Loss,
     LossConfig,
     ModelInfo,
@@ -24,7 +23,7 @@ from kdcore import (
     require_shapes,
 )
 from kdcore_embeddings.head import EMBEDDING
-from kdcore_embeddings.regression import read_teacher, require_embeddings
+from kdcore_embeddings.regression import read_teacher, require_embeddings, require_widths
 
 GROUP_TEXTS = "group_texts"
 """Column (B, k) of a task on groups of k texts, which follow each other: indices of the texts of a row's group.
@@ -140,13 +139,7 @@ class _CoupledEmbeddings(Loss):
     def __init__(self, config: MatryoshkaConfig, student: ModelInfo) -> None:
         super().__init__(config)
         width = require_head(config, student, EMBEDDING, "student").num_outputs
-        for dimension in config.dimensions or ():
-            if not 0 < dimension < width:
-                raise InputError(
-                    f"embeddings cannot be truncated to {dimension} components (expected 1 to {width - 1})",
-                    key=f"losses.{config.label}.dimensions",
-                    hint=f"the student's embeddings have {width} components",
-                )
+        require_widths(config, config.dimensions, width)
 
 
 class SimilarityLoss(_CoupledEmbeddings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -23,40 +23,70 @@ from kdcore import (
     at_least_float32,
     paired_rows,
     require_head,
+    require_shapes,
     require_teacher,
 )
 from kdcore_embeddings.head import EMBEDDING
 
 
-def embedding(student: Tensor, teacher: Tensor, *, distance: Literal["mse", "cosine"] = "mse") -> Total:
-    """Sum `|e_s - e_t|^2` over embeddings, counted in components; or `1 - cos(e_s, e_t)`, counted in texts.
+def embedding(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    distance: Literal["mse", "cosine"] = "mse",
+    dimensions: Sequence[int] | None = None,
+) -> Total:
+    """Sum `|e_s - e_t|^2` over embeddings, counted in components C; or `1 - cos(e_s, e_t)`, counted in texts.
 
     Args:
         student: e_s (B, C).
         teacher: e_t, like `student`.
         distance: `mse` or `cosine`.
+        dimensions: widths to which embeddings are also truncated, and then scaled to length 1; the sum is the mean over
+            the whole embeddings and these.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or embeddings have fewer components.
     """
     own, theirs = (at_least_float32(rows) for rows in paired_rows(student, teacher))
+    sums = [_distance(own, theirs, distance)]
+    for width in dimensions or ():
+        require_shapes(0 < width <= own.shape[-1], f"at least 1 and {width} components", embeddings=own)
+        first, second = (normalize(side[..., :width], dim=-1) for side in (own, theirs))
+        sums.append(_distance(first, second, distance))
+    return Total(torch.stack(sums).mean(), own.numel() if distance == "mse" else len(own))
+
+
+def _distance(own: Tensor, theirs: Tensor, distance: str) -> Tensor:
     if distance == "mse":
-        return Total((own - theirs).square().sum(), own.numel())
+        return (own - theirs).square().sum()
     # Half the squared distance of unit vectors is 1 - cos, without cancellation near 0.
-    return Total((normalize(own, dim=-1) - normalize(theirs, dim=-1)).square().sum() / 2, len(own))
+    return (normalize(own, dim=-1) - normalize(theirs, dim=-1)).square().sum() / 2
 
 
 class EmbeddingLoss(Loss):
     """Distance between the embeddings of student and teacher.
 
     Term `embedding`: with `distance: mse`, sum over texts of `|e_s - e_t|^2`, counted in B * C; with `cosine`, sum over
-    texts of `1 - cos(e_s, e_t)`, counted in B.
+    texts of `1 - cos(e_s, e_t)`, counted in B. With `dimensions`, the mean of this sum and of those of embeddings
+    truncated to these widths and scaled to length 1.
     """
 
     class Config(LossConfig):
         """Keys of an `embedding` entry."""
 
         distance: Literal["mse", "cosine"] = Field("mse", description="Distance of two embeddings.")
+        dimensions: list[int] | None = Field(
+            None,
+            min_length=1,
+            description="Also compute the distance of both embeddings truncated to these widths (Matryoshka); needs "
+            "`nested_teacher`.",
+        )
+        nested_teacher: bool = Field(
+            False,
+            description="Whether the first components of the teacher's embeddings are embeddings themselves: it was "
+            "trained by Matryoshka losses, or rotated to its principal components.",
+        )
 
     config: Config
     function = staticmethod(embedding)
@@ -64,6 +94,14 @@ class EmbeddingLoss(Loss):
     def __init__(self, config: Config, teacher: ModelInfo | None, student: ModelInfo) -> None:
         super().__init__(config)
         self.width = require_equal_widths(config, teacher, student)
+        if config.dimensions is not None and not config.nested_teacher:
+            raise InputError(
+                "`dimensions` needs a teacher whose first components are embeddings themselves",
+                key=f"losses.{config.label}.dimensions",
+                hint="set `nested_teacher: true` if it was trained by Matryoshka losses or rotated to its principal "
+                "components; otherwise use `dimensions` of the loss `similarity`, which needs no such teacher",
+            )
+        require_widths(config, config.dimensions, self.width)
 
     def requests(self) -> Requests:
         """Request the embeddings of both models."""
@@ -78,7 +116,8 @@ class EmbeddingLoss(Loss):
         """Sum the distances."""
         assert teacher is not None
         own, theirs = student.outputs(EMBEDDING), read_teacher(teacher, self.config)
-        return {"embedding": embedding(own, theirs, distance=self.config.distance).sum}
+        total = embedding(own, theirs, distance=self.config.distance, dimensions=self.config.dimensions)
+        return {"embedding": total.sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum the teacher's embeddings (C,), their squares and their number; with `cosine` of unit vectors."""
@@ -90,9 +129,12 @@ class EmbeddingLoss(Loss):
         return {"rows": rows, "total": theirs.sum(0), "squares": theirs.square().sum()}
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the distance of the teacher's embeddings from their mean, or from its direction."""
+        """Return the distance of the teacher's embeddings from their mean, or from its direction.
+
+        It is unknown with `dimensions`.
+        """
         rows, total = float(sums["rows"]), sums["total"]
-        if not rows:
+        if not rows or self.config.dimensions is not None:
             return {}
         if self.config.distance == "cosine":
             return {"embedding": 1 - float(total.norm()) / rows}
@@ -113,6 +155,21 @@ def require_equal_widths(config: LossConfig, teacher: ModelInfo | None, student:
             hint="remove task.dimension: the student then has a linear map to the teacher's width",
         )
     return own
+
+
+def require_widths(config: LossConfig, dimensions: Sequence[int] | None, width: int) -> None:
+    """Refuse dimensions that embeddings of the student, `width` wide, cannot be truncated to.
+
+    Raises:
+        InputError: one of them is not smaller.
+    """
+    for dimension in dimensions or ():
+        if not 0 < dimension < width:
+            raise InputError(
+                f"embeddings cannot be truncated to {dimension} components (expected 1 to {width - 1})",
+                key=f"losses.{config.label}.dimensions",
+                hint=f"the student's embeddings have {width} components",
+            )
 
 
 def require_embeddings(config: LossConfig, teacher: ModelInfo | None) -> int:

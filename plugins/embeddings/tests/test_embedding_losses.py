@@ -39,9 +39,36 @@ def unit(embeddings: np.ndarray) -> np.ndarray:
     return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
 
 
+@pytest.mark.parametrize("keys", [{}, {"dimensions": [2, 4], "nested_teacher": True}])
 @pytest.mark.parametrize("distance", ["mse", "cosine"])
-def test_requirements_on_the_regression(distance: str) -> None:
-    check_loss(EmbeddingLoss, {"distance": distance}, student=MODEL, teacher=MODEL)
+def test_requirements_on_the_regression(distance: str, keys: dict[str, Any]) -> None:
+    check_loss(EmbeddingLoss, {"distance": distance, **keys}, student=MODEL, teacher=MODEL)
+
+
+def test_values_of_the_regression_of_truncated_embeddings() -> None:
+    own, theirs = vectors(5), vectors(5, seed=1)
+    sides = [(own, theirs)] + [(unit(own[:, :width]), unit(theirs[:, :width])) for width in (2, 4)]
+    squared = np.mean([((first - second) ** 2).sum() for first, second in sides]) / (5 * 6)
+    cosine = np.mean([(1 - (unit(first) * unit(second)).sum(-1)).mean() for first, second in sides])
+    keys = {"dimensions": [2, 4], "nested_teacher": True}
+    for distance, expected in (("mse", squared), ("cosine", cosine)):
+        config = {"distance": distance} | keys
+        value = compute_loss(EmbeddingLoss, config, student=outputs(own), teacher=outputs(theirs))
+        np.testing.assert_allclose(value["embedding"], expected, rtol=1e-10)
+
+
+def test_truncated_embeddings_of_other_teachers_are_refused() -> None:
+    for keys, message in [
+        ({}, "needs a teacher whose first components are embeddings themselves"),
+        ({"nested_teacher": True}, r"cannot be truncated to 6 components \(expected 1 to 5\)"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            compute_loss(
+                EmbeddingLoss,
+                {"dimensions": [6], **keys},
+                student=outputs(vectors(4)),
+                teacher=outputs(vectors(4)),
+            )
 
 
 def test_values_of_the_regression() -> None:
