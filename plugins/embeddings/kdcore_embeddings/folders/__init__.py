@@ -1,0 +1,1 @@
+"""Make folders of sentence-transformers from others."""
