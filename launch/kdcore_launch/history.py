@@ -1,6 +1,6 @@
 """Record the job events of a run as JSON lines in `launch/history.jsonl` of the run folder.
 
-`kdcore runs list` reads this file (`kdcore.read_history`), as does the limit on restarts.
+`kdcore runs list` reads this file (`kdcore.read_history`). It is also used to enforce the limit on restarts.
 """
 
 from __future__ import annotations

@@ -187,8 +187,8 @@ def _parts_submission(
     """Build an array whose elements run a command with `--task I/N`.
 
     Args:
-        name: of the work.
-        target: folder that all elements write.
+        name: name of the work.
+        target: folder that all elements write to.
         command: returns the arguments of `kdcore`; copies the recipe to the folder that it is given, if any.
         tasks: number of elements.
         profile: profile of one element.
@@ -215,7 +215,7 @@ def _parts_submission(
 
 
 def _parsed(command: str, words: Sequence[str], where: str) -> argparse.Namespace:
-    """Parse the words of a command as it does, so that mistakes are reported before jobs are submitted.
+    """Parse the arguments of a command as the command does, to report mistakes before jobs are submitted.
 
     Raises:
         InputError: the command refuses the words, or its package is not installed.

@@ -3,8 +3,8 @@
     python launch/offline/wheelhouse.py --python-version 3.12 --platform manylinux_2_28_x86_64 --installed freeze.txt
 
 pip resolves and downloads. It resolves for this interpreter, whose environment markers may differ from the target's, so
-the result is checked against the target's markers and completed. Installed packages take part as empty wheels of their
-version: pip cannot replace them, and their own requirements are left to the machine that has them.
+the result is checked against the target's markers and completed. Installed packages are represented by empty wheels of
+their version: pip cannot replace them, and their own requirements are left to the machine that has them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Target:
             raise InputError(f"not a Python version (found {python_version}, expected one like 3.12)")
         found = re.fullmatch(r"manylinux_2_(\d+)_(\w+)", platform)
         if not found:
-            raise InputError(f"not a platform of wheels (found {platform}, expected one like manylinux_2_28_x86_64)")
+            raise InputError(f"not a wheel platform tag (found {platform}, expected one like manylinux_2_28_x86_64)")
         self.python_version = python_version
         minor, self.machine = int(found[1]), found[2]
         self.platforms = [f"manylinux_2_{number}_{self.machine}" for number in range(minor, 4, -1)]
@@ -133,7 +133,7 @@ def pip(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
 
 
 def build(installed: Mapping[str, Version], folder: Path) -> None:
-    """Build the wheels of kdcore, of its plugins, and of required packages of which the index has sources only.
+    """Build the wheels of kdcore, of its plugins, and of required packages without wheels on the index.
 
     Raises:
         InfrastructureError: one cannot be built.
@@ -167,7 +167,7 @@ def find_misfits(installed: Mapping[str, Version], file: Path, target: Target, f
         folder: the wheels of kdcore and of its packages.
 
     Returns:
-        The packages that cannot be installed, and why; one that requires another of them is one as well.
+        The packages that cannot be installed, and why, including packages that require one of them.
 
     Raises:
         InputError: kdcore itself cannot be installed.
@@ -352,7 +352,7 @@ def publish(found: Wheelhouse, output: Path) -> None:
         InputError: the folder contains other files.
     """
     if output.exists() and any(one.suffix != ".whl" and one.name != "requirements.txt" for one in output.iterdir()):
-        raise InputError("the folder contains other files than wheels", where=str(output), hint="choose a new folder")
+        raise InputError("the folder contains files other than wheels", where=str(output), hint="choose a new folder")
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     lines = []

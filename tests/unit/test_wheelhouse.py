@@ -142,7 +142,7 @@ def test_requirements_are_followed_with_the_markers_of_the_target(
 
 def test_other_files_are_never_removed(house: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("text", encoding="utf-8")
-    with pytest.raises(InputError, match="contains other files than wheels"):
+    with pytest.raises(InputError, match="contains files other than wheels"):
         house["publish"](house["Wheelhouse"]([], {}), tmp_path)
     assert (tmp_path / "thesis.txt").is_file()
 
