@@ -10,7 +10,7 @@ from typing import Any
 
 import lazy_loader
 
-# Names that another package has taken over: old name -> that package, as imported and as installed.
+# Names that have moved to another package: old name -> its import name and its pip name.
 _MOVED = {
     "SequenceClassification": ("kdcore_supervised", "kdcore-supervised"),
     "DataRecipe": ("kdcore_preparation", "kdcore-preparation"),

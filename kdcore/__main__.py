@@ -1,4 +1,4 @@
-"""`python -m kdcore` is `kdcore`, where no script is installed: in a container, or from a copy of the code."""
+"""Run `kdcore` as `python -m kdcore` where its script is not installed: in a container, or from a copy of the code."""
 
 import sys
 

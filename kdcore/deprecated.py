@@ -1,4 +1,4 @@
-"""Warn of deprecated names, and resolve those that have another name now or that another package has taken over."""
+"""Warn about deprecated names, and resolve names that were renamed or moved to another package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def moved_name(old: str, module: str, package: str) -> Any:
 
     Args:
         old: the deprecated name with its module, such as `kdcore.DataRecipe`.
-        module: the module that defines it now, under the same last part.
+        module: the module that now defines it, under the same attribute name.
         package: the package of that module, as given to pip.
 
     Raises:
@@ -40,7 +40,7 @@ def renamed(old: str, new: str, value: Any) -> Any:
     Args:
         old: the deprecated name with its module, such as `kdcore.MachineError`.
         new: its name now.
-        value: what it names.
+        value: the object that it refers to.
     """
     warn_deprecated(old, new, level=4)
     return value
@@ -52,6 +52,6 @@ def warn_deprecated(old: str, new: str, level: int = 3) -> None:
     Args:
         old: the deprecated name, as its users write it.
         new: its replacement.
-        level: number of the frame that the warning names; 2 is the caller's.
+        level: stack level that the warning refers to; 2 is the caller.
     """
     warnings.warn(f"`{old}` is deprecated: use `{new}`", DeprecationWarning, stacklevel=level)

@@ -1,4 +1,4 @@
-"""Name the package and the line of an exception that a plugin's code raises."""
+"""Report the package and the line of an exception raised by a plugin's code."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _IMPORTED = "kdcore_import_"
 
 @contextmanager
 def plugin_faults(component: object = None, key: str | None = None) -> Iterator[None]:
-    """Turn an exception of a component's code into an error that names component, package and line.
+    """Convert an exception raised by a component's code into an error that names component, package and line.
 
     Without a component, or with one of kdcore itself, only exceptions with a plugin's code in their traceback are
-    turned, and no OSError. Errors of kdcore, closed pipes, full disks, too long paths, exhausted memory and faults of
-    devices and process groups stay what they are.
+    converted, and no OSError. Errors of kdcore, closed pipes, full disks, overlong paths, exhausted memory, and device
+    and process group failures are passed on unchanged.
 
     Args:
-        component: an instance or the class of the component whose code runs inside.
-        key: its place in the recipe, such as `losses.hidden_mse`.
+        component: an instance or the class of the component whose code runs in the context.
+        key: its key path in the recipe, such as `losses.hidden_mse`.
 
     Raises:
-        PluginError: the code has failed.
-        InfrastructureError: the code has failed by an OSError that concerns no path, such as a lost connection.
+        PluginError: the code failed.
+        InfrastructureError: the code raised an OSError that is not about a path, such as a lost connection.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def _is_of_a_plugin(module: str) -> bool:
 
 
 def _package_of(module: str) -> str | None:
-    """Return name and version of the package of components that has a module; None for kdcore's own and others."""
+    """Return name and version of the component package that contains a module; None for kdcore and other packages."""
     top = module.partition(".")[0]
     for registry in ALL.values():
         for entry in registry.entries():

@@ -21,7 +21,7 @@ ProjectionMode = Literal["auto", "none"]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Resolved pairs; both tuples have one entry a pair.
+    """Resolved pairs; both tuples have one entry per pair.
 
     Attributes:
         teacher: teacher blocks, not negative.

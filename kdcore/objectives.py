@@ -43,7 +43,7 @@ class Total:
 
 
 def require_shapes(fit: bool, expected: str, **tensors: Tensor | None) -> None:
-    """Refuse tensors whose shapes do not fit, which broadcasting would combine in other ways.
+    """Refuse tensors with mismatched shapes, which broadcasting could combine in unintended ways.
 
     Args:
         fit: whether they fit.
@@ -51,7 +51,7 @@ def require_shapes(fit: bool, expected: str, **tensors: Tensor | None) -> None:
         tensors: all tensors concerned, by name; None is left out.
 
     Raises:
-        ValueError: they do not fit; names the shapes.
+        ValueError: they do not fit; the message lists the shapes.
     """
     if not fit:
         found = ", ".join(f"{name} {tuple(one.shape)}" for name, one in tensors.items() if one is not None)
@@ -59,10 +59,10 @@ def require_shapes(fit: bool, expected: str, **tensors: Tensor | None) -> None:
 
 
 def require_problem_type(problem_type: str | None) -> None:
-    """Refuse a kind of outputs that configurations of transformers do not have.
+    """Refuse a problem type that transformers does not support.
 
     Raises:
-        ValueError: it is unknown; names those allowed.
+        ValueError: it is unknown; the message lists the allowed values.
     """
     if problem_type not in (None, *_PROBLEM_TYPES):
         raise ValueError(f"unknown problem_type (found {problem_type!r}, expected {', '.join(_PROBLEM_TYPES)})")

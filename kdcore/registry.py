@@ -38,7 +38,7 @@ API_GROUP = "kdcore.plugin_api"
 
 @dataclass(frozen=True)
 class Unmet:
-    """A requirement of a package on another one of kdcore's family that is not fulfilled.
+    """An unfulfilled requirement of a package on another package of the kdcore family.
 
     Attributes:
         what: the required package, its versions and the version found, for messages: `kdcore-x>=2 (found 1.0)`.
@@ -83,7 +83,7 @@ class Entry:
     def misfit(self) -> Unmet | None:
         """Return why the package does not work with the installed kdcore; None if it does.
 
-        The plugin API decides, and the lower bound on kdcore's version. An upper bound does not: its author could not
+        Checks the plugin API and the lower bound on kdcore's version. Upper bounds are ignored: their authors could not
         know which later version changes what the package uses.
         """
         if not set(self.apis) & set(PLUGIN_APIS):
@@ -187,7 +187,7 @@ class Registry:
         A class that running code has registered precedes the installed components of that name.
 
         Args:
-            name: the component's name, or `package:name` for that of a certain package.
+            name: the component's name, or `package:name` for the one of a certain package.
             where: file and line of the reference, for the error message.
             key: key path of the reference, for the error message.
             sources: import files whose registrations are considered; all if None.
@@ -316,13 +316,13 @@ class Registry:
     def unknown(
         self, name: str, *, names: Collection[str] | None = None, where: str | None = None, key: str | None = None
     ) -> PluginError:
-        """Make the error for a name that no package has, with near names and the package that would provide it.
+        """Create the error for an unknown name, with similar names and the package that would provide it.
 
         Args:
             name: the component's name, or `package:name`.
             names: names that are valid there; all names if None.
-            where: file and line that ask.
-            key: key path that asks.
+            where: file and line of the reference.
+            key: key path of the reference.
         """
         package, _, bare = name.rpartition(":")
         names = self.names() if names is None else names
@@ -336,7 +336,7 @@ class Registry:
         elif bare in elsewhere:
             hints.append(f"The package {elsewhere[bare]} provides it: `pip install {elsewhere[bare]}`.")
         else:
-            # A name may be in both lists: without duplicates, or the hint would repeat it.
+            # A name may be in both lists: remove duplicates, so that the hint does not repeat it.
             near = difflib.get_close_matches(bare, dict.fromkeys([*names, *elsewhere]), n=3)
             if near:
                 install = {one: "" if one in names else f" (`pip install {elsewhere[one]}`)" for one in near}
@@ -363,7 +363,7 @@ class FoundComponent:
     """A component that was found by its name.
 
     Attributes:
-        name: its name without its package's.
+        name: its name without the package.
         cls: the class.
         package: the installed package that provides it; None for a class that running code has registered.
     """
@@ -381,7 +381,7 @@ def find_component(group: str, name: str) -> FoundComponent:
         name: the component's name, or `package:name`.
 
     Raises:
-        PluginError: no package has it, several have it and none precedes the others, or it cannot be used.
+        PluginError: no package provides it, several do and none precedes the others, or it cannot be used.
     """
     found = ALL[group].find(name)
     package = found.distribution if isinstance(found, Entry) else None

@@ -34,7 +34,7 @@ _SLICE = 2**18
 """Elements of one model's maps in a slice: 16 maps of 128 tokens, 1 of 512; 1 MB in float32, which fits in caches."""
 
 _LARGE_SLICE = 2**24
-"""The same on other devices, where the launch of small operations dominates: 64 MB in float32."""
+"""The limit on other devices, where launching small operations dominates: 64 MB in float32."""
 
 
 class ScoreMaps:
@@ -72,7 +72,7 @@ class ScoreMaps:
             left: (B, A, L, d_k), such as queries.
             right: like `left`, such as keys; None for the relations of `left` with itself.
             lengths: (B,) number of real tokens of each sequence; None if all are real.
-            num_heads: as for `relations`; without effect on `right`.
+            num_heads: as for `relations`; not applied to `right`.
 
         Raises:
             ValueError: the shapes, the lengths or the number of heads do not fit.

@@ -29,7 +29,7 @@ Positions = Literal["masked", "all"]
 
 
 HeadLevel = Literal["token", "sequence"]
-"""What a head, or a batch column, has one row for: every real token, or every sequence."""
+"""Granularity of a head's outputs or of a batch column: one row per real token, or one per sequence."""
 
 MASKED_LM = "masked_lm"
 SEQUENCE_CLASSES = "sequence_classes"
@@ -124,8 +124,8 @@ class ModelInfo:
         head_size: width d_k of one head.
         vocab_size: rows of the embedding table.
         max_length: longest sequence in tokens.
-        heads: the heads that losses can read, in the order of their names: of a teacher those that it was saved with,
-            of a student those that it can be trained with.
+        heads: the heads that losses can read, sorted by name: for a teacher, those it was saved with; for a student,
+            those it can be trained with.
         position_pad_id: token that is not counted as a position, as in RoBERTa; None if positions do not depend on ids.
         attention: whether losses can read query, key and value.
     """
@@ -595,7 +595,7 @@ class Signals:
         return self._tokens[block]
 
     def units(self, block: Block) -> Tensor:
-        """Return the hidden states after `block`, averaged over each unit: (U, d), of the same U for both models.
+        """Return the hidden states after `block`, averaged over each unit: (U, d), with the same U for both models.
 
         If both models have the same tokens, these are `tokens(block)`.
         """
@@ -652,10 +652,10 @@ class Signals:
         return padded.view(*size, *states.shape[1:])
 
     def unit_heads(self, part: AttentionPart, block: int) -> Iterator[HeadChunk]:
-        """Yield query, key or value of `block`, averaged over each unit, with units in the place of tokens.
+        """Yield query, key or value of `block`, averaged over each unit, with units in place of tokens.
 
         If both models have the same tokens, these are `heads(part, block)`. Otherwise all sequences are one chunk, and
-        every unit attends to every unit of its sequence: the block's window and bias belong to tokens.
+        every unit attends to every unit of its sequence: the block's window and bias apply to tokens only.
         """
         units = self._batch.units
         if units is None:

@@ -1,1 +1,1 @@
-"""Callbacks, which react to the events of a run: the interface."""
+"""Interface of callbacks, which react to the events of a run."""

@@ -1,1 +1,1 @@
-"""What `kdcore` can do on the command line; one file a command."""
+"""Commands of the `kdcore` command line, one file per command."""

@@ -148,5 +148,5 @@ def add_allow_imports(parser: argparse.ArgumentParser) -> None:
 
 
 def is_override(word: str) -> bool:
-    """Return whether an argument is `key=value`; folders of sweeps have such names, too."""
+    """Return whether an argument is `key=value`; folders of sweeps also have such names."""
     return _OVERRIDE.match(word) is not None and not os.path.exists(word)  # Path.exists raises on long values

@@ -1,4 +1,4 @@
-"""`kdcore export`: the student of a run as a Hugging Face folder."""
+"""Implement `kdcore export`: write the student of a run as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ExportCommand(Command):
             self._options.append((entry, option))
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Export, apply the options of packages, publish, and print where to."""
+        """Export the student, apply the packages' options, commit the folder, and print its path."""
 
         def finish(staging: Path) -> None:
             for entry, option in self._options:

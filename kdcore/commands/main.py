@@ -1,4 +1,4 @@
-"""`kdcore` and `kdcore-train`: finds the command, runs it, and turns kdcore's errors into messages and exit codes."""
+"""Implement `kdcore` and `kdcore-train`: find and run the command, and turn errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _run_command(command: Command, name: str, arguments: list[str], program: str
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     try:
         return parser.parse_intermixed_args(arguments)  # `RECIPE --smoke key=value` in any order
-    except TypeError:  # a parser with subcommands has an order
+    except TypeError:  # a parser with subcommands requires a fixed order
         return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""`kdcore recipe`: check a recipe, show it resolved, print the schema for editors."""
+"""Implement `kdcore recipe`: check a recipe, show it resolved, or print the schema for editors."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def summarise(
     arguments: argparse.Namespace | None = None,
     without: Collection[str] = (),
 ) -> str:
-    """Describe a finished run in a table, with the models loaded as their users load them.
+    """Describe a finished run in a table, with the models loaded as users load them.
 
     Args:
         folder: the run folder.
@@ -124,7 +124,7 @@ def _table(rows: Mapping[str, str]) -> str:
 def _rows_without_caches(
     export: Path, metrics: Sequence[Mapping[str, float]], missing: Sequence[str]
 ) -> dict[str, str]:
-    """Describe a run whose teachers were described only by caches that do not exist any more."""
+    """Describe a run whose teachers were described only by caches that no longer exist."""
     from kdcore.tasks.finished_run import load_encoder
 
     student, caches = load_encoder(str(export)), ", ".join(missing)
@@ -150,7 +150,7 @@ def _values(rows: Iterable[Mapping[str, float]], kind: str) -> dict[str, list[fl
 
 
 def _warning_row(run: FinishedRun, metrics: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    """State the signs of collapse that the last validation recorded, by its numbers."""
+    """Describe the signs of collapse that the last validation recorded, with its numbers."""
     from kdcore.training.loop.collapse import collapse_findings
     from kdcore.training.loop.events import collapse_warning
 
@@ -209,7 +209,7 @@ def _name(entry: Entry) -> str:
 
 
 def _rows_of(name: str, run: FinishedRun) -> dict[str, str]:
-    """Return the rows of a package; a package that fails loses its rows, not the whole table."""
+    """Return the rows of a package; if it fails, only its rows are left out."""
     try:
         provider: SummaryRows = summary_rows.get(name)()
         return provider.rows(run)

@@ -1,4 +1,4 @@
-"""`kdcore train`: from a recipe to an exported student."""
+"""Implement `kdcore train`: train the student of a recipe and export it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TrainCommand(Command):
         )
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Train in this process or in several ones."""
+        """Train in this process or in several processes."""
         # Report mistakes before torch is imported.
         recipe = load_recipe(arguments.recipe, arguments.overrides, allow_imports=True)
         if arguments.processes is None:
@@ -53,7 +53,7 @@ class TrainCommand(Command):
 def train(
     recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), *, smoke: bool = False
 ) -> RunResult:
-    """Do what `kdcore-train RECIPE OVERRIDES` does, in this process.
+    """Train the student of a recipe in this process, as `kdcore-train RECIPE OVERRIDES` does.
 
     Args:
         recipe: the recipe's file, or `kdcore:quickstart.yaml` for one that kdcore ships; or its content as a map, with
@@ -75,7 +75,7 @@ def train(
 def steps(
     recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> Generator[Event]:
-    """Do what `train` does, one event at a time; the last one is a FinishedEvent or a StoppedEvent.
+    """Train as `train` does, and yield the events of the run; the last one is a FinishedEvent or a StoppedEvent.
 
     The run advances only while the loop requests events. Leaving the loop ends the run without a further checkpoint;
     the next start continues from its last one.
@@ -85,7 +85,7 @@ def steps(
         overrides: as for `train`.
 
     Raises:
-        InputError: at once for a wrong recipe; at the first event if its data or its models cannot be used.
+        InputError: immediately if the recipe is invalid; at the first event if its data or its models cannot be used.
         TrainingError: training failed.
     """
     loaded = load_recipe(recipe, overrides, allow_imports=True)

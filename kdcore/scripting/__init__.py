@@ -1,1 +1,1 @@
-"""Distil from Python: one call from teacher and text to a student, opened runs, and losses as functions."""
+"""Distil a teacher from Python with one call, and read the results of runs."""

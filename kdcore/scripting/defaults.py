@@ -51,10 +51,10 @@ _TABLES = {".csv", ".tsv", ".conll", ".iob", ".iob2", ".bio", ".bioes"}
 
 @dataclass(frozen=True)
 class GivenData:
-    """What `distil` is given to train on, before anything is read.
+    """The training data passed to `distil`, before anything is read.
 
     Attributes:
-        path: the file or folder of texts; for those of a program, the file of JSON Lines in which they are stored.
+        path: the file or folder of texts; for texts passed by a program, the JSON Lines file in which they are stored.
         column: column or key of the texts.
         section: the section `task.data`, or keys of it, if these are given: a map, a data recipe or a prepared folder.
     """
@@ -85,7 +85,7 @@ class Defaults(ABC):
         """Return sections of a recipe, `losses` and `task` among them; None if they do not suit this teacher and data.
 
         `distil` merges them over its own: teacher, student, optimizer and budget, and the task's `data` unless it is
-        stated here. It calls this once more after it has stored texts of a program.
+        given here. It calls this method again after storing texts that were passed by a program.
         """
 
 
@@ -106,7 +106,7 @@ def sections_for(teacher: TeacherKind, data: GivenData) -> Mapping[str, Any]:
     """Return the sections of the best installed defaults.
 
     Raises:
-        InputError: none suits this teacher and data, or those of our packages that do are not installed.
+        InputError: none suits this teacher and data, or the packages whose defaults do are not installed.
         PluginError: one fails, or returns no map with `task` and `losses`.
     """
     if (needed := _needed(teacher, data)) is not None:
@@ -124,7 +124,7 @@ def sections_for(teacher: TeacherKind, data: GivenData) -> Mapping[str, Any]:
 
 
 def _needed(teacher: TeacherKind, data: GivenData) -> str | None:
-    """Return the defaults of our packages that a kind of teacher needs although others suit it."""
+    """Return the defaults of our packages that a kind of teacher requires even if other defaults suit it."""
     if (data.path is not None or data.is_table()) and teacher.file("modules.json") is not None:
         return "sentence_encoder"
     return "labelled" if data.is_table() and teacher.classifies is not None else None

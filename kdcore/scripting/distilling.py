@@ -1,4 +1,4 @@
-"""`kdcore distil`: a student from a teacher and text, with task and losses chosen by the kind of the teacher."""
+"""Implement `kdcore distil`: distil a teacher on text, with task and losses chosen by the kind of the teacher."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def distil(
     """Distil a teacher into a student with fewer blocks, and open the run.
 
     The run's folder is `runs/distil-NAME/1` by default, NAME being the last two parts of the teacher's path. The same
-    call resumes an interrupted run, and opens a finished one; `run={"id": "2"}` starts another one. A callback's
-    `should_stop` or a signal other than Ctrl-C gives a run that is not `finished`.
+    call resumes an interrupted run, and opens a finished one; `run={"id": "2"}` starts another one. If a callback's
+    `should_stop` or a signal other than Ctrl-C stops the run, the returned run is not `finished`.
 
     Args:
         teacher: folder or hub name of an encoder.
         data: texts (any iterable of str), a `datasets.Dataset`, a file or folder of text, JSON Lines or Parquet, a
             folder of prepared data, or a data recipe (a map or its file).
-        layers: blocks of the student, which starts from as many of the teacher's, evenly spread.
+        layers: number of blocks of the student, which are initialized from evenly spread blocks of the teacher.
         losses: names of losses, or the recipe's section `losses`; default: by the kind of the teacher.
         hours: hours of training; default: the budget in `settings`, or 10 passes over the text, at most 1 hour.
         column: column of the text in a Dataset, and key of the text in JSON Lines and Parquet.
@@ -166,7 +166,7 @@ def _given_data(data: Any, column: str, cache: Path) -> GivenData:
 
 
 def _base(section: Mapping[str, Any], kind: TeacherKind, layers: int) -> dict[str, Any]:
-    """Return what suits every teacher: models, optimizer, batch and precision."""
+    """Return the sections that suit every teacher: models, optimizer, batch and precision."""
     import torch
 
     from kdcore.layers import resolve_pairs
@@ -228,7 +228,7 @@ def _corpora(data: Any, column: str, max_texts: int = 1) -> Mapping[str, Any]:
 
 
 def _inside(stated: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """Return an inner map; an empty one where there is none."""
+    """Return a nested map; empty if there is none."""
     for key in keys:
         stated = inner if isinstance(inner := stated.get(key), Mapping) else {}
     return stated
@@ -238,7 +238,7 @@ def _describe_teacher(teacher: Any) -> tuple[dict[str, Any], TeacherKind]:
     """Find the model that reads the teacher; return the recipe's section and a description.
 
     Raises:
-        InputError: no installed model reads it, such as a decoder; the error is that of `transformers`.
+        InputError: no installed model reads it, for example if it is a decoder; the error is that of `transformers`.
     """
     from kdcore.scripting.defaults import TeacherKind
 

@@ -82,7 +82,7 @@ class Run:
     def metrics(self) -> pa.Table:
         """Return the recorded metrics: the column `step` (int64) and one of float64 for each name, null where absent.
 
-        A run without metrics so far gives a table of no rows. `metrics().to_pandas()` needs pandas.
+        If the run has no metrics yet, the table has no rows. `metrics().to_pandas()` needs pandas.
         """
         rows = read_metrics(self.folder)
         names = dict.fromkeys(name for row in rows for name in row if name != "step")
@@ -121,7 +121,7 @@ class Run:
         return load_encoder(str(found[name]), auto_class)
 
     def teacher(self, auto_class: str = "AutoModel") -> Any:
-        """Load the teacher in the same way; of several, the one whose configuration the student copies.
+        """Load the teacher in the same way; of several teachers, the one whose configuration the student copies.
 
         Raises:
             InputError: the recipe has no teacher with weights.
@@ -133,7 +133,7 @@ class Run:
         return load_encoder(source, auto_class)
 
     def tokenizer(self) -> Any:
-        """Load the student's tokenizer: the run's copy; for runs of 0.1 that of an export or of the prepared data.
+        """Load the student's tokenizer: the run's copy; for runs of 0.1, that of an export or the prepared data.
 
         Raises:
             DataError: none of them exists.

@@ -1,1 +1,1 @@
-"""Trackers, which record metrics: the interface and the built-in trackers."""
+"""Interface of trackers, which record metrics, and the built-in trackers."""

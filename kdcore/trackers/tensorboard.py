@@ -33,7 +33,8 @@ class TensorBoardTracker(Tracker):
         with names_path(self._folder):
             if self._writer is None:
                 self._folder.mkdir(exist_ok=True)
-                # The name has the second of the start: a run that resumes within it must not replace its own file.
+                # The name contains the start time in seconds: a run that resumes within the same second must not
+                # replace its file.
                 suffix = f".{sum(1 for _ in self._folder.iterdir())}"
                 self._writer = EventsWriter(str(self._folder / "events"), filename_suffix=suffix)
                 if suffix == ".0":

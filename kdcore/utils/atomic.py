@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def names_path(path: Path) -> Iterator[None]:
-    """Add the path to errors of an open file, such as a full disk, which come without it."""
+    """Add the path to errors of an open file, such as a full disk, which do not contain it."""
     try:
         yield
     except OSError as error:
@@ -102,7 +102,7 @@ def commit_directory(
             `.replaced-NAME`; see `restore_replaced`.
         finished: a file that marks a complete folder. If another process has committed a folder with this file first,
             which can happen on a file system without locks, its folder is kept and no error is raised.
-        check: called immediately before the first rename; raises if this process may not commit any more.
+        check: called immediately before the first rename; raises if this process may no longer commit.
 
     Raises:
         OSError: the folder cannot be flushed or renamed.
@@ -132,7 +132,7 @@ def commit_directory(
 
 
 def restore_replaced(parent: Path) -> None:
-    """Undo what a killed process has left in a folder: restore replaced folders and remove staged content.
+    """Clean up a folder after a killed process: restore replaced folders and remove staged content.
 
     Call it only while no other process writes in the folder.
     """

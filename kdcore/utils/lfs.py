@@ -15,7 +15,7 @@ def refuse_pointers(folder: Path, patterns: Iterable[str]) -> None:
     """Refuse a folder in which a file of one of the patterns is a pointer.
 
     Raises:
-        DataError: names the first one.
+        DataError: a file is a pointer; the message names the first one.
     """
     for pattern in patterns:
         for path in sorted(folder.glob(pattern)) if folder.is_dir() else ():

@@ -29,7 +29,7 @@ class _WeightIndex(BaseModel):
 
 
 def check_model_files(folder: Path) -> None:
-    """Check config.json and the indexes of weights in a folder; a hub name has none here.
+    """Check config.json and the indexes of weights in a folder; nothing is checked for a hub name.
 
     Raises:
         DataError: a file is not JSON, is nested too deeply, has a value of another type, or an index names a file

@@ -29,11 +29,11 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 class Supervisor:
     """Start child processes. While entered, forward SIGINT, SIGTERM and SIGUSR2 to those that are running.
 
-    A caller that is interrupted by exceptions instead does not enter it, and calls `stop`.
+    A caller that is interrupted by exceptions does not enter the context, and calls `stop` instead.
 
     Args:
         sessions: start each process in a new session. Then Ctrl-C reaches only this process, which forwards it once,
-            and `stop` kills a process together with those that it has started.
+            and `stop` kills a process together with its children.
 
     Attributes:
         processes: the started processes, in the order of their start.
@@ -42,7 +42,7 @@ class Supervisor:
     def __init__(self, *, sessions: bool = True) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
         self._sessions = sessions
-        self._received: dict[int, int] = {}  # the number of processes when a signal was received first
+        self._received: dict[int, int] = {}  # number of processes when each signal was first received
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
