@@ -178,7 +178,7 @@ class Checked:
     Attributes:
         cls: the class.
         config: the checked instance of its nested `Config`.
-        section: what is stated, with absolute paths; without the name of a default component.
+        section: the given keys and values, with absolute paths; without the name of a default component.
     """
 
     cls: type[Any]
@@ -265,13 +265,13 @@ class SectionWalker:
         return Checked(cls, config, stated) if len(self.problems) == before else None
 
     def pin(self, registry: Registry, name: str, place: KeyPath) -> None:
-        """Record the pinned name of the component at `place`, unless it is the stated one."""
+        """Record the pinned name of the component at `place`, unless the section already gives that name."""
         pinned = registry.pinned(name, sources=self.sources)
         if pinned != name:
             self.pinned[place] = pinned
 
     def _component(self, marker: ComponentSection, section: dict[str, Plain], place: KeyPath) -> dict[str, Plain]:
-        """The section with absolute paths; as it is if something is wrong with it."""
+        """The section with absolute paths; unchanged if it is invalid."""
         checked = self.component(marker, section, place)
         return section if checked is None else checked.section
 
@@ -291,13 +291,13 @@ class SectionWalker:
 
 
 def build_component(group: str, section: Mapping[str, Any], *, where: str | Path, key: str = "") -> Any:
-    """Construct the component that a section with absolute paths names, its keys checked with its `Config`.
+    """Construct the component named by a section with absolute paths, and check its keys with its `Config`.
 
     Args:
         group: the registry's entry point group, such as `kdcore.corpora`.
         section: the component's `name` and its own keys.
         where: file of the section, for messages.
-        key: dotted place of the section in that file, for messages.
+        key: dotted key path of the section in that file, for messages.
 
     Raises:
         PluginError: `name` is missing, or the component does not exist.

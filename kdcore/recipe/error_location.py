@@ -1,4 +1,4 @@
-"""Where in a recipe a component's own mistakes are."""
+"""Locate in a recipe the problems that a component raises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def error_location(recipe: Recipe, key: str) -> Iterator[None]:
 
     Args:
         recipe: the recipe.
-        key: the component's place in it, such as `losses.hidden_mse`.
+        key: the component's key path in it, such as `losses.hidden_mse`.
 
     Raises:
         InputError: the component's error, of the same class.

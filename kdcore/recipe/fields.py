@@ -115,9 +115,9 @@ def key_table(
 
 
 def without_paths(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the local paths in a config's plain data; names of models on a hub stay.
+    """Drop the local paths in a config's plain data; names of hub models are kept.
 
-    What paths lead to is identified by name and content, not by its place.
+    Files and folders are identified by name and content, not by their location.
 
     Args:
         model: the config's class.

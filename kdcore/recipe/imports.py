@@ -27,7 +27,7 @@ def run_import(file: str, *, where: str, key: str) -> None:
     """Run a file; once per process unless the file changes.
 
     Raises:
-        PluginError: the file does not exist, or its code raises an error; the message has the cause and the line.
+        PluginError: the file does not exist, or its code raises an error; the message contains the cause and the line.
     """
     path = Path(file)
     if not path.is_file():

@@ -69,7 +69,7 @@ class Component:
         config: the checked instance of its nested `Config`.
         key: its key path in the recipe, such as `losses.hidden_mse`.
         cache: where a teacher's signals are stored; None if it computes them.
-        section: what the recipe states, with absolute paths.
+        section: the keys and values given in the recipe, with absolute paths.
     """
 
     name: str
@@ -123,8 +123,8 @@ class Recipe:
 
     Attributes:
         path: the file.
-        data: all stated keys and values. Paths of core keys are absolute; paths of components after `components` has
-            been called.
+        data: all keys and values that are given. Paths of core keys are absolute; paths of components after
+            `components` has been called.
         settings: the checked core keys with their defaults.
         overrides: `key=value` each, as they were given.
         files: the file and those that it extends.
@@ -188,7 +188,7 @@ class Recipe:
     def resolved_yaml(self) -> str:
         """Format the recipe as one file without `extends`; loading it from any folder gives the same settings.
 
-        Components of packages are named `package:name`, so that packages that are installed later change nothing.
+        Components of packages are named `package:name`, so that packages installed later change nothing.
 
         Raises:
             InputError: as `components`, which determines the keys that are paths.
@@ -204,7 +204,7 @@ class Recipe:
         return data
 
     def named_data(self) -> dict[str, Plain]:
-        """Return the stated keys and values, with the name of each component that is implied by a label or default."""
+        """Return the given keys and values, including component names that are implied by a label or default."""
         data = dict(self.data)
         for section in _sections(data):
             _put(data, section.place, {"name": section.name, **section.settings})
@@ -341,8 +341,8 @@ def load_recipe(
             with paths relative to the working directory.
         overrides: `key=value` each, as on the command line; or values by dotted key, where maps are merged and None
             removes a key.
-        allow_imports: whether `Recipe.components` runs the files under `imports:`. By default it does, unless the
-            recipe of a run folder states them; files that an override states always run.
+        allow_imports: whether `Recipe.components` runs the files under `imports:`. By default it does, unless they are
+            listed in the recipe of a run folder; files listed in an override always run.
         check_names: whether to look up the names of components. Without it, `Recipe.components` reports unknown names
             together with the other problems of components, such as failed imports.
 
@@ -386,7 +386,7 @@ def override_texts(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """Return overrides as `key=value` each.
 
     Raises:
-        RecipeError: one is not text, or a map has a value that no recipe holds.
+        RecipeError: one is not text, or a map has a value that a recipe cannot hold.
     """
     if isinstance(overrides, Mapping):
         as_json(overrides)  # reports keys that are not text
@@ -501,12 +501,12 @@ def _teacher_problems(settings: RecipeSettings, root: Node) -> Iterator[Problem]
 
 
 def _known_keys(place: KeyPath) -> set[str]:
-    """Return the keys of a map of core keys; none for a section of a component, which checks its own."""
+    """Return the keys of a map of core keys; none for a section of a component, which checks its own keys."""
     return {key for option in at(RecipeSettings, place) if option.model for key in keys_of(option.model)}
 
 
 def _too_long_names(value: Any, place: KeyPath) -> Iterator[Problem]:
-    """Find texts that cannot be paths, before components, which know which keys are paths, are imported."""
+    """Find texts that cannot be paths, before the components that define which keys are paths are imported."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, node in items:
         yield from _too_long_names(node.value, (*place, key))

@@ -34,7 +34,7 @@ SECTION_DEFAULTS = {
 """Default component of a section without `name`; the default of a loss is its label."""
 
 DEFAULT_PREPARATION = "raw_text"
-"""The preparation of a data recipe that states no `name`; it is left out of stored recipes."""
+"""The preparation of a data recipe without `name`; it is left out of stored recipes."""
 
 
 class RecipePath:
@@ -80,7 +80,7 @@ DataSource = PathString | Annotated[dict[str, Any], DATA_RECIPE]
 """A prepared folder, a data recipe's file, or a data recipe; `kdcore.open_data` opens it."""
 
 MERGE_DEFAULTS = {**SECTION_DEFAULTS, "task.data": DEFAULT_PREPARATION}
-"""The component of a section that states no `name`, by dotted key: a section with another `name` replaces it."""
+"""The component of a section without `name`, by dotted key: a section with another `name` replaces it."""
 
 
 class ComponentConfig(BaseModel):
@@ -90,7 +90,7 @@ class ComponentConfig(BaseModel):
 
 
 TEACHER = "teacher"
-"""Label of the teacher of a recipe with `teacher:`; those of `teachers:` have the labels stated there."""
+"""Label of the teacher of a recipe with `teacher:`; those of `teachers:` have the labels given there."""
 
 
 class TeacherKeys(ComponentConfig):
@@ -104,13 +104,13 @@ class TeacherKeys(ComponentConfig):
 
 
 def without_cache(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a teacher's section without `cache`, if it also states the keys of its model."""
+    """Return a teacher's section without `cache`, if it also has keys of its model."""
     stated = bool(section.keys() - {"cache", "name"})
     return {key: value for key, value in section.items() if key != "cache" or not stated}
 
 
 class CompositeSettings(ComponentConfig):
-    """An entry of `teachers` that combines the outputs of others; it states one of the two keys."""
+    """An entry of `teachers` that combines the outputs of others; it has exactly one of the two keys."""
 
     average: list[str] | None = Field(None, min_length=2, description="Labels of the teachers to average.")
     concat: list[str] | None = Field(None, min_length=2, description="Labels of the teachers to concatenate.")

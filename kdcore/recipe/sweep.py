@@ -85,7 +85,7 @@ class SweepCell:
 
 
 def read_axes(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Read the axes of `--sweep`: `key=value,value` or a file each. Values have the form of overrides.
+    """Read the axes of `--sweep`, each given as `key=value,value` or as a file. Values have the form of overrides.
 
     Raises:
         InputError: an axis is malformed, empty or duplicate.
@@ -172,7 +172,7 @@ def _file_axes(text: str) -> dict[str, list[str]]:
 
 
 def as_override(key: str, value: Any) -> str:
-    """Return `key=value` as commands and `load_recipe` take it.
+    """Return `key=value` in the form that commands and `load_recipe` accept.
 
     Args:
         key: dotted key.

@@ -72,7 +72,7 @@ class Node:
         return self.value
 
     def origin_at(self, place: Sequence[str | int]) -> Origin:
-        """Find where the value at a key path is stated; for an unstated one, where the nearest part around it is."""
+        """Find where the value at a key path is given; if it is not given, find its nearest given ancestor."""
         node = self
         for part in place:
             inner: Node | None = None
@@ -87,7 +87,7 @@ class Node:
 
 
 _NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
-"""Characters that JSON allows in texts, and YAML only escaped, or as white space."""
+"""Characters that JSON allows in strings, but YAML only if escaped or as white space."""
 
 
 def read_yaml(file: Path) -> Node:
@@ -133,7 +133,7 @@ def as_json(value: Any, key: str = "") -> str:
     """Format a value of Python as JSON, which `parse_value` reads back; paths become text, tuples lists.
 
     Raises:
-        RecipeError: a part of it is of a type that no recipe holds; names the dotted key of that part.
+        RecipeError: a part of it has a type that a recipe cannot hold; the message names its dotted key.
     """
     text = json.dumps(_as_plain(value, key), ensure_ascii=False)
     return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -206,7 +206,7 @@ def plain_scalar(text: str) -> bool | int | float | str | None:
     """Parse a plain (unquoted) scalar by the core schema of YAML 1.2.
 
     Raises:
-        RecipeError: it is an integer of more than 308 digits, which no setting can hold.
+        RecipeError: it is an integer with more than 308 digits, which no setting can hold.
     """
     if text in _CONSTANTS:
         return _CONSTANTS[text]
@@ -245,7 +245,7 @@ def _parse(text: str, origin: Origin) -> Node | None:
 
 
 def _refuse_deep_brackets(text: str, origin: Origin) -> None:
-    """Refuse deep nesting before the scanner sees it, whose time grows with the square of the depth."""
+    """Refuse deep nesting before scanning, because the scanner's time grows with the square of the depth."""
     depth = 0
     for bracket in _BRACKET.finditer(text):
         depth = depth + 1 if bracket[0] in "[{" else max(0, depth - 1)
