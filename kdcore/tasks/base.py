@@ -28,11 +28,11 @@ TaskOutputs = np.ndarray | Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class StoredData:
-    """The data that a run has started on, as its folder has it.
+    """The data that a run started with, as recorded in its folder.
 
     Attributes:
         fingerprint: the task's `fingerprint` at that time.
-        folder: the task's `data_folder`; None if it had none, or if the run is older than this entry.
+        folder: the task's `data_folder`; None if it had none, or if the run predates this entry.
     """
 
     fingerprint: str
@@ -42,11 +42,11 @@ class StoredData:
 class Task(ABC):
     """Provide data and batches. Subclasses are constructed as `Task(config, seed, cache)`.
 
-    `seed` is the recipe's; `cache` is a folder where prepared data may be kept and found again.
+    `seed` is the recipe's seed; `cache` is a folder for caching prepared data.
 
     Attributes:
         config: the section `task` of the recipe, as `completed` returned it.
-        seed: the recipe's.
+        seed: the recipe's seed.
         masks_tokens: whether batches have tokens to be predicted; False refuses losses on masked positions.
         columns: the columns of its batches, by name; a task with scores needs `sample_ids`.
         order: `global`: all samples in one random order, distributed over the processes, so that results do not
@@ -62,7 +62,8 @@ class Task(ABC):
     columns: ClassVar[Mapping[str, HeadLevel] | None] = None
     """The columns of its batches: one row per sequence (B, ...), or, at level `token`, a value per position (B, L).
 
-    Columns that losses request are checked against these before data is prepared. None: against a first batch only.
+    Columns that losses request are checked against these before data is prepared. If None, they are checked against a
+    first batch only.
     """
 
     auto_class: ClassVar[str] = "AutoModel"
@@ -79,7 +80,8 @@ class Task(ABC):
     def heads(cls, config: ComponentConfig) -> tuple[Head, ...]:
         """Return the heads that the task trains, passed to models before data is read; empty if none.
 
-        The first one is the task's own: exports hold it under its Auto class, and `scores` are of its outputs.
+        The first one is the task's own: exports contain it under its Auto class, and `scores` are computed from its
+        outputs.
         """
         head = cls.class_head(config)
         return () if head is None else (head,)
@@ -96,19 +98,19 @@ class Task(ABC):
 
     @classmethod
     def resumed(cls, config: ComponentConfig, seed: int, cache: Path, stored: StoredData) -> Self:
-        """Construct the task of a run that is resumed. Override it to open the folder that the run has stored.
+        """Construct the task of a run that is resumed. Override it to open the data folder recorded by the run.
 
         Args:
-            config: as for the constructor, and so are `seed` and `cache`.
-            seed: the recipe's.
+            config: as for the constructor.
+            seed: the recipe's seed.
             cache: folder of prepared data.
-            stored: the data that the run has started on. If the task has other data, its `fingerprint` must differ.
+            stored: the data that the run started with. If the task has other data, its `fingerprint` must differ.
         """
         return cls(config, seed, cache)
 
     @property
     def data_folder(self) -> Path | None:
-        """Folder of the prepared data, which a run stores so that it resumes on it; None if there is none."""
+        """Folder of the prepared data, recorded by a run to resume with the same data; None if there is none."""
         return None
 
     @property
@@ -139,9 +141,9 @@ class Task(ABC):
         """
 
     def batch_at(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float) -> Batch:
-        """Build a batch of training at a fraction of the budget. Override it if batches change during training.
+        """Build a training batch at a fraction of the budget. Override it if batches change during training.
 
-        Without it, and at fraction 1, the batch is that of `batch`, which validation reads.
+        By default, and at fraction 1, this is the batch that `batch` returns, which validation reads.
         """
         return self.batch(split, samples, epochs)
 
@@ -167,12 +169,12 @@ class Task(ABC):
         return None
 
     def texts(self, split: Split, samples: np.ndarray) -> Sequence[str] | None:
-        """Return the texts of samples, to look up vectors of other programs; None if the task has no texts."""
+        """Return the texts of samples, to look up vectors computed by other programs; None if the task has no texts."""
         return None
 
     @property
     def separate_views(self) -> bool:
-        """Whether the teacher receives other tokens than the student. Batches then have `teacher` and `units`."""
+        """Whether the teacher receives different tokens than the student. Batches then have `teacher` and `units`."""
         return False
 
     @abstractmethod
@@ -198,7 +200,7 @@ class Task(ABC):
         return {}
 
     def write_predictions(self, folder: Path, split: Split, outputs: TaskOutputs) -> None:
-        """Write a student's outputs into files of `folder`; arguments as for `scores`."""
+        """Write a student's outputs to files in `folder`; arguments as for `scores`."""
         return None
 
     def baselines(self, split: Split) -> dict[str, float]:
@@ -210,7 +212,7 @@ class Task(ABC):
         return None
 
     def card_usage(self) -> tuple[Mapping[str, str], str] | None:
-        """Return how the model card describes the use of an export; None for transformers.
+        """Return how the model card describes the use of an export; None if it is used with transformers.
 
         Returns:
             Metadata of Hugging Face's hub, `library_name` and others such as `pipeline_tag`, and a Python program in
@@ -222,7 +224,7 @@ class Task(ABC):
         """Return unmasked samples, on which encoders are compared.
 
         Args:
-            split: where the samples are from.
+            split: split of the samples.
             samples: (B,) int64 indices below `num_samples(split)`.
 
         Returns:

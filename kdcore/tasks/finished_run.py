@@ -26,8 +26,8 @@ class FinishedRun:
         folder: the run folder.
         export: folder of the student: `exports/best` where the run chose its best student by a score, else
             `exports/final`.
-        teacher_source: folder or hub name of the teacher's weights; None without a teacher. Of several teachers it is
-            the one that lent the student its missing configuration.
+        teacher_source: folder or hub name of the teacher's weights; None without a teacher. With several teachers, it
+            is that of the one that lent the student its missing configuration.
         task: the run's task.
         held_out: values of each held-out loss and score in the order of steps, by name, without the weighted total.
         constants: value of each held-out loss that the best constant prediction reaches, where the loss defines it.
@@ -35,7 +35,7 @@ class FinishedRun:
         student_model: description of the student; its `load_export` loads `export`, or another export, as an encoder.
         teacher_model: description of the teacher with `teacher_source`; None without one.
         losses: losses of the last stage by label, with new parameters.
-        arguments: arguments of `kdcore summary`, with the options of `SummaryRows`; empty where it was not started as a
+        arguments: arguments of `kdcore summary`, with the options of `SummaryRows`; empty if it was not started as a
             command.
     """
 

@@ -38,8 +38,8 @@ def check_fit(
         vocab_size: vocabulary size of the data's tokenizer.
         longest: length of the longest sequence in tokens.
         where: folder of the data, for messages.
-        shorter: hint how to get shorter sequences.
-        own_tokenizer: hint how to use the tokenizer of the model `{whose}`.
+        shorter: hint on how to get shorter sequences.
+        own_tokenizer: hint on how to use the tokenizer of the model `{whose}`.
         pad_id: id with which the data's tokenizer pads; None if it does not pad.
         tokenizer: returns the data's tokenizer, to compare how it reads text.
 
@@ -114,7 +114,7 @@ def _compare(
     where: str,
     own_tokenizer: str,
 ) -> None:
-    """Raise a DataError if an id is another token to trained weights; random weights have no vocabulary."""
+    """Raise a DataError if trained weights use an id for another token; random weights have no vocabulary."""
     if theirs is None:
         return
     ours = vocabulary()

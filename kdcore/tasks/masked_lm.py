@@ -47,8 +47,8 @@ _CHECKED_FOR_LONG_WORDS = 1000
 class MaskedLM(Task):
     """Mask running text anew in every epoch. Masks depend on seed, epoch and sample only.
 
-    If the data holds the tokens of a teacher with another tokenizer, the teacher's batch has the same text hidden: see
-    `kdcore.tasks.views`.
+    If the data holds the tokens of a teacher with another tokenizer, the same text is hidden in the teacher's batch:
+    see `kdcore.tasks.views`.
     """
 
     class Config(ComponentConfig):
@@ -88,7 +88,7 @@ class MaskedLM(Task):
 
     @classmethod
     def resumed(cls, config: ComponentConfig, seed: int, cache: Path, stored: StoredData) -> Self:
-        """Open the folder that the run has stored, even if the recipe's data is prepared elsewhere by now."""
+        """Open the data folder recorded by the run, even if the recipe's data is now prepared elsewhere."""
         assert isinstance(config, cls.Config)
         with _located():
             data, fingerprint = reopen_data(config.data, cache, stored.folder, stored.fingerprint)
@@ -113,7 +113,7 @@ class MaskedLM(Task):
         Raises:
             DataError: they do not fit, or the manifest of the data differs from its tokenizer.
         """
-        if self.data.manifest.format_version < FIRST_WITH_HASH:  # the others are compared with their hash
+        if self.data.manifest.format_version < FIRST_WITH_HASH:  # the others are compared by their hash
             problems = self.data.tokenizer_problems()
             if problems:
                 raise DataError(problems)
@@ -175,7 +175,7 @@ class MaskedLM(Task):
 
     @property
     def batch_identity(self) -> dict[str, str]:
-        """The tokenizers, the data, and the masks with the seed that they are drawn with."""
+        """The tokenizers, the data, and the masks with the seed from which they are drawn."""
         theirs, masking = self.data.teacher, self.config.masking
         masks = masking if isinstance(masking, str) else masking.model_dump_json(exclude_defaults=True)
         tokenizer = self.data.tokenizer_fingerprint
@@ -251,7 +251,7 @@ class MaskedLM(Task):
         )
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer that the data was prepared with, with the settings of the recipe's own one.
+        """Write the tokenizer that prepared the data, with the settings of the recipe's own tokenizer.
 
         Prepared data is shared by tokenizers that differ only in settings such as the maximum length.
         """

@@ -68,9 +68,9 @@ class MaskDrawer:
     """Draw masks as functions of seed, sample and epoch, independent of the rest of the batch.
 
     Args:
-        masking: what to draw.
+        masking: settings of the masks.
         data: the prepared data.
-        seed: the recipe's.
+        seed: the recipe's seed.
 
     Raises:
         DataError: `whole_word` is set, and the tokenizer does not mark where words start.
@@ -128,7 +128,7 @@ class MaskDrawer:
         return Masked(np.where(is_random, random_ids, inputs), predicted)
 
     def too_long(self, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
-        """Return whether each of some sequences (B, L) holds a word of more tokens than may be predicted (B,)."""
+        """Return (B,) whether each sequence (B, L) contains a word with more tokens than may be predicted."""
         maskable = real & ~self._special[tokens]
         if self._starts_word is None or self._masking.max_predictions is None:
             return np.zeros(len(tokens), dtype=bool)

@@ -1,4 +1,4 @@
-"""Find where words start among tokens, for whole-word masking."""
+"""Find the tokens that start a word, for whole-word masking."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ Segmenter = Callable[[str], list[int]]
 
 
 class WordStarts:
-    """Find where words start among tokens.
+    """Find the tokens that start a word.
 
-    The tokenizer's prefixes mark words that spaces separate. In scripts without spaces each token of Chinese
+    The tokenizer's prefixes mark space-separated words. In scripts without spaces each token of Chinese
     characters, Hiragana or full-width punctuation is a word, and successive tokens of Katakana are one. Words of Thai,
     Lao, Khmer and Burmese are those of the segmenter, or each token that does not divide a syllable's letter from its
     vowels. Words also start where such scripts begin and end.
 
     Args:
         data: the prepared data.
-        segmenter: segments Thai, Lao, Khmer and Burmese; None for tokens as words.
+        segmenter: segments Thai, Lao, Khmer and Burmese; None to treat tokens as words.
 
     Raises:
         DataError: the tokenizer does not mark where words start.

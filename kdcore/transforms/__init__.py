@@ -1,1 +1,1 @@
-"""Transforms of students between the stages of a run: the interface."""
+"""Interface of transforms, which change the student between the stages of a run."""

@@ -1,4 +1,4 @@
-"""The interface of a transform (registry `kdcore.transforms`): a change of the student between two stages of a run."""
+"""Define the interface of a transform (registry `kdcore.transforms`), which changes the student between two stages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class ParameterSource:
     Attributes:
         name: name of the parameter in the student before the change.
         select: maps a tensor of the old parameter's shape to the new parameter's shape, such as a slice; None if the
-            shape stays. It is applied to every optimizer state that has the parameter's shape (Adam's two moments).
+            shape does not change. It is applied to every optimizer state that has the parameter's shape (Adam's two
+            moments).
     """
 
     name: str
@@ -39,7 +40,7 @@ class Transform(ABC):
     """Change the student at the beginning of a stage. Subclasses are constructed as `Transform(config)`.
 
     A resumed run rebuilds the structure of a stage from the recipe and then loads weights into it. The structure
-    (modules, parameter names and shapes) that `apply` gives must therefore depend on the configuration, on the
+    (modules, parameter names and shapes) that `apply` produces must therefore depend on the configuration, on the
     structure before and on the generator only; only the values of weights may depend on the previous weights.
     """
 
@@ -68,7 +69,7 @@ class Transform(ABC):
             generator: the only source of randomness; equal on every process and after every restart.
 
         Returns:
-            The changed student, whose `info` is what `describe` gave, and the sources of its parameters by their new
-            names. A parameter that is still the same `Parameter` object needs no entry. All others start from their
+            The changed student, whose `info` is the result of `describe`, and the sources of its parameters by their
+            new names. A parameter that is still the same `Parameter` object needs no entry. All others start from their
             current values without optimizer state.
         """
