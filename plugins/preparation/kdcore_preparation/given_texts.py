@@ -1,4 +1,4 @@
-"""Turn text that a program holds, or a file of text, into a data recipe."""
+"""Build a data recipe for texts in memory or for a file of text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READERS = {".jsonl": ("jsonl", "field"), ".json": ("jsonl", "field"), ".parquet
 
 
 def corpora_for(data: Path | Iterable[Any], cache: Path, column: str, max_texts: int) -> list[dict[str, Any]]:
-    """Return the section `corpora` for a file or folder, which is read by the suffixes of its files, or for texts.
+    """Return the section `corpora` for texts, or for a file or folder, whose reader is chosen by file suffix.
 
     Args:
         data: a path, texts, or a table with a column of texts.
@@ -30,7 +30,7 @@ def corpora_for(data: Path | Iterable[Any], cache: Path, column: str, max_texts:
         max_texts: number of texts to read from an iterable without a length.
 
     Raises:
-        InputError: there is no text, the column does not exist, or the files are of several kinds or no text.
+        InputError: there is no text, the column does not exist, or the files are of several kinds or are not text.
     """
     if not isinstance(data, Path):
         path = store_texts(texts_of(data, column, max_texts), cache)
@@ -64,7 +64,7 @@ def _reader_of(data: Path) -> tuple[str, str]:
 
 
 def texts_of(data: Any, column: str, max_texts: int) -> Iterator[Any]:
-    """Iterate over texts, or over the column of a table; over at most `max_texts` of what has no length."""
+    """Iterate over texts, or over the column of a table; an iterable without a length yields at most `max_texts`."""
     columns = getattr(data, "column_names", getattr(data, "columns", None))
     if columns is not None and column not in columns:
         splits = isinstance(columns, Mapping)

@@ -30,7 +30,7 @@ class LengthBin:
 
 
 def length_histogram(lengths: NDArray[np.int32], sequence_length: int) -> list[LengthBin]:
-    """Count sequences by length, special tokens included; the last bin holds the full ones only."""
+    """Count sequences by length, special tokens included; the last bin contains only full sequences."""
     borders = np.unique(np.linspace(1, sequence_length, _BINS + 1).astype(int))
     counts, _ = np.histogram(lengths, bins=[*borders.tolist(), sequence_length + 1])
     lows = [*borders.tolist()]
@@ -42,7 +42,7 @@ def problems(manifest: Manifest, short: Mapping[PreparedSplit, float]) -> Iterat
     """List likely problems of prepared data whose files are intact.
 
     Args:
-        manifest: its manifest.
+        manifest: the manifest of the data.
         short: fraction of the sequences of each split that are less than half full.
     """
     for damage in manifest.damages:
@@ -78,9 +78,9 @@ def problems(manifest: Manifest, short: Mapping[PreparedSplit, float]) -> Iterat
 
 
 def unknown_share(entry: SplitEntry) -> tuple[float, str]:
-    """Return the fraction of unknown text, and of what: characters other than white space, or tokens.
+    """Return the fraction of unknown text, and its unit: characters other than white space, or tokens.
 
-    Tokens only count where characters are not known: one [UNK] may replace a long word.
+    Tokens are used only if characters were not counted, because one [UNK] may replace a long word.
     """
     if entry.unknown_characters is None or not entry.visible_characters:
         return entry.unknown_tokens / max(1, entry.tokens), "tokens"
@@ -118,14 +118,14 @@ def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def corpus_label(manifest: Manifest, number: int) -> str:
-    """Name a corpus of the recipe, with its number if there are several of the name."""
+    """Return the name of a corpus of the recipe, followed by its number if several have that name."""
     names = [corpus["name"] for corpus in manifest.recipe.get("corpora", [])]
     name = str(names[number]) if number < len(names) else f"corpus {number}"
     return f"{name} ({number})" if names.count(name) > 1 else name
 
 
 def samples(data: PreparedData, sequences: Sequences, count: int) -> Iterator[tuple[int, str]]:
-    """Decode some sequences, evenly spread over a split: number and beginning of each."""
+    """Decode some sequences, evenly spread over a split; yield the number and beginning of each."""
     tokenizer = load_tokenizer(str(data.tokenizer_folder))
     numbers = np.unique(np.linspace(0, len(sequences) - 1, min(count, len(sequences))).astype(np.int64))
     rows, lengths = sequences.rows(numbers)
@@ -135,7 +135,7 @@ def samples(data: PreparedData, sequences: Sequences, count: int) -> Iterator[tu
 
 
 def describe(data: PreparedData, samples_a_split: int) -> Iterator[str]:
-    """Describe a folder: its sources, counts, lengths, samples, problems."""
+    """Describe a folder of prepared data: sources, counts, lengths, samples, problems."""
     manifest = data.manifest
     layout = manifest.recipe
     yield f"{data.folder}"

@@ -32,7 +32,7 @@ class RawText(Preparation):
         return {"corpora": corpora_for(data, cache, column, max_texts)}
 
     def describe(self) -> str:
-        """Name the corpora and the length of sequences."""
+        """Describe the corpora and the sequence length."""
         corpora = ", ".join(str(entry["name"]) for entry in self.config.corpora)
         return f"corpora {corpora} in sequences of {self.config.sequence_length} tokens"
 
@@ -52,7 +52,7 @@ class RawText(Preparation):
         """Prepare the data into the cache folder with one process for each core.
 
         Raises:
-            DataError: as `find`.
+            DataError: as for `find`.
             InfrastructureError: the disk is full, or the cache cannot be written.
         """
         return find_or_prepare(self.config, cache, progress=_as_lines(progress))
@@ -60,11 +60,11 @@ class RawText(Preparation):
     def reopen(
         self, cache: Path, folder: Path | None, fingerprint: str, *, progress: Callable[[str], None]
     ) -> tuple[PreparedData, str]:
-        """Open the data that a run has started on, with a warning if a reader's revision has increased since.
+        """Open the data that a run started with; warn if a reader's revision has increased since.
 
         Raises:
-            DataError: as `find`.
-            InfrastructureError: as `prepare`.
+            DataError: as for `find`.
+            InfrastructureError: as for `prepare`.
         """
         return reopen(self.config, cache, folder, fingerprint, progress=_as_lines(progress))
 

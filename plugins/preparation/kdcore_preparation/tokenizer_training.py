@@ -24,13 +24,13 @@ SENTENCEPIECE_MODEL = "sentencepiece.model"
 LINE_CHARACTERS = 1000
 """Longer lines are cut at white space: SentencePiece skips lines of more than 4192 bytes."""
 
-# SentencePiece's result depends on the number of threads, so that number is the same on every machine.
+# The result of SentencePiece depends on the number of threads, so the same number is used on every machine.
 _SENTENCEPIECE_THREADS = 16
-_MOST_CHARACTERS = 1000  # of a WordPiece vocabulary, as in BERT's own
+_MOST_CHARACTERS = 1000  # single characters in a WordPiece vocabulary, as in BERT's own
 _FEWEST_OCCURRENCES = 2
 _LONGEST_WORD = 500
-"""Characters of a word that WordPiece spells, instead of BERT's 100: Thai and Japanese write that many without a space.
-The time that a word takes grows with the third power of its length."""
+"""Longest word, in characters, that WordPiece splits into tokens, instead of BERT's 100, because Thai and Japanese have
+longer runs without spaces. The time per word grows with the third power of its length."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class TrainedTokenizer:
     """The result of training a tokenizer.
 
     Attributes:
-        folder: loaded by `AutoTokenizer` and named as `tokenizer` in data recipes.
+        folder: the folder, for `AutoTokenizer` and for the key `tokenizer` of data recipes.
         vocabulary: number of tokens, special tokens included.
         characters: characters of text that were read.
         sampled: number of these characters in the sample that the vocabulary was trained on.
-        tokens_a_word: tokens per word (separated by white space) on (a part of) the sample.
-        unknown: fraction of unknown tokens there.
+        tokens_a_word: tokens per word (separated by white space), measured on all or part of the sample.
+        unknown: fraction of unknown tokens, measured on the same text.
     """
 
     folder: Path
@@ -65,11 +65,11 @@ def train_tokenizer(
 ) -> TrainedTokenizer:
     """Train a tokenizer with the special tokens of an encoder.
 
-    The same texts give the same tokenizer on any number of cores. The texts are read once, in order. To bound memory,
-    it is trained on an even sample of their lines.
+    The same texts result in the same tokenizer for any number of cores. The texts are read once, in order. To bound
+    memory, the tokenizer is trained on an even sample of their lines.
 
     Args:
-        texts: paragraphs are separated by newlines.
+        texts: texts whose paragraphs are separated by newlines.
         folder: folder to write; it appears when it is complete.
         kind: SentencePiece's `unigram` or `bpe`, BERT's `wordpiece`, or the byte-level BPE of GPT-2 and RoBERTa, which
             spells all text and so has no unknown tokens.
@@ -105,7 +105,7 @@ def train_tokenizer(
 
 
 def check_free(folder: Path) -> None:
-    """Check that the folder is empty, before hours of reading.
+    """Check that the folder is empty, before text is read for hours.
 
     Raises:
         DataError: it is not a folder, or not empty.
@@ -144,7 +144,7 @@ class _Sample:
                 self.kept = sum(len(line) for _, line in self._lines)
 
     def lines(self) -> list[str]:
-        """Yield the kept lines, in order."""
+        """Return the kept lines, in order."""
         return [line for _, line in self._lines]
 
 
@@ -200,7 +200,7 @@ def _too_small(vocabulary: int, fewest: int) -> DataError:
 def _wordpiece(lines: list[str], vocabulary: int, lowercase: bool) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    # Composed letters are in the vocabulary; the other normalizer alone does not compose decomposed text.
+    # The vocabulary contains composed letters; the other normalizer alone does not compose decomposed text.
     normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.BertNormalizer(lowercase=lowercase)])
     characters: Counter[str] = Counter()
     for line in lines:
@@ -289,7 +289,7 @@ def _byte_level_bpe(lines: list[str], vocabulary: int, lowercase: bool) -> Any:
 
 
 def _fast(backend: Any, mask: Any, inputs: list[str]) -> Any:
-    """Return a `transformers` tokenizer of a backend with the special tokens."""
+    """Return a `transformers` tokenizer for a backend, with the special tokens."""
     from transformers import PreTrainedTokenizerFast
 
     pad, unknown, cls, sep, _ = SPECIAL_TOKENS
@@ -306,7 +306,7 @@ def _fast(backend: Any, mask: Any, inputs: list[str]) -> Any:
 
 
 def _quality(tokenizer: Any, lines: list[str], characters: int = 1_000_000) -> tuple[float, float]:
-    """Measure tokens per word and the fraction of unknown ones, on lines spread over the sample."""
+    """Measure tokens per word and the fraction of unknown tokens, on lines spread over the sample."""
     step = max(1, sum(len(line) for line in lines) // characters)
     some = lines[::step]
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(some, add_special_tokens=False)

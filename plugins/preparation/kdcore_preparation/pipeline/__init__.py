@@ -1,1 +1,1 @@
-"""From documents to shards: cleaned, tokenised, packed, split, written by several processes."""
+"""Turn documents into shards: clean, tokenise, pack, split and write them with several processes."""

@@ -1,4 +1,4 @@
-"""Pack documents into sequences together with the tokens that the teacher's tokenizer gives for the same text."""
+"""Pack documents into sequences together with the teacher's tokens for the same text."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kdcore_preparation.pipeline.text_encoding import TextEncoder
 
 _PAD, _CLS, _SEP = -1, -2, -3
 _MARKS = SpecialIds(pad=_PAD, cls=_CLS, sep=_SEP, mask=-4, unk=None, all=())
-"""Special tokens among places of tokens, which are not negative."""
+"""Markers of special tokens; negative, because the positions of ordinary tokens are not."""
 
 _WHITE_SPACE = np.array([point for point in range(0x3001) if chr(point).isspace()], np.uint32)
 
 
 class TeacherTokenizer:
-    """The teacher's tokenizer, if it is another one than the student's.
+    """The teacher's tokenizer, if it differs from the student's.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
@@ -40,11 +40,11 @@ class TeacherTokenizer:
 
 
 class Spans(NamedTuple):
-    """Shortest spans of a text between positions that no token of either side crosses.
+    """Shortest spans of a text whose boundaries no token of either tokenizer crosses.
 
     Attributes:
-        of_characters: (characters,) number of the span of each character.
-        shared: (spans,) whether tokens of both sides cover a part of the span, which is then a unit.
+        of_characters: (characters,) index of the span that contains each character.
+        shared: (spans,) whether tokens of both tokenizers cover some of the span; such a span is a unit.
     """
 
     of_characters: Places
@@ -56,8 +56,8 @@ def common_spans(characters: int, one: Places, other: Places) -> Spans:
 
     Args:
         characters: length of the text.
-        one: (tokens, 2) first character and end of each token. Tokens may overlap, as the tokens of a byte-level BPE
-            do within a character, be empty, or leave characters out.
+        one: (tokens, 2) first character and end of each token. Tokens may be empty, leave characters out, or overlap
+            (tokens of a byte-level BPE overlap within a character).
         other: the same for the other segmentation.
     """
     crossed = np.zeros(characters + 1, np.int64)
@@ -73,15 +73,15 @@ def common_spans(characters: int, one: Places, other: Places) -> Spans:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stream:
-    """Tokens of documents that are not in a finished row yet.
+    """Tokens of documents that are not yet in a finished row.
 
     Attributes:
         ids: (tokens,) the student's ids.
-        documents: (tokens,) number of the document.
-        starts: (tokens,) where the text of a row starts if this is its first token: after the token before.
-        ends: (tokens,) where the text ends if this is its last token.
+        documents: (tokens,) index of each token's document.
+        starts: (tokens,) where the text of a row starts if this is its first token: the end of the previous token.
+        ends: (tokens,) where the text of a row ends if this is its last token.
         offsets: (tokens, 2) first character and end of the token itself.
-        text: code points of all the text.
+        text: code points of the whole text.
     """
 
     ids: NDArray[np.int32]
@@ -130,11 +130,11 @@ class _Stream:
 
 
 class AlignedPacker:
-    """Pack documents as `Packer` does, and add the teacher's tokens of the text of each row, with the units of both.
+    """Pack documents as `Packer` does, and add the teacher's tokens for the text of each row, aligned by units.
 
-    The text of a row begins where the last token of the row before ends, so that no white space is lost; if a row ends
-    between two tokens within a character, that character belongs to the teacher's text of both rows. A row whose text
-    has more tokens of the teacher than fit is split in half, as often as necessary.
+    The text of a row begins where the last token of the previous row ends, so that no white space is lost; if a row
+    ends between two tokens within a character, that character belongs to the teacher's text of both rows. A row whose
+    text has too many teacher tokens is split in half, repeatedly if necessary.
 
     Args:
         layout: layout of the student's sequences.
@@ -143,7 +143,7 @@ class AlignedPacker:
         teacher: the teacher's tokenizer.
 
     Attributes:
-        counts: the fields of `kdcore.Alignment` so far.
+        counts: the fields of `kdcore.Alignment`, counted so far.
     """
 
     def __init__(self, layout: Layout, ids: SpecialIds, random: np.random.Generator, teacher: TeacherTokenizer) -> None:
@@ -158,10 +158,10 @@ class AlignedPacker:
         self._dropped = 0  # tokens before the stream
 
     def add(self, documents: EncodedDocuments) -> tuple[Rows, TeacherView]:
-        """Pack some documents; return finished rows and their teacher's rows.
+        """Pack some documents; return the finished rows and the corresponding teacher rows.
 
         Raises:
-            DataError: a single token has more tokens of the teacher than fit a row.
+            DataError: the text of a single token has more teacher tokens than fit in a row.
         """
         first = self._dropped + len(self._stream.ids)
         self._stream = self._stream.followed_by(_Stream.of(documents))
@@ -169,7 +169,7 @@ class AlignedPacker:
         return self._finished(*self._packer.add(places, documents.document_ends, documents.sentence_ends))
 
     def finish(self) -> tuple[Rows, TeacherView]:
-        """Return the sequence that is still open, if there is one; may raise as `add`."""
+        """Return the sequence that is still open, if there is one; may raise the same errors as `add`."""
         return self._finished(*self._packer.finish())
 
     def _finished(self, rows: NDArray[np.int32], lengths: NDArray[np.int32]) -> tuple[Rows, TeacherView]:
@@ -218,7 +218,7 @@ class AlignedPacker:
         return self._stream.text[start:end]
 
     def _align(self, places: Places) -> tuple[TeacherView, dict[str, Places]]:
-        """Return the teacher's rows, of any length, and the counts of each row."""
+        """Return the teacher's rows, without a limit on their length, and the counts of each row."""
         stream, size = self._stream, len(places)
         # Segments are runs of tokens of one document in one row; a [SEP] follows each.
         row, column = np.nonzero(places >= 0)
@@ -306,7 +306,7 @@ class _SegmentLayout:
         return np.bincount(self._of_row, weights=counts, minlength=self._rows).astype(np.int64)
 
     def places(self, counts: Places, segment: Places) -> tuple[Places, Places]:
-        """Return the place in its row of each item, and of the [SEP] after each segment.
+        """Return the position in its row of each item, and of the [SEP] after each segment.
 
         Args:
             counts: (segments,) number of items.

@@ -122,13 +122,13 @@ class Identity:
     """The identity of prepared data.
 
     Attributes:
-        fingerprint: SHA-256 over all that decides its content: the readers' registered names and revisions, what the
-            recipe states other than paths and defaults, the input files' names and contents, the tokenizer, the
+        fingerprint: SHA-256 of everything that determines the data: the readers' registered names and revisions, the
+            recipe's settings except paths and defaults, the input files' names and contents, the tokenizer, and the
             revision of the preparation.
         readers: name and revision of each corpus's reader.
         inputs: name, size and SHA-256 of every input file.
         tokenizer_fingerprint: fingerprint of the tokenizer.
-        teacher_fingerprint: fingerprint of the teacher's tokenizer; None if that is the same.
+        teacher_fingerprint: fingerprint of the teacher's tokenizer; None if both models have the same tokenizer.
     """
 
     fingerprint: str
@@ -144,7 +144,7 @@ def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: s
     Args:
         data: the recipe; paths in it are absolute.
         where: the recipe's file, for messages.
-        key: dotted place of the data recipe in that file.
+        key: dotted path of the data recipe in that file.
 
     Raises:
         PluginError: the corpus does not exist.
@@ -166,12 +166,12 @@ def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: s
 
 
 def weight_of(corpus: Corpus) -> float:
-    """Return how often an epoch shows each of a corpus's sequences; 1 for readers without weights."""
+    """Return how many times each sequence of a corpus occurs in an epoch; 1 for readers without weights."""
     return float(getattr(corpus.config, "weight", 1.0))
 
 
 class Tokenizers(NamedTuple):
-    """The tokenizers of a data recipe; the teacher's is None if it is the same."""
+    """The tokenizers of a data recipe; the teacher's is None if both models have the same one."""
 
     student: Any
     teacher: Any | None
@@ -232,15 +232,16 @@ def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizers: Tokenizers
 
 
 def reader_entry(stated: object, corpus: Corpus) -> ReaderEntry:
-    """Name a reader without regard to where its class is defined.
+    """Identify a reader independently of where its class is defined.
 
-    An installed reader is known by its entry point, with its package (`package:name`) unless the package is kdcore's
-    own. A class that running code has registered is known by its name and the content of its source file, as several
-    files may register one name.
+    An installed reader is identified by its entry point, with its package (`package:name`) unless the package belongs
+    to kdcore. A class registered at runtime is identified by its name and the content of its source file, because
+    several files may register the same name.
 
     Args:
         stated: the name in the data recipe.
-        corpus: the reader, which need not be the one of that name: callers of `prepare` may pass their own.
+        corpus: the reader; it may differ from the one registered under that name, as callers of `prepare` may pass
+            their own.
     """
     cls = type(corpus)
     found = _registered(stated)
@@ -261,18 +262,18 @@ def _registered(name: object) -> FoundComponent | None:
 
 
 def stated_keys(data: DataRecipe) -> dict[str, Any]:
-    """Return the keys that a data recipe states, except `corpora` and tokenizers."""
+    """Return the keys set in a data recipe, except `corpora` and tokenizers."""
     return data.model_dump(mode="json", exclude={"corpora"} | _TOKENIZERS, exclude_unset=True)
 
 
 def _stated_settings(config: BaseModel) -> dict[str, Any]:
-    """Return the stated settings of a reader that differ from their defaults; stating a default changes nothing."""
+    """Return the settings of a reader that differ from their defaults; setting a default changes nothing."""
     dumped = config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_defaults=True)
     return without_paths(type(config), dumped)
 
 
 def _stated_layout(data: DataRecipe) -> dict[str, Any]:
-    """Return the stated keys of a data recipe, except `corpora` and tokenizers, that differ from their defaults."""
+    """Return the keys of a data recipe, except `corpora` and tokenizers, that differ from their defaults."""
     excluded = {"corpora", "teacher_sequence_length", "max_unaligned"} | _TOKENIZERS
     stated = data.model_dump(mode="json", exclude=excluded, exclude_unset=True, exclude_defaults=True)
     if data.layout.sentences == (data.packing == "full"):

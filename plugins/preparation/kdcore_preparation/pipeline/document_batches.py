@@ -27,8 +27,9 @@ class EncodedDocuments:
         points: (documents,) in [0, 1); those below `held_out` are held out.
         keys: (documents,) 64-bit hash of each text; empty if duplicates are kept.
         contents: (documents,) 64-bit hash of each text's content, see `content_keys`.
-        characters: (documents, 3) characters of each text, those that are not white space, those inside [UNK].
-        text: code points of the documents' text; None, as are the next two, if the teacher has the same tokenizer.
+        characters: (documents, 3) number of characters of each text: all, without white space, inside [UNK].
+        text: code points of the documents' text. `text`, `text_spans` and `offsets` are None if the teacher has the
+            same tokenizer.
         text_spans: (documents, 2) first character and end of each document in `text`.
         offsets: (tokens, 2) first character and end of each token in `text`.
     """
@@ -77,7 +78,7 @@ DocumentBatch = EncodedDocuments | TokenizedSequences
 
 
 def write_batch(file: IO[bytes], batch: DocumentBatch, dtype: str) -> None:
-    """Append a batch to a file; `dtype` holds every id."""
+    """Append a batch to a file; `dtype` is wide enough for every id."""
     if isinstance(batch, EncodedDocuments):
         names: tuple[str, ...] = EncodedDocuments.__slots__
         about: dict[str, Any] = {}

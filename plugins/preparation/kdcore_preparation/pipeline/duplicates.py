@@ -1,7 +1,7 @@
 """Find documents with the same text by their hashes.
 
-There are two kinds of equality. Texts that differ in white space only are duplicates, which a recipe may remove. Texts
-that differ in case, white space and punctuation only have the same content: they are never in different splits.
+There are two kinds of equality. Texts that differ only in white space are duplicates, which a recipe may remove. Texts
+that differ only in case, white space and punctuation have the same content and are always placed in the same split.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kdcore_preparation.pipeline.code_points import code_points, text_of
 
 _SHARE_BITS = 5  # keys are sorted in 32 pieces, because sorting takes three times their memory
 _DELETED = (string.punctuation + string.whitespace).encode()
-# White space and punctuation beyond ASCII, of many scripts; letters and signs for numbers stay.
+# White space and punctuation of many scripts beyond ASCII; letters and number signs are not included.
 _MARKS = re.compile(
     "[\u00a0\u00a1\u00ab\u00ad\u00b7\u00bb\u00bf\u0387\u055a-\u055f\u0589\u05be\u060c\u061b\u061f\u0640\u06d4\u0964\u0965"
     "\u1361-\u1368\u2000-\u206f\u3000-\u3003\u3008-\u3020\u3030\u30fb\ufe30-\ufe4f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40"
@@ -39,7 +39,9 @@ def text_key(text: str) -> int:
 
 
 def content_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """Hash texts to 64 bits, ignoring case, white space and punctuation; a text of nothing else is hashed as it is.
+    """Hash texts to 64 bits, ignoring case, white space and punctuation.
+
+    A text that consists only of white space and punctuation is hashed unchanged.
 
     Args:
         texts: texts without NUL characters, which cleaning removes.
@@ -57,12 +59,12 @@ def content_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
 
 
 def content_key(text: str) -> int:
-    """Return the key of one text, as `content_keys`."""
+    """Return the key that `content_keys` computes for one text."""
     return int(content_keys([text.replace("\0", "")])[0])
 
 
 def _contents(texts: Sequence[str]) -> list[bytes]:
-    """Return what is hashed of each text. All are folded at once: there may be many, and short ones."""
+    """Return the bytes of each text to hash. All texts are folded at once, because there may be many short ones."""
     folded = "\0".join(texts).casefold()
     if folded.isascii():
         return folded.encode().translate(None, _DELETED).split(b"\0")
@@ -82,7 +84,7 @@ def _shares(keys: Sequence[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
 
 
 def repeated(keys: Sequence[NDArray[np.uint64]]) -> list[NDArray[np.bool_]]:
-    """Mark the documents that have the text of an earlier one.
+    """Mark the documents that have the same text as an earlier one.
 
     Args:
         keys: arrays of the documents' keys, in reading order.

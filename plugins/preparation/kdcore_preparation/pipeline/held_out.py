@@ -17,7 +17,8 @@ _SEPARATE = "set held_out to 0, or separate documents, such as with `documents: 
 def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.float64]:
     """Map groups of sequences to evenly spread numbers in [0, 1); those below `held_out` are held out.
 
-    They depend only on the groups' names and the seed, so a group keeps its split when others are added or removed.
+    The numbers depend only on the groups' names and the seed, so a group keeps its split when others are added or
+    removed.
     """
     start = f"{seed}\0{corpus}:".encode()
     digests = [blake2b(start + name.encode("utf-8", "surrogatepass"), digest_size=8).digest() for name in documents]
@@ -25,9 +26,9 @@ def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.fl
 
 
 def points_of_contents(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
-    """Map documents to evenly spread numbers in [0, 1) as `points_of`, by their texts instead of names.
+    """Map documents to evenly spread numbers in [0, 1) as `points_of` does, by their texts instead of names.
 
-    Documents of the same content have the same point, regardless of their location.
+    Documents with the same content have the same point, regardless of their location.
 
     Args:
         keys: (documents,) the `content_keys` of each text.
@@ -53,7 +54,7 @@ def point_to_move(
         held_out: fraction of the documents to be held out.
 
     Returns:
-        The point of the documents to move; None if both splits have a document, or nothing is held out.
+        The point of the documents to move; None if both splits have documents, or if nothing is held out.
 
     Raises:
         DataError: there are too few documents to fill the splits.

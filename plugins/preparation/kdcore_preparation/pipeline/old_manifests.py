@@ -1,4 +1,4 @@
-"""Readers and defaults at the time of manifest versions up to 2, which name no revisions and store every default."""
+"""Readers and defaults as of manifest version 2; manifests up to it contain no revisions and every default."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class OldReader:
-    """A reader at the time of manifest version 2.
+    """A reader as of manifest version 2.
 
     Attributes:
-        revision: the last revision of that time.
-        defaults: every setting except paths.
+        revision: its last revision before manifest version 3.
+        defaults: the default of every setting except paths.
     """
 
     revision: int

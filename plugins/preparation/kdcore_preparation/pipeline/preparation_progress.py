@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class PreparationProgress(NamedTuple):
-    """Progress of a preparation; `bytes` of `total_bytes` of the raw text's files have been read."""
+    """Progress of a preparation; `bytes` of the `total_bytes` in the raw text files have been read."""
 
     documents: int = 0
     sequences: int = 0
@@ -24,7 +24,7 @@ _COUNTED = len(PreparationProgress._fields) - 1
 
 
 class Counters:
-    """Counts of each process, plus what was done before they began."""
+    """Counts of each process, plus the work done before the processes began."""
 
     def __init__(self, processes: int, before: PreparationProgress) -> None:
         self._before = before

@@ -100,7 +100,7 @@ def find_or_prepare(
 ) -> PreparedData:
     """Open the prepared data of a recipe in the cache folder, after preparing it there if needed.
 
-    When several processes ask at once, one prepares and the others wait for it.
+    If several processes call this at the same time, one prepares the data and the others wait.
 
     Args:
         data: the recipe; paths in it are absolute.
@@ -147,7 +147,7 @@ def prepare(
 
     Raises:
         DataError: raw text or tokenizer cannot be used, the folder holds other content, or another process is preparing
-            it. For damaged text, raised after everything readable has been prepared in the folder.
+            it. For damaged text, the error is raised after everything readable has been prepared.
         InfrastructureError: the disk is full, or a worker process was killed.
     """
     corpora = build_corpora(data) if corpora is None else corpora
@@ -180,10 +180,10 @@ def prepare_share(
 
     Returns:
         The data if this was the last part, else None; and the number of units that are left to other parts. Damaged
-        text is not an error here: see `refuse_damaged`.
+        text does not raise an error here; see `refuse_damaged`.
 
     Raises:
-        DataError: as `prepare`; or another process is preparing the same part.
+        DataError: as for `prepare`, or another process is preparing the same part.
     """
     corpora = build_corpora(data) if corpora is None else corpora
     preparation = _PreparationRun(data, corpora, FileHashes(None), workers, progress)
@@ -332,10 +332,10 @@ class _PreparationRun:
         return records
 
     def _assemble(self, staging: Path, work: Work, records: list[WrittenUnit]) -> None:
-        """Write everything but the rows.
+        """Write everything except the rows.
 
         Raises:
-            DataError: too little is aligned. A recipe with another bound has the same rows, so they are kept.
+            DataError: too few characters are aligned. The rows are kept, because they do not depend on the bound.
         """
         if self.teacher_tokenizer is not None:
             self._check_alignment(work, records)
@@ -346,10 +346,10 @@ class _PreparationRun:
         write_manifest(staging, manifest.model_copy(update={"tokenizer_files": tokenizer_files(staging)}))
 
     def _check_alignment(self, work: Work, records: list[WrittenUnit]) -> None:
-        """Log how far the tokens of both tokenizers are aligned.
+        """Log what fraction of the characters is aligned between the two tokenizers.
 
         Raises:
-            DataError: less than the recipe demands.
+            DataError: fewer characters are aligned than the recipe requires.
         """
         characters, lost, split = (
             sum(record.total(name) for record in records) for name in ("characters", "unaligned", "split_sequences")
@@ -447,7 +447,7 @@ class _PreparationRun:
         return prepared
 
     def _blame_the_machine(self, folder: Path, error: OSError) -> None:
-        """Raise an InfrastructureError for a full disk or read-only folder, unless another process has finished it."""
+        """Raise an InfrastructureError for a full disk or read-only folder, unless another process has finished."""
         if not (folder / PreparedData.MANIFEST).is_file():
             hint = "finished pieces are kept: run the same command again to resume"
             raise InfrastructureError(f"{folder}: the data cannot be prepared: {error}\n  {hint}") from error
@@ -463,7 +463,7 @@ def _special_tokens(tokenizer: Any) -> SpecialTokens:
 
 
 def staging_of(folder: Path) -> Path:
-    """Return the path of an unfinished preparation. It is kept when the process ends, so that it can be resumed."""
+    """Return the folder of an unfinished preparation, which is kept when the process ends, to resume from."""
     return folder.with_name(f".{folder.name}.preparing")
 
 

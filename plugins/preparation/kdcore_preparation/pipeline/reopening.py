@@ -1,4 +1,4 @@
-"""Find the prepared data that a run has started on, when the run is resumed."""
+"""Find the prepared data that a run started with, when the run is resumed."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ _NEW_DATA = "start another run with `run.id=NEW` to prepare and use new data"
 def reopen(
     data: DataRecipe, cache: Path, folder: Path | None, fingerprint: str, *, progress: ReportProgress | None = None
 ) -> tuple[PreparedData, str]:
-    """Open the data that a run has started on, with a warning if a reader's revision has increased since.
+    """Open the data that a run started with; warn if a reader's revision has increased since.
 
-    The run's folder is opened, or the cache folder of that fingerprint. If both are missing, the recipe's data is
-    found, or prepared if it is the run's.
+    The folder recorded by the run is opened, or else the cache folder of the fingerprint. If both are missing, the
+    recipe's data is used if it is the run's data, and prepared if necessary.
 
     Args:
         data: the data recipe; paths in it are absolute.
         cache: folder of prepared data.
-        folder: the folder that the run has stored; None for a run that stored a fingerprint only.
-        fingerprint: the fingerprint that the run has stored.
+        folder: the folder that the run has recorded; None for a run that recorded only a fingerprint.
+        fingerprint: the fingerprint that the run has recorded.
         progress: called regularly while data is prepared.
 
     Returns:
-        The data and its fingerprint: the run's if the recipe describes the run's data, in any format.
+        The data and its fingerprint, which is the run's if the recipe describes the run's data, in any format.
 
     Raises:
-        DataError: the folder is damaged, it is missing and the recipe's data is other data that the cache does not
-            hold either, or as `find_or_prepare`.
+        DataError: the folder is damaged; or it is missing, also from the cache, and the recipe describes other data;
+            or as for `find_or_prepare`.
     """
     hashes = FileHashes(cache)
     places = [*([] if folder is None else [folder]), folder_in(cache, fingerprint)]
@@ -99,7 +99,7 @@ def _opened(folder: Path, fingerprint: str) -> PreparedData | None:
 
 
 def _same_recipe(manifest: Manifest, data: DataRecipe, corpora: Sequence[Corpus]) -> bool:
-    """Return whether the manifest's recipe stated the same, regardless of revisions and defaults."""
+    """Return whether the manifest's recipe had the same settings, regardless of revisions and defaults."""
     entries, now = manifest.recipe.get("corpora", []), stated_keys(data)
     if manifest.stated is None:
         now = {key: value for key, value in now.items() if value != OLD_RECIPE_DEFAULTS.get(key)}
@@ -111,7 +111,7 @@ def _same_recipe(manifest: Manifest, data: DataRecipe, corpora: Sequence[Corpus]
 
 
 def _same_content(manifest: Manifest, identity: Identity) -> bool:
-    """Return whether text, tokenizer and files of registered readers are those that the data was prepared from."""
+    """Return whether text, tokenizer and source files of readers are those that the data was prepared with."""
     sources = [reader.source for reader in manifest.readers]
     teacher = None if manifest.teacher is None else manifest.teacher.tokenizer_fingerprint
     return (
@@ -127,7 +127,7 @@ def _inputs(inputs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def _stated(manifest: Manifest) -> dict[str, Any]:
-    """Return what the recipe stated; versions up to 2 also store defaults, which are left out."""
+    """Return the settings of the manifest's recipe, without the defaults that versions up to 2 also store."""
     stored = {
         key: value for key, value in manifest.recipe.items() if key not in ("corpora", "tokenizer", "teacher_tokenizer")
     }
@@ -148,7 +148,7 @@ def _same_entry(before: dict[str, Any], now: dict[str, Any], corpus: Corpus) -> 
 
 
 def _risen(manifest: Manifest, identity: Identity) -> Iterator[str]:
-    """Describe whose revision has changed since the data was prepared."""
+    """Describe the revisions that have changed since the data was prepared."""
     for number, reader in enumerate(identity.readers):
         if number < len(manifest.readers):
             before = manifest.readers[number].revision

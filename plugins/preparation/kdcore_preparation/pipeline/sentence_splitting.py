@@ -14,7 +14,7 @@ _CERTAIN_END = re.compile(r"""[。！？][。！？!?"'”’」』）)】》〉
 
 
 def split_sentences(text: str) -> list[str]:
-    """Cut a text into sentences, whose concatenation is the text.
+    """Cut a text into sentences; their concatenation is the text.
 
     A sentence keeps the white space after it. Paragraphs, separated by newlines, are never joined, so a heading or list
     item is a separate sentence. An ambiguous full stop does not end a sentence (only English abbreviations are known).
@@ -32,7 +32,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _pieces(paragraph: str) -> Iterator[str]:
-    """Cut a paragraph after ends of sentences, into pieces of a few thousand characters where it has them."""
+    """Cut a paragraph at ends of sentences, into pieces of a few thousand characters where possible."""
     start = 0
     while len(paragraph) - start > _PIECE_CHARACTERS:
         end = _CERTAIN_END.search(paragraph, start + _PIECE_CHARACTERS)

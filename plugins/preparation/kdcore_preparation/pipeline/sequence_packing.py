@@ -1,4 +1,4 @@
-"""Pack tokens of documents into sequences `[CLS] ... [SEP]`; every token is in exactly one of them, in order."""
+"""Pack tokens of documents into sequences `[CLS] ... [SEP]`; every token is in exactly one sequence, in order."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Packer:
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
         stream = tokens
         if self._crossing:
-            # A [SEP] between two documents, also between the open sequence's last one and the first one here.
+            # A [SEP] between two documents, also between the last one in the open sequence and the first one here.
             before = self._open.size + 1 if self._open.size else 0
             shift = np.cumsum(np.concatenate([[False], closes[:-1]])) + before
             separated = np.insert(tokens, document_ends[:-1], self._ids.sep)
@@ -100,15 +100,15 @@ class Packer:
         """Distribute pieces (sentences, or whole documents) over sequences.
 
         Args:
-            starts: start of each piece in the stream; after the [SEP] if a document follows another.
-            ends: where each piece ends.
-            closes: whether a document ends with it.
+            starts: start of each piece in the stream; after the [SEP] if its document follows another one.
+            ends: end of each piece.
+            closes: whether a document ends with the piece.
 
         Returns:
-            Start and end of each finished sequence, and the start of the one that stays open.
+            Start and end of each finished sequence, and the start of the sequence that stays open.
         """
         cuts: list[tuple[int, int]] = []
-        start, place = 0, self._open.size  # of the open sequence: where it starts, how far it goes
+        start, place = 0, self._open.size  # start and current end of the open sequence
 
         def cut(end: int, next_start: int) -> None:
             nonlocal start
@@ -152,7 +152,7 @@ class Packer:
 
 
 def _cut_evenly(document_ends: Places, room: int) -> tuple[Places, Places]:
-    """Cut each document into full sequences; its last one may be shorter."""
+    """Cut each document into full sequences; the last one may be shorter."""
     document_starts = np.concatenate([[0], document_ends[:-1]]).astype(np.int64)
     sequences = -(-(document_ends - document_starts) // room)
     first = np.cumsum(sequences) - sequences
@@ -162,7 +162,7 @@ def _cut_evenly(document_ends: Places, room: int) -> tuple[Places, Places]:
 
 
 def _targets(layout: Layout, random: np.random.Generator) -> Iterator[int]:
-    """Return the target length in text tokens of each next sequence."""
+    """Yield the target length, in text tokens, of each successive sequence."""
     while True:
         short = layout.short_sequences > 0 and random.random() < layout.short_sequences
         yield int(random.integers(2, layout.room + 1)) if short else layout.room

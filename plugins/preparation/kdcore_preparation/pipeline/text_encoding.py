@@ -1,4 +1,4 @@
-"""Encode many texts at once to one array of token ids."""
+"""Encode many texts at once into one array of token ids."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNK_CHARACTERS = 100_000
 """Longer texts are encoded in pieces: the encoder keeps about 150 bytes per token until a piece is done."""
 
 UNBROKEN_CHARACTERS = 1_000_000
-"""Longer texts without white space that they may be cut at are cut after so many characters."""
+"""Longer texts without white space at which they may be cut are cut after this many characters."""
 
 _HIDDEN = "\ufdd0"  # a noncharacter, which cleaning removes from texts
 _BEFORE_A_CUT = (
@@ -77,10 +77,10 @@ class EncodedTexts:
 class TextEncoder:
     """Encode texts to token ids without truncation.
 
-    The tokens of a text are those of the tokenizer for the whole text. A text is encoded in pieces only where that
-    changes no token: before white space, if the tokenizer separates words there. Ends of sentences elsewhere, as
-    in Chinese, are found by the offsets of the tokens; a token across such an end belongs to the first sentence.
-    Special tokens that occur in a text ("[MASK]") are encoded as ordinary text.
+    The tokens of a text are those that the tokenizer returns for the whole text. A text is cut for encoding only where
+    that changes no token: before white space, if the tokenizer separates words there. Ends of sentences elsewhere, as
+    in Chinese, are found from the token offsets; a token across such an end belongs to the first sentence. Special
+    tokens that occur in a text ("[MASK]") are encoded as ordinary text.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
@@ -129,7 +129,7 @@ class TextEncoder:
         return EncodedTexts(tokens, ends, sentence_ends[sentence_ends > 0], lost, offsets)
 
     def _encode(self, cut: _Cut, *, located: bool) -> list[Encoding]:
-        """Encode pieces: with offsets, which take time, if asked, and for those with ends of sentences inside."""
+        """Encode pieces; compute offsets, which are slow, only if requested or for pieces with inner sentence ends."""
         backend = self._backend
         if located:
             return backend.encode_batch(cut.pieces, add_special_tokens=False)
@@ -163,7 +163,7 @@ class TextEncoder:
         return cut
 
     def _chunk_ends(self, text: str, start: int, end: int) -> Iterator[int]:
-        """Yield ends of chunks of `text[start:end]`, before white space that may be cut at."""
+        """Yield chunk ends in `text[start:end]`: positions before white space where the text may be cut."""
         while end - start > CHUNK_CHARACTERS:
             place = self._last_separator(text, start, start + CHUNK_CHARACTERS)
             reach = start + CHUNK_CHARACTERS
@@ -176,7 +176,7 @@ class TextEncoder:
             yield end
 
     def _last_separator(self, text: str, start: int, end: int) -> int | None:
-        """Return the last place in `start < place <= end` that a text may be cut at, if there is one."""
+        """Return the last position in `start < position <= end` where a text may be cut, if there is one."""
         while place := max((text.rfind(one, start + 1, end + 1) for one in self._separators), default=-1) + 1:
             end = place - 2
             if not text[end].isspace():
@@ -192,7 +192,7 @@ class _Cut:
         pieces: the pieces to encode.
         sentences: whether each piece ends a sentence; empty if sentences are not needed.
         of_text: number of pieces of each text.
-        inner: ends of sentences inside of pieces, in characters, by the number of the piece, ascending.
+        inner: for each piece index, the ascending character positions of sentence ends inside that piece.
     """
 
     pieces: list[str]
@@ -202,20 +202,20 @@ class _Cut:
 
 
 def _tokens_before(encoding: Encoding, places: Sequence[int]) -> NDArray[np.int64]:
-    """Count the tokens that begin before each of some places in a piece."""
+    """Count the tokens that begin before each of the given positions in a piece."""
     starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(encoding))
     return np.searchsorted(np.maximum.accumulate(starts), places, side="left").astype(np.int64)
 
 
 def _starting_at_0(counts: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the sums of the first 0, 1, 2, ... counts."""
+    """Return the cumulative sums of the counts, starting with 0."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
 def _joined_offsets(
     pieces: Sequence[str], encodings: Sequence[Encoding], lengths: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return offsets of all tokens (tokens, 2) in the concatenated pieces, given the number of tokens of each piece."""
+    """Return the offsets (tokens, 2) of all tokens in the concatenated pieces, given the token count of each piece."""
     sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
     numbers = chain.from_iterable(chain.from_iterable(encoding.offsets) for encoding in encodings)
     offsets = np.fromiter(numbers, np.int64, 2 * int(lengths.sum())).reshape(-1, 2)
@@ -223,7 +223,7 @@ def _joined_offsets(
 
 
 def _ends_of(sentences: list[str]) -> Iterator[int]:
-    """Yield where sentences end: before the white space between two of them, which belongs to the second."""
+    """Yield the sentence ends: before the white space between two sentences, which belongs to the second."""
     place = 0
     for number, sentence in enumerate(sentences, start=1):
         place += len(sentence)
@@ -234,8 +234,8 @@ def _ends_of(sentences: list[str]) -> Iterator[int]:
 def tokenizer_threads(wanted: bool) -> Iterator[None]:
     """Enable the threads of the tokenizers library in this process if wanted, but not in processes forked later.
 
-    Its threads do not survive a fork: encoding would hang, which the library avoids with a warning at each fork unless
-    the variable is set. A value set by the user is kept.
+    The threads do not survive a fork: encoding would hang. The library avoids that and warns at each fork unless the
+    environment variable is set. A value set by the user is kept.
     """
     if os.environ.get(_PARALLELISM, _OFF_AFTER_USE) != _OFF_AFTER_USE:
         yield
@@ -250,8 +250,8 @@ def tokenizer_threads(wanted: bool) -> Iterator[None]:
 def plain_backend(tokenizer: Any) -> Tokenizer:
     """Copy the Rust tokenizer of a `transformers` fast tokenizer, without truncation and padding.
 
-    Special tokens that are spelled in a text ("[SEP]") are encoded as ordinary text, also by models that find them
-    among their pieces. The copy knows special tokens by other names: use their ids.
+    Special tokens that occur in a text ("[SEP]") are encoded as ordinary text, even by models that have them among
+    their pieces. The copy has other names for special tokens, so refer to them by id.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
@@ -268,7 +268,7 @@ def plain_backend(tokenizer: Any) -> Tokenizer:
 
 
 def _hide_special_tokens(content: dict[str, Any]) -> None:
-    """Rename special tokens in the content of a tokenizer.json to names that no text contains; ids stay."""
+    """Rename special tokens in the content of a tokenizer.json to names that no text contains; ids are unchanged."""
     names = {token["content"]: _HIDDEN + token["content"] for token in content["added_tokens"] if token["special"]}
     model = content["model"]
     vocabulary = model["vocab"]

@@ -11,7 +11,7 @@ from kdcore import CharactersEntry, Damage, PreparedSplit, ShardEntry, write_jso
 
 
 class TokenisedUnit(BaseModel):
-    """A tokenised unit that waits until the duplicates in all units are known."""
+    """A tokenised unit that is not written until the duplicates in all units are known."""
 
     documents: int
     tokens: int
@@ -21,7 +21,7 @@ class TokenisedUnit(BaseModel):
 
 
 class WrittenUnit(BaseModel):
-    """A unit whose shards are written."""
+    """A unit whose shards have been written."""
 
     shards: dict[PreparedSplit, list[ShardEntry]]
     counts: dict[PreparedSplit, dict[str, int]]
@@ -56,7 +56,7 @@ class Records:
         return self._folder / f"{unit:05d}.{what}"
 
     def write(self, unit: int, record: TokenisedUnit | WrittenUnit) -> None:
-        """Record that a unit is done; its last step."""
+        """Record that a unit is done; call this as the last step of a unit."""
         write_json(self.path(unit, _file_of(type(record))), record.model_dump(mode="json"))
 
     def tokenised(self, unit: int) -> TokenisedUnit | None:

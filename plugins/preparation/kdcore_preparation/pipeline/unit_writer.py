@@ -32,7 +32,7 @@ from kdcore_preparation.pipeline.units import Unit
 from kdcore_preparation.readers.character_account import CharacterStage
 
 HALF_EMPTY = "half_empty"
-"""The count of sequences that are less than half full; it is not part of a `kdcore.SplitEntry`."""
+"""Name of the count of sequences that are less than half full; it is not part of a `kdcore.SplitEntry`."""
 
 _CHARACTERS = ("text_characters", "visible_characters", "unknown_characters")
 _SHORT_SEQUENCES_STREAM = 2  # second word of the random key, see kdcore.tasks.masked_lm
@@ -47,13 +47,13 @@ class UnitWriter:
         data: the recipe.
         ids: special tokens.
         vocab_size: upper bound of ids.
-        dropped: whether each document is left out; None leaves out none.
+        dropped: whether each document is left out; None keeps all documents.
         moved: documents with this point are moved to the other split.
-        teacher: the teacher's tokenizer, if that is another one.
+        teacher: the teacher's tokenizer, if it differs from the student's.
 
     Attributes:
         counts: the counts of each split as in `kdcore.SplitEntry`, and the fields of its `kdcore.Alignment` if the
-            teacher's tokenizer is another one.
+            teacher has another tokenizer.
         selection: the characters that were dropped as duplicates, and those that were written.
         contents: for each split, `content_keys` of its documents.
         nearest: the point of a document that is nearest to `held_out`.
@@ -206,7 +206,7 @@ class UnitWriter:
         self._append(split, (rows, batch.lengths.astype(np.int32)), masks)
 
     def _checked_rows(self, batch: TokenizedSequences) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Return padded rows, and which of their positions hold a token."""
+        """Return padded rows, and a mask of the positions that hold a token."""
         count, width = batch.tokens.shape
         ids, room = self._ids, self._data.sequence_length
         if width > room and batch.lengths.max(initial=0) > room:

@@ -1,7 +1,7 @@
 """One unit of a preparation: a few megabytes of raw text, read, cleaned, tokenised, packed and written by one process.
 
-Units are the corpora's parts, small ones joined, so they depend only on the files. The content of a unit's files
-depends only on the unit, so neither interruptions nor the number of processes change prepared data.
+Units are the corpora's parts, with small ones joined, so they depend only on the input files. The files written for a
+unit depend only on the unit, so neither interruptions nor the number of processes change prepared data.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Unit:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the files that it covers."""
+        """Bytes of the input files that the unit covers."""
         return sum(part.bytes for part in self.parts)
 
 
 def units_of(corpora: Sequence[Corpus]) -> list[Unit]:
-    """Cut corpora into units of at most `PART_BYTES`, or one part if that is larger."""
+    """Cut corpora into units of at most `PART_BYTES`; a larger part is one unit."""
     units: list[Unit] = []
     for number, corpus in enumerate(corpora):
         joined: list[Part] = []
@@ -71,8 +71,8 @@ class UnitReader:
 
     Attributes:
         report: counts of repaired or left-out content, by kind.
-        characters: account of the reader's stages, if it keeps one, and of the two that follow: `documents`, where
-            texts are cleaned again, and `selection`, whose output is counted where the documents are written.
+        characters: character counts of the reader's stages, if it keeps them, and of the two stages that follow:
+            `documents`, where texts are cleaned again, and `selection`, whose output is counted by the writer.
         damages: parts that could not be read completely.
         bytes_done: number of bytes of the unit that have been read.
     """
@@ -183,7 +183,7 @@ class UnitReader:
 
 
 def _lengths(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the number of characters of each text, and of those that are not white space."""
+    """Return the number of characters of each text, with and without white space."""
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     visible = sizes.copy()
     plain = np.fromiter(map(str.isascii, texts), np.bool_, len(texts))

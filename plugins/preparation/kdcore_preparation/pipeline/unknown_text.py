@@ -36,23 +36,23 @@ class _Counts(NamedTuple):
 class UnknownText:
     """Count the characters inside [UNK] of texts whose number of unknown tokens is known.
 
-    Encoding with offsets takes a fifth longer than without, and few texts hold unknown tokens. Their words are looked
-    up in a cache. Where the words of a text have another number of tokens or of unknown tokens than the text, because
-    its tokens depend on more than words, the text is encoded again with offsets.
+    Encoding with offsets takes a fifth longer than without, and few texts contain unknown tokens. The words of those
+    texts are looked up in a cache. If the counts of tokens or unknown tokens of the words do not add up to those of the
+    text, because tokenization depends on more than single words, the text is encoded again with offsets.
 
     Args:
         backend: the Rust tokenizer.
         unknown: the id of [UNK]; None if the tokenizer has none.
 
     Attributes:
-        needs_offsets: whether so much text had to be encoded again that encoding all text with offsets is faster.
+        needs_offsets: whether so much text had to be encoded twice that encoding all text with offsets is faster.
     """
 
     def __init__(self, backend: Tokenizer, unknown: int | None) -> None:
         self.needs_offsets = False
         self._backend = backend
         self._unknown = unknown
-        self._words: dict[str, int] = {}  # their rows in `_counts`
+        self._words: dict[str, int] = {}  # row of each word in `_counts`
         self._counts = np.empty((0, 3), np.int64)
         self._separates_words = (
             self._count_pieces(_THREE_WORDS) >= 3 and not self._in(self._encode([_WHITE_SPACE])[0]).unknown
@@ -98,7 +98,7 @@ class UnknownText:
         return found
 
     def _count_pieces(self, text: str) -> int:
-        """Count the pieces of a text that tokens are inside."""
+        """Count the pieces of a text that contain tokens."""
         if self._backend.pre_tokenizer is None:
             return 1
         normalizer = self._backend.normalizer
@@ -127,7 +127,7 @@ class UnknownText:
         return found, self._forget(new)
 
     def _look_up(self, points: NDArray[np.uint32]) -> None:
-        """Look up characters that are words. Those that are not one token become inner."""
+        """Look up characters that are words; those that are not a single token become inner characters."""
         new = np.flatnonzero(np.bincount(points))
         counts = map(self._in, self._encode(list(map(chr, new.tolist()))))
         kinds = {_Counts(1, 0, 0): _KNOWN, _Counts(1, 1, 1): _UNKNOWN}
@@ -141,7 +141,7 @@ class UnknownText:
         self._counts = np.concatenate([self._counts, counts.reshape(-1, 3)])
 
     def _forget(self, words: list[str]) -> int:
-        """Keep the counts of short words only, and not too many; return the characters of the long ones."""
+        """Keep only the counts of short words, and a limited number; return the characters of the long ones."""
         long = [word for word in words if len(word) > _LONGEST_WORD]
         for word in long:
             del self._words[word]
@@ -161,14 +161,14 @@ class UnknownText:
 
 @cache
 def _words_of_a_character() -> list[int]:
-    """Return the code points of ideographs, and of punctuation that is written between them."""
+    """Return the code points of ideographs, and of the punctuation used between them."""
     ideographs = chain.from_iterable(range(first, last + 1) for first, last in _IDEOGRAPH_RANGES)
     marks = chain.from_iterable(range(first, last + 1) for first, last in _PUNCTUATION_RANGES)
     return [*ideographs, *(mark for mark in marks if unicodedata.category(chr(mark)).startswith("P"))]
 
 
 def _sums(counts: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
-    """Return the sums of successive rows of counts, `sizes` of them each."""
+    """Return the sums of successive groups of rows of counts; `sizes` are the numbers of rows."""
     ends = np.cumsum(sizes)
     before = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, axis=0)])
     sums: NDArray[np.int64] = before[ends] - before[ends - sizes]

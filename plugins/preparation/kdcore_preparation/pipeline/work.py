@@ -1,4 +1,4 @@
-"""The work on the units of a preparation, distributed over processes."""
+"""Process the units of a preparation, distributed over processes."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ UNITS = "units"
 
 
 class Work:
-    """Process the units of a preparation, in a folder where the work may be partly done.
+    """Process the units of a preparation in a folder that may contain finished units.
 
-    To remove duplicates, all units are tokenised before any is written, because only then the repeated documents are
-    known. Otherwise each unit is tokenised and written in one go.
+    To remove duplicates, all units are tokenised before any is written, because the repeated documents are known only
+    then. Otherwise each unit is tokenised and written in one pass.
 
     Args:
         data: the recipe.
-        corpora: its readers.
-        tokenizer: its tokenizer.
+        corpora: the recipe's readers.
+        tokenizer: the student's tokenizer.
         vocab_size: upper bound of ids.
-        teacher_tokenizer: the teacher's, if that is another one.
-        folder: folder of the shards; records of units are in a folder below.
+        teacher_tokenizer: the teacher's tokenizer, if it differs from the student's.
+        folder: folder of the shards; records of units are in a subfolder.
         workers: number of processes.
         progress: called regularly with the progress.
-        lock: descriptor that worker processes close, because they would hold the lock after this process has ended.
+        lock: file descriptor for worker processes to close, so that they do not hold the lock after this process ends.
 
     Attributes:
         units: all units.
@@ -86,7 +86,7 @@ class Work:
         self._counters = Counters(1, PreparationProgress())
 
     def run(self, numbers: Sequence[int]) -> None:
-        """Do the outstanding work on these units that is independent of other units."""
+        """Do the remaining work on these units that is independent of other units."""
         if self._data.remove_duplicates:
             self._run(self._tokenise, numbers, self._records.tokenised)
         else:
@@ -98,7 +98,7 @@ class Work:
         return sum(known(unit.number) is None for unit in self.units)
 
     def finish(self) -> list[WrittenUnit]:
-        """Do all outstanding work on all units, and return their records."""
+        """Do all remaining work on all units, and return their records."""
         numbers = range(len(self.units))
         self.run(numbers)
         if self._data.remove_duplicates:
@@ -107,7 +107,7 @@ class Work:
         return [self._known(number) for number in numbers]
 
     def move(self, number: int, point: float) -> WrittenUnit:
-        """Rewrite a unit with its documents of this point in the other split."""
+        """Rewrite a unit with the documents of this point moved to the other split."""
         self._write(number, 0, moved=point)
         return self._known(number)
 

@@ -26,8 +26,8 @@ def run_in_processes(
 ) -> None:
     """Call `work(item, worker)` for each item in forked processes.
 
-    Nothing has to be picklable, as processes are forked. They end when this process ends, even by SIGKILL, and together
-    when one of them fails.
+    Arguments need not be picklable, because processes are forked. The processes end when this process ends, even by
+    SIGKILL, and all of them end when one fails.
 
     Args:
         work: processes one item; `worker` is the number of the process, from 0.
@@ -94,7 +94,7 @@ def _serve(
     work: Callable[[int, int], None], pipe: Connection, number: int, parent: int, in_child: Callable[[], None]
 ) -> None:
     _end_with(parent)
-    for theirs in (signal.SIGINT, signal.SIGUSR2):  # the parent receives them, too, and ends its workers
+    for theirs in (signal.SIGINT, signal.SIGUSR2):  # the parent receives these signals too, and ends its workers
         signal.signal(theirs, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # excludes the parent's objects from garbage collection, so that their memory stays shared
@@ -117,7 +117,7 @@ def _for_the_parent(error: Exception) -> Exception:
         error.add_note("".join(traceback.format_exception(error)))  # the worker's traceback
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # its class may raise anything when pickled: keep the text
+    except Exception:  # pickling an exception of any class may fail: keep the text
         return RuntimeError("".join(traceback.format_exception(error)))
     return error
 

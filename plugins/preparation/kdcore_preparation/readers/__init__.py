@@ -1,1 +1,1 @@
-"""Corpora: readers of raw text and of sequences that another program tokenised."""
+"""Corpora: readers of raw text and of sequences tokenised by another program."""

@@ -19,13 +19,13 @@ from kdcore_preparation.readers.input_streams import read_some
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it starts with
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, because this mark starts with that of UTF-16
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
 READ_AS = "books read as "
-"""Beginning of the counts of books by their encoding."""
+"""Prefix of the report entries that count books by encoding."""
 
 _SAMPLE_BYTES = 64 * 1024
 _CHUNKS = 10  # number of pieces into which the detector divides a sample
@@ -33,10 +33,10 @@ _LATIN = (
     *(f"iso8859_{part}" for part in (1, 2, 3, 4, 9, 10, 13, 14, 15, 16)),
     *(f"cp125{page}" for page in (0, 2, 4, 7, 8)),
 )
-_COMMON = "cp1252"  # of several encodings that fit equally
+_COMMON = "cp1252"  # preferred among encodings that fit equally well
 _LEAST_COHERENCE = 0.1
-_CHAOS = 0.02  # difference of the detector's measure of disorder that decides nothing
-# Encodings of 7 bits that switch between sets of characters by escape sequences.
+_CHAOS = 0.02  # smaller differences in the detector's measure of disorder are ignored
+# 7-bit encodings that switch between character sets by escape sequences.
 _SWITCHED = (
     (re.compile(rb"\x1b\$\)C"), ("iso2022_kr",)),
     (
@@ -88,7 +88,7 @@ class BooksCorpus(FileCorpus):
         self._clean = self.characters.stage("clean")
 
     def read(self, part: Part) -> Iterator[Document]:
-        """Yield a book, named after its file."""
+        """Yield the book of a file, named after the file."""
         path = self.path_of(part)
         with open_counted(path) as (stream, raw_file):
             source = _Source(stream)
@@ -140,7 +140,7 @@ def _marked(raw: bytes) -> str | None:
 
 
 def _wide(raw: bytes) -> str | None:
-    """Detect UTF-16 without a byte order mark: in Latin scripts every other byte is 0."""
+    """Detect UTF-16 without a byte order mark: every other byte is 0 in Latin scripts."""
     head = raw[:_SAMPLE_BYTES]
     low, high = head[0::2].count(0), head[1::2].count(0)
     if high > len(head) // 4 and low < high // 8:
@@ -149,10 +149,10 @@ def _wide(raw: bytes) -> str | None:
 
 
 def _switched(raw: bytes, path: Path) -> str | None:
-    """Detect ISO-2022-JP, ISO-2022-KR and HZ, whose bytes are those of ASCII.
+    """Detect ISO-2022-JP, ISO-2022-KR and HZ, which use only ASCII bytes.
 
     Raises:
-        DataError: the escape sequences are those of another encoding.
+        DataError: the escape sequences belong to another encoding.
     """
     if not raw.isascii():
         return None
@@ -179,10 +179,10 @@ def _decodes(raw: bytes, encoding: str) -> bool:
 
 
 def _detected(raw: bytes, path: Path) -> tuple[str, str]:
-    """Detect an encoding by its letters.
+    """Detect an encoding by the letters of the decoded text.
 
     Returns:
-        The encoding, and words that name the others that fit as well.
+        The encoding, and a phrase that lists other encodings that fit equally well.
     """
     text = codecs.getincrementaldecoder("utf-8")(errors="replace").decode(raw)  # may end within a character
     broken = text.count("\ufffd")
@@ -218,7 +218,7 @@ def _letters(text: str) -> float:
 
 
 class _Source:
-    """Read a file in pieces of the size of a document; damage ends the text and is raised at the end."""
+    """Read a file in document-sized pieces; damage ends the text, and its error is raised at the end."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""Account of the characters that a reader receives, drops, rewrites and passes on."""
+"""Count the characters that a reader receives, drops, rewrites and passes on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from kdcore import CharactersEntry
 
 
 class CharacterStage:
-    """Characters at one stage of reading.
+    """Counts of characters at one stage of reading.
 
-    A stage is balanced if `received + net_change == dropped + passed`. All four are counted where they arise, from the
-    lengths of the strings themselves; none is computed from the others, so that `remainder` shows what was forgotten.
+    A stage is balanced if `received + net_change == dropped + passed`. All four are counted independently, from the
+    lengths of the strings; none is derived by subtraction, so that `remainder` reveals characters that were not
+    counted.
 
     Attributes:
-        received: characters that the stage was given.
-        passed: characters that it gave to the next stage; those of the last stage are the documents' texts.
+        received: characters that the stage received.
+        passed: characters passed on to the next stage; the last stage passes on the documents' texts.
         dropped: characters that were removed, by reason.
         rewritten: characters before and after rewriting, by reason: `{"line ends": [20, 10]}`.
     """
@@ -32,7 +33,7 @@ class CharacterStage:
         self.rewritten: dict[str, list[int]] = {}
 
     def drop(self, reason: str, characters: int) -> None:
-        """Count characters that have been received and were removed."""
+        """Count characters that were removed after they had been counted as received."""
         self.dropped[reason] += characters
 
     def refuse(self, reason: str, characters: int) -> None:
@@ -41,10 +42,10 @@ class CharacterStage:
         self.dropped[reason] += characters
 
     def rewrite(self, reason: str, before: int, after: int) -> None:
-        """Count characters that were replaced by others: their number before and after.
+        """Count characters that were replaced: their number before and after.
 
-        Count the replaced passages only where a substitution finds them; where a function rewrites a text as a whole,
-        such as Unicode normalisation, count the whole text.
+        For a substitution, count only the matched passages. For a function that rewrites a text as a whole, such as
+        Unicode normalisation, count the whole text.
         """
         counts = self.rewritten.setdefault(reason, [0, 0])
         counts[0] += before
@@ -52,12 +53,12 @@ class CharacterStage:
 
     @property
     def net_change(self) -> int:
-        """Characters after all rewriting minus those before; negative where texts became shorter."""
+        """Number of characters after all rewriting minus the number before; negative if texts became shorter."""
         return sum(after - before for before, after in self.rewritten.values())
 
     @property
     def remainder(self) -> int:
-        """Characters that disappeared without a count (positive) or appeared (negative); 0 if balanced."""
+        """Number of characters that disappeared (positive) or appeared (negative) uncounted; 0 if balanced."""
         return self.received + self.net_change - sum(self.dropped.values()) - self.passed
 
     def add(self, other: CharacterStage) -> None:
@@ -76,9 +77,10 @@ class CharacterStage:
 
 
 class CharacterAccount(dict[str, CharacterStage]):
-    """The stages of a reader by name, in their order: what one passes on, the next receives.
+    """The stages of a reader by name, in order: each receives what the previous one passes on.
 
-    A reader that keeps an account has it as `characters`, next to `report`, and creates all its stages in `__init__`:
+    A reader that counts its characters has this account as `characters`, next to `report`, and creates all stages in
+    `__init__`:
 
         class Reviews(FileCorpus):
             def __init__(self, config: Any) -> None:
@@ -96,14 +98,14 @@ class CharacterAccount(dict[str, CharacterStage]):
                 self._markup.passed += len(text)
                 return clean_text(text, self.report, self._clean)
 
-    Whenever a document has been yielded, every stage is balanced, and each stage has received what the stage before it
-    passed on; `imbalances` lists the places where this does not hold. What the last stage has passed on are the
-    documents' texts. A text that is cut into several documents is counted before the first of them is yielded. A page
-    or record that is skipped is counted at the stage that skips it, with its characters (`refuse` or `drop` of the
-    stage). The account is cleared before each part is read, in place, so that a reader may keep its stages. Count with
-    `len` of whole strings before and after a substitution that has fired, never in a loop over characters.
+    Whenever a document has been yielded, every stage must be balanced, and each stage must have received what the
+    previous stage passed on; `imbalances` lists the violations. The last stage passes on the documents' texts. A text
+    that is cut into several documents is counted before the first of them is yielded. The characters of a skipped page
+    or record are counted at the stage that skips it (`refuse` or `drop`). The account is cleared in place before each
+    part is read, so a reader may keep references to its stages. Count with `len` of whole strings before and after a
+    substitution that has matched, never in a loop over characters.
 
-    The account is optional: nothing is claimed about the characters of a reader without one (`characters` is None).
+    The account is optional: for a reader without one (`characters` is None), characters are not checked.
     """
 
     def stage(self, name: str) -> CharacterStage:
@@ -116,7 +118,7 @@ class CharacterAccount(dict[str, CharacterStage]):
             self.stage(name).add(stage)
 
     def entries(self) -> dict[str, CharactersEntry]:
-        """Return the counts as they are stored, reasons by descending number of characters."""
+        """Return the counts in their stored form, with reasons in descending order of characters."""
         return {
             name: CharactersEntry(
                 received=stage.received,
@@ -139,12 +141,12 @@ class CharacterAccount(dict[str, CharacterStage]):
         return account
 
     def clear(self) -> None:
-        """Set all counts to 0; the stages stay."""
+        """Set all counts to 0, keeping the stages."""
         for stage in self.values():
             stage.clear()
 
     def imbalances(self) -> list[str]:
-        """Describe where characters are missing or too many; empty if the account holds."""
+        """Describe where characters are missing or surplus; empty if the account is balanced."""
         found = [
             f"{name}: {stage.remainder:,} of {stage.received:,} characters are unaccounted for"
             for name, stage in self.items()

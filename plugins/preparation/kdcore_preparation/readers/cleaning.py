@@ -19,18 +19,18 @@ _SUSPECT = re.compile(
     "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufdcf\ufdf0-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
 _MOST_MARKS = 1000
-_STEP = 100  # so that a longer run has at least ten of its marks at multiples of it
+_STEP = 100  # a run that is too long has at least ten marks at multiples of this
 
 WHITE_SPACE_AT_THE_ENDS = "white space at the ends"
 
 
 def clean_text(text: str, report: Counter[str], characters: CharacterStage | None = None) -> str:
-    """Normalise a text, count the changes in `report`, and the text's characters at a stage of an account.
+    """Normalise a text; count the changes in `report` and the characters at a stage of an account.
 
-    Unicode becomes normal form C, so that a word has one spelling; compatibility characters (½, full-width letters)
-    stay. Line ends become newlines. Control characters, byte order marks and noncharacters are removed; halves of
-    surrogate pairs become U+FFFD. Of more than 1,000 combining marks in a row the rest is removed: normalisation takes
-    quadratic time of their number. The text is stripped.
+    Text is converted to Unicode normal form C, so that a word has one spelling; compatibility characters (½, full-width
+    letters) are kept. Line ends become newlines. Control characters, byte order marks and noncharacters are removed;
+    halves of surrogate pairs become U+FFFD. In a run of combining marks, those after the first 1,000 are removed,
+    because normalisation takes quadratic time in the length of a run. The text is stripped.
     """
     stage = CharacterStage() if characters is None else characters
     stage.received += len(text)
@@ -53,7 +53,7 @@ def clean_text(text: str, report: Counter[str], characters: CharacterStage | Non
 def decode_utf8(raw: bytes, report: Counter[str], characters: CharacterStage | None = None) -> str:
     """Decode UTF-8; each broken sequence of bytes becomes U+FFFD and is counted in `report`.
 
-    In the accounts, a broken sequence counts as one character before and after.
+    In the account, a broken sequence counts as one character both before and after.
     """
     stage = CharacterStage() if characters is None else characters
     try:
@@ -71,8 +71,8 @@ def decode_utf8(raw: bytes, report: Counter[str], characters: CharacterStage | N
 def cut_text(text: str, limit: int) -> Iterator[str]:
     """Cut a text into pieces of at most `limit` characters, before white space where there is any.
 
-    White space stays with the following word, as in byte-level and SentencePiece tokenizers, so that the tokens of the
-    pieces are those of the text.
+    White space stays with the following word, as in byte-level and SentencePiece tokenizers, so that cutting does not
+    change the tokens.
     """
     start = 0
     while len(text) - start > limit:

@@ -1,4 +1,4 @@
-"""Common code of readers of files: parts of large files, lines of bounded length, bad records."""
+"""Common code for readers of files: parts of large files, lines of bounded length, bad records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_BAD_AT_FIRST = 100
 
 
 class PartedCorpus(Corpus):
-    """Base of readers that read their parts in order and keep an account of their characters."""
+    """Base class for readers that read their parts in order and count their characters."""
 
     characters: CharacterAccount
 
@@ -41,9 +41,9 @@ class PartedCorpus(Corpus):
             yield from self.read(part)
 
     def finished(self, name: str, text: str) -> Iterator[Document]:
-        """Clean a text and yield its document: none if empty, several if very long.
+        """Clean a text and yield its documents: none if it is empty, several if it is very long.
 
-        Everything is counted, characters at the stages `clean` and `cut`.
+        Changes are counted in the report, characters at the stages `clean` and `cut`.
         """
         text = clean_text(text, self.report, self.characters.stage("clean"))
         if not text:
@@ -62,7 +62,7 @@ class PartedCorpus(Corpus):
             yield self.continued(name, number, piece)
 
     def continued(self, name: str, number: int, text: str) -> Document:
-        """Return piece `number` of a document that may be cut."""
+        """Return piece `number` of a document that may have been cut."""
         if number == 1:
             return Document(name, text)
         self.report["documents continued as another one, being very long"] += 1
@@ -70,7 +70,7 @@ class PartedCorpus(Corpus):
 
 
 class FileCorpus(PartedCorpus):
-    """Base of readers of files that each contain some documents."""
+    """Base class for readers of files that contain documents."""
 
     class Config(CorpusConfig):
         """Keys of the corpus."""
@@ -88,9 +88,9 @@ class FileCorpus(PartedCorpus):
         return input_files(self.config.path)
 
     def path_of(self, part: Part) -> Path:
-        """Return the file of a part; the first part of all also counts the entries that are not input files.
+        """Return the file of a part; the first part also counts the entries that are not input files.
 
-        Files are listed once: a folder may hold many, each of them a part.
+        Files are listed only once, because a folder may contain many, each of which is a part.
         """
         if part.file not in self._paths:
             self._paths = self.files()
@@ -123,7 +123,7 @@ class FileCorpus(PartedCorpus):
 
 
 def parts_of_lines(files: Mapping[str, Path]) -> list[Part]:
-    """List parts of files that can be read from any line: ranges of large plain files, compressed files as a whole."""
+    """List parts of files that can be read from any line: ranges of large plain files, whole compressed files."""
     parts: list[Part] = []
     for name, path in files.items():
         size = path.stat().st_size
@@ -167,9 +167,9 @@ def read_lines(
     limit: int | None = None,
     characters: CharacterStage | None = None,
 ) -> Iterator[Line]:
-    """Yield the lines that start between `start` and `end`; one over `limit` bytes comes in several pieces.
+    """Yield the lines that start between `start` and `end`; a line over `limit` bytes is yielded in several pieces.
 
-    Lines end in newlines, or in carriage returns alone as on old Macintoshes, see `universal_lines`. A byte order mark
+    Lines end in newlines or, as on old Macintoshes, in lone carriage returns; see `universal_lines`. A byte order mark
     at the start of the file is left out and counted in `characters`.
 
     Raises:
@@ -212,7 +212,7 @@ def line_in_file(path: Path, part: Part, line: Line) -> int:
 
 
 class BadRecords:
-    """Collect the unusable records of a part. The other records are read; an error is raised at the end.
+    """Collect the unusable records of a part; the other records are read, and an error is raised at the end.
 
     Args:
         path: the file.
@@ -241,7 +241,7 @@ class BadRecords:
             self.raise_if_any()
 
     def raise_if_any(self) -> None:
-        """Raise an error for the noted records.
+        """Raise an error if bad records were noted.
 
         Raises:
             DataError: a record was bad.
@@ -252,9 +252,9 @@ class BadRecords:
 
 
 def looks_binary(head: bytes) -> bool:
-    """Return whether a file is binary: a tenth of compressed or executable data is control characters.
+    """Return whether a file is binary: about a tenth of compressed or executable data is control characters.
 
-    The few bytes of a small compressed file are recognised by the first two.
+    Small compressed files are recognised by their first two bytes.
     """
     if head.startswith(UTF16_MARKS):
         return False  # readers of UTF-8 report UTF-16 themselves
@@ -282,7 +282,7 @@ def _first_line(stream: IO[bytes], start: int, end: int | None) -> int:
 
 
 def _cut(line: bytes) -> int:
-    """Find where to cut a line that is too long: after its last white space, else between two UTF-8 characters."""
+    """Find where to cut a line that is too long: after its last white space, or else between two UTF-8 characters."""
     at = max(line.rfind(bytes([character])) for character in WHITE_SPACE)
     if at > 0:
         return at + 1

@@ -1,4 +1,4 @@
-"""List the files below a folder or of a glob; links are followed, and what is left out is counted."""
+"""List the files below a folder or matching a glob; links are followed, and skipped entries are counted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _DeviceAndInode = tuple[int, int]
 
 
 class InputFiles(dict[str, Path]):
-    """Files by their names, in the order of the names.
+    """Files by name, sorted by name.
 
     Attributes:
-        left_out: counts of the entries that were left out, each with the first of them, and of files with several
-            names, which are read under each of them.
+        left_out: counts of the entries that were left out, with the first of each kind; also counts files with several
+            names, which are read under each name.
     """
 
     def __init__(self, files: Mapping[str, Path], left_out: Counter[str]) -> None:
@@ -83,10 +83,10 @@ class _Search:
 
         Args:
             folder: the folder.
-            pattern: names with wildcards, `**` for any number of folders; the last one is that of files.
+            pattern: names with wildcards, `**` for any number of folders; the last name matches files.
             count_hidden: whether hidden entries count as left out; otherwise they do not match.
 
-        A folder with several names, by links, is searched under the first of them only.
+        A folder that has several names because of links is searched only under the first.
         """
         searched: dict[tuple[_DeviceAndInode, tuple[str, ...]], Path] = {}
         pending: list[tuple[Path, tuple[str, ...], tuple[_DeviceAndInode, ...]]] = []
@@ -117,7 +117,7 @@ class _Search:
             pending += reversed(folders)
 
     def left_out(self) -> Counter[str]:
-        """Count what was left out, by description."""
+        """Count the entries that were left out, by description."""
         first_names: dict[_DeviceAndInode, str] = {}
         for name, identity in sorted(self._identities.items()):
             if first_names.setdefault(identity, name) != name:
@@ -172,7 +172,7 @@ class _Search:
 
 
 def _as_utf8(name: str) -> str:
-    r"""Escape the bytes of a name that are not UTF-8, as in `caf\xe9.txt`: names are written to JSON and terminals."""
+    r"""Escape bytes of a name that are not UTF-8, as in `caf\xe9.txt`, for output to JSON and terminals."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""Shards of academic-budget-bert and of NVIDIA's BERT scripts, which are already tokenised and masked."""
+"""Shards from academic-budget-bert and NVIDIA's BERT scripts, which are already tokenised and masked."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Hdf5Corpus(FileCorpus):
         positions = columns["masked_lm_positions"].copy()
         lengths = mask.sum(axis=1, dtype=np.int32)
         width = seen.shape[1]
-        # As in the programs that write such shards: positions after the first 0 are padding.
+        # As in the programs that write such shards, positions after the first 0 are padding.
         positions[np.logical_or.accumulate(positions == 0, axis=1)] = 0
         wrong = (
             (mask != (np.arange(width) < lengths[:, None])).any(axis=1)
@@ -122,7 +122,7 @@ class Hdf5Corpus(FileCorpus):
 
 
 def _split(name: str) -> Literal["train", "held_out"] | None:
-    """Return the split that a file's name states: `train_shard_7.hdf5`, `books_wiki_en_corpus_test_3.hdf5`."""
+    """Return the split given by a file name, such as `train_shard_7.hdf5` or `books_wiki_en_corpus_test_3.hdf5`."""
     if name.startswith("train"):
         return "train"
     if name.startswith(("test", "valid")):

@@ -74,7 +74,7 @@ class HuggingFaceCorpus(PartedCorpus):
         ]
 
     def read(self, part: Part) -> Iterator[Document]:
-        """Yield documents named after their row, and their file where the dataset is streamed."""
+        """Yield documents named after their row, and after their file if the dataset is streamed."""
         dataset = self._dataset()
         column = self.config.column
         if _streamed(dataset):
@@ -142,7 +142,7 @@ def load_source(source: DatasetSource, *, key: str | None = None, **options: Any
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """List the errors that the library raises for unreadable datasets; call it after the library's import."""
+    """List the errors that the library raises for unreadable datasets; call this after the library is imported."""
     from datasets.exceptions import DatasetsError
 
     return (OSError, ValueError, DatasetsError)

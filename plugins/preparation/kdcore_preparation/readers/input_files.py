@@ -18,9 +18,9 @@ from kdcore_preparation.readers.file_listing import InputFiles, find_files
 from kdcore_preparation.readers.input_streams import UNPACKING_ERRORS, Bzip2Streams, ZstdFrames, universal_lines
 
 _GZIP = b"\x1f\x8b"
-_ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to be skipped
+_ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or a skippable frame
 BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
-"""First bytes of a bzip2 stream; the second form is that of an empty one."""
+"""First bytes of a bzip2 stream; the second form is that of an empty stream."""
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 """Byte order marks of UTF-16; UTF-32 begins with the first, too."""
@@ -37,10 +37,10 @@ Compression = Literal["gzip", "bzip2", "zstd"]
 
 
 def input_files(path: str) -> InputFiles:
-    """Find the files of `path`: one file, all files below a folder, or those that match a glob.
+    """Find the files of `path`: one file, all files below a folder, or the files that match a glob.
 
-    Hidden files are left out of folders, and a glob's matches are files only. Links are followed, except links to a
-    folder that contains them or is read already. Entries that cannot be read are left out and counted.
+    Hidden files in folders are left out, and a glob matches only files. Links are followed, except links to a folder
+    that contains them or has already been read. Entries that cannot be read are left out and counted.
 
     Returns:
         The files in the order of their names. A name is relative to the folder (or to the part of the glob before its
@@ -53,10 +53,10 @@ def input_files(path: str) -> InputFiles:
 
 
 def table_files(path: str) -> InputFiles:
-    """Find files as `input_files` does, without those that Spark and Hadoop write next to their data.
+    """Find files as `input_files` does, without the auxiliary files that Spark and Hadoop write next to their data.
 
     These are files and folders whose names begin with an underscore (`_SUCCESS`, `_metadata`) and checksums (`.crc`). A
-    single file that `path` names is always taken.
+    single file named by `path` is always included.
     """
     found = input_files(path)
     if Path(path).is_file():
@@ -117,8 +117,8 @@ def open_input(path: Path) -> Iterator[IO[bytes]]:
     All streams, members and frames of a compressed file are read. Zero bytes may follow the last member of a gzip file.
 
     Raises:
-        DataError: also for reads inside the `with` block: the compressed data is damaged, ends too early or is followed
-            by other data.
+        DataError: the compressed data is damaged, ends too early or is followed by other data; also raised by reads
+            inside the `with` block.
     """
     with open_counted(path) as (stream, _):
         yield stream
@@ -152,7 +152,7 @@ def open_counted(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 class FileHashes:
     """SHA-256 of files, cached in a folder by path, size and modification time.
 
-    Hashing a dump of 20 GB takes a minute, which a restarted training must not repeat.
+    Hashing a dump of 20 GB takes a minute, which is not repeated when training is restarted.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -186,7 +186,7 @@ class FileHashes:
         return digest
 
     def save(self) -> None:
-        """Write the cache; the last concurrent writer wins, which costs at most another hashing."""
+        """Write the cache; the last concurrent writer wins, so at worst some files are hashed again."""
         if self._store is None or not self._changed:
             return
         with suppress(OSError):  # a shared cache may be read-only
@@ -205,7 +205,7 @@ def damaged(path: Path, error: Exception | str) -> DataError:
 
 
 def refuse_utf16(head: bytes, where: str) -> None:
-    """Refuse UTF-16 text: it begins with a byte order mark, or every other one of its first bytes is zero.
+    """Refuse UTF-16 text, which begins with a byte order mark or has a zero in every other byte.
 
     Raises:
         DataError: the text is UTF-16.
@@ -220,7 +220,7 @@ def refuse_utf16(head: bytes, where: str) -> None:
 
 
 def decoded_lines(stream: IO[bytes], report: Counter[str], where: str) -> Iterator[str]:
-    """Decode the lines of a byte stream; newlines end a line, or carriage returns, see `universal_lines`.
+    """Decode the lines of a byte stream; lines end in newlines or carriage returns, see `universal_lines`.
 
     Invalid UTF-8 becomes U+FFFD, counted in `report`. A byte order mark at the start is left out.
 
@@ -235,7 +235,7 @@ def decoded_lines(stream: IO[bytes], report: Counter[str], where: str) -> Iterat
 
 
 def file_format(path: Path) -> str:
-    """Return the ending that names the format of a file, without that of a compression."""
+    """Return the suffix for the format of a file, without a compression suffix."""
     name = path.name.lower()
     for ending in COMPRESSED_ENDINGS:
         name = name.removesuffix(ending)
@@ -243,6 +243,6 @@ def file_format(path: Path) -> str:
 
 
 def _beside_data(name: str) -> bool:
-    """Return whether a name is one that Spark, Hadoop and Arrow ignore; `_key=value` is a folder of data."""
+    """Return whether Spark, Hadoop and Arrow ignore files of this name; `_key=value` is a folder of data."""
     parts = name.split("/")
     return name.endswith(".crc") or any(part.startswith("_") and "=" not in part for part in parts)

@@ -1,4 +1,4 @@
-"""Streams of input files: every stream of a compressed file, and lines that end in carriage returns."""
+"""Open input files as streams: multi-stream compressed files, and lines that end in carriage returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 UNPACKING_ERRORS = (EOFError, OSError, zlib.error)
-"""What the streams of compressed files raise for damage, and for faults of the disk (with an errno)."""
+"""Exceptions that compressed streams raise for damaged data, and for disk errors (with an errno)."""
 
 _CHUNK = 2**17
 _FIRST_BYTES = 2**20
@@ -38,7 +38,7 @@ class Bzip2Streams(io.RawIOBase):
 
         Raises:
             EOFError: a stream ends too early.
-            OSError: data is damaged, or something else follows a stream.
+            OSError: data is damaged, or other data follows a stream.
         """
         view = memoryview(buffer)
         while True:
@@ -61,7 +61,7 @@ class Bzip2Streams(io.RawIOBase):
 class ZstdFrames(io.RawIOBase):
     """Unpack all zstd frames of a file; skippable frames are skipped.
 
-    pyarrow raises an error for the whole request that reaches damage, so that request is repeated byte by byte.
+    pyarrow fails the whole read request that reaches damaged data, so that request is repeated byte by byte.
     """
 
     def __init__(self, packed: IO[bytes]) -> None:
@@ -79,7 +79,7 @@ class ZstdFrames(io.RawIOBase):
         """Fill a buffer; 0 is the end of the last frame.
 
         Raises:
-            OSError: data is damaged or ends too early, or something else follows a frame.
+            OSError: data is damaged or ends too early, or other data follows a frame.
         """
         view = memoryview(buffer)
         if self._error is not None:
@@ -105,7 +105,7 @@ class ZstdFrames(io.RawIOBase):
         return self._streams[-1]
 
     def _before_damage(self, limit: int) -> bytes:
-        """Return what can be unpacked of the request that failed."""
+        """Return the bytes of the failed request that can be unpacked."""
         stream = self._opened()
         left = self._position
         while left:
@@ -120,11 +120,11 @@ class ZstdFrames(io.RawIOBase):
 
 
 def universal_lines(stream: IO[bytes]) -> IO[bytes]:
-    """Return a stream whose lines end in newlines, also if those of the file end in carriage returns alone.
+    """Return a stream whose lines end in newlines, even if the lines of the file end in lone carriage returns.
 
-    Carriage returns are line ends if more of them than newlines are in the first megabyte. Each becomes a newline, so
-    that positions stay valid. Those before a newline do not count and remain. In other files carriage returns are part
-    of their lines.
+    Carriage returns are line ends if the first megabyte contains more of them than newlines. Each is replaced by one
+    newline, so that positions stay valid. Carriage returns before a newline are not counted and are kept. In other
+    files, carriage returns are part of the line.
 
     Args:
         stream: a plain file at any position, or a compressed one at its start.
@@ -147,7 +147,7 @@ def read_some(stream: Any, size: int) -> tuple[bytes, Exception | None]:
     """Read up to `size` bytes.
 
     Returns:
-        The bytes before the end or the damage, and the error of the damage.
+        The bytes before the end or the damage, and the error that the damage raised, if any.
     """
     found = bytearray()
     try:
@@ -159,7 +159,7 @@ def read_some(stream: Any, size: int) -> tuple[bytes, Exception | None]:
 
 
 class _LineStream(io.RawIOBase):
-    """The bytes of a stream after those that were read from it, with carriage returns as newlines if they end lines."""
+    """The remaining bytes of a partly read stream, with carriage returns converted to newlines if they end lines."""
 
     def __init__(self, stream: Any, first: bytes, error: Exception | None, *, returns: bool) -> None:
         self._stream = stream
@@ -172,7 +172,7 @@ class _LineStream(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        """Return whether the stream is."""
+        """Return whether the underlying stream is seekable."""
         return bool(self._stream.seekable())
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -183,7 +183,7 @@ class _LineStream(io.RawIOBase):
         """Fill a buffer; 0 is the end.
 
         Raises:
-            EOFError, OSError, zlib.error: as the stream.
+            EOFError, OSError, zlib.error: as for the underlying stream.
         """
         view = memoryview(buffer)
         if self._first:

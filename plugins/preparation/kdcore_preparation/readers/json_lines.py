@@ -26,7 +26,7 @@ _PAST_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
 MAX_RECORD_BYTES = 64 * 2**20
-"""A longer line is not read: JSON cannot be cut."""
+"""Longer lines are not read, because JSON cannot be cut."""
 
 _UNUSABLE = "records that cannot be used"
 
@@ -88,7 +88,7 @@ class JsonLinesCorpus(FileCorpus):
         bad.raise_if_any()
 
     def _text(self, line: str) -> str | ValueError | None:
-        """Return the text of a line; None for a blank line; else a description of what is wrong."""
+        """Return the text of a line, None for a blank line, or a ValueError that describes the problem."""
         if not line or line.isspace():
             self._json.drop("blank lines", len(line))
             return None
@@ -115,8 +115,8 @@ def _length_of_literal(line: str, field: str) -> int:
     """Return the number of characters between the quotes of a string in an object.
 
     Args:
-        line: the object, known to be valid JSON that holds a string under `field`.
-        field: the key, which the object has once.
+        line: the object, known to be valid JSON with a string under `field`.
+        field: the key, which occurs once in the object.
     """
     length = 0
     place = line.index("{")

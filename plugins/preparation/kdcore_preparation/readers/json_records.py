@@ -1,4 +1,4 @@
-"""Records as JSON objects, whose keys must not be repeated."""
+"""JSON objects as records; repeated keys are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 def json_record(line: str, used: Collection[str]) -> dict[str, Any]:
     """Parse a line of JSON Lines.
 
-    Objects with a repeated key are legal JSON, but only one of the values can be read. They are refused where a value
+    Objects with a repeated key are valid JSON, but only one of the values can be read. They are refused if such a value
     is used.
 
     Args:
@@ -35,7 +35,7 @@ def json_record(line: str, used: Collection[str]) -> dict[str, Any]:
 
 
 class _WithRepeatedKeys(dict[str, Any]):
-    """The last values of an object, and the keys that it repeats."""
+    """The last value of each key of an object, and its repeated keys."""
 
     repeated: list[str]
 

@@ -1,8 +1,8 @@
-"""Counts of things that have names, such as dropped templates, each with an example.
+"""Count named items, such as dropped templates, each with an example.
 
-A reader's report is a counter by description. A key of two or three lines counts something by name: a description, the
-name (empty for all that are not counted by name), and an example. So the reports of parts and processes are added as
-all others; `summarised` writes the most frequent names for people.
+A reader's report is a counter by description. A key with two or three lines counts an item by name: the description,
+the name (empty for all items that are not counted by name), and an example. Thus named counts of parts and processes
+are added like all other counts; `summarised` formats the most frequent names for display.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ SHOWN_NAMES = 20
 """Number of the most frequent names that are shown."""
 
 KEPT_NAMES = 200
-"""Number of the most frequent names that are kept of a piece of text, so that records stay small."""
+"""Number of the most frequent names that are kept for a piece of text, so that records stay small."""
 
 _NAMES_IN_MEMORY = 10_000
 _EXAMPLE_LENGTH = 70
 
 
 class NamedCounts:
-    """Count things by name in a report; memory is bounded.
+    """Count items by name in a report, with bounded memory.
 
     Args:
-        what: description of the things, such as `templates dropped`.
+        what: description of the items, such as `templates dropped`.
     """
 
     def __init__(self, what: str) -> None:
@@ -32,7 +32,7 @@ class NamedCounts:
         self._keys: dict[str, str] = {}
 
     def count(self, report: Counter[str], name: str, example: Callable[[], str]) -> None:
-        """Count one; `example` returns the text of the example, and is called for the first of each name only."""
+        """Count one item; `example` returns an example text, and is called only for the first item of each name."""
         key = self._keys.get(name)
         if key is None:
             if len(self._keys) < _NAMES_IN_MEMORY:
@@ -56,7 +56,7 @@ def most_frequent(report: Mapping[str, int], limit: int = KEPT_NAMES) -> Counter
 
 
 def summarised(report: Mapping[str, int]) -> dict[str, int]:
-    """Return a report for people: other counts in the order of their descriptions, then the names, frequent first."""
+    """Format a report for display: plain counts sorted by description, then named counts, most frequent first."""
     lines = {key: count for key, count in sorted(report.items()) if "\n" not in key}
     kept = most_frequent(report, SHOWN_NAMES)
     for what, names in _grouped(kept).items():
@@ -66,7 +66,7 @@ def summarised(report: Mapping[str, int]) -> dict[str, int]:
 
 
 def _grouped(report: Mapping[str, int]) -> dict[str, dict[str, tuple[int, str]]]:
-    """Group named counts: by description and name, the count and the first example."""
+    """Group named counts by description and name; return the count and the first example of each."""
     grouped: dict[str, dict[str, tuple[int, str]]] = {}
     for key, count in report.items():
         if "\n" in key:

@@ -36,11 +36,11 @@ class ParquetCorpus(FileCorpus):
         self.characters.stage("cut")
 
     def files(self) -> InputFiles:
-        """List the files by their names, without those that Spark writes next to them."""
+        """List the files by name, without the auxiliary files that Spark writes next to them."""
         return table_files(self.config.path)
 
     def parts(self) -> Sequence[Part]:
-        """List the file's groups of rows, small ones joined."""
+        """List the row groups of the files, with small ones joined."""
         parts: list[Part] = []
         for name, path in self.files().items():
             try:

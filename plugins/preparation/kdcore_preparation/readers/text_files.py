@@ -44,9 +44,9 @@ class TextCorpus(FileCorpus):
         return parts_of_lines(self.files())
 
     def read(self, part: Part) -> Iterator[Document]:
-        """Yield documents named `FILE:LINE` after the line that they start at.
+        """Yield documents named `FILE:LINE` after the line where they start.
 
-        In parts that begin in the middle of a file lines are counted from there: `FILE@START:LINE`.
+        In parts that begin in the middle of a file, lines are counted from there: `FILE@START:LINE`.
         """
         path = self.path_of(part)
         with open_counted(path) as (stream, raw_file):
@@ -72,9 +72,9 @@ def _lines(stream: IO[bytes], path: Path, part: Part, characters: CharacterStage
 
 
 def _blocks(stream: IO[bytes], path: Path, part: Part, characters: CharacterStage) -> Iterator[tuple[int, bytes]]:
-    """Yield (number of the first line, lines up to a blank one); blocks over the limit come in several pieces.
+    """Yield (number of the first line, lines up to a blank line); blocks over the limit are yielded in several pieces.
 
-    What follows the first blank line at or after a part's end belongs to the next part, that blank line to this one.
+    A part extends to the first blank line at or after its end; the next part starts after that line.
     """
     block: list[bytes] = []
     size = start = 0

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-# Where what is not markup begins, and where `-{` begins and ends.
+# Start of elements whose content is not markup, and start and end of `-{...}-`.
 _PIECE = re.compile(
     r"<!--|<(?P<tag>nowiki|pre|math|chem|ce|syntaxhighlight|source|score|templatedata)\b[^<>]*>"
     r"|-\{(?!\{(?!\{))|(?:(?<!\})|(?<=\}\}))\}-",  # `-{{name}}` and `{{name}}-` are templates
@@ -20,12 +20,12 @@ _FLAG = re.compile(r"[A-Z+-]|[a-z]{2,3}(?:-[a-z]+)?")
 def resolve_variants(text: str, variants: Sequence[str]) -> tuple[str, int]:
     """Replace each `-{...}-` by its text in one variant.
 
-    The text in the first of `variants` that it has is taken, else the first text that it has. Rules that show nothing
-    where they are (flags `H`, `T`, `N`, `-`) are removed. An unclosed `-{` stays.
+    The text for the first available variant of `variants` is used, or else its first text. Rules without visible text
+    (flags `H`, `T`, `N`, `-`) are removed. An unclosed `-{` is kept.
 
     Args:
         text: the wikitext.
-        variants: codes of the language's variants, the wanted one first.
+        variants: codes of the language's variants, the preferred one first.
 
     Returns:
         The text, and the number of characters that were dropped.
@@ -83,7 +83,7 @@ class _Resolver:
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """Yield start and end of each `-{`, `}-`, comment and element without markup, in linear time."""
+    """Yield start and end of each `-{`, `}-`, comment, and element without inner markup, in linear time."""
     never_closed: set[str] = set()
     place = 0
     while piece := _PIECE.search(text, place):
@@ -109,6 +109,6 @@ def _closing(name: str) -> re.Pattern[str]:
 
 @cache
 def _separator(variants: tuple[str, ...]) -> re.Pattern[str]:
-    """A semicolon separates alternatives only before a variant, so that entities and text may contain it."""
+    """Match separators: a semicolon separates alternatives only before a variant, as text and entities contain it."""
     codes = "|".join(sorted(map(re.escape, variants), reverse=True))
     return re.compile(rf";(?=\s*(?:(?:{codes})\s*:|[^;]*?=>\s*(?:{codes})\s*:|\Z))", re.IGNORECASE)

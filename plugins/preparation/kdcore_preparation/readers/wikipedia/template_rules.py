@@ -1,4 +1,4 @@
-"""Write the text of templates: rules, and how a recipe states them."""
+"""Rules that convert templates to text, and their form in a recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdcore_preparation.readers.wikipedia.wiki_languages import Wiki
 from kdcore_preparation.readers.wikipedia.wikitext_tokens import GAP
 
 DROP = "drop"
-"""What a recipe states for a template that is dropped."""
+"""Value in a recipe for a template that is dropped."""
 
 _SPACE_AND_GAP = f" \t\n\r{GAP}"
 _SUPERSCRIPT = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
@@ -25,7 +25,7 @@ class TemplateArguments:
     Attributes:
         wiki: the wiki of the dump.
         name: name of the template, in lower case, with spaces and without a namespace.
-        value: of a parser function, what follows its colon.
+        value: for a parser function, the text after its colon.
     """
 
     def __init__(self, node: Any, name: str, value: str, wiki: Wiki, render: Callable[[Any], str]) -> None:
@@ -33,12 +33,12 @@ class TemplateArguments:
         self.name = name
         self.value = value.strip(_SPACE_AND_GAP)
         self._render = render
-        # Names of arguments differ in case between languages; of several with one name, the last one counts.
+        # The case of argument names differs between languages; if a name is repeated, the last argument counts.
         self._stated = {str(each.name).strip(_SPACE_AND_GAP).casefold(): each.value for each in node.params}
         self._rendered: dict[str, str] = {}
 
     def get(self, *names: str) -> str:
-        """Return the first of these arguments that is not empty; a negative number counts from the last one."""
+        """Return the first of these arguments that is not empty; negative numbers count from the last argument."""
         for name in names:
             if name.startswith("-") and name[1:].isdecimal():
                 name = str(self.count + 1 - int(name[1:]))
@@ -50,12 +50,12 @@ class TemplateArguments:
         return ""
 
     def plain(self, *names: str) -> str:
-        """Return an argument as `get`, as one line without the marks of what was left out in it."""
+        """Return an argument as `get` does, as one line without the marks of omitted content."""
         return " ".join(self.get(*names).replace(GAP, "").split())
 
     @property
     def count(self) -> int:
-        """Number of numbered arguments, up to the first one that is missing."""
+        """Number of numbered arguments before the first missing one."""
         count = 0
         while str(count + 1) in self._stated:
             count += 1
@@ -68,19 +68,19 @@ class TemplateArguments:
 
 
 Rule = Callable[[TemplateArguments], str]
-"""Return the text of a template; empty if it has none, and the template is dropped and counted."""
+"""Return the text of a template; a template with empty text is dropped and counted."""
 
 
 def rule_of(spec: int | str) -> Rule:
-    """Return the rule for what a recipe or a table states.
+    """Return the rule for an entry of a recipe or table.
 
     Args:
         spec: number or name of an argument; or a text with arguments in braces, such as `{1} {unit}`. `{a|b}` is the
-            first of two arguments that is not empty; `{-1}` is the last numbered one; a part in `<...>` is left out if
-            an argument in it is missing.
+            first of two arguments that is not empty; `{-1}` is the last numbered argument; a part in `<...>` is left
+            out if an argument in it is missing.
 
     Raises:
-        ValueError: it is not one of these.
+        ValueError: the entry is invalid.
     """
     if isinstance(spec, int):
         if spec == 0:
@@ -107,7 +107,7 @@ class _TemplateText:
 
 
 def _parts_of(spec: str, place: int) -> tuple[list[Any], int]:
-    """Split a text: plain strings, tuples of names of an argument, lists of parts that may be left out."""
+    """Split a text into plain strings, tuples of alternative argument names, and lists of optional parts."""
     parts: list[Any] = []
     while place < len(spec) and spec[place] != ">":
         if spec[place] == "{":
@@ -137,7 +137,7 @@ def _parts_of(spec: str, place: int) -> tuple[list[Any], int]:
 
 
 def _filled(parts: Sequence[Any], arguments: TemplateArguments, *, optional: bool = False) -> tuple[str, bool]:
-    """Return the text and whether an argument in it was stated; nothing if one of an optional part is missing."""
+    """Return the text and whether it has an argument; an optional part with a missing argument is empty."""
     text, found = "", False
     for part in parts:
         if isinstance(part, str):
@@ -164,14 +164,14 @@ def superscript(digits: str) -> str:
 
 
 def unit(code: str) -> str:
-    """Return the sign of a unit that the templates of conversions write with a code."""
+    """Return the symbol of a unit from its code in conversion templates."""
     if multiple := re.fullmatch(r"e(3|6|9|12)([^\d\W].*)", code):
         return f"{_MULTIPLES[multiple[1]]} {unit(multiple[2])}"
     return _UNITS.get(code) or _powers(code)
 
 
 def conversion(arguments: TemplateArguments) -> str:
-    """Write the quantity of a unit conversion as it is stated: `6 ft 2 in`, `5 x 3 x 2 m`, `10–20 km`."""
+    """Write the quantity of a unit conversion in its original units: `6 ft 2 in`, `5 x 3 x 2 m`, `10–20 km`."""
     words = arguments.words
     text, place, needs_unit = "", 0, False
     while place < len(words) and words[place]:
@@ -196,13 +196,13 @@ def conversion(arguments: TemplateArguments) -> str:
 
 
 def height(arguments: TemplateArguments) -> str:
-    """Write a height or a weight whose units are names of arguments: `6 ft 2 in`."""
+    """Write a height or weight whose units are argument names: `6 ft 2 in`."""
     found = [f"{value} {name}" for name in _HEIGHT_UNITS if (value := arguments.plain(name))]
     return " ".join(found)
 
 
 def measured_value(arguments: TemplateArguments) -> str:
-    """Write a value with its uncertainty, power of ten and unit, as the template `val`."""
+    """Write a value with its uncertainty, power of ten and unit, as the template `val` does."""
     value, *errors = arguments.words or [""]
     if arguments.plain("fmt") == "commas":
         value = arguments.wiki.number(value)
@@ -250,7 +250,7 @@ def phonetic(arguments: TemplateArguments) -> str:
 
 
 def phonetic_pieces(arguments: TemplateArguments) -> str:
-    """Join the sounds of a transcription that is stated sound by sound."""
+    """Join the sounds of a transcription that is given sound by sound."""
     sounds = [word.replace("_", " ") for word in arguments.words if word.casefold() not in _PHONETIC_LABELS]
     text = "".join(sounds)
     return f"/{text}/" if text else ""
@@ -289,7 +289,7 @@ def english_date(words: Sequence[str], *, day_first: bool) -> str:
 
 
 def date_of_template(*, day_first: bool) -> Rule:
-    """Return the rule of templates with year, month and day, such as `birth date`."""
+    """Return the rule for templates with year, month and day, such as `birth date`."""
 
     def rule(arguments: TemplateArguments) -> str:
         chosen = _is_set(arguments, "df") or (day_first and not _is_set(arguments, "mf"))
@@ -302,11 +302,11 @@ def date_of_template(*, day_first: bool) -> Rule:
 
 
 def local_date(order: str) -> Rule:
-    """Return the rule of a template of a date, its numbered arguments written in their order.
+    """Return the rule for a date template that writes its numbered arguments in order.
 
     Args:
-        order: what is between the parts, such as ` de ` in Spanish; in Chinese and Japanese the signs of year, month
-            and day.
+        order: separator between the parts, such as ` de ` in Spanish; in Chinese and Japanese, the signs for year,
+            month and day.
     """
 
     def rule(arguments: TemplateArguments) -> str:
@@ -325,7 +325,7 @@ def local_date(order: str) -> Rule:
 
 
 def east_asian_date(signs: str) -> Rule:
-    """Return the rule of a date as year, month and day, each followed by a sign."""
+    """Return the rule for a date as year, month and day, each followed by a sign."""
 
     def rule(arguments: TemplateArguments) -> str:
         words = [word for word in arguments.words if word][:3]
@@ -336,7 +336,7 @@ def east_asian_date(signs: str) -> Rule:
 
 
 def formatted_number(arguments: TemplateArguments) -> str:
-    """Write the number of `{{formatnum:1200}}` as the wiki's language does."""
+    """Write the number of `{{formatnum:1200}}` in the format of the wiki's language."""
     digits = "".join(arguments.value.replace(GAP, "").split())
     option = arguments.plain("1").casefold()
     if option in ("r", "nosep") or not digits:
@@ -345,7 +345,7 @@ def formatted_number(arguments: TemplateArguments) -> str:
 
 
 def quantity(arguments: TemplateArguments) -> str:
-    """Write a number and its unit, as the templates `unité`, `unidad`, `num` of several wikis.
+    """Write a number and its unit, as the templates `unité`, `unidad`, `num` of several wikis do.
 
     The numbered arguments are the number and units, each optionally followed by a power: `unité|5|m|2`.
     """
@@ -380,7 +380,7 @@ def fraction(arguments: TemplateArguments) -> str:
 
 
 def japanese(arguments: TemplateArguments) -> str:
-    """Write a term with its Japanese and its transcription: `tea house (茶屋, chaya)`."""
+    """Write a term with its Japanese form and transcription: `tea house (茶屋, chaya)`."""
     term, signs, romaji = (arguments.get(name) for name in "123")
     rest = [term, signs, romaji] if term else [romaji, signs] if romaji else [signs]
     shown, *others = rest
@@ -389,7 +389,7 @@ def japanese(arguments: TemplateArguments) -> str:
 
 
 def linked_language(arguments: TemplateArguments) -> str:
-    """Return the text of a link to an article in another language, whose code once was the first argument."""
+    """Return the text of a link to an article in another language; older links have its code as first argument."""
     if label := arguments.get("lt", "display", "label", "text"):
         return label
     words = arguments.words
@@ -409,7 +409,7 @@ def bible_verse(arguments: TemplateArguments) -> str:
 
 
 def musical_sign(arguments: TemplateArguments) -> str:
-    """Write the sign of a musical notation's name."""
+    """Write the musical sign with a given name."""
     name = arguments.plain("1")
     return {"flat": "♭", "b": "♭", "sharp": "♯", "#": "♯", "natural": "♮", "time": ""}.get(name.casefold(), name)
 
@@ -421,7 +421,7 @@ def power_of_ten(arguments: TemplateArguments) -> str:
 
 
 def ship(prefix: str) -> Rule:
-    """Return the rule of the templates of ships, such as `HMS`: name and, unless a format is stated, year or number."""
+    """Return the rule for ship templates, such as `HMS`: name and, unless a format is given, year or number."""
 
     def rule(arguments: TemplateArguments) -> str:
         name, number, style = (*arguments.words, "", "", "")[:3]
@@ -432,7 +432,7 @@ def ship(prefix: str) -> Rule:
 
 
 def named_variants(*names: str, between: str = "; ") -> Rule:
-    """Return the rule that joins the stated ones of named arguments."""
+    """Return the rule that joins those of the named arguments that are present."""
 
     def rule(arguments: TemplateArguments) -> str:
         return between.join(dict.fromkeys(filter(None, (arguments.get(name) for name in names))))
@@ -448,7 +448,7 @@ def century(arguments: TemplateArguments) -> str:
 
 
 def centuries(arguments: TemplateArguments) -> str:
-    """Write French centuries: `XIXe et XXe siècles`; a word between them may be stated."""
+    """Write French centuries: `XIXe et XXe siècles`; the word between them may be given."""
     words = arguments.words
     between = f" {words.pop(2)} " if len(words) == 5 else " et "
     pairs = [f"{number}{ending}" for number, ending in zip(words[::2], words[1::2], strict=False)]
@@ -456,18 +456,18 @@ def centuries(arguments: TemplateArguments) -> str:
 
 
 def name_itself(arguments: TemplateArguments) -> str:
-    """Return the name of a template that is named like its text, with Roman numerals in capitals."""
+    """Return the name of a template whose name is its text, with Roman numerals in capitals."""
     name = arguments.name.replace("av. j.-c.", "av. J.-C.")
     return re.sub(r"^[ivxlcdm]+(?=(?:er?|re|ème)\b)", lambda number: number[0].upper(), name)
 
 
 def changed_case(change: Callable[[str], str]) -> Rule:
-    """Return the rule of a parser function that changes the case of its value."""
+    """Return the rule for a parser function that changes the case of its value."""
     return lambda arguments: change(arguments.value)
 
 
 def fixed(text: str) -> Rule:
-    """Return the rule of a template that always has the same text."""
+    """Return the rule for a template that always has the same text."""
     return lambda _: text
 
 

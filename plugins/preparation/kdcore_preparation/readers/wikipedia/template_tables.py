@@ -1,6 +1,6 @@
-"""Templates whose words belong to the text around them, and how each is written; all others are dropped.
+"""Rules for templates whose words belong to the surrounding text; all other templates are dropped.
 
-Names are in lower case, with spaces. The tables of a wiki are the common one and that of its language.
+Names are in lower case, with spaces. A wiki uses the common table and the table of its language.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _COMMON = _table(
     ("angbr; angbr ipa; angle br; grapheme", "⟨{1}⟩"),
     ("respell; respelling", joined("-")),
     ("audio; audio-ipa; audio-nohelp", 2),
-    # words as they are
+    # unchanged words
     (
         "nowrap; nobr; nobreak; nobold; noitalic; no italic; noitalics; normal; small; smaller; big; larger; "
         "large; sup; sub; mvar; math; var; code; mono; monospace; tt; kbd; samp; smallcaps; sc; sc1; sc2; "
@@ -581,10 +581,10 @@ _LANGUAGES: dict[str, tuple[dict[str, Rule], list[tuple[re.Pattern[str], Rule]]]
 
 
 def known_rule(name: str, language: str) -> Rule | None:
-    """Return how a wiki in this language writes a template; None for one that is dropped.
+    """Return the rule for a template in a wiki of this language; None if the template is dropped.
 
     Args:
-        name: its name in lower case, with spaces.
+        name: the template's name in lower case, with spaces.
         language: language code without region.
     """
     own, patterns = _LANGUAGES.get(language, ({}, []))
@@ -595,5 +595,5 @@ def known_rule(name: str, language: str) -> Rule | None:
 
 
 def known_function(name: str) -> Rule | None:
-    """Return how a parser function, such as `formatnum`, is written; None for one that is dropped."""
+    """Return the rule for a parser function, such as `formatnum`; None if it is dropped."""
     return _FUNCTIONS.get(name)

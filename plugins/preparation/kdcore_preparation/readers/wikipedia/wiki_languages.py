@@ -1,4 +1,4 @@
-"""What differs between the languages of wikis: names of namespaces, numbers, months, variants of the script."""
+"""Differences between wiki languages: namespace names, number formats, months, script variants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 # fmt: off
-# Names of the namespaces Media, File and Category; a dump states one of each, but not its aliases.
+# Names of the namespaces Media, File and Category; a dump contains one name for each, but not its aliases.
 _HIDDEN = {
     "ar": ("ملف", "صورة", "ميديا", "وسائط", "تصنيف"),
     "ca": ("Fitxer", "Imatge", "Categoria"),
@@ -50,7 +50,7 @@ _MONTHS = {
     "ru": "января февраля марта апреля мая июня июля августа сентября октября ноября декабря",
     "ar": "يناير فبراير مارس أبريل مايو يونيو يوليو أغسطس سبتمبر أكتوبر نوفمبر ديسمبر",
 }
-# Separators of groups of digits and of decimals, and the least number of digits that are grouped.
+# Separators of digit groups and of decimals, and the smallest number of digits that are grouped.
 _NUMBERS = {
     "de": (".", ",", 4), "es": (" ", ",", 5), "fr": (" ", ",", 4), "it": (" ", ",", 4), "pt": (" ", ",", 5),
     "ru": (" ", ",", 5), "uk": (" ", ",", 5), "pl": (" ", ",", 5), "nl": (".", ",", 4), "sv": (" ", ",", 4),

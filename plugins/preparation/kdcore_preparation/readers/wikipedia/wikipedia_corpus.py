@@ -50,10 +50,9 @@ def _checked_variant(code: str | None) -> str | None:
 class WikipediaCorpus(FileCorpus):
     """Read the articles of a `pages-articles` dump as plain paragraphs.
 
-    Pages of other namespaces than the articles', redirects and pages that are not wikitext are skipped; each kind
-    is counted. The dump is streamed: memory holds one page. Pages that are not valid XML are left out and raise an
-    error at the end. A plain dump and a multistream one are read in parts; other compressed files are one part
-    each.
+    Pages outside the article namespace, redirects and pages that are not wikitext are skipped; each kind is counted.
+    The dump is streamed, with one page in memory at a time. Pages that are not valid XML are left out and raise an
+    error at the end. Plain and multistream dumps are read in parts; any other compressed file is one part.
     """
 
     revision = 3
@@ -97,7 +96,7 @@ class WikipediaCorpus(FileCorpus):
         return parts
 
     def read(self, part: Part) -> Iterator[Document]:
-        """Yield articles named by their page id."""
+        """Yield articles, named by their page ids."""
         path = self.path_of(part)
         cleaner = WikitextCleaner(read_wiki(path), self.config.templates, self.config.variant)
         dump = DumpPart(path, part)

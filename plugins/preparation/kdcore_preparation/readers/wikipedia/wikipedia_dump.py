@@ -1,8 +1,8 @@
 """Read the pages of a MediaWiki dump as raw XML, from any position.
 
 A dump is not parsed as one XML document: `<page>`, possibly with attributes, and `</page>` are found in its bytes (they
-are escaped in a page's text), and each page is parsed separately. So reading can begin anywhere, and a damaged page
-does not affect others.
+are escaped in a page's text), and each page is parsed separately. Reading can therefore begin anywhere, and a damaged
+page does not affect others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdcore_preparation.readers.input_files import BZIP2, compression, damaged, 
 from kdcore_preparation.readers.wikipedia.wiki_languages import Wiki
 
 COMPRESSED_PART_BYTES = PART_BYTES // 4
-"""Of a compressed dump, which unpacks to about four times its size."""
+"""For a compressed dump, which unpacks to about four times its size."""
 
 MAX_PAGE_BYTES = 64 * 2**20
 
@@ -37,7 +37,7 @@ _ALLOWED = "a pages-articles dump of MediaWiki"
 
 
 def part_bytes(path: Path, size: int) -> int:
-    """Return the possible size of parts of this file; the file's size if it can only be read from its start."""
+    """Return the size of the parts of this file; the file's size if it can be read only from its start."""
     if size > PART_BYTES and is_plain(path):
         return PART_BYTES
     if size > COMPRESSED_PART_BYTES and _is_multistream(path):
@@ -46,7 +46,7 @@ def part_bytes(path: Path, size: int) -> int:
 
 
 def read_wiki(path: Path) -> Wiki:
-    """Read language and namespaces of the dump's wiki from its head.
+    """Read the wiki's language and namespaces from the start of the dump.
 
     Raises:
         DataError: the file is not a dump.
@@ -102,13 +102,13 @@ class DumpPart:
         """Yield each page, `<page>` to `</page>`.
 
         Raises:
-            DataError: the dump is damaged or ends too early; the whole pages before that have been yielded.
+            DataError: the dump is damaged or ends too early; all complete pages before the damage have been yielded.
         """
         buffer = bytearray()
-        gone = 0  # bytes that have left the buffer
+        gone = 0  # bytes dropped from the buffer
         own: int | None = None  # total bytes of the part, once known
-        start = -1  # of the page in the buffer that has not ended yet
-        place = 0  # in the buffer, up to which it has been searched
+        start = -1  # start of the unfinished page in the buffer
+        place = 0  # position up to which the buffer has been searched
         pages = 0
         tail = b""
         for chunk, is_own in self._chunks():
@@ -155,7 +155,7 @@ class DumpPart:
             )
 
     def _chunks(self) -> Iterator[tuple[bytes, bool]]:
-        """Yield unpacked bytes from the part's start, and whether they belong to the part or follow it."""
+        """Yield unpacked bytes from the part's start on, each chunk with whether it belongs to the part."""
         if compression(self._path) == "bzip2":
             with self._path.open("rb") as raw:
                 yield from self._bzip2(raw)
@@ -178,7 +178,7 @@ class DumpPart:
         if position is None:
             return
         raw.seek(position)
-        packed = b""  # read, and not unpacked yet; `position` is where it starts
+        packed = b""  # read but not yet unpacked; starts at `position`
         while True:
             packed += raw.read(_MAGIC_BYTES - len(packed)) if len(packed) < _MAGIC_BYTES else b""
             if not packed:

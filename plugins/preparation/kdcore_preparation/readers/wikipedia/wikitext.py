@@ -17,12 +17,12 @@ from kdcore_preparation.readers.wikipedia.template_tables import known_function,
 from kdcore_preparation.readers.wikipedia.wiki_languages import Wiki
 from kdcore_preparation.readers.wikipedia.wikitext_tokens import GAP, parse_without
 
-# Temporary marks, as `GAP`: at the start of a list item and of a heading, and a paragraph's end.
+# Temporary marks, like `GAP`: start of a list item, start of a heading, end of a paragraph.
 _ITEM = "\x02"
 _HEADING = "\x03"
 _BREAK = "\x05"
-# Characters of text, from <nowiki> and entities, that would be markup where the text is tidied, and what replaces them
-# until then. They are not white space.
+# Characters of text, from <nowiki> and entities, that tidying would take for markup, and their replacements until then.
+# The replacements are not white space.
 _LOOKS_LIKE_MARKUP = "[]{}<>'_|!:"
 _HIDE = str.maketrans({character: chr(0x0E + number) for number, character in enumerate(_LOOKS_LIKE_MARKUP)})
 _SHOW = {ord(mark): chr(character) for character, mark in _HIDE.items()}
@@ -40,8 +40,8 @@ _BLOCK_TAGS = frozenset((
 # fmt: on
 _LIST_TAGS = frozenset(("li", "dt", "dd"))
 
-# Characters of an address. Letters beyond ASCII are those of scripts that put spaces between words: in the others, such
-# as Chinese, the sentence may continue directly after the address.
+# Characters of a URL. Letters beyond ASCII are allowed for scripts that put spaces between words; in other scripts,
+# such as Chinese, the sentence may continue directly after the URL.
 _ADDRESS_CHARACTERS = (
     r"[A-Za-z0-9_.~:/?#@!$&'()*+,;=%\[\]" "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u052f\u1e00-\u1fff-]+"
 )
@@ -55,7 +55,7 @@ _MAGIC_WORD = re.compile(
 )
 _EMPHASIS = re.compile(r"'{2,}")
 _GAPS = re.compile(rf"(\s*){GAP}[\s{GAP}]*")
-# Punctuation that is left over next to a gap.
+# Punctuation left over next to a gap.
 _HOLLOW_BRACKETS = re.compile(
     rf"\((?=[^()]*{GAP})[\s,;:/–{GAP}-]*\)|\[(?=[^\[\]]*{GAP})[\s{GAP}]*\]|（(?=[^（）]*{GAP})[\s，、；：,;:{GAP}]*）"
 )
@@ -66,7 +66,7 @@ _SPACE_BEFORE_POINT = re.compile(rf"\s+{GAP}\s*(?:([,.;:!?](?![^\s{GAP}]))|([،�
 _SPACE_BEFORE_FRENCH_POINT = re.compile(rf"\s+{GAP}\s*(?:([,.](?![^\s{GAP}]))|( [;:!?»]))")
 
 _ROW = re.compile(r"[|!]|\{\|")
-# A row of a table, also where no table is open; a line that begins with | may be text, such as |x| in mathematics.
+# A table row, even if no table is open; a line that begins with | may be text, such as |x| in mathematics.
 _SURE_ROW = re.compile(
     r"\{\||\|\}|\|-+\s*(?:$|[\w-]+\s*=)|\|\+\s|\|\s+\w[\w ]*=|\|\s.*\|\||!\s.*(?:!!|\|\|)|"
     r"[|!]\s*(?:style|class|align|valign|colspan|rowspan|scope|width|height|bgcolor|id|nowrap|data-[\w-]+)\s*=",
@@ -79,7 +79,7 @@ _LEFT_TAGS = (
     r"ruby|r[bpt]|wbr|bdi|caption|noinclude|onlyinclude|includeonly|section)(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>"
 )
 _LINE_BREAKS = "line breaks"
-# Reasons under which dropped parts are counted, by what they are called in the source.
+# Reasons under which dropped parts are counted, by tag name.
 _REASONS = {
     "attributes": "attributes of tags",
     "comments": "comments",
@@ -100,12 +100,12 @@ _NAMES_IN_MEMORY = 2**14
 class WikitextCleaner:
     """Convert the markup of an article to paragraphs of plain text.
 
-    Tables, references, galleries, formulae, comments, files and categories are removed; the words of links, emphasis,
-    headings and lists stay, and those of templates that have a rule. A heading without text below it is removed, too.
+    Tables, references, galleries, formulae, comments, files and categories are removed. The words of links, emphasis,
+    headings, lists, and templates with a rule are kept. A heading without text below it is also removed.
 
     Args:
-        wiki: the wiki of the article: its language decides about templates, files, numbers and variants.
-        templates: rules for templates by name, as a recipe states them; they replace the built-in ones.
+        wiki: the wiki of the article; its language determines templates, files, number formats and variants.
+        templates: rules for templates by name, in the form of a recipe; they replace the built-in rules.
         variant: code of the language variant to take from `-{...}-`; None is the main form of the wiki.
     """
 
@@ -127,10 +127,10 @@ class WikitextCleaner:
     def paragraphs(
         self, wikitext: str, report: Counter[str], characters: CharacterStage | None = None, title: str = ""
     ) -> list[str]:
-        """Extract plain paragraphs of `wikitext`; headings are separate paragraphs.
+        """Extract the plain paragraphs of `wikitext`; headings are separate paragraphs.
 
-        Dropped templates and markup that could not be parsed are counted in `report`. The characters are counted at a
-        stage of an account, those of the paragraphs with a newline between them. The title replaces `{{PAGENAME}}`.
+        Dropped templates and markup that could not be parsed are counted in `report`. Characters are counted at a stage
+        of an account; paragraphs count with a newline between them. The title replaces `{{PAGENAME}}`.
 
         Raises:
             ParserError, RecursionError: the markup cannot be parsed; nothing is counted at the stage.
@@ -161,10 +161,10 @@ class WikitextCleaner:
         return [paragraph.translate(_SHOW) if source.hides_markup else paragraph for paragraph, _ in kept]
 
     def rule(self, name: str) -> tuple[Rule, str] | None:
-        """Return the rule of a template or parser function and its plain name; None if it is dropped.
+        """Return the rule for a template or parser function and its plain name; None if it is dropped.
 
         Args:
-            name: the name in lower case, of a parser function with its value.
+            name: the name in lower case; for a parser function, including its value.
         """
         if ":" in name:  # the value of a parser function is not part of its name
             function, _, value = name.partition(":")
@@ -187,7 +187,7 @@ class WikitextCleaner:
         return namespace.strip().replace("_", " ").casefold() in self._hidden
 
     def _tidy(self, line: str, report: Counter[str], stage: CharacterStage, *, heading: bool) -> str:
-        """Remove leftovers of markup from one paragraph; empty when no word is left."""
+        """Remove markup leftovers from one paragraph; return an empty text if no word is left."""
         text, broken = self._debris.subn(f" {GAP} ", line)
         if broken:
             report["pieces of broken markup removed"] += broken
@@ -208,7 +208,7 @@ class WikitextCleaner:
         return _dropped("", text, "paragraphs without a letter or digit", stage)
 
     def _tidy_gaps(self, text: str) -> str:
-        """Remove the marks of what was left out, and the remaining spaces and punctuation around it."""
+        """Remove the marks of omitted content, and leftover spaces and punctuation around them."""
         text = _HOLLOW_BRACKETS.sub(GAP, text)
         text = _GAPS.sub(_one_gap, text)
         text = _BRACKET_START.sub(r"\1", text)
@@ -219,16 +219,16 @@ class WikitextCleaner:
 
 
 class _Article:
-    """Write one article's tree as text with marks.
+    """Convert one article's tree to text with marks.
 
     Args:
         cleaner: the cleaner.
-        report: counts of what is left out.
+        report: counts of omitted content.
         stage: counts of characters.
         title: the article's title.
 
     Attributes:
-        hides_markup: whether characters of the text are hidden that look like markup.
+        hides_markup: whether characters of the text that look like markup have been hidden.
     """
 
     def __init__(self, cleaner: WikitextCleaner, report: Counter[str], stage: CharacterStage, title: str) -> None:
@@ -240,7 +240,7 @@ class _Article:
         self.hides_markup = False
 
     def text_of(self, wikitext: str) -> str:
-        """Return the text; lines end where the source's do or at a mark."""
+        """Return the text; lines end at the line ends of the source or at a mark."""
         text = self._render(parse_without(wikitext, self))
         for reason, characters in (("markup", self._markup), ("link targets", self._targets)):
             if characters:
@@ -258,7 +258,7 @@ class _Article:
         return None
 
     def drop(self, reason: str, characters: int) -> None:
-        """Count what is left out before the tree is built."""
+        """Count content that is left out before the tree is built."""
         self._stage.drop(_REASONS.get(reason, "other elements"), characters)
 
     def drop_template(self, name: str, characters: int, source: Callable[[], str]) -> None:
@@ -373,7 +373,7 @@ class _Article:
             return self._title
         if found is not None:
             rule, name = found
-            # The template is counted as a whole, not the markup inside of it.
+            # The template is counted as a whole, without counting the markup inside it separately.
             outside = self._stage, self._markup, self._targets
             self._stage = CharacterStage()
             value = self._render(node.name).partition(":")[2] if ":" in stated else ""
@@ -387,7 +387,7 @@ class _Article:
 
 
 def template_name(name: str) -> str:
-    """Return the name of a template as the tables have it: redirects differ in case, underscores and spaces."""
+    """Normalise a template name as in the tables: redirects differ in case, underscores and spaces."""
     return " ".join(name.replace("_", " ").casefold().split())
 
 
@@ -398,7 +398,7 @@ def template_label(name: str) -> str:
 
 
 def _address_end(address: str) -> int:
-    """Return where an address at the start of a text ends; punctuation after it belongs to the sentence."""
+    """Return the end of a URL at the start of a text; punctuation after it belongs to the sentence."""
     found = _ANY_ADDRESS.match(address)
     if found is None:
         return len(address)
@@ -412,14 +412,14 @@ def _address_end(address: str) -> int:
 
 
 def _one_gap(run: re.Match[str]) -> str:
-    """Write adjacent gaps and spaces as one gap with at most a space on each side."""
+    """Replace adjacent gaps and spaces by one gap with at most one space on each side."""
     before = " " if run[1] else ""
     after = " " if any(character.isspace() for character in run[0][len(run[1]) :]) else ""
     return f"{before}{GAP}{after}"
 
 
 def _character(node: Any) -> str:
-    """Return the character of an entity; empty if it names none, such as &#xD800;, or a control character."""
+    """Return the character of an entity; empty for an invalid one, such as &#xD800;, or a control character."""
     try:
         character = str(node.normalize())
     except (ValueError, KeyError, OverflowError):
@@ -434,7 +434,7 @@ def _visible(text: str) -> int:
 
 
 def _dropped(text: str, before: str, reason: str, stage: CharacterStage) -> str:
-    """Return a text and count the characters that it has lost."""
+    """Return a text and count the characters removed from it."""
     if text is not before:
         lost = len(before) - len(text) - before.count(GAP) + text.count(GAP)
         if lost:
@@ -448,11 +448,11 @@ def _drop_heading(kept: list[tuple[str, int]], stage: CharacterStage) -> None:
 
 
 def _lines(rendered: str, report: Counter[str], stage: CharacterStage) -> list[tuple[str, int]]:
-    """Join what is one paragraph: (text, level of the heading or 0). List items and headings are separate."""
+    """Join lines to paragraphs: (text, heading level or 0). List items and headings are separate paragraphs."""
     paragraphs: list[tuple[str, int]] = []
     open_lines: list[str] = []
     ends = rendered.count("\n")  # characters that separate lines, and the spaces next to them
-    spaces = 0  # that join lines
+    spaces = 0  # number of spaces that join lines
 
     def close() -> None:
         nonlocal spaces
@@ -488,11 +488,11 @@ def _lines(rendered: str, report: Counter[str], stage: CharacterStage) -> list[t
 
 
 def _rows_of_tables(lines: list[str]) -> frozenset[int]:
-    """Find the rows of tables, and the arguments of templates, that are not closed.
+    """Find the lines of unclosed tables and templates.
 
-    A line that begins with `|` or `!` is a row in a table that was opened, in a template that was opened, beside a line
-    that cannot be anything else, or if its neighbour is such a line too and a space follows the mark in both. Otherwise
-    it is text, as MediaWiki shows it.
+    A line that begins with `|` or `!` is a row inside an open table or template, next to a line that is certainly a
+    row, or if a neighbouring line also begins with such a mark and a space follows the mark in both. Otherwise it is
+    text, as in MediaWiki.
     """
     rows: set[int] = set()
     in_table, open_templates = False, 0

@@ -1,7 +1,8 @@
 """Parse an article without the parts that are dropped anyway.
 
 The library tokenises wikitext in C and builds a tree of Python objects from the tokens, which takes ten times as long.
-Most of a Wikipedia's tokens are inside templates, references and tables: they are left out before that.
+Most tokens of a Wikipedia article are inside templates, references and tables, so these are left out before the tree is
+built.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def parse_without(text: str, selection: Selection) -> Any:
     """Parse wikitext, leaving out comments, attributes of tags, and the unwanted templates and tags.
 
     Returns:
-        The library's tree of the rest; text `GAP` is in the place of what was left out.
+        The library's tree of the rest, with the text `GAP` in place of omitted content.
 
     Raises:
         ParserError: the library failed.
@@ -83,7 +84,7 @@ def tokens_of(text: str) -> list[Any]:
 
 
 def source_length(tokens: list[Any]) -> int:
-    """Return the number of characters of the source that whole tokens, such as those of an article, were made of."""
+    """Return the number of source characters of complete tokens, such as those of an article."""
     kinds, place, length = _kinds(), 0, 0
     while place < len(tokens):
         place, characters = _skip(tokens, place, kinds)
@@ -140,20 +141,20 @@ def _left_out(tokens: list[Any], selection: Selection) -> list[Any]:
 
 
 def _source(tokens: list[Any]) -> str:
-    """Return the source of whole tokens."""
+    """Return the source of complete tokens."""
     from mwparserfromhell.parser.builder import Builder
 
     return str(Builder().build(tokens))
 
 
 def _template_name(tokens: list[Any], place: int, kinds: _Kinds) -> str:
-    """Return the name of a template, for a parser function with its first argument; empty if it is not plain text."""
+    """Return the name of a template (parser functions: with the first argument); empty if it is not plain text."""
     name, end = _name(tokens, place + 1, kinds)
     return name if type(tokens[end]) in kinds.template_ends_name or ":" in name else ""
 
 
 def _name(tokens: list[Any], place: int, kinds: _Kinds) -> tuple[str, int]:
-    """Return the text that begins at `place`, without comments, and where it ends."""
+    """Return the text that begins at `place`, without comments, and its end."""
     end = place
     name = ""
     while True:
@@ -168,7 +169,7 @@ def _name(tokens: list[Any], place: int, kinds: _Kinds) -> tuple[str, int]:
 
 
 def _skip(tokens: list[Any], place: int, kinds: _Kinds) -> tuple[int, int]:
-    """Return the position after what begins at `place`, and the number of its characters in the source."""
+    """Return the position after the element that begins at `place`, and its number of source characters."""
     depths, lengths, text = kinds.depth, kinds.lengths, kinds.text
     depth = length = 0
     markups: list[_Token] = []  # tags that are open
@@ -230,7 +231,7 @@ def _length(
 
 
 def _skip_attributes(tokens: list[Any], place: int, kinds: _Kinds) -> tuple[int, int]:
-    """Return the position after the attributes of a tag, and the number of their characters in the source."""
+    """Return the position after the attributes of a tag, and their number of source characters."""
     length = 0
     while type(tokens[place]) not in kinds.tag_ends_name:
         place, characters = _skip(tokens, place, kinds)
