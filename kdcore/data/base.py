@@ -16,12 +16,12 @@ from pydantic import Field
 from kdcore.recipe.schema import ComponentConfig
 
 PART_BYTES = 32 * 2**20
-"""Approximate size of a part: some seconds of tokenising, which is also what is lost when work is killed."""
+"""Approximate size of a part: some seconds of tokenising, and at most that is lost when a process is killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text that belongs together: an article, a book, a post.
+    """One coherent text: an article, a book, a post.
 
     Attributes:
         id: identifies the document within its corpus, so it must not depend on where the files are stored, and must not
@@ -67,8 +67,8 @@ class Part:
 
     Attributes:
         name: identifies it within its corpus, independent of where the data is stored.
-        bytes: size of the covered range on disk; 0 if unknown. Work is distributed over processes, and progress is
-            shown, by it.
+        bytes: size of the covered range on disk; 0 if unknown. Used to distribute work over processes and to show
+            progress.
         file: name of its file in `Corpus.files`, for readers that read file by file.
         start: where the range starts in the file, for readers that can begin there.
         end: where it ends; None is the end of the file.
@@ -113,11 +113,11 @@ class Corpus(ABC):
                             else:
                                 self.report["empty documents skipped"] += 1
 
-    A reader needs no more. If it also has `parts` and `read`, several processes read it at once, and a preparation that
-    was killed resumes after the finished parts.
+    Nothing else is required. If a reader also has `parts` and `read`, several processes read it at once, and a
+    preparation that was killed resumes after the finished parts.
 
-    **Damage.** A reader that hits damage in a file yields what came before it and then raises `DataError`. What came
-    before is kept, the damage is recorded, and the other parts are still read.
+    **Damage.** A reader that finds damage in a file yields the documents before it and then raises `DataError`. Those
+    documents are kept, the damage is recorded, and the other parts are still read.
 
     Attributes:
         revision: increase it when the reader yields other documents than before for the same files and stated settings,
@@ -125,8 +125,8 @@ class Corpus(ABC):
         Config: keys of the reader; strings annotated as `PathString` arrive as absolute paths.
         config: the checked keys.
         report: counts of what the reader repaired or left out, by description ("redirects skipped"). Stored with the
-            prepared data and shown to the user: nothing may be changed or dropped without a count. Reset before each
-            part and summed afterwards.
+            prepared data and shown to the user: every change and every omission must be counted. Reset before each part
+            and summed afterwards.
         characters: None, or a `kdcore_preparation.CharacterAccount`: the characters that each stage of the reader
             received, dropped, rewrote and passed on, each with its reason. Cleared and summed as `report`.
         bytes_read: number of the part's `bytes` that have been read so far, for the progress bar. Updating it is
@@ -164,7 +164,7 @@ class Corpus(ABC):
                 yield from self.read(part)
 
         Raises:
-            DataError: a file cannot be read as what it should be.
+            DataError: a file does not have the expected format.
         """
 
     def parts(self) -> Sequence[Part]:
@@ -172,7 +172,7 @@ class Corpus(ABC):
 
         They are determined by the files and the reader's settings alone, never by the number of processes, and are
         listed without reading much. Pieces of about `PART_BYTES` suit best: small ones are joined, large ones keep
-        other processes waiting. A part that begins in the middle of a file begins at a multiple of something fixed, so
+        other processes waiting. A part that begins in the middle of a file must begin at a multiple of a fixed size, so
         that documents keep their names when the file grows.
 
         Raises:
@@ -181,7 +181,7 @@ class Corpus(ABC):
         return [Part("all", sum(path.stat().st_size for path in self.files().values()))]
 
     def read(self, part: Part) -> Iterator[Document | TokenizedSequences]:
-        """Yield the documents of one of `parts`; the same ones whichever other parts have been read before.
+        """Yield the documents of one of `parts`; the same ones regardless of which other parts have been read before.
 
         Raises:
             DataError: the part is damaged; what came before the damage has been yielded.

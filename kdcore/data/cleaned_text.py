@@ -1,4 +1,4 @@
-"""Let a tokenizer.json read raw text as training reads it: cleaned, and with spelled special tokens as text."""
+"""Make a tokenizer.json read raw text as in training: cleaned, and with spelled-out special tokens as plain text."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
 def with_cleaning(content: dict[str, Any], *, strip: bool) -> dict[str, Any]:
     """Return the content of a tokenizer.json that cleans its texts as training does.
 
-    A unigram model finds special tokens that are spelled in a text among its own pieces. A pre-tokenizer divides them
-    there, so that they are text if `split_special_tokens` is set.
+    A unigram model has pieces for special tokens that are spelled out in a text. A pre-tokenizer splits them there, so
+    that they are plain text if `split_special_tokens` is set.
 
     Args:
         content: the content, with or without cleaning.

@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 
 RowType = Literal["uint16", "int32"]
 PreparedSplit = Literal["train", "held_out"]
-"""A split of prepared data; `held_out` is empty where the recipe holds out nothing."""
+"""A split of prepared data; `held_out` is empty if the recipe holds out nothing."""
 
 _HASH = "sha256"
 FIRST_WITH_HASH = 3
@@ -38,15 +38,15 @@ FileName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
 
 
 class _Stored(BaseModel):
-    # Unknown keys are ignored, so that a later minor addition stays readable.
+    # Unknown keys are ignored, so that manifests with later minor additions stay readable.
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class ShardEntry(_Stored):
     """One file of rows.
 
-    `corpus` is the number of the corpus that they are from; `predictions` how many masked places are stored with each
-    row, 0 where rows are not masked.
+    `corpus` is the number of their corpus; `predictions` is the number of masked positions stored with each row, 0 if
+    rows are not masked.
     """
 
     file: FileName
@@ -65,7 +65,7 @@ class Alignment(_Stored):
         units: spans between boundaries that the tokens of both have in common, one for each special token included.
         characters: characters of the text other than white space.
         unaligned: number of these characters that are in no unit, because the tokens of one side do not cover them.
-        split_sequences: sequences that were split, because the teacher's tokens of the whole did not fit a row.
+        split_sequences: sequences that were split because the teacher's tokens of the whole sequence did not fit a row.
     """
 
     teacher_tokens: Count = 0
@@ -89,13 +89,13 @@ class CharactersEntry(_Stored):
 
 
 class SplitEntry(_Stored):
-    """One split: its files and what they hold.
+    """One split: its files and their contents.
 
-    `tokens` are the text's, without [CLS], [SEP] and [PAD]; `sentences` is None where sentences were not detected, and
-    `alignment` where the rows hold the tokens of one tokenizer only. `text_characters` are all of the text,
-    `visible_characters` those of them that are not white space, `unknown_characters` those that are inside [UNK].
-    `repeated_documents` repeat another one of the split except for case, white space and punctuation. These four are
-    None for rows of token ids and in older manifests.
+    `tokens` counts the tokens of the text without [CLS], [SEP] and [PAD]; `sentences` is None where sentences were not
+    detected, and `alignment` where the rows hold the tokens of one tokenizer only. `text_characters` counts all
+    characters of the text, `visible_characters` those that are not white space, `unknown_characters` those inside
+    [UNK]. `repeated_documents` counts documents that repeat another one of the split except for case, white space and
+    punctuation. These four are None for rows of token ids and in older manifests.
     """
 
     documents: int = 0
@@ -136,7 +136,7 @@ class TeacherRows(_Stored):
 
 
 class Damage(_Stored):
-    """A part of a corpus that could not be read to its end; what came before is in the data."""
+    """A part of a corpus that could not be read to its end; the content before the damage is in the data."""
 
     corpus: int
     part: str
@@ -153,8 +153,7 @@ class Damage(_Stored):
 class ReaderEntry(_Stored):
     """The reader of a corpus.
 
-    `source` is the SHA-256 of the file that defines a class which running code has registered; None for an installed
-    reader.
+    `source` is the SHA-256 of the file that defines a class registered at run time; None for an installed reader.
     """
 
     name: str
@@ -179,13 +178,13 @@ class _StoredRecipe(_Stored):
 class Manifest(_Stored):
     """The description of a prepared folder.
 
-    `reports` count, for each corpus, what was repaired or left out; `characters` are the stages of each corpus in their
-    order; `problems` describe likely faults of the data, None in older manifests; `weights` how often an epoch shows
-    the sequences of each corpus. `stated` are the keys of `recipe` that were stated, `readers` and `preparation` the
-    readers and the revision of the preparation; versions 1 and 2 have none of these. `teacher` describes the teacher's
-    tokens, None if the rows hold those of one tokenizer only. A kdcore that does not know `teacher` can train students
-    without a teacher on such data, and refuses the teacher's other vocabulary. `tokenizer_files` has the SHA-256 of the
-    tokenizers' files by their paths in the folder; older manifests list none.
+    `reports` counts, for each corpus, what was repaired or left out; `characters` lists the stages of each corpus in
+    order; `problems` describes likely problems with the data, None in older manifests; `weights` is how often an epoch
+    shows the sequences of each corpus. `stated` lists the keys of `recipe` that were given, `readers` and `preparation`
+    are the readers and the revision of the preparation; versions 1 and 2 have none of these. `teacher` describes the
+    teacher's tokens, None if the rows hold those of one tokenizer only. A kdcore that does not know `teacher` can train
+    students without a teacher on such data, and refuses the teacher's other vocabulary. `tokenizer_files` has the
+    SHA-256 of the tokenizers' files by their paths in the folder; older manifests list none.
     """
 
     format_version: int

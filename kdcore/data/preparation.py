@@ -1,4 +1,4 @@
-"""The interface of packages that prepare data (registry `kdcore.preparations`), and what reads `task.data`."""
+"""Define the interface of packages that prepare data (registry `kdcore.preparations`), and open `task.data`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Preparation(ABC):
     def section_for(
         cls, data: Path | Iterable[Any], cache: Path, column: str = "text", max_texts: int = 1_000_000
     ) -> dict[str, Any]:
-        """Return the keys of a data recipe for data that `kdcore.distil` was given, besides the tokenizer.
+        """Return the keys of a data recipe, except the tokenizer, for data passed to `kdcore.distil`.
 
         Args:
             data: a file or folder; or texts, or a table with a column of texts.
@@ -52,13 +52,13 @@ class Preparation(ABC):
             max_texts: number of texts to read from an iterable without a length, which may be endless.
 
         Raises:
-            InputError: this preparation has no such data recipes, or the data is not what it reads.
+            InputError: this preparation has no such data recipes, or cannot read this data.
         """
         raise InputError(f"{cls.__name__} makes no data recipe from texts or files")
 
     @abstractmethod
     def describe(self) -> str:
-        """Name the data in a few words for the log, such as its sources and the length of its sequences."""
+        """Describe the data in a few words for the log, such as its sources and the length of its sequences."""
 
     @abstractmethod
     def find(self, cache: Path) -> PreparedData | None:
@@ -93,22 +93,23 @@ class Preparation(ABC):
     def reopen(
         self, cache: Path, folder: Path | None, fingerprint: str, *, progress: Callable[[str], None]
     ) -> tuple[PreparedData, str]:
-        """Open the data that a run has started on, even if the recipe's data is prepared elsewhere by now.
+        """Open the data that a run started with, even if the recipe's data is now prepared elsewhere.
 
         Override it if one fingerprint has several forms, or if the run's folder stays valid when raw data is missing.
         By default the recipe's data is found or prepared.
 
         Args:
             cache: folder of prepared data.
-            folder: the folder that the run has stored; None for a run that stored a fingerprint only.
-            fingerprint: the fingerprint that the run has stored.
+            folder: the folder recorded by the run; None for a run that recorded a fingerprint only.
+            fingerprint: the fingerprint recorded by the run.
             progress: as for `prepare`.
 
         Returns:
             The data and its fingerprint: `fingerprint` if the recipe describes the run's data, else another one.
 
         Raises:
-            DataError: as `prepare`, and so is InfrastructureError.
+            DataError: as in `prepare`.
+            InfrastructureError: as in `prepare`.
         """
         found = self.find(cache)
         data = self.prepare(cache, progress=progress) if found is None else found
@@ -135,7 +136,7 @@ def open_data(source: str | dict[str, Any], cache: Path) -> PreparedData:
 
     Args:
         source: a value of type `DataSource`: a prepared folder, a data recipe's file, or a data recipe.
-        cache: where prepared data is kept and found again.
+        cache: folder of prepared data.
 
     Raises:
         InputError: the folder, the recipe or the raw data cannot be used.
@@ -154,10 +155,11 @@ def open_data(source: str | dict[str, Any], cache: Path) -> PreparedData:
 def reopen_data(
     source: str | dict[str, Any], cache: Path, folder: Path | None, fingerprint: str
 ) -> tuple[PreparedData, str]:
-    """Open the data that a run has started on; arguments and results as for `Preparation.reopen`.
+    """Open the data that a run started with; arguments and results as for `Preparation.reopen`.
 
     Raises:
-        InputError: as `open_data`, and so is InfrastructureError.
+        InputError: as in `open_data`.
+        InfrastructureError: as in `open_data`.
     """
     preparation = _preparation_of(source)
     if preparation is None:

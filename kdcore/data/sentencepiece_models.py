@@ -23,7 +23,7 @@ _ROLE_PIECES = {
 def convert_sentencepiece(path: Path) -> Any:
     """Turn a SentencePiece unigram or BPE model into a `transformers` fast tokenizer.
 
-    Pieces keep their ids. `[CLS]`, `[SEP]`, `[PAD]` and `[MASK]` are the model's own pieces where it has them (also as
+    Pieces keep their ids. `[CLS]`, `[SEP]`, `[PAD]` and `[MASK]` are the model's own pieces if it has them (also as
     `<cls>`, `<s>` and the like); missing ones are appended after its last piece. Models that number their pieces
     differently from their SentencePiece file (XLM-R) must be loaded from their folder instead.
 

@@ -27,7 +27,7 @@ class ShardWriter:
         name: name of the first file, without its suffix; further ones are numbered.
         sequence_length: columns of a row.
         dtype: type of ids.
-        teacher_dtype: type of the teacher's ids, if the rows hold those, too.
+        teacher_dtype: type of the teacher's ids, if the rows also contain these.
         corpus: number of the rows' corpus.
         batch_rows: rows that are written at once.
     """

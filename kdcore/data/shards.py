@@ -7,9 +7,9 @@
       train-00000.arrow ...
       held_out-00000.arrow ...
 
-A row is one sequence, padded to `sequence_length`; its length is stored with it, and where another program has drawn
-masks, those too. Where the teacher has another tokenizer, its tokens of the same text are stored with the student's,
-and for the tokens of both the number of the unit that they belong to.
+A row is one sequence, padded to `sequence_length`; its length is stored with it, and so are masks drawn by another
+program. If the teacher has another tokenizer, its tokens of the same text are stored with the student's, together with
+the number of the unit of each token on both sides.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ class Sequences:
         lengths: (sequences,) int32, special tokens included.
         has_masks: whether every sequence has masks that were drawn by another program.
         teacher_lengths: (sequences,) int32 in tokens of the teacher; None if the teacher's are the same.
-        vocab_size: the number that every id is below.
+        vocab_size: upper bound (exclusive) of all ids.
         dtype: type of the stored ids; None without rows.
 
     Raises:
-        DataError: a file is damaged; names it. Ids are compared with `vocab_size` whenever rows are read.
+        DataError: a file is damaged; the message names it. Ids are compared with `vocab_size` whenever rows are read.
     """
 
     def __init__(
@@ -159,11 +159,11 @@ class Sequences:
             indices: (n,) numbers from 0 to len - 1.
 
         Returns:
-            Token ids (n, sequence_length), padded with `pad_id`, and lengths (n,); both are the caller's to change.
+            Token ids (n, sequence_length), padded with `pad_id`, and lengths (n,); the caller may modify both.
 
         Raises:
             IndexError: a number is out of range.
-            DataError: an id is not in the vocabulary; names its file.
+            DataError: an id is not in the vocabulary; the message names its file.
         """
         numbers = self._numbers(indices)
         if not numbers.size:
@@ -177,7 +177,7 @@ class Sequences:
 
         Raises:
             IndexError: a number is out of range.
-            DataError: an id or a unit is out of range; names its file.
+            DataError: an id or a unit is out of range; the message names its file.
         """
         assert self._teacher is not None, "the data holds the tokens of one tokenizer only"
         assert self.teacher_lengths is not None
@@ -195,7 +195,7 @@ class Sequences:
 
         Raises:
             IndexError: a number is out of range.
-            DataError: a position or an id is out of range; names its file.
+            DataError: a position or an id is out of range; the message names its file.
         """
         numbers = self._numbers(indices)
         masks = Masks(*(np.zeros((len(numbers), self._predictions), np.int32) for _ in Masks._fields))
@@ -219,7 +219,7 @@ class Sequences:
         """Compare every stored id with the vocabulary.
 
         Raises:
-            DataError: an id is out of range; names its file.
+            DataError: an id is out of range; the message names its file.
         """
         for batch, start in zip(self._batches, self._starts, strict=False):
             numbers = np.arange(start, start + len(batch.lengths))
@@ -247,7 +247,7 @@ class Sequences:
 
     def _numbers(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         numbers: NDArray[np.int64] = np.ascontiguousarray(indices, dtype=np.int64)
-        # Taken as unsigned, a negative number is a very large one.
+        # As an unsigned integer, a negative number is very large.
         if numbers.size and int(numbers.view(np.uint64).max()) >= len(self.lengths):
             raise IndexError(f"the split {self.name} has {len(self)} sequences")
         return numbers
@@ -259,7 +259,7 @@ class PreparedData:
     Attributes:
         folder: where it is.
         manifest: its manifest.
-        SPLITS: the names of its splits.
+        SPLITS: names of its splits.
         MANIFEST: name of the manifest's file, the last that is written.
         TOKENIZER: name of the folder with the tokenizer.
         TEACHER_TOKENIZER: name of the folder with the teacher's tokenizer, if that is another one.
@@ -338,7 +338,7 @@ class PreparedData:
         """Read all files; compare them with the checksums, and the manifest with the tokenizer and the rows.
 
         Raises:
-            DataError: names every file that is damaged.
+            DataError: a file is damaged; the message names all damaged files.
         """
         problems: list[Problem] = []
         for name, entry in self.manifest.splits.items():
@@ -394,7 +394,7 @@ class PreparedData:
 
 
 def _tokenizers(manifest: Manifest) -> list[tuple[str, str]]:
-    """List the folders of the data's tokenizers, each with whose it is for messages."""
+    """List the folders of the data's tokenizers, each with its owner for messages."""
     own = (TOKENIZER_FOLDER, "")
     return [own] if manifest.teacher is None else [own, (TEACHER_TOKENIZER_FOLDER, "teacher's ")]
 

@@ -101,7 +101,7 @@ def load_tokenizer(name: str) -> Any:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turn the errors of damaged tokenizer files into a DataError; the libraries raise every type for them."""
+    """Convert errors caused by damaged tokenizer files to a DataError; the libraries raise many different types."""
     try:
         yield
     except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -132,18 +132,18 @@ def special_ids(tokenizer: Any, where: str | None = None) -> SpecialIds:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Return the number that every id is below.
+    """Return the exclusive upper bound of all ids.
 
-    It exceeds the number of tokens where a tokenizer leaves ids out.
+    It exceeds the number of tokens if a tokenizer skips ids.
     """
     ids: dict[str, int] = tokenizer.get_vocab()
     return max(len(tokenizer), max(ids.values()) + 1)
 
 
 def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) -> None:
-    """Adapt a saved tokenizer to a model and to the text of its training, for every transformers since 4.57.
+    """Adapt a saved tokenizer to a model and to the text of its training, for all versions of transformers since 4.57.
 
-    Training text is cleaned, so the tokenizer gets normalizers that clean, and the class that reads normalizers from
+    Training text is cleaned, so the tokenizer gets cleaning normalizers, and the class that reads normalizers from
     tokenizer.json. If `split_special_tokens` is set, it also strips texts. transformers 5 writes a class and a key for
     additional special tokens that earlier versions do not read.
 
@@ -167,7 +167,7 @@ def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) 
 
 
 def _read_as_training(path: Path, *, strip: bool) -> None:
-    """Let a tokenizer.json read raw text as training reads it, see `with_cleaning`."""
+    """Make a tokenizer.json read raw text as in training, see `with_cleaning`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     # White space next to an added token is not at the ends of a text.
     strip = strip and all(token["special"] for token in content["added_tokens"])
@@ -178,8 +178,8 @@ def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]]
     """Find text that two tokenizers of the same vocabulary read differently.
 
     Normalizer and pre-tokenizer are compared by their results on texts with upper case, accents, composed characters,
-    punctuation and Chinese, in normal form C as all text is, because one setting has several forms. Then tokens of
-    words of the vocabulary are compared, which depend on merges or scores.
+    punctuation and Chinese, in normal form C like all text, because equivalent settings can be written in several ways.
+    Then tokens of words of the vocabulary are compared, which depend on merges or scores.
 
     Returns:
         The text, and its pieces or tokens by either tokenizer; None if there is no difference or a tokenizer is slow.
@@ -201,7 +201,7 @@ def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]]
 
 
 def _pieces(backend: Any, text: str) -> list[str]:
-    """Return what normalizer and pre-tokenizer make of a text."""
+    """Apply normalizer and pre-tokenizer to a text."""
     normalized = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
     if backend.pre_tokenizer is None:
         return [normalized]

@@ -15,7 +15,7 @@ class WeightedRows:
     other half in the next, so that all are shown equally often.
 
     Args:
-        manifest: the prepared data's.
+        manifest: manifest of the prepared data.
         split: split of the rows.
         weighted: whether to apply weights; without them each row is one sample.
 
