@@ -1,1 +1,1 @@
-"""Models: the interface and the adapter of Hugging Face encoders."""
+"""Interface of models, and the adapter for Hugging Face encoders."""

@@ -87,7 +87,7 @@ class Architecture:
         after_first_block: path of a module of the base model that is applied to the output of the first block, and may
             be None; the hidden states of that block are its output.
         attention: name of the attention function that the network uses.
-        described: False for encoders of transformers about which only their outputs are known.
+        described: False for encoders of transformers of which only the outputs are known.
         save: writes configuration and weights of a network into a folder.
         class_head: applies the head of a `...ForSequenceClassification` network to one state per sequence (B, d),
             giving (B, C); it also receives the base model's pooler, which is stored separately. None if the
@@ -213,7 +213,7 @@ _RENAMED = {
     "xlm-roberta": ("roberta", ("XLMRobertaForMaskedLM",)),
     "xlm-roberta-xl": ("roberta", ("XLMRobertaXLForMaskedLM",)),
 }
-"""Model types whose parts are where those of another architecture are, with their classes of a masked-LM head."""
+"""Model types with the same layout as another architecture, with their masked-LM classes."""
 
 ARCHITECTURES |= {
     model_type: replace(ARCHITECTURES[like], model_type=model_type, lm_head_classes=classes)
@@ -222,7 +222,7 @@ ARCHITECTURES |= {
 
 
 def architecture_of(model_type: str, where: str, architectures: Mapping[str, Architecture]) -> Architecture:
-    """Look up the architecture of a model type; the model `transformers` supports types without a description, too.
+    """Look up the architecture of a model type; the model `transformers` also supports types without a description.
 
     Raises:
         DataError: the model type is not supported.

@@ -79,7 +79,7 @@ def attention_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: A
         kwargs["allow_is_bidirectional_skip"] = False
     mask: Tensor | None = sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
     if attention_mask is not None and mask is not None and kwargs.get("local_size") is not None:
-        # A padding position without a real token in its window has an empty row, and its softmax is NaN in kernels and
+        # A padding position without a real token in its window has an empty row, whose softmax is NaN in kernels and
         # losses; a later block would spread it to real tokens. The attention of padding does not affect any result.
         mask = mask | ~attention_mask[:, None, :, None]
     return mask

@@ -45,7 +45,7 @@ class Encoder(ABC, nn.Module):
         """Compute the requested signals; run only the blocks and heads that they need."""
 
     def prefetch(self, batch: Batch) -> None:
-        """Begin to read what a teacher's signals of a training batch need, in a background thread.
+        """Start reading the data for a teacher's signals of a training batch, in a background thread.
 
         Args:
             batch: the teacher's view in host memory; `forward` receives it in the next step.
@@ -60,9 +60,9 @@ class Encoder(ABC, nn.Module):
         raise InputError("this model does not support compilation", key="compile", hint="remove training.compile")
 
     def checkpoint_gradients(self) -> None:
-        """Keep only the inputs of blocks for the backward pass of training, which computes the rest again.
+        """Keep only the inputs of blocks for the backward pass in training, which recomputes the rest.
 
-        Signals and gradients must not change. A model that `keep_blocks` has made keeps this setting.
+        Signals and gradients must not change. `keep_blocks` preserves this setting.
 
         Raises:
             InputError: this model does not support it.
@@ -80,12 +80,12 @@ class Encoder(ABC, nn.Module):
             blocks: 0-based blocks to keep, at least one, in rising order.
 
         Raises:
-            InputError: this model cannot do without a block.
+            InputError: this model requires a block that is not kept.
         """
         raise InputError("this model cannot drop blocks", hint="use another model as student")
 
     def head_parameters(self) -> Collection[str]:
-        """Return the names of the parameters of heads, which optimizers may treat in another way than blocks."""
+        """Return the names of the parameters of heads, which optimizers may treat differently from blocks."""
         return ()
 
     @abstractmethod
@@ -116,8 +116,8 @@ class Model(ABC):
     def set_heads(self, heads: Sequence[Head]) -> None:
         """Set the heads that the task trains a student for; called before losses read `info`.
 
-        A model adds those that it can have to `info.heads`; losses that read others then raise an error. The first one
-        is the task's own, whose weights and labels an export must hold.
+        A model adds the heads that it supports to `info.heads`; losses that read others then raise an error. The first
+        one is the task's own, whose weights and labels an export must contain.
 
         Raises:
             InputError: a head does not fit the model's keys.
@@ -137,21 +137,21 @@ class Model(ABC):
         return self
 
     def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:  # noqa: B027 - most models compute
-        """Refuse a task whose samples a teacher cannot answer; called before weights are loaded.
+        """Refuse a task for whose samples a teacher has no signals; called before weights are loaded.
 
         A teacher that looks signals up finds the samples of a batch by `Batch.split`, `samples` and `epochs`, and
-        compares `Task.batch_identity` with that of the data that it knows.
+        compares `Task.batch_identity` with that of its stored data.
 
         Args:
             task: the task.
             requests: what is read in batches of the splits `train` and `held_out`.
 
         Raises:
-            InputError: names what differs.
+            InputError: the task does not match; the message names the difference.
         """
 
     def save_description(self, folder: Path) -> None:
-        """Write configuration and tokenizer of a teacher: as its `path`, the folder describes it without weights.
+        """Write configuration and tokenizer of a teacher: used as `path`, the folder describes it without weights.
 
         Raises:
             InputError: this model cannot be described without its weights.
@@ -173,7 +173,7 @@ class Model(ABC):
     def load_teacher(self, request: SignalRequest) -> Encoder:
         """Load the blocks and heads that `request` needs, in float32.
 
-        The encoder may also look its signals up: its `forward` receives batches that carry split, samples and epochs.
+        The encoder may also look up its signals: its `forward` receives batches that carry split, samples and epochs.
         """
 
     @abstractmethod
@@ -186,7 +186,7 @@ class Model(ABC):
         """Return the folder or hub name of the weights; None if they are random."""
 
     def vocabulary(self) -> Mapping[str, int] | None:
-        """Return token to id for the initial weights; None if the weights are random or the vocabulary is unknown.
+        """Return the token-to-id map of the initial weights; None if they are random or the vocabulary is unknown.
 
         A task compares it with the data's vocabulary, because mismatched ids would otherwise go unnoticed.
         """
@@ -195,6 +195,6 @@ class Model(ABC):
     def tokenizer(self) -> Any | None:
         """Return the fast tokenizer saved with the initial weights; None if they are random or it is unknown.
 
-        A task compares how it reads text with how the data's tokenizer does: vocabularies do not state the casing.
+        A task checks that it reads text like the data's tokenizer: vocabularies do not show whether text is lowercased.
         """
         return None

@@ -45,7 +45,7 @@ class Capture:
             _current.reset(token)
 
     def enter(self, block: int) -> None:
-        """Note that a block starts; the next kernel call belongs to it."""
+        """Record that a block starts; the next kernel call belongs to it."""
         self._running = block
 
     def leave(self, block: Block, states: Tensor) -> None:

@@ -135,7 +135,7 @@ def read_config(path: str, architectures: Architectures) -> PreTrainedConfig:
     stated = _as_own(stated, architectures)
     architecture = architecture_of(stated["model_type"], path, architectures)
     cls = _config_class(architecture)
-    # Output settings of the file are for other users of the model; here they would cost time or change the outputs.
+    # Output settings in the file serve other uses of the model; here they would cost time or change the outputs.
     outputs = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
     try:
         config = cls.from_dict(stated | outputs)
@@ -165,7 +165,7 @@ def student_config(base: Base | None, changes: Mapping[str, Any], architectures:
     """Build the student's configuration from `changes`, with missing keys from `base`.
 
     From a base of another architecture only sizes and ids of special tokens are taken; the rest are defaults. A
-    relative counts as the student's architecture.
+    relative (`Architecture.relatives`) is treated as the student's own architecture.
 
     Raises:
         InputError: unknown keys, wrong types, inconsistent sizes, an unsupported architecture.
@@ -219,7 +219,7 @@ def with_num_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConf
 
 
 def with_blocks(config: PreTrainedConfig, blocks: Sequence[int]) -> PreTrainedConfig:
-    """A copy of a configuration for these of its blocks only; 0-based, rising."""
+    """Return a copy of a configuration for a subset of its blocks; 0-based, in increasing order."""
     changed = copy.deepcopy(config)
     types = getattr(config, "layer_types", None)
     changed.num_hidden_layers = len(blocks)

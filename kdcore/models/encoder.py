@@ -40,7 +40,7 @@ from kdcore.signals import MASKED_LM, Batch, FactoredLogits, ModelInfo, Position
 class ShortenedBlocks(nn.ModuleList):
     """A list of blocks whose iteration stops after `depth`; parameters and their names are unchanged.
 
-    With `recompute`, a training step keeps only the inputs of blocks and computes the rest again for its gradients.
+    With `recompute`, a training step keeps only the inputs of blocks and recomputes the rest for its gradients.
     """
 
     depth: int | None = None
@@ -54,7 +54,7 @@ class ShortenedBlocks(nn.ModuleList):
 
 
 class _RecomputedBlock:
-    """A block whose intermediate results are computed again in the backward pass."""
+    """A block whose intermediate results are recomputed in the backward pass."""
 
     def __init__(self, block: nn.Module) -> None:
         self._block = block
@@ -127,7 +127,7 @@ class TransformersEncoder(Encoder):
         return True
 
     def _watch(self) -> None:
-        """Let the base model's forward pass end after any block, and note hidden states."""
+        """Let the base model's forward pass end after any block, and capture hidden states."""
         blocks = ShortenedBlocks(self.architecture.block_list(self._base))
         self._base.set_submodule(self.architecture.blocks, blocks)
         watch_embeddings(self.architecture.embedding_output(self._base))
@@ -168,7 +168,7 @@ class TransformersEncoder(Encoder):
                 )
             last: Tensor = self._base(attention_mask=None if packing else batch.attention_mask, **inputs)[0]
         if depth == self.info.num_layers and depth - 1 in capture.hidden:
-            capture.hidden[depth - 1] = last  # after the final norm, where there is one
+            capture.hidden[depth - 1] = last  # after the final norm, if there is one
         return self._answer(batch, request, capture, last)
 
     def _packs(self, batch: Batch) -> bool:
@@ -267,7 +267,7 @@ class TransformersEncoder(Encoder):
                 part.compile(fullgraph=True, dynamic=True)
 
     def checkpoint_gradients(self) -> None:
-        """Compute each block again in the backward pass of training, from its inputs."""
+        """Recompute each block from its inputs in the backward pass of training."""
         self._blocks.recompute = True
 
     def keep_blocks(self, blocks: Sequence[int]) -> None:
@@ -304,7 +304,7 @@ class TransformersEncoder(Encoder):
         return self
 
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write config.json and model.safetensors in float32, with the pooler where `AutoModel` expects it.
+        """Write config.json and model.safetensors in float32, with the pooler at the place that `AutoModel` expects.
 
         Modules of heads are written to `head_NAME.safetensors`.
         """
@@ -326,7 +326,7 @@ class TransformersEncoder(Encoder):
             state.pop(tied, None)
         transformers_logging.disable_progress_bar()
         self.architecture.save(self.network, folder, state)
-        # transformers states the precision of the network in training, which loading would then round the weights to.
+        # transformers would write the training precision, to which loading would then round the weights.
         path = folder / "config.json"
         config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -337,5 +337,5 @@ class TransformersEncoder(Encoder):
 
     @property
     def unexported_heads(self) -> tuple[str, ...]:
-        """Return further heads of transformers, whose folders hold one head."""
+        """Return further heads of transformers, whose folders can contain only one head."""
         return tuple(name for name, module in self.heads.items() if isinstance(module, PreTrainedModel))

@@ -1,4 +1,4 @@
-"""Heads: those of transformers' Auto classes, and separate modules, which exports store in separate files."""
+"""Handle heads of transformers' Auto classes, and heads with their own modules, stored in separate files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def own_module(head: Head, info: ModelInfo) -> nn.Module | None:
 
 
 class GivenStates(nn.Module):
-    """Take the place of a base model, and return states that it has computed before."""
+    """Replace a base model, and return states that it has already computed."""
 
     outputs: BaseModelOutputWithPooling | None = None
 
@@ -80,7 +80,7 @@ def head_only(network: PreTrainedModel, base: PreTrainedModel) -> PreTrainedMode
 
     Args:
         network: a network with a head.
-        base: the other base model, with whose weights those of the head are tied as they were with the dropped one's.
+        base: the other base model; weights of the head that were tied to the dropped one are tied to it.
     """
     prefix = f"{network.base_model_prefix}."
     for target, source in network.all_tied_weights_keys.items():
@@ -133,7 +133,7 @@ def head_file(folder: Path, name: str) -> Path:
 def save_head(folder: Path, head: Head, info: ModelInfo, weights: Mapping[str, Tensor]) -> None:
     """Write the weights of a head's own module, with the descriptions of the head and of its model as metadata."""
     model = {one.name: getattr(info, one.name) for one in fields(info) if one.name != "heads"}
-    # A single key: safetensors writes several in random order, and equal heads shall give equal files.
+    # A single key: safetensors writes several keys in random order, and equal heads should give equal files.
     metadata = {"kdcore": json.dumps({"head": asdict(head), "model": model})}
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, head_file(folder, head.name), metadata)
 

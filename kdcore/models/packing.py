@@ -31,7 +31,7 @@ _HEAD_SIZE_STEP = 8
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What the calls of a model's attention have in common.
+    """Properties that all attention calls of a model share.
 
     Attributes:
         dtype: precision of query, key and value.
@@ -82,7 +82,7 @@ class AttentionPath:
     Attributes:
         kernel: `sequences` (torch's kernel for each sequence), `padded` (torch's kernel for the padded batch),
             `varlen_attn` of torch, or the package `flash_attn`.
-        reason: why.
+        reason: why this kernel was chosen.
         head_size: the size that heads are padded to with zeros.
     """
 
@@ -157,7 +157,7 @@ _counts_operations: ContextVar[bool] = ContextVar("counts_operations", default=F
 
 @contextmanager
 def countable_attention() -> Iterator[None]:
-    """Compute attention sequence by sequence inside: torch cannot count the operations of kernels for packed ones."""
+    """Compute attention per sequence in the context: torch cannot count the operations of packed kernels."""
     token = _counts_operations.set(True)
     try:
         yield
@@ -169,7 +169,7 @@ class AttentionPaths:
     """The attention paths of one model, chosen and logged once for each kind of call."""
 
     def __init__(self, model: str) -> None:
-        """Set up; `model` names it in the log."""
+        """Create the paths; `model` is the model's name in the log."""
         self._model = model
         self._chosen: dict[tuple[torch.device, AttentionCall], AttentionPath] = {}
 
@@ -233,7 +233,7 @@ class Packing:
     def means(self, states: Tensor) -> Tensor:
         """Average states (N, d) over the tokens of each sequence: (B, d)."""
         rows = self._batch.token_index // self.width
-        precise = at_least_float32(states)  # a GPU would round a sum in half precision after every token
+        precise = at_least_float32(states)  # a GPU would round a half-precision sum after every token
         sums = precise.new_zeros((self._batch.num_sequences, states.shape[-1])).index_add(0, rows, precise)
         mask = self._batch.attention_mask
         return (sums / (self.width if mask is None else mask.sum(1, keepdim=True))).to(states.dtype)

@@ -115,7 +115,8 @@ class TransformersModel(Model):
         return None if self._teacher is None else self._teacher.source
 
     def vocabulary(self) -> Mapping[str, int] | None:
-        """Return token to id of the tokenizer saved with the weights; None for random weights or if there is none."""
+        """Return the vocabulary of the tokenizer saved with the weights; None for random weights or if there is
+        none."""
         return None if self._tokenizer is None else self._tokenizer.get_vocab()
 
     def tokenizer(self) -> Any | None:
@@ -141,7 +142,7 @@ class TransformersModel(Model):
             ) from error
 
     def save_description(self, folder: Path) -> None:
-        """Write the configuration as the weights have confirmed it, and the tokenizer."""
+        """Write the configuration, corrected to match the weights, and the tokenizer."""
         config = copy.deepcopy(self.hf_config)
         setattr(config, _CONFIRMED, True)
         config.save_pretrained(folder)
@@ -360,7 +361,7 @@ class TransformersModel(Model):
         return owner.config.trust_remote_code
 
     def _read_config(self, path: str) -> PreTrainedConfig:
-        """Read the configuration of the source, as far as its weights confirm it.
+        """Read the configuration of the source, corrected to match its weights.
 
         Embeddings and first block are loaded for that, so that wrong weights are detected before data is prepared.
         """

@@ -25,7 +25,7 @@ from kdcore.signals import Batch, SignalRequest, Signals
 _LENGTHS = (9, 4)
 _VOCABULARY = 200
 _TOLERANCE = 1e-4
-"""Greatest difference between equal states, relative to the largest state; that of sums in another order is smaller."""
+"""Greatest difference between equal states, relative to the largest state; summation order causes smaller ones."""
 
 
 class UndescribedEncoder(TransformersEncoder):
@@ -72,7 +72,7 @@ class UndescribedEncoder(TransformersEncoder):
 
 
 def examine(config: PreTrainedConfig, architecture: Architecture, where: str) -> Architecture:
-    """Complete an architecture without a description by what a small network of its type computes.
+    """Complete an architecture without a description by examining a small network of its type.
 
     Raises:
         DataError: the model is not an encoder whose states of real tokens are independent of padding.
@@ -210,7 +210,7 @@ def _applies_head(config: PreTrainedConfig, tokens: Tensor, mask: Tensor) -> boo
         logits = network(input_ids=tokens, attention_mask=mask).logits
         states = network.base_model(input_ids=tokens, attention_mask=mask, return_dict=True)[0]
         return _equal(head_outputs(network, states[real][None], None)[0], logits[real])
-    except Exception:  # whatever a head needs besides states
+    except Exception:  # the head may need more than states
         return False
 
 

@@ -1,4 +1,4 @@
-"""Load the weights of Hugging Face models, and compare them with what config.json states about them."""
+"""Load the weights of Hugging Face models, and compare them with config.json."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WRAPPERS = {
     "_orig_mod": "torch.compile",
     "model": "a training framework",
 }
-"""What puts a name before those of a network's weights."""
+"""Wrappers that put a prefix before the names of a network's weights."""
 _CLASS_HEADS: dict[str, Any] = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "ForTokenClassification": AutoModelForTokenClassification,
@@ -52,7 +52,7 @@ class Loaded:
     Attributes:
         network: the network.
         missing: names of missing weights.
-        mismatched: found and expected sizes of weights of another size, by name.
+        mismatched: found and expected sizes of mismatched weights, by name.
         unexpected: names of weights in the files that the network does not have.
     """
 
@@ -63,7 +63,7 @@ class Loaded:
 
     @property
     def head(self) -> set[str]:
-        """Names of the weights of a head: of all but the base model."""
+        """Names of a head's weights: all weights outside the base model."""
         prefix = f"{self.network.base_model_prefix}."
         if self.network.base_model is self.network:
             return set()
@@ -154,9 +154,9 @@ def biases_of_head(network: nn.Module) -> dict[str, str]:
 
 
 def tie_biases(network: PreTrainedModel) -> None:
-    """Make both names of an output matrix's bias one parameter, also where the matrix itself is separate.
+    """Make both names of an output matrix's bias one parameter, even if the matrix itself is separate.
 
-    transformers 5 then reads one name and versions before it the other.
+    transformers 5 then reads one name, and earlier versions the other.
     """
     for alias, bias in biases_of_head(network).items():
         _set_parameter(network, bias, network.get_parameter(alias))
@@ -222,7 +222,7 @@ def _wrapper(loaded: Loaded, missing: str) -> tuple[str, str]:
 
 
 def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architecture, *, trust: bool) -> None:
-    """Correct what a configuration states about heads and tied embeddings, after the weights themselves.
+    """Correct a configuration's keys for heads and tied embeddings to match the weights.
 
     Embeddings, first block and heads are loaded for that. `architectures` then names a head exactly if all its weights
     exist, and `tie_word_embeddings` is false if the output matrix differs from the embeddings. Blocks that the
@@ -262,7 +262,7 @@ def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architec
 
 
 def _named_heads(named: list[str], classes: tuple[str, ...], lacking: set[str], path: str) -> list[str]:
-    """Return `architectures` with one of these classes exactly if no weight of its head is lacking."""
+    """Return `architectures`, containing one of these classes exactly if no weight of its head is missing."""
     stated = [name for name in named if name in classes]
     if not lacking:
         return named if stated else [*named, classes[0]]
