@@ -1,1 +1,1 @@
-"""Losses: the interface and the built-in losses."""
+"""Interface of losses, and the built-in losses."""

@@ -104,7 +104,7 @@ class Loss(ABC, nn.Module):
     def counts(self, batch: Batch) -> dict[str, int]:
         """Return the number of items that each term averages over in this micro-batch.
 
-        In training this is called in a background thread, while the step before the micro-batch's trains.
+        In training this is called in a background thread, while the previous step trains.
         """
 
     @abstractmethod
@@ -170,7 +170,7 @@ def require_teacher(config: LossConfig, teacher: ModelInfo | None) -> ModelInfo:
 def require_head(config: LossConfig, model: ModelInfo, name: str, whose: str) -> Head:
     """Return a model's head.
 
-    A loss that only requests the head's outputs does not need it: kdcore refuses missing heads of requests.
+    A loss that only requests the head's outputs does not need this check: kdcore refuses requests for missing heads.
 
     Args:
         config: config of the loss.

@@ -69,10 +69,10 @@ class MaskedLMLoss(Loss):
         return {"tokens": tokens.double(), "others": counts.double()}
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the cross-entropy of frequencies that are estimated from the tokens which are not predicted.
+        """Return the cross-entropy of token frequencies that are estimated from the tokens that are not predicted.
 
-        Frequencies of the predicted tokens themselves would describe few of them better than any model can. Those of
-        the others are smoothed by absolute discounting (Ney, Essen and Kneser 1994).
+        Frequencies estimated from only a few predicted tokens would fit these tokens better than any model can. The
+        frequencies are smoothed by absolute discounting (Ney, Essen and Kneser 1994).
         """
         tokens, others = sums["tokens"], sums["others"]
         if not tokens.sum() or not others.sum():

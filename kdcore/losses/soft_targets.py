@@ -38,7 +38,7 @@ def soft_targets(
         lengths: (B,) number of real tokens of each sequence; without it all rows are compared.
         temperature: T.
         problem_type: `regression` for `(z_s - z_t)^2`; `multi_label_classification` for the divergence of the `sigmoid`
-            of each output, averaged over the outputs. Numbers of `regression` may be (B,).
+            of each output, averaged over the outputs. Outputs of `regression` may be (B,).
 
     Raises:
         ValueError: the shapes or the lengths do not fit, or `problem_type` is unknown.
@@ -113,7 +113,7 @@ class SoftTargetsLoss(Loss):
         """Count scored positions.
 
         Raises:
-            InputError: the column that chooses tokens is not true or false.
+            InputError: the column that selects tokens is not boolean.
         """
         if self.config.column is not None:
             chosen = batch.token_column(self.config.column)
@@ -162,8 +162,8 @@ class SoftTargetsLoss(Loss):
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the divergence, or squared error, of the teacher's predictions from a mean over other sequences.
 
-        The mean over the same positions would describe few of them better than any model can, so that each half of the
-        sequences is compared with the mean over the other.
+        The mean over only a few positions would fit the same positions better than any model can. Therefore each half
+        of the sequences is compared with the mean over the other half.
         """
         rows, outputs = sums["rows"][:, None], sums["outputs"]
         if not rows.all():

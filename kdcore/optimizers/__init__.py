@@ -1,1 +1,1 @@
-"""Optimizers: the interface and the built-in optimizers."""
+"""Interface of optimizers, and the built-in optimizers."""

@@ -73,7 +73,7 @@ class Optimizer(ABC):
         """Build the optimizer.
 
         Args:
-            groups: a `ParameterGroup` each, accepted by every optimizer of torch. The optimizer must keep the groups
+            groups: list of `ParameterGroup`, accepted by every optimizer of torch. The optimizer must keep the groups
                 with their order and content, which are part of the checkpoint format, however it treats roles.
         """
 

@@ -1,1 +1,1 @@
-"""Learning-rate schedules: the interface and the built-in schedules."""
+"""Interface of learning-rate schedules, and the built-in schedules."""

@@ -31,5 +31,5 @@ class Scheduler(ABC):
             start: the run's progress before its first step, with its limits.
 
         Raises:
-            RecipeError: its key is relative to the recipe's `scheduler` section.
+            RecipeError: the budget is not supported; its key is relative to the recipe's `scheduler` section.
         """
