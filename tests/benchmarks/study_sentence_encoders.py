@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
 import multiprocessing
 import re
@@ -47,6 +48,7 @@ import numpy as np
 import torch
 from bs4 import BeautifulSoup
 from datasets import Dataset
+from kdcore_embeddings.task import Embeddings
 from kdcore_evaluation.statistics.intervals import estimate_difference
 from kdcore_preparation import clean_text
 from numpy.typing import NDArray
@@ -274,6 +276,12 @@ def train_kdcore(losses: dict[str, Any], *, live: bool) -> Train:
     return train
 
 
+def train_mixed(study: Study, name: str, seed: int, rate: float) -> Path:
+    """Train as `kdcore-embedding`, with texts in random order. There is no key for that: the task is patched."""
+    Embeddings.lengths = lambda self, split: None  # type: ignore[method-assign]
+    return train_kdcore(EMBEDDINGS_ALONE, live=False)(study, name, seed, rate)
+
+
 def train_listwise(study: Study, name: str, seed: int, rate: float) -> Path:
     """Train with kdcore's `listwise_kl` on the groups of DistillKLDivLoss and on their scores."""
     losses = {"listwise_kl": {"scores": "data", "temperature": TEMPERATURE}}
@@ -373,13 +381,14 @@ def distill_kl_div(model: Any) -> Any:
 
 
 KDCORE, SIMILARITY, HIDDEN = "kdcore-embedding", "kdcore-similarity", "kdcore-hidden"
-LISTWISE = "kdcore-listwise"
+LISTWISE, MIXED = "kdcore-listwise", "kdcore-embedding-mixed"
 EMBED, KL = "st-EmbedDistill", "st-DistillKLDiv"
 ARMS: dict[str, Train] = {
     KDCORE: train_kdcore(EMBEDDINGS_ALONE, live=False),
     SIMILARITY: train_kdcore(WITH_SIMILARITY, live=False),
     HIDDEN: train_kdcore(WITH_HIDDEN_STATES, live=True),
     LISTWISE: train_listwise,
+    MIXED: train_mixed,
     EMBED: train_sentence_transformers(embed_distill, regression_data, BATCH),
     KL: train_sentence_transformers(distill_kl_div, group_data, BATCH // WIDTH),
 }
@@ -411,7 +420,8 @@ def folder_encoder(folder: Path) -> Callable[[list[str]], NDArray[Any]]:
 
 def static_encoder() -> Callable[[list[str]], NDArray[Any]]:
     """Return the encoding of texts by the packaged vectors of wordllama."""
-    model = WordLlama.load(disable_download=True)
+    package = Path(inspect.getfile(WordLlama)).parent  # version 0.4.0 looks for its tokenizer in another folder
+    model = WordLlama.load(cache_dir=package, disable_download=True)
     return lambda texts: np.asarray(model.embed(texts))
 
 
@@ -451,6 +461,8 @@ def in_a_process(function: Callable[..., None], *arguments: Any) -> None:
 
 def best_rate(study: Study, arm: str) -> float:
     """Return the rate of the grid with the highest nDCG@10 on the development pages."""
+    if arm == MIXED:  # a diagnosis of `kdcore-embedding`, at its rate
+        arm = KDCORE
     grid = [row for row in study.rows() if row["arm"] == arm and "development" in row]
     best = max(grid, key=lambda row: float(scores(row["development"])["ndcg_at_10"].mean()))
     return float(best["rate"])
@@ -473,49 +485,61 @@ def do_references(study: Study) -> None:
 # Analysis
 
 
-def values_of(study: Study, arm: str, score: str, seeds: Sequence[int]) -> NDArray[np.float64]:
-    """Return a score (seeds, queries) of an arm on the test pages, or (1, queries) of a model without seeds."""
-    rows = {row["seed"]: row["test"] for row in study.rows() if row["arm"] == arm and "test" in row}
-    return np.stack([scores(rows[seed])[score] for seed in ((0,) if 0 in rows else seeds)])
+def values_of(study: Study, arm: str, score: str) -> dict[int, NDArray[np.float64]]:
+    """Return a score of each query on the test pages by seed; models that are not trained have the seed 0."""
+    rows = [row for row in study.rows() if row["arm"] == arm and "test" in row]
+    return {row["seed"]: 100 * scores(row["test"])[score] for row in rows}
+
+
+def compare(study: Study, first: str, second: str, score: str) -> tuple[int, str, str]:
+    """Return the number of common seeds, a difference of arms in points with its interval, and a verdict."""
+    own, theirs = (values_of(study, arm, score) for arm in (first, second))
+    seeds = sorted(own if 0 in theirs else own.keys() & theirs.keys())
+    if not seeds:
+        return 0, "", ""
+    sides = [np.stack([side[0 if 0 in side else seed] for seed in seeds]) for side in (own, theirs)]
+    found = estimate_difference(sides[0], sides[1], paired=True)
+    if found is None:
+        return len(seeds), "0", "equal"
+    low, high = found.interval
+    verdicts = ((low > 0, "better"), (high < 0, "worse"), (low > -MARGIN, f"not worse by {MARGIN}"))
+    verdict = next((verdict for holds, verdict in verdicts if holds), "undecided")
+    return len(seeds), f"{found.value:+.2f} ({low:+.2f} to {high:+.2f})", verdict
 
 
 def print_table(study: Study) -> None:
-    """Print scores and paired differences over the seeds that all arms have, and the learning rates."""
-    rows = [row for row in study.rows() if "test" in row]
-    seeds = sorted(set.intersection(*({row["seed"] for row in rows if row["arm"] == arm} for arm in ARMS)))
-    print(f"{len(seeds)} seeds, {len(rows[0]['test'])} queries, {study.steps} steps of {BATCH} texts")
-    print("| model | rate | CPU s | " + " | ".join(SCORES) + " |\n|" + " --- |" * (3 + len(SCORES)))
-    present = {row["arm"] for row in rows}
+    """Print scores, paired differences with 95% intervals over seeds and queries, and nDCG@10 of the grid."""
+    rows = study.rows()
+    print("| model | seeds | rate | CPU s | " + " | ".join(SCORES) + " |\n|" + " --- |" * (4 + len(SCORES)))
     for arm in (*REFERENCES, *ARMS):
-        if arm in present:
-            own = [row for row in rows if row["arm"] == arm and row["seed"] in (0, *seeds)]
-            spent = f"{np.mean([row['cpu_seconds'] for row in own]):.0f}" if arm in ARMS else ""
-            cells = [arm, f"{own[0]['rate']:g}" if arm in ARMS else "", spent]
+        runs = [row for row in rows if row["arm"] == arm and "test" in row]
+        if runs:
+            cells = [arm, "", "", ""]
+            if arm in ARMS:
+                spent = np.mean([row["cpu_seconds"] for row in runs])
+                cells = [arm, str(len(runs)), f"{runs[0]['rate']:g}", f"{spent:.0f}"]
             for score in SCORES:
-                by_seed = 100 * values_of(study, arm, score, seeds).mean(1)
-                spread = f" (sd {by_seed.std(ddof=1):.2f})" if len(by_seed) > 1 else ""
-                cells.append(f"{by_seed.mean():.2f}{spread}")
+                means = [values.mean() for values in values_of(study, arm, score).values()]
+                spread = f" (sd {np.std(means, ddof=1):.2f})" if len(means) > 1 else ""
+                cells.append(f"{np.mean(means):.2f}{spread}")
             print("| " + " | ".join(cells) + " |")
-    print("\n| difference in points | " + " | ".join(SCORES) + " | nDCG@10 |\n|" + " --- |" * (2 + len(SCORES)))
+    print("\n| difference in points | seeds | " + " | ".join(SCORES) + " | nDCG@10 |\n|" + " --- |" * (3 + len(SCORES)))
     for first, second in [
-        *((arm, other) for arm in (KDCORE, SIMILARITY, LISTWISE, HIDDEN) for other in (EMBED, KL)),
+        *((arm, other) for arm in (KDCORE, MIXED, SIMILARITY, HIDDEN, LISTWISE) for other in (EMBED, KL)),
+        (MIXED, KDCORE),
         (HIDDEN, KDCORE),
-        (HIDDEN, SIMILARITY),
         *((arm, "untrained") for arm in ARMS),
     ]:
-        cells, verdict = [f"{first} - {second}"], ""
-        for score in SCORES:
-            sides = [100 * values_of(study, arm, score, seeds) for arm in (first, second)]
-            found = estimate_difference(sides[0], sides[1], paired=second in ARMS, fixed=True)
-            if found is None:
-                cells.append("0")
-                continue
-            low, high = found.interval
-            cells.append(f"{found.value:+.2f} ({low:+.2f} to {high:+.2f})")
-            if score == SCORES[0]:
-                words = [(low > 0, "better"), (high < 0, "worse"), (low > -MARGIN, f"not worse by {MARGIN}")]
-                verdict = next((word for holds, word in words if holds), "undecided")
-        print("| " + " | ".join([*cells, verdict]) + " |")
+        found = [compare(study, first, second, score) for score in SCORES]
+        if found[0][0]:
+            cells = [f"{first} - {second}", str(found[0][0]), *(shown for _, shown, _ in found), found[0][2]]
+            print("| " + " | ".join(cells) + " |")
+    print("\n| nDCG@10 on the development pages | " + " | ".join(f"{rate:g}" for rate in RATES) + " |")
+    print("|" + " --- |" * (1 + len(RATES)))
+    for arm in ARMS:
+        grid = {row["rate"]: row["development"] for row in rows if row["arm"] == arm and "development" in row}
+        means = [f"{100 * scores(grid[rate])['ndcg_at_10'].mean():.2f}" if rate in grid else "" for rate in RATES]
+        print("| " + " | ".join([arm, *means]) + " |")
 
 
 def scores(found: Sequence[int]) -> dict[str, NDArray[np.float64]]:
@@ -541,7 +565,7 @@ def main() -> None:
     if not options.table:
         in_a_process(Study.compute_teacher, study)
         in_a_process(Study.make_start, study)
-        planned = [(arm, GRID_SEED, rate) for rate in RATES for arm in options.arms]
+        planned = [(arm, GRID_SEED, rate) for rate in RATES for arm in options.arms if arm != MIXED]
         for arm, seed, rate in planned:
             if not any((row["arm"], row["seed"], row.get("rate")) == (arm, seed, rate) for row in study.rows()):
                 in_a_process(do_run, study, arm, seed, rate)
