@@ -341,11 +341,11 @@ MISTAKES = {
     "student": (["student.from=both", *TWO], "student.from: 'both' is not the label of a teacher"),
     "attention": (
         ["teachers.both={average: [first, second]}", "losses.kl={name: attention_kl, teacher: both}"],
-        "losses.kl: queries, keys and values of several teachers have no average",
+        "losses.kl: queries, keys and values of several teachers cannot be combined by `average`",
     ),
     "predictions": (
         ["teachers.both={concat: [first, second]}", "losses.kl={name: soft_targets, teacher: both}"],
-        "losses.kl: predictions of several teachers have no concatenation",
+        "losses.kl: predictions of several teachers cannot be concatenated",
     ),
     "keys of a model": (["teachers.second.pth=x", *TWO], "teachers.second.pth: unknown key `pth`"),
 }
@@ -491,7 +491,7 @@ def test_heads_that_cannot_be_averaged_are_refused() -> None:
     assert CompositeTeacher("average", unnamed).info.head("sequence_classes").labels == ("a", "b")  # type: ignore[union-attr]
     embedding = info(heads=(kdcore.Head("embedding", "sequence", 4),))
     composite = CompositeTeacher("average", {"one": embedding, "other": embedding})
-    with pytest.raises(kdcore.RecipeError, match="the outputs of the head `embedding` have no average"):
+    with pytest.raises(kdcore.RecipeError, match="outputs of the head `embedding` cannot be averaged"):
         composite.check(kdcore.Signals.head("embedding"))
     with pytest.raises(kdcore.RecipeError, match="cannot be factored"):
         composite.check(kdcore.Signals.predictions("all", factored=True))

@@ -1,1 +1,1 @@
-"""Checkpoints: their files, how they are written and restored."""
+"""Write, select and restore checkpoints."""

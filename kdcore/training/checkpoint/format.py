@@ -1,9 +1,9 @@
-"""The files of checkpoints: validation, selection and atomic commit. Needs no torch.
+"""Validate, select and atomically commit the files of checkpoints. Does not import torch.
 
 RUN/checkpoints/latest                        name of the newest checkpoint
 RUN/checkpoints/step-0000500/manifest.json    size and sha256 of every other file in it
 RUN/checkpoints/step-0000500/state.json       state of the training loop
-RUN/checkpoints/.staging-step-0001000/        being written; renamed when all of it is on disk
+RUN/checkpoints/.staging-step-0001000/        being written; renamed when complete on disk
 RUN/.has-checkpoints                          marks a run that has written checkpoints
 """
 
@@ -54,15 +54,15 @@ class TrainingState:
     Attributes:
         step: steps done.
         seconds: training time, by process 0's clock, when it was written.
-        done_seconds: training time that all processes last agreed on; everything due until then has been done.
+        done_seconds: training time that all processes last agreed on; all actions due by then are done.
         world_size: number of processes that wrote the checkpoint.
         zero_stage: ZeRO stage that it was written with.
         milestone: whether it is kept permanently.
-        best_score: the best score so far, whose student has been exported; None without one.
+        best_score: the best score so far, whose student has been exported; None if there is none.
         stage: the run's stage, counted from 0.
         initial: held-out values before training; empty if the run did not validate then.
         watched: best value so far of the metric that early stopping watches, by its name.
-        waited: number of validations since then.
+        waited: number of validations since that value.
     """
 
     step: StoredCount
@@ -105,7 +105,7 @@ def checkpoint_folder(run_folder: Path, step: int) -> Path:
 
 
 def step_of(folder: Path) -> int:
-    """Return the step of a checkpoint by the name of its folder."""
+    """Return the step of a checkpoint, parsed from the name of its folder."""
     return int(folder.name.removeprefix("step-"))
 
 
@@ -149,7 +149,7 @@ def read_state(folder: Path) -> TrainingState:
 
 
 def read_intact_state(folder: Path) -> TrainingState:
-    """Read the loop's state after a comparison of its file with the manifest.
+    """Read the loop's state after comparing its file with the manifest.
 
     Raises:
         InputError: the file or the manifest is damaged.
@@ -162,7 +162,7 @@ def read_intact_state(folder: Path) -> TrainingState:
 
 
 def read_format(folder: Path) -> int:
-    """Read the number of the format that a checkpoint was written in.
+    """Read the format number of a checkpoint.
 
     Raises:
         InputError: the manifest is missing or damaged, or of a newer format.
@@ -171,7 +171,7 @@ def read_format(folder: Path) -> int:
 
 
 def read_manifest(folder: Path) -> dict[str, FileEntry]:
-    """List every file of a checkpoint but the manifest itself, by its path within the folder.
+    """List every file of a checkpoint except the manifest, by its path within the folder.
 
     Raises:
         InputError: the manifest is missing or damaged, or of a newer format.
@@ -180,7 +180,7 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
 
 
 def problems_of(folder: Path) -> list[str]:
-    """List what is wrong with the files of a checkpoint, each compared with its checksum; empty if it is intact."""
+    """List the problems with the files of a checkpoint, comparing each with its checksum; empty if it is intact."""
     try:
         manifest = _manifest(folder).files
     except _DamagedError as error:
@@ -217,7 +217,7 @@ def problems_of(folder: Path) -> list[str]:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """List the files of a checkpoint that refer to classes or functions that kdcore never stores, and name these.
+    """List the files of a checkpoint that refer to classes or functions that kdcore never stores, with these names.
 
     Reads only the names in each file and executes nothing. Neither training nor exporting would execute such code, but
     the file was not written by a run: it was added later, with a matching manifest.
@@ -244,7 +244,7 @@ def refuse_foreign(folder: Path) -> None:
     """Refuse a checkpoint with foreign files.
 
     Raises:
-        InputError: names each such file.
+        InputError: there are foreign files; the message names each of them.
     """
     texts = foreign_files(folder)
     if texts:
@@ -256,7 +256,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def _strangers(folder: Path, known: Set[str]) -> list[str]:
-    """List the files and links in a checkpoint that its manifest does not name, hidden files left out."""
+    """List the files and links in a checkpoint that its manifest does not list, except hidden files."""
     found = []
     for place, folders, names in os.walk(folder):
         links = [name for name in folders if Path(place, name).is_symlink()]
@@ -270,7 +270,7 @@ def require_good(folder: Path) -> None:
     """Refuse a checkpoint that is damaged or holds foreign content.
 
     Raises:
-        InputError: names each bad file and the problem.
+        InputError: a file is bad; the message names each one and its problem.
     """
     _refuse_newer(folder)
     problems = problems_of(folder)
@@ -328,7 +328,7 @@ def describe_file(path: Path, *, sync: bool = False) -> FileEntry:
     """Return size and hash of a file; with `sync`, first flush it to disk.
 
     Raises:
-        OSError: it cannot be read, or not be flushed to disk.
+        OSError: it cannot be read or flushed to disk.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -340,7 +340,7 @@ def describe_file(path: Path, *, sync: bool = False) -> FileEntry:
 def make_staging(folder: Path) -> Path:
     """Create an empty staging folder for a checkpoint, including the engine's folder."""
     staging = staging_folder(folder)
-    if staging.is_symlink():  # rmtree leaves links, and the checkpoint would be written to the link's target
+    if staging.is_symlink():  # rmtree keeps links, so the checkpoint would be written to the link's target
         staging.unlink()
     shutil.rmtree(staging, ignore_errors=True)
     (staging / ENGINE_FOLDER).mkdir(parents=True)
@@ -392,7 +392,7 @@ def clean_up(run_folder: Path) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Return the size of a checkpoint in bytes by its manifest; 0 if that is damaged."""
+    """Return the size of a checkpoint in bytes according to its manifest; 0 if the manifest is damaged."""
     try:
         return sum(entry.size for entry in _manifest(folder).files.values())
     except _DamagedError:
@@ -512,7 +512,7 @@ def _dump(files: Mapping[str, FileEntry], number: int) -> str:
 
 
 def _read_text(path: Path) -> str:
-    """Read a file that JSON or a name is stored in.
+    """Read a file that contains JSON or a name.
 
     Raises:
         OSError: the file cannot be read, is not a regular one, or is larger than any that a run writes.

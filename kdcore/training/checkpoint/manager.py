@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: written together by all processes, and restored by them.
+"""Write and restore checkpoints to resume from; all processes take part.
 
 Training pauses while the state is written to files. Hashing, flushing and the rename happen in the background.
 """
@@ -97,17 +97,17 @@ class Checkpoints:
             raise failure
 
     def committed(self) -> bool:
-        """Wait for the last checkpoint; return whether it was committed, else the next `wait` raises the error."""
+        """Wait for the last checkpoint; return whether it was committed; if not, the next `wait` raises the error."""
         if self._thread is not None:
             self._thread.join()
         return not self.failed
 
     def save(self, state: TrainingState, own_state: Mapping[str, Any], engine: Engine) -> None:
-        """Write a checkpoint; every process must call this. It is committed and logged in the background.
+        """Write a checkpoint; every process must call this. Commit and log message follow in the background.
 
         Args:
             state: state of the training loop.
-            own_state: state of this process: nested maps of tensors and JSON values, with text as keys. Tensors and
+            own_state: state of this process: nested maps of tensors and JSON values, with strings as keys. Tensors and
                 floats are sums over this process's samples; everything else is equal on all processes.
             engine: holds the rest of the state.
 
@@ -156,7 +156,7 @@ class Checkpoints:
             raise
 
     def _agree_on_success(self, folder: Path, error: OSError | None) -> None:
-        """Raise the same error on all processes if one could not write its part."""
+        """Raise the same error on all processes if any of them could not write its part."""
         texts = all_gather(self._processes, None if error is None else _text_of(error, self._processes))
         wrong = [text for text in texts if text is not None]
         if wrong:
@@ -243,8 +243,8 @@ def load_checkpoint(
 ) -> tuple[TrainingState, dict[str, Any]]:
     """Restore engine and random states; return the states of the loop and of this process.
 
-    With another number of processes than wrote it, stored sums go to process 0, and the random state of each process is
-    derived from that of process 0 and from its own rank.
+    If the number of processes differs from the one that wrote it, stored sums go to process 0, and the random state of
+    each process is derived from that of process 0 and from its own rank.
     """
     state = files.read_state(folder)
     file_format = files.read_format(folder)
@@ -276,7 +276,7 @@ def readable(folder: Path) -> Iterator[None]:
 
 
 def merge_own_states(values: Sequence[Any], *, to_sum: bool) -> Any:
-    """Merge what several processes stored, for another number of processes.
+    """Merge the states of several processes for another number of processes.
 
     Args:
         values: the same part of each process's state.

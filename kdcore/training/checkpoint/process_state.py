@@ -1,7 +1,7 @@
-"""What each process stores in a checkpoint besides the engine's state: tensors in safetensors, the rest in JSON.
+"""Store the state of each process besides the engine's in a checkpoint: tensors in safetensors, the rest in JSON.
 
-The state is a tree of maps with text as keys. A tensor is stored in `process-N.safetensors` under the JSON pointer of
-its place in the tree (RFC 6901), such as `/own/terms/soft~1kl`; `process-N.json` holds the tree with null there.
+The state is a tree of maps with strings as keys. A tensor is stored in `process-N.safetensors` under the JSON pointer
+of its place in the tree (RFC 6901), such as `/own/terms/soft~1kl`; `process-N.json` holds the tree with null there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def write_process_state(state: Mapping[str, Any], folder: Path, rank: int) -> li
     """Write a process's state into a checkpoint's folder.
 
     Args:
-        state: maps with text as keys; their values are maps, tensors, or what JSON holds.
+        state: maps with strings as keys; their values are maps, tensors, or JSON values.
         folder: the checkpoint's folder.
         rank: the process.
 
@@ -108,7 +108,7 @@ def _generators(python: Any, numpy: Any) -> dict[str, Any]:
 
 
 def _without_tensors(value: Any, pointer: str, tensors: dict[str, Tensor]) -> Any:
-    """Give the value with null for each tensor, which is put into `tensors` under its JSON pointer."""
+    """Return the value with null for each tensor; add the tensors to `tensors` under their JSON pointers."""
     if isinstance(value, Tensor):
         tensors[pointer] = value.detach().to("cpu", copy=True).contiguous()
         return None
@@ -129,7 +129,7 @@ def _without_tensors(value: Any, pointer: str, tensors: dict[str, Tensor]) -> An
 
 
 def _format_1(path: Path) -> dict[str, Any]:
-    """Read a process file of format 1: one pickle, whose terms were objects, with the random states as tuples."""
+    """Read a process file of format 1: a single pickle with terms as objects and random states as tuples."""
     content = read_tensors(path)
     try:
         states = content["random"]

@@ -68,17 +68,17 @@ _PLAIN = {Tensor, nn.Parameter, type(None), bool, int, float, str}
 
 
 def zero_stage(settings: TrainingSettings) -> int:
-    """Return the ZeRO stage: as configured, else 0 with fp32 and 1 with half precision."""
+    """Return the ZeRO stage: the configured one, or by default 0 with fp32 and 1 with half precision."""
     if settings.zero_stage is not None:
         return settings.zero_stage
     return 0 if settings.precision == "fp32" else 1
 
 
 def check_precision(settings: TrainingSettings) -> None:
-    """Refuse what the device or DeepSpeed cannot do.
+    """Refuse settings that the device or DeepSpeed does not support.
 
     Raises:
-        RecipeError: the precision does not work here.
+        RecipeError: the precision is not supported.
     """
     accelerator = find_accelerator()
     device = accelerator.device_name()
@@ -102,7 +102,7 @@ def check_optimizer(optimizer: type[Optimizer], name: str, settings: TrainingSet
     """Refuse optimizers that need whole tensors where ZeRO flattens and splits them.
 
     Raises:
-        RecipeError: the combination does not work; it names those that do.
+        RecipeError: the combination is not supported; the message lists supported ones.
     """
     stage = zero_stage(settings)
     if stage > 0 and not optimizer.elementwise:
@@ -167,7 +167,7 @@ class LossScale:
 
 
 Past = tuple[tuple[frozenset[str], bool], ...]
-"""The optimizer's groups that a parameter was in, a group being (labels of losses that reach it, whether it decays)."""
+"""Optimizer groups that a parameter was in, as (labels of the losses that reach it, whether it decays)."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class CarriedState:
         optimizer: the optimizer's state of each trained parameter by the parameter's name. Tensors of the parameter's
             shape are on the CPU.
         shapes: shape of each trained parameter.
-        loss_scaler: DeepSpeed's loss scaler; None but in fp16.
+        loss_scaler: DeepSpeed's loss scaler; None except in fp16.
         counters: DeepSpeed's own counters of steps.
     """
 
@@ -207,10 +207,10 @@ class Engine:
         Args:
             module: student and losses.
             losses_by_parameter: labels of the losses that reach each parameter.
-            optimizer: makes torch's optimizer.
-            settings: the recipe's.
+            optimizer: creates torch's optimizer.
+            settings: the recipe's training settings.
             processes: the processes.
-            past: in later stages of a run, the groups that parameters were in before.
+            past: in later stages of a run, the groups that parameters were in during earlier stages.
 
         Raises:
             RecipeError: `training.deepspeed` has a key that kdcore sets itself or that DeepSpeed does not know.
@@ -226,7 +226,7 @@ class Engine:
         self._optimizer = optimizer
         # DeepSpeed fills missing gradients with zeros, and momentum and weight decay would then move parameters that no
         # active loss reaches. So the parameters that the same losses reach form a group; its learning rate is then 0.
-        # ZeRO keeps one step count for a group, so parameters with different pasts are in different groups, too.
+        # ZeRO keeps one step count for a group, so parameters with different pasts are also in different groups.
         groups: dict[Past, list[NamedParameter]] = {}
         roles = module.parameter_roles()
         for name, parameter in module.named_parameters():
@@ -329,7 +329,7 @@ class Engine:
             self._reset_inactive(active)
 
     def _wait_once(self) -> None:
-        """Let a step at ZeRO stages 1 and 2 wait for the device once, for the norm, which shows an overflow, too.
+        """Let a step at ZeRO stages 1 and 2 wait for the device once, for the norm, which also reveals an overflow.
 
         DeepSpeed checks all gradients before it, and masks and checks the norm for each group of parameters.
         """
@@ -370,13 +370,13 @@ class Engine:
 
     @property
     def _base_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that was built, within DeepSpeed's."""
+        """The optimizer that was built, inside DeepSpeed's wrapper."""
         outer = self._engine.optimizer
         base: torch.optim.Optimizer = getattr(outer, "optimizer", outer)
         return base
 
     def _gradients(self) -> Iterator[Tensor]:
-        """Yield the gradients of all trained parameters, zeros where there are none, as DeepSpeed reduces them."""
+        """Yield the gradients of all trained parameters, with zeros for missing ones, as DeepSpeed reduces them."""
         for parameter in self.module.parameters():
             if parameter.requires_grad:
                 if parameter.grad is None:
@@ -419,7 +419,7 @@ class Engine:
         return LossScale(now, now if self.skipped else 0.0)  # a static scale cannot react to an overflow
 
     def largest_weight(self) -> float:
-        """Return the largest absolute weight on this process; waits for the device. NaN if there is one."""
+        """Return the largest absolute weight on this process, NaN if any weight is NaN; waits for the device."""
         extremes = [torch.stack(torch.aminmax(parameter.detach())).float() for parameter in self.module.parameters()]
         return float(torch.cat(extremes).abs().max())
 
@@ -451,7 +451,7 @@ class Engine:
         return weights
 
     def state_to_carry(self) -> CarriedState:
-        """Copy the state that the engine of the next stage takes over; every process must call this."""
+        """Copy the state for the engine of the next stage; every process must call this."""
         trained = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
         flat = self._engine.zero_optimization_stage() > 0
         base, states = self._base_optimizer, dict[str, dict[str, Any]]()
@@ -516,7 +516,7 @@ class Engine:
         state = self._base_optimizer.state[flat]
         for key, example in first.items():
             if not _is_elementwise(example):
-                state[key] = example  # equal within a group: its parameters have taken the same steps
+                state[key] = example  # equal within a group, because its parameters have taken the same steps
                 continue
             state[key] = torch.zeros_like(flat)
             for name, values in states.items():
@@ -548,7 +548,7 @@ class Engine:
         """Write this process's part of the state into `folder`; every process must call this.
 
         Returns:
-            The files that this process has written.
+            The files written by this process.
 
         Raises:
             OSError: the disk fails. Raised after all processes have finished.
@@ -563,10 +563,10 @@ class Engine:
         return writer.written
 
     def unsaveable(self) -> str | None:
-        """Find state that cannot be stored, neither tensors nor plain values; None if everything can.
+        """Find state that cannot be stored, being neither tensors nor plain values; None if there is none.
 
         Returns:
-            Its place and type: a loss's or the student's extra state, or an entry of the optimizer's state.
+            Its location and type: extra state of a loss or the student, or an entry of the optimizer's state.
         """
         for name, value in self.module.state_dict().items():
             if found := _not_plain(value):
@@ -600,7 +600,7 @@ class Engine:
         if self.processes.is_main:
             tensors += [value for value in self.module.state_dict().values() if isinstance(value, Tensor)]
             tensors += self._frozen.values()
-        storages = [tensor.untyped_storage() for tensor in tensors]  # parameters may be parts of one
+        storages = [tensor.untyped_storage() for tensor in tensors]  # parameters may share one
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def load(self, folder: Path, world_size: int) -> None:
@@ -662,7 +662,7 @@ class Engine:
             raise InputError(f"{_MODEL_FILE} is missing", where=str(place))
 
     def _restore_frozen(self, stored: Mapping[str, Tensor]) -> None:
-        """Restore the float32 values of parameters that are not trained; older versions have not stored them."""
+        """Restore the float32 values of parameters that are not trained; older versions did not store them."""
         for name, parameter in self.module.named_parameters():
             if name in self._frozen:
                 loaded = parameter.detach().cpu()
@@ -671,14 +671,15 @@ class Engine:
                 self._frozen[name] = precise if torch.equal(rounded, loaded) else loaded.float()
 
     def _check_shapes(self, states: Sequence[Mapping[str, Any]], where: Path) -> None:
-        """Refuse elementwise state of another shape than its parameter's: fused optimizers would read beyond its end.
+        """Refuse elementwise state with another shape than its parameter: fused optimizers would read beyond its end.
 
         Args:
-            states: of each parameter in the order of groups; above ZeRO stage 0, of each group's flat one.
+            states: state of each parameter in the order of groups; above ZeRO stage 0, of each group's flat parameter.
             where: the checkpoint, for messages.
 
         Raises:
-            InputError: names the first one, by the (first) parameter's name.
+            InputError: a shape differs; the message has the name of the first such parameter, or the first of its
+                group.
         """
         groups = zip(self._base_optimizer.param_groups, self._group_names, strict=True)
         named = [pair for group, names in groups for pair in zip(group["params"], names, strict=False)]
@@ -691,7 +692,7 @@ class Engine:
 
 
 def _not_plain(value: Any) -> str | None:
-    """Name the type of what `read_tensors` refuses, within a value; None if there is nothing.
+    """Describe the first object in a value that `read_tensors` refuses, by its type; None if there is none.
 
     Types are compared exactly: a value of a subclass, such as a named tuple or a Counter, is pickled with a reference
     to its class.
@@ -708,7 +709,7 @@ def _not_plain(value: Any) -> str | None:
 
 
 def _unusual(tensor: Tensor) -> str | None:
-    """Name what torch stores in another form than for dense tensors; None for a dense tensor."""
+    """Describe a tensor that torch does not store as a plain dense tensor; None for a dense tensor."""
     kinds = {
         "sparse": tensor.layout != torch.strided,
         "nested": tensor.is_nested,
@@ -729,7 +730,7 @@ def _is_elementwise(value: Any) -> bool:
 
 
 def move_state(optimizer: torch.optim.Optimizer) -> None:
-    """Move an optimizer's state to the devices of its parameters; step counts only where a kernel reads them there."""
+    """Move an optimizer's state to the devices of its parameters; step counts only if a kernel reads them there."""
     for group in optimizer.param_groups:
         takes_steps = group.get("fused") or group.get("capturable")
         for parameter in group["params"]:
@@ -770,10 +771,10 @@ def _selected(state: dict[str, Any], shapes: Mapping[str, torch.Size], source: P
 
 
 class _Writer:
-    """Write files instead of DeepSpeed.
+    """Write files in place of DeepSpeed.
 
-    An error must not abort `save_checkpoint` on one process: the others would hang at the next barrier. So the first
-    error is kept, and nothing more is written.
+    An error must not abort `save_checkpoint` on one process: the others would hang at the next barrier. Therefore the
+    first error is stored, and nothing more is written.
     """
 
     def __init__(self) -> None:
@@ -839,7 +840,7 @@ def _merge(user: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
-    """Return the student's part of `float32_weights_of`, by its own names.
+    """Return the student's part of `float32_weights_of`, by names within the student.
 
     Raises:
         InputError: the folder is not complete.
@@ -850,7 +851,7 @@ def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
 
 
 def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
-    """Read all weights in float32, including the losses' own, from a folder of `Engine.save`, without an engine.
+    """Read all weights in float32, including those of losses, from a folder of `Engine.save`, without an engine.
 
     Raises:
         InputError: the folder is not complete.
@@ -858,7 +859,7 @@ def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
     path = folder / ENGINE_FOLDER / _MODEL_FILE
     state = read_tensors(path)
     try:
-        weights = dict(state["module"])  # in training precision, with what was not trained
+        weights = dict(state["module"])  # in training precision, including untrained weights
         weights |= state.get(_FROZEN, {})
         if stage > 0:
             masters = float32_weights(read_parts(folder / ENGINE_FOLDER))
@@ -872,15 +873,15 @@ def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, Any], folder: Path) -> None:
-    """Refuse weights that a checkpoint holds for another module.
+    """Refuse weights of a checkpoint that belong to another module.
 
     Args:
         module: the module that the weights are for.
-        weights: of `float32_weights_of` or `float32_student_of`.
+        weights: result of `float32_weights_of` or `float32_student_of`.
         folder: the checkpoint.
 
     Raises:
-        InputError: names the first weight that is missing, is unknown or has another shape.
+        InputError: a weight is missing, is unknown or has another shape; the message names the first one.
     """
     expected, where = module.state_dict(), str(folder / ENGINE_FOLDER / _MODEL_FILE)
     other = sorted(expected.keys() ^ weights.keys())

@@ -45,9 +45,9 @@ class CachedGradients:
     """Gradients of the coupled losses for one micro-batch, continued by its second forward pass.
 
     Attributes:
-        request: what the coupled losses read of the student.
+        request: the student's signals that the coupled losses read.
         random_state: random state before the first forward pass, so that dropout is the same in the second.
-        signals: gradients of the objective, by the way in which the signal is read.
+        signals: gradients of the objective with respect to signals, by how each signal is read.
         parameters: the micro-batch's part of the gradients of the losses' parameters, by name in the module.
         length: L of the whole batch.
     """
@@ -82,7 +82,7 @@ class RandomState:
 
     @contextmanager
     def repeated(self) -> Iterator[None]:
-        """Use this state inside, and the current one again afterwards."""
+        """Use this state in the context, and restore the current one afterwards."""
         with fork_random_states(self.device):
             torch.set_rng_state(self.cpu)
             if self.accelerator is not None:
@@ -104,7 +104,7 @@ def cache_gradients(
 
     Args:
         module: student and losses.
-        run_teachers: the teachers.
+        run_teachers: runs the teachers.
         micro_batches: this process's micro-batches in host memory.
         whole: all sequences of the step in host memory, micro-batches in the order of `StepSamples.whole`.
         factors: weight / global count of each term.

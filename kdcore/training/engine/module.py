@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Term:
-    """One term of one loss. `str(term)` is its name in metrics: `label`, or `label/term` where they differ."""
+    """One term of one loss. `str(term)` is its name in metrics: `label`, or `label/term` if they differ."""
 
     label: str
     name: str
@@ -46,11 +46,11 @@ CACHED = Term("", "cached gradients")
 
 @dataclass(frozen=True)
 class ModelRequests:
-    """The union of what several losses request.
+    """The union of the requests of several losses.
 
     Attributes:
-        student: from the student.
-        teachers: from each teacher by its label, composites included; not empty.
+        student: request to the student.
+        teachers: request to each teacher by its label, including composites; none is empty.
     """
 
     student: SignalRequest
@@ -97,7 +97,7 @@ class DistillationModule(nn.Module):
         return {label: weight for label, weight in weights.items() if weight > 0}
 
     def requests(self, labels: Collection[str]) -> ModelRequests:
-        """Return what the losses with these labels read."""
+        """Return the requests of the losses with these labels."""
         return _union(self._requests[label] for label in labels)
 
     def reads_head(self, name: str) -> bool:
@@ -134,10 +134,10 @@ class DistillationModule(nn.Module):
         return sums
 
     def _check_terms(self, label: str, values: Mapping[str, Tensor]) -> None:
-        """Refuse sums that do not fit the counts of the loss.
+        """Refuse sums that do not match the counts of the loss.
 
         Raises:
-            PluginError: names the terms, or the shape of one.
+            PluginError: they do not match; the message has the terms, or the shape of one.
         """
         expected = self._terms.get(label, set(values))
         if set(values) != expected:
@@ -153,7 +153,7 @@ class DistillationModule(nn.Module):
     def constant_sums(
         self, batch: Batch, teachers: Mapping[str, Signals], labels: Collection[str]
     ) -> dict[str, dict[str, Tensor]]:
-        """Return the sums of each of these losses for the value of the best constant prediction, by label."""
+        """Return the sums of each of these losses from which the best constant prediction is computed, by label."""
         return {
             label: loss.constant_sums(teachers.get(teacher_of(loss)), batch)
             for label, loss in self.labelled_losses()
@@ -220,7 +220,7 @@ def compile_models(module: DistillationModule, teachers: FrozenTeachers, batch: 
         with fork_random_states(batch.input_ids.device):
             teachers(batch, requests.teachers)
             module.student(batch, requests.student)
-    except (TorchDynamoException, RuntimeError, PluginError) as error:  # uncompiled, the same batch has worked
+    except (TorchDynamoException, RuntimeError, PluginError) as error:  # the same batch worked without compilation
         raise InputError(
             f"torch cannot compile the models: {first_line(error)}", key="compile", hint="remove training.compile"
         ) from error

@@ -1,4 +1,4 @@
-"""List the classes and functions that a file written by torch refers to, without loading it. Needs no torch."""
+"""List the classes and functions that a file written by torch refers to, without loading it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT_1 = (
     "numpy.dtype",
     "numpy.ndarray",
 )
-"""The names in the process files of format 1, besides torch's. They do not follow later moves of classes."""
+"""The names in the process files of format 1, besides torch's. They do not change when classes are moved later."""
 
 _TENSORS = re.compile(
     r"collections\.OrderedDict|_codecs\.encode|torch\.(?:storage\.)?\w+Storage"

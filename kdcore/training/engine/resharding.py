@@ -44,7 +44,7 @@ def read_part(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def read_parts(folder: Path) -> list[dict[str, Any]]:
-    """Read the optimizer state of all processes out of the engine's folder in a checkpoint, by rank.
+    """Read the optimizer state of all processes from the engine's folder in a checkpoint, by rank.
 
     Raises:
         InputError: a part is missing or damaged.
@@ -73,10 +73,10 @@ def float32_weights(parts: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 def reshard(parts: Sequence[Mapping[str, Any]], optimizer: Any, where: Path) -> dict[str, Any]:
-    """Return the part of this process, by the layout of its DeepSpeed optimizer.
+    """Return the part of this process, in the layout of its DeepSpeed optimizer.
 
     Args:
-        parts: of all processes that wrote the checkpoint.
+        parts: parts of all processes that wrote the checkpoint.
         optimizer: DeepSpeed's optimizer; its groups hold the same parameters.
         where: the checkpoint, for messages.
 
@@ -128,7 +128,7 @@ def _state(
 
 
 def _members(optimizer: Any) -> Sequence[Iterable[Tensor]]:
-    """List the parameters of each group of DeepSpeed's optimizer, for both of its classes."""
+    """List the parameters of each group of DeepSpeed's optimizer; supports both optimizer classes."""
     groups: Sequence[Iterable[Tensor]] = getattr(optimizer, "bit16_groups", None) or optimizer.bf16_groups
     return groups
 

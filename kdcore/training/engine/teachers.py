@@ -27,7 +27,7 @@ class CompositeTeacher:
 
     - `average`: hidden states are averaged element by element. Predictions over the vocabulary and of classes are
       averaged as probabilities at temperature 1 (of several labels, each label's probability), of which losses read
-      the logits. The outputs of regression heads are averaged. Other heads have no average.
+      the logits. The outputs of regression heads are averaged. The outputs of other heads cannot be averaged.
     - `concat`: hidden states of the same block are concatenated along their width, in the order of the members.
 
     Attributes:
@@ -72,11 +72,11 @@ class CompositeTeacher:
         """Refuse signals that cannot be combined.
 
         Raises:
-            RecipeError: names the signal and the members.
+            RecipeError: a signal cannot be combined; the message names it.
         """
         if request.attention_parts:
             raise RecipeError(
-                f"queries, keys and values of several teachers have no {self.combination}",
+                f"queries, keys and values of several teachers cannot be combined by `{self.combination}`",
                 hint="name one of the teachers in losses on attention",
             )
         if request.hidden_blocks:
@@ -84,11 +84,11 @@ class CompositeTeacher:
             if self.combination == "average":
                 self._require_equal("hidden sizes", lambda info: info.hidden_size)
         if self.combination == "concat" and (request.prediction_positions or request.heads):
-            raise RecipeError("predictions of several teachers have no concatenation", hint="use `average`")
+            raise RecipeError("predictions of several teachers cannot be concatenated", hint="use `average`")
         for name in request.heads:
             head = self.info.head(name)
             if head is not None and _average_of(head) is None:
-                raise RecipeError(f"the outputs of the head `{name}` have no average", hint="name one of the teachers")
+                raise RecipeError(f"outputs of the head `{name}` cannot be averaged", hint="name one of the teachers")
         if request.factored_positions:
             raise RecipeError("predictions of several teachers cannot be factored", hint="use a loss that reads logits")
         if request.prediction_positions:
@@ -137,7 +137,7 @@ class _CompositeSignals(Signals):
 
 
 class FrozenTeachers:
-    """The teachers: always in eval mode, without gradients, each run only for non-empty requests."""
+    """Run the teachers in eval mode and without gradients, each only for a non-empty request."""
 
     def __init__(self, encoders: Mapping[str, Encoder], composites: Mapping[str, CompositeTeacher]) -> None:
         """Freeze the encoders.
@@ -160,14 +160,14 @@ class FrozenTeachers:
         return self
 
     def deepest_block(self, requests: Mapping[str, SignalRequest]) -> tuple[str | None, Block, int]:
-        """Return label, last block that is read and hidden size of the first model; None and 0 without one."""
+        """Return label, last block read and hidden size of the first model; None and 0 if there is none."""
         for label, request in requests_of_models(requests, self._composites).items():
             info = self._encoders[label].info
             return label, request.deepest_block(info.num_layers), info.hidden_size
         return None, "embeddings", 0
 
     def prefetch(self, batch: Batch) -> None:
-        """Let each teacher begin to read what it needs for a batch in host memory."""
+        """Let each teacher start reading the data that it needs for a batch in host memory."""
         for encoder in self._encoders.values():
             encoder.prefetch(batch.teacher_view)
 
@@ -179,7 +179,7 @@ class FrozenTeachers:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, requests: Mapping[str, SignalRequest]) -> dict[str, Signals]:
-        """Run each teacher once on its view of a micro-batch, for the union of what is requested from it.
+        """Run each teacher once on its view of a micro-batch, for the union of the requests to it.
 
         Args:
             batch: the micro-batch.
@@ -213,7 +213,7 @@ def requests_of_models(
 
 
 def _average_of(head: Head) -> Callable[[Sequence[Tensor]], Tensor] | None:
-    """Return how to average the outputs of a head; None if it is not known what they mean."""
+    """Return how to average the outputs of a head; None if their meaning is unknown."""
     if head.problem_type == "regression":
         return _mean
     if head.problem_type == "multi_label_classification":
@@ -240,7 +240,7 @@ def _log_mean_probabilities(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _mean_of_labels(parts: Sequence[Tensor]) -> Tensor:
-    """Return logits of the mean of each label's probability, by its logarithm and that of its complement."""
+    """Return logits of the mean of each label's probability, from log-probabilities of the label and its complement."""
     sides = [[logsigmoid(sign * at_least_float32(part)) for part in parts] for sign in (1, -1)]
     positive, negative = (reduce(torch.logaddexp, side) for side in sides)
     return positive - negative

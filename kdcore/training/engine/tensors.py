@@ -1,4 +1,4 @@
-"""Files of torch tensors: disk errors are reported as such, and reading never executes code."""
+"""Read and write files of torch tensors: disk errors are reported as such, and reading never executes code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _File:
 
 
 def write_tensors(content: Any, path: Path) -> None:
-    """Do what `torch.save` does.
+    """Write a file like `torch.save`, but report disk errors.
 
     Raises:
         OSError: the disk fails.
@@ -71,7 +71,7 @@ def is_expanded(tensor: torch.Tensor) -> bool:
 
 
 def read_tensors(path: Path, *, mmap: bool = False) -> Any:
-    """Read what `write_tensors` wrote, on the CPU. Only tensors, plain values and known classes are constructed.
+    """Read a file of `write_tensors` to the CPU. Only tensors, plain values and known classes are constructed.
 
     Args:
         path: the file.
@@ -92,7 +92,7 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
         with torch.serialization.safe_globals([each for name in names for each in _allowed(name)]):
             content = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
         seen, inner = set(), [content]
-        for item in inner:  # grows meanwhile
+        for item in inner:  # grows during the loop
             if isinstance(item, torch.Tensor) and is_expanded(item):
                 raise ValueError(f"a tensor of shape {tuple(item.shape)} has more elements than are stored")
             if isinstance(item, (dict, list, tuple)) and id(item) not in seen:
@@ -107,7 +107,7 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
 
 
 def _allowed(name: str) -> list[Any]:
-    """Return the safe globals for a name in a file, as torch takes them."""
+    """Return the safe globals for a name in a file, in the form that torch accepts."""
     module, _, attribute = name.rpartition(".")
     if name in DEEPSPEED:
         return [(getattr(import_module(module), attribute), name)]
