@@ -1,1 +1,1 @@
-"""From a recipe to a trained student: engine, loop, checkpoints, validation, export."""
+"""Train the student of a recipe: engine, loop, checkpoints, validation, export."""

@@ -208,7 +208,7 @@ def test_one_predicted_class_and_a_majority_score_are_found(classes: int, texts:
     baseline = {"accuracy": 0.43}
     assert collapse_findings({"accuracy": 0.5}, {}, healthy, baseline, "accuracy") == {}
     found = collapse_findings({"accuracy": 0.43}, {}, healthy, baseline, "accuracy")
-    assert found["accuracy"] == "accuracy 0.4300 is not above that without the text, 0.4300"
+    assert found["accuracy"] == "accuracy 0.4300 is not above its text-free baseline, 0.4300"
 
 
 @pytest.mark.parametrize(("texts", "baseline"), [(31, 0.9), (500, 1.0)], ids=["few texts", "labels of one class"])

@@ -1,4 +1,4 @@
-"""The micro-batches of a step, drawn and counted in the background while the step before it trains."""
+"""Draw and count the micro-batches of a step in the background while the previous step trains."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class StepBatches:
     """The data of one step in host memory.
 
     Attributes:
-        micro_batches: those of this process.
+        micro_batches: the micro-batches of this process.
         whole: all sequences of all processes, ordered as in `StepSamples.whole`; None if no loss needs them.
         fraction: fraction of the budget for which the task drew them.
-        totals: waits for what processes have exchanged about this step, and returns it.
+        totals: waits for the information that processes exchange about this step, and returns it.
     """
 
     micro_batches: list[Batch]
@@ -93,7 +93,7 @@ class TrainingBatches:
         return self._pool.submit(self._draw, step, self._fraction_at(step))
 
     def settle(self) -> None:
-        """Wait for the step that is being drawn, before anything changes that `exchange` reads."""
+        """Wait until the current step is drawn; call this before changing anything that `exchange` reads."""
         if self._next is not None:
             wait([self._next[1]])
 
@@ -102,7 +102,7 @@ class TrainingBatches:
         ahead, self._next = self._next, None
         self._pool.shutdown()
         if ahead is not None:
-            with suppress(Exception):  # of a step that is not trained, or because another process has ended
+            with suppress(Exception):  # the step is not trained, or another process has ended
                 ahead[1].result().totals()
 
     def samples(self, step: int, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Collapse and stagnation of a student at validation; docs/evaluation.md has the definitions and thresholds."""
+"""Detect collapse and stagnation of a student at validation; see docs/evaluation.md for definitions and thresholds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdcore.training.runtime.collectives import all_gather, broadcast_from_main
 from kdcore.training.runtime.distributed import DistributedContext
 
 WARM_UP = 0.1
-"""Fraction of the budget before which nothing is judged."""
+"""Fraction of the budget before which no sign is reported."""
 
 MIN_RANK_RATIO = 0.1
 MIN_SPREAD_RATIO = 0.01
@@ -48,7 +48,7 @@ class PooledStates:
         self._parts: dict[str, list[Tensor]] = {"student": [], "teacher": []}
 
     def requests_with(self, requests: ModelRequests, batch: Batch) -> ModelRequests:
-        """Add what `add` reads of this batch."""
+        """Request the signals that `add` reads for this batch."""
         if not len(self._rows(batch)):
             return requests
         of_teachers = dict(requests.teachers)
@@ -120,7 +120,7 @@ def dead_units(states: Tensor) -> float:
 def relative_spread(states: Tensor) -> float:
     """Return the median over dimensions of states (N, d) of their variance divided by their mean square.
 
-    It is 0 for states that are all equal, at most 1 for states around 0. As a median it does not depend on a few
+    It is 0 for states that are all equal, at most 1 for states around 0. As a median it is not affected by a few
     dominant dimensions, and it does not depend on the scale of dimensions.
     """
     centred, spread = _centred(states)
@@ -182,7 +182,7 @@ def collapse_findings(
             found[name] = f"{name} {values[name]:.5g} is no better than a constant prediction, {constants[name]:.5g}"
     varied = enough and 1 not in baselines.values()  # no student exceeds a baseline of 1: the labels are of one class
     if varied and metric is not None and values.get(metric, math.inf) <= baselines.get(metric, -math.inf):
-        found[metric] = f"{metric} {values[metric]:.4f} is not above that without the text, {baselines[metric]:.4f}"
+        found[metric] = f"{metric} {values[metric]:.4f} is not above its text-free baseline, {baselines[metric]:.4f}"
     if varied and checks.get("largest_class") == 1:
         found["largest_class"] = "all predictions are of one class"
     return found

@@ -1,4 +1,4 @@
-"""The collaborators of one run, passed around as one object."""
+"""Bundle the objects that all parts of a run share."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class RunContext:
         monitor: progress bar, log file and trackers.
         checkpoints: writes checkpoints.
         shutdown: whether a signal asked the run to stop.
-        watchdog: ends the process if nothing progresses.
+        watchdog: ends the process if it makes no progress.
         check_lock: raises on process 0 if another run has taken over the run folder.
-        startup: seconds of each part of the start.
+        startup: seconds of each part of the start-up.
         start: progress before the first step, with the run's limits.
     """
 

@@ -70,7 +70,7 @@ class DivergenceMonitor:
         self._run_folder = Path(settings.run.folder, settings.run.name, settings.run.id)
         self._log_every = settings.logging.every
         self._max_steps_at_minimum = settings.early_stopping.max_steps_at_min_loss_scale
-        # A step has a place for each micro-batch, one for losses over the whole batch, and one for its gradients.
+        # Each step has a position for each micro-batch, one for losses over the whole batch, and one for gradients.
         self._places = accumulation(settings.training, processes.world_size)[1] + 2
         self._first: dict[tuple[str, ...], Tensor] = {}
         self._steps_at_minimum = 0
@@ -121,7 +121,7 @@ class DivergenceMonitor:
         """Check values that were read after `step` steps; the same on every process.
 
         Raises:
-            TrainingError: a value is not finite; names the first step and samples, if known.
+            TrainingError: a value is not finite; the message has the first step and samples, if known.
         """
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong:
@@ -134,17 +134,17 @@ class DivergenceMonitor:
         """Check the weights after `step` steps, before they are saved or exported; every process must call this.
 
         Raises:
-            TrainingError: they are not finite, while losses of the previous weights may still be.
+            TrainingError: they are not finite, although losses of the previous weights may still be finite.
         """
         self.check(step, {"the weights": self._processes.sum([self.engine.largest_weight()])[0]})
 
     def change_engine(self, engine: Engine) -> None:
-        """Watch the engine of a new stage; losses of the previous student are not comparable."""
+        """Switch to the engine of a new stage; losses of the previous student are not comparable."""
         self.engine = engine
         self._rows = []
 
     def logged(self, step: int, averages: Mapping[Term, float], weights: Mapping[str, float]) -> None:
-        """Warn about an objective far above that of the last rows of metrics, all with the current weights.
+        """Warn about an objective far above that of the last rows of metrics, all computed with the current weights.
 
         A loss that starts, ends or changes its weight by schedule is therefore no spike.
 
@@ -184,7 +184,7 @@ class DivergenceMonitor:
         self._first[names] = places if known is None else torch.minimum(known, places)
 
     def _find(self) -> _Finding | None:
-        """Find the first value of all processes that was not finite; waits for the device and all processes."""
+        """Find the first non-finite value on any process; waits for the device and all processes."""
         places: dict[str, int] = {}
         for names, first in self._first.items():
             for name, place in zip(names, first.tolist(), strict=True):

@@ -17,7 +17,7 @@ class RunResult:
 
     Attributes:
         folder: the run folder.
-        finished: whether the run used up its budget; else it was interrupted and can be continued.
+        finished: whether the run used up its budget; otherwise it was interrupted and can be resumed.
         export: the exported student; None if there is none.
         held_out: the last held-out losses, `loss` being their weighted sum; empty if this session did not validate.
         interrupted: whether SIGINT (Ctrl-C) has stopped the run.
@@ -55,7 +55,7 @@ class StepEvent:
     Attributes:
         progress: progress after the step.
         metrics: the averages since the last row of metrics, by name (`train/loss`, `train/lr`, ...), equal on every
-            process but for the speed. None in steps that log nothing: their losses stay on the device.
+            process except for the speed. None in steps that log nothing: their losses stay on the device.
     """
 
     progress: Progress
@@ -70,8 +70,9 @@ class ValidationEvent:
         progress: progress at the validation.
         values: held-out loss of each term, their weighted sum as `loss`, and the task's scores.
         metric: name of the task's main score; None if `values` holds no scores.
-        constants: what the best constant predictions reach, by the names in `values`; `loss` only if all terms have it.
-        initial: values of the student before training, whose losses were active then.
+        constants: values that the best constant predictions reach, by the names in `values`; `loss` only if all terms
+            have it.
+        initial: values of the student before training, for losses that were active then.
         checks: effective rank and other measures of collapse.
         findings: signs of collapse or stagnation, by the names of the values or checks that show them.
     """
@@ -86,16 +87,16 @@ class ValidationEvent:
 
     @property
     def warning(self) -> str:
-        """The findings and what usually helps; empty without findings."""
+        """The findings with usual remedies; empty without findings."""
         return collapse_warning(self.findings.values())
 
     @property
     def explained(self) -> dict[str, float]:
-        """The explained share of each loss that has a constant baseline."""
+        """The explained fraction of each loss that has a constant baseline."""
         return explained_shares(self.values, self.constants)
 
     def baselines_of(self, name: str) -> str:
-        """Format what a value has to be compared with, in parentheses after a space; empty if nothing is known."""
+        """Format the baselines of a value, in parentheses after a space; empty if none is known."""
         trained = self.progress.step > 0
         notes = [f"before training: {self.initial[name]:.5g}"] if trained and name in self.initial else []
         if name in self.constants:
@@ -111,7 +112,7 @@ def explained_shares(values: Mapping[str, float], constants: Mapping[str, float]
 
 
 def collapse_warning(findings: Collection[str]) -> str:
-    """Compose one text of all findings and of what usually helps; empty without findings."""
+    """Compose one text of all findings and usual remedies; empty without findings."""
     return f"the student may have collapsed or learned nothing: {'; '.join(findings)}. {_ADVICE}" if findings else ""
 
 
@@ -123,7 +124,7 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class CheckpointEvent:
-    """A checkpoint was written, and is complete in `path` where a callback or a caller of `steps` receives this.
+    """A checkpoint was written; it is complete in `path` when a callback or a caller of `steps` receives this event.
 
     Attributes:
         progress: progress that the checkpoint records.

@@ -1,4 +1,4 @@
-"""Progress bar, log file and trackers of a run."""
+"""Show and record the progress of a run: progress bar, log file and trackers."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class _Screen(logging.Handler):
         self._print(self.format(record))
 
     def show_phase(self, phase: str) -> None:
-        """Show what the run does; called about once a second by a thread of the watchdog."""
+        """Show the current phase; called about once a second by a thread of the watchdog."""
         if os.environ.get("RANK", "0") != "0":
             return
-        bar = self.bar  # the main thread may reset it meanwhile
+        bar = self.bar  # the main thread may reset it at any time
         if bar is not None:
             bar.set_description_str("" if phase.startswith("step ") else phase)
         elif time.monotonic() - self._printed >= _QUIET_SECONDS:
@@ -63,7 +63,7 @@ _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # w
 _screen = _Screen()
 show_phase = _screen.show_phase
 _early = MemoryHandler(capacity=1000)
-"""Keeps the warnings that appear before the run's log file exists, such as those about its models and data."""
+"""Buffer warnings logged before the run's log file exists, such as those about its models and data."""
 _early.setLevel(logging.WARNING)
 
 

@@ -1,4 +1,4 @@
-"""The plan of a run and its stages: live objects without weights."""
+"""Define the plan of a run and its stages: component instances without weights."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RecipeTeacher:
         key: its section in the recipe, such as `teachers.large`.
         name: name of its model in the recipe.
         model: the model, before weights are loaded.
-        requests: what losses and validation read in batches of the splits `train` and `held_out`.
+        requests: signals that losses and validation read in batches of the splits `train` and `held_out`.
     """
 
     key: str
@@ -73,7 +73,7 @@ class Plan:
     Attributes:
         teachers: the teachers by label; that of `teacher:` has the label `teacher`.
         composites: teachers that combine others, by label.
-        requests: what the losses of all stages read.
+        requests: signals that the losses of all stages read.
         stages: the stages of the run, at least one.
     """
 
@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def start(self) -> Progress:
-        """The run's limits, as its progress before the first step."""
+        """The run's progress before the first step, with its limits."""
         return Progress.start(self.recipe.settings.training.budget, self.steps_per_epoch)
 
     def small_batch(self) -> Batch:
@@ -110,7 +110,7 @@ class Plan:
             return self.task.draw("train", samples, np.zeros_like(samples))
 
     def teacher_requests(self, split: Split) -> dict[str, SignalRequest]:
-        """Return what is read from each teacher in batches of a split, by label; empty requests are left out.
+        """Return the request to each teacher for batches of a split, by label; empty requests are left out.
 
         Validation also pools the deepest states that the losses of a stage read.
         """
@@ -202,7 +202,7 @@ class Plan:
 def with_sources(
     student: Encoder, before: Mapping[str, Tensor], stated: Mapping[str, ParameterSource]
 ) -> dict[str, ParameterSource]:
-    """Merge the sources that a transform states with those of parameters that are the same objects as before.
+    """Merge the sources returned by a transform with those of parameters that are the same objects as before.
 
     Args:
         student: the changed student.

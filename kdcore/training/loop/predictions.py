@@ -22,7 +22,7 @@ SCORES = "scores.json"
 
 
 def scored_head(task: Task) -> Head | None:
-    """Return the task's own head, if the task has scores of its outputs."""
+    """Return the task's own head, if the task scores its outputs."""
     heads = task.heads(task.config)
     return heads[0] if heads and task.metric is not None else None
 
@@ -67,7 +67,7 @@ class Outputs:
 def largest_class(head: Head, outputs: TaskOutputs) -> dict[str, float]:
     """Return the fraction of predictions of the most frequent class as `largest_class`.
 
-    Nothing for heads of numbers and of several labels a text.
+    Empty for regression heads and heads with several labels per text.
     """
     if head.num_outputs < 2 or head.problem_type in ("regression", "multi_label_classification"):
         return {}
@@ -85,7 +85,7 @@ def predict(
     processes: DistributedContext,
     tick: Callable[[], None],
 ) -> TaskOutputs:
-    """Compute a student's outputs for a split, as `Task.scores` takes them; every process must call this.
+    """Compute a student's outputs for a split, in the form that `Task.scores` accepts; every process must call this.
 
     Args:
         student: the student; it is left in eval mode.
@@ -123,7 +123,7 @@ def write_predictions(
     Args:
         folder: folder to write.
         student: the student.
-        source: the student's export, which `scores.json` names.
+        source: the student's export, recorded in `scores.json`.
         task: writes the files.
         head: the task's own head.
         batch_size: sequences per batch.

@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of the seed, independent of restarts."""
+"""Define the order of samples, a pure function of the seed that is independent of restarts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ORDER_STREAM = 0  # second word of the random key, see kdcore.tasks.masking
 
 
 class SampleOrder:
-    """An endless stream of samples: one random permutation after the other.
+    """An endless stream of samples: one random permutation after another.
 
     Args:
         num_samples: number of samples.
@@ -47,7 +47,7 @@ class SampleOrder:
             )
         self._lengths = lengths
         self._step_size = step_size
-        # A step reads at most from a few neighbouring epochs; batches are drawn one step ahead.
+        # A step reads from a few neighbouring epochs at most; batches are drawn one step ahead.
         self._permutation = lru_cache(maxsize=4)(self._draw_permutation)
 
     def _draw_permutation(self, epoch: int) -> np.ndarray:
@@ -74,7 +74,7 @@ class SampleOrder:
 def bucketed(
     order: np.ndarray, lengths: np.ndarray, step_size: int, start: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Reorder samples so that those of a step have similar length, which reduces padding.
+    """Reorder samples so that those of a step have similar lengths, which reduces padding.
 
     Windows of `order` are sorted by length and cut into steps, which are shuffled within the window. Steps that extend
     into another epoch stay unchanged.

@@ -1,4 +1,4 @@
-"""Stages of a run: their parameters, and the change of the student between them."""
+"""Determine the parameters of each stage of a run, and transform the student between stages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StageParameters:
     Attributes:
         losses_by_parameter: labels of the losses that reach each parameter.
         past: the groups of the optimizer that each parameter was in during earlier stages.
-        sources: parameters of the stage before that parameters come from.
+        sources: parameters of the previous stage from which parameters are derived.
     """
 
     losses_by_parameter: dict[str, frozenset[str]]

@@ -53,8 +53,8 @@ class MetricAccumulator:
         tokens: tokens of all processes.
         started: when the window began.
         sums: sum of each term over this process's samples.
-        weighted: the same, each step times the loss's weight in it.
-        counts: what each term averages over, summed over steps and processes.
+        weighted: the same sums, each step multiplied by the loss's weight in that step.
+        counts: number of items of each term, summed over steps and processes.
         term_steps: applied steps in which the term's loss was active.
     """
 
@@ -134,10 +134,10 @@ class Trainer:
         self._write_student = export
 
     def train(self, checkpoint: Path | None) -> Generator[Event, None, Progress]:
-        """Train until the budget is used up or a signal requests a stop; either writes a checkpoint at the end.
+        """Train until the budget is used up or a signal requests a stop, and then write a checkpoint.
 
         A consumer that closes the generator ends training after the event it has received; no checkpoint is written
-        then, so the run continues from its last one.
+        then, so the run resumes from its last one.
 
         Returns:
             Progress at the end.
@@ -186,9 +186,10 @@ class Trainer:
         return bool(following) and progress.fraction >= following[0].begins
 
     def _change_stage(self, progress: Progress) -> StageEvent:
-        """Transform the student, after everything due in the previous step was done.
+        """Transform the student, after all actions due in the previous step.
 
-        A checkpoint of this step therefore records the previous stage, and a run that resumes from it changes here.
+        A checkpoint of this step therefore records the previous stage, and a run that resumes from it repeats the
+        change.
         """
         self.stage += 1
         self.watchdog.tick(f"the change to stage {self.stage}")
@@ -196,7 +197,7 @@ class Trainer:
             self.engine = change_stage(self.context, self.engine, self.stage, self.stages[self.stage], self.teachers)
         self.divergence.change_engine(self.engine)
         self.constants = ConstantBaselines()
-        self.best_score = None  # scores of another structure do not compare
+        self.best_score = None  # scores of different structures are not comparable
         stage = self.context.plan.stages[self.stage]
         return StageEvent(progress, self.stage, stage.name, stage.info)
 
@@ -286,7 +287,7 @@ class Trainer:
             yield self._save(milestone=milestone)
 
     def _finish(self, progress: Progress) -> Iterator[Event]:
-        """Do what is due at the end, including what time has made due since the last step."""
+        """Perform the actions due at the end, including those that became due by time since the last step."""
         before, self.done = self.done, progress
         counted = self.patience.waited
         if self.validated_step != self.step:
@@ -343,12 +344,12 @@ class Trainer:
         self.divergence.logged(progress.step, averages, self.weights)
 
     def _averages(self, window: MetricAccumulator) -> tuple[dict[Term, float], float | None]:
-        """Average each term over everything that it counts in the window, such as its masked tokens.
+        """Average each term over all items that it counts in the window, such as masked tokens.
 
         Returns:
-            The averages, and the objective: the sum over terms of weight times average, a loss that was active in a
-            part of the steps in proportion. It is None if nothing was counted: no token may have been masked, and in
-            fp16 all steps may have been skipped.
+            The averages, and the objective: the sum over terms of weight times average, where a loss that was active in
+            only some of the steps counts in proportion. It is None if nothing was counted: no token may have been
+            masked, and in fp16 all steps may have been skipped.
         """
         own = torch.stack([*window.sums.values(), *window.weighted.values()]).tolist() if window.sums else []
         totals = iter(self.processes.sum(own))
@@ -402,7 +403,7 @@ class Trainer:
         checks: Mapping[str, float],
         metric: str | None,
     ) -> dict[str, str]:
-        """Describe signs of collapse after warm-up; losses are judged once they were active for as long."""
+        """Describe signs of collapse after warm-up; a loss is judged after it was active for as long."""
         rises = isinstance(self.scheduler, WarmupScheduler) and self.scheduler.rise(progress) < 1
         if rises or progress.fraction < WARM_UP:
             return {}
@@ -436,7 +437,7 @@ class Trainer:
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
-        """Exclude the time inside from the logged speed, and count no batches meanwhile, as the module may change."""
+        """Exclude the context's time from the logged speed; count no batches in it, as the module may change."""
         began = time.monotonic()
         self.batches.settle()
         try:
@@ -498,7 +499,7 @@ class Trainer:
             )
 
     def _clock(self) -> float:
-        """Return seconds of training by this process's clock, earlier sessions included."""
+        """Return seconds of training by this process's clock, including earlier sessions."""
         return self.seconds_before + time.monotonic() - self.started
 
     def _new_window(self) -> MetricAccumulator:

@@ -1,4 +1,4 @@
-"""Decide when validation, checkpoints and exports are due, by the agreed progress, equally on all processes.
+"""Decide when validation, checkpoints and exports are due, by the agreed progress, identically on all processes.
 
 An action is due in a step if progress, in steps or time, passes one of its marks. So an action that was due before a
 checkpoint is never repeated after it, and none is left out, regardless of restarts.
@@ -74,8 +74,8 @@ class Patience:
     """Count validations without improvement of the metric that early stopping watches.
 
     Attributes:
-        best: its best value so far by its name; empty before the first.
-        waited: validations since then.
+        best: best value of the metric so far, by its name; empty before the first validation.
+        waited: number of validations since that value.
     """
 
     def __init__(self, settings: RecipeSettings) -> None:
@@ -92,7 +92,7 @@ class Patience:
         return self._settings.is_over(self.best, self.waited)
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Note a validation; one in which the metric's loss was not active does not count."""
+        """Record a validation; one in which the metric's loss was not active does not count."""
         metric = self._settings.metric
         if self._settings.patience is None or metric not in values:
             return

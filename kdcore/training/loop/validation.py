@@ -1,4 +1,4 @@
-"""The training objective, and a task's scores, on held-out text."""
+"""Compute the training objective and a task's scores on held-out text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ConstantBaselines:
         """Compute the values from the sums of all processes; every process must call this."""
         if self._known.issuperset(labels):
             return
-        # Moved to one device, for losses may count on the host, and read at once.
+        # Moved to one device, because losses may count on the host, and read in one transfer.
         all_sums = [value.to(processes.device, torch.float64) for own in self._sums.values() for value in own.values()]
         flat = torch.cat([value.flatten() for value in all_sums]).cpu() if all_sums else torch.empty(0)
         values = iter(torch.split(flat, [value.numel() for value in all_sums]))
@@ -99,7 +99,7 @@ def validate(
         constants: completed for losses that were not validated before.
 
     Returns:
-        The values, those that the best constant predictions reach, as far as losses define them, and the checks of
+        The values, those of the best constant predictions where losses define them, and the checks of
         `kdcore.training.loop.collapse`.
     """
     was_training = module.training
