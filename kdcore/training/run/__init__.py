@@ -1,1 +1,1 @@
-"""One run: its plan, folder and exports."""
+"""Execute one run: build its plan, manage its folder, and export its student."""

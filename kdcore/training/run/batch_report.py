@@ -63,7 +63,7 @@ def batch_report(run: Path, step: int, processes: int | None = None, *, allow_im
     Args:
         run: the run's folder.
         step: number of the step as in metrics and messages, from 1.
-        processes: number of processes of the run, which decides their samples; default: that of the checkpoint,
+        processes: number of processes of the run, which determines their samples; default: that of the checkpoint,
             else 1.
         allow_imports: run the files under `imports:` of the run's recipe.
 
@@ -137,7 +137,7 @@ class _Examiner:
             self._tokenizer: Any = load_tokenizer(folder)
 
     def values(self, samples: np.ndarray, epochs: np.ndarray, *, coupled: bool | None) -> list[TermValue]:
-        """Compute each term of the losses that couple the sequences of a batch, of the others, or (None) of all."""
+        """Compute each term of the losses that couple the sequences of a batch, of other losses, or (None) of all."""
         labels = [label for label in self._labels if coupled in (None, label not in self._separable)]
         return self._values(self._draw(samples, epochs), labels)
 

@@ -1,4 +1,4 @@
-"""Build a plan of live objects from a checked recipe."""
+"""Build the plan of a run, with component instances, from a checked recipe."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
 
     Args:
         recipe: the recipe.
-        stored: the data that a resumed run has started on.
+        stored: the data that a resumed run started with.
 
     Raises:
-        InputError: components do not fit together; names the place in the recipe.
+        InputError: components do not fit together; the message names the key in the recipe.
     """
     components = recipe.components()
     settings = recipe.settings
@@ -106,7 +106,7 @@ def recipe_teachers(recipe: Recipe) -> tuple[Task, dict[str, RecipeTeacher]]:
 
 
 def _make_teacher(component: Component) -> Model:
-    """Construct a teacher: a model, or the stored signals of one."""
+    """Construct a teacher: a model, or a cache of its signals."""
     if component.cache is None:
         model: Model = component.cls(component.config, "teacher", None)
         return model
@@ -155,10 +155,10 @@ class _LossTeachers:
         self._default = recipe.settings.students_teacher
 
     def make_loss(self, component: Component, student: ModelInfo) -> Loss:
-        """Construct a loss for its teacher: the one that it names, or the only one.
+        """Construct a loss for its teacher: the teacher that it names, or the only one.
 
         Raises:
-            InputError: the loss does not fit the models, or reads a teacher and names none of several.
+            InputError: the loss does not fit the models, or reads a teacher without naming one of several.
             ValueError: a parameter has no dimensions; `error_location` names the loss and its package.
         """
         config = component.config
@@ -175,7 +175,7 @@ class _LossTeachers:
             require_teacher(config, self._infos.get(label or ""))
         if asked and config.teacher is None:
             raise RecipeError(
-                "the recipe has several teachers, and the loss names none",
+                "the recipe has several teachers, but the loss does not name one",
                 key="teacher",
                 allowed=list(self._infos),
                 hint=f"Add `teacher: {label}`, or another of these labels.",
@@ -200,7 +200,7 @@ def _make_stages(recipe: Recipe, components: Components, teachers: _LossTeachers
     def make_losses(info: ModelInfo, number: int) -> dict[str, Loss]:
         losses = {}
         for label, component in components.losses.items():
-            # Without stages every loss is constructed, so that mistakes in inactive ones are found, too.
+            # Without stages every loss is constructed, so that mistakes in inactive ones are also found.
             if not components.transforms or is_active_between(configs[label], *begins[number : number + 2]):
                 with error_location(recipe, component.key):
                     losses[label] = teachers.make_loss(component, info)
@@ -232,7 +232,7 @@ def check_validation(recipe: Recipe, task: Task) -> None:
     """Refuse validation without held-out data, and early stopping without validation.
 
     Raises:
-        RecipeError: names both keys.
+        RecipeError: one of them is missing; the message names both keys.
     """
     settings = recipe.settings
     held_out = task.num_samples("held_out") > 0
@@ -254,7 +254,7 @@ def check_patience(plan: Plan) -> None:
     """Refuse early stopping on a metric that no validation computes, or whose meaning changes during the run.
 
     Raises:
-        RecipeError: names the keys, or lists the metrics.
+        RecipeError: the metric cannot be used; the message names the keys, or lists the metrics.
     """
     stopping, task, settings = plan.recipe.settings.early_stopping, plan.task, plan.recipe.settings
     if stopping.patience is None:
@@ -300,7 +300,7 @@ def check_patience(plan: Plan) -> None:
 
 
 def check_positions(recipe: Recipe, components: Components, losses: Mapping[str, Loss]) -> None:
-    """Refuse losses on masked positions where the task has none.
+    """Refuse losses on masked positions if the task has none.
 
     Raises:
         RecipeError: names the loss and the task.
@@ -445,7 +445,7 @@ def check_schedule(configs: Collection[LossConfig]) -> None:
 
 
 def _middles(configs: Iterable[LossConfig], start: float, end: float) -> dict[float, tuple[float, float]]:
-    """Split a part of the budget where weights can change their course: middle -> (start, end) of each piece."""
+    """Split a part of the budget where schedules of weights may change: middle -> (start, end) of each piece."""
     edges = {start, end}
     for config in configs:
         edges.update(config.active)
@@ -456,7 +456,7 @@ def _middles(configs: Iterable[LossConfig], start: float, end: float) -> dict[fl
 
 
 def cache_folder() -> Path:
-    """Return the cache of prepared data: the environment variable KDCORE_CACHE, else `~/.cache/kdcore`."""
+    """Return the cache of prepared data: the environment variable KDCORE_CACHE, or `~/.cache/kdcore`."""
     return Path(os.environ.get("KDCORE_CACHE") or Path.home() / ".cache" / "kdcore")
 
 

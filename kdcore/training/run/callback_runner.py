@@ -21,13 +21,13 @@ from kdcore.training.loop.events import (
 
 
 class CallbackRunner:
-    """Pass events to the callbacks of a run, and keep the error of one that fails until the last event."""
+    """Pass events to the callbacks of a run, and store the error of a failed one until the last event."""
 
     def __init__(self, components: Sequence[Component], folder: Path) -> None:
         """Construct the callbacks.
 
         Args:
-            components: the recipe's callbacks; none on other processes than 0.
+            components: the recipe's callbacks; empty on processes other than 0.
             folder: the run folder.
 
         Raises:
@@ -44,7 +44,7 @@ class CallbackRunner:
         """Call every callback that has not failed; return whether one requests a stop, or fails.
 
         Raises:
-            KdcoreError: at the last event, if a callback has failed: the run is stopped with a checkpoint before.
+            KdcoreError: at the last event, if a callback has failed; the run has then been stopped with a checkpoint.
         """
         stop = False
         for key, callback in list(self._callbacks):

@@ -1,4 +1,4 @@
-"""Peak rates of matrix products of GPUs, without sparsity, as their data sheets state them."""
+"""Look up peak rates of matrix products of GPUs, without sparsity, from their data sheets."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _PEAKS = {
     r"T4": _Peaks(65, None, None, 8.1),
     r"MI300X": _Peaks(1307.4, 1307.4, 653.7, 163.4),
 }
-"""By a part of the device's name; the first one applies."""
+"""Peak rates by a part of the device's name; the first match applies."""
 
 
 def data_sheet_peak(name: str, dtype: torch.dtype, *, tf32: bool = False) -> float | None:
     """Return the peak operations per second of a GPU; None if it is not in the table or the precision is not supported.
 
     Args:
-        name: as CUDA reports it, such as `NVIDIA A100-SXM4-80GB`.
+        name: the name that CUDA reports, such as `NVIDIA A100-SXM4-80GB`.
         dtype: precision of the matrices.
         tf32: whether products of float32 matrices may use TF32.
     """

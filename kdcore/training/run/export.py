@@ -1,4 +1,4 @@
-"""Exported students: Hugging Face folders in float32 with tokenizer and model card."""
+"""Export students as Hugging Face folders in float32, with tokenizer and model card."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def export_student(
         folder: folder of the export; an existing one is replaced.
         student: the network whose configuration is written.
         weights: float32 tensors for every name of its state.
-        plan: its task provides what belongs to the export besides the network.
+        plan: its task provides the parts of the export other than the network.
         tokenizer: the run's copy of the tokenizer; if there is none, the task writes it.
         step: number of completed steps.
         validation: held-out values at that step and their baselines, for the model card.
@@ -122,7 +122,7 @@ def export_run(run: Path, folder: Path, step: int | None, *, allow_imports: bool
 
 
 def model_card(student: Encoder, plan: Plan, step: int, validation: ValidationEvent | None) -> str:
-    """Compose the export's README.md, whose metadata are those of Hugging Face's hub."""
+    """Compose the export's README.md, with metadata for the Hugging Face hub."""
     settings, task, info = plan.recipe.settings, plan.task, student.info
     teachers = [
         _short(str(section.get("path", label))) + ("" if settings.teachers is None else f" (`{label}`)")
@@ -215,7 +215,7 @@ def _auto_class(student: Encoder, plan: Plan) -> str:
 def _repeatable(recipe: Recipe) -> Any:
     """Return the recipe's keys with components of packages by package, and without folders of this machine.
 
-    A teacher that can compute its signals is not read from a cache, which only this machine has.
+    A teacher that can compute its signals is listed without its cache, which exists on this machine only.
     """
     data: Any = recipe.pinned_data()
     data = data | {"run": {key: one for key, one in data["run"].items() if key != "folder"}}
@@ -234,7 +234,7 @@ def _pools_for_classes(student: Encoder) -> bool:
 
 
 def _without_folders(value: Any) -> Any:
-    """Name absolute paths by their installed package, or shorten them: the rest has a meaning on this machine only."""
+    """Replace absolute paths by their installed package, or shorten them: the rest is specific to this machine."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -47,16 +47,17 @@ class StepProfile:
     """Measurements of one process.
 
     Attributes:
-        seconds: of each part of PARTS, the median over steps. Gradients are reduced within backward and optimizer.
+        seconds: duration of each part of PARTS, the median over steps. Gradients are reduced within backward and
+            optimizer.
         steps: number of measured steps.
         tokens: real tokens per step on this process.
         padding: fraction of all positions that are padding.
-        computes_padding: whether the student runs on padding, too.
+        computes_padding: whether the student also runs on padding.
         flops: multiplications and additions of a step's matrix products.
-        limit: the same per second in plain matrix products in training precision, measured separately.
-        peak: the same by the device's data sheet; None if unknown.
+        limit: operations per second in plain matrix products in training precision, measured separately.
+        peak: operations per second according to the device's data sheet; None if unknown.
         device: name of the device.
-        plain_seconds: of a step without its data, measured without synchronisation between its parts.
+        plain_seconds: duration of a step without its data, measured without synchronisation between its parts.
         memory: peak memory in bytes, of the device, or of the process on a CPU.
         micro_batch_size: sequences per micro-batch.
         micro_batches: micro-batches per step.
@@ -122,7 +123,7 @@ class _PartTimer:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the time inside to `part`."""
+        """Add the time spent in the context to `part`."""
         started = self.now()
         try:
             yield
@@ -195,7 +196,7 @@ class _Profiler:
         self._watch()
 
     def _watch(self) -> None:
-        """Time the student and the losses where the module calls them."""
+        """Time the student and the losses when the module calls them."""
         module = self.engine.module
         started: dict[str, float] = {}
         for part, inner in [
@@ -213,7 +214,7 @@ class _Profiler:
             inner.register_forward_hook(leave)
 
     def measure(self, steps: int) -> StepProfile:
-        """Run one step to count operations, one to warm up, `steps` whose parts are timed, and as many without that."""
+        """Run one step to count operations, one to warm up, `steps` with timed parts, and as many without."""
         settings = self.plan.recipe.settings
         samples = StepSamples(
             self.task.num_samples("train"),
@@ -237,7 +238,7 @@ class _Profiler:
                 tokens, positions = tokens + batch.num_tokens, positions + batch.input_ids.numel()
         seconds = {part: median(one.get(part, 0.0) for one in self.clock.steps) for part in PARTS}
         device, dtype = self.processes.device, self.engine.dtype
-        memory = self._memory()  # before the matrices of the limit
+        memory = self._memory()  # before the limit is measured with large matrices
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return StepProfile(
             seconds,
@@ -308,7 +309,7 @@ class _Profiler:
 
     @contextmanager
     def _backward_beside_its_parts(self) -> Iterator[None]:
-        """Add the time inside, without that of the models' and the losses' forward passes, to `backward`."""
+        """Add the time spent in the context, except forward passes of models and losses, to `backward`."""
 
         def forward() -> float:
             return sum(self.clock.steps[-1].get(part, 0.0) for part in ("teacher", "student forward", "losses"))

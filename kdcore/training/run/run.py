@@ -1,4 +1,4 @@
-"""One run from a recipe to an exported student."""
+"""Run a recipe, from loading models to the exported student."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def train_recipe(recipe: Recipe, *, exit_steps: int | None = None) -> RunResult:
 
 
 def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Event]:
-    """Do what `train_recipe` does, one event at a time; the last one is a FinishedEvent or a StoppedEvent.
+    """Train like `train_recipe`, and yield the events of the run; the last one is a FinishedEvent or a StoppedEvent.
 
-    The run advances only while events are asked for. Closing the generator ends the run: a checkpoint that is being
-    written is waited for, the run folder is released, and the next start continues from the last checkpoint. With
-    several processes, all of them have to consume the same events. Between events, signals have the caller's handlers,
-    random numbers come from a stream apart from the run's, and no checkpoint is being written.
+    The run advances only while events are requested. Closing the generator ends the run: it waits for a checkpoint that
+    is being written and releases the run folder, and the next start resumes from the last checkpoint. With several
+    processes, all of them have to consume the same events. Between events, signals have the caller's handlers, random
+    numbers come from a stream that is separate from the run's, and no checkpoint is being written.
 
     Args and errors are those of `train_recipe`.
     """
@@ -89,7 +89,7 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
 
 
 def _events(recipe: Recipe, exit_steps: int | None, *, shared: bool) -> Generator[Event]:
-    """Do what `run_events` does; `shared`: other code runs between the events."""
+    """Implement `run_events`; `shared` is whether other code runs between the events."""
     with _only_run(recipe.run_folder), console(), plugin_faults(), without_leaving():
         startup = StartupTimer("imports", recipe.loaded)
         _check_early(recipe)
@@ -158,7 +158,7 @@ def _only_run(folder: Path) -> Iterator[None]:
     """Refuse a second run in this process at the same time: runs share random states and the process group.
 
     Raises:
-        InputError: another thread trains, or an iterator of `steps` is not exhausted or closed.
+        InputError: another thread trains, or an iterator of `steps` is neither exhausted nor closed.
     """
     if not _running.acquire(blocking=False):
         raise InputError(
@@ -186,7 +186,7 @@ def _check_early(recipe: Recipe) -> None:
 def _earlier_session(
     plan: Plan, start: Progress, folder: Path, processes: DistributedContext
 ) -> Path | FinishedEvent | None:
-    """Find the checkpoint to continue from; None for a new run, an event for one that is finished."""
+    """Find the checkpoint to resume from; None for a new run, an event for a finished one."""
     recipe = plan.recipe
     if not run_folder.exists(folder):
         return None
@@ -247,7 +247,7 @@ def _load_models(plan: Plan, stage: int, folder: Path, processes: DistributedCon
     processes.barrier()  # all processes must have looked for an earlier session before process 0 writes
     if processes.is_main:
         run_folder.store(folder, recipe, StoredData(plan.task.fingerprint, plan.task.data_folder), weights)
-        with atomic_directory(folder / TOKENIZER, replace=True) as staging:  # the data folder may vanish meanwhile
+        with atomic_directory(folder / TOKENIZER, replace=True) as staging:  # the data folder may be removed later
             plan.task.save_tokenizer(staging)
     return _Models(teachers, module, stage, stages)
 
@@ -273,7 +273,7 @@ def _context(
             )
             try:
                 yield context
-            except GeneratorExit:  # the consumer wants no more events
+            except GeneratorExit:  # the consumer has closed the generator
                 checkpoints.wait()
                 raise
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The run folder: recipe, data and environment of a run, and checks that a resumed run matches them."""
+"""Store recipe, data and environment of a run in its folder, and check that a resumed run matches them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PACKAGES = ("kdcore", "torch", "deepspeed", "transformers", "numpy", "pyarrow")
 
 
 def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:
-    """Refuse to continue a run with other settings or data than it was started with.
+    """Refuse to resume a run with different settings or data from those it was started with.
 
     Raises:
         RecipeError: lists the differences.
@@ -56,7 +56,7 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
     settings = stored.settings.model_dump(), recipe.settings.model_dump()
     for key, (before, now) in sorted(_differences(stored.named_data(), recipe.named_data()).items()):
         if key == "training.zero_stage" or _value(settings[0], key) == _value(settings[1], key) is not None:
-            continue  # one states the default of the other
+            continue  # one spells out a default that the other omits
         if key == "imports" and _same_content(stored.settings.imports, recipe.settings.imports):
             continue  # a SLURM job runs copies of the recipe's files
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
@@ -81,10 +81,10 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
 
 
 def check_split(folder: Path, plan: Plan, before: int, now: int) -> None:
-    """Refuse to split batches in another way than before if a loss couples the sequences of a micro-batch.
+    """Refuse to split batches differently from before if a loss couples the sequences of a micro-batch.
 
     Args:
-        folder: the run folder, with the recipe of the session before.
+        folder: the run folder, with the recipe of the previous session.
         plan: the plan of this session.
         before: number of processes that wrote the checkpoint.
         now: number of processes.
@@ -119,7 +119,7 @@ Hashes = Mapping[str, Any]
 
 
 def check_teachers(folder: Path, recipe: Recipe, models: Mapping[str, Model]) -> Hashes:
-    """Refuse to continue a run with other weights of its teachers than it was started with.
+    """Refuse to resume a run if the weights of its teachers have changed since it was started.
 
     Args:
         folder: the run folder.
@@ -190,7 +190,7 @@ def store(folder: Path, recipe: Recipe, data: StoredData, hashes: Hashes) -> Non
 
 
 def stored_data(folder: Path) -> StoredData | None:
-    """Read which data a run has started on; None without a run, or if it has stored no data.
+    """Read which data a run started with; None if there is no run or it recorded no data.
 
     Raises:
         DataError: the file is damaged or was written by a newer kdcore.
@@ -198,7 +198,7 @@ def stored_data(folder: Path) -> StoredData | None:
     if not exists(folder):
         return None
     path = folder / _DATA
-    if not path.is_file():  # runs older than this file have the fingerprint only
+    if not path.is_file():  # older runs recorded the fingerprint only
         fingerprint = read_environment(folder).data_fingerprint
         return None if fingerprint is None else StoredData(fingerprint)
     version = read_json_object(path, _Format, hint=_RESTORE).format_version
@@ -220,7 +220,7 @@ class Environment(BaseModel):
         python: version of Python.
         packages: versions of packages by name.
         git: commit and cleanliness of the working folder's repository; None outside of one.
-        data_fingerprint: fingerprint of the data; None if the run has stored none.
+        data_fingerprint: fingerprint of the data; None if the run recorded none.
         teacher_sha256: SHA-256 of the teacher's files by name; None or empty without a teacher.
         teachers_sha256: the same by label, if the recipe has `teachers`.
     """
@@ -245,10 +245,10 @@ class _DataFile(BaseModel):
 
 
 def read_environment(folder: Path) -> Environment:
-    """Read the versions and fingerprints that a run has stored in environment.json; empty without the file.
+    """Read the versions and fingerprints that a run recorded in environment.json; empty without the file.
 
     Raises:
-        DataError: it is damaged; names each bad key.
+        DataError: it is damaged; the message names each bad key.
     """
     path = folder / _ENVIRONMENT
     return read_json_object(path, Environment, hint=_RESTORE) if path.exists() else Environment()
@@ -262,7 +262,7 @@ def exists(folder: Path) -> bool:
 def _environment() -> dict[str, Any]:
     versions = {}
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"] or ""  # a removal that was interrupted may leave none
+        name = distribution.metadata["Name"] or ""  # an interrupted removal may leave no name
         if name in _PACKAGES or name.startswith("kdcore"):
             versions[name] = distribution.version
     return {"python": platform.python_version(), "packages": dict(sorted(versions.items())), "git": _git_state()}

@@ -80,7 +80,7 @@ class RunStatus:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Yield every run in a folder, sorted by name; for the folder of a sweep its runs, for a run folder itself.
+    """Yield every run in a folder, sorted by name; for a sweep folder, its runs; for a run folder, the run.
 
     Raises:
         InputError: the submission file of a sweep is damaged.
@@ -212,7 +212,7 @@ def _max_steps(recipe: Path) -> int | None:
 
 
 def _log(folder: Path) -> str:
-    """Return the end of a run's log."""
+    """Return the last part of a run's log."""
     try:
         with open_regular(folder / "train.log") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))

@@ -17,7 +17,7 @@ _STEPS = 2
 def smoke_test(recipe: Recipe) -> RunResult:
     """Prepare data, train a few steps, validate, write a checkpoint, resume from it in a new engine, and export.
 
-    Everything is written below `.smoke` in the recipe's parent of runs; it is removed when all went well, and by the
+    Everything is written below `.smoke` in the recipe's parent folder of runs. It is removed after success, or by the
     next smoke test.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Processes, collectives, signals and locks of a run."""
+"""Manage the processes of a run, with collectives, signals and locks."""

@@ -1,4 +1,4 @@
-"""Collectives on Python objects and errors, so that processes fail and continue together."""
+"""Exchange Python objects and errors by collectives, so that processes fail and continue together."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _together() -> Iterator[None]:
 
 
 def _packed(error: BaseException | None) -> tuple[type[KdcoreError], object] | None:
-    """Convert an error to a form that can be sent: exceptions are not pickled completely."""
+    """Convert an error to a form that can be sent: pickling loses parts of exceptions."""
     if error is None:
         return None
     if isinstance(error, InputError):

@@ -1,4 +1,4 @@
-"""Process groups: ranks, devices, and sums over the host network."""
+"""Set up process groups, ranks and devices, and sum values over the host network."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class DistributedContext:
         """Start to sum each value over all processes, in float64, in the background.
 
         Args:
-            values: of this process.
-            group: a group of host memory that is used for such sums only, which every process starts in one order.
+            values: values of this process.
+            group: a host group used for such sums only; every process must start them in the same order.
 
         Returns:
             A function that waits for the sums and returns them.
@@ -90,7 +90,7 @@ def find_accelerator() -> Any:
 
 
 def device_index(local_rank: int, processes: int | None, devices: int, *, restricted: bool) -> int:
-    """Choose the device of a process: its own number, or the only device that its task can see.
+    """Choose the device of a process: the one with its local rank, or the only visible one.
 
     Args:
         local_rank: number of the process on its machine.
@@ -120,7 +120,7 @@ def check_distinct_devices(devices: Sequence[tuple[str, str]]) -> None:
         devices: machine and identifier of each process's device, by rank.
 
     Raises:
-        InputError: names two ranks.
+        InputError: two processes share a device; the message names their ranks.
     """
     for rank, device in enumerate(devices):
         first = devices.index(device)
@@ -176,9 +176,9 @@ def start_processes() -> DistributedContext:
 
 
 def _check_environment() -> None:
-    """Refuse incomplete launcher variables, on which torch would fail obscurely or hang.
+    """Refuse incomplete launcher variables, with which torch would fail obscurely or hang.
 
-    A single process needs no address; accelerate leaves its number without one in the environment.
+    A single process needs no address; accelerate sets its rank without one in the environment.
     """
     needed = _VARIABLES[:2] if os.environ.get("WORLD_SIZE") == "1" else _VARIABLES
     missing = [name for name in needed if not os.environ.get(name)]
@@ -203,14 +203,14 @@ def _join(rank: int, world_size: int) -> DistributedContext:
     device = own_device()
     on_cpu = device.type == "cpu"
     if not on_cpu:
-        os.environ["LOCAL_RANK"] = str(device.index)  # each DeepSpeed engine takes the device of this number
+        os.environ["LOCAL_RANK"] = str(device.index)  # each DeepSpeed engine uses the device with this number
         accelerator.set_device(device.index)
     if not dist.is_initialized():
         backend = "gloo" if on_cpu else accelerator.communication_backend_name()
         one_machine = world_size == 1 or _is_loopback(os.environ["MASTER_ADDR"])
         if one_machine:  # gloo would listen on the address of the host's name
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback_interface())
-        # torchrun serves the store itself, and the processes that it starts only connect to it.
+        # torchrun hosts the store itself, and the processes that it starts only connect to it.
         is_served = world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         with suppress_output():
             import deepspeed
@@ -249,7 +249,7 @@ def _leave() -> None:
 
 @contextmanager
 def without_leaving() -> Iterator[None]:
-    """After an exception inside, let the process end without closing its groups, for which NCCL needs all processes."""
+    """After an exception, let the process end without closing its groups: NCCL needs all processes for that."""
     try:
         yield
     except GeneratorExit:
@@ -268,7 +268,7 @@ def fork_random_states(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _rendezvous_on_one_machine(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:
-    """Yield a store that other machines cannot reach, the rank and the world size; torch's own listens everywhere.
+    """Yield a store that other machines cannot reach, rank and world size; torch's listens on all interfaces.
 
     Args:
         url: `SCHEME://?rank=R&world_size=N`.

@@ -18,7 +18,7 @@ _debugging: Any = torch.utils.deterministic
 
 @contextmanager
 def numerics(settings: TrainingSettings, device: torch.device) -> Iterator[None]:
-    """Apply `training.tf32` and `training.deterministic` inside; enter it before the device computes anything."""
+    """Apply `training.tf32` and `training.deterministic` while entered; enter it before anything runs on the device."""
     precision, fills = torch.get_float32_matmul_precision(), _debugging.fill_uninitialized_memory
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     tf32 = settings.precision != "fp32" if settings.tf32 is None else settings.tf32
@@ -27,7 +27,7 @@ def numerics(settings: TrainingSettings, device: torch.device) -> Iterator[None]
     if settings.deterministic:
         os.environ.setdefault(_WORKSPACES, ":4096:8")  # required by cuBLAS, which reads it at its first product
         torch.use_deterministic_algorithms(True)
-        _debugging.fill_uninitialized_memory = False  # only finds mistakes, and takes time
+        _debugging.fill_uninitialized_memory = False  # only helps to find mistakes, and takes time
     try:
         yield
     finally:

@@ -80,7 +80,7 @@ def held_port() -> Iterator[int]:
 
 @dataclass(frozen=True)
 class _End:
-    """The end of processes of which one failed.
+    """The outcome of a group of processes in which one failed.
 
     Attributes:
         cause: rank of the process whose exit code is the cause.
@@ -92,7 +92,7 @@ class _End:
 
 
 def _wait(supervisor: Supervisor) -> _End | None:
-    """Wait for all; once one has failed, end the others. Return None if none failed."""
+    """Wait for all processes; once one has failed, end the others. Return None if none failed."""
     processes = supervisor.processes
     while True:
         codes = [process.poll() for process in processes]
@@ -109,9 +109,9 @@ def _wait(supervisor: Supervisor) -> _End | None:
 
 
 def _end_the_others(supervisor: Supervisor) -> dict[int, str]:
-    """Let the others fail by the same cause, then end them: without their peer they can only hang.
+    """Give the other processes time to fail by the same cause, then end them: without their peer they can only hang.
 
-    They get SIGTERM first, so that a compiler can release its lock, and then SIGKILL together with their children.
+    They receive SIGTERM first, so that a compiler can release its lock, and then SIGKILL together with their children.
 
     Returns:
         The ranks that had to be ended, with their states.

@@ -1,4 +1,4 @@
-"""Random numbers of other code, apart from those of a run."""
+"""Separate the random numbers of other code from those of a run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 class RandomStream:
-    """A stream of random numbers of python, NumPy and torch that begins like the present one and continues by itself.
+    """A stream of random numbers of Python, NumPy and torch that starts as a copy of the current one.
 
-    Whatever is drawn or seeded there leaves the run's dropout unchanged. Generators keep their states on the host, so
-    no device is waited for.
+    Drawing or seeding in this stream does not change the run's dropout. Generators keep their states on the host, so
+    this never waits for a device.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Start the stream; `device` is the run's, whose generator belongs to it besides that of the CPU."""
+        """Start the stream; it includes the generators of the CPU and of the run's `device`."""
         self._device = device
         self._module: Any = None if device.type == "cpu" else torch.get_device_module(device)
         self._states = self._present()

@@ -67,7 +67,7 @@ class RunLock:
     """A lock that is held while entered; the operating system releases it when the process ends.
 
     A requeued SLURM job takes over the folder from its own earlier start, which may still run on an unreachable node.
-    The earlier process notices by `check`, which must be called before each rename in the folder.
+    The earlier process detects this with `check`, which must be called before each rename in the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -104,7 +104,7 @@ class RunLock:
         if self._file is not None:
             with suppress(OSError):
                 if is_open_at(self._file.fileno(), self._path):
-                    self._file.truncate(0)  # this process may live on: its id must not count as a running run
+                    self._file.truncate(0)  # this process may continue: its id must not count as a running run
             self._file.close()
 
     def check(self) -> None:

@@ -53,11 +53,11 @@ class GracefulShutdown:
 
     `interrupted` is also set on SIGINT.
 
-    Outside the main thread, where Python handles no signals, only code sets `requested`. It may be left in another
-    thread than it was entered in, from inside `paused`.
+    Outside the main thread, where Python handles no signals, only code sets `requested`. The context may be left in a
+    different thread from the one that entered it, from inside `paused`.
 
-    Python cannot raise it while the main thread hangs in a collective whose peer has exited: then a thread, which still
-    sees signals, ends the process a few seconds later with exit code 130.
+    Python cannot raise KeyboardInterrupt while the main thread hangs in a collective whose peer has exited. In that
+    case another thread, which still receives signals, ends the process a few seconds later with exit code 130.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class GracefulShutdown:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Restore the handlers of other code while entered; the thread that leaves handles signals then, if it can."""
+        """Restore the handlers of other code while entered; the thread that leaves then handles signals, if it can."""
         self._uninstall()
         try:
             yield

@@ -128,7 +128,7 @@ class Watchdog:
                     self._show(self._doing)
 
     def _bound(self) -> tuple[float, str]:
-        """Return the limit in seconds, and where it comes from."""
+        """Return the limit in seconds, and its origin."""
         if not self._paced:
             return max(_START_SECONDS, self._stall_seconds or 0.0), "the limit before the first step"
         if self._stall_seconds is not None:
@@ -148,12 +148,12 @@ class Watchdog:
 
 
 def report_progress(doing: str) -> None:
-    """Report progress of what a component does for long before the first step of a run, such as computing signals.
+    """Report progress of long work by a component before the first step of a run, such as computing signals.
 
-    Without it a run ends that takes half an hour to load a model. Outside of runs it has no effect.
+    Without it, a run that takes half an hour to load a model is ended. Outside of runs it has no effect.
 
     Args:
-        doing: shown as what the run is doing.
+        doing: description of the work, shown as the current phase.
     """
     for watchdog in _entered:
         watchdog.starting(doing)
