@@ -64,7 +64,7 @@ def placement_fault(name: str) -> str | None:
         return f"its group cannot be used: {error}"
     if not own:
         return f"`kdcore {group}` has no subcommands that a package could add to"
-    return f"`kdcore {name}` is a subcommand of `{group}` itself, which no package replaces" if word in own else None
+    return f"`kdcore {name}` is a subcommand of `{group}` itself, not replaceable by packages" if word in own else None
 
 
 def _command(name: str) -> type[Command]:

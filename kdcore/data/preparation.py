@@ -54,7 +54,7 @@ class Preparation(ABC):
         Raises:
             InputError: this preparation has no such data recipes, or cannot read this data.
         """
-        raise InputError(f"{cls.__name__} makes no data recipe from texts or files")
+        raise InputError(f"{cls.__name__} cannot create a data recipe from texts or files")
 
     @abstractmethod
     def describe(self) -> str:

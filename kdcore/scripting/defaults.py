@@ -118,7 +118,7 @@ def sections_for(teacher: TeacherKind, data: GivenData) -> Mapping[str, Any]:
         raise InputError(
             "no installed package has losses for this kind of teacher and data",
             where=teacher.source,
-            hint="Run `pip install kdcore-hidden-mse`, or state `losses`.",
+            hint="Run `pip install kdcore-hidden-mse`, or set `losses`.",
         )
     return min(suiting, key=lambda one: one[:2])[2]
 

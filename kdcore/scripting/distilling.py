@@ -208,7 +208,7 @@ def _compose(
     merged = load_merged(made, override_texts(overrides), MERGE_DEFAULTS).root.plain()
     limits = {"steps", "epochs", "hours"} & _inside(merged, "training", "budget").keys()
     if hours is not None and limits:
-        raise InputError("the budget is stated twice: by `hours`, and in training.budget", hint="state it there only")
+        raise InputError("the budget is set twice: by `hours` and in training.budget", hint="set it there only")
     if not limits:
         made["training"]["budget"] = usual if hours is None else {"hours": hours}
     if _inside(merged, "task").get("name") != made["task"]["name"]:

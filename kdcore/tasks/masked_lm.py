@@ -168,7 +168,7 @@ class MaskedLM(Task):
             return
         masked = self._drawer.draw(rows, real, samples, np.zeros_like(samples), SPLITS.index("train"))
         logger.warning(
-            f"{self.data.folder}: {long.mean():.1%} of {len(samples):,} sequences hold words of more tokens than "
+            f"{self.data.folder}: {long.mean():.1%} of {len(samples):,} sequences contain words with more tokens than "
             f"`max_predictions` allows, which are never predicted; {1 - masked.predicted.any(1).mean():.1%} have no "
             "predictions. Hint: raise task.masking.max_predictions, or remove `whole_word`"
         )

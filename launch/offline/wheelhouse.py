@@ -329,7 +329,7 @@ def collect(installed: Mapping[str, Version], file: Path, target: Target, limit:
             break
         roots += sorted(missing)
     else:
-        raise InfrastructureError(f"pip leaves requirements open: {', '.join(sorted(missing))}")
+        raise InfrastructureError(f"pip left requirements unresolved: {', '.join(sorted(missing))}")
 
     def megabytes(names: Iterable[str]) -> float:
         return sum(wheels[name].stat().st_size for name in names) / 1e6

@@ -549,7 +549,7 @@ class TestBadInput:
             ({"losses": print}, r"losses"),
             ({"losses": [{"hidden_mse": {}}]}, r"losses"),
             ({"losses": "hiden_mse"}, r"(?s)unknown loss `hiden_mse`.*hidden_mse"),
-            ({"hours": 2, "training": {"budget": {"steps": 5}}}, r"stated twice: by `hours`, and in training.budget"),
+            ({"hours": 2, "training": {"budget": {"steps": 5}}}, r"set twice: by `hours` and in training.budget"),
             ({"losses": {"hidden_mse": {"layrs": "last"}}}, r"hidden_mse\.layrs"),
             ({"sed": 1}, r"unknown key `?sed"),
         ],

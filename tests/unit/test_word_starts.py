@@ -178,7 +178,7 @@ def test_words_that_are_never_predicted_are_warned_of(tmp_path: Path, caplog: py
         return [record.getMessage() for record in caplog.records]
 
     (message,) = warnings(whole_word=True, max_predictions=20)
-    assert "75.0% of 40 sequences hold words of more tokens" in message
+    assert "75.0% of 40 sequences contain words with more tokens" in message
     share = float(message.partition("never predicted; ")[2].partition("%")[0])
     assert 75 <= share <= 100
     assert not warnings(whole_word=True, max_predictions=60)
