@@ -154,7 +154,7 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
         overrides: `key=value` each, without the `profile.` of the command line.
 
     Raises:
-        InputError: the profile does not exist or is invalid; with all problems.
+        InputError: the profile does not exist or is invalid; the error lists all problems.
     """
     file = Path(name).expanduser()
     if not file.is_file():

@@ -58,10 +58,10 @@ class Submission:
         return self.jobs[0].profile
 
     def __post_init__(self) -> None:
-        """Refuse texts that would end a line of a batch script.
+        """Refuse strings that would break a line of a batch script.
 
         Raises:
-            InputError: names the text.
+            InputError: a string contains a control character; the message names it.
         """
         folders = [self.folder, self.working_folder, *(job.folder for job in self.jobs)]
         texts = [self.name, *map(str, folders), *([] if self.code is None else [str(self.code)])]

@@ -46,7 +46,7 @@ class Target:
         platform: such as `manylinux_2_28_x86_64`: glibc 2.28 or newer.
 
     Raises:
-        InputError: one of them is not of this form.
+        InputError: one of them does not have this form.
     """
 
     def __init__(self, python_version: str, platform: str) -> None:
@@ -136,7 +136,7 @@ def build(installed: Mapping[str, Version], folder: Path) -> None:
     """Build the wheels of kdcore, of its plugins, and of required packages without wheels on the index.
 
     Raises:
-        InfrastructureError: one cannot be built.
+        InfrastructureError: a wheel cannot be built.
     """
     done = pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, *PROJECTS)
     if done.returncode:
