@@ -172,7 +172,7 @@ Past = tuple[tuple[frozenset[str], bool], ...]
 
 @dataclass(frozen=True)
 class CarriedState:
-    """State that the engine of a stage passes to that of the next, the same on every process.
+    """State that the engine of a stage passes to the engine of the next stage, the same on every process.
 
     Attributes:
         weights: float32 weights, and buffers, by name in the module, on the CPU.

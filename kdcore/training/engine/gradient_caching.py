@@ -59,7 +59,7 @@ class CachedGradients:
     length: int
 
     def term(self, student: Signals, module: DistillationModule) -> Tensor:
-        """Return a scalar whose gradient is that of the coupled losses through this micro-batch."""
+        """Return a scalar whose gradient equals the gradient of the coupled losses through this micro-batch."""
         values = {name: module.get_parameter(name) for name in self.parameters}
         pairs = [(gradient, _read(student, read, self.length)) for read, gradient in self.signals.items()]
         pairs += [(gradient, values[name]) for name, gradient in self.parameters.items()]

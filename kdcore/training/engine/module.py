@@ -178,7 +178,7 @@ class DistillationModule(nn.Module):
     ) -> dict[Term, Tensor]:
         """Do the same as `sums`; called by the engine.
 
-        With cached gradients of coupled losses, which are not among `labels`, the student's random numbers are those of
+        With cached gradients of coupled losses, which are not among `labels`, the student uses the random numbers of
         its first forward pass on this micro-batch, and the term `CACHED` continues the gradients.
         """
         if cached is None:

@@ -40,7 +40,7 @@ class CompositeTeacher:
         """Describe the composite.
 
         Raises:
-            RecipeError: members of an average have different classes, or the same ones in another order.
+            RecipeError: members of an average have different classes, or the same classes in a different order.
         """
         self.combination = combination
         self.members = tuple(members)
@@ -95,7 +95,7 @@ class CompositeTeacher:
             self._require_equal("vocabulary sizes", lambda info: info.vocab_size)
 
     def combine(self, batch: Batch, members: Sequence[Signals]) -> Signals:
-        """Return the signals of the composite, given those of its members in their order."""
+        """Return the signals of the composite, given the signals of its members in their order."""
         return _CompositeSignals(batch, self.combination, members, self.info)
 
     def _require_equal(self, what: str, value: Callable[[ModelInfo], object]) -> None:
@@ -252,7 +252,7 @@ def _labels(info: ModelInfo, name: str) -> tuple[str, ...]:
 
 
 def _outputs_of(info: ModelInfo, name: str, infos: Sequence[ModelInfo]) -> tuple[int, tuple[str, ...]]:
-    """Return the number and the names of a head's outputs; without names, those of a model that has them."""
+    """Return the number and the names of a head's outputs; if it has no names, the names of a model that has them."""
     head = info.head(name)
     assert head is not None
     known = next((labels for one in infos if (labels := _labels(one, name))), ())

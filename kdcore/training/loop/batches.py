@@ -121,7 +121,7 @@ class TrainingBatches:
 
 
 def step_counts(module: DistillationModule, batches: StepBatches, processes: DistributedContext) -> dict[Term, float]:
-    """Count each term on this process; the sum over processes is that of the step.
+    """Count each term on this process; the sum over processes is the count of the step.
 
     Coupled losses are counted over the whole batch if there is one, by process 0 only.
     """

@@ -207,7 +207,7 @@ def with_sources(
     Args:
         student: the changed student.
         before: the parameters before the change.
-        stated: sources that the transform returned.
+        stated: sources returned by the transform.
     """
     names = {id(parameter): name for name, parameter in before.items()}
     kept = {

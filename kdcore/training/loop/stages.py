@@ -103,7 +103,7 @@ def _losses_by_parameter(
 def change_stage(
     context: RunContext, engine: Engine, number: int, parameters: StageParameters, teachers: FrozenTeachers
 ) -> Engine:
-    """Transform the trained student into that of stage `number`; every process must call this.
+    """Transform the trained student into the student of stage `number`; every process must call this.
 
     Weights are transformed in float32. The optimizer's state follows the parameters' sources; the fp16 loss scale and
     random states are kept. The old engine can no longer be used.

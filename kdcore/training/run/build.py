@@ -99,7 +99,7 @@ def recipe_teachers(recipe: Recipe) -> tuple[Task, dict[str, RecipeTeacher]]:
     """Return the task of a recipe, its data prepared if necessary, and the teachers that its losses read by label.
 
     Raises:
-        InputError: as for training: components do not fit together.
+        InputError: components do not fit together, as in training.
     """
     plan = make_plan(recipe)
     return plan.task, plan.read_teachers()
@@ -303,7 +303,7 @@ def check_positions(recipe: Recipe, components: Components, losses: Mapping[str,
     """Refuse losses on masked positions if the task has none.
 
     Raises:
-        RecipeError: names the loss and the task.
+        RecipeError: the task has none; the message names the loss and the task.
     """
     for label, loss in losses.items():
         requests = loss.requests()
@@ -320,7 +320,7 @@ def check_gradient_caching(recipe: Recipe, stages: Iterable[Stage]) -> None:
     """Refuse gradient caching without a loss that couples the sequences of a batch, or for signals that lack it.
 
     Raises:
-        RecipeError: names the key.
+        RecipeError: gradient caching cannot be used; the message names the key.
     """
     coupled = [pair for stage in stages for pair in stage.losses.items() if pair[1].couples_batch]
     for label, loss in coupled:
@@ -346,7 +346,7 @@ def check_student_heads(recipe: Recipe, components: Components, stage: Stage) ->
     """Refuse losses that read a head, or attention signals, that the student does not have.
 
     Raises:
-        RecipeError: names the loss and the heads of the student.
+        RecipeError: a signal is missing; the message names the loss and the heads of the student.
     """
     for label, loss in stage.losses.items():
         if loss.requests().student.attention_parts and not stage.info.attention:
@@ -387,7 +387,7 @@ def check_columns(
         provided: names of the columns; None if they are not known yet.
 
     Raises:
-        RecipeError: names the loss, the column and the task.
+        RecipeError: a column is missing; the message names it, the loss and the task.
     """
     for label, loss in losses.items():
         for name in sorted(loss.requests().columns):
@@ -405,7 +405,7 @@ def check_alignment(recipe: Recipe, components: Components, stage: Stage) -> Non
     """Refuse losses that compare tokens one by one where teacher and student have different tokenizers.
 
     Raises:
-        RecipeError: names the loss.
+        RecipeError: the tokenizers differ; the message names the loss.
     """
     for label, loss in stage.losses.items():
         heads = [stage.info.head(name) for name in loss.requests().teacher.heads]
@@ -433,7 +433,7 @@ def check_schedule(configs: Collection[LossConfig]) -> None:
     """Refuse schedules that leave a part of the budget without any loss.
 
     Raises:
-        RecipeError: names the part.
+        RecipeError: no loss is active in a part; the message names the part.
     """
     for middle, (start, end) in _middles(configs, 0.0, 1.0).items():
         if not any(config.weight_at(middle) > 0 for config in configs):

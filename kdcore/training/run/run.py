@@ -83,7 +83,7 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
     processes, all of them have to consume the same events. Between events, signals have the caller's handlers, random
     numbers come from a stream that is separate from the run's, and no checkpoint is being written.
 
-    Args and errors are those of `train_recipe`.
+    Arguments and errors are the same as for `train_recipe`.
     """
     return _events(recipe, exit_steps, shared=True)
 

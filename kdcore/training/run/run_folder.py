@@ -48,7 +48,7 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
     """Refuse to resume a run with different settings or data from those it was started with.
 
     Raises:
-        RecipeError: lists the differences.
+        RecipeError: they differ; the message lists the differences.
     """
     stored_path = folder / _RECIPE
     stored = load_recipe(stored_path)
@@ -130,7 +130,7 @@ def check_teachers(folder: Path, recipe: Recipe, models: Mapping[str, Model]) ->
         The sha256 of each file, for `store`.
 
     Raises:
-        RecipeError: lists the files that differ.
+        RecipeError: weights have changed; the message lists the files.
     """
     stored = read_environment(folder)
     now = {label: model.file_hashes() for label, model in models.items()}
