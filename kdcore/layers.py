@@ -16,7 +16,7 @@ LayerPairs = Literal["last", "uniform", "all", "skip", "first"] | list[tuple[Blo
 """How a loss pairs layers: a rule, or explicit `[[teacher, student], ...]` with 0-based blocks or `embeddings`."""
 
 ProjectionMode = Literal["auto", "none"]
-"""`auto` maps the student's states to the teacher's width where widths differ; `none` makes that an error."""
+"""`auto` maps the student's states to the teacher's width if the widths differ; with `none` this is an error."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def resolve_block_pairs(layers: LayerPairs, teacher_layers: int, student_layers:
     """Resolve (teacher, student) pairs of blocks without the embeddings, for signals such as attention.
 
     Raises:
-        InputError: as `resolve_pairs`; or a pair contains the embeddings.
+        InputError: as in `resolve_pairs`, or a pair contains the embeddings.
     """
     pairs = resolve_pairs(layers, teacher_layers, student_layers)
     if "embeddings" in (*pairs.teacher, *pairs.student):

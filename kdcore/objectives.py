@@ -95,9 +95,9 @@ def real_rows(states: Tensor, lengths: Lengths | None) -> Tensor:
 
 
 def paired_rows(student: Tensor, teacher: Tensor, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
-    """Return the rows (N, d) of real tokens of both models; those of the teacher are constants without a gradient.
+    """Return the rows (N, d) of real tokens of both models; the teacher's rows are constants without a gradient.
 
-    Arguments are those of `real_rows`.
+    Takes the arguments of `real_rows`.
 
     Raises:
         ValueError: the shapes of student and teacher differ, or the lengths do not fit them.

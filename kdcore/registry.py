@@ -31,7 +31,7 @@ from kdcore.errors import PluginError
 ComponentT = TypeVar("ComponentT", bound=type)
 
 PLUGIN_APIS = (1, 2)
-"""The versions of the plugin API that this kdcore supports. 1 is that of kdcore 0.1."""
+"""The versions of the plugin API that this kdcore supports. Version 1 belongs to kdcore 0.1."""
 API_GROUP = "kdcore.plugin_api"
 """The entry point group with which a package declares the plugin APIs it was built for: `2 = "its_module"`."""
 
@@ -174,7 +174,7 @@ class Registry:
         """Return the name under which a component is found regardless of other packages.
 
         That is `package:name` unless the component is built in or registered by running code. Arguments and errors are
-        those of `find`.
+        the same as for `find`.
         """
         found = self.find(name, sources=sources)
         return f"{found.distribution}:{found.name}" if isinstance(found, Entry) and found.precedence else name
@@ -237,7 +237,7 @@ class Registry:
         """Import a component by name and check its interface; arguments as for `find`.
 
         Raises:
-            PluginError: as `find`, or the component cannot be imported or does not implement the interface.
+            PluginError: as in `find`, or the component cannot be imported or does not implement the interface.
         """
         found = self.find(name, where=where, key=key, sources=sources)
         if not isinstance(found, Entry):

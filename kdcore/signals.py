@@ -39,8 +39,8 @@ SEQUENCE_CLASSES = "sequence_classes"
 class Head:
     """What a model predicts from its last hidden states: C outputs for every token or every sequence.
 
-    The weights of a head are those of transformers' class `auto_class`, or those of the module that a subclass returns
-    from `module`.
+    The weights of a head belong to transformers' class `auto_class`, or to the module that a subclass returns from
+    `module`.
 
     Attributes:
         name: name by which losses request the outputs, such as `sequence_classes`.

@@ -176,7 +176,7 @@ class Corpus(ABC):
         that documents keep their names when the file grows.
 
         Raises:
-            DataError: as `files`.
+            DataError: as in `files`.
         """
         return [Part("all", sum(path.stat().st_size for path in self.files().values()))]
 

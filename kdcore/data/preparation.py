@@ -86,7 +86,8 @@ class Preparation(ABC):
     def tokenizer(self) -> str | None:
         """Return the folder or name of the recipe's tokenizer, whose settings an export keeps.
 
-        None, the default, keeps those of the prepared folder's copy, which another recipe may have written.
+        With None, the default, it keeps the settings of the prepared folder's copy, which another recipe may have
+        written.
         """
         return None
 
@@ -124,8 +125,8 @@ def load_preparation(path: str | Path, overrides: Sequence[str] = ()) -> Prepara
         overrides: `key=value` each.
 
     Raises:
-        RecipeError: with all problems, each with its file, line and key; also if the package that reads the recipe is
-            not installed.
+        RecipeError: the recipe is invalid, or the package that reads it is not installed; the error lists all problems
+            with file, line and key.
     """
     preparation: Preparation = load_component(path, DATA_RECIPE, overrides)
     return preparation

@@ -7,9 +7,9 @@
       train-00000.arrow ...
       held_out-00000.arrow ...
 
-A row is one sequence, padded to `sequence_length`; its length is stored with it, and so are masks drawn by another
-program. If the teacher has another tokenizer, its tokens of the same text are stored with the student's, together with
-the number of the unit of each token on both sides.
+A row is one sequence, padded to `sequence_length`; its length is stored with it. Masks drawn by another program are
+stored as well. If the teacher has another tokenizer, its tokens of the same text are stored with the student's,
+together with the number of the unit of each token on both sides.
 """
 
 from __future__ import annotations

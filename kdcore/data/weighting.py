@@ -9,7 +9,7 @@ from kdcore.data.manifest import Manifest, PreparedSplit
 
 
 class WeightedRows:
-    """Map samples of an epoch to rows of a split: those of each corpus appear `weight` times.
+    """Map samples of an epoch to rows of a split: the rows of each corpus appear `weight` times.
 
     A corpus of weight 2 has each row twice in every epoch. One of weight 0.5 shows half of its rows in an epoch and the
     other half in the next, so that all are shown equally often.

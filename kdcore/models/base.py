@@ -28,7 +28,8 @@ class Encoder(ABC, nn.Module):
         info: description of the whole model, even if only a part of it is loaded.
         packs: whether padded batches are computed on their real tokens only. Set by encoders that support it; the
             signals must not depend on it.
-        keeps_precision: whether a teacher stays in the precision in which it was loaded, instead of that of training.
+        keeps_precision: whether a teacher stays in the precision in which it was loaded, instead of being cast to the
+            training precision.
     """
 
     info: ModelInfo
@@ -163,7 +164,7 @@ class Model(ABC):
         return {} if self.source is None else model_file_hashes(self.source)
 
     def find_heads(self, heads: Sequence[Head]) -> None:  # noqa: B027
-        """Add to a teacher's `info.heads` those of the task's heads whose modules are in its folder."""
+        """Add those heads of the task to a teacher's `info.heads` whose modules are in its folder."""
 
     def load_export(self, folder: Path, request: SignalRequest) -> Encoder | None:
         """Load a student exported to `folder`, with the parts that `request` needs; None if this is not supported."""

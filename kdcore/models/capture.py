@@ -139,7 +139,7 @@ def watch_blocks(blocks: Iterable[nn.Module]) -> None:
 
 
 def watch_first_block_end(module: nn.Module) -> None:
-    """Hook the module whose output replaces that of the first block."""
+    """Hook the module whose output replaces the output of the first block."""
     module.register_forward_hook(partial(_leave, 0))
 
 

@@ -458,7 +458,7 @@ def _names(request: SignalRequest) -> set[str]:
 def _split(
     heads: Collection[Head], request: SignalRequest, first: Sequence[Head], info: ModelInfo
 ) -> tuple[list[Head], list[Head]]:
-    """Split requested heads into those with their own module and those of transformers.
+    """Split requested heads into heads with their own module and heads of transformers.
 
     The first head of transformers, whose class the network has, is the task's, then one for sequences, because only
     those read a pooler.

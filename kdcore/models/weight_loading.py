@@ -182,7 +182,7 @@ def refuse_incomplete(loaded: Loaded, path: str) -> None:
     """Reject a model with missing or mismatched weights.
 
     Raises:
-        DataError: with the first such weight.
+        DataError: a weight is missing or mismatched; the message names the first one.
     """
     model_type = loaded.network.config.model_type
     if loaded.missing:

@@ -38,7 +38,7 @@ def check(model: type[SettingsT], data: dict[str, Plain], prefix: KeyPath, locat
         model: the pydantic model.
         data: its keys and values.
         prefix: key path of the data in the recipe.
-        locate: returns the origin of a key path, or that of its nearest ancestor if the key is not stated.
+        locate: returns the origin of a key path, or that of its nearest ancestor if the key is not given.
     """
     try:
         # Validated as JSON, because strict validation of Python objects rejects the list [1, 2] as a tuple.
@@ -316,7 +316,7 @@ def checked_or_raise(model: type[SettingsT], data: dict[str, Plain], locate: Loc
     """Build the model of a whole file: make paths absolute, check nested components and all keys.
 
     Raises:
-        RecipeError: with all problems.
+        RecipeError: the file is invalid; the error lists all problems.
     """
     walker = SectionWalker(locate)
     walked = walker.walk([Option(model)], data, ())

@@ -164,7 +164,7 @@ class Recipe:
         return Path(run.folder).absolute() / run.name / run.id
 
     def origin(self, key: str) -> Origin:
-        """Return the origin of the value at a dotted key, or that of its nearest ancestor if it is not stated."""
+        """Return the origin of the value at a dotted key, or that of its nearest ancestor if it is not given."""
         return self._root.origin_at(tuple(key.split(".")) if key else ())
 
     def components(self) -> Components:
@@ -174,7 +174,7 @@ class Recipe:
 
         Raises:
             PluginError: a file under `imports:` failed.
-            RecipeError: with all problems of all components.
+            RecipeError: components are invalid; the error lists all problems of all components.
         """
         if self._components is None:
             self._components = self._load_components()
@@ -191,7 +191,7 @@ class Recipe:
         Components of packages are named `package:name`, so that packages installed later change nothing.
 
         Raises:
-            InputError: as `components`, which determines the keys that are paths.
+            InputError: as in `components`, which determines the keys that are paths.
         """
         return dump_yaml(self.pinned_data())
 
@@ -211,7 +211,7 @@ class Recipe:
         return data
 
     def annotated_yaml(self) -> str:
-        """Format the stated values and the core's defaults as YAML, each with its origin as a comment."""
+        """Format the given values and the core's defaults as YAML, each with its origin as a comment."""
         return annotated(self._root, self.settings.model_dump(mode="json"))
 
     def _load_components(self) -> Components:
@@ -293,7 +293,7 @@ class Recipe:
         return [file for index, file in enumerate(self.settings.imports) if self._may_run(("imports", index))]
 
     def _may_run(self, place: KeyPath) -> bool:
-        """Return whether code that is stated here may run; code that a run folder states may not by default."""
+        """Return whether code listed here may run; by default, code listed in the recipe of a run folder may not."""
         origin = self._root.origin_at(place)
         if origin.override is not None or self.allow_imports:
             return True
@@ -347,7 +347,7 @@ def load_recipe(
             together with the other problems of components, such as failed imports.
 
     Raises:
-        RecipeError: with all problems, each with its file, line and key.
+        RecipeError: the recipe is invalid; the error lists all problems with file, line and key.
     """
     overrides = override_texts(overrides)
     file = Path("the recipe") if isinstance(path, Mapping) else resolve_recipe(str(path), Path.cwd())
@@ -386,7 +386,7 @@ def override_texts(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """Return overrides as `key=value` each.
 
     Raises:
-        RecipeError: one is not text, or a map has a value that a recipe cannot hold.
+        RecipeError: an override is not a string, or a map has a value that a recipe cannot hold.
     """
     if isinstance(overrides, Mapping):
         as_json(overrides)  # reports keys that are not text
@@ -411,7 +411,7 @@ def load_config(path: str | Path, model: type[SettingsT], overrides: Sequence[st
         overrides: `key=value` each.
 
     Raises:
-        RecipeError: with all problems.
+        RecipeError: the file is invalid; the error lists all problems.
     """
     root = load_merged(resolve_recipe(str(path), Path.cwd()), overrides, {}).root
     return checked_or_raise(model, root.plain(), lambda place: root.origin_at(place))
@@ -426,7 +426,7 @@ def load_component(path: str | Path, marker: ComponentSection, overrides: Sequen
         overrides: `key=value` each.
 
     Raises:
-        RecipeError: with all problems.
+        RecipeError: the file is invalid; the error lists all problems.
     """
     root = load_merged(resolve_recipe(str(path), Path.cwd()), overrides, {}).root
     section = root.plain()

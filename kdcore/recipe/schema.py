@@ -94,7 +94,7 @@ TEACHER = "teacher"
 
 
 class TeacherKeys(ComponentConfig):
-    """Keys of the core in the section of a teacher; the others are those of its model."""
+    """Keys of the core in the section of a teacher; all others belong to its model."""
 
     cache: Literal["auto"] | PathString | None = Field(
         None,

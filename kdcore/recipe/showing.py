@@ -17,7 +17,7 @@ def annotated(root: Node, defaults: Mapping[str, Plain]) -> str:
     """Format a recipe with a comment after every value: file and line, the override, or `default`.
 
     Args:
-        root: the values stated in the recipe.
+        root: the values given in the recipe.
         defaults: the core's keys with their values; keys missing in the recipe are marked as defaults.
     """
     assert isinstance(root.value, dict)

@@ -283,7 +283,7 @@ class _Composer:
         return self.origin if self.origin.file is None else Origin(self.origin.file, event.start_mark.line + 1)
 
     def node(self, event: Event, origin: Origin | None = None) -> Node:
-        """Build the node that starts with an event; `origin` is that of its key, if it has one."""
+        """Build the node that starts with an event; `origin` is the origin of its key, if it has one."""
         origin = origin or self.at(event)
         if isinstance(event, AliasEvent):
             if event.anchor not in self.anchors:

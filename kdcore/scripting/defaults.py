@@ -106,8 +106,8 @@ def sections_for(teacher: TeacherKind, data: GivenData) -> Mapping[str, Any]:
     """Return the sections of the best installed defaults.
 
     Raises:
-        InputError: none suits this teacher and data, or the packages whose defaults do are not installed.
-        PluginError: one fails, or returns no map with `task` and `losses`.
+        InputError: no defaults suit this teacher and data, or the packages with suitable ones are not installed.
+        PluginError: one of them fails, or does not return a map with `task` and `losses`.
     """
     if (needed := _needed(teacher, data)) is not None:
         defaults.find(needed)  # its error names the package

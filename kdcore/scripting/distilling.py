@@ -238,7 +238,7 @@ def _describe_teacher(teacher: Any) -> tuple[dict[str, Any], TeacherKind]:
     """Find the model that reads the teacher; return the recipe's section and a description.
 
     Raises:
-        InputError: no installed model reads it, for example if it is a decoder; the error is that of `transformers`.
+        InputError: no installed model reads it, for example if it is a decoder; the error comes from `transformers`.
     """
     from kdcore.scripting.defaults import TeacherKind
 

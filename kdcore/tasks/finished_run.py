@@ -27,7 +27,7 @@ class FinishedRun:
         export: folder of the student: `exports/best` where the run chose its best student by a score, else
             `exports/final`.
         teacher_source: folder or hub name of the teacher's weights; None without a teacher. With several teachers, it
-            is that of the one that lent the student its missing configuration.
+            refers to the one that lent the student its missing configuration.
         task: the run's task.
         held_out: values of each held-out loss and score in the order of steps, by name, without the weighted total.
         constants: value of each held-out loss that the best constant prediction reaches, where the loss defines it.

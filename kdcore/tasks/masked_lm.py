@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kdcore")
 
 _fraction: ContextVar[float] = ContextVar("fraction", default=1.0)
-"""Fraction of the budget for which this thread draws a batch; validation may draw another one meanwhile."""
+"""Fraction of the budget for which this thread draws a batch; validation may draw another one at the same time."""
 
 _MANY_UNKNOWN = 0.01
 _CHECKED_FOR_LONG_WORDS = 1000

@@ -53,8 +53,8 @@ class WordStarts:
 
     The tokenizer's prefixes mark space-separated words. In scripts without spaces each token of Chinese
     characters, Hiragana or full-width punctuation is a word, and successive tokens of Katakana are one. Words of Thai,
-    Lao, Khmer and Burmese are those of the segmenter, or each token that does not divide a syllable's letter from its
-    vowels. Words also start where such scripts begin and end.
+    Lao, Khmer and Burmese are found by the segmenter; without one, each token is a word unless it divides a syllable's
+    letter from its vowels. Words also start where such scripts begin and end.
 
     Args:
         data: the prepared data.

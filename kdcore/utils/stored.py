@@ -39,7 +39,7 @@ EXPECTED = {
     "none_required": "null",
     "path_type": "a path",
 }
-"""What pydantic's types of errors expect, in words."""
+"""Descriptions of the expected values for pydantic's error types."""
 
 LARGEST_TEXT = 64 << 20
 _SHOWN = 80
@@ -61,7 +61,8 @@ def read_json_object(path: Path, schema: type[T], *, hint: str | None = None) ->
     """Read a file with one JSON value of a type that pydantic can check. Unknown keys are ignored.
 
     Raises:
-        DataError: the file cannot be read, is not JSON, or a value is missing or of another type; names each key.
+        DataError: the file cannot be read, is not JSON, or a value is missing or of another type; the message names
+            each key.
     """
     try:
         text = read_small_file(path)
@@ -71,7 +72,7 @@ def read_json_object(path: Path, schema: type[T], *, hint: str | None = None) ->
 
 
 def checked_json(text: str | bytes, schema: type[T], where: str, *, hint: str | None = None) -> T:
-    """Parse JSON as a type; arguments and errors are those of `read_json_object`."""
+    """Parse JSON as a type; arguments and errors are the same as for `read_json_object`."""
     try:
         return TypeAdapter(schema).validate_json(text, strict=True)
     except ValidationError as error:
@@ -80,7 +81,7 @@ def checked_json(text: str | bytes, schema: type[T], where: str, *, hint: str | 
 
 
 def read_json_rows(path: Path, schema: Any, *, last_bytes: int | None = None) -> list[Any]:
-    """Read JSON lines, for a report; a file that cannot be read is left out with a warning. See `load_json_rows`."""
+    """Read JSON lines for a report; a file that cannot be read is skipped with a warning. See `load_json_rows`."""
     try:
         return load_json_rows(path, schema, last_bytes=last_bytes)
     except OSError as error:
@@ -92,7 +93,7 @@ def load_json_rows(path: Path, schema: Any, *, last_bytes: int | None = None) ->
     """Load JSON lines. Bad rows are skipped with one warning, which names the first of them.
 
     Args:
-        path: the file; without it there are no rows.
+        path: the file; if it does not exist, there are no rows.
         schema: the type of a row, as pydantic checks it.
         last_bytes: read only the rows in these last bytes of the file.
 
