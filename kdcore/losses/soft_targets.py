@@ -118,7 +118,7 @@ class SoftTargetsLoss(Loss):
         if self.config.column is not None:
             chosen = batch.token_column(self.config.column)
             if chosen.dtype != torch.bool:
-                what = f"the column `{self.config.column}` does not choose tokens (found {chosen.dtype}, expected bool)"
+                what = f"the column `{self.config.column}` does not select tokens (found {chosen.dtype}, expected bool)"
                 raise InputError(what, key=f"losses.{self.config.label}.column")
             return {"soft_targets": int(chosen.sum())}
         if self.head is not None:

@@ -123,8 +123,8 @@ def _without_tensors(value: Any, pointer: str, tensors: dict[str, Tensor]) -> An
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
         raise PluginError(
-            f"{pointer}: a checkpoint cannot hold this (found {type(value).__name__}, expected a tensor or what JSON "
-            "holds)"
+            f"{pointer}: a checkpoint cannot hold this (found {type(value).__name__}, expected a tensor or a "
+            "JSON value)"
         ) from error
 
 

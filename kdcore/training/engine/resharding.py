@@ -123,7 +123,7 @@ def _state(
     raise InputError(
         f"`{key}` in the optimizer's state cannot be resharded to another number of processes",
         where=str(where),
-        hint=f"start with --processes {len(parts)}, as it was written, or train with `training.zero_stage: 0`",
+        hint=f"start with --processes {len(parts)}, as when it was written, or train with `training.zero_stage: 0`",
     )
 
 
