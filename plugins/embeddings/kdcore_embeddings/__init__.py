@@ -1,7 +1,7 @@
 """Distil sentence encoders: teachers and exports of sentence-transformers, and losses on embeddings.
 
-Other packages use the names of this module only. `__init__.pyi` lists them with the modules that define them; each is
-imported at its first use.
+Other packages may use only the names in this module. `__init__.pyi` lists them with the modules that define them; each
+is imported on first use.
 """
 
 import lazy_loader

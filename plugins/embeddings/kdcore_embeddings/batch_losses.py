@@ -26,7 +26,7 @@ from kdcore_embeddings.head import EMBEDDING
 from kdcore_embeddings.regression import read_teacher, require_embeddings, require_widths
 
 GROUP_TEXTS = "group_texts"
-"""Column (B, k) of a task on groups of k texts, which follow each other: indices of the texts of a row's group.
+"""Column (B, k) of a task with groups of k consecutive texts: for each row, the indices of the texts in its group.
 
 The first text of a group is the query, the second its positive document, the others negatives.
 """
@@ -40,9 +40,9 @@ def similarity(
     temperature: float = 0.05,
     dimensions: Sequence[int] | None = None,
 ) -> Total:
-    """Sum a distance of the cosines between every two texts of a batch; see `SimilarityLoss`.
+    """Sum a distance of the cosines between all pairs of texts in a batch; see `SimilarityLoss`.
 
-    It is counted in texts, B, or for `mse` in pairs, B * (B - 1).
+    The sum is counted in texts, B, or for `mse` in pairs, B * (B - 1).
 
     Args:
         student: embeddings (B, C) of any norm.
@@ -99,7 +99,7 @@ def info_nce(
     queries, documents = texts[:, :1], texts[:, 1:].reshape(-1)
     rows = torch.arange(size, device=texts.device)
     right = rows * (width - 1)
-    # Whether document j has the text of a document that belongs to query i, in any group.
+    # Whether document j has the same text as a document that belongs to query i, in any group.
     belongs = (queries == queries.T).float() @ (documents == texts[:, 1:2]).float() > 0
     left_out = (documents == queries) | belongs
     left_out[rows, right] = False
@@ -111,7 +111,7 @@ def info_nce(
 
 
 def _unit_vectors(embeddings: Tensor, dimensions: Sequence[int] | None) -> Iterator[Tensor]:
-    """Yield embeddings (..., C), whole and truncated, each scaled to length 1 after truncation."""
+    """Yield embeddings (..., C), complete and truncated, each scaled to length 1 after truncation."""
     whole = at_least_float32(embeddings)
     for width in (whole.shape[-1], *(dimensions or ())):
         require_shapes(0 < width <= whole.shape[-1], f"at least 1 and {width} components", embeddings=whole)
@@ -130,7 +130,7 @@ class MatryoshkaConfig(LossConfig):
 
 
 class _CoupledEmbeddings(Loss):
-    """Base of losses whose value depends on all embeddings of a batch."""
+    """Base class for losses whose value depends on all embeddings of a batch."""
 
     config: MatryoshkaConfig
 

@@ -50,7 +50,7 @@ class StudentEmbedding(nn.Module):
 
 
 def embedding_head(dimension: int, pooling: str, *, normalize: bool) -> EmbeddingHead:
-    """Return the head for a width, a pooling (`mean` or `cls`) and whether vectors have length 1."""
+    """Return the head for a width and a pooling (`mean` or `cls`), with or without scaling to length 1."""
     return EmbeddingHead(
         EMBEDDING,
         level="sequence",

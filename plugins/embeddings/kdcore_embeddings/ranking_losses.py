@@ -29,11 +29,11 @@ from kdcore_embeddings.head import EMBEDDING, EmbeddingHead
 from kdcore_embeddings.regression import read_teacher, require_embeddings
 
 GROUP_SCORES = "group_scores"
-"""Column (B, k - 1) of a task on groups of k texts: scores of the documents of a row's group."""
+"""Column (B, k - 1) of a task with groups of k texts: for each row, the scores of the documents in its group."""
 
 _FEWEST = 3
 _LOGITS_SCALE = 20.0
-_LARGEST_MARGIN = 2.0  # of dot products of vectors of length 1
+_LARGEST_MARGIN = 2.0  # for dot products of unit vectors
 
 
 def margin_mse(student: Tensor, teacher: Tensor) -> Total:
@@ -52,7 +52,7 @@ def margin_mse(student: Tensor, teacher: Tensor) -> Total:
 
 
 def listwise_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Total:
-    """Sum `T^2 KL(softmax(t / T) || softmax(s / T))` over queries, counted in these.
+    """Sum `T^2 KL(softmax(t / T) || softmax(s / T))` over queries, counted in queries.
 
     Args:
         student: scores s (n, m) of the m documents of each of n queries.
@@ -92,7 +92,7 @@ class RankingConfig(LossConfig):
 
 
 class _GroupScores(Loss):
-    """Base of losses that compare the scores of each query's documents."""
+    """Base class for losses that compare the scores of each query's documents."""
 
     config: RankingConfig
 
@@ -130,14 +130,14 @@ class _GroupScores(Loss):
         size = int(batch.columns[GROUP_TEXTS].shape[1])
         if size < _FEWEST:
             raise InputError(
-                f"`{self.config.name}` compares the documents of a query, but groups have a single one",
+                f"`{self.config.name}` compares the documents of a query, but each group has only one document",
                 key=f"losses.{self.config.label}",
                 hint="name columns of negatives as `task.data.negatives`, or use `info_nce`",
             )
         return size
 
     def group_scores(self, student: Signals, teacher: Signals | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the scores (n, k - 1) of each query's documents: the student's, and those to learn."""
+        """Return the scores (n, k - 1) of each query's documents: the student's scores, and the target scores."""
         width = batch.columns[GROUP_TEXTS].shape[1]
         own = at_least_float32(student.outputs(EMBEDDING))
         if self.log_scale is None:
@@ -151,7 +151,7 @@ class _GroupScores(Loss):
 
 
 class MarginMSELoss(_GroupScores):
-    """Margins between the positive document's score and those of the negatives (Hofstätter et al. 2020).
+    """Match the margins between the scores of positive and negative documents (Hofstätter et al. 2020).
 
     Term `margin_mse`: sum over queries and their negatives j of `((s_1 - s_j) - (t_1 - t_j))^2`, with the scores s of
     the student and t to learn, counted in negatives.
@@ -168,12 +168,12 @@ class MarginMSELoss(_GroupScores):
         """Count negatives.
 
         Raises:
-            InputError: groups have no negatives, or those of the first batch have margins that dot products of vectors
-                of length 1 cannot reach.
+            InputError: groups have no negatives, or the first batch has margins that dot products of unit vectors
+                cannot reach.
         """
         size = self.group_size(batch)
         if self.unit_length and self.config.similarity == "dot" and self.config.scores == "data" and not self._checked:
-            self._checked = True  # a run must not fail in its middle
+            self._checked = True  # a run must not fail later
             scores = batch.columns[GROUP_SCORES]
             largest = float((scores[:, :1] - scores[:, 1:]).abs().max())
             if largest > _LARGEST_MARGIN:
@@ -191,7 +191,7 @@ class MarginMSELoss(_GroupScores):
 
 
 class ListwiseKLLoss(_GroupScores):
-    """Distribution of the scores over a query's documents.
+    """Match the distribution of the scores over a query's documents.
 
     Term `listwise_kl`: sum over queries of `T^2 KL(softmax(t / T) || softmax(s / T))` over the query's documents, with
     the scores s of the student and t to learn, counted in queries.

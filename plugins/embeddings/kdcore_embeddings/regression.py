@@ -42,8 +42,8 @@ def embedding(
         student: e_s (B, C).
         teacher: e_t, like `student`.
         distance: `mse` or `cosine`.
-        dimensions: widths to which embeddings are also truncated, and then scaled to length 1; the sum is the mean over
-            the whole embeddings and these.
+        dimensions: widths to which embeddings are also truncated and then scaled to length 1; the sum is the mean over
+            the complete and the truncated embeddings.
 
     Raises:
         ValueError: the shapes differ, or embeddings have fewer components.
@@ -131,7 +131,7 @@ class EmbeddingLoss(Loss):
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the distance of the teacher's embeddings from their mean, or from its direction.
 
-        It is unknown with `dimensions`.
+        With `dimensions` there is no baseline.
         """
         rows, total = float(sums["rows"]), sums["total"]
         if not rows or self.config.dimensions is not None:
@@ -158,10 +158,10 @@ def require_equal_widths(config: LossConfig, teacher: ModelInfo | None, student:
 
 
 def require_widths(config: LossConfig, dimensions: Sequence[int] | None, width: int) -> None:
-    """Refuse dimensions that embeddings of the student, `width` wide, cannot be truncated to.
+    """Refuse dimensions to which the student's embeddings, with `width` components, cannot be truncated.
 
     Raises:
-        InputError: one of them is not smaller.
+        InputError: a dimension is not smaller than `width`.
     """
     for dimension in dimensions or ():
         if not 0 < dimension < width:
@@ -192,8 +192,8 @@ def read_teacher(teacher: Signals, config: LossConfig) -> Tensor:
     """Return the teacher's embeddings (B, C).
 
     Raises:
-        DataError: some are not finite. Outside a step on an accelerator, which would have to wait for the comparison;
-            there the monitor of divergence finds the loss that is not finite.
+        DataError: embeddings are not finite. This is not checked in training steps on an accelerator, because the check
+            would synchronize; there the divergence monitor detects the non-finite loss.
     """
     theirs = at_least_float32(teacher.outputs(EMBEDDING))
     if theirs.device.type == "cpu" or not torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Scores of exact search with embeddings."""
+"""Scores of exhaustive search with embeddings."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from kdcore import DataError
 
 DEPTH = 10
-"""Number of documents that are found for each query."""
+"""Number of documents retrieved for each query."""
 
 MAIN_SCORE = f"ndcg_at_{DEPTH}"
-_TIE = 1e-9  # of the largest similarity: equal vectors have equal products only to rounding
-_BLOCK_VALUES = 2**23  # similarities of a block: 64 MiB in float64
+_TIE = 1e-9  # relative to the largest similarity; the products of equal vectors are equal only up to rounding
+_BLOCK_VALUES = 2**23  # number of similarities in a block: 64 MiB in float64
 
 
 def retrieval_scores(
     queries: NDArray[Any], documents: NDArray[Any], relevant: Sequence[set[int]], similarity: str = "cosine"
 ) -> dict[str, float]:
-    """Search every query among all documents, and average the scores of the queries.
+    """Search all documents for each query, and average the scores over the queries.
 
-    Arguments, names of scores and errors are those of `retrieval_values`.
+    Arguments, names of scores and errors are the same as for `retrieval_values`.
     """
     values = retrieval_values(queries, documents, relevant, similarity)
     return {name: float(np.mean(own)) for name, own in values.items()}
@@ -32,17 +32,17 @@ def retrieval_scores(
 def retrieval_values(
     queries: NDArray[Any], documents: NDArray[Any], relevant: Sequence[set[int]], similarity: str = "cosine"
 ) -> dict[str, list[float]]:
-    """Search every query among all documents.
+    """Search all documents for each query.
 
     Args:
         queries: (n, C) embeddings.
         documents: (m, C) embeddings.
-        relevant: numbers of the documents that belong to each query, at least one.
+        relevant: for each query, the indices of its relevant documents, at least one.
         similarity: `cosine`, `dot`, `euclidean` or `manhattan`.
 
     Returns:
-        `ndcg_at_10`, `mrr_at_10`, `recall_at_1` and `recall_at_10` of each query. Of documents with equal similarity,
-        those that do not belong to the query are found first, so that equal vectors get no credit.
+        `ndcg_at_10`, `mrr_at_10`, `recall_at_1` and `recall_at_10` of each query. Among documents with equal
+        similarity, irrelevant documents are ranked first, so that equal vectors get no credit.
 
     Raises:
         DataError: vectors are not finite.
@@ -64,7 +64,7 @@ def retrieval_values(
 
 
 def similarity_blocks(queries: NDArray[Any], documents: NDArray[Any], similarity: str) -> Iterator[NDArray[np.float64]]:
-    """Yield the similarities (b, m) of some queries (n, C) to all documents (m, C), block by block.
+    """Yield the similarities (b, m) of blocks of the queries (n, C) to all documents (m, C).
 
     Raises:
         DataError: vectors are not finite.
@@ -78,7 +78,7 @@ def similarity_blocks(queries: NDArray[Any], documents: NDArray[Any], similarity
 
 
 def _hits(similarities: NDArray[np.float64], known: NDArray[np.int64], depth: int) -> NDArray[np.bool_]:
-    """Return whether each of the first `depth` documents belongs to the query; equal ones that do are last."""
+    """Return whether each of the first `depth` documents is relevant; among ties, relevant documents are last."""
     belongs = np.zeros(len(similarities), np.bool_)
     belongs[known] = True
     step = _TIE * max(float(np.abs(similarities).max()), np.finfo(np.float64).tiny)
@@ -91,7 +91,7 @@ def _hits(similarities: NDArray[np.float64], known: NDArray[np.int64], depth: in
 
 
 def random_scores(documents: int) -> dict[str, float]:
-    """Return the expected scores of a random order of the documents, one of which belongs to each query."""
+    """Return the expected scores of a random order of the documents, with one relevant document per query."""
     ranks = np.arange(1, min(DEPTH, documents) + 1)
     return {
         MAIN_SCORE: float((1 / np.log2(ranks + 1)).sum() / documents),

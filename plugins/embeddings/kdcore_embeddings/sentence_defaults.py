@@ -1,4 +1,4 @@
-"""What `kdcore distil` does with sentence encoders."""
+"""Defaults of `kdcore distil` for sentence encoders."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kdcore_embeddings.data.records import FORMATS
 
 
 class SentenceEncoderDefaults(Defaults):
-    """The recipe `embeddings/domain.yaml`, for teachers that sentence-transformers has saved."""
+    """The recipe `embeddings/domain.yaml`, for teachers saved by sentence-transformers."""
 
     priority = 20
 
     def sections(self, teacher: TeacherKind, data: GivenData) -> Mapping[str, Any] | None:
-        """Return the recipe's sections but for the student, for texts that the task `embeddings` reads."""
+        """Return the recipe's sections except the student, for texts that the task `embeddings` can read."""
         texts: Mapping[str, Any]
         if data.is_table() and isinstance(data.section, Mapping):
             texts = data.section

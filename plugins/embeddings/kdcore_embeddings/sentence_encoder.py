@@ -20,21 +20,21 @@ _BATCH = 32
 
 
 class SentenceEncoder:
-    """A sentence encoder with its prompts and limit; of a plain encoder, the means over its last hidden states.
+    """A sentence encoder with its prompts and length limit, or a plain encoder with mean pooling.
 
     Args:
-        source: folder of either kind, or hub name of a sentence encoder.
-        device: where embeddings are computed.
+        source: folder of a sentence encoder or plain encoder, or hub name of a sentence encoder.
+        device: device on which embeddings are computed.
 
     Attributes:
         source: folder or hub name.
-        query_prompt: precedes queries.
-        document_prompt: precedes documents.
-        prompt: precedes texts that are neither.
+        query_prompt: prompt for queries.
+        document_prompt: prompt for documents.
+        prompt: prompt for other texts.
         similarity: name of the similarity of two embeddings.
 
     Raises:
-        InputError: the folder cannot be read, or its pooling leaves prompts out.
+        InputError: the folder cannot be read, or its pooling excludes prompts.
     """
 
     def __init__(self, source: str, device: torch.device | None = None) -> None:
@@ -69,7 +69,7 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], prompt: str = "") -> NDArray[np.float32]:
-        """Return the embeddings (n, C) of texts, each behind the prompt; longer ones are truncated.
+        """Return the embeddings (n, C) of texts, each preceded by the prompt; long texts are truncated.
 
         Raises:
             DataError: embeddings are not finite.

@@ -26,14 +26,14 @@ def write_sentence_folder(
     default_prompt: str | None,
     similarity: str,
 ) -> None:
-    """Add the modules after the encoder to an exported folder, which has the encoder and the head already.
+    """Add the modules after the encoder to an exported folder, which already contains the encoder and the head.
 
     Args:
         folder: the folder.
         head: the student's head.
         max_length: longest sequence in tokens.
-        prompts: text that precedes a text, by name.
-        default_prompt: name of the prompt that `encode` uses by default; None for none.
+        prompts: prompts by name.
+        default_prompt: name of the prompt that `encode` uses by default; None for no prompt.
         similarity: name of the similarity of two embeddings.
     """
     module = load_head(folder, head)

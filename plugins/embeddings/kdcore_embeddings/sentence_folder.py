@@ -1,4 +1,4 @@
-"""Read folders of sentence-transformers: pooling, the layers after it, prompts and limits."""
+"""Read sentence-transformers folders: pooling, the layers after it, prompts and limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POOLING_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Key of each pooling mode in the classic schema, in the order in which several are concatenated."""
+"""Key of each pooling mode in the classic schema, in order of concatenation."""
 
 _FIRST = ("Transformer", "Pooling")
 _FURTHER = ("Dense", "LayerNorm", "Normalize", "Dropout")
@@ -37,7 +37,7 @@ _Width = Annotated[int, Field(ge=1)]
 
 
 class _StatedFile(BaseModel):
-    """Keys of a file of the folder; others are ignored."""
+    """Keys of a file in the folder; other keys are ignored."""
 
     model_config = ConfigDict(strict=True)
 
@@ -78,8 +78,8 @@ class Layer:
     """A module after the pooling.
 
     Attributes:
-        kind: last part of its type, such as `Dense`.
-        folder: folder of its configuration and weights.
+        kind: last part of the module's type, such as `Dense`.
+        folder: folder with the module's configuration and weights.
     """
 
     kind: str
@@ -88,7 +88,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class SentenceFolder:
-    """Description of an encoder in a folder of sentence-transformers.
+    """Description of an encoder in a sentence-transformers folder.
 
     Attributes:
         path: the folder.
@@ -97,12 +97,12 @@ class SentenceFolder:
         modes: pooling modes, whose results are concatenated.
         include_prompt: whether tokens of a prompt are pooled.
         layers: the modules after the pooling.
-        max_length: longest sequence in tokens, special ones included; None if it is not limited there.
+        max_length: longest sequence in tokens, special tokens included; None if the folder sets no limit.
         lower_case: whether texts are converted to lower case before they are tokenised.
-        prompts: text that precedes a text, by name.
-        default_prompt: the prompt that precedes texts by default; empty without one.
+        prompts: prompts by name.
+        default_prompt: the prompt used by default; empty if there is none.
         similarity: name of the similarity of two embeddings.
-        truncate_dim: the number of first components that embeddings have; None for all of them.
+        truncate_dim: number of components to which embeddings are truncated; None for no truncation.
     """
 
     path: Path
@@ -120,7 +120,7 @@ class SentenceFolder:
 
     @property
     def normalizes(self) -> bool:
-        """Whether embeddings have the length 1, which truncated ones do not."""
+        """Whether embeddings have length 1; truncated embeddings do not."""
         return bool(self.layers) and self.layers[-1].kind == "Normalize" and self.truncate_dim is None
 
     def prompt(self, *names: str) -> str:
@@ -128,7 +128,7 @@ class SentenceFolder:
         return next((self.prompts[name] for name in names if name in self.prompts), self.default_prompt)
 
     def module_files(self) -> dict[str, Path]:
-        """Return the files that embeddings depend on besides those of the encoder, by their names in the folder."""
+        """Return the files besides those of the encoder on which embeddings depend, by their names in the folder."""
         folders = [self.pooling, *(layer.folder for layer in self.layers)]
         names = ("config.json", "model.safetensors", "pytorch_model.bin")
         files = [self.path / "modules.json", *(folder / name for folder in folders for name in names)]
@@ -152,15 +152,15 @@ class SentenceFolder:
 
 
 def is_sentence_folder(source: str) -> bool:
-    """Return whether a local folder has the modules of sentence-transformers."""
+    """Return whether a local folder contains sentence-transformers modules."""
     return (Path(source) / "modules.json").is_file()
 
 
 def read_sentence_folder(source: str) -> SentenceFolder:
-    """Read a folder, or download a repository of the hub.
+    """Read a folder, or download a repository from the hub.
 
     Raises:
-        DataError: the folder is missing or not one of sentence-transformers, or has a module that is not supported.
+        DataError: the folder is missing or is not a sentence-transformers folder, or it has an unsupported module.
     """
     path = Path(source)
     if not path.is_dir():
@@ -247,7 +247,7 @@ def _modes(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
 
 
 def _length(stated: float | None, encoder: Path) -> int | None:
-    """Return the limit of the classic schema, else that of the tokenizer."""
+    """Return the limit of the classic schema, or else that of the tokenizer."""
     file = encoder / "tokenizer_config.json"
     if stated is None and file.is_file():
         stated = _json(file, dict).get("model_max_length")
@@ -255,7 +255,7 @@ def _length(stated: float | None, encoder: Path) -> int | None:
 
 
 def _build(layer: Layer, width: int) -> tuple[nn.Module, int]:
-    """Build a layer for inputs (B, width); return its number of outputs, too."""
+    """Build a layer for inputs (B, width); return it with its number of outputs."""
     if layer.kind == "Normalize":
         return Normalize(), width
     config = _json(layer.folder / "config.json", dict)

@@ -16,7 +16,7 @@ ACTIVATIONS = ("Identity", "Tanh", "GELU", "ReLU", "Sigmoid", "SiLU", "LeakyReLU
 
 
 class Dense(nn.Module):
-    """A linear map, and an activation function.
+    """A linear map and an activation function.
 
     Args:
         inputs: width of the inputs.
@@ -63,7 +63,7 @@ class Truncate(nn.Module):
 
 
 class SentenceModules(nn.Module):
-    """Pooling and the layers after it, as described by a folder of sentence-transformers.
+    """Pooling and the layers after it, as described by a sentence-transformers folder.
 
     Args:
         modes: pooling modes, whose results are concatenated.

@@ -110,7 +110,7 @@ class Embeddings(Task):
 
     @classmethod
     def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
-        """Take what is not set from the teacher's folder and from the models."""
+        """Fill in missing keys from the teacher's folder and from the models."""
         assert isinstance(config, cls.Config)
         folder = teacher.folder if isinstance(teacher, SentenceTransformerModel) else None
         head = None if teacher is None else teacher.info.head(EMBEDDING)
@@ -245,15 +245,15 @@ class Embeddings(Task):
 
     @property
     def separate_views(self) -> bool:
-        """Whether the teacher receives other tokens than the student."""
+        """Whether the teacher receives different tokens than the student."""
         return self._theirs is not None
 
     def check(self, student: Model, teacher: Model | None) -> None:
         """Compare lengths and vocabularies with the models.
 
         Raises:
-            DataError: they do not fit.
-            InputError: the teacher leaves prompts out of its pooling.
+            DataError: the lengths or vocabularies do not fit.
+            InputError: the teacher excludes prompts from its pooling.
         """
         folder = teacher.folder if isinstance(teacher, SentenceTransformerModel) else None
         if folder is not None and not folder.include_prompt and self._teacher_prompts != Prompts():
@@ -294,7 +294,7 @@ class Embeddings(Task):
 
     @property
     def distinct_epochs(self) -> int | None:
-        """Return 1, since every epoch has the same texts; None for groups, whose texts are not samples."""
+        """Return 1, because every epoch has the same texts; None for groups, whose texts are not samples."""
         return 1 if self.config.data.width == 1 else None
 
     def lengths(self, split: Split) -> np.ndarray:
@@ -308,7 +308,7 @@ class Embeddings(Task):
         return (np.asarray(samples, dtype=np.int64)[:, None] * width + np.arange(width)).reshape(-1)
 
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
-        """Return these texts, equal in every epoch; of groups all texts, group by group."""
+        """Return these texts, which are the same in every epoch; for groups, all texts, group by group."""
         rows, part = self._rows(samples), self.parts[split]
         columns = {"sample_ids": torch.from_numpy(rows)}
         if part.width > 1:
@@ -327,17 +327,17 @@ class Embeddings(Task):
         return replace(batch, units=own, teacher=teacher)
 
     def draw(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float = 1.0) -> Batch:
-        """Return a batch with split, numbers of texts and epochs on the host."""
+        """Return a batch with split, sample indices and epochs on the host."""
         width = self.config.data.width
         return self.batch(split, samples, epochs).of_samples(split, self._rows(samples), np.repeat(epochs, width))
 
     @property
     def metric(self) -> str | None:
-        """The score of groups that selects the best student; None for other texts."""
+        """The score that selects the best student, if there are groups; None otherwise."""
         return None if self.config.data.width == 1 else MAIN_SCORE
 
     def scores(self, split: Split, outputs: TaskOutputs) -> dict[str, float]:
-        """Search each query's document among the documents of all groups of the split."""
+        """Search the documents of all groups of the split for each query's document, and return the scores."""
         part, vectors = self.parts[split], np.asarray(outputs)
         numbers = self._text_numbers[split]
         is_query = np.arange(len(vectors)) % part.width == 0
@@ -373,7 +373,7 @@ class Embeddings(Task):
         parquet.write_table(pyarrow.table(columns), folder / f"{split}.parquet")
 
     def sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the student's tokens (B, L) and lengths (B,); of groups those of the queries."""
+        """Return the student's tokens (B, L) and lengths (B,); for groups, those of the queries."""
         return self._own[split].rows(self._rows(samples)[:: self.config.data.width])
 
     def teacher_sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -383,7 +383,7 @@ class Embeddings(Task):
         )
 
     def texts(self, split: Split, samples: np.ndarray) -> list[str] | None:
-        """Return the teacher's texts of samples, without prompts; None for groups."""
+        """Return the teacher's texts for samples, without prompts; None for groups."""
         part = self.parts[split]
         texts = part.texts if part.sources is None else part.sources
         return [texts[sample] for sample in samples] if part.width == 1 else None
@@ -391,7 +391,7 @@ class Embeddings(Task):
     def save_tokenizer(self, folder: Path) -> None:
         """Write the student's tokenizer.
 
-        As in training, it encodes special tokens in a text as text, and truncates and pads at the end.
+        As in training, the tokenizer encodes special tokens in a text as text, and truncates and pads at the end.
         """
         tokenizer = self.student_tokenizer.tokenizer
         for name, value in (("split_special_tokens", True), ("padding_side", "right"), ("truncation_side", "right")):
@@ -413,12 +413,12 @@ class Embeddings(Task):
         )
 
     def card_usage(self) -> tuple[Mapping[str, str], str]:
-        """Return metadata and a program for sentence-transformers, which adds the prompts."""
+        """Return metadata and example code for sentence-transformers, which adds the prompts."""
         tags = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
         return tags, _USAGE
 
 
 def _numbered(texts: list[str]) -> np.ndarray:
-    """Number texts (n,), equal ones alike."""
+    """Number texts (n,), with the same number for equal texts."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)

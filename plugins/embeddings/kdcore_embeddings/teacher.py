@@ -14,11 +14,10 @@ from kdcore_embeddings.sentence_folder import SentenceFolder, read_sentence_fold
 
 
 class SentenceTransformerModel(TransformersModel):
-    """A teacher from a folder of sentence-transformers, versions 2 to 6. Its embeddings are the head `embedding`.
+    """A teacher from a sentence-transformers folder, versions 2 to 6. Its embeddings are the head `embedding`.
 
     The folder may have the modules Transformer, Pooling (in all modes), Dense, LayerNorm and Normalize; others are
-    refused.
-    As a student it is the model `transformers`.
+    refused. As a student, it is equivalent to the model `transformers`.
     """
 
     folder: SentenceFolder | None = None
@@ -30,7 +29,7 @@ class SentenceTransformerModel(TransformersModel):
             config = config.model_copy(update={"path": str(self.folder.encoder)})
         super().__init__(config, role, teacher)
         if self.folder is not None:
-            # Reads weights, so that damaged ones are found before data is read.
+            # Read the weights, so that damage is detected before data is read.
             outputs = self.folder.modules(self.info.hidden_size).dimension
             head = Head(EMBEDDING, "sequence", outputs, problem_type="regression", pooling="own")
             self.info = replace(self.info, heads=(*self.info.heads, head))
@@ -40,7 +39,7 @@ class SentenceTransformerModel(TransformersModel):
         super().find_heads([head for head in heads if self.folder is None or head.name != EMBEDDING])
 
     def file_hashes(self) -> dict[str, str]:
-        """Return the hashes of the encoder's files, and of those of pooling and the layers after it."""
+        """Return the hashes of the files of the encoder, the pooling and the layers after it."""
         files = {} if self.folder is None else self.folder.module_files()
         return super().file_hashes() | {name: sha256_of_file(path) for name, path in files.items()}
 

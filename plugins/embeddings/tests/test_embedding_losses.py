@@ -246,7 +246,7 @@ def test_values_of_losses_on_scores(similarity: str, scores: str) -> None:
 @pytest.mark.parametrize("loss", [MarginMSELoss, ListwiseKLLoss])
 def test_losses_on_scores_refuse_groups_without_negatives(loss: type[MarginMSELoss] | type[ListwiseKLLoss]) -> None:
     own = outputs(vectors(4))
-    with pytest.raises(InputError, match="compares the documents of a query, but groups have a single one"):
+    with pytest.raises(InputError, match="compares the documents of a query, but each group has only one document"):
         compute_loss(loss, student=own, teacher=own, columns={"group_texts": numbered_groups(4, 2)})
 
 

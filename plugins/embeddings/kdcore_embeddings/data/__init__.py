@@ -1,1 +1,1 @@
-"""Read texts, and groups of texts that belong together."""
+"""Read texts, and groups of related texts."""

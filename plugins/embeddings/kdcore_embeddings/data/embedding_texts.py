@@ -1,4 +1,4 @@
-"""Read texts that score embeddings: pairs with a score or a label, and queries with their documents."""
+"""Read texts for scoring embeddings: pairs with a score or a label, and queries with their documents."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class TextPairs:
 
 @dataclass(frozen=True)
 class TextQueries:
-    """Queries, and the documents among which theirs are searched; all different.
+    """Queries, and the documents that are searched for each query; all texts differ.
 
     Attributes:
         queries: n texts.
         documents: m texts.
-        relevant: numbers of the documents that belong to each query, at least one.
+        relevant: for each query, the indices of its relevant documents, at least one.
     """
 
     queries: list[str]
@@ -84,7 +84,7 @@ class EmbeddingTexts(ComponentConfig):
         return self
 
     def read(self, report: Counter[str]) -> TextPairs | TextQueries:
-        """Read the texts; what is left out is counted in `report`.
+        """Read the texts; texts that are left out are counted in `report`.
 
         Raises:
             DataError: files or columns are missing, records are malformed, or nothing can be scored.

@@ -49,7 +49,7 @@ class TextRecords:
 
 
 class RecordMistakes:
-    """Collect mistakes of records, to report them in one error.
+    """Collect mistakes in records and report them in one error.
 
     Args:
         where: file or dataset.
@@ -61,16 +61,16 @@ class RecordMistakes:
         self._first: list[str] = []
 
     def add(self, what: str) -> None:
-        """Add a record."""
+        """Add a mistake."""
         self._count += 1
         if len(self._first) < _SHOWN:
             self._first.append(what)
 
     def raise_if_any(self, hint: str) -> None:
-        """Report all of them.
+        """Report all mistakes, if there are any.
 
         Raises:
-            DataError: there are some.
+            DataError: a mistake was added.
         """
         if self._count:
             more = f", and {self._count - len(self._first)} more" if self._count > len(self._first) else ""
@@ -79,14 +79,14 @@ class RecordMistakes:
 
 
 def read_files(path: str, columns: Sequence[str], report: Counter[str]) -> Iterator[TextRecords]:
-    """Read columns of a file, of all files of a folder, or of those that match a glob.
+    """Read columns of a file, of all files in a folder, or of all files that match a glob.
 
-    A line of a text file is a text; it is the first of the columns, and the only one that there may be.
+    Each line of a text file is a text. For text files, `columns` must have a single name, which is that of the texts.
 
     Args:
         path: the files.
         columns: columns that must exist.
-        report: counts of what was repaired or left out.
+        report: counts of repaired or left-out content.
 
     Raises:
         DataError: a file is missing, damaged or of an unknown format, or a column is missing.

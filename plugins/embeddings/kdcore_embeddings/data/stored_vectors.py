@@ -1,4 +1,4 @@
-"""Store the vectors that any object gives to the texts of a task, for a teacher of the model `vectors`."""
+"""Store the vectors that any encoder computes for the texts of a task, for a teacher of the model `vectors`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Encodes(Protocol):
     """An object that computes vectors of texts, such as a `SentenceTransformer`."""
 
     def encode(self, texts: list[str], /) -> Any:
-        """Return the vectors (n, C) of n texts, as anything that NumPy reads."""
+        """Return the vectors (n, C) of n texts, as any type that NumPy can convert to an array."""
 
 
 def store_vectors(encoder: Encodes, data: Mapping[str, Any], path: str | Path) -> int:
@@ -34,12 +34,11 @@ def store_vectors(encoder: Encodes, data: Mapping[str, Any], path: str | Path) -
 
     Args:
         encoder: computes vectors.
-        data: keys of the recipe's `task.data`, of texts that are not groups; paths are relative to the working folder.
-        path: the file, whose name ends with `.parquet`.
+        data: keys of the recipe's `task.data`, without groups; paths are relative to the working folder.
+        path: the file; its name must end with `.parquet`.
 
     Raises:
-        InputError: the texts cannot be used or are groups, or the encoder returns other shapes or values that are not
-            finite.
+        InputError: the texts cannot be used or are groups, or the encoder returns other shapes or non-finite values.
     """
     import pyarrow
     from pyarrow import parquet

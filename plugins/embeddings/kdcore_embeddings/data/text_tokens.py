@@ -1,4 +1,4 @@
-"""Tokens of texts for one model, and the units that the tokens of two models have in common."""
+"""Tokens of texts for one model, and the common units of two models' tokens."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class TextTokens:
     Attributes:
         tokens: (tokens,) ids.
         ends: (n,) where each sequence ends in `tokens`.
-        places: (tokens, 2) first character and end of each token in the text, without its prompt; empty for special
-            tokens and tokens of the prompt.
-        pad_id: id that fills short sequences.
+        places: (tokens, 2) first character and end of each token in the text, without its prompt; empty spans for
+            special tokens and tokens of the prompt.
+        pad_id: id used for padding.
         cut: number of sequences that were truncated.
     """
 
@@ -42,11 +42,11 @@ class TextTokens:
         return np.diff(self.ends, prepend=0)
 
     def slice_of(self, sample: int) -> slice:
-        """Return where the tokens of a sequence are."""
+        """Return the slice of `tokens` that contains a sequence."""
         return slice(int(self.ends[sample] - self.lengths[sample]), int(self.ends[sample]))
 
     def rows(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return sequences by number: ids (B, L) padded to the longest, and lengths (B,)."""
+        """Return sequences by index: ids (B, L) padded to the longest, and lengths (B,)."""
         lengths = self.lengths[samples]
         columns = np.arange(int(lengths.max()))
         real = columns < lengths[:, None]
@@ -55,7 +55,7 @@ class TextTokens:
         return ids.astype(np.int64), lengths
 
     def batch(self, samples: NDArray[np.int64]) -> Batch:
-        """Return a batch of sequences by number, without columns and without tokens to be predicted."""
+        """Return a batch of sequences by index, without columns and without tokens to predict."""
         ids, lengths = self.rows(samples)
         real = np.arange(ids.shape[1]) < lengths[:, None]
         nothing = torch.empty(0, dtype=torch.int64)
@@ -83,7 +83,7 @@ class TextTokenizer:
         source: folder or hub name of the tokenizer.
         max_length: tokens of a sequence, special ones included; longer ones are truncated.
         lower_case: whether texts are converted to lower case first.
-        own_side: whether texts are truncated at the side that the tokenizer states; otherwise at the end.
+        own_side: whether texts are truncated on the side specified by the tokenizer; otherwise at the end.
     """
 
     def __init__(self, source: str, max_length: int, *, lower_case: bool = False, own_side: bool = False) -> None:
@@ -96,7 +96,7 @@ class TextTokenizer:
         self._backend.enable_truncation(max_length, direction=self._side)
 
     def encode(self, texts: Sequence[str], prompts: Sequence[str]) -> TextTokens:
-        """Tokenise texts, each with the prompt at its place."""
+        """Tokenise texts, each with the prompt at the same index."""
         tokens: list[NDArray[np.int32]] = []
         places: list[NDArray[np.int32]] = []
         cut = 0
@@ -122,7 +122,7 @@ class TextTokenizer:
         )
 
     def prompt_tokens(self, prompt: str) -> int:
-        """Return the number of tokens of a prompt with the special tokens around a text."""
+        """Return the number of tokens of a prompt, including the special tokens around a text."""
         self._backend.no_truncation()
         found = len(self._backend.encode(prompt).ids)
         self._backend.enable_truncation(self.max_length, direction=self._side)
@@ -132,7 +132,7 @@ class TextTokenizer:
 def common_units(own: TextTokens, theirs: TextTokens, samples: NDArray[np.int64]) -> tuple[Units, Units]:
     """Return the units of both models' tokens: the shortest spans between common boundaries of their tokens.
 
-    Units end where the shorter of two truncated sequences ends. Special tokens and prompts belong to none.
+    Units end where the shorter of two truncated sequences ends. Special tokens and prompts belong to no unit.
 
     Args:
         own: the student's tokens.
@@ -165,7 +165,7 @@ def whole_texts(tokens: TextTokens, samples: NDArray[np.int64]) -> Units:
 
     Args:
         tokens: tokens of one model.
-        samples: (B,) numbers of the texts.
+        samples: (B,) indices of the texts.
     """
     lengths = tokens.lengths[samples]
     starts = np.cumsum(lengths) - lengths
@@ -173,14 +173,14 @@ def whole_texts(tokens: TextTokens, samples: NDArray[np.int64]) -> Units:
 
 
 def _unit_numbers(*sides: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], int]:
-    """Number the units of one text from 0: that of each token of either side, -1 for none; and count them."""
+    """Number the units of one text from 0; return each token's unit on both sides (-1: none) and the unit count."""
     characters = max((int(side.max(initial=0)) for side in sides), default=0)
     crossed = np.zeros(characters + 2, np.int64)
     for places in sides:
         starts, ends = places[places[:, 1] > places[:, 0]].T
         np.add.at(crossed, starts + 1, 1)
         np.add.at(crossed, ends, -1)
-        # A token of one character crosses nothing: both changes meet.
+        # A token of one character crosses no boundary: its two changes cancel.
     spans = np.cumsum(np.cumsum(crossed)[:characters] == 0) - 1
     shared = np.ones(int(spans[-1]) + 1 if characters else 0, np.bool_)
     for places in sides:

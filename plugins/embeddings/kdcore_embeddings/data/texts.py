@@ -1,4 +1,4 @@
-"""The keys under `task.data`, and reading the texts that they name."""
+"""Define the keys under `task.data`, and read the texts."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class TextData(ComponentConfig):
 
     @property
     def width(self) -> int:
-        """Texts of a group; 1 if texts are not grouped."""
+        """Number of texts per group; 1 if texts are not grouped."""
         if self.query is None:
             return 1
         if self.negatives is None:
@@ -114,12 +114,12 @@ class TextData(ComponentConfig):
 
 @dataclass(frozen=True)
 class TextGroup:
-    """Texts that belong together: a text alone, or a query, its document and negatives.
+    """Related texts: a single text, or a query, its document and negatives.
 
     Attributes:
-        texts: cleaned, none of them empty; the query is the first, its document the second.
-        scores: one for each document; empty without scores.
-        source: the text that the teacher reads in place of a translation; None for others.
+        texts: the cleaned texts, none of them empty; the query is the first, its document the second.
+        scores: one score per document; empty without scores.
+        source: the text that the teacher reads in place of a translation; None if the text is not a translation.
     """
 
     texts: tuple[str, ...]
@@ -137,9 +137,9 @@ class TextPart:
     """The texts of a split.
 
     Attributes:
-        texts: those of all groups, group by group.
-        width: k, texts of a group; 1 if texts are not grouped.
-        scores: (n, k - 1) of the documents; None without scores.
+        texts: the texts of all groups, group by group.
+        width: k, the number of texts per group; 1 if texts are not grouped.
+        scores: (n, k - 1) scores of the documents; None without scores.
         sources: the texts that the teacher reads instead; None if there are no translations.
     """
 
@@ -162,10 +162,10 @@ class TextPart:
 
 
 def read_texts(data: TextData, report: Counter[str]) -> tuple[TextPart, TextPart]:
-    """Read the texts to train on and the held-out ones.
+    """Read the training texts and the held-out texts.
 
-    Empty texts, repetitions, groups without their own document or with too few negatives, and negatives that are
-    not used are left out and counted in `report`, and so are texts and queries to train on that are held out, too.
+    Empty texts, repetitions, groups without a positive document or with too few negatives, and unused negatives are
+    left out and counted in `report`. Training texts and queries that are also held out are left out and counted, too.
 
     Raises:
         DataError: files or columns are missing, records are malformed, or nothing is left to train on.
@@ -197,7 +197,7 @@ def read_texts(data: TextData, report: Counter[str]) -> tuple[TextPart, TextPart
 
 
 def content_place(content: str) -> float:
-    """Map a content to a number from 0 to 1: pseudorandom, and equal for equal contents."""
+    """Map content to a pseudorandom number from 0 to 1, which is equal for equal content."""
     digest = hashlib.sha256(content.encode("utf-8", errors="replace")).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
@@ -210,7 +210,7 @@ def _sources(data: TextData, report: Counter[str]) -> Iterator[TextRecords]:
 
 
 def _keyed(sources: Iterable[TextRecords], key: str) -> Iterator[TextRecords]:
-    """Add the key that names the files to problems with them."""
+    """Add the recipe key of the files to errors about them."""
     try:
         yield from sources
     except DataError as error:
@@ -231,9 +231,9 @@ class _GroupReader:
     """Turn records into groups.
 
     Args:
-        data: names the columns.
-        report: counts of what is left out.
-        mistakes: records that cannot be used.
+        data: the names of the columns.
+        report: counts of left-out content.
+        mistakes: collects the records that cannot be used.
     """
 
     def __init__(self, data: TextData, report: Counter[str], mistakes: RecordMistakes) -> None:
@@ -290,7 +290,7 @@ class _GroupReader:
         return TextGroup(texts, (scores[0], *(scores[1 + number] for number in kept)) if scores else ())
 
     def _text(self, value: Any, column: str, place: str) -> str | None:
-        """Return a clean text; None if there is another kind of value."""
+        """Return a clean text; None if the value is not a text."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not isinstance(value, str) and not number:
             found = value if isinstance(value, bool | float) else type(value).__name__

@@ -1,1 +1,1 @@
-"""Make folders of sentence-transformers from others."""
+"""Create sentence-transformers folders from existing ones."""

@@ -19,19 +19,20 @@ _NAME = "Rotation_Dense"
 
 
 def rotate_embeddings(source: str | Path, texts: Sequence[str], folder: str | Path) -> None:
-    """Write a copy of a sentence encoder whose embeddings are rotated to the principal components of those of texts.
+    """Write a copy of a sentence encoder whose embeddings are rotated to their principal components on some texts.
 
-    Similarities stay the same. Components are those of the second moments, without centring, in descending order, so
-    that the first ones preserve dot products best. The rotation is a Dense module, before a Normalize at the end. The
-    copy is a teacher for `dimensions` of the loss `embedding` (`nested_teacher: true`).
+    The rotation does not change similarities. The principal components are computed from the second moments, without
+    centring, and sorted in descending order, so that the first components preserve dot products best. The rotation is a
+    Dense module, placed before a final Normalize module. The copy can be used as a teacher for `dimensions` of the loss
+    `embedding` (`nested_teacher: true`).
 
     Args:
         source: folder of a sentence encoder.
-        texts: typical texts, more than embeddings have components.
+        texts: typical texts, more of them than embeddings have components.
         folder: the new folder.
 
     Raises:
-        InputError: the folder is not one of a sentence encoder, the other one exists, or there are too few texts.
+        InputError: `source` is not the folder of a sentence encoder, `folder` exists, or there are too few texts.
     """
     target = Path(folder)
     if target.exists():

@@ -1,4 +1,4 @@
-"""Combine two sentence encoders, one for queries and one for documents, into one folder of sentence-transformers."""
+"""Combine two sentence encoders, one for queries and one for documents, into one sentence-transformers folder."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ _OF_THE_FOLDER = ("modules.json", "config_sentence_transformers.json", "README.m
 
 
 def write_router(queries: str | Path, documents: str | Path, folder: str | Path) -> None:
-    """Write a folder with a `Router`, by which sentence-transformers 5 and later encodes queries and documents apart.
+    """Write a folder with a `Router`: sentence-transformers 5 and later encodes queries and documents separately.
 
-    `encode_query` then uses the encoder of queries, `encode_document` and `encode` that of documents, each with its own
-    prompt. This is of use for encoders whose embeddings can be compared, such as a teacher and the student of
+    `encode_query` then uses the query encoder, `encode_document` and `encode` use the document encoder, each with its
+    own prompt. The embeddings of both encoders must be comparable, as those of a teacher and its student from
     `kdcore:embeddings/leaf.yaml`.
 
     Args:
-        queries: folder of the sentence encoder of queries, such as an exported student.
-        documents: folder of that of documents, such as its teacher.
+        queries: folder of the query encoder, such as an exported student.
+        documents: folder of the document encoder, such as its teacher.
         folder: the new folder.
 
     Raises:
-        InputError: a folder is not one of a sentence encoder, the widths of embeddings differ, or the folder exists.
+        InputError: `queries` or `documents` is not the folder of a sentence encoder, the widths of embeddings differ,
+            or `folder` exists.
     """
     target = Path(folder)
     if target.exists():
@@ -72,7 +73,7 @@ def _encoder(source: str | Path) -> tuple[SentenceFolder, int]:
 
 
 def _settings(queries: SentenceFolder, documents: SentenceFolder) -> dict[str, Any]:
-    """Return prompts and similarity; `encode` uses the prompt of documents, as it does their encoder."""
+    """Return prompts and similarity; `encode` uses the prompt and the encoder for documents."""
     prompts = {"query": queries.prompt("query"), "document": documents.prompt("document", "passage", "corpus")}
     return {
         "prompts": prompts,
@@ -82,7 +83,7 @@ def _settings(queries: SentenceFolder, documents: SentenceFolder) -> dict[str, A
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copy the files of a module, without those of the whole folder and of folders below it."""
+    """Copy the files of a module, without files of the whole folder and without subfolders."""
     target.mkdir()
     for path in source.iterdir() if source.is_dir() else ():
         if path.is_file() and path.name not in _OF_THE_FOLDER and not path.name.startswith("head_"):

@@ -21,10 +21,10 @@ def cross_encoder_logits(source: str, pairs: Sequence[tuple[str, str]], device: 
     Args:
         source: folder or hub name of a sequence classifier with one output.
         pairs: queries and documents.
-        device: where logits are computed.
+        device: device on which logits are computed.
 
     Raises:
-        DataError: the model cannot be read or has another number of outputs, or logits are not finite.
+        DataError: the model cannot be read or has more than one output, or logits are not finite.
     """
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(

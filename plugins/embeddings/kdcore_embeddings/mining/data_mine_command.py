@@ -15,11 +15,12 @@ _MARGIN = 0.05
 class DataMineCommand(Command):
     """Add hard negatives to pairs of a query and a document that belongs to it.
 
-    Every query is searched exactly among the documents of all pairs, with the embeddings of a sentence encoder.
+    For each query, the documents of all pairs are searched exhaustively, with the embeddings of a sentence encoder.
     Negatives are the documents with the highest scores that do not belong to the query and whose score is at most
-    (1 - margin) of that of its document; more similar ones are likely to be relevant, too. The output is a JSON Lines
-    file for the task `embeddings` with `query`, `positive`, `negatives` and `scores` (of the positive document, then of
-    the negatives): of the sentence encoder, or raw logits of a --cross-encoder. The same input gives the same file.
+    (1 - margin) times the score of the query's document; more similar documents are likely to be relevant, too. The
+    output is a JSON Lines file for the task `embeddings` with `query`, `positive`, `negatives` and `scores` (of the
+    positive document, then of the negatives). Scores are similarities of the sentence encoder, or raw logits of a
+    --cross-encoder. The same input always produces the same file.
     """
 
     help = "add hard negatives to pairs of a query and its document"

@@ -1,4 +1,4 @@
-"""Choose the documents that a teacher finds most similar to a query, among those that do not belong to it."""
+"""Choose the documents most similar to a query, according to a teacher, that do not belong to the query."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MinedNegatives:
     """Negatives of one query.
 
     Attributes:
-        documents: (k,) their numbers, the most similar first.
+        documents: (k,) indices of the negative documents, the most similar first.
         scores: (1 + k,) float32 similarities to the query: of its positive document, then of the negatives.
     """
 
@@ -35,17 +35,17 @@ def hard_negatives(
     margin: float,
     similarity: str = "cosine",
 ) -> list[MinedNegatives]:
-    """Search every query among all documents.
+    """Search all documents for hard negatives of each query.
 
-    Negatives have a score of at most `s - margin * |s|`, with the score s of the query's positive document: at most
-    `1 - margin` of it, if it is positive. Of equal scores, the document with the lower number comes first.
+    Negatives have a score of at most `s - margin * |s|`, where s is the score of the query's positive document; for a
+    positive s, this is `(1 - margin) * s`. Among equal scores, the document with the lower index comes first.
 
     Args:
         queries: (n, C) embeddings.
         documents: (m, C) embeddings.
-        positives: number of the positive document of each query.
-        excluded: numbers of the documents that are not negatives of each query, such as its other positive ones.
-        count: number of negatives of a query; fewer where no others are eligible.
+        positives: index of the positive document of each query.
+        excluded: for each query, indices of the documents that are not negatives, such as its other positives.
+        count: number of negatives per query; fewer if not enough documents are eligible.
         margin: relative margin, at least 0 and below 1.
         similarity: `cosine`, `dot`, `euclidean` or `manhattan`.
 

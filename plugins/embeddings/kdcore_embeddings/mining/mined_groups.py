@@ -41,14 +41,14 @@ def mine_groups(
         columns: columns of queries and of their documents.
         teacher: folder of the sentence encoder.
         output: the JSON Lines file.
-        documents: further documents to search; None for those of the pairs alone.
-        cross_encoder: folder of a reranker whose logits are the scores; None for the similarities of the teacher.
-        count: number of negatives of a group.
+        documents: further documents to search; None to search only the documents of the pairs.
+        cross_encoder: folder of a reranker whose logits are the scores; None for the teacher's similarities.
+        count: number of negatives per group.
         margin: relative margin.
         report: called with each line of progress.
 
     Returns:
-        Numbers of groups written, of those with fewer negatives than `count`, and of pairs left out without any.
+        Numbers of groups written, of groups with fewer than `count` negatives, and of pairs left out without negatives.
 
     Raises:
         InputError: the texts or the encoder cannot be used, no query has a negative, or the file cannot be written.
@@ -130,7 +130,7 @@ def _fastest_device() -> torch.device:
 
 
 def _read_documents(path: str, report: Counter[str]) -> list[str]:
-    """Read further documents, without empty ones."""
+    """Read further documents, leaving out empty ones."""
     found: list[str] = []
     for records in read_files(path, (_COLUMN,), report):
         mistakes = RecordMistakes(records.where)
