@@ -19,7 +19,7 @@ def compare(
     over: str = "seed",
     results: Sequence[str | Path] | None = None,
 ) -> Comparison:
-    """Compare runs as `kdcore compare` does; `print` shows the table, a notebook the page.
+    """Compare runs as `kdcore compare` does; `print` shows the table, a notebook displays the page.
 
     Args:
         runs: run folders, folders of runs, or folders of evaluations.

@@ -114,7 +114,7 @@ def _trained_without_teacher(runs: Sequence[ComparedRun]) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
-    """Read the runs; one whose recipe is damaged is left out with a warning, if there are others.
+    """Read the runs; a run with a damaged recipe is left out with a warning, if there are other runs.
 
     Raises:
         InputError: no run can be read.
@@ -136,7 +136,7 @@ def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
 
 
 def find_results(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple[list[Results], list[Path]]:
-    """Find evaluations and run folders, each once."""
+    """Find evaluations and run folders, without duplicates."""
     from kdcore import run_folders
     from kdcore_evaluation.report.comparison import Results
     from kdcore_evaluation.run.results import JSON_LINES, read_rows

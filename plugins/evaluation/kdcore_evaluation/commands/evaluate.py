@@ -29,7 +29,7 @@ class EvaluateCommand(Command):
     help = "measure exported students by a suite of tasks and probes"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare everything."""
+        """Declare the arguments."""
         parser.add_argument(
             "places",
             metavar="RUN_OR_FOLDER",

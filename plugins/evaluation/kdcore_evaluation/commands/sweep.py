@@ -1,4 +1,4 @@
-"""`kdcore sweep`: from a sweep file to the page that compares its runs."""
+"""`kdcore sweep`: train the runs of a sweep file, and compare them on a page."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class SweepCommand(Command):
         folder = Path("evaluations") / name
         folders = [str(cell.folder) for cell in cells]
         options = ["--output", str(folder), "--processes", str(arguments.processes)]
-        if imports:  # the user's own recipes state them, so the runs' copies may run as well
+        if imports:  # the imports come from the user's own recipes, so those in the runs' copies may be executed, too
             options += ["--allow-imports"]
         if arguments.profile is not None:
             options += ["--profile", arguments.profile]
@@ -115,7 +115,7 @@ class SweepCommand(Command):
 
 
 def _plan(sweep: SweepFile, cells: Sequence[SweepCell], suite: Suite, deviation: float | None) -> str:
-    """Describe what the sweep can show and how long it takes."""
+    """Describe the differences that the sweep can detect, and its duration."""
     from kdcore_evaluation.report.sweep_plan import plan_text
 
     by, over = sweep.compare.by, sweep.compare.over
@@ -126,7 +126,7 @@ def _plan(sweep: SweepFile, cells: Sequence[SweepCell], suite: Suite, deviation:
 
 
 def _earlier(over: str) -> Comparison | None:
-    """Compare the runs of all evaluations below `evaluations`; None without any."""
+    """Compare the runs of all evaluations below `evaluations`; None if there are none."""
     from kdcore_evaluation.commands.compare import find_results, read_runs
     from kdcore_evaluation.report.comparison import compare_runs
     from kdcore_evaluation.run.results import JSON_LINES
@@ -136,7 +136,7 @@ def _earlier(over: str) -> Comparison | None:
         results, folders = find_results(places, None)
         return compare_runs(read_runs(folders), results, ("method",), over) if folders else None
     except InputError:
-        return None  # no results, or of runs that were removed
+        return None  # there are no results, or their runs were removed
 
 
 def _smaller(sweep: SweepFile, where: str) -> SweepFile:
@@ -159,7 +159,7 @@ def _overrides(keys: Mapping[str, Any]) -> list[str]:
 
 
 def _train(cells: Sequence[SweepCell], launched: Sequence[str], processes: int) -> int:
-    """Train unfinished runs here, or by the command `launched`; return an exit code."""
+    """Train unfinished runs on this machine, or with the command `launched`; return an exit code."""
     from kdcore import run_state
     from kdcore_evaluation.run.pool import ChildProcess, run_children
 

@@ -27,7 +27,7 @@ class Similarities(NamedTuple):
 
 @dataclass(frozen=True)
 class _CentredStates:
-    """States of a block, with what the estimates need of them.
+    """States of a block, with precomputed values for the estimates.
 
     Attributes:
         states: (N, d) in their own precision.
@@ -52,7 +52,7 @@ class _CentredStates:
 def dominant_dimensions(states: Tensor) -> Tensor:
     """Return (d,) bool: the dimensions of states (N, d) whose variance exceeds 10 times the median of all dimensions.
 
-    A few such dimensions decide every similarity of an encoder that has them (arXiv 2109.04404).
+    A few such dimensions dominate all similarities of an encoder that has them (arXiv 2109.04404).
     """
     variances = states.double().var(0, correction=0)
     return variances > _DOMINANT * variances.median()
@@ -62,8 +62,8 @@ def debiased_cka(first: Sequence[Tensor], second: Sequence[Tensor]) -> Similarit
     """Compute the debiased linear CKA of all pairs of blocks, in float64 and without a matrix (N, N).
 
     CKA is `HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))`, with the unbiased estimator of HSIC by Song et al. (JMLR 2012) as
-    in arXiv 2405.01012: independent states give about 0 for any number of tokens. It does not depend on shifts, on
-    rotations, or on a common scale of a block's states.
+    in arXiv 2405.01012: independent states give about 0 for any number of tokens. CKA is invariant to shifts, rotations
+    and uniform scaling of a block's states.
 
     Args:
         first: (N, d) states of T blocks, whose widths may differ.
@@ -86,7 +86,7 @@ def _centred(states: Tensor) -> Tensor:
 
 
 def _norms(first: Tensor, second: Tensor, kept: Tensor, also_kept: Tensor) -> Tensor:
-    """Return the squared norm of `X'Y` on all dimensions, and on those kept of both: (2,)."""
+    """Return the squared norm of `X'Y` on all dimensions, and on the dimensions kept in both: (2,)."""
     product = first.T @ second
     return torch.stack([product.square().sum(), product[kept][:, also_kept].square().sum()])
 

@@ -1,4 +1,4 @@
-"""Scores of embeddings as a sentence encoder's folder computes them: STS, pair classification, retrieval."""
+"""Scores of a sentence encoder's embeddings: STS, pair classification, retrieval."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SPLIT = "test"
 _FEWEST_PAIRS = 4  # for jackknife values: without one pair, three are left
 
 ScoreValues = dict[str, tuple[float, NDArray[np.float64] | None]]
-"""Each score with values whose mean it is; None where it is not a mean over texts."""
+"""Each score with the values of which it is the mean; None if it is not a mean over texts."""
 
 
 def embeddings(source: str, texts: EmbeddingTexts) -> Outcome:
@@ -61,7 +61,7 @@ def _search_values(encoder: SentenceEncoder, texts: TextQueries) -> ScoreValues:
 def correlation_values(cosines: NDArray[np.float64], scores: NDArray[np.float64]) -> ScoreValues:
     """Return Spearman's rank correlation of cosines (n,) and scores (n,), 0 if all cosines are equal.
 
-    Its values are those of the jackknife, so that their standard error is that of the correlation.
+    Its values are jackknife values, so that their standard error is that of the correlation.
     """
     from scipy.stats import rankdata
 

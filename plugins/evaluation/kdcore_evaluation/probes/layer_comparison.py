@@ -1,4 +1,4 @@
-"""Measure what each layer of a student has learnt, on held-out text."""
+"""Compare each layer of a student with its teacher, on held-out text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _RIDGE = 1e-6
 
 @dataclass(frozen=True)
 class _ComparedEncoders:
-    """What is compared.
+    """The encoders to compare, and the compared blocks.
 
     Attributes:
         encoders: `teacher`, `student`, and `initial` if the run exported it.
@@ -63,7 +63,7 @@ class _ComparedEncoders:
         return [name for name in self.encoders if name != "teacher"]
 
     def last_block(self, name: str) -> Block:
-        """Return an encoder's block of the last pair."""
+        """Return the block of an encoder in the last pair."""
         return self.pairs[-1][name != "teacher"]
 
 
@@ -104,7 +104,7 @@ class _EncoderMeasurements:
 def measure_layers(run: FinishedRun) -> LayerReport:
     """Compare all blocks of the student, and of the student before training, with those of the teacher.
 
-    The batches are those of validation, with the same masks. With two tokenizers, units take the place of tokens.
+    The batches and masks are those of validation. With two tokenizers, units are compared instead of tokens.
 
     Raises:
         InputError: the run has no teacher, too little held-out text, or a model that is not supported.
@@ -176,7 +176,7 @@ def _report(
 
 
 def _load(run: FinishedRun) -> _ComparedEncoders:
-    """Load the encoders, and choose what to compare."""
+    """Load the encoders, and choose the blocks to compare."""
     teacher, student = run.teacher_model, run.student_model
     if teacher is None or student is None:
         raise InputError("--layers compares with a teacher, but the run has none", where=str(run.folder))
@@ -211,7 +211,7 @@ def _load_student(model: Model, folder: Path) -> Encoder:
 
 
 def _pairs(run: FinishedRun, teacher: ModelInfo, student: ModelInfo) -> list[tuple[Block, Block]]:
-    """Return the pairs that losses on this teacher compare, from the first blocks to the last."""
+    """Return the pairs of blocks that the losses with this teacher compare, from the first blocks to the last."""
     labels = [None, *(label for label, source in run.teacher_sources.items() if source == run.teacher_source)]
     rules: list[LayerPairs] = [
         loss.config.layers  # type: ignore[attr-defined]
@@ -238,7 +238,7 @@ def _batches(task: Task) -> Iterator[Batch]:
 def _collect(
     found: _EncoderMeasurements, signals: Signals, batch: Batch, compared: _ComparedEncoders, name: str, keep: int
 ) -> None:
-    """Add a batch's states, the first `keep` of them for CKA, and losses of masked tokens."""
+    """Add the states of a batch, of which the first `keep` are for CKA, and the losses of masked tokens."""
     request = compared.requests[name]
     blocks: list[Block] = ["embeddings", *range(compared.encoders[name].info.num_layers)]
     for block in blocks if keep > 0 else ():
@@ -250,7 +250,7 @@ def _collect(
 
 
 def _compared_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return original ids and flat positions of the real tokens; with two tokenizers, of each unit's first one."""
+    """Return original ids and flat positions of real tokens; with two tokenizers, of the first token of each unit."""
     ids = batch.input_ids.flatten().clone()
     ids[batch.masked_index] = batch.masked_labels
     flat = batch.token_index
@@ -318,7 +318,7 @@ def _errors(
 
 
 def _relative(states: Tensor, targets: Tensor, constant: Tensor) -> np.ndarray:
-    """Return squared distances (n,) of states to targets, relative to the mean one of a constant."""
+    """Return squared distances (n,) of states to targets, relative to the mean distance of a constant."""
     distances = (states.double() - targets.double()).square().sum(1)
     return (distances / (targets.double() - constant).square().sum(1).mean()).cpu().numpy()
 
@@ -334,7 +334,7 @@ def _mapped(states: Tensor, targets: Tensor, fitted: Tensor) -> Tensor:
 
 
 def _counts(task: Task) -> np.ndarray | None:
-    """Count each token in up to 8,192 sequences of the training text; None if the task has none to count."""
+    """Count each token in up to 8,192 sequences of the training text; None if the task has no tokens to count."""
     number = task.num_samples("train")
     samples = np.unique(np.linspace(0, number - 1, min(number, _COUNTED_SEQUENCES)).astype(np.int64))
     found = task.sequences("train", samples)
@@ -351,7 +351,7 @@ def _grouped(
     counts: np.ndarray | None,
     chosen: slice | np.ndarray,
 ) -> list[Errors]:
-    """Average values of the chosen tokens by frequency, if it is known, and by position."""
+    """Average values of the chosen tokens by position and, if known, by frequency."""
     overall = {name: float(one.mean()) for name, one in values.items()}
     found = []
     if counts is not None:
@@ -364,7 +364,7 @@ def _grouped(
 
 
 def error_groups(values: Mapping[str, np.ndarray], by: np.ndarray, edges: Sequence[int]) -> list[ErrorGroup]:
-    """Average values (n,) within the groups that rising edges divide `by` (n,) into; empty groups are left out."""
+    """Average values (n,) in groups of `by` (n,) that are separated by ascending edges; omit empty groups."""
     numbers = np.searchsorted(edges, by, side="right") - 1
     found = []
     for number in np.unique(numbers):

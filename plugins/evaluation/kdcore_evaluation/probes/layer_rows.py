@@ -1,4 +1,4 @@
-"""Rows of `kdcore summary --layers`: what each layer has learnt."""
+"""Rows of `kdcore summary --layers`, which compare each layer with the teacher."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ _FORGET_PEAK = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Measure from construction on: bytes of the device on a GPU, resident bytes of the process on a CPU."""
+    """Measure peak memory since construction: device memory on a GPU, resident memory of the process on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -25,10 +25,10 @@ class PeakMemory:
             try:
                 _FORGET_PEAK.write_text("5", encoding="ascii")
             except OSError:
-                self._before = None  # the peak would be that of loading
+                self._before = None  # otherwise the peak would include loading
 
     def peak(self) -> int | None:
-        """Return the peak in bytes; None where it cannot be measured."""
+        """Return the peak in bytes; None if it cannot be measured."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         most = _resident("VmHWM")

@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 _BATCH = 32
 _WARM_UP, _FEWEST, _MOST, _SECONDS = 2, 5, 50, 3.0
 _ITERATIONS = 1000
-_FEWEST_TEXTS = 4  # for values of single texts: without one of them, three pairs are left
+_FEWEST_TEXTS = 4  # for values of single texts: three pairs are left when one text is removed
 
 
 def cost(source: str, probe: CostProbe) -> Outcome:
     """Measure parameters (without heads), bytes of weight files, and speed and peak memory of inference.
 
-    The speed and latencies, in seconds, are medians over passes; the memory is the most that was in use during those of
-    the speed beyond what the process held before the model was loaded: weights and activations.
+    Speed and latencies, in seconds, are medians over passes. Memory is the peak during the speed measurement minus the
+    memory in use before the model was loaded, that is, weights and activations.
     """
     device = fastest_device()
     memory = PeakMemory(device)
@@ -158,7 +158,7 @@ def agreement(source: str, teacher: str, probe: AgreementProbe, cache: Path) -> 
 
 
 def retrieval(source: str, probe: RetrievalProbe, cache: Path) -> Outcome:
-    """Measure how often, and at which rank, the first half of a held-out passage finds its second half."""
+    """Measure how often, and at which rank, the first half of a held-out passage retrieves its second half."""
     import pyarrow
 
     data = open_data(probe.data, cache)
@@ -213,7 +213,7 @@ def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
 
 
 def _predictions(part: LabelledTexts, labels: np.ndarray, outputs: np.ndarray, classes: Sequence[str]) -> Table:
-    """Return the predictions of a part in the columns that a fine-tuning stores."""
+    """Return the predictions for a part, in the same columns as those stored by fine-tuning."""
     import pyarrow
 
     sides: list[Any] = [labels, outputs.argmax(1)] if classes else [labels, outputs[:, 0]]
@@ -264,7 +264,7 @@ def _outputs(fitted: Any, features: np.ndarray, classes: int) -> np.ndarray:
 
 
 def device_name(device: torch.device) -> str:
-    """Name the device of a measurement."""
+    """Return the name of the device of a measurement."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -298,9 +298,9 @@ def _positions(model: PreTrainedModel) -> int:
 
 
 def _other_vocabulary(source: str, data: PreparedData, tokenizer: Path | None = None) -> str | None:
-    """Return why a model cannot read prepared data; None if it can.
+    """Return the reason why a model cannot read prepared data; None if it can.
 
-    `tokenizer` is a folder of the data with the tokenizer of the read tokens; default: the student's.
+    `tokenizer` is the folder of the tokenizer with which the data was tokenised; default: the student's.
     """
     own, theirs = (
         load_tokenizer(source).get_vocab(),

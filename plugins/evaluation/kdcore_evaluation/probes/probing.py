@@ -1,6 +1,6 @@
-"""The probes of one model, in a separate process: `python -m kdcore_evaluation.probes.probing JOB.json`.
+"""Run the probes of one model in a separate process: `python -m kdcore_evaluation.probes.probing JOB.json`.
 
-A separate process makes peak memory meaningful and isolates crashes. It writes the outcome of each probe at once.
+A separate process makes peak memory meaningful and isolates crashes. The outcome of each probe is written immediately.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
 @contextmanager
 def _random_weights(source: str) -> Iterator[str]:
-    """Write a model with the architecture, head and tokenizer of another, and weights drawn with seed 0."""
+    """Write a model with the architecture, head and tokenizer of another model, and random weights from seed 0."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
@@ -57,9 +57,9 @@ def run_probe(kind: str, settings: dict[str, Any], source: str, teacher: str | N
     """Run one probe.
 
     Returns:
-        `measured`: a list of maps with `metric`, `value`, `higher_is_better`, and where it fits `split` and `examples`;
-        or `skipped`: why the probe does not support this model. `items`, if present, are tables by name with a row for
-        each text: predictions, or values whose means are the measured ones.
+        `measured`: a list of mappings with `metric`, `value`, `higher_is_better`, and, where applicable, `split` and
+        `examples`; or `skipped`: the reason why the probe does not support this model. `items`, if present, are tables
+        by name with one row per text: predictions, or values whose means are the measured values.
 
     Raises:
         InputError: the model or the data cannot be used.

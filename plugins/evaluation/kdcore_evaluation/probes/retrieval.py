@@ -1,4 +1,4 @@
-"""Retrieval without training: the first half of a passage has to find its second half among those of all passages."""
+"""Retrieval without training: find the second half of a passage, given its first half, among those of all passages."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import numpy as np
 from kdcore import PreparedData, load_tokenizer
 
 _FARTHEST = 0.25
-"""Distance of white space from the middle, as a fraction of a text, beyond which the text is cut inside a word."""
+"""Largest distance of white space from the middle, as a fraction of the text; otherwise a word is cut."""
 
 
 def passages_of(data: PreparedData, count: int) -> tuple[list[str], list[str], np.ndarray]:
-    """Cut held-out sequences in halves.
+    """Cut held-out sequences into halves.
 
-    Sequences that are not at least half full, that hold parts of several documents, or one half of which is equal to
-    one of an earlier sequence are left out. The others are taken evenly over the split.
+    Sequences are left out if they are less than half full, contain parts of several documents, or share a half with an
+    earlier sequence. The others are sampled evenly over the split.
 
     Args:
         data: the prepared data.
         count: maximum number of passages.
 
     Returns:
-        First halves, second halves, and numbers of the n sequences (n,).
+        First halves, second halves, and indices of the n sequences (n,).
     """
     held_out = data.split("held_out")
     numbers = np.flatnonzero(held_out.lengths * 2 >= data.sequence_length)
@@ -46,7 +46,7 @@ def passages_of(data: PreparedData, count: int) -> tuple[list[str], list[str], n
 
 
 def halves(text: str) -> tuple[str, str]:
-    """Cut a text at the white space nearest to its middle; without any near the middle, in the middle."""
+    """Cut a text at the white space nearest to its middle, or exactly in the middle if there is none nearby."""
     middle = len(text) / 2
     spaces = [index for index, character in enumerate(text) if character.isspace()]
     nearest = min(spaces, key=lambda index: abs(index - middle), default=0)
@@ -55,7 +55,7 @@ def halves(text: str) -> tuple[str, str]:
 
 
 def ranks(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Return the rank (n,) of candidate i for query i by cosine, 1 for the first; ties rank before it.
+    """Return the rank (n,) of candidate i for query i by cosine, starting at 1; tied candidates rank before it.
 
     Args:
         queries: (n, d) embeddings.

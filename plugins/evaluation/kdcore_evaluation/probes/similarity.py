@@ -1,4 +1,4 @@
-"""Similarity of two encoders on the same text: of their embeddings, and of the similarities between texts."""
+"""Similarity of two encoders on the same text: of embeddings, and of the similarities between texts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Agreement:
         neighbours: mean fraction of a sequence's nearest neighbours that both encoders have in common; None if not
             requested.
         speedup: median ratio of the times of first and second encoder, measured in alternation on each batch.
-        by_text: values (n,) of each sequence whose means are `cosine`, `rank_correlation` and `same_neighbours`, the
-            names of these values; None for those that are not measured. Of the rank correlation, which is not a mean
-            over sequences, they are its jackknife values: their error is that of the correlation.
+        by_text: for each sequence, values (n,) whose means are `cosine`, `rank_correlation` and `same_neighbours`, by
+            these names; None for a quantity that is not measured. For the rank correlation, which is not a mean over
+            sequences, these are jackknife values, whose standard error is that of the correlation.
     """
 
     sequences: int
@@ -57,9 +57,9 @@ def compare(
         student: the second, in eval mode.
         rows: (n, L) token ids, padded on the right.
         lengths: (n,) number of real tokens.
-        neighbours: how many nearest neighbours of each sequence to compare.
-        teacher_rows: ids and lengths of the same text for a first encoder with another tokenizer.
-        device: where to compute; default: a GPU, if there is one.
+        neighbours: number of nearest neighbours of each sequence to compare.
+        teacher_rows: ids and lengths of the same text for a teacher with another tokenizer.
+        device: device for the computation; default: a GPU, if there is one.
         with_values: whether to compute `by_text`.
     """
     device = device or fastest_device()
@@ -105,7 +105,7 @@ def compare(
 
 
 def fastest_device() -> torch.device:
-    """Return the GPU, if there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -129,8 +129,8 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 def rank_correlation_values(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return values (n,) of each text whose mean is the rank correlation of all pairs of n texts, n at least 4.
 
-    They are the correlation plus n - 1 times what leaving out a text lowers it by, more than the mean text does
-    (jackknife), so that their standard error is that of the correlation.
+    These are jackknife values: the correlation plus n - 1 times the decrease when a text is left out, relative to the
+    mean decrease. Their standard error is that of the correlation.
 
     Args:
         first: similarities (n, n).

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 _MOST_SEQUENCES = 512
 _FEWEST_SEQUENCES = 30
-"""Of fewer, a bootstrap does not describe the error."""
+"""With fewer texts, a bootstrap does not describe the error."""
 
 
 class SimilarityRows(SummaryRows):
     """Speed of inference relative to the teacher, and similarity of embeddings of held-out text with 95% intervals."""
 
     def rows(self, run: FinishedRun) -> dict[str, str]:
-        """Compare student and teacher on up to 512 held-out sequences; nothing without a teacher or such sequences."""
+        """Compare student and teacher on up to 512 held-out sequences; empty without a teacher or held-out text."""
         import numpy as np
 
         from kdcore_evaluation.probes.similarity import compare

@@ -1,4 +1,4 @@
-"""Compare runs: groups, their scores, their loss curves, and remarks about what limits the comparison."""
+"""Compare runs: groups, their scores, their loss curves, and remarks on the limits of the comparison."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ _FAVOURED_LOSSES = {
     "cosine": ("hidden_mse", "hidden_mse_cls", "hidden_mse_concat", "hidden_cosine", "hidden_pkd"),
     "masked_lm_loss": ("masked_lm",),
 }
-"""Losses that train on what a metric measures: hidden states equal to the teacher's have a cosine of 1 with them, which
-other objectives neither require nor need."""
+"""Losses that train on the quantity that a metric measures: hidden states equal to the teacher's have a cosine of 1
+with them, which other objectives do not require."""
 
 _ORDER = ("teacher", "initial", "without teacher", "random", "constant", "model")
-"""Roles of references in the order of tables: what to reach, then baselines from the strongest to the weakest."""
+"""Roles of references in table order: the upper reference, then baselines from the strongest to the weakest."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A loss at a moment of training; seconds are None if the run did not record them."""
+    """A loss at a point in training; seconds are None if the run did not record them."""
 
     step: int
     seconds: float | None
@@ -78,20 +78,20 @@ class Curve:
 
 @dataclass
 class Comparison:
-    """Everything that tables and the page show.
+    """The content of the tables and the page.
 
     Attributes:
         runs: the runs.
-        by: keys that make the groups.
+        by: keys that define the groups.
         over: key whose values are repetitions.
         table: scores at the end of each run.
-        curves: losses of each run, by method: only those of one method can be compared.
+        curves: losses of each run, by method, because losses are comparable only within a method.
         budget: score of each group by the fraction of the budget at which its students were exported.
         primary: the plotted column; None without scores.
-        remarks: limits of the comparison, for its readers.
+        remarks: limits of the comparison, for the reader.
         rows: the result rows that the scores were computed from.
-        roles: `teacher`, `initial`, `without teacher`, `random`, `constant` or `model`, of each reference.
-        unit: what the repetitions are, such as `seeds`.
+        roles: role of each reference: `teacher`, `initial`, `without teacher`, `random`, `constant` or `model`.
+        unit: unit of the repetitions, such as `seeds`.
     """
 
     runs: list[ComparedRun]
@@ -130,7 +130,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Results:
-    """The result rows of one evaluation, and the folder that their paths are relative to."""
+    """The result rows of one evaluation, and the folder to which their paths are relative."""
 
     folder: Path
     rows: list[ResultRow]
@@ -144,7 +144,7 @@ def compare_runs(
     Args:
         runs: the runs.
         results: evaluations; rows of runs that are not compared are left out.
-        by: keys that make the groups: recipe keys, or `method`, `run`, `seed`, `export`.
+        by: keys that define the groups: recipe keys, or `method`, `run`, `seed`, `export`.
         over: key whose values are repetitions.
         margin: points by which a group may be below its teacher and still count as equivalent; None without this test.
 
@@ -200,7 +200,7 @@ def compare_runs(
             where="--margin",
             hint="evaluate with a suite that has `references: [teacher]`",
         )
-    # Random weights and constants are far below most students: testing that costs power for the other differences.
+    # Random weights and constants are far below most students; testing them would cost power for other differences.
     fixed = [name for name, role in roles.items() if role not in ("initial", "random", "constant")]
     against = {}
     for labels in groups:
@@ -228,7 +228,7 @@ def compare_runs(
 def _rows_of(
     runs: Sequence[ComparedRun], results: Iterable[Results]
 ) -> tuple[dict[Path, list[ResultRow]], list[ResultRow], dict[ResultRow, Path]]:
-    """Collect the rows of each run, those of the reference models of the same evaluations, and the folder of each."""
+    """Collect the rows of each run and of the reference models of the same evaluations, with the folder of each row."""
     own: dict[Path, list[ResultRow]] = {run.folder.resolve(): [] for run in runs}
     others: list[ResultRow] = []
     folders: dict[ResultRow, Path] = {}
@@ -265,7 +265,7 @@ def _has_teacher(run: ComparedRun) -> bool:
 
 
 def _student_of(run: ComparedRun) -> tuple[str, str]:
-    """Return the configuration of the exported student and the data it was trained on; unique without an export."""
+    """Return the configuration of the exported student and its training data; unique if there is no export."""
     for export in ("best", "final"):
         try:
             config = json.loads((run.folder / "exports" / export / "config.json").read_text(encoding="utf-8"))
@@ -278,7 +278,7 @@ def _student_of(run: ComparedRun) -> tuple[str, str]:
 
 
 def _reference_of_run(run: ComparedRun, group: Labels, teachers: set[Path], without_teacher: set[Path]) -> Labels:
-    """Return the name of the reference that a run is for others; empty if it is compared itself."""
+    """Return the reference name of a run that other runs are compared with; empty if it is compared itself."""
     if run.folder in teachers:
         return (f"teacher {run.name}",)
     return (f"without teacher: {', '.join(group)}",) if run.folder in without_teacher else ()
@@ -290,7 +290,7 @@ def _add_references_of_finished(
     references: dict[Labels, list[Measurement]],
     roles: dict[Labels, str],
 ) -> None:
-    """Add what the scores of finished runs are to be compared with: their teachers and constant predictions."""
+    """Add the references for the scores of finished runs: their teachers and constant predictions."""
     teachers: dict[Path, FinishedPredictions] = {}
     constants: dict[str, list[Measurement]] = {}
     for run in compared:
@@ -318,7 +318,7 @@ def _add_relative_costs(
     roles: Mapping[Labels, str],
     rows: Iterable[ResultRow],
 ) -> None:
-    """Add parameters and speed relative to the teacher's, if there is one teacher; speed only of one machine."""
+    """Add parameters and speed relative to a single teacher; speed only if it was measured on one machine."""
     teachers = [references[name] for name, role in roles.items() if role == "teacher" and name in references]
     theirs = {column: {one.value for own in teachers for one in own if one.column == column} for column in _COSTS}
     machines = {row.device for row in rows if row.metric == SPEED.metric}
@@ -336,11 +336,11 @@ _COSTS = {PARAMETERS: RELATIVE_SIZE, ENCODER_PARAMETERS: RELATIVE_SIZE, SPEED: R
 
 
 def _favoured(runs: Sequence[ComparedRun], by: Labels, table: ScoreTable) -> dict[tuple[Labels, Column], Labels]:
-    """Find the losses of each group that train on what a column measures."""
+    """Find the losses of each group that train on the quantity that a column measures."""
     found: dict[tuple[Labels, Column], Labels] = {}
     for column in table.columns:
         for group in table.groups:
-            # Stored recipes state the package of a component, as in `kdcore-hidden-mse:hidden_mse`.
+            # Stored recipes include the package of a component, as in `kdcore-hidden-mse:hidden_mse`.
             losses = {loss.rpartition(":")[2] for run in runs if _matches(run, by, group) for loss in run.losses}
             own = tuple(loss for loss in _FAVOURED_LOSSES.get(column.metric, ()) if loss in losses)
             if own and column in table.groups[group]:
@@ -362,7 +362,7 @@ def _repetition(run: ComparedRun, over: str, row: ResultRow) -> str:
 
 
 def _last(models: Iterable[list[ResultRow]]) -> list[ResultRow] | None:
-    """Select the rows of a run's best or final student, else of its last export."""
+    """Select the rows of a run's best or final student, or else of its last export."""
     ranked = sorted(models, key=lambda rows: (rows[0].export == "best", rows[0].share or 0.0))
     return ranked[-1] if ranked else None
 
@@ -376,7 +376,7 @@ def _plural(over: str) -> str:
 
 
 def _primary(table: ScoreTable) -> Column | None:
-    """Choose the plotted column: the average over tasks, else a fine-tuned score, else a probe's."""
+    """Choose the plotted column: the average over tasks, or else a fine-tuned score, or else a probe's score."""
     for kind in ("finetune", "predictions", "embeddings", "linear", "retrieval", "agreement"):
         columns = [column for column in table.columns if column.kind == kind]
         averages = [column for column in columns if column.task == "average"]

@@ -1,4 +1,4 @@
-"""The plots of the page, each with a table of what it shows."""
+"""The plots of the page, each with a table of its values."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _loss_plot(comparison: Comparison, name: str, method: str, styles: Styles, c
 
 
 def _loss_baselines(comparison: Comparison, method: str) -> list[Baseline]:
-    """Draw what constant predictions and the student before training reach on held-out text."""
+    """Draw the held-out losses of constant predictions and of the student before training."""
     runs = [run for run in comparison.runs if run.method == method]
     constants = [value for run in runs if (value := constant(run, "loss")) is not None]
     initial = [curve.held_out[0].loss for curve in comparison.curves[method] if _starts_untrained(curve)]

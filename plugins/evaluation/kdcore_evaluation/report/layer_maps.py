@@ -1,4 +1,4 @@
-"""What the layers of students have learnt, as far as `kdcore summary --layers` measured it."""
+"""Plots and tables of the measurements of `kdcore summary --layers`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the metrics of runs show about learning: losses with their baselines, and signs of collapse."""
+"""Evaluate the training metrics of runs: losses with their baselines, and signs of collapse."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Sign:
 
     Attributes:
         what: the quantity that shows it.
-        value: of the student.
-        reference: of the teacher or of a constant prediction; None where there is none.
-        against: what the reference is.
-        form: format of both.
+        value: value of the student.
+        reference: value of the teacher or of a constant prediction; None if there is none.
+        against: description of the reference.
+        form: format of both values.
     """
 
     what: str
@@ -55,9 +55,9 @@ class LossChange:
     Attributes:
         group: labels of the group.
         loss: name of the loss, or of its term.
-        before: of the student before training.
-        constant: of the best constant prediction; None where the loss has none.
-        after: at the last validation.
+        before: loss of the student before training.
+        constant: loss of the best constant prediction; None if there is none for this loss.
+        after: loss at the last validation.
         explained: `1 - after / constant`, averaged over runs; None without a constant.
     """
 
@@ -86,7 +86,7 @@ def signs_of_collapse(run: ComparedRun) -> list[Sign]:
 
 
 def _without_text(run: ComparedRun, metric: str) -> tuple[str, float] | None:
-    """Return what a run's main score is to be above, from its predictions of the validation texts."""
+    """Return the baseline of a run's main score, from its predictions for the validation texts."""
     predictions = read_predictions(run)
     return predictions.validation_constant() if predictions is not None and predictions.metric == metric else None
 
@@ -96,7 +96,7 @@ def loss_changes(groups: Mapping[Labels, Sequence[ComparedRun]], over: str) -> l
 
     Args:
         groups: runs of each group.
-        over: what the runs of a group are repetitions of, such as `seeds`.
+        over: unit of the repetitions in a group, such as `seeds`.
     """
     found = []
     for group, runs in groups.items():
@@ -125,7 +125,7 @@ def constant(run: ComparedRun, name: str) -> float | None:
 
 
 def _held_out(run: ComparedRun) -> dict[str, list[float]]:
-    """Return the held-out losses of a run in the order of steps: those that trained, without scores."""
+    """Return the held-out losses of a run in step order: only the trained losses, without scores."""
     last = _last_validation(run)
     # Scores of a task are among the held-out values; only losses have baselines or the names of the recipe's losses.
     named = {
@@ -141,7 +141,7 @@ def _held_out(run: ComparedRun) -> dict[str, list[float]]:
             if _is_number(value):
                 found.setdefault(name, []).append(float(value))
     names = [name for key in last if (name := key.removeprefix("held_out/")) in found]
-    return {name: found[name] for name in names if name != "loss" or len(names) != 2}  # of one term, both are equal
+    return {name: found[name] for name in names if name != "loss" or len(names) != 2}  # with one term, both are equal
 
 
 def _is_loss(name: str, run: ComparedRun) -> bool:

@@ -1,4 +1,4 @@
-"""Content of the page's tables, figures and sections, which page.html writes down."""
+"""Content of the page's tables, figures and sections, which page.html renders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdcore_evaluation.run.scores import Column, Score
 
 @dataclass(frozen=True)
 class Number:
-    """A number with all digits, and how it is shown."""
+    """A number with all digits, and its displayed form."""
 
     value: float
     text: str
@@ -83,7 +83,7 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with all that belongs to it.
+    """A plot with its title, legend and description.
 
     Attributes:
         name: unique in the page.
@@ -124,11 +124,11 @@ class HeatMap:
     Attributes:
         name: unique in the page.
         title: what is shown.
-        corner: what the rows and the columns are.
+        corner: names of the row and column dimensions.
         rows: titles of the rows.
         columns: titles of the columns.
         cells: the values, row by row.
-        far: whether high values are bad, which have another colour.
+        far: whether high values are bad, and therefore have another colour.
         download: address of its values as CSV.
     """
 
@@ -247,7 +247,7 @@ def cell(*pieces: Piece) -> Cell:
 
 
 def score_cell(score: Score | None, column: Column) -> Cell:
-    """Format a score with its interval and what was repeated."""
+    """Format a score with its interval and repetitions."""
     if score is None:
         return Cell(("-",))
     text = Number(score.mean, column.show(score.mean))

@@ -1,4 +1,4 @@
-"""The comparison as one self-contained HTML page: no network, no further file."""
+"""The comparison as one self-contained HTML page, without network access or further files."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def page(comparison: Comparison) -> str:
 
 
 def groups_of(comparison: Comparison) -> list[Labels]:
-    """List every group that is drawn, in the order of their styles."""
+    """List all plotted groups, in the order of their styles."""
     curves = (curve.group for own in comparison.curves.values() for curve in own)
     return list(dict.fromkeys([*comparison.table.groups, *comparison.budget, *curves, *comparison.table.references]))
 

@@ -1,4 +1,4 @@
-"""Geometry of the page's plots: scales, ticks and paths of inline SVG, which figure.svg writes down."""
+"""Geometry of the page's plots: scales, ticks and paths of inline SVG, which figure.svg renders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Mark:
     Attributes:
         x: its place on the horizontal axis.
         y: its place on the vertical axis.
-        interval: bounds on the vertical axis; None without any.
+        interval: bounds on the vertical axis; None if there are none.
         text: its exact values in words.
     """
 
@@ -47,7 +47,7 @@ class Series:
         line: whether they are joined.
         markers: whether each is drawn.
         dashed: whether the line has its style's dash pattern.
-        faint: whether the series is in the background of others: a thin line, small markers.
+        faint: whether the series is in the background, with a thin line and small markers.
     """
 
     label: str
@@ -148,7 +148,7 @@ class Drawing:
 def draw(
     series: Sequence[Series], x: Axis, y: Axis, baselines: Sequence[Baseline] = (), *, separate: bool = False
 ) -> Drawing:
-    """Compute where everything of a plot is.
+    """Compute the layout of a plot.
 
     Args:
         series: what is drawn, later ones on top. Values that an axis cannot show are left out.
@@ -176,7 +176,7 @@ def draw(
 
 
 def marker(style: int, x: float, y: float, size: float = _MARKER) -> str:
-    """Return the path of one of eight shapes; a second round of styles is drawn hollow."""
+    """Return the path of one of eight shapes; styles after the first eight are drawn hollow."""
     r = size
     shapes = (
         f"M{x - r:g} {y:g}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",
@@ -198,7 +198,7 @@ def dash_of(style: int) -> str:
 
 
 def drawn_marks(series: Series, count: int) -> Sequence[Mark]:
-    """Thin the points of one of `count` series evenly, so that a page of many runs stays small; keep the last one."""
+    """Thin the points of one of `count` series evenly to keep pages of many runs small; the last point is kept."""
     most = max(_FEWEST_POINTS, min(_MOST_POINTS, _MOST_OF_PLOT // count))
     step = math.ceil(len(series.marks) / most)
     return series.marks if step < 2 else [*series.marks[:-1:step], series.marks[-1]]
@@ -255,7 +255,7 @@ class _Swarm:
         self.shifted = False
 
     def place(self, x: float, top: float, bottom: float) -> float:
-        """Return the place nearest to x that is free between `top` and `bottom`; x itself if none is near."""
+        """Return the nearest position to x that is free between `top` and `bottom`; x itself if none is near."""
         steps = (step * side for step in range(_MOST_SHIFTS + 1) for side in ((1, -1) if step else (1,)))
         for shift in (step * _GAP for step in steps):
             at = round(x + shift, 1)
@@ -274,7 +274,7 @@ class _Swarm:
 
 
 def _round_values(lowest: float, highest: float, count: int = 5) -> list[float]:
-    """Choose some round numbers between two."""
+    """Choose round numbers between two values."""
     span = highest - lowest
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if span / (factor * power) <= count)

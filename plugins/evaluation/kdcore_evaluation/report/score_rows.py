@@ -8,7 +8,7 @@ from kdcore import FinishedRun, SummaryRows
 
 
 class ScoreRows(SummaryRows):
-    """Scores of labelled texts with intervals, beside those of the teacher and of a constant prediction."""
+    """Scores on labelled texts with intervals, next to those of the teacher and of a constant prediction."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare --predict-with-teacher."""
@@ -19,10 +19,10 @@ class ScoreRows(SummaryRows):
         )
 
     def rows(self, run: FinishedRun) -> dict[str, str]:
-        """Format the scores of each predicted part; nothing without predictions of labelled texts.
+        """Format the scores of each predicted part; empty without predictions for labelled texts.
 
         Raises:
-            InputError: the teacher is to predict, but cannot.
+            InputError: predictions of the teacher are requested, but cannot be computed.
         """
         if getattr(run.arguments, "predict_with_teacher", False):
             from kdcore_evaluation.run.teacher_predictions import write_teacher_predictions

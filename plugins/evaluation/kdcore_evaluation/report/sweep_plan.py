@@ -1,4 +1,4 @@
-"""What a sweep will be able to show, and how long it will take."""
+"""Estimate the differences that a sweep can detect, and its duration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdcore_evaluation.run.suite import Suite, SuiteTask
 from kdcore_evaluation.statistics.power import ALPHA, POWER, detectable_difference
 
 DEFAULT_DEVIATION = 0.01
-"""Standard deviation of a score over seeds, if neither stated nor found in earlier results."""
+"""Standard deviation of a score over seeds, if it is neither given nor found in earlier results."""
 
 TEXT_VARIANCE = 0.1
 """Variance over texts of the difference of two students' answers (right or wrong), averaged over seeds: they disagree
@@ -29,7 +29,7 @@ on 20% of the texts, half of which are the same for all seeds."""
 
 _RETRIEVAL_METRICS = 2
 _AGREEMENT_METRICS = 3
-"""Scores of the probe `agreement`, if the student's embeddings are as wide as the teacher's."""
+"""Number of scores of the probe `agreement`, if the student's embeddings are as wide as the teacher's."""
 
 _SEEDS = (3, 5, 10, 20)
 _HOUR = 3600.0
@@ -44,7 +44,7 @@ class TaskPlan:
         texts: number of texts that scores are reported on.
         deviation: standard deviation of a score over seeds.
         source: where the deviation comes from.
-        by_text: whether the score is one of each text, so that its interval includes the choice of the texts.
+        by_text: whether each text has a score, so that the interval includes the choice of the texts.
     """
 
     task: str
@@ -54,10 +54,10 @@ class TaskPlan:
     by_text: bool = True
 
     def detectable(self, seeds: int, comparisons: int) -> float:
-        """Return the difference of two groups with `seeds` paired seeds each that is found with a power of 0.8.
+        """Return the difference of two groups with `seeds` paired seeds each that is detected with a power of 0.8.
 
-        The seeds of both groups are taken as independent; the level is divided by the number of comparisons, as in the
-        first step of Holm's method. Of a single seed it is the difference of two students, by their texts alone.
+        The seeds of both groups are assumed to be independent; the level is divided by the number of comparisons, as in
+        the first step of Holm's method. For a single seed, it is the difference of two students by their texts alone.
         """
         parts = [(2 * self.deviation**2 / seeds, seeds - 1)] if seeds > 1 else []
         if self.by_text and self.texts > 1:
@@ -82,8 +82,8 @@ def plan_text(
         seeds: number of repetitions of each group.
         over: key of the repetitions.
         suite: the suite; its labelled texts are counted.
-        earlier: comparison of earlier results; None without any.
-        deviation: stated standard deviation over seeds; None takes that of earlier results, else the default.
+        earlier: comparison of earlier results; None if there are none.
+        deviation: standard deviation over seeds; None uses that of earlier results, or else the default.
 
     Raises:
         DataError: the texts of a task cannot be read.
@@ -134,10 +134,10 @@ def _detectable(task: TaskPlan, seeds: int, comparisons: int) -> str:
 def _family(
     cells: Sequence[SweepCell], groups: int, suite: Suite, sizes: Mapping[str, Sequence[int]]
 ) -> tuple[int, str]:
-    """Count the differences that `kdcore compare` adjusts p-values for, if all models have all scores of the suite.
+    """Count the differences for which `kdcore compare` adjusts p-values, if all models have all scores of the suite.
 
     Returns:
-        The number, and how it is composed.
+        The number, and a description of its composition.
     """
     columns = sum(map(len, sizes.values())) + (len(sizes) > 1) if suite.seeds else 0  # several tasks have an average
     if suite.probes.linear is not None:
@@ -161,7 +161,7 @@ def _has_linear_probe(data: LabelledData | TaggedData) -> bool:
 
 
 def _number_of_teachers(cells: Sequence[SweepCell]) -> int:
-    """Count the different teachers that students take their configuration from."""
+    """Count the distinct teachers from which students take their configuration."""
     found = set()
     for cell in cells:
         settings = load_recipe(cell.recipe, cell.overrides).settings
@@ -184,7 +184,7 @@ def _tasks(
 
 
 def _reported_sizes(task: SuiteTask) -> list[int]:
-    """Return the numbers of texts of the test split, or of the validation split, and of its second part if any."""
+    """Return the numbers of texts in the test split, or else the validation split, and in its second part, if any."""
     sizes = {part.name: len(part) for part in task.data.read(Counter()) if part.labelled}
     split = "test" if "test" in sizes else "validation"
     return [size for name, size in sizes.items() if name.startswith(split)]
@@ -219,7 +219,7 @@ def _training_hours(left: Sequence[SweepCell]) -> str:
 
 
 def _hours_of(cell: SweepCell) -> float | None:
-    """Return the hours of a run: those of its budget, else the mean of finished runs of its kind in the folder."""
+    """Return the hours of a run: from its budget, or else the mean of similar finished runs in the folder."""
     recipe = load_recipe(cell.recipe, cell.overrides)
     if recipe.settings.training.budget.hours is not None:
         return float(recipe.settings.training.budget.hours)

@@ -29,7 +29,7 @@ _LATEX = {
 
 
 def terminal(table: ScoreTable) -> str:
-    """Format aligned columns, and the differences below them; wide tables have a line for each score."""
+    """Format aligned columns, with the differences below them; wide tables have one line per score."""
     rows = _texts(table)
     lines = aligned(rows)
     if len(lines[1]) > _WIDE and len(rows) < len(rows[0]):
@@ -52,7 +52,7 @@ def markdown(table: ScoreTable) -> str:
 
 
 def csv_text(table: ScoreTable) -> str:
-    """Format one line per group and column, then one per difference, whose second group is in `minus`; all digits."""
+    """Format one line per group and column, then one per difference (second group in `minus`), with all digits."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     what = ["column", "kind", "task", "split", "metric"]
@@ -142,9 +142,9 @@ def shown(column: Column, score: Score) -> str:
 
 
 def shown_differences(table: ScoreTable) -> list[Difference]:
-    """Select differences for readers: all of few groups; of many, those from the highest mean of each column.
+    """Select the differences to show: all for few groups, otherwise those from the highest mean of each column.
 
-    The p-values are adjusted for all pairs, so that this choice does not bias them.
+    The p-values are adjusted for all pairs, so this selection does not bias them.
     """
     if len(table.groups) <= _FEW_GROUPS:
         return table.differences
@@ -157,7 +157,7 @@ def shown_differences(table: ScoreTable) -> list[Difference]:
 
 
 def difference_rows(table: ScoreTable) -> list[list[str]]:
-    """Format header and rows of the differences; empty without any."""
+    """Format header and rows of the differences; empty if there are none."""
     chosen = shown_differences(table)
     if not chosen:
         return []
@@ -167,7 +167,7 @@ def difference_rows(table: ScoreTable) -> list[list[str]]:
 
 
 def shown_within(difference: Difference) -> str:
-    """Format whether the first is shown to be worse by less than the margin; the one-sided level is 0.025."""
+    """Format whether the first group is shown to be worse by less than the margin; the one-sided level is 0.025."""
     if difference.p_within is None:
         return "-"
     verdict = "shown" if difference.p_within < SIGNIFICANCE / 2 else "not shown"
@@ -180,7 +180,7 @@ def shown_p(value: float) -> str:
 
 
 def notes(table: ScoreTable) -> list[str]:
-    """Return what explains intervals and marks."""
+    """Return the notes that explain intervals and marks."""
     scores = [score for own in (*table.groups.values(), *table.references.values()) for score in own.values()]
     found = [NOTE] if any(score.interval for score in scores) else []
     by_column: dict[Column, dict[str, None]] = {}
@@ -193,7 +193,7 @@ def notes(table: ScoreTable) -> list[str]:
 
 
 def difference_title(table: ScoreTable, one: Difference) -> str:
-    """Return the title of what is compared, marked if it favours one of the two groups by construction."""
+    """Return the title of a difference, marked if its column favours one of the groups by construction."""
     first, second = (table.favoured.get((labels, one.column)) for labels in (one.first, one.second))
     return one.column.title + (f" {FAVOURED}" if bool(first) != bool(second) else "")
 

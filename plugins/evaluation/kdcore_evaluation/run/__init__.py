@@ -1,1 +1,1 @@
-"""From a suite and models to result rows."""
+"""Evaluate models with a suite and produce result rows."""

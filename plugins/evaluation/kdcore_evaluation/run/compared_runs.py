@@ -28,7 +28,7 @@ class ComparedRun:
         name: `NAME/ID`.
         state: `finished`, `running`, `stopped`, ... as in `kdcore runs list`.
         recipe: the resolved recipe, with defaults of the core's keys.
-        stated: the keys that the recipe states.
+        stated: the keys that are set in the recipe.
         metrics: rows of metrics.jsonl in file order; training and held-out losses are in separate rows.
         data: fingerprint of the data; None if the run did not store one.
         teacher: digest of the teacher's weights, or their location in older runs; None without a teacher.
@@ -50,7 +50,7 @@ class ComparedRun:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Short names of the losses, each once."""
+        """Short names of the losses, without duplicates."""
         losses: dict[str, dict[str, Any]] = self.recipe["losses"]
         names = (str(section.get("name", label)) for label, section in losses.items())
         return tuple(dict.fromkeys(short_name("kdcore.losses", name) for name in names))
@@ -73,7 +73,7 @@ class ComparedRun:
 
 
 def short_name(group: str, name: str) -> str:
-    """Return a component's name without its package, as stored recipes have it, if it means the same component.
+    """Return a component's name without the package that stored recipes include, if it refers to the same component.
 
     Args:
         group: the entry point group, such as `kdcore.losses`.
@@ -107,7 +107,7 @@ def read_run(folder: Path, state: str) -> ComparedRun:
         state: the run's state, from `kdcore.run_status`.
 
     Raises:
-        InputError: its recipe cannot be read.
+        InputError: the recipe cannot be read.
     """
     recipe = load_recipe(folder / "recipe.yaml")
     settings = recipe.settings.model_dump(mode="json")
@@ -130,10 +130,10 @@ def read_run(folder: Path, state: str) -> ComparedRun:
 
 
 def check_keys(runs: Sequence[ComparedRun], keys: Sequence[str]) -> None:
-    """Require that each key exists in some run.
+    """Require that each key exists in at least one run.
 
     Raises:
-        InputError: a key exists in none; the message suggests a similar one.
+        InputError: a key exists in no run; the message suggests a similar key.
     """
     for key in keys:
         if key in WORDS or any(run.label(key) is not None for run in runs):
@@ -149,7 +149,7 @@ def check_keys(runs: Sequence[ComparedRun], keys: Sequence[str]) -> None:
 
 
 def _sections(settings: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
-    """Merge stated sections over the defaults of the core's keys."""
+    """Merge the sections of a recipe over the defaults of the core's keys."""
     return {
         key: {**settings[key], **value} if isinstance(value, dict) and isinstance(settings.get(key), dict) else value
         for key, value in stated.items()
@@ -165,7 +165,7 @@ def _dotted(value: Any, prefix: str = "") -> list[str]:
 
 
 def _environment(folder: Path) -> Environment:
-    """Read environment.json; a damaged one must not hide the run."""
+    """Read environment.json; a damaged file must not exclude the run."""
     try:
         return read_environment(folder)
     except InputError as error:

@@ -12,7 +12,7 @@ from kdcore_evaluation.run.scores import Column, Difference, GroupSample, Labels
 from kdcore_evaluation.statistics.intervals import Estimate, SampleValues, estimate_difference, holm
 
 COMPARED_KINDS = ("predictions", "finetune", "embeddings", "linear", "retrieval", "agreement", "masked_lm")
-"""Kinds of columns whose differences are tested; sizes and speeds are not samples of anything."""
+"""Kinds of columns whose differences are tested; sizes and speeds are not random samples."""
 
 _POINT = 0.01
 
@@ -26,21 +26,21 @@ def differences(
     margin: float | None = None,
     trained: Collection[Labels] = (),
 ) -> list[Difference]:
-    """Compare all pairs of groups, and each group with some references, on every column that both have.
+    """Compare all pairs of groups, and each group with some references, on their common columns.
 
     Args:
         groups: measurements of each group.
         references: measurements of each reference.
         against: references to compare a group with.
-        teachers: those references that a group may be worse than by less than the margin.
-        over: what repetitions of a group are, such as `seeds`.
-        margin: points (hundredths) by which a score may be worse; None without such a comparison.
-        trained: those references that depend on a seed like the groups, such as students without teacher. Others are
-            fixed models if there is one of them.
+        teachers: references for the test whether a group is worse by less than the margin.
+        over: unit of the repetitions of a group, such as `seeds`.
+        margin: points (hundredths) by which a score may be worse; None without this test.
+        trained: references that depend on a seed like the groups, such as students without a teacher. Any other
+            reference with a single model is a fixed model.
 
     Returns:
-        The differences with an interval. P-values are adjusted by Holm's method for all of them, and for those that
-        could have been tested if their scores varied.
+        The differences with an interval. P-values are adjusted by Holm's method for all of them, and for differences
+        that could have been tested if their scores varied.
     """
     found: list[tuple[Difference | None, float, float | None]] = []
     known = set(teachers)
@@ -86,12 +86,11 @@ def _compare(
     Args:
         own: measurements of a group.
         theirs: measurements of another group or of a reference.
-        over: what repetitions of a group are.
+        over: unit of the repetitions of a group.
         fixed: whether the second is a reference that does not depend on a seed.
 
     Returns:
-        The estimate, None if nothing varied, and its description; None if there is nothing that could vary, or if a
-        value is not usable.
+        The estimate (None if nothing varied) and its description; None if nothing could vary or a value is unusable.
     """
     first, second = sample_of(own), sample_of(theirs)
     if first.texts != second.texts:

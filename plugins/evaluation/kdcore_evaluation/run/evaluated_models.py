@@ -21,7 +21,7 @@ ModelRole = Literal["student", "initial", "teacher", "random", "model"]
 _WEIGHTS = ("*.safetensors", "*.bin")
 _MODEL_FILES = (*_WEIGHTS, "*.json", "*.txt", "*.model", "*.py")
 _MODULE_FILES = ("modules.json", "*/config.json", "*/*.safetensors", "*/*.bin")
-"""Files of sentence-transformers behind the encoder."""
+"""Files of the sentence-transformers modules after the encoder."""
 _INITIAL = "initial"
 _BUDGET = re.compile(r"budget-(\d*\.?\d+)")
 _NOT_SIZES = (
@@ -44,17 +44,17 @@ class EvaluatedModel:
 
     Attributes:
         name: name in tables.
-        role: `student` of a run, the `initial` one before training, `teacher` of a run, `random` weights of a student's
-            architecture, or another `model`.
-        source: folder of the weights; for random weights, of the student with the same architecture.
-        given: the source as the user gave it: a folder, or a hub name.
+        role: `student` of a run, `initial` (the student before training), `teacher` of a run, `random` (a student's
+            architecture with random weights), or `model` for others.
+        source: folder of the weights; for random weights, that of the student with the same architecture.
+        given: the source as given by the user: a folder or a hub name.
         component: name of the kdcore model that reads it.
         imports: files that register `component` if it is not installed.
         run: folder of the run that exported it.
         export: name of the export, such as `final` or `budget-0.5`.
-        teacher: folder or hub name of the run's teacher; of several, the one that lent the student its configuration.
+        teacher: folder or hub name of the run's teacher; of several, the one whose configuration the student uses.
         teacher_component: name of the kdcore model that reads the teacher.
-        sha256: over its weights, configuration and tokenizer; over the last two where weights are random.
+        sha256: hash of weights, configuration and tokenizer; without the weights if they are random.
     """
 
     name: str
@@ -76,7 +76,7 @@ class EvaluatedModel:
         return float(match[1]) if match else {_INITIAL: 0.0, "final": 1.0}.get(self.export or "")
 
     def classes(self) -> tuple[str, ...]:
-        """Return the classes of the model's classification head in order, in normal form C; empty without one."""
+        """Return the classes of the model's classification head in order, in normal form C; empty without a head."""
         stated = self._stated()
         if self.role == "random" or not any("SequenceClass" in name for name in stated.get("architectures") or ()):
             return ()
@@ -94,7 +94,7 @@ class EvaluatedModel:
         }
 
     def modules(self) -> str:
-        """Return the SHA-256 of the files of sentence-transformers behind the encoder, such as its pooling."""
+        """Return the SHA-256 of the sentence-transformers files after the encoder, such as its pooling."""
         return _digest(Path(self.source), _MODULE_FILES)
 
     def _stated(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def bytes_on_disk(folder: str) -> int:
 
 @cache
 def _known_keys(model_type: str) -> frozenset[str] | None:
-    """Return the keys of a transformers configuration, without others in its file; None for unknown types."""
+    """Return the keys that a transformers configuration class defines; None for unknown types."""
     from transformers import AutoConfig
 
     try:
@@ -127,18 +127,18 @@ def find_models(
     *,
     allow_imports: bool = False,
 ) -> list[EvaluatedModel]:
-    """Find every model that a command line names.
+    """Find all models named on a command line.
 
     Args:
         places: run folders, folders of runs, model folders and hub names.
-        exports: names of the exports to take from each run, or `all` but `initial`; None takes `best`, else `final`,
-            else the one with the largest fraction of the budget.
+        exports: names of the exports to take from each run, or `all` for all except `initial`; None takes `best`, or
+            else `final`, or else the export with the largest fraction of the budget.
         references: reference models to add.
         remark: called with each warning.
         allow_imports: run the files under `imports:` of the runs' recipes.
 
     Raises:
-        InputError: a place holds nothing to evaluate.
+        InputError: one of `places` contains nothing to evaluate.
     """
     found: list[EvaluatedModel] = []
     for place in places:
@@ -330,7 +330,7 @@ def _random(model: EvaluatedModel) -> EvaluatedModel:
 
 
 def _unique(models: Iterable[EvaluatedModel]) -> list[EvaluatedModel]:
-    """Remove duplicates: runs often share their teacher and their architecture."""
+    """Remove duplicates, because runs often share their teacher and architecture."""
     found: dict[tuple[str, str, str | None], EvaluatedModel] = {}
     for model in models:
         key = (model.role, model.sha256, model.source if model.role in ("student", "initial", "model") else None)

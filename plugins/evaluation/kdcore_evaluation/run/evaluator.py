@@ -1,4 +1,4 @@
-"""Measure models by a suite and write result rows; finished trials are not repeated."""
+"""Evaluate models with a suite and write result rows; finished trials are not repeated."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class Evaluation:
 
 
 class Evaluator:
-    """Measure models by a suite into a folder.
+    """Evaluate models with a suite and write the results into a folder.
 
     Arguments of the constructor:
         suite: the suite.
-        folder: receives `results.jsonl`, `results.parquet`, and a folder for each trial.
-        cache: where prepared data is kept.
+        folder: output folder for `results.jsonl`, `results.parquet`, and a folder for each trial.
+        cache: folder of prepared data.
         report: called with each line of progress.
     """
 
@@ -93,7 +93,8 @@ class Evaluator:
         Args:
             models: the models.
             slots: number of parallel fine-tunings.
-            launch: trains recipes elsewhere, waits and returns an exit code; None trains them on this machine.
+            launch: function that trains recipes elsewhere, waits and returns an exit code; None trains them on this
+                machine.
             finished: returns whether a launched run has finished.
 
         Raises:
@@ -127,7 +128,7 @@ class Evaluator:
         return Evaluation(self.folder, rows, self._failed)
 
     def _texts(self) -> dict[str, str]:
-        """Prepare the text that probes read, once for all models; return fingerprints as `make_trials` takes them."""
+        """Prepare the text that probes read, once for all models; return fingerprints for `make_trials`."""
         probes = self.suite.probes
         reading = {"masked_lm": probes.masked_lm, "agreement": probes.agreement, "retrieval": probes.retrieval}
         found = {
@@ -186,13 +187,13 @@ class Evaluator:
         unneeded = {"checkpoints": {**trial.settings.get("checkpoints", {}), "export_at_start": False}}
         text = f"# {trial}\n{dump_yaml({'run': run, **trial.settings, **unneeded})}"
         if path.is_file() and path.read_text(encoding="utf-8") != text and read_outcome(self._place(trial)) is None:
-            shutil.rmtree(self._place(trial), ignore_errors=True)  # started with the model or the data in another place
+            shutil.rmtree(self._place(trial), ignore_errors=True)  # started with another location of model or data
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         return path
 
     def _score(self, trials: Sequence[Trial]) -> None:
-        """Score the predictions of runs that were trained on a task, instead of fine-tuning their students again."""
+        """Score the predictions of runs that were trained on a task, instead of fine-tuning the students again."""
         for trial in trials:
             self.report(f"{trial.model.name}: {trial.task}: trained on these texts, so its own predictions are scored")
             place, predictions = self._place(trial), Path(trial.settings["predictions"])
@@ -287,7 +288,7 @@ class Evaluator:
         self.report(f"{job.name}: failed with exit code {code} ({job.log}):\n{message}")
 
     def _write_rows(self) -> list[ResultRow]:
-        """Write the rows of all finished trials, and keep those of models from earlier evaluations."""
+        """Write the rows of all finished trials, and keep the rows of models from earlier evaluations."""
         now: list[ResultRow] = []
         for trial in self.trials:
             outcome = self._outcomes.get(trial.id) or read_outcome(self._place(trial))

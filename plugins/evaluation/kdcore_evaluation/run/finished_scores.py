@@ -34,8 +34,8 @@ RELATIVE_SPEED = Column("cost", "", "", "", "relative_speed", True)
 
 SCORES = "scores.json"
 TEACHER_PREDICTIONS = "predictions-of-teacher"
-"""Folder in a run folder with predictions of a teacher that is no run; `kdcore summary --predict-with-teacher` writes
-it."""
+"""Folder in a run folder with predictions of a teacher that is not a kdcore run, written by
+`kdcore summary --predict-with-teacher`."""
 
 _DATA: dict[str, type[LabelledData] | type[TaggedData]] = {one.task: one for one in (LabelledData, TaggedData)}
 _OUTSIDE = "O"
@@ -43,11 +43,11 @@ _OUTSIDE = "O"
 
 @dataclass(frozen=True)
 class FinishedPredictions:
-    """Predictions of a run for the labelled texts of the split that it is compared on.
+    """Predictions of a run for the labelled texts of the split used for comparison.
 
     Attributes:
         data: the run's labelled data.
-        metric: the metric that chose the student.
+        metric: the metric that selected the student.
         folder: the folder of predictions.
         tables: the predictions by part, such as `test`; all are labelled.
         export: folder of the student that predicted.
@@ -66,7 +66,7 @@ class FinishedPredictions:
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """Return what identifies the texts of each part."""
+        """Return a fingerprint of the texts of each part."""
         return {name: digest_of_texts(table) for name, table in self.tables.items()}
 
     def measurements(self, repetition: Hashable) -> list[Measurement]:
@@ -87,7 +87,7 @@ class FinishedPredictions:
         return name, found
 
     def validation_constant(self) -> tuple[str, float] | None:
-        """Return the name and the score of the best such predictions for the validation texts; None without these."""
+        """Return the name and score of the best constant predictions for the validation texts; None without them."""
         table = self.tables.get("validation")
         return None if table is None else _best_constant(self.data, self.metric, table)
 
@@ -120,7 +120,7 @@ def read_predictions(run: ComparedRun) -> FinishedPredictions | None:
 def predictions_in(
     run: Path, data: LabelledData | TaggedData, metric: str, name: str = PREDICTIONS
 ) -> FinishedPredictions | None:
-    """Read the predictions in a run folder, of texts labelled like `data`; None without such predictions."""
+    """Read the predictions in a run folder for texts with the labels of `data`; None if there are none."""
     import pyarrow
     from pyarrow import parquet
 
@@ -138,10 +138,10 @@ def predictions_in(
 
 
 def of_teacher(run: ComparedRun, student: FinishedPredictions) -> FinishedPredictions | None:
-    """Read the predictions of a run's teacher for the same texts: of its own run, else those made with it.
+    """Read the predictions of a run's teacher for the same texts, from the teacher's own run or else from this run.
 
     Returns:
-        The predictions; None without any.
+        The predictions; None if there are none.
     """
     stated: Any = (run.recipe.get("teacher") or {}).get("path")
     if not isinstance(stated, str):
@@ -157,7 +157,7 @@ def of_teacher(run: ComparedRun, student: FinishedPredictions) -> FinishedPredic
 
 
 def teacher_folder(run: ComparedRun) -> Path | None:
-    """Return the folder of a run's only teacher; None without one."""
+    """Return the folder of a run's only teacher; None if there is not exactly one."""
     path: Any = (run.recipe.get("teacher") or {}).get("path")
     return (run.folder / path).resolve() if isinstance(path, str) and (run.folder / path).is_dir() else None
 

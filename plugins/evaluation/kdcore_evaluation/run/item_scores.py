@@ -29,9 +29,9 @@ class ItemScores:
     """Score of each text.
 
     Attributes:
-        texts: SHA-256 over names and labels of the texts in their order; models are compared on equal texts only.
-        values: (m,) values whose mean is the score. Of a ratio of sums, such as F1, they are the score and the
-            influence of each text on it (the linear term of the delta method).
+        texts: SHA-256 of names and labels of the texts in order; models are compared only on equal texts.
+        values: (m,) values whose mean is the score. For a ratio of sums, such as F1, each value is the score plus the
+            influence of the text on it (the linear term of the delta method).
     """
 
     texts: str
@@ -42,16 +42,16 @@ class StoredItems(Protocol):
     """A file from which the scores of texts are computed."""
 
     def item_scores(self, metric: str, score: float) -> ItemScores | None:
-        """Return the scores of texts whose mean is `score`; None if the file does not give them."""
+        """Return the scores of texts whose mean is `score`; None if they cannot be computed from the file."""
 
 
 @dataclass(frozen=True)
 class StoredValues:
-    """Values of texts or passages in a Parquet file: the column `id`, and a column for each metric.
+    """Values of texts or passages in a Parquet file, with the column `id` and a column for each metric.
 
     Attributes:
         path: the file.
-        data: fingerprint of the data that the ids belong to.
+        data: fingerprint of the data to which the ids belong.
     """
 
     path: Path
@@ -144,9 +144,9 @@ def _read_values(stored: StoredValues, metric: str) -> ItemScores | None:
 
 
 def with_composed_labels(predictions: Table) -> Table:
-    """Return predictions whose classes or tags are in Unicode normal form C, as those of tasks are.
+    """Return predictions whose classes or tags are in Unicode normal form C, as in tasks.
 
-    Classes in files of 0.1 are spelled as its recipes spell them.
+    In files of version 0.1, classes are spelled as in the recipe.
     """
     import pyarrow
 
@@ -164,7 +164,7 @@ def _composed(value: Any) -> Any:
 
 
 def digest_of_texts(predictions: Table) -> str:
-    """Return the SHA-256 over names and labels of predicted texts in their order."""
+    """Return the SHA-256 of names and labels of predicted texts, in order."""
     rows = zip(*(predictions.column(name).to_pylist() for name in ("id", "label")), strict=True)
     digest = hashlib.sha256()
     for row in rows:

@@ -1,4 +1,4 @@
-"""The file `layers.json` of a run: what each layer of its student has learnt."""
+"""The file `layers.json` of a run: a comparison of each layer of the student with the teacher."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def write_layers(folder: Path, report: LayerReport) -> Path:
 
 
 def read_layers(folder: Path) -> LayerReport | None:
-    """Read `layers.json` of a run folder; None if there is none, or with a warning if it is damaged."""
+    """Read `layers.json` of a run folder; return None if it is missing, and None with a warning if it is damaged."""
     path = folder / LAYERS
     try:
         return LayerReport.model_validate_json(path.read_bytes())

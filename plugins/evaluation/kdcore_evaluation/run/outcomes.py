@@ -33,7 +33,7 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Write the outcome of a trial atomically, after its `items`: tables of predictions or values of items, by name."""
+    """Write the outcome of a trial atomically, after its `items`: tables of predictions or of values, by name."""
     from pyarrow import parquet
 
     items = folder / PREDICTIONS
@@ -59,10 +59,10 @@ def versions() -> dict[str, str]:
 
 
 def collect_finetuning(folder: Path, known: TaskData) -> None:
-    """Score the predictions of a finished fine-tuning and remove its weights; recipe, metrics and log remain.
+    """Score the predictions of a finished fine-tuning and remove its weights; keep recipe, metrics and log.
 
     Raises:
-        DataError: its predictions cannot be read.
+        DataError: the predictions cannot be read.
     """
     from pyarrow import parquet
 
@@ -87,8 +87,8 @@ def rows_of(
 
     Args:
         trial: the trial.
-        outcome: its outcome.
-        known: its task's data; None for probes without a task.
+        outcome: the trial's outcome.
+        known: the data of the trial's task; None for probes without a task.
         suite: name and fingerprint of the suite.
         folder: folder of the evaluation.
     """

@@ -42,8 +42,8 @@ def run_children(jobs: Sequence[ChildProcess], slots: int, ended: Callable[[Chil
     Args:
         jobs: the commands in the order of their start.
         slots: number of parallel commands.
-        ended: called with each ended command and its exit code (128 plus the number of a signal that ended it); no
-            further command is started once it returns False.
+        ended: called with each finished command and its exit code (128 plus the signal number if a signal ended it);
+            no further command is started once it returns False.
     """
     waiting = list(jobs)
     running: dict[int, tuple[ChildProcess, subprocess.Popen[bytes]]] = {}
@@ -70,7 +70,7 @@ def run_children(jobs: Sequence[ChildProcess], slots: int, ended: Callable[[Chil
 
 
 def run_and_wait(arguments: Sequence[str]) -> int:
-    """Run one command of this Python, such as `-m kdcore launch ...`, and return its exit code as `run_children` does.
+    """Run one command with this Python, such as `-m kdcore launch ...`; return its exit code as in `run_children`.
 
     An interruption of this process sends SIGTERM and waits until the command has ended; `subprocess.run` would kill the
     command shortly after.
@@ -105,7 +105,7 @@ def _processors() -> int:
 
 
 def _devices() -> list[str]:
-    """Return the GPUs to distribute over the slots; empty on a machine without."""
+    """Return the GPUs to distribute over the slots; empty on a machine without GPUs."""
     stated = os.environ.get("CUDA_VISIBLE_DEVICES")
     if stated is not None:
         return [part for part in stated.split(",") if part.strip() not in ("", "-1")]

@@ -16,7 +16,7 @@ from kdcore import atomic_write, read_json_rows
 JSON_LINES = "results.jsonl"
 PARQUET = "results.parquet"
 TRIALS_FOLDER = "cells"
-"""Folder of trials below that of an evaluation; the name in stored evaluations."""
+"""Folder of trials in an evaluation folder; stored evaluations use this name."""
 
 PREDICTIONS = "predictions"
 """Folder of predictions of a run or a trial."""
@@ -39,36 +39,36 @@ Versions = Annotated[str, AfterValidator(_versions)]
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One measured number and everything that reproduces it.
+    """One measured number and everything needed to reproduce it.
 
     Attributes:
-        model: name of the model, as tables call it.
+        model: name of the model in tables.
         role: `student`, `initial`, `teacher`, `random` or `model`.
-        source: where its weights are: relative to the folder of the results, or a hub name.
-        model_sha256: over weights, configuration and tokenizer.
-        run: folder of the run that exported it, relative to the folder of the results.
-        export: which of the run's exports.
-        share: of the run's budget at which it was exported; 1 at the end.
+        source: location of the weights: relative to the folder of the results, or a hub name.
+        model_sha256: hash of weights, configuration and tokenizer.
+        run: folder of the run that exported the model, relative to the folder of the results.
+        export: name of the run's export.
+        share: fraction of the run's budget at export; 1 at the end.
         suite: name of the suite.
-        suite_sha256: over its resolved content.
+        suite_sha256: hash of the suite's resolved content.
         cell: id of the trial.
-        kind: `finetune`, or which probe.
+        kind: `finetune`, or the name of a probe.
         task: label of the task; None for probes without one.
         split: part of the labelled texts, such as `validation` or `test`; `held_out` for text.
-        metric: what was measured.
-        main: whether it is the metric by which models are compared on this task.
+        metric: name of the metric.
+        main: whether models are compared by this metric on this task.
         value: the number.
-        higher_is_better: whether more of it is better.
+        higher_is_better: whether higher values are better.
         chance: score of the best predictions that ignore the text, such as the fraction of the most frequent class.
-        examples: how many texts or sequences it is about.
-        learning_rate, batch_size, seed: of the fine-tuning.
-        seconds: that the trial took.
-        data: fingerprint of what was read.
+        examples: number of texts or sequences.
+        learning_rate, batch_size, seed: hyperparameters of the fine-tuning.
+        seconds: duration of the trial.
+        data: fingerprint of the data.
         labels: classes in the order of the outputs, joined by commas; empty for numbers.
-        recipe: the whole recipe of the fine-tuning, or the settings of the probe, as JSON.
-        versions: of Python and packages, as JSON.
-        device: what it was measured on.
-        finished: when, in UTC.
+        recipe: the complete recipe of the fine-tuning, or the settings of the probe, as JSON.
+        versions: versions of Python and packages, as JSON.
+        device: device of the measurement.
+        finished: time of completion, in UTC.
     """
 
     model: str
@@ -137,7 +137,7 @@ def merged_rows(
     Args:
         before: the earlier rows.
         now: rows of the models of this evaluation.
-        measured: role and source of each of those models.
+        measured: role and source of each model of this evaluation.
     """
     again = set(measured)
     return [*(row for row in before if (row.role, row.source) not in again), *now]

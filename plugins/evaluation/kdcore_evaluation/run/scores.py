@@ -1,4 +1,4 @@
-"""Aggregate result rows to means, standard deviations and intervals."""
+"""Aggregate result rows into means, standard deviations and intervals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Labels = tuple[str, ...]
 
 _LARGEST = 1e150
 _FEWEST_TEXTS = 30
-"""Of fewer texts, neither a bootstrap nor a linear approximation of F1 describes the error of a score."""
+"""With fewer texts, neither a bootstrap nor a linear approximation of F1 describes the error of a score."""
 
 _EMBEDDING_TITLES = {
     "spearman": "Spearman",
@@ -62,12 +62,12 @@ class Column:
     """One compared quantity.
 
     Attributes:
-        kind: `finetune`, or which probe.
+        kind: `finetune`, or the name of a probe.
         task: label of the task; empty for probes without one.
         part: empty, or the name of a second part of a split, such as `mismatched`.
-        split: `test` where it has labels, else `validation`; empty for probes without one.
-        metric: its name in result rows.
-        higher_is_better: whether more of it is better.
+        split: `test` if it has labels, else `validation`; empty for probes without one.
+        metric: name of the metric in result rows.
+        higher_is_better: whether higher values are better.
     """
 
     kind: str
@@ -122,14 +122,14 @@ class Score:
     """A mean over repetitions.
 
     Attributes:
-        mean: of them.
-        deviation: their sample standard deviation; None for a single one.
-        count: how many.
-        unit: what was repeated.
-        interval: bounds that contain the true mean with a probability of 95%; None where nothing varies.
+        mean: mean over repetitions.
+        deviation: sample standard deviation; None for a single repetition.
+        count: number of repetitions.
+        unit: unit of the repetitions.
+        interval: bounds that contain the true mean with a probability of 95%; None if nothing varies.
         runs: number of trained runs, with their unit; empty for models that are not runs.
         texts: number of test texts whose choice the interval includes; 0 for scores alone.
-        values: of each repetition.
+        values: value of each repetition.
     """
 
     mean: float
@@ -155,10 +155,10 @@ class Measurement:
     """One value that enters a mean.
 
     Attributes:
-        column: what it is of.
-        repetition: what it is averaged over, such as a seed of distillation.
+        column: the column of the value.
+        repetition: the repetition over which values are averaged, such as a seed of distillation.
         value: the number.
-        predictions: predictions or values of texts that the value is the score of; None without stored ones.
+        predictions: stored predictions or values of texts from which the score was computed; None if there are none.
     """
 
     column: Column
@@ -177,10 +177,10 @@ class Difference:
         second: labels of the second group, or of a reference.
         value: mean of the first minus mean of the second.
         interval: bounds that contain the true difference with a probability of 95%.
-        p_value: two-sided, of no difference, adjusted by Holm's method for all differences of the table.
+        p_value: two-sided p-value of no difference, adjusted by Holm's method for all differences of the table.
         over: what varies, such as `3 paired seeds`.
-        p_within: one-sided, that the first is worse than the second by at least the margin, adjusted in the same way;
-            None without a margin.
+        p_within: one-sided p-value of the first being worse than the second by at least the margin, adjusted in the
+            same way; None without a margin.
     """
 
     column: Column
@@ -217,11 +217,11 @@ class ScoreTable:
 
 
 def score_table(rows: Sequence[ResultRow], folder: Path | None = None) -> ScoreTable:
-    """Make a table with one group per model; deviations are over fine-tunings with several seeds.
+    """Build a table with one group per model; deviations are over fine-tunings with several seeds.
 
     Args:
         rows: the rows of one evaluation.
-        folder: its folder, so that intervals include the choice of the texts; None for the scores alone.
+        folder: folder of the evaluation, so that intervals include the choice of the texts; None for scores alone.
     """
     folders = None if folder is None else dict.fromkeys(rows, folder)
     groups: dict[Labels, list[Measurement]] = {}
@@ -233,7 +233,7 @@ def score_table(rows: Sequence[ResultRow], folder: Path | None = None) -> ScoreT
 
 
 def by_role(rows: Iterable[ResultRow]) -> list[ResultRow]:
-    """Order rows of reference models as tables list them, after all others."""
+    """Order rows as in tables, with those of reference models last."""
     return sorted(rows, key=lambda row: REFERENCES.index(row.role) if row.role in REFERENCES else -1)
 
 
@@ -248,14 +248,14 @@ def by_model(rows: Iterable[ResultRow]) -> dict[tuple[str, str, str | None, str]
 def measurements(
     rows: Sequence[ResultRow], repetition: Hashable, folders: Mapping[ResultRow, Path] | None = None
 ) -> list[Measurement]:
-    """Select the values of one model: those of the learning rate and batch size with the best validation score.
+    """Select the values of one model for the learning rate and batch size with the best validation score.
 
-    Scores are those of the test split where it is labelled, else of the validation split.
+    Scores are those of the test split if it is labelled, else of the validation split.
 
     Args:
         rows: the rows of one model.
-        repetition: what the model is one of several of, such as a seed.
-        folders: folder of the evaluation of each row, to find its predictions; None for the scores alone.
+        repetition: the repetition to which the model belongs, such as a seed.
+        folders: folder of the evaluation of each row, to find its predictions; None for scores alone.
     """
     found = []
     for kind, task in dict.fromkeys((row.kind, row.task) for row in rows):
@@ -359,9 +359,9 @@ def _scores(values: Sequence[Measurement], over: str) -> dict[Column, Score]:
 
 
 def summary(values: Sequence[Measurement], over: str) -> Score:
-    """Compute mean, deviation and interval over repetitions; of a single one, over the seeds of its fine-tuning.
+    """Compute mean, deviation and interval over repetitions, or over fine-tuning seeds for a single repetition.
 
-    A repetition counts once, however often it was fine-tuned.
+    A repetition counts once, regardless of the number of its fine-tunings.
     """
     found = sample_of(values)
     unit = "fine-tunings" if found.tuned else over or "runs"
@@ -385,8 +385,8 @@ class GroupSample:
     """Values of one group and column.
 
     Attributes:
-        seeds: what each row is of: a repetition, or the seed of a fine-tuning.
-        values: (n, m) values of m texts whose mean is a score, or (n, 1) scores; NaN for values that are not usable.
+        seeds: identity of each row: a repetition, or the seed of a fine-tuning.
+        values: (n, m) values of m texts whose mean is a score, or (n, 1) scores; NaN for unusable values.
         runs: number of repetitions.
         tuned: whether the rows are fine-tunings of a single repetition.
         texts: identifies the texts; empty for scores alone.
@@ -458,6 +458,6 @@ def _is_usable(value: float) -> bool:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Average values; NaN if one of them is not finite or extremely large."""
+    """Average values; NaN if a value is not finite or is extremely large."""
     known = list(values)
     return statistics.fmean(known) if all(map(_is_usable, known)) else math.nan

@@ -1,4 +1,4 @@
-"""Predictions of a run's teacher for the run's labelled texts, of a teacher that is no run of kdcore."""
+"""Predict a run's labelled texts with its teacher, if the teacher is not a kdcore run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_teacher_predictions(run: FinishedRun) -> Path:
     """Predict the validation and test texts of a run with its teacher, and write them into the run folder.
 
     Raises:
-        InputError: the run has no single teacher, its task has no labels, or the teacher has no such head.
+        InputError: the run does not have exactly one teacher, its task has no labels, or the teacher lacks the head.
     """
     heads, where = run.task.heads(run.task.config), str(run.folder)
     if run.teacher_model is None or len(run.teacher_sources) != 1:
@@ -43,7 +43,7 @@ def write_teacher_predictions(run: FinishedRun) -> Path:
 
 
 def _outputs(run: FinishedRun, teacher: Encoder, split: Split, device: torch.device) -> TaskOutputs:
-    """Compute the outputs of the task's head as `Task.scores` takes them."""
+    """Compute the outputs of the task's head, in the form that `Task.scores` expects."""
     head, count = run.task.heads(run.task.config)[0], run.task.num_samples(split)
     found: list[np.ndarray] = []
     for start in range(0, count, _BATCH):

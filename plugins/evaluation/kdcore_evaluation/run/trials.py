@@ -33,7 +33,7 @@ class TaskData:
 
     Attributes:
         task: the task's section of the suite.
-        fingerprint: SHA-256 over texts, labels and classes.
+        fingerprint: SHA-256 of texts, labels and classes.
         baselines: scores of predictions that ignore the text, by metric, for each labelled part.
     """
 
@@ -47,10 +47,10 @@ class Trial:
     """One measurement of one model.
 
     Attributes:
-        id: hash; equal for equal measurements, independent of the location of models and data.
-        kind: `finetune`, `predictions` of a run that was trained on the task, or which probe.
+        id: hash that is equal for equal measurements, regardless of the location of models and data.
+        kind: `finetune`, `predictions` for a run that was trained on the task, or the name of a probe.
         model: the model.
-        task: label of the task; None for probes that have none.
+        task: label of the task; None for probes without a task.
         settings: settings of a probe, or the recipe of a fine-tuning without `run`.
         learning_rate, batch_size, seed: position in the grid; None for probes.
         data: fingerprint of labelled texts or of prepared data; None if no data is read.
@@ -78,7 +78,7 @@ def read_task(label: str, task: SuiteTask) -> TaskData:
     """Read and check a task's texts before any trial starts.
 
     Raises:
-        DataError: they cannot be used, or have no labelled validation part.
+        DataError: the texts cannot be used, or have no labelled validation part.
     """
     try:
         parts = task.data.read(Counter())
@@ -96,7 +96,7 @@ def read_embedding_texts(label: str, texts: EmbeddingTexts, report: Counter[str]
     """Read and check the texts of a task of the probe `embeddings`, and return their fingerprint.
 
     Raises:
-        DataError: they cannot be used.
+        DataError: the texts cannot be used.
     """
     try:
         return texts.read(report).fingerprint()
@@ -129,7 +129,7 @@ def make_trials(
         suite: the suite.
         models: the models.
         tasks: data of each task, by label.
-        texts: fingerprint of the data of the probes that read text, by their kind; of `embeddings` by kind and label.
+        texts: fingerprints of the data of probes that read text, by kind; for `embeddings`, by kind and label.
     """
     trials = [trial for model in models for trial in _probes(suite, model, tasks, texts)]
     grid = list(product(suite.learning_rates, suite.batch_sizes, suite.seeds))
@@ -141,7 +141,7 @@ def make_trials(
 
 
 def _own_predictions(model: EvaluatedModel, label: str, known: TaskData) -> Trial | None:
-    """Make the trial of a model whose run was trained on the task and has predicted its texts; None for others."""
+    """Create the trial for a model whose run was trained on the task and has predictions; None for other models."""
     export = Path(model.source)
     run = export.parent.parent
     if model.role not in ("student", "teacher", "model") or export.parent.name != "exports":
@@ -172,7 +172,7 @@ def _probes(
         if probe is None or (kind == "agreement" and model.teacher is None):
             continue
         if model.role == "random" and (kind == "cost" or (suite.all_tasks and suite.seeds)):
-            continue  # fine-tuned instead; the cost is that of the student, which has the same architecture
+            continue  # fine-tuned instead; its cost equals that of the student, which has the same architecture
         settings = probe.model_dump(mode="json")
         if not settings.get("latency", True):
             del settings["latency"]  # not in earlier results
@@ -213,7 +213,7 @@ def _finetuning(
 ) -> Trial:
     recipe = finetuning_recipe(suite, model, known.task, lr, batch_size, seed)
     key = {**recipe, "student": None, "task": {"max_length": known.task.data.max_length, "metric": known.task.metric}}
-    if model.imports:  # by content: where the files are changes nothing
+    if model.imports:  # by content, so that the location of the files does not matter
         key["imports"] = [sha256_of_file(Path(file)) if Path(file).is_file() else file for file in model.imports]
     trial_id = _identify("finetune", model, key, known.fingerprint)
     return Trial(trial_id, "finetune", model, label, recipe, lr, batch_size, seed, known.fingerprint)
@@ -222,7 +222,7 @@ def _finetuning(
 def finetuning_recipe(
     suite: Suite, model: EvaluatedModel, task: SuiteTask, lr: float, batch_size: int, seed: int
 ) -> dict[str, Any]:
-    """Make the recipe of a fine-tuning, without `run`: the student starts from the model and learns the labels."""
+    """Create the recipe of a fine-tuning, without `run`: the student starts from the model and learns the labels."""
     student: dict[str, Any] = {"name": model.component}
     if model.role == "random":
         student["config"] = model.config()
@@ -257,7 +257,7 @@ def finetuning_recipe(
 
 
 def _laid_on(default: Any, stated: Any) -> Any:
-    """Merge stated keys over defaults, unless they name another component than the defaults do."""
+    """Merge the given keys over defaults, unless they name another component than the defaults."""
     if not isinstance(stated, dict) or not isinstance(default, dict):
         return default if stated is None else stated
     other = "name" in stated and stated["name"] != default.get("name", stated["name"])
@@ -269,7 +269,7 @@ def _identify(
 ) -> str:
     whole = {
         "kind": kind,
-        # The cost of inference does not depend on the values of weights: students of one architecture share it.
+        # Inference cost does not depend on the values of weights, so students with the same architecture share it.
         "model": [model.config(), bytes_on_disk(model.source)] if kind == "cost" else model.sha256,
         "random": model.role == "random",
         "settings": key,

@@ -16,13 +16,14 @@ SUFFIX = "-without-teacher"
 
 
 def train_without_teacher(runs: Sequence[ComparedRun]) -> list[Path]:
-    """Train a counterpart of each run that has a teacher and predictions, next to it; return the folders.
+    """Train a counterpart of each run that has a teacher and predictions, next to the run; return the folders.
 
     The counterpart `ID-without-teacher` has the same recipe and starts from the same weights, without the losses that
-    need a teacher. Finished counterparts are not trained again, interrupted ones are continued.
+    need a teacher. Finished counterparts are not trained again, interrupted ones are resumed.
 
     Raises:
-        InputError: a run has no loss that trains without teacher, or no `exports/initial`; or a training failed.
+        InputError: a run has no loss that can be trained without a teacher, or no `exports/initial`; or training
+            failed.
     """
     recipes = {run.folder.with_name(run.folder.name + SUFFIX): recipe_without_teacher(run) for run in runs}
     jobs = []
@@ -52,8 +53,8 @@ def recipe_without_teacher(run: ComparedRun) -> dict[str, Any]:
     """Return the recipe of a run's student without its teacher.
 
     Raises:
-        InputError: no loss trains without teacher, the student before training was not exported, or the recipe imports
-            files.
+        InputError: no loss can be trained without a teacher, the student before training was not exported, or the
+            recipe imports files.
     """
     where, initial = str(run.folder), run.folder / "exports" / "initial"
     if run.stated.get("imports"):

@@ -1,6 +1,6 @@
 """Confidence intervals and tests of means and differences over seeds and test items.
 
-A sample is an array (n, m): n seeds, and m values of test items whose mean is a score. Of scores alone m is 1.
+A sample is an array (n, m): n seeds, and m values of test items whose mean is a score. For scores alone, m is 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEVEL = 0.95
 """Probability with which an interval covers the true value."""
 
 _ROUNDING = 1e-9
-"""Standard errors below this fraction of the scores are rounding errors of equal scores."""
+"""Standard errors below this fraction of the scores are treated as rounding errors of equal scores."""
 
 _RESAMPLES = 4999
 _CHUNK = 250
@@ -72,12 +72,12 @@ class Estimate:
 def estimate_mean(sample: SampleValues) -> Estimate | None:
     """Estimate the mean of a sample (n, m).
 
-    Of several seeds the error is Student's t over seeds; with test items, that of two crossed random effects, whose
-    degrees of freedom are the harmonic mean of those of seeds and of items, weighted by their parts of the variance. Of
-    a single seed it is a bootstrap-t over items.
+    For several seeds, the error is Student's t over seeds; with test items, it is that of two crossed random effects,
+    whose degrees of freedom are the harmonic mean of those of seeds and of items, weighted by their parts of the
+    variance. For a single seed, it is a bootstrap-t over items.
 
     Returns:
-        The estimate; None without variation, such as of a single score.
+        The estimate; None without variation, as for a single score.
     """
     return _estimate([(1.0, sample)], _rounding(sample), fixed=False)
 
@@ -87,13 +87,14 @@ def estimate_difference(
 ) -> Estimate | None:
     """Estimate the difference of the means of two samples (n, m) and (k, m) on the same m items.
 
-    A single row against k rows of variance s^2 is taken as a draw from a distribution of the same variance, so that the
-    variance of the difference is s^2 (1 + 1/k) with k - 1 degrees of freedom.
+    A single row compared with k rows of variance s^2 is treated as a draw from a distribution with the same variance,
+    so that the variance of the difference is s^2 (1 + 1/k) with k - 1 degrees of freedom.
 
     Args:
         first: the first sample.
         second: the second sample.
-        paired: whether row i of both is of one seed (n = k); else the variances of the seeds are added, as by Welch.
+        paired: whether row i of both samples has the same seed (n = k); otherwise the variances of the seeds are added,
+            as in Welch's test.
         fixed: whether a single row is a fixed model, without variance over seeds, instead of one of several seeds.
 
     Returns:
@@ -127,7 +128,7 @@ def _estimate(sides: Sequence[tuple[float, SampleValues]], rounding: float, *, f
     items = by_item.size
     if not several:
         return _bootstrap_t(by_item, rounding) if items > 1 else None
-    drawn = 1 if len(several) < len(sides) and not fixed else 0  # a single row has the variance of one seed
+    drawn = 1 if len(several) < len(sides) and not fixed else 0  # a single row has the variance of a single seed
     factors = [drawn + 1 / len(sample) for sample in several]
     of_seeds = [float(sample.mean(1).var(ddof=1)) * factor for sample, factor in zip(several, factors, strict=True)]
     # The interaction of seeds and items is part of both variances, so it is subtracted once.
@@ -138,18 +139,18 @@ def _estimate(sides: Sequence[tuple[float, SampleValues]], rounding: float, *, f
         of_seeds, variance = shared, sum(shared)
     if not np.sqrt(variance) > rounding:
         return None
-    # Seeds vary at least as much as their interaction with items: smaller variances of one side would be due to chance.
+    # Seeds vary at least as much as their interaction with items; a smaller variance of one side is due to chance.
     least = [max(pair) for pair in zip(of_seeds, shared, strict=True)]
     total = sum(least) or 1.0
     welch = sum((one / total) ** 2 / (len(sample) - 1) for one, sample in zip(least, several, strict=True))
-    # By the squares of the parts (Satterthwaite) the few seeds would count too little, for the parts are estimates too.
+    # With squared parts (Satterthwaite), the few seeds would count too little, because the parts are also estimates.
     freedom = variance / (sum(of_seeds) * welch + excess / max(items - 1, 1))
     over = ("seeds", "items") if items > 1 else ("seeds",)
     return Estimate(float(value), float(np.sqrt(variance)), StudentT(freedom), over)
 
 
 def _interaction(sample: SampleValues) -> float:
-    """Return the mean square of what neither seed nor item of a sample (n, m) explains; 0 of scores alone."""
+    """Return the residual mean square of a sample (n, m) after seed and item effects; 0 for scores alone."""
     freedom: int = (sample.shape[0] - 1) * (sample.shape[1] - 1)
     if not freedom:
         return 0.0

@@ -1,4 +1,4 @@
-"""Differences that a comparison can detect, before anything is trained."""
+"""Compute the differences that a comparison can detect, before training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ALPHA = 0.05
 
 
 def detectable_difference(parts: Sequence[tuple[float, int]], *, alpha: float = ALPHA, power: float = POWER) -> float:
-    """Return the true difference that a two-sided t test finds with a given power.
+    """Return the true difference that a two-sided t test detects with a given power.
 
     Args:
         parts: variance of each independent component of the estimated difference, and its degrees of freedom.
