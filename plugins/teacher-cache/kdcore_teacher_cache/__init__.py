@@ -1,1 +1,1 @@
-"""Store the signals of a teacher, and train from them."""
+"""Store the signals of a teacher, and train with the stored signals."""

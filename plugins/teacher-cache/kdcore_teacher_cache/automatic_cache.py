@@ -1,4 +1,4 @@
-"""`cache: auto`: signals are computed by the first run that reads them, and read by all runs on the same inputs."""
+"""`cache: auto`: the first run computes the signals that it reads; later runs with the same inputs reuse them."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _POLL_SECONDS = 0.2
 
 
 def automatic_folder(task: Task, teacher: RecipeTeacher) -> Path:
-    """Return the folder for a teacher and a task's inputs, below kdcore's cache: equal inputs have the same one.
+    """Return the folder in kdcore's cache for a teacher and a task's inputs; equal inputs have the same folder.
 
-    Signals are computed in fp32. Products of matrices may be rounded further on a GPU (`training.tf32`), so their
-    precision is a part of the identity.
+    Signals are computed in fp32. On a GPU, matrix products may be rounded further (`training.tf32`), so their precision
+    is part of the identity.
     """
     identity = {
         "task": dict(task.batch_identity),
@@ -52,14 +52,14 @@ def automatic_folder(task: Task, teacher: RecipeTeacher) -> Path:
 
 
 def automatic_readers(folder: Path, task: Task, teacher: RecipeTeacher) -> list[CacheReader]:
-    """Open the parts of an automatic cache, after computing the signals that none of them holds.
+    """Open the parts of an automatic cache, after computing the signals that are missing from all parts.
 
-    One process computes; the others wait for it.
+    One process computes the signals while the others wait.
 
     Args:
         folder: result of `automatic_folder`.
         task: the task.
-        teacher: the live teacher and what is read from it.
+        teacher: the live teacher and the signals that are read from it.
     """
     with _waiting_lock(folder):
         parts = sorted(path for path in folder.glob("part-*") if (path / MANIFEST).is_file())
@@ -91,7 +91,7 @@ def _missing(readers: list[CacheReader], split: Split, request: SignalRequest) -
 
 @contextmanager
 def _waiting_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of an automatic cache; report that another process is waited for."""
+    """Hold the lock of an automatic cache; report if this process waits for another one."""
     lock, doing = lock_of(folder), f"waiting for another process that computes signals into {folder}"
     with ExitStack() as stack:
         for attempt in count():

@@ -1,4 +1,4 @@
-"""The description of a cache: what it holds and what it was computed from."""
+"""The description of a cache: its content and the inputs from which it was computed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CachedRows(StoredEntry):
     Attributes:
         samples: sequences of the split.
         copies: number of epochs whose inputs differ.
-        samples_per_shard: sequences in a file; the last one of a copy has fewer.
+        samples_per_shard: sequences in a file; the last file of a copy may have fewer.
         columns: the signals.
     """
 
@@ -78,7 +78,7 @@ class CacheContents(StoredEntry):
         teacher: the teacher.
         task: `Task.batch_identity` of the task whose samples were read.
         values: how values are stored.
-        batch_size: sequences that the teacher computed at once.
+        batch_size: batch size of the teacher.
         splits: the rows of each split.
         attention: masks and scales of blocks whose queries, keys or values are stored.
     """
@@ -111,8 +111,8 @@ class CacheManifest(StoredEntry):
     """The manifest of a complete cache.
 
     Attributes:
-        contents: what it holds.
-        files: every other file by its path in the folder.
+        contents: content of the cache.
+        files: all other files by their paths in the folder.
         source: folder or hub name of the teacher's weights at the time of caching.
     """
 
@@ -129,7 +129,7 @@ class _Header(StoredEntry):
 
 
 def teacher_section(name: str, model: Model) -> dict[str, Any]:
-    """Return a teacher's name and those of its keys that are not defaults, without local paths and its `path`.
+    """Return a teacher's name and its keys that differ from the defaults, without local paths and `path`.
 
     Args:
         name: name of the model, as in a recipe.
@@ -144,7 +144,7 @@ def teacher_section(name: str, model: Model) -> dict[str, Any]:
 def write_cache_manifest(
     folder: Path, contents: CacheContents, files: dict[str, StoredFile], source: str | None
 ) -> None:
-    """Write the manifest with a hash over itself, as the last file of a cache."""
+    """Write the manifest with its own hash, as the last file of a cache."""
     version = metadata.version("kdcore-teacher-cache")
     manifest = CacheManifest(contents=contents, files=files, source=source, kdcore_version=version)
     content = {"format_version": FORMAT_VERSION, **manifest.model_dump(mode="json")}
@@ -183,12 +183,12 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
 
 
 def hash_of(content: dict[str, Any]) -> str:
-    """Compute the SHA-256 of canonical JSON, keys sorted."""
+    """Compute the SHA-256 of canonical JSON with sorted keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def differences(found: CacheContents, expected: CacheContents, where: Path) -> list[Problem]:
-    """Return one problem for each part in which two caches differ."""
+    """Return one problem for each difference between two caches."""
     one, other = (_flat(contents.model_dump(mode="json")) for contents in (found, expected))
     return [
         Problem(f"differs (found {_short(one.get(key))}, expected {_short(other.get(key))})", str(where), key)

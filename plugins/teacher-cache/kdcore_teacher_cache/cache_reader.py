@@ -16,15 +16,15 @@ from kdcore_teacher_cache.stored_values import StoredArray, arrays_of, as_tensor
 
 
 class CacheReader:
-    """A complete cache, opened for reading. Files are mapped when the first of their rows is read.
+    """A complete cache, opened for reading. Files are memory-mapped on first use.
 
     Attributes:
         folder: the folder.
-        manifest: its manifest.
-        contents: what it holds.
+        manifest: the manifest of the cache.
+        contents: the content of the cache.
 
     Raises:
-        DataError: it is incomplete, was written by another version, or a file has the wrong size.
+        DataError: the cache is incomplete, was written by another version, or a file has the wrong size.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +47,7 @@ class CacheReader:
         """Compare the checksum of every file.
 
         Raises:
-            DataError: files differ; names each.
+            DataError: files differ; all of them are listed.
         """
         problems = [
             Problem("is damaged: its checksum differs", str(self.folder / name), hint=CACHE_AGAIN)
@@ -61,11 +61,11 @@ class CacheReader:
         """Return stored rows of a batch by array, on the CPU, in the order of the batch's sequences; see `decode`.
 
         Args:
-            batch: the teacher's view, with split, samples and epochs; in host memory, its ids are compared, too.
+            batch: the teacher's view, with split, samples and epochs; its ids are also compared if they are on the CPU.
             names: columns of the split.
 
         Raises:
-            DataError: the batch is not one of the data that the cache was computed from, or a file is damaged.
+            DataError: the batch does not belong to the data from which the cache was computed, or a file is damaged.
         """
         columns, found = self.columns(batch, names), self._rows_of(batch)
         if not columns or found is None:
@@ -87,7 +87,7 @@ class CacheReader:
         }
 
     def columns(self, batch: Batch, names: Collection[str]) -> list[SignalColumn]:
-        """Return the columns of these names in a batch's split; those that the cache lacks are left out."""
+        """Return the columns with these names in a batch's split, omitting those that the cache lacks."""
         found, wanted = self._rows_of(batch), set(names)
         return [] if found is None else [column for column in found[1].columns if column.name in wanted]
 
@@ -105,7 +105,7 @@ class CacheReader:
         return found
 
     def _compare(self, batch: Batch, shards: list[MappedShard], inside: list[int], rows: CachedRows) -> None:
-        """Refuse a batch with other tokens than those whose signals are stored."""
+        """Refuse a batch whose tokens differ from those whose signals are stored."""
         assert batch.samples is not None
         wrong = np.zeros(len(inside), bool)
         if batch.input_ids.device.type == "cpu":

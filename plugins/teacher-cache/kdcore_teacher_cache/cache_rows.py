@@ -6,7 +6,7 @@ from kdcore import FinishedRun, SummaryRows, load_recipe
 
 
 class CacheRows(SummaryRows):
-    """State from which cache the signals of each teacher were read."""
+    """Show from which cache the signals of each teacher were read."""
 
     def rows(self, run: FinishedRun) -> dict[str, str]:
         """Return a row if a teacher of the run was cached."""

@@ -1,4 +1,4 @@
-"""Files of rows: one Arrow record batch with a row per sequence, each signal a list of that sequence's rows."""
+"""Files of rows: one Arrow record batch with a row per sequence, in which each signal is a list of rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHECKSUM = "input_crc32"
 
 
 class LevelledRows(NamedTuple):
-    """Stored rows (rows, width) of a column, and what it has one row for."""
+    """Stored rows (rows, width) of a column, and the unit of a row."""
 
     level: RowLevel
     rows: NDArray[Any]
@@ -42,8 +42,8 @@ def write_shard(
 
     Args:
         path: the file.
-        counts: rows of each sequence (B,), by level.
-        columns: stored rows by the key of their array.
+        counts: number of rows of each sequence (B,), by level.
+        columns: stored rows by array key.
         checksums: further values of each sequence (B,), by name.
 
     Raises:
@@ -68,9 +68,9 @@ class MappedShard:
     """Views of one memory-mapped file.
 
     Attributes:
-        offsets: start of each sequence's rows, and their number at the end, by level.
+        offsets: start of each sequence's rows, followed by the total number of rows, by level.
         checksums: CRC-32 of each sequence's ids.
-        values: stored rows (rows, *shape) by the key of their array.
+        values: stored rows (rows, *shape) by array key.
 
     Raises:
         DataError: the file is damaged.

@@ -46,16 +46,16 @@ from kdcore_teacher_cache.stored_values import decode
 logger = logging.getLogger("kdcore")
 
 AUTO = "auto"
-"""Value of `cache` that computes the signals when they are read first."""
+"""Value of `cache` that computes the signals on first use."""
 
 _MOST_AHEAD = 2**29
-"""Bytes that are read before they are needed."""
+"""Maximum number of bytes to read ahead."""
 
 
 class CachedTeacher(Model):
-    """Read the stored signals of a teacher. Its weights are neither loaded nor needed.
+    """Read the stored signals of a teacher, whose weights are neither loaded nor needed.
 
-    The recipe may also state the teacher's own keys; its files are then compared with those that were cached.
+    The recipe may also contain the teacher's own keys; its files are then compared with those that were cached.
     """
 
     class Config(ComponentConfig):
@@ -86,7 +86,7 @@ class CachedTeacher(Model):
         return self.readers[0].contents
 
     def _description(self) -> Model:
-        """Construct the cached model from its configuration, which the cache holds."""
+        """Construct the cached model from its configuration in the cache."""
         section = dict(self._contents.teacher.section)
         cls: type[Model] = find_component("kdcore.models", section.pop("name")).cls
         keys = {**section, "path": str(self.readers[0].folder / DESCRIPTION)}
@@ -104,11 +104,11 @@ class CachedTeacher(Model):
 
     @property
     def source(self) -> str | None:
-        """Return the folder or hub name of the weights at the time of caching, unless the recipe states one."""
+        """Return the folder or hub name of the weights from the recipe, or else that at the time of caching."""
         return self.readers[0].manifest.source if self._stated is None else self._stated.source
 
     def vocabulary(self) -> Mapping[str, int] | None:
-        """Return token to id of the cached model."""
+        """Return the mapping of tokens to ids of the cached model."""
         return self._model.vocabulary()
 
     def tokenizer(self) -> Any | None:
@@ -127,17 +127,17 @@ class CachedTeacher(Model):
         self.info = replace(self.info, heads=(*self.info.heads, *found))
 
     def file_hashes(self) -> dict[str, str]:
-        """Return the hashes of the cached teacher's files and of the manifest, which lists those of all stored rows."""
+        """Return the hashes of the cached teacher's files and of the manifest, which lists those of all row files."""
         if self._automatic:
             assert self._stated is not None
             return self._stated.file_hashes()
         return {**self._contents.teacher.files, "cache": sha256_of_file(self.readers[0].folder / MANIFEST)}
 
     def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:
-        """Refuse another teacher, data, tokenizer or masks than those of the cache, and signals that it lacks.
+        """Refuse a teacher, data, tokenizer or masks other than those of the cache, and signals that it lacks.
 
         Raises:
-            DataError: names each difference.
+            DataError: the cache does not fit; all differences are listed.
         """
         if self._automatic:
             self._task, self._requests = task, requests
@@ -190,7 +190,7 @@ class CachedTeacher(Model):
         return problems
 
     def load_teacher(self, request: SignalRequest) -> CachedEncoder:
-        """Open the cache for reading; an automatic one is computed before, if it lacks signals."""
+        """Open the cache for reading; signals missing from an automatic cache are computed first."""
         if self._automatic and not self.readers:
             self.readers = self._automatic_readers()
         folders = ", ".join(str(reader.folder) for reader in self.readers)
@@ -236,7 +236,7 @@ class CachedEncoder(Encoder):
         self._lock = Lock()
 
     def to(self, *arguments: Any, **options: Any) -> Self:
-        """Warn if signals were computed in less precision than that of training, to which a live teacher is cast."""
+        """Warn if signals were computed in lower precision than that of training, to which a live teacher is cast."""
         target = arguments[0] if arguments else None
         if isinstance(target, torch.dtype):
             for reader in self._readers:
@@ -244,7 +244,7 @@ class CachedEncoder(Encoder):
         return super().to(*arguments, **options)
 
     def prefetch(self, batch: Batch) -> None:
-        """Read the columns that the last batch of the split had requested, up to a limit of memory."""
+        """Read the columns that were requested for the last batch of the split, up to a memory limit."""
         names = self._wanted.get(batch.split, [])
         if not names or self._is_full():
             return
@@ -258,7 +258,7 @@ class CachedEncoder(Encoder):
         with self._lock:
             found = self._ahead.pop((*_key(batch), *names), None)
         if found is None:
-            if self._is_full():  # the oldest may be of a batch that was drawn and is never read
+            if self._is_full():  # the oldest entry may belong to a batch that was drawn but is never read
                 with self._lock:
                     self._ahead.pop(next(iter(self._ahead)))
             found = [reader.read(batch, names) for reader in self._readers]
@@ -318,7 +318,7 @@ class CachedEncoder(Encoder):
 
 
 class CachedSignals(Signals):
-    """Signals whose hidden states are those of the real tokens: (N, d)."""
+    """Signals whose hidden states contain only real tokens: (N, d)."""
 
     def __init__(self, batch: Batch, states: Mapping[Block, Tensor], *signals: Any, **further: Any) -> None:
         super().__init__(batch, {}, *signals, **further)
@@ -336,7 +336,7 @@ class CachedSignals(Signals):
 
 
 def _compare_precision(reader: CacheReader, training: torch.dtype) -> None:
-    """Warn if the stored signals are less precise than those of a live teacher in the precision of training."""
+    """Warn if the stored signals are less precise than those of a live teacher in training precision."""
     teacher = reader.contents.teacher
     computed: torch.dtype = getattr(torch, teacher.precision)
     products = teacher.tf32 and computed == training == torch.float32

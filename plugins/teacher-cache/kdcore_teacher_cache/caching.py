@@ -69,7 +69,7 @@ from kdcore_teacher_cache.stored_values import arrays_of, as_tensor, decode, enc
 
 SHARD_BYTES = 2**28
 SHARD_SAMPLES = 4096
-"""Most sequences of a file, so that an interruption costs little computation."""
+"""Maximum number of sequences in a file, so that an interruption loses little computation."""
 
 _CALIBRATED = 1024
 _SPLITS: tuple[CachedSplit, ...] = ("train", "held_out")
@@ -81,9 +81,9 @@ class CacheEstimate:
     """Predicted size and time of a cache.
 
     Attributes:
-        bytes: size of its files.
-        seconds: time of one process on this device.
-        rows: lines that describe each split.
+        bytes: total size of the files.
+        seconds: time for one process on this device.
+        rows: text lines that describe each split.
     """
 
     bytes: int
@@ -95,8 +95,8 @@ class SignalRecorder:
     """A live teacher of a recipe, and the task whose samples it reads.
 
     Attributes:
-        contents: what the cache of the recipe's signals holds.
-        estimate: its size and time.
+        contents: content of the cache for the recipe's signals.
+        estimate: predicted size and time.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class SignalRecorder:
         Args:
             task: the recipe's task.
             teacher: the teacher.
-            batch_size: sequences that the teacher computes at once.
-            precision: precision of the computation, unless its section states one.
+            batch_size: batch size of the teacher.
+            precision: precision of the computation, unless the teacher's section sets one.
             values: how values are stored.
             form: how predictions over the vocabulary are stored.
-            kept: tokens that are stored of each prediction, unless all are.
+            kept: number of tokens stored for each prediction, unless all are stored.
 
         Raises:
             InputError: the task draws other inputs in every epoch, or a signal cannot be stored.
@@ -193,7 +193,7 @@ class SignalRecorder:
 
     def _column(self, name: str, shape: Sequence[int], split: CachedSplit) -> SignalColumn:
         column = SignalColumn(name=name, level=level_of(name, self.model.info), shape=tuple(shape))
-        # Held-out predictions are stored in full: values of their losses are then those of the live teacher.
+        # Held-out predictions are stored in full, so that their losses equal those of the live teacher.
         if self._form == "full" or split == "held_out" or not name.startswith("logits."):
             return column
         if not 0 < self._kept < shape[0]:
@@ -208,7 +208,7 @@ class SignalRecorder:
         """Return the calibration error of `top_k` and `random_sampling` on a few samples; empty without predictions.
 
         Args:
-            kept: tokens of each prediction.
+            kept: number of tokens stored for each prediction.
         """
         split = next(iter(self._requests))
         names = [name for name in names_of(self._requests[split]) if name.startswith("logits.")]
@@ -227,7 +227,7 @@ class SignalRecorder:
         return found
 
     def _timed(self, split: CachedSplit, samples: int) -> tuple[Batch, Signals, float]:
-        """Run the teacher on samples that are spread evenly; the second pass is timed."""
+        """Run the teacher on evenly spread samples; the second pass is timed."""
         size = min(self._batch_size, samples)
         numbers = np.unique(np.linspace(0, samples - 1, size).astype(np.int64))
         self._run(split, numbers, 0)
@@ -290,13 +290,13 @@ class SignalRecorder:
 def cache_signals(
     recorder: SignalRecorder, folder: Path, *, task: tuple[int, int] = (1, 1), progress: Callable[[int, int], None]
 ) -> bool:
-    """Write the files of a cache that are missing, and the manifest when none is missing any more.
+    """Write the missing files of a cache, and the manifest once no file is missing.
 
     Args:
         recorder: the teacher and its data.
-        folder: folder of the cache; may hold a part of it.
+        folder: folder of the cache; may contain a part of it.
         task: I and N: write every N-th file, beginning with the I-th.
-        progress: called with the numbers of finished and of all files of this task.
+        progress: called with the number of finished files and of all files of this task.
 
     Returns:
         Whether the cache is complete.
@@ -314,7 +314,7 @@ def cache_signals(
     _check_space(recorder, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".contents.lock"):
-        if (folder / MANIFEST).is_file():  # another process has completed it meanwhile
+        if (folder / MANIFEST).is_file():  # completed by another process in the meantime
             _refuse_other(read_cache_manifest(folder).contents, contents, folder)
             return True
         if not (folder / CONTENTS).is_file():
@@ -326,7 +326,7 @@ def cache_signals(
     with locked(folder / f".task-{place}.lock", wait=False, taken="another process writes this cache"):
         for done, (split, number, name) in enumerate(own):
             progress(done, len(own))
-            with locked(folder / f".{name}.lock"):  # tasks of another N write the same files
+            with locked(folder / f".{name}.lock"):  # tasks with another N write the same files
                 # The manifest is written before entries are removed.
                 if not _entry(folder, name).is_file() and not (folder / MANIFEST).is_file():
                     recorder.write(folder, split, number, name)
@@ -342,10 +342,10 @@ def cache_signals(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that can hold no cache; called before the teacher computes anything.
+    """Refuse a folder that cannot be used for a cache; called before the teacher computes anything.
 
     Raises:
-        DataError: it is a file or below one, or holds other files.
+        DataError: the path is a file or below a file, or the folder contains other files.
     """
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
@@ -384,14 +384,14 @@ def _finish(recorder: SignalRecorder, folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what only an incomplete cache needs, and what killed processes have left."""
+    """Remove files that only an incomplete cache needs, and leftovers of killed processes."""
     leftovers = [path for pattern in ("*.entry", ".staging-*", ".*.lock") for path in folder.glob(pattern)]
     for path in [*leftovers, folder / CONTENTS]:
         path.unlink(missing_ok=True)
 
 
 def _entry(folder: Path, name: str) -> Path:
-    """Return the file that states size and hash of a finished file of rows."""
+    """Return the file with size and hash of a finished file of rows."""
     return folder / f"{name}.entry"
 
 
@@ -411,7 +411,7 @@ def _refuse_other(found: CacheContents, expected: CacheContents, folder: Path) -
 
 
 def _check_space(recorder: SignalRecorder, folder: Path) -> None:
-    """Refuse to start if the disk cannot hold what is missing."""
+    """Refuse to start if the missing files do not fit on the disk."""
     present = sum(path.stat().st_size for path in folder.glob("*.arrow")) if folder.is_dir() else 0
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free

@@ -1,4 +1,4 @@
-"""The signals of a teacher as columns of rows: one row for every real token, masked token or sequence."""
+"""The signals of a teacher as columns with one row per real token, masked token or sequence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kdcore import (
 )
 
 RowLevel = Literal["token", "masked", "sequence"]
-"""The unit that a column has one row for."""
+"""The unit of a column's rows."""
 
 
 StoredType = Literal["fp32", "bf16", "fp16", "int8"]
@@ -34,7 +34,7 @@ PredictionForm = Literal["full", "top_k", "random_sampling"]
 
 
 class StoredEntry(BaseModel):
-    """Base of what a cache's files describe; unknown keys are ignored, so that a later addition stays readable."""
+    """Base class for entries of a cache's files; unknown keys are ignored for forward compatibility."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -44,10 +44,10 @@ class SignalColumn(StoredEntry):
 
     Attributes:
         name: kind and place, such as `hidden.3`, `query.0`, `logits.masked`, `factored.all`, `head.sequence_classes`.
-        level: what it has one row for.
-        shape: of one row as losses read it, such as [d], [A, d_k] or [V].
+        level: unit of a row.
+        shape: shape of one row as read by losses, such as [d], [A, d_k] or [V].
         form: how predictions over the vocabulary are stored; `full` for other signals.
-        kept: tokens that are stored of each prediction; 0 for all.
+        kept: number of tokens stored for each prediction; 0 for all.
     """
 
     name: str
@@ -58,7 +58,7 @@ class SignalColumn(StoredEntry):
 
 
 class AttentionEntry(StoredEntry):
-    """What a loss on attention reads of a block besides its states.
+    """Properties of a block that losses on attention read in addition to its states.
 
     Attributes:
         scale: factor on `query @ key^T`.
@@ -97,7 +97,7 @@ def request_of(names: Iterable[str]) -> SignalRequest:
 
 
 def level_of(name: str, info: ModelInfo) -> RowLevel:
-    """Return what a column of a model has one row for."""
+    """Return the unit of the rows of a model's column."""
     kind, _, place = name.partition(".")
     if kind == "head":
         head = info.head(place)
@@ -107,7 +107,7 @@ def level_of(name: str, info: ModelInfo) -> RowLevel:
 
 
 def block_of(place: str) -> Block:
-    """Return the block that a column's name states."""
+    """Return the block given in a column's name."""
     return "embeddings" if place == "embeddings" else int(place)
 
 
@@ -126,7 +126,7 @@ def rows_of(signals: Signals, name: str) -> Tensor:
 
 
 def attention_of(signals: Signals, names: Iterable[str]) -> dict[str, AttentionEntry]:
-    """Return what has to be stored of the attention of each block, by its number.
+    """Return the entries to store for the attention of each block, by block number.
 
     Raises:
         InputError: the mask of a block depends on more than lengths and a window.
@@ -181,7 +181,7 @@ def require_finite(values: Tensor, name: str, counts: np.ndarray, samples: np.nd
         split: their split.
 
     Raises:
-        InputError: names the signal and the first sample.
+        InputError: a value is not finite; the message names the signal and the first sample.
     """
     finite = torch.isfinite(values).flatten(1).all(1)
     if not bool(finite.all()):

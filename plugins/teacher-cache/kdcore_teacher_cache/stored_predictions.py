@@ -1,10 +1,10 @@
-"""Store a part of each prediction over the vocabulary: the largest probabilities, or samples of it.
+"""Store each prediction over the vocabulary in part: the largest probabilities, or random samples.
 
-- `top_k`: the K largest log-probabilities, and the logarithm of the remaining probability, which is read as spread
-  evenly over the other tokens. Every read distribution is biased in the same direction.
+- `top_k`: the K largest log-probabilities, and the logarithm of the remaining probability, which is spread evenly over
+  the other tokens when read. All distributions are biased in the same direction.
 - `random_sampling`: K tokens drawn from the teacher's own distribution (Anshumann et al. 2025, arXiv 2503.16870), read
-  as the fraction of each token among them. That is importance sampling with the teacher as the proposal, so all weights
-  are 1 / K. The read distribution, and with it the gradient of `soft_targets` at temperature 1, is unbiased.
+  as the fraction of each token among them. This is importance sampling with the teacher as the proposal, so all weights
+  are 1 / K. The resulting distribution, and therefore the gradient of `soft_targets` at temperature 1, is unbiased.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _BINS = np.concatenate([[0.0], np.logspace(-9, 0, 19), [np.inf]])
 
 
 def ids_dtype(vocab_size: int) -> type[np.generic]:
-    """Return the smaller type that holds every id."""
+    """Return the smallest type that can represent all ids."""
     return np.uint16 if vocab_size <= 2**16 else np.int32
 
 
 def largest(logits: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """Return ids (M, K), and log-probabilities (M, K + 1) with that of all other tokens together at the end.
+    """Return ids (M, K) and log-probabilities (M, K + 1), whose last column is that of all other tokens together.
 
     Args:
         logits: (M, V).
@@ -40,7 +40,7 @@ def largest(logits: Tensor, kept: int) -> tuple[Tensor, Tensor]:
 
 
 def from_largest(ids: Tensor, values: Tensor, vocab_size: int) -> Tensor:
-    """Return log-probabilities (M, V) from what `largest` has returned."""
+    """Return log-probabilities (M, V) from the result of `largest`."""
     kept = ids.shape[1]
     rest = values[:, kept:] - float(np.log(vocab_size - kept))
     return rest.expand(-1, vocab_size).scatter(1, ids.long(), values[:, :kept])
@@ -59,7 +59,7 @@ def drawn(logits: Tensor, numbers: NDArray[np.float64]) -> Tensor:
 
 
 class SampleNumbers:
-    """Random numbers of each sample, which do not depend on the batch that it is in."""
+    """Random numbers for each sample that do not depend on its batch."""
 
     def __init__(self, split: int, copy: int, samples: NDArray[np.int64]) -> None:
         """Begin the sequence of each sample.
@@ -69,7 +69,7 @@ class SampleNumbers:
             copy: number of the copy.
             samples: (B,) indices of the samples.
         """
-        # Philox counts up from the first word of its counter, so the sample has to be in another one.
+        # Philox counts up from the first word of its counter, so the sample has to be in another word.
         counters = [[0, sample, copy, split] for sample in samples.tolist()]
         self._generators = [np.random.Generator(np.random.Philox(key=_STREAM, counter=one)) for one in counters]
 
@@ -78,7 +78,7 @@ class SampleNumbers:
 
         Args:
             counts: (B,) rows of each sample.
-            kept: numbers of a row.
+            kept: numbers per row.
         """
         pairs = zip(self._generators, counts.tolist(), strict=True)
         return np.concatenate([generator.random((count, kept)) for generator, count in pairs])
@@ -92,10 +92,10 @@ def from_drawn(ids: Tensor, vocab_size: int) -> Tensor:
 
 
 def calibration_error(logits: Tensor, read: Tensor) -> float:
-    """Return how much probability of a position is read in another range than the teacher's.
+    """Return how much probability mass per position is read in another range than the teacher's.
 
-    Tokens are grouped by the teacher's probability, in ranges of half a decade. Differences between the read and the
-    teacher's probability are averaged over all positions and added within each range, so that noise cancels out and
+    Tokens are grouped by the teacher's probability, in ranges of half a decade. Differences between the stored and the
+    teacher's probability are averaged over all positions and added within each range, so that noise cancels out but
     bias does not.
 
     Args:

@@ -1,4 +1,4 @@
-"""Convert rows of signals to what a cache stores, and back."""
+"""Convert rows of signals to their stored form, and back."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _LARGEST = 127
 
 
 class StoredArray(NamedTuple):
-    """One of the arrays that hold a signal.
+    """One of the arrays that store a signal.
 
     Attributes:
-        key: name of its column in a file.
-        dtype: type of its values.
-        shape: of one row.
+        key: name of the array's column in a file.
+        dtype: type of the values.
+        shape: shape of one row.
     """
 
     key: str
@@ -45,7 +45,7 @@ class StoredArray(NamedTuple):
 
 
 def arrays_of(column: SignalColumn, kind: StoredType) -> list[StoredArray]:
-    """Return the arrays that hold a signal."""
+    """Return the arrays that store a signal."""
     if column.form == "full":
         values = StoredArray(column.name, np.dtype(NUMPY_TYPES[kind]), column.shape)
         scales = StoredArray(column.name + _SCALES, np.dtype(np.float32), (1,))
@@ -58,7 +58,7 @@ def arrays_of(column: SignalColumn, kind: StoredType) -> list[StoredArray]:
 def encode(
     column: SignalColumn, values: Tensor, kind: StoredType, numbers: NDArray[np.float64] | None = None
 ) -> dict[str, NDArray[np.generic]]:
-    """Convert rows (rows, ...) to stored arrays (rows, width) by their keys.
+    """Convert rows (rows, ...) to stored arrays (rows, width) by key.
 
     Args:
         column: the signal.
@@ -109,7 +109,7 @@ def decode(column: SignalColumn, arrays: Mapping[str, Tensor], kind: StoredType)
 
 
 def as_tensor(array: NDArray[np.generic]) -> Tensor:
-    """Return an array as a tensor without a copy; unsigned integers as signed ones of the same size."""
+    """Return an array as a tensor without a copy; unsigned integers become signed integers of the same size."""
     return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
 
 

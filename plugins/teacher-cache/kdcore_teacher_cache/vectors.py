@@ -1,4 +1,4 @@
-"""Read vectors that another program has computed for texts: Parquet or JSON Lines with `id`, `text` and `vector`."""
+"""Read precomputed vectors of texts from Parquet or JSON Lines files with `id`, `text` and `vector`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Vectors:
         """Return the row of each text.
 
         Raises:
-            DataError: texts have no vector; shows the first.
+            DataError: texts have no vector; the message shows the first one.
         """
         found = np.array([self._rows.get(text, -1) for text in texts], np.int64)
         missing = np.flatnonzero(found < 0)
@@ -60,7 +60,7 @@ def read_vectors(path: str | Path) -> Vectors:
 
     Raises:
         DataError: the file is missing, damaged or empty; a column is missing; vectors differ in width or are not
-            finite; an id appears twice, or a text with two vectors. Names the first record.
+            finite; an id appears twice, or a text appears with two vectors. The message names the first such record.
     """
     path = Path(path)
     if not path.is_file():
@@ -117,7 +117,7 @@ def _parquet(path: Path) -> tuple[list[str], list[str], list[Any]]:
         kind = rows.type.value_type
         if not pyarrow.types.is_floating(kind) and not pyarrow.types.is_integer(kind):
             raise DataError("the column `vector` does not hold lists of numbers", where=str(path))
-        rows = rows.cast(pyarrow.large_list(kind))  # lists of one width have no lengths
+        rows = rows.cast(pyarrow.large_list(kind))  # fixed-size lists have no lengths
         flat = rows.flatten().to_numpy(zero_copy_only=False)
         lengths = np.asarray(rows.value_lengths())
     except (pyarrow.ArrowException, AttributeError) as error:

@@ -134,10 +134,10 @@ def _print_estimate(recorder: SignalRecorder, kept: int, processes: int) -> None
 
 
 def _union(arguments: argparse.Namespace) -> tuple[Recipe, Task, RecipeTeacher]:
-    """Return the first recipe of the sweep, its task, and its teacher with what the losses of all recipes read.
+    """Return the first recipe of the sweep, its task, and its teacher with the signals that all recipes' losses read.
 
     Raises:
-        InputError: the recipes differ in the teacher or in the inputs of the models; names what differs.
+        InputError: the recipes differ in the teacher or in the inputs of the models; the message names the differences.
     """
     from kdcore import recipe_teachers
 
@@ -169,10 +169,10 @@ def _union(arguments: argparse.Namespace) -> tuple[Recipe, Task, RecipeTeacher]:
 
 
 def _refuse_temperatures(recipe: Recipe, label: str) -> None:
-    """Refuse losses of a teacher whose temperature is not 1: sampled predictions are biased for them.
+    """Refuse losses of a teacher whose temperature is not 1, because sampled predictions are biased for them.
 
     Raises:
-        InputError: names the loss.
+        InputError: a loss has another temperature.
     """
     for component in recipe.components().losses.values():
         temperature = getattr(component.config, "temperature", 1.0)
@@ -186,7 +186,7 @@ def _refuse_temperatures(recipe: Recipe, label: str) -> None:
 
 
 def _in_processes(arguments: argparse.Namespace) -> int:
-    """Start one process for each part, and wait for them; a failed one ends the others."""
+    """Start one process for each part, and wait for all; if one fails, the others are stopped."""
     count = arguments.processes
     options = ["--values", arguments.values, "--predictions", arguments.predictions, "--kept", str(arguments.kept)]
     options += [] if arguments.teacher is None else ["--teacher", arguments.teacher]
@@ -219,7 +219,7 @@ def _show(done: int, total: int) -> None:
 
 
 def _live_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe without the caches that its teachers are read from."""
+    """Return the recipe without the caches of its teachers."""
     stated = _cached(recipe)
     if not stated:
         return recipe
@@ -229,7 +229,7 @@ def _live_recipe(recipe: Recipe) -> Recipe:
 
 
 def _cached(recipe: Recipe) -> list[str]:
-    """Return the keys at which the recipe states that a teacher is read from a cache."""
+    """Return the keys of the recipe that set a teacher's cache."""
     one = recipe.settings.teachers is None
     sections = recipe.settings.models_of_teachers.items()
     return ["teacher.cache" if one else f"teachers.{label}.cache" for label, own in sections if "cache" in own]
