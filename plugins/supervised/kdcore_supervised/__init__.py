@@ -1,7 +1,7 @@
-"""Train kdcore's encoders on labelled texts: read them, score predictions of whole sequences.
+"""Train kdcore's encoders on labelled texts: read the texts, and score predictions.
 
-Other packages use the names of this module only. `__init__.pyi` lists them with the modules that define them; each is
-imported at its first use.
+Other packages may use only the names in this module. `__init__.pyi` lists them with the modules that define them; each
+is imported on first use.
 """
 
 import lazy_loader

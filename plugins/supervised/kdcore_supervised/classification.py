@@ -1,4 +1,4 @@
-"""The loss `classification`: cross-entropy or squared error of labels of whole sequences or of tokens."""
+"""The loss `classification`: cross-entropy or squared error of the labels of sequences or tokens."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def classification(logits: Tensor, labels: Tensor, *, problem_type: str = "singl
 
     Args:
         logits: (..., C); (..., 1) or (B,) for `regression`.
-        labels: (...) or (..., 1) int64, -100 for rows without a label, or numbers; (..., C) of 0 and 1 for several
-            labels.
+        labels: (...) or (..., 1) int64, -100 for rows without a label, or numbers; (..., C) with values 0 and 1 for
+            multiple labels.
         problem_type: `multi_label_classification` for the mean over labels of the binary cross-entropy of `sigmoid`;
             `regression` for the squared error of one output.
 
@@ -113,7 +113,7 @@ class ClassificationLoss(Loss):
         return {"classification": classification(logits, batch.columns["labels"], problem_type=kind).sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Count the labels of each class (C,) and the rows; of numbers, sum them and their squares."""
+        """Count the labels of each class (C,) and the rows; for numbers, return their sum and sum of squares."""
         labels = batch.token_column("labels") if self.head.level == "token" else batch.columns["labels"]
         if self.head.level == "token":
             labels = labels[labels != IGNORED]
@@ -127,7 +127,7 @@ class ClassificationLoss(Loss):
         return {"labels": counted, "rows": torch.tensor(len(labels), dtype=torch.float64)}
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the entropy of the frequencies of classes, or the variance of numbers."""
+        """Return the entropy of the class frequencies, or the variance of numbers."""
         rows = float(sums["rows"])
         if not rows:
             return {}

@@ -18,9 +18,9 @@ from kdcore_supervised.data.labelled import LabelledData, read_labelled
 class LabelledCorpus(Corpus):
     """Read the texts of the part `train` of labelled data, without their labels.
 
-    Texts that another part repeats are left out, also if case, white space or punctuation differ, so that a student
-    does not train on texts that it is validated or tested on. Each text of a pair is a document. Texts without content
-    are skipped. Everything that is left out is counted.
+    Texts that also occur in another part are left out, even if case, white space or punctuation differ, so that a
+    student does not train on validation or test texts. Each text of a pair is a document. Texts without content are
+    skipped. All texts that are left out are counted.
     """
 
     class Config(CorpusConfig):
@@ -44,10 +44,10 @@ class LabelledCorpus(Corpus):
         return table_files(str(data.train))
 
     def documents(self) -> Iterator[Document]:
-        """Yield documents named after their record, and the number of the text if it is one of a pair.
+        """Yield documents, named after their record and, for pairs, the number of the text.
 
         Raises:
-            DataError: as `read_labelled`.
+            DataError: as for `read_labelled`.
         """
         try:
             train, *others = read_labelled(self.config.data, self.report)

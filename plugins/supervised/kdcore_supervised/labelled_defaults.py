@@ -1,4 +1,4 @@
-"""What `kdcore distil` does with fine-tuned classifiers and taggers."""
+"""Defaults of `kdcore distil` for fine-tuned classifiers and taggers."""
 
 from __future__ import annotations
 

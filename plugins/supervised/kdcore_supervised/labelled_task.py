@@ -1,4 +1,4 @@
-"""What the tasks on labelled texts have in common: the tokenizer, and batches of texts that are tokenised once."""
+"""Common code of the tasks on labelled texts: the tokenizer, and batches of texts that are tokenised once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class NamedPart(Protocol):
 
 
 def log_parts(parts: Sequence[NamedPart], report: Counter[str]) -> None:
-    """Log the sizes of the parts, and what was counted while they were read."""
+    """Log the sizes of the parts, and the counts from reading them."""
     sizes = ", ".join(f"{part.name} {len(part):,}" for part in parts)
     logger.info(f"labelled texts: {sizes}")
     for what, count in report.items():
@@ -62,14 +62,14 @@ def warn_of_problems(name: str, problems: Iterable[str]) -> None:
 
 
 def warn_of_overlap(name: str, texts: int, first: str | None) -> None:
-    """Warn of texts of a part that are also in `train`, if there are any; the first of them is shown."""
+    """Warn if texts of a part are also in `train`, and show the first of them."""
     if texts:
         shown = str(first)[:_SHOWN_CHARACTERS]
         logger.warning(f"{texts:,} texts of `{name}` are also in `train`, such as {shown!r}")
 
 
 def no_labels(split: Split) -> DataError:
-    """Return the error of scoring a split without labels."""
+    """Return the error for scoring a split without labels."""
     return DataError(
         f"the split `{PARTS[split]}` has no labels, so predictions cannot be scored",
         key=f"task.data.{PARTS[split]}",
@@ -87,12 +87,12 @@ def score_rows(run: FinishedRun, is_score: Callable[[str], bool]) -> dict[str, s
 
 
 class LabelledTask(Task):
-    """Train on texts with labels, which are tokenised once, at the start. `config.data` names the tokenizer."""
+    """Train on labelled texts, which are tokenised once at the start. `config.data` names the tokenizer."""
 
     config: Any
 
     masks_tokens = False
-    distinct_epochs = 1  # every epoch shows the same texts
+    distinct_epochs = 1  # every epoch has the same texts
 
     def __init__(self, config: ComponentConfig, seed: int, cache: Path) -> None:
         super().__init__(config, seed, cache)
@@ -106,7 +106,7 @@ class LabelledTask(Task):
 
     @classmethod
     def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
-        """Take the tokenizer of the weights that the student starts from, else the teacher's."""
+        """Set the tokenizer to that of the student's initial weights, or else the teacher's."""
         data = cast(Any, config).data
         source = student.source or (teacher.source if teacher else None)
         if data.tokenizer is not None or source is None:
@@ -142,7 +142,7 @@ class LabelledTask(Task):
         return self.tokens(split).lengths
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer's files; as in training, special tokens in a text are text, and long texts are cut."""
+        """Write the tokenizer; as in training, special tokens in a text are text, and long texts are truncated."""
         longest = self.config.data.max_length
         settings = {"split_special_tokens": True, "model_max_length": longest, "truncation_side": "right"}
         for name, value in settings.items():

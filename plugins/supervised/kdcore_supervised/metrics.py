@@ -1,4 +1,4 @@
-"""Scores of predictions for whole sequences, computed by scikit-learn and SciPy."""
+"""Scores of predictions for sequences, computed by scikit-learn and SciPy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "f1_micro"
 CLASS_METRICS: tuple[Metric, ...] = ("accuracy", "f1", "matthews")
 NUMBER_METRICS: tuple[Metric, ...] = ("pearson", "spearman")
 LABEL_SET_METRICS: tuple[Metric, ...] = ("f1_micro", "f1_macro")
-"""Of sets of labels: F1 over all decisions, and the mean of the labels' F1."""
+"""Metrics of sets of labels: F1 over all decisions, and the mean of the labels' F1."""
 
 
 def require_libraries() -> None:
-    """Require scikit-learn and SciPy before work starts that they have to score.
+    """Require scikit-learn and SciPy before starting work whose results they score.
 
     Raises:
         InputError: scikit-learn or SciPy is missing.
@@ -35,12 +35,12 @@ def require_libraries() -> None:
 
 
 def metrics_of(outputs: np.ndarray, labels: np.ndarray) -> Mapping[Metric, float]:
-    """Compute every metric of the labels' kind.
+    """Compute all metrics for the kind of labels.
 
-    `f1` is that of the second class where there are two, as in GLUE, else the macro average over the classes that occur
-    in `labels` or are predicted, as scikit-learn's default: a class that a split lacks does not lower it. An undefined
-    correlation (constant predictions or labels) is 0. Of several labels a text, those with a positive logit are
-    predicted.
+    With two classes, `f1` is that of the second class, as in GLUE; otherwise it is the macro average over the classes
+    that occur in `labels` or are predicted, as in scikit-learn, so that a class missing from a split does not lower it.
+    An undefined correlation (constant predictions or labels) is 0. With multiple labels per text, those with a positive
+    logit are predicted.
 
     Args:
         outputs: (n, C) logits of C classes, or (n, 1) numbers.
@@ -90,8 +90,9 @@ def majority_fraction(labels: np.ndarray) -> float:
 def constant_scores(labels: np.ndarray) -> dict[str, float]:
     """Return the scores of the best predictions that ignore the text; empty for numbers.
 
-    `accuracy` is that of the most frequent class. Of several labels a text, `f1_micro` is that of predicting always the
-    most frequent labels, as many as give the highest value, and `f1_macro` that of predicting always all labels.
+    `accuracy` is that of the most frequent class. With multiple labels per text, `f1_micro` is that of always
+    predicting the most frequent labels, as many as give the highest value, and `f1_macro` that of always predicting all
+    labels.
 
     Args:
         labels: as for `metrics_of`.

@@ -1,4 +1,4 @@
-"""The task `sequence_classification`: texts, or pairs of texts, with a class, a list of classes or a number each."""
+"""The task `sequence_classification`: texts or pairs of texts, each with a class, a list of classes or a number."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class _Samples:
 
 
 class SequenceClassification(LabelledTask):
-    """Train on texts, or pairs of texts, with a class, a list of classes or a number each.
+    """Train on texts or pairs of texts, each with a class, a list of classes or a number.
 
-    Validation computes every metric of the labels' kind on all held-out texts: accuracy, F1 and Matthews' correlation
-    of classes, Pearson's and Spearman's correlation of numbers, micro- and macro-averaged F1 of lists of classes.
+    Validation computes all metrics for the kind of labels on all held-out texts: accuracy, F1 and Matthews' correlation
+    for classes, Pearson's and Spearman's correlation for numbers, micro- and macro-averaged F1 for lists of classes.
     """
 
     class Config(ComponentConfig):
@@ -108,7 +108,7 @@ class SequenceClassification(LabelledTask):
 
     @property
     def metric(self) -> str | None:
-        """The recipe's metric, else GLUE's own, else accuracy, pearson or f1_micro."""
+        """The recipe's metric, or else GLUE's own, or else accuracy, pearson or f1_micro."""
         return self.config.metric or self.config.data.main_metric
 
     def tokens(self, split: Split) -> TokenizedTexts:
@@ -125,7 +125,7 @@ class SequenceClassification(LabelledTask):
         return self._batch(split, samples, {} if labels is None else {"labels": torch.from_numpy(labels[samples])})
 
     def scores(self, split: Split, outputs: TaskOutputs) -> dict[str, float]:
-        """Compute every metric on each part; names of a second part end with its name: `accuracy_mismatched`.
+        """Compute all metrics on each part; those of a second part end with its name, as in `accuracy_mismatched`.
 
         Raises:
             DataError: the split has no labels.

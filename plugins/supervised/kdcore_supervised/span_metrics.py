@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from kdcore_supervised.tags import TaggedSpan, tags_of
 
 SpanMetric = Literal["f1", "precision", "recall", "accuracy"]
-"""Of spans over all types; `accuracy` is that of the tags of words. Higher is better for all of them."""
+"""Scores of spans over all types; `accuracy` is that of the words' tags. Higher is better for all of them."""
 
 SPAN_METRICS: tuple[SpanMetric, ...] = get_args(SpanMetric)
 
@@ -26,7 +26,7 @@ class SpanScores:
         types: types of spans, each of which has its own scores.
         true, predicted, correct: numbers of spans by type.
         words: number of words.
-        equal: number of words whose predicted tag is the true one.
+        equal: number of words whose predicted tag is correct.
     """
 
     types: Collection[str]

@@ -11,7 +11,7 @@ TagScheme = Literal["bio", "bioes", "iob1"]
 OUTSIDE = "O"
 
 IGNORED = -100
-"""Label of tokens that have none, as in transformers."""
+"""Label of tokens without a label, as in transformers."""
 
 _PREFIXES: dict[TagScheme, str] = {"bio": "BI", "bioes": "BIES", "iob1": "BI"}
 
@@ -42,13 +42,13 @@ def tag_problem(tag: str, types: Iterable[str], scheme: TagScheme) -> str | None
 
 
 def spans_of(tags: Sequence[str]) -> list[TaggedSpan]:
-    """Read the spans of a sequence of tags of any scheme by the rule of CoNLL's evaluation script.
+    """Read the spans of a sequence of tags in any scheme by the rule of CoNLL's evaluation script.
 
-    A span starts at B or S, and at I or E that do not continue a span of their type. It ends after E or S, before a
-    new span, before O, and at the end. Invalid sequences are thereby read as if the missing B was there.
+    A span starts at B or S, and at an I or E that does not continue a span of its type. It ends after E or S, before a
+    new span, before O, and at the end. Invalid sequences are therefore read as if the missing B were present.
     """
     found: list[TaggedSpan] = []
-    start, open_type = 0, ""  # of the span that the next word may continue
+    start, open_type = 0, ""  # start and type of the span that the next word may continue
     for place, tag in enumerate(tags):
         prefix, _, type_ = tag.partition("-")
         if open_type and (prefix not in ("I", "E") or type_ != open_type):

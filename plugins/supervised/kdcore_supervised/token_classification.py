@@ -53,8 +53,8 @@ class _TaggedSequences:
 class TokenClassification(LabelledTask):
     """Train on texts with labelled spans. A sample is a text, or a window of a text longer than `max_length`.
 
-    Each word has the tag that is predicted at its first subword. Validation computes precision, recall and F1 of whole
-    spans, over all types and for each, and the accuracy of tags, on all words of all held-out texts.
+    The tag of a word is predicted at its first subword. Validation computes precision, recall and F1 of whole spans,
+    over all types and for each type, and the accuracy of tags, on all words of all held-out texts.
     """
 
     class Config(ComponentConfig):
@@ -108,10 +108,10 @@ class TokenClassification(LabelledTask):
         return self._splits[split].windows.tokens
 
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
-        """Return the sequences of these samples, equal in every epoch.
+        """Return the sequences of these samples, which are the same in every epoch.
 
         Columns: `sample_ids` (B,); `word_starts` (B, L) bool, true on the first subword of each word; and, if the split
-        has labels, `labels` (B, L) int64, -100 on tokens without one.
+        has labels, `labels` (B, L) int64, -100 for tokens without a label.
         """
         held = self._splits[split]
         tokens = held.windows.tokens
@@ -138,8 +138,8 @@ class TokenClassification(LabelledTask):
         """Write a Parquet file with a row for each text.
 
         Columns: `id`, `words`, `label` (a tag for each word, if the split is labelled), `prediction` (likewise),
-        `spans` (predicted ones: `start` and `end` in characters of `text`, and `label`), `text`, and `outputs` (for
-        each word, or null where it has no token).
+        `spans` (the predicted spans: `start` and `end` in characters of `text`, and `label`), `text`, and `outputs`
+        (for each word, or null if the word has no token).
         """
         import pyarrow
         from pyarrow import parquet
@@ -211,7 +211,7 @@ class TokenClassification(LabelledTask):
         return self._splits[split].labels is not None
 
     def _decoded(self, split: Split, outputs: TaskOutputs) -> list[list[TaggedSpan]]:
-        """Return the spans in words of each text that outputs of its sequences predict."""
+        """Return the predicted spans of each text, in words, from the outputs of its sequences."""
         windows = self._splits[split].windows
         return [
             alignment.spans([self._classes[index] for index in own.argmax(1)])

@@ -1,1 +1,1 @@
-"""Labelled texts out of files, GLUE and the library datasets."""
+"""Read labelled texts from files, GLUE and the library `datasets`."""

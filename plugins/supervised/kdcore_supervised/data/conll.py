@@ -1,4 +1,4 @@
-"""CoNLL files: one word and its columns a line, an empty line between sentences."""
+"""CoNLL files: one word with its columns per line, and an empty line between sentences."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class ConllFormat(ComponentConfig):
 
 @dataclass
 class ConllSentence:
-    """The words of a sentence, with their lines.
+    """The words of a sentence, with their line numbers.
 
     Attributes:
         tokens: the words.
-        tags: one tag a word; empty if they were not read.
+        tags: one tag per word; empty if tags were not read.
         lines: line of each word in the file, counted from 1.
     """
 
@@ -48,13 +48,13 @@ class ConllSentence:
 def read_conll(
     path: Path, form: ConllFormat, tags: Literal["required", "if present", "ignored"], report: Counter[str]
 ) -> list[ConllSentence]:
-    """Read the sentences of a file. Lines of blanks only separate sentences.
+    """Read the sentences of a file. Blank lines separate sentences.
 
     Args:
         path: the file.
-        form: its columns.
-        tags: whether tags are read; with `if present` a file of a single column has none.
-        report: counts of what was repaired or left out.
+        form: the columns of the file.
+        tags: whether tags are read; with `if present`, a file with a single column has no tags.
+        report: counts of repaired or left-out content.
 
     Raises:
         DataError: rows differ in their number of columns, a column is missing, or a word or tag is empty.

@@ -1,7 +1,7 @@
-"""GLUE's folders (Wang et al. 2019) as its download lays them out.
+"""GLUE's folders (Wang et al. 2019) in the layout of its download.
 
 Layouts, label values and the format of submissions follow the benchmark's documentation and widely used readers; they
-have not been compared with the download. Each task's files are tab-separated and not quoted.
+have not been compared with the download. The files of all tasks are tab-separated without quotes.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class GlueTask:
         folder: name of its folder.
         text: columns of the text, or of both texts of a pair.
         label: column of the label.
-        labels: names of the classes, in the order of a model's outputs; empty where labels are numbers.
-        values: the values of the classes in the files; empty where they are the names.
-        metric: the benchmark's metric, or the first of its two.
-        train: file.
+        labels: names of the classes, in the order of a model's outputs; empty if labels are numbers.
+        values: the values of the classes in the files; empty if these are the names.
+        metric: the benchmark's metric, or the first of its two metrics.
+        train: training file.
         validation: files by the name of their part.
         test: files by the name of their part.
         submission: name of the submission file of each part.
@@ -119,15 +119,15 @@ GLUE: dict[GlueName, GlueTask] = {
         _ZERO_ONE,
     ),
 }
-_COLA_COLUMNS = ["source", "label", "star", "sentence"]  # of its train.tsv and dev.tsv, which have no header
-_NO_LABEL = ("", "-")  # a question pair without one; a pair on which annotators did not agree
+_COLA_COLUMNS = ["source", "label", "star", "sentence"]  # for train.tsv and dev.tsv of CoLA, which have no header
+_NO_LABEL = ("", "-")  # a question pair without a label; a pair on which annotators did not agree
 
 
 def glue_folder(folder: str, name: GlueName) -> Path:
     """Find the folder of a task: the given folder, or the one inside it with the task's name.
 
     Raises:
-        DataError: neither holds the task's files.
+        DataError: neither folder contains the task's files.
     """
     task, given = GLUE[name], Path(folder)
     for place in (given / task.folder, given):
@@ -142,7 +142,7 @@ def glue_folder(folder: str, name: GlueName) -> Path:
 
 
 def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> LabelledTable:
-    """Read the texts of a file of a task, with labels and row numbers where the file has them.
+    """Read the texts of a task's file, with labels and row numbers if the file has them.
 
     Lines of train and validation files without a text or a label are skipped. Lines of test files are kept even if they
     are incomplete, because a submission needs every line. Both are counted in `report`.

@@ -1,4 +1,4 @@
-"""Labelled texts: the keys that locate them, and reading their train, validation and test parts."""
+"""Labelled texts: define the keys that locate them, and read their train, validation and test parts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class LabelledData(ComponentConfig):
     """Texts with labels from files, GLUE's folders or the library `datasets`."""
 
     task: ClassVar[str] = "sequence_classification"
-    """The task that trains on them."""
+    """Name of the task that trains on this data."""
 
     train: PathString | None = Field(None, description="File, folder or glob: csv, tsv, jsonl or parquet.")
     validation: PathString | None = Field(None, description="Validation files, as `train`.")
@@ -124,15 +124,15 @@ class LabelledData(ComponentConfig):
         return self.glue_task.labels if self.glue_task else tuple(self.labels or ())
 
     def read(self, report: Counter[str]) -> list[LabelledTexts]:
-        """Read every part, as `read_labelled`."""
+        """Read all parts, as `read_labelled` does."""
         return read_labelled(self, report)
 
     def identity(self) -> str:
-        """Return what affects training besides texts, tokenizer and length."""
+        """Return the settings that affect training besides texts, tokenizer and length."""
         return repr((self.classes, self.regression))
 
     def stored_scores(self, predictions: Table) -> dict[str, float]:
-        """Score predictions as the task stores them in Parquet; empty without labels."""
+        """Score predictions in the form in which the task stores them in Parquet; empty without labels."""
         if "label" not in predictions.column_names:
             return {}
         outputs = np.array(predictions.column("outputs").to_pylist(), dtype=np.float64)
@@ -149,19 +149,19 @@ class LabelledData(ComponentConfig):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Metrics of the labels' kind, the usual one first."""
+        """Metrics for the kind of labels, the default first."""
         if self.multi_label:
             return LABEL_SET_METRICS
         return CLASS_METRICS if self.classes else NUMBER_METRICS
 
     @property
     def kind(self) -> str:
-        """The labels' kind, for messages."""
+        """The kind of labels, for messages."""
         return "lists of classes" if self.multi_label else "classes" if self.classes else "numbers"
 
     @property
     def main_metric(self) -> str:
-        """GLUE's own metric, else the usual one of the labels' kind."""
+        """GLUE's own metric, or else the default for the kind of labels."""
         return self.glue_task.metric if self.glue_task else self.metrics[0]
 
     @property
@@ -180,8 +180,8 @@ class LabelledTexts:
         name: name of the part, such as `validation_mismatched`.
         ids: one name per record.
         texts: one list of texts, or two for pairs; cleaned by `kdcore_preparation.clean_text`.
-        labels: (n,) int64 classes, or float32 numbers; (n, C) float32 with 1 for each of several labels of a text,
-            else 0; None for unlabelled texts.
+        labels: (n,) int64 classes or float32 numbers; for multiple labels per text, (n, C) float32 with 1 for each
+            label of a text and 0 otherwise; None for unlabelled texts.
     """
 
     name: str
@@ -202,7 +202,7 @@ class LabelledTexts:
         return {} if self.labels is None else constant_scores(self.labels)
 
     def content(self) -> Iterator[bytes]:
-        """Yield everything that identifies texts and labels."""
+        """Yield the bytes that identify texts and labels."""
         yield repr((self.name, len(self))).encode()
         for text in self.texts:
             yield "\0".join(text).encode("utf-8", errors="replace")
@@ -216,9 +216,9 @@ class LabelledTexts:
 
 
 def read_labelled(data: LabelledData, report: Counter[str]) -> list[LabelledTexts]:
-    """Read every part: `train` first, then those whose names begin with `validation` and with `test`.
+    """Read all parts: `train` first, then those whose names begin with `validation` and with `test`.
 
-    Repairs and oddities are counted in `report`.
+    Repairs and irregularities are counted in `report`.
 
     Raises:
         DataError: files or columns are missing, a label is not among the classes, or a part is empty.
@@ -250,8 +250,8 @@ def overlap(parts: Sequence[LabelledTexts], other: str) -> tuple[int, str | None
     """Count texts and ids of the parts called `other...` that also belong to the part `train`.
 
     Returns:
-        The number of shared texts, the first of them, and the number of shared ids. The last is meaningful only where a
-        column names the records; otherwise ids are record numbers.
+        The number of shared texts, the first of them, and the number of shared ids. The latter is meaningful only if a
+        column contains ids; otherwise ids are record numbers.
     """
     train = next(part for part in parts if part.name == "train")
     texts, ids = set(zip(*train.texts, strict=True)), set(train.ids)

@@ -1,4 +1,4 @@
-"""Labelled texts out of the Hugging Face library `datasets`."""
+"""Read labelled texts from the Hugging Face library `datasets`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class HuggingFaceData(DatasetSource):
 def load_splits(
     source: HuggingFaceData, needed: Sequence[str], label: str, classes: Sequence[str], *, only_train: bool
 ) -> dict[str, LabelledTable]:
-    """Read columns of a dataset's splits. The test split may be missing; every other split that is named must exist.
+    """Read columns of a dataset's splits. The test split may be missing; all other named splits must exist.
 
     Args:
         source: the dataset.
         needed: columns that must exist.
         label: column of the label, optional in the test split.
-        classes: the recipe's classes; numbered classes of the dataset are translated to their names unless the recipe's
-            are numbers.
+        classes: the recipe's classes; numbered classes of the dataset are translated to their names unless the
+            recipe's classes are numbers.
         only_train: whether to read only the split to train on.
 
     Raises:
@@ -62,7 +62,7 @@ def load_splits(
 
 
 def _class_names(feature: Any) -> Sequence[str] | None:
-    """Return the names of numbered classes, also of a feature that holds lists of them."""
+    """Return the names of numbered classes, also for a feature with lists of classes."""
     return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
 
 

@@ -18,8 +18,8 @@ def problems_of_part(
     Args:
         texts: the cleaned texts, or pairs.
         labels: the label of each text, in a form that can be compared; None without labels.
-        classes: the classes of a text, of which each should occur in the part to train on; empty for other labels.
-        trained: whether this is the part to train on.
+        classes: the classes, each of which should occur in the training part; empty for other labels.
+        trained: whether this is the training part.
     """
     if len(texts) < _FEW_TEXTS:
         yield f"only {len(texts)} texts: results on so few are hardly reproducible"

@@ -34,9 +34,9 @@ class LabelledTable:
 
     Attributes:
         where: the file or dataset, for messages.
-        unit: what `lines` count: `line` or `row`.
+        unit: unit of `lines`: `line` or `row`.
         lines: position of each record in the file, counted from 1 for lines and from 0 for rows.
-        columns: values by the name of their column, one a record.
+        columns: values by column name, one per record.
     """
 
     where: str
@@ -63,7 +63,7 @@ class Mistakes:
             self.shown.append(f"{place} {what}")
 
     def raise_if_any(self, *, key: str | None = None, allowed: Sequence[str] | None = None, hint: str) -> None:
-        """Report all of them in one error.
+        """Report all counted records in one error.
 
         Raises:
             DataError: a record was counted.
@@ -84,20 +84,20 @@ def read_table(
     quoting: Quoting | None = None,
     other_formats: Sequence[str] = (),
 ) -> LabelledTable:
-    """Read columns of a file in the format that its name ends with.
+    """Read columns of a file in the format given by its suffix.
 
-    Tab-separated values are never quoted; comma-separated ones may be, also over several lines, unless `quoting` is
-    `none`. Rows that a stray quote merges are refused. Invalid UTF-8 becomes U+FFFD; it is counted in `report`, as are
-    records of several lines.
+    Tab-separated values are never quoted; comma-separated values may be quoted, also over several lines, unless
+    `quoting` is `none`. Rows merged by a stray quote are refused. Invalid UTF-8 becomes U+FFFD. Invalid UTF-8 and
+    records that span several lines are counted in `report`.
 
     Args:
         path: the file.
         needed: columns that must exist.
-        wanted: columns that are read if they exist: the label.
-        report: counts of what was repaired or may be a mistake.
+        wanted: columns that are read if they exist, such as the label.
+        report: counts of repairs and possible mistakes.
         labels: known values of the label, which help to detect merged rows; None if labels are numbers.
         quoting: `none` if quotes in csv files are text.
-        other_formats: endings of files that the caller reads itself, for the message.
+        other_formats: suffixes of files that the caller reads itself, for the message.
 
     Raises:
         DataError: the format is unknown, a column is missing, or records are malformed.
@@ -224,7 +224,7 @@ def _read_parquet(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> L
 
 
 def _without_surrogates(value: Any, report: Counter[str]) -> Any:
-    """Replace lone surrogates, which JSON can hold and tokenizers reject, also inside lists."""
+    """Replace lone surrogates, also inside lists; JSON may contain them, but tokenizers reject them."""
     if isinstance(value, list):
         return [_without_surrogates(one, report) for one in value]
     if not isinstance(value, str) or not _SURROGATE.search(value):
@@ -235,7 +235,7 @@ def _without_surrogates(value: Any, report: Counter[str]) -> Any:
 
 
 def column_of_texts(table: LabelledTable, column: str) -> list[str]:
-    """Return a column as texts, not cleaned; numbers keep their digits, missing values become empty texts.
+    """Return a column as uncleaned texts; numbers keep their digits, missing values become empty texts.
 
     Raises:
         DataError: a value is neither text nor number.
@@ -257,16 +257,16 @@ def column_of_texts(table: LabelledTable, column: str) -> list[str]:
 
 
 def count_empty(cleaned: Iterable[str], report: Counter[str]) -> None:
-    """Count in `report` the texts of which cleaning left nothing."""
+    """Count in `report` the texts that are empty after cleaning."""
     empty = sum(not text for text in cleaned)
     if empty:
         report["empty texts"] += empty
 
 
 def label_as_text(value: Any) -> str:
-    """Return a label as a recipe spells it: 1 for 1.0, true for True, an empty text for a missing one.
+    """Return a label in the spelling of recipes: 1 for 1.0, true for True, an empty text for a missing label.
 
-    Unicode becomes normal form C, as in texts.
+    Unicode is converted to normal form C, as in texts.
     """
     if value is None:
         return ""
@@ -278,10 +278,10 @@ def label_as_text(value: Any) -> str:
 
 
 class ClassNumbers:
-    """Number classes by labels as any format spells them.
+    """Map labels in the spelling of any format to class numbers.
 
-    csv files have no types: their `1.0`, `True` and `TRUE` are the classes 1 and true, as such values of Parquet files
-    are, unless a class is spelled exactly so.
+    csv files have no types: their `1.0`, `True` and `TRUE` are the classes 1 and true, like such values in Parquet
+    files, unless a class has exactly this spelling.
 
     Args:
         classes: the classes, in the order of their numbers.

@@ -24,7 +24,7 @@ class TokenizedTexts:
         tokens: (tokens,) ids.
         ends: (n,) where each sequence ends in `tokens`.
         types: (tokens,) 1 on tokens of the second text of a pair; None if the tokenizer does not mark them.
-        pad_id: id that fills short sequences.
+        pad_id: id used for padding.
         cut: number of sequences that were truncated.
         unknown: fraction of the characters other than white space that are inside [UNK].
     """
@@ -50,13 +50,13 @@ class TokenizedTexts:
         return self.ends - self.starts
 
     def rows(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
-        """Return sequences by number: ids (B, L) padded to the longest, lengths (B,), types (B, L) or None."""
+        """Return sequences by index: ids (B, L) padded to the longest, lengths (B,), types (B, L) or None."""
         ids = self.padded(self.tokens, samples, self.pad_id).astype(np.int64)
         types = None if self.types is None else self.padded(self.types, samples, 0).astype(np.int64)
         return ids, self.lengths[samples], types
 
     def padded(self, values: NDArray[Any], samples: NDArray[np.int64], fill: Any) -> NDArray[Any]:
-        """Return values of tokens (tokens,) for sequences by number: (B, L), `fill` in the padding."""
+        """Return token values (tokens,) of sequences by index as (B, L), with `fill` in the padding."""
         starts, lengths = self.starts[samples], self.lengths[samples]
         columns = np.arange(int(lengths.max()))
         real = columns < lengths[:, None]
@@ -81,16 +81,16 @@ def tokenize(
 ) -> TokenizedTexts:
     """Tokenise texts, or pairs of texts, with the tokenizer's special tokens around them.
 
-    Texts are cleaned as raw text is, by `kdcore_preparation.clean_text`. Sequences longer than `max_length` are
-    truncated at the end; of a pair, the longer text first. Special tokens that are spelled in a text ("[SEP]") are
-    encoded as ordinary text.
+    Texts are cleaned like raw text, by `kdcore_preparation.clean_text`. Sequences longer than `max_length` are
+    truncated at the end; for pairs, the longer text is truncated first. Special tokens that occur in a text ("[SEP]")
+    are encoded as ordinary text.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
         texts: a list of texts, or two lists of equal length for pairs.
         max_length: tokens of a sequence, special ones included.
-        report: receives the counts of what cleaning changed.
-        cleaned: the texts have been cleaned, as those of `LabelledTexts` have.
+        report: receives the counts of changes by cleaning.
+        cleaned: whether the texts have been cleaned already, like those of `LabelledTexts`.
     """
     report = Counter() if report is None else report
     backend = plain_backend(tokenizer)
@@ -134,7 +134,7 @@ def visible_characters(text: str) -> int:
 
 
 def _encoded_texts(texts: Sequence[str], encoding: Any) -> list[str]:
-    """Return what an encoding holds of its texts, which may have been truncated."""
+    """Return the texts covered by an encoding, which may have been truncated."""
     if not encoding.overflowing:
         return list(texts)
     ends = [0] * len(texts)

@@ -1,4 +1,4 @@
-"""Records of comma- and tab-separated files, each with the line that it starts at."""
+"""Records of comma- and tab-separated files, each with the number of its first line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TableRow(NamedTuple):
     """A record of a file.
 
     Attributes:
-        line: number of the line that it starts at, counted from 1.
+        line: number of its first line, counted from 1.
         values: its fields.
         lines: the lines that it spans, if there are several.
     """
@@ -34,7 +34,7 @@ class TableRow(NamedTuple):
 
 
 def split_records(lines: Iterator[str], delimiter: str) -> Iterator[TableRow]:
-    """Yield one record per line, in which quotes are text; skip blank lines."""
+    """Yield one record per line, treating quotes as text; skip blank lines."""
     for number, line in enumerate(lines, start=1):
         line = line.rstrip("\r\n")
         if line.strip(" "):
@@ -70,10 +70,10 @@ def quoted_records(lines: Iterator[str], delimiter: str, where: str) -> Iterator
 
 
 def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where: str) -> None:
-    """Require that a header is one row, with each needed column once.
+    """Require that the header is a single row in which each needed column occurs once.
 
     Raises:
-        DataError: a quote in it merges it with other rows, it is separated otherwise, or a column occurs twice.
+        DataError: a quote merges the header with other rows, it has another separator, or a column occurs twice.
     """
     if header.lines and all(len(line.split(delimiter)) == len(header.values) for line in header.lines):
         raise _merged(where, header, "header")
@@ -96,10 +96,10 @@ def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where:
 class MergedRows:
     """Detect rows that a stray quote merges into one field of a record.
 
-    A record of several lines is refused if most of its lines, not counting the one that is its own row, are rows by
-    themselves: they have as many fields as the header, and a label that is known or that rows on a single line have, or
-    any number if labels are numbers. Without labels to compare with, only records of at least ten lines are refused. In
-    files with a single column every line of a text is like a row, so no record is refused.
+    A record of several lines is refused if most of its lines, except the line of its own row, are rows by themselves:
+    they have as many fields as the header, and a label that is known or that occurs in single-line rows, or any number
+    if labels are numbers. Without labels to compare with, only records of at least ten lines are refused. In files with
+    a single column, every line of a text looks like a row, so no record is refused.
 
     Args:
         where: the file.
@@ -152,7 +152,7 @@ class MergedRows:
 
 
 def _most(rows: int, lines: int) -> bool:
-    """Return whether most lines of a record are rows, except for the one that always is: its own."""
+    """Return whether most lines of a record are rows, not counting the record's own row."""
     return (rows - 1) * 2 > lines - 1
 
 
@@ -179,7 +179,7 @@ def _merged(where: str, record: TableRow, what: str) -> DataError:
 
 
 def _malformed(where: str, line: int, last: int, error: str) -> DataError:
-    """Describe an error of the parser in a record that starts at `line`, found at the line `last`."""
+    """Describe a parser error in a record that starts at `line`, detected at line `last`."""
     if "unexpected end of data" in error:
         what = f"line {line}: a quote in this row is never closed; the file ends in line {last}"
     elif "expected after" in error:

@@ -35,6 +35,6 @@ class SplitFractions(ComponentConfig):
 
 
 def _place(texts: tuple[str, ...]) -> float:
-    """Map texts to a number from 0 to 1 by a hash: pseudorandom, and the same for equal texts."""
+    """Map texts to a pseudorandom number from 0 to 1 by a hash, which is the same for equal texts."""
     digest = hashlib.sha256("\0".join(texts).encode("utf-8", errors="replace")).digest()
     return int.from_bytes(digest[:8]) / 2**64

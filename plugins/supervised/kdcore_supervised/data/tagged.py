@@ -1,4 +1,4 @@
-"""Texts with labelled spans: the keys that locate them, and reading their train, validation and test parts."""
+"""Texts with labelled spans: define the keys that locate them, and read their train, validation and test parts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TaggedData(ComponentConfig):
     """Texts with labelled spans, from CoNLL files, records or the library `datasets`."""
 
     task: ClassVar[str] = "token_classification"
-    """The task that trains on them."""
+    """Name of the task that trains on this data."""
 
     kind: ClassVar[str] = "spans"
     metrics: ClassVar[tuple[SpanMetric, ...]] = SPAN_METRICS
@@ -137,15 +137,15 @@ class TaggedData(ComponentConfig):
         return self
 
     def read(self, report: Counter[str]) -> list[TaggedPart]:
-        """Read every part, as `read_tagged`."""
+        """Read all parts, as `read_tagged` does."""
         return read_tagged(self, report)
 
     def identity(self) -> str:
-        """Return what affects training besides texts, tokenizer and length."""
+        """Return the settings that affect training besides texts, tokenizer and length."""
         return repr((self.classes, self.label_all_tokens))
 
     def stored_scores(self, predictions: Table) -> dict[str, float]:
-        """Score predictions as the task stores them in Parquet; empty without labels."""
+        """Score predictions in the form in which the task stores them in Parquet; empty without labels."""
         if "label" not in predictions.column_names:
             return {}
         scores = SpanScores(self.types)
@@ -183,9 +183,9 @@ class TaggedText:
 
     Attributes:
         id: name of the record.
-        text: the text; words of a list are joined by spaces.
+        text: the text; a list of words is joined by spaces.
         bounds: (words, 2) first character and end of each word.
-        spans: labelled spans in words, in their order; None if the text is unlabelled.
+        spans: labelled spans in words, in order; None if the text is unlabelled.
     """
 
     id: str
@@ -195,13 +195,13 @@ class TaggedText:
 
     @property
     def clean(self) -> str:
-        """The text after cleaning, which comparisons of texts use."""
+        """The text after cleaning, for comparisons with other texts."""
         return clean_text(self.text, Counter())
 
 
 @dataclass(frozen=True)
 class TaggedPart:
-    """The texts of one split: all of them are labelled, or none."""
+    """The texts of one split; either all of them are labelled, or none."""
 
     name: str
     texts: list[TaggedText]
@@ -222,7 +222,7 @@ class TaggedPart:
         return scores.values() if self.labelled else {}
 
     def content(self) -> Iterator[bytes]:
-        """Yield everything that identifies texts and labels."""
+        """Yield the bytes that identify texts and labels."""
         yield repr((self.name, len(self))).encode()
         for text in self.texts:
             yield text.text.encode("utf-8", errors="replace")
@@ -231,9 +231,9 @@ class TaggedPart:
 
 
 def read_tagged(data: TaggedData, report: Counter[str]) -> list[TaggedPart]:
-    """Read every part, in the order `train`, `unlabelled`, `validation`, `test`, as far as they are given.
+    """Read all given parts, in the order `train`, `unlabelled`, `validation`, `test`.
 
-    Repairs and oddities are counted in `report`.
+    Repairs and irregularities are counted in `report`.
 
     Raises:
         DataError: files or columns are missing, rows are ragged, a tag or span is invalid, or a part is empty.
@@ -335,7 +335,7 @@ def _of_table(data: TaggedData, table: LabelledTable, name: str, report: Counter
 def _of_lists(
     data: TaggedData, table: LabelledTable, ids: Sequence[str], values: Sequence[Any] | None, report: Counter[str]
 ) -> list[TaggedText]:
-    """Convert records with a list of words and a list of their tags."""
+    """Convert records with a list of words and a list of tags."""
     tagged = _Tags(data, table.where, table.unit, report)
     mistakes = Mistakes(table.where)
     texts = []
@@ -361,7 +361,7 @@ def _of_lists(
 def _of_spans(
     data: TaggedData, table: LabelledTable, ids: Sequence[str], values: Sequence[Any] | None, report: Counter[str]
 ) -> list[TaggedText]:
-    """Convert records with running text and spans of characters."""
+    """Convert records with running text and character spans."""
     mistakes, unknown = Mistakes(table.where), Mistakes(table.where)
     types = set(data.types)
     found = []
@@ -386,7 +386,7 @@ def _of_spans(
 
 
 def _checked(value: Any, text: str, mistake: Callable[[str], None]) -> list[TaggedSpan]:
-    """Return the spans of a record in their order; report the first one that cannot be used."""
+    """Return the spans of a record in order; report the first span that cannot be used."""
     if not isinstance(value, list):
         mistake("has no list of spans")
         return []
@@ -409,7 +409,7 @@ def _checked(value: Any, text: str, mistake: Callable[[str], None]) -> list[Tagg
 
 
 def _on_words(spans: Iterable[TaggedSpan], bounds: NDArray[np.int32], report: Counter[str]) -> list[TaggedSpan]:
-    """Extend spans of characters to whole words; leave out those without a word that no earlier span covers."""
+    """Extend character spans to whole words; leave out spans whose words are all covered by earlier spans."""
     found: list[TaggedSpan] = []
     for span in spans:
         start = int(np.searchsorted(bounds[:, 1], span.start, side="right"))
@@ -436,7 +436,7 @@ def _composed(tags: Sequence[str]) -> list[str]:
 
 
 class _Tags:
-    """Read the spans of tagged words of one file, and collect what is wrong with its tags."""
+    """Read the spans of tagged words of one file, and collect the mistakes in its tags."""
 
     def __init__(self, data: TaggedData, where: str, unit: str, report: Counter[str]) -> None:
         self._data = data

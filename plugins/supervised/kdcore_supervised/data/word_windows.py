@@ -1,4 +1,4 @@
-"""Tokenise texts with words: which subword begins each word, and windows of texts that are too long for a sequence."""
+"""Tokenise texts with words: find the first subword of each word, and cut long texts into windows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CHUNK = 10_000
 
 @dataclass(frozen=True)
 class WordAlignment:
-    """The words of a text that have a token: the first token of each decides about the word.
+    """The words of a text that have a token; the first token of a word determines its prediction.
 
     Attributes:
-        words: (kept,) number of each of these words.
-        until: (kept,) one past the last word that begins inside a token of each of these words, else `words + 1`. Such
-            words have no token that begins with them and belong to the same span.
-        size: number of words of the text.
+        words: (kept,) index of each of these words.
+        until: (kept,) one past the last word that begins inside a token of each of these words, else `words + 1`. Words
+            that begin inside a token have no first token and belong to the same span.
+        size: number of words in the text.
     """
 
     words: NDArray[np.int64]
@@ -45,7 +45,7 @@ class WordAlignment:
         return tags_of(kept, len(self.words), scheme)
 
     def spans(self, tags: Sequence[str]) -> list[TaggedSpan]:
-        """Return the spans in words of the text that tags of the words with a token encode."""
+        """Return the spans, in words of the text, that are encoded by the tags of the words with a token."""
         return [
             TaggedSpan(int(self.words[span.start]), int(self.until[span.end - 1]), span.type) for span in spans_of(tags)
         ]
@@ -58,9 +58,9 @@ class WordWindows:
     Attributes:
         tokens: the sequences with their special tokens.
         first: (tokens,) bool, true on the first token of each word.
-        word: (tokens,) int64, for tokens of words: number of the word among those of its text that have a token; -1 on
-            other tokens.
-        texts: (n,) number of the text of each sequence, ascending.
+        word: (tokens,) int64, for tokens of words, the index of the word among those of its text that have a token; -1
+            for other tokens.
+        texts: (n,) index of the text of each sequence, ascending.
         alignments: words with a token, for each text.
         windowed: number of texts that were cut into windows.
         shortened: number of words whose tokens do not fit into a window and were truncated.
@@ -75,11 +75,11 @@ class WordWindows:
     shortened: int
 
     def labels(self, tags: Sequence[Sequence[int]], inside: Mapping[int, int] | None) -> NDArray[np.int64]:
-        """Return the label of each token (tokens,), `IGNORED` where it has none.
+        """Return the label of each token (tokens,), `IGNORED` for tokens without a label.
 
         Args:
             tags: class of each word with a token, for each text.
-            inside: the class that further tokens of a word have, by the class of the word; None to ignore them.
+            inside: the class of the further tokens of a word, by the class of the word; None to ignore these tokens.
         """
         labels = np.full(len(self.word), IGNORED, dtype=np.int64)
         for sequence, text in enumerate(self.texts):
@@ -94,7 +94,7 @@ class WordWindows:
         return labels
 
     def of_words(self, outputs: TaskOutputs) -> list[NDArray[Any]]:
-        """Join the outputs (length, C) of sequences to those of each text's words that have a token (kept, C)."""
+        """Combine the outputs (length, C) of sequences into those (kept, C) of each text's words with a token."""
         chosen: list[list[NDArray[Any]]] = [[] for _ in self.alignments]
         for sequence, text in enumerate(self.texts):
             here = slice(int(self.tokens.starts[sequence]), int(self.tokens.ends[sequence]))
@@ -108,16 +108,15 @@ def tokenize_words(
 ) -> WordWindows:
     """Tokenise texts, align tokens to words, and cut texts that are too long into windows.
 
-    Texts are cleaned as raw text is, word by word. A token belongs to the word that contains its first character which
-    is not white space. A text of more tokens than fit into `max_length` with the special tokens is cut before words
-    into sequences of similar length. Each of its words is in exactly one of them. A text without tokens has no
-    sequence.
+    Texts are cleaned like raw text, word by word. A token belongs to the word that contains its first character other
+    than white space. A text that is longer than `max_length`, special tokens included, is cut before words into
+    sequences of similar length. Each word is in exactly one sequence. A text without tokens has no sequence.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
         texts: the texts.
         max_length: tokens of a sequence, special ones included.
-        report: receives the counts of what cleaning changed.
+        report: receives the counts of changes by cleaning.
     """
     report = Counter() if report is None else report
     backend = plain_backend(tokenizer)
@@ -172,11 +171,11 @@ def tokenize_words(
 
 
 def _cleaned(text: TaggedText, report: Counter[str]) -> TaggedText:
-    """Clean the words of a text and what is between them; the words keep their numbers."""
+    """Clean the words of a text and the text between them; the words keep their indices."""
     if clean_text(f"|{text.text}|", Counter())[1:-1] == text.text:
         return text
     places = [0, *text.bounds.ravel().tolist(), len(text.text)]
-    # The bars keep white space, which would be stripped between words.
+    # The bars protect white space between words, which would be stripped.
     pieces = [clean_text(f"|{text.text[start:end]}|", report)[1:-1] for start, end in pairwise(places)]
     ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int32)
     return replace(text, text="".join(pieces), bounds=ends[:-1].reshape(-1, 2))
@@ -192,7 +191,7 @@ def _special_tokens(backend: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 def _words_of(offsets: NDArray[np.int64], text: TaggedText) -> NDArray[np.int64]:
-    """Return the word of each token (tokens,), -1 for tokens of white space only and for those outside of words."""
+    """Return the word of each token (tokens,), -1 for white space and for tokens outside words."""
     starts = offsets[:, 0].copy()
     spaces = [place for place, (start, end) in enumerate(offsets) if start < end and text.text[start].isspace()]
     for place in spaces:

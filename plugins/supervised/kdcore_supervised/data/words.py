@@ -1,4 +1,4 @@
-"""Split running text into words, to which spans of characters are aligned."""
+"""Split running text into words, to which character spans are aligned."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 _WITHOUT_SPACES = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-"""Letters of scripts that do not separate words by spaces: Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
+"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 
 
 def word_bounds(text: str) -> NDArray[np.int32]:
     """Return (words, 2) first character and end of each word of a text.
 
     A word is a run of letters, digits, underscores and combining marks, or a single other character that is not white
-    space. Letters of scripts without spaces between words are words, so that a span can begin at each of them.
+    space. Each letter of a script without spaces between words is a word, so that a span can begin at any letter.
     """
     return np.array([match.span() for match in _pattern().finditer(text)], dtype=np.int32).reshape(-1, 2)
 
