@@ -43,7 +43,7 @@ def contrastive(
         student: (B, d) embeddings of norm 1.
         teacher: like `student`; it also gets a gradient, because the teacher's states pass a learned map.
         student_negatives: (B, K, d) the student's embeddings of other samples.
-        teacher_negatives: (B, K, d) the teacher's.
+        teacher_negatives: (B, K, d) the teacher's embeddings of other samples.
         temperature: tau.
         log_mean: returns log(Z / n) of each direction (2,) for the scores (2, B, 1 + K); default: that of this batch.
 
@@ -80,7 +80,7 @@ class Contrastive(Loss):
     Both models have embeddings `f = W h / |W h|` of the last block's first token. With `p(x) = exp(x / tau) / Z` and
     `D(x) = p(x) / (p(x) + K / n)`, a sample's loss towards the teacher is
     `-(log D(f_s f_t) + sum_k log(1 - D(f_s m_k)))` over K negatives m_k, the teacher's embeddings of other samples in a
-    memory of all n; the loss towards the student is the same with both models exchanged.
+    memory of all n; for the loss towards the student, the roles of the two models are swapped.
 
     Term `contrastive`: sum over sequences of the mean of both, counted in B. Z of each direction is n times the mean
     of `exp(x / tau)` over the first training batch and constant afterwards.

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 class Memory(nn.Module):
     """A memory bank with one row per sample and model, equal on all processes because all write the same.
 
-    All state is in buffers and therefore in checkpoints. Rows of samples that were not seen yet are random directions.
+    All state is in buffers and therefore in checkpoints. Rows of samples that have not been seen yet are random.
     """
 
     embeddings: Tensor

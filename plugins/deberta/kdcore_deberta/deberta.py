@@ -47,7 +47,7 @@ class Deberta(TransformersModel):
     """DeBERTa-v2 and DeBERTa-v3 (He et al., ICLR 2021, "DeBERTa: Decoding-enhanced BERT with Disentangled Attention").
 
     `config` has the keys of transformers' `deberta-v2`. Losses on attention read the projections of contents as query,
-    key and value, and the scores between contents and relative positions as a bias. Batches are computed padded.
+    key and value, and the scores between contents and relative positions as a bias. Batches are padded.
     """
 
     architectures = {  # noqa: RUF012

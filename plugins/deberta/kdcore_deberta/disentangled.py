@@ -50,7 +50,7 @@ class FusedDisentangledAttention(nn.Module):
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Attend; the signature is transformers'.
+        """Compute attention; the signature is that of transformers.
 
         Args:
             hidden_states: (B, L, d).

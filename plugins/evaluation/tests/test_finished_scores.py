@@ -173,7 +173,7 @@ def test_one_run_is_compared_by_its_texts(classifiers: Path, capsys: pytest.Capt
     assert (low, high) == pytest.approx(expected, abs=0.15 * error), (
         "a bootstrap-t of this many texts is nearly Student's"
     )
-    assert "No run trains the same student without teacher" in captured.err
+    assert "No run trains the same student without a teacher" in captured.err
     assert "kdcore evaluate" not in captured.err, "nothing has to be fine-tuned"
 
 

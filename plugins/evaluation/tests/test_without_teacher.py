@@ -125,7 +125,7 @@ def refused(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stated = yaml.safe_load(recipe)
     stated["losses"] = {label: one for label, one in stated["losses"].items() if label != "classification"}
     path.write_text(yaml.safe_dump(stated), encoding="utf-8")
-    compare("no loss of the run trains without teacher")
+    compare("no loss of the run can be trained without a teacher")
     path.write_text(recipe + "imports: [somewhere.py]\n", encoding="utf-8")
     compare("files under `imports:`")
     path.write_text(recipe, encoding="utf-8")

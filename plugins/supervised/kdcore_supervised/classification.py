@@ -96,7 +96,7 @@ class ClassificationLoss(Loss):
             raise InputError(
                 f"`{self.config.name}` needs the column `labels`, which the data does not have",
                 key=f"losses.{self.config.label}",
-                hint="use a task that gives it, such as sequence_classification",
+                hint="use a task that provides it, such as sequence_classification",
             )
         if self.head.level == "token":
             return {"classification": int((batch.token_column("labels") != IGNORED).sum())}

@@ -429,7 +429,7 @@ class _LossCheck:
         for dtype in (torch.float16, torch.bfloat16):
             rounded = exact.map(lambda tensor, dtype=dtype: tensor.to(dtype))  # type: ignore[misc]
             with torch.no_grad():
-                # The engine casts parameters, too: both get the rounded ones, so that only the arithmetic differs.
+                # The engine casts parameters, too. Both losses get rounded parameters, so that only arithmetic differs.
                 cast = copy.deepcopy(loss).to(dtype)
                 half, _ = _evaluate(copy.deepcopy(cast), rounded)
                 single, _ = _evaluate(cast.float(), rounded.map(Tensor.float))
@@ -438,7 +438,7 @@ class _LossCheck:
             _assert_equal(single, half, f"{dtype} instead of float32 on the same numbers changes", rtol=1e-4)
 
     def own_precision(self) -> None:
-        """Compare few numbers, in whose sums roundings of single products do not cancel."""
+        """Compare results for few numbers, because rounding errors do not cancel in their sums."""
         loss, case = _perturbed(copy.deepcopy(self.loss)), self._case([2, 1])
         for dtype in (torch.float16, torch.bfloat16):
             cast, rounded = copy.deepcopy(loss).to(dtype), case.map(lambda tensor, dtype=dtype: tensor.to(dtype))  # type: ignore[misc]
@@ -484,7 +484,7 @@ class _LossCheck:
 
 
 def _perturbed(loss: Loss) -> Loss:
-    """Move parameters away from their initial values, at which faults may have no effect."""
+    """Move parameters away from their initial values, for which errors may have no effect."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in loss.parameters():

@@ -93,7 +93,7 @@ def _tokens(model: Model, encoder: Encoder, batch: Batch) -> dict[Any, Tensor]:
 
 @torch.no_grad()
 def _check_blocks(whose: str, model: Model, encoder: Encoder) -> None:
-    """Count the blocks after which the states are other ones than before."""
+    """Count the blocks that change the states."""
     signals = encoder(model_batch(model), Signals.hidden(_places(model)))
     ran, before = 0, signals.tokens("embeddings")
     for block in range(model.info.num_layers):

@@ -20,19 +20,19 @@ _LONGEST = 2048
 _OTHER_TOKENS = 100
 
 BySequence = dict[str, list[Tensor]]
-"""Signals by what they are, each as one tensor per sequence."""
+"""Signals by kind, each with one tensor per sequence."""
 
 
 def model_batch(model: Model, lengths: tuple[int, ...] = LENGTHS, extra: int = 0, first: int = 0) -> Batch:
-    """Create sequences of the given lengths; the tokens of the i-th do not depend on the others.
+    """Create sequences of the given lengths; the tokens of a sequence do not depend on the others.
 
     The second token of each sequence is to be predicted.
 
     Args:
-        model: whose vocabulary the tokens are of.
-        lengths: tokens of each sequence.
+        model: model whose vocabulary is used.
+        lengths: number of tokens of each sequence.
         extra: further padding.
-        first: number of the first sequence; sequences of one number and length have the same tokens.
+        first: number of the first sequence; sequences with the same number and length have the same tokens.
     """
     longest = max(lengths) + extra
     real = np.arange(longest) < np.asarray(lengths)[:, None]
@@ -50,9 +50,9 @@ def assert_close(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor], what: s
     """Check that signals are equal up to the rounding of float32.
 
     Args:
-        one: signals by what they are.
+        one: signals by kind.
         other: like `one`.
-        what: the violated requirement otherwise, such as `further padding changes the states`.
+        what: description of the violated requirement, such as `further padding changes the states`.
     """
     for place, states in one.items():
         distance = (states - other[place]).abs().max().item()

@@ -33,12 +33,12 @@ def import_command(text: str, source: str, shards: int | None = None) -> str:
 
     Args:
         text: the command, as it was given to a shell or as it is printed.
-        source: what messages call the place that it is from.
-        shards: how many shards of training data the command's data folder has; None looks into that folder, and takes
-            the source's usual number if it is not there.
+        source: name of the command's origin in messages.
+        shards: number of training shards in the command's data folder; None counts them in that folder, or uses the
+            source's usual number if the folder does not exist.
 
     Raises:
-        InputError: with all flags that are unknown, wrong, or cannot be followed.
+        InputError: flags are unknown, wrong or cannot be converted; all of them are listed.
     """
     command = parse_command(text, source)
     draft = Draft(command)
@@ -63,7 +63,7 @@ def import_command(text: str, source: str, shards: int | None = None) -> str:
 
 
 def _check(draft: Draft) -> None:
-    """Raise for core keys that `kdcore recipe check` would refuse, under the names of the flags that set them."""
+    """Raise an error for core keys that `kdcore recipe check` would refuse, naming the flags that set them."""
     problems = []
     for problem in recipe_problems(draft.data):
         names = draft.flags_of(problem.key or "")

@@ -28,10 +28,10 @@ class Draft:
     """Collect keys and values, and record which flags have been converted.
 
     Attributes:
-        command: what is imported.
-        approximated: what the recipe does differently from the command, and why.
+        command: the imported command.
+        approximated: differences between the recipe and the command, with reasons.
         without: flags of the command that have no counterpart in a recipe.
-        problems: what makes a recipe impossible.
+        problems: problems that make a recipe impossible.
         data: keys and values so far, as plain data.
     """
 
@@ -45,28 +45,28 @@ class Draft:
     _flags_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def given(self, name: str) -> bool:
-        """Return whether the command states a flag."""
+        """Return whether the command sets a flag."""
         return name in self.command.stated
 
     def value(self, name: str) -> Any:
-        """Return a flag's value: as stated, else the source's default."""
+        """Return a flag's value in the command, or else the source's default."""
         self._dealt_with.add(name)
         return self.command.stated[name].value if self.given(name) else FLAGS[name].default
 
     def as_given(self, *names: str) -> str:
-        """Format flags as the command gives them; the others as defaults."""
+        """Format flags as in the command; flags that it does not set are marked as defaults."""
         words = [str(self.command.stated[name]) for name in names if self.given(name)]
         words += [f"--{name} by default" for name in names if not self.given(name)]
         return ", ".join(words)
 
     def put(self, key: str, value: Any, *names: str, note: str = "") -> None:
-        """State a value.
+        """Set a value.
 
         Args:
-            key: dotted place in the recipe.
+            key: dotted path in the recipe.
             value: the value.
             names: the flags that set it.
-            note: further text of its comment.
+            note: further text for the comment.
         """
         self._dealt_with.update(names)
         self._flags_of[key] = names
@@ -79,16 +79,16 @@ class Draft:
         leaves[last] = _Leaf(self._text(value, names), "; ".join(part for part in (given, note) if part))
 
     def flag(self, name: str, key: str, *, note: str = "") -> None:
-        """State a flag's value as it is, under a key."""
+        """Set a key to a flag's unchanged value."""
         self.put(key, self.value(name), name, note=note)
 
     def approximate(self, text: str, *names: str) -> None:
-        """Note that something differs from the source."""
+        """Note a difference from the source."""
         self._dealt_with.update(names)
         self.approximated.append(f"{self.as_given(*names)}: {text}" if names else text)
 
     def leave_out(self, why: str, *names: str) -> None:
-        """Note why no key holds those of the flags that are given."""
+        """Note why those of the flags that are given have no key."""
         self._dealt_with.update(names)
         given = [name for name in names if self.given(name)]
         if given:
@@ -100,7 +100,7 @@ class Draft:
         self.problems.append(Problem(what, self.where(name), f"--{name}", allowed, hint))
 
     def where(self, name: str) -> str | None:
-        """Return where the command states a flag."""
+        """Return the place in the command where a flag is set."""
         return self.command.stated[name].where if self.given(name) else None
 
     def flags_of(self, key: str) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ class Draft:
         """Check that no flag has been dropped.
 
         Raises:
-            InputError: with all problems.
+            InputError: there are problems; all of them are listed.
         """
         if self.problems:
             raise InputError(self.problems)
@@ -130,7 +130,7 @@ class Draft:
         return "\n".join([*lines, *_section(self._leaves, "")]) + "\n"
 
     def _text(self, value: Any, names: tuple[str, ...]) -> str:
-        """Format the value in YAML; a number as the user has written it."""
+        """Format the value in YAML; numbers are formatted as in the command."""
         for name in names:
             text = self.command.stated[name].text if self.given(name) else None
             number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -23,20 +23,20 @@ _STARTS_ONE = re.compile(r"(.*/)?(python[0-9.]*|torchrun)")
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the command and the line that it begins in."""
+    """A word of the command and the line where it begins."""
 
     text: str
     line: int
 
     @property
     def is_flag(self) -> bool:
-        """Whether it is a flag and no value; `-1` is a value."""
+        """Whether the word is a flag and not a value; `-1` is a value."""
         return self.text.startswith("-") and len(self.text) > 1 and not _NUMBER.fullmatch(self.text)
 
 
 @dataclass(frozen=True)
 class Stated:
-    """A flag that the command states."""
+    """A flag that is set in the command."""
 
     flag: Flag
     text: str | None
@@ -54,7 +54,7 @@ class SourceCommand:
     Attributes:
         environment: names of the variables that are set in front.
         start: the words before the script's own flags: launcher and script.
-        processes: number of processes the launcher starts; None if its flags do not state it.
+        processes: number of processes that the launcher starts; None if it does not follow from its flags.
         stated: the flags that are given, by name.
         repeated: flags that are given more than once; the last one counts, as in the source.
     """
@@ -69,14 +69,14 @@ class SourceCommand:
 def parse_command(text: str, source: str) -> SourceCommand:
     """Parse a command.
 
-    Line ends count as blanks, with a backslash before them or without; `#` starts a comment.
+    Line ends count as blanks, with or without a preceding backslash; `#` starts a comment.
 
     Args:
         text: the command.
-        source: what messages call the place that it is from.
+        source: name of the command's origin in messages.
 
     Raises:
-        InputError: with all that is wrong with it.
+        InputError: the command is invalid; all problems are listed.
     """
     words = list(_words(text, source))
     if words and words[0].text == "$":  # copied with the prompt
@@ -117,7 +117,7 @@ _EXAMPLE = "such as: python -m torch.distributed.launch run_pretraining.py --mod
 
 
 def _words(text: str, source: str) -> Iterator[Word]:
-    """Split into words by the rules of a shell, with quotes and escapes; nothing is expanded."""
+    """Split text into words by the rules of a shell, with quotes and escapes, but without expansion."""
     position, line = 0, 1
     while position < len(text):
         character = text[position]
@@ -137,7 +137,7 @@ def _words(text: str, source: str) -> Iterator[Word]:
 
 
 def _word(text: str, position: int, line: int, source: str) -> tuple[str, int, int]:
-    """Return the word at a position, where it ends, and the line there."""
+    """Return the word at a position, its end, and the line of its end."""
     parts: list[str] = []
     began = line
     while position < len(text) and not text[position].isspace():
@@ -241,7 +241,7 @@ def _value(flag: Flag, text: str | None) -> FlagValue:
 
 
 def _processes(launcher: Sequence[str]) -> int | None:
-    """Count processes over all machines by the launcher's own flags; None if they do not state it."""
+    """Count processes over all machines from the launcher's flags; None if the number does not follow from them."""
     counts: dict[str, str] = {}
     for index, word in enumerate(launcher):
         name, equals, value = word.lstrip("-").replace("-", "_").partition("=")

@@ -45,7 +45,7 @@ def train_without_teacher(runs: Sequence[ComparedRun]) -> list[Path]:
     run_children(jobs, 1, ended)
     if failed:
         name, log = next(iter(failed.items()))
-        raise InputError("training without teacher failed", where=name, hint=f"{log} states the reason")
+        raise InputError("training without a teacher failed", where=name, hint=f"see {log} for the reason")
     return list(recipes)
 
 
@@ -62,7 +62,7 @@ def recipe_without_teacher(run: ComparedRun) -> dict[str, Any]:
         raise InputError("files under `imports:` of a run folder's recipe are not run", where=where, hint=hint)
     if not (initial / "config.json").is_file():
         raise InputError(
-            "the student before training, from which the one without teacher starts, was not exported",
+            "the student before training, from which training without a teacher starts, was not exported",
             where=where,
             hint="train with `checkpoints.export_at_start: true`",
         )
@@ -78,7 +78,7 @@ def recipe_without_teacher(run: ComparedRun) -> dict[str, Any]:
     }
     if not kept:
         raise InputError(
-            "no loss of the run trains without teacher",
+            "no loss of the run can be trained without a teacher",
             where=where,
             key="losses",
             hint="add one that learns from labels, such as `classification: {}`, to the distilled runs",
