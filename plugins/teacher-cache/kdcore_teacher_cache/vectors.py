@@ -59,8 +59,9 @@ def read_vectors(path: str | Path) -> Vectors:
     """Read a `.parquet` or `.jsonl` file with the columns `id`, `text` and `vector`.
 
     Raises:
-        DataError: the file is missing, damaged or empty; a column is missing; vectors differ in width or are not
-            finite; an id appears twice, or a text appears with two vectors. The message names the first such record.
+        DataError: the file is missing, damaged or empty; a column is missing, or a JSON record has it twice; vectors
+            differ in width or are not finite; an id appears twice, or a text appears with two vectors. The message
+            names the first such record.
     """
     path = Path(path)
     if not path.is_file():
@@ -147,10 +148,15 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8") as lines:
         try:
             for number, line in enumerate(lines, start=1):
-                record = json.loads(line)
-                if not isinstance(record, dict):
+                members = json.loads(line, object_pairs_hook=tuple)  # arrays are lists
+                if not isinstance(members, tuple):
                     raise DataError(f"line {number} is not a JSON object", where=str(path))
-                yield number, record
+                keys = [key for key, _ in members]
+                for column in _COLUMNS:
+                    if keys.count(column) > 1:
+                        what = f"line {number} has the key `{column}` more than once, and only one value can be read"
+                        raise DataError(what, where=str(path))
+                yield number, dict(members)
         except (ValueError, RecursionError) as error:
             raise DataError(f"cannot be read ({first_line(error)})", where=str(path)) from error
 

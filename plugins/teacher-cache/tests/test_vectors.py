@@ -81,6 +81,19 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
             read_vectors(tmp_path / name)
 
 
+@pytest.mark.parametrize("key", ["id", "text", "vector"])
+def test_records_that_repeat_a_key_that_is_read_are_refused(tmp_path: Path, key: str) -> None:
+    first, second, third = (json.dumps(record) for record in RECORDS)
+    path = tmp_path / "v.jsonl"
+    repeated = f'{second[:-1]}, "{key}": {json.dumps(RECORDS[1][key])}}}'
+    path.write_text("\n".join([first, repeated, third]), encoding="utf-8")
+    with pytest.raises(kdcore.DataError, match=f"line 2 has the key `{key}` more than once"):
+        read_vectors(path)
+    harmless = f'{second[:-1]}, "note": 1, "note": {{"{key}": 1, "{key}": 2}}}}'
+    path.write_text("\n".join([first, harmless, third]), encoding="utf-8")
+    assert list(read_vectors(path).ids) == ["a", "b", "c"]
+
+
 def test_columns_of_other_types_are_refused_and_lists_of_one_width_are_read(tmp_path: Path) -> None:
     path = tmp_path / "v.parquet"
     base: dict[str, Any] = {"id": "a", "text": "one", "vector": [1.0, 2.0]}
