@@ -296,7 +296,7 @@ def test_values_that_are_no_texts_or_scores_are_refused(tmp_path: Path) -> None:
     assert "3 records cannot be used" in found
     for place in ("line 1 has no text under `text` (found nan)", "line 2", "(found True)", "line 3", "(found -inf)"):
         assert place in found
-    assert "has 2 columns `text`" in refusal("b.csv", "text,text\na,b\n")
+    assert "line 1, the header, names the column `text` twice" in refusal("b.csv", "text,text\na,b\n")
     pairs = {"query": "q", "positive": "p", "scores": "s"}
     for score in ("1e39", "9" * 400, "true"):
         found = refusal("c.jsonl", f'{{"q": "a", "p": "b", "s": [{score}]}}\n', **pairs)
@@ -307,6 +307,30 @@ def test_values_that_are_no_texts_or_scores_are_refused(tmp_path: Path) -> None:
         read_texts(data, Counter())
     with pytest.raises(ValueError, match="`held_out` is empty"):
         TextData.model_validate({"train": "x", "held_out": ""})
+
+
+def test_stray_quotes_in_csv_files_are_refused_with_the_line_of_their_row(tmp_path: Path) -> None:
+    def lines(**changed: str) -> str:
+        return "\n".join(["id,text", *(changed.get(f"row{row}", f"{row},text {row}") for row in range(40))]) + "\n"
+
+    path = tmp_path / "a.csv"
+    for content, message in (
+        (lines(row5='5,"text'), "line 7: a quote in this row is never closed; the file ends in line 41"),
+        (lines(row5='5,"text', row20='20,text"'), "line 7: a quote in this row merges it with the rows after it"),
+        (lines(row5='5,"text" 5'), "line 7: a quote in this row is closed within a value"),
+        ("id;text\n1;a\n", "line 1, the header, is separated by semicolons"),
+    ):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(InputError) as refused:
+            read_texts(TextData.model_validate({"train": str(path)}), Counter())
+        assert f"a.csv: task.data.train: {message}" in str(refused.value)
+        assert "`quoting: none`" not in str(refused.value), "the task has no such key"
+        assert refused.value.exit_code == 2
+    path.write_text(lines(row5='5,"two, or\nmore lines"'), encoding="utf-8")
+    report: Counter[str] = Counter()
+    texts = read_texts(TextData.model_validate({"train": str(path)}), report)[0].texts
+    assert len(texts) == 40
+    assert report[f"records with values of several lines in {path} (the first: line 7)"] == 1
 
 
 def test_queries_of_held_out_groups_are_not_trained_on(groups_file: str, tmp_path: Path) -> None:

@@ -23,4 +23,9 @@ from .readers.input_files import input_files as input_files
 from .readers.input_files import open_input as open_input
 from .readers.input_files import table_files as table_files
 from .readers.json_records import json_record as json_record
+from .readers.separated_values import MergedRows as MergedRows
+from .readers.separated_values import TableRow as TableRow
+from .readers.separated_values import check_header as check_header
+from .readers.separated_values import quoted_records as quoted_records
+from .readers.separated_values import split_records as split_records
 from .tokenizer_training import train_tokenizer as train_tokenizer

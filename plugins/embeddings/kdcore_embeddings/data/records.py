@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kdcore_preparation import (
     COMPRESSED_ENDINGS,
     DatasetSource,
+    MergedRows,
+    TableRow,
+    check_header,
     decoded_lines,
     file_format,
     json_record,
     load_source,
     open_input,
+    quoted_records,
+    split_records,
     table_files,
 )
 
@@ -25,7 +29,6 @@ from kdcore import DataError, first_line
 _TEXT = (".txt", ".text", ".cor")
 FORMATS = (*_TEXT, ".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SHOWN = 3
-_LONGEST_FIELD = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def _read_file(path: Path, columns: Sequence[str], report: Counter[str]) -> Text
         if ending in _TEXT:
             return _read_lines(path, lines, columns)
         if ending in (".csv", ".tsv"):
-            return _read_table(path, lines, "," if ending == ".csv" else "\t", columns)
+            return _read_table(path, lines, "," if ending == ".csv" else "\t", columns, report)
         return _read_json_lines(path, lines, columns)
 
 
@@ -144,34 +147,31 @@ def _read_lines(path: Path, lines: Iterator[str], columns: Sequence[str]) -> Tex
     return TextRecords(str(path), "line", range(1, len(values) + 1), {columns[0]: values})
 
 
-def _read_table(path: Path, lines: Iterator[str], delimiter: str, columns: Sequence[str]) -> TextRecords:
+def _read_table(
+    path: Path, lines: Iterator[str], delimiter: str, columns: Sequence[str], report: Counter[str]
+) -> TextRecords:
     """Read separated values: csv with double quotes, tsv without quotes."""
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-    csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    mistakes, numbers = RecordMistakes(str(path)), list[int]()
+    where = str(path)
+    records = quoted_records(lines, delimiter, where) if delimiter == "," else split_records(lines, delimiter)
+    first = next(records, TableRow(1, []))
+    header = [name.strip() for name in first.values]
+    check_header(first._replace(values=header), columns, delimiter, where)
+    _require(where, header, columns)
+    places = [header.index(column) for column in columns]
+    merged_rows = MergedRows(where, len(header), None, delimiter, ())
+    mistakes, numbers = RecordMistakes(where), list[int]()
     found: dict[str, list[Any]] = {column: [] for column in columns}
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        _require(str(path), header, columns)
-        places = [header.index(column) for column in columns]
-        start = reader.line_num + 1
-        for row in reader:
-            if row and len(row) != len(header):
-                mistakes.add(f"line {start} has {len(row)} fields, the header {len(header)}")
-            elif row:
-                numbers.append(start)
-                for column, place in zip(columns, places, strict=True):
-                    found[column].append(row[place])
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"line {reader.line_num} cannot be parsed ({error})",
-            where=str(path),
-            hint="quote fields with separators, quotes or line breaks, or convert the file to jsonl",
-        ) from error
+    for record in records:
+        if len(record.values) != len(header):
+            mistakes.add(f"line {record.line} has {len(record.values)} fields, the header {len(header)}")
+            continue
+        merged_rows.add(record)
+        numbers.append(record.line)
+        for column, place in zip(columns, places, strict=True):
+            found[column].append(record.values[place])
+    merged_rows.refuse(report)
     mistakes.raise_if_any("quote fields with separators or line breaks, or convert the file to jsonl")
-    return TextRecords(str(path), "line", numbers, found)
+    return TextRecords(where, "line", numbers, found)
 
 
 def _read_json_lines(path: Path, lines: Iterator[str], columns: Sequence[str]) -> TextRecords:

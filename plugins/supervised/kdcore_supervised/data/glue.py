@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore_preparation import decoded_lines, open_input
+from kdcore_preparation import TableRow, decoded_lines, open_input, split_records
 from pydantic import Field
 
 from kdcore import ComponentConfig, DataError, PathString
 from kdcore_supervised.data.labelled_tables import LabelledTable, require_columns
-from kdcore_supervised.data.separated_values import TableRow, split_records
 
 GlueName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
 

@@ -10,22 +10,29 @@ from pathlib import Path
 from typing import Any, Literal
 from unicodedata import normalize
 
-from kdcore_preparation import COMPRESSED_ENDINGS, decoded_lines, file_format, json_record, open_input
-
-from kdcore import DataError, first_line
-from kdcore_supervised.data.separated_values import (
+from kdcore_preparation import (
+    COMPRESSED_ENDINGS,
     MergedRows,
     TableRow,
     check_header,
+    decoded_lines,
+    file_format,
+    json_record,
+    open_input,
     quoted_records,
     split_records,
 )
+
+from kdcore import DataError, first_line
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 Quoting = Literal["none"]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+\.0+")
 _SHOWN = 5
+_QUOTES_HINT = (
+    "close the quote or double it; if quotes are ordinary text in this file, set `quoting: none` under `task.data`"
+)
 
 
 @dataclass
@@ -150,15 +157,15 @@ def _read_separated(
     report: Counter[str],
 ) -> LabelledTable:
     delimiter, quoted = "," if ending == ".csv" else "\t", ending == ".csv" and quoting is None
-    records = quoted_records(lines, delimiter, str(path)) if quoted else split_records(lines, delimiter)
+    records = quoted_records(lines, delimiter, str(path), _QUOTES_HINT) if quoted else split_records(lines, delimiter)
     first = next(records, TableRow(1, []))
     header = [name.strip() for name in first.values]
-    check_header(first._replace(values=header), needed, delimiter, str(path))
+    check_header(first._replace(values=header), needed, delimiter, str(path), _QUOTES_HINT)
     require_columns(str(path), header, needed)
     used = [name for name in dict.fromkeys([*needed, *wanted]) if name in header]
     places = [header.index(name) for name in used]
     label = next((header.index(name) for name in wanted if name in header), None)
-    merged_rows = MergedRows(str(path), len(header), label, delimiter, labels)
+    merged_rows = MergedRows(str(path), len(header), label, delimiter, labels, _QUOTES_HINT)
     found: list[list[Any]] = [[] for _ in used]
     numbers: list[int] = []
     mistakes = Mistakes(str(path))

@@ -14,9 +14,7 @@ _MOST_CHARACTERS_A_FIELD = 2**30
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 _IMPLAUSIBLE_LINES = 10
 _QUOTES = "values in double quotes, with every double quote inside them doubled"
-_QUOTES_HINT = (
-    "close the quote or double it; if quotes are ordinary text in this file, set `quoting: none` under `task.data`"
-)
+_QUOTES_HINT = "close the quote or double it, or convert the file to jsonl"
 
 
 class TableRow(NamedTuple):
@@ -41,8 +39,14 @@ def split_records(lines: Iterator[str], delimiter: str) -> Iterator[TableRow]:
             yield TableRow(number, line.split(delimiter))
 
 
-def quoted_records(lines: Iterator[str], delimiter: str, where: str) -> Iterator[TableRow]:
+def quoted_records(lines: Iterator[str], delimiter: str, where: str, hint: str = _QUOTES_HINT) -> Iterator[TableRow]:
     """Yield records whose fields may be in double quotes (RFC 4180), also over several lines; skip blank lines.
+
+    Args:
+        lines: the lines of the file.
+        delimiter: the character between fields.
+        where: the file.
+        hint: how to repair a stray quote.
 
     Raises:
         DataError: a quote is never closed, or text follows a closing quote.
@@ -64,19 +68,26 @@ def quoted_records(lines: Iterator[str], delimiter: str, where: str) -> Iterator
             number += len(spanned)
             spanned.clear()
     except csv.Error as error:
-        raise _malformed(where, number + 1, number + len(spanned), str(error)) from error
+        raise _malformed(where, number + 1, number + len(spanned), str(error), hint) from error
     finally:
         csv.field_size_limit(before)
 
 
-def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where: str) -> None:
-    """Require that the header is a single row in which each needed column occurs once.
+def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where: str, hint: str = _QUOTES_HINT) -> None:
+    """Require that the header is a single row in which no needed column occurs twice.
+
+    Args:
+        header: the first record.
+        needed: names of columns.
+        delimiter: the character between fields.
+        where: the file.
+        hint: how to repair a stray quote.
 
     Raises:
         DataError: a quote merges the header with other rows, it has another separator, or a column occurs twice.
     """
     if header.lines and all(len(line.split(delimiter)) == len(header.values) for line in header.lines):
-        raise _merged(where, header, "header")
+        raise _merged(where, header, "header", hint)
     other = next(
         (one for one in _OTHER_DELIMITERS if len(header.values) == 1 and one != delimiter and one in header.values[0]),
         None,
@@ -107,12 +118,20 @@ class MergedRows:
         label: index of the column of labels, if any.
         delimiter: the character between fields.
         labels: known labels; None if labels are numbers.
+        hint: how to repair a stray quote.
     """
 
     def __init__(
-        self, where: str, columns: int, label: int | None, delimiter: str, labels: Collection[str] | None
+        self,
+        where: str,
+        columns: int,
+        label: int | None,
+        delimiter: str,
+        labels: Collection[str] | None,
+        hint: str = _QUOTES_HINT,
     ) -> None:
         self._where = where
+        self._hint = hint
         self._columns = columns
         self._label = label
         self._delimiter = delimiter
@@ -145,7 +164,7 @@ class MergedRows:
             lines = len(record.lines)
             comparable = self._numbers or self._labels
             if _most(sum(map(known, labels)), lines) if comparable else lines >= _IMPLAUSIBLE_LINES:
-                raise _merged(self._where, record, "row")
+                raise _merged(self._where, record, "row", self._hint)
         if self._several:
             what = f"values of several lines in {self._where} (the first: line {self._several[0]})"
             report[f"records with {what}"] += len(self._several)
@@ -168,17 +187,17 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _merged(where: str, record: TableRow, what: str) -> DataError:
+def _merged(where: str, record: TableRow, what: str, hint: str) -> DataError:
     last = record.line + len(record.lines) - 1
     return DataError(
         f"line {record.line}: a quote in this {what} merges it with the rows after it, up to line {last}",
         where=where,
         allowed=_QUOTES,
-        hint=_QUOTES_HINT,
+        hint=hint,
     )
 
 
-def _malformed(where: str, line: int, last: int, error: str) -> DataError:
+def _malformed(where: str, line: int, last: int, error: str, hint: str) -> DataError:
     """Describe a parser error in a record that starts at `line`, detected at line `last`."""
     if "unexpected end of data" in error:
         what = f"line {line}: a quote in this row is never closed; the file ends in line {last}"
@@ -194,4 +213,4 @@ def _malformed(where: str, line: int, last: int, error: str) -> DataError:
         )
     else:
         what = f"line {line}: the row cannot be read ({error})"
-    return DataError(what, where=where, allowed=_QUOTES, hint=_QUOTES_HINT)
+    return DataError(what, where=where, allowed=_QUOTES, hint=hint)
