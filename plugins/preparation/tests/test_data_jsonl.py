@@ -72,6 +72,10 @@ def test_compressed_files_are_read(tmp_path: Path, suffix: str) -> None:
         ('{"text": ["a"]}', 'line 2 has no text under "text" (found list)'),
         ("[" * 100_000, "line 2 is not JSON"),
         ('{"text": "a", "text": "b"}', "line 2 has the key `text` more than once"),
+        ('{"text": "a", "id": {"text": 1}, "\\u0074ext": "a"}', "line 2 has the key `text` more than once"),
+        ('{"text": null, "text": "b"}', "line 2 has the key `text` more than once"),
+        ('{"text": "a", "text": null}', "line 2 has the key `text` more than once"),
+        ('{"text": {"x": 1, "x": 2}}', "line 2 has the key `x` more than once"),
     ],
 )
 def test_lines_that_are_no_such_object_cost_no_other_one_and_are_an_error_in_the_end(

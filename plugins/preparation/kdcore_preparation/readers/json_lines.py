@@ -20,7 +20,7 @@ from kdcore_preparation.readers.file_corpus import (
     read_lines,
 )
 from kdcore_preparation.readers.input_files import open_counted
-from kdcore_preparation.readers.json_records import json_record
+from kdcore_preparation.readers.json_records import json_record, repeated_key
 
 _PAST_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
@@ -93,18 +93,21 @@ class JsonLinesCorpus(FileCorpus):
             self._json.drop("blank lines", len(line))
             return None
         try:
-            record = json_record(line.strip(), [self.config.field])
+            record = json_record(line.strip(), ())  # repeated keys of texts are found with their length, in one pass
+            text = record.get(self.config.field)
+            if isinstance(text, str):
+                literal = _length_of_literal(line, self.config.field)
+            else:
+                json_record(line.strip(), [self.config.field])
         except ValueError as error:
             return error
         if self.config.field not in record:
             return ValueError(f'has no field "{self.config.field}", only {", ".join(list(record)[:10]) or "none"}')
-        text = record[self.config.field]
         if text is None:
             self._json.drop("records whose text is null", len(line))
             return ""
         if not isinstance(text, str):
             return ValueError(f'has no text under "{self.config.field}" (found {type(text).__name__})')
-        literal = _length_of_literal(line, self.config.field)
         self._json.drop("other fields and syntax", len(line) - literal)
         if literal != len(text):
             self._json.rewrite("escapes", literal, len(text))
@@ -116,15 +119,20 @@ def _length_of_literal(line: str, field: str) -> int:
 
     Args:
         line: the object, known to be valid JSON with a string under `field`.
-        field: the key, which occurs once in the object.
+        field: the key.
+
+    Raises:
+        ValueError: the object has the key more than once; the message is that of `json_record`.
     """
-    length = 0
+    length = -1
     place = line.index("{")
     while line[place] != "}":
         key, place = _DECODER.raw_decode(line, _past_white_space(line, place + 1))
         start = _past_white_space(line, _past_white_space(line, place) + 1)  # past the colon
         _, place = _DECODER.raw_decode(line, start)
         if key == field:
+            if length >= 0:
+                raise ValueError(repeated_key(key))
             length = place - start - 2
         place = _past_white_space(line, place)
     return length
