@@ -233,7 +233,7 @@ def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         literal = json.dumps(text, ensure_ascii=number % 2 == 0)
         literals += len(literal) - 2
         other = ['{"text": "no", "n": [1, {"text": 2}]}', '"}"', "1e5", "null", '"\\"text\\": \\"no\\""'][number % 5]
-        first = f'"text": "first {number}", ' if number % 7 == 0 else ""
+        first = f'"Text": "first {number}", ' if number % 7 == 0 else ""
         lines.append(f' {{{first}"a": {other} ,"t\\u0065xt" :{literal}, "z":{other}}}\t')
     lines += ["", '{"text": null}', "   "]
     content = "\ufeff" + "\n".join(lines) + "\n"
