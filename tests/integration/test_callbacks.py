@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -211,8 +212,13 @@ def test_a_checkpoint_is_shown_when_it_is_complete_and_never_if_it_fails(
     assert not [text for text in SEEN if text.startswith("checkpoint")]
 
 
-def test_signals_belong_to_the_script_between_events_and_another_thread_can_close_the_run(small_recipe: Path) -> None:
+def test_signals_belong_to_the_script_between_events_and_another_thread_can_close_the_run(
+    small_recipe: Path, request: pytest.FixtureRequest
+) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    # A shell starts background commands with SIGINT ignored.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in numbers]
     events = kdcore.steps(small_recipe, {"callbacks": ["watcher"], "checkpoints.every": 2})
     while (event := next(events)).progress.step < 3:
