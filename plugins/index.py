@@ -16,7 +16,7 @@ API_GROUP = "kdcore.plugin_api"
 
 
 def index() -> str:
-    """The text of the index: group, then name, then package; `GROUP of papers`, then a paper's name, then ours."""
+    """Return the index as JSON: package by group and name; our name by `GROUP of papers` and a paper's name."""
     found: dict[str, dict[str, str]] = {}
     for file in sorted([*ROOT.glob("plugins/*/pyproject.toml"), ROOT / "launch" / "pyproject.toml"]):
         if file.exists():

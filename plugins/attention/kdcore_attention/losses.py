@@ -31,7 +31,7 @@ Attention = ScoreMaps | tuple[Tensor, Tensor]
 
 
 def attention_kl(student: Attention, teacher: Attention, lengths: Lengths | None = None) -> Total:
-    """Sum `KL(softmax(S_t) || softmax(S_s))`, `S = q k^T / sqrt(d_k)`, over heads and real queries; counted in these.
+    """Sum `KL(softmax(S_t) || softmax(S_s))`, `S = q k^T / sqrt(d_k)`, over heads and real queries, and count them.
 
     Args:
         student: (query, key) of one block, (B, A, L, d_k) each.
@@ -39,14 +39,14 @@ def attention_kl(student: Attention, teacher: Attention, lengths: Lengths | None
         lengths: (B,) number of real tokens of each sequence; None if all are real.
 
     Raises:
-        ValueError: the shapes or the lengths do not fit.
+        ValueError: the shapes or the lengths do not match.
     """
     own, theirs = _maps(student, lengths), _maps(teacher, lengths)
     return Total(own.kl_from(theirs), own.num_rows)
 
 
 def attention_mse(student: Attention, teacher: Attention, lengths: Lengths | None = None) -> Total:
-    """Sum `(S_s - S_t)^2` over heads and pairs of real tokens, counted in these; arguments as for `attention_kl`."""
+    """Sum `(S_s - S_t)^2` over heads and pairs of real tokens, and count them; arguments as for `attention_kl`."""
     own, theirs = _maps(student, lengths), _maps(teacher, lengths)
     return Total(own.squared_error_from(theirs), own.num_entries)
 
@@ -54,7 +54,7 @@ def attention_mse(student: Attention, teacher: Attention, lengths: Lengths | Non
 def value_relation_kl(
     student: ScoreMaps | Tensor, teacher: ScoreMaps | Tensor, lengths: Lengths | None = None
 ) -> Total:
-    """Sum `KL(softmax(R_t) || softmax(R_s))`, `R = v v^T / sqrt(d_k)`, over heads and real tokens; counted in these.
+    """Sum `KL(softmax(R_t) || softmax(R_s))`, `R = v v^T / sqrt(d_k)`, over heads and real tokens, and count them.
 
     Args:
         student: values (B, A, L, d_k) of one block.
@@ -62,7 +62,7 @@ def value_relation_kl(
         lengths: (B,) number of real tokens of each sequence; None if all are real.
 
     Raises:
-        ValueError: the shapes or the lengths do not fit.
+        ValueError: the shapes or the lengths do not match.
     """
     own, theirs = (
         side if isinstance(side, ScoreMaps) else ScoreMaps.from_tensors(side, None, lengths)
@@ -76,7 +76,7 @@ def _maps(side: Attention, lengths: Lengths | None) -> ScoreMaps:
 
 
 class HeadwiseLoss(Loss):
-    """Base class: pairs of blocks, head h of the student compared with head h of the teacher, one term."""
+    """Base class for losses of one term that compare equally numbered heads of both models in pairs of blocks."""
 
     class Config(LossConfig):
         """Keys of an entry."""

@@ -19,13 +19,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 
 
-@strict  # checks values of annotations that are types, so this file must not postpone their evaluation
+@strict  # needs annotations that are types, so this file must not postpone their evaluation
 class BudgetBertConfig(BertConfig):  # type: ignore[misc]  # transformers has no types
     """BERT's configuration with three more keys.
 
     Attributes:
-        norm_position: `pre`: what goes into attention and feed-forward part is normalised, and the last block's output
-            once more; `post`: the sums of input and output are.
+        norm_position: `pre`: the inputs of attention and feed-forward part are normalised, and so is the last block's
+            output; `post`: the sums of input and output are normalised.
         norm: `layer_norm`, or `rms_norm`, which neither subtracts a mean nor adds a bias.
         embedding_norm: whether the embeddings are normalised.
     """
@@ -113,7 +113,7 @@ class BudgetBertSelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Compute weighted values (B, L, d), and probabilities where the kernel has them."""
+        """Compute weighted values (B, L, d), and probabilities if the kernel returns them."""
         query, key, value = (
             project(states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
@@ -130,7 +130,7 @@ class BudgetBertSelfAttention(nn.Module):
 
 
 class BudgetBertOutput(nn.Module):
-    """The frame around attention or feed-forward part: the norm before or after it, projection and residual."""
+    """The layers around attention or feed-forward part: norm before or after it, projection and residual."""
 
     def __init__(self, config: BudgetBertConfig, input_size: int) -> None:
         super().__init__()
@@ -140,17 +140,17 @@ class BudgetBertOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def enter(self, states: Tensor) -> Tensor:
-        """Return the input of the framed part."""
+        """Return the input of the enclosed part."""
         return self.LayerNorm(states) if self.norm_first else states
 
     def forward(self, inner: Tensor, states: Tensor) -> Tensor:
-        """Add what the framed part has made of `states` to them."""
+        """Project the enclosed part's output for `states`, and add it to them."""
         states = self.dropout(self.dense(inner)) + states
         return states if self.norm_first else self.LayerNorm(states)
 
 
 class BudgetBertAttention(nn.Module):
-    """Attention with its frame."""
+    """Attention with the layers around it."""
 
     def __init__(self, config: BudgetBertConfig) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class BudgetBertAttention(nn.Module):
         self.output = BudgetBertOutput(config, config.hidden_size)
 
     def forward(self, states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Return states (B, L, d) after attention, and probabilities where the kernel has them."""
+        """Return states (B, L, d) after attention, and probabilities if the kernel returns them."""
         values, probabilities = self.self(self.output.enter(states), attention_mask, **kwargs)
         return self.output(values, states), probabilities
 
@@ -187,7 +187,7 @@ class BudgetBertLayer(nn.Module):
         self.output = BudgetBertOutput(config, config.intermediate_size)
 
     def forward(self, states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Return states (B, L, d) after the block, and attention probabilities where the kernel has them."""
+        """Return states (B, L, d) after the block, and attention probabilities if the kernel returns them."""
         states, probabilities = self.attention(states, attention_mask, **kwargs)
         return self.output(self.intermediate(self.output.enter(states)), states), probabilities
 
@@ -230,13 +230,13 @@ class BudgetBertTransform(nn.Module):
 
 
 class BudgetBertPredictions(nn.Module):
-    """The masked-LM head. Its decoder has a bias, also where its weight is the word embeddings."""
+    """The masked-LM head. Its decoder has a bias, even if its weight is tied to the word embeddings."""
 
     def __init__(self, config: BudgetBertConfig) -> None:
         super().__init__()
         self.transform = BudgetBertTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # the decoder's under the name that BERT saves it by
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # the decoder's, under its name in saved BERTs
 
     def forward(self, states: Tensor) -> Tensor:
         """Compute logits (..., V) of states (..., d)."""
@@ -296,7 +296,7 @@ class BudgetBertModel(BudgetBertPreTrainedModel):
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Put other word embeddings in their place."""
+        """Replace the word embeddings."""
         self.embeddings.word_embeddings = value
 
     @can_return_tuple  # type: ignore[untyped-decorator]
@@ -313,7 +313,7 @@ class BudgetBertModel(BudgetBertPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Encode; arguments and outputs are those of transformers' BERT.
 
-        The last of `hidden_states` is after the final norm, as `last_hidden_state` is.
+        The last of `hidden_states` is taken after the final norm, like `last_hidden_state`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -356,13 +356,13 @@ class BudgetBertForMaskedLM(BudgetBertPreTrainedModel):
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Put another decoder in its place."""
+        """Replace the decoder."""
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> MaskedLMOutput:
-        """Predict; arguments and outputs are those of transformers' BERT, and so is -100 in `labels` for no label."""
+        """Predict; arguments and outputs are those of transformers' BERT, with -100 in `labels` for no label."""
         outputs = self.bert(input_ids, return_dict=True, **kwargs)
         logits = self.cls(outputs.last_hidden_state)
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())

@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def command_parser(line: str) -> argparse.ArgumentParser:
-    """Build the parser of a command line, with all commands or, for `kdcore-train`, the arguments of that one.
+    """Build the parser of a command line, with all commands or, for `kdcore-train`, the arguments of that command.
 
     Args:
         line: the command line as typed so far.

@@ -45,10 +45,10 @@ def contrastive(
         student_negatives: (B, K, d) the student's embeddings of other samples.
         teacher_negatives: (B, K, d) the teacher's embeddings of other samples.
         temperature: tau.
-        log_mean: returns log(Z / n) of each direction (2,) for the scores (2, B, 1 + K); default: that of this batch.
+        log_mean: function from scores (2, B, 1 + K) to log(Z / n) of each direction (2,); default: that of this batch.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
     """
     sizes = student_negatives.shape
     require_shapes(

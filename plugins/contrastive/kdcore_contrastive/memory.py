@@ -56,8 +56,8 @@ class Memory(nn.Module):
     def draw(self, ids: Tensor, labels: Tensor | None, count: int) -> Tensor:
         """Draw other samples for each sample, with replacement: (B, count) row numbers.
 
-        They depend on the sample and the number of earlier draws, not on random states, so that a resumed run draws the
-        same samples as an uninterrupted one, on any device. Outside of training they are fixed.
+        The rows depend on the sample and the number of earlier draws, not on random states, so that a resumed run draws
+        the same samples as an uninterrupted one, on any device. Outside of training they are fixed.
 
         Args:
             ids: (B,) the samples.

@@ -29,7 +29,7 @@ class FusedDisentangledAttention(nn.Module):
         self.dropout = original.dropout
         listed = set(original.pos_att_type) & {"c2p", "p2c"}
         self.terms = listed if original.relative_attention else set()
-        # Without relative attention transformers still divides by the number of the terms that are listed.
+        # Without relative attention transformers still counts the listed terms in its divisor.
         self.scale: float = (self.query_proj.out_features // self.num_heads * (1 + len(listed))) ** -0.5
         if not original.relative_attention:
             return
@@ -97,12 +97,12 @@ class FusedDisentangledAttention(nn.Module):
 
 
 def run_blocks(encoder: Any, hidden_states: Tensor, attention_mask: Tensor, **kwargs: Any) -> BaseModelOutput:
-    """Replace the encoder's forward pass: any number of blocks, and no mask for a batch without padding.
+    """Replace the encoder's forward pass, to run any number of blocks, without a mask if there is no padding.
 
     Args:
         encoder: transformers' `DebertaV2Encoder`.
         hidden_states: (B, L, d) output of the embeddings.
-        attention_mask: (B, L) bool; floating-point ones, which the base model creates, if there is no padding.
+        attention_mask: (B, L) bool; without padding, the floating-point ones that the base model creates.
         kwargs: settings of outputs, which kdcore does not read.
     """
     padded = attention_mask.dtype == torch.bool

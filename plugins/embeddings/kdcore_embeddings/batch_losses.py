@@ -52,7 +52,7 @@ def similarity(
         dimensions: widths to which the student's embeddings are also truncated; the sum is the mean over all widths.
 
     Raises:
-        ValueError: the shapes or `dimensions` do not fit.
+        ValueError: the shapes do not match, or `dimensions` are out of range.
     """
     fit = student.ndim == teacher.ndim == 2 and len(student) == len(teacher)
     require_shapes(fit, "(B, C) with equal B", student=student, teacher=teacher)
@@ -89,7 +89,7 @@ def info_nce(
         dimensions: widths to which the embeddings are also truncated; the sum is the mean over all widths.
 
     Raises:
-        ValueError: the shapes or `dimensions` do not fit.
+        ValueError: the shapes do not match, or `dimensions` are out of range.
     """
     fit = student.ndim == 3 and student.shape[1] > 1 and (texts is None or texts.shape == student.shape[:2])
     require_shapes(fit, "(n, k, C) with k > 1, and (n, k)", student=student, texts=texts)
@@ -191,8 +191,8 @@ class InfoNCELoss(_CoupledEmbeddings):
     """Find a query's document among all documents of the batch (van den Oord et al. 2018); needs no teacher.
 
     Term `info_nce`: sum over queries i of `-log(exp(c(q_i, d_i) / T) / sum_j exp(c(q_i, d_j) / T))`, with cosines c,
-    over the positive and negative documents j of all groups, counted in queries. Documents are left out of the sum that
-    have the text of q_i, of d_i, or of a document that belongs to q_i in another group.
+    over the positive and negative documents j of all groups, counted in queries. The sum omits documents
+    that have the same text as q_i, d_i, or a document that belongs to q_i in another group.
     """
 
     class Config(MatryoshkaConfig):

@@ -153,8 +153,8 @@ class _GroupScores(Loss):
 class MarginMSELoss(_GroupScores):
     """Match the margins between the scores of positive and negative documents (Hofstätter et al. 2020).
 
-    Term `margin_mse`: sum over queries and their negatives j of `((s_1 - s_j) - (t_1 - t_j))^2`, with the scores s of
-    the student and t to learn, counted in negatives.
+    Term `margin_mse`: sum over queries and their negatives j of `((s_1 - s_j) - (t_1 - t_j))^2`, with the student's
+    scores s and the target scores t, counted in negatives.
     """
 
     class Config(RankingConfig):
@@ -173,7 +173,7 @@ class MarginMSELoss(_GroupScores):
         """
         size = self.group_size(batch)
         if self.unit_length and self.config.similarity == "dot" and self.config.scores == "data" and not self._checked:
-            self._checked = True  # a run must not fail later
+            self._checked = True  # the error must not occur later in a run
             scores = batch.columns[GROUP_SCORES]
             largest = float((scores[:, :1] - scores[:, 1:]).abs().max())
             if largest > _LARGEST_MARGIN:
@@ -194,7 +194,7 @@ class ListwiseKLLoss(_GroupScores):
     """Match the distribution of the scores over a query's documents.
 
     Term `listwise_kl`: sum over queries of `T^2 KL(softmax(t / T) || softmax(s / T))` over the query's documents, with
-    the scores s of the student and t to learn, counted in queries.
+    the student's scores s and the target scores t, counted in queries.
     """
 
     class Config(RankingConfig):

@@ -46,7 +46,7 @@ def embedding(
             the complete and the truncated embeddings.
 
     Raises:
-        ValueError: the shapes differ, or embeddings have fewer components.
+        ValueError: the shapes differ, or a dimension is out of range.
     """
     own, theirs = (at_least_float32(rows) for rows in paired_rows(student, teacher))
     sums = [_distance(own, theirs, distance)]
@@ -68,7 +68,7 @@ class EmbeddingLoss(Loss):
     """Distance between the embeddings of student and teacher.
 
     Term `embedding`: with `distance: mse`, sum over texts of `|e_s - e_t|^2`, counted in B * C; with `cosine`, sum over
-    texts of `1 - cos(e_s, e_t)`, counted in B. With `dimensions`, the mean of this sum and of those of embeddings
+    texts of `1 - cos(e_s, e_t)`, counted in B. With `dimensions`, the mean of this sum and the sums for embeddings
     truncated to these widths and scaled to length 1.
     """
 
@@ -120,7 +120,7 @@ class EmbeddingLoss(Loss):
         return {"embedding": total.sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Sum the teacher's embeddings (C,), their squares and their number; with `cosine` of unit vectors."""
+        """Sum the teacher's embeddings (C,) and their squares, and count them; with `cosine`, as unit vectors."""
         assert teacher is not None
         theirs = read_teacher(teacher, self.config).double()
         if self.config.distance == "cosine":

@@ -128,7 +128,7 @@ class SentenceFolder:
         return next((self.prompts[name] for name in names if name in self.prompts), self.default_prompt)
 
     def module_files(self) -> dict[str, Path]:
-        """Return the files besides those of the encoder on which embeddings depend, by their names in the folder."""
+        """Return the files that embeddings depend on, besides those of the encoder, by their names in the folder."""
         folders = [self.pooling, *(layer.folder for layer in self.layers)]
         names = ("config.json", "model.safetensors", "pytorch_model.bin")
         files = [self.path / "modules.json", *(folder / name for folder in folders for name in names)]
@@ -138,7 +138,7 @@ class SentenceFolder:
         """Build pooling and layers with their weights.
 
         Raises:
-            DataError: a width does not fit, or weights are missing or damaged.
+            DataError: widths do not match, or weights are missing or damaged.
         """
         width, layers = hidden_size * len(self.modes), list[nn.Module]()
         for layer in self.layers:

@@ -54,7 +54,7 @@ print(model.similarity(queries, documents))
 
 
 class Prompts(ComponentConfig):
-    """Text that precedes texts."""
+    """Prompts that are put before texts."""
 
     query: str = Field("", description="Precedes queries.")
     document: str = Field("", description="Precedes all other texts.")
@@ -64,7 +64,7 @@ class Embeddings(Task):
     """Texts whose embeddings the student learns; each model tokenises them separately, after its own prompt."""
 
     class Config(ComponentConfig):
-        """Keys of the task `embeddings`; what is not set is that of the teacher's folder."""
+        """Keys of the task `embeddings`; missing ones are taken from the teacher's folder."""
 
         data: TextData
         tokenizer: PathOrHubName | None = Field(
@@ -252,7 +252,7 @@ class Embeddings(Task):
         """Compare lengths and vocabularies with the models.
 
         Raises:
-            DataError: the lengths or vocabularies do not fit.
+            DataError: lengths or vocabularies do not match.
             InputError: the teacher excludes prompts from its pooling.
         """
         folder = teacher.folder if isinstance(teacher, SentenceTransformerModel) else None
@@ -377,7 +377,7 @@ class Embeddings(Task):
         return self._own[split].rows(self._rows(samples)[:: self.config.data.width])
 
     def teacher_sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the teacher's tokens (B, L) and lengths (B,); None if they are the student's."""
+        """Return the teacher's tokens (B, L) and lengths (B,); None if they equal the student's."""
         return (
             None if self._theirs is None else self._theirs[split].rows(self._rows(samples)[:: self.config.data.width])
         )

@@ -28,7 +28,7 @@ def compare(
         results: folders of evaluations; default: those below `evaluations`.
 
     Raises:
-        InputError: a folder holds no run, or a key does not exist.
+        InputError: a folder contains no run, or a key does not exist.
     """
     from kdcore_evaluation.commands.compare import find_results, read_runs
     from kdcore_evaluation.report.comparison import compare_runs

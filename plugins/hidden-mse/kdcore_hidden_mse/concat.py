@@ -43,12 +43,12 @@ def hidden_mse_concat(
     Args:
         student: the states of each block: (B, L, d_s) with `lengths`, or rows (..., d_s) that are all compared.
         teacher: like `student`, of width d_t.
-        weight: W, from the width of all blocks of the mapped model to that of the other.
+        weight: W, which maps the concatenated states of one model to the width of the other's.
         lengths: (B,) number of real tokens of each sequence.
         project: the model whose states are mapped.
 
     Raises:
-        ValueError: the shapes or the lengths do not fit.
+        ValueError: the shapes or the lengths do not match.
     """
     for states in (*student, *teacher):
         require_shapes(
@@ -69,7 +69,7 @@ class HiddenMSEConcat(Loss):
 
     Term `hidden_mse_concat`: `|W concat_l(h_s^l) - concat_l(h_t^l)|^2` over real tokens, counted in N times the width
     of the teacher's concatenated states. With `project: teacher` it is `|concat_l(h_s^l) - W concat_l(h_t^l)|^2`,
-    counted in N times the width of the student's, as in the authors' code; this admits a collapse, in which W and the
+    counted in N times the width of the student's, as in the authors' code; this allows a collapse, in which W and the
     student's states shrink to 0.
     """
 

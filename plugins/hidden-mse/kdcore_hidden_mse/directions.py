@@ -20,7 +20,7 @@ def hidden_cosine(student: Tensor, teacher: Tensor, lengths: Lengths | None = No
         lengths: (B,) number of real tokens of each sequence.
 
     Raises:
-        ValueError: the shapes or the lengths do not fit.
+        ValueError: the shapes or the lengths do not match.
     """
     own, theirs = (at_least_float32(rows) for rows in paired_rows(student, teacher, lengths))
     return Total(_squared_distance(own, theirs) / 2, len(own))

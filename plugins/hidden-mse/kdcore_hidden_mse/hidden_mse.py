@@ -17,7 +17,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, lengths: Lengths | None = None)
         lengths: (B,) number of real tokens of each sequence.
 
     Raises:
-        ValueError: the shapes or the lengths do not fit.
+        ValueError: the shapes or the lengths do not match.
     """
     own, theirs = (at_least_float32(rows) for rows in paired_rows(student, teacher, lengths))
     return Total((own - theirs).square().sum(), own.numel())

@@ -47,7 +47,7 @@ def minilm_v2(
 ) -> Total:
     """Sum `KL(softmax(x_t x_t^T / sqrt(d_r)) || softmax(x_s x_s^T / sqrt(d_r)))` over relation heads and real tokens.
 
-    It is counted in these. MiniLMv2 adds the means for queries, keys and values.
+    The count is the number of heads times that of real tokens. MiniLMv2 adds the means for queries, keys and values.
 
     Args:
         student: x_s (B, A, L, d_k): queries, keys or values of one block.
@@ -56,7 +56,7 @@ def minilm_v2(
         relation_heads: R, which divides both widths A * d_k; default: the teacher's A.
 
     Raises:
-        ValueError: the shapes, the lengths or `relation_heads` do not fit.
+        ValueError: the shapes, the lengths or `relation_heads` do not match.
     """
     if not isinstance(teacher, ScoreMaps):
         relation_heads = teacher.shape[1] if relation_heads is None else relation_heads

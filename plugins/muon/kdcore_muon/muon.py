@@ -22,7 +22,7 @@ class Muon(Optimizer):
 
     The update of a matrix is its momentum with all singular values moved to about 1, times 0.2 * sqrt(max(rows,
     columns)). The factor gives it the root mean square of AdamW's updates (Liu et al. 2025, section 2.2), so that one
-    learning rate and weight decay serve both. Embeddings, heads, biases, norms and the learned parameters of losses are
+    learning rate and weight decay suit both. Embeddings, heads, biases, norms and the learned parameters of losses are
     updated by AdamW with bias correction. Weight decay is decoupled.
     """
 
@@ -40,19 +40,19 @@ class Muon(Optimizer):
     config: Config
 
     def build(self, groups: list[ParameterGroup]) -> MuonOptimizer:
-        """Build one optimizer for all groups, which decides by each parameter's role."""
+        """Build one optimizer for all groups, which updates each parameter according to its role."""
         return MuonOptimizer(groups, self.config)
 
 
 class MuonOptimizer(torch.optim.Optimizer):
     """Update parameters whose role is `matrix` by Muon, and all others by AdamW.
 
-    State of a matrix: `momentum_buffer`. State of another parameter: `step`, `exp_avg`, `exp_avg_sq`, as in torch.
+    The state of a matrix is `momentum_buffer`, that of others is `step`, `exp_avg`, `exp_avg_sq`, as in torch.
     """
 
     def __init__(self, groups: list[ParameterGroup], config: Muon.Config) -> None:
         self._config = config
-        # Not read from the groups later: loading a state replaces them by plain ones.
+        # Determined here, because loading a state replaces the groups with plain ones.
         self._matrices = {one.parameter for group in groups for one in group.parameters if one.role == "matrix"}
         super().__init__(groups, {"lr": config.lr, "weight_decay": 0.0})
 
@@ -121,7 +121,7 @@ class MuonOptimizer(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:
     """Move all singular values of matrices to about 1 (0.7 to 1.2) by Newton-Schulz steps.
 
-    On GPUs this is computed in bfloat16, as published; its rounding is far below that spread.
+    On GPUs this is computed in bfloat16, as published; its rounding errors are far smaller than this range.
 
     Args:
         matrices: (n, rows, columns).

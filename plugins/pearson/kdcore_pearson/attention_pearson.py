@@ -53,7 +53,7 @@ def attention_pearson(student: QueryKey, teacher: QueryKey, lengths: Lengths | N
         The totals along `keys`, `queries`, `heads` and `sequences`.
 
     Raises:
-        ValueError: the shapes or the lengths do not fit.
+        ValueError: the shapes or the lengths do not match.
     """
     query = student.query if isinstance(student, BlockAttention) else student[0]
     require_shapes(query.ndim == 4, "(B, A, L, d_k)", query=query)
@@ -97,9 +97,9 @@ class AttentionPearson(Loss):
     - `keys`: along keys, one for every sequence, head and query;
     - `queries`: along queries, one for every sequence, head and key;
     - `heads`: along heads, one for every sequence, query and key;
-    - `sequences`: along sequences, one for every head, query and key that two sequences of the micro-batch have.
+    - `sequences`: along sequences of the micro-batch, one for every head, query and key that at least two of them have.
 
-    Only entries between real tokens are used. Without variance in both models r = 1, in one model only r = 0.
+    Only entries between real tokens are used. If neither model has variance, r = 1; if only one has none, r = 0.
     """
 
     class Config(LossConfig):

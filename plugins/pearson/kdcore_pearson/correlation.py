@@ -1,4 +1,4 @@
-"""Compute Pearson correlations along one axis as distances `1 - r`, finite also without variance."""
+"""Compute Pearson correlations along one axis as distances `1 - r`, which are finite even without variance."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def correlation_distance(own: Tensor, theirs: Tensor, real: Tensor, dim: int) ->
     """Sum `1 - r` over all correlations r between two arrays along `dim`: a scalar.
 
     With c the centred values divided by their norm, `1 - r` is `|c_own - c_theirs|^2 / 2`, which is exactly 0 for equal
-    arrays. Without variance in both arrays, or without real entries, r = 1; without variance in one array r = 0,
-    without gradient.
+    arrays. If neither array has variance, or if there are no real entries, r = 1; if only one array has none, r = 0,
+    without a gradient.
 
     Args:
         own: logarithms of the values; minus infinity for the value 0 and for entries that are not real.

@@ -44,7 +44,7 @@ class BlockAttention:
         """Create the attention of query and key (B, A, L, d_k) with the usual scale; `lengths` (B,) are on the host.
 
         Raises:
-            ValueError: the shapes do not fit.
+            ValueError: the shapes do not match.
         """
         fit = query.shape == key.shape and len(lengths) == len(query)
         require_shapes(fit, f"equal (B, A, L, d_k), {len(lengths)} sequences", query=query, key=key)

@@ -35,7 +35,7 @@ def classification(logits: Tensor, labels: Tensor, *, problem_type: str = "singl
             `regression` for the squared error of one output.
 
     Raises:
-        ValueError: the shapes do not fit, or `problem_type` is unknown.
+        ValueError: the shapes do not match, or `problem_type` is unknown.
     """
     require_problem_type(problem_type)
     several, number = problem_type == "multi_label_classification", problem_type == "regression"
@@ -60,7 +60,7 @@ class ClassificationLoss(Loss):
 
     It reads the student's head `sequence_classes`, or else `token_classes`. Term `classification`:
 
-    - sequences: sum of `-log softmax(z_s)[label]`, or of `(z_s - label)^2` where the head gives a number, counted in
+    - sequences: sum of `-log softmax(z_s)[label]`, or of `(z_s - label)^2` where the head outputs a number, counted in
       sequences;
     - sequences with several labels: sum of the mean over labels of the binary cross-entropy of `sigmoid(z_s)`, counted
       in sequences;

@@ -91,8 +91,8 @@ def constant_scores(labels: np.ndarray) -> dict[str, float]:
     """Return the scores of the best predictions that ignore the text; empty for numbers.
 
     `accuracy` is that of the most frequent class. With multiple labels per text, `f1_micro` is that of always
-    predicting the most frequent labels, as many as give the highest value, and `f1_macro` that of always predicting all
-    labels.
+    predicting the k most frequent labels, for the k with the highest value, and `f1_macro` that of always predicting
+    all labels.
 
     Args:
         labels: as for `metrics_of`.

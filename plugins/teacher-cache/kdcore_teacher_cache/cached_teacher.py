@@ -137,7 +137,7 @@ class CachedTeacher(Model):
         """Refuse a teacher, data, tokenizer or masks other than those of the cache, and signals that it lacks.
 
         Raises:
-            DataError: the cache does not fit; all differences are listed.
+            DataError: the cache does not match; all differences are listed.
         """
         if self._automatic:
             self._task, self._requests = task, requests
@@ -236,7 +236,7 @@ class CachedEncoder(Encoder):
         self._lock = Lock()
 
     def to(self, *arguments: Any, **options: Any) -> Self:
-        """Warn if signals were computed in lower precision than that of training, to which a live teacher is cast."""
+        """Warn if signals were computed in lower precision than training's, to which a live teacher would be cast."""
         target = arguments[0] if arguments else None
         if isinstance(target, torch.dtype):
             for reader in self._readers:

@@ -92,7 +92,7 @@ def from_drawn(ids: Tensor, vocab_size: int) -> Tensor:
 
 
 def calibration_error(logits: Tensor, read: Tensor) -> float:
-    """Return how much probability mass per position is read in another range than the teacher's.
+    """Return how much probability mass per position is read in a different range from the teacher's.
 
     Tokens are grouped by the teacher's probability, in ranges of half a decade. Differences between the stored and the
     teacher's probability are averaged over all positions and added within each range, so that noise cancels out but

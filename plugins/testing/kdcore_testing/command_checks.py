@@ -49,7 +49,7 @@ def check_command(
         mistakes: lists of arguments with a mistake of the user, such as a file that does not exist. They are run.
 
     Raises:
-        AssertionError: with the violated requirement.
+        AssertionError: a requirement is violated; the message names it.
     """
     cls: type[Command] = find_component("kdcore.commands", name).cls if isinstance(name, str) else name
     one_line: Any = getattr(cls, "help", None)

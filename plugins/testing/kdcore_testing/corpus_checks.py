@@ -33,7 +33,7 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
         config: its keys in a recipe, without `name`; paths are absolute.
 
     Raises:
-        AssertionError: with the violated requirement.
+        AssertionError: a requirement is violated; the message names it.
     """
     cls: type[Corpus] = find_component("kdcore.corpora", name).cls if isinstance(name, str) else name
 

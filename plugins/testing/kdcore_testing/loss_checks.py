@@ -64,7 +64,7 @@ def compute_loss(
         it is a schedule).
 
     Raises:
-        InputError: the configuration does not fit the models.
+        InputError: the configuration is not valid for the models.
         AssertionError: the loss reads a signal that it does not request or that is not given, or requests a column
             that is not given.
     """
@@ -143,7 +143,7 @@ def check_loss(
         maps_teacher: skip the second part of 10, because the published definition has a learned map of the teacher.
 
     Raises:
-        AssertionError: with the violated requirement.
+        AssertionError: a requirement is violated; the message names it.
     """
     student = student or tiny(2)
     if teacher is None:
@@ -484,7 +484,7 @@ class _LossCheck:
 
 
 def _perturbed(loss: Loss) -> Loss:
-    """Move parameters away from their initial values, for which errors may have no effect."""
+    """Move parameters away from their initial values, at which errors may have no effect."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in loss.parameters():

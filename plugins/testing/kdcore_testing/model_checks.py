@@ -25,22 +25,22 @@ from kdcore_testing.model_signal_checks import (
 def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> None:
     """Check the requirements on every model.
 
-    1. `info` is what happens: as many different blocks run as `num_layers`, states have `hidden_size` columns, query,
-       key and value `num_heads` heads of `head_size`, and predictions `vocab_size` columns. The last token of
-       `vocab_size` can be computed and the next one cannot, and so can `max_length` tokens (at most 2048 are tried).
-       The student's export runs `num_layers` blocks. A teacher loaded for a lower block gives the same states as the
-       whole teacher.
+    1. `info` is correct: `num_layers` different blocks run, states have `hidden_size` columns, query, key and value
+       have `num_heads` heads of `head_size`, and predictions have `vocab_size` columns. The last token id below
+       `vocab_size` can be computed, but the next one cannot; `max_length` tokens can be computed (at most 2048 are
+       tried). The student's export runs `num_layers` blocks. A teacher loaded for a lower block returns the same states
+       as the whole teacher.
     2. Hidden states, and, if `info` has them, query, key, value, the attention maps that follow from them, predictions
        and the outputs of each of `info.heads` do not depend on padding, on other sequences or on earlier forward
        passes, are equal for the whole and the split batch, and depend on the tokens. Masks hide padding. Predictions at
-       masked positions equal those at all positions. An encoder with `packs` gives the same signals when it is set to
+       masked positions equal those at all positions. An encoder with `packs` returns the same signals when it is set to
        False and padding is computed.
     3. Weights are in float32. Each kind of signal has a gradient, gradients reach the student's weights, and those are
        not shared with the teacher.
     4. `AutoModel` loads an export with doubled weights without missing weights, and its outputs equal those of the
        student with doubled weights.
     5. If it supports classes of sequences or tokens (`set_heads`), a student with three classes has three outputs per
-       sequence or token, for which 2. and 3. hold; the head's Auto class and, if implemented, `load_export` load its
+       sequence or token, which meet 2. and 3.; the head's Auto class and, if implemented, `load_export` load its
        export with the names of the classes and the same outputs.
 
     Args:
@@ -49,7 +49,7 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
         student: keys of the section `student`, without `name`.
 
     Raises:
-        AssertionError: with the violated requirement.
+        AssertionError: a requirement is violated; the message names it.
     """
     cls: Any = find_component("kdcore.models", name).cls if isinstance(name, str) else name
     described: Model = cls(cls.Config.model_validate(dict(teacher)), "teacher", None)

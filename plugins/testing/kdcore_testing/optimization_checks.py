@@ -16,14 +16,14 @@ def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | Non
     """Check the requirements on every schedule.
 
     The factor is finite and not negative at every step, for the budgets of 100 steps, of time and of both that `check`
-    accepts. It is a function of progress only: repeated calls, calls in another order and a new object give the same.
+    accepts. It is a function of progress only: repeated calls, calls in another order and a new object return the same.
 
     Args:
         name: registered name, or class.
         config: its keys in a recipe, without `name`.
 
     Raises:
-        AssertionError: with the violated requirement.
+        AssertionError: a requirement is violated; the message names it.
     """
     cls: type[Scheduler] = find_component("kdcore.schedulers", name).cls if isinstance(name, str) else name
     scheduler = cls(cls.Config(**(config or {})))
@@ -66,7 +66,7 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
         config: its keys in a recipe, without `name`.
 
     Raises:
-        AssertionError: with the violated requirement.
+        AssertionError: a requirement is violated; the message names it.
     """
     cls: type[Optimizer] = find_component("kdcore.optimizers", name).cls if isinstance(name, str) else name
     keys = {"lr": 0.05, "weight_decay": 0.0} | dict(config or {})

@@ -34,7 +34,7 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
         cache: folder of prepared data.
 
     Raises:
-        AssertionError: with the violated requirement.
+        AssertionError: a requirement is violated; the message names it.
     """
     cls: type[Task] = find_component("kdcore.tasks", name).cls if isinstance(name, str) else name
 

@@ -27,7 +27,7 @@ class TensorOrigins(TorchDispatchMode):
         self._add(tensor, frozenset({origin}))
 
     def meetings(self, one: str, other: str) -> set[str]:
-        """Return the names of operations on a tensor of the one origin only and another of the other origin only."""
+        """Return the names of operations that combine a tensor of `one` origin only with one of the `other` only."""
         return self._meetings.get((one, other), set())
 
     def __torch_dispatch__(

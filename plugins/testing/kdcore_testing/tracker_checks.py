@@ -47,7 +47,7 @@ def check_tracker(
         read: returns the values recorded in a run folder, as (step, name, value). Without it, 4. is not checked.
 
     Raises:
-        AssertionError: with the violated requirement.
+        AssertionError: a requirement is violated; the message names it.
     """
     cls: Any = find_component("kdcore.trackers", name).cls if isinstance(name, str) else name
     keys = cls.Config.model_validate(dict(config or {}))

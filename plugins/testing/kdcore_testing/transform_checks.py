@@ -1,4 +1,4 @@
-"""Properties of transforms of students."""
+"""Check the requirements on transforms of students."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _LENGTH = 6
 def check_transform(
     name: str | type[Transform], student: Callable[[], Encoder], config: Mapping[str, Any] | None = None
 ) -> None:
-    """Hold a transform to what every transform must do.
+    """Check the requirements on every transform.
 
-    1. `apply` gives the student that `describe` predicts; vocabulary, length and the head on whole sequences stay.
-    2. Sources name parameters that exist, in shapes that fit. All weights are in float32 on the CPU.
-    3. Equal students and generators give equal weights; other weights give the same names and shapes.
-    4. The changed student answers with the hidden states of every block, in the width that `info` states.
+    1. `apply` returns the student that `describe` predicts; vocabulary, length and sequence head stay the same.
+    2. Sources name existing parameters of matching shapes. All weights are in float32 on the CPU.
+    3. Equal students and generators lead to equal weights; other weights lead to the same names and shapes.
+    4. The changed student returns the hidden states of every block, of the width given in `info`.
 
     Args:
         name: registered name, or class.
-        student: makes a new student in float32 on the CPU, with the same weights at every call.
+        student: function that creates a new student in float32 on the CPU, with the same weights at every call.
         config: its keys in a recipe, without `name`; `at` may be left out.
 
     Raises:
-        AssertionError: names the violated requirement.
+        AssertionError: a requirement is violated; the message names it.
     """
     cls: Any = find_component("kdcore.transforms", name).cls if isinstance(name, str) else name
     transform: Transform = cls(cls.Config.model_validate({"at": 0.5, **(config or {})}))

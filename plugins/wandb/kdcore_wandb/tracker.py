@@ -25,8 +25,9 @@ class WandbTracker(Tracker):
     """Log metrics to Weights & Biases, with one wandb run per run folder across restarts.
 
     The run's id and the last logged step are stored in `wandb/run.json` of the run folder. A run that resumes from an
-    earlier step logs nothing until it has passed that step, because wandb cannot delete rows and recomputed values are
-    equal. Therefore no step is logged twice, and offline sessions are disjoint, as required by `wandb sync --append`.
+    earlier step logs nothing until it has passed the last logged one, because wandb cannot delete rows and recomputed
+    values are equal. Therefore no step is logged twice, and offline sessions are disjoint, as required by
+    `wandb sync --append`.
 
     Training does not depend on wandb: if it fails during training, a warning is logged once and training continues.
     """

@@ -17,7 +17,7 @@ _COLUMN = 44
 
 @dataclass
 class _Leaf:
-    """A value with the comment after it."""
+    """A value and the comment that follows it."""
 
     value: str
     comment: str
@@ -31,7 +31,7 @@ class Draft:
         command: the imported command.
         approximated: differences between the recipe and the command, with reasons.
         without: flags of the command that have no counterpart in a recipe.
-        problems: problems that make a recipe impossible.
+        problems: reasons why the command cannot be converted.
         data: keys and values so far, as plain data.
     """
 
@@ -88,14 +88,14 @@ class Draft:
         self.approximated.append(f"{self.as_given(*names)}: {text}" if names else text)
 
     def leave_out(self, why: str, *names: str) -> None:
-        """Note why those of the flags that are given have no key."""
+        """Note why these flags have no key, as far as the command sets them."""
         self._dealt_with.update(names)
         given = [name for name in names if self.given(name)]
         if given:
             self.without.append(f"{self.as_given(*given)}: {why}")
 
     def refuse(self, name: str, what: str, allowed: Any = None, hint: str | None = None) -> None:
-        """Record a flag that makes a recipe impossible."""
+        """Record a flag that prevents the conversion."""
         self._dealt_with.add(name)
         self.problems.append(Problem(what, self.where(name), f"--{name}", allowed, hint))
 

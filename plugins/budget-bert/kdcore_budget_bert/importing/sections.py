@@ -51,7 +51,7 @@ _DEPARTURES = {
 
 
 def put_run(draft: Draft) -> None:
-    """Put the run folder and the seed."""
+    """Set the run folder and the seed."""
     draft.flag("job_name", "run.name")
     if draft.value("current_run_id"):
         run_id = draft.value("current_run_id")
@@ -64,7 +64,7 @@ def put_run(draft: Draft) -> None:
 
 
 def put_models(draft: Draft) -> None:
-    """Put teacher and student."""
+    """Set teacher and student."""
     _refuse_what_is_not_wanted(draft)
     distils = draft.value("distillation")
     if distils and draft.value("teacher_path") is None:
@@ -138,7 +138,7 @@ def _put_initialize(draft: Draft, copies: bool) -> None:
 
 
 def put_task(draft: Draft) -> None:
-    """Put the task and its data."""
+    """Set the task and its data."""
     draft.put("task.name", "masked_lm", "model_type")
     path = draft.value("dataset_path")
     if draft.value("tokenizer_name") is None:
@@ -162,7 +162,7 @@ def put_task(draft: Draft) -> None:
 
 
 def put_losses(draft: Draft) -> None:
-    """Put the objective and the blocks that it pairs."""
+    """Set the objective and the blocks that it pairs."""
     if not draft.value("distillation"):
         draft.put("losses.masked_lm", {}, note="--distillation is not given")
         return

@@ -54,7 +54,7 @@ class SourceCommand:
     Attributes:
         environment: names of the variables that are set in front.
         start: the words before the script's own flags: launcher and script.
-        processes: number of processes that the launcher starts; None if it does not follow from its flags.
+        processes: number of processes that the launcher starts; None if its flags do not determine it.
         stated: the flags that are given, by name.
         repeated: flags that are given more than once; the last one counts, as in the source.
     """
@@ -101,7 +101,7 @@ def parse_command(text: str, source: str) -> SourceCommand:
         stated[found.flag.name] = found
     if problems:
         raise InputError(problems)
-    # Only names: a value may be a key that must not be in a file.
+    # Only the names: a value may be a secret that must not end up in a file.
     variables = list(takewhile(_VARIABLE.match, (word.text for word in start)))
     launcher = [word.text for word in start[len(variables) :]]
     return SourceCommand(
@@ -241,7 +241,7 @@ def _value(flag: Flag, text: str | None) -> FlagValue:
 
 
 def _processes(launcher: Sequence[str]) -> int | None:
-    """Count processes over all machines from the launcher's flags; None if the number does not follow from them."""
+    """Count processes over all machines from the launcher's flags; None if they do not determine it."""
     counts: dict[str, str] = {}
     for index, word in enumerate(launcher):
         name, equals, value = word.lstrip("-").replace("-", "_").partition("=")
@@ -250,5 +250,5 @@ def _processes(launcher: Sequence[str]) -> int | None:
     if not all(value.isdigit() for value in counts.values()):
         return None  # `--nproc_per_node gpu`
     if not counts and launcher and not _STARTS_ONE.fullmatch(launcher[0]):
-        return None  # `deepspeed` takes all devices that there are
+        return None  # `deepspeed` uses all available devices
     return math.prod(int(value) for value in counts.values())

@@ -16,8 +16,8 @@ class Shards:
     """The source's unit of time: an epoch of the source is one shard of the training data, or one on each process.
 
     Attributes:
-        total: how many shards there are.
-        at_once: how many of them an epoch is.
+        total: number of shards.
+        at_once: number of shards in one epoch.
     """
 
     total: int
@@ -37,7 +37,7 @@ class Shards:
 
 
 def count_shards(draft: Draft, stated: int | None) -> Shards:
-    """Count the shards in the command's data folder, if it is at hand and their number is not stated."""
+    """Count the shards in the command's data folder, if the folder exists here and no number is given."""
     folder = Path(draft.value("dataset_path")).expanduser()
     found = sum("train" in file.name for file in folder.glob("*.hdf5")) if folder.is_dir() else 0
     if stated is not None:
@@ -59,7 +59,7 @@ def count_shards(draft: Draft, stated: int | None) -> Shards:
 
 
 def put_optimizer(draft: Draft) -> None:
-    """Put the optimizer with the flags that the source's one reads."""
+    """Set the optimizer from the flags that the source's optimizer reads."""
     kind = draft.value("optimizer_type")
     draft.put("optimizer.name", kind, "optimizer_type")
     draft.flag("lr", "optimizer.lr")
@@ -79,7 +79,7 @@ def put_optimizer(draft: Draft) -> None:
 
 
 def put_scheduler(draft: Draft) -> None:
-    """Put the learning-rate schedule."""
+    """Set the learning-rate schedule."""
     schedule, curve = draft.value("lr_schedule"), draft.value("curve")
     draft.put("scheduler.name", "exponential" if curve == "exp" else "linear", "curve")
     draft.put("scheduler.over", "time" if schedule == "time" else "steps", "lr_schedule")
@@ -105,7 +105,7 @@ def put_scheduler(draft: Draft) -> None:
 
 
 def put_training(draft: Draft, shards: Shards) -> None:
-    """Put budget, batches and precision."""
+    """Set budget, batches and precision."""
     steps = draft.value("max_steps")
     if steps < NO_LIMIT:
         draft.flag("max_steps", "training.budget.steps")
@@ -156,7 +156,7 @@ def _put_precision(draft: Draft) -> None:
 
 
 def put_occasions(draft: Draft, shards: Shards) -> None:
-    """Put validation, checkpoints, exports and early stopping."""
+    """Set validation, checkpoints, exports and early stopping."""
     phases = ("begin", "end")
     names = ["validation_epochs", "validation_micro_batch"]
     names += [name for phase in phases for name in (f"validation_epochs_{phase}", f"validation_{phase}_proportion")]

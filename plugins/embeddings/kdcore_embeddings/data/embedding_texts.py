@@ -62,7 +62,7 @@ class TextQueries:
 
 
 class EmbeddingTexts(ComponentConfig):
-    """A file of texts that scores embeddings: pairs with scores, pairs with labels, or queries with their documents."""
+    """A file of texts for scoring embeddings: pairs with scores, pairs with labels, or queries with their documents."""
 
     path: PathString = Field(description="File, folder or glob: csv, tsv, jsonl or parquet.")
     texts: list[str] | None = Field(

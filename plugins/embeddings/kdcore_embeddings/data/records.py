@@ -84,7 +84,7 @@ class RecordMistakes:
 def read_files(path: str, columns: Sequence[str], report: Counter[str]) -> Iterator[TextRecords]:
     """Read columns of a file, of all files in a folder, or of all files that match a glob.
 
-    Each line of a text file is a text. For text files, `columns` must have a single name, which is that of the texts.
+    Each line of a text file is a text. For text files, `columns` contains one name, under which texts are returned.
 
     Args:
         path: the files.

@@ -20,7 +20,7 @@ def write_router(queries: str | Path, documents: str | Path, folder: str | Path)
     """Write a folder with a `Router`: sentence-transformers 5 and later encodes queries and documents separately.
 
     `encode_query` then uses the query encoder, `encode_document` and `encode` use the document encoder, each with its
-    own prompt. The embeddings of both encoders must be comparable, as those of a teacher and its student from
+    own prompt. The embeddings of both encoders must be comparable, like those of a teacher and its student from
     `kdcore:embeddings/leaf.yaml`.
 
     Args:

@@ -55,7 +55,7 @@ def hard_negatives(
     found: list[MinedNegatives] = []
     for block in similarity_blocks(queries, documents, similarity):
         for similarities in block:
-            row = similarities.astype(np.float32)  # equal vectors have equal products only to rounding
+            row = similarities.astype(np.float32)  # equal vectors have equal products only up to rounding
             number = len(found)
             own = row[positives[number]].copy()
             row[row > own - margin * abs(own)] = -np.inf

@@ -88,7 +88,7 @@ class _EncoderMeasurements:
     """Measurements of one encoder.
 
     Attributes:
-        states: states of the first tokens after each block, one tensor a batch.
+        states: states of the first tokens after each block, one tensor per batch.
         last: states of all tokens after the block of the last pair.
         masked: cross-entropy of each masked token.
         heads: pair of blocks -> sum over all queries of each head's divergence from the teacher's.

@@ -180,7 +180,7 @@ def figure(
     Args:
         name: unique in the page.
         title: what is shown.
-        series: what is drawn, later ones on top.
+        series: the series to draw, later ones on top.
         x: the horizontal axis.
         y: the vertical one.
         baselines: horizontal lines.

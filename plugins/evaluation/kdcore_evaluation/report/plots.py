@@ -14,7 +14,7 @@ _FEWEST_POINTS, _MOST_POINTS, _MOST_OF_PLOT = 24, 160, 4000
 _MARKER = 4.5
 _GAP = 2 * _MARKER + 3
 _MOST_SHIFTS = 25  # across the whole plot
-_LETTER = 6.6  # width of a letter of the ticks, at most
+_LETTER = 6.6  # maximum width of a letter in the ticks
 
 _SMALLEST, _LARGEST = 1e-100, 1e100  # beyond these, the limits of an axis would overflow
 
@@ -24,8 +24,8 @@ class Mark:
     """A point of a plot.
 
     Attributes:
-        x: its place on the horizontal axis.
-        y: its place on the vertical axis.
+        x: its position on the horizontal axis.
+        y: its position on the vertical axis.
         interval: bounds on the vertical axis; None if there are none.
         text: its exact values in words.
     """
@@ -41,11 +41,11 @@ class Series:
     """Points of one colour, dash pattern and shape.
 
     Attributes:
-        label: what they are.
+        label: description of the points.
         style: number of the style.
         marks: the points, from left to right.
         line: whether they are joined.
-        markers: whether each is drawn.
+        markers: whether each point has a marker.
         dashed: whether the line has its style's dash pattern.
         faint: whether the series is in the background, with a thin line and small markers.
     """
@@ -64,8 +64,8 @@ class Baseline:
     """A horizontal line for comparison.
 
     Attributes:
-        label: what it is.
-        y: its place on the vertical axis.
+        label: description of the line.
+        y: its position on the vertical axis.
         text: its exact value in words.
         kind: role of the reference, such as `teacher` or `constant`; selects the dash pattern.
     """
@@ -81,10 +81,10 @@ class Axis:
     """An axis.
 
     Attributes:
-        title: what it shows.
-        show: formats its ticks.
+        title: the quantity on the axis.
+        show: function that formats its ticks.
         logarithmic: whether it is logarithmic.
-        names: for an axis of categories at 0, 1, ...: their names.
+        names: names of the categories at 0, 1, ..., if the axis has categories.
     """
 
     title: str
@@ -98,15 +98,15 @@ class DrawnSeries:
     """One series in pixels of the drawing.
 
     Attributes:
-        label: what it is.
+        label: description of the points.
         color: class of the colour.
         dash: dash pattern of the line; empty for a solid one.
         faint: whether it is in the background.
-        line: places of the line's points, as `x,y x,y`; empty without a line.
+        line: positions of the line's points, as `x,y x,y`; empty without a line.
         whiskers: paths of the intervals.
         markers: paths of the markers, with their texts.
         hollow: whether markers are hollow.
-        values: place and text of every point.
+        values: position and text of every point.
     """
 
     label: str
@@ -125,10 +125,10 @@ class Drawing:
     """A plot in pixels.
 
     Attributes:
-        rows: places and texts of the ticks of the vertical axis.
-        columns: places and texts of the ticks of the horizontal axis.
-        baselines: place and baseline of each horizontal line.
-        series: what is drawn, later ones on top.
+        rows: positions and texts of the ticks of the vertical axis.
+        columns: positions and texts of the ticks of the horizontal axis.
+        baselines: position and description of each horizontal line.
+        series: the series to draw, later ones on top.
         shifted: whether points were shifted sideways because they would cover each other.
     """
 
@@ -151,7 +151,7 @@ def draw(
     """Compute the layout of a plot.
 
     Args:
-        series: what is drawn, later ones on top. Values that an axis cannot show are left out.
+        series: the series to draw, later ones on top. Values that an axis cannot show are left out.
         x: the horizontal axis.
         y: the vertical one.
         baselines: horizontal lines.
@@ -219,7 +219,7 @@ class _Scale:
             lowest, highest = (lowest or 1.0) / 1.1, (highest or 1.0) * 1.1
         else:
             room = 0.06 * (highest - lowest) or 0.05 * abs(highest) or 1.0
-            zero = 0 <= lowest <= 0.02 * highest  # a time or a step that begins there
+            zero = 0 <= lowest <= 0.02 * highest  # a time or a step, which begins at 0
             lowest, highest = lowest if zero else lowest - room, highest + room
         self.lowest, self.highest = self._warp(lowest), self._warp(highest)
 

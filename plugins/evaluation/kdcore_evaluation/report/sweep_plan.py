@@ -44,7 +44,7 @@ class TaskPlan:
         texts: number of texts that scores are reported on.
         deviation: standard deviation of a score over seeds.
         source: where the deviation comes from.
-        by_text: whether each text has a score, so that the interval includes the choice of the texts.
+        by_text: whether each text has a score, so that the interval accounts for the choice of texts.
     """
 
     task: str
@@ -57,7 +57,7 @@ class TaskPlan:
         """Return the difference of two groups with `seeds` paired seeds each that is detected with a power of 0.8.
 
         The seeds of both groups are assumed to be independent; the level is divided by the number of comparisons, as in
-        the first step of Holm's method. For a single seed, it is the difference of two students by their texts alone.
+        the first step of Holm's method. For a single seed, only the choice of texts is taken into account.
         """
         parts = [(2 * self.deviation**2 / seeds, seeds - 1)] if seeds > 1 else []
         if self.by_text and self.texts > 1:

@@ -133,7 +133,7 @@ def latex(table: ScoreTable) -> str:
 
 
 def shown(column: Column, score: Score) -> str:
-    """Format a score, such as `0.731 [0.722, 0.740] (3 seeds)`; sizes and speeds of equal runs are only a number."""
+    """Format a score, such as `0.731 [0.722, 0.740] (3 seeds)`; for sizes and speeds of equal runs, only the number."""
     text = column.show(score.mean)
     if column.kind == "cost" and not column.has_spread(score):
         return text

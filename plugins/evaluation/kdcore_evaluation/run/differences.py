@@ -32,7 +32,7 @@ def differences(
         groups: measurements of each group.
         references: measurements of each reference.
         against: references to compare a group with.
-        teachers: references for the test whether a group is worse by less than the margin.
+        teachers: references for the test of whether a group is worse by less than the margin.
         over: unit of the repetitions of a group, such as `seeds`.
         margin: points (hundredths) by which a score may be worse; None without this test.
         trained: references that depend on a seed like the groups, such as students without a teacher. Any other

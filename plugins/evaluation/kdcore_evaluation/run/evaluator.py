@@ -95,7 +95,7 @@ class Evaluator:
             slots: number of parallel fine-tunings.
             launch: function that trains recipes elsewhere, waits and returns an exit code; None trains them on this
                 machine.
-            finished: returns whether a launched run has finished.
+            finished: function that returns whether a launched run has finished.
 
         Raises:
             InputError: a task, its data or a model cannot be used, a library is missing, or the folder is in use.
@@ -156,7 +156,7 @@ class Evaluator:
         (self.folder / "suite.yaml").write_text(text, encoding="utf-8")
 
     def _unfinished(self) -> list[Trial]:
-        found = {trial.id: trial for trial in reversed(self.trials)}  # of duplicates the first
+        found = {trial.id: trial for trial in reversed(self.trials)}  # the first of duplicates
         return [trial for trial in self.trials if found[trial.id] is trial and read_outcome(self._place(trial)) is None]
 
     def _place(self, trial: Trial) -> Path:

@@ -58,7 +58,7 @@ class StoredValues:
     data: str
 
     def item_scores(self, metric: str, score: float) -> ItemScores | None:
-        """Return the values of a metric whose mean is `score`; None if the file is missing or does not fit."""
+        """Return the values of a metric whose mean is `score`; None if the file is missing or their mean differs."""
         found = _read_values(self, metric)
         return found if found is not None and abs(found.values.mean() - score) <= _TOLERANCE else None
 

@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
     """Return versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"] or ""  # a removal that was interrupted may leave none
+        name = distribution.metadata["Name"] or ""  # an interrupted removal may leave none
         if name in _PACKAGES or name.startswith("kdcore"):
             found[name] = distribution.version
     return dict(sorted(found.items()))

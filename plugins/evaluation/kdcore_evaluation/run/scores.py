@@ -128,7 +128,7 @@ class Score:
         unit: unit of the repetitions.
         interval: bounds that contain the true mean with a probability of 95%; None if nothing varies.
         runs: number of trained runs, with their unit; empty for models that are not runs.
-        texts: number of test texts whose choice the interval includes; 0 for scores alone.
+        texts: number of test texts whose choice the interval accounts for; 0 for scores alone.
         values: value of each repetition.
     """
 
@@ -221,7 +221,7 @@ def score_table(rows: Sequence[ResultRow], folder: Path | None = None) -> ScoreT
 
     Args:
         rows: the rows of one evaluation.
-        folder: folder of the evaluation, so that intervals include the choice of the texts; None for scores alone.
+        folder: folder of the evaluation, so that intervals account for the choice of texts; None for scores alone.
     """
     folders = None if folder is None else dict.fromkeys(rows, folder)
     groups: dict[Labels, list[Measurement]] = {}

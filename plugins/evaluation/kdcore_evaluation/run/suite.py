@@ -61,7 +61,7 @@ class CostProbe(ComponentConfig):
 
 
 class MaskedLMProbe(ComponentConfig):
-    """Loss on masked tokens of held-out text; only of models that come with a masked-LM head."""
+    """Loss on masked tokens of held-out text; only for models that come with a masked-LM head."""
 
     data: DataSource = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
     sequences: int = Field(512, gt=0, description="Maximum number of sequences.")
@@ -109,7 +109,7 @@ class Suite(ComponentConfig):
     """Tasks, the grid of fine-tuning, and probes.
 
     Every model is fine-tuned on every task once for each combination of learning rate, batch size and seed. `recipe`
-    holds further keys of the recipes of fine-tuning, such as `optimizer` or `training.precision`.
+    contains further keys of the recipes of fine-tuning, such as `optimizer` or `training.precision`.
     """
 
     name: FolderName = Field(description="Name of the suite.")

@@ -257,7 +257,7 @@ def finetuning_recipe(
 
 
 def _laid_on(default: Any, stated: Any) -> Any:
-    """Merge the given keys over defaults, unless they name another component than the defaults."""
+    """Merge the given keys over defaults, unless they name a component other than the default one."""
     if not isinstance(stated, dict) or not isinstance(default, dict):
         return default if stated is None else stated
     other = "name" in stated and stated["name"] != default.get("name", stated["name"])

@@ -32,7 +32,7 @@ class ErrorDistribution(Protocol):
         """Return the probability of at most `value`."""
 
     def ppf(self, probability: float) -> float:
-        """Return the value that is not exceeded with a probability."""
+        """Return the value that is not exceeded with the given probability."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Estimate:
 
     Attributes:
         value: the mean or difference.
-        standard_error: of the value.
+        standard_error: standard error of the value.
         errors: distribution of the studentised error.
         over: what varies: `seeds`, `items` or both.
     """

@@ -23,7 +23,7 @@ def detectable_difference(parts: Sequence[tuple[float, int]], *, alpha: float = 
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return 0.0
-    freedom = variance / sum(part / own for part, own in parts)  # as that of intervals
+    freedom = variance / sum(part / own for part, own in parts)  # as for intervals
     bound = float(t.ppf(1 - alpha / 2, freedom))
 
     def missing(shift: float) -> float:

@@ -1,4 +1,4 @@
-"""Readers and defaults as of manifest version 2; manifests up to it contain no revisions and every default."""
+"""Readers and defaults as of manifest version 2; manifests up to this version have no revisions, but every default."""
 
 from __future__ import annotations
 

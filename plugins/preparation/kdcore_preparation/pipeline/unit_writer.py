@@ -139,7 +139,7 @@ class UnitWriter:
         """Write some documents.
 
         Raises:
-            DataError: sequences that were tokenised elsewhere do not fit the recipe.
+            DataError: sequences that were tokenised elsewhere do not match the recipe.
         """
         if isinstance(batch, TokenizedSequences):
             self._add_sequences(batch)

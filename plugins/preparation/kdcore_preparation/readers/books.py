@@ -54,7 +54,7 @@ class BooksCorpus(FileCorpus):
 
     A byte order mark or the escape sequences of ISO 2022 decide the encoding; text that is UTF-8 except for a few
     broken bytes is read as UTF-8; any other encoding is detected. The number of books per encoding is reported, with
-    the encodings that fit as well. Broken bytes become U+FFFD, control characters are removed, empty and binary files
+    others that fit equally well. Broken bytes become U+FFFD, control characters are removed, empty and binary files
     are skipped; each is counted. A book of more than 16 MiB is read as several documents. Of a damaged file, the text
     before the damage is a book.
     """
@@ -218,7 +218,7 @@ def _letters(text: str) -> float:
 
 
 class _Source:
-    """Read a file in document-sized pieces; damage ends the text, and its error is raised at the end."""
+    """Read a file in document-sized pieces; the text ends at any damage, whose error is raised at the end."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

@@ -25,7 +25,7 @@ class Hdf5Corpus(FileCorpus):
     """Read sequences with pre-drawn masks from HDF5 shards; needs `pip install kdcore-preparation[hdf5]`.
 
     The masks are kept. `train_shard_*.hdf5` and NVIDIA's `*_training_*.hdf5` are for training, `test_shard_*.hdf5` and
-    `*_test_*.hdf5` are held out; of files with other names the data recipe's `held_out` decides. Next-sentence labels
+    `*_test_*.hdf5` are held out; for files with other names, the data recipe's `held_out` decides. Next-sentence labels
     and second segments are ignored; sequences that have them are counted.
     """
 

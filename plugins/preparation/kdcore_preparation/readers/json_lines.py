@@ -35,8 +35,8 @@ class JsonLinesCorpus(FileCorpus):
     """Read a text field of JSON objects, one per line, from plain, gzip, bzip2 or zstd files.
 
     Broken bytes become U+FFFD, control characters are removed, objects whose text is empty or null and binary files in
-    a folder are skipped; each is counted. Other lines, also those that repeat the key, are left out and raise an error
-    at the end.
+    a folder are skipped; each is counted. Other lines, including those that repeat the key, are left out and raise an
+    error at the end.
     """
 
     class Config(FileCorpus.Config):

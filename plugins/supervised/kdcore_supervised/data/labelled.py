@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 _LABELS_KEY = "task.data.labels"
-_NO_LABEL = ("", "-1")  # -1 is the missing label of the library datasets
+_NO_LABEL = ("", "-1")  # the library datasets marks missing labels by -1
 
 Label = Annotated[
     str, BeforeValidator(lambda value: label_as_text(value) if isinstance(value, int | float | str) else value)

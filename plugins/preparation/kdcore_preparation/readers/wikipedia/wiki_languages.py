@@ -81,7 +81,7 @@ _VARIANTS = {
     "gan": {"gan": ("gan-hans", "gan-hant"), "gan-hans": (), "gan-hant": ()},
     "crh": {"crh": ("crh-latn", "crh-cyrl"), "crh-latn": (), "crh-cyrl": ()},
 }
-# The words that make a page a redirect, as MediaWiki's messages have them; each wiki also understands the first one.
+# The words that make a page a redirect, as in MediaWiki's messages; each wiki also understands the first one.
 _REDIRECTS = (
     "REDIRECT", "تحويل", "REDIRECCIÓ", "PŘESMĚRUJ", "OMDIRIGERING", "WEITERLEITUNG", "REDIRECCIÓN", "REDIRECCION",
     "تغییر_مسیر", "تغییرمسیر", "OHJAUS", "UUDELLEENOHJAUS", "REDIRECTION", "הפניה", "ÁTIRÁNYÍTÁS", "ALIH", "RINVIA",
@@ -113,7 +113,7 @@ class Wiki:
 
     @staticmethod
     def of(language: str, hidden: Iterable[str] = (), template_namespaces: Iterable[str] = ()) -> Wiki:
-        """Describe the wiki of a dump that states these names; the aliases of the language are added to them.
+        """Describe the wiki of a dump with these names; the aliases of the language are added to them.
 
         Without a language, the aliases of all languages are added.
         """
@@ -130,11 +130,11 @@ class Wiki:
         return self.language.partition("-")[0]
 
     def month(self, number: int) -> str:
-        """Return the name of a month as dates have it, counted from 1; English for other languages than the eight."""
+        """Return the name of a month as written in dates, counted from 1; English for languages not in the table."""
         return _MONTHS.get(self.base_language, _MONTHS["en"]).split()[number - 1]
 
     def variants(self, variant: str | None = None) -> tuple[str, ...]:
-        """Return the codes of the language's variants, the wanted one first; empty if it has none."""
+        """Return the codes of the language's variants, the chosen one first; empty if it has none."""
         known = _VARIANTS.get(self.base_language)
         if known is None:
             return ()
@@ -143,7 +143,7 @@ class Wiki:
         return tuple(dict.fromkeys((wanted, *known.get(wanted, ()), *known[main], *known)))
 
     def number(self, digits: str) -> str:
-        """Write a number as the language does: `1234.5` is `1,234.5` in English and `1.234,5` in German."""
+        """Write a number in the language's format: `1234.5` is `1,234.5` in English and `1.234,5` in German."""
         sign = digits[:1] if digits[:1] in "+-−" else ""
         whole, point, rest = digits[len(sign) :].partition(".")
         if not whole.isdecimal() or (point and not rest.isdecimal()):
