@@ -74,7 +74,7 @@ def project(tmp_path: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("name: tiny", "name: tiny\nmetrics: []", ["suite.yaml:2: metrics: unknown key"]),
         ("    data:", "    metric: acuracy\n    data:", ["suite.yaml:4: tasks.mood.metric", "allowed: accuracy, f1"]),
-        ("    data:", "    metric: pearson\n    data:", ["tasks.mood", "does not fit labels that are classes"]),
+        ("    data:", "    metric: pearson\n    data:", ["tasks.mood", "cannot be used with labels that are classes"]),
         ("train: mood.csv", "train: mod.csv", ["mod.csv", "no such file"]),
         ("label: mood", "label: moood", ["mood.csv", "moood"]),
         (

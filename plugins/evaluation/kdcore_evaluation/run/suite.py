@@ -29,8 +29,8 @@ class SuiteTask(ComponentConfig):
     def _metric_fits(self) -> SuiteTask:
         if self.metric is not None and self.metric not in self.data.metrics:
             raise ValueError(
-                f"`metric: {self.metric}` does not fit labels that are {self.data.kind}: "
-                f"{', '.join(self.data.metrics)} do"
+                f"`metric: {self.metric}` cannot be used with labels that are {self.data.kind} "
+                f"(expected one of {', '.join(self.data.metrics)})"
             )
         return self
 
