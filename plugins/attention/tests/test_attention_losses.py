@@ -32,7 +32,7 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def kl(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
-    """Of rows."""
+    """Return the divergence of rows."""
     log_p, log_q = log_softmax(teacher), log_softmax(student)
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)
 
@@ -158,7 +158,7 @@ def tapped(side: Arrays, real: np.ndarray, mask: np.ndarray, scale: float) -> kd
 @pytest.mark.parametrize("form", ["bool", "additive"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_blocks_own_window_and_scale_are_respected(name: str, form: str) -> None:
-    """Every other block of ModernBERT sees a window only; keys outside of it are ignored."""
+    """Every other block of ModernBERT attends to a window only; keys outside of it are ignored."""
     near = np.abs(np.arange(5)[:, None] - np.arange(5)) <= 1
     mask = near & RAGGED[:, None, None, :]
     student, teacher = arrays(1, 1), arrays(1, 2)
@@ -222,7 +222,7 @@ def test_fault_4_value_relations_take_each_sides_own_width_of_a_head() -> None:
         ]
     )
     assert abs(got - with_the_students) > 0.1 * got
-    # Values four times over have four times the products and twice the root of the width; half of that is the same.
+    # Values repeated four times have products four times as large and twice the root of the width; half gives the same.
     repeated = {"value": [np.tile(student["value"][0], 4) / np.sqrt(2)]}
     assert compute_loss("value_relation_kl", {}, student=student, teacher=repeated)["value_relation_kl"] < 1e-12
 
@@ -252,7 +252,7 @@ def test_fault_6_fp16_sums_do_not_overflow(name: str) -> None:
 
 
 def test_fault_6_a_student_that_is_confidently_wrong_has_a_gradient() -> None:
-    """Clamped at 1e-7, as the source has it, a probability that is far too low is a constant."""
+    """Clamped at 1e-7, as in the source, a probability that is far too low is a constant."""
     length = 2
     query = torch.full((1, 1, length, 1), 30.0, dtype=torch.float64, requires_grad=True)
     key = torch.tensor([1.0, -1.0], dtype=torch.float64).reshape(1, 1, length, 1)

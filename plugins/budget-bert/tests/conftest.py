@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of 4 blocks with random weights, of norms and biases too, its masked-LM head and its tokenizer."""
+    """A BERT of 4 blocks with random weights (including norms and biases), its masked-LM head and tokenizer."""
     import torch
     from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 

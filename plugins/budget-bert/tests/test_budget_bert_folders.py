@@ -1,4 +1,4 @@
-"""Folders that `budget_bert` reads and writes: what plain transformers makes of them, and what cannot be copied."""
+"""Folders that `budget_bert` reads and writes: how plain transformers loads them, and what cannot be copied."""
 
 from __future__ import annotations
 

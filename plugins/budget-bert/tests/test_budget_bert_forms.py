@@ -46,7 +46,7 @@ def described(**keys: Any) -> BudgetBert:
 
 
 def made(**keys: Any) -> Encoder:
-    """A student whose weights, of norms and biases too, are random and large enough to distinguish everything."""
+    """A student whose weights, including norms and biases, are random and large enough to distinguish everything."""
     encoder = described(**keys).build_student(EVERYTHING)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -215,7 +215,7 @@ def test_only_what_is_asked_for_runs() -> None:
 def test_fault_12_the_final_norm_of_pre_ln_is_applied_whatever_is_read_and_however_many_blocks(
     num_layers: int, norm: str, tmp_path: Path
 ) -> None:
-    """And an inner block's state is what the block hands on, even as the last one that a teacher loads."""
+    """The state of an inner block is its output, even if the block is the last one that a teacher loads."""
     student = made(norm_position="pre", norm=norm, num_hidden_layers=num_layers)
     weights = student.state_dict()
     student.export(tmp_path, {name: tensor.clone() for name, tensor in weights.items()})

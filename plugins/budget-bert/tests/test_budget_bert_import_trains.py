@@ -35,7 +35,7 @@ SHARDS = 10
 
 
 def write_shard(path: Path, tokenizer: Any, sequences: int, random: np.random.Generator) -> None:
-    """A shard as academic-budget-bert writes it: random letters in their order, every seventh token to be predicted."""
+    """Write a shard like those of academic-budget-bert: ordered random letters, every seventh to be predicted."""
     import h5py
 
     width, predictions = 40, 20
@@ -73,7 +73,7 @@ def shards(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_command(bert_folder: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The example for the small teacher and data, its run folder below the working folder."""
+    """The example for the small teacher and data, with its run folder below the working folder."""
     monkeypatch.setenv("KDCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(tmp_path)

@@ -123,7 +123,7 @@ PRINTED: dict[str, dict[str, Any] | str] = {
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """What `kdcore recipe show` prints for the recipe that the example becomes, piped in as it is printed."""
+    """Output of `kdcore recipe show` for the recipe converted from the example, which is piped in as printed."""
     pipe(COMMAND, monkeypatch)
     assert main(["recipe", "import"]) == 0
     Path("recipe.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
@@ -341,7 +341,7 @@ def test_an_assumed_number_of_shards_is_stated() -> None:
     assert "--shards states another number" in import_command(SHORT, "stdin").replace("\n#     ", " ")
 
 
-# What people paste.
+# Commands as people paste them.
 
 WAYS = {
     "no backslashes": COMMAND.replace("\\\n", "\n"),
@@ -409,7 +409,7 @@ def test_a_negative_number_is_a_value() -> None:
     ]
 
 
-# Mistakes.
+# Mistakes of users.
 
 MISTAKES = {
     "an unknown flag": ("--learning_rat 1", ["stdin:1: --learning_rat: ", "no such flag"]),

@@ -20,7 +20,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture
 def train(bert_folder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Train a narrow pre-LN student of the BERT; overrides change what matters, and the run's folder comes back."""
+    """Train a narrow pre-LN student of the BERT, with overrides for each test, and return the run's folder."""
     monkeypatch.setenv("KDCORE_CACHE", str(tmp_path / "cache"))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -90,7 +90,7 @@ def test_a_narrower_pre_ln_student_learns_from_a_bert_through_projections(train:
 def test_masked_language_modelling_from_random_weights_beats_counting_tokens(
     form: str, train: Train, texts: Path
 ) -> None:
-    """Held-out loss below the entropy of single tokens: the student knows more than how frequent each is."""
+    """The held-out loss is below the entropy of single tokens: the student has learnt more than their frequencies."""
     run = train(
         "teacher=null",
         "losses={hidden_mse: null, masked_lm: {}}",

@@ -64,7 +64,7 @@ def test_names_of_components_and_recipe_files(project: Path) -> None:
     )
     assert shown == ["hidden_pkd"]
     assert files == ["mine.yaml"]
-    assert shipped == ["quickstart.yaml"]  # bash takes `kdcore:` for a word of its own
+    assert shipped == ["quickstart.yaml"]  # bash treats `kdcore:` as a separate word
 
 
 def test_keys_and_values_of_recipes(project: Path) -> None:

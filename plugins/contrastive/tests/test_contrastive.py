@@ -49,7 +49,7 @@ def value(config: dict[str, Any], parameters: dict[str, Any] | None = None, **co
 
 
 def reference(others: np.ndarray, means: tuple[float, float] | None, temperature: float = 0.07) -> float:
-    """`others` (B, K) are the negatives' ids; `means` are Z / n, None to take the batch's."""
+    """`others` (B, K) are the negatives' ids; `means` are Z / n, or None for those of the batch."""
     memory = STATE["memory.embeddings"].astype(np.float64)
     total = 0.0
     for direction, (anchors, rows) in enumerate(((OWN, memory[1]), (THEIRS, memory[0]))):

@@ -1,4 +1,4 @@
-"""The memory with several processes: all write what all have seen."""
+"""The memory with several processes: each process writes the samples that any process has seen."""
 
 from __future__ import annotations
 

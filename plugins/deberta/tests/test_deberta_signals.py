@@ -36,7 +36,7 @@ Folder = Callable[..., Path]
 
 
 def batch_of(*lengths: int, width: int | None = None) -> Batch:
-    """Make sequences whose tokens depend on their places alone."""
+    """Make sequences whose tokens depend only on their positions."""
     width = width or max(lengths)
     tokens = np.random.default_rng(3).integers(5, 60, (len(lengths), 40))[:, :width]
     real = np.arange(width) < np.asarray(lengths)[:, None]

@@ -117,7 +117,7 @@ def divergence(theirs: np.ndarray, own: np.ndarray) -> float:
 
 
 def test_requirements_on_similarity() -> None:
-    # Not of `kl`: it is 0 for two texts, which the requirement on gradients has.
+    # Without `kl`, which is 0 for the two texts with which gradients are checked.
     check_loss(SimilarityLoss, {"distance": "mse"}, student=MODEL, teacher=MODEL)
 
 
@@ -149,7 +149,7 @@ def test_dimensions_that_do_not_fit_are_refused() -> None:
 
 
 def numbered_groups(size: int, width: int) -> np.ndarray:
-    """The column of groups of different texts, for batches of whole groups."""
+    """Return the column of groups of different texts, for batches of whole groups."""
     rows = np.arange(size) // width
     return rows[:, None] * width + np.arange(width)
 

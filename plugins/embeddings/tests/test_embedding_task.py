@@ -375,7 +375,7 @@ def test_scores_are_those_of_a_search_among_all_documents(
 ) -> None:
     task = make(data={"train": groups_file, "held_out": 0.0, **KEYS}, similarity="dot")
     texts = task.parts["train"].texts
-    # One component for each document, in which a query has its score of the document.
+    # One component per document, which in a query is its score for the document.
     documents = ["document 1", "document 2", "a", "b", "d", "e"]
     asked = {"one": [1, 5, 0, 2, 0, 0], "two": [3, 0, 4, 5, 0, 0]}
     vectors = np.array([asked.get(text, [float(text == one) for one in documents]) for text in texts])

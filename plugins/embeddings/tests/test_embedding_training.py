@@ -58,7 +58,7 @@ tracking: [jsonl]
 
 @pytest.fixture(scope="module")
 def run(folder: Path, sentence_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, whose student has a width of its own."""
+    """A finished run, whose student differs from the teacher in width."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.chdir(folder)

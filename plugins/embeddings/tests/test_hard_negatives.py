@@ -1,4 +1,4 @@
-"""Hard negatives against a search written out, and `kdcore data mine`."""
+"""Hard negatives, compared with a plain search, and `kdcore data mine`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings of a teacher that computes nothing: cached ones, and vectors that another program has computed."""
+"""Embeddings of teachers that compute nothing: cached ones, and vectors computed by another program."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ probes:
 def evaluated(
     tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path, corpus_file: Path, cache_folder: Path
 ) -> Path:
-    """A student of two blocks, and what was measured of it."""
+    """A student of two blocks, and its measurements."""
     folder = tmp_path_factory.mktemp("evaluated")
     os.environ["KDCORE_CACHE"] = str(cache_folder)
     data = f"{{tokenizer: '{teacher_folder}', sequence_length: 48, held_out: 0.1, corpora: "

@@ -1,4 +1,4 @@
-"""What users get wrong with suites, runs and models: words that help, exit code 2, and nothing is measured."""
+"""Mistakes of users with suites, runs and models: helpful messages, exit code 2, and nothing is measured."""
 
 from __future__ import annotations
 

@@ -257,7 +257,7 @@ def test_references_are_listed_from_the_teacher_to_the_majority(compared_project
 def test_losses_are_shown_with_their_baselines_and_collapse_with_its_numbers(
     compared_project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Means over three runs, one of which collapsed at its last validation; another did earlier and recovered."""
+    """Means over three runs: one collapsed at its last validation, and another collapsed earlier but recovered."""
     losses = {43: (2.0, 0.5), 44: (2.2, 0.7), 45: (2.1, 1.6)}
     for seed, values in losses.items():
         run = tmp_path / "runs" / "tiny" / f"hidden_mse-{seed}"

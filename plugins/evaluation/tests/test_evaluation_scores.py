@@ -1,4 +1,4 @@
-"""Means, intervals and differences, against SciPy and arithmetic written out; tables in five formats."""
+"""Means, intervals and differences, against SciPy and plain arithmetic; tables in five formats."""
 
 from __future__ import annotations
 

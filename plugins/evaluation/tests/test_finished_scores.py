@@ -34,7 +34,7 @@ Predict = Callable[[np.random.Generator, Sequence[Any]], list[Any]]
 
 
 def write_run(folder: Path, task: str, teacher: str, losses: str, seed: int, width: int, parts: dict[str, Any]) -> None:
-    """Write what a finished run leaves: recipe, export and predictions."""
+    """Write the files of a finished run: recipe, export and predictions."""
     export = folder / "exports" / "best"
     export.mkdir(parents=True)
     recipe = f"run: {{name: {folder.parent.name}, id: '{folder.name}'}}\nseed: {seed}\n{teacher}student: {{}}\n"
@@ -51,7 +51,7 @@ def write_run(folder: Path, task: str, teacher: str, losses: str, seed: int, wid
 
 
 def classified(labels: Sequence[str], right: float, seed: int) -> dict[str, Any]:
-    """Predictions of which a fraction is right; some texts are harder than others."""
+    """Return predictions, a fraction of which is right; some texts are harder than others."""
     draw, easy = np.random.default_rng(seed), np.random.default_rng(0).random(len(labels))
     predicted = [
         label if draw.random() < right + 0.3 * (easy[index] - 0.5) else CLASSES[draw.integers(3)]
@@ -343,7 +343,7 @@ def test_values_of_texts_are_their_influence_on_the_score(tmp_path: Path, metric
 
 @pytest.mark.parametrize("several", [False, True])
 def test_labels_of_either_normal_form_are_equal(tmp_path: Path, several: bool) -> None:
-    """Runs of 0.1 have stored the classes as their recipes spell them."""
+    """Runs of version 0.1 stored the classes as spelled in their recipes."""
     classes = ["précis", "fâché"]
     data = {"train": "t.jsonl", "text": "t", "label": "l", "labels": [normalize("NFD", one) for one in classes]}
     labelled = LabelledData.model_validate({**data, "multi_label": several})

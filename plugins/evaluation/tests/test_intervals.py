@@ -88,7 +88,7 @@ def test_a_single_seed_has_the_variance_of_the_seeds_on_the_other_side(swapped: 
 
 
 def test_equal_scores_of_all_seeds_vary_by_their_answers() -> None:
-    """Each seed has a right answer to another half of 40 items."""
+    """Each seed answers a different half of the 40 items correctly."""
     draw = np.random.default_rng(4)
     values = np.stack([draw.permutation([1.0, 0.0] * 20) for _ in range(3)])
     found = estimate_mean(values)
@@ -178,8 +178,8 @@ def test_intervals_over_seeds_cover_the_truth(seeds: int) -> None:
 def test_intervals_over_seeds_and_items_cover_the_truth(seeds: int, spread: float, strength: float) -> None:
     """Right or wrong answers to 300 drawn items of different difficulty, by students that differ by seed.
 
-    Half of the items, drawn at random, suit the first method better by twice the strength than the second; the other
-    half suits the second.
+    On half of the items, drawn at random, the first method is better than the second by twice the strength; on the
+    other half, it is the other way round.
     """
     draw = np.random.default_rng((seeds, round(100 * spread), round(100 * strength)))
 

@@ -85,7 +85,7 @@ def test_constant_states_have_no_similarity() -> None:
 
 
 def test_dominant_dimensions_are_left_out(features: tuple[np.ndarray, np.ndarray]) -> None:
-    """One dimension that both share decides the similarity of otherwise independent states."""
+    """A single shared dimension determines the similarity of otherwise independent states."""
     generator = np.random.default_rng(5)
     first, second = generator.normal(size=(2, 400, 6))
     shared = generator.normal(size=400) * 50

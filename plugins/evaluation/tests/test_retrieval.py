@@ -1,4 +1,4 @@
-"""Retrieval of second halves, and values of single texts, against definitions written out."""
+"""Retrieval of second halves, and values of single texts, against their definitions in plain code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agreement of two encoders, against SciPy's definition written out."""
+"""Agreement of two encoders, against definitions in SciPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished runs and results that commit 755c853 wrote, read by today's commands (tests/golden/README.md)."""
+"""Finished runs and results written by commit 755c853, read by the current commands (tests/golden/README.md)."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ tracking: [jsonl]
 
 @pytest.fixture
 def moods(tmp_path: Path, teacher_folder: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished run of a student that a classifier teaches."""
+    """A finished run of a student whose teacher is a classifier."""
     monkeypatch.setenv("KDCORE_CACHE", str(cache_folder))
     monkeypatch.chdir(tmp_path)
     labels = {"id2label": {0: "sad", 1: "glad"}, "label2id": {"sad": 0, "glad": 1}}
@@ -111,7 +111,7 @@ def test_a_teacher_that_is_a_plain_folder_predicts_the_same_texts(
 
 
 def refused(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs for which there is no such student end with exit code 2 before anything is trained."""
+    """If a run has no such student, the command ends with exit code 2 before anything is trained."""
     trained, path = moods.with_name("1-without-teacher"), moods / "recipe.yaml"
     shutil.move(trained, moods.parents[2] / "kept")
     recipe = path.read_text(encoding="utf-8")

@@ -86,7 +86,7 @@ def test_a_teacher_against_itself_is_zero_and_sums_are_float32(dtype: torch.dtyp
 
 
 def test_fp16_states_of_the_sources_batch_do_not_overflow() -> None:
-    """The source sums in fp16, which ends at 65,504."""
+    """The source sums in fp16, whose maximum is 65,504."""
     loss = make("last", info(3, 8), info(6, 8))
     own = batch()
     large = {2: np.full((3, 5, 8), 200.0)}

@@ -1,4 +1,4 @@
-"""All objectives of this package against float64 NumPy, and against what the authors' code gets wrong."""
+"""All objectives of this package against float64 NumPy, and for the faults of the authors' code."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_what_must_hold_for_every_objective_holds(name: str, config: dict[str, A
 
 @pytest.mark.parametrize("name", [*PAIRWISE, "hidden_mse_concat"])
 def test_fault_1_with_several_layers_every_pair_counts(name: str) -> None:
-    """There the last pair alone is kept, or a list that is too long is cut in silence."""
+    """In that code, only the last pair is kept, or a list that is too long is truncated silently."""
     student, teacher = states(2, seed=1), states(4, seed=2)
     before = compute_loss(name, {"layers": "uniform"}, student=student, teacher=teacher)[name]
     for block in (0, 1):
@@ -146,7 +146,7 @@ def test_fault_1_with_several_layers_every_pair_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["hidden_mse_cls", "hidden_pkd"])
 def test_fault_2_the_first_token_of_every_sequence_is_compared_and_no_other(name: str) -> None:
-    """There batch-first states are transposed, so that index 0 is the first sequence with all its tokens."""
+    """In that code, batch-first states are transposed, so that index 0 is the first sequence with all its tokens."""
     student, teacher = states(2, seed=1), states(4, seed=2)
     before = compute_loss(name, {"layers": "last"}, student=student, teacher=teacher)[name]
 
@@ -161,7 +161,7 @@ def test_fault_2_the_first_token_of_every_sequence_is_compared_and_no_other(name
 
 
 def test_fault_5_the_map_over_concatenated_states_is_a_trained_and_saved_part_of_the_loss() -> None:
-    """There it is made anew for every shard of the data, is unknown to the optimizer and missing in validation."""
+    """In that code, it is re-created for each shard, unknown to the optimizer and missing in validation."""
     from kdcore_hidden_mse.concat import HiddenMSEConcat
 
     info = kdcore.ModelInfo("bert", 2, 4, 2, 2, 11, 512, True)
@@ -199,7 +199,7 @@ def test_fault_5_the_map_over_concatenated_states_is_a_trained_and_saved_part_of
 
 @pytest.mark.parametrize("name", [*PAIRWISE, "hidden_mse_concat"])
 def test_fault_6_half_precision_states_are_summed_in_float32(name: str) -> None:
-    """There the sum is taken in fp16, which ends at 65,504, and divided afterwards."""
+    """In that code, the sum is computed in fp16, whose maximum is 65,504, and divided afterwards."""
     student = {"hidden": [np.full((3, 5, 8), 200.0, dtype=np.float16)]}
     teacher = {"hidden": [np.full((3, 5, 8), -200.0, dtype=np.float16)]}
     with np.errstate(over="ignore"):

@@ -83,7 +83,7 @@ def test_what_holds_for_every_objective_holds() -> None:
 
 
 def build(teacher: tuple[int, int], student: tuple[int, int], **keys: Any) -> MiniLMv2:
-    """Both given as (heads, width of a head)."""
+    """Build the loss; both models are given as (heads, width of a head)."""
     infos = [kdcore.ModelInfo("bert", 2, heads * width, heads, width, 11, 64, False)
              for heads, width in (teacher, student)]  # fmt: skip
     return MiniLMv2(MiniLMv2.Config(name="minilm_v2", label="mine", **keys), *infos)
@@ -129,7 +129,7 @@ def test_fault_3_equal_features_in_another_number_of_heads_give_zero() -> None:
         assert got == pytest.approx(dict.fromkeys(got, 0.0), abs=1e-12)
 
     def mixed(states: np.ndarray, heads: int) -> np.ndarray:
-        """The source's: (B, A, L, d_k) taken as (B, R, L, d_r) without merging, which mixes tokens and heads."""
+        """As in the source: (B, A, L, d_k) viewed as (B, R, L, d_r) without merging, which mixes tokens and heads."""
         split = states.reshape(3, heads, 5, -1)[0]
         return relations(split, heads)
 

@@ -39,7 +39,7 @@ def newton_schulz(matrix: Array, iterations: int) -> Array:
 
 
 def muon_update(gradients: list[Array], weight: Array, keys: dict[str, Any]) -> Array:
-    """The change of a matrix after the last of its gradients; averages as sums over all gradients."""
+    """Return the change of a matrix after its last gradient, with averages as sums over all gradients."""
     momentum = keys["momentum"]
     ages = np.arange(len(gradients))[::-1]
     flat = [gradient.reshape(len(gradient), -1) for gradient in gradients]
@@ -50,7 +50,7 @@ def muon_update(gradients: list[Array], weight: Array, keys: dict[str, Any]) -> 
 
 
 def adamw_update(gradients: list[Array], weight: Array, keys: dict[str, Any]) -> Array:
-    """The same for AdamW."""
+    """Return the same for AdamW."""
     beta1, beta2 = keys["betas"]
     step = len(gradients)
     ages = np.arange(step)[::-1]

@@ -1,4 +1,4 @@
-"""`attention_pearson` against its definition in float64 NumPy, and against what the authors' code gets wrong."""
+"""`attention_pearson` against its definition in float64 NumPy, and for the faults of the authors' code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def probabilities(side: dict[str, list[np.ndarray]], block: int, real: np.ndarra
 
 
 def reference(own: np.ndarray, theirs: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """One correlation after the other, with NumPy's own."""
+    """Compute one correlation after another with NumPy."""
     entries = np.broadcast_to((real[:, None, :, None] & real[:, None, None, :]), own.shape)
     found = {}
     for term, axis in AXES.items():
@@ -82,7 +82,7 @@ def test_small_slices_give_the_same_value_and_gradient(monkeypatch: pytest.Monke
 
 
 def test_chunks_of_sequences_are_put_together() -> None:
-    """Correlations run across sequences, so chunks of different length are one batch to them."""
+    """Correlations run across sequences, so chunks of different lengths are treated as one batch."""
 
     class InChunks(kdcore.Signals):
         def heads(self, part: Any, block: int) -> Iterator[Any]:
@@ -106,7 +106,7 @@ def test_chunks_of_sequences_are_put_together() -> None:
 
 @pytest.mark.parametrize("hidden", [False, torch.finfo(torch.float16).min, -torch.inf], ids=str)
 def test_a_blocks_own_window_is_part_of_its_probabilities(hidden: float) -> None:
-    """As bool and as what fp16 models add; keys outside of the window have probability 0 on both sides."""
+    """The mask is bool or additive, as in fp16 models; keys outside of the window have probability 0 on both sides."""
     near = np.abs(np.arange(5)[:, None] - np.arange(5)) <= 1
     if hidden is False:
         mask = torch.from_numpy(near)[None, None] & torch.from_numpy(RAGGED)[:, None, None, :]
@@ -140,7 +140,7 @@ def test_a_side_without_variance_correlates_with_another_such_and_with_nothing_e
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_equal_rows_that_rounding_makes_unequal_have_no_variance(dtype: torch.dtype) -> None:
-    """All keys alike: every probability is 1/5, give or take the last digit, and noise must not be correlated."""
+    """With equal keys, every probability is 1/5 except for the last digit, and noise must not be correlated."""
     own, theirs = (signals(FULL, seed) for seed in (1, 2))
     for side in (own, theirs):
         tap = side._attention[0]

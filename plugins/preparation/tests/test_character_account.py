@@ -1,4 +1,4 @@
-"""The account of characters, compared with counts that are made from the files by other means."""
+"""The account of characters, compared with independent counts of the files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def corpus_of(name: str, **settings: Any) -> Corpus:
 
 
 def read(corpus: Corpus) -> list[str]:
-    """Read all documents; at each, the account must hold. A text that is cut is counted at its first document."""
+    """Read all documents; the account must balance at each. A text that is cut is counted at its first document."""
     found: list[str] = []
     account = corpus.characters
     for document in corpus.documents():

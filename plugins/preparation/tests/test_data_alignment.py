@@ -1,4 +1,4 @@
-"""The teacher's tokens beside the student's: held against alignments that are computed one character at a time."""
+"""The teacher's tokens beside the student's, compared with alignments computed one character at a time."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def recipe(lines: Sequence[str], tokenizers: tuple[Path, Path], folder: Path, **
 
 
 def units_one_by_one(text: str, one: list[tuple[int, int]], other: list[tuple[int, int]]) -> list[set[int]]:
-    """The shortest spans of characters between common boundaries that both sides cover in part."""
+    """Return the shortest spans between common boundaries that tokens of both sides cover at least in part."""
     boundaries = [
         place
         for place in range(len(text) + 1)

@@ -1,4 +1,4 @@
-"""kdcore prepare and kdcore data as one types them."""
+"""`kdcore prepare` and `kdcore data` on a command line."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_what_may_be_wrong_with_the_text_is_pointed_out(work: Path, capsys: pyte
     assert re.search(r"train: [\d.]+% of the characters are unknown", shown)
     assert "of the sequences are less than half full" in shown
     assert "invalid UTF-8 sequences; check the encoding" in shown
-    assert "held_out" not in shown  # it is empty, as the recipe states
+    assert "held_out" not in shown  # it is empty, as in the recipe
 
 
 def test_folders_that_are_none_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ WIDTH, PREDICTIONS = 16, 4
 
 
 def write_shard(path: Path, sentences: list[list[int]], *, seed: int = 0, **extra: Any) -> list[dict[int, int]]:
-    """Write sequences as create_pretraining_data.py does, one row at a time; returns what is to be predicted where."""
+    """Write sequences row by row, like create_pretraining_data.py; return the tokens to predict and their positions."""
     random = np.random.default_rng(seed)
     shapes = {"input_ids": WIDTH, "input_mask": WIDTH, "segment_ids": WIDTH}
     shapes |= {"masked_lm_positions": PREDICTIONS, "masked_lm_ids": PREDICTIONS}
@@ -53,7 +53,7 @@ def corpus_of(path: Path) -> Hdf5Corpus:
 
 
 def rows(groups: list[TokenizedSequences]) -> list[tuple[list[int], dict[int, int]]]:
-    """Each sequence as it was before it was masked, and what the model gets to see at the places to be predicted."""
+    """Return each sequence before masking, and the model's inputs at the positions to be predicted."""
     found = []
     for group in groups:
         assert group.masked_positions is not None

@@ -63,7 +63,7 @@ def data_files(tmp_path: Path) -> Path:
 
 
 def test_a_streamed_dataset_is_read_file_by_file(data_files: Path) -> None:
-    # What the library does with a folder of data files it does with a name on the hub.
+    # The library handles a folder of data files like a name on the hub.
     for settings in ({"path": str(data_files)}, {"dataset": str(data_files)}):
         corpus = corpus_of(column="body", **settings)
         assert len(corpus.parts()) == 3

@@ -19,7 +19,7 @@ Document = list[Sentence]
 
 
 def pack(layout: Layout, calls: list[list[Document]], seed: int = 0) -> list[list[int]]:
-    """Pack documents given as lists of sentences, some in each call; sequences without their padding."""
+    """Pack documents given as lists of sentences, some in each call; return sequences without padding."""
     packer = Packer(layout, IDS, np.random.default_rng(seed))
     sequences = []
     for documents in [*calls, None]:
@@ -37,7 +37,7 @@ def pack(layout: Layout, calls: list[list[Document]], seed: int = 0) -> list[lis
 
 
 def numbered(sizes: list[list[int]]) -> list[Document]:
-    """Documents of sentences of these sizes, in which every token is another."""
+    """Return documents of sentences of these sizes, in which all tokens differ."""
     tokens = itertools.count(5)
     return [[[next(tokens) for _ in range(size)] for size in document] for document in sizes]
 
@@ -125,7 +125,7 @@ def test_packing_within_documents_is_what_a_token_by_token_computation_gives(len
 def test_full_sequences_waste_no_place_but_in_the_last_one() -> None:
     documents = numbered([[size] for size in range(1, 60)])
     sequences = pack(Layout(16, "full"), [documents])
-    # One place may stay empty where a separator and a token of the next document do not fit both.
+    # One position may stay empty if there is no room for both a separator and a token of the next document.
     assert all(len(sequence) >= 15 for sequence in sequences[:-1])
 
 

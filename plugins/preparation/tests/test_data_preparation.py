@@ -348,7 +348,7 @@ def test_ids_beyond_two_bytes_come_back(tmp_path: Path) -> None:
 
 
 class Sequences(Corpus):
-    """Sequences that another program has made."""
+    """Sequences created by another program."""
 
     def __init__(self, *groups: TokenizedSequences) -> None:
         super().__init__(CorpusConfig())

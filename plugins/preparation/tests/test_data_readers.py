@@ -1,4 +1,4 @@
-"""Every built-in reader keeps the promises of the interface, in one part and in many, and is in the documentation."""
+"""Every built-in reader meets the requirements, with one part and with several, and is documented."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_progress_ends_at_the_size_of_the_part(tmp_path: Path, monkeypatch: pyte
             seen = [corpus.bytes_read for _ in corpus.read(part)]
             assert seen == sorted(seen)
             if seen:
-                # A buffer may have been read beyond what was asked for.
+                # A buffer may have been read beyond the requested data.
                 assert part.bytes <= corpus.bytes_read <= part.bytes + 200_000, (name, part)
 
 

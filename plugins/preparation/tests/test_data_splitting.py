@@ -1,4 +1,4 @@
-"""The split of a document depends on its content and the seed alone."""
+"""The split of a document depends only on its content and the seed."""
 
 from __future__ import annotations
 

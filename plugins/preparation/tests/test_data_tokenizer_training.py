@@ -18,7 +18,7 @@ from kdcore.errors import DataError
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Words of rising rarity, with capitals, accents and a script of many characters."""
+    """Words of increasing rarity, with capitals, accents and a script of many characters."""
     choice = random.Random(4)
     stems = ["".join(choice.choices("abcdefghijklmnoprstuvw", k=choice.randint(2, 5))) for _ in range(150)]
     words = [stem + ending for stem in stems for ending in ("", "s", "ing", "ed")] + [

@@ -154,7 +154,7 @@ def test_damage_in_the_middle_of_a_multistream_dump_costs_its_part_alone(
 
 
 def multistream(pages: int, a_stream: int) -> list[bytes]:
-    """A dump as Wikimedia packs it: the header, streams of several pages, the footer."""
+    """A dump compressed as by Wikimedia: the header, streams of several pages, and the footer."""
     generator = random.Random(pages)
     texts = [" ".join(str(generator.random()) for _ in range(20)) for _ in range(pages)]
     head, *found = dump(*(page(number, text) for number, text in enumerate(texts, start=1))).split(b"<page>")

@@ -1,4 +1,4 @@
-"""Files of a folder or glob are all read or counted, and damage of compressed files is never taken for their end."""
+"""Files of a folder or glob are all read or counted, and damage in compressed files is never mistaken for their end."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_other_files_beside_shards_are_counted(tmp_path: Path) -> None:
 
 
 class PlainReader(Corpus):
-    """A reader as other packages write it, after the example of the documentation."""
+    """A reader like those of other packages, based on the example in the documentation."""
 
     class Config(CorpusConfig):
         path: PathString

@@ -328,7 +328,7 @@ def test_a_killed_preparation_leaves_no_folder_and_other_data_may_take_its_place
 
 
 class Announcing(Corpus):
-    """Report that it is read, and wait in the middle for a signal to continue."""
+    """A corpus that reports when it is read, and waits halfway for a signal to continue."""
 
     reading: Event
     go_on: Event

@@ -1,4 +1,4 @@
-"""What `kdcore prepare` makes of each kind of raw text, whole and damaged."""
+"""Results of `kdcore prepare` for each kind of raw text, intact and damaged."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_copies_of_one_document_alone_cannot_be_held_out(tmp_path: Path, tokeniz
 
 
 def assert_accounted(manifest: Manifest) -> None:
-    """Compare every stage with its neighbours, by hand."""
+    """Compare every stage with the next one."""
     passed_to_splits = 0
     for stages in manifest.characters:
         before = None
@@ -252,7 +252,7 @@ def fortunes() -> list[Path]:
 
 
 def test_the_characters_of_fortunes_in_many_languages_are_accounted_for(tmp_path: Path) -> None:
-    """Texts in the encodings and with the control characters that people have left in them."""
+    """The texts have various encodings, and contain control characters left in them by people."""
     paths = fortunes()
     languages = {language for name, language in LANGUAGES.items() if (FORTUNES / name).exists()}
     if len(languages) < 10:

@@ -34,7 +34,7 @@ def unigram() -> Any:
 
 
 def whole_words() -> Any:
-    """A tokenizer whose tokens depend on more than words: a text of one word only is unknown as a whole."""
+    """A tokenizer whose tokens depend on more than words: a text of a single word is entirely unknown."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "a": 2}, unk_token="[UNK]"))

@@ -1,4 +1,4 @@
-"""What is kept of templates, in the languages of wikis, and how the dropped ones are counted."""
+"""The text kept from templates in the languages of wikis, and the counts of dropped templates."""
 
 from __future__ import annotations
 

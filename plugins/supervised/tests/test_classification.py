@@ -22,7 +22,7 @@ WORDS = {"con": ["bad", "sad", "worst"], "pro": ["good", "glad", "best"]}
 
 
 def write_texts(path: Path, count: int, seed: int) -> Path:
-    """Sentences of one letter a token, of very different lengths, whose class follows from one word."""
+    """Write sentences of very different lengths, one token per letter; one word determines the class."""
     draw = np.random.default_rng(seed)
     lines = ["text,label"]
     for number in range(count):

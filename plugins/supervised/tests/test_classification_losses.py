@@ -1,4 +1,4 @@
-"""Losses on classes of whole sequences against NumPy, and what every loss must do."""
+"""Losses on classes of whole sequences against NumPy, and the requirements on every loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled texts out of every kind of file, and what is wrong with files."""
+"""Labelled texts from every kind of file, and mistakes in files."""
 
 from __future__ import annotations
 

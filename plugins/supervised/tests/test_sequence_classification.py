@@ -1,4 +1,4 @@
-"""The task sequence_classification: what its batches, scores and predictions are."""
+"""The task sequence_classification: its batches, scores and predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts with labelled spans out of every kind of file, and what is wrong with files."""
+"""Texts with labelled spans from every kind of file, and mistakes in files."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def test_texts_without_labels_are_distilled_by_soft_targets_alone(
     assert "f1" in result.held_out
     with pytest.raises(kdcore.InputError, match=r"losses.classification(?s:.)*labels"):
         train(*teacher, *alone, "run.id=none")
-    # Beside labelled texts, only those count for the loss that reads labels.
+    # Next to unlabelled texts, only the labelled ones count for the loss that reads labels.
     both = train(*teacher, *more, f"losses={{{SOFT}, classification: {{weight: 0.5}}}}", "run.id=both")
     assert np.isfinite(list(column(both.folder, "train/classification").values())).all()
 

@@ -39,7 +39,7 @@ def tokenizer(tokenizer_folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def byte_level() -> Any:
-    """A small byte-level BPE tokenizer without a space before the first word, as of RoBERTa."""
+    """A small byte-level BPE tokenizer without a space before the first word, like RoBERTa's."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

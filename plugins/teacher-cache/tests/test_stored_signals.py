@@ -1,4 +1,4 @@
-"""What is read from a cache: precisions, parts of predictions, and the refusal of everything that does not fit."""
+"""Reading from a cache: precisions, partly stored predictions, and the refusal of anything that does not match."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ def test_a_late_writer_leaves_a_complete_cache_as_it_is(
     before, answers, is_file = content_of(cache), iter([False, False]), Path.is_file
 
     def late(path: Path) -> bool:
-        """Answer as before another process had completed the cache, until the lock is held."""
+        """Return the state before another process completed the cache, until the lock is held."""
         return next(answers, is_file(path)) if path.name == "manifest.json" else is_file(path)
 
     (cache / "contents.json").write_text(recorder.contents.model_dump_json(), encoding="utf-8")

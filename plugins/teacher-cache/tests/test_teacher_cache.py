@@ -1,4 +1,4 @@
-"""A cache holds what the live teacher computes, and training cannot distinguish them."""
+"""A cache contains the signals that the live teacher computes, and training is the same with both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors from elsewhere: what is read, what is refused, and what a loss receives."""
+"""Vectors computed elsewhere: reading them, refusing invalid ones, and passing them to losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wrong losses are caught by the conformance check, each by the requirement that it violates."""
+"""The conformance check catches wrong losses, each by the requirement that it violates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`check_loss` passes a right loss and names what a wrong one does wrong."""
+"""`check_loss` passes a correct loss and names the fault of a wrong one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class MapsTeacher(Right):
 
 
 class BatchMean(Right):
-    """Averages over each batch, and calls that coupling."""
+    """Averages over each batch, and declares this as coupling."""
 
     couples_batch = True
 

@@ -1,4 +1,4 @@
-"""Losses for teachers with another tokenizer: `check_loss` finds those that read tokens although they deny it."""
+"""Losses for teachers with another tokenizer: `check_loss` finds those that read tokens without declaring it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Denying(Loss):
 
 
 class Aligned(Denying):
-    """The same of units."""
+    """The same for units."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"denying": batch.num_units}

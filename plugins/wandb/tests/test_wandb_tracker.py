@@ -31,7 +31,7 @@ def tracker(folder: Path, mode: Any = "offline") -> WandbTracker:
 
 
 def sessions(folder: Path) -> list[list[dict[str, Any]]]:
-    """What wandb itself has stored: for each session its run, then its rows."""
+    """Return the data stored by wandb: the run of each session, followed by its rows."""
     wandb.teardown()  # waits until all is written
     found = []
     for file in sorted(folder.glob("wandb/*-run-*/*.wandb")):
@@ -55,7 +55,7 @@ def sessions(folder: Path) -> list[list[dict[str, Any]]]:
 
 
 def next_second(folder: Path) -> None:
-    """wandb names a session's folder by the second that it began in; let the next one be in another."""
+    """Rename the folders of sessions, because wandb names them by the second of their start."""
     wandb.teardown()
     for number, session in enumerate(sorted(folder.glob("wandb/offline-run-*"))):
         session.rename(session.with_name(f"earlier-run-{number}"))
