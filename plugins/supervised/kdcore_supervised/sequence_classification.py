@@ -76,8 +76,8 @@ class SequenceClassification(LabelledTask):
         def _metric_fits(self) -> SequenceClassification.Config:
             if self.metric is not None and self.metric not in self.data.metrics:
                 raise ValueError(
-                    f"`metric: {self.metric}` does not fit labels that are {self.data.kind}: "
-                    f"{', '.join(self.data.metrics)} do"
+                    f"`metric: {self.metric}` cannot be used with labels that are {self.data.kind} "
+                    f"(expected one of {', '.join(self.data.metrics)})"
                 )
             return self
 
