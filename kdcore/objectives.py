@@ -77,7 +77,7 @@ def real_lengths(lengths: Lengths, sequences: int, longest: int) -> Tensor:
     lengths = torch.as_tensor(lengths)
     require_shapes(lengths.shape == (sequences,), f"({sequences},)", lengths=lengths)
     if lengths.device.type == "cpu" and ((lengths < 0) | (lengths > longest)).any():
-        raise ValueError(f"a length does not fit (found {lengths.tolist()}, expected 0 to {longest} tokens each)")
+        raise ValueError(f"length out of range (found {lengths.tolist()}, expected 0 to {longest} tokens)")
     return lengths
 
 
