@@ -68,7 +68,7 @@ class KdcoreError(Exception):
 
 
 class InputError(KdcoreError):
-    """The user's input is invalid: a recipe, data, a folder, a plugin. Holds one or more problems."""
+    """The user's input is invalid: a recipe, data, a folder, a plugin. Contains one or more problems."""
 
     exit_code = EXIT_INPUT
 

@@ -43,13 +43,13 @@ def resolve_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) 
 
     Args:
         layers: `last`; `uniform` (student i with teacher (i+1)*T/S-1); `all` (the same rounded, for any two depths);
-            `skip` (uniform without the last pair, as Patient KD); `first` (i with i); or explicit (teacher, student)
+            `skip` (uniform without the last pair, as in Patient KD); `first` (i with i); or explicit (teacher, student)
             pairs, where -1 is the last block.
         teacher_layers: number T of teacher blocks.
         student_layers: number S of student blocks.
 
     Raises:
-        InputError: a block does not exist, a rule does not fit the two depths, or the list of pairs is empty.
+        InputError: a block does not exist, a rule cannot be applied to the two depths, or the list of pairs is empty.
     """
     if isinstance(layers, str):
         pairs = _rule_pairs(layers, teacher_layers, student_layers)

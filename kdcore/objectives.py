@@ -46,12 +46,12 @@ def require_shapes(fit: bool, expected: str, **tensors: Tensor | None) -> None:
     """Refuse tensors with mismatched shapes, which broadcasting could combine in unintended ways.
 
     Args:
-        fit: whether they fit.
+        fit: whether the shapes match.
         expected: the shapes expected, for the message.
-        tensors: all tensors concerned, by name; None is left out.
+        tensors: all tensors involved, by name; None is left out.
 
     Raises:
-        ValueError: they do not fit; the message lists the shapes.
+        ValueError: they do not match; the message lists the shapes.
     """
     if not fit:
         found = ", ".join(f"{name} {tuple(one.shape)}" for name, one in tensors.items() if one is not None)
@@ -72,7 +72,7 @@ def real_lengths(lengths: Lengths, sequences: int, longest: int) -> Tensor:
     """Return lengths (B,) as a tensor on their device.
 
     Raises:
-        ValueError: there are not `sequences` lengths, or one on the host is not in 0 to `longest`.
+        ValueError: there are not `sequences` lengths, or one on the host is not between 0 and `longest`.
     """
     lengths = torch.as_tensor(lengths)
     require_shapes(lengths.shape == (sequences,), f"({sequences},)", lengths=lengths)
@@ -89,7 +89,7 @@ def real_rows(states: Tensor, lengths: Lengths | None) -> Tensor:
         lengths: (B,) number of real tokens of each sequence.
 
     Raises:
-        ValueError: the lengths do not fit the states.
+        ValueError: the lengths do not match the states.
     """
     return _rows(lengths, states)[0]
 
@@ -100,7 +100,7 @@ def paired_rows(student: Tensor, teacher: Tensor, lengths: Lengths | None = None
     Takes the arguments of `real_rows`.
 
     Raises:
-        ValueError: the shapes of student and teacher differ, or the lengths do not fit them.
+        ValueError: the shapes of student and teacher differ, or the lengths do not match them.
     """
     require_shapes(student.shape == teacher.shape, "equal shapes", student=student, teacher=teacher)
     own, theirs = _rows(lengths, student, teacher.detach())

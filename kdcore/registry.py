@@ -61,8 +61,8 @@ class Entry:
         group: the entry point group, such as `kdcore.losses`.
         kdcore: the package's lower bound on the version of kdcore, such as `>=0.1`; empty if there is none.
         apis: versions of the plugin API that the package was built for; 1 if it declares none, as in kdcore 0.1.
-        unmet: the first required `kdcore-...` package that is missing, has another version, or lacks what it requires
-            itself; None if all fit.
+        unmet: the first required `kdcore-...` package that is missing, has another version, or lacks a requirement of
+            its own; None if all requirements are met.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Entry:
 
     @property
     def precedence(self) -> int:
-        """Return the rank of the package among those with the same name: the lowest number is used.
+        """Return the rank of the package among providers of the same name: the lowest number is used.
 
         0 is kdcore, 1 the package of this repository that has the name, 2 another package of this repository, 3 any
         other one.
@@ -127,7 +127,7 @@ class Registry:
         group: the entry point group.
         kind: name of the kind in messages, such as `loss`.
         interface: `module:Class` of the base class; imported together with the first component.
-        needs_config: whether components carry a nested `Config`.
+        needs_config: whether components have a nested `Config`.
     """
 
     def __init__(self, group: str, kind: str, interface: str, *, needs_config: bool = True) -> None:
@@ -153,7 +153,7 @@ class Registry:
     def providers(self, name: str) -> list[Entry]:
         """Return the installed components that a name refers to; several if it is ambiguous.
 
-        Of packages with the same name, kdcore precedes our own packages, and those precede all others.
+        Of packages that provide the same name, kdcore precedes our own packages, which precede all others.
 
         Args:
             name: the component's name, or `package:name`, which reaches every component.
@@ -193,8 +193,8 @@ class Registry:
             sources: import files whose registrations are considered; all if None.
 
         Raises:
-            PluginError: the name is unknown, provided by several packages none of which precedes the others, or its
-                package needs another kdcore version.
+            PluginError: the name is unknown, provided by several packages of equal rank, or its package needs another
+                kdcore version.
         """
         registered = self._registered.get(name, ())
         classes = [one for one in registered if one.source is None or sources is None or one.source in sources]
@@ -381,7 +381,7 @@ def find_component(group: str, name: str) -> FoundComponent:
         name: the component's name, or `package:name`.
 
     Raises:
-        PluginError: no package provides it, several do and none precedes the others, or it cannot be used.
+        PluginError: no package provides it, several packages of equal rank provide it, or it cannot be used.
     """
     found = ALL[group].find(name)
     package = found.distribution if isinstance(found, Entry) else None
@@ -532,12 +532,12 @@ def _lower_bound(requirement: Requirement) -> str:
 def _unmet_requirement(distribution: metadata.Distribution, above: tuple[str, ...]) -> Unmet | None:
     """Find the first requirement on a `kdcore-...` package, direct or indirect, that is not fulfilled.
 
-    Such packages import each other inside commands, where a missing one would end in a traceback.
+    Such packages import each other inside commands, where a missing one would cause a traceback.
 
     Args:
         distribution: the package whose requirements are checked.
-        above: canonical names of that package and of those that require it. What the first of them requires of kdcore
-            itself is left out: it has a separate message.
+        above: canonical names of that package and of the packages that require it. The requirement of the first one on
+            kdcore itself is left out: it has a separate message.
     """
     for requirement in _requirements(distribution):
         name = canonicalize_name(requirement.name)

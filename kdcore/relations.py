@@ -75,7 +75,7 @@ class ScoreMaps:
             num_heads: as for `relations`; not applied to `right`.
 
         Raises:
-            ValueError: the shapes, the lengths or the number of heads do not fit.
+            ValueError: the shapes, the lengths or the number of heads do not match.
         """
         fit = left.ndim == 4 and (right is None or right.shape == left.shape)
         require_shapes(fit, "equal (B, A, L, d_k)", left=left, right=right)
@@ -111,10 +111,10 @@ class ScoreMaps:
     ) -> ScoreMaps:
         """Create the scaled dot products of query, key or value of `block` with itself: `x x^T / sqrt(head width)`.
 
-        Keys are those that the block attends to; of an additive mask only this is used, not its bias.
+        The keys are those that the block attends to; an additive mask only selects them, and its bias is ignored.
 
         Args:
-            signals: of the student or the teacher.
+            signals: signals of the student or the teacher.
             part: which projection.
             block: counted from 0.
             num_heads: merge the heads and split them again into this number, which must divide the width; None keeps
@@ -170,7 +170,7 @@ class _Chunk:
         mask: four axes, broadcastable to (b, A, l, l): bool, true where a key is attended to, or additive.
         rows: (b, l) bool, true on real tokens; None if there is no padding.
         scale: factor on the products.
-        lengths: (b,) on the host, real tokens of each sequence; None if unknown on the host.
+        lengths: (b,) on the host, number of real tokens of each sequence; None if unknown on the host.
         only_padding: whether `mask` is equivalent to `rows`.
     """
 

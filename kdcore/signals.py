@@ -120,10 +120,10 @@ class ModelInfo:
         architecture: the family, such as `bert`.
         num_layers: number of blocks of the whole model, even if only a part of it is loaded.
         hidden_size: width d of the hidden states.
-        num_heads: attention heads A of a block.
+        num_heads: number A of attention heads in a block.
         head_size: width d_k of one head.
-        vocab_size: rows of the embedding table.
-        max_length: longest sequence in tokens.
+        vocab_size: number of rows of the embedding table.
+        max_length: maximum length of a sequence in tokens.
         heads: the heads that losses can read, sorted by name: for a teacher, those it was saved with; for a student,
             those it can be trained with.
         position_pad_id: token that is not counted as a position, as in RoBERTa; None if positions do not depend on ids.
@@ -291,9 +291,9 @@ class Units:
     """The units of a batch for models with different tokenizers: the shortest spans between common token boundaries.
 
     Attributes:
-        tokens: (K,) int64, positions among the N real tokens of those that belong to a unit, unit by unit.
-        starts: (U,) int64, start of each unit in `tokens`; none is empty.
-        lengths: (B,) int64 NumPy array, units of each sequence; stays on the host.
+        tokens: (K,) int64, positions among the N real tokens of the tokens in units, unit by unit.
+        starts: (U,) int64, start of each unit in `tokens`; no unit is empty.
+        lengths: (B,) int64 NumPy array, number of units in each sequence; stays on the host.
     """
 
     tokens: Tensor
@@ -320,16 +320,16 @@ class Batch:
     Attributes:
         input_ids: (B, L) int64.
         attention_mask: (B, L) bool, true on real tokens; None if there is no padding.
-        lengths: (B,) int64 NumPy array, real tokens of each sequence; stays on the host.
+        lengths: (B,) int64 NumPy array, number of real tokens in each sequence; stays on the host.
         token_index: (N,) int64, flat positions `row * L + column` of the real tokens.
         masked_index: (M,) int64, flat positions whose token is to be predicted.
         masked_labels: (M,) int64, the tokens to be predicted there.
         columns: further columns by name: one row per sequence (B, ...), or a value for every position (B, L), which
             is ignored in the padding.
         token_types: (B, L) int64, 1 on tokens of the second text of a pair; None if there are no pairs.
-        units: units of the tokens; None if both models have the same tokens, each of which is then a unit.
+        units: units of the tokens; None if both models have the same tokens; each token is then a unit.
         teacher: the batch of the teacher's tokens; None if it is this one.
-        split: split of the samples; None for a batch that no task has drawn. Stays on the host, as do the next two.
+        split: split of the samples; None for a batch not drawn by a task. Stays on the host, as do the next two.
         samples: (B,) int64 NumPy array, indices of the samples in the split.
         epochs: (B,) int64 NumPy array, number of times that each sample has been seen before.
     """
@@ -408,7 +408,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """The structure of a block's attention, besides the lengths of the sequences, which the batch has.
+    """The structure of a block's attention, except for the lengths of the sequences, which the batch provides.
 
     Every query attends to the real keys of its sequence within the window.
 
@@ -445,11 +445,11 @@ class AttentionTap:
         key: like `query`.
         value: like `query`.
         mask: the block's mask (padding, window, bias) as passed to the kernel: bool (true is attended) or additive,
-            broadcastable to (B, A, L, L); None if every position attends to every position, or if `pattern` has it.
+            broadcastable to (B, A, L, L); None if all positions attend to each other, or if `pattern` describes it.
         scale: factor on `query @ key^T` before the softmax.
         pattern: the structure of the mask; None if only the mask is known.
-        packed: whether the states are those of the N real tokens, one sequence after another, without padding.
-            Requires a `pattern`.
+        packed: whether the states contain only the N real tokens, one sequence after another, without padding. Requires
+            a `pattern`.
     """
 
     query: Tensor
@@ -491,7 +491,7 @@ class PackedHeads:
     Attributes:
         states: (N, A, d_k).
         offsets: (B + 1,) int32, the start of each sequence and N at the end.
-        longest: tokens of the longest sequence; known on the host.
+        longest: number of tokens in the longest sequence; known on the host.
         scale: the block's factor on `query @ key^T`.
         pattern: which keys of its sequence a query attends to; None if only the dense mask of `heads` is known.
     """
@@ -545,7 +545,7 @@ class Signals:
         factored: Mapping[Positions, FactoredLogits] | None = None,
         heads: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Hold the requested signals; `class_logits` is deprecated: use `heads`."""
+        """Store the requested signals; `class_logits` is deprecated: use `heads`."""
         self._batch = batch
         self._hidden = hidden
         self._attention = attention
@@ -572,7 +572,7 @@ class Signals:
 
     @staticmethod
     def predictions(positions: Positions, *, factored: bool = False) -> SignalRequest:
-        """Request predictions over the vocabulary at `positions`: logits, or the factors that give them."""
+        """Request predictions over the vocabulary at `positions`: logits, or their factors."""
         if factored:
             return SignalRequest(factored_positions=frozenset({positions}))
         return SignalRequest(prediction_positions=frozenset({positions}))
@@ -683,7 +683,7 @@ class Signals:
         """Return predictions over the vocabulary before the last product: states (M, d) or (N, d), and weights.
 
         Raises:
-            InputError: the model has no such form of its predictions.
+            InputError: the model does not provide its predictions in this form.
         """
         if positions not in self._factored:
             raise InputError("the model cannot give factored predictions", hint="use a loss that reads logits")

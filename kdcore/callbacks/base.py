@@ -15,12 +15,12 @@ class Callback:
     """React to the events of a run on process 0, and stop it early. Subclasses override what they need.
 
     Constructed as `Callback(config, run_folder)` for each session of a run. For a new run, this happens before the
-    folder has files, and an InputError refuses the run. Random numbers are drawn from a stream that is separate from
-    the run's. A tracker drops metrics that a resumed run repeats, but a callback receives the events again when a run
-    repeats the steps since its last checkpoint. If a method raises an exception, the run writes a checkpoint and ends
-    with an error that names the callback. That callback is not called again; the others are. After an error at the
-    final export the run is finished, and its next start calls no callback: export again with `kdcore export`, and
-    repeat there what the callback has missed.
+    folder contains any files, and raising InputError refuses the run. Random numbers are drawn from a stream that is
+    separate from the run's. A tracker drops metrics that a resumed run repeats, but a callback receives the events
+    again when a run repeats the steps since its last checkpoint. If a method raises an exception, the run writes a
+    checkpoint and ends with an error that names the callback. That callback is not called again; the others are. After
+    an error at the final export the run is finished, and its next start calls no callback: export again with `kdcore
+    export`, and redo there what the callback has missed.
     """
 
     class Config(ComponentConfig):

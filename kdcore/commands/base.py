@@ -59,7 +59,7 @@ class ExportOption(ABC):
 
     @abstractmethod
     def apply(self, folder: Path, arguments: argparse.Namespace) -> None:
-        """Change the exported folder before it is published. Called for every export, options given or not.
+        """Change the exported folder before it is published. Called for every export, with or without options.
 
         Args:
             folder: a complete export under a temporary name: config, weights in float32, tokenizer, model card. It
@@ -74,7 +74,7 @@ class ExportOption(ABC):
 class JobQueue(ABC):
     """A scheduler's queue of jobs, such as SLURM's (registry `kdcore.job_queues`).
 
-    `kdcore runs list` reads every installed one to distinguish queued from lost runs.
+    `kdcore runs list` reads every installed queue to distinguish queued from lost runs.
     """
 
     @abstractmethod
@@ -133,7 +133,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        default=[],  # without a default argparse calls them required
+        default=[],  # without a default, argparse reports them as required
         help="values to use instead of the file's, such as training.batch_size=64; key=null removes a key",
     )
 

@@ -14,7 +14,7 @@ from kdcore.registry import Entry, commands
 def split_arguments(name: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Split `kdcore NAME ARGUMENTS` into the command's full name and the arguments of that command.
 
-    Subcommands of the group itself win over those of packages; `package:GROUP SUBCOMMAND` selects that of a package.
+    Subcommands of the group itself win over those of packages; `package:GROUP SUBCOMMAND` selects a package's.
 
     Args:
         name: the first word after `kdcore`.

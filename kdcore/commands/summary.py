@@ -67,7 +67,7 @@ def summarise(
         without: components `package:name` whose rows are left out.
 
     Raises:
-        InputError: the folder holds no finished run, or its task refuses to summarise it.
+        InputError: the folder contains no finished run, or its task refuses to summarise it.
     """
     from kdcore.tasks.finished_run import FinishedRun
     from kdcore.training.run.build import make_plan

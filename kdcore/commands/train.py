@@ -58,8 +58,8 @@ def train(
     Args:
         recipe: the recipe's file, or `kdcore:quickstart.yaml` for one that kdcore ships; or its content as a map, with
             paths relative to the working directory.
-        overrides: values by dotted key, such as `{"training.batch_size": 64}`, where None removes a key; or
-            `training.batch_size=64` each.
+        overrides: values by dotted key, such as `{"training.batch_size": 64}`, where None removes a key; or strings
+            such as `training.batch_size=64`.
         smoke: test every phase of the run with a few steps, to check that a long run would work.
 
     Returns:

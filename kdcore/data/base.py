@@ -16,7 +16,7 @@ from pydantic import Field
 from kdcore.recipe.schema import ComponentConfig
 
 PART_BYTES = 32 * 2**20
-"""Approximate size of a part: some seconds of tokenising, and at most that is lost when a process is killed."""
+"""Approximate size of a part: a few seconds of tokenising, which is the most that is lost when a process is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +37,20 @@ class Document:
 class TokenizedSequences:
     """Sequences that were tokenised, cut and perhaps masked by another program; they are stored as they are.
 
-    A reader yields some hundreds of them at a time. Everything is checked against the recipe's tokenizer and
+    A reader yields a few hundred of them at a time. Everything is checked against the recipe's tokenizer and
     `sequence_length`: ids must be below its vocabulary size, [CLS] first and [SEP] last.
 
     Attributes:
-        id: names this group of sequences within its corpus, as `Document.id`. Together with the seed it decides whether
-            they are held out, all of them or none.
+        id: identifies this group of sequences within its corpus, like `Document.id`. Together with the seed, it
+            determines whether the whole group is held out.
         tokens: (sequences, width) the original ids, special tokens included, before any of them was masked; content
             after a sequence's end is ignored. `width` is at most the recipe's `sequence_length`.
-        lengths: (sequences,) tokens of each, special tokens included.
+        lengths: (sequences,) number of tokens in each sequence, including special tokens.
         masked_positions: (sequences, predictions) positions of the tokens to be predicted; 0 is padding, as the first
             token is [CLS] and never predicted. None where nothing is masked.
         masked_inputs: (sequences, predictions) the ids that the model sees there (most of them [MASK]); ignored
             where the position is 0.
-        split: the split that they belong to; None lets the recipe's `held_out` decide.
+        split: the split that the sequences belong to; if None, the recipe's `held_out` determines it.
     """
 
     id: str
@@ -71,7 +71,7 @@ class Part:
             progress.
         file: name of its file in `Corpus.files`, for readers that read file by file.
         start: where the range starts in the file, for readers that can begin there.
-        end: where it ends; None is the end of the file.
+        end: where the range ends; None for the end of the file.
     """
 
     name: str
@@ -92,8 +92,8 @@ class CorpusConfig(ComponentConfig):
 class Corpus(ABC):
     """Read documents from files. Subclass it to support another format of raw text.
 
-    A reader is a class with a nested `Config` (the keys of its entry under `corpora`, `name` excepted), announced under
-    the entry point group `kdcore.corpora` or with `@register_corpus("name")`:
+    A reader is a class with a nested `Config` (the keys of its entry under `corpora`, `name` excepted), declared in the
+    entry point group `kdcore.corpora` or with `@register_corpus("name")`:
 
         class JsonLines(Corpus):
             class Config(CorpusConfig):
@@ -120,15 +120,15 @@ class Corpus(ABC):
     documents are kept, the damage is recorded, and the other parts are still read.
 
     Attributes:
-        revision: increase it when the reader yields other documents than before for the same files and stated settings,
-            also because of a changed default, so that data prepared by the older reader is not used as current.
+        revision: increase it when the reader yields different documents for the same files and explicit settings, for
+            example after a default has changed, so that data prepared by the older reader is not reused.
         Config: keys of the reader; strings annotated as `PathString` arrive as absolute paths.
         config: the checked keys.
         report: counts of what the reader repaired or left out, by description ("redirects skipped"). Stored with the
             prepared data and shown to the user: every change and every omission must be counted. Reset before each part
             and summed afterwards.
         characters: None, or a `kdcore_preparation.CharacterAccount`: the characters that each stage of the reader
-            received, dropped, rewrote and passed on, each with its reason. Cleared and summed as `report`.
+            received, dropped, rewrote and passed on, each with its reason. Cleared and summed like `report`.
         bytes_read: number of the part's `bytes` that have been read so far, for the progress bar. Updating it is
             optional; it is reset to 0 before each part.
     """
@@ -147,8 +147,8 @@ class Corpus(ABC):
     def files(self) -> Mapping[str, Path]:
         """List every input file of the documents, by a name that does not depend on where the data is stored.
 
-        Contents and names of these files and the reader's settings other than paths identify the data: when none of
-        them has changed, data that was prepared once is used again. Empty for a reader that reads no files.
+        The contents and names of these files and the reader's settings other than paths identify the data: if none of
+        them has changed, data that has already been prepared is reused. Empty for a reader that reads no files.
 
         Raises:
             DataError: the file or folder does not exist.
@@ -156,9 +156,9 @@ class Corpus(ABC):
 
     @abstractmethod
     def documents(self) -> Iterator[Document | TokenizedSequences]:
-        """Yield all documents, always in the same order, holding few of them in memory at a time.
+        """Yield all documents, always in the same order, keeping only a few of them in memory at a time.
 
-        A reader with parts yields those of each part in turn:
+        A reader with parts yields the documents of each part in turn:
 
             for part in self.parts():
                 yield from self.read(part)
@@ -170,10 +170,10 @@ class Corpus(ABC):
     def parts(self) -> Sequence[Part]:
         """List the pieces that can be read independently, in reading order; by default everything is one piece.
 
-        They are determined by the files and the reader's settings alone, never by the number of processes, and are
-        listed without reading much. Pieces of about `PART_BYTES` suit best: small ones are joined, large ones keep
-        other processes waiting. A part that begins in the middle of a file must begin at a multiple of a fixed size, so
-        that documents keep their names when the file grows.
+        They are determined by the files and the reader's settings alone, never by the number of processes, and listing
+        them must not require much reading. Pieces of about `PART_BYTES` work best: small ones are joined, large ones
+        keep other processes waiting. A part that begins in the middle of a file must begin at a multiple of a fixed
+        size, so that documents keep their names when the file grows.
 
         Raises:
             DataError: as in `files`.

@@ -32,8 +32,8 @@ def with_cleaning(content: dict[str, Any], *, strip: bool) -> dict[str, Any]:
 
     Args:
         content: the content, with or without cleaning.
-        strip: remove white space at the ends. Text is normalised between added tokens, so this must not be used where
-            those are recognised inside of texts.
+        strip: remove white space at the ends. Text is normalised between added tokens, so this must not be set if added
+            tokens are recognised inside texts.
     """
     content = without_cleaning(content)
     own = [] if content["normalizer"] is None else [content["normalizer"]]
@@ -60,7 +60,7 @@ def without_cleaning(content: dict[str, Any]) -> dict[str, Any]:
 def _special_pieces_divided(content: dict[str, Any]) -> dict[str, Any] | None:
     """Return a pre-tokenizer that cuts each special token among the pieces of a unigram model; None if there is none.
 
-    A cut between two characters that are neighbours in no other piece is one that every segmentation has, unless both
+    If no other piece contains two characters next to each other, every segmentation has a cut between them, unless both
     are unknown: successive unknown characters are a single token.
     """
     if content["model"].get("type") != "Unigram":

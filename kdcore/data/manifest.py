@@ -23,13 +23,13 @@ PreparedSplit = Literal["train", "held_out"]
 
 _HASH = "sha256"
 FIRST_WITH_HASH = 3
-"""Manifests of earlier formats carry no hash over themselves."""
+"""Manifests of earlier formats do not contain a hash of themselves."""
 
 PREPARE_AGAIN = "remove the folder and prepare the data again"
 
 
 def row_dtype(vocab_size: int) -> RowType:
-    """Return the smaller type that holds every id."""
+    """Return the smaller of the two types that can represent every id."""
     return "uint16" if vocab_size <= 2**16 else "int32"
 
 
@@ -45,8 +45,8 @@ class _Stored(BaseModel):
 class ShardEntry(_Stored):
     """One file of rows.
 
-    `corpus` is the number of their corpus; `predictions` is the number of masked positions stored with each row, 0 if
-    rows are not masked.
+    `corpus` is the number of the rows' corpus; `predictions` is the number of masked positions stored with each row, 0
+    if rows are not masked.
     """
 
     file: FileName
@@ -61,11 +61,11 @@ class Alignment(_Stored):
     """How far the student's and the teacher's tokens of a split's text are aligned.
 
     Attributes:
-        teacher_tokens: the teacher's tokens, without special tokens.
-        units: spans between boundaries that the tokens of both have in common, one for each special token included.
-        characters: characters of the text other than white space.
+        teacher_tokens: number of the teacher's tokens, without special tokens.
+        units: number of spans between token boundaries common to both models, including one for each special token.
+        characters: number of characters of the text other than white space.
         unaligned: number of these characters that are in no unit, because the tokens of one side do not cover them.
-        split_sequences: sequences that were split because the teacher's tokens of the whole sequence did not fit a row.
+        split_sequences: number of sequences split because the teacher's tokens of the whole did not fit in a row.
     """
 
     teacher_tokens: Count = 0
@@ -92,9 +92,9 @@ class SplitEntry(_Stored):
     """One split: its files and their contents.
 
     `tokens` counts the tokens of the text without [CLS], [SEP] and [PAD]; `sentences` is None where sentences were not
-    detected, and `alignment` where the rows hold the tokens of one tokenizer only. `text_characters` counts all
-    characters of the text, `visible_characters` those that are not white space, `unknown_characters` those inside
-    [UNK]. `repeated_documents` counts documents that repeat another one of the split except for case, white space and
+    detected, and `alignment` where the rows contain the tokens of only one tokenizer. `text_characters` counts all
+    characters of the text, `visible_characters` all except white space, `unknown_characters` those inside [UNK].
+    `repeated_documents` counts documents that repeat another one of the split except for case, white space and
     punctuation. These four are None for rows of token ids and in older manifests.
     """
 
@@ -123,7 +123,7 @@ class SpecialTokens(_Stored):
 
 
 class TeacherRows(_Stored):
-    """The tokens of the teacher that each row holds in addition to the student's, made from the same text.
+    """The tokens of the teacher that each row contains in addition to the student's, made from the same text.
 
     `sequence_length` is the number of columns, `dtype` the type of their ids.
     """
@@ -136,7 +136,7 @@ class TeacherRows(_Stored):
 
 
 class Damage(_Stored):
-    """A part of a corpus that could not be read to its end; the content before the damage is in the data."""
+    """A damaged part of a corpus; the content before the damage is in the data."""
 
     corpus: int
     part: str
@@ -179,12 +179,12 @@ class Manifest(_Stored):
     """The description of a prepared folder.
 
     `reports` counts, for each corpus, what was repaired or left out; `characters` lists the stages of each corpus in
-    order; `problems` describes likely problems with the data, None in older manifests; `weights` is how often an epoch
-    shows the sequences of each corpus. `stated` lists the keys of `recipe` that were given, `readers` and `preparation`
-    are the readers and the revision of the preparation; versions 1 and 2 have none of these. `teacher` describes the
-    teacher's tokens, None if the rows hold those of one tokenizer only. A kdcore that does not know `teacher` can train
-    students without a teacher on such data, and refuses the teacher's other vocabulary. `tokenizer_files` has the
-    SHA-256 of the tokenizers' files by their paths in the folder; older manifests list none.
+    order; `problems` describes likely problems with the data, None in older manifests; `weights` is the number of times
+    an epoch contains each corpus's sequences. `stated` lists the keys of `recipe` that were given, `readers` and
+    `preparation` are the readers and the revision of the preparation; versions 1 and 2 have none of these. `teacher`
+    describes the teacher's tokens, None if the rows contain those of only one tokenizer. A kdcore that does not know
+    `teacher` can train students without a teacher on this data, and refuses the teacher's other vocabulary.
+    `tokenizer_files` has the SHA-256 of the tokenizers' files by their paths in the folder; older manifests list none.
     """
 
     format_version: int

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 class MappedRows:
     """Gather rows of many arrays of one type and width, numbered consecutively.
 
-    NumPy needs some microseconds per indexed array, and a random batch touches hundreds of files. Therefore all arrays
+    NumPy needs a few microseconds per indexed array, and a random batch touches hundreds of files. Therefore all arrays
     are viewed as one array from the first mapped address to the last. Rows are gathered from it by address as pieces of
     bytes, which is faster than by element; memory between the arrays, which may be unmapped, is never read.
 
     Args:
-        arrays: (rows, width) each, contiguous.
+        arrays: contiguous arrays of shape (rows, width).
     """
 
     def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
@@ -42,7 +42,7 @@ class MappedRows:
         self._shifts = (addresses - base) // item - starts[:-1] * self._width
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
-        """Copy rows (n, width) by their numbers (n,): at least one, all in range, which is not checked."""
+        """Copy rows (n, width) by their numbers (n,): at least one, all in range, as the caller must ensure."""
         places = numbers * self._width
         places += self._shifts[self._borders.searchsorted(numbers, side="right")]
         rows: NDArray[Any] = self._windows[places].view(self._dtype).reshape(-1, self._width)

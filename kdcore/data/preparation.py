@@ -22,9 +22,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Preparation(ABC):
-    """Prepare data from a data recipe: the map under `task.data`, or a file that holds one.
+    """Prepare data from a data recipe: the map under `task.data`, or a file that contains one.
 
-    A preparation is a class with a nested `Config` (the keys of the data recipe), announced under the entry point group
+    A preparation is a class with a nested `Config` (the keys of the data recipe), declared in the entry point group
     `kdcore.preparations` or with `@register_preparation("name")`. A data recipe names it as `name`; one without `name`
     belongs to `raw_text` of the package kdcore-preparation. The recipe's keys are checked before anything is read.
 
@@ -62,7 +62,7 @@ class Preparation(ABC):
 
     @abstractmethod
     def find(self, cache: Path) -> PreparedData | None:
-        """Open the data if the cache folder holds it already; None if it has to be prepared.
+        """Open the data if the cache folder already contains it; None if it has to be prepared.
 
         Raises:
             DataError: the raw data or a folder in the cache cannot be used.
@@ -70,7 +70,7 @@ class Preparation(ABC):
 
     @abstractmethod
     def prepare(self, cache: Path, *, progress: Callable[[str], None]) -> PreparedData:
-        """Prepare the data into the cache folder, so that `find` opens it from then on.
+        """Prepare the data in the cache folder, so that `find` opens it from then on.
 
         Several processes may ask for the same data at once; one of them prepares it and the others wait.
 
@@ -101,12 +101,12 @@ class Preparation(ABC):
 
         Args:
             cache: folder of prepared data.
-            folder: the folder recorded by the run; None for a run that recorded a fingerprint only.
+            folder: the folder recorded by the run; None for a run that recorded only a fingerprint.
             fingerprint: the fingerprint recorded by the run.
             progress: as for `prepare`.
 
         Returns:
-            The data and its fingerprint: `fingerprint` if the recipe describes the run's data, else another one.
+            The data and its fingerprint: `fingerprint` if the recipe describes the run's data, otherwise another.
 
         Raises:
             DataError: as in `prepare`.
@@ -122,7 +122,7 @@ def load_preparation(path: str | Path, overrides: Sequence[str] = ()) -> Prepara
 
     Args:
         path: the YAML file.
-        overrides: `key=value` each.
+        overrides: strings of the form `key=value`.
 
     Raises:
         RecipeError: the recipe is invalid, or the package that reads it is not installed; the error lists all problems

@@ -100,7 +100,7 @@ def _backend(proto: Any) -> Any:
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     backend.normalizer = normalizers.Sequence(steps)
     scheme = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
-    split = not any(_SPACE in piece.piece[1:] for piece in proto.pieces)  # else pieces span several words
+    split = not any(_SPACE in piece.piece[1:] for piece in proto.pieces)  # otherwise pieces span several words
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=split)
     if byte_fallback:
         spaces = decoders.Replace(_SPACE, " ")

@@ -25,11 +25,11 @@ class ShardWriter:
     Args:
         folder: folder of the files.
         name: name of the first file, without its suffix; further ones are numbered.
-        sequence_length: columns of a row.
+        sequence_length: number of columns in a row.
         dtype: type of ids.
-        teacher_dtype: type of the teacher's ids, if the rows also contain these.
+        teacher_dtype: type of the teacher's ids, if the rows also contain the teacher's tokens.
         corpus: number of the rows' corpus.
-        batch_rows: rows that are written at once.
+        batch_rows: number of rows written at a time.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class TeacherView(NamedTuple):
 
     Attributes:
         tokens: (rows, teacher's sequence_length) ids.
-        lengths: (rows,) special tokens included.
+        lengths: (rows,) number of tokens, including special tokens.
         units: (rows, teacher's sequence_length) unit of each of the teacher's tokens, or `NO_UNIT`.
         student_units: (rows, sequence_length) unit of each of the student's tokens, or `NO_UNIT`.
     """
@@ -99,7 +99,7 @@ class Sequences:
         pad_id: id that pads rows.
         lengths: (sequences,) int32, special tokens included.
         has_masks: whether every sequence has masks that were drawn by another program.
-        teacher_lengths: (sequences,) int32 in tokens of the teacher; None if the teacher's are the same.
+        teacher_lengths: (sequences,) int32, in the teacher's tokens; None if both models have the same tokens.
         vocab_size: upper bound (exclusive) of all ids.
         dtype: type of the stored ids; None without rows.
 
@@ -260,10 +260,10 @@ class PreparedData:
         folder: where it is.
         manifest: its manifest.
         SPLITS: names of its splits.
-        MANIFEST: name of the manifest's file, the last that is written.
+        MANIFEST: name of the manifest's file, which is written last.
         TOKENIZER: name of the folder with the tokenizer.
-        TEACHER_TOKENIZER: name of the folder with the teacher's tokenizer, if that is another one.
-        teacher: describes the teacher's tokens; None if they are the same.
+        TEACHER_TOKENIZER: name of the folder with the teacher's tokenizer, if it is a different one.
+        teacher: description of the teacher's tokens; None if both models have the same tokens.
         FORMAT_VERSION: version of the folder's layout that this kdcore writes.
     """
 
@@ -406,7 +406,7 @@ def _joined(lengths: list[NDArray[np.int32]]) -> NDArray[np.int32]:
 
 
 def tokenizer_files(folder: Path) -> dict[str, str]:
-    """Compute the SHA-256 of each file of the tokenizers in a prepared folder, by its path there."""
+    """Compute the SHA-256 of each file of the tokenizers in a prepared folder, by its path in the folder."""
     paths = [path for name in (TOKENIZER_FOLDER, TEACHER_TOKENIZER_FOLDER) for path in (folder / name).glob("*")]
     return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in sorted(paths) if path.is_file()}
 
@@ -487,7 +487,7 @@ def _map_file(path: Path, *, with_teacher: bool) -> list[_MappedBatch]:
 
 
 def _values(column: Any) -> NDArray[Any]:
-    """View a column of fixed-size lists as (rows, width) of the mapped file, one of numbers as (rows,)."""
+    """View a column of the mapped file: fixed-size lists as (rows, width), numbers as (rows,)."""
     if not hasattr(column, "flatten"):
         numbers: NDArray[Any] = column.to_numpy(zero_copy_only=True)
         return numbers

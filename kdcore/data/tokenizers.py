@@ -182,7 +182,7 @@ def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]]
     Then tokens of words of the vocabulary are compared, which depend on merges or scores.
 
     Returns:
-        The text, and its pieces or tokens by either tokenizer; None if there is no difference or a tokenizer is slow.
+        The text, and its pieces or tokens from each tokenizer; None if there is no difference or a tokenizer is slow.
     """
     if not (getattr(one, "is_fast", False) and getattr(other, "is_fast", False)):
         return None

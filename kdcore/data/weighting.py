@@ -11,8 +11,8 @@ from kdcore.data.manifest import Manifest, PreparedSplit
 class WeightedRows:
     """Map samples of an epoch to rows of a split: the rows of each corpus appear `weight` times.
 
-    A corpus of weight 2 has each row twice in every epoch. One of weight 0.5 shows half of its rows in an epoch and the
-    other half in the next, so that all are shown equally often.
+    A corpus of weight 2 has each row twice in every epoch. With weight 0.5, half of the rows appear in one epoch and
+    the other half in the next, so that all are shown equally often.
 
     Args:
         manifest: manifest of the prepared data.
@@ -20,7 +20,7 @@ class WeightedRows:
         weighted: whether to apply weights; without them each row is one sample.
 
     Attributes:
-        num_samples: samples of an epoch.
+        num_samples: number of samples in an epoch.
         repeats: whether every epoch shows the same rows.
     """
 

@@ -87,7 +87,7 @@ class Loss(ABC, nn.Module):
 
     @abstractmethod
     def requests(self) -> Requests:
-        """Return the signals and columns that `forward` reads; called before training only."""
+        """Return the signals and columns that `forward` reads; called only before training."""
 
     @property
     def compares_tokens(self) -> bool:
@@ -115,9 +115,9 @@ class Loss(ABC, nn.Module):
         """
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Return sums over this micro-batch from which `constant_baseline` computes its values; empty without any.
+        """Return sums over this micro-batch from which `constant_baseline` computes its values; empty if none exist.
 
-        Sums of several micro-batches are added, so none may be a mean. Use float64.
+        Sums of several micro-batches are added, so none of them may be a mean. Use float64.
 
         Args:
             teacher: the signals that `requests` names; None without a teacher.
@@ -126,7 +126,7 @@ class Loss(ABC, nn.Module):
         return {}
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the value of each term that the best constant prediction reaches, on the samples of the sums.
+        """Return the value that the best constant prediction reaches for each term, on the samples in the sums.
 
         A constant prediction is the same at every position of every sequence, such as the mean of the teacher's states.
         A trained student that is not below this value has not learned from the text. Terms may be left out.

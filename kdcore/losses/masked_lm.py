@@ -22,7 +22,7 @@ def masked_lm(logits: Tensor, labels: Tensor) -> Total:
         labels: (...) int64; -100 where no token is predicted.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
     """
     expects = "labels as logits without the last axis"
     require_shapes(labels.shape == logits.shape[:-1], expects, logits=logits, labels=labels)

@@ -19,7 +19,7 @@ from kdcore.objectives import Lengths, Total, paired_rows, require_problem_type
 from kdcore.signals import SEQUENCE_CLASSES, Batch, ModelInfo, Requests, Signals
 
 _SLICE_ELEMENTS = 2**24
-"""Number of logits per slice: 64 MB in float32, whereas those of a whole batch can take gigabytes."""
+"""Number of logits per slice: 64 MB in float32, whereas the logits of a whole batch can take gigabytes."""
 
 
 def soft_targets(
@@ -41,7 +41,7 @@ def soft_targets(
             of each output, averaged over the outputs. Outputs of `regression` may be (B,).
 
     Raises:
-        ValueError: the shapes or the lengths do not fit, or `problem_type` is unknown.
+        ValueError: the shapes or the lengths do not match, or `problem_type` is unknown.
     """
     require_problem_type(problem_type)
     if problem_type == "regression":
@@ -136,9 +136,9 @@ class SoftTargetsLoss(Loss):
         return {"soft_targets": total.sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Sum the teacher's probabilities, or its outputs of regression, over each half of the sequences (2, C).
+        """Sum the teacher's probabilities, or its regression outputs, over each half of the sequences (2, C).
 
-        The other sums are the rows of each half (2,), and entropies, or squares of regression, over both.
+        The other sums are the number of rows in each half (2,), and the entropies (for regression, squares) of both.
         """
         assert teacher is not None
         theirs, halves = self._read(teacher), self._halves(batch)
@@ -180,7 +180,7 @@ class SoftTargetsLoss(Loss):
         return {"soft_targets": factor * float(apart / rows.sum())}
 
     def _halves(self, batch: Batch) -> Tensor:
-        """Return for each scored position the half of the sequences, 0 or 1, that it is part of."""
+        """Return, for each scored position, which half of the sequences it belongs to: 0 or 1."""
         numbers = np.arange(batch.num_sequences) if batch.samples is None else batch.samples
         halves = torch.from_numpy(numbers % 2).to(batch.input_ids.device)
         if self.head is not None and self.head.level == "sequence":

@@ -38,7 +38,7 @@ def tapped_attention(
         query: (B, A, L, d_k).
         key: like `query`.
         value: like `query`.
-        attention_mask: bool, as kdcore's mask function makes it, or an additive mask; None if nothing is masked.
+        attention_mask: bool, as created by kdcore's mask function, or an additive mask; None if nothing is masked.
         scaling: factor on the products; None: `d_k ** -0.5`.
         position_bias: added to the scaled scores, broadcastable to (B, A, L, L).
         sliding_window: a query attends to keys at a distance below it; the mask contains this limit.

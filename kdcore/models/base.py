@@ -117,11 +117,11 @@ class Model(ABC):
     def set_heads(self, heads: Sequence[Head]) -> None:
         """Set the heads that the task trains a student for; called before losses read `info`.
 
-        A model adds the heads that it supports to `info.heads`; losses that read others then raise an error. The first
-        one is the task's own, whose weights and labels an export must contain.
+        A model adds the heads that it supports to `info.heads`; losses that read other heads then raise an error. The
+        first head is the task's own, whose weights and labels an export must contain.
 
         Raises:
-            InputError: a head does not fit the model's keys.
+            InputError: a head is incompatible with the model's keys.
         """
         for head in heads:
             if head.name == SEQUENCE_CLASSES and type(self).set_classes is not Model.set_classes:
@@ -138,21 +138,21 @@ class Model(ABC):
         return self
 
     def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:  # noqa: B027 - most models compute
-        """Refuse a task for whose samples a teacher has no signals; called before weights are loaded.
+        """Refuse a task if a teacher has no signals for its samples; called before weights are loaded.
 
         A teacher that looks signals up finds the samples of a batch by `Batch.split`, `samples` and `epochs`, and
-        compares `Task.batch_identity` with that of its stored data.
+        compares `Task.batch_identity` with the identity of its stored data.
 
         Args:
             task: the task.
-            requests: what is read in batches of the splits `train` and `held_out`.
+            requests: the signals that are read in batches of the splits `train` and `held_out`.
 
         Raises:
             InputError: the task does not match; the message names the difference.
         """
 
     def save_description(self, folder: Path) -> None:
-        """Write configuration and tokenizer of a teacher: used as `path`, the folder describes it without weights.
+        """Write a teacher's configuration and tokenizer; as `path`, the folder then describes it without weights.
 
         Raises:
             InputError: this model cannot be described without its weights.
@@ -164,7 +164,7 @@ class Model(ABC):
         return {} if self.source is None else model_file_hashes(self.source)
 
     def find_heads(self, heads: Sequence[Head]) -> None:  # noqa: B027
-        """Add those heads of the task to a teacher's `info.heads` whose modules are in its folder."""
+        """Add to a teacher's `info.heads` the heads of the task whose modules are in its folder."""
 
     def load_export(self, folder: Path, request: SignalRequest) -> Encoder | None:
         """Load a student exported to `folder`, with the parts that `request` needs; None if this is not supported."""
@@ -174,7 +174,7 @@ class Model(ABC):
     def load_teacher(self, request: SignalRequest) -> Encoder:
         """Load the blocks and heads that `request` needs, in float32.
 
-        The encoder may also look up its signals: its `forward` receives batches that carry split, samples and epochs.
+        The encoder may also look up its signals: the batches passed to its `forward` include split, samples and epochs.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Read, describe and check configurations of Hugging Face encoders, and derive those of students."""
+"""Read, describe and check configurations of Hugging Face encoders, and derive the students' configurations."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def _layer_types(stated: Mapping[str, Any], merged: Mapping[str, Any], changes: 
 
 
 def _take_positions(config: PreTrainedConfig, architecture: Architecture, longest: int) -> None:
-    """Set the maximum length of a student to that of a teacher of another architecture."""
+    """Set the maximum length of a student to the length of a teacher of another architecture."""
     offset = architecture.position_offset(config)
     if offset > longest:
         raise InputError(

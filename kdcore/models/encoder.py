@@ -172,7 +172,7 @@ class TransformersEncoder(Encoder):
         return self._answer(batch, request, capture, last)
 
     def _packs(self, batch: Batch) -> bool:
-        """Return whether to pack a batch: one without padding only for a kernel that avoids masks of windows."""
+        """Return whether to pack a batch; without padding, only for a kernel that needs no window masks."""
         if not self.packs or batch.attention_mask is not None:
             return self.packs
         config = self._base.config
@@ -304,7 +304,7 @@ class TransformersEncoder(Encoder):
         return self
 
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write config.json and model.safetensors in float32, with the pooler at the place that `AutoModel` expects.
+        """Write config.json and model.safetensors in float32, with the pooler where `AutoModel` expects it.
 
         Modules of heads are written to `head_NAME.safetensors`.
         """

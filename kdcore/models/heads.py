@@ -22,7 +22,7 @@ from kdcore.signals import FactoredLogits, Head, ModelInfo
 
 
 def auto_class_of(head: Head | None) -> Any:
-    """Return the Auto class of transformers that builds and loads encoders with a head; None: without a head.
+    """Return the Auto class of transformers that builds and loads encoders with a head, or without one if it is None.
 
     Raises:
         InputError: transformers has no such class.
@@ -46,7 +46,7 @@ def own_module(head: Head, info: ModelInfo) -> nn.Module | None:
 
 
 class GivenStates(nn.Module):
-    """Replace a base model, and return states that it has already computed."""
+    """Stand in for a base model, and return states that it has already computed."""
 
     outputs: BaseModelOutputWithPooling | None = None
 
@@ -115,7 +115,7 @@ def factored_logits(network: Any, lm_head: Callable[[Any, Tensor], Tensor], stat
 
 @contextmanager
 def _replaced(network: nn.Module, name: str, other: nn.Module) -> Iterator[None]:
-    """Replace a submodule while entered, without registering a change of parameters."""
+    """Replace a submodule within the context, without registering a change of parameters."""
     parent, _, last = name.rpartition(".")
     modules = network.get_submodule(parent)._modules
     before, modules[last] = modules[last], other
@@ -133,7 +133,7 @@ def head_file(folder: Path, name: str) -> Path:
 def save_head(folder: Path, head: Head, info: ModelInfo, weights: Mapping[str, Tensor]) -> None:
     """Write the weights of a head's own module, with the descriptions of the head and of its model as metadata."""
     model = {one.name: getattr(info, one.name) for one in fields(info) if one.name != "heads"}
-    # A single key: safetensors writes several keys in random order, and equal heads should give equal files.
+    # A single key: safetensors writes several keys in random order, and equal heads should produce equal files.
     metadata = {"kdcore": json.dumps({"head": asdict(head), "model": model})}
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, head_file(folder, head.name), metadata)
 
@@ -149,7 +149,7 @@ def load_head(folder: Path | str, head: Head) -> nn.Module:
         head: the head, as the task's `heads` returns it.
 
     Raises:
-        DataError: the folder does not have the head's weights, they do not fit the module, or the head was saved with
+        DataError: the folder does not have the head's weights, they do not match the module, or the head was saved with
             another level or pooling.
         InputError: the head has no module.
     """

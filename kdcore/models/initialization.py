@@ -24,7 +24,7 @@ def choose_blocks(
 
     Raises:
         InputError: the number of blocks differs from the student's, a block does not exist, or its kind (global or
-            local attention) differs from that of the student's block.
+            local attention) differs from the student's block.
     """
     source_kinds, student_kinds = block_kinds(source, architecture), block_kinds(student, architecture)
     all_alike = len({*source_kinds, *student_kinds}) == 1
@@ -34,7 +34,7 @@ def choose_blocks(
     except InputError as error:
         if all_alike or isinstance(blocks, list):
             raise InputError(replace(problem, key=_KEY) for problem in error.problems) from error
-        # The rule does not fit the depths, and the blocks that its hint suggests would not match the pattern.
+        # The rule cannot be applied to the depths, and the blocks that its hint suggests would not match the pattern.
     else:
         places = [place for place, block in enumerate(chosen) if source_kinds[block] != student_kinds[place]]
         if not places:
@@ -86,7 +86,7 @@ def plan_copy(
 ) -> dict[str, str]:
     """Map the student's weights to the source's weights to copy, by their names in the base model.
 
-    All weights are mapped except those of a head or pooler that the source lacks. The networks may be on the meta
+    All weights are mapped except the weights of a head or pooler that the source lacks. The networks may be on the meta
     device.
 
     Raises:

@@ -43,11 +43,11 @@ class FusedMPNetAttention(nn.Module):
         position_bias: Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor]:
-        """Attend; the signature is transformers'.
+        """Compute attention, with the signature that transformers expects.
 
         Args:
             hidden_states: (B, L, d).
-            attention_mask: bool, broadcastable to (B, A, L, L), as kdcore's mask function makes it.
+            attention_mask: bool, broadcastable to (B, A, L, L), as created by kdcore's mask function.
             position_bias: (B, A, L, L), added to the scores.
             output_attentions: must be false, because the kernel does not return probabilities.
         """

@@ -55,7 +55,7 @@ class AttentionKernels:
     Attributes:
         device: type of the device.
         capability: compute capability of a CUDA device.
-        varlen: names of the arguments of torch's `varlen_attn`, which differ between versions; None without it.
+        varlen: names of the arguments of torch's `varlen_attn`, which differ between versions; None if torch lacks it.
         flash_attn: whether the package flash-attn can be imported.
     """
 
@@ -83,7 +83,7 @@ class AttentionPath:
         kernel: `sequences` (torch's kernel for each sequence), `padded` (torch's kernel for the padded batch),
             `varlen_attn` of torch, or the package `flash_attn`.
         reason: why this kernel was chosen.
-        head_size: the size that heads are padded to with zeros.
+        head_size: the size to which heads are padded with zeros.
     """
 
     kernel: Literal["sequences", "padded", "varlen_attn", "flash_attn"]

@@ -150,7 +150,7 @@ class TransformersModel(Model):
             self._tokenizer.save_pretrained(folder)
 
     def set_heads(self, heads: Sequence[Head]) -> None:
-        """Add the heads that transformers has for the student's architecture, or that bring their own module."""
+        """Add the heads that transformers has for the student's architecture, or that have their own module."""
         self._task_heads = self._offered(heads)
         for head in self._task_heads[:1]:
             if has_class(self.hf_config, head):
@@ -158,7 +158,7 @@ class TransformersModel(Model):
         self.info = replace(self.info, heads=(*self.info.heads, *self._task_heads))
 
     def find_heads(self, heads: Sequence[Head]) -> None:
-        """Add the heads whose modules the teacher's folder holds."""
+        """Add the heads whose modules the teacher's folder contains."""
         assert self.source is not None
         found = [head for head in heads if head_file(Path(self.source), head.name).is_file()]
         self._task_heads = tuple(head for head in found if own_module(head, self.info) is not None)
@@ -276,7 +276,7 @@ class TransformersModel(Model):
     ) -> tuple[PreTrainedModel, set[str], Head | None]:
         """Load the source of a student with a head; without one, with the source's masked-LM head if it has one.
 
-        A head of the source with other outputs (another number or other names) is not used.
+        A head of the source with different outputs (a different number or different names) is not used.
 
         Returns:
             The source, the names of weights that it lacks, and the student's head.
@@ -363,7 +363,7 @@ class TransformersModel(Model):
     def _read_config(self, path: str) -> PreTrainedConfig:
         """Read the configuration of the source, corrected to match its weights.
 
-        Embeddings and first block are loaded for that, so that wrong weights are detected before data is prepared.
+        For this, the embeddings and first block are loaded, so wrong weights are detected before data is prepared.
         """
         teacher = self._teacher
         if teacher is not None and path == teacher.source and teacher.architectures is self.architectures:
@@ -460,8 +460,8 @@ def _split(
 ) -> tuple[list[Head], list[Head]]:
     """Split requested heads into heads with their own module and heads of transformers.
 
-    The first head of transformers, whose class the network has, is the task's, then one for sequences, because only
-    those read a pooler.
+    The network has the class of the first head of transformers. The task's head comes first, then heads for sequences,
+    because only these read a pooler.
 
     Args:
         heads: heads of the model.

@@ -25,11 +25,11 @@ from kdcore.signals import Batch, SignalRequest, Signals
 _LENGTHS = (9, 4)
 _VOCABULARY = 200
 _TOLERANCE = 1e-4
-"""Greatest difference between equal states, relative to the largest state; summation order causes smaller ones."""
+"""Greatest difference at which states count as equal, relative to the largest; summation order causes smaller ones."""
 
 
 class UndescribedEncoder(TransformersEncoder):
-    """Wrap a network of transformers of which only the outputs are known. It always runs all blocks, on padded rows."""
+    """Wrap a network of transformers of unknown structure. It always runs all blocks, on padded rows."""
 
     @property
     def _skips_pooler(self) -> bool:
@@ -98,7 +98,7 @@ _examined: dict[tuple[str, tuple[tuple[str, str], ...]], Architecture] = {}
 
 
 class _UnsupportedError(Exception):
-    """Why a model is not supported."""
+    """Raised with the reason why a model is not supported."""
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def _shortened(config: PreTrainedConfig) -> PreTrainedConfig:
     changed = copy.deepcopy(config)
     try:
         changed = with_num_layers(changed, min(2, config.num_hidden_layers))
-    except Exception:  # some classes have no number of blocks that can be set
+    except Exception:  # some classes do not allow the number of blocks to be set
         changed = copy.deepcopy(config)
     changed.vocab_size = min(config.vocab_size, max([_VOCABULARY, *(token + 1 for token in _special_ids(config))]))
     return changed
@@ -186,7 +186,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _block_list(config: PreTrainedConfig) -> str:
-    """Return the path of the only list with one entry per block, outside of other such lists; empty without one."""
+    """Return the path of the only list with one entry per block, not inside another such list; empty if none."""
     with torch.device("meta"):
         base = AutoModel.from_config(copy.deepcopy(config))
     found: list[str] = []
@@ -215,7 +215,7 @@ def _applies_head(config: PreTrainedConfig, tokens: Tensor, mask: Tensor) -> boo
 
 
 def _calls_kernel_in_every_block(base: Any, config: PreTrainedConfig, tokens: Tensor, mask: Tensor) -> bool:
-    """Return whether the network computes the same with kdcore's attention, called once in every block."""
+    """Return whether the network computes the same result with kdcore's attention, called once in every block."""
     if not getattr(base, "_supports_attention_backend", False):
         return False
     tapped = _network(AutoModel, config, IMPLEMENTATION)

@@ -209,7 +209,7 @@ def refuse_incomplete(loaded: Loaded, path: str) -> None:
 
 
 def _wrapper(loaded: Loaded, missing: str) -> tuple[str, str]:
-    """Return the prefix that a wrapper has put before the names in the files, and the wrapper; empty without one."""
+    """Return the prefix that a wrapper has put before the names in the files, and the wrapper; empty if none."""
     base = f"{loaded.network.base_model_prefix}."
     wanted = missing.removeprefix(base)
     for name in sorted(loaded.unexpected):
@@ -224,8 +224,8 @@ def _wrapper(loaded: Loaded, missing: str) -> tuple[str, str]:
 def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architecture, *, trust: bool) -> None:
     """Correct a configuration's keys for heads and tied embeddings to match the weights.
 
-    Embeddings, first block and heads are loaded for that. `architectures` then names a head exactly if all its weights
-    exist, and `tie_word_embeddings` is false if the output matrix differs from the embeddings. Blocks that the
+    For this, the embeddings, first block and heads are loaded. `architectures` then names a head if and only if all its
+    weights exist, and `tie_word_embeddings` is false if the output matrix differs from the embeddings. Blocks that the
     configuration leaves out are reported with a warning.
 
     Raises:
@@ -262,7 +262,7 @@ def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architec
 
 
 def _named_heads(named: list[str], classes: tuple[str, ...], lacking: set[str], path: str) -> list[str]:
-    """Return `architectures`, containing one of these classes exactly if no weight of its head is missing."""
+    """Return `architectures`, containing one of these classes if and only if its head lacks no weight."""
     stated = [name for name in named if name in classes]
     if not lacking:
         return named if stated else [*named, classes[0]]
@@ -283,7 +283,7 @@ def _check_class_head(
     *,
     trust: bool,
 ) -> None:
-    """Keep a classification head in `architectures` if its weights exist; add one to a model that states nothing."""
+    """Keep a classification head in `architectures` if its weights exist; add one if none is listed."""
     loaded = load_weights(_CLASS_HEADS[suffix], path, first, architecture.attention, trust=trust)
     lacking = loaded.head & loaded.random
     if suffix == "ForSequenceClassification" and architecture.class_head_pools:

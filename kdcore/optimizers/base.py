@@ -80,7 +80,7 @@ class Optimizer(ABC):
     def reset_state(self, state: dict[str, Any]) -> None:
         """Reset the optimizer state of one parameter to its initial values, in place.
 
-        The engine does this while no active loss reaches the parameter. Tensors and numbers are set to 0; an optimizer
+        The engine calls this while no active loss reaches the parameter. Tensors and numbers are set to 0; an optimizer
         with other initial values (a running product of 1) must override this method.
         """
         for name, value in state.items():

@@ -38,7 +38,7 @@ def check(model: type[SettingsT], data: dict[str, Plain], prefix: KeyPath, locat
         model: the pydantic model.
         data: its keys and values.
         prefix: key path of the data in the recipe.
-        locate: returns the origin of a key path, or that of its nearest ancestor if the key is not given.
+        locate: returns the origin of a key path, or of its nearest ancestor if the key is not given.
     """
     try:
         # Validated as JSON, because strict validation of Python objects rejects the list [1, 2] as a tuple.
@@ -271,12 +271,12 @@ class SectionWalker:
             self.pinned[place] = pinned
 
     def _component(self, marker: ComponentSection, section: dict[str, Plain], place: KeyPath) -> dict[str, Plain]:
-        """The section with absolute paths; unchanged if it is invalid."""
+        """Return the section with absolute paths; unchanged if it is invalid."""
         checked = self.component(marker, section, place)
         return section if checked is None else checked.section
 
     def _component_file(self, marker: ComponentSection, file: Path, place: KeyPath) -> None:
-        """Check a section in a separate file; problems carry the file's lines and the recipe's key."""
+        """Check a section in a separate file; problems have the file's lines and the recipe's key."""
         try:
             root = load_merged(file, (), {}).root
         except InputError as error:

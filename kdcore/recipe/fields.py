@@ -53,7 +53,7 @@ def options(annotation: Any, markers: tuple[Any, ...] = ()) -> Iterator[Option]:
 
 
 def inside(containers: Iterable[Option], part: str | int) -> list[Option]:
-    """Return the possible types of the value at a key or index, given those of the map or list that contains it."""
+    """Return the possible types of the value at a key or index, given the types of the map or list that contains it."""
     found: list[Option] = []
     for container in containers:
         arguments = [argument for argument in get_args(container.type) if argument is not Ellipsis]

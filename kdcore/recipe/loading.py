@@ -68,7 +68,7 @@ class Component:
         cls: the class.
         config: the checked instance of its nested `Config`.
         key: its key path in the recipe, such as `losses.hidden_mse`.
-        cache: where a teacher's signals are stored; None if it computes them.
+        cache: where a teacher's signals are stored; None if the teacher computes them.
         section: the keys and values given in the recipe, with absolute paths.
     """
 
@@ -85,7 +85,7 @@ class Components:
     """All components of a recipe.
 
     Attributes:
-        teachers: models by label; that of `teacher:` has the label `teacher`.
+        teachers: models by label; the model under `teacher:` has the label `teacher`.
         composites: teachers that combine others, by label.
     """
 
@@ -114,7 +114,7 @@ class _Section:
         return REGISTRIES[str(self.place[0])]
 
     def core_keys(self, cls: type[Any]) -> type[TeacherKeys] | None:
-        """Return the keys that the core adds to those of the component; None if it adds none."""
+        """Return the keys that the core adds to the component's keys; None if it adds none."""
         return TeacherKeys if self.place[0] in ("teacher", "teachers") and "cache" not in keys_of(cls.Config) else None
 
 
@@ -123,13 +123,13 @@ class Recipe:
 
     Attributes:
         path: the file.
-        data: all keys and values that are given. Paths of core keys are absolute; paths of components after
-            `components` has been called.
+        data: all keys and values that are given. Paths of core keys are absolute; paths of components become absolute
+            when `components` is called.
         settings: the checked core keys with their defaults.
-        overrides: `key=value` each, as they were given.
-        files: the file and those that it extends.
+        overrides: strings of the form `key=value`, as they were given.
+        files: the file and the files that it extends.
         allow_imports: see `load_recipe`.
-        source: what it was read from: the file, or a map.
+        source: what the recipe was read from: the file, or a map.
         loaded: time at which it was read, by the monotonic clock.
     """
 
@@ -164,7 +164,7 @@ class Recipe:
         return Path(run.folder).absolute() / run.name / run.id
 
     def origin(self, key: str) -> Origin:
-        """Return the origin of the value at a dotted key, or that of its nearest ancestor if it is not given."""
+        """Return the origin of the value at a dotted key, or of its nearest ancestor if it is not given."""
         return self._root.origin_at(tuple(key.split(".")) if key else ())
 
     def components(self) -> Components:
@@ -339,8 +339,8 @@ def load_recipe(
     Args:
         path: a file, or `kdcore:quickstart.yaml` for a recipe that kdcore ships; or the content of a recipe as a map,
             with paths relative to the working directory.
-        overrides: `key=value` each, as on the command line; or values by dotted key, where maps are merged and None
-            removes a key.
+        overrides: strings of the form `key=value`, as on the command line; or values by dotted key, where maps are
+            merged and None removes a key.
         allow_imports: whether `Recipe.components` runs the files under `imports:`. By default it does, unless they are
             listed in the recipe of a run folder; files listed in an override always run.
         check_names: whether to look up the names of components. Without it, `Recipe.components` reports unknown names
@@ -383,10 +383,10 @@ def load_recipe(
 
 
 def override_texts(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Return overrides as `key=value` each.
+    """Return overrides as strings of the form `key=value`.
 
     Raises:
-        RecipeError: an override is not a string, or a map has a value that a recipe cannot hold.
+        RecipeError: an override is not a string, or a map has a value that a recipe cannot contain.
     """
     if isinstance(overrides, Mapping):
         as_json(overrides)  # reports keys that are not text
@@ -408,7 +408,7 @@ def load_config(path: str | Path, model: type[SettingsT], overrides: Sequence[st
     Args:
         path: the YAML file.
         model: the config's pydantic model.
-        overrides: `key=value` each.
+        overrides: strings of the form `key=value`.
 
     Raises:
         RecipeError: the file is invalid; the error lists all problems.
@@ -418,12 +418,12 @@ def load_config(path: str | Path, model: type[SettingsT], overrides: Sequence[st
 
 
 def load_component(path: str | Path, marker: ComponentSection, overrides: Sequence[str] = ()) -> Any:
-    """Read a file that holds the section of one component, and construct the component.
+    """Read a file with the section of one component, and construct the component.
 
     Args:
         path: the YAML file.
         marker: the component's registry, and its default.
-        overrides: `key=value` each.
+        overrides: strings of the form `key=value`.
 
     Raises:
         RecipeError: the file is invalid; the error lists all problems.
@@ -439,7 +439,7 @@ def load_component(path: str | Path, marker: ComponentSection, overrides: Sequen
 
 
 def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
-    """Yield problems of core keys that are valid alone and invalid together."""
+    """Yield problems of core keys that are valid individually but not in combination."""
     training = settings.training
     if training.micro_batch_size is not None and training.batch_size % training.micro_batch_size:
         key = "training.micro_batch_size"

@@ -31,7 +31,7 @@ def load_merged(source: Path | Mapping[str, Any], overrides: Sequence[str], defa
 
     Args:
         source: the YAML file; or its content, with paths relative to the working directory.
-        overrides: `a.b.c=value` each.
+        overrides: strings of the form `a.b.c=value`.
         default_names: default `name` of a section, by dotted key.
 
     Raises:

@@ -42,7 +42,7 @@ def resolve_path(text: str, folder: Path, *, hub: bool = False) -> str:
 
 
 def refuse_impossible(text: str) -> None:
-    """Refuse a path that no file system can hold.
+    """Refuse a path that no file system allows.
 
     Raises:
         RecipeError: a part of it is too long, or it contains NUL.

@@ -90,7 +90,7 @@ class ComponentConfig(BaseModel):
 
 
 TEACHER = "teacher"
-"""Label of the teacher of a recipe with `teacher:`; those of `teachers:` have the labels given there."""
+"""Label of the teacher under `teacher:`; teachers under `teachers:` have the labels given there."""
 
 
 class TeacherKeys(ComponentConfig):

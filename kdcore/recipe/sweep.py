@@ -75,7 +75,7 @@ class SweepCell:
 
     Attributes:
         recipe: file, or `kdcore:NAME`.
-        overrides: `key=value` each.
+        overrides: strings of the form `key=value`.
         folder: the run folder.
     """
 

@@ -133,7 +133,7 @@ def as_json(value: Any, key: str = "") -> str:
     """Format a value of Python as JSON, which `parse_value` reads back; paths become text, tuples lists.
 
     Raises:
-        RecipeError: a part of it has a type that a recipe cannot hold; the message names its dotted key.
+        RecipeError: a part of it has a type that a recipe cannot contain; the message names its dotted key.
     """
     text = json.dumps(_as_plain(value, key), ensure_ascii=False)
     return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -206,7 +206,7 @@ def plain_scalar(text: str) -> bool | int | float | str | None:
     """Parse a plain (unquoted) scalar by the core schema of YAML 1.2.
 
     Raises:
-        RecipeError: it is an integer with more than 308 digits, which no setting can hold.
+        RecipeError: it is an integer with more than 308 digits, which no setting accepts.
     """
     if text in _CONSTANTS:
         return _CONSTANTS[text]

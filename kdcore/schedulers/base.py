@@ -24,7 +24,7 @@ class Scheduler(ABC):
     def factor(self, progress: Progress) -> float:
         """Return the factor on the peak learning rate for the step that starts at `progress`."""
 
-    def check(self, start: Progress) -> None:  # noqa: B027 - most schedules fit any budget
+    def check(self, start: Progress) -> None:  # noqa: B027 - most schedules support any budget
         """Reject a budget that the schedule does not support, before any model is loaded.
 
         Args:

@@ -94,7 +94,7 @@ class WarmupScheduler(Scheduler):
         With a time limit only, the number of steps is unknown, and any `warmup_steps` is accepted.
 
         Raises:
-            RecipeError: the budget is not supported; the error has the key.
+            RecipeError: the budget is not supported; the error names the key.
         """
         over, steps = self.config.over, self.config.warmup_steps
         if over == "time" and start.max_seconds is None:

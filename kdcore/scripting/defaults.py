@@ -33,12 +33,12 @@ class TeacherKind:
 
     @property
     def classifies(self) -> Literal["sequence", "token"] | None:
-        """What a fine-tuned teacher classifies, by the architecture that its configuration names; else None."""
+        """What a fine-tuned teacher classifies, by the architecture that its configuration names; None otherwise."""
         names = " ".join(self.config.get("architectures") or ())
         return next((one for one in ("sequence", "token") if f"For{one.title()}Classification" in names), None)
 
     def file(self, name: str) -> Path | None:
-        """Return a file that was saved with the weights, such as `modules.json`; None without such a file."""
+        """Return a file that was saved with the weights, such as `modules.json`; None if there is none."""
         from transformers.utils import cached_file
 
         flags = ("entries", "gated_repo", "missing_entries", "connection_errors")

@@ -80,7 +80,7 @@ class Run:
         return run_status(self.folder)
 
     def metrics(self) -> pa.Table:
-        """Return the recorded metrics: the column `step` (int64) and one of float64 for each name, null where absent.
+        """Return the recorded metrics: the column `step` (int64) and a float64 column for each name, null where absent.
 
         If the run has no metrics yet, the table has no rows. `metrics().to_pandas()` needs pandas.
         """
@@ -100,8 +100,8 @@ class Run:
         """Load an exported student with transformers: float32, on the CPU, in eval mode.
 
         Args:
-            export: name of the export; default, if the run is finished: `best` if it chose one by its score, else
-                `final`.
+            export: name of the export; default, if the run is finished: `best` if one was selected by its score,
+                otherwise `final`.
             auto_class: class of transformers that loads it, such as `AutoModelForSequenceClassification`.
 
         Raises:
@@ -133,7 +133,7 @@ class Run:
         return load_encoder(source, auto_class)
 
     def tokenizer(self) -> Any:
-        """Load the student's tokenizer: the run's copy; for runs of 0.1, that of an export or the prepared data.
+        """Load the student's tokenizer: the run's copy; for runs of 0.1, the copy of an export or the data.
 
         Raises:
             DataError: none of them exists.
@@ -181,7 +181,7 @@ class Run:
             options: `by`, `over` and `results` of that function.
 
         Raises:
-            InputError: the package kdcore-evaluation is not installed, or a folder holds no run.
+            InputError: the package kdcore-evaluation is not installed, or a folder contains no run.
         """
         try:
             evaluation = importlib.import_module("kdcore_evaluation")

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from kdcore.tasks.finished_run import FinishedRun
 
 Split = Literal["train", "held_out", "test"]
-"""`test` is requested only of a task with a `metric`."""
+"""`test` is requested only from a task with a `metric`."""
 
 Order = Literal["global", "per_process"]
 
 TaskOutputs = np.ndarray | Sequence[np.ndarray]
-"""(n, C) of a head for whole sequences; n arrays (length, C) of a head for tokens."""
+"""(n, C) from a head for whole sequences; n arrays (length, C) from a head for tokens."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Task(ABC):
     Attributes:
         config: the section `task` of the recipe, as `completed` returned it.
         seed: the recipe's seed.
-        masks_tokens: whether batches have tokens to be predicted; False refuses losses on masked positions.
+        masks_tokens: whether batches have tokens to be predicted; if False, losses on masked positions are refused.
         columns: the columns of its batches, by name; a task with scores needs `sample_ids`.
         order: `global`: all samples in one random order, distributed over the processes, so that results do not
             depend on their number;
@@ -67,7 +67,7 @@ class Task(ABC):
     """
 
     auto_class: ClassVar[str] = "AutoModel"
-    """Deprecated: the class of transformers that loads an export is that of the first of `heads`."""
+    """Deprecated: the class of transformers that loads an export is the class of the first of `heads`."""
 
     class Config(ComponentConfig):
         """The keys of the recipe's `task` section."""
@@ -120,7 +120,7 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, student: Model, teacher: Model | None) -> None:
-        """Raise an `InputError` if the data does not fit the models; `teacher` is None if no loss reads it."""
+        """Raise an `InputError` if the data is incompatible with the models; `teacher` is None if no loss reads it."""
 
     @abstractmethod
     def num_samples(self, split: Split) -> int:
@@ -148,18 +148,18 @@ class Task(ABC):
         return self.batch(split, samples, epochs)
 
     def scheduled(self, fraction: float) -> dict[str, float]:
-        """Return settings that change during training, at a fraction of the budget, by the name in metrics."""
+        """Return the values of changing settings at a fraction of the budget, by their names in metrics."""
         return {}
 
     def draw(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float = 1.0) -> Batch:
-        """Build a batch that also carries split, samples and epochs on the host; arguments as for `batch_at`."""
+        """Build a batch that also contains split, samples and epochs on the host; arguments as for `batch_at`."""
         return self.batch_at(split, samples, epochs, fraction).of_samples(split, samples, epochs)
 
     @property
     def batch_identity(self) -> Mapping[str, str]:
         """What the models' inputs depend on besides split, sample and epoch, by name, such as `data` and `masks`.
 
-        Two tasks with the same identity draw the same batches. Signals that are stored for one are read by the other.
+        Two tasks with the same identity draw the same batches. Signals stored for one can be read by the other.
         """
         return {"data": self.fingerprint}
 
@@ -208,7 +208,7 @@ class Task(ABC):
         return {}
 
     def finish_export(self, folder: Path) -> None:
-        """Add the task's own files to an exported student's folder, which has weights and tokenizer already."""
+        """Add the task's own files to an exported student's folder, which already contains weights and tokenizer."""
         return None
 
     def card_usage(self) -> tuple[Mapping[str, str], str] | None:
@@ -228,7 +228,7 @@ class Task(ABC):
             samples: (B,) int64 indices below `num_samples(split)`.
 
         Returns:
-            Token ids (B, L), padded on the right, and lengths (B,); None if the task has none to compare encoders on.
+            Token ids (B, L), padded on the right, and lengths (B,); None if there are no samples to compare on.
         """
         return None
 

@@ -24,14 +24,14 @@ class FinishedRun:
 
     Attributes:
         folder: the run folder.
-        export: folder of the student: `exports/best` where the run chose its best student by a score, else
+        export: folder of the student: `exports/best` where the run chose its best student by a score, otherwise
             `exports/final`.
         teacher_source: folder or hub name of the teacher's weights; None without a teacher. With several teachers, it
             refers to the one that lent the student its missing configuration.
         task: the run's task.
         held_out: values of each held-out loss and score in the order of steps, by name, without the weighted total.
-        constants: value of each held-out loss that the best constant prediction reaches, where the loss defines it.
-        teacher_sources: source of each teacher by label; that of `teacher:` has the label `teacher`.
+        constants: the best constant prediction's value of each held-out loss, where the loss defines one.
+        teacher_sources: source of each teacher by label; the teacher under `teacher:` has the label `teacher`.
         student_model: description of the student; its `load_export` loads `export`, or another export, as an encoder.
         teacher_model: description of the teacher with `teacher_source`; None without one.
         losses: losses of the last stage by label, with new parameters.
@@ -71,7 +71,7 @@ class FinishedRun:
 class SummaryRows(ABC):
     """Rows that a package adds to `kdcore summary` (registry `kdcore.summary_rows`).
 
-    Every installed component is called; its name only appears in `kdcore plugins`. The module is imported for every
+    Every installed component is called; its name appears only in `kdcore plugins`. The module is imported for every
     `kdcore summary`, `kdcore summary --help` included: import slow modules, such as torch, inside `rows`.
     """
 
@@ -80,10 +80,10 @@ class SummaryRows(ABC):
 
     @abstractmethod
     def rows(self, run: FinishedRun) -> dict[str, str]:
-        """Return title -> text of each row; empty for runs that the package has no rows for.
+        """Return title -> text of each row; empty if the package has no rows for the run.
 
         Args:
-            run: the run; `run.arguments` holds the declared options.
+            run: the run; `run.arguments` contains the declared options.
 
         Raises:
             InputError: the run does not have what an option requires. Ends the command.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kdcore")
 
 _fraction: ContextVar[float] = ContextVar("fraction", default=1.0)
-"""Fraction of the budget for which this thread draws a batch; validation may draw another one at the same time."""
+"""Fraction of the budget at which this thread draws a batch; validation may draw another one at the same time."""
 
 _MANY_UNKNOWN = 0.01
 _CHECKED_FOR_LONG_WORDS = 1000
@@ -47,7 +47,7 @@ _CHECKED_FOR_LONG_WORDS = 1000
 class MaskedLM(Task):
     """Mask running text anew in every epoch. Masks depend on seed, epoch and sample only.
 
-    If the data holds the tokens of a teacher with another tokenizer, the same text is hidden in the teacher's batch:
+    If the data contains the tokens of a teacher with another tokenizer, the same text is hidden in the teacher's batch:
     see `kdcore.tasks.views`.
     """
 
@@ -108,10 +108,10 @@ class MaskedLM(Task):
         return self._fingerprint
 
     def check(self, student: Model, teacher: Model | None) -> None:
-        """Compare length and vocabulary with both models.
+        """Compare the data's length and vocabulary with both models.
 
         Raises:
-            DataError: they do not fit, or the manifest of the data differs from its tokenizer.
+            DataError: they do not match, or the manifest of the data differs from its tokenizer.
         """
         if self.data.manifest.format_version < FIRST_WITH_HASH:  # the others are compared by their hash
             problems = self.data.tokenizer_problems()
@@ -197,7 +197,7 @@ class MaskedLM(Task):
 
     @property
     def separate_views(self) -> bool:
-        """Whether the data holds the teacher's tokens in addition to the student's."""
+        """Whether the data contains the teacher's tokens in addition to the student's."""
         return self.data.teacher is not None
 
     def num_samples(self, split: Split) -> int:

@@ -12,7 +12,7 @@ from kdcore.progress import Fraction, check_points, value_at
 from kdcore.recipe.schema import ComponentConfig
 from kdcore.tasks.word_starts import WordStarts, icu_segmenter
 
-_MASKING_STREAM = 1  # second word of the random key: other users of a seed take other streams
+_MASKING_STREAM = 1  # second word of the random key: other users of a seed use other streams
 
 
 class Masking(ComponentConfig):
@@ -103,7 +103,7 @@ class MaskDrawer:
             tokens: (B, L) ids.
             real: (B, L) True where a position is not padding.
             samples: (B,) indices of the samples.
-            epochs: (B,) number of times that each has been seen.
+            epochs: (B,) number of times that each sample has been seen.
             stream: number of the split, so that splits get different masks.
             fraction: fraction of the budget, for a scheduled probability.
         """
@@ -161,7 +161,7 @@ def at_most(limit: int, predicted: np.ndarray, choose: np.ndarray, first: np.nda
     Args:
         limit: maximum number of predicted tokens of a sequence.
         predicted: (B, L) whether a token is to be predicted.
-        choose: (B, L) random number of the token; words with the smallest numbers stay.
+        choose: (B, L) random number of the token; words with the smallest numbers are kept.
         first: (B, L) position of the first token of its word; None if single tokens are masked.
     """
     if not (predicted.sum(axis=1) > limit).any():

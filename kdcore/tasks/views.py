@@ -15,8 +15,8 @@ def teacher_batch(
 ) -> tuple[Units, Batch]:
     """Build the units of the student's batch, and the teacher's batch with its units.
 
-    The teacher sees no text that is hidden from the student: all its tokens of a unit with a hidden token of the
-    student are replaced by its mask token. These tokens are the teacher's masked positions.
+    The teacher sees no text that is hidden from the student: if a token of the student is hidden, all of the teacher's
+    tokens in the same unit are replaced by its mask token. These tokens are the teacher's masked positions.
 
     Args:
         view: the teacher's tokens of the batch's sequences.

@@ -45,7 +45,7 @@ _AFTER_A_LETTER = re.compile("[\u0e2f-\u0e3a\u0e45-\u0e4e\u0eb0-\u0ebc\u0ec8-\u0
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 Segmenter = Callable[[str], list[int]]
-"""Returns the places where words of a text start."""
+"""Function that returns the positions where words of a text start."""
 
 
 class WordStarts:
@@ -144,7 +144,7 @@ def icu_segmenter() -> Segmenter:
 
 
 def _marks(content: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Return the prefix of tokens that continue a word, or the prefixes of those that start one."""
+    """Return the prefix of tokens that continue a word, or the prefixes of tokens that start one."""
     model = content["model"]
     if model.get("continuing_subword_prefix"):
         return str(model["continuing_subword_prefix"]), ()

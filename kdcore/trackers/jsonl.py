@@ -65,7 +65,7 @@ class JsonLinesTracker(Tracker):
         """Drop rows after `step` and damaged rows.
 
         Raises:
-            OSError: the file cannot be read or written; it is left as it is.
+            OSError: the file cannot be read or written; it is left unchanged.
         """
         self._file.close()
         with names_path(self.path):

@@ -41,7 +41,7 @@ class Transform(ABC):
 
     A resumed run rebuilds the structure of a stage from the recipe and then loads weights into it. The structure
     (modules, parameter names and shapes) that `apply` produces must therefore depend on the configuration, on the
-    structure before and on the generator only; only the values of weights may depend on the previous weights.
+    previous structure and on the generator only; only the values of weights may depend on the previous weights.
     """
 
     class Config(TransformConfig):
@@ -65,7 +65,7 @@ class Transform(ABC):
         """Change the student in place, or construct a new one.
 
         Args:
-            student: in float32 on the CPU, with the trained weights.
+            student: the student in float32 on the CPU, with the trained weights.
             generator: the only source of randomness; equal on every process and after every restart.
 
         Returns:

@@ -1,7 +1,7 @@
 """Locks of files, released by the operating system when the process ends, however it ends.
 
-Exclusive locks are those of the library filelock on an open file. Its class `FileLock` is not used: it unlocks the file
-for forked processes as well, does not remove the file, and hides the open file, whose identity shows whether another
+Exclusive locks use the library filelock on an open file. Its class `FileLock` is not used: it unlocks the file for
+forked processes as well, does not remove the file, and hides the open file, whose identity shows whether another
 process has replaced the lock.
 """
 
@@ -81,7 +81,7 @@ def acquire(descriptor: int, *, shared: bool = False, wait: bool = False) -> boo
     """
     try:
         if not shared:
-            from filelock import lock_descriptor  # its import takes longer than that of this package
+            from filelock import lock_descriptor  # importing it takes longer than importing this package
 
             return lock_descriptor(descriptor, blocking=wait)
         # filelock has no shared lock of this kind: its read-write locks use SQLite or marker files.

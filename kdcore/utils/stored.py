@@ -153,7 +153,7 @@ def read_small_file(path: Path) -> bytes:
     """Read a file of metadata.
 
     Raises:
-        OSError: the file cannot be read, is not a regular one, or is larger than any that a run writes.
+        OSError: the file cannot be read, is not a regular one, or is larger than any file that a run writes.
     """
     with open_regular(path) as file:
         content: bytes = file.read(LARGEST_TEXT + 1)

@@ -27,7 +27,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Supervisor:
-    """Start child processes. While entered, forward SIGINT, SIGTERM and SIGUSR2 to those that are running.
+    """Start child processes. Within the context, forward SIGINT, SIGTERM and SIGUSR2 to those that are running.
 
     A caller that is interrupted by exceptions does not enter the context, and calls `stop` instead.
 
@@ -36,7 +36,7 @@ class Supervisor:
             and `stop` kills a process together with its children.
 
     Attributes:
-        processes: the started processes, in the order of their start.
+        processes: the started processes, in the order in which they were started.
     """
 
     def __init__(self, *, sessions: bool = True) -> None:
@@ -72,8 +72,8 @@ class Supervisor:
 
         Args:
             command: program and arguments.
-            environment: its whole environment; None to inherit that of this process.
-            stdin: its standard input; None to inherit that of this process.
+            environment: its whole environment; None to inherit this process's.
+            stdin: its standard input; None to inherit this process's.
             output: file for standard output and standard error; None to inherit both.
             end_with_parent: kill it when this process ends, even after SIGKILL. Linux only.
 
@@ -121,7 +121,7 @@ class Supervisor:
         return EXIT_INTERRUPTED if -process.returncode in self._received else int(process.returncode)
 
     def wait(self, seconds: float) -> list[subprocess.Popen[bytes]]:
-        """Wait until all processes have ended, at most for some seconds; return those that are still running."""
+        """Wait until all processes have ended, for at most this many seconds; return those that are still running."""
         deadline = time.monotonic() + seconds
         while (running := self._running()) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
@@ -152,5 +152,5 @@ def kill_with_parent() -> None:
 
 
 def shell_code(code: int) -> int:
-    """Convert an exit code of `subprocess` to that of a shell: 128 plus the number of a signal instead of minus it."""
+    """Convert an exit code of `subprocess` to a shell's: 128 plus the number of a signal instead of minus it."""
     return code if code >= 0 else 128 - code

@@ -54,9 +54,9 @@ class TrainingState:
     Attributes:
         step: steps done.
         seconds: training time, by process 0's clock, when it was written.
-        done_seconds: training time that all processes last agreed on; all actions due by then are done.
+        done_seconds: training time that all processes last agreed on; all actions due by then have been performed.
         world_size: number of processes that wrote the checkpoint.
-        zero_stage: ZeRO stage that it was written with.
+        zero_stage: ZeRO stage at which it was written.
         milestone: whether it is kept permanently.
         best_score: the best score so far, whose student has been exported; None if there is none.
         stage: the run's stage, counted from 0.
@@ -96,7 +96,7 @@ class _DamagedError(Exception):
 
 
 class _NewerError(_DamagedError):
-    """A manifest of a format that this kdcore does not read."""
+    """A manifest of a format that this version of kdcore does not read."""
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
@@ -125,10 +125,10 @@ def pointed_to(run_folder: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object.
+    """Read a file with a JSON object.
 
     Raises:
-        InputError: the file cannot be read, or holds something else.
+        InputError: the file cannot be read, or contains something else.
     """
     try:
         content = json.loads(_read_text(path), object_pairs_hook=_without_duplicates)
@@ -267,7 +267,7 @@ def _strangers(folder: Path, known: Set[str]) -> list[str]:
 
 
 def require_good(folder: Path) -> None:
-    """Refuse a checkpoint that is damaged or holds foreign content.
+    """Refuse a checkpoint that is damaged or contains foreign content.
 
     Raises:
         InputError: a file is bad; the message names each one and its problem.
@@ -352,7 +352,7 @@ def commit(
 ) -> None:
     """Rename a complete checkpoint from its staging folder, then remove old ones.
 
-    If this is interrupted at any point, a good checkpoint exists: the new one, or those before it.
+    Even if this is interrupted at any point, a good checkpoint exists: the new one, or an earlier one.
 
     Args:
         folder: the checkpoint's folder.
@@ -408,7 +408,7 @@ def is_milestone(folder: Path) -> bool:
 
 
 def _let_go(run_folder: Path, step: int, keep: int) -> None:
-    """Remove all but the newest `keep` and milestones, and all that are newer than `step`.
+    """Remove all checkpoints newer than `step`, and of the others all but the newest `keep` and milestones.
 
     Newer ones belong to steps that the run will repeat.
     """
@@ -515,7 +515,7 @@ def _read_text(path: Path) -> str:
     """Read a file that contains JSON or a name.
 
     Raises:
-        OSError: the file cannot be read, is not a regular one, or is larger than any that a run writes.
+        OSError: the file cannot be read, is not a regular one, or is larger than any file that a run writes.
         UnicodeDecodeError: it is not text.
     """
     return read_small_file(path).decode()

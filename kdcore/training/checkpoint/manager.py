@@ -43,12 +43,12 @@ _SPARE_BYTES = 1 << 20
 class Checkpoints:
     """Write the checkpoints of a run.
 
-    While entered, one checkpoint at a time may be finished in the background. The next `save`, `wait` and the exit wait
-    for it and raise its error; `failed` reports an error without waiting.
+    Within the context, one checkpoint at a time may be finished in the background. The next `save` or `wait`, or
+    leaving the context, waits for it and raises its error; `failed` reports an error without waiting.
     """
 
     def __init__(self, run_folder: Path, keep: int, processes: DistributedContext, check: Callable[[], None]) -> None:
-        """Create the writer; every process must do so.
+        """Create the writer; every process must create one.
 
         Args:
             run_folder: the run's folder.
@@ -62,7 +62,7 @@ class Checkpoints:
         self._check = check
         self._thread: Thread | None = None
         self._failure: BaseException | None = None
-        # Background collectives must not interleave with those of training steps.
+        # Background collectives must not interleave with the collectives of training steps.
         self._group = dist.new_group(backend="gloo") if processes.world_size > 1 else None
 
     def __enter__(self) -> Self:
@@ -109,7 +109,7 @@ class Checkpoints:
             state: state of the training loop.
             own_state: state of this process: nested maps of tensors and JSON values, with strings as keys. Tensors and
                 floats are sums over this process's samples; everything else is equal on all processes.
-            engine: holds the rest of the state.
+            engine: contains the rest of the state.
 
         Raises:
             PluginError: the state of a loss or of the optimizer cannot be stored.
@@ -243,8 +243,8 @@ def load_checkpoint(
 ) -> tuple[TrainingState, dict[str, Any]]:
     """Restore engine and random states; return the states of the loop and of this process.
 
-    If the number of processes differs from the one that wrote it, stored sums go to process 0, and the random state of
-    each process is derived from that of process 0 and from its own rank.
+    If the number of processes differs from the one that wrote it, stored sums are assigned to process 0, and the random
+    state of each process is derived from process 0's state and from its own rank.
     """
     state = files.read_state(folder)
     file_format = files.read_format(folder)

@@ -1,7 +1,7 @@
 """Store the state of each process besides the engine's in a checkpoint: tensors in safetensors, the rest in JSON.
 
 The state is a tree of maps with strings as keys. A tensor is stored in `process-N.safetensors` under the JSON pointer
-of its place in the tree (RFC 6901), such as `/own/terms/soft~1kl`; `process-N.json` holds the tree with null there.
+of its place in the tree (RFC 6901), such as `/own/terms/soft~1kl`; `process-N.json` contains the tree with null there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def write_process_state(state: Mapping[str, Any], folder: Path, rank: int) -> li
 
 
 def read_process_state(folder: Path, rank: int, file_format: int) -> dict[str, Any]:
-    """Read a process's state from a checkpoint of a format, with tensors on the CPU.
+    """Read a process's state from a checkpoint of a given format, with tensors on the CPU.
 
     Raises:
         InputError: a file is missing or damaged.

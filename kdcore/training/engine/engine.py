@@ -115,7 +115,7 @@ def check_optimizer(optimizer: type[Optimizer], name: str, settings: TrainingSet
 
 
 def _elementwise_optimizers() -> list[str]:
-    """List the installed optimizers that ZeRO may split; those that cannot be imported are left out."""
+    """List the installed optimizers that ZeRO may split; optimizers that cannot be imported are left out."""
     names = []
     for name in optimizers.names():
         with suppress(PluginError):
@@ -226,7 +226,7 @@ class Engine:
         self._optimizer = optimizer
         # DeepSpeed fills missing gradients with zeros, and momentum and weight decay would then move parameters that no
         # active loss reaches. So the parameters that the same losses reach form a group; its learning rate is then 0.
-        # ZeRO keeps one step count for a group, so parameters with different pasts are also in different groups.
+        # ZeRO keeps one step count for a group, so parameters with different histories are also in different groups.
         groups: dict[Past, list[NamedParameter]] = {}
         roles = module.parameter_roles()
         for name, parameter in module.named_parameters():
@@ -329,7 +329,7 @@ class Engine:
             self._reset_inactive(active)
 
     def _wait_once(self) -> None:
-        """Let a step at ZeRO stages 1 and 2 wait for the device once, for the norm, which also reveals an overflow.
+        """Make a step at ZeRO stages 1 and 2 wait for the device once, for the norm, which also reveals an overflow.
 
         DeepSpeed checks all gradients before it, and masks and checks the norm for each group of parameters.
         """
@@ -387,7 +387,7 @@ class Engine:
         """Reset the optimizer's state of groups that no active loss reaches.
 
         Their gradients in this step are zeros. Without the reset their step count would advance, and Adam's bias
-        correction would shrink the first real updates: to half their length after 10 such steps.
+        correction would shrink the first real updates: to half their length after 10 inactive steps.
         """
         base = self._base_optimizer
         for group, labels in zip(base.param_groups, self._group_losses, strict=True):
@@ -527,10 +527,10 @@ class Engine:
                     state[key].narrow(0, inside.start, inside.numel).copy_(value)
 
     def close(self) -> None:
-        """Release DeepSpeed's engine and the memory of the module, which others may still refer to.
+        """Release DeepSpeed's engine and the memory of the module, which other objects may still refer to.
 
-        Hooks and parameters of the module refer to DeepSpeed's engine and to its flat weights and gradients, so that a
-        module that is kept would keep all of them.
+        Hooks and parameters of the module refer to DeepSpeed's engine and to its flat weights and gradients, so a
+        module that is kept alive would keep all of them alive.
         """
         module = self.module
         with suppress_output():
@@ -563,7 +563,7 @@ class Engine:
         return writer.written
 
     def unsaveable(self) -> str | None:
-        """Find state that cannot be stored, being neither tensors nor plain values; None if there is none.
+        """Find state that cannot be stored because it is neither tensors nor plain values; None if there is none.
 
         Returns:
             Its location and type: extra state of a loss or the student, or an entry of the optimizer's state.
@@ -614,7 +614,7 @@ class Engine:
             world_size: the number of processes that wrote it.
 
         Raises:
-            InputError: a file is damaged, or does not fit this run.
+            InputError: a file is damaged, or does not match this run.
         """
         stage = self._engine.zero_optimization_stage()
         place = folder / ENGINE_FOLDER
@@ -671,15 +671,14 @@ class Engine:
                 self._frozen[name] = precise if torch.equal(rounded, loaded) else loaded.float()
 
     def _check_shapes(self, states: Sequence[Mapping[str, Any]], where: Path) -> None:
-        """Refuse elementwise state with another shape than its parameter: fused optimizers would read beyond its end.
+        """Refuse elementwise state that is not of its parameter's shape: fused optimizers would read beyond its end.
 
         Args:
             states: state of each parameter in the order of groups; above ZeRO stage 0, of each group's flat parameter.
             where: the checkpoint, for messages.
 
         Raises:
-            InputError: a shape differs; the message has the name of the first such parameter, or the first of its
-                group.
+            InputError: a shape differs; the message names the first parameter affected, or the first one of its group.
         """
         groups = zip(self._base_optimizer.param_groups, self._group_names, strict=True)
         named = [pair for group, names in groups for pair in zip(group["params"], names, strict=False)]
@@ -851,7 +850,7 @@ def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
 
 
 def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
-    """Read all weights in float32, including those of losses, from a folder of `Engine.save`, without an engine.
+    """Read all weights in float32, including the losses' weights, from a folder of `Engine.save`, without an engine.
 
     Raises:
         InputError: the folder is not complete.

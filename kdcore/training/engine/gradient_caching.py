@@ -1,8 +1,8 @@
 """Compute losses that couple a batch over all micro-batches and processes of a step (GradCache, arXiv 2101.06983).
 
-The student runs twice on each micro-batch. The first passes, without a graph, give the signals that the coupled losses
-read. These are gathered from all processes, and every process computes the losses over the whole batch and their
-gradients with respect to the signals. The second passes, with a graph, continue these gradients into the student.
+The student runs twice on each micro-batch. The first passes, without a graph, produce the signals that the coupled
+losses read. These are gathered from all processes, and every process computes the losses over the whole batch and their
+gradients with respect to the signals. The second passes, with a graph, backpropagate them into the student.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SignalRead = tuple[str, ...] | tuple[str, Block] | tuple[str, AttentionPart, int
 
 @dataclass(frozen=True)
 class CachedGradients:
-    """Gradients of the coupled losses for one micro-batch, continued by its second forward pass.
+    """Gradients of the coupled losses for one micro-batch, backpropagated after its second forward pass.
 
     Attributes:
         request: the student's signals that the coupled losses read.

@@ -41,7 +41,7 @@ class Term:
 
 
 CACHED = Term("", "cached gradients")
-"""The term that continues cached gradients of coupled losses in a micro-batch; its factor in the objective is 1."""
+"""The term that backpropagates a micro-batch's cached gradients of coupled losses; its factor in the objective is 1."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class DistillationModule(nn.Module):
         """Refuse sums that do not match the counts of the loss.
 
         Raises:
-            PluginError: they do not match; the message has the terms, or the shape of one.
+            PluginError: they do not match; the message names the terms, or the shape of one.
         """
         expected = self._terms.get(label, set(values))
         if set(values) != expected:
@@ -176,10 +176,10 @@ class DistillationModule(nn.Module):
         labels: Collection[str],
         cached: CachedGradients | None = None,
     ) -> dict[Term, Tensor]:
-        """Do the same as `sums`; called by the engine.
+        """Compute what `sums` computes; called by the engine.
 
         With cached gradients of coupled losses, which are not among `labels`, the student uses the random numbers of
-        its first forward pass on this micro-batch, and the term `CACHED` continues the gradients.
+        its first forward pass on this micro-batch, and the term `CACHED` backpropagates the gradients.
         """
         if cached is None:
             return self.sums(batch, teachers, labels)
@@ -204,7 +204,7 @@ def factors_of(counts: Mapping[Term, float], weights: Mapping[str, float]) -> di
 
 
 def compile_models(module: DistillationModule, teachers: FrozenTeachers, batch: Batch) -> None:
-    """Compile student and teacher, and run them on a small batch, so that failures appear before training starts.
+    """Compile student and teacher, and run them on a small batch, so that failures surface before training starts.
 
     Losses are not run, because they may have state.
 

@@ -1,6 +1,6 @@
 """Reshard DeepSpeed's optimizer state of ZeRO stages 1 and 2 to another number of processes.
 
-At these stages all parameters of a group form one flat tensor, of which each process holds a part: the float32 weights,
+At these stages all parameters of a group form one flat tensor, of which each process has one part: the float32 weights,
 and the optimizer's state. Each part's file lists which range of it belongs to which parameter.
 """
 
@@ -77,11 +77,11 @@ def reshard(parts: Sequence[Mapping[str, Any]], optimizer: Any, where: Path) -> 
 
     Args:
         parts: parts of all processes that wrote the checkpoint.
-        optimizer: DeepSpeed's optimizer; its groups hold the same parameters.
+        optimizer: DeepSpeed's optimizer; its groups contain the same parameters.
         where: the checkpoint, for messages.
 
     Raises:
-        InputError: the groups hold other parameters, or a state is not elementwise.
+        InputError: the groups contain other parameters, or a state is not elementwise.
     """
     layout = optimizer.state_dict()
     base = parts[0][_BASE]
@@ -110,7 +110,7 @@ def _state(
     flat: Tensor,
     where: Path,
 ) -> Any:
-    """Return one entry of a group's state: resharded if it is elementwise, else unchanged."""
+    """Return one entry of a group's state: resharded if it is elementwise, otherwise unchanged."""
     values = [state[key] for state in own]
     if all(isinstance(value, Tensor) and value.ndim == 1 for value in values):
         sizes = [part[_WEIGHTS][group].numel() for part in parts]

@@ -26,8 +26,8 @@ class CompositeTeacher:
     """The average or the concatenation of several teachers, described before they are loaded.
 
     - `average`: hidden states are averaged element by element. Predictions over the vocabulary and of classes are
-      averaged as probabilities at temperature 1 (of several labels, each label's probability), of which losses read
-      the logits. The outputs of regression heads are averaged. The outputs of other heads cannot be averaged.
+      averaged as probabilities at temperature 1 (for several labels, each label's probability); losses read the logits
+      of the averages. The outputs of regression heads are averaged. The outputs of other heads cannot be averaged.
     - `concat`: hidden states of the same block are concatenated along their width, in the order of the members.
 
     Attributes:

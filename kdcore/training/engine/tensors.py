@@ -66,19 +66,19 @@ class OldTerm:
 
 
 def is_expanded(tensor: torch.Tensor) -> bool:
-    """Return whether a dense tensor has more elements than its storage, as the result of `Tensor.expand`."""
+    """Return whether a dense tensor has more elements than its storage, such as the result of `Tensor.expand`."""
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def read_tensors(path: Path, *, mmap: bool = False) -> Any:
-    """Read a file of `write_tensors` to the CPU. Only tensors, plain values and known classes are constructed.
+    """Read a file written by `write_tensors` to the CPU. Only tensors, plain values and known classes are constructed.
 
     Args:
         path: the file.
         mmap: map the tensors into memory; each is read from disk when it is used.
 
     Raises:
-        InputError: the file cannot be read, or holds something else.
+        InputError: the file cannot be read, or contains something else.
     """
     try:
         foreign = foreign_names(path)

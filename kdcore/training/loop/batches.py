@@ -26,8 +26,8 @@ class StepBatches:
     Attributes:
         micro_batches: the micro-batches of this process.
         whole: all sequences of all processes, ordered as in `StepSamples.whole`; None if no loss needs them.
-        fraction: fraction of the budget for which the task drew them.
-        totals: waits for the information that processes exchange about this step, and returns it.
+        fraction: fraction of the budget at which the task drew them.
+        totals: function that blocks until the processes have exchanged information about this step, and returns it.
     """
 
     micro_batches: list[Batch]
@@ -51,7 +51,7 @@ class TrainingBatches:
         exchange: Callable[[StepBatches], Callable[[], dict[Any, float]]] | None = None,
         fraction_at: Callable[[int], float] = lambda step: 1.0,
     ) -> None:
-        """Prepare drawing.
+        """Prepare to draw batches.
 
         Args:
             task: draws the samples.
@@ -59,10 +59,10 @@ class TrainingBatches:
             batch_size: sequences of a step, over all processes.
             micro_batch_size: sequences of a micro-batch.
             processes: the processes.
-            whole: draw the whole batch of each step besides the micro-batches.
-            exchange: starts to exchange information about a step's batches between processes, in the background
-                thread; its result becomes `StepBatches.totals`.
-            fraction_at: returns the fraction of the budget that is used before a step, equal on every process.
+            whole: whether to draw the whole batch of each step in addition to the micro-batches.
+            exchange: function that starts to exchange information about a step's batches between processes, in the
+                background thread; its result becomes `StepBatches.totals`.
+            fraction_at: function that returns the fraction of the budget used before a step, equal on every process.
         """
         self._task = task
         self._exchange = exchange
@@ -98,7 +98,7 @@ class TrainingBatches:
             wait([self._next[1]])
 
     def close(self) -> None:
-        """Stop the background thread and finish its exchange: a pending one would abort the process at its end."""
+        """Stop the background thread and finish its exchange: a pending one would abort the process at exit."""
         ahead, self._next = self._next, None
         self._pool.shutdown()
         if ahead is not None:

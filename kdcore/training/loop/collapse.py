@@ -35,7 +35,7 @@ _CONSTANT = 1e-5  # relative to the mean; float32 rounds the mean of a constant 
 class PooledStates:
     """Mean-pooled states of the same held-out texts after the deepest block of each model that losses read.
 
-    The texts are spread evenly over the split. There are at most 4d, where d is the larger hidden size.
+    The texts are spread evenly over the split. There are at most 4d texts, where d is the larger hidden size.
     """
 
     def __init__(self, module: DistillationModule, teachers: FrozenTeachers, num_texts: int) -> None:

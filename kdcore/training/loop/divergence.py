@@ -89,7 +89,7 @@ class DivergenceMonitor:
     def updated(self, step: int) -> bool:
         """Check the engine after a step; return whether the step was applied.
 
-        In fp16 a step whose gradients overflow is skipped and the loss scale lowered, until a scale fits.
+        In fp16 a step whose gradients overflow is skipped and the loss scale lowered, until no gradient overflows.
 
         Raises:
             TrainingError: gradients are not finite without a loss scale, or the loss scale is at its minimum.
@@ -121,7 +121,7 @@ class DivergenceMonitor:
         """Check values that were read after `step` steps; the same on every process.
 
         Raises:
-            TrainingError: a value is not finite; the message has the first step and samples, if known.
+            TrainingError: a value is not finite; the message names the first step and samples, if known.
         """
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong:
@@ -144,9 +144,9 @@ class DivergenceMonitor:
         self._rows = []
 
     def logged(self, step: int, averages: Mapping[Term, float], weights: Mapping[str, float]) -> None:
-        """Warn about an objective far above that of the last rows of metrics, all computed with the current weights.
+        """Warn about an objective far above its values in the last rows of metrics, all computed with current weights.
 
-        A loss that starts, ends or changes its weight by schedule is therefore no spike.
+        A loss that starts, ends or changes its weight by schedule is therefore not taken for a spike.
 
         Args:
             step: number of completed steps.

@@ -69,9 +69,9 @@ class ValidationEvent:
     Attributes:
         progress: progress at the validation.
         values: held-out loss of each term, their weighted sum as `loss`, and the task's scores.
-        metric: name of the task's main score; None if `values` holds no scores.
+        metric: name of the task's main score; None if `values` contains no scores.
         constants: values that the best constant predictions reach, by the names in `values`; `loss` only if all terms
-            have it.
+            have one.
         initial: values of the student before training, for losses that were active then.
         checks: effective rank and other measures of collapse.
         findings: signs of collapse or stagnation, by the names of the values or checks that show them.

@@ -69,7 +69,7 @@ _early.setLevel(logging.WARNING)
 
 @contextmanager
 def console() -> Iterator[None]:
-    """Print kdcore's log to stderr while entered; on processes other than 0 only errors."""
+    """Print kdcore's log to stderr within the context; on processes other than 0 only errors."""
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     logger.propagate = False

@@ -36,7 +36,7 @@ class Stage:
         info: describes the student.
         losses: the active losses by their labels, constructed for this student.
         begins: fraction of the budget after which the stage begins.
-        transform: creates its student from that of the previous stage; None for the first stage.
+        transform: creates its student from the previous stage's student; None for the first stage.
         key: the stage's entry in the recipe, such as `stages.0`; None for the first stage.
         name: name of the transform; empty for the first stage.
     """
@@ -71,7 +71,7 @@ class Plan:
     """The checked parts of a run, before any weights are loaded.
 
     Attributes:
-        teachers: the teachers by label; that of `teacher:` has the label `teacher`.
+        teachers: the teachers by label; the teacher under `teacher:` has the label `teacher`.
         composites: teachers that combine others, by label.
         requests: signals that the losses of all stages read.
         stages: the stages of the run, at least one.
@@ -132,7 +132,7 @@ class Plan:
         return found
 
     def load_teachers(self) -> dict[str, Encoder]:
-        """Load each teacher as deep as the losses read it, by label; those that no loss reads are left out."""
+        """Load each teacher as deep as the losses read it, by label; teachers that no loss reads are left out."""
         loaded = {}
         for label, teacher in self.read_teachers().items():
             with error_location(self.recipe, teacher.key):
@@ -168,7 +168,7 @@ class Plan:
             raise InputError(what, where=str(self.recipe.path), key="stages")
 
     def transform_student(self, student: Encoder, stage: int) -> tuple[Encoder, dict[str, ParameterSource]]:
-        """Construct the student of a stage from that of the previous stage, on the CPU.
+        """Construct the student of a stage from the previous stage's student, on the CPU.
 
         Returns:
             The student, and the sources of all its parameters that have one.
@@ -202,7 +202,7 @@ class Plan:
 def with_sources(
     student: Encoder, before: Mapping[str, Tensor], stated: Mapping[str, ParameterSource]
 ) -> dict[str, ParameterSource]:
-    """Merge the sources returned by a transform with those of parameters that are the same objects as before.
+    """Merge the sources returned by a transform with the sources of parameters that are unchanged objects.
 
     Args:
         student: the changed student.

@@ -127,7 +127,7 @@ def write_predictions(
         task: writes the files.
         head: the task's own head.
         batch_size: sequences per batch.
-        processes: the processes; every one must call this.
+        processes: the processes; every process must call this.
         tick: called before each batch.
         check: raises if this run may no longer write there.
 

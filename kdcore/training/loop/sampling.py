@@ -74,7 +74,7 @@ class SampleOrder:
 def bucketed(
     order: np.ndarray, lengths: np.ndarray, step_size: int, start: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Reorder samples so that those of a step have similar lengths, which reduces padding.
+    """Reorder samples so that the samples of a step have similar lengths, which reduces padding.
 
     Windows of `order` are sorted by length and cut into steps, which are shuffled within the window. Steps that extend
     into another epoch stay unchanged.

@@ -42,7 +42,7 @@ def examine_stages(
 ) -> tuple[list[StageParameters], DistillationModule]:
     """Apply all transforms to the initial student, and run the losses of each stage on a small batch.
 
-    Failures thereby appear before training starts.
+    This way, failures surface before training starts.
 
     Returns:
         The parameters of every stage, and the module of the last one.
@@ -109,7 +109,7 @@ def change_stage(
     random states are kept. The old engine can no longer be used.
 
     Args:
-        context: the run's collaborators.
+        context: the objects that all parts of the run share.
         engine: the engine of the previous stage.
         number: number of the new stage.
         parameters: parameters of the new stage.

@@ -49,13 +49,13 @@ class MetricAccumulator:
     """Sums since the last row of metrics.
 
     Attributes:
-        steps: applied steps.
-        tokens: tokens of all processes.
+        steps: number of applied steps.
+        tokens: number of tokens on all processes.
         started: when the window began.
         sums: sum of each term over this process's samples.
         weighted: the same sums, each step multiplied by the loss's weight in that step.
         counts: number of items of each term, summed over steps and processes.
-        term_steps: applied steps in which the term's loss was active.
+        term_steps: number of applied steps in which the term's loss was active.
     """
 
     steps: int
@@ -82,7 +82,7 @@ class Trainer:
         """Set up the loop; training starts when the events of `train` are consumed.
 
         Args:
-            context: the run's collaborators.
+            context: the objects that all parts of the run share.
             engine: engine of this session's first stage.
             teachers: the teachers.
             stages: parameters of every stage of the run.
@@ -107,7 +107,7 @@ class Trainer:
             self.processes,
             whole=settings.training.gradient_caching,
             exchange=self._exchange,
-            # The clock of the last step is what all processes agree on when a step is drawn.
+            # When a step is drawn, all processes agree on the clock of the last step.
             fraction_at=lambda step: self.start.at(step, self.done.seconds).fraction,
         )
         self._exchanges = dist.new_group(backend="gloo") if self.processes.world_size > 1 else None
@@ -204,9 +204,9 @@ class Trainer:
     def _train_step(self, batches: StepBatches, counts: Mapping[Term, float], progress: Progress) -> None:
         """Take one optimizer step.
 
-        Its gradient is that of the sum over all terms of `weight * sum / global count`, where sums and counts run over
-        all micro-batches and processes. With gradient caching, the gradients of coupled losses with respect to the
-        student's signals are computed first, over the whole batch; each micro-batch then continues its part of them.
+        It follows the gradient of the sum over all terms of `weight * sum / global count`, where sums and counts run
+        over all micro-batches and processes. With gradient caching, the gradients of coupled losses with respect to the
+        student's signals are computed first, over the whole batch; each micro-batch then backpropagates its part.
         """
         engine, world_size, window = self.engine, self.processes.world_size, self.window
         self.weights = weights = engine.module.weights_at(progress.fraction)
@@ -273,7 +273,7 @@ class Trainer:
             window.weighted[term] = window.weighted.get(term, 0.0) + value.double() * weights[term.label]
 
     def _after_step(self, progress: Progress) -> Iterator[Event]:
-        """Log, validate, export, checkpoint. The checkpoint is last so that it records the others."""
+        """Log, validate, export, checkpoint. The checkpoint is last so that it records the other actions."""
         before, self.done = self.done, progress
         if self.step % self.settings.logging.every == 0:
             yield from self._log(progress)
@@ -287,7 +287,7 @@ class Trainer:
             yield self._save(milestone=milestone)
 
     def _finish(self, progress: Progress) -> Iterator[Event]:
-        """Perform the actions due at the end, including those that became due by time since the last step."""
+        """Perform the actions due at the end, including actions that became due by time since the last step."""
         before, self.done = self.done, progress
         counted = self.patience.waited
         if self.validated_step != self.step:
@@ -403,7 +403,7 @@ class Trainer:
         checks: Mapping[str, float],
         metric: str | None,
     ) -> dict[str, str]:
-        """Describe signs of collapse after warm-up; a loss is judged after it was active for as long."""
+        """Describe signs of collapse after warm-up; a loss is judged only after being active for as long."""
         rises = isinstance(self.scheduler, WarmupScheduler) and self.scheduler.rise(progress) < 1
         if rises or progress.fraction < WARM_UP:
             return {}

@@ -51,7 +51,7 @@ class Triggers:
         return bool(_between(self.checkpoint_settings.keep_at, before, now))
 
     def exports(self, before: Progress, now: Progress) -> list[float]:
-        """Return the fractions of the budget for which the student is to be exported now."""
+        """Return the fractions of the budget at which the student is to be exported now."""
         return _between(self.checkpoint_settings.export_at, before, now)
 
     def _passed(self, every: Every, before: Progress, now: Progress) -> bool:

@@ -93,10 +93,10 @@ def validate(
         teachers: the teachers.
         task: provides batches and scores.
         batch_size: sequences per batch.
-        processes: the processes; every one must call this.
+        processes: the processes; every process must call this.
         weights: weights of the active losses by label.
         watchdog: notified of each batch.
-        constants: completed for losses that were not validated before.
+        constants: values for losses that were not validated before are added to it.
 
     Returns:
         The values, those of the best constant predictions where losses define them, and the checks of

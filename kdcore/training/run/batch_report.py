@@ -58,13 +58,13 @@ def batch_report(run: Path, step: int, processes: int | None = None, *, allow_im
     """Describe the samples of a step: ids, lengths, text with masks, and their losses.
 
     Losses are computed in float32 and without dropout, with the weights of the newest good checkpoint before that step,
-    else with the initial weights.
+    or with the initial weights if there is none.
 
     Args:
         run: the run's folder.
         step: number of the step as in metrics and messages, from 1.
-        processes: number of processes of the run, which determines their samples; default: that of the checkpoint,
-            else 1.
+        processes: number of processes of the run, which determines their samples; default: the checkpoint's number, or
+            1 without a checkpoint.
         allow_imports: run the files under `imports:` of the run's recipe.
 
     Raises:

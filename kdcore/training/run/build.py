@@ -38,7 +38,7 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
         stored: the data that a resumed run started with.
 
     Raises:
-        InputError: components do not fit together; the message names the key in the recipe.
+        InputError: components are incompatible; the message names the key in the recipe.
     """
     components = recipe.components()
     settings = recipe.settings
@@ -99,7 +99,7 @@ def recipe_teachers(recipe: Recipe) -> tuple[Task, dict[str, RecipeTeacher]]:
     """Return the task of a recipe, its data prepared if necessary, and the teachers that its losses read by label.
 
     Raises:
-        InputError: components do not fit together, as in training.
+        InputError: components are incompatible, as in training.
     """
     plan = make_plan(recipe)
     return plan.task, plan.read_teachers()
@@ -158,7 +158,7 @@ class _LossTeachers:
         """Construct a loss for its teacher: the teacher that it names, or the only one.
 
         Raises:
-            InputError: the loss does not fit the models, or reads a teacher without naming one of several.
+            InputError: the loss is incompatible with the models, or reads a teacher without naming one of several.
             ValueError: a parameter has no dimensions; `error_location` names the loss and its package.
         """
         config = component.config
@@ -317,7 +317,7 @@ def check_positions(recipe: Recipe, components: Components, losses: Mapping[str,
 
 
 def check_gradient_caching(recipe: Recipe, stages: Iterable[Stage]) -> None:
-    """Refuse gradient caching without a loss that couples the sequences of a batch, or for signals that lack it.
+    """Refuse gradient caching without a loss that couples the sequences of a batch, or for unsupported signals.
 
     Raises:
         RecipeError: gradient caching cannot be used; the message names the key.

@@ -21,7 +21,7 @@ from kdcore.training.loop.events import (
 
 
 class CallbackRunner:
-    """Pass events to the callbacks of a run, and store the error of a failed one until the last event."""
+    """Pass events to the callbacks of a run, and store the error of a failed callback until the last event."""
 
     def __init__(self, components: Sequence[Component], folder: Path) -> None:
         """Construct the callbacks.

@@ -89,7 +89,7 @@ def _umask() -> int:
 
 
 def export_run(run: Path, folder: Path, step: int | None, *, allow_imports: bool = False) -> Path:
-    """Export a run's student from a checkpoint: the newest, or that of `step`.
+    """Export a run's student from a checkpoint: the newest, or the one of `step`.
 
     The files under `imports:` of the run's recipe run only with `allow_imports`.
 
@@ -213,7 +213,7 @@ def _auto_class(student: Encoder, plan: Plan) -> str:
 
 
 def _repeatable(recipe: Recipe) -> Any:
-    """Return the recipe's keys with components of packages by package, and without folders of this machine.
+    """Return the recipe's keys with the packages of components, and without folders of this machine.
 
     A teacher that can compute its signals is listed without its cache, which exists on this machine only.
     """

@@ -80,8 +80,8 @@ def run_events(recipe: Recipe, *, exit_steps: int | None = None) -> Generator[Ev
 
     The run advances only while events are requested. Closing the generator ends the run: it waits for a checkpoint that
     is being written and releases the run folder, and the next start resumes from the last checkpoint. With several
-    processes, all of them have to consume the same events. Between events, signals have the caller's handlers, random
-    numbers come from a stream that is separate from the run's, and no checkpoint is being written.
+    processes, all of them have to consume the same events. Between events, the caller's handlers receive signals,
+    random numbers come from a stream that is separate from the run's, and no checkpoint is being written.
 
     Arguments and errors are the same as for `train_recipe`.
     """
@@ -173,7 +173,7 @@ def _only_run(folder: Path) -> Iterator[None]:
 
 
 def _check_early(recipe: Recipe) -> None:
-    """Check device, precision, engine and optimizer before the plan, whose data preparation may take long."""
+    """Check device, precision, engine and optimizer before the plan, whose data preparation may take a long time."""
     with error_location(recipe, "training"):
         check_precision(recipe.settings.training)
         deepspeed_config(recipe.settings.training, number_of_processes())

@@ -45,7 +45,7 @@ _PACKAGES = ("kdcore", "torch", "deepspeed", "transformers", "numpy", "pyarrow")
 
 
 def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None:
-    """Refuse to resume a run with different settings or data from those it was started with.
+    """Refuse to resume a run with settings or data that differ from the start of the run.
 
     Raises:
         RecipeError: they differ; the message lists the differences.
@@ -115,7 +115,7 @@ def check_split(folder: Path, plan: Plan, before: int, now: int) -> None:
 
 
 Hashes = Mapping[str, Any]
-"""The sha256 of each file of the teacher of `teacher:`, or such a map for each label of `teachers:`."""
+"""The sha256 of each file of the teacher under `teacher:`, or a map of these for each label under `teachers:`."""
 
 
 def check_teachers(folder: Path, recipe: Recipe, models: Mapping[str, Model]) -> Hashes:
@@ -214,7 +214,7 @@ def stored_data(folder: Path) -> StoredData | None:
 
 
 class Environment(BaseModel):
-    """Versions and fingerprints of a run's start, as in environment.json; unknown keys are ignored.
+    """Versions and fingerprints at the start of a run, as in environment.json; unknown keys are ignored.
 
     Attributes:
         python: version of Python.

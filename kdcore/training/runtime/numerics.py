@@ -18,7 +18,7 @@ _debugging: Any = torch.utils.deterministic
 
 @contextmanager
 def numerics(settings: TrainingSettings, device: torch.device) -> Iterator[None]:
-    """Apply `training.tf32` and `training.deterministic` while entered; enter it before anything runs on the device."""
+    """Apply `training.tf32` and `training.deterministic`; enter the context before anything runs on the device."""
     precision, fills = torch.get_float32_matmul_precision(), _debugging.fill_uninitialized_memory
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     tf32 = settings.precision != "fp32" if settings.tf32 is None else settings.tf32

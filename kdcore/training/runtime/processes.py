@@ -66,7 +66,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
 
 @contextmanager
 def held_port() -> Iterator[int]:
-    """Reserve a free port on this machine while entered; it can only be bound by number.
+    """Reserve a free port on this machine within the context; it can only be bound by number.
 
     The socket that holds it does not listen and has SO_REUSEADDR, so that the store of process 0, which sets it too,
     can still listen there.
@@ -109,7 +109,7 @@ def _wait(supervisor: Supervisor) -> _End | None:
 
 
 def _end_the_others(supervisor: Supervisor) -> dict[int, str]:
-    """Give the other processes time to fail by the same cause, then end them: without their peer they can only hang.
+    """Give the other processes time to fail for the same reason, then end them: without their peer they can only hang.
 
     They receive SIGTERM first, so that a compiler can release its lock, and then SIGKILL together with their children.
 

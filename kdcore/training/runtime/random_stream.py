@@ -26,7 +26,7 @@ class RandomStream:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Draw from this stream while entered, then restore the states of the run."""
+        """Draw from this stream within the context, then restore the states of the run."""
         run = self._present()
         self._restore(self._states)
         try:

@@ -64,7 +64,7 @@ class _Holder:
 
 
 class RunLock:
-    """A lock that is held while entered; the operating system releases it when the process ends.
+    """A lock that is held within the context; the operating system releases it when the process ends.
 
     A requeued SLURM job takes over the folder from its own earlier start, which may still run on an unreachable node.
     The earlier process detects this with `check`, which must be called before each rename in the folder.

@@ -31,7 +31,7 @@ class _Ending:
 
 @contextmanager
 def ending_on_request() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM and SIGUSR2 while entered, as on SIGINT.
+    """Raise KeyboardInterrupt on SIGTERM and SIGUSR2 within the context, as on SIGINT.
 
     Entered before heavy imports, it covers the time before training (data, models) and after it. Without effect outside
     the main thread, where Python handles no signals.
@@ -49,12 +49,12 @@ def ending_on_request() -> Iterator[None]:
 
 
 class GracefulShutdown:
-    """Set `requested` on SIGINT, SIGTERM and SIGUSR2 while entered; a second SIGINT raises KeyboardInterrupt.
+    """Set `requested` on SIGINT, SIGTERM and SIGUSR2 within the context; a second SIGINT raises KeyboardInterrupt.
 
     `interrupted` is also set on SIGINT.
 
-    Outside the main thread, where Python handles no signals, only code sets `requested`. The context may be left in a
-    different thread from the one that entered it, from inside `paused`.
+    Outside the main thread, where Python handles no signals, `requested` is set only by code. The context may be left
+    in a different thread from the one that entered it, from inside `paused`.
 
     Python cannot raise KeyboardInterrupt while the main thread hangs in a collective whose peer has exited. In that
     case another thread, which still receives signals, ends the process a few seconds later with exit code 130.
@@ -82,7 +82,7 @@ class GracefulShutdown:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Restore the handlers of other code while entered; the thread that leaves then handles signals, if it can."""
+        """Restore other code's handlers within the context; the thread that leaves then handles signals, if it can."""
         self._uninstall()
         try:
             yield

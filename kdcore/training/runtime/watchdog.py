@@ -31,7 +31,7 @@ _entered: list[Watchdog] = []
 
 
 class Watchdog:
-    """End this process with exit code 1, by a thread, if it makes no progress while entered.
+    """End this process with exit code 1, by a thread, if it makes no progress within the context.
 
     Before that, the stacks of all threads are written to stderr and to the run's log. The limit is half an hour until
     the first step or validation batch is done; then the recipe's `training.stall_minutes`, or by default 20 times the
@@ -44,7 +44,7 @@ class Watchdog:
     def __init__(
         self, stall_minutes: float | None, log_file: Path, show: Callable[[str], None] = lambda phase: None
     ) -> None:
-        """Set up the watchdog; it watches while entered.
+        """Set up the watchdog; it watches within the context.
 
         Args:
             stall_minutes: the recipe's `training.stall_minutes`.
@@ -82,7 +82,7 @@ class Watchdog:
         os.close(self._stderr)
 
     def starting(self, doing: str) -> None:
-        """Report that `doing` begins, a phase before the first step that may take long."""
+        """Report that `doing` begins, a phase before the first step that may take a long time."""
         self._doing = doing
         self._ticks += 1
 
@@ -95,7 +95,7 @@ class Watchdog:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Stop the clock while entered: a consumer of the run's events may take as long as it needs."""
+        """Stop the clock within the context: a consumer of the run's events may take as long as it needs."""
         self._suspended = True
         try:
             yield
