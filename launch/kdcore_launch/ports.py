@@ -26,7 +26,7 @@ def free_port(job: str, restart: int) -> int:
         digest = hashlib.sha256(f"{job} {restart} {attempt}".encode()).digest()
         port = _FIRST + int.from_bytes(digest[:4], "big") % (_LAST - _FIRST)
         with socket.socket() as probe:
-            # As the store that will listen here: a port in the state TIME_WAIT is free.
+            # Like the store that will listen here: a port in the state TIME_WAIT is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("", port))

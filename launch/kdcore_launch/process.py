@@ -5,7 +5,7 @@ which USR2 would kill it. This process handles signals immediately, forwards the
 folder RECORDS. SLURM's exit codes are not sufficient: after one process has failed, SLURM kills the others and reports
 the signals.
 
-Import nothing that takes long before the signal handlers are installed.
+Import nothing that takes a long time before the signal handlers are installed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _run(supervisor: Supervisor) -> int:
 
 
 def _wait_for_peers(records: Path, world_size: int) -> None:
-    """Wait briefly for other processes to fail by the same cause, because SLURM kills them after this process ends."""
+    """Wait briefly for other processes to fail for the same reason, as SLURM kills them after this process ends."""
     deadline = time.monotonic() + _PEERS_SECONDS
     while time.monotonic() < deadline:
         if all((records / str(rank)).exists() for rank in range(world_size)):

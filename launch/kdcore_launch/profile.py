@@ -92,7 +92,7 @@ class Container(ComponentConfig):
 
 
 class Profile(ComponentConfig):
-    """The resources of a job. Missing keys have the cluster's defaults."""
+    """The resources of a job. Missing keys take the cluster's defaults."""
 
     partition: ScriptText | None = None
     account: ScriptText | None = None
@@ -151,7 +151,7 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
 
     Args:
         name: a file, or the name of one that kdcore-launch ships, with or without `.yaml`.
-        overrides: `key=value` each, without the `profile.` of the command line.
+        overrides: strings of the form `key=value`, without the `profile.` of the command line.
 
     Raises:
         InputError: the profile does not exist or is invalid; the error lists all problems.

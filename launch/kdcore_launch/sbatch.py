@@ -239,7 +239,7 @@ def _code_line(submission: Submission) -> list[str]:
 
 
 def _refusal(words: str) -> InputError | InfrastructureError:
-    """Convert an error of sbatch, with the valid values if SLURM can list them."""
+    """Convert an error of sbatch, adding the valid values if SLURM can list them."""
     known = {"partition": r"invalid partition", "account": r"invalid account", "qos": r"invalid qos"}
     for key, pattern in known.items():
         if re.search(pattern, words, re.IGNORECASE):

@@ -139,10 +139,10 @@ def cache_submission(
         overrides: `key=value` of the recipe.
         options: further options of `kdcore teacher cache`.
         tasks: number of parts.
-        profile: resources of one part; of several nodes and GPUs only one is used.
+        profile: resources of one part; if there are several nodes or GPUs, only one of each is used.
         parallel: maximum number of concurrent jobs.
-        dry: write no files.
-        allow_imports: whether files run that the recipe of a run folder imports.
+        dry: whether to skip writing files.
+        allow_imports: whether to run files that the recipe of a run folder imports.
 
     Raises:
         InputError: the recipe, the folder or an option is invalid, or kdcore-teacher-cache is not installed.
@@ -189,12 +189,12 @@ def _parts_submission(
     Args:
         name: name of the work.
         target: folder that all elements write to.
-        command: returns the arguments of `kdcore`; copies the recipe to the folder that it is given, if any.
+        command: function that returns the arguments of `kdcore`; if given a folder, it copies the recipe there.
         tasks: number of elements.
         profile: profile of one element.
         parallel: maximum number of concurrent elements.
-        dry: write no files.
-        counted: whether new files in the folder are the progress of an element.
+        dry: whether to skip writing files.
+        counted: whether new files in the folder count as progress of an element.
     """
     folder = target.with_name(f"{target.name}-jobs")
     records = [folder / f"task-{number}-of-{tasks}" for number in range(1, tasks + 1)]
@@ -215,7 +215,7 @@ def _parts_submission(
 
 
 def _parsed(command: str, words: Sequence[str], where: str) -> argparse.Namespace:
-    """Parse the arguments of a command as the command does, to report mistakes before jobs are submitted.
+    """Parse the arguments of a command as the command would, to report mistakes before jobs are submitted.
 
     Raises:
         InputError: the command refuses the words, or its package is not installed.

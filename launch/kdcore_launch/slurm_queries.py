@@ -22,7 +22,7 @@ class JobInfo:
         state: such as `PENDING`, `RUNNING`, `COMPLETING`, `FAILED`.
         restarts: number of requeues.
         exit_code: exit code of its batch script.
-        signal: signal that ended its batch script; SLURM also uses it if it could not open the job's files.
+        signal: signal that ended its batch script; SLURM also sets it if it could not open the job's files.
         user: the user who submitted it.
         comment: its comment.
         run_seconds: run time since its last start.
@@ -102,7 +102,7 @@ def run(command: Sequence[str]) -> str:
 
 
 def job_info(job: str) -> JobInfo | None:
-    """Query a job (until some minutes after its end); return None if SLURM does not have it.
+    """Query a job (until some minutes after its end); return None if SLURM does not know it.
 
     Args:
         job: `12`, or `12_3` for a job of an array.

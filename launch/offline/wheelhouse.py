@@ -214,7 +214,7 @@ def pinned(installed: Mapping[str, Version]) -> list[str]:
 
 
 def download(roots: list[str], installed: Mapping[str, Version], target: Target, work: Path, file: Path) -> Path:
-    """Resolve and download `roots` with what they require, in the tested versions where these fit.
+    """Resolve and download `roots` with what they require, in the tested versions where these are compatible.
 
     Args:
         roots: requirements.
@@ -293,7 +293,7 @@ class Wheelhouse:
     """What is copied to the target.
 
     Attributes:
-        wheels: what is installed.
+        wheels: wheels that are installed.
         left_out: wheels of this repository that are copied but not installed, and why.
     """
 
@@ -312,7 +312,7 @@ def collect(installed: Mapping[str, Version], file: Path, target: Target, limit:
         work: an empty folder.
 
     Raises:
-        InputError: the installed packages do not fit.
+        InputError: the installed packages are incompatible.
         InfrastructureError: pip cannot build or download a wheel.
     """
     kept = {name: version for name, version in installed.items() if not re.match(r"kdcore($|-)", name)}
