@@ -134,7 +134,7 @@ class Model(ABC):
 
     @property
     def described(self) -> Model:
-        """Return the model whose configuration a student copies: this one, unless it represents another one."""
+        """Return the model whose configuration a student copies: this model, or the one that it wraps."""
         return self
 
     def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:  # noqa: B027 - most models compute

@@ -68,11 +68,11 @@ class Supervisor:
         output: IO[bytes] | None = None,
         end_with_parent: bool = False,
     ) -> subprocess.Popen[bytes]:
-        """Start a process. It also receives the signals that have been received before its start.
+        """Start a process. Signals received before its start are forwarded to it as well.
 
         Args:
             command: program and arguments.
-            environment: its whole environment; None to inherit this process's.
+            environment: its complete environment; None to inherit this process's.
             stdin: its standard input; None to inherit this process's.
             output: file for standard output and standard error; None to inherit both.
             end_with_parent: kill it when this process ends, even after SIGKILL. Linux only.

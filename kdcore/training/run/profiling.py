@@ -147,7 +147,7 @@ def synchronized_time(device: torch.device) -> float:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, now: Callable[[], float]) -> float:
-    """Measure operations per second of large matrix products; `now` is the time after all queued work."""
+    """Measure operations per second of large matrix products; `now` returns the time once all queued work is done."""
     size, products = _PRODUCTS.get(device.type, _PRODUCTS_ON_GPU)
     one = torch.randn(size, size, device=device).to(dtype)
     result = torch.empty_like(one)

@@ -14,15 +14,15 @@ _CERTAIN_END = re.compile(r"""[。！？][。！？!?"'”’」』）)】》〉
 
 
 def split_sentences(text: str) -> list[str]:
-    """Cut a text into sentences; their concatenation is the text.
+    """Split a text into sentences whose concatenation is the text.
 
     A sentence keeps the white space after it. Paragraphs, separated by newlines, are never joined, so a heading or list
     item is a separate sentence. An ambiguous full stop does not end a sentence (only English abbreviations are known).
-    A paragraph of more than 4,000 characters is cut after marks such as `。` first, even within a quotation. Splitting
+    A paragraph of more than 4,000 characters is first split after marks such as `。`, even in a quotation. Splitting
     takes about a hundredth of the time of tokenising.
 
     Returns:
-        Sentences, none of them empty; no sentence for an empty text.
+        Sentences, none of them empty; an empty list for an empty text.
     """
     sentences: list[str] = []
     for paragraph in _PARAGRAPH.findall(text):

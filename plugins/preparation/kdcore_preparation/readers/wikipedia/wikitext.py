@@ -129,8 +129,8 @@ class WikitextCleaner:
     ) -> list[str]:
         """Extract the plain paragraphs of `wikitext`; headings are separate paragraphs.
 
-        Dropped templates and markup that could not be parsed are counted in `report`. Characters are counted at a stage
-        of an account; paragraphs count with a newline between them. The title replaces `{{PAGENAME}}`.
+        Dropped templates and markup that could not be parsed are counted in `report`. `characters`
+        receives the counts of characters, including one newline between paragraphs. The title replaces `{{PAGENAME}}`.
 
         Raises:
             ParserError, RecursionError: the markup cannot be parsed; nothing is counted at the stage.
