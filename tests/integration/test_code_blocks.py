@@ -30,6 +30,7 @@ OWN_TESTS = {
     "docs/token-classification.md": "plugins/supervised/tests/test_docs_classification.py",
     "docs/tutorials/first-student.md": "tests/docs/test_tutorials.py",
     "docs/tutorials/paper-recipe.md": "tests/docs/test_tutorials.py",
+    "docs/tutorials/sentence-encoder.md": "tests/docs/test_tutorials.py",
     "docs/tutorials/slurm.md": "tests/docs/test_tutorials.py",
     "docs/tutorials/tagger.md": "tests/docs/test_tutorials.py",
     "docs/writing-a-plugin.md": "tests/docs/test_writing_a_plugin.py",

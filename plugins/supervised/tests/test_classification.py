@@ -306,7 +306,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["losses={soft_targets: {}}", TEACHER], ["losses.soft_targets", "masks no tokens"]),
     (["task.data.labels=[con, neutral]"], ["task.data.labels", "records cannot be used", "line 3 is labelled 'pro'"]),
     (["task.data.text=words"], ["task.data.train", "has no column `words`", "allowed: text, label"]),
-    (["task.metric=pearson"], ["classify.yaml:6: task", "`metric: pearson` does not fit", "accuracy, f1, matthews"]),
+    (["task.metric=pearson"], ["classify.yaml:6: task", "`metric: pearson` cannot be used", "one of accuracy, f1"]),
     (["task.metric=best"], ["task.metric", "accuracy, f1, matthews, pearson, spearman"]),
     (["task.data={train: LONG, max_length: 100}"], ["expected at most 64", "lower task.data.max_length"]),
     (

@@ -263,7 +263,7 @@ def test_constant_predictions_score_no_better_than_the_baselines() -> None:
 
 def test_a_metric_that_does_not_fit_is_refused(make: Any) -> None:
     for metric, keys in (("pearson", {}), ("accuracy", {"labels": None, "regression": True})):
-        with pytest.raises(ValueError, match=rf"`metric: {metric}` does not fit"):
+        with pytest.raises(ValueError, match=rf"`metric: {metric}` cannot be used with"):
             make(metric=metric, **keys)
 
 
