@@ -40,7 +40,7 @@ def similarity(
     temperature: float = 0.05,
     dimensions: Sequence[int] | None = None,
 ) -> Total:
-    """Sum a distance of the cosines between all pairs of texts in a batch; see `SimilarityLoss`.
+    """Sum the distances between the student's and the teacher's cosines of all pairs of texts; see `SimilarityLoss`.
 
     The sum is counted in texts, B, or for `mse` in pairs, B * (B - 1).
 
@@ -49,7 +49,7 @@ def similarity(
         teacher: like `student`; the width may differ.
         distance: `kl` or `mse`.
         temperature: T of `kl`.
-        dimensions: widths to which the student's embeddings are also truncated; the sum is the mean over all widths.
+        dimensions: widths to which the student's embeddings are also truncated; the sums are averaged over all widths.
 
     Raises:
         ValueError: the shapes do not match, or `dimensions` are out of range.
@@ -83,10 +83,10 @@ def info_nce(
     """Sum the cross-entropy of each query's document among all documents, counted in queries; see `InfoNCELoss`.
 
     Args:
-        student: embeddings (n, k, C), of any norm, of n groups of k texts: a query, its positive document, negatives.
-        texts: (n, k) indices of the texts, equal for equal texts; None if all texts differ.
+        student: embeddings (n, k, C), of any norm: n groups of a query, its positive document and k - 2 negatives.
+        texts: (n, k) indices of the texts, with the same index for the same text; None if all texts differ.
         temperature: T.
-        dimensions: widths to which the embeddings are also truncated; the sum is the mean over all widths.
+        dimensions: widths to which the embeddings are also truncated; the sums are averaged over all widths.
 
     Raises:
         ValueError: the shapes do not match, or `dimensions` are out of range.
@@ -125,7 +125,7 @@ class MatryoshkaConfig(LossConfig):
         None,
         min_length=1,
         description="Also compute the loss of the student's embeddings truncated to these widths (Matryoshka); the "
-        "term is the mean over the whole width and these.",
+        "term is the mean over the full width and these widths.",
     )
 
 
@@ -145,7 +145,7 @@ class _CoupledEmbeddings(Loss):
 class SimilarityLoss(_CoupledEmbeddings):
     """Match the similarities of all pairs of texts in a batch to the teacher's; the widths of embeddings may differ.
 
-    With `c_ij` the cosine of texts i and j, term `similarity`: with `distance: kl`, sum over texts i of
+    Term `similarity`, where `c_ij` is the cosine of texts i and j: with `distance: kl`, sum over texts i of
     `T^2 KL(softmax_j(c^t_ij / T) || softmax_j(c^s_ij / T))` over the other texts j, counted in B; with `mse`, sum over
     pairs of different rows of `(c^s_ij - c^t_ij)^2`, counted in B * (B - 1).
     """
@@ -188,11 +188,11 @@ class SimilarityLoss(_CoupledEmbeddings):
 
 
 class InfoNCELoss(_CoupledEmbeddings):
-    """Find a query's document among all documents of the batch (van den Oord et al. 2018); needs no teacher.
+    """Identify each query's document among all documents of the batch (van den Oord et al. 2018); needs no teacher.
 
     Term `info_nce`: sum over queries i of `-log(exp(c(q_i, d_i) / T) / sum_j exp(c(q_i, d_j) / T))`, with cosines c,
-    over the positive and negative documents j of all groups, counted in queries. The sum omits documents
-    that have the same text as q_i, d_i, or a document that belongs to q_i in another group.
+    over the positive and negative documents j of all groups, counted in queries. Documents with the same text as q_i,
+    as d_i, or as a document that belongs to q_i in another group are left out of the sum over j.
     """
 
     class Config(MatryoshkaConfig):

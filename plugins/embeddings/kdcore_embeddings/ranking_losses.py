@@ -76,7 +76,7 @@ class RankingConfig(LossConfig):
 
     scores: Literal["teacher", "data"] = Field(
         "teacher",
-        description="Scores to learn: dot products of the teacher's embeddings, or those of the data "
+        description="Scores to learn: dot products of the teacher's embeddings, or scores in the data "
         "(`task.data.scores`), such as logits of a cross-encoder.",
     )
     similarity: Literal["dot", "cosine"] = Field(
@@ -85,9 +85,9 @@ class RankingConfig(LossConfig):
     scale: float | None = Field(
         None,
         gt=0,
-        description="Start of the learned scale of `similarity: cosine`, which training changes by little: about the "
-        "spread of the scores to learn, divided by that of the cosines. Default: 20, as for logits of cross-encoders; "
-        "1 for scores of a teacher whose embeddings have length 1.",
+        description="Initial value of the learned scale of `similarity: cosine`. Training changes it only a little; a "
+        "good value is the spread of the scores to learn divided by the spread of the cosines. Default: 20 for scores "
+        "in the data, such as logits of cross-encoders; 1 for scores of the teacher.",
     )
 
 
@@ -108,7 +108,7 @@ class _GroupScores(Loss):
             self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
         elif config.scale is not None:
             raise InputError(
-                "`scale` is that of cosines, but the scores of the student are dot products",
+                "`scale` is used only with cosines, but the scores of the student are dot products",
                 key=f"losses.{config.label}.scale",
                 hint="set `similarity: cosine`, or remove `scale`",
             )

@@ -42,8 +42,8 @@ def embedding(
         student: e_s (B, C).
         teacher: e_t, like `student`.
         distance: `mse` or `cosine`.
-        dimensions: widths to which embeddings are also truncated and then scaled to length 1; the sum is the mean over
-            the complete and the truncated embeddings.
+        dimensions: widths to which embeddings are also truncated and then scaled to length 1; the sums are averaged
+            over the complete and the truncated embeddings.
 
     Raises:
         ValueError: the shapes differ, or a dimension is out of range.
@@ -84,8 +84,8 @@ class EmbeddingLoss(Loss):
         )
         nested_teacher: bool = Field(
             False,
-            description="Whether the first components of the teacher's embeddings are embeddings themselves: it was "
-            "trained by Matryoshka losses, or rotated to its principal components.",
+            description="Whether the first components of the teacher's embeddings are embeddings themselves, because "
+            "the teacher was trained with Matryoshka losses or rotated to its principal components.",
         )
 
     config: Config
@@ -98,8 +98,8 @@ class EmbeddingLoss(Loss):
             raise InputError(
                 "`dimensions` needs a teacher whose first components are embeddings themselves",
                 key=f"losses.{config.label}.dimensions",
-                hint="set `nested_teacher: true` if it was trained by Matryoshka losses or rotated to its principal "
-                "components; otherwise use `dimensions` of the loss `similarity`, which needs no such teacher",
+                hint="set `nested_teacher: true` if it was trained with Matryoshka losses or rotated to its principal "
+                "components; otherwise use `dimensions` of the loss `similarity`, which works with any teacher",
             )
         require_widths(config, config.dimensions, self.width)
 
@@ -120,7 +120,7 @@ class EmbeddingLoss(Loss):
         return {"embedding": total.sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Sum the teacher's embeddings (C,) and their squares, and count them; with `cosine`, as unit vectors."""
+        """Sum the teacher's embeddings (C,) and their squares, and count them; for `cosine`, scale them to length 1."""
         assert teacher is not None
         theirs = read_teacher(teacher, self.config).double()
         if self.config.distance == "cosine":
@@ -129,9 +129,9 @@ class EmbeddingLoss(Loss):
         return {"rows": rows, "total": theirs.sum(0), "squares": theirs.square().sum()}
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the distance of the teacher's embeddings from their mean, or from its direction.
+        """Return the average distance of the teacher's embeddings from their mean; `cosine` uses the mean's direction.
 
-        With `dimensions` there is no baseline.
+        With `dimensions`, there is no baseline.
         """
         rows, total = float(sums["rows"]), sums["total"]
         if not rows or self.config.dimensions is not None:
@@ -183,7 +183,7 @@ def require_embeddings(config: LossConfig, teacher: ModelInfo | None) -> int:
         raise InputError(
             f"`{config.name}` requires a teacher with embeddings",
             key=f"losses.{config.label}",
-            hint="set `teacher.name: sentence_transformer`, and `teacher.path` to a folder of sentence-transformers",
+            hint="set `teacher.name: sentence_transformer`, and `teacher.path` to a sentence-transformers folder",
         )
     return head.num_outputs
 

@@ -49,7 +49,7 @@ class SentenceEncoder:
             assert folder is not None
             if not folder.include_prompt and any((*folder.prompts.values(), folder.default_prompt)):
                 raise InputError(
-                    "leaves tokens of prompts out of its pooling (`include_prompt: false`), which is not supported",
+                    "excludes prompt tokens from its pooling (`include_prompt: false`), which is not supported",
                     where=source,
                 )
             self.query_prompt, self.prompt = folder.prompt("query"), folder.default_prompt

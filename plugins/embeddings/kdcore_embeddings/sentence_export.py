@@ -1,4 +1,4 @@
-"""Write the files of sentence-transformers for an exported student: the classic schema of versions 2 to 6."""
+"""Write the sentence-transformers files of an exported student, in the classic schema of versions 2 to 6."""
 
 from __future__ import annotations
 

@@ -128,14 +128,14 @@ class SentenceFolder:
         return next((self.prompts[name] for name in names if name in self.prompts), self.default_prompt)
 
     def module_files(self) -> dict[str, Path]:
-        """Return the files that embeddings depend on, besides those of the encoder, by their names in the folder."""
+        """Return the files other than the encoder's that embeddings depend on, by their names in the folder."""
         folders = [self.pooling, *(layer.folder for layer in self.layers)]
         names = ("config.json", "model.safetensors", "pytorch_model.bin")
         files = [self.path / "modules.json", *(folder / name for folder in folders for name in names)]
         return {path.relative_to(self.path).as_posix(): path for path in files if path.is_file()}
 
     def modules(self, hidden_size: int) -> SentenceModules:
-        """Build pooling and layers with their weights.
+        """Build the pooling and the layers, and load their weights.
 
         Raises:
             DataError: widths do not match, or weights are missing or damaged.
@@ -167,7 +167,7 @@ def read_sentence_folder(source: str) -> SentenceFolder:
         path = _downloaded(source)
     if not is_sentence_folder(str(path)):
         raise DataError(
-            "has no modules.json, so it is not a folder of sentence-transformers",
+            "has no modules.json, so it is not a sentence-transformers folder",
             where=source,
             hint="use the model `transformers` for an encoder without pooling",
         )
@@ -178,7 +178,7 @@ def read_sentence_folder(source: str) -> SentenceFolder:
         allowed = _FIRST[number : number + 1] if number < len(_FIRST) else _FURTHER
         if kind not in allowed:
             raise DataError(
-                f"module {number} of modules.json has the type `{entries[number]['type']}`, which cannot be reproduced",
+                f"module {number} of modules.json has the type `{entries[number]['type']}`, which is not supported",
                 where=str(path),
                 allowed=list(allowed),
                 hint="use a teacher whose modules are Transformer, Pooling, and any of Dense, LayerNorm and Normalize",
@@ -221,7 +221,7 @@ def _downloaded(source: str) -> Path:
         raise DataError(
             f"is neither a folder nor a model that can be downloaded ({first_line(error)})",
             where=source,
-            hint="without network access, download the model elsewhere and name its folder",
+            hint="without network access, download the model on another machine and use its folder",
         ) from error
 
 
@@ -284,7 +284,7 @@ def _build(layer: Layer, width: int) -> tuple[nn.Module, int]:
 def _load(module: nn.Module, folder: Path, prefix: str, found: int, expected: int) -> None:
     if found != expected:
         raise DataError(
-            f"the module expects {expected} inputs, but the module before it gives {found}", where=str(folder)
+            f"the module expects {expected} inputs, but the previous module has {found} outputs", where=str(folder)
         )
     try:
         if (folder / "model.safetensors").is_file():

@@ -21,7 +21,7 @@ class Dense(nn.Module):
     Args:
         inputs: width of the inputs.
         outputs: width of the outputs.
-        bias: whether there is a bias.
+        bias: whether the linear map has a bias.
         activation: name of the class in `torch.nn`.
     """
 
@@ -78,7 +78,7 @@ class SentenceModules(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, states: Tensor, lengths: np.ndarray) -> Tensor:
-        """Compute embeddings (B, C) of at least float32 from states (N, d) of the real tokens and lengths (B,)."""
+        """Compute embeddings (B, C), at least in float32, from states (N, d) of the real tokens and lengths (B,)."""
         states = at_least_float32(states)
         counts = torch.from_numpy(lengths).to(states.device)
         pooled = torch.cat([pool(states, counts, mode) for mode in self.modes], dim=-1)

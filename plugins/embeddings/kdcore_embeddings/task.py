@@ -61,7 +61,7 @@ class Prompts(ComponentConfig):
 
 
 class Embeddings(Task):
-    """Texts whose embeddings the student learns; each model tokenises them separately, after its own prompt."""
+    """Texts whose embeddings the student learns; each model prepends its own prompt and tokenises them separately."""
 
     class Config(ComponentConfig):
         """Keys of the task `embeddings`; missing ones are taken from the teacher's folder."""
@@ -73,30 +73,30 @@ class Embeddings(Task):
         max_length: int | None = Field(
             None,
             ge=4,
-            description="Tokens of a sequence of the student, special ones included; longer ones are truncated. "
-            "Default: the teacher's limit, else 256.",
+            description="Maximum number of tokens in a sequence of the student, including special tokens; longer "
+            "sequences are truncated. Default: the teacher's limit, else 256.",
         )
         prompts: Prompts | None = Field(
-            None, description="Text that precedes texts of the student; default: the teacher's prompts."
+            None, description="Prompts that precede the student's texts; default: the teacher's prompts."
         )
         dimension: int | None = Field(
             None, ge=1, description="Width of the embeddings; default: the teacher's, else the student's hidden size."
         )
         pooling: Literal["mean", "cls"] | None = Field(
             None,
-            description="State that represents a text: the mean, or that of the first token. Default: the teacher's.",
+            description="State that represents a text: the mean state, or the first token's. Default: the teacher's.",
         )
         normalize: bool | None = Field(
-            None, description="Whether embeddings are scaled to length 1; default: whether the teacher's are."
+            None, description="Whether embeddings are scaled to length 1; default: the teacher's setting."
         )
         similarity: Literal["cosine", "dot", "euclidean", "manhattan"] | None = Field(
-            None, description="Similarity that the export names; default: the teacher's, else cosine."
+            None, description="Similarity function recorded in the export; default: the teacher's, else cosine."
         )
         teacher_tokenizer: PathOrHubName | None = Field(None, description="Default: that of the teacher's folder.")
         teacher_max_length: int | None = Field(None, ge=4, description="Default: the limit of the teacher's folder.")
         teacher_prompts: Prompts | None = Field(None, description="Default: the prompts of the teacher's folder.")
         teacher_lower_case: bool | None = Field(
-            None, description="Whether texts of the teacher are in lower case; default: as its folder states."
+            None, description="Whether the teacher's texts are converted to lower case; default: its folder's setting."
         )
 
     config: Config
@@ -391,7 +391,8 @@ class Embeddings(Task):
     def save_tokenizer(self, folder: Path) -> None:
         """Write the student's tokenizer.
 
-        As in training, the tokenizer encodes special tokens in a text as text, and truncates and pads at the end.
+        As in training, the tokenizer encodes special tokens that occur in a text as text, and truncates and pads at the
+        end.
         """
         tokenizer = self.student_tokenizer.tokenizer
         for name, value in (("split_special_tokens", True), ("padding_side", "right"), ("truncation_side", "right")):

@@ -14,7 +14,7 @@ from kdcore_embeddings.sentence_folder import SentenceFolder, read_sentence_fold
 
 
 class SentenceTransformerModel(TransformersModel):
-    """A teacher from a sentence-transformers folder, versions 2 to 6. Its embeddings are the head `embedding`.
+    """A teacher from a sentence-transformers folder of versions 2 to 6. Its embeddings are the head `embedding`.
 
     The folder may have the modules Transformer, Pooling (in all modes), Dense, LayerNorm and Normalize; others are
     refused. As a student, it is equivalent to the model `transformers`.
@@ -57,7 +57,7 @@ class SentenceTransformerModel(TransformersModel):
         super().save_description(folder / encoder.relative_to(self.folder.path))
 
     def load_teacher(self, request: SignalRequest) -> TransformersEncoder:
-        """Load the encoder, and pooling and the layers after it if embeddings are requested."""
+        """Load the encoder; if embeddings are requested, also load the pooling and the layers after it."""
         if self.folder is None or EMBEDDING not in request.heads:
             return super().load_teacher(request)
         last = Signals.hidden([self.info.num_layers - 1])

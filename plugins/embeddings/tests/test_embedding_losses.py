@@ -279,7 +279,7 @@ def test_margins_that_dot_products_of_unit_vectors_cannot_have_are_refused() -> 
     assert made(unit_length).counts(fitting) == {"margin_mse": 2}
     assert made(unit_length, similarity="cosine").counts(wide) == {"margin_mse": 2}
     assert made(MODEL).counts(wide) == {"margin_mse": 2}
-    with pytest.raises(InputError, match="`scale` is that of cosines"):
+    with pytest.raises(InputError, match="`scale` is used only with cosines"):
         made(MODEL, scale=3.0)
 
 

@@ -466,10 +466,10 @@ def test_mistakes_of_groups_are_named(make: Callable[..., Embeddings], groups_fi
         ({"negatives": "n"}, "`negatives` needs `query` and `positive`"),
         ({"query": "q", "positive": "p", "text": "t"}, "`text` and `query` exclude each other"),
         ({"query": "q", "positive": "p", "translations": "t"}, "`translations` and `query` exclude each other"),
-        ({"translations": ["de", "text"]}, "`translations` has the column of the texts, `text`"),
+        ({"translations": ["de", "text"]}, "`translations` contains the column of the texts, `text`"),
         (
             {"query": "q", "positive": "p", "negatives": ["n"], "num_negatives": 2},
-            "larger than the number of columns, 1",
+            r"larger than the number of columns \(1\)",
         ),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -44,7 +44,7 @@ def test_encoders_that_cannot_be_combined_are_refused(
     for queries, message in [
         (narrow, r"the widths of embeddings differ \(queries: 24, documents: 32\)"),
         (cut, "embeddings are truncated"),
-        (teacher_folder, "is not a folder of sentence-transformers"),
+        (teacher_folder, "is not a sentence-transformers folder"),
     ]:
         with pytest.raises(InputError, match=message):
             write_router(queries, wide, tmp_path / "router")

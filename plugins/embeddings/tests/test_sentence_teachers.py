@@ -146,7 +146,7 @@ def test_folders_that_cannot_be_reproduced_are_refused_by_name(
     change(folder / "2_Dense/config.json", activation_function="my_code.Swish")
     assert "the activation function `my_code.Swish` is not supported" in refusal(folder)
     change(folder / "2_Dense/config.json", activation_function="torch.nn.modules.linear.Identity", in_features=7)
-    assert "the module expects 7 inputs, but the module before it gives 32" in refusal(folder)
+    assert "the module expects 7 inputs, but the previous module has 32 outputs" in refusal(folder)
     change(folder / "2_Dense/config.json", in_features=32, use_residual=True)
     assert "`use_residual: True` of a Dense module is not supported" in refusal(folder)
     for name, value, message in [

@@ -66,9 +66,9 @@ class EmbeddingTexts(ComponentConfig):
 
     path: PathString = Field(description="File, folder or glob: csv, tsv, jsonl or parquet.")
     texts: list[str] | None = Field(
-        None, min_length=2, max_length=2, description="Columns of the two texts of a pair; with `score` or `label`."
+        None, min_length=2, max_length=2, description="Columns of the two texts of a pair; needs `score` or `label`."
     )
-    score: str | None = Field(None, description="Column of the similarity of a pair, a number (STS).")
+    score: str | None = Field(None, description="Column of the similarity score of a pair (STS).")
     label: str | None = Field(None, description="Column of the label of a pair: 1 or true if its texts are equivalent.")
     query: str | None = Field(None, description="Column of queries (retrieval).")
     positive: str | None = Field(None, description="Column of the document that belongs to the query.")

@@ -37,8 +37,8 @@ class TextRecords:
 
     Attributes:
         where: file or dataset.
-        unit: `line` or `row`, for messages.
-        numbers: line or row of each record.
+        unit: `line` or `row`, used in messages.
+        numbers: line or row number of each record.
         columns: the values of each column that was read.
     """
 
@@ -84,12 +84,13 @@ class RecordMistakes:
 def read_files(path: str, columns: Sequence[str], report: Counter[str]) -> Iterator[TextRecords]:
     """Read columns of a file, of all files in a folder, or of all files that match a glob.
 
-    Each line of a text file is a text. For text files, `columns` contains one name, under which texts are returned.
+    Each line of a text file is a text. For text files, `columns` must contain a single name, which becomes the name of
+    the column of texts.
 
     Args:
         path: the files.
         columns: columns that must exist.
-        report: counts of repaired or left-out content.
+        report: receives the counts of repaired and skipped content.
 
     Raises:
         DataError: a file is missing, damaged or of an unknown format, or a column is missing.
@@ -139,9 +140,9 @@ def _read_file(path: Path, columns: Sequence[str], report: Counter[str]) -> Text
 def _read_lines(path: Path, lines: Iterator[str], columns: Sequence[str]) -> TextRecords:
     if len(columns) > 1:
         raise DataError(
-            f"a text file has one text on each line (found {', '.join(columns)} as columns under `task.data`)",
+            f"a text file has one text per line and no columns (found columns {', '.join(columns)} in `task.data`)",
             where=str(path),
-            hint="use csv, tsv, jsonl or parquet for texts that belong together",
+            hint="use csv, tsv, jsonl or parquet for groups of texts and for translations",
         )
     values = [line.rstrip("\r\n") for line in lines]
     return TextRecords(str(path), "line", range(1, len(values) + 1), {columns[0]: values})

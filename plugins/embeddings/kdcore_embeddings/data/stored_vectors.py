@@ -1,4 +1,4 @@
-"""Store the vectors that any encoder computes for the texts of a task, for a teacher of the model `vectors`."""
+"""Store the vectors that an arbitrary encoder computes for the texts of a task; the teacher `vectors` reads them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def store_vectors(encoder: Encodes, data: Mapping[str, Any], path: str | Path) -
     A recipe reads the file with `teacher: {name: vectors, path: FILE}` of kdcore-teacher-cache.
 
     Args:
-        encoder: computes vectors.
+        encoder: encoder that computes the vectors.
         data: keys of the recipe's `task.data`, without groups; paths are relative to the working folder.
         path: the file; its name must end with `.parquet`.
 
     Raises:
-        InputError: the texts cannot be used or are groups, or the encoder returns other shapes or non-finite values.
+        InputError: the texts cannot be used or form groups, or the encoder returns other shapes or non-finite values.
     """
     import pyarrow
     from pyarrow import parquet
@@ -63,7 +63,7 @@ def store_vectors(encoder: Encodes, data: Mapping[str, Any], path: str | Path) -
     ]
     widths = sorted({vectors.shape[1] for vectors in found})
     if len(widths) > 1:
-        raise DataError(f"`encode` returned vectors of several widths (found {', '.join(map(str, widths))})")
+        raise DataError(f"`encode` returned vectors of different widths (found {', '.join(map(str, widths))})")
     vectors = np.concatenate(found)
     columns = {"id": [str(number) for number in range(len(texts))], "text": texts, "vector": list(vectors)}
     with atomic_write(path) as file:

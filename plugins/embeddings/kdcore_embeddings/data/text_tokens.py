@@ -1,4 +1,4 @@
-"""Tokens of texts for one model, and the common units of two models' tokens."""
+"""Tokenise texts for one model, and find the common units of two models' tokens."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CHUNK = 10_000
 
 @dataclass(frozen=True)
 class TextTokens:
-    """Sequences with their special tokens, one after the other.
+    """Concatenated sequences, including their special tokens.
 
     Attributes:
         tokens: (tokens,) ids.
-        ends: (n,) where each sequence ends in `tokens`.
-        places: (tokens, 2) first character and end of each token in the text, without its prompt; empty spans for
+        ends: (n,) end of each sequence in `tokens`.
+        places: (tokens, 2) start and end of each token in characters of the text without its prompt; empty spans for
             special tokens and tokens of the prompt.
         pad_id: id used for padding.
         cut: number of sequences that were truncated.
@@ -77,11 +77,11 @@ class TextTokens:
 
 
 class TextTokenizer:
-    """Tokenise texts for one model, each after its prompt.
+    """Tokenise texts for one model, each preceded by its prompt.
 
     Args:
         source: folder or hub name of the tokenizer.
-        max_length: tokens of a sequence, special ones included; longer ones are truncated.
+        max_length: maximum number of tokens in a sequence, including special tokens; longer sequences are truncated.
         lower_case: whether texts are converted to lower case first.
         own_side: whether texts are truncated on the side specified by the tokenizer; otherwise at the end.
     """
@@ -161,7 +161,7 @@ def common_units(own: TextTokens, theirs: TextTokens, samples: NDArray[np.int64]
 
 
 def whole_texts(tokens: TextTokens, samples: NDArray[np.int64]) -> Units:
-    """Return units that are whole texts, special tokens and prompts included, for texts in different languages.
+    """Return one unit per text, including special tokens and prompts, for texts in different languages.
 
     Args:
         tokens: tokens of one model.
@@ -173,7 +173,7 @@ def whole_texts(tokens: TextTokens, samples: NDArray[np.int64]) -> Units:
 
 
 def _unit_numbers(*sides: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], int]:
-    """Number the units of one text from 0; return each token's unit on both sides (-1: none) and the unit count."""
+    """Number the units of one text from 0; return the unit of each model's tokens (-1: none) and the unit count."""
     characters = max((int(side.max(initial=0)) for side in sides), default=0)
     crossed = np.zeros(characters + 2, np.int64)
     for places in sides:

@@ -36,24 +36,26 @@ class TextData(ComponentConfig):
     )
     huggingface: TextDataset | None = None
     held_out: float | PathString = Field(
-        0.0, description="Fraction of the texts that is held out, chosen by a hash of their content; or files."
+        0.0, description="Fraction of the texts to hold out, chosen by a hash of their content; or held-out files."
     )
-    text: str | None = Field(None, description="Column of the texts, if they are not groups; default: `text`.")
+    text: str | None = Field(None, description="Column of the texts if they are not grouped; default: `text`.")
     translations: str | list[str] | None = Field(
         None,
-        description="Columns of translations of the text: the student also reads these, and learns the teacher's "
+        description="Columns of translations of the text. The student also reads these, and learns the teacher's "
         "embedding of the text for each of them.",
     )
-    query: str | None = Field(None, description="Column of queries: texts that belong together form groups.")
+    query: str | None = Field(None, description="Column of queries; a query and its documents form a group.")
     positive: str | None = Field(None, description="Column of the document that belongs to the query.")
     negatives: str | list[str] | None = Field(
-        None, description="Column of lists of documents that do not belong to the query; or columns of one document."
+        None,
+        description="Column of lists of documents that do not belong to the query; or columns of one such document.",
     )
     num_negatives: int | None = Field(
-        None, ge=1, description="Negatives of a group, the first ones; default: the number of columns, or 1."
+        None, ge=1, description="Use the first N negatives of each group; default: the number of columns, or 1."
     )
     scores: str | None = Field(
-        None, description="Column of lists of scores to learn: that of the positive document, then of the negatives."
+        None,
+        description="Column of lists of scores to learn: first the positive document's, then those of the negatives.",
     )
 
     @model_validator(mode="after")
@@ -76,11 +78,11 @@ class TextData(ComponentConfig):
         if self.query is not None and self.translations is not None:
             raise ValueError("`translations` and `query` exclude each other")
         if (self.text or "text") in self.translation_columns:
-            raise ValueError(f"`translations` has the column of the texts, `{self.text or 'text'}`")
+            raise ValueError(f"`translations` contains the column of the texts, `{self.text or 'text'}`")
         if self.num_negatives is not None and self.negatives is None:
             raise ValueError("`num_negatives` needs `negatives`")
         if isinstance(self.negatives, list) and (self.num_negatives or 0) > len(self.negatives):
-            raise ValueError(f"`num_negatives` is larger than the number of columns, {len(self.negatives)}")
+            raise ValueError(f"`num_negatives` is larger than the number of columns ({len(self.negatives)})")
         return self
 
     @property
@@ -197,7 +199,7 @@ def read_texts(data: TextData, report: Counter[str]) -> tuple[TextPart, TextPart
 
 
 def content_place(content: str) -> float:
-    """Map content to a pseudorandom number from 0 to 1, which is equal for equal content."""
+    """Map content to a pseudorandom number from 0 to 1; equal content always has the same number."""
     digest = hashlib.sha256(content.encode("utf-8", errors="replace")).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
@@ -240,7 +242,7 @@ class _GroupReader:
         self._data, self._report, self._mistakes = data, report, mistakes
 
     def read(self, values: Mapping[str, Any], place: str) -> list[TextGroup]:
-        """Return the groups of a record; none if it is left out or malformed."""
+        """Return the groups of a record; none if the record is skipped or malformed."""
         if self._data.query is None or self._data.positive is None:
             return self._read_texts(values, place)
         group = self._read_group(values, self._data.query, self._data.positive, place)

@@ -19,7 +19,7 @@ _NAME = "Rotation_Dense"
 
 
 def rotate_embeddings(source: str | Path, texts: Sequence[str], folder: str | Path) -> None:
-    """Write a copy of a sentence encoder whose embeddings are rotated to their principal components on some texts.
+    """Write a copy of a sentence encoder whose embeddings are rotated to the principal components of some texts.
 
     The rotation does not change similarities. The principal components are computed from the second moments, without
     centring, and sorted in descending order, so that the first components preserve dot products best. The rotation is a
@@ -28,7 +28,7 @@ def rotate_embeddings(source: str | Path, texts: Sequence[str], folder: str | Pa
 
     Args:
         source: folder of a sentence encoder.
-        texts: typical texts, more of them than embeddings have components.
+        texts: representative texts; there must be more texts than components of an embedding.
         folder: the new folder.
 
     Raises:

@@ -41,7 +41,7 @@ def write_router(queries: str | Path, documents: str | Path, folder: str | Path)
         raise InputError(
             f"the widths of embeddings differ (queries: {widths['query']}, documents: {widths['document']})",
             where=str(queries),
-            hint="they cannot be compared: train the student by the loss `embedding`, which keeps the width",
+            hint="only embeddings of the same width can be compared: train the student with the loss `embedding`",
         )
     types: dict[str, str] = {}
     structure: dict[str, list[str]] = {}
@@ -68,7 +68,7 @@ def _encoder(source: str | Path) -> tuple[SentenceFolder, int]:
     assert model.folder is not None
     assert head is not None
     if model.folder.truncate_dim is not None:
-        raise InputError("embeddings are truncated (`truncate_dim`), which a Router cannot do", where=str(source))
+        raise InputError("embeddings are truncated (`truncate_dim`), which Routers do not support", where=str(source))
     return model.folder, head.num_outputs
 
 
@@ -83,7 +83,7 @@ def _settings(queries: SentenceFolder, documents: SentenceFolder) -> dict[str, A
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copy the files of a module, without files of the whole folder and without subfolders."""
+    """Copy the files of a module, but neither subfolders nor files that belong to the whole folder."""
     target.mkdir()
     for path in source.iterdir() if source.is_dir() else ():
         if path.is_file() and path.name not in _OF_THE_FOLDER and not path.name.startswith("head_"):

@@ -48,7 +48,8 @@ def mine_groups(
         report: called with each line of progress.
 
     Returns:
-        Numbers of groups written, of groups with fewer than `count` negatives, and of pairs left out without negatives.
+        The number of groups written, the number of groups with fewer than `count` negatives, and the number of pairs
+        left out because they have no negatives.
 
     Raises:
         InputError: the texts or the encoder cannot be used, no query has a negative, or the file cannot be written.
@@ -97,7 +98,8 @@ def mine_groups(
     ]
     if not groups:
         raise InputError(
-            f"none of {len(pairs):,} queries has a negative with a score of at most {1 - margin:g} of its document's",
+            f"none of {len(pairs):,} queries has a negative whose score is at most {1 - margin:g} times the score of "
+            "its document",
             where=file,
             hint="decrease --margin, or add documents with --documents",
         )
