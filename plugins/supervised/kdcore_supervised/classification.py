@@ -56,11 +56,12 @@ def classification(logits: Tensor, labels: Tensor, *, problem_type: str = "singl
 
 
 class ClassificationLoss(Loss):
-    """Cross-entropy of the true class (Devlin et al. 2019, section 4.1), or squared error where labels are numbers.
+    """Cross-entropy of the true class (Devlin et al. 2019, section 4.1), or squared error if labels are numbers.
 
-    It reads the student's head `sequence_classes`, or else `token_classes`. Term `classification`:
+    It reads the student's head `sequence_classes`, or `token_classes` if the student has no such head. Term
+    `classification`:
 
-    - sequences: sum of `-log softmax(z_s)[label]`, or of `(z_s - label)^2` where the head outputs a number, counted in
+    - sequences: sum of `-log softmax(z_s)[label]`, or of `(z_s - label)^2` if the head outputs a number, counted in
       sequences;
     - sequences with several labels: sum of the mean over labels of the binary cross-entropy of `sigmoid(z_s)`, counted
       in sequences;

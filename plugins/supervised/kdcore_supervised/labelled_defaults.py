@@ -18,7 +18,7 @@ _LOSSES: dict[str, dict[str, Any]] = {
 
 
 class LabelledDefaults(Defaults):
-    """The teacher's task, its predictions and the labels, for fine-tuned teachers and labelled texts."""
+    """For fine-tuned teachers and labelled texts: the teacher's task, with losses on its predictions and the labels."""
 
     priority = 20
 

@@ -19,7 +19,7 @@ LABEL_SET_METRICS: tuple[Metric, ...] = ("f1_micro", "f1_macro")
 
 
 def require_libraries() -> None:
-    """Require scikit-learn and SciPy before starting work whose results they score.
+    """Require scikit-learn and SciPy before starting work whose scores depend on them.
 
     Raises:
         InputError: scikit-learn or SciPy is missing.
@@ -37,14 +37,14 @@ def require_libraries() -> None:
 def metrics_of(outputs: np.ndarray, labels: np.ndarray) -> Mapping[Metric, float]:
     """Compute all metrics for the kind of labels.
 
-    With two classes, `f1` is that of the second class, as in GLUE; otherwise it is the macro average over the classes
+    With two classes, `f1` is the F1 of the second class, as in GLUE. Otherwise it is the macro average over the classes
     that occur in `labels` or are predicted, as in scikit-learn, so that a class missing from a split does not lower it.
-    An undefined correlation (constant predictions or labels) is 0. With multiple labels per text, those with a positive
-    logit are predicted.
+    An undefined correlation (constant predictions or labels) is 0. With multiple labels per text, the labels with a
+    positive logit are predicted.
 
     Args:
         outputs: (n, C) logits of C classes, or (n, 1) numbers.
-        labels: (n,) int64 classes, or float32 numbers; or (n, C) with 1 for each label of a text, else 0.
+        labels: (n,) int64 classes, or float32 numbers; or (n, C) with 1 for each label of a text and 0 otherwise.
     """
     if labels.ndim == 2:
         return _of_label_sets(outputs > 0, labels > 0)
@@ -90,9 +90,9 @@ def majority_fraction(labels: np.ndarray) -> float:
 def constant_scores(labels: np.ndarray) -> dict[str, float]:
     """Return the scores of the best predictions that ignore the text; empty for numbers.
 
-    `accuracy` is that of the most frequent class. With multiple labels per text, `f1_micro` is that of always
-    predicting the k most frequent labels, for the k with the highest value, and `f1_macro` that of always predicting
-    all labels.
+    `accuracy` is the score of always predicting the most frequent class. With multiple labels per text, `f1_micro` is
+    the score of always predicting the k most frequent labels, for the best k, and `f1_macro` is the score of always
+    predicting all labels.
 
     Args:
         labels: as for `metrics_of`.

@@ -68,8 +68,8 @@ class SequenceClassification(LabelledTask):
         data: LabelledData
         metric: Metric | None = Field(
             None,
-            description="Score that selects the best student; default: GLUE's own, else accuracy, pearson of "
-            "numbers, f1_micro of lists of classes.",
+            description="Score that selects the best student; default: the metric of GLUE's task, else accuracy, "
+            "pearson for numbers, or f1_micro for lists of classes.",
         )
 
         @model_validator(mode="after")
@@ -120,12 +120,12 @@ class SequenceClassification(LabelledTask):
         return self._splits[split].labels
 
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
-        """Return the texts of these samples, equal in every epoch. Columns: `sample_ids`, and `labels` if present."""
+        """Return these samples' texts, the same in every epoch. Columns: `sample_ids`, and `labels` if present."""
         labels = self._splits[split].labels
         return self._batch(split, samples, {} if labels is None else {"labels": torch.from_numpy(labels[samples])})
 
     def scores(self, split: Split, outputs: TaskOutputs) -> dict[str, float]:
-        """Compute all metrics on each part; those of a second part end with its name, as in `accuracy_mismatched`.
+        """Compute all metrics on each part; a second part's metrics end with its name, as in `accuracy_mismatched`.
 
         Raises:
             DataError: the split has no labels.

@@ -317,7 +317,7 @@ KEYS: list[tuple[dict[str, Any], str]] = [
     ({"glue": {"folder": "g", "task": "rte"}, "multi_label": True}, "`multi_label` is defined by GLUE's task"),
     ({"glue": {"folder": "g", "task": "rte"}, "labels": ["a", "b"]}, "`labels` is defined by GLUE's task"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "b"], "validation": "v", "split": {"validation": 0.1}},
-     "remove it where other splits are given"),
+     "remove it if other splits are given"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "b"], "split": {"validation": 0.6, "test": 0.4}},
      "leave nothing to train on"),
     ({"huggingface": {"path": "a", "dataset": "b"}, "text": "t", "label": "l", "labels": ["a", "b"]}, "either `path`"),

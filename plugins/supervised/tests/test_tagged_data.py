@@ -322,7 +322,7 @@ KEYS: list[tuple[dict[str, Any], str]] = [
     ({"huggingface": {"path": "y"}}, "needs the columns `tokens` and `tags`"),
     ({"train": "x", "text": "t", "tokens": "w"}, "not both"),
     ({"train": "x", "tags": "t"}, "`tags` needs `tokens`"),
-    ({"train": "x", "validation": "y", "split": {"validation": 0.1}}, "remove it where other splits are given"),
+    ({"train": "x", "validation": "y", "split": {"validation": 0.1}}, "remove it if other splits are given"),
     ({"unlabelled": "x", "split": {"validation": 0.1}}, "`split` divides `train`"),
     ({"train": "x", "labels": ["a", "a"]}, "names a label twice"),
     ({"train": "x", "labels": ["O", "B-a", "I-a", "B-b"]}, "I-b differ"),

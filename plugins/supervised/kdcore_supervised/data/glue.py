@@ -37,7 +37,7 @@ class GlueTask:
         text: columns of the text, or of both texts of a pair.
         label: column of the label.
         labels: names of the classes, in the order of a model's outputs; empty if labels are numbers.
-        values: the values of the classes in the files; empty if these are the names.
+        values: the values of the classes in the files; empty if the files contain their names.
         metric: the benchmark's metric, or the first of its two metrics.
         train: training file.
         validation: files by the name of their part.

@@ -55,8 +55,8 @@ class LabelledData(ComponentConfig):
     """Name of the task that trains on this data."""
 
     train: PathString | None = Field(None, description="File, folder or glob: csv, tsv, jsonl or parquet.")
-    validation: PathString | None = Field(None, description="Validation files, as `train`.")
-    test: PathString | None = Field(None, description="Test files for predictions, as `train`; labels may be missing.")
+    validation: PathString | None = Field(None, description="Validation files, in the form of `train`.")
+    test: PathString | None = Field(None, description="Test files, in the form of `train`; labels may be missing.")
     glue: GlueData | None = None
     huggingface: HuggingFaceData | None = None
     split: SplitFractions | None = Field(
@@ -69,19 +69,19 @@ class LabelledData(ComponentConfig):
         None, description="Column of the text, or both columns of a pair."
     )
     label: str | None = Field(None, description="Column of the label.")
-    id: str | None = Field(None, description="Column that names a record; default: its number in the file.")
+    id: str | None = Field(None, description="Column of record names; default: the record's number in the file.")
     labels: Annotated[list[Label], Field(min_length=2)] | None = Field(
-        None, description="The classes as the files spell them, in the order of the model's outputs."
+        None, description="The classes as spelled in the files, in the order of the model's outputs."
     )
     regression: bool = Field(False, description="Whether labels are numbers instead of classes.")
     multi_label: bool = Field(
-        False, description="Whether a text has a list of any number of labels, from jsonl, parquet or `huggingface`."
+        False, description="Whether a text has any number of labels, as a list; needs jsonl, parquet or `huggingface`."
     )
     tokenizer: PathOrHubName | None = Field(
         None, description="Default: the tokenizer of the folder that the student starts from, else the teacher's."
     )
     max_length: int = Field(
-        128, ge=4, description="Tokens of a sequence, special ones included; longer ones are truncated."
+        128, ge=4, description="Maximum number of tokens, including special tokens; longer sequences are truncated."
     )
 
     @model_validator(mode="after")
@@ -108,9 +108,9 @@ class LabelledData(ComponentConfig):
         if self.multi_label and self.regression:
             raise ValueError("`multi_label` and `regression` exclude each other")
         if self.train is None and (self.validation is not None or self.test is not None):
-            raise ValueError("`validation` and `test` are files that go with `train`")
+            raise ValueError("`validation` and `test` are files and can be used only with `train`")
         if self.split is not None and (self.validation is not None or self.test is not None or self.glue is not None):
-            raise ValueError("`split` divides `train`: remove it where other splits are given")
+            raise ValueError("`split` divides `train`: remove it if other splits are given")
         return self
 
     @property
@@ -247,7 +247,7 @@ def read_labelled(data: LabelledData, report: Counter[str]) -> list[LabelledText
 
 
 def overlap(parts: Sequence[LabelledTexts], other: str) -> tuple[int, str | None, int]:
-    """Count texts and ids of the parts called `other...` that also belong to the part `train`.
+    """Count the texts and ids of parts named `other...` that are also in the part `train`.
 
     Returns:
         The number of shared texts, the first of them, and the number of shared ids. The latter is meaningful only if a

@@ -36,7 +36,7 @@ def load_splits(
         only_train: whether to read only the split to train on.
 
     Raises:
-        DataError: the library or the dataset is missing, or has no such split or column.
+        DataError: the library, the dataset, a split or a column is missing.
     """
     loaded = load_source(source, key=_KEY)
     if not isinstance(loaded, dict):

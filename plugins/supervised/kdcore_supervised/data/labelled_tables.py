@@ -40,7 +40,7 @@ class LabelledTable:
     """Some columns of a file.
 
     Attributes:
-        where: the file or dataset, for messages.
+        where: the file or dataset, used in messages.
         unit: unit of `lines`: `line` or `row`.
         lines: position of each record in the file, counted from 1 for lines and from 0 for rows.
         columns: values by column name, one per record.
@@ -285,10 +285,10 @@ def label_as_text(value: Any) -> str:
 
 
 class ClassNumbers:
-    """Map labels in the spelling of any format to class numbers.
+    """Map labels, as spelled in any file format, to class numbers.
 
-    csv files have no types: their `1.0`, `True` and `TRUE` are the classes 1 and true, like such values in Parquet
-    files, unless a class has exactly this spelling.
+    csv files have no types. Their values `1.0`, `True` and `TRUE` are therefore the classes 1 and true, as in Parquet
+    files, unless a class is spelled exactly this way.
 
     Args:
         classes: the classes, in the order of their numbers.

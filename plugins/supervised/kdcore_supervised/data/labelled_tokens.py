@@ -18,12 +18,12 @@ _CHUNK = 10_000
 
 @dataclass(frozen=True)
 class TokenizedTexts:
-    """Sequences with their special tokens, one after the other.
+    """Concatenated sequences, including their special tokens.
 
     Attributes:
         tokens: (tokens,) ids.
-        ends: (n,) where each sequence ends in `tokens`.
-        types: (tokens,) 1 on tokens of the second text of a pair; None if the tokenizer does not mark them.
+        ends: (n,) end of each sequence in `tokens`.
+        types: (tokens,) 1 for tokens of the second text of a pair; None if the tokenizer does not mark them.
         pad_id: id used for padding.
         cut: number of sequences that were truncated.
         unknown: fraction of the characters other than white space that are inside [UNK].
@@ -88,8 +88,8 @@ def tokenize(
     Args:
         tokenizer: a `transformers` fast tokenizer.
         texts: a list of texts, or two lists of equal length for pairs.
-        max_length: tokens of a sequence, special ones included.
-        report: receives the counts of changes by cleaning.
+        max_length: maximum number of tokens in a sequence, including special tokens.
+        report: receives counts of the changes made by cleaning.
         cleaned: whether the texts have been cleaned already, like those of `LabelledTexts`.
     """
     report = Counter() if report is None else report

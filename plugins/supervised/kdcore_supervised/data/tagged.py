@@ -55,12 +55,12 @@ class TaggedData(ComponentConfig):
         description="File, folder or glob: CoNLL files (.conll, .iob, .iob2, .bio, .bioes, .tsv, .txt), jsonl or "
         "parquet.",
     )
-    validation: PathString | None = Field(None, description="Validation files, as `train`.")
-    test: PathString | None = Field(None, description="Test files for predictions, as `train`; labels may be missing.")
+    validation: PathString | None = Field(None, description="Validation files, in the form of `train`.")
+    test: PathString | None = Field(None, description="Test files, in the form of `train`; labels may be missing.")
     unlabelled: PathString | None = Field(
         None,
         description="Files of further texts to train on, whose labels are ignored: only losses that need no labels, "
-        "such as soft_targets, read them. May be given instead of `train`.",
+        "such as soft_targets, use these texts. May replace `train`.",
     )
     huggingface: HuggingFaceData | None = None
     split: SplitFractions | None = Field(
@@ -72,14 +72,14 @@ class TaggedData(ComponentConfig):
     conll: ConllFormat = ConllFormat()
     text: str | None = Field(None, description="Column of running text in records with `spans`.")
     spans: str | None = Field(
-        None, description="Column of its spans: a list of {start, end, label} in characters, `end` exclusive."
+        None, description="Column of a text's spans: a list of {start, end, label} in characters, `end` exclusive."
     )
     tokens: str | None = Field(None, description="Column of the list of words in records with `tags`.")
     tags: str | None = Field(None, description="Column of the list of their tags.")
-    id: str | None = Field(None, description="Column that names a record, not of CoNLL files; default: its number.")
+    id: str | None = Field(None, description="Column of record names (not for CoNLL files); default: numbers.")
     labels: list[Label] = Field(
         min_length=1,
-        description="Types of spans as the files spell them, whose tags are the model's outputs in this order; or all "
+        description="Types of spans as spelled in the files; the model's outputs are their tags in this order. Or all "
         "tags, including O, in the order of the model's outputs.",
     )
     scheme: TagScheme = Field(
@@ -89,16 +89,16 @@ class TaggedData(ComponentConfig):
     invalid_tags: Literal["repair", "refuse"] = Field(
         "repair",
         description="What to do with invalid sequences, such as I without B: `repair` starts a span there and counts "
-        "it.",
+        "the repair.",
     )
     label_all_tokens: bool = Field(
-        False, description="Whether every subword of a word has its label in training; default: the first one only."
+        False, description="Whether training labels every subword of a word; default: only the first subword."
     )
     tokenizer: PathOrHubName | None = Field(
         None, description="Default: the tokenizer of the folder that the student starts from, else the teacher's."
     )
     max_length: int = Field(
-        128, ge=4, description="Tokens of a sequence, special ones included; longer texts are cut into windows."
+        128, ge=4, description="Maximum number of tokens, including special tokens; longer texts are cut into windows."
     )
 
     @model_validator(mode="after")
@@ -110,7 +110,7 @@ class TaggedData(ComponentConfig):
         if self.huggingface is not None and (self.validation is not None or self.test is not None):
             raise ValueError("`validation` and `test` are files: name the dataset's splits under `huggingface`")
         if self.split is not None and (self.validation is not None or self.test is not None):
-            raise ValueError("`split` divides `train`: remove it where other splits are given")
+            raise ValueError("`split` divides `train`: remove it if other splits are given")
         if self.split is not None and self.train is None and self.huggingface is None:
             raise ValueError("`split` divides `train`, which is missing")
         if self.text is not None and self.tokens is not None:
@@ -131,8 +131,8 @@ class TaggedData(ComponentConfig):
             if set(self.labels) != expected:
                 differing = ", ".join(sorted(set(self.labels) ^ expected))
                 raise ValueError(
-                    f"`labels` lists tags (it contains O), but not those of the scheme `{self.scheme}` for each type: "
-                    f"{differing} differ"
+                    f"`labels` lists tags (it contains O), which must be the tags of all types in the scheme "
+                    f"`{self.scheme}`: {differing} differ"
                 )
         return self
 
@@ -184,7 +184,7 @@ class TaggedText:
     Attributes:
         id: name of the record.
         text: the text; a list of words is joined by spaces.
-        bounds: (words, 2) first character and end of each word.
+        bounds: (words, 2) start and end of each word in characters.
         spans: labelled spans in words, in order; None if the text is unlabelled.
     """
 
@@ -284,7 +284,7 @@ def _read_file(data: TaggedData, path: Path, name: str, report: Counter[str]) ->
     if file_format(path) in CONLL_FORMATS:
         if data.id is not None:
             raise DataError(
-                f"a CoNLL file has no column `{data.id}` that names its records",
+                f"CoNLL files have no named columns (found `{data.id}`)",
                 where=str(path),
                 key="task.data.id",
                 hint="remove `id`, so that texts are numbered, or convert the file to jsonl or parquet",

@@ -26,8 +26,9 @@ class WordAlignment:
 
     Attributes:
         words: (kept,) index of each of these words.
-        until: (kept,) one past the last word that begins inside a token of each of these words, else `words + 1`. Words
-            that begin inside a token have no first token and belong to the same span.
+        until: (kept,) for each of these words, one past the last word that begins inside one of its tokens;
+            `words + 1` if there is none. Words that begin inside a token have no first token and belong to the same
+            span.
         size: number of words in the text.
     """
 
@@ -79,7 +80,7 @@ class WordWindows:
 
         Args:
             tags: class of each word with a token, for each text.
-            inside: the class of the further tokens of a word, by the class of the word; None to ignore these tokens.
+            inside: the class of the other tokens of a word, by the class of the word; None to ignore these tokens.
         """
         labels = np.full(len(self.word), IGNORED, dtype=np.int64)
         for sequence, text in enumerate(self.texts):
@@ -94,7 +95,7 @@ class WordWindows:
         return labels
 
     def of_words(self, outputs: TaskOutputs) -> list[NDArray[Any]]:
-        """Combine the outputs (length, C) of sequences into those (kept, C) of each text's words with a token."""
+        """Combine the outputs (length, C) of sequences into outputs (kept, C) of each text's words with a token."""
         chosen: list[list[NDArray[Any]]] = [[] for _ in self.alignments]
         for sequence, text in enumerate(self.texts):
             here = slice(int(self.tokens.starts[sequence]), int(self.tokens.ends[sequence]))
@@ -115,8 +116,8 @@ def tokenize_words(
     Args:
         tokenizer: a `transformers` fast tokenizer.
         texts: the texts.
-        max_length: tokens of a sequence, special ones included.
-        report: receives the counts of changes by cleaning.
+        max_length: maximum number of tokens in a sequence, including special tokens.
+        report: receives counts of the changes made by cleaning.
     """
     report = Counter() if report is None else report
     backend = plain_backend(tokenizer)

@@ -18,7 +18,7 @@ _WITHOUT_SPACES = (
 
 
 def word_bounds(text: str) -> NDArray[np.int32]:
-    """Return (words, 2) first character and end of each word of a text.
+    """Return (words, 2): start and end of each word of a text, in characters.
 
     A word is a run of letters, digits, underscores and combining marks, or a single other character that is not white
     space. Each letter of a script without spaces between words is a word, so that a span can begin at any letter.
