@@ -24,9 +24,9 @@ class Document:
     """One coherent text: an article, a book, a post.
 
     Attributes:
-        id: identifies the document within its corpus, so it must not depend on where the files are stored, and must not
-            change when they grow.
-        text: plain text, its paragraphs separated by a newline character.
+        id: identifies the document within its corpus. It must not depend on where the files are stored, and must not
+            change when the files grow.
+        text: plain text, with paragraphs separated by newline characters.
     """
 
     id: str
@@ -35,21 +35,22 @@ class Document:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedSequences:
-    """Sequences that were tokenised, cut and perhaps masked by another program; they are stored as they are.
+    """Sequences that another program has tokenised, cut and possibly masked. They are stored unchanged.
 
     A reader yields a few hundred of them at a time. Everything is checked against the recipe's tokenizer and
-    `sequence_length`: ids must be below its vocabulary size, [CLS] first and [SEP] last.
+    `sequence_length`: ids must be below the vocabulary size, and each sequence must start with [CLS] and end with
+    [SEP].
 
     Attributes:
         id: identifies this group of sequences within its corpus, like `Document.id`. Together with the seed, it
             determines whether the whole group is held out.
-        tokens: (sequences, width) the original ids, special tokens included, before any of them was masked; content
-            after a sequence's end is ignored. `width` is at most the recipe's `sequence_length`.
+        tokens: (sequences, width) the original ids before masking, including special tokens; content after a sequence's
+            end is ignored. `width` is at most the recipe's `sequence_length`.
         lengths: (sequences,) number of tokens in each sequence, including special tokens.
         masked_positions: (sequences, predictions) positions of the tokens to be predicted; 0 is padding, as the first
-            token is [CLS] and never predicted. None where nothing is masked.
-        masked_inputs: (sequences, predictions) the ids that the model sees there (most of them [MASK]); ignored
-            where the position is 0.
+            token is [CLS] and never predicted. None if nothing is masked.
+        masked_inputs: (sequences, predictions) the input ids at these positions (mostly [MASK]); ignored where the
+            position is 0.
         split: the split that the sequences belong to; if None, the recipe's `held_out` determines it.
     """
 
@@ -63,14 +64,14 @@ class TokenizedSequences:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a corpus that can be read by itself: a file, or a range of a large one.
+    """A piece of a corpus that can be read independently: a file, or a range of a large file.
 
     Attributes:
-        name: identifies it within its corpus, independent of where the data is stored.
+        name: identifies the piece within its corpus, independently of where the data is stored.
         bytes: size of the covered range on disk; 0 if unknown. Used to distribute work over processes and to show
             progress.
-        file: name of its file in `Corpus.files`, for readers that read file by file.
-        start: where the range starts in the file, for readers that can begin there.
+        file: name of the file in `Corpus.files`, for readers that read file by file.
+        start: where the range starts in the file, for readers that can start in the middle of a file.
         end: where the range ends; None for the end of the file.
     """
 
@@ -85,14 +86,14 @@ class CorpusConfig(ComponentConfig):
     """Base of a reader's `Config`: the keys that every entry under `corpora` may have."""
 
     weight: float = Field(
-        1.0, gt=0, description="How often an epoch shows each of its sequences; 0.5 shows every other one, in turn."
+        1.0, gt=0, description="How often each of its sequences appears in an epoch; 0.5 alternates between two halves."
     )
 
 
 class Corpus(ABC):
     """Read documents from files. Subclass it to support another format of raw text.
 
-    A reader is a class with a nested `Config` (the keys of its entry under `corpora`, `name` excepted), declared in the
+    A reader is a class with a nested `Config` (the keys of its entry under `corpora`, except `name`), declared in the
     entry point group `kdcore.corpora` or with `@register_corpus("name")`:
 
         class JsonLines(Corpus):
@@ -113,11 +114,11 @@ class Corpus(ABC):
                             else:
                                 self.report["empty documents skipped"] += 1
 
-    Nothing else is required. If a reader also has `parts` and `read`, several processes read it at once, and a
-    preparation that was killed resumes after the finished parts.
+    Nothing else is required. If a reader also defines `parts` and `read`, several processes read its corpus in
+    parallel, and a killed preparation resumes after the finished parts.
 
-    **Damage.** A reader that finds damage in a file yields the documents before it and then raises `DataError`. Those
-    documents are kept, the damage is recorded, and the other parts are still read.
+    **Damage.** A reader that finds damage in a file yields the documents before the damage and then raises `DataError`.
+    Those documents are kept, the damage is recorded, and the other parts are still read.
 
     Attributes:
         revision: increase it when the reader yields different documents for the same files and explicit settings, for
@@ -127,8 +128,8 @@ class Corpus(ABC):
         report: counts of what the reader repaired or left out, by description ("redirects skipped"). Stored with the
             prepared data and shown to the user: every change and every omission must be counted. Reset before each part
             and summed afterwards.
-        characters: None, or a `kdcore_preparation.CharacterAccount`: the characters that each stage of the reader
-            received, dropped, rewrote and passed on, each with its reason. Cleared and summed like `report`.
+        characters: None, or a `kdcore_preparation.CharacterAccount` that counts the characters that each stage of the
+            reader received, dropped, rewrote and passed on, with reasons. Reset and summed like `report`.
         bytes_read: number of the part's `bytes` that have been read so far, for the progress bar. Updating it is
             optional; it is reset to 0 before each part.
     """
@@ -145,10 +146,11 @@ class Corpus(ABC):
 
     @abstractmethod
     def files(self) -> Mapping[str, Path]:
-        """List every input file of the documents, by a name that does not depend on where the data is stored.
+        """Map the names of all input files to their paths. Names must not depend on where the data is stored.
 
-        The contents and names of these files and the reader's settings other than paths identify the data: if none of
-        them has changed, data that has already been prepared is reused. Empty for a reader that reads no files.
+        The contents and names of these files and the reader's settings other than paths identify the data. If none of
+        them has changed, data that has already been prepared is reused. The map is empty for a reader that reads no
+        files.
 
         Raises:
             DataError: the file or folder does not exist.
@@ -171,9 +173,9 @@ class Corpus(ABC):
         """List the pieces that can be read independently, in reading order; by default everything is one piece.
 
         They are determined by the files and the reader's settings alone, never by the number of processes, and listing
-        them must not require much reading. Pieces of about `PART_BYTES` work best: small ones are joined, large ones
-        keep other processes waiting. A part that begins in the middle of a file must begin at a multiple of a fixed
-        size, so that documents keep their names when the file grows.
+        them must not require much reading. Pieces of about `PART_BYTES` work best: smaller pieces are joined, and
+        larger ones keep other processes waiting. A part that begins in the middle of a file must begin at a multiple of
+        a fixed size, so that documents keep their names when the file grows.
 
         Raises:
             DataError: as in `files`.
@@ -181,9 +183,9 @@ class Corpus(ABC):
         return [Part("all", sum(path.stat().st_size for path in self.files().values()))]
 
     def read(self, part: Part) -> Iterator[Document | TokenizedSequences]:
-        """Yield the documents of one of `parts`; the same ones regardless of which other parts have been read before.
+        """Yield the documents of one of `parts`, regardless of which other parts have been read before.
 
         Raises:
-            DataError: the part is damaged; what came before the damage has been yielded.
+            DataError: the part is damaged; the documents before the damage have been yielded.
         """
         return self.documents()

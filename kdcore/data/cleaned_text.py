@@ -1,4 +1,4 @@
-"""Make a tokenizer.json read raw text as in training: cleaned, and with spelled-out special tokens as plain text."""
+"""Make a tokenizer.json clean raw text as in training, and read spelled-out special tokens as plain text."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
 def with_cleaning(content: dict[str, Any], *, strip: bool) -> dict[str, Any]:
     """Return the content of a tokenizer.json that cleans its texts as training does.
 
-    A unigram model has pieces for special tokens that are spelled out in a text. A pre-tokenizer splits them there, so
-    that they are plain text if `split_special_tokens` is set.
+    A unigram model would encode a special token that is spelled out in a text as one piece. A pre-tokenizer splits such
+    text, so that it is encoded as plain text if `split_special_tokens` is set.
 
     Args:
         content: the content, with or without cleaning.
@@ -58,10 +58,10 @@ def without_cleaning(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _special_pieces_divided(content: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a pre-tokenizer that cuts each special token among the pieces of a unigram model; None if there is none.
+    """Return a pre-tokenizer that splits special tokens that are pieces of a unigram model; None if there are none.
 
-    If no other piece contains two characters next to each other, every segmentation has a cut between them, unless both
-    are unknown: successive unknown characters are a single token.
+    If no other piece contains two adjacent characters, every segmentation separates them, unless both are unknown:
+    consecutive unknown characters form a single token.
     """
     if content["model"].get("type") != "Unigram":
         return None

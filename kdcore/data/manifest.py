@@ -45,8 +45,8 @@ class _Stored(BaseModel):
 class ShardEntry(_Stored):
     """One file of rows.
 
-    `corpus` is the number of the rows' corpus; `predictions` is the number of masked positions stored with each row, 0
-    if rows are not masked.
+    `corpus` is the number of the corpus that the rows belong to; `predictions` is the number of masked positions stored
+    with each row, 0 if rows are not masked.
     """
 
     file: FileName
@@ -58,14 +58,14 @@ class ShardEntry(_Stored):
 
 
 class Alignment(_Stored):
-    """How far the student's and the teacher's tokens of a split's text are aligned.
+    """How well the student's and the teacher's tokens of a split's text align.
 
     Attributes:
         teacher_tokens: number of the teacher's tokens, without special tokens.
         units: number of spans between token boundaries common to both models, including one for each special token.
         characters: number of characters of the text other than white space.
-        unaligned: number of these characters that are in no unit, because the tokens of one side do not cover them.
-        split_sequences: number of sequences split because the teacher's tokens of the whole did not fit in a row.
+        unaligned: number of these characters that belong to no unit, because the tokens of one model do not cover them.
+        split_sequences: number of sequences that were split because their teacher tokens were too long for one row.
     """
 
     teacher_tokens: Count = 0
@@ -76,10 +76,10 @@ class Alignment(_Stored):
 
 
 class CharactersEntry(_Stored):
-    """Characters of a corpus at one stage of reading or preparing it.
+    """Character counts of a corpus at one stage of reading or preparing it.
 
-    `dropped` counts characters by reason, `rewritten` characters before and after rewriting. The sums over reasons obey
-    `received + after - before == dropped + passed`.
+    For each reason, `dropped` counts dropped characters, and `rewritten` counts characters before and after rewriting.
+    Summed over reasons, `received + after - before == dropped + passed`.
     """
 
     received: Count
@@ -91,11 +91,11 @@ class CharactersEntry(_Stored):
 class SplitEntry(_Stored):
     """One split: its files and their contents.
 
-    `tokens` counts the tokens of the text without [CLS], [SEP] and [PAD]; `sentences` is None where sentences were not
-    detected, and `alignment` where the rows contain the tokens of only one tokenizer. `text_characters` counts all
+    `tokens` counts the tokens of the text without [CLS], [SEP] and [PAD]; `sentences` is None if sentences were not
+    detected, and `alignment` is None if the rows contain the tokens of only one tokenizer. `text_characters` counts all
     characters of the text, `visible_characters` all except white space, `unknown_characters` those inside [UNK].
-    `repeated_documents` counts documents that repeat another one of the split except for case, white space and
-    punctuation. These four are None for rows of token ids and in older manifests.
+    `repeated_documents` counts documents that equal an earlier document of the split except for case, white space and
+    punctuation. The last four counts are None for rows of token ids and in older manifests.
     """
 
     documents: int = 0
@@ -123,9 +123,9 @@ class SpecialTokens(_Stored):
 
 
 class TeacherRows(_Stored):
-    """The tokens of the teacher that each row contains in addition to the student's, made from the same text.
+    """The teacher's tokens of the same text, which each row contains in addition to the student's tokens.
 
-    `sequence_length` is the number of columns, `dtype` the type of their ids.
+    `sequence_length` is the number of columns, and `dtype` is the type of the ids.
     """
 
     tokenizer_fingerprint: str
@@ -136,7 +136,7 @@ class TeacherRows(_Stored):
 
 
 class Damage(_Stored):
-    """A damaged part of a corpus; the content before the damage is in the data."""
+    """A damaged part of a corpus; the content before the damage is included in the prepared data."""
 
     corpus: int
     part: str
@@ -180,11 +180,12 @@ class Manifest(_Stored):
 
     `reports` counts, for each corpus, what was repaired or left out; `characters` lists the stages of each corpus in
     order; `problems` describes likely problems with the data, None in older manifests; `weights` is the number of times
-    an epoch contains each corpus's sequences. `stated` lists the keys of `recipe` that were given, `readers` and
-    `preparation` are the readers and the revision of the preparation; versions 1 and 2 have none of these. `teacher`
-    describes the teacher's tokens, None if the rows contain those of only one tokenizer. A kdcore that does not know
-    `teacher` can train students without a teacher on this data, and refuses the teacher's other vocabulary.
-    `tokenizer_files` has the SHA-256 of the tokenizers' files by their paths in the folder; older manifests list none.
+    an epoch contains each corpus's sequences. `stated` lists the keys of `recipe` that were set explicitly, `readers`
+    describes the readers, and `preparation` is the revision of the preparation; format versions 1 and 2 have none of
+    these. `teacher` describes the teacher's tokens; it is None if the rows contain the tokens of only one tokenizer.
+    Versions of kdcore without support for `teacher` can train students without a teacher on this data, and reject a
+    teacher with another vocabulary. `tokenizer_files` maps the paths of the tokenizers' files in the folder to their
+    SHA-256; it is empty in older manifests.
     """
 
     format_version: int
@@ -221,7 +222,7 @@ class Manifest(_Stored):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest with a hash of itself, as the last file of a folder."""
+    """Write the manifest, including its own hash, as the last file of a folder."""
     content = manifest.model_dump(mode="json")
     write_json(folder / MANIFEST, {**content, _HASH: _hash_of(content)})
 
@@ -233,10 +234,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a folder's manifest, of any version up to this one, and compare it with its hash.
+    """Read a folder's manifest, of any version up to the current one, and verify its hash.
 
     Raises:
-        DataError: it is missing, damaged or changed, or was written by a newer kdcore.
+        DataError: the manifest is missing, damaged or changed, or was written by a newer kdcore.
     """
     path = folder / MANIFEST
     try:

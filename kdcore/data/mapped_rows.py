@@ -14,8 +14,8 @@ class MappedRows:
     """Gather rows of many arrays of one type and width, numbered consecutively.
 
     NumPy needs a few microseconds per indexed array, and a random batch touches hundreds of files. Therefore all arrays
-    are viewed as one array from the first mapped address to the last. Rows are gathered from it by address as pieces of
-    bytes, which is faster than by element; memory between the arrays, which may be unmapped, is never read.
+    are viewed as one array from the first mapped address to the last. Rows are copied from it by address, as blocks of
+    bytes, which is faster than copying elements. Memory between the arrays may be unmapped and is never read.
 
     Args:
         arrays: contiguous arrays of shape (rows, width).
@@ -42,7 +42,7 @@ class MappedRows:
         self._shifts = (addresses - base) // item - starts[:-1] * self._width
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
-        """Copy rows (n, width) by their numbers (n,): at least one, all in range, as the caller must ensure."""
+        """Copy the rows (n, width) with these numbers (n,). The caller ensures that n > 0 and that all are in range."""
         places = numbers * self._width
         places += self._shifts[self._borders.searchsorted(numbers, side="right")]
         rows: NDArray[Any] = self._windows[places].view(self._dtype).reshape(-1, self._width)

@@ -25,8 +25,9 @@ class Preparation(ABC):
     """Prepare data from a data recipe: the map under `task.data`, or a file that contains one.
 
     A preparation is a class with a nested `Config` (the keys of the data recipe), declared in the entry point group
-    `kdcore.preparations` or with `@register_preparation("name")`. A data recipe names it as `name`; one without `name`
-    belongs to `raw_text` of the package kdcore-preparation. The recipe's keys are checked before anything is read.
+    `kdcore.preparations` or with `@register_preparation("name")`. A data recipe selects a preparation by `name`;
+    without `name`, it is read by `raw_text` of the package kdcore-preparation. The recipe's keys are checked before
+    anything is read.
 
     Attributes:
         Config: keys of the data recipe; strings annotated as `PathString` arrive as absolute paths.
@@ -46,13 +47,13 @@ class Preparation(ABC):
         """Return the keys of a data recipe, except the tokenizer, for data passed to `kdcore.distil`.
 
         Args:
-            data: a file or folder; or texts, or a table with a column of texts.
-            cache: folder of prepared data, in which texts can be kept.
+            data: a file, a folder, texts, or a table with a column of texts.
+            cache: folder of prepared data, where texts can be stored.
             column: name of the text's column or key.
             max_texts: number of texts to read from an iterable without a length, which may be endless.
 
         Raises:
-            InputError: this preparation has no such data recipes, or cannot read this data.
+            InputError: this preparation cannot create such a data recipe, or cannot read this data.
         """
         raise InputError(f"{cls.__name__} cannot create a data recipe from texts or files")
 
@@ -70,7 +71,7 @@ class Preparation(ABC):
 
     @abstractmethod
     def prepare(self, cache: Path, *, progress: Callable[[str], None]) -> PreparedData:
-        """Prepare the data in the cache folder, so that `find` opens it from then on.
+        """Prepare the data in the cache folder, so that `find` can open it from then on.
 
         Several processes may ask for the same data at once; one of them prepares it and the others wait.
 
@@ -86,8 +87,8 @@ class Preparation(ABC):
     def tokenizer(self) -> str | None:
         """Return the folder or name of the recipe's tokenizer, whose settings an export keeps.
 
-        With None, the default, it keeps the settings of the prepared folder's copy, which another recipe may have
-        written.
+        By default, the result is None. An export then keeps the settings of the copy in the prepared folder, which
+        another recipe may have written.
         """
         return None
 
@@ -96,8 +97,8 @@ class Preparation(ABC):
     ) -> tuple[PreparedData, str]:
         """Open the data that a run started with, even if the recipe's data is now prepared elsewhere.
 
-        Override it if one fingerprint has several forms, or if the run's folder stays valid when raw data is missing.
-        By default the recipe's data is found or prepared.
+        Override this method if data with one fingerprint can have several forms, or if the run's folder stays valid
+        when raw data is missing. By default, the recipe's data is found or prepared.
 
         Args:
             cache: folder of prepared data.
@@ -106,7 +107,7 @@ class Preparation(ABC):
             progress: as for `prepare`.
 
         Returns:
-            The data and its fingerprint: `fingerprint` if the recipe describes the run's data, otherwise another.
+            The data and its fingerprint, which equals `fingerprint` if the recipe describes the run's data.
 
         Raises:
             DataError: as in `prepare`.
@@ -133,7 +134,7 @@ def load_preparation(path: str | Path, overrides: Sequence[str] = ()) -> Prepara
 
 
 def open_data(source: str | dict[str, Any], cache: Path) -> PreparedData:
-    """Open prepared data, after preparing it if the source is a data recipe that the cache does not hold yet.
+    """Open prepared data; if the source is a data recipe whose data is not in the cache yet, prepare it first.
 
     Args:
         source: a value of type `DataSource`: a prepared folder, a data recipe's file, or a data recipe.
@@ -170,7 +171,7 @@ def reopen_data(
 
 
 def stated_tokenizer(source: str | dict[str, Any]) -> str | None:
-    """Return the folder or name of the tokenizer that a data recipe names; None for a prepared folder.
+    """Return the folder or name of a data recipe's tokenizer; None for a prepared folder.
 
     Raises:
         InputError: the data recipe cannot be used.
@@ -180,7 +181,7 @@ def stated_tokenizer(source: str | dict[str, Any]) -> str | None:
 
 
 def _preparation_of(source: str | dict[str, Any]) -> Preparation | None:
-    """Load a data recipe, from its file if need be; None for a prepared folder."""
+    """Load a data recipe, from its file if necessary; None for a prepared folder."""
     if isinstance(source, dict):
         named = {"name": DATA_RECIPE.default, **source}
         preparation: Preparation = build_component(DATA_RECIPE.group, named, where="data recipe")

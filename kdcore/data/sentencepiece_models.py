@@ -23,12 +23,12 @@ _ROLE_PIECES = {
 def convert_sentencepiece(path: Path) -> Any:
     """Turn a SentencePiece unigram or BPE model into a `transformers` fast tokenizer.
 
-    Pieces keep their ids. `[CLS]`, `[SEP]`, `[PAD]` and `[MASK]` are the model's own pieces if it has them (also as
-    `<cls>`, `<s>` and the like); missing ones are appended after its last piece. Models that number their pieces
+    Pieces keep their ids. `[CLS]`, `[SEP]`, `[PAD]` and `[MASK]` are the model's own pieces if it has them (possibly
+    spelled `<cls>`, `<s>` and so on); missing ones are appended after its last piece. Models that number their pieces
     differently from their SentencePiece file (XLM-R) must be loaded from their folder instead.
 
     Raises:
-        DataError: the file is not such a model.
+        DataError: the file is not a SentencePiece unigram or BPE model.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -112,7 +112,7 @@ def _backend(proto: Any) -> Any:
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:
-    """List the pairs that BPE merges, best piece first: SentencePiece stores pieces with scores instead."""
+    """List the pairs that BPE merges, best piece first. SentencePiece stores pieces with scores instead of pairs."""
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type not in (_UNKNOWN, _CONTROL)}
     order = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     found = [

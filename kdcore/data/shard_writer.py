@@ -28,7 +28,7 @@ class ShardWriter:
         sequence_length: number of columns in a row.
         dtype: type of ids.
         teacher_dtype: type of the teacher's ids, if the rows also contain the teacher's tokens.
-        corpus: number of the rows' corpus.
+        corpus: number of the corpus that the rows belong to.
         batch_rows: number of rows written at a time.
     """
 

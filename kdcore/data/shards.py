@@ -1,15 +1,15 @@
 """Prepared data on disk: rows of token ids in Arrow files, read back through memory maps.
 
     FOLDER/
-      manifest.json         what the data is, how many rows each file has, checksums
-      tokenizer/            the tokenizer that made it, loadable with AutoTokenizer
-      teacher_tokenizer/    the teacher's, if that is another one
+      manifest.json         description of the data, numbers of rows, checksums
+      tokenizer/            the student's tokenizer, loadable with AutoTokenizer
+      teacher_tokenizer/    the teacher's tokenizer, if it differs
       train-00000.arrow ...
       held_out-00000.arrow ...
 
 A row is one sequence, padded to `sequence_length`; its length is stored with it. Masks drawn by another program are
-stored as well. If the teacher has another tokenizer, its tokens of the same text are stored with the student's,
-together with the number of the unit of each token on both sides.
+stored as well. If the teacher has another tokenizer, each row also contains the teacher's tokens of the same text, and
+a unit number for every token of both models.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Masks(NamedTuple):
 
     Attributes:
         positions: (rows, predictions) positions to be predicted; 0 is padding.
-        inputs: (rows, predictions) the ids that the model sees there.
+        inputs: (rows, predictions) the input ids at these positions.
     """
 
     positions: Ids
@@ -61,7 +61,7 @@ class Masks(NamedTuple):
 class TeacherView(NamedTuple):
     """The teacher's tokens of some rows, and the units that align them with the student's.
 
-    Units are numbered from 0 in each row; both sides have the same ones.
+    Units are numbered from 0 in each row; both sides have the same units.
 
     Attributes:
         tokens: (rows, teacher's sequence_length) ids.
@@ -95,13 +95,13 @@ class Sequences:
 
     Attributes:
         name: name of the split.
-        sequence_length: columns of a row.
-        pad_id: id that pads rows.
+        sequence_length: number of columns in a row.
+        pad_id: id used for padding.
         lengths: (sequences,) int32, special tokens included.
         has_masks: whether every sequence has masks that were drawn by another program.
-        teacher_lengths: (sequences,) int32, in the teacher's tokens; None if both models have the same tokens.
+        teacher_lengths: (sequences,) int32, lengths in the teacher's tokens; None if both models have the same tokens.
         vocab_size: upper bound (exclusive) of all ids.
-        dtype: type of the stored ids; None without rows.
+        dtype: type of the stored ids; None if there are no rows.
 
     Raises:
         DataError: a file is damaged; the message names it. Ids are compared with `vocab_size` whenever rows are read.
@@ -129,7 +129,7 @@ class Sequences:
         for shard in entry.shards:
             batches = _checked_batches(folder, shard, sequence_length, teacher)
             if self._batches and batches and batches[0].tokens.dtype != self._batches[0].tokens.dtype:
-                raise _damaged(folder / shard.file, f"holds ids of another type ({batches[0].tokens.dtype})")
+                raise _damaged(folder / shard.file, f"contains ids of another type ({batches[0].tokens.dtype})")
             self._batches += batches
         self.lengths = _joined([batch.lengths for batch in self._batches])
         self._teacher = teacher
@@ -173,7 +173,7 @@ class Sequences:
         return rows.astype(np.int32, copy=False), self.lengths[numbers]
 
     def teacher_view(self, indices: NDArray[np.integer[Any]]) -> TeacherView:
-        """Return the teacher's tokens of at least one of these sequences and the units of both sides.
+        """Return the teacher's tokens of these sequences (at least one) and the units of both sides.
 
         Raises:
             IndexError: a number is out of range.
@@ -230,7 +230,7 @@ class Sequences:
                 self.teacher_view(numbers)
 
     def _check_ids(self, rows: NDArray[Any], numbers: NDArray[np.int64], vocab_size: int | None = None) -> None:
-        """Refuse ids (n, width) of these rows that are not in the vocabulary, before a device indexes with them."""
+        """Raise an error for ids (n, width) outside the vocabulary, before a device uses them as indices."""
         size = vocab_size or self.vocab_size
         unsigned = rows.view(np.dtype(f"u{rows.dtype.itemsize}"))  # a negative id is a very large one
         if not rows.size or int(unsigned.max()) < size:
@@ -238,7 +238,7 @@ class Sequences:
         index = int((unsigned >= size).any(axis=1).argmax())
         row, file = self._place(int(numbers[index]))
         found = rows[index][unsigned[index] >= size][0]
-        raise _damaged(file, f"row {row} holds an id outside of the vocabulary (found {found} of {size})")
+        raise _damaged(file, f"row {row} contains an id outside of the vocabulary (found {found} of {size})")
 
     def _place(self, number: int) -> tuple[int, Path]:
         """Return a sequence's row in its file, and the file."""
@@ -257,12 +257,12 @@ class PreparedData:
     """A folder of prepared data, opened for reading.
 
     Attributes:
-        folder: where it is.
+        folder: path of the folder.
         manifest: its manifest.
         SPLITS: names of its splits.
         MANIFEST: name of the manifest's file, which is written last.
         TOKENIZER: name of the folder with the tokenizer.
-        TEACHER_TOKENIZER: name of the folder with the teacher's tokenizer, if it is a different one.
+        TEACHER_TOKENIZER: name of the folder with the teacher's tokenizer, if it differs from the student's.
         teacher: description of the teacher's tokens; None if both models have the same tokens.
         FORMAT_VERSION: version of the folder's layout that this kdcore writes.
     """
@@ -292,10 +292,10 @@ class PreparedData:
 
     @classmethod
     def open(cls, folder: str | Path) -> PreparedData:
-        """Open a folder. Tokenizers and sizes are compared with the manifest, contents of shards only by `verify`.
+        """Open a folder. Tokenizers and sizes are compared with the manifest; only `verify` checks shard contents.
 
         Raises:
-            DataError: it is missing or incomplete, or was written by an unsupported kdcore.
+            DataError: the folder is missing or incomplete, or was written by an unsupported version of kdcore.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -318,7 +318,7 @@ class PreparedData:
         return cls(folder, manifest)
 
     def split(self, name: PreparedSplit) -> Sequences:
-        """Open the sequences of `train` or `held_out`; `held_out` is empty when the recipe held out nothing.
+        """Open the sequences of `train` or `held_out`; `held_out` is empty if the recipe holds out no data.
 
         Raises:
             DataError: the split does not exist, or its files are damaged.
@@ -406,7 +406,7 @@ def _joined(lengths: list[NDArray[np.int32]]) -> NDArray[np.int32]:
 
 
 def tokenizer_files(folder: Path) -> dict[str, str]:
-    """Compute the SHA-256 of each file of the tokenizers in a prepared folder, by its path in the folder."""
+    """Compute the SHA-256 of each tokenizer file in a prepared folder, by its path in the folder."""
     paths = [path for name in (TOKENIZER_FOLDER, TEACHER_TOKENIZER_FOLDER) for path in (folder / name).glob("*")]
     return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in sorted(paths) if path.is_file()}
 
@@ -440,14 +440,14 @@ def _checked_batches(
     for batch in batches:
         kinds = batch.tokens.dtype.name, batch.lengths.dtype.name
         if kinds not in (("uint16", "int32"), ("int32", "int32")) or batch.tokens.dtype != batches[0].tokens.dtype:
-            raise _damaged(path, f"holds ids or lengths of another type ({', '.join(kinds)})")
+            raise _damaged(path, f"contains ids or lengths of another type ({', '.join(kinds)})")
         if batch.tokens.shape[1] != sequence_length:
             raise _damaged(path, f"has rows of {batch.tokens.shape[1]} tokens (expected {sequence_length})")
         if len(batch.lengths) and not 0 < batch.lengths.min() <= batch.lengths.max() <= sequence_length:
             low, high = batch.lengths.min(), batch.lengths.max()
             raise _damaged(path, f"has sequences of {low} to {high} tokens (expected 1 to {sequence_length})")
         if (0 if batch.positions is None else batch.positions.shape[1]) != shard.predictions:
-            raise _damaged(path, f"does not hold {shard.predictions} masked positions for each row")
+            raise _damaged(path, f"does not contain {shard.predictions} masked positions for each row")
         if teacher is not None:
             _check_teacher_columns(path, batch, sequence_length, teacher.sequence_length)
     return batches
@@ -461,7 +461,7 @@ def _check_teacher_columns(path: Path, batch: _MappedBatch, sequence_length: int
         for side, columns in ((units, width), (student_units, sequence_length))
     ]
     if not all(found) or (len(lengths) and not 0 < lengths.min() <= lengths.max() <= width):
-        raise _damaged(path, f"does not hold the teacher's tokens and units as rows of {width} tokens")
+        raise _damaged(path, f"does not contain the teacher's tokens and units as rows of {width} tokens")
 
 
 def _damaged(path: Path, what: str) -> DataError:

@@ -177,9 +177,9 @@ def _read_as_training(path: Path, *, strip: bool) -> None:
 def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]] | None:
     """Find text that two tokenizers of the same vocabulary read differently.
 
-    Normalizer and pre-tokenizer are compared by their results on texts with upper case, accents, composed characters,
-    punctuation and Chinese, in normal form C like all text, because equivalent settings can be written in several ways.
-    Then tokens of words of the vocabulary are compared, which depend on merges or scores.
+    Normalizers and pre-tokenizers are compared by their results on sample texts, because equivalent settings can be
+    written in several ways. The samples have upper case, accents, composed characters, punctuation and Chinese, and are
+    in normal form C like all text. Then the tokens of vocabulary words are compared, which depend on merges or scores.
 
     Returns:
         The text, and its pieces or tokens from each tokenizer; None if there is no difference or a tokenizer is slow.
@@ -209,11 +209,11 @@ def _pieces(backend: Any, text: str) -> list[str]:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Compute the SHA-256 of everything that decides how cleaned text is tokenised.
+    """Compute the SHA-256 of everything that determines how cleaned text is tokenised.
 
     It does not depend on how the files are formatted, on truncation and padding settings, or on the cleaning that an
-    export adds, so a teacher's tokenizer and the one saved with prepared data have the same fingerprint when they
-    agree.
+    export adds, so a teacher's tokenizer and the one saved with prepared data have the same fingerprint if they
+    tokenise text in the same way.
     """
     content = without_cleaning(json.loads(tokenizer.backend_tokenizer.to_str()))
     content["truncation"] = content["padding"] = None
@@ -236,7 +236,7 @@ def _load_with_transformers(name: str) -> Any:
         raise DataError(
             "has only a slow tokenizer, written in Python",
             where=name,
-            hint="convert it to a fast one (a tokenizer.json) and name that folder",
+            hint="convert it to a fast one (a tokenizer.json) and use that folder",
         )
     # transformers invents a tokenizer of five special tokens for a folder without one.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):

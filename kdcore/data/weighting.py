@@ -11,17 +11,17 @@ from kdcore.data.manifest import Manifest, PreparedSplit
 class WeightedRows:
     """Map samples of an epoch to rows of a split: the rows of each corpus appear `weight` times.
 
-    A corpus of weight 2 has each row twice in every epoch. With weight 0.5, half of the rows appear in one epoch and
-    the other half in the next, so that all are shown equally often.
+    With weight 2, each row of a corpus appears twice in every epoch. With weight 0.5, one half of the rows appears in
+    one epoch and the other half in the next, so that all rows are used equally often.
 
     Args:
         manifest: manifest of the prepared data.
         split: split of the rows.
-        weighted: whether to apply weights; without them each row is one sample.
+        weighted: whether to apply weights; if not, each row is one sample.
 
     Attributes:
         num_samples: number of samples in an epoch.
-        repeats: whether every epoch shows the same rows.
+        repeats: whether every epoch contains the same rows.
     """
 
     def __init__(self, manifest: Manifest, split: PreparedSplit, *, weighted: bool = True) -> None:

@@ -84,7 +84,7 @@ def test_an_id_out_of_range_in_a_shard_is_a_data_error_that_names_it(
     shard.write_bytes(content)
     capsys.readouterr()
     assert main(["train", str(small_recipe), "run.id=second", "training.budget.steps=20"]) == 2
-    assert f"{shard}: row 5 holds an id outside of the vocabulary (found " in capsys.readouterr().err
+    assert f"{shard}: row 5 contains an id outside of the vocabulary (found " in capsys.readouterr().err
 
 
 def test_a_name_that_no_file_system_holds_is_refused_by_its_line_at_once(

@@ -188,7 +188,7 @@ def test_an_id_out_of_range_is_named_with_its_shard_and_row(
     train = data.split("train")
     assert train.rows(np.arange(437))[0].max() < VOCABULARY
     # 500 rows, 7 a batch, 16 batches a shard: row 437 is row 437 - 3 * 112 of the fourth.
-    words = rf"{name}: row 101 holds an id outside of the vocabulary \(found 146 of 146\)"
+    words = rf"{name}: row 101 contains an id outside of the vocabulary \(found 146 of 146\)"
     with pytest.raises(DataError, match=words):
         train.rows(np.array([5, 437, 6]))
     with pytest.raises(DataError, match=words):
@@ -199,7 +199,7 @@ def test_a_negative_id_is_out_of_range(tmp_path: Path, tokenizer_folder: Path) -
     rows, lengths = make_rows(20, VOCABULARY)
     rows[3, 0] = -1
     data = make_folder(tmp_path / "data", tokenizer_folder, rows, lengths, dtype="int32")
-    with pytest.raises(DataError, match=r"row 3 holds an id outside of the vocabulary \(found -1 of 146\)"):
+    with pytest.raises(DataError, match=r"row 3 contains an id outside of the vocabulary \(found -1 of 146\)"):
         data.split("train").rows(np.arange(20))
 
 
