@@ -22,7 +22,7 @@ def _no_offset(config: Any) -> int:
 
 
 def padding_offset(config: Any) -> int:
-    """Return the number of position rows up to and including the padding token's, as in RoBERTa."""
+    """Return the number of rows of the position table up to and including the padding token's row, as in RoBERTa."""
     return int(config.pad_token_id) + 1
 
 
@@ -72,7 +72,7 @@ class Architecture:
         model_type: the name in `config.json`.
         blocks: dotted path of the list of blocks inside the base model. Its forward pass must iterate over the list.
         lm_head: applies the masked-LM head of a `...ForMaskedLM` network to rows (n, d), giving (n, V).
-        lm_head_classes: classes of transformers that are saved with trained weights of that head.
+        lm_head_classes: transformers classes whose checkpoints contain trained weights of that head.
         embeddings: modules of the base model that compute the embeddings; the last one present returns their output.
         intermediate_size: configuration key of the feed-forward width.
         position_offset: number of unused rows at the start of the position table, given the configuration. If there are
@@ -80,14 +80,14 @@ class Architecture:
         first_block_differs: whether the first block lacks weights that the others have.
         adapt: replaces the attention of a new or loaded base model, if it cannot be selected by name.
         relatives: other model types with the same weights under the same names, each with the configuration keys and
-            values for which this architecture computes the same results. Their folders are read as this type.
+            values with which this architecture computes the same results. Their folders are read as this type.
         use: configuration keys, besides the number of heads and tied weights, that change how weights are used without
-            changing their shapes; blocks are copied only if they are equal in source and student.
+            changing their shapes; blocks are copied only if these keys are equal in source and student.
         equal: configuration keys of a student that default to the value of another key.
-        after_first_block: path of a module of the base model that is applied to the output of the first block, and may
-            be None; the hidden states of that block are its output.
+        after_first_block: path of a module of the base model that is applied to the output of the first block. The
+            module's output is used as that block's hidden states. The module may be None.
         attention: name of the attention function that the network uses.
-        described: False for encoders of transformers of unknown structure: only their outputs are read.
+        described: False for transformers encoders of unknown structure, of which only the outputs are read.
         save: writes configuration and weights of a network into a folder.
         class_head: applies the head of a `...ForSequenceClassification` network to one state per sequence (B, d),
             giving (B, C); it also receives the base model's pooler, which is stored separately. None if the

@@ -1,4 +1,4 @@
-"""Provide one attention function for all Hugging Face encoders: the fused kernel, with its inputs captured.
+"""Provide one attention function for all Hugging Face encoders. It captures the inputs of the fused kernel.
 
 It is registered with transformers under the name `kdcore`. Query, key and value are captured at the kernel, after
 rotary embedding and with the block's mask; hooks on the projections would miss both.
@@ -38,10 +38,10 @@ def tapped_attention(
         query: (B, A, L, d_k).
         key: like `query`.
         value: like `query`.
-        attention_mask: bool, as created by kdcore's mask function, or an additive mask; None if nothing is masked.
-        scaling: factor on the products; None: `d_k ** -0.5`.
+        attention_mask: a boolean mask from kdcore's mask function, or an additive mask; None if nothing is masked.
+        scaling: factor of the products; `d_k ** -0.5` if None.
         position_bias: added to the scaled scores, broadcastable to (B, A, L, L).
-        sliding_window: a query attends to keys at a distance below it; the mask contains this limit.
+        sliding_window: a query only attends to keys at a smaller distance; the mask already includes this limit.
         kwargs: further arguments of transformers, such as `dropout`.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -65,10 +65,10 @@ def tapped_attention(
 def attention_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """Build the mask for the fused kernel without reading its values.
 
-    transformers checks whether the whole mask is true, which synchronizes with the device at every step. Here a batch
-    without padding has no mask, so that this is decided on the host.
+    transformers checks whether the whole mask is true, which synchronizes with the device at every step. Here, a batch
+    without padding has no mask, so the host can decide this.
 
-    For sequences packed in a single row it is the mask of one sequence of full length: None, or a window.
+    For sequences packed in a single row, the result is the mask of one full-length sequence: None, or a window.
     """
     capture = current_capture()
     if capture is not None and capture.packing is not None:

@@ -121,7 +121,7 @@ class Model(ABC):
         first head is the task's own, whose weights and labels an export must contain.
 
         Raises:
-            InputError: a head is incompatible with the model's keys.
+            InputError: a head is incompatible with the model's settings.
         """
         for head in heads:
             if head.name == SEQUENCE_CLASSES and type(self).set_classes is not Model.set_classes:
@@ -138,7 +138,7 @@ class Model(ABC):
         return self
 
     def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:  # noqa: B027 - most models compute
-        """Refuse a task if a teacher has no signals for its samples; called before weights are loaded.
+        """Reject a task if a teacher has no signals for its samples; called before weights are loaded.
 
         A teacher that looks signals up finds the samples of a batch by `Batch.split`, `samples` and `epochs`, and
         compares `Task.batch_identity` with the identity of its stored data.
@@ -152,7 +152,7 @@ class Model(ABC):
         """
 
     def save_description(self, folder: Path) -> None:
-        """Write a teacher's configuration and tokenizer; as `path`, the folder then describes it without weights.
+        """Write a teacher's configuration and tokenizer. Used as `path`, the folder describes it without weights.
 
         Raises:
             InputError: this model cannot be described without its weights.
@@ -164,7 +164,7 @@ class Model(ABC):
         return {} if self.source is None else model_file_hashes(self.source)
 
     def find_heads(self, heads: Sequence[Head]) -> None:  # noqa: B027
-        """Add to a teacher's `info.heads` the heads of the task whose modules are in its folder."""
+        """Extend a teacher's `info.heads` with the task's heads that have a module in its folder."""
 
     def load_export(self, folder: Path, request: SignalRequest) -> Encoder | None:
         """Load a student exported to `folder`, with the parts that `request` needs; None if this is not supported."""
@@ -196,6 +196,7 @@ class Model(ABC):
     def tokenizer(self) -> Any | None:
         """Return the fast tokenizer saved with the initial weights; None if they are random or it is unknown.
 
-        A task checks that it reads text like the data's tokenizer: vocabularies do not show whether text is lowercased.
+        A task checks that it tokenises text like the data's tokenizer: the vocabulary alone does not show whether text
+        is lowercased.
         """
         return None

@@ -1,7 +1,7 @@
 """Capture the requested signals of one forward pass with hooks on the network.
 
-The hooks store only the number of their block, so that a network can be copied; captured tensors go to the active
-`Capture`.
+The hooks store only the number of their block, so that a network can be copied. Captured tensors are stored in the
+active `Capture`.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _hint_on_type(classes: object, architectures: Architectures) -> str:
 
 
 def student_config(base: Base | None, changes: Mapping[str, Any], architectures: Architectures) -> PreTrainedConfig:
-    """Build the student's configuration from `changes`, with missing keys from `base`.
+    """Build the student's configuration from `changes`; missing keys are taken from `base`.
 
     From a base of another architecture only sizes and ids of special tokens are taken; the rest are defaults. A
     relative (`Architecture.relatives`) is treated as the student's own architecture.
@@ -343,7 +343,7 @@ def _problem(config: PreTrainedConfig, architecture: Architecture) -> str | None
 
 
 def _is_stated(config: PreTrainedConfig, key: str) -> bool:
-    """Return whether a configuration has a key; -1 is a length without a limit."""
+    """Return whether a configuration sets a key; a value of -1 means no limit and does not count."""
     return bool(getattr(config, key, -1) != -1)
 
 

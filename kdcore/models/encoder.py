@@ -98,7 +98,7 @@ class TransformersEncoder(Encoder):
         info: ModelInfo,
         heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        """Wrap `network`, a base model or a model with a head, which uses kdcore's attention.
+        """Wrap `network`, a base model or a model with a head; it must use kdcore's attention.
 
         Args:
             network: the network.
@@ -172,7 +172,7 @@ class TransformersEncoder(Encoder):
         return self._answer(batch, request, capture, last)
 
     def _packs(self, batch: Batch) -> bool:
-        """Return whether to pack a batch; without padding, only for a kernel that needs no window masks."""
+        """Return whether to pack a batch. One without padding is packed only for kernels that need no window mask."""
         if not self.packs or batch.attention_mask is not None:
             return self.packs
         config = self._base.config
@@ -192,7 +192,7 @@ class TransformersEncoder(Encoder):
             batch: the batch.
             request: the request.
             capture: hidden states and inputs of the attention kernel.
-            last: (B, L, d), or (1, N, d) of a packed batch.
+            last: last hidden states (B, L, d), or (1, N, d) for a packed batch.
             pooled: (B, d) output of the base model's pooler, if it has run.
         """
         packing = capture.packing
@@ -246,7 +246,7 @@ class TransformersEncoder(Encoder):
         return states if positions == "all" else states.index_select(0, packing.rows_of(batch.masked_index))
 
     def _pooled(self, last: Tensor, batch: Batch, packing: Packing | None, mean: bool) -> Tensor:
-        """Return one state per sequence (B, d): the mean over real tokens, or the first token's."""
+        """Return one state per sequence (B, d): the mean over real tokens, or the state of the first token."""
         if packing is not None:
             states = last.squeeze(0)
             return packing.means(states) if mean else states.index_select(0, packing.first)
@@ -275,9 +275,9 @@ class TransformersEncoder(Encoder):
         before = self._blocks
         present = list(before.children())
         if not blocks or sorted(set(blocks)) != list(blocks) or not 0 <= blocks[0] <= blocks[-1] < len(present):
-            raise InputError(f"the blocks to keep must rise within 0 to {len(present) - 1}, found {list(blocks)}")
+            raise InputError(f"blocks must be increasing numbers from 0 to {len(present) - 1}, found {list(blocks)}")
         if self.architecture.first_block_differs and blocks[0] != 0:
-            raise InputError(f"a `{self.architecture.model_type}` cannot do without its first block")
+            raise InputError(f"a `{self.architecture.model_type}` requires its first block")
         unwatch_blocks(present)
         kept = ShortenedBlocks(present[block] for block in blocks)
         kept.recompute = before.recompute

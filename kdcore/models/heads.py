@@ -40,13 +40,13 @@ def has_class(config: PreTrainedConfig, head: Head) -> bool:
 
 
 def own_module(head: Head, info: ModelInfo) -> nn.Module | None:
-    """Return a head's module without weights; None if the head is one of transformers."""
+    """Return a head's module without weights; None for a transformers head."""
     with torch.device("meta"):
         return head.module(info)
 
 
 class GivenStates(nn.Module):
-    """Stand in for a base model, and return states that it has already computed."""
+    """Replace a base model by a module that returns states computed earlier."""
 
     outputs: BaseModelOutputWithPooling | None = None
 
@@ -57,7 +57,7 @@ class GivenStates(nn.Module):
 
 
 def head_outputs(network: Any, states: Tensor, mask: Tensor | None, pooled: Tensor | None = None) -> Tensor:
-    """Apply only the head of a network of transformers.
+    """Apply only the head of a transformers network.
 
     Args:
         network: a network of an Auto class whose output has `logits`.
@@ -76,11 +76,11 @@ def head_outputs(network: Any, states: Tensor, mask: Tensor | None, pooled: Tens
 
 
 def head_only(network: PreTrainedModel, base: PreTrainedModel) -> PreTrainedModel:
-    """Drop a network's base model, so that the head can be applied to another one's states.
+    """Drop a network's base model, so that its head can be applied to the states of another base model.
 
     Args:
         network: a network with a head.
-        base: the other base model; weights of the head that were tied to the dropped one are tied to it.
+        base: the other base model. Head weights that were tied to the dropped base model are tied to this one.
     """
     prefix = f"{network.base_model_prefix}."
     for target, source in network.all_tied_weights_keys.items():
@@ -92,7 +92,7 @@ def head_only(network: PreTrainedModel, base: PreTrainedModel) -> PreTrainedMode
 
 
 def factored_logits(network: Any, lm_head: Callable[[Any, Tensor], Tensor], states: Tensor) -> FactoredLogits:
-    """Apply a masked-LM head up to its last product, so that nothing of size (rows, V) is created.
+    """Apply a masked-LM head up to its final matrix product, so that nothing of size (rows, V) is created.
 
     Args:
         network: a network with a masked-LM head.
@@ -100,7 +100,7 @@ def factored_logits(network: Any, lm_head: Callable[[Any, Tensor], Tensor], stat
         states: (rows, d).
 
     Raises:
-        InputError: the head does more than a linear map at its end.
+        InputError: the head does not end with a plain linear map.
     """
     decoder = network.get_output_embeddings()
     name = next((name for name, module in network.named_modules() if module is decoder), None)
@@ -126,7 +126,7 @@ def _replaced(network: nn.Module, name: str, other: nn.Module) -> Iterator[None]
 
 
 def head_file(folder: Path, name: str) -> Path:
-    """Return the file of a head with its own module in an exported folder."""
+    """Return the path of a head's own file in an exported folder, for a head with its own module."""
     return folder / f"head_{name}.safetensors"
 
 
@@ -149,8 +149,8 @@ def load_head(folder: Path | str, head: Head) -> nn.Module:
         head: the head, as the task's `heads` returns it.
 
     Raises:
-        DataError: the folder does not have the head's weights, they do not match the module, or the head was saved with
-            another level or pooling.
+        DataError: the folder does not contain the head's weights, they do not match the module, or the head was saved
+            with another level or pooling.
         InputError: the head has no module.
     """
     path = head_file(Path(folder), head.name)
@@ -169,12 +169,12 @@ def load_head(folder: Path | str, head: Head) -> nn.Module:
     for key, value in saved.items():
         if value != getattr(head, key):
             what = f"the head `{head.name}` was saved with {key} `{value}`, but is loaded with `{getattr(head, key)}`"
-            raise DataError(what, where=str(path), hint="give the head that the task's `heads` returned in training")
+            raise DataError(what, where=str(path), hint="pass the head that the task's `heads` returned in training")
     module = head.module(info)
     if module is None:
         raise InputError(f"the head `{head.name}` has no module: transformers loads it with {head.auto_class}")
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise DataError(f"the weights do not fit the head `{head.name}`: {error}", where=str(path)) from error
+        raise DataError(f"the weights do not match the head `{head.name}`: {error}", where=str(path)) from error
     return module.eval()

@@ -90,7 +90,7 @@ def plan_copy(
     device.
 
     Raises:
-        InputError: a weight has another size in the source, or exists in only one of the two.
+        InputError: a weight has another size in the source, or exists in only one of source and student.
     """
     _check_equal_use(source.config, student.config, architecture)
     blocks = f"{architecture.blocks}."

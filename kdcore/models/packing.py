@@ -37,7 +37,7 @@ class AttentionCall:
         dtype: precision of query, key and value.
         head_size: d_k.
         scale: factor on the products.
-        dropout: whether attention probabilities are dropped.
+        dropout: whether dropout is applied to attention probabilities.
         mask: `none`, `window` (a limit on the distance between query and key) or `other`, such as a bias.
     """
 
@@ -92,10 +92,10 @@ class AttentionPath:
 
 
 def choose_attention_path(call: AttentionCall, kernels: AttentionKernels) -> AttentionPath:
-    """Choose the fastest way to compute attention on packed sequences whose preconditions are met.
+    """Choose the fastest way to compute attention on packed sequences that these calls and kernels allow.
 
     Heads are padded to a multiple of 8 rather than sequences to equal lengths: kernels pad heads to 32, 64 or 128
-    internally, so that only copies of query, key and value are added.
+    internally, so the only extra cost is a copy of query, key and value.
     """
     size = -(-call.head_size // _HEAD_SIZE_STEP) * _HEAD_SIZE_STEP
     if kernels.device == "cpu":
@@ -157,7 +157,7 @@ _counts_operations: ContextVar[bool] = ContextVar("counts_operations", default=F
 
 @contextmanager
 def countable_attention() -> Iterator[None]:
-    """Compute attention per sequence in the context: torch cannot count the operations of packed kernels."""
+    """Compute attention per sequence within the context; torch cannot count operations of packed kernels."""
     token = _counts_operations.set(True)
     try:
         yield
@@ -254,7 +254,7 @@ class Packing:
         return self._whole_masks[id(mask)][1]
 
     def prepare_whole_mask(self, mask: Tensor) -> None:
-        """Extend a mask with gradients before the blocks, so that each block can be recomputed by itself."""
+        """Extend a mask with gradients before the blocks run, so that each block can be recomputed separately."""
         if AttentionKernels.of(mask.device).device != "cpu":
             self.whole_mask(mask)
 
@@ -278,7 +278,7 @@ class Packing:
         scale: float,
         pattern: AttentionPattern | None = None,
     ) -> Tensor:
-        """Compute attention within each sequence: (1, N, A, d_k).
+        """Compute attention within each sequence; return (1, N, A, d_k).
 
         Args:
             query: (N, A, d_k), of all real tokens.
@@ -287,7 +287,7 @@ class Packing:
             mask: the block's mask for one sequence of length L, broadcastable to (1, A, L, L), or None.
             dropout: fraction of the attention probabilities to drop.
             scale: factor on the products.
-            pattern: what `mask` consists of, if known.
+            pattern: structure of `mask`, if known.
         """
         tokens, window = [query, key, value], None if pattern is None or pattern.bias is not None else pattern.window
         kind: Literal["none", "window", "other"] = "none" if mask is None else "other" if window is None else "window"

@@ -83,7 +83,7 @@ class TransformersModel(Model):
             description="Whether to run Python code that comes with the weights; by default such weights are rejected.",
         )
         dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
-            None, description="Teacher: precision in which it is loaded and computes; default: that of training."
+            None, description="Teacher: precision of its weights and computation; default: the training precision."
         )
 
     config: Config
@@ -115,12 +115,11 @@ class TransformersModel(Model):
         return None if self._teacher is None else self._teacher.source
 
     def vocabulary(self) -> Mapping[str, int] | None:
-        """Return the vocabulary of the tokenizer saved with the weights; None for random weights or if there is
-        none."""
+        """Return the vocabulary of the tokenizer saved with the weights; None if there is no such tokenizer."""
         return None if self._tokenizer is None else self._tokenizer.get_vocab()
 
     def tokenizer(self) -> Any | None:
-        """Return the tokenizer saved with the weights; None for random weights or if there is none."""
+        """Return the tokenizer saved with the weights; None if there is no such tokenizer."""
         return self._tokenizer
 
     @cached_property
@@ -247,7 +246,7 @@ class TransformersModel(Model):
         return self._wrap(network, self.info, further | modules)  # type: ignore[arg-type]
 
     def _own_head(self, head: Head) -> nn.Module | None:
-        """Create a head that has a module of its own, with the source's weights if it is a student with this head."""
+        """Create a head with its own module, with the source's weights if the source is a student with this head."""
         if self.source is not None and head_file(Path(self.source), head.name).is_file():
             try:
                 return load_head(self.source, head).train()
@@ -363,7 +362,7 @@ class TransformersModel(Model):
     def _read_config(self, path: str) -> PreTrainedConfig:
         """Read the configuration of the source, corrected to match its weights.
 
-        For this, the embeddings and first block are loaded, so wrong weights are detected before data is prepared.
+        This loads the embeddings and the first block, so wrong weights are detected before data is prepared.
         """
         teacher = self._teacher
         if teacher is not None and path == teacher.source and teacher.architectures is self.architectures:
@@ -382,7 +381,7 @@ class TransformersModel(Model):
         return copy.deepcopy(self._configs[path])
 
     def _refuse_foreign_code(self, path: str, config: PreTrainedConfig) -> None:
-        """Refuse custom code if `trust_remote_code` is not set.
+        """Reject custom code if `trust_remote_code` is not set.
 
         transformers would silently use its own class of that `model_type`, which may compute something else.
         """
@@ -458,10 +457,10 @@ def _names(request: SignalRequest) -> set[str]:
 def _split(
     heads: Collection[Head], request: SignalRequest, first: Sequence[Head], info: ModelInfo
 ) -> tuple[list[Head], list[Head]]:
-    """Split requested heads into heads with their own module and heads of transformers.
+    """Split requested heads into heads with their own module and transformers heads.
 
-    The network has the class of the first head of transformers. The task's head comes first, then heads for sequences,
-    because only these read a pooler.
+    The first transformers head determines the class of the network. The task's head comes first, then heads for
+    sequences, because only these read a pooler.
 
     Args:
         heads: heads of the model.

@@ -59,11 +59,11 @@ class UndescribedEncoder(TransformersEncoder):
         return self._answer(batch, request, capture, output[0], getattr(output, "pooler_output", None))
 
     def compile_parts(self) -> None:
-        """Refuse compilation."""
+        """Reject compilation."""
         Encoder.compile_parts(self)
 
     def checkpoint_gradients(self) -> None:
-        """Refuse checkpointing."""
+        """Reject checkpointing."""
         Encoder.checkpoint_gradients(self)
 
     def keep_blocks(self, blocks: Sequence[int]) -> None:
@@ -171,8 +171,8 @@ def _states(base: Any, config: PreTrainedConfig, tokens: Tensor, mask: Tensor) -
         raise _UnsupportedError(f"its forward pass on token ids fails: {reason_of(error)}") from error
     if len(states) != config.num_hidden_layers + 1:
         raise _UnsupportedError(
-            f"the number of its hidden states is {len(states)}, not one more than that of its blocks "
-            f"({config.num_hidden_layers})"
+            f"the number of its hidden states is {len(states)} (expected one more than the number of its blocks, "
+            f"{config.num_hidden_layers})"
         )
     expected = (*tokens.shape, config.hidden_size)
     for block, one in enumerate(states):

@@ -89,7 +89,7 @@ def load_weights(
     Args:
         auto: the Auto class of transformers.
         path: folder or hub name.
-        config: the configuration, perhaps with fewer blocks.
+        config: the configuration, possibly with fewer blocks.
         attention: name of the attention function.
         trust: whether to run custom code.
         dtype: precision of the weights; no other copy of all weights is made.
@@ -148,13 +148,13 @@ def load_weights(
 
 
 def biases_of_head(network: nn.Module) -> dict[str, str]:
-    """Return the bias of an output matrix that is stored under two names: name in the matrix -> other name."""
+    """Map the name of an output matrix's bias to its other name; empty if the bias has only one name."""
     pairs = getattr(network, "_tied_weights_keys", None) or {}
     return {alias: name for alias, name in pairs.items() if alias.endswith(".bias")}
 
 
 def tie_biases(network: PreTrainedModel) -> None:
-    """Make both names of an output matrix's bias one parameter, even if the matrix itself is separate.
+    """Make both names of an output matrix's bias refer to one parameter, even if the matrix itself is separate.
 
     transformers 5 then reads one name, and earlier versions the other.
     """
@@ -224,9 +224,9 @@ def _wrapper(loaded: Loaded, missing: str) -> tuple[str, str]:
 def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architecture, *, trust: bool) -> None:
     """Correct a configuration's keys for heads and tied embeddings to match the weights.
 
-    For this, the embeddings, first block and heads are loaded. `architectures` then names a head if and only if all its
-    weights exist, and `tie_word_embeddings` is false if the output matrix differs from the embeddings. Blocks that the
-    configuration leaves out are reported with a warning.
+    This loads the embeddings, the first block and the heads. Afterwards, `architectures` names a head if and only if
+    all its weights exist, and `tie_word_embeddings` is false if the output matrix differs from the embeddings. Blocks
+    that the configuration leaves out are reported with a warning.
 
     Raises:
         DataError: weights of the embeddings or of the first block are missing or do not match.
@@ -262,7 +262,7 @@ def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architec
 
 
 def _named_heads(named: list[str], classes: tuple[str, ...], lacking: set[str], path: str) -> list[str]:
-    """Return `architectures`, containing one of these classes if and only if its head lacks no weight."""
+    """Return `architectures`, containing one of these classes if and only if all weights of its head exist."""
     stated = [name for name in named if name in classes]
     if not lacking:
         return named if stated else [*named, classes[0]]

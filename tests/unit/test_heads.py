@@ -233,7 +233,7 @@ def test_a_head_with_a_similar_name_is_named_in_the_hint() -> None:
 def test_weights_of_another_module_are_refused(saved_model: Callable[..., Path], tmp_path: Path) -> None:
     head = Ratings("ratings", "token", 2)
     export(student_of(saved_model("bert"), head).build_student(Signals.head("ratings")), tmp_path)
-    with pytest.raises(DataError, match="do not fit the head"):
+    with pytest.raises(DataError, match="the weights do not match the head"):
         load_head(tmp_path, replace(head, num_outputs=3))
     for changed, what in (
         ({"level": "sequence"}, "saved with level `token`, but is loaded with `sequence`"),
