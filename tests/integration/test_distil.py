@@ -473,8 +473,8 @@ class TestBadInput:
     def test_no_text_and_texts_that_are_none(self, place: Path, teacher_folder: Path) -> None:
         before = sorted(place.rglob("*"))
         for data, words in (
-            (iter(()), "the data holds no text"),
-            (["", " \n"], "the data holds no text"),
+            (iter(()), "the data contains no text"),
+            (["", " \n"], "the data contains no text"),
             (["text", 5], r"text 1 is not a str \(found 5\)"),
             ("no-such-file.txt", "neither a file nor a folder"),
             (5, "must be texts, a Dataset or a path"),
@@ -492,7 +492,7 @@ class TestBadInput:
             (["a.parquet"], "parquet"),
             (["a.txt", "b.md", "c"], "text"),
             (["a.jsonl", "b.txt"], r"several kinds \(found jsonl: a\.jsonl, text: b\.txt\)"),
-            (["a.txt", "b.tsv"], r"b\.tsv: tables of CSV and TSV are not read"),
+            (["a.txt", "b.tsv"], r"b\.tsv: CSV and TSV tables are not read"),
             (["config.json", "model.safetensors"], "this is a model"),
         ],
     )

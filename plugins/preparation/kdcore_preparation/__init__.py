@@ -1,7 +1,7 @@
 """Prepare raw text for kdcore: read, clean, tokenise, pack, split; train tokenizers.
 
-Other packages may use only the names in this module. `__init__.pyi` lists them with the modules that define them; each
-is imported on first use.
+Other packages may use only the names in this module. `__init__.pyi` lists them with the modules that define them.
+Modules are imported on first use.
 """
 
 import lazy_loader

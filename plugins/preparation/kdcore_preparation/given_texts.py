@@ -44,22 +44,22 @@ def corpora_for(data: Path | Iterable[Any], cache: Path, column: str, max_texts:
 def _reader_of(data: Path) -> tuple[str, str]:
     """Choose a reader, and its key for the column, by the suffixes of a file or of all files in a folder."""
     if (data / "config.json").is_file() and any(any(data.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
-        raise InputError("this is a model, not text", where=str(data), hint="give the folder of the text")
+        raise InputError("this is a model, not text", where=str(data), hint="pass the folder with the text")
     found: dict[tuple[str, str], str] = {}
     for name in find_files(str(data)):
         suffixes = [suffix for suffix in map(str.lower, Path(name).suffixes) if suffix not in COMPRESSED_ENDINGS]
         suffix = suffixes[-1] if suffixes else ""
         if suffix in (".csv", ".tsv"):
             raise InputError(
-                "tables of CSV and TSV are not read as text, because they usually hold labels or ids as well",
+                "CSV and TSV tables are not read as text, because they usually contain labels or ids as well",
                 where=str(data / name if data.is_dir() else data),
-                hint="store the column of texts as a text file or as JSON Lines, or train on labels with a recipe",
+                hint="save the column of texts as a text file or as JSON Lines, or use a recipe to train on labels",
             )
         found.setdefault(_READERS.get(suffix, ("text", "")), name)
     if len(found) > 1:
         examples = ", ".join(f"{reader}: {name}" for (reader, _), name in sorted(found.items()))
-        hint = "give a folder with one kind of files, or a data recipe with several corpora"
-        raise InputError(f"the folder holds files of several kinds (found {examples})", where=str(data), hint=hint)
+        hint = "pass a folder with files of one kind, or use a data recipe with several corpora"
+        raise InputError(f"the folder contains files of several kinds (found {examples})", where=str(data), hint=hint)
     return next(iter(found))
 
 
@@ -81,7 +81,7 @@ def texts_of(data: Any, column: str, max_texts: int) -> Iterator[Any]:
 
 
 def store_texts(texts: Iterable[Any], cache: Path) -> Path:
-    """Write texts to a file of JSON Lines in the cache, named by its content.
+    """Write texts to a JSON Lines file in the cache, named after a hash of its content.
 
     Raises:
         InputError: there is no text, or one of them is not a str.
@@ -99,7 +99,7 @@ def store_texts(texts: Iterable[Any], cache: Path) -> Path:
             file.write(line)
             filled += bool(text.strip())
         if not filled:
-            raise InputError("the data holds no text")
+            raise InputError("the data contains no text")
     final = folder / f"{digest.hexdigest()[:32]}.jsonl"
     os.replace(temporary, final)
     return final

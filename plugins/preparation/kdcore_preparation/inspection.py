@@ -98,7 +98,7 @@ def account_table(manifest: Manifest) -> Iterator[str]:
 def stage_table(entries: Mapping[str, CharactersEntry]) -> Iterator[str]:
     """Tabulate the characters that each stage received, dropped, rewrote and passed on.
 
-    In every row of a stage, `in + dropped + changed == out`; what was dropped is negative.
+    In every row of a stage, `in + dropped + changed == out`; dropped counts are negative.
     """
     rows: list[tuple[str, ...]] = [("stage", "in", "dropped", "changed", "out")]
     for name, stage in CharacterAccount.of(entries).items():
@@ -118,7 +118,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def corpus_label(manifest: Manifest, number: int) -> str:
-    """Return the name of a corpus of the recipe, followed by its number if several have that name."""
+    """Return the name of a corpus of the recipe, followed by its number if several corpora share the name."""
     names = [corpus["name"] for corpus in manifest.recipe.get("corpora", [])]
     name = str(names[number]) if number < len(names) else f"corpus {number}"
     return f"{name} ({number})" if names.count(name) > 1 else name

@@ -44,7 +44,7 @@ class RawText(Preparation):
         """Open the data if the cache folder holds it.
 
         Raises:
-            DataError: text, tokenizer or a folder in the cache cannot be used, or text is damaged.
+            DataError: the text, the tokenizer or a folder in the cache cannot be used, or text is damaged.
         """
         return find(self.config, cache)
 

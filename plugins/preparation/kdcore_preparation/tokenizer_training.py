@@ -41,7 +41,7 @@ class TrainedTokenizer:
         folder: the folder, for `AutoTokenizer` and for the key `tokenizer` of data recipes.
         vocabulary: number of tokens, special tokens included.
         characters: characters of text that were read.
-        sampled: number of these characters in the sample that the vocabulary was trained on.
+        sampled: number of characters in the sample that the vocabulary was trained on.
         tokens_a_word: tokens per word (separated by white space), measured on all or part of the sample.
         unknown: fraction of unknown tokens, measured on the same text.
     """
@@ -65,14 +65,14 @@ def train_tokenizer(
 ) -> TrainedTokenizer:
     """Train a tokenizer with the special tokens of an encoder.
 
-    The same texts result in the same tokenizer for any number of cores. The texts are read once, in order. To bound
-    memory, the tokenizer is trained on an even sample of their lines.
+    The same texts result in the same tokenizer, regardless of the number of cores. The texts are read once, in order.
+    To bound memory, the tokenizer is trained on an even sample of their lines.
 
     Args:
         texts: texts whose paragraphs are separated by newlines.
         folder: folder to write; it appears when it is complete.
         kind: SentencePiece's `unigram` or `bpe`, BERT's `wordpiece`, or the byte-level BPE of GPT-2 and RoBERTa, which
-            spells all text and so has no unknown tokens.
+            can represent all text and so has no unknown tokens.
         vocabulary: number of tokens, special tokens included.
         lowercase: `wordpiece` strips accents too, as BERT's uncased vocabularies do.
         sample_megabytes: maximum size of the sample in millions of characters.
@@ -105,7 +105,7 @@ def train_tokenizer(
 
 
 def check_free(folder: Path) -> None:
-    """Check that the folder is empty, before text is read for hours.
+    """Check that the folder is empty before spending hours on reading text.
 
     Raises:
         DataError: it is not a folder, or not empty.
@@ -193,7 +193,8 @@ def _too_large(vocabulary: int, most: int) -> DataError:
 
 def _too_small(vocabulary: int, fewest: int) -> DataError:
     return DataError(
-        f"a vocabulary of {vocabulary:,} tokens cannot hold the characters of the text", allowed=f"more than {fewest}"
+        f"a vocabulary of {vocabulary:,} tokens is too small for the characters of the text",
+        allowed=f"more than {fewest}",
     )
 
 

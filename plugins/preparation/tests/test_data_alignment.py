@@ -314,7 +314,7 @@ def test_a_token_that_has_more_of_the_teachers_tokens_than_fit_is_refused(
 ) -> None:
     train_tokenizer(["-" * 20] * 40, tmp_path / "dashes", kind="byte_level_bpe", vocabulary=266)
     made = recipe(["-" * 20] * 40, (tmp_path / "dashes", tokenizers[1]), tmp_path, teacher_sequence_length=8)
-    with pytest.raises(DataError, match=r"teacher_sequence_length: a token of the student has more than 6"):
+    with pytest.raises(DataError, match=r"teacher_sequence_length: a token of the student spans more than 6"):
         prepare(made, tmp_path / "prepared", workers=1)
 
 
@@ -335,7 +335,7 @@ class Ids(Corpus):
 
 
 def test_a_corpus_of_token_ids_is_refused(tmp_path: Path, lines: list[str], tokenizers: tuple[Path, Path]) -> None:
-    with pytest.raises(DataError, match=r"teacher_tokenizer: 0: holds token ids"):
+    with pytest.raises(DataError, match=r"teacher_tokenizer: 0: contains token ids"):
         prepare(recipe(lines, tokenizers, tmp_path), tmp_path / "prepared", workers=1, corpora=[Ids(CorpusConfig())])
 
 

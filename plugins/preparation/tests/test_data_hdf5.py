@@ -128,8 +128,8 @@ def test_second_segments_and_next_sentence_labels_are_counted(tmp_path: Path, se
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ({"masked_lm_positions": np.full((2, PREDICTIONS), 15)}, "in row 0 mask and predictions do not fit"),
-        ({"input_mask": np.tile([1, 0], (2, WIDTH // 2))}, "in row 0 mask and predictions do not fit"),
+        ({"masked_lm_positions": np.full((2, PREDICTIONS), 15)}, "in row 0 mask and predictions do not match"),
+        ({"input_mask": np.tile([1, 0], (2, WIDTH // 2))}, "in row 0 mask and predictions do not match"),
         ({"input_ids": np.zeros((3, WIDTH))}, r"its datasets have \[2, 3\] rows"),
     ],
 )

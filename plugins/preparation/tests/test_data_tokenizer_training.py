@@ -86,7 +86,7 @@ def test_a_vocabulary_that_the_text_cannot_fill_or_that_cannot_spell_it_is_refus
 ) -> None:
     with pytest.raises(DataError, match=r"too small for a vocabulary of 100,000 tokens\n.*allowed: at most \d+"):
         train_tokenizer(texts, tmp_path / "t", kind=kind, vocabulary=100_000)
-    with pytest.raises(DataError, match=r"vocabulary of 20 tokens cannot hold the characters"):
+    with pytest.raises(DataError, match=r"vocabulary of 20 tokens is too small for the characters"):
         train_tokenizer(texts, tmp_path / "t", kind=kind, vocabulary=20)
     with pytest.raises(DataError, match="contain no text"):
         train_tokenizer(["", " \n "], tmp_path / "t", kind=kind, vocabulary=300)

@@ -194,7 +194,7 @@ def test_a_folder_with_other_data_or_other_files_is_not_touched(
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("mine")
-    with pytest.raises(DataError, match="is not empty and not a folder of prepared data"):
+    with pytest.raises(DataError, match="is neither empty nor a folder of prepared data"):
         prepare(recipe(texts, tokenizer_folder), other)
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
     assert leftovers(tmp_path) == []

@@ -12,9 +12,9 @@ _SAMPLES = 3
 class DataCommand(Command):
     """Inspect or verify a folder of prepared data.
 
-    `kdcore data inspect FOLDER` shows its sources, counts, lengths of sequences, some sequences as text, the fraction
-    of unknown tokens, and likely problems. `kdcore data verify FOLDER` compares all files with their checksums; its
-    exit code is 2 if a file is damaged.
+    `kdcore data inspect FOLDER` shows its sources, counts, sequence lengths, some sequences as text, the fraction of
+    unknown tokens, and likely problems. `kdcore data verify FOLDER` compares all files with their checksums and exits
+    with 2 if a file is damaged.
     """
 
     help = "inspect or verify prepared data"

@@ -20,21 +20,21 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class PrepareCommand(Command):
-    """Prepare raw text into a folder for `task.data`: read, clean, tokenise, pack and split it as a data recipe states.
+    """Prepare raw text into a folder for `task.data`: read, clean, tokenise, pack and split it.
 
-    FOLDER appears when it is complete. Until then the work is in .FOLDER.preparing next to it. Start an interrupted
-    preparation again, even after SIGKILL, and it resumes there. The result is byte for byte independent of
-    interruptions and of the number of workers.
+    FOLDER appears when it is complete. Until then, intermediate files are in .FOLDER.preparing next to it. To resume an
+    interrupted preparation, even after SIGKILL, run the command again. The result is identical, byte for byte,
+    regardless of interruptions and the number of workers.
 
-    Damaged text: everything readable is prepared, the damage is listed, and the exit code is 2; with --keep-going it
-    is 0.
+    If text is damaged, everything readable is prepared, the damage is listed, and the exit code is 2 (0 with
+    --keep-going).
 
-    On several machines that see the same FOLDER, such as the tasks of a SLURM array, start on each
+    To use several machines that share FOLDER, such as the tasks of a SLURM array, run on each
 
         kdcore prepare DATA.yaml FOLDER --task I/N        I = 1 ... N
 
     Task I of N prepares its part and exits with 0. The task that finishes last also assembles FOLDER. If a task failed,
-    start it again, or run `kdcore prepare DATA.yaml FOLDER` once without --task to do the rest.
+    start it again, or run `kdcore prepare DATA.yaml FOLDER` once without --task to prepare the rest.
     """
 
     help = "prepare raw text for training"
@@ -99,7 +99,7 @@ def summary(manifest: Manifest) -> Iterator[str]:
 
 
 class _Display:
-    """Show a progress bar on a terminal, else regular lines, and the speed at the end."""
+    """Show a progress bar on a terminal, or regular lines elsewhere, and the speed at the end."""
 
     def __init__(self) -> None:
         from kdcore_preparation.pipeline.preparation_progress import Speed

@@ -19,8 +19,8 @@ class TokenizerCommand(Command):
     train DATA.yaml FOLDER   a SentencePiece tokenizer (--kind unigram or bpe), a WordPiece one (--kind wordpiece) or a
                              byte-level BPE (--kind byte_level_bpe)
 
-    AutoTokenizer loads the folder. Data recipes name it as `tokenizer`; DATA.yaml itself may already do so, as that key
-    is ignored here. Students that are trained on data prepared with it are exported together with it.
+    AutoTokenizer can load the folder. Set `tokenizer` of a data recipe to it; DATA.yaml may already contain that key,
+    which is ignored here. The tokenizer is exported together with students that are trained on data prepared with it.
     """
 
     help = "train a tokenizer on raw text"
@@ -43,7 +43,7 @@ class TokenizerCommand(Command):
             type=int,
             default=200,
             metavar="MEGABYTES",
-            help="train on an even sample of at most this much text (200); takes up to ten times as much memory",
+            help="maximum size of the even sample to train on (200); training needs up to ten times as much memory",
         )
 
     def run(self, arguments: argparse.Namespace) -> int:
@@ -67,7 +67,7 @@ class TokenizerCommand(Command):
                 for number, document in enumerate(corpus.documents(), start=1):
                     if not isinstance(document, Document):
                         raise DataError(
-                            f"the corpus `{entry['name']}` holds token ids (expected text to train on)",
+                            f"the corpus `{entry['name']}` contains token ids (expected text to train on)",
                             where=arguments.recipe,
                             hint="name corpora of text only",
                         )

@@ -28,7 +28,7 @@ class TeacherTokenizer:
     Args:
         tokenizer: a `transformers` fast tokenizer.
         sequence_length: columns of the teacher's rows.
-        all_cores: use threads where that is possible.
+        all_cores: use threads where possible.
     """
 
     def __init__(self, tokenizer: Any, sequence_length: int, *, all_cores: bool) -> None:
@@ -40,11 +40,11 @@ class TeacherTokenizer:
 
 
 class Spans(NamedTuple):
-    """Shortest spans of a text whose boundaries no token of either tokenizer crosses.
+    """The shortest spans of a text such that no token of either tokenizer crosses a boundary between spans.
 
     Attributes:
         of_characters: (characters,) index of the span that contains each character.
-        shared: (spans,) whether tokens of both tokenizers cover some of the span; such a span is a unit.
+        shared: (spans,) whether tokens of both tokenizers overlap the span; if so, it is a unit.
     """
 
     of_characters: Places
@@ -52,11 +52,11 @@ class Spans(NamedTuple):
 
 
 def common_spans(characters: int, one: Places, other: Places) -> Spans:
-    """Cut a text at the boundaries that two segmentations have in common.
+    """Cut a text at the boundaries shared by two segmentations.
 
     Args:
         characters: length of the text.
-        one: (tokens, 2) first character and end of each token. Tokens may be empty, leave characters out, or overlap
+        one: (tokens, 2) start and end of each token in the text. Tokens may be empty, skip characters, or overlap
             (tokens of a byte-level BPE overlap within a character).
         other: the same for the other segmentation.
     """
@@ -78,9 +78,9 @@ class _Stream:
     Attributes:
         ids: (tokens,) the student's ids.
         documents: (tokens,) index of each token's document.
-        starts: (tokens,) where the text of a row starts if this is its first token: the end of the previous token.
-        ends: (tokens,) where the text of a row ends if this is its last token.
-        offsets: (tokens, 2) first character and end of the token itself.
+        starts: (tokens,) start of a row's text if this is its first token: the end of the previous token.
+        ends: (tokens,) end of a row's text if this is its last token.
+        offsets: (tokens, 2) start and end of the token itself.
         text: code points of the whole text.
     """
 
@@ -139,11 +139,11 @@ class AlignedPacker:
     Args:
         layout: layout of the student's sequences.
         ids: the student's special tokens.
-        random: draws the lengths of short sequences.
+        random: generator for the lengths of short sequences.
         teacher: the teacher's tokenizer.
 
     Attributes:
-        counts: the fields of `kdcore.Alignment`, counted so far.
+        counts: the fields of `kdcore.Alignment`, summed over the documents so far.
     """
 
     def __init__(self, layout: Layout, ids: SpecialIds, random: np.random.Generator, teacher: TeacherTokenizer) -> None:
@@ -161,7 +161,7 @@ class AlignedPacker:
         """Pack some documents; return the finished rows and the corresponding teacher rows.
 
         Raises:
-            DataError: the text of a single token has more teacher tokens than fit in a row.
+            DataError: the text of a single token has more teacher tokens than a row can contain.
         """
         first = self._dropped + len(self._stream.ids)
         self._stream = self._stream.followed_by(_Stream.of(documents))
@@ -169,7 +169,7 @@ class AlignedPacker:
         return self._finished(*self._packer.add(places, documents.document_ends, documents.sentence_ends))
 
     def finish(self) -> tuple[Rows, TeacherView]:
-        """Return the sequence that is still open, if there is one; may raise the same errors as `add`."""
+        """Return the unfinished sequence, if any; may raise the same errors as `add`."""
         return self._finished(*self._packer.finish())
 
     def _finished(self, rows: NDArray[np.int32], lengths: NDArray[np.int32]) -> tuple[Rows, TeacherView]:
@@ -202,8 +202,8 @@ class AlignedPacker:
         middle = len(content) // 2
         if not middle:
             raise DataError(
-                f"a token of the student has more than {self._teacher.sequence_length - SPECIAL_TOKENS_A_SEQUENCE} of "
-                f"the teacher's tokens ({text_of(self._text_of_token(content[0]))!r})",
+                f"a token of the student spans more than {self._teacher.sequence_length - SPECIAL_TOKENS_A_SEQUENCE} "
+                f"of the teacher's tokens ({text_of(self._text_of_token(content[0]))!r})",
                 key="teacher_sequence_length",
                 hint="raise teacher_sequence_length",
             )
@@ -285,7 +285,7 @@ class AlignedPacker:
 
 
 class _SegmentLayout:
-    """Numbers the items of segments in rows `[CLS] segment [SEP] segment [SEP]`.
+    """Compute positions of the items of segments in rows `[CLS] segment [SEP] segment [SEP]`.
 
     Args:
         of_row: (segments,) row of each segment, ascending.

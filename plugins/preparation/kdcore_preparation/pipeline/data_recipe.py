@@ -49,10 +49,10 @@ _OWN_PACKAGES = ("kdcore", "kdcore-preparation")
 
 
 class DataRecipe(ComponentConfig):
-    """Corpora, tokenizer, and how text is cut into sequences: the map under `task.data`, or a separate file."""
+    """Corpora, tokenizer, and how to cut text into sequences: the mapping under `task.data`, or a separate file."""
 
     corpora: list[Annotated[dict[str, Any], ComponentSection("kdcore.corpora")]] = Field(
-        min_length=1, description="Readers of raw text: maps with the `name` of a corpus and its own keys."
+        min_length=1, description="Readers of raw text: mappings with the `name` of a corpus and the corpus's keys."
     )
     tokenizer: PathOrHubName = Field(
         description="Folder with tokenizer files, a SentencePiece .model file, or the name of a model on a hub."
@@ -63,39 +63,39 @@ class DataRecipe(ComponentConfig):
         description="`document`: a sequence ends with its document; `full`: the next document follows after [SEP].",
     )
     sentences: bool | None = Field(
-        None, description="Cut no sentence that fits a sequence. Default: true for `packing: full`."
+        None, description="Do not cut sentences that fit into a sequence. Default: true for `packing: full`."
     )
     short_sequences: float = Field(
-        0.0, ge=0, le=1, description="Fraction of the sequences that are made shorter, each to a random length."
+        0.0, ge=0, le=1, description="Fraction of the sequences that are shortened, each to a random length."
     )
     remove_duplicates: bool = Field(
-        False, description="Keep one of several documents that have the same text, over all corpora: the first."
+        False, description="Keep only the first of several documents with the same text, across all corpora."
     )
     held_out: float = Field(
-        0.02, ge=0, le=0.5, description="Fraction of the documents held out for validation; 0 keeps none."
+        0.02, ge=0, le=0.5, description="Fraction of the documents held out for validation; 0 for none."
     )
     seed: int = Field(
-        0, ge=0, lt=2**63, description="Decides which documents are held out and which sequences are short."
+        0, ge=0, lt=2**63, description="Determines which documents are held out and which sequences are short."
     )
 
     teacher_tokenizer: PathOrHubName | None = Field(
         None,
-        description="Tokenizer of a teacher that does not share the student's: sequences then hold the teacher's "
-        "tokens of the same text, too, aligned by characters.",
+        description="Tokenizer of a teacher that does not use the student's. Sequences then also contain the "
+        "teacher's tokens of the same text, aligned by characters.",
     )
     teacher_sequence_length: int | None = Field(
         None,
         ge=8,
         lt=2**15,
-        description="Teacher's tokens per sequence; a sequence with more is split in half. Default: twice "
-        "`sequence_length`, at most what the teacher's tokenizer states.",
+        description="Teacher's tokens per sequence; sequences with more are split in half. Default: twice "
+        "`sequence_length`, at most the limit of the teacher's tokenizer.",
     )
     max_unaligned: float = Field(
         0.02,
         ge=0,
         le=1,
-        description="Largest fraction of the characters (white space excluded) that the tokens of only one of the two "
-        "tokenizers may cover.",
+        description="Maximum fraction of the characters (white space excluded) that only one of the two tokenizers "
+        "covers with tokens.",
     )
 
     @model_validator(mode="after")
@@ -197,7 +197,7 @@ def load_tokenizers(data: DataRecipe) -> Tokenizers:
 
 
 def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizers: Tokenizers, hashes: FileHashes) -> Identity:
-    """Compute the fingerprints of a recipe. Reads each input file once, unless `hashes` has its hash."""
+    """Compute the fingerprints of a recipe. Reads each input file once, unless `hashes` contains its hash."""
     files = [(number, name, path) for number, corpus in enumerate(corpora) for name, path in corpus.files().items()]
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         digests = list(pool.map(hashes.sha256, [path for _, _, path in files]))
@@ -240,7 +240,7 @@ def reader_entry(stated: object, corpus: Corpus) -> ReaderEntry:
 
     Args:
         stated: the name in the data recipe.
-        corpus: the reader; it may differ from the one registered under that name, as callers of `prepare` may pass
+        corpus: the reader; it may differ from the one registered under that name, because callers of `prepare` may pass
             their own.
     """
     cls = type(corpus)
@@ -267,7 +267,7 @@ def stated_keys(data: DataRecipe) -> dict[str, Any]:
 
 
 def _stated_settings(config: BaseModel) -> dict[str, Any]:
-    """Return the settings of a reader that differ from their defaults; setting a default changes nothing."""
+    """Return the settings of a reader that differ from their defaults; a default that is set explicitly is left out."""
     dumped = config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_defaults=True)
     return without_paths(type(config), dumped)
 

@@ -22,16 +22,16 @@ class EncodedDocuments:
 
     Attributes:
         tokens: (tokens,) ids without special tokens.
-        document_ends: (documents,) where each document ends in `tokens`.
+        document_ends: (documents,) end of each document in `tokens`.
         sentence_ends: ascending ends of sentences, including the ends of documents; None if sentences are not detected.
-        points: (documents,) in [0, 1); those below `held_out` are held out.
+        points: (documents,) numbers in [0, 1); documents with a number below `held_out` are held out.
         keys: (documents,) 64-bit hash of each text; empty if duplicates are kept.
         contents: (documents,) 64-bit hash of each text's content, see `content_keys`.
         characters: (documents, 3) number of characters of each text: all, without white space, inside [UNK].
         text: code points of the documents' text. `text`, `text_spans` and `offsets` are None if the teacher has the
             same tokenizer.
-        text_spans: (documents, 2) first character and end of each document in `text`.
-        offsets: (tokens, 2) first character and end of each token in `text`.
+        text_spans: (documents, 2) start and end of each document in `text`.
+        offsets: (tokens, 2) start and end of each token in `text`.
     """
 
     tokens: NDArray[np.int32]

@@ -1,7 +1,8 @@
 """Find documents with the same text by their hashes.
 
-There are two kinds of equality. Texts that differ only in white space are duplicates, which a recipe may remove. Texts
-that differ only in case, white space and punctuation have the same content and are always placed in the same split.
+Two kinds of equality are distinguished. Texts that differ only in white space are duplicates, which a recipe may
+remove. Texts that differ only in case, white space and punctuation have the same content and are always placed in the
+same split.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def repeated(keys: Sequence[NDArray[np.uint64]]) -> list[NDArray[np.bool_]]:
         keys: arrays of the documents' keys, in reading order.
 
     Returns:
-        For each array, (documents,) whether the document is to be removed.
+        For each array, (documents,) whether to remove the document.
     """
     everything = np.concatenate([*keys, np.empty(0, np.uint64)])
     again = np.zeros(len(everything), np.bool_)

@@ -26,7 +26,7 @@ def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.fl
 
 
 def points_of_contents(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
-    """Map documents to evenly spread numbers in [0, 1) as `points_of` does, by their texts instead of names.
+    """Map documents to evenly spread numbers in [0, 1) as `points_of` does, using their texts instead of names.
 
     Documents with the same content have the same point, regardless of their location.
 
@@ -70,7 +70,7 @@ def point_to_move(
     if not candidates:
         empty = next(split for split, count in documents.items() if not count)
         raise DataError(
-            f"neither the names of files nor `held_out` select sequences for the split `{empty}`",
+            f"neither file names nor `held_out` select sequences for the split `{empty}`",
             key="held_out",
             hint="raise held_out or set it to 0, or name shards train_shard_0.hdf5 and test_shard_0.hdf5",
         )

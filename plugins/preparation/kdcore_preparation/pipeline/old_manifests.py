@@ -1,4 +1,4 @@
-"""Readers and defaults as of manifest version 2; manifests up to this version have no revisions, but every default."""
+"""Readers and defaults as of manifest version 2; manifests up to this version store no revisions, but all defaults."""
 
 from __future__ import annotations
 

@@ -142,12 +142,12 @@ def prepare(
         progress: called regularly with the progress.
         corpora: readers to use instead of those that the recipe names.
         workers: number of processes; default: one per core.
-        keep_going: accept damaged text.
-        wait: wait for another process that is preparing the same folder, instead of raising an error.
+        keep_going: whether to accept damaged text.
+        wait: whether to wait for another process that is preparing the same folder, instead of raising an error.
 
     Raises:
         DataError: raw text or tokenizer cannot be used, the folder holds other content, or another process is preparing
-            it. For damaged text, the error is raised after everything readable has been prepared.
+            it. If text is damaged, the error is raised after everything readable has been prepared.
         InfrastructureError: the disk is full, or a worker process was killed.
     """
     corpora = build_corpora(data) if corpora is None else corpora
@@ -165,9 +165,9 @@ def prepare_share(
     corpora: Sequence[Corpus] | None = None,
     workers: int | None = None,
 ) -> tuple[PreparedData | None, int]:
-    """Prepare one of several parts of the data, in parallel with others, also on machines that share the folder.
+    """Prepare one of several parts of the data in parallel with the others, possibly on machines that share the folder.
 
-    The call that finishes last assembles the folder. If one never finishes, `prepare` does the rest.
+    The call that finishes last assembles the folder. If a call never finishes, `prepare` completes the rest.
 
     Args:
         data: the recipe, the same for all parts.
@@ -179,8 +179,8 @@ def prepare_share(
         workers: number of processes; default: one per core.
 
     Returns:
-        The data if this was the last part, else None; and the number of units that are left to other parts. Damaged
-        text does not raise an error here; see `refuse_damaged`.
+        The data if this was the last part, otherwise None; and the number of units left for other parts. Damaged text
+        does not raise an error here; see `refuse_damaged`.
 
     Raises:
         DataError: as for `prepare`, or another process is preparing the same part.
@@ -191,7 +191,7 @@ def prepare_share(
 
 
 def refuse_damaged(prepared: PreparedData, hint: str) -> PreparedData:
-    """Raise a DataError that lists the damaged text, if any; else return the data.
+    """Raise a DataError that lists the damaged text, if any; otherwise return the data.
 
     Args:
         prepared: the data.
@@ -463,12 +463,12 @@ def _special_tokens(tokenizer: Any) -> SpecialTokens:
 
 
 def staging_of(folder: Path) -> Path:
-    """Return the folder of an unfinished preparation, which is kept when the process ends, to resume from."""
+    """Return the folder of an unfinished preparation, which is kept after an interruption to resume from."""
     return folder.with_name(f".{folder.name}.preparing")
 
 
 def _is_being_assembled(folder: Path) -> bool:
-    """Return whether all units are prepared, so that the holder of the lock finishes soon."""
+    """Return whether all units are prepared, so that the process that holds the lock will finish soon."""
     staging = staging_of(folder)
     # In the order in which they appear, because the process that holds the lock removes earlier ones.
     steps = (staging / _ASSEMBLING, staging / PreparedData.MANIFEST, folder / PreparedData.MANIFEST)
@@ -480,7 +480,7 @@ def _refuse_other_content(folder: Path) -> None:
         not folder.is_dir() or (any(folder.iterdir()) and not (folder / PreparedData.MANIFEST).is_file())
     ):
         raise DataError(
-            "is not empty and not a folder of prepared data",
+            "is neither empty nor a folder of prepared data",
             where=str(folder),
             hint="choose another folder",
         )

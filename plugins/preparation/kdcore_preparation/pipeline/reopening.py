@@ -41,8 +41,8 @@ def reopen(
 ) -> tuple[PreparedData, str]:
     """Open the data that a run started with; warn if a reader's revision has increased since.
 
-    The folder recorded by the run is opened, or else the cache folder of the fingerprint. If both are missing, the
-    recipe's data is used if it is the run's data, and prepared if necessary.
+    The folder recorded by the run is opened, or, if it is missing, the cache folder of the fingerprint. If both are
+    missing but the recipe describes the run's data, that data is used, and prepared if necessary.
 
     Args:
         data: the data recipe; paths in it are absolute.
@@ -55,8 +55,8 @@ def reopen(
         The data and its fingerprint, which is the run's if the recipe describes the run's data, in any format.
 
     Raises:
-        DataError: the folder is damaged; or it is missing, also from the cache, and the recipe describes other data;
-            or as for `find_or_prepare`.
+        DataError: the folder is damaged; or it is missing, also from the cache, and the recipe describes different
+            data; or as for `find_or_prepare`.
     """
     hashes = FileHashes(cache)
     places = [*([] if folder is None else [folder]), folder_in(cache, fingerprint)]
@@ -111,7 +111,7 @@ def _same_recipe(manifest: Manifest, data: DataRecipe, corpora: Sequence[Corpus]
 
 
 def _same_content(manifest: Manifest, identity: Identity) -> bool:
-    """Return whether text, tokenizer and source files of readers are those that the data was prepared with."""
+    """Return whether the text, tokenizer and readers' source files are the same as when the data was prepared."""
     sources = [reader.source for reader in manifest.readers]
     teacher = None if manifest.teacher is None else manifest.teacher.tokenizer_fingerprint
     return (

@@ -27,8 +27,8 @@ class Layout:
         sequence_length: tokens per sequence, [CLS] and [SEP] included.
         packing: `document` ends a sequence where its document ends; `full` continues with the next document after a
             [SEP].
-        sentences: end sequences where a sentence ends; a sentence is cut only if it is longer than a sequence.
-        short_sequences: fraction of the sequences that are made shorter, each to a random length.
+        sentences: whether sequences end at sentence ends; if so, only sentences longer than a sequence are cut.
+        short_sequences: fraction of the sequences that are shortened, each to a random length.
     """
 
     sequence_length: int
@@ -48,7 +48,7 @@ class Packer:
     Args:
         layout: layout of sequences.
         ids: special tokens.
-        random: draws the lengths of short sequences.
+        random: generator for the lengths of short sequences.
     """
 
     def __init__(self, layout: Layout, ids: SpecialIds, random: np.random.Generator) -> None:
@@ -64,7 +64,7 @@ class Packer:
 
         Args:
             tokens: (tokens,) ids of text, one document after the other.
-            document_ends: (documents,) where each document ends; none is empty.
+            document_ends: (documents,) end of each document; no document is empty.
             sentence_ends: ascending ends of sentences, including the documents' ends; required if the layout respects
                 sentences.
 
@@ -105,7 +105,7 @@ class Packer:
             closes: whether a document ends with the piece.
 
         Returns:
-            Start and end of each finished sequence, and the start of the sequence that stays open.
+            Start and end of each finished sequence, and the start of the sequence that is still unfinished.
         """
         cuts: list[tuple[int, int]] = []
         start, place = 0, self._open.size  # start and current end of the open sequence

@@ -61,10 +61,10 @@ class EncodedTexts:
 
     Attributes:
         tokens: (tokens,) ids without special tokens.
-        ends: (texts,) where each text ends in `tokens`.
+        ends: (texts,) end of each text in `tokens`.
         sentence_ends: ascending ends of sentences, including each text's end; None if sentences are not detected.
         unknown_characters: (texts,) characters of each text that are inside [UNK].
-        offsets: (tokens, 2) first character and end of each token in the concatenated texts; None if not requested.
+        offsets: (tokens, 2) start and end of each token in the concatenated texts; None if not requested.
     """
 
     tokens: NDArray[np.int32]
@@ -77,15 +77,15 @@ class EncodedTexts:
 class TextEncoder:
     """Encode texts to token ids without truncation.
 
-    The tokens of a text are those that the tokenizer returns for the whole text. A text is cut for encoding only where
-    that changes no token: before white space, if the tokenizer separates words there. Ends of sentences elsewhere, as
-    in Chinese, are found from the token offsets; a token across such an end belongs to the first sentence. Special
-    tokens that occur in a text ("[MASK]") are encoded as ordinary text.
+    The tokens of a text are the same as if the tokenizer encoded the whole text at once. A text is cut for encoding
+    only where this does not change the tokens: before white space, if the tokenizer separates words there. Other
+    sentence ends, as in Chinese, are located by the token offsets; a token that spans such an end belongs to the first
+    sentence. Special tokens that occur in a text ("[MASK]") are encoded as ordinary text.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
         split_sentences: cuts a text into pieces whose concatenation is the text; None if sentences are not needed.
-        all_cores: use threads where that is possible.
+        all_cores: use threads where possible.
         offsets: also return the characters of each token.
     """
 
@@ -232,9 +232,9 @@ def _ends_of(sentences: list[str]) -> Iterator[int]:
 
 @contextmanager
 def tokenizer_threads(wanted: bool) -> Iterator[None]:
-    """Enable the threads of the tokenizers library in this process if wanted, but not in processes forked later.
+    """Enable the threads of the tokenizers library in this process if requested, but not in processes forked later.
 
-    The threads do not survive a fork: encoding would hang. The library avoids that and warns at each fork unless the
+    The threads do not survive a fork, so encoding would hang. The library avoids this and warns at each fork unless the
     environment variable is set. A value set by the user is kept.
     """
     if os.environ.get(_PARALLELISM, _OFF_AFTER_USE) != _OFF_AFTER_USE:
@@ -250,8 +250,8 @@ def tokenizer_threads(wanted: bool) -> Iterator[None]:
 def plain_backend(tokenizer: Any) -> Tokenizer:
     """Copy the Rust tokenizer of a `transformers` fast tokenizer, without truncation and padding.
 
-    Special tokens that occur in a text ("[SEP]") are encoded as ordinary text, even by models that have them among
-    their pieces. The copy has other names for special tokens, so refer to them by id.
+    Special tokens that occur in a text ("[SEP]") are encoded as ordinary text, even if the model's pieces include them.
+    Special tokens have other names in the copy, so refer to them by id.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
@@ -286,9 +286,9 @@ def _hide_special_tokens(content: dict[str, Any]) -> None:
 
 
 def separators_of(backend: Tokenizer) -> str:
-    """Return the white space before which a text may be cut without changing tokens: space, newline or none.
+    """Return the white space before which a text may be cut without changing tokens: space, newline, both or none.
 
-    The tokenizer's normalizer and pre-tokenizer are tried on texts of many kinds.
+    The tokenizer's normalizer and pre-tokenizer are tested on many kinds of text.
     """
     added = [token for token in backend.get_added_tokens_decoder().values() if not token.special]
     if any(token.lstrip or token.rstrip or any(map(str.isspace, token.content)) for token in added):

@@ -42,7 +42,7 @@ class UnitWriter:
     """Pack documents, separately for each split, and write them.
 
     Args:
-        folder: folder of the files, which are named after splits and unit.
+        folder: folder of the files, which are named after the split and the unit.
         unit: unit of the documents.
         data: the recipe.
         ids: special tokens.
@@ -188,7 +188,7 @@ class UnitWriter:
     def _add_sequences(self, batch: TokenizedSequences) -> None:
         if self._aligned:
             raise DataError(
-                f"{batch.id}: holds token ids, from which the teacher's tokens cannot be made",
+                f"{batch.id}: contains token ids, which cannot be converted to the teacher's tokens",
                 key="teacher_tokenizer",
                 allowed="corpora of text",
                 hint="remove teacher_tokenizer, or read the text itself",

@@ -26,12 +26,12 @@ def run_in_processes(
 ) -> None:
     """Call `work(item, worker)` for each item in forked processes.
 
-    Arguments need not be picklable, because processes are forked. The processes end when this process ends, even by
+    Arguments need not be picklable, because processes are forked. The processes end when this process ends, even if by
     SIGKILL, and all of them end when one fails.
 
     Args:
         work: processes one item; `worker` is the number of the process, from 0.
-        items: items in the order of work.
+        items: items in processing order.
         processes: number of processes.
         in_child: called first in each process.
         tick: called in this process a few times a second.

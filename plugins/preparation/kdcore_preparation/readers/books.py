@@ -52,11 +52,11 @@ _ENCODING_HINT = "set `encoding`, or convert the file to UTF-8, e.g. with iconv"
 class BooksCorpus(FileCorpus):
     """Read each text file below a folder as one document, in any encoding; files may be compressed.
 
-    A byte order mark or the escape sequences of ISO 2022 decide the encoding; text that is UTF-8 except for a few
-    broken bytes is read as UTF-8; any other encoding is detected. The number of books per encoding is reported, with
-    others that fit equally well. Broken bytes become U+FFFD, control characters are removed, empty and binary files
-    are skipped; each is counted. A book of more than 16 MiB is read as several documents. Of a damaged file, the text
-    before the damage is a book.
+    A byte order mark or the escape sequences of ISO 2022 determine the encoding. Text that is UTF-8 except for a few
+    broken bytes is read as UTF-8. Any other encoding is detected. The number of books per encoding is reported, along
+    with other encodings that match equally well. Broken bytes become U+FFFD, control characters are removed, and empty
+    and binary files are skipped; each is counted. A book of more than 16 MiB is read as several documents. If a file is
+    damaged, the text before the damage is read as a book.
     """
 
     revision = 2
@@ -65,7 +65,7 @@ class BooksCorpus(FileCorpus):
         """Keys of the corpus."""
 
         encoding: str | None = Field(
-            None, description="Encoding of all files, by its name in Python; by default detected for each file."
+            None, description="Python name of the encoding of all files; by default, each file's encoding is detected."
         )
 
         @field_validator("encoding")
@@ -182,7 +182,7 @@ def _detected(raw: bytes, path: Path) -> tuple[str, str]:
     """Detect an encoding by the letters of the decoded text.
 
     Returns:
-        The encoding, and a phrase that lists other encodings that fit equally well.
+        The encoding, and a phrase that lists other encodings that match equally well.
     """
     text = codecs.getincrementaldecoder("utf-8")(errors="replace").decode(raw)  # may end within a character
     broken = text.count("\ufffd")
@@ -218,7 +218,7 @@ def _letters(text: str) -> float:
 
 
 class _Source:
-    """Read a file in document-sized pieces; the text ends at any damage, whose error is raised at the end."""
+    """Read a file in document-sized pieces. The text ends at the first damage; its error is raised at the end."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -232,7 +232,7 @@ class _Source:
         return content
 
     def raise_damage(self) -> None:
-        """Raise the error of the damage, if any.
+        """Raise the error caused by the damage, if any.
 
         Raises:
             EOFError, OSError, zlib.error: the file is damaged.

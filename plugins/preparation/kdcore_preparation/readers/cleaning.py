@@ -27,10 +27,10 @@ WHITE_SPACE_AT_THE_ENDS = "white space at the ends"
 def clean_text(text: str, report: Counter[str], characters: CharacterStage | None = None) -> str:
     """Normalise a text; count the changes in `report` and the characters at a stage of an account.
 
-    Text is converted to Unicode normal form C, so that a word has one spelling; compatibility characters (½, full-width
-    letters) are kept. Line ends become newlines. Control characters, byte order marks and noncharacters are removed;
-    halves of surrogate pairs become U+FFFD. In a run of combining marks, those after the first 1,000 are removed,
-    because normalisation takes quadratic time in the length of a run. The text is stripped.
+    Text is converted to Unicode normal form C, so that each word has a single spelling; compatibility characters (½,
+    full-width letters) are kept. Line ends become newlines. Control characters, byte order marks and noncharacters are
+    removed; halves of surrogate pairs become U+FFFD. Combining marks after the first 1,000 of a run are removed,
+    because the time for normalisation is quadratic in the length of a run. The text is stripped.
     """
     stage = CharacterStage() if characters is None else characters
     stage.received += len(text)

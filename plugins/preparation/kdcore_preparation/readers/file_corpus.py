@@ -252,7 +252,7 @@ class BadRecords:
 
 
 def looks_binary(head: bytes) -> bool:
-    """Return whether a file is binary: about a tenth of compressed or executable data is control characters.
+    """Return whether a file is binary, by its control characters: about 10% of compressed or executable data.
 
     Small compressed files are recognised by their first two bytes.
     """
@@ -282,7 +282,7 @@ def _first_line(stream: IO[bytes], start: int, end: int | None) -> int:
 
 
 def _cut(line: bytes) -> int:
-    """Find where to cut a line that is too long: after its last white space, or else between two UTF-8 characters."""
+    """Find where to cut an overlong line: after its last white space or, without any, between two UTF-8 characters."""
     at = max(line.rfind(bytes([character])) for character in WHITE_SPACE)
     if at > 0:
         return at + 1

@@ -17,11 +17,11 @@ _DeviceAndInode = tuple[int, int]
 
 
 class InputFiles(dict[str, Path]):
-    """Files by name, sorted by name.
+    """Mapping from names to files, sorted by name.
 
     Attributes:
-        left_out: counts of the entries that were left out, with the first of each kind; also counts files with several
-            names, which are read under each name.
+        left_out: counts of the entries that were left out, by kind, with an example of each kind. Files with several
+            names are also counted here, although they are read under each name.
     """
 
     def __init__(self, files: Mapping[str, Path], left_out: Counter[str]) -> None:

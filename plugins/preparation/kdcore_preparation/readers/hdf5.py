@@ -36,7 +36,7 @@ class Hdf5Corpus(FileCorpus):
         self._tokens = self.characters.stage("tokens")
 
     def files(self) -> Mapping[str, Path]:
-        """List the shards by their names; other files in the folder are left out and counted."""
+        """List the shards, which are recognised by their names; other files in the folder are left out and counted."""
         found = input_files(self.config.path)
         shards = InputFiles({name: path for name, path in found.items() if path.suffix in _SUFFIXES}, found.left_out)
         if not shards:
@@ -74,7 +74,7 @@ class Hdf5Corpus(FileCorpus):
                 f"has no dataset {', '.join(f'`{name}`' for name in missing)}",
                 where=str(path),
                 allowed=_DATASETS,
-                hint="only shards with pre-drawn masks are read, such as create_pretraining_data.py writes",
+                hint="only shards with pre-drawn masks can be read, such as those of create_pretraining_data.py",
             )
         counts = {len(file[name]) for name in _DATASETS}
         if len(counts) > 1:
@@ -105,7 +105,7 @@ class Hdf5Corpus(FileCorpus):
         )
         if wrong.any():
             raise DataError(
-                f"is damaged: in row {first + int(wrong.argmax())} mask and predictions do not fit the sequence",
+                f"is damaged: in row {first + int(wrong.argmax())} mask and predictions do not match the sequence",
                 where=str(path),
                 allowed="input_mask of ones, then zeros; masked_lm_positions below its sum",
             )

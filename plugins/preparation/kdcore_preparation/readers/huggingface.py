@@ -36,8 +36,8 @@ class DatasetSource(ComponentConfig):
 class HuggingFaceCorpus(PartedCorpus):
     """Read a column of texts from a dataset; needs `pip install kdcore-preparation[datasets]`.
 
-    Datasets of the hub are streamed, not stored on disk. Control characters are removed, rows whose text is empty or
-    null are skipped; each is counted. A text of more than 16 million characters is read as several documents.
+    Datasets of the hub are streamed, not stored on disk. Control characters are removed, and rows whose text is empty
+    or null are skipped; each is counted. A text of more than 16 million characters is read as several documents.
     """
 
     class Config(DatasetSource, CorpusConfig):
@@ -45,7 +45,7 @@ class HuggingFaceCorpus(PartedCorpus):
 
         split: str = Field("train", description="Name of the split.")
         revision: str | None = Field(
-            None, description="Commit or tag on the hub; without one, a changed dataset is not noticed."
+            None, description="Commit or tag on the hub; without one, changes of the dataset go unnoticed."
         )
         column: str = Field("text", min_length=1, description="Name of the column of texts.")
 
@@ -108,7 +108,7 @@ class HuggingFaceCorpus(PartedCorpus):
         return self._loaded
 
     def _wrong_column(self, what: str, columns: list[str]) -> DataError:
-        hint = "set `column` to the one that holds the text"
+        hint = "set `column` to the one that contains the text"
         return DataError(what, where=self.config.where, allowed=columns, hint=hint)
 
 
@@ -121,7 +121,7 @@ def load_source(source: DatasetSource, *, key: str | None = None, **options: Any
         options: options of `load_dataset`; ignored for a folder that `save_to_disk` wrote, whose splits are all loaded.
 
     Raises:
-        DataError: the library or the dataset is missing, or it cannot be read.
+        DataError: the library or the dataset is missing, or the dataset cannot be read.
     """
     try:
         import datasets
@@ -153,7 +153,7 @@ def _unusable(source: DatasetSource, error: Exception, key: str | None = None) -
         f"the dataset cannot be read ({first_line(error)})",
         where=source.where,
         key=key,
-        hint="without network access, save it elsewhere with save_to_disk and name that folder as `path`",
+        hint="without network access, save it on another machine with save_to_disk and set `path` to that folder",
     )
 
 

@@ -152,7 +152,7 @@ def open_counted(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 class FileHashes:
     """SHA-256 of files, cached in a folder by path, size and modification time.
 
-    Hashing a dump of 20 GB takes a minute, which is not repeated when training is restarted.
+    Hashing a dump of 20 GB takes a minute; thanks to the cache, this is not repeated when training is restarted.
     """
 
     def __init__(self, folder: Path | None) -> None:

@@ -22,7 +22,7 @@ _LONE_RETURN = re.compile(rb"\r(?!\n)")
 class Bzip2Streams(io.RawIOBase):
     """Unpack all bzip2 streams of a file.
 
-    `bz2.BZ2File` ends silently where a later stream is damaged at its start, and ignores data after the last stream.
+    `bz2.BZ2File` ends silently if a later stream is damaged at its start, and it ignores data after the last stream.
     """
 
     def __init__(self, packed: IO[bytes]) -> None:
@@ -34,7 +34,7 @@ class Bzip2Streams(io.RawIOBase):
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill a buffer; 0 is the end of the last stream.
+        """Fill a buffer and return the number of bytes; 0 at the end of the last stream.
 
         Raises:
             EOFError: a stream ends too early.
@@ -61,7 +61,7 @@ class Bzip2Streams(io.RawIOBase):
 class ZstdFrames(io.RawIOBase):
     """Unpack all zstd frames of a file; skippable frames are skipped.
 
-    pyarrow fails the whole read request that reaches damaged data, so that request is repeated byte by byte.
+    In pyarrow, a read request that reaches damaged data fails as a whole, so it is repeated byte by byte.
     """
 
     def __init__(self, packed: IO[bytes]) -> None:
@@ -76,7 +76,7 @@ class ZstdFrames(io.RawIOBase):
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill a buffer; 0 is the end of the last frame.
+        """Fill a buffer and return the number of bytes; 0 at the end of the last frame.
 
         Raises:
             OSError: data is damaged or ends too early, or other data follows a frame.
@@ -147,7 +147,7 @@ def read_some(stream: Any, size: int) -> tuple[bytes, Exception | None]:
     """Read up to `size` bytes.
 
     Returns:
-        The bytes before the end or the damage, and the error that the damage raised, if any.
+        The bytes before the end or the damage, and the error caused by the damage, if any.
     """
     found = bytearray()
     try:
@@ -180,7 +180,7 @@ class _LineStream(io.RawIOBase):
         return int(self._stream.seek(offset, whence))
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill a buffer; 0 is the end.
+        """Fill a buffer and return the number of bytes; 0 at the end.
 
         Raises:
             EOFError, OSError, zlib.error: as for the underlying stream.

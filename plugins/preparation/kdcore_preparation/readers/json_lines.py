@@ -34,9 +34,9 @@ _UNUSABLE = "records that cannot be used"
 class JsonLinesCorpus(FileCorpus):
     """Read a text field of JSON objects, one per line, from plain, gzip, bzip2 or zstd files.
 
-    Broken bytes become U+FFFD, control characters are removed, objects whose text is empty or null and binary files in
-    a folder are skipped; each is counted. Other lines, including those that repeat the key, are left out and raise an
-    error at the end.
+    Broken bytes become U+FFFD, control characters are removed, and objects whose text is empty or null, as well as
+    binary files in a folder, are skipped; each is counted. Other lines, including those that repeat the key, are left
+    out and raise an error at the end.
     """
 
     class Config(FileCorpus.Config):
@@ -58,7 +58,7 @@ class JsonLinesCorpus(FileCorpus):
         return parts_of_lines(self.files())
 
     def read(self, part: Part) -> Iterator[Document]:
-        """Yield documents named `FILE:LINE`; in parts that begin in the middle of a file `FILE@START:LINE`."""
+        """Yield documents named `FILE:LINE`; in parts that begin in the middle of a file, `FILE@START:LINE`."""
         path = self.path_of(part)
         bad = BadRecords(
             path,

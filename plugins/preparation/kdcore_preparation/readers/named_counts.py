@@ -1,8 +1,8 @@
 """Count named items, such as dropped templates, each with an example.
 
 A reader's report is a counter by description. A key with two or three lines counts an item by name: the description,
-the name (empty for all items that are not counted by name), and an example. Thus named counts of parts and processes
-are added like all other counts; `summarised` formats the most frequent names for display.
+the name (empty for all items that are not counted by name), and an example. This way, named counts of parts and
+processes are added like all other counts; `summarised` formats the most frequent names for display.
 """
 
 from __future__ import annotations

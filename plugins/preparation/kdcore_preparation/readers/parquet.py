@@ -19,8 +19,8 @@ _BATCH_ROWS = 256
 class ParquetCorpus(FileCorpus):
     """Read a column of texts from Parquet files, row by row.
 
-    Control characters are removed, rows whose text is empty or null are skipped; each is counted. A text of more than
-    16 million characters is read as several documents.
+    Control characters are removed, and rows whose text is empty or null are skipped; each is counted. A text of more
+    than 16 million characters is read as several documents.
     """
 
     class Config(FileCorpus.Config):
@@ -80,7 +80,7 @@ class ParquetCorpus(FileCorpus):
                 f"has no column `{self.config.column}`",
                 where=str(path),
                 allowed=schema.names,
-                hint="set `column` to the one that holds the text",
+                hint="set `column` to the one that contains the text",
             )
         kind = schema.field(self.config.column).type
         inner = kind.value_type if types.is_dictionary(kind) else kind

@@ -17,9 +17,9 @@ from kdcore_preparation.readers.input_files import open_counted
 
 
 class TextCorpus(FileCorpus):
-    """Read UTF-8 text from plain, gzip, bzip2 or zstd files, whose lines end in newlines or in carriage returns alone.
+    """Read UTF-8 text from plain, gzip, bzip2 or zstd files, whose lines end in newlines or in lone carriage returns.
 
-    Broken bytes become U+FFFD, control characters are removed, empty documents and binary files in a folder are
+    Broken bytes become U+FFFD, control characters are removed, and empty documents and binary files in a folder are
     skipped; each is counted. A document of more than 16 MiB is read as several.
     """
 
@@ -44,7 +44,7 @@ class TextCorpus(FileCorpus):
         return parts_of_lines(self.files())
 
     def read(self, part: Part) -> Iterator[Document]:
-        """Yield documents named `FILE:LINE` after the line where they start.
+        """Yield documents, each named `FILE:LINE` after its first line.
 
         In parts that begin in the middle of a file, lines are counted from there: `FILE@START:LINE`.
         """

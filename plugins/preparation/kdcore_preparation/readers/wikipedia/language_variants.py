@@ -20,8 +20,8 @@ _FLAG = re.compile(r"[A-Z+-]|[a-z]{2,3}(?:-[a-z]+)?")
 def resolve_variants(text: str, variants: Sequence[str]) -> tuple[str, int]:
     """Replace each `-{...}-` by its text in one variant.
 
-    The text for the first available variant of `variants` is used, or else its first text. Rules without visible text
-    (flags `H`, `T`, `N`, `-`) are removed. An unclosed `-{` is kept.
+    The text for the first available variant of `variants` is used, or its first text if none is available. Rules
+    without visible text (flags `H`, `T`, `N`, `-`) are removed. An unclosed `-{` is kept.
 
     Args:
         text: the wikitext.
@@ -109,6 +109,6 @@ def _closing(name: str) -> re.Pattern[str]:
 
 @cache
 def _separator(variants: tuple[str, ...]) -> re.Pattern[str]:
-    """Match separators: a semicolon separates alternatives only before a variant, as text and entities contain it."""
+    """Match separators: semicolons separate alternatives only before a variant; others belong to text or entities."""
     codes = "|".join(sorted(map(re.escape, variants), reverse=True))
     return re.compile(rf";(?=\s*(?:(?:{codes})\s*:|[^;]*?=>\s*(?:{codes})\s*:|\Z))", re.IGNORECASE)

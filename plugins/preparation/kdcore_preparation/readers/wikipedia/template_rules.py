@@ -38,7 +38,7 @@ class TemplateArguments:
         self._rendered: dict[str, str] = {}
 
     def get(self, *names: str) -> str:
-        """Return the first of these arguments that is not empty; negative numbers count from the last argument."""
+        """Return the first of these arguments that is not empty; negative numbers count from the end."""
         for name in names:
             if name.startswith("-") and name[1:].isdecimal():
                 name = str(self.count + 1 - int(name[1:]))
@@ -114,7 +114,7 @@ def _parts_of(spec: str, place: int) -> tuple[list[Any], int]:
             end = spec.find("}", place)
             names = [name.strip().casefold() for name in spec[place + 1 : end].split("|")]
             if end < 0 or not all(names) or any("{" in name for name in names):
-                raise ValueError(f"`{spec}` has a brace without an argument's name and the closing brace")
+                raise ValueError(f"`{spec}` has a brace that is not followed by an argument's name and a closing brace")
             if any(name.lstrip("-") == "0" for name in names):
                 raise ValueError("arguments are numbered from 1 (found 0)")
             parts.append(tuple(names))
@@ -126,7 +126,7 @@ def _parts_of(spec: str, place: int) -> tuple[list[Any], int]:
             if place >= len(spec):
                 raise ValueError(f"`<` without `>` in `{spec}`")
             if not any(isinstance(part, tuple) for part in inner):
-                raise ValueError(f"a part in `<...>` has no argument in `{spec}`")
+                raise ValueError(f"a part in `<...>` of `{spec}` has no argument")
             parts.append(inner)
             place += 1
         else:
@@ -202,7 +202,7 @@ def height(arguments: TemplateArguments) -> str:
 
 
 def measured_value(arguments: TemplateArguments) -> str:
-    """Write a value with its uncertainty, power of ten and unit, as the template `val` does."""
+    """Write a value with its uncertainty, power of ten and unit, like the template `val`."""
     value, *errors = arguments.words or [""]
     if arguments.plain("fmt") == "commas":
         value = arguments.wiki.number(value)
@@ -242,7 +242,7 @@ def chemical_formula(arguments: TemplateArguments) -> str:
 
 
 def phonetic(arguments: TemplateArguments) -> str:
-    """Return a transcription; a language code before it, and labels such as `lang`, are not part of it."""
+    """Return a transcription, without the language code before it and labels such as `lang`."""
     first, *others = arguments.words or [""]
     sounds = [word for word in others if word and word.casefold() not in _PHONETIC_LABELS]
     code = first.casefold() in _PHONETIC_LABELS or re.fullmatch(r"[a-z]{2,3}(?:-[\w-]+)?", first)
@@ -345,7 +345,7 @@ def formatted_number(arguments: TemplateArguments) -> str:
 
 
 def quantity(arguments: TemplateArguments) -> str:
-    """Write a number and its unit, as the templates `unité`, `unidad`, `num` of several wikis do.
+    """Write a number and its unit, like the templates `unité`, `unidad` and `num` of several wikis.
 
     The numbered arguments are the number and units, each optionally followed by a power: `unité|5|m|2`.
     """
@@ -389,7 +389,7 @@ def japanese(arguments: TemplateArguments) -> str:
 
 
 def linked_language(arguments: TemplateArguments) -> str:
-    """Return the text of a link to an article in another language; older links have its code as first argument."""
+    """Return the text of a link to an article in another language; in older links, the first argument is its code."""
     if label := arguments.get("lt", "display", "label", "text"):
         return label
     words = arguments.words
@@ -448,7 +448,7 @@ def century(arguments: TemplateArguments) -> str:
 
 
 def centuries(arguments: TemplateArguments) -> str:
-    """Write French centuries: `XIXe et XXe siècles`; the word between them may be given."""
+    """Write French centuries: `XIXe et XXe siècles`; an argument may replace `et`."""
     words = arguments.words
     between = f" {words.pop(2)} " if len(words) == 5 else " et "
     pairs = [f"{number}{ending}" for number, ending in zip(words[::2], words[1::2], strict=False)]
@@ -456,7 +456,7 @@ def centuries(arguments: TemplateArguments) -> str:
 
 
 def name_itself(arguments: TemplateArguments) -> str:
-    """Return the name of a template whose name is its text, with Roman numerals in capitals."""
+    """Return the text of a template that stands for its own name, with Roman numerals in capitals."""
     name = arguments.name.replace("av. j.-c.", "av. J.-C.")
     return re.sub(r"^[ivxlcdm]+(?=(?:er?|re|ème)\b)", lambda number: number[0].upper(), name)
 

@@ -25,7 +25,7 @@ def _checked_rule(spec: int | str) -> int | str:
 
 def _checked_name(name: str) -> str:
     if not template_name(name) or set(name) & set("{}|[]<>#:"):
-        raise ValueError(f"`{name}` is not a template's name (expected it without braces, namespace and arguments)")
+        raise ValueError(f"`{name}` is not a template's name (expected a name without braces, namespace or arguments)")
     return name
 
 
@@ -71,8 +71,8 @@ class WikipediaCorpus(FileCorpus):
             AfterValidator(_checked_names),
         ] = Field(
             {},
-            description="What is kept of templates, by their names: the number or name of an argument, a text with "
-            "arguments in braces such as `{1} {unit}`, or `drop`. They replace and extend the built-in rules.",
+            description="Text to keep of each template, by its name: the number or name of an argument, a text with "
+            "arguments in braces such as `{1} {unit}`, or `drop`. These rules replace and extend the built-in ones.",
         )
         variant: Annotated[str | None, AfterValidator(_checked_variant)] = Field(
             None,

@@ -62,7 +62,7 @@ def read_wiki(path: Path) -> Wiki:
             where=str(path),
             allowed=f"{_ALLOWED}, in UTF-8",
             hint="unpack it if it is compressed, and convert it: iconv -f UTF-16 -t UTF-8 OLD.xml > NEW.xml; its first "
-            "line, if it is <?xml ... encoding=...?>, must state UTF-8",
+            "line, if it is <?xml ... encoding=...?>, must declare UTF-8",
         )
     first = _FIRST_ELEMENT.search(head)
     if first is None:
@@ -151,11 +151,11 @@ class DumpPart:
                 f"the dump is damaged or ends too early, after {pages:,} whole pages"
                 + (f" from byte {self._start:,} on" if self._start else ""),
                 where=str(self._path),
-                hint="download the dump again and compare it with the checksum that its site publishes",
+                hint="download the dump again and compare it with the published checksum",
             )
 
     def _chunks(self) -> Iterator[tuple[bytes, bool]]:
-        """Yield unpacked bytes from the part's start on, each chunk with whether it belongs to the part."""
+        """Yield chunks of unpacked bytes from the part's start on, and whether each belongs to the part."""
         if compression(self._path) == "bzip2":
             with self._path.open("rb") as raw:
                 yield from self._bzip2(raw)

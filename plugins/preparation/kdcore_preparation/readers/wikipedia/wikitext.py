@@ -387,7 +387,7 @@ class _Article:
 
 
 def template_name(name: str) -> str:
-    """Normalise a template name as in the tables: redirects differ in case, underscores and spaces."""
+    """Normalise a template name as in the tables: redirects may differ in case, underscores and spaces."""
     return " ".join(name.replace("_", " ").casefold().split())
 
 
@@ -490,9 +490,9 @@ def _lines(rendered: str, report: Counter[str], stage: CharacterStage) -> list[t
 def _rows_of_tables(lines: list[str]) -> frozenset[int]:
     """Find the lines of unclosed tables and templates.
 
-    A line that begins with `|` or `!` is a row inside an open table or template, next to a line that is certainly a
-    row, or if a neighbouring line also begins with such a mark and a space follows the mark in both. Otherwise it is
-    text, as in MediaWiki.
+    A line that begins with `|` or `!` counts as a row if it is inside an open table or template, if it is next to a
+    line that is certainly a row, or if it and a neighbouring line both begin with such a mark followed by a space.
+    Otherwise it is text, as in MediaWiki.
     """
     rows: set[int] = set()
     in_table, open_templates = False, 0

@@ -1,4 +1,4 @@
-"""Parse an article without the parts that are dropped anyway.
+"""Parse an article, leaving out the parts that would be dropped later.
 
 The library tokenises wikitext in C and builds a tree of Python objects from the tokens, which takes ten times as long.
 Most tokens of a Wikipedia article are inside templates, references and tables, so these are left out before the tree is
@@ -195,7 +195,8 @@ def _length(
 ) -> tuple[int, int]:
     """Return the number of characters of a token whose length varies, and the position of the next one.
 
-    The name of a tag that is written as markup, such as the `b` of three quotes, is a token, but not in the source.
+    The name of a tag that is written as markup, such as `b` for three quotes, is a token but does not occur in the
+    source.
     """
     if kind is kinds.tag:
         markups.append(token)
