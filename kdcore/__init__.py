@@ -1,7 +1,7 @@
-"""kdcore distils BERT-like encoders: a large teacher, raw text and a recipe in, a small student out.
+"""Distil BERT-like encoders: train a small student from a large teacher, raw text and a recipe.
 
-Other packages use the names of this module only; `__init__.pyi` lists them with the modules that define them. Each is
-imported at its first use, so that `import kdcore` is fast and imports neither torch nor transformers.
+Other packages use only the names in this module; `__init__.pyi` lists them with the modules that define them. Each name
+is imported on first use, so `import kdcore` is fast and imports neither torch nor transformers.
 """
 
 from __future__ import annotations

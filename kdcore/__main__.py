@@ -1,4 +1,4 @@
-"""Run `kdcore` as `python -m kdcore` where its script is not installed: in a container, or from a copy of the code."""
+"""Run `kdcore` as `python -m kdcore` if its script is not installed, for example in a container."""
 
 import sys
 

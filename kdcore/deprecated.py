@@ -8,14 +8,14 @@ from typing import Any
 
 
 def moved_name(old: str, module: str, package: str) -> Any:
-    """Resolve a deprecated name, with a warning in the module that uses it.
+    """Resolve a deprecated name, and attribute a warning to the module that uses it.
 
     Called by a module's `__getattr__`.
 
     Args:
         old: the deprecated name with its module, such as `kdcore.DataRecipe`.
         module: the module that now defines it, under the same attribute name.
-        package: the package of that module, as given to pip.
+        package: the name of that module's package, as passed to pip.
 
     Raises:
         AttributeError: the package is not installed, or its module has no such name.
@@ -33,13 +33,13 @@ def moved_name(old: str, module: str, package: str) -> Any:
 
 
 def renamed(old: str, new: str, value: Any) -> Any:
-    """Return the value of a renamed public name, with a warning in the module that uses the old one.
+    """Return the value of a renamed public name, and attribute a warning to the module that uses the old name.
 
     Called by a module's `__getattr__`.
 
     Args:
         old: the deprecated name with its module, such as `kdcore.MachineError`.
-        new: its name now.
+        new: its new name.
         value: the object that it refers to.
     """
     warn_deprecated(old, new, level=4)
@@ -50,7 +50,7 @@ def warn_deprecated(old: str, new: str, level: int = 3) -> None:
     """Warn that a name is deprecated, by default at the line that calls the function or property that uses it.
 
     Args:
-        old: the deprecated name, as its users write it.
+        old: the deprecated name, as written in user code.
         new: its replacement.
         level: stack level that the warning refers to; 2 is the caller.
     """

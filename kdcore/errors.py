@@ -1,4 +1,4 @@
-"""Define the exception tree and the exit codes of every command.
+"""Define the exception hierarchy and the exit codes of all commands.
 
 A launcher acts on the exit code: 2 means invalid input (never requeue), 1 an infrastructure failure (requeue),
 3 a training failure, 130 an interruption.
@@ -24,7 +24,7 @@ class Problem:
 
     Attributes:
         what: the problem, as one sentence without a final full stop.
-        where: location of the problem: a file, `file:line`, an override, a folder.
+        where: location of the problem: a file, `file:line`, an override or a folder.
         key: dotted key path at that location, such as `losses.hidden_mse.layers`.
         allowed: the valid values or names.
         hint: how to fix it.
@@ -68,7 +68,7 @@ class KdcoreError(Exception):
 
 
 class InputError(KdcoreError):
-    """The user's input is invalid: a recipe, data, a folder, a plugin. Contains one or more problems."""
+    """The user's input is invalid: a recipe, data, a folder or a plugin. Contains one or more problems."""
 
     exit_code = EXIT_INPUT
 
@@ -103,7 +103,7 @@ class DataError(InputError):
 
 
 class InfrastructureError(KdcoreError):
-    """The infrastructure failed: a process died, a disk is full, a port is in use."""
+    """The infrastructure failed: for example, a process died, a disk is full, or a port is in use."""
 
     exit_code = EXIT_MACHINE
 

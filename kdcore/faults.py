@@ -26,9 +26,9 @@ _IMPORTED = "kdcore_import_"
 def plugin_faults(component: object = None, key: str | None = None) -> Iterator[None]:
     """Convert an exception raised by a component's code into an error that names component, package and line.
 
-    Without a component, or with one of kdcore itself, only exceptions with a plugin's code in their traceback are
-    converted, and no OSError. Errors of kdcore, closed pipes, full disks, overlong paths, exhausted memory, and device
-    and process group failures are passed on unchanged.
+    Without a component, or with a component of kdcore itself, an exception is converted only if its traceback contains
+    a plugin's code and it is not an OSError. Errors of kdcore, closed pipes, full disks, overlong paths, exhausted
+    memory, and device and process group failures are passed on unchanged.
 
     Args:
         component: an instance or the class of the component whose code runs in the context.
@@ -120,7 +120,7 @@ def _place(file: str, line: int) -> str:
 
 
 def _definition(cls: type) -> str:
-    """Return where a class is defined, for exceptions that were raised where it is called."""
+    """Return where a class is defined, for exceptions that were raised in the code that calls it."""
     try:
         return _place(inspect.getfile(cls), inspect.getsourcelines(cls)[1])
     except (OSError, TypeError):

@@ -1,7 +1,7 @@
 """Objectives as functions of tensors, for training loops without recipes: `kdcore.functional.NAME`.
 
-NAME is the name of an installed loss, whose `function` is returned. `dir(kdcore.functional)` lists these names; it
-imports all losses.
+NAME is the name of an installed loss; the attribute is its `function`. `dir(kdcore.functional)` imports all losses and
+lists these names.
 """
 
 from collections.abc import Callable as _Callable

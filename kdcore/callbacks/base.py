@@ -18,9 +18,9 @@ class Callback:
     folder contains any files, and raising InputError refuses the run. Random numbers are drawn from a stream that is
     separate from the run's. A tracker drops metrics that a resumed run repeats, but a callback receives the events
     again when a run repeats the steps since its last checkpoint. If a method raises an exception, the run writes a
-    checkpoint and ends with an error that names the callback. That callback is not called again; the others are. After
-    an error at the final export the run is finished, and its next start calls no callback: export again with `kdcore
-    export`, and redo there what the callback has missed.
+    checkpoint and ends with an error that names the callback. That callback is not called again; the others are. If the
+    error occurs at the final export, the run is already finished, and its next start calls no callbacks. In that case,
+    export again with `kdcore export` and make up for the missed callback manually.
     """
 
     class Config(ComponentConfig):
@@ -37,14 +37,17 @@ class Callback:
         """React to a validation, with its losses and scores."""
 
     def on_checkpoint(self, event: CheckpointEvent) -> None:
-        """React to a checkpoint, which is complete: training has waited for the background thread that commits it."""
+        """React to a checkpoint.
+
+        The checkpoint is complete: training has waited for the background thread that commits it.
+        """
 
     def on_export(self, event: ExportEvent) -> None:
         """React to an export of the student."""
 
     def should_stop(self) -> bool:
-        """Return whether to stop the run after a checkpoint, as a signal does; called after every event.
+        """Return whether to write a checkpoint and stop the run, as after a signal; called after every event.
 
-        A stopped run exports no final student, and the next start continues it.
+        A stopped run does not export a final student; the next start resumes it.
         """
         return False

@@ -1,4 +1,4 @@
-"""Define the interfaces of commands, of options of `kdcore export` and of job queues."""
+"""Define the interfaces of commands, options of `kdcore export`, and job queues."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
 class Command(ABC):
-    """The command `kdcore NAME`, NAME being the entry point's name in the group `kdcore.commands`.
+    """The command `kdcore NAME`, where NAME is the name of its entry point in the group `kdcore.commands`.
 
     An entry point named `GROUP SUBCOMMAND` adds a subcommand to the command GROUP: `"recipe import"` is
     `kdcore recipe import`, and its `run` gets only the arguments after `import`.
 
-    The module of a command is imported for every `kdcore NAME`, `kdcore NAME --help` included: import slow modules,
+    The module of a command is imported for every `kdcore NAME`, including `kdcore NAME --help`. Import slow modules,
     such as torch, inside `run`.
 
     Attributes:
         help: one line that describes the command.
-        subcommands: names of the command's own subcommands. A command that has some is a group, to which packages can
-            add further ones, and reads its own as its first argument. A package's subcommand never replaces them.
+        subcommands: names of the command's own subcommands. A command with subcommands is a group: its first argument
+            selects one of them, and packages can add further subcommands. A package cannot replace the command's own
+            subcommands.
     """
 
     help: ClassVar[str]
@@ -49,22 +50,22 @@ class Command(ABC):
 class ExportOption(ABC):
     """Options of `kdcore export` that a package adds (registry `kdcore.export_options`).
 
-    The module is imported for every `kdcore export`, `kdcore export --help` included: import slow modules, such as
+    The module is imported for every `kdcore export`, including `kdcore export --help`. Import slow modules, such as
     torch, inside `apply`.
     """
 
     @abstractmethod
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare options, such as `--int8`. `kdcore export RUN FOLDER` has to remain valid without them."""
+        """Declare options, such as `--int8`. `kdcore export RUN FOLDER` must remain valid without them."""
 
     @abstractmethod
     def apply(self, folder: Path, arguments: argparse.Namespace) -> None:
         """Change the exported folder before it is published. Called for every export, with or without options.
 
         Args:
-            folder: a complete export under a temporary name: config, weights in float32, tokenizer, model card. It
-                takes its final name after the last option, and is removed if any of them raises.
-            arguments: what `kdcore export` was called with; `arguments.run` is the run folder.
+            folder: a complete export under a temporary name: config, weights in float32, tokenizer, model card. After
+                the last option it is renamed to its final name. If any option raises an exception, it is removed.
+            arguments: the parsed arguments of `kdcore export`; `arguments.run` is the run folder.
 
         Raises:
             KdcoreError: shown without a traceback; its exit code is used.
@@ -79,7 +80,7 @@ class JobQueue(ABC):
 
     @abstractmethod
     def states(self) -> Mapping[str, str] | None:
-        """Return the state of each of the user's jobs by job id: `PENDING` before its start, any other text after it.
+        """Return the state of each of the user's jobs by job id: `PENDING` until it starts, any other text afterwards.
 
         Return None if the scheduler is not available here.
         """
@@ -90,14 +91,14 @@ class _HasOptions(Protocol):
 
 
 class _Probe(argparse.ArgumentParser):
-    """A copy of a parser on which new arguments are tried out. Raises ValueError where a parser would exit."""
+    """A copy of a parser for trying out new arguments. Raises ValueError where a parser would exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
 def add_options(option: _HasOptions, entry: Entry, parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Add a package's options to a command, unless they change what the command means with `words` alone.
+    """Add a package's options to a command, unless they would change how the command parses `words`.
 
     Raises:
         PluginError: the options cannot be used; the parser is unchanged.
@@ -139,7 +140,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_allow_imports(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--allow-imports` of commands that read the recipe of a run folder."""
+    """Add the option `--allow-imports`, for commands that read the recipe of a run folder."""
     parser.add_argument(
         "--allow-imports",
         action="store_true",

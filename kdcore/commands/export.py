@@ -59,11 +59,11 @@ def export_to(
         run: the run folder.
         step: the checkpoint's step; None for the newest.
         allow_imports: whether to run the files under `imports:` of the run's recipe.
-        finish: called with the complete export under a temporary name.
+        finish: called with the path of the complete export, which still has a temporary name.
 
     Raises:
         InputError: the folder is not empty, or the run has no such checkpoint.
-        InfrastructureError: the disk fails.
+        InfrastructureError: the folder cannot be written, for example because the disk is full.
     """
     from kdcore.training.run.export import export_run
     from kdcore.utils.atomic import atomic_directory

@@ -97,8 +97,8 @@ def _run_command(command: Command, name: str, arguments: list[str], program: str
         if not isinstance(found, Entry) or found.distribution == "kdcore":
             raise
         raise PluginError(
-            f"command `{name}` of {found.package} cannot import what it needs: {describe_error(error)}",
-            hint="Find the package to repair with `kdcore plugins check`, or a missing one with `pip check`.",
+            f"command `{name}` of {found.package} cannot import its dependencies: {describe_error(error)}",
+            hint="Find a broken package with `kdcore plugins check`, or a missing one with `pip check`.",
         ) from error
 
 
@@ -118,7 +118,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _overview() -> str:
-    """Compose the text of `kdcore --help`. Only commands of our own packages are imported: they are light."""
+    """Compose the text of `kdcore --help`. Only commands of our own packages are imported, which is fast."""
     entries = [entry for entry in commands.entries() if " " not in entry.name]
     lines = ["usage: kdcore COMMAND ...", "", "Distil BERT-like encoders.", "", "commands:"]
     for entry in entries:
@@ -130,7 +130,7 @@ def _overview() -> str:
 
 
 def _added(group: str) -> str | None:
-    """Compose the part of `kdcore GROUP --help` about subcommands of packages. Imports none of them."""
+    """Compose the part of `kdcore GROUP --help` that lists subcommands of packages, without importing them."""
     entries = added_subcommands(group)
     if not entries:
         return None

@@ -63,7 +63,7 @@ def _list() -> int:
 
 
 def _shadowed(entry: Entry) -> str | None:
-    """Explain that the name alone does not select this component; None if it does."""
+    """Return a note if the name alone does not select this component, or None if it does."""
     first = ALL[entry.group].providers(entry.name)
     if first == [entry]:
         return None
@@ -118,7 +118,7 @@ def _check() -> int:
 
 
 def _faults(entries: Sequence[Entry]) -> list[str | None]:
-    """Return the fault of each component of a package; continue after a component that ends its process."""
+    """Return the fault of each component of a package, even if importing one of them ends the process."""
     found: list[str | None] = []
     while len(found) < len(entries):
         rest = [f"{entry.group}={entry.distribution}:{entry.name}" for entry in entries[len(found) :]]

@@ -16,13 +16,13 @@ from kdcore.training.run.run_status import RunStatus, run_folders, run_status
 class RunsCommand(Command):
     """Show the status of runs: state, step, loss, throughput and restarts, read from their folders.
 
-    list [FOLDER]   list all runs in a folder (default: runs), or all runs of a sweep, given its folder
+    list [FOLDER]   list all runs in FOLDER (default: runs), such as the folder of a sweep
 
     queued     waiting in SLURM's queue, before the first start or after an interruption
     running    starting or training
     finished   the budget is used up and the student is exported
     stopped    interrupted; the same command resumes the run
-    failed     ended with an exit code without a restart: 2 input, 3 training, 1 infrastructure
+    failed     ended with an error and was not restarted; exit codes: 2 input, 3 training, 1 infrastructure
     lost       submitted to SLURM, but no longer in its queue and without a recorded exit code
     """
 

@@ -14,7 +14,8 @@ from kdcore.registry import Entry, commands
 def split_arguments(name: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Split `kdcore NAME ARGUMENTS` into the command's full name and the arguments of that command.
 
-    Subcommands of the group itself win over those of packages; `package:GROUP SUBCOMMAND` selects a package's.
+    Subcommands of the group itself take precedence over subcommands of packages; `package:GROUP SUBCOMMAND` selects a
+    package's.
 
     Args:
         name: the first word after `kdcore`.
@@ -43,7 +44,7 @@ def split_arguments(name: str, arguments: Sequence[str]) -> tuple[str, list[str]
 
 
 def added_subcommands(group: str, word: str | None = None) -> list[Entry]:
-    """List subcommands that installed packages add to a group, or only those called `word`. Imports nothing."""
+    """List the subcommands that installed packages add to a group, or only those named `word`. Imports nothing."""
     return [
         entry
         for entry in commands.entries()
@@ -52,7 +53,7 @@ def added_subcommands(group: str, word: str | None = None) -> list[Entry]:
 
 
 def placement_fault(name: str) -> str | None:
-    """Explain why `kdcore NAME` never reaches a command of that name; None if it does."""
+    """Return the reason why `kdcore NAME` cannot run a command of that name, or None if it can."""
     if " " not in name:
         return None
     group, _, word = name.partition(" ")

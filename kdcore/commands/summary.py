@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class SummaryCommand(Command):
     """Print a short table about a finished run.
 
-    It lists losses, scores, sizes, and rows of the task and of installed packages: kdcore-evaluation, for example, adds
-    inference speed and the similarity of embeddings to the teacher's.
+    It lists losses, scores and sizes, and rows that the task and installed packages add. For example, kdcore-evaluation
+    adds inference speed and the similarity of the student's embeddings to the teacher's.
     """
 
     help = "summarise a finished run: losses, scores, size, comparison with the teacher"
@@ -58,7 +58,7 @@ def summarise(
     arguments: argparse.Namespace | None = None,
     without: Collection[str] = (),
 ) -> str:
-    """Describe a finished run in a table, with the models loaded as users load them.
+    """Describe a finished run in a table. The models are loaded as a user would load them.
 
     Args:
         folder: the run folder.
@@ -67,7 +67,7 @@ def summarise(
         without: components `package:name` whose rows are left out.
 
     Raises:
-        InputError: the folder contains no finished run, or its task refuses to summarise it.
+        InputError: the folder contains no finished run, or its task cannot summarise it.
     """
     from kdcore.tasks.finished_run import FinishedRun
     from kdcore.training.run.build import make_plan
@@ -124,7 +124,7 @@ def _table(rows: Mapping[str, str]) -> str:
 def _rows_without_caches(
     export: Path, metrics: Sequence[Mapping[str, float]], missing: Sequence[str]
 ) -> dict[str, str]:
-    """Describe a run whose teachers were described only by caches that no longer exist."""
+    """Describe a run whose teachers' descriptions were stored only in caches that no longer exist."""
     from kdcore.tasks.finished_run import load_encoder
 
     student, caches = load_encoder(str(export)), ", ".join(missing)
@@ -139,7 +139,7 @@ def _rows_without_caches(
 
 
 def _values(rows: Iterable[Mapping[str, float]], kind: str) -> dict[str, list[float]]:
-    """Read the values of one kind except the weighted sum, by name, in the order of steps."""
+    """Return the metrics of one kind by name, in the order of steps, without the weighted total."""
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
@@ -209,7 +209,7 @@ def _name(entry: Entry) -> str:
 
 
 def _rows_of(name: str, run: FinishedRun) -> dict[str, str]:
-    """Return the rows of a package; if it fails, only its rows are left out."""
+    """Return the rows of a package. If it fails, print a warning and return no rows."""
     try:
         provider: SummaryRows = summary_rows.get(name)()
         return provider.rows(run)
@@ -234,7 +234,7 @@ def _place_rows(run: FinishedRun) -> dict[str, str]:
 
 
 def _suggestion(run: FinishedRun, plan: Plan) -> dict[str, str]:
-    """Suggest an even pairing of blocks for the first loss that pairs blocks in another way."""
+    """Suggest an even pairing of blocks for the first loss that pairs them differently."""
     for label, loss in plan.losses.items():
         if getattr(loss.config, "layers", "uniform") != "uniform":
             change = f"run.id=NEW losses.{label}.layers=uniform"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class TrainCommand(Command):
     """Train the student of a recipe and export it.
 
-    The run folder is runs/NAME/ID, by the recipe's `run`. The same command resumes a run; `run.id=2` starts another
-    one.
+    The run folder is runs/NAME/ID, as set by the recipe's `run`. The same command resumes a run; `run.id=2` starts
+    another one.
 
     Exit codes: 0 finished, 1 machine failure, 2 wrong input, 3 training failed, 130 interrupted.
     """
@@ -56,8 +56,8 @@ def train(
     """Train the student of a recipe in this process, as `kdcore-train RECIPE OVERRIDES` does.
 
     Args:
-        recipe: the recipe's file, or `kdcore:quickstart.yaml` for one that kdcore ships; or its content as a map, with
-            paths relative to the working directory.
+        recipe: path of a recipe file, or `kdcore:quickstart.yaml` for a recipe that kdcore ships; or the content of a
+            recipe as a map, with paths relative to the working directory.
         overrides: values by dotted key, such as `{"training.batch_size": 64}`, where None removes a key; or strings
             such as `training.batch_size=64`.
         smoke: test every phase of the run with a few steps, to check that a long run would work.

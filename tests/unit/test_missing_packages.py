@@ -223,7 +223,7 @@ def test_a_command_that_cannot_import_a_required_package_names_it(
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 2, done.stderr
     message, hint = done.stderr.splitlines()
-    assert message.startswith("error: command `evaluate` of kdcore-evaluation 0.1.0 cannot import what it needs: ")
+    assert message.startswith("error: command `evaluate` of kdcore-evaluation 0.1.0 cannot import its dependencies: ")
     assert f"No module named 'no_such_module' ({packages.folder}/{broken}/__init__.py:1)" in message
     assert "`kdcore plugins check`" in hint
 
