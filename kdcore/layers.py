@@ -130,13 +130,13 @@ def _block(block: Block, num_layers: int, whose: str) -> Block:
 
 
 class Projections(nn.Module):
-    """One learned linear map per pair on the student's side, only if the widths differ."""
+    """One learned linear map per pair, applied to the student's states; no maps if the widths are equal."""
 
     def __init__(self, pairs: Sequence[object] | Pairs, student_size: int, teacher_size: int, mode: ProjectionMode):
         """Create a map for every pair if the widths differ.
 
         Args:
-            pairs: pairs of blocks, one map each.
+            pairs: pairs of blocks, with one map per pair.
             student_size: width of the student's states.
             teacher_size: width of the teacher's states.
             mode: `auto` or `none`.

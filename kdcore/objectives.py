@@ -1,6 +1,6 @@
-"""Define what the functions of `kdcore.functional` return, check their tensors, and select real tokens by lengths.
+"""Define the results of `kdcore.functional`, check tensors, and select real tokens by lengths.
 
-Shapes are known on the host, so checks of them never wait for a device.
+Shapes are known on the host, so checking them never waits for a device.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "
 
 @dataclass(frozen=True)
 class Total:
-    """An objective over some items.
+    """The value of an objective, summed over a number of items.
 
-    Sums and counts of several batches add up, so that their quotient does not depend on how samples are split.
+    Sums and counts can be added across batches. Their quotient does not depend on how samples are split.
 
     Attributes:
         sum: the objective summed over all items; a scalar of at least float32, with a gradient.
-        count: number of items; a tensor if only the device knows it.
+        count: number of items; a tensor if it is known only on the device.
     """
 
     sum: Tensor
@@ -47,15 +47,15 @@ def require_shapes(fit: bool, expected: str, **tensors: Tensor | None) -> None:
 
     Args:
         fit: whether the shapes match.
-        expected: the shapes expected, for the message.
-        tensors: all tensors involved, by name; None is left out.
+        expected: the expected shapes, for the message.
+        tensors: all tensors involved, by name; None is ignored.
 
     Raises:
         ValueError: they do not match; the message lists the shapes.
     """
     if not fit:
         found = ", ".join(f"{name} {tuple(one.shape)}" for name, one in tensors.items() if one is not None)
-        raise ValueError(f"the shapes of tensors do not fit (found {found}, expected {expected})")
+        raise ValueError(f"the shapes of tensors do not match (found {found}, expected {expected})")
 
 
 def require_problem_type(problem_type: str | None) -> None:
@@ -69,10 +69,11 @@ def require_problem_type(problem_type: str | None) -> None:
 
 
 def real_lengths(lengths: Lengths, sequences: int, longest: int) -> Tensor:
-    """Return lengths (B,) as a tensor on their device.
+    """Return lengths (B,) as a tensor, without moving them to another device.
 
     Raises:
-        ValueError: there are not `sequences` lengths, or one on the host is not between 0 and `longest`.
+        ValueError: the number of lengths is not `sequences`, or a length is not between 0 and `longest` (checked only
+            on the host).
     """
     lengths = torch.as_tensor(lengths)
     require_shapes(lengths.shape == (sequences,), f"({sequences},)", lengths=lengths)
@@ -85,7 +86,8 @@ def real_rows(states: Tensor, lengths: Lengths | None) -> Tensor:
     """Return the rows (N, d) of real tokens in order.
 
     Args:
-        states: (B, L, d) with padding at the end of sequences; or rows (..., d), all of them real, without `lengths`.
+        states: (B, L, d) with padding at the end of sequences; or, without `lengths`, rows (..., d) of real tokens
+            only.
         lengths: (B,) number of real tokens of each sequence.
 
     Raises:

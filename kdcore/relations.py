@@ -91,12 +91,12 @@ class ScoreMaps:
 
     @property
     def num_rows(self) -> int | Tensor:
-        """Number of rows of real queries, over all heads; a tensor if only the device knows it."""
+        """Number of rows of real queries, over all heads; a tensor if it is known only on the device."""
         return sum(chunk.real(1) for chunk in self._chunks)
 
     @property
     def num_entries(self) -> int | Tensor:
-        """Number of pairs of real tokens, over all heads; a tensor if only the device knows it."""
+        """Number of pairs of real tokens, over all heads; a tensor if it is known only on the device."""
         return sum(chunk.real(2) for chunk in self._chunks)
 
     @classmethod
@@ -115,11 +115,11 @@ class ScoreMaps:
 
         Args:
             signals: signals of the student or the teacher.
-            part: which projection.
+            part: the projection: query, key or value.
             block: counted from 0.
             num_heads: merge the heads and split them again into this number, which must divide the width; None keeps
                 them.
-            unit: `aligned` relates units instead of tokens, see `Signals.unit_heads`.
+            unit: `aligned` relates units instead of tokens; see `Signals.unit_heads`.
         """
         chunks = []
         for heads in signals.heads(part, block) if unit == "token" else signals.unit_heads(part, block):
@@ -169,7 +169,7 @@ class _Chunk:
         right: like `left`; None for relations, where it is `left` itself.
         mask: four axes, broadcastable to (b, A, l, l): bool, true where a key is attended to, or additive.
         rows: (b, l) bool, true on real tokens; None if there is no padding.
-        scale: factor on the products.
+        scale: factor applied to the products.
         lengths: (b,) on the host, number of real tokens of each sequence; None if unknown on the host.
         only_padding: whether `mask` is equivalent to `rows`.
     """
@@ -358,5 +358,5 @@ def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def _fill(scores: Tensor, seen: Tensor | None) -> Tensor:
-    """Set masked scores to the lowest finite number; differences of minus infinity would be NaN."""
+    """Set masked scores to the lowest finite number, because differences of minus infinity would be NaN."""
     return scores if seen is None else scores.masked_fill_(~seen, torch.finfo(scores.dtype).min)

@@ -37,7 +37,7 @@ SEQUENCE_CLASSES = "sequence_classes"
 
 @dataclass(frozen=True)
 class Head:
-    """What a model predicts from its last hidden states: C outputs for every token or every sequence.
+    """A head on the last hidden states of a model, with C outputs for every token or every sequence.
 
     The weights of a head belong to transformers' class `auto_class`, or to the module that a subclass returns from
     `module`.
@@ -90,9 +90,9 @@ class Head:
         return Head("token_classes", "token", outputs, tuple(labels), auto_class=auto_class)
 
     def module(self, info: ModelInfo) -> nn.Module | None:
-        """Return a new module from states (N, d) or (B, d) to outputs (N, C) or (B, C), in float32.
+        """Return a new float32 module that maps states (N, d) or (B, d) to outputs (N, C) or (B, C).
 
-        None, the default, if transformers has the module under `auto_class`.
+        Return None, the default, if transformers has the module under `auto_class`.
 
         Args:
             info: the model whose states it receives.
@@ -328,7 +328,7 @@ class Batch:
             is ignored in the padding.
         token_types: (B, L) int64, 1 on tokens of the second text of a pair; None if there are no pairs.
         units: units of the tokens; None if both models have the same tokens; each token is then a unit.
-        teacher: the batch of the teacher's tokens; None if it is this one.
+        teacher: the batch of the teacher's tokens; None if it is this batch.
         split: split of the samples; None for a batch not drawn by a task. Stays on the host, as do the next two.
         samples: (B,) int64 NumPy array, indices of the samples in the split.
         epochs: (B,) int64 NumPy array, number of times that each sample has been seen before.
@@ -413,7 +413,7 @@ class AttentionPattern:
     Every query attends to the real keys of its sequence within the window.
 
     Attributes:
-        window: greatest distance between a query and its keys; None without a limit.
+        window: maximum distance between a query and its keys; None if there is no limit.
         bias: added to the scaled scores, broadcastable to (B, A, L, L); None without a bias.
     """
 
@@ -441,12 +441,12 @@ class AttentionTap:
     """The inputs of one block's attention kernel.
 
     Attributes:
-        query: (B, A, L, d_k), after rotary embedding where there is one; packed: (N, A, d_k).
+        query: (B, A, L, d_k), after rotary embedding if the model has one; packed: (N, A, d_k).
         key: like `query`.
         value: like `query`.
         mask: the block's mask (padding, window, bias) as passed to the kernel: bool (true is attended) or additive,
             broadcastable to (B, A, L, L); None if all positions attend to each other, or if `pattern` describes it.
-        scale: factor on `query @ key^T` before the softmax.
+        scale: factor applied to `query @ key^T` before the softmax.
         pattern: the structure of the mask; None if only the mask is known.
         packed: whether the states contain only the N real tokens, one sequence after another, without padding. Requires
             a `pattern`.
@@ -469,7 +469,7 @@ class HeadChunk:
         states: (b, A, l, d_k).
         mask: the block's mask, broadcastable to (b, A, l, l): bool or additive; None if nothing is masked.
         rows: (b, l) bool, true on real tokens; None if there is no padding.
-        scale: the block's factor on `query @ key^T`.
+        scale: the block's scale factor for `query @ key^T`.
         lengths: (b,) NumPy array, real tokens of each sequence, to process sequences one by one; None if unknown.
         only_padding: whether `mask` is guaranteed to mask padding only.
         pattern: the structure of the mask besides the lengths; None if only the mask is known.
@@ -486,13 +486,13 @@ class HeadChunk:
 
 @dataclass(frozen=True)
 class PackedHeads:
-    """Heads of the real tokens without padding, one sequence after another, as kernels for ragged batches read them.
+    """Heads of the real tokens without padding, one sequence after another, for kernels that read ragged batches.
 
     Attributes:
         states: (N, A, d_k).
         offsets: (B + 1,) int32, the start of each sequence and N at the end.
         longest: number of tokens in the longest sequence; known on the host.
-        scale: the block's factor on `query @ key^T`.
+        scale: the block's scale factor for `query @ key^T`.
         pattern: which keys of its sequence a query attends to; None if only the dense mask of `heads` is known.
     """
 
@@ -690,7 +690,7 @@ class Signals:
         return self._factored[positions]
 
     def outputs(self, name: str) -> Tensor:
-        """Return the outputs of a head: (N, C) at all real tokens, or (B, C), by the head's level."""
+        """Return the outputs of a head: (N, C) at all real tokens or (B, C), depending on the head's level."""
         return self.logits("all") if name == MASKED_LM else self._outputs[name]
 
     @property

@@ -28,11 +28,11 @@ class LossConfig(ComponentConfig):
     label: str = Field(description="Key of the entry in the map `losses`, used in the names of metrics.")
     weight: Weight | list[tuple[Fraction, Weight]] = Field(
         1.0,
-        description="Factor on the sum of the loss's terms; or points [[fraction of the budget, weight], ...], "
+        description="Weight of the sum of the loss's terms; or points [[fraction of the budget, weight], ...], "
         "interpolated linearly and constant before the first and after the last.",
     )
     active: tuple[Fraction, Fraction] = Field(
-        (0.0, 1.0), description="Interval [from, to) of the budget, in fractions, in which the loss is computed."
+        (0.0, 1.0), description="Interval [from, to) in which the loss is computed, in fractions of the budget."
     )
 
     teacher: str | None = Field(
@@ -91,11 +91,11 @@ class Loss(ABC, nn.Module):
 
     @property
     def compares_tokens(self) -> bool:
-        """Whether the tokens of teacher and student are compared one by one, so that both need the same tokenizer.
+        """Whether tokens of teacher and student are compared one by one, in which case both need the same tokenizer.
 
-        By default, whether hidden states, attention or vocabulary predictions of the teacher are requested. Outputs of
-        its heads on tokens are always compared one by one. Override it in a loss that compares only sequences (`first`,
-        classes) or units (`units`, `unit_heads`, `batch.num_units`).
+        By default, this is True if hidden states, attention or vocabulary predictions of the teacher are requested.
+        Outputs of its heads on tokens are always compared one by one. Override it in a loss that compares only
+        sequences (`first`, classes) or units (`units`, `unit_heads`, `batch.num_units`).
         """
         teacher = self.requests().teacher
         return bool(teacher.hidden_blocks or teacher.attention_parts or teacher.predicts_tokens)
@@ -104,7 +104,7 @@ class Loss(ABC, nn.Module):
     def counts(self, batch: Batch) -> dict[str, int]:
         """Return the number of items that each term averages over in this micro-batch.
 
-        In training this is called in a background thread, while the previous step trains.
+        During training, this is called in a background thread while the previous step is running.
         """
 
     @abstractmethod
@@ -115,7 +115,7 @@ class Loss(ABC, nn.Module):
         """
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Return sums over this micro-batch from which `constant_baseline` computes its values; empty if none exist.
+        """Return sums over this micro-batch for `constant_baseline`; empty if the loss does not define a baseline.
 
         Sums of several micro-batches are added, so none of them may be a mean. Use float64.
 
@@ -126,13 +126,13 @@ class Loss(ABC, nn.Module):
         return {}
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the value that the best constant prediction reaches for each term, on the samples in the sums.
+        """Return the value of each term for the best constant prediction, on the samples in the sums.
 
         A constant prediction is the same at every position of every sequence, such as the mean of the teacher's states.
-        A trained student that is not below this value has not learned from the text. Terms may be left out.
+        A trained student whose loss is not below this value has not learned from the text. Terms may be omitted.
 
         Args:
-            sums: `constant_sums`, added over all micro-batches and processes, on the CPU; not empty.
+            sums: the results of `constant_sums`, added over all micro-batches and processes, on the CPU; not empty.
         """
         return {}
 
@@ -199,7 +199,8 @@ def require_head(config: LossConfig, model: ModelInfo, name: str, whose: str) ->
 def require_equal_outputs(config: LossConfig, teacher: ModelInfo, student: ModelInfo, name: str) -> Head:
     """Return the student's head, which must have the same outputs as the teacher's.
 
-    If no label of the teacher matches, its outputs are assumed to be the student's in the same order, with a warning.
+    If none of the teacher's labels match, its outputs are assumed to be the student's in the same order, and a warning
+    is logged.
 
     Raises:
         InputError: a model does not have the head, or the numbers or the order of the outputs differ.

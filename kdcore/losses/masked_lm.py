@@ -15,7 +15,7 @@ from kdcore.signals import Batch, ModelInfo, Requests, Signals
 
 
 def masked_lm(logits: Tensor, labels: Tensor) -> Total:
-    """Sum the cross-entropy of the true tokens, counted in tokens with a label.
+    """Sum the cross-entropy of the true tokens, and count the tokens with a label.
 
     Args:
         logits: (..., V).
@@ -56,7 +56,7 @@ class MaskedLMLoss(Loss):
         return {"masked_lm": masked_lm(student.logits("masked"), batch.masked_labels).sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Count the predicted tokens (V,), and the others (V,) without the first and last of each sequence."""
+        """Count the tokens to be predicted (V,), and the others (V,) except the first and last of each sequence."""
         starts = torch.arange(batch.num_sequences) * batch.input_ids.shape[1]
         ends = starts + torch.from_numpy(batch.lengths) - 1
         others = torch.zeros(batch.input_ids.numel(), dtype=torch.bool, device=batch.input_ids.device)
@@ -69,7 +69,7 @@ class MaskedLMLoss(Loss):
         return {"tokens": tokens.double(), "others": counts.double()}
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the cross-entropy of token frequencies that are estimated from the tokens that are not predicted.
+        """Return the cross-entropy for token frequencies estimated from the tokens that are not to be predicted.
 
         Frequencies estimated from only a few predicted tokens would fit these tokens better than any model can. The
         frequencies are smoothed by absolute discounting (Ney, Essen and Kneser 1994).

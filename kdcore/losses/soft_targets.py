@@ -30,15 +30,15 @@ def soft_targets(
     temperature: float = 1.0,
     problem_type: str | None = None,
 ) -> Total:
-    """Sum `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, counted in rows (Hinton et al. 2015).
+    """Sum `T^2 KL(softmax(z_t / T) || softmax(z_s / T))` over rows, and count the rows (Hinton et al. 2015).
 
     Args:
         student: logits (..., C), or (B, L, C) with `lengths`.
         teacher: like `student`.
-        lengths: (B,) number of real tokens of each sequence; without it all rows are compared.
+        lengths: (B,) number of real tokens of each sequence; if omitted, all rows are compared.
         temperature: T.
         problem_type: `regression` for `(z_s - z_t)^2`; `multi_label_classification` for the divergence of the `sigmoid`
-            of each output, averaged over the outputs. Outputs of `regression` may be (B,).
+            of each output, averaged over the outputs. Outputs of `regression` may have shape (B,).
 
     Raises:
         ValueError: the shapes or the lengths do not match, or `problem_type` is unknown.
@@ -58,9 +58,9 @@ class SoftTargetsLoss(Loss):
     """Kullback-Leibler divergence of predictions, softened by a temperature (Hinton et al. 2015).
 
     Term `soft_targets`: sum over scored positions of `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, counted in scored
-    positions. The factor T^2 keeps the gradient's scale when T changes. For regression heads the term is
-    `(z_s - z_t)^2`, independent of T; for heads of several labels the divergence is that of each label's `sigmoid`,
-    averaged over the labels.
+    positions. The factor T^2 preserves the scale of the gradient when T changes. For regression heads the term is
+    `(z_s - z_t)^2`, independent of T; for multi-label heads, it is the divergence of each label's `sigmoid`, averaged
+    over the labels.
     """
 
     class Config(LossConfig):
@@ -69,8 +69,8 @@ class SoftTargetsLoss(Loss):
         temperature: float = Field(1.0, gt=0, description="Temperature T; divides the logits of both models.")
         positions: Literal["masked", "all", "classes"] = Field(
             "masked",
-            description="Predictions to compare: over the vocabulary at masked tokens or at all real tokens, or of the "
-            "classes of whole sequences, which is the head `sequence_classes`.",
+            description="Predictions to compare: over the vocabulary, at `masked` tokens or at `all` real tokens; or "
+            "over the `classes` of whole sequences, from the head `sequence_classes`.",
         )
         head: str | None = Field(
             None, description="Head whose outputs are compared instead, such as `token_classes`, at every position."
@@ -138,7 +138,7 @@ class SoftTargetsLoss(Loss):
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum the teacher's probabilities, or its regression outputs, over each half of the sequences (2, C).
 
-        The other sums are the number of rows in each half (2,), and the entropies (for regression, squares) of both.
+        Also sum the rows in each half (2,), and the entropies (for regression, squares) over both halves.
         """
         assert teacher is not None
         theirs, halves = self._read(teacher), self._halves(batch)
@@ -180,7 +180,7 @@ class SoftTargetsLoss(Loss):
         return {"soft_targets": factor * float(apart / rows.sum())}
 
     def _halves(self, batch: Batch) -> Tensor:
-        """Return, for each scored position, which half of the sequences it belongs to: 0 or 1."""
+        """Return the half of the sequences, 0 or 1, to which each scored position belongs."""
         numbers = np.arange(batch.num_sequences) if batch.samples is None else batch.samples
         halves = torch.from_numpy(numbers % 2).to(batch.input_ids.device)
         if self.head is not None and self.head.level == "sequence":
@@ -220,7 +220,7 @@ def _binary_divergence(student: Tensor, teacher: Tensor, temperature: float) -> 
 
 
 class _SlicedDivergence(torch.autograd.Function):
-    """`sum T^2 KL(softmax(z_t / T) || softmax(z_s / T))` over rows, a slice of rows at a time.
+    """`sum T^2 KL(softmax(z_t / T) || softmax(z_s / T))` over all rows, computed in slices of rows.
 
     Logits are by far the largest tensors of a step. Autograd would keep several float32 copies of them. The gradient,
     `T (softmax(z_s / T) - softmax(z_t / T))`, can be computed from the logits alone.

@@ -374,7 +374,7 @@ MISFITS: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("case", MISFITS)
 def test_shapes_that_do_not_fit_are_refused(case: str) -> None:
     call, found = MISFITS[case]
-    with pytest.raises(ValueError, match=rf"^the shapes of tensors do not fit \(found .*{found}"):
+    with pytest.raises(ValueError, match=rf"^the shapes of tensors do not match \(found .*{found}"):
         call()
 
 

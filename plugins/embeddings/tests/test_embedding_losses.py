@@ -200,7 +200,7 @@ def test_functions_of_embeddings_refuse_shapes_that_do_not_fit() -> None:
         lambda: functional.margin_mse(own, own[:, :1]),
         lambda: functional.listwise_kl(own[0], own[0]),
     ):
-        with pytest.raises(ValueError, match=r"shapes of tensors do not fit \(found .*\((4, 6|2, 2, 6|6,)\)"):
+        with pytest.raises(ValueError, match=r"shapes of tensors do not match \(found .*\((4, 6|2, 2, 6|6,)\)"):
             call()
 
 
