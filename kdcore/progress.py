@@ -41,7 +41,7 @@ class Progress:
 
     Attributes:
         step: number of completed steps.
-        seconds: training time by process 0's clock, including earlier sessions of the run.
+        seconds: training time measured by process 0, including earlier sessions of the run.
         max_steps: limit of steps, or None.
         max_seconds: limit of time in seconds, or None.
         exit_seconds: training time in seconds at which training ends before its budget is used up, or None.
@@ -94,7 +94,7 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        """Return whether training ends: the budget is used up, or a limit for an early exit is reached."""
+        """Return whether training is over: the budget is used up, or a limit for an early exit is reached."""
         time_is_up = self.exit_seconds is not None and self.seconds >= self.exit_seconds
         steps_are_up = self.exit_steps is not None and self.step >= self.exit_steps
         return self.fraction >= 1.0 or time_is_up or steps_are_up

@@ -13,10 +13,11 @@ from kdcore.optimizers.base import Optimizer, OptimizerConfig, ParameterGroup
 class Adafactor(Optimizer):
     """Adafactor (Shazeer and Stern 2018), which stores only row and column averages of a matrix's squared gradients.
 
-    Uses the implementation of transformers (from fairseq). The learning rate is the recipe's, as for every optimizer;
-    the paper's relative step sizes, which are another schedule, are off. `torch.optim.Adafactor` is not used, because
-    it cannot switch off relative step sizes and scaling by the weights. There is no momentum, as in the paper's main
-    variant; averages of step t decay by 1 - t ** -0.8; weight decay, which the paper does not have, is decoupled.
+    Uses the implementation of transformers (from fairseq). The learning rate is the recipe's, as for every optimizer.
+    The paper's relative step sizes are switched off, because they are a schedule themselves. `torch.optim.Adafactor` is
+    not used, because it cannot switch off relative step sizes and scaling by the weights. There is no momentum, as in
+    the paper's main variant; averages of step t decay by 1 - t ** -0.8. Weight decay, which is not part of the paper,
+    is decoupled.
     """
 
     class Config(OptimizerConfig):

@@ -11,8 +11,8 @@ from kdcore.optimizers.moments import MomentConfig, UncorrectedAdam
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
-    Uses torch's fused kernel; without bias correction, as BERT was trained (Devlin et al. 2019), a foreach
-    implementation.
+    Uses torch's fused kernel, or a foreach implementation without bias correction. BERT was trained without bias
+    correction (Devlin et al. 2019).
     """
 
     class Config(MomentConfig):

@@ -27,7 +27,7 @@ class NamedParameter:
     Attributes:
         name: its name in the trained module, such as `student.network.bert.encoder.layer.0.output.dense.weight` or
             `losses.hidden_mse.projections.0.weight`.
-        role: what it is for.
+        role: its role; see `ParameterRole`.
         parameter: the tensor.
     """
 
@@ -37,7 +37,7 @@ class NamedParameter:
 
 
 class ParameterGroup(dict[str, Any]):
-    """A group of torch's optimizers, with the keys `params` and `weight_decay`, that also names its parameters.
+    """A parameter group for torch's optimizers, with `params` and `weight_decay`, that also names its parameters.
 
     Attributes:
         parameters: the tensors under `params`, in their order, with names and roles.
@@ -73,15 +73,16 @@ class Optimizer(ABC):
         """Build the optimizer.
 
         Args:
-            groups: list of `ParameterGroup`, accepted by every optimizer of torch. The optimizer must keep the groups
-                with their order and content, which are part of the checkpoint format, however it treats roles.
+            groups: list of `ParameterGroup`, which every optimizer of torch accepts. However the optimizer treats
+                roles, it must keep the order and the content of the groups, because they are part of the checkpoint
+                format.
         """
 
     def reset_state(self, state: dict[str, Any]) -> None:
         """Reset the optimizer state of one parameter to its initial values, in place.
 
-        The engine calls this while no active loss reaches the parameter. Tensors and numbers are set to 0; an optimizer
-        with other initial values (a running product of 1) must override this method.
+        The engine calls this while no active loss depends on the parameter. Tensors and numbers are set to 0; an
+        optimizer with other initial values (a running product of 1) must override this method.
         """
         for name, value in state.items():
             state[name] = value.zero_() if isinstance(value, Tensor) else type(value)(0)

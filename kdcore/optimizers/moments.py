@@ -1,4 +1,4 @@
-"""Share the code of adam, adamw and lamb: two moments of the gradient for each element."""
+"""Implement what adam, adamw and lamb share: two moments of the gradient for each element."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MomentConfig(OptimizerConfig):
     )
     eps: float = Field(1e-8, gt=0, description="Added to the root of the averaged squared gradient.")
     bias_correction: bool = Field(
-        True, description="Correct the averages for their initial value of 0; BERT was trained without."
+        True, description="Correct the averages for their initial value of 0; BERT was trained without this."
     )
 
 

@@ -9,7 +9,7 @@ from kdcore.recipe.schema import ComponentConfig
 
 
 class Scheduler(ABC):
-    """A pure function from progress to a factor on the peak learning rate, without state to restore.
+    """Compute a multiplier of the peak learning rate from the progress alone, without state to restore.
 
     Subclasses are constructed as `Scheduler(config)`.
     """
@@ -22,7 +22,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     def factor(self, progress: Progress) -> float:
-        """Return the factor on the peak learning rate for the step that starts at `progress`."""
+        """Return the multiplier of the peak learning rate for the step that starts at `progress`."""
 
     def check(self, start: Progress) -> None:  # noqa: B027 - most schedules support any budget
         """Reject a budget that the schedule does not support, before any model is loaded.

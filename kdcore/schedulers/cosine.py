@@ -13,7 +13,7 @@ from kdcore.schedulers.warmup import WarmupConfig, WarmupScheduler
 class Cosine(WarmupScheduler):
     """Linear warm-up, then half a cosine down to `final`.
 
-    This is SGDR (Loshchilov and Hutter 2017) without restarts. With t the used fraction of the time after warm-up, the
+    This is SGDR (Loshchilov and Hutter 2017) without restarts. If t is the used fraction of the time after warm-up, the
     factor is final + (1 - final) * (1 + cos(pi * t)) / 2.
     """
 

@@ -11,11 +11,11 @@ from kdcore.schedulers.warmup import WarmupConfig, WarmupScheduler
 class Exponential(WarmupScheduler):
     """Quadratic warm-up, then decay by a factor of `decay_rate` every `decay_step` steps.
 
-    This is the curve `exp` of academic-budget-bert (Izsak et al. 2021). After warm-up the factor is
-    decay_rate ** (steps since warm-up / decay_step), in steps even if the schedule is over time. If the warm-up is a
-    fraction w of time, its last step is estimated from the mean pace: of n steps in the used fraction s,
-    n * (1 - w / s) are after the warm-up. This is exact for a constant pace, and the rate never increases. The factor
-    does not reach 0 and does not depend on the length of the budget.
+    This is the curve `exp` of academic-budget-bert (Izsak et al. 2021). The factor after warm-up is decay_rate **
+    (steps since warm-up / decay_step); steps are counted even with `over: time`. If the warm-up is a fraction w of
+    time, its last step is estimated from the mean pace: if n steps took the used fraction s, n * (1 - w / s) of them
+    came after the warm-up. This is exact for a constant pace, and the rate never increases. The factor does not reach 0
+    and does not depend on the length of the budget.
     """
 
     class Config(WarmupConfig):

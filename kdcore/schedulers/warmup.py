@@ -18,7 +18,7 @@ class WarmupConfig(ComponentConfig):
 
     over: Literal["budget", "steps", "time"] = Field(
         "budget",
-        description="Time axis: `steps`, `time` (hours), or `budget`, the one with the largest used fraction.",
+        description="Time axis: `steps`, `time` (hours), or `budget` (the limit with the largest used fraction).",
     )
     warmup: float = Field(0.06, ge=0, lt=1, description="Length of the warm-up, as a fraction of `over`.")
     warmup_steps: int | None = Field(None, ge=0, description="Length of the warm-up in steps, instead of `warmup`.")
@@ -37,12 +37,12 @@ class WarmupScheduler(Scheduler):
     """Warm-up, then a decay defined by the subclass.
 
     The factor is `rise` * `fall`. Over N steps, W of them warm-up, the rise of step n (from 0) is (n + 1) / (W + 1)
-    while n < W, so that the first step does not have rate 0, and 1 afterwards. Over time it is the used fraction of the
-    warm-up; the first step then has rate 0, because its duration is not known in advance.
+    while n < W, so that the first step does not have rate 0, and 1 afterwards. With `over: time`, it is the used
+    fraction of the warm-up; the first step then has rate 0, because its duration is not known in advance.
 
     The fall depends on the used fraction s of `over` and on the fraction w of the warm-up, and is 1 until s reaches w.
-    `warmup_steps` are converted to a fraction of the limit of steps. If steps have no limit or the schedule is over
-    time, this fraction is unknown: then w is 0, and the fall starts at the first step, in parallel to the rise.
+    `warmup_steps` is converted to a fraction of the step limit. Without a step limit, or with `over: time`, this
+    fraction is unknown. Then w is 0, and the fall starts at the first step, in parallel with the rise.
     """
 
     class Config(WarmupConfig):
@@ -52,7 +52,7 @@ class WarmupScheduler(Scheduler):
 
     @abstractmethod
     def fall(self, progress: Progress) -> float:
-        """Return the factor of the decay: 1 until the end of the warm-up, then the curve of the subclass."""
+        """Return the decay factor: 1 until the end of the warm-up, then the curve of the subclass."""
 
     def factor(self, progress: Progress) -> float:
         """Return the factor at this progress."""
@@ -99,13 +99,13 @@ class WarmupScheduler(Scheduler):
         over, steps = self.config.over, self.config.warmup_steps
         if over == "time" and start.max_seconds is None:
             raise RecipeError(
-                "the schedule is over time, but the budget has no `hours`",
+                "`over` is `time`, but the budget has no `hours`",
                 key="over",
                 hint="set `training.budget.hours`, or set `scheduler.over` to `steps` or `budget`",
             )
         if over == "steps" and start.max_steps is None:
             raise RecipeError(
-                "the schedule is over steps, but the budget has neither `steps` nor `epochs`",
+                "`over` is `steps`, but the budget has neither `steps` nor `epochs`",
                 key="over",
                 hint="set `training.budget.steps`, or set `scheduler.over` to `time` or `budget`",
             )

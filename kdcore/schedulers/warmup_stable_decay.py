@@ -12,7 +12,7 @@ from kdcore.schedulers.warmup import WarmupConfig, WarmupScheduler
 
 
 class WarmupStableDecay(WarmupScheduler):
-    """Linear warm-up, a constant rate, and linear decay to 0 over the last `decay` (Hu et al. 2024, MiniCPM).
+    """Linear warm-up, a constant rate, and linear decay to 0 over the last fraction `decay` (Hu et al. 2024, MiniCPM).
 
     The constant rate does not depend on the length of the budget, so that with `warmup_steps` a run can be extended
     from any checkpoint of that phase.
@@ -36,7 +36,7 @@ class WarmupStableDecay(WarmupScheduler):
         return min(1.0, (1.0 - self.used(progress)) / self.config.decay)
 
     def check(self, start: Progress) -> None:
-        """Reject, in addition to the checks of every schedule, a warm-up that overlaps the decay."""
+        """Check the budget as every schedule does, and reject a warm-up that overlaps the decay."""
         super().check(start)
         share = self.warmup_share(start)
         if share + self.config.decay > 1 + 1e-9:
