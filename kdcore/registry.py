@@ -1,8 +1,8 @@
 """Discover installed components by name without importing them, and import a component on first use.
 
 Every package, including kdcore itself, declares its components as entry points in the groups listed in `ALL`. Code that
-is not installed registers components with `register_loss("name")` and its siblings from a file listed under `imports:`
-in a recipe.
+is not installed registers components with `register_loss("name")` and similar functions from a file listed under
+`imports:` in a recipe.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ API_GROUP = "kdcore.plugin_api"
 
 @dataclass(frozen=True)
 class Unmet:
-    """An unfulfilled requirement of a package on another package of the kdcore family.
+    """An unmet dependency of a package on another package of the kdcore family.
 
     Attributes:
-        what: the required package, its versions and the version found, for messages: `kdcore-x>=2 (found 1.0)`.
+        what: the required package and versions, and the version found, for messages: `kdcore-x>=2 (found 1.0)`.
         hint: what to install or upgrade.
     """
 
@@ -56,13 +56,13 @@ class Entry:
     Attributes:
         name: name of the component in recipes.
         value: import path of the class, as `module:attribute`.
-        distribution: the package's name, as given to pip.
+        distribution: the package's name, as passed to pip.
         version: the package's version.
         group: the entry point group, such as `kdcore.losses`.
         kdcore: the package's lower bound on the version of kdcore, such as `>=0.1`; empty if there is none.
         apis: versions of the plugin API that the package was built for; 1 if it declares none, as in kdcore 0.1.
-        unmet: the first required `kdcore-...` package that is missing, has another version, or lacks a requirement of
-            its own; None if all requirements are met.
+        unmet: the first required `kdcore-...` package that is missing, has the wrong version, or has an unmet
+            requirement itself; None if all requirements are met.
     """
 
     name: str
@@ -83,8 +83,8 @@ class Entry:
     def misfit(self) -> Unmet | None:
         """Return why the package does not work with the installed kdcore; None if it does.
 
-        Checks the plugin API and the lower bound on kdcore's version. Upper bounds are ignored: their authors could not
-        know which later version changes what the package uses.
+        Checks the plugin API and the lower bound on kdcore's version. Upper bounds are ignored, because their authors
+        could not know which later version would break the package.
         """
         if not set(self.apis) & set(PLUGIN_APIS):
             declared, supported = (" and ".join(map(str, versions)) for versions in (self.apis, PLUGIN_APIS))
@@ -99,10 +99,10 @@ class Entry:
 
     @property
     def precedence(self) -> int:
-        """Return the rank of the package among providers of the same name: the lowest number is used.
+        """Return the rank of the package among the providers of a name; the provider with the lowest rank is used.
 
-        0 is kdcore, 1 the package of this repository that has the name, 2 another package of this repository, 3 any
-        other one.
+        The rank is 0 for kdcore, 1 for the package of this repository that is known to provide the name, 2 for other
+        packages of this repository, and 3 for all others.
         """
         owner = canonicalize_name(self.distribution)
         if owner == "kdcore":
@@ -114,7 +114,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Registered:
-    """A class registered at run time; `source` is the file listed under `imports:`, or None outside of one."""
+    """A class registered at run time; `source` is the file under `imports:` that registered it, or None."""
 
     cls: type
     source: str | None
@@ -153,10 +153,11 @@ class Registry:
     def providers(self, name: str) -> list[Entry]:
         """Return the installed components that a name refers to; several if it is ambiguous.
 
-        Of packages that provide the same name, kdcore precedes our own packages, which precede all others.
+        If several packages provide the same name, kdcore takes precedence over our other packages, and these over all
+        others.
 
         Args:
-            name: the component's name, or `package:name`, which reaches every component.
+            name: the component's name, or `package:name`, which can refer to any component.
         """
         package, _, bare = name.rpartition(":")
         entries = [entry for entry in self.entries() if entry.name == bare]
@@ -171,10 +172,10 @@ class Registry:
         return own
 
     def pinned(self, name: str, *, sources: Collection[str] | None = None) -> str:
-        """Return the name under which a component is found regardless of other packages.
+        """Return the name by which a component is found regardless of which other packages are installed.
 
-        That is `package:name` unless the component is built in or registered by running code. Arguments and errors are
-        the same as for `find`.
+        That is `package:name` unless the component is built in or registered at run time. Arguments and errors are the
+        same as for `find`.
         """
         found = self.find(name, sources=sources)
         return f"{found.distribution}:{found.name}" if isinstance(found, Entry) and found.precedence else name
@@ -184,10 +185,10 @@ class Registry:
     ) -> Entry | type:
         """Resolve a name without importing the component.
 
-        A class that running code has registered precedes the installed components of that name.
+        A class registered at run time takes precedence over installed components of the same name.
 
         Args:
-            name: the component's name, or `package:name` for the one of a certain package.
+            name: the component's name, or `package:name` for the component of a particular package.
             where: file and line of the reference, for the error message.
             key: key path of the reference, for the error message.
             sources: import files whose registrations are considered; all if None.
@@ -320,7 +321,7 @@ class Registry:
 
         Args:
             name: the component's name, or `package:name`.
-            names: names that are valid there; all names if None.
+            names: the valid names; all names if None.
             where: file and line of the reference.
             key: key path of the reference.
         """
@@ -365,7 +366,7 @@ class FoundComponent:
     Attributes:
         name: its name without the package.
         cls: the class.
-        package: the installed package that provides it; None for a class that running code has registered.
+        package: the installed package that provides it; None for a class registered at run time.
     """
 
     name: str
@@ -389,7 +390,7 @@ def find_component(group: str, name: str) -> FoundComponent:
 
 
 def is_same_component(name: str, other: str) -> bool:
-    """Return whether two names are equal, or refer to one installed component of any kind.
+    """Return whether two names are equal, or refer to the same installed component of any kind.
 
     Args:
         name: a component's name, or `package:name`.
@@ -519,7 +520,7 @@ def _kdcore_versions(distribution: metadata.Distribution) -> str:
 
 
 def _lower_bound(requirement: Requirement) -> str:
-    """Return a requirement's specifier without upper bounds; an exact version is taken as the lowest one."""
+    """Return a requirement's specifier without upper bounds; an exact version becomes a lower bound."""
     found = []
     for one in requirement.specifier:
         if one.operator in (">=", ">", "!="):
@@ -530,14 +531,14 @@ def _lower_bound(requirement: Requirement) -> str:
 
 
 def _unmet_requirement(distribution: metadata.Distribution, above: tuple[str, ...]) -> Unmet | None:
-    """Find the first requirement on a `kdcore-...` package, direct or indirect, that is not fulfilled.
+    """Find the first unmet requirement for a `kdcore-...` package, direct or indirect.
 
     Such packages import each other inside commands, where a missing one would cause a traceback.
 
     Args:
         distribution: the package whose requirements are checked.
-        above: canonical names of that package and of the packages that require it. The requirement of the first one on
-            kdcore itself is left out: it has a separate message.
+        above: canonical names of the packages that led here, from the one first checked to `distribution`. The first
+            package's requirement for kdcore itself is skipped, because it has a separate message.
     """
     for requirement in _requirements(distribution):
         name = canonicalize_name(requirement.name)

@@ -32,7 +32,7 @@ def dotted(place: KeyPath) -> str:
 def check(model: type[SettingsT], data: dict[str, Plain], prefix: KeyPath, locate: Locate) -> SettingsT | list[Problem]:
     """Build a model from data, or return all problems.
 
-    Types are strict: the text "64" is not accepted as a number. Lists are accepted as tuples, integers as numbers.
+    Types are strict: the text "64" is not accepted as a number. Lists are accepted for tuples, and integers for floats.
 
     Args:
         model: the pydantic model.
@@ -265,7 +265,7 @@ class SectionWalker:
         return Checked(cls, config, stated) if len(self.problems) == before else None
 
     def pin(self, registry: Registry, name: str, place: KeyPath) -> None:
-        """Record the pinned name of the component at `place`, unless the section already gives that name."""
+        """Record the pinned name of the component at `place`, unless the section already uses that name."""
         pinned = registry.pinned(name, sources=self.sources)
         if pinned != name:
             self.pinned[place] = pinned
@@ -276,7 +276,7 @@ class SectionWalker:
         return section if checked is None else checked.section
 
     def _component_file(self, marker: ComponentSection, file: Path, place: KeyPath) -> None:
-        """Check a section in a separate file; problems have the file's lines and the recipe's key."""
+        """Check a section in a separate file; problems refer to lines of that file and to the key in the recipe."""
         try:
             root = load_merged(file, (), {}).root
         except InputError as error:

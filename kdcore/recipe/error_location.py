@@ -14,7 +14,7 @@ from kdcore.recipe.schema import TEACHER
 
 @contextmanager
 def error_location(recipe: Recipe, key: str) -> Iterator[None]:
-    """Add file, line and full key to the problems that a component raises about its own keys, and to its faults.
+    """Add file, line and full key to errors that a component raises about its keys, and to all its other exceptions.
 
     Args:
         recipe: the recipe.

@@ -115,7 +115,7 @@ def key_table(
 
 
 def without_paths(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the local paths in a config's plain data; names of hub models are kept.
+    """Drop the local paths from a config's plain data; names of hub models are kept.
 
     Files and folders are identified by name and content, not by their location.
 

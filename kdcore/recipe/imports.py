@@ -24,7 +24,7 @@ def is_of_a_run(recipe: Path) -> bool:
 
 
 def run_import(file: str, *, where: str, key: str) -> None:
-    """Run a file; once per process unless the file changes.
+    """Run a file, but only once per process unless the file changes.
 
     Raises:
         PluginError: the file does not exist, or its code raises an error; the message contains the cause and the line.

@@ -99,7 +99,7 @@ def _named(section: Schema, entry: Entry, cls: type[Any]) -> Schema:
     return {**section, "description": about, "properties": {"name": name, **properties}, "required": ["name"]}
 
 
-_ABOUT_FROM = "Label of the teacher that lends the student its missing configuration; default: the first."
+_ABOUT_FROM = "Label of the teacher that provides the student's missing configuration; default: the first."
 _FROM: Schema = {"from": {"type": "string", "description": _ABOUT_FROM}}
 
 
@@ -114,7 +114,10 @@ def _with_key(section: Schema, key: Schema) -> Schema:
 
 
 def _any_of(group: str, default: str | None) -> Schema:
-    """Mark any component of a group, or null to remove an inherited value; `default` may omit `name`."""
+    """Return a mark for any component of a group, or null, which removes an inherited value.
+
+    The section of the component `default` may omit `name`.
+    """
     return {"x-kdcore-components": group, "x-kdcore-default": default}
 
 

@@ -68,7 +68,7 @@ class Component:
         cls: the class.
         config: the checked instance of its nested `Config`.
         key: its key path in the recipe, such as `losses.hidden_mse`.
-        cache: where a teacher's signals are stored; None if the teacher computes them.
+        cache: folder of a teacher's stored signals, or `auto`; None if its signals are not stored.
         section: the keys and values given in the recipe, with absolute paths.
     """
 
@@ -119,12 +119,12 @@ class _Section:
 
 
 class Recipe:
-    """A recipe after `extends` and overrides, its core keys checked.
+    """A recipe after applying `extends` and overrides, with its core keys checked.
 
     Attributes:
         path: the file.
-        data: all keys and values that are given. Paths of core keys are absolute; paths of components become absolute
-            when `components` is called.
+        data: all given keys and values. Paths of core keys are absolute; paths of components become absolute when
+            `components` is called.
         settings: the checked core keys with their defaults.
         overrides: strings of the form `key=value`, as they were given.
         files: the file and the files that it extends.
@@ -188,10 +188,11 @@ class Recipe:
     def resolved_yaml(self) -> str:
         """Format the recipe as one file without `extends`; loading it from any folder gives the same settings.
 
-        Components of packages are named `package:name`, so that packages installed later change nothing.
+        Components of packages are named `package:name`, so that packages installed later cannot change which components
+        are used.
 
         Raises:
-            InputError: as in `components`, which determines the keys that are paths.
+            InputError: as in `components`, which determines which keys are paths.
         """
         return dump_yaml(self.pinned_data())
 
@@ -293,7 +294,7 @@ class Recipe:
         return [file for index, file in enumerate(self.settings.imports) if self._may_run(("imports", index))]
 
     def _may_run(self, place: KeyPath) -> bool:
-        """Return whether code listed here may run; by default, code listed in the recipe of a run folder may not."""
+        """Return whether the listed file may run. By default, files listed in the recipe of a run folder may not."""
         origin = self._root.origin_at(place)
         if origin.override is not None or self.allow_imports:
             return True
@@ -321,7 +322,7 @@ def recipe_problems(data: Mapping[str, Any]) -> list[Problem]:
         data: keys and values of the recipe.
 
     Returns:
-        One problem for each mistake, with its dotted key and without a file; empty if there is none.
+        One problem for each mistake, with its dotted key but without a file; empty if there are none.
     """
     checked = check(RecipeSettings, dict(data), (), lambda place: Origin())
     return [replace(problem, where=None) for problem in checked] if isinstance(checked, list) else []
@@ -334,7 +335,9 @@ def load_recipe(
     allow_imports: bool | None = None,
     check_names: bool = True,
 ) -> Recipe:
-    """Read a recipe and check everything that does not need a component; reads YAML and package metadata only.
+    """Read a recipe and check everything that does not need a component.
+
+    Only YAML and package metadata are read.
 
     Args:
         path: a file, or `kdcore:quickstart.yaml` for a recipe that kdcore ships; or the content of a recipe as a map,
@@ -343,7 +346,7 @@ def load_recipe(
             merged and None removes a key.
         allow_imports: whether `Recipe.components` runs the files under `imports:`. By default it does, unless they are
             listed in the recipe of a run folder; files listed in an override always run.
-        check_names: whether to look up the names of components. Without it, `Recipe.components` reports unknown names
+        check_names: whether to look up the names of components. If False, `Recipe.components` reports unknown names
             together with the other problems of components, such as failed imports.
 
     Raises:
@@ -396,7 +399,7 @@ def override_texts(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
     for one in overrides if listed else [overrides]:
         if not listed or not isinstance(one, str):
             raise RecipeError(
-                f"overrides must be a list of texts, or a map (found {one!r})",
+                f"overrides must be a list of strings, or a map (found {one!r})",
                 hint='write overrides={"training.batch_size": 64} or ["training.batch_size=64"]',
             )
     return list(overrides)
@@ -501,12 +504,12 @@ def _teacher_problems(settings: RecipeSettings, root: Node) -> Iterator[Problem]
 
 
 def _known_keys(place: KeyPath) -> set[str]:
-    """Return the keys of a map of core keys; none for a section of a component, which checks its own keys."""
+    """Return the core's keys at this place; empty for the section of a component, which checks its own keys."""
     return {key for option in at(RecipeSettings, place) if option.model for key in keys_of(option.model)}
 
 
 def _too_long_names(value: Any, place: KeyPath) -> Iterator[Problem]:
-    """Find texts that cannot be paths, before the components that define which keys are paths are imported."""
+    """Find strings that are too long for a path, before importing the components that define which keys are paths."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, node in items:
         yield from _too_long_names(node.value, (*place, key))

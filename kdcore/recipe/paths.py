@@ -111,7 +111,7 @@ def _in_package(text: str) -> Path:
 
 
 def package_path(path: str) -> str | None:
-    """Return the form `package:DISTRIBUTION/PATH` of an absolute path inside an installed package; None elsewhere."""
+    """Return an absolute path inside an installed package as `package:DISTRIBUTION/PATH`; None for other paths."""
     for folder in filter(os.path.isabs, sys.path):
         if Path(path).is_relative_to(folder) and folder != path:
             inside = Path(path).relative_to(folder)

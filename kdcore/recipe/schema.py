@@ -1,7 +1,7 @@
 """Define the core's recipe keys, which are checked without importing torch or any component.
 
 Sections of components (`teacher`, `optimizer`, ...) are plain maps here; each is checked against the `Config` of its
-component after that has been imported (see `kdcore.recipe.loading`).
+component once the component has been imported (see `kdcore.recipe.loading`).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ComponentSection:
         self.file = file
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Insert a mark that `kdcore recipe schema` replaces by the schemas of the installed components."""
+        """Insert a mark that `kdcore recipe schema` replaces with the schemas of the installed components."""
         return {**handler(core_schema), "x-kdcore-components": self.group, "x-kdcore-default": self.default}
 
 
@@ -94,17 +94,17 @@ TEACHER = "teacher"
 
 
 class TeacherKeys(ComponentConfig):
-    """Keys of the core in the section of a teacher; all others belong to its model."""
+    """The core's keys in the section of a teacher; all other keys belong to its model."""
 
     cache: Literal["auto"] | PathString | None = Field(
         None,
-        description="Folder of the teacher's signals, written by `kdcore teacher cache`, or `auto`: the first run that "
-        "reads signals computes them.",
+        description="Folder of the teacher's signals, written by `kdcore teacher cache`; or `auto`, with which the "
+        "first run that needs the signals computes them.",
     )
 
 
 def without_cache(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a teacher's section without `cache`, if it also has keys of its model."""
+    """Return a teacher's section, without `cache` if it also has keys of its model."""
     stated = bool(section.keys() - {"cache", "name"})
     return {key: value for key, value in section.items() if key != "cache" or not stated}
 
@@ -120,7 +120,7 @@ class CompositeSettings(ComponentConfig):
         if (self.average is None) == (self.concat is None):
             raise ValueError("a composite teacher requires exactly one of `average` and `concat`")
         if len(set(self.members)) < len(self.members):
-            raise ValueError(f"a composite teacher lists each member once (found {', '.join(self.members)})")
+            raise ValueError(f"a composite teacher must list each member only once (found {', '.join(self.members)})")
         return self
 
     @property
@@ -183,8 +183,8 @@ class RunSettings(ComponentConfig):
 class Budget(ComponentConfig):
     """Training budget; training ends at the first limit that is reached.
 
-    Fractions of the budget (schedules, markers) refer to the limit with the largest used fraction: `steps`, `epochs` or
-    `hours`. `exit_after_hours` ends a run earlier and does not change fractions.
+    Fractions of the budget (in schedules and markers) refer to whichever limit is closest to being used up: `steps`,
+    `epochs` or `hours`. `exit_after_hours` ends a run earlier, but does not change these fractions.
     """
 
     steps: int | None = Field(None, gt=0, description="Optimizer steps.")
@@ -249,7 +249,7 @@ class TrainingSettings(ComponentConfig):
         None, description="Use TF32 for float32 matrix products on a GPU; default: true with bf16 and fp16."
     )
     deterministic: bool = Field(
-        False, description="Use deterministic algorithms only; see docs/checkpoints.md for what each setting promises."
+        False, description="Use deterministic algorithms only; see docs/checkpoints.md for what each setting ensures."
     )
     gradient_clipping: float = Field(0.0, ge=0, description="Maximum norm of the gradient; 0 disables clipping.")
     gradient_caching: bool = Field(
@@ -258,7 +258,7 @@ class TrainingSettings(ComponentConfig):
         "of a second forward pass of the student.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Recompute the student's blocks in the backward pass, which takes less memory and more time."
+        False, description="Recompute the student's blocks in the backward pass, which saves memory but takes longer."
     )
     compile: bool = Field(
         False, description="Compile the models with torch.compile; measurements are in docs/performance.md."
@@ -287,8 +287,8 @@ class ValidationSettings(ComponentConfig):
     every: Every | Literal["never"] = Field(
         500, description="Interval between validations; `never` disables validation."
     )
-    begin: ValidationPhase | None = Field(None, description="Another interval in the first part of the budget.")
-    end: ValidationPhase | None = Field(None, description="Another interval in the last part of the budget.")
+    begin: ValidationPhase | None = Field(None, description="Separate interval for the first part of the budget.")
+    end: ValidationPhase | None = Field(None, description="Separate interval for the last part of the budget.")
     batch_size: int | None = Field(
         None, gt=0, description="Sequences per batch and process; default: the micro-batch size."
     )
@@ -310,14 +310,14 @@ class CheckpointSettings(ComponentConfig):
     every: Every = Field(500, description="Interval between checkpoints to resume from.")
     keep: int = Field(2, gt=0, description="Number of these checkpoints to keep.")
     keep_at: Shares = Field(
-        default_factory=list, description="Fractions of the budget whose checkpoints are kept permanently."
+        default_factory=list, description="Fractions of the budget at which checkpoints are kept permanently."
     )
     export_at: Shares = Field(
         default_factory=list,
         description="Fractions of the budget at which the student is exported to `exports/budget-SHARE`.",
     )
     export_at_start: bool = Field(
-        True, description="Export the student before training to `exports/initial`, a baseline of evaluations."
+        True, description="Export the student before training to `exports/initial`, as a baseline for evaluations."
     )
     export_at_end: bool = Field(True, description="Export the finished student to `exports/final`.")
 
@@ -328,10 +328,10 @@ class EarlyStopping(ComponentConfig):
     after_minutes: float | None = Field(None, ge=0, description="Minutes of training after which `max_loss` applies.")
     max_loss: float | None = Field(None, description="Largest held-out loss accepted after that time.")
     max_steps_at_min_loss_scale: int = Field(
-        100, gt=0, description="Consecutive steps for which the fp16 loss scale may be at its minimum."
+        100, gt=0, description="Maximum number of consecutive steps with the fp16 loss scale at its minimum."
     )
     patience: int | None = Field(
-        None, gt=0, description="Validations without improvement of `metric` after which training is finished."
+        None, gt=0, description="Number of validations without improvement of `metric` after which training ends."
     )
     metric: str = Field("loss", description="Held-out loss or score that `patience` watches.")
     mode: Literal["min", "max"] | None = Field(
@@ -379,7 +379,7 @@ class RecipeSettings(ComponentConfig):
     checkpoints: CheckpointSettings = CheckpointSettings()
     early_stopping: EarlyStopping = EarlyStopping()
     stages: list[dict[str, Any]] = Field(
-        default_factory=list, description="Changes of the student during training, each at a fraction of the budget."
+        default_factory=list, description="Changes to the student during training, each at a fraction of the budget."
     )
     logging: LoggingSettings = LoggingSettings()
     tracking: list[str | dict[str, Any]] = Field(default_factory=_default_trackers)
@@ -394,7 +394,7 @@ class RecipeSettings(ComponentConfig):
 
     @property
     def students_teacher(self) -> str | None:
-        """Label of the teacher that lends the student its missing configuration; None without teachers."""
+        """Label of the teacher that provides the student's missing configuration; None without teachers."""
         labels = list(self.models_of_teachers)
         stated = self.student.get("from") if self.teachers else None
         return str(stated) if stated is not None else labels[0] if labels else None

@@ -57,7 +57,7 @@ class SweepFile(ComponentConfig):
 
     @property
     def override_axes(self) -> dict[str, list[str]]:
-        """The axes with values as they are written in overrides, for `make_sweep`.
+        """The axes for `make_sweep`, with values in the form of overrides.
 
         Raises:
             InputError: an axis has no key, no values or duplicate values, or is one of `run.id`, `run.name` and
@@ -176,7 +176,8 @@ def as_override(key: str, value: Any) -> str:
 
     Args:
         key: dotted key.
-        value: text is taken as written, so that `1` is a number; any other value has to be expressible in JSON.
+        value: a string is used as written, so that `1` is read as a number; any other value must be expressible in
+            JSON.
     """
     return f"{key}={_written(value)}"
 

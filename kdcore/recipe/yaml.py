@@ -37,7 +37,7 @@ Plain: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of a value: a line of a file, an override, or neither for a recipe that is given as a map."""
+    """The origin of a value: a line of a file, an override, or neither if the recipe was passed as a map."""
 
     file: Path | None = None
     line: int | None = None
@@ -72,7 +72,7 @@ class Node:
         return self.value
 
     def origin_at(self, place: Sequence[str | int]) -> Origin:
-        """Find where the value at a key path is given; if it is not given, find its nearest given ancestor."""
+        """Return the origin of the value at a key path, or of its nearest ancestor if the key is not given."""
         node = self
         for part in place:
             inner: Node | None = None
@@ -130,7 +130,7 @@ def parse_value(text: str, origin: Origin) -> Node:
 
 
 def as_json(value: Any, key: str = "") -> str:
-    """Format a value of Python as JSON, which `parse_value` reads back; paths become text, tuples lists.
+    """Format a Python value as JSON that `parse_value` can read. Paths become strings, and tuples become lists.
 
     Raises:
         RecipeError: a part of it has a type that a recipe cannot contain; the message names its dotted key.
@@ -326,7 +326,7 @@ class _Composer:
         text = str(event.value)
         self.values += len(text) // _CHARACTERS_OF_A_VALUE
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise RecipeError("the text contains half of a surrogate pair, which UTF-8 cannot hold", where=str(origin))
+            raise RecipeError("the text contains half of a surrogate pair, which UTF-8 forbids", where=str(origin))
         try:
             return plain_scalar(text) if event.implicit[0] else text
         except RecipeError as error:

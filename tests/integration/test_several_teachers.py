@@ -329,7 +329,7 @@ MISTAKES = {
         "teachers.both.average.1: 'third' is not the label of a teacher",
     ),
     "one member": (["teachers.both={concat: [first]}", *TWO], "teachers.both.concat: must have at least 2 items"),
-    "twice": (["teachers.both={concat: [first, first]}", *TWO], "lists each member once"),
+    "twice": (["teachers.both={concat: [first, first]}", *TWO], "must list each member only once"),
     "two combinations": (
         ["teachers.both={concat: [first, second], average: [first, second]}", *TWO],
         "requires exactly one of `average` and `concat`",
