@@ -33,7 +33,7 @@ class TeacherKind:
 
     @property
     def classifies(self) -> Literal["sequence", "token"] | None:
-        """What a fine-tuned teacher classifies, by the architecture that its configuration names; None otherwise."""
+        """Whether the teacher's configuration names a classifier of sequences or of tokens; None if neither."""
         names = " ".join(self.config.get("architectures") or ())
         return next((one for one in ("sequence", "token") if f"For{one.title()}Classification" in names), None)
 
@@ -56,7 +56,7 @@ class GivenData:
     Attributes:
         path: the file or folder of texts; for texts passed by a program, the JSON Lines file in which they are stored.
         column: column or key of the texts.
-        section: the section `task.data`, or keys of it, if these are given: a map, a data recipe or a prepared folder.
+        section: the section `task.data` or some of its keys, if given: a map, a data recipe or a prepared folder.
     """
 
     path: Path | None
@@ -64,7 +64,7 @@ class GivenData:
     section: str | Mapping[str, Any] | None = None
 
     def is_table(self) -> bool:
-        """Whether it has labels or other columns: files of CSV, TSV or tags, or keys that name files or a dataset."""
+        """Whether the data has columns such as labels: a CSV, TSV or tagged file, or keys for files or a dataset."""
         if isinstance(self.section, Mapping):
             return bool({"train", "glue", "huggingface"} & self.section.keys())
         return self.path is not None and bool(_TABLES & {one.lower() for one in self.path.suffixes})
@@ -73,8 +73,8 @@ class GivenData:
 class Defaults(ABC):
     """Task and losses for one kind of teacher (registry `kdcore.defaults`).
 
-    Among the installed defaults that suit a teacher, `kdcore.distil` selects the highest `priority`, then the first
-    name. Constructed without arguments.
+    Among the installed defaults that suit a teacher, `kdcore.distil` selects those with the highest `priority`; ties
+    are resolved by name. Constructed without arguments.
     """
 
     priority: ClassVar[int] = 0
@@ -82,10 +82,10 @@ class Defaults(ABC):
 
     @abstractmethod
     def sections(self, teacher: TeacherKind, data: GivenData) -> Mapping[str, Any] | None:
-        """Return sections of a recipe, `losses` and `task` among them; None if they do not suit this teacher and data.
+        """Return recipe sections, including `losses` and `task`; None if they do not suit this teacher and data.
 
-        `distil` merges them over its own: teacher, student, optimizer and budget, and the task's `data` unless it is
-        given here. It calls this method again after storing texts that were passed by a program.
+        `distil` merges them over its own sections: teacher, student, optimizer and budget. It adds the task's `data`
+        unless these sections contain it. It calls this method again after storing texts that were passed by a program.
         """
 
 
@@ -124,7 +124,7 @@ def sections_for(teacher: TeacherKind, data: GivenData) -> Mapping[str, Any]:
 
 
 def _needed(teacher: TeacherKind, data: GivenData) -> str | None:
-    """Return the defaults of our packages that a kind of teacher requires even if other defaults suit it."""
+    """Return the name of our defaults that this kind of teacher requires, even if other defaults suit it."""
     if (data.path is not None or data.is_table()) and teacher.file("modules.json") is not None:
         return "sentence_encoder"
     return "labelled" if data.is_table() and teacher.classifies is not None else None

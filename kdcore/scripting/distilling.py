@@ -43,9 +43,9 @@ class DistilCommand(Command):
     """Distil a teacher into a student with fewer blocks, on your text.
 
     DATA is a file or folder of text, JSON Lines or Parquet, labelled texts in CSV, TSV or CoNLL files, a folder of
-    prepared data, or a data recipe. Task and losses depend on teacher and data: packages have defaults for the kinds
-    that they support. The complete recipe is printed, and stored in the run folder: `kdcore-train RUN/recipe.yaml
-    run.id=NEW` repeats the run.
+    prepared data, or a data recipe. Task and losses depend on teacher and data: packages define defaults for the kinds
+    that they support. The complete recipe is printed, and stored in the run folder:
+    `kdcore-train RUN/recipe.yaml run.id=NEW` repeats the run.
 
     Exit codes are those of `kdcore train`; the same command resumes the run.
     """
@@ -57,7 +57,7 @@ class DistilCommand(Command):
         parser.add_argument("teacher", metavar="TEACHER", help="folder or hub name of the teacher")
         parser.add_argument("data", metavar="DATA", help="text: a file, a folder, prepared data, or a data recipe")
         parser.add_argument("--layers", type=int, default=3, metavar="N", help="blocks of the student; default: 3")
-        parser.add_argument("--losses", metavar="NAME,...", help="losses; default: by the kind of the teacher")
+        parser.add_argument("--losses", metavar="NAME,...", help="losses; default: chosen by the kind of teacher")
         parser.add_argument("--hours", type=float, metavar="H", help="budget; default: 10 epochs, at most 1 hour")
         add_overrides(parser)
 
@@ -86,9 +86,9 @@ def distil(
 ) -> Run:
     """Distil a teacher into a student with fewer blocks, and open the run.
 
-    The run's folder is `runs/distil-NAME/1` by default, NAME being the last two parts of the teacher's path. The same
-    call resumes an interrupted run, and opens a finished one; `run={"id": "2"}` starts another one. If a callback's
-    `should_stop` or a signal other than Ctrl-C stops the run, the returned run is not `finished`.
+    The run's folder is `runs/distil-NAME/1` by default, where NAME is the last two parts of the teacher's path. The
+    same call resumes an interrupted run, and opens a finished one; `run={"id": "2"}` starts another one. If a
+    callback's `should_stop` or a signal other than Ctrl-C stops the run, the returned run is not `finished`.
 
     Args:
         teacher: folder or hub name of an encoder.
@@ -235,10 +235,11 @@ def _inside(stated: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def _describe_teacher(teacher: Any) -> tuple[dict[str, Any], TeacherKind]:
-    """Find the model that reads the teacher; return the recipe's section and a description.
+    """Find the model that can read the teacher; return its recipe section and a description.
 
     Raises:
-        InputError: no installed model reads it, for example if it is a decoder; the error comes from `transformers`.
+        InputError: no installed model can read it, for example because it is a decoder; the error is from
+            `transformers`.
     """
     from kdcore.scripting.defaults import TeacherKind
 

@@ -71,7 +71,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has used up its budget; otherwise it is running, or was stopped and can be resumed."""
+        """Whether the run has used up its budget. If not, it is still running, or was stopped and can be resumed."""
         return run_state(self.folder) == "finished"
 
     @property
@@ -121,7 +121,7 @@ class Run:
         return load_encoder(str(found[name]), auto_class)
 
     def teacher(self, auto_class: str = "AutoModel") -> Any:
-        """Load the teacher in the same way; of several teachers, the one whose configuration the student copies.
+        """Load the teacher in the same way; if there are several, the one whose configuration the student copies.
 
         Raises:
             InputError: the recipe has no teacher with weights.
@@ -133,7 +133,7 @@ class Run:
         return load_encoder(source, auto_class)
 
     def tokenizer(self) -> Any:
-        """Load the student's tokenizer: the run's copy; for runs of 0.1, the copy of an export or the data.
+        """Load the student's tokenizer from the run or, for runs of kdcore 0.1, from an export or the data.
 
         Raises:
             DataError: none of them exists.
@@ -170,7 +170,7 @@ class Run:
             InputError: the folder is not empty, or the run has no such checkpoint.
         """
         if step is not None and type(step) is not int:
-            raise InputError(f"must be the number of a step (found {step!r})", key="step")
+            raise InputError(f"must be a step number (found {step!r})", key="step")
         return export_to(_path(folder, "folder"), self.folder, step, allow_imports=self._allow_imports)
 
     def compare(self, others: Run | str | Path | Sequence[Run | str | Path] = (), **options: Any) -> Any:

@@ -93,24 +93,24 @@ class Task(ABC):
 
     @classmethod
     def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
-        """Fill in settings that depend on the models, such as whose tokenizer is used."""
+        """Fill in settings that depend on the models, such as which model's tokenizer is used."""
         return config
 
     @classmethod
     def resumed(cls, config: ComponentConfig, seed: int, cache: Path, stored: StoredData) -> Self:
-        """Construct the task of a run that is resumed. Override it to open the data folder recorded by the run.
+        """Construct the task of a resumed run. Override it to open the data folder recorded by the run.
 
         Args:
             config: as for the constructor.
             seed: the recipe's seed.
             cache: folder of prepared data.
-            stored: the data that the run started with. If the task has other data, its `fingerprint` must differ.
+            stored: the data that the run started with. If the task uses different data, its `fingerprint` must differ.
         """
         return cls(config, seed, cache)
 
     @property
     def data_folder(self) -> Path | None:
-        """Folder of the prepared data, recorded by a run to resume with the same data; None if there is none."""
+        """Folder of the prepared data, recorded so that a run resumes with the same data; None if there is none."""
         return None
 
     @property
@@ -157,7 +157,7 @@ class Task(ABC):
 
     @property
     def batch_identity(self) -> Mapping[str, str]:
-        """What the models' inputs depend on besides split, sample and epoch, by name, such as `data` and `masks`.
+        """Everything the models' inputs depend on except split, sample and epoch, by name, such as `data` and `masks`.
 
         Two tasks with the same identity draw the same batches. Signals stored for one can be read by the other.
         """
@@ -165,7 +165,7 @@ class Task(ABC):
 
     @property
     def distinct_epochs(self) -> int | None:
-        """Number of epochs after which the models' inputs repeat: 1 if no epoch differs; None if they never repeat."""
+        """Number of epochs after which the models' inputs repeat: 1 if all epochs are equal; None if they never do."""
         return None
 
     def texts(self, split: Split, samples: np.ndarray) -> Sequence[str] | None:
@@ -174,7 +174,7 @@ class Task(ABC):
 
     @property
     def separate_views(self) -> bool:
-        """Whether the teacher receives different tokens than the student. Batches then have `teacher` and `units`."""
+        """Whether the teacher's tokens differ from the student's. If so, batches have `teacher` and `units`."""
         return False
 
     @abstractmethod
@@ -204,7 +204,7 @@ class Task(ABC):
         return None
 
     def baselines(self, split: Split) -> dict[str, float]:
-        """Return scores of predictions that ignore the text, by name, such as `accuracy` of the most frequent class."""
+        """Return scores of predictions that ignore the text, by name, such as the `accuracy` of the majority class."""
         return {}
 
     def finish_export(self, folder: Path) -> None:
@@ -212,16 +212,16 @@ class Task(ABC):
         return None
 
     def card_usage(self) -> tuple[Mapping[str, str], str] | None:
-        """Return how the model card describes the use of an export; None if it is used with transformers.
+        """Return how to use an export, for its model card; None if it is used with transformers.
 
         Returns:
-            Metadata of Hugging Face's hub, `library_name` and others such as `pipeline_tag`, and a Python program in
-            which `path = "."` names the export.
+            Metadata for the Hugging Face hub (`library_name` and optional keys such as `pipeline_tag`), and a Python
+            program in which `path = "."` refers to the export.
         """
         return None
 
     def sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return unmasked samples, on which encoders are compared.
+        """Return unmasked samples for comparing encoders.
 
         Args:
             split: split of the samples.
@@ -233,7 +233,7 @@ class Task(ABC):
         return None
 
     def teacher_sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return `sequences` as the teacher's tokens; None if they are the same, or if there are none."""
+        """Return `sequences` as tokens of the teacher; None if the tokens are equal or there are no samples."""
         return None
 
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A finished run as `kdcore summary` reads it, and the interface for additional rows."""
+"""Define a finished run, as `kdcore summary` reads it, and the interface for additional rows."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ class FinishedRun:
 
     Attributes:
         folder: the run folder.
-        export: folder of the student: `exports/best` where the run chose its best student by a score, otherwise
+        export: folder of the student: `exports/best` if the run selected its best student by a score, otherwise
             `exports/final`.
         teacher_source: folder or hub name of the teacher's weights; None without a teacher. With several teachers, it
-            refers to the one that lent the student its missing configuration.
+            refers to the one that provided the student's missing configuration.
         task: the run's task.
         held_out: values of each held-out loss and score in the order of steps, by name, without the weighted total.
-        constants: the best constant prediction's value of each held-out loss, where the loss defines one.
+        constants: value of each held-out loss for the best constant prediction, if the loss defines one.
         teacher_sources: source of each teacher by label; the teacher under `teacher:` has the label `teacher`.
         student_model: description of the student; its `load_export` loads `export`, or another export, as an encoder.
         teacher_model: description of the teacher with `teacher_source`; None without one.
-        losses: losses of the last stage by label, with new parameters.
-        arguments: arguments of `kdcore summary`, with the options of `SummaryRows`; empty if it was not started as a
-            command.
+        losses: losses of the last stage by label, with newly initialized parameters.
+        arguments: arguments of `kdcore summary`, with the options of `SummaryRows`; empty if no command was run.
     """
 
     folder: Path
@@ -72,11 +71,11 @@ class SummaryRows(ABC):
     """Rows that a package adds to `kdcore summary` (registry `kdcore.summary_rows`).
 
     Every installed component is called; its name appears only in `kdcore plugins`. The module is imported for every
-    `kdcore summary`, `kdcore summary --help` included: import slow modules, such as torch, inside `rows`.
+    `kdcore summary`, including `kdcore summary --help`. Import slow modules, such as torch, inside `rows`.
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - not every component has any
-        """Declare options, such as `--layers`. `kdcore summary RUN` has to remain valid without them. Optional."""
+        """Declare options, such as `--layers`. `kdcore summary RUN` must remain valid without them. Optional."""
 
     @abstractmethod
     def rows(self, run: FinishedRun) -> dict[str, str]:
@@ -86,7 +85,7 @@ class SummaryRows(ABC):
             run: the run; `run.arguments` contains the declared options.
 
         Raises:
-            InputError: the run does not have what an option requires. Ends the command.
+            InputError: the run lacks something that an option requires. The command ends with this error.
         """
 
 

@@ -39,12 +39,12 @@ def check_fit(
         longest: length of the longest sequence in tokens.
         where: folder of the data, for messages.
         shorter: hint on how to get shorter sequences.
-        own_tokenizer: hint on how to use the tokenizer of the model `{whose}`.
+        own_tokenizer: hint on how to use the tokenizer of a model, which replaces `{whose}`.
         pad_id: id with which the data's tokenizer pads; None if it does not pad.
-        tokenizer: returns the data's tokenizer, to compare how it reads text.
+        tokenizer: returns the data's tokenizer, to compare how it treats text.
 
     Raises:
-        DataError: sequences are too long, the vocabulary of a model differs from the data's, its tokenizer reads text
+        DataError: sequences are too long, the vocabulary of a model differs from the data's, its tokenizer treats text
             differently, or its positions depend on another padding id.
     """
     for whose, model in (("teacher", teacher), ("student", student)):
@@ -93,13 +93,13 @@ def check_fit(
 
 
 def _compare_reading(ours: Any, whose: str, theirs: Any, where: str, own_tokenizer: str) -> None:
-    """Raise a DataError if the tokenizers read text differently, for example by casing or normalization."""
+    """Raise a DataError if the tokenizers treat text differently, for example in casing or normalization."""
     difference = reading_difference(ours, theirs)
     if difference is not None:
         text, *pieces = difference
         ours, theirs = (" ".join(part) if len(part) < 20 else f"{len(part)} tokens" for part in pieces)
         raise DataError(
-            f"the data's tokenizer reads text differently from the {whose}'s, although their vocabularies are equal: "
+            f"the data's tokenizer treats text differently from the {whose}'s, although their vocabularies are equal: "
             f"`{text}` becomes `{ours}` in the data and `{theirs}` in the {whose}",
             where=where,
             key="task.data",
@@ -114,7 +114,7 @@ def _compare(
     where: str,
     own_tokenizer: str,
 ) -> None:
-    """Raise a DataError if trained weights use an id for another token; random weights have no vocabulary."""
+    """Raise a DataError if trained weights use an id for a different token. Random weights have no vocabulary."""
     if theirs is None:
         return
     ours = vocabulary()

@@ -88,7 +88,7 @@ class MaskedLM(Task):
 
     @classmethod
     def resumed(cls, config: ComponentConfig, seed: int, cache: Path, stored: StoredData) -> Self:
-        """Open the data folder recorded by the run, even if the recipe's data is now prepared elsewhere."""
+        """Open the data folder recorded by the run, even if the recipe's data is now prepared in another folder."""
         assert isinstance(config, cls.Config)
         with _located():
             data, fingerprint = reopen_data(config.data, cache, stored.folder, stored.fingerprint)
@@ -104,7 +104,7 @@ class MaskedLM(Task):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the prepared data; for a resumed run, the one that the run stored for this data."""
+        """Fingerprint of the prepared data; for a resumed run, the fingerprint that the run stored for this data."""
         return self._fingerprint
 
     def check(self, student: Model, teacher: Model | None) -> None:
@@ -160,7 +160,7 @@ class MaskedLM(Task):
             logger.warning(f"{self.data.folder}: {problem}")
 
     def _warn_of_long_words(self) -> None:
-        """Warn if words of some of the training sequences have more tokens than may be predicted."""
+        """Warn if some training sequences contain words with more tokens than may be predicted."""
         samples = np.unique(np.linspace(0, self.num_samples("train") - 1, _CHECKED_FOR_LONG_WORDS).astype(np.int64))
         rows, lengths = self.sequences("train", samples)
         real = np.arange(rows.shape[1]) < lengths[:, None]
@@ -187,7 +187,7 @@ class MaskedLM(Task):
 
     @property
     def distinct_epochs(self) -> int | None:
-        """The number of stored or drawn masks of a sequence; None if masks or rows never repeat, as in a schedule."""
+        """The number of stored or drawn masks of a sequence; None if masks or rows never repeat, as with a schedule."""
         if not self._samples["train"].repeats:
             return None
         masking = self.config.masking
@@ -212,7 +212,7 @@ class MaskedLM(Task):
         return {"mask_probability": value_at(masking.probability, fraction)}
 
     def batch_at(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float) -> Batch:
-        """Build the batch of `batch`, which packages may override, with the probability at a fraction of the budget."""
+        """Call `batch`, which packages may override, with the masking probability at a fraction of the budget."""
         token = _fraction.set(fraction)
         try:
             return self.batch(split, samples, epochs)
@@ -220,7 +220,10 @@ class MaskedLM(Task):
             _fraction.reset(token)
 
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
-        """Read, trim to the longest sequence, and mask; outside of `batch_at` with the last probability."""
+        """Read sequences, trim them to the longest one, and mask them.
+
+        Unless called by `batch_at`, this uses the last value of the masking probability.
+        """
         numbers = self._samples[split].rows(np.asarray(samples, dtype=np.int64), epochs)
         rows, lengths = self._splits[split].rows(numbers)
         longest = int(lengths.max())

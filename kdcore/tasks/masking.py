@@ -25,7 +25,7 @@ class Masking(ComponentConfig):
     )
     mask: float = Field(0.8, ge=0, le=1, description="Fraction of predicted tokens that become the mask token.")
     random: float = Field(
-        0.1, ge=0, le=1, description="Fraction of predicted tokens that become a random token; the rest stay."
+        0.1, ge=0, le=1, description="Fraction of predicted tokens that become a random token; the rest are kept."
     )
     whole_word: bool = Field(False, description="Predict all tokens of a word or none of them.")
     segmenter: Literal["icu"] | None = Field(
@@ -45,7 +45,7 @@ class Masking(ComponentConfig):
     @model_validator(mode="after")
     def _shares(self) -> Masking:
         if self.mask + self.random > 1:
-            raise ValueError(f"`mask` and `random` may add up to at most 1 (found {self.mask + self.random:g})")
+            raise ValueError(f"`mask` and `random` must add up to at most 1 (found {self.mask + self.random:g})")
         check_points("probability", self.probability)
         if self.segmenter is not None and not self.whole_word:
             raise ValueError("`segmenter` has no effect without `whole_word: true`")
@@ -161,8 +161,8 @@ def at_most(limit: int, predicted: np.ndarray, choose: np.ndarray, first: np.nda
     Args:
         limit: maximum number of predicted tokens of a sequence.
         predicted: (B, L) whether a token is to be predicted.
-        choose: (B, L) random number of the token; words with the smallest numbers are kept.
-        first: (B, L) position of the first token of its word; None if single tokens are masked.
+        choose: (B, L) random number of each token; words with the smallest numbers are kept.
+        first: (B, L) position of the first token of each token's word; None if single tokens are masked.
     """
     if not (predicted.sum(axis=1) > limit).any():
         return predicted

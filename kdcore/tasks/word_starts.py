@@ -51,10 +51,10 @@ Segmenter = Callable[[str], list[int]]
 class WordStarts:
     """Find the tokens that start a word.
 
-    The tokenizer's prefixes mark space-separated words. In scripts without spaces each token of Chinese
-    characters, Hiragana or full-width punctuation is a word, and successive tokens of Katakana are one. Words of Thai,
-    Lao, Khmer and Burmese are found by the segmenter; without one, each token is a word unless it divides a syllable's
-    letter from its vowels. Words also start where such scripts begin and end.
+    The tokenizer's prefixes mark space-separated words. In scripts without spaces, each token of Chinese characters,
+    Hiragana or full-width punctuation is a word, and consecutive tokens of Katakana form one word. Words of Thai, Lao,
+    Khmer and Burmese are found by the segmenter; without one, each token starts a word, unless this would separate a
+    letter from the vowels of its syllable. A word also starts wherever text in one of these scripts begins or ends.
 
     Args:
         data: the prepared data.
@@ -127,7 +127,7 @@ class WordStarts:
 
 
 def icu_segmenter() -> Segmenter:
-    """Return the segmenter of ICU, which has dictionaries of Thai, Lao, Khmer and Burmese.
+    """Return the segmenter of ICU, which has dictionaries for Thai, Lao, Khmer and Burmese.
 
     Raises:
         InputError: the package `icu4py` is not installed.
@@ -164,7 +164,7 @@ def _plain(piece: str) -> bytes:
 
 
 def _byte_level(piece: str) -> bytes:
-    """Return the bytes that a piece spells: printable Latin-1 characters are themselves, others follow U+0100."""
+    """Return the bytes of a piece, where printable Latin-1 bytes represent themselves and others start at U+0100."""
     return bytes(_BYTE_OF.get(character, 0) for character in piece)
 
 

@@ -147,7 +147,7 @@ def test_arguments_of_another_type_are_named(run: kdcore.Run, tmp_path: Path) ->
         (lambda: kdcore.open_run(None), "folder: must be the path of a folder"),
         (lambda: kdcore.open_run("a" * 300), "too long"),
         (lambda: run.export(5), "folder: must be the path of a folder"),
-        (lambda: run.export(tmp_path / "new", step="x"), "step: must be the number of a step"),
+        (lambda: run.export(tmp_path / "new", step="x"), "step: must be a step number"),
         (lambda: run.compare(5), "others: must be the path of a folder"),
         (lambda: run.student(auto_class="Nope"), "transformers has no class `Nope`"),
     ):
@@ -636,10 +636,10 @@ class TestOverrides:
             ({"seed": {1, 2}}, r"`?seed`?.*cannot hold a set"),
             ({"training": {"budget": {"steps": object()}}}, r"training\.budget\.steps.*cannot hold a object"),
             ({5: 1}, r"a key must be text \(found 5\)"),
-            (["seed=1", 5], r"must be a list of texts, or a map \(found 5\)"),
-            ("seed=1", r"must be a list of texts, or a map \(found 'seed=1'\)"),
-            (None, r"must be a list of texts, or a map \(found None\)"),
-            (5, r"must be a list of texts, or a map \(found 5\)"),
+            (["seed=1", 5], r"must be a list of strings, or a map \(found 5\)"),
+            ("seed=1", r"must be a list of strings, or a map \(found 'seed=1'\)"),
+            (None, r"must be a list of strings, or a map \(found None\)"),
+            (5, r"must be a list of strings, or a map \(found 5\)"),
             ({"seed": "three"}, "seed"),
         ],
     )

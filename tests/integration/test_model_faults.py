@@ -262,7 +262,7 @@ def test_data_in_another_casing_than_the_teachers_is_refused(
     with pytest.raises(InputError) as error:
         train(f"teacher.path={teacher}")
     (problem,) = error.value.problems
-    assert "the data's tokenizer reads text differently from the teacher's" in problem.what
+    assert "the data's tokenizer treats text differently from the teacher's" in problem.what
     assert "`The Quick Fox` becomes `the quick fox` in the data and `The Quick Fox` in the teacher" in problem.what
     assert problem.key == "task.data"
     assert train(f"teacher.path={teacher}", f"task.data.tokenizer={teacher}", "run.id=2").finished
