@@ -32,7 +32,7 @@ class _MetricRow(BaseModel):
 
 
 def read_metrics(run_folder: Path, *, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics: numbers by name, among them `step`. Empty if there are none yet.
+    """Return the rows of a run's metrics: numbers by name, including `step`. Empty if there are none yet.
 
     Damaged rows are skipped with one warning, which names the first of them.
 
@@ -56,7 +56,7 @@ class JsonLinesTracker(Tracker):
         self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append and flush a row, so that it can be followed and survives a crash."""
+        """Append and flush a row, so that readers can see it immediately and it survives a crash."""
         with names_path(self.path):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()

@@ -19,7 +19,7 @@ from kdcore.utils.atomic import names_path
 class TensorBoardTracker(Tracker):
     """Write scalars, the recipe and its values as hyperparameters to `tensorboard/` in the run folder.
 
-    `SummaryWriter` would write in a thread, which prints tracebacks when the disk is full.
+    `SummaryWriter` is not used, because it writes in a thread that prints tracebacks when the disk is full.
     """
 
     def __init__(self, config: ComponentConfig, run_folder: Path) -> None:
@@ -47,7 +47,7 @@ class TensorBoardTracker(Tracker):
             self._writer.flush()
 
     def _describe(self) -> None:
-        """Write the recipe as text and as hyperparameters, if the run folder has one."""
+        """Write the recipe as text and as hyperparameters, if the run folder contains a recipe."""
         file = self.run_folder / "recipe.yaml"
         if self._writer is not None and file.is_file():
             recipe = read_yaml(file).plain()

@@ -16,19 +16,19 @@ from kdcore.signals import ModelInfo
 
 
 class TransformConfig(ComponentConfig):
-    """Keys that every entry of `stages` has. A transform's own `Config` adds its keys to these."""
+    """Common keys of every entry of `stages`; the `Config` of a transform adds further keys."""
 
     at: Share = Field(description="Fraction of the budget after which the stage begins.")
 
 
 @dataclass(frozen=True)
 class ParameterSource:
-    """The source of a changed student's parameter, from which the optimizer's state is mapped.
+    """The old parameter from which a parameter of the changed student takes over its optimizer state.
 
     Attributes:
         name: name of the parameter in the student before the change.
-        select: maps a tensor of the old parameter's shape to the new parameter's shape, such as a slice; None if the
-            shape does not change. It is applied to every optimizer state that has the parameter's shape (Adam's two
+        select: maps a tensor of the old parameter's shape to the new parameter's shape, for example by slicing; None if
+            the shape does not change. It is applied to every optimizer state that has the parameter's shape (Adam's two
             moments).
     """
 
@@ -54,7 +54,8 @@ class Transform(ABC):
     def describe(self, student: ModelInfo) -> ModelInfo:
         """Describe the changed student. Called for every stage before training starts.
 
-        Number of blocks, hidden size and heads may change; vocabulary, length and the head on whole sequences may not.
+        The number of blocks, the hidden size and the number of attention heads may change. The vocabulary, the maximum
+        length and the model's `heads` may not.
 
         Raises:
             InputError: the transform does not support this student.
@@ -66,7 +67,7 @@ class Transform(ABC):
 
         Args:
             student: the student in float32 on the CPU, with the trained weights.
-            generator: the only source of randomness; equal on every process and after every restart.
+            generator: the only source of randomness; identical on every process and after every restart.
 
         Returns:
             The changed student, whose `info` is the result of `describe`, and the sources of its parameters by their

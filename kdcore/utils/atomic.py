@@ -1,4 +1,4 @@
-"""Write files and folders that are complete or absent, also after a crash.
+"""Write files and folders that are either complete or absent, even after a crash.
 
 Content is written under a staging name `.staging-NAME` in the same folder, flushed to disk, and renamed.
 """
@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def names_path(path: Path) -> Iterator[None]:
-    """Add the path to errors of an open file, such as a full disk, which do not contain it."""
+    """Add the path to errors that occur while a file is open, such as a full disk, which do not contain it."""
     try:
         yield
     except OSError as error:
@@ -60,7 +60,8 @@ def atomic_directory(
 ) -> Iterator[Path]:
     """Create an empty staging folder that is committed as `folder` when the `with` block ends, and removed on error.
 
-    Only one process at a time may write a folder. What a killed process has left under the staging name is removed.
+    Only one process at a time may write a folder. Content that a killed process has left under the staging name is
+    removed.
 
     Args:
         folder: the final path; its parents are created.
@@ -72,7 +73,7 @@ def atomic_directory(
         The staging folder.
 
     Raises:
-        OSError: the folder cannot be written, or something is in its place.
+        OSError: the folder cannot be written, or its path is already taken.
         Exception: raised by `check`.
     """
     staging = staging_folder(folder)
@@ -98,8 +99,8 @@ def commit_directory(
     Args:
         staging: the complete folder, in the same parent folder.
         folder: the final path.
-        replace: replace an existing folder. A process killed between both renames leaves the old folder under the name
-            `.replaced-NAME`; see `restore_replaced`.
+        replace: replace an existing folder. A process killed between the two renames leaves the old folder under the
+            name `.replaced-NAME`; see `restore_replaced`.
         finished: a file that marks a complete folder. If another process has committed a folder with this file first,
             which can happen on a file system without locks, its folder is kept and no error is raised.
         check: called immediately before the first rename; raises if this process may no longer commit.
@@ -147,7 +148,7 @@ def restore_replaced(parent: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk.
+    """Flush the directory entries of a folder to disk.
 
     Raises:
         OSError: the folder cannot be flushed.

@@ -12,7 +12,7 @@ _MOST_BYTES = 1024
 
 
 def refuse_pointers(folder: Path, patterns: Iterable[str]) -> None:
-    """Refuse a folder in which a file of one of the patterns is a pointer.
+    """Refuse a folder in which a file that matches one of the patterns is a pointer.
 
     Raises:
         DataError: a file is a pointer; the message names the first one.

@@ -1,4 +1,4 @@
-"""Locks of files, released by the operating system when the process ends, however it ends.
+"""Lock files. The operating system releases the locks when the process ends, however it ends.
 
 Exclusive locks use the library filelock on an open file. Its class `FileLock` is not used: it unlocks the file for
 forked processes as well, does not remove the file, and hides the open file, whose identity shows whether another
@@ -30,13 +30,15 @@ def lock_of(folder: Path) -> Path:
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False, wait: bool = True, taken: str = "") -> Iterator[int]:
-    """Hold a lock file; an exclusive lock removes the file at the end. Has no effect on a file system without locks.
+    """Hold the lock on a file within the context.
+
+    An exclusive lock removes the file at the end. On a file system without locks, this has no effect.
 
     Args:
         path: the lock file.
         shared: allow other holders that also ask for a shared lock.
         wait: wait until the lock is free instead of raising an error.
-        taken: text of that error.
+        taken: error message if the lock is taken.
 
     Yields:
         The descriptor of the open file. Forked processes hold the lock as well until they close it.

@@ -46,7 +46,7 @@ def model_file_hashes(source: str) -> dict[str, str]:
     """Compute the SHA-256 of each weight file and of the configuration of a model, by name.
 
     Args:
-        source: a folder, or a hub name, whose files are then in the hub's cache.
+        source: a folder, or the hub name of a model that has been downloaded to the hub's cache.
     """
     folder = Path(source)
     if not folder.is_dir():

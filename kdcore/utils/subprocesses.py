@@ -1,6 +1,6 @@
 """Start child processes, forward stop signals to them, and stop those that do not end.
 
-Quick to import, because a launcher has to handle signals before anything else is imported.
+This module is quick to import, because a launcher must handle signals before anything else is imported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 class Supervisor:
     """Start child processes. Within the context, forward SIGINT, SIGTERM and SIGUSR2 to those that are running.
 
-    A caller that is interrupted by exceptions does not enter the context, and calls `stop` instead.
+    A caller that handles interruptions as exceptions does not enter the context, but calls `stop`.
 
     Args:
         sessions: start each process in a new session. Then Ctrl-C reaches only this process, which forwards it once,
@@ -114,7 +114,7 @@ class Supervisor:
         return self.code_of(process)
 
     def code_of(self, process: subprocess.Popen[bytes]) -> int:
-        """Return the exit code of an ended process: negative after a signal, 130 if that signal was forwarded to it.
+        """Return a finished process's exit code: negative after a signal, 130 if that signal was forwarded to it.
 
         A forwarded signal kills a process that has not installed its handlers yet.
         """
