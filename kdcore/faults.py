@@ -93,7 +93,7 @@ def _package_of(module: str) -> str | None:
 
 
 def _described(cls: type, module: str, *, given: bool) -> str:
-    """Describe a component as ``loss `mine` of kdcore-mine 1.0``, or the code of a module by its package."""
+    """Describe a component as ``loss `mine` of kdcore-mine 1.0``, or a module's code by its package."""
     for registry in ALL.values():
         for entry in registry.entries():
             if entry.precedence and _loaded(entry) is cls:

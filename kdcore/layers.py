@@ -39,7 +39,7 @@ class Pairs:
 
 
 def resolve_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) -> Pairs:
-    """Turn a rule or explicit pairs into blocks counted from 0.
+    """Resolve a rule or explicit pairs to blocks, counted from 0.
 
     Args:
         layers: `last`; `uniform` (student i with teacher (i+1)*T/S-1); `all` (the same rounded, for any two depths);

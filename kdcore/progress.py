@@ -19,7 +19,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 def check_points(key: str, value: float | Sequence[tuple[float, float]]) -> None:
     """Raise a ValueError unless the value of a key is a number or points with increasing fractions."""
     if isinstance(value, Sequence) and (len(value) < 2 or any(b <= a for (a, _), (b, _) in pairwise(value))):
-        raise ValueError(f"`{key}` as points requires at least two points with strictly increasing fractions")
+        raise ValueError(f"a list for `{key}` requires at least two points with strictly increasing fractions")
 
 
 def value_at(value: float | Sequence[tuple[float, float]], fraction: float) -> float:

@@ -11,7 +11,7 @@ Keys that enter the loss for a real query:
 - a model's softmax is over the keys that its block attends to (padding, window; an additive mask shifts the scores);
 - the teacher's softmax is restricted to keys that both models attend to, because the student cannot learn others. With
   equal masks this is the plain definition; a student with a narrower window is compared with the teacher's distribution
-  within that window, instead of an infinite divergence;
+  within that window, which avoids an infinite divergence;
 - squared differences are over keys that both models attend to; a query without common keys contributes 0.
 """
 

@@ -50,8 +50,8 @@ class Head:
         problem_type: as in configurations of transformers, such as `regression` or `multi_label_classification`.
         auto_class: name of the class of transformers that loads an export with this head.
         pooling: the state of a sequence that a module of a `sequence` head receives: the first token's, or the mean
-            over real tokens. With `own` the module pools: it receives the states of all real tokens (N, d), one
-            sequence after another, and the `lengths` of the batch.
+            over real tokens. With `own`, the module does the pooling: it receives the states of all real tokens (N, d),
+            one sequence after another, and the `lengths` of the batch.
     """
 
     name: str
@@ -329,7 +329,7 @@ class Batch:
         token_types: (B, L) int64, 1 on tokens of the second text of a pair; None if there are no pairs.
         units: units of the tokens; None if both models have the same tokens; each token is then a unit.
         teacher: the batch of the teacher's tokens; None if it is this batch.
-        split: split of the samples; None for a batch not drawn by a task. Stays on the host, as do the next two.
+        split: split of the samples; None for a batch not drawn by a task. This and the next two stay on the host.
         samples: (B,) int64 NumPy array, indices of the samples in the split.
         epochs: (B,) int64 NumPy array, number of times that each sample has been seen before.
     """
@@ -607,7 +607,7 @@ class Signals:
         return self._hidden[block][:, 0]
 
     def heads(self, part: AttentionPart, block: int) -> Iterator[HeadChunk]:
-        """Yield query, key or value of `block` in chunks of whole sequences, equal for every part and model."""
+        """Yield query, key or value of `block` in chunks of whole sequences, the same for every part and model."""
         tap = self._attention[block]
         states: Tensor = getattr(tap, part)
         if tap.packed:

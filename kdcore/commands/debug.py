@@ -23,7 +23,7 @@ class DebugCommand(Command):
         parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME/ID")
         parser.add_argument("step", metavar="STEP", type=int, help="training step, as in messages and metrics")
         parser.add_argument(
-            "--processes", type=int, metavar="N", help="number of processes of the run; default: from its checkpoint"
+            "--processes", type=int, metavar="N", help="number of processes; default: read from the checkpoint"
         )
 
         add_allow_imports(parser)

@@ -75,7 +75,7 @@ def train(
 def steps(
     recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> Generator[Event]:
-    """Train as `train` does, and yield the events of the run; the last one is a FinishedEvent or a StoppedEvent.
+    """Train like `train`, and yield the events of the run; the last one is a FinishedEvent or a StoppedEvent.
 
     The run advances only while the loop requests events. Leaving the loop ends the run without a further checkpoint;
     the next start continues from its last one.

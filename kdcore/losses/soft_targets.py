@@ -73,7 +73,7 @@ class SoftTargetsLoss(Loss):
             "over the `classes` of whole sequences, from the head `sequence_classes`.",
         )
         head: str | None = Field(
-            None, description="Head whose outputs are compared instead, such as `token_classes`, at every position."
+            None, description="Head whose outputs are compared instead at every position, such as `token_classes`."
         )
         column: str | None = Field(
             None,

@@ -56,8 +56,9 @@ class Lamb(Optimizer):
     """LAMB, Adam with updates scaled to the norm of the updated tensor, for very large batches (You et al. 2020).
 
     `max_coeff` and `min_coeff` clamp the ratio of the two norms as in DeepSpeed's FusedLamb, which requires a GPU and
-    is not used here. Without bias correction both compute the same. With it, FusedLamb scales the learning rate only,
-    while the paper and this class correct the direction before its norm and weight decay are applied.
+    is not used here. Without bias correction, both compute the same update. With bias correction, FusedLamb scales only
+    the learning rate, while the paper and this class correct the direction before its norm and weight decay are
+    applied.
     """
 
     class Config(MomentConfig):

@@ -1,7 +1,7 @@
 """Merge a recipe from its `extends:`, the file itself and overrides.
 
-Maps are merged; `null` removes a key; a map with another `name` replaces the whole map, because the settings belong to
-another component; lists and all other values are replaced.
+Maps are merged; `null` removes a key; a map with a different `name` replaces the whole map, because its settings belong
+to a different component; lists and all other values are replaced.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ class Budget(ComponentConfig):
         if self.exit_after_hours is not None and self.hours is not None and self.exit_after_hours > self.hours:
             raise ValueError(
                 f"`exit_after_hours` ({self.exit_after_hours:g}) exceeds `hours` ({self.hours:g}), at which the run "
-                "ends: lower it, raise `hours`, or omit it"
+                "ends: lower or omit it, or raise `hours`"
             )
         return self
 

@@ -105,7 +105,7 @@ class Run:
             auto_class: class of transformers that loads it, such as `AutoModelForSequenceClassification`.
 
         Raises:
-            InputError: there is no such export; for example, the run is still training.
+            InputError: there is no such export, for example because the run is still training.
         """
         found = self.exports()
         finished = _FINISHED if export is None and self.finished else ()
@@ -174,11 +174,11 @@ class Run:
         return export_to(_path(folder, "folder"), self.folder, step, allow_imports=self._allow_imports)
 
     def compare(self, others: Run | str | Path | Sequence[Run | str | Path] = (), **options: Any) -> Any:
-        """Compare with other runs, as `kdcore compare` does: `kdcore_evaluation.compare` with its options.
+        """Compare with other runs, like `kdcore compare`; this calls `kdcore_evaluation.compare`.
 
         Args:
             others: further runs, or their folders.
-            options: `by`, `over` and `results` of that function.
+            options: arguments `by`, `over` and `results` of that function.
 
         Raises:
             InputError: the package kdcore-evaluation is not installed, or a folder contains no run.

@@ -237,7 +237,7 @@ class Task(ABC):
         return None
 
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:
-        """Return what `kdcore summary` prints about a run of this task besides losses and sizes.
+        """Return the rows that `kdcore summary` prints about a run of this task besides losses and sizes.
 
         Args:
             run: the run; its `task` is this one.

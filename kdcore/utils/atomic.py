@@ -135,7 +135,7 @@ def commit_directory(
 def restore_replaced(parent: Path) -> None:
     """Clean up a folder after a killed process: restore replaced folders and remove staged content.
 
-    Call it only while no other process writes in the folder.
+    Call it only while no other process writes to the folder.
     """
     for replaced in parent.glob(f"{REPLACED}*"):
         folder = parent / replaced.name.removeprefix(REPLACED)

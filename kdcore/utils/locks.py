@@ -36,7 +36,7 @@ def locked(path: Path, *, shared: bool = False, wait: bool = True, taken: str = 
 
     Args:
         path: the lock file.
-        shared: allow other holders that also ask for a shared lock.
+        shared: allow other holders of shared locks.
         wait: wait until the lock is free instead of raising an error.
         taken: error message if the lock is taken.
 
@@ -71,7 +71,7 @@ def acquire(descriptor: int, *, shared: bool = False, wait: bool = False) -> boo
 
     Args:
         descriptor: the open file; for an exclusive lock on NFS it must be writable.
-        shared: allow other holders that also ask for a shared lock.
+        shared: allow other holders of shared locks.
         wait: wait until the lock is free.
 
     Returns:

@@ -102,7 +102,7 @@ class Supervisor:
         environment: Mapping[str, str] | None = None,
         output: IO[bytes] | None = None,
     ) -> int:
-        """Start a process unless a signal has been received, and wait for it; return its exit code as `code_of` does.
+        """Start a process unless a signal has been received; wait for it and return its exit code, see `code_of`.
 
         Raises:
             OSError: the program cannot be started.
