@@ -19,13 +19,13 @@ def compare(
     over: str = "seed",
     results: Sequence[str | Path] | None = None,
 ) -> Comparison:
-    """Compare runs as `kdcore compare` does; `print` shows the table, a notebook displays the page.
+    """Compare runs, like the command `kdcore compare`; `print` shows the table, and a notebook displays the page.
 
     Args:
         runs: run folders, folders of runs, or folders of evaluations.
         by: keys of recipes that define the groups, or `method`, `run`, `seed`, `export`.
         over: key of the repetitions.
-        results: folders of evaluations; default: those below `evaluations`.
+        results: folders of evaluations; default: all folders below `evaluations`.
 
     Raises:
         InputError: a folder contains no run, or a key does not exist.

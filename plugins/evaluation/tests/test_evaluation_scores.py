@@ -370,7 +370,7 @@ def test_a_margin_needs_a_teacher(
     monkeypatch.chdir(tmp_path)
     code, _, err = compare(capsys, str(compared_project / "runs"), "--margin", "5")
     assert code == 2
-    assert "--margin: no teacher among the results to compare with" in err
+    assert "--margin: the results contain no teacher to compare with" in err
 
 
 def test_what_is_odd_about_a_comparison_is_said(

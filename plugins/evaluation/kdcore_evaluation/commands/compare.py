@@ -22,7 +22,7 @@ _FORMATS = ("terminal", "markdown", "csv", "json", "latex")
 class CompareCommand(Command):
     """Compare runs: their scores with intervals, and differences between them, in tables and on a page with plots.
 
-    Give run folders, folders of runs, or folders of `kdcore evaluate`, whose runs are then compared. Scores are read
+    Name run folders, folders of runs, or output folders of `kdcore evaluate` to compare their runs. Scores are read
     from evaluations below `evaluations`, or below the folders of --results.
 
     --by and --over take keys of recipes, such as student.initialize.blocks, or these words:

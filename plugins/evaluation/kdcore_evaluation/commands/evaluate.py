@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class EvaluateCommand(Command):
-    """Measure exported students by a suite: fine-tuning on tasks with labels, and probes.
+    """Measure exported students with a suite: fine-tuning on tasks with labels, and probes.
 
-    Give run folders, folders of runs, Hugging Face model folders or hub names. The same command continues a stopped
+    Name run folders, folders of runs, Hugging Face model folders or hub models. The same command continues a stopped
     evaluation: finished trials are not repeated. `key=value` changes the suite, such as `seeds=[1]`.
 
     The results are rows in results.parquet and results.jsonl of the output folder, from which `kdcore compare` makes
@@ -26,7 +26,7 @@ class EvaluateCommand(Command):
     Exit codes: 0 finished, 1 machine failure, 2 wrong input, 3 a fine-tuning failed, 130 interrupted.
     """
 
-    help = "measure exported students by a suite of tasks and probes"
+    help = "measure exported students with a suite of tasks and probes"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
@@ -97,7 +97,7 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _launch(profile: str) -> Launch:
-    """Return a function that trains recipes as jobs of one array and waits for their end."""
+    """Return a function that trains recipes as jobs of one array and waits until they have finished."""
     from kdcore_evaluation.run.pool import run_and_wait
 
     get_command("launch")  # if it is missing, the error names the package

@@ -32,11 +32,11 @@ _PAGE = "page.html"
 
 
 class SweepCommand(Command):
-    """Train every combination of a sweep file, measure the students by its suite, and compare them on a page.
+    """Train every combination of a sweep file, measure the students with its suite, and compare them on a page.
 
     The same command continues a stopped sweep. `key=value` changes every recipe, `suite.key=value` the suite. With
-    --profile the runs and the fine-tunings are jobs of `kdcore launch`. --smoke runs the small sweep under `smoke` of
-    the file, which takes minutes.
+    --profile the runs and the fine-tunings are jobs of `kdcore launch`. --smoke runs the small sweep that the file
+    defines under `smoke`, which takes minutes.
 
     --plan trains nothing. It prints the number of runs and hours, and the differences between groups that seeds and
     test texts can detect, from standard deviations of earlier results below `evaluations`.
@@ -52,13 +52,13 @@ class SweepCommand(Command):
         add_overrides(parser)
         parser.add_argument("--processes", metavar="N", type=int, default=1, help="number of parallel runs; default: 1")
         parser.add_argument("--profile", metavar="PROFILE", help="run them as jobs of `kdcore launch`, and wait")
-        parser.add_argument("--smoke", action="store_true", help="run the small sweep under `smoke` of the file")
+        parser.add_argument("--smoke", action="store_true", help="run the small sweep defined by `smoke` in the file")
         parser.add_argument("--plan", action="store_true", help="print runs, hours and detectable differences only")
         parser.add_argument(
             "--deviation",
             metavar="SD",
             type=float,
-            help="standard deviation of a score over seeds for --plan; default: that of earlier results, else 0.01",
+            help="standard deviation of a score over seeds for --plan; default: from earlier results, else 0.01",
         )
 
     def run(self, arguments: argparse.Namespace) -> int:

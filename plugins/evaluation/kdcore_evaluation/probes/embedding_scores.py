@@ -61,7 +61,7 @@ def _search_values(encoder: SentenceEncoder, texts: TextQueries) -> ScoreValues:
 def correlation_values(cosines: NDArray[np.float64], scores: NDArray[np.float64]) -> ScoreValues:
     """Return Spearman's rank correlation of cosines (n,) and scores (n,), 0 if all cosines are equal.
 
-    Its values are jackknife values, so that their standard error is that of the correlation.
+    Its values are jackknife values, so that their standard error equals the correlation's.
     """
     from scipy.stats import rankdata
 
@@ -88,7 +88,7 @@ def correlation_values(cosines: NDArray[np.float64], scores: NDArray[np.float64]
 
 
 def classification_values(cosines: NDArray[np.float64], labels: NDArray[np.float64]) -> ScoreValues:
-    """Return accuracy at the best threshold of cosines (n,), and average precision, of labels 0 and 1 (n,)."""
+    """Return the accuracy at the best threshold of cosines (n,) and the average precision, for labels 0 and 1 (n,)."""
     from sklearn.metrics import average_precision_score, roc_curve
 
     false, true, thresholds = roc_curve(labels, cosines, drop_intermediate=False)

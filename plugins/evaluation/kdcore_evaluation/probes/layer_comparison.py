@@ -49,7 +49,7 @@ class _ComparedEncoders:
         encoders: `teacher`, `student`, and `initial` if the run exported it.
         pairs: pairs of blocks that the losses compare.
         heads: the pairs whose attention heads are compared.
-        requests: signals of each encoder.
+        requests: signals requested from each encoder.
     """
 
     encoders: dict[str, Encoder]
@@ -104,7 +104,7 @@ class _EncoderMeasurements:
 def measure_layers(run: FinishedRun) -> LayerReport:
     """Compare all blocks of the student, and of the student before training, with those of the teacher.
 
-    The batches and masks are those of validation. With two tokenizers, units are compared instead of tokens.
+    Batches and masks are the same as in validation. With two tokenizers, units are compared instead of tokens.
 
     Raises:
         InputError: the run has no teacher, too little held-out text, or a model that is not supported.
@@ -206,7 +206,7 @@ def _load_student(model: Model, folder: Path) -> Encoder:
     """Load an export, with its masked-LM head if it has one."""
     loaded = model.load_export(folder, Signals.predictions("masked")) or model.load_export(folder, SignalRequest())
     if loaded is None:
-        raise InputError("--layers does not support this model: it cannot load its exports", where=str(folder))
+        raise InputError("--layers does not support this model, which cannot load its own exports", where=str(folder))
     return loaded
 
 
@@ -238,7 +238,7 @@ def _batches(task: Task) -> Iterator[Batch]:
 def _collect(
     found: _EncoderMeasurements, signals: Signals, batch: Batch, compared: _ComparedEncoders, name: str, keep: int
 ) -> None:
-    """Add the states of a batch, of which the first `keep` are for CKA, and the losses of masked tokens."""
+    """Add the states of a batch (the first `keep` are used for CKA) and the losses of its masked tokens."""
     request = compared.requests[name]
     blocks: list[Block] = ["embeddings", *range(compared.encoders[name].info.num_layers)]
     for block in blocks if keep > 0 else ():
@@ -318,7 +318,7 @@ def _errors(
 
 
 def _relative(states: Tensor, targets: Tensor, constant: Tensor) -> np.ndarray:
-    """Return squared distances (n,) of states to targets, relative to the mean distance of a constant."""
+    """Return squared distances (n,) of states from targets, relative to the mean squared distance of a constant."""
     distances = (states.double() - targets.double()).square().sum(1)
     return (distances / (targets.double() - constant).square().sum(1).mean()).cpu().numpy()
 

@@ -26,11 +26,11 @@ class LayerRows(SummaryRows):
         parser.add_argument(
             "--layers",
             action="store_true",
-            help="compare every block with the teacher's on held-out text, and write layers.json into the run folder",
+            help="compare all blocks with the teacher's on held-out text, and write layers.json into the run folder",
         )
 
     def rows(self, run: FinishedRun) -> dict[str, str]:
-        """Measure, write `layers.json`, and format it; nothing without the option.
+        """Compare the layers, write `layers.json`, and format it; do nothing without the option.
 
         Raises:
             InputError: the run has no teacher, too little held-out text, or a model that is not supported.

@@ -1,4 +1,4 @@
-"""Retrieval without training: find the second half of a passage, given its first half, among those of all passages."""
+"""Retrieval without training: given the first half of a passage, find its second half among all second halves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Similarity of two encoders on the same text: of embeddings, and of the similarities between texts."""
+"""Compare two encoders on the same text: their embeddings, and their similarities between texts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Agreement:
         neighbours: mean fraction of a sequence's nearest neighbours that both encoders have in common; None if not
             requested.
         speedup: median ratio of the times of first and second encoder, measured in alternation on each batch.
-        by_text: for each sequence, values (n,) whose means are `cosine`, `rank_correlation` and `same_neighbours`, by
-            these names; None for a quantity that is not measured. For the rank correlation, which is not a mean over
-            sequences, these are jackknife values, whose standard error is that of the correlation.
+        by_text: values (n,) of the sequences whose means are `cosine`, `rank_correlation` and `same_neighbours`, under
+            these names; None for a quantity that is not measured. The rank correlation is not a mean over sequences;
+            its values are jackknife values, whose standard error equals the correlation's.
     """
 
     sequences: int
@@ -127,10 +127,10 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def rank_correlation_values(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return values (n,) of each text whose mean is the rank correlation of all pairs of n texts, n at least 4.
+    """Return values (n,) of n texts, at least 4; their mean is the rank correlation over all pairs of texts.
 
     These are jackknife values: the correlation plus n - 1 times the decrease when a text is left out, relative to the
-    mean decrease. Their standard error is that of the correlation.
+    mean decrease. Their standard error equals the correlation's.
 
     Args:
         first: similarities (n, n).
@@ -153,7 +153,7 @@ def rank_correlation_values(first: np.ndarray, second: np.ndarray) -> np.ndarray
 
 
 def same_neighbours(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
-    """Compute the fraction (n,) of common `count` nearest neighbours of similarities (n, n), self excluded."""
+    """Return the fraction (n,) of each text's `count` nearest other texts on which two similarities (n, n) agree."""
     count = min(count, len(first) - 1)
     nearest = []
     for similarities in (first, second):

@@ -88,7 +88,7 @@ class Comparison:
         curves: losses of each run, by method, because losses are comparable only within a method.
         budget: score of each group by the fraction of the budget at which its students were exported.
         primary: the plotted column; None without scores.
-        remarks: limits of the comparison, for the reader.
+        remarks: limits of the comparison, shown to the reader.
         rows: the result rows that the scores were computed from.
         roles: role of each reference: `teacher`, `initial`, `without teacher`, `random`, `constant` or `model`.
         unit: unit of the repetitions, such as `seeds`.
@@ -143,13 +143,13 @@ def compare_runs(
 
     Args:
         runs: the runs.
-        results: evaluations; rows of runs that are not compared are left out.
+        results: evaluations; rows of runs that are not compared are ignored.
         by: keys that define the groups: recipe keys, or `method`, `run`, `seed`, `export`.
         over: key whose values are repetitions.
-        margin: points by which a group may be below its teacher and still count as equivalent; None without this test.
+        margin: points by which a group may be below its teacher and still count as equivalent; None for no such test.
 
     Raises:
-        InputError: a key does not exist, or there is no teacher's score for the margin.
+        InputError: a key does not exist, or a margin is set and no teacher has a score.
     """
     check_keys(runs, [*by, over])
     own, others, folders = _rows_of(runs, results)
@@ -196,7 +196,7 @@ def compare_runs(
     teachers = [name for name, role in roles.items() if role == "teacher"]
     if margin is not None and not teachers:
         raise InputError(
-            "no teacher among the results to compare with",
+            "the results contain no teacher to compare with",
             where="--margin",
             hint="evaluate with a suite that has `references: [teacher]`",
         )
@@ -278,7 +278,7 @@ def _student_of(run: ComparedRun) -> tuple[str, str]:
 
 
 def _reference_of_run(run: ComparedRun, group: Labels, teachers: set[Path], without_teacher: set[Path]) -> Labels:
-    """Return the reference name of a run that other runs are compared with; empty if it is compared itself."""
+    """Return the name of a run that serves as a reference; empty if the run is one of the compared runs."""
     if run.folder in teachers:
         return (f"teacher {run.name}",)
     return (f"without teacher: {', '.join(group)}",) if run.folder in without_teacher else ()
@@ -362,7 +362,7 @@ def _repetition(run: ComparedRun, over: str, row: ResultRow) -> str:
 
 
 def _last(models: Iterable[list[ResultRow]]) -> list[ResultRow] | None:
-    """Select the rows of a run's best or final student, or else of its last export."""
+    """Select the rows of a run's best or final student; without these, the rows of its last export."""
     ranked = sorted(models, key=lambda rows: (rows[0].export == "best", rows[0].share or 0.0))
     return ranked[-1] if ranked else None
 
@@ -376,7 +376,7 @@ def _plural(over: str) -> str:
 
 
 def _primary(table: ScoreTable) -> Column | None:
-    """Choose the plotted column: the average over tasks, or else a fine-tuned score, or else a probe's score."""
+    """Choose the plotted column: the average over tasks if it exists, then a fine-tuned score, then a probe's score."""
     for kind in ("finetune", "predictions", "embeddings", "linear", "retrieval", "agreement"):
         columns = [column for column in table.columns if column.kind == kind]
         averages = [column for column in columns if column.task == "average"]

@@ -192,7 +192,7 @@ def _starts_untrained(curve: Curve) -> bool:
 def _lines(
     label: str, values: Sequence[float], kind: str, show: Callable[[float], str] = lambda value: f"{value:.4g}"
 ) -> list[Baseline]:
-    """Draw one line if values differ by less than 2%, such as over seeds; else the lowest and the highest."""
+    """Draw one line if values differ by less than 2%, such as over seeds; otherwise the lowest and the highest."""
     if not values:
         return []
     mean = statistics.fmean(values)

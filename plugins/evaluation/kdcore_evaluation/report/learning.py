@@ -28,7 +28,7 @@ class Sign:
     """A sign of collapse or stagnation at the last validation of a run.
 
     Attributes:
-        what: the quantity that shows it.
+        what: the quantity that shows the sign.
         value: value of the student.
         reference: value of the teacher or of a constant prediction; None if there is none.
         against: description of the reference.

@@ -51,10 +51,10 @@ class Table:
         head: titles of the columns.
         bodies: groups of rows, separated by a line.
         numbers: columns that are aligned to the right.
-        caption: text above it.
-        notes: text below it.
-        download: address of its content as CSV.
-        folded: whether it is hidden until the reader opens it.
+        caption: text above the table.
+        notes: text below the table.
+        download: address of the content as CSV.
+        folded: whether the table is hidden until the reader opens it.
     """
 
     label: str
@@ -86,10 +86,10 @@ class Figure:
     """A plot with its title, legend and description.
 
     Attributes:
-        name: unique in the page.
+        name: identifier, unique within the page.
         title: what is shown.
-        note: how to read it.
-        description: its content in words.
+        note: how to read the plot.
+        description: the content of the plot in words.
         x: title of the horizontal axis; empty without one.
         y: title of the vertical axis.
         legend: the legend.
@@ -122,7 +122,7 @@ class HeatMap:
     """A table whose cells are coloured by their values.
 
     Attributes:
-        name: unique in the page.
+        name: identifier, unique within the page.
         title: what is shown.
         corner: names of the row and column dimensions.
         rows: titles of the rows.
@@ -178,15 +178,15 @@ def figure(
     """Draw a figure; its baselines are added to its legend.
 
     Args:
-        name: unique in the page.
+        name: identifier, unique within the page.
         title: what is shown.
         series: the series to draw, later ones on top.
         x: the horizontal axis.
-        y: the vertical one.
+        y: the vertical axis.
         baselines: horizontal lines.
         legend: the legend of the series.
-        note: how to read it.
-        description: its content in words; the default lists all points.
+        note: how to read the plot.
+        description: the content of the plot in words; the default lists all points.
         separate: whether markers that would cover each other are shifted sideways.
     """
     drawing = draw(series, x, y, baselines, separate=separate)
@@ -271,5 +271,5 @@ def counts(text: str) -> tuple[Piece, ...]:
 
 
 def wrapped(text: str) -> Markup:
-    """Escape a name and allow line breaks after `/`, `_` and `=`; browsers allow them after `-` themselves."""
+    """Escape a name and allow line breaks after `/`, `_` and `=`; browsers already allow them after `-`."""
     return Markup(re.sub(r"([/_=])(?=.)", r"\1<wbr>", str(escape(text))))

@@ -153,7 +153,7 @@ def draw(
     Args:
         series: the series to draw, later ones on top. Values that an axis cannot show are left out.
         x: the horizontal axis.
-        y: the vertical one.
+        y: the vertical axis.
         baselines: horizontal lines.
         separate: whether markers that would cover each other are shifted sideways.
     """
@@ -283,7 +283,7 @@ def _round_values(lowest: float, highest: float, count: int = 5) -> list[float]:
 
 
 def _columns(scale: _Scale) -> list[tuple[float, str]]:
-    """Return the ticks of the horizontal axis; names of categories only where all fit side by side."""
+    """Return the ticks of the horizontal axis; names of categories only if all fit side by side."""
     names = scale.axis.names
     if not names:
         return [(scale.at(value), scale.axis.show(value)) for value in scale.ticks()]

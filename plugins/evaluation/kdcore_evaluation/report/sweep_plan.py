@@ -83,7 +83,7 @@ def plan_text(
         over: key of the repetitions.
         suite: the suite; its labelled texts are counted.
         earlier: comparison of earlier results; None if there are none.
-        deviation: standard deviation over seeds; None uses that of earlier results, or else the default.
+        deviation: standard deviation over seeds; None for the value of earlier results, or the default without them.
 
     Raises:
         DataError: the texts of a task cannot be read.
@@ -184,7 +184,7 @@ def _tasks(
 
 
 def _reported_sizes(task: SuiteTask) -> list[int]:
-    """Return the numbers of texts in the test split, or else the validation split, and in its second part, if any."""
+    """Return the numbers of texts in the test split (or validation split) and in its second part, if any."""
     sizes = {part.name: len(part) for part in task.data.read(Counter()) if part.labelled}
     split = "test" if "test" in sizes else "validation"
     return [size for name, size in sizes.items() if name.startswith(split)]
@@ -219,7 +219,7 @@ def _training_hours(left: Sequence[SweepCell]) -> str:
 
 
 def _hours_of(cell: SweepCell) -> float | None:
-    """Return the hours of a run: from its budget, or else the mean of similar finished runs in the folder."""
+    """Return the hours of a run: from its budget, otherwise the mean of similar finished runs in the folder."""
     recipe = load_recipe(cell.recipe, cell.overrides)
     if recipe.settings.training.budget.hours is not None:
         return float(recipe.settings.training.budget.hours)

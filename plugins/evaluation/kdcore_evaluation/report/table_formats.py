@@ -142,7 +142,7 @@ def shown(column: Column, score: Score) -> str:
 
 
 def shown_differences(table: ScoreTable) -> list[Difference]:
-    """Select the differences to show: all for few groups, otherwise those from the highest mean of each column.
+    """Select the differences to show: all for few groups, otherwise those to the group with each column's highest mean.
 
     The p-values are adjusted for all pairs, so this selection does not bias them.
     """

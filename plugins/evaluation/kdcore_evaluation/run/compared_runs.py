@@ -73,7 +73,7 @@ class ComparedRun:
 
 
 def short_name(group: str, name: str) -> str:
-    """Return a component's name without the package that stored recipes include, if it refers to the same component.
+    """Return a component's name without the package of stored recipes if this name refers to the same component.
 
     Args:
         group: the entry point group, such as `kdcore.losses`.

@@ -31,15 +31,15 @@ def differences(
     Args:
         groups: measurements of each group.
         references: measurements of each reference.
-        against: references to compare a group with.
+        against: references to compare each group with.
         teachers: references for the test of whether a group is worse by less than the margin.
         over: unit of the repetitions of a group, such as `seeds`.
-        margin: points (hundredths) by which a score may be worse; None without this test.
-        trained: references that depend on a seed like the groups, such as students without a teacher. Any other
+        margin: points (hundredths) by which a score may be worse; None for no such test.
+        trained: references that, like the groups, depend on a seed, such as students without a teacher. Any other
             reference with a single model is a fixed model.
 
     Returns:
-        The differences with an interval. P-values are adjusted by Holm's method for all of them, and for differences
+        The differences with an interval. Holm's method adjusts their p-values for all of them and for all differences
         that could have been tested if their scores varied.
     """
     found: list[tuple[Difference | None, float, float | None]] = []
@@ -87,7 +87,7 @@ def _compare(
         own: measurements of a group.
         theirs: measurements of another group or of a reference.
         over: unit of the repetitions of a group.
-        fixed: whether the second is a reference that does not depend on a seed.
+        fixed: whether `theirs` belongs to a reference that does not depend on a seed.
 
     Returns:
         The estimate (None if nothing varied) and its description; None if nothing could vary or a value is unusable.

@@ -46,13 +46,13 @@ class EvaluatedModel:
         name: name in tables.
         role: `student` of a run, `initial` (the student before training), `teacher` of a run, `random` (a student's
             architecture with random weights), or `model` for others.
-        source: folder of the weights; for random weights, that of the student with the same architecture.
+        source: folder of the weights; for random weights, the folder of the student with the same architecture.
         given: the source as given by the user: a folder or a hub name.
         component: name of the kdcore model that reads it.
         imports: files that register `component` if it is not installed.
         run: folder of the run that exported it.
         export: name of the export, such as `final` or `budget-0.5`.
-        teacher: folder or hub name of the run's teacher; of several, the one whose configuration the student uses.
+        teacher: folder or hub name of the run's teacher; with several, of the one whose configuration the student uses.
         teacher_component: name of the kdcore model that reads the teacher.
         sha256: hash of weights, configuration and tokenizer; without the weights if they are random.
     """
@@ -131,11 +131,11 @@ def find_models(
 
     Args:
         places: run folders, folders of runs, model folders and hub names.
-        exports: names of the exports to take from each run, or `all` for all except `initial`; None takes `best`, or
-            else `final`, or else the export with the largest fraction of the budget.
+        exports: names of the exports to take from each run, or `all` for all except `initial`. None takes `best`; if
+            it is missing, `final`; if both are missing, the export with the largest fraction of the budget.
         references: reference models to add.
         remark: called with each warning.
-        allow_imports: run the files under `imports:` of the runs' recipes.
+        allow_imports: whether to run the files under `imports:` of the runs' recipes.
 
     Raises:
         InputError: one of `places` contains nothing to evaluate.

@@ -50,7 +50,7 @@ class FinishedPredictions:
         metric: the metric that selected the student.
         folder: the folder of predictions.
         tables: the predictions by part, such as `test`; all are labelled.
-        export: folder of the student that predicted.
+        export: folder of the student that made the predictions.
     """
 
     data: LabelledData | TaggedData
@@ -138,7 +138,7 @@ def predictions_in(
 
 
 def of_teacher(run: ComparedRun, student: FinishedPredictions) -> FinishedPredictions | None:
-    """Read the predictions of a run's teacher for the same texts, from the teacher's own run or else from this run.
+    """Read the predictions of a run's teacher for the same texts, from the teacher's own run or from this run.
 
     Returns:
         The predictions; None if there are none.

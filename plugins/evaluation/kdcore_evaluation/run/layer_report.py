@@ -57,7 +57,7 @@ class Errors(_FrozenModel):
 
 
 class LayerReport(_FrozenModel):
-    """What each layer has learnt, measured on held-out text. A value that is not defined is None.
+    """What each layer has learnt, measured on held-out text. Undefined values are None.
 
     Maps have the key `student`, and `initial` for the student before training if the run exported it.
     """
@@ -70,7 +70,7 @@ class LayerReport(_FrozenModel):
     teacher_blocks: list[int | Literal["embeddings"]] = Field(description="Rows of the matrices below.")
     student_blocks: list[int | Literal["embeddings"]] = Field(description="Columns of the matrices below.")
     pairs: list[tuple[int | Literal["embeddings"], int | Literal["embeddings"]]] = Field(
-        description="Pairs [teacher, student] that losses compare; by relative depth if none pairs blocks."
+        description="Pairs of blocks [teacher, student] that losses compare; without any, pairs by relative depth."
     )
     cka: dict[str, SimilarityMatrix] = Field(
         description="`student`, `initial` -> debiased linear CKA with the teacher."

@@ -130,7 +130,7 @@ def rows_of(
 
 
 def _chance(known: TaskData, split: str, metric: str) -> float | None:
-    """Return the score of predictions that ignore the text; for metrics without one, that of the accuracy."""
+    """Return the score of predictions that ignore the text; for metrics without a baseline, return their accuracy."""
     own = known.baselines.get(split, {})
     return own.get(metric, own.get("accuracy"))
 

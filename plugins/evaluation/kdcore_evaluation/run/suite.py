@@ -22,7 +22,7 @@ class SuiteTask(ComponentConfig):
 
     data: LabelledData | TaggedData
     metric: Literal[Metric, SpanMetric] | None = Field(
-        None, description="The score; default: GLUE's own, else the usual one of the labels' kind."
+        None, description="The score; default: the metric of GLUE's task, else the usual metric for such labels."
     )
 
     @model_validator(mode="after")
@@ -46,7 +46,7 @@ class GlueTasks(ComponentConfig):
     folder: PathString = Field(description="GLUE's folder, with one subfolder per task.")
     tasks: list[GlueName] = Field(min_length=1, description="Names of the tasks.")
     max_length: int = Field(
-        128, ge=4, description="Tokens of a sequence, special ones included; longer ones are truncated."
+        128, ge=4, description="Maximum number of tokens, including special tokens; longer sequences are truncated."
     )
 
 
@@ -56,7 +56,7 @@ class CostProbe(ComponentConfig):
     batch_size: int = Field(8, gt=0, description="Sequences per forward pass.")
     sequence_length: int = Field(128, gt=2, description="Tokens per sequence.")
     latency: list[Annotated[int, Field(gt=0)]] = Field(
-        default_factory=list, description="Batch sizes of which the time of a forward pass is measured, too."
+        default_factory=list, description="Batch sizes whose latency per forward pass is also measured."
     )
 
 
@@ -76,7 +76,7 @@ class AgreementProbe(ComponentConfig):
 
 
 class RetrievalProbe(ComponentConfig):
-    """Retrieval on frozen, mean-pooled embeddings: the first half of a held-out passage finds its second half."""
+    """Retrieval on frozen, mean-pooled embeddings: find the second half of a held-out passage from its first half."""
 
     data: DataSource = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
     passages: int = Field(2000, gt=1, description="Maximum number of passages.")
@@ -109,7 +109,7 @@ class Suite(ComponentConfig):
     """Tasks, the grid of fine-tuning, and probes.
 
     Every model is fine-tuned on every task once for each combination of learning rate, batch size and seed. `recipe`
-    contains further keys of the recipes of fine-tuning, such as `optimizer` or `training.precision`.
+    contains additional keys for the fine-tuning recipes, such as `optimizer` or `training.precision`.
     """
 
     name: FolderName = Field(description="Name of the suite.")
@@ -132,7 +132,7 @@ class Suite(ComponentConfig):
         if not self.all_tasks and self.probes == Probes():
             raise ValueError("a suite needs `tasks`, `glue` or `probes`")
         if not self.seeds and self.probes == Probes():
-            raise ValueError("a suite without `seeds` fine-tunes nothing: it needs `probes`")
+            raise ValueError("a suite without `seeds` fine-tunes nothing, so it needs `probes`")
         for name in ("learning_rates", "batch_sizes", "seeds", "references"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -142,7 +142,7 @@ class Suite(ComponentConfig):
             raise ValueError(f"the task `{twice[0]}` is in `tasks` and in `glue`")
         for key in self.recipe:
             if key in _GRID_KEYS:
-                raise ValueError(f"`recipe.{key}` follows from the suite: it cannot be stated")
+                raise ValueError(f"`recipe.{key}` follows from the suite and cannot be set")
         if self.probes.linear is not None and not self.all_tasks:
             raise ValueError("`probes.linear` needs `tasks` or `glue`")
         return self

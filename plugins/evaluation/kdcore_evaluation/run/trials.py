@@ -1,4 +1,4 @@
-"""Trials: the single measurements of a suite, each identified by a hash of everything that affects its outcome."""
+"""Trials: the individual measurements of a suite, each identified by a hash of everything that affects its outcome."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Trial:
     """One measurement of one model.
 
     Attributes:
-        id: hash that is equal for equal measurements, regardless of the location of models and data.
+        id: hash that identifies the measurement, regardless of the location of models and data.
         kind: `finetune`, `predictions` for a run that was trained on the task, or the name of a probe.
         model: the model.
         task: label of the task; None for probes without a task.
@@ -106,7 +106,7 @@ def read_embedding_texts(label: str, texts: EmbeddingTexts, report: Counter[str]
 
 
 def _in_suite(problem: Problem, own: str) -> Problem:
-    """Translate a problem of a recipe's `task.data` to its key `own` in the suite."""
+    """Replace the key `task.data` of a recipe's problem with `own`, the corresponding key in the suite."""
     key, hint = (text and text.replace("task.data", own) for text in (problem.key, problem.hint))
     return replace(problem, key=key, hint=hint)
 
@@ -114,7 +114,7 @@ def _in_suite(problem: Problem, own: str) -> Problem:
 def _require_validation(label: str, parts: Sequence[LabelledTexts | TaggedPart]) -> None:
     if not any(part.name == "validation" and part.labelled for part in parts):
         raise DataError(
-            "no labelled texts for validation, which selects learning rates",
+            "no labelled texts for validation, which are needed to select the learning rate",
             key=f"tasks.{label}.data",
             hint="name a file as `validation`, or take a fraction of `train`: `split: {validation: 0.1, test: 0.1}`",
         )

@@ -72,9 +72,9 @@ class Estimate:
 def estimate_mean(sample: SampleValues) -> Estimate | None:
     """Estimate the mean of a sample (n, m).
 
-    For several seeds, the error is Student's t over seeds; with test items, it is that of two crossed random effects,
-    whose degrees of freedom are the harmonic mean of those of seeds and of items, weighted by their parts of the
-    variance. For a single seed, it is a bootstrap-t over items.
+    For several seeds, the error is Student's t over seeds. With test items, there are two crossed random effects; the
+    degrees of freedom are the harmonic mean of the values for seeds and for items, weighted by their parts of the
+    variance. For a single seed, the error is a bootstrap-t over items.
 
     Returns:
         The estimate; None without variation, as for a single score.
