@@ -71,7 +71,7 @@ def automatic_readers(folder: Path, task: Task, teacher: RecipeTeacher) -> list[
             recorder = SignalRecorder(task, replace(teacher, requests=missing), batch_size=_BATCH_SIZE)
             estimate = recorder.estimate
             logger.info(f"computing signals of the teacher in {part}: {in_bytes(estimate.bytes)}")
-            logger.info(f"this takes about {in_time(estimate.seconds)}; later runs on the same inputs read them")
+            logger.info(f"this takes about {in_time(estimate.seconds)}; later runs with the same inputs reuse them")
             discard_other(recorder, part)
             cache_signals(recorder, part, progress=_log)
             readers.append(CacheReader(part))

@@ -93,7 +93,7 @@ class CacheReader:
 
     def _rows_of(self, batch: Batch) -> tuple[CachedSplit, CachedRows] | None:
         if batch.split is None:
-            raise DataError("holds no signals of batches without sample numbers", where=str(self.folder))
+            raise DataError("has no signals for batches without sample numbers", where=str(self.folder))
         return next(((split, rows) for split, rows in self.contents.splits.items() if split == batch.split), None)
 
     def _shard(self, split: CachedSplit, rows: CachedRows, number: int) -> MappedShard:
@@ -117,7 +117,7 @@ class CacheReader:
             wrong |= np.array(counts) != counts_of(batch, level)
         if wrong.any():
             raise DataError(
-                f"sample {batch.samples[wrong.argmax()]} of the split `{batch.split}` has other tokens than those "
+                f"the tokens of sample {batch.samples[wrong.argmax()]} of the split `{batch.split}` differ from those "
                 "whose signals are stored",
                 where=str(self.folder),
                 hint=CACHE_AGAIN,

@@ -44,7 +44,7 @@ def write_shard(
         path: the file.
         counts: number of rows of each sequence (B,), by level.
         columns: stored rows by array key.
-        checksums: further values of each sequence (B,), by name.
+        checksums: additional values of each sequence (B,), by name.
 
     Raises:
         OSError: the file cannot be written.

@@ -62,7 +62,7 @@ class CachedTeacher(Model):
         """Keys of a cached teacher; `model` is filled in with the other keys of the section."""
 
         cache: Literal["auto"] | PathString = Field(description="Folder written by `kdcore teacher cache`, or `auto`.")
-        model: dict[str, Any] | None = Field(None, description="The teacher's section, if the recipe states one.")
+        model: dict[str, Any] | None = Field(None, description="The teacher's section, if the recipe has one.")
 
     config: Config
 
@@ -104,7 +104,7 @@ class CachedTeacher(Model):
 
     @property
     def source(self) -> str | None:
-        """Return the folder or hub name of the weights from the recipe, or else that at the time of caching."""
+        """Return the folder or hub name of the weights: from the recipe, or else as it was at the time of caching."""
         return self.readers[0].manifest.source if self._stated is None else self._stated.source
 
     def vocabulary(self) -> Mapping[str, int] | None:
@@ -127,14 +127,14 @@ class CachedTeacher(Model):
         self.info = replace(self.info, heads=(*self.info.heads, *found))
 
     def file_hashes(self) -> dict[str, str]:
-        """Return the hashes of the cached teacher's files and of the manifest, which lists those of all row files."""
+        """Return the hashes of the cached teacher's files and of the manifest, which lists the hashes of row files."""
         if self._automatic:
             assert self._stated is not None
             return self._stated.file_hashes()
         return {**self._contents.teacher.files, "cache": sha256_of_file(self.readers[0].folder / MANIFEST)}
 
     def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:
-        """Refuse a teacher, data, tokenizer or masks other than those of the cache, and signals that it lacks.
+        """Refuse a teacher, data, tokenizer or masks other than those of the cache, and signals that the cache lacks.
 
         Raises:
             DataError: the cache does not match; all differences are listed.
@@ -195,10 +195,10 @@ class CachedTeacher(Model):
             self.readers = self._automatic_readers()
         folders = ", ".join(str(reader.folder) for reader in self.readers)
         precisions = {reader.contents.teacher.precision for reader in self.readers}
-        logger.info(f"the teacher's signals are read from {folders}; it computed them in {', '.join(precisions)}")
+        logger.info(f"the teacher's signals are read from {folders}; they were computed in {', '.join(precisions)}")
         columns = [one for reader in self.readers for rows in reader.contents.splits.values() for one in rows.columns]
         if any(column.form == "random_sampling" for column in columns):
-            logger.info("their predictions are samples: losses on them are unbiased at temperature 1 only")
+            logger.info("the stored predictions are samples; losses on them are unbiased at temperature 1 only")
         return CachedEncoder(self.info, self.readers)
 
     def _automatic_readers(self) -> list[CacheReader]:
@@ -345,7 +345,7 @@ def _compare_precision(reader: CacheReader, training: torch.dtype) -> None:
         found = f"{teacher.precision}{' with TF32' if teacher.tf32 else ''}"
         expected = str(training).removeprefix("torch.")
         logger.warning(
-            f"{reader.folder}: the teacher computed these signals in less precision than this run has (found {found}, "
+            f"{reader.folder}: the signals were computed in lower precision than that of this run (found {found}, "
             f"expected {expected}{' without TF32' if products else ''}); losses differ from those of the live teacher. "
             "Hint: compute the cache again with training.precision and training.tf32 of this recipe"
         )

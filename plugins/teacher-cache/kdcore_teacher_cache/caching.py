@@ -131,10 +131,10 @@ class SignalRecorder:
         copies = task.distinct_epochs
         if copies is None:
             raise RecipeError(
-                "the samples differ in every epoch, so that stored signals would never be read again",
+                "the samples differ in every epoch, so stored signals would never be read again",
                 key="task",
-                hint="for masked_lm set `task.masking.duplicates: K`, the number of masks of each sequence; it pays if "
-                "epochs x runs exceed K. Other tasks state `distinct_epochs`; weights of corpora have to be integers",
+                hint="for masked_lm set `task.masking.duplicates: K`, the number of masks per sequence; it pays off if "
+                "epochs x runs exceed K. Other tasks must set `distinct_epochs`; corpus weights must be integers",
             )
         self._batch_size = batch_size
         self.model: Model = teacher.model.described
@@ -296,13 +296,13 @@ def cache_signals(
         recorder: the teacher and its data.
         folder: folder of the cache; may contain a part of it.
         task: I and N: write every N-th file, beginning with the I-th.
-        progress: called with the number of finished files and of all files of this task.
+        progress: called with the number of finished files and the number of all files of this task.
 
     Returns:
         Whether the cache is complete.
 
     Raises:
-        DataError: the folder holds another cache, or another process does this task.
+        DataError: the folder contains another cache, or another process is running this task.
         InfrastructureError: the disk cannot hold the cache.
     """
     contents = recorder.contents

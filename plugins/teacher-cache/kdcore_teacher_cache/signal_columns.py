@@ -142,9 +142,9 @@ def attention_of(signals: Signals, names: Iterable[str]) -> dict[str, AttentionE
                     what = "adds a bias to its scores, such as relative positions"
                 raise InputError(
                     f"`{name}` cannot be stored: the attention of block {place} of this teacher {what}, and a cache "
-                    "holds queries, keys and values only",
+                    "contains only queries, keys and values",
                     hint="remove the cache (a live teacher has all signals), or replace the losses that read "
-                    "attention by losses on hidden states or predictions",
+                    "attention with losses on hidden states or predictions",
                 )
             found[place] = AttentionEntry(scale=heads.scale, window=heads.pattern.window)
     return found

@@ -1,4 +1,4 @@
-"""Store each prediction over the vocabulary in part: the largest probabilities, or random samples.
+"""Store a part of each prediction over the vocabulary: the largest probabilities, or random samples.
 
 - `top_k`: the K largest log-probabilities, and the logarithm of the remaining probability, which is spread evenly over
   the other tokens when read. All distributions are biased in the same direction.
@@ -26,7 +26,7 @@ def ids_dtype(vocab_size: int) -> type[np.generic]:
 
 
 def largest(logits: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """Return ids (M, K) and log-probabilities (M, K + 1), whose last column is that of all other tokens together.
+    """Return ids (M, K) and log-probabilities (M, K + 1), whose last column is for all other tokens together.
 
     Args:
         logits: (M, V).
@@ -62,7 +62,7 @@ class SampleNumbers:
     """Random numbers for each sample that do not depend on its batch."""
 
     def __init__(self, split: int, copy: int, samples: NDArray[np.int64]) -> None:
-        """Begin the sequence of each sample.
+        """Start the random sequence of each sample.
 
         Args:
             split: number of the split.

@@ -35,7 +35,7 @@ _UNLIMITED = 2**31
 
 
 class VectorTeacher(Model):
-    """Vectors of texts as a teacher with the head `embedding` and no other signals; the task has to have texts."""
+    """Vectors of texts as a teacher with the head `embedding` and no other signals; the task must provide texts."""
 
     class Config(ComponentConfig):
         """Keys of a `vectors` teacher."""
@@ -116,7 +116,7 @@ class VectorEncoder(Encoder):
         """Return the vectors of the batch's samples as outputs of the head `embedding`."""
         rows = None if batch.split is None else self._rows.get(batch.split)
         if rows is None:
-            raise DataError("holds no vectors of batches without sample numbers", where=str(self._vectors.path))
+            raise DataError("has no vectors for batches without sample numbers", where=str(self._vectors.path))
         values = torch.from_numpy(self._vectors.values[rows[batch.samples]])
         return VectorSignals(batch, values.to(batch.input_ids.device, non_blocking=True))
 

@@ -59,7 +59,7 @@ def read_vectors(path: str | Path) -> Vectors:
     """Read a `.parquet` or `.jsonl` file with the columns `id`, `text` and `vector`.
 
     Raises:
-        DataError: the file is missing, damaged or empty; a column is missing, or a JSON record has it twice; vectors
+        DataError: the file is missing, damaged or empty; a column is missing, or occurs twice in a JSON record; vectors
             differ in width or are not finite; an id appears twice, or a text appears with two vectors. The message
             names the first such record.
     """
@@ -117,12 +117,12 @@ def _parquet(path: Path) -> tuple[list[str], list[str], list[Any]]:
     try:
         kind = rows.type.value_type
         if not pyarrow.types.is_floating(kind) and not pyarrow.types.is_integer(kind):
-            raise DataError("the column `vector` does not hold lists of numbers", where=str(path))
+            raise DataError("the column `vector` does not contain lists of numbers", where=str(path))
         rows = rows.cast(pyarrow.large_list(kind))  # fixed-size lists have no lengths
         flat = rows.flatten().to_numpy(zero_copy_only=False)
         lengths = np.asarray(rows.value_lengths())
     except (pyarrow.ArrowException, AttributeError) as error:
-        raise DataError("the column `vector` does not hold lists of numbers", where=str(path)) from error
+        raise DataError("the column `vector` does not contain lists of numbers", where=str(path)) from error
     listed = texts.to_pylist()
     if not all(isinstance(text, str) for text in listed):
         raise DataError("the column `text` does not hold texts", where=str(path))

@@ -98,9 +98,9 @@ def test_columns_of_other_types_are_refused_and_lists_of_one_width_are_read(tmp_
     path = tmp_path / "v.parquet"
     base: dict[str, Any] = {"id": "a", "text": "one", "vector": [1.0, 2.0]}
     for values, message in (
-        ({"vector": ["a", "b"]}, "does not hold lists of numbers"),
-        ({"vector": [[1.0], [2.0]]}, "does not hold lists of numbers"),
-        ({"vector": 1.0}, "does not hold lists of numbers"),
+        ({"vector": ["a", "b"]}, "does not contain lists of numbers"),
+        ({"vector": [[1.0], [2.0]]}, "does not contain lists of numbers"),
+        ({"vector": 1.0}, "does not contain lists of numbers"),
         ({"text": 5}, "the column `text` does not hold texts"),
     ):
         with pytest.raises(kdcore.DataError, match=message):

@@ -30,16 +30,16 @@ _GRACE_SECONDS = 20.0
 
 
 class TeacherCommand(Command):
-    """Store the signals of a teacher, so that training does not compute them.
+    """Store the signals of a teacher, so that training does not have to compute them.
 
-    cache RECIPE FOLDER   run only the teacher, for the signals that the recipe's losses read, over the recipe's data
+    cache RECIPE FOLDER   run the teacher over the recipe's data, and store the signals that the recipe's losses read
     verify FOLDER         compare the checksums of all files
 
     `teacher: {cache: FOLDER}` in the recipe, or `teacher.cache=FOLDER` as an override, then trains without the
-    teacher's weights. Start an interrupted `cache` again, even after SIGKILL, and it continues there; the result does
-    not depend on interruptions or on the number of processes.
+    teacher's weights. An interrupted `cache` continues if it is started again, even after SIGKILL; the result does not
+    depend on interruptions or on the number of processes.
 
-    On several machines that see the same FOLDER start on each
+    On several machines with access to the same FOLDER, start on each
 
         kdcore teacher cache RECIPE FOLDER --task I/N        I = 1 ... N
 
@@ -169,7 +169,7 @@ def _union(arguments: argparse.Namespace) -> tuple[Recipe, Task, RecipeTeacher]:
 
 
 def _refuse_temperatures(recipe: Recipe, label: str) -> None:
-    """Refuse losses of a teacher whose temperature is not 1, because sampled predictions are biased for them.
+    """Refuse losses with a temperature other than 1, for which sampled predictions are biased.
 
     Raises:
         InputError: a loss has another temperature.
@@ -241,7 +241,7 @@ def _label(labels: list[str], stated: str | None, recipe: Recipe) -> str:
         raise InputError("no loss of the recipe reads a teacher", where=str(recipe.path), key="losses")
     if stated is None and len(labels) > 1:
         what = "the recipe has several teachers"
-        raise InputError(what, where="--teacher", allowed=labels, hint="name one, and give each its own folder")
+        raise InputError(what, where="--teacher", allowed=labels, hint="select one, with a separate folder for each")
     if stated is not None and stated not in labels:
         raise InputError(f"`{stated}` is not a teacher that losses read", where="--teacher", allowed=labels)
     return stated or labels[0]
