@@ -45,8 +45,8 @@ def check_command(
 
     Args:
         name: registered name, or class.
-        valid: lists of arguments, without the command's name, that parse. They are not run.
-        mistakes: lists of arguments with a mistake of the user, such as a file that does not exist. They are run.
+        valid: lists of valid arguments, without the command's name. They are parsed, but not run.
+        mistakes: lists of arguments with a user's mistake, such as a file that does not exist. They are run.
 
     Raises:
         AssertionError: a requirement is violated; the message names it.

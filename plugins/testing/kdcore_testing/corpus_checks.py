@@ -20,13 +20,13 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
     3. Reading again, with the same reader or a new one, yields the same documents in the same order.
     4. Its parts have unique names and belong to its files. Read separately, each by a new reader and the last part
        first, they yield the same documents and counts as when all parts are read together.
-    5. Its report counts events by a description in words.
+    5. Its report counts events under descriptions in words.
     6. If it keeps an account of its characters, every stage is balanced whenever a document has been yielded: it has
        received what the previous stage passed on, and has dropped, rewritten or passed on all of it. In the end, the
        last stage has passed on the texts of all documents.
 
     The same requirements apply to a reader of tokenised sequences. Instead of texts, sequences are checked: lengths
-    must be valid, and predictions within the sequence. Its account counts tokens.
+    must be valid, and predictions must be within the sequence. Its account counts tokens.
 
     Args:
         name: registered name, or class.

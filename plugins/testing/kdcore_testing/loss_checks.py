@@ -121,26 +121,28 @@ def check_loss(
     2. It reads all signals that it requests and no others, and no column of the batch that it does not request.
     3. The loss between equal models is 0 (unless `zero_when_equal` is False).
     4. Gradients reach every requested signal of the student, and equal finite differences in float64.
-    5. Further padding with any content changes neither value nor gradient.
-    6. Counts of a whole batch are the sums of those of its parts. Splitting a batch changes neither value nor gradient,
-       those of its own parameters included (unless `couples_batch` is True).
-    7. In fp16 and bf16 it is finite and equal to float32 on the same numbers, at 256 sequences, 12 heads, 128 tokens,
-       with its own parameters moved away from their initial values; and at two short sequences.
+    5. Additional padding with any content changes neither value nor gradient.
+    6. Counts of a whole batch are the sums of the counts of its parts. Splitting a batch changes neither the value nor
+       any gradient, including the gradients of the loss's own parameters (unless `couples_batch` is True).
+    7. In fp16 and bf16 it is finite and equal to its value in float32 on the same numbers, for 256 sequences, 12 heads
+       and 128 tokens, with its own parameters moved away from their initial values; and for two short sequences.
     8. Saving and loading its state does not change its value. Its own parameters have at least one dimension.
     9. Its sign is right: it is lowest between equal models, and has a lower bound.
     10. With `couples_batch`, sequences do influence each other. Without it, its own parameters do not act on the
-        teacher's signals alone, where they could make the task trivial.
-    11. Unless `compares_tokens` is True, a teacher with other tokens of the same text, aligned by units, is supported.
+        teacher's signals alone, because this could make the task trivial.
+    11. Unless `compares_tokens` is True, a teacher with different tokens of the same text, aligned by units, is
+        supported.
 
     Args:
         name: registered name of the loss, or its class.
         config: its keys in a recipe, without `name`.
         teacher: description of the teacher; default: 4 blocks, 4 heads, hidden size 8, and the heads of `student`.
         student: description of the student; default: 2 blocks, otherwise like the teacher.
-        columns: returns the batch's further columns for a number B of sequences, or for B and L if it takes two
+        columns: function that returns the batch's additional columns for B sequences, or for B and L if it takes two
             arguments; arrays (B, L) are columns of level `token`. Default: `sample_ids` and `labels`.
-        large: whether to run check 7 at that size, which takes some seconds and 1 to 3 GB of memory.
-        maps_teacher: skip the second part of 10, because the published definition has a learned map of the teacher.
+        large: whether to run check 7 at the large size, which takes some seconds and 1 to 3 GB of memory.
+        maps_teacher: whether to skip the second part of 10, because the published definition has a learned map of the
+            teacher.
 
     Raises:
         AssertionError: a requirement is violated; the message names it.
@@ -198,7 +200,7 @@ class _LossCheck:
         return _build(self.name, self.config, self.student, self.teacher)
 
     def columns(self, size: int, length: int) -> Mapping[str, np.ndarray]:
-        """Return the columns of a batch; those that the loss does not request raise an error if they are read."""
+        """Return the columns of a batch; reading a column that the loss does not request raises an error."""
         made = self._make_columns(size, length) if self._takes_length else self._make_columns(size)
         missing = sorted(self.requested - set(made))
         assert not missing, f"the loss requests the column `{missing[0]}`: pass `columns` that return it"
@@ -484,7 +486,7 @@ class _LossCheck:
 
 
 def _perturbed(loss: Loss) -> Loss:
-    """Move parameters away from their initial values, at which errors may have no effect."""
+    """Move parameters away from their initial values, where errors may have no effect."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in loss.parameters():

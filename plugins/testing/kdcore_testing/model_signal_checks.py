@@ -31,7 +31,7 @@ def model_batch(model: Model, lengths: tuple[int, ...] = LENGTHS, extra: int = 0
     Args:
         model: model whose vocabulary is used.
         lengths: number of tokens of each sequence.
-        extra: further padding.
+        extra: number of additional padding tokens.
         first: number of the first sequence; sequences with the same number and length have the same tokens.
     """
     longest = max(lengths) + extra
@@ -119,7 +119,7 @@ def check_signals(whose: str, model: Model, load: Callable[[SignalRequest], Enco
 
 
 def check_head(whose: str, model: Model, encoder: Encoder, head: Head) -> None:
-    """Check the outputs of one head, or its predictions at masked positions, too, if it is the masked-LM head."""
+    """Check the outputs of one head; for the masked-LM head, also the predictions at masked positions."""
     _check_kind(whose, model, encoder, partial(_outputs, head=head))
     if head.name == "masked_lm":
         batch = model_batch(model)
@@ -134,7 +134,7 @@ def check_head(whose: str, model: Model, encoder: Encoder, head: Head) -> None:
 def _check_kind(
     whose: str, model: Model, encoder: Encoder, read: Callable[[str, Model, Encoder, Batch], BySequence]
 ) -> None:
-    """Check that signals depend on the tokens of their sequence and on nothing else; a student's have a gradient."""
+    """Check that signals depend only on the tokens of their sequence; signals of a student have a gradient."""
 
     def signals(*given: Any, **keys: Any) -> BySequence:
         return read(whose, model, encoder, model_batch(model, *given, **keys))

@@ -15,8 +15,9 @@ from kdcore import NamedParameter, Optimizer, ParameterGroup, Progress, RecipeEr
 def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | None = None) -> None:
     """Check the requirements on every schedule.
 
-    The factor is finite and not negative at every step, for the budgets of 100 steps, of time and of both that `check`
-    accepts. It is a function of progress only: repeated calls, calls in another order and a new object return the same.
+    The factor is finite and not negative at every step, for those budgets of 100 steps, of time and of both that
+    `check` accepts. It is a function of progress only: repeated calls, calls in another order and a new object return
+    the same factor.
 
     Args:
         name: registered name, or class.
@@ -59,7 +60,7 @@ def check_optimizer(name: str | type[Optimizer], config: Mapping[str, Any] | Non
 
     It reduces a quadratic; a learning rate of 0 leaves parameters bitwise unchanged; groups have separate weight decay;
     splitting a tensor changes its update if and only if `elementwise` is False; a new optimizer with the loaded state
-    continues bitwise like the old one; after `reset_state` it behaves like a new one.
+    continues bitwise like the old optimizer; after `reset_state` it behaves like a new one.
 
     Args:
         name: registered name, or class.

@@ -18,14 +18,14 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
     1. It has training samples, and a fingerprint that is equal for a new task and a resumed
        task on the same data.
     2. A batch is consistent: lengths, mask and `token_index` describe the same tokens; masked positions are real tokens
-       with one label each; columns are those that the task declares, with one row per sequence, or at level `token`
+       with one label each; it has the columns that the task declares, with one row per sequence, or at level `token`
        with one value per position.
     3. A batch depends on seed, samples and epochs only: repeated calls, a new task and another order give the same
        sequences.
     4. `AutoTokenizer` loads the tokenizer that it saves.
     5. If it has a `metric`, it has a head and the column `sample_ids`, outputs of its own head have that score,
-       predictions are written for each split, and `lengths` are those of its batches. If labels of whole sequences are
-       the column `labels`, correct outputs have the highest score.
+       predictions are written for each split, and `lengths` equal the lengths in its batches. If the column `labels`
+       contains labels of whole sequences, correct outputs have the highest score.
     6. If it has `sequences`, they are as long as in its batches and equal in repeated calls.
 
     Args:

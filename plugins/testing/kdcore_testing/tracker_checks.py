@@ -36,10 +36,10 @@ def check_tracker(
 
     1. `log` accepts any step and any metrics, among them NaN and infinite values, and does not change the metrics.
     2. `close` works after rows were logged, and without any row.
-    3. A new tracker in the same run folder continues after `rewind`, also if the run was interrupted before its first
+    3. A new tracker in the same run folder continues after `rewind`, even if the run was interrupted before its first
        row.
-    4. With `read`: after `close`, the run folder holds what was logged, in single precision or better, each value once,
-       without what `rewind` discarded.
+    4. With `read`: after `close`, the run folder contains each logged value once, in single precision or better,
+       without the values that `rewind` discarded.
 
     Args:
         name: registered name, or class.

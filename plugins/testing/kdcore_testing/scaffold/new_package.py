@@ -31,7 +31,7 @@ class Kind:
         group: entry-point group of its components.
         what: description of the generated component in the package's README.
         usage: its use in a recipe.
-        packages: our packages that it imports, in addition to kdcore.
+        packages: packages of this repository that it imports, in addition to kdcore.
     """
 
     group: str
@@ -149,6 +149,6 @@ def _fill(file: str, values: dict[str, str]) -> str:
 
 
 def _requirements(packages: Sequence[str]) -> str:
-    """List our packages from this version on. The plugin API, not an upper bound, decides whether later ones fit."""
+    """List our packages with this version as the minimum; the plugin API decides whether later versions can be used."""
     version = Version(metadata.version("kdcore"))
     return ", ".join(f'"{package}>={version.major}.{version.minor}"' for package in dict.fromkeys(packages))
