@@ -16,7 +16,7 @@ API_GROUP = "kdcore.plugin_api"
 
 
 def index() -> str:
-    """Return the index as JSON: package by group and name; our name by `GROUP of papers` and a paper's name."""
+    """Return the index as JSON: the package of each group and name, and our name for each paper's name of a group."""
     found: dict[str, dict[str, str]] = {}
     for file in sorted([*ROOT.glob("plugins/*/pyproject.toml"), ROOT / "launch" / "pyproject.toml"]):
         if file.exists():

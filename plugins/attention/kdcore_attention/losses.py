@@ -154,7 +154,7 @@ class ValueRelationKL(HeadwiseLoss):
 
     Term `value_relation_kl`: sum over pairs of blocks, heads and real tokens of `KL(softmax(R_t) || softmax(R_s))` with
     `R = v v^T / sqrt(d_k)`, each side with its own d_k, so that widths may differ; counted in A * N. With
-    `unit: aligned`, values are averaged over units first, and the relations are those between units, counted in A * U.
+    `unit: aligned`, values are averaged over units first, and relations are between units, counted in A * U.
     Losses on attention have no such key, because attention distributes probability over tokens.
     """
 
@@ -163,8 +163,8 @@ class ValueRelationKL(HeadwiseLoss):
 
         unit: Literal["token", "aligned"] = Field(
             "token",
-            description="Related values: of all real tokens, or, for models with different tokenizers, averages over "
-            "the spans of text between common token boundaries (`aligned`).",
+            description="Relations between the values of all real tokens, or, for models with different tokenizers, "
+            "between averages over the spans of text between common token boundaries (`aligned`).",
         )
 
     config: Config

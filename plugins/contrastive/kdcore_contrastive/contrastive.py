@@ -41,7 +41,7 @@ def contrastive(
 
     Args:
         student: (B, d) embeddings of norm 1.
-        teacher: like `student`; it also gets a gradient, because the teacher's states pass a learned map.
+        teacher: like `student`; it also receives a gradient, because the teacher's states pass through a learned map.
         student_negatives: (B, K, d) the student's embeddings of other samples.
         teacher_negatives: (B, K, d) the teacher's embeddings of other samples.
         temperature: tau.
@@ -82,8 +82,8 @@ class Contrastive(Loss):
     `-(log D(f_s f_t) + sum_k log(1 - D(f_s m_k)))` over K negatives m_k, the teacher's embeddings of other samples in a
     memory of all n; for the loss towards the student, the roles of the two models are swapped.
 
-    Term `contrastive`: sum over sequences of the mean of both, counted in B. Z of each direction is n times the mean
-    of `exp(x / tau)` over the first training batch and constant afterwards.
+    Term `contrastive`: sum over sequences of the mean of both losses, counted in B. Z of each direction is n times the
+    mean of `exp(x / tau)` over the first training batch and constant afterwards.
     """
 
     class Config(LossConfig):
@@ -94,7 +94,7 @@ class Contrastive(Loss):
             None,
             ge=1,
             description=f"K, the number of negatives per sample; default: {_DEFAULT_NEGATIVES}, or all other samples "
-            "if they are fewer.",
+            "if there are fewer.",
         )
         other_classes: bool = Field(
             False, description="Draw negatives from other classes only; requires data with the column `labels`."

@@ -102,7 +102,7 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def write(self, ids: Tensor, embeddings: Tensor) -> None:
-        """Move the rows of this micro-batch's samples, of all processes, towards their new embeddings.
+        """Move the rows of this micro-batch's samples on all processes towards their new embeddings.
 
         Args:
             ids: (B,) the samples.

@@ -14,9 +14,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 class FusedDisentangledAttention(nn.Module):
     """Replacement of transformers' `DisentangledSelfAttention` with the same weights under the same names.
 
-    The score of a query i and a key j is `(q_i k_j + q_i r_ij + k_j s_ij) / sqrt(t d_k)`, with projections r and s of
-    the embedding of their relative position and the number t of the terms (DeBERTa, section 3.1). The kernel computes
-    the first term from the projections of contents; the other two are its position bias.
+    The score of a query i and a key j is `(q_i k_j + q_i r_ij + k_j s_ij) / sqrt(t d_k)`, where r and s are projections
+    of the embedding of their relative position, and t is the number of terms (DeBERTa, section 3.1). The kernel
+    computes the first term from the projections of contents; the other two are its position bias.
     """
 
     is_causal = False  # read by the kernel
@@ -102,7 +102,7 @@ def run_blocks(encoder: Any, hidden_states: Tensor, attention_mask: Tensor, **kw
     Args:
         encoder: transformers' `DebertaV2Encoder`.
         hidden_states: (B, L, d) output of the embeddings.
-        attention_mask: (B, L) bool; without padding, the floating-point ones that the base model creates.
+        attention_mask: (B, L) bool; without padding, the floating-point tensor of ones that the base model creates.
         kwargs: settings of outputs, which kdcore does not read.
     """
     padded = attention_mask.dtype == torch.bool

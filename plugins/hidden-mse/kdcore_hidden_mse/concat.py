@@ -43,7 +43,7 @@ def hidden_mse_concat(
     Args:
         student: the states of each block: (B, L, d_s) with `lengths`, or rows (..., d_s) that are all compared.
         teacher: like `student`, of width d_t.
-        weight: W, which maps the concatenated states of one model to the width of the other's.
+        weight: W, which maps the concatenated states of one model to the width of the other model's.
         lengths: (B,) number of real tokens of each sequence.
         project: the model whose states are mapped.
 
@@ -79,8 +79,8 @@ class HiddenMSEConcat(Loss):
         layers: LayerPairs = Field("uniform", description="Pairs of teacher and student blocks.")
         project: Literal["student", "teacher"] = Field(
             "student",
-            description="Model whose concatenated states are mapped. `teacher` admits a collapse, in which map and "
-            "states become 0.",
+            description="Model whose concatenated states are mapped. `teacher` allows a collapse, in which W and the "
+            "student's states shrink to 0.",
         )
         unit: UnitKey = Field("token", description=UNIT_DESCRIPTION)
 

@@ -47,7 +47,8 @@ def minilm_v2(
 ) -> Total:
     """Sum `KL(softmax(x_t x_t^T / sqrt(d_r)) || softmax(x_s x_s^T / sqrt(d_r)))` over relation heads and real tokens.
 
-    The count is the number of heads times that of real tokens. MiniLMv2 adds the means for queries, keys and values.
+    The count is the number of heads times the number of real tokens. MiniLMv2 adds the means for queries, keys and
+    values.
 
     Args:
         student: x_s (B, A, L, d_k): queries, keys or values of one block.
@@ -73,7 +74,7 @@ class MiniLMv2(Loss):
     differ in width and in heads. Terms `query`, `key` and `value`: weight times the sum over pairs of blocks, relation
     heads and real tokens of `KL(softmax(x_t x_t^T / sqrt(d_r)) || softmax(x_s x_s^T / sqrt(d_r)))`, each side with its
     own d_r; counted in R * N each. With `unit: aligned`, queries, keys and values are averaged over units first, and
-    the relations are those between units, counted in R * U.
+    relations are between units, counted in R * U.
     """
 
     class Config(LossConfig):
@@ -88,8 +89,8 @@ class MiniLMv2(Loss):
         )
         unit: Literal["token", "aligned"] = Field(
             "token",
-            description="Related vectors: of all real tokens, or, for models with different tokenizers, averages over "
-            "the spans of text between common token boundaries (`aligned`).",
+            description="Relations between the vectors of all real tokens, or, for models with different tokenizers, "
+            "between averages over the spans of text between common token boundaries (`aligned`).",
         )
 
     config: Config

@@ -47,7 +47,7 @@ class Muon(Optimizer):
 class MuonOptimizer(torch.optim.Optimizer):
     """Update parameters whose role is `matrix` by Muon, and all others by AdamW.
 
-    The state of a matrix is `momentum_buffer`, that of others is `step`, `exp_avg`, `exp_avg_sq`, as in torch.
+    The state of a matrix is `momentum_buffer`; other parameters have `step`, `exp_avg` and `exp_avg_sq`, as in torch.
     """
 
     def __init__(self, groups: list[ParameterGroup], config: Muon.Config) -> None:

@@ -99,7 +99,7 @@ class AttentionPearson(Loss):
     - `heads`: along heads, one for every sequence, query and key;
     - `sequences`: along sequences of the micro-batch, one for every head, query and key that at least two of them have.
 
-    Only entries between real tokens are used. If neither model has variance, r = 1; if only one has none, r = 0.
+    Only entries between real tokens are used. If neither model has variance, r = 1; if only one has variance, r = 0.
     """
 
     class Config(LossConfig):

@@ -14,7 +14,7 @@ def correlation_distance(own: Tensor, theirs: Tensor, real: Tensor, dim: int) ->
     """Sum `1 - r` over all correlations r between two arrays along `dim`: a scalar.
 
     With c the centred values divided by their norm, `1 - r` is `|c_own - c_theirs|^2 / 2`, which is exactly 0 for equal
-    arrays. If neither array has variance, or if there are no real entries, r = 1; if only one array has none, r = 0,
+    arrays. If neither array has variance, or if there are no real entries, r = 1. If only one array has variance, r = 0
     without a gradient.
 
     Args:

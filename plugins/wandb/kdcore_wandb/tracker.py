@@ -134,5 +134,5 @@ class WandbTracker(Tracker):
             file.write(json.dumps({"id": self._id, "step": self._logged}).encode() + b"\n")
 
     def _give_up(self, error: Exception) -> None:
-        logger.warning(f"wandb failed, training continues without it: {type(error).__name__}: {error}")
+        logger.warning(f"wandb failed; training continues without it: {type(error).__name__}: {error}")
         self._run = None
