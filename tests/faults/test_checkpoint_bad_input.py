@@ -195,7 +195,7 @@ def test_weights_of_another_student_are_neither_exported_nor_examined(tmp_path, 
     with_manifest(change)(run / "checkpoints" / golden.STEP)
     for command in [["export", str(run), str(tmp_path / "out")], ["debug", "batch", str(run), "6"]]:
         assert main(command) == 2, command
-        assert f"{MODEL}: does not fit this run: " in capsys.readouterr().err
+        assert f"{MODEL}: does not match this run: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -223,7 +223,7 @@ def test_state_of_another_shape_is_an_input_error_that_names_it(tmp_path, monkey
     assert main(["train", str(run / "recipe.yaml")]) == 2
     error = capsys.readouterr().err
     assert f"{folder / 'engine'}" in error
-    assert "does not fit this run: " in error or "cannot be resharded" in error
+    assert "does not match this run: " in error or "cannot be resharded" in error
     if name != "bf16-zero1-two-processes" and what != "rows":  # torch's messages there
         assert "student.network.bert.embeddings.word_embeddings.weight" in error
         assert what in error or name == "fp32-zero0"

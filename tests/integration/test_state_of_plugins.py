@@ -87,7 +87,7 @@ def strange(small_recipe: Path, tmp_path: Path) -> Callable[..., list[str]]:
     [
         (
             {"extra": "Memory()"},
-            ["the loss `strange`: its state `losses.strange._extra_state` holds an object", "Memory"],
+            ["the loss `strange`: its state `losses.strange._extra_state` contains an object", "Memory"],
         ),
         ({"extra": "{'a': [Memory()]}"}, ["the loss `strange`: ", "Memory"]),
         ({"optimizer": "Memory()"}, ["the optimizer StrangeOptimizer: its state `memory` of ", "Memory"]),

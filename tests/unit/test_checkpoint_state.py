@@ -68,9 +68,9 @@ def test_a_process_state_comes_back_with_its_types_and_order(tmp_path):
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"own": {"thing": object()}}, "/own/thing: a checkpoint cannot hold this (found object"),
-        ({"own": {Term("a", "b"): 1}}, "/own: a checkpoint cannot hold this key"),
-        ({"own": [torch.ones(1)]}, "/own: a checkpoint cannot hold this (found list"),
+        ({"own": {"thing": object()}}, "/own/thing: this value cannot be checkpointed (found object"),
+        ({"own": {Term("a", "b"): 1}}, "/own: this key cannot be checkpointed"),
+        ({"own": [torch.ones(1)]}, "/own: this value cannot be checkpointed (found list"),
     ],
 )
 def test_what_is_neither_tensor_nor_json_is_refused(tmp_path, state, words):
@@ -579,7 +579,7 @@ def test_a_missing_part_is_named(tmp_path):
     flats = {"weights": torch.randn(23), "moment": torch.randn(23)}
     for rank in (0, 2):
         write_tensors({"optimizer_state_dict": {}}, tmp_path / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-    with pytest.raises(InputError, match=r"rank_0_mp_rank_00_optim_states\.pt: does not hold optimizer state"):
+    with pytest.raises(InputError, match=r"rank_0_mp_rank_00_optim_states\.pt: does not contain optimizer state"):
         read_parts(tmp_path)
     part = part_of(3, 0, flats) | {"param_slice_mappings": [{}], "loss_scaler": None}
     write_tensors({"optimizer_state_dict": part}, tmp_path / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")

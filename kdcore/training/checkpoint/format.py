@@ -53,16 +53,16 @@ class TrainingState:
 
     Attributes:
         step: steps done.
-        seconds: training time, by process 0's clock, when it was written.
+        seconds: training time when the checkpoint was written, by process 0's clock.
         done_seconds: training time that all processes last agreed on; all actions due by then have been performed.
         world_size: number of processes that wrote the checkpoint.
-        zero_stage: ZeRO stage at which it was written.
-        milestone: whether it is kept permanently.
-        best_score: the best score so far, whose student has been exported; None if there is none.
+        zero_stage: ZeRO stage at which the checkpoint was written.
+        milestone: whether the checkpoint is kept permanently.
+        best_score: the best score so far, None if there is none; the student with this score has been exported.
         stage: the run's stage, counted from 0.
         initial: held-out values before training; empty if the run did not validate then.
         watched: best value so far of the metric that early stopping watches, by its name.
-        waited: number of validations since that value.
+        waited: number of validations since that value was reached.
     """
 
     step: StoredCount
@@ -128,22 +128,22 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file with a JSON object.
 
     Raises:
-        InputError: the file cannot be read, or contains something else.
+        InputError: the file cannot be read, or does not contain a JSON object.
     """
     try:
         content = json.loads(_read_text(path), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot be read: {first_line(error)}", where=str(path)) from error
     if not isinstance(content, dict):
-        raise InputError(f"does not hold a JSON object (found {type(content).__name__})", where=str(path))
+        raise InputError(f"does not contain a JSON object (found {type(content).__name__})", where=str(path))
     return content
 
 
 def read_state(folder: Path) -> TrainingState:
-    """Read the loop's state in a checkpoint. Keys that this kdcore does not have are ignored.
+    """Read the loop's state in a checkpoint. Unknown keys are ignored.
 
     Raises:
-        InputError: the file cannot be read, or a value is missing or of another type.
+        InputError: the file cannot be read, or a value is missing or has the wrong type.
     """
     return read_json_object(folder / STATE, TrainingState)
 
@@ -241,7 +241,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse a checkpoint with foreign files.
+    """Reject a checkpoint with foreign files.
 
     Raises:
         InputError: there are foreign files; the message names each of them.
@@ -249,7 +249,7 @@ def refuse_foreign(folder: Path) -> None:
     texts = foreign_files(folder)
     if texts:
         raise InputError(
-            f"the checkpoint holds content that kdcore did not write: {'; '.join(texts)}",
+            f"the checkpoint contains data that kdcore did not write: {'; '.join(texts)}",
             where=str(folder),
             hint="do not use it; restore a copy from a source that you trust",
         )
@@ -267,7 +267,7 @@ def _strangers(folder: Path, known: Set[str]) -> list[str]:
 
 
 def require_good(folder: Path) -> None:
-    """Refuse a checkpoint that is damaged or contains foreign content.
+    """Reject a checkpoint that is damaged or contains foreign content.
 
     Raises:
         InputError: a file is bad; the message names each one and its problem.
@@ -286,8 +286,8 @@ def require_good(folder: Path) -> None:
 def latest_checkpoint(run_folder: Path) -> Path | None:
     """Find the newest good checkpoint, verified by its checksums; None if none was ever written.
 
-    The pointer names the newest. If it is missing or its checkpoint is damaged, a warning is logged and the next older
-    one is tried.
+    The pointer names the newest checkpoint. If the pointer is missing or this checkpoint is damaged, a warning is
+    logged and the next older checkpoint is tried.
 
     Raises:
         InputError: all checkpoints of a run are lost or damaged, or the selected one has a newer format or foreign
@@ -352,7 +352,7 @@ def commit(
 ) -> None:
     """Rename a complete checkpoint from its staging folder, then remove old ones.
 
-    Even if this is interrupted at any point, a good checkpoint exists: the new one, or an earlier one.
+    A good checkpoint exists even if this is interrupted at any point: the new one, or an earlier one.
 
     Args:
         folder: the checkpoint's folder.
@@ -408,9 +408,9 @@ def is_milestone(folder: Path) -> bool:
 
 
 def _let_go(run_folder: Path, step: int, keep: int) -> None:
-    """Remove all checkpoints newer than `step`, and of the others all but the newest `keep` and milestones.
+    """Remove all checkpoints newer than `step`. Of the others, keep only milestones and the newest `keep`.
 
-    Newer ones belong to steps that the run will repeat.
+    Newer checkpoints belong to steps that the run will repeat.
     """
     found = all_checkpoints(run_folder)
     later = [path for path in found if step_of(path) > step]
@@ -440,7 +440,7 @@ def _trusted(folder: Path) -> _CheckpointManifest:
 
 
 def _refuse_newer(folder: Path) -> None:
-    """Refuse a checkpoint of a newer format: falling back to an older one would lose steps."""
+    """Reject a checkpoint of a newer format, because falling back to an older one would lose steps."""
     try:
         _manifest(folder)
     except _NewerError as error:
@@ -515,7 +515,7 @@ def _read_text(path: Path) -> str:
     """Read a file that contains JSON or a name.
 
     Raises:
-        OSError: the file cannot be read, is not a regular one, or is larger than any file that a run writes.
+        OSError: the file cannot be read, is not a regular file, or is larger than any file that a run writes.
         UnicodeDecodeError: it is not text.
     """
     return read_small_file(path).decode()

@@ -1,4 +1,4 @@
-"""Write and restore checkpoints to resume from; all processes take part.
+"""Write and restore checkpoints from which a run can resume; all processes participate.
 
 Training pauses while the state is written to files. Hashing, flushing and the rename happen in the background.
 """
@@ -43,7 +43,7 @@ _SPARE_BYTES = 1 << 20
 class Checkpoints:
     """Write the checkpoints of a run.
 
-    Within the context, one checkpoint at a time may be finished in the background. The next `save` or `wait`, or
+    Within the context, one checkpoint at a time may be completed in the background. The next `save` or `wait`, or
     leaving the context, waits for it and raises its error; `failed` reports an error without waiting.
     """
 
@@ -80,7 +80,7 @@ class Checkpoints:
 
     @property
     def failed(self) -> bool:
-        """Whether the last background save failed. Let all processes agree on it, then call `wait`."""
+        """Whether the last background save failed. All processes must agree on this value before they call `wait`."""
         return self._failure is not None
 
     def wait(self) -> None:
@@ -97,13 +97,13 @@ class Checkpoints:
             raise failure
 
     def committed(self) -> bool:
-        """Wait for the last checkpoint; return whether it was committed; if not, the next `wait` raises the error."""
+        """Wait for the last checkpoint; return whether it was committed. If not, the next `wait` raises the error."""
         if self._thread is not None:
             self._thread.join()
         return not self.failed
 
     def save(self, state: TrainingState, own_state: Mapping[str, Any], engine: Engine) -> None:
-        """Write a checkpoint; every process must call this. Commit and log message follow in the background.
+        """Write a checkpoint; every process must call this. It is committed and logged in the background.
 
         Args:
             state: state of the training loop.
@@ -224,10 +224,10 @@ def latest_checkpoint(run_folder: Path, processes: DistributedContext) -> Path |
 
 
 def check_layout(folder: Path, zero_stage: int) -> None:
-    """Refuse a checkpoint that cannot be loaded at a ZeRO stage. The number of processes may differ.
+    """Reject a checkpoint that cannot be loaded at a ZeRO stage. The number of processes may differ.
 
     Raises:
-        InputError: it was written at a different stage.
+        InputError: the checkpoint was written at a different stage.
     """
     state = files.read_state(folder)
     if state.zero_stage != zero_stage:
@@ -243,8 +243,8 @@ def load_checkpoint(
 ) -> tuple[TrainingState, dict[str, Any]]:
     """Restore engine and random states; return the states of the loop and of this process.
 
-    If the number of processes differs from the one that wrote it, stored sums are assigned to process 0, and the random
-    state of each process is derived from process 0's state and from its own rank.
+    If another number of processes wrote the checkpoint, stored sums are assigned to process 0, and the random state of
+    each process is derived from process 0's state and the process's rank.
     """
     state = files.read_state(folder)
     file_format = files.read_format(folder)
@@ -270,7 +270,7 @@ def readable(folder: Path) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"the files process-* hold unexpected values ({type(error).__name__}: {first_line(error)})",
+            f"the files process-* contain unexpected values ({type(error).__name__}: {first_line(error)})",
             where=str(folder),
         ) from error
 
@@ -280,7 +280,7 @@ def merge_own_states(values: Sequence[Any], *, to_sum: bool) -> Any:
 
     Args:
         values: the same part of each process's state.
-        to_sum: whether this process takes over the sums; the others start from zero.
+        to_sum: whether this process takes over the sums; the other processes start from zero.
     """
     first = values[0]
     if isinstance(first, Mapping):

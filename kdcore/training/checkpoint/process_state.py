@@ -1,7 +1,8 @@
-"""Store the state of each process besides the engine's in a checkpoint: tensors in safetensors, the rest in JSON.
+"""Store the state of each process, except the engine's, in a checkpoint: tensors in safetensors, the rest in JSON.
 
 The state is a tree of maps with strings as keys. A tensor is stored in `process-N.safetensors` under the JSON pointer
-of its place in the tree (RFC 6901), such as `/own/terms/soft~1kl`; `process-N.json` contains the tree with null there.
+of its position in the tree (RFC 6901), such as `/own/terms/soft~1kl`; `process-N.json` contains the tree with null at
+that position.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ def write_process_state(state: Mapping[str, Any], folder: Path, rank: int) -> li
     Args:
         state: maps with strings as keys; their values are maps, tensors, or JSON values.
         folder: the checkpoint's folder.
-        rank: the process.
+        rank: rank of the process.
 
     Returns:
         The files written.
 
     Raises:
-        PluginError: a value is neither a tensor nor JSON, or a key is not text.
+        PluginError: a value is neither a tensor nor a JSON value, or a key is not a string.
         OSError: the disk fails.
     """
     tensors: dict[str, Tensor] = {}
@@ -108,7 +109,7 @@ def _generators(python: Any, numpy: Any) -> dict[str, Any]:
 
 
 def _without_tensors(value: Any, pointer: str, tensors: dict[str, Tensor]) -> Any:
-    """Return the value with null for each tensor; add the tensors to `tensors` under their JSON pointers."""
+    """Return the value with null in place of each tensor; add the tensors to `tensors` by JSON pointer."""
     if isinstance(value, Tensor):
         tensors[pointer] = value.detach().to("cpu", copy=True).contiguous()
         return None
@@ -116,14 +117,14 @@ def _without_tensors(value: Any, pointer: str, tensors: dict[str, Tensor]) -> An
         inner = {}
         for key, item in value.items():
             if not isinstance(key, str):
-                raise PluginError(f"{pointer or '/'}: a checkpoint cannot hold this key (found {key!r}, expected text)")
+                raise PluginError(f"{pointer or '/'}: this key cannot be checkpointed (found {key!r}, expected text)")
             inner[key] = _without_tensors(item, f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}", tensors)
         return inner
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
         raise PluginError(
-            f"{pointer}: a checkpoint cannot hold this (found {type(value).__name__}, expected a tensor or a "
+            f"{pointer}: this value cannot be checkpointed (found {type(value).__name__}, expected a tensor or a "
             "JSON value)"
         ) from error
 

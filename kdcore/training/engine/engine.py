@@ -75,7 +75,7 @@ def zero_stage(settings: TrainingSettings) -> int:
 
 
 def check_precision(settings: TrainingSettings) -> None:
-    """Refuse settings that the device or DeepSpeed does not support.
+    """Reject settings that the device or DeepSpeed does not support.
 
     Raises:
         RecipeError: the precision is not supported.
@@ -99,7 +99,7 @@ def check_precision(settings: TrainingSettings) -> None:
 
 
 def check_optimizer(optimizer: type[Optimizer], name: str, settings: TrainingSettings) -> None:
-    """Refuse optimizers that need whole tensors where ZeRO flattens and splits them.
+    """Reject optimizers that need whole tensors if ZeRO flattens and splits them.
 
     Raises:
         RecipeError: the combination is not supported; the message lists supported ones.
@@ -213,7 +213,7 @@ class Engine:
             past: in later stages of a run, the groups that parameters were in during earlier stages.
 
         Raises:
-            RecipeError: `training.deepspeed` has a key that kdcore sets itself or that DeepSpeed does not know.
+            RecipeError: `training.deepspeed` has a key that kdcore sets itself or that DeepSpeed does not support.
         """
         import deepspeed
 
@@ -305,8 +305,8 @@ class Engine:
     def finish_micro_batch(self, lr: float, active: Collection[str]) -> None:
         """Finish a micro-batch; after the step's last one, update with learning rate `lr`.
 
-        Parameters that no `active` loss reaches stay bit for bit unchanged. If gradients overflow, `skipped` is set if
-        the step was skipped, and `scale_is_exhausted` if the loss scale could not be lowered.
+        Parameters that no `active` loss reaches remain exactly unchanged. If gradients overflow and the step is
+        skipped, `skipped` is set; if the loss scale cannot be lowered, `scale_is_exhausted` is set.
         """
         for group, labels in zip(self._engine.optimizer.param_groups, self._group_losses, strict=True):
             group["lr"] = 0.0 if labels.isdisjoint(active) else lr
@@ -329,9 +329,9 @@ class Engine:
             self._reset_inactive(active)
 
     def _wait_once(self) -> None:
-        """Make a step at ZeRO stages 1 and 2 wait for the device once, for the norm, which also reveals an overflow.
+        """Make a step at ZeRO stages 1 and 2 wait for the device only once: for the norm, which also reveals overflows.
 
-        DeepSpeed checks all gradients before it, and masks and checks the norm for each group of parameters.
+        DeepSpeed itself would check all gradients first, and mask and check the norm of each parameter group.
         """
         from deepspeed.runtime.zero.utils import get_norm_dtype
 
@@ -386,8 +386,8 @@ class Engine:
     def _reset_inactive(self, active: Collection[str]) -> None:
         """Reset the optimizer's state of groups that no active loss reaches.
 
-        Their gradients in this step are zeros. Without the reset their step count would advance, and Adam's bias
-        correction would shrink the first real updates: to half their length after 10 inactive steps.
+        Their gradients in this step are zeros. Without the reset, their step count would advance, and Adam's bias
+        correction would shrink the first real updates, to half their length after 10 inactive steps.
         """
         base = self._base_optimizer
         for group, labels in zip(base.param_groups, self._group_losses, strict=True):
@@ -479,7 +479,7 @@ class Engine:
 
         Args:
             before: state of the previous stage's engine.
-            sources: sources of this engine's parameters; parameters without one start without state.
+            sources: sources of this engine's parameters; parameters without a source start without state.
             weights: float32 values of all parameters, from which this engine's module was cast.
         """
         from deepspeed.utils import safe_set_full_fp32_param
@@ -572,7 +572,7 @@ class Engine:
             if found := _not_plain(value):
                 owner, label, *_ = name.split(".")
                 who = f"the loss `{label}`" if owner == "losses" else "the student"
-                return f"{who}: its state `{name}` holds {found}"
+                return f"{who}: its state `{name}` contains {found}"
         outer = self._engine.optimizer
         base = getattr(outer, "optimizer", outer)
         who = f"the optimizer {type(self._optimizer).__name__}"
@@ -582,10 +582,10 @@ class Engine:
                 for key, value in base.state[parameter].items() if parameter in base.state else ():
                     if found := _not_plain(value):
                         of = names.get(id(parameter), f"parameter group {number}")
-                        return f"{who}: its state `{key}` of {of} holds {found}"
+                        return f"{who}: its state `{key}` of {of} contains {found}"
             for key, value in group.items():
                 if key != "params" and (found := _not_plain(value)):
-                    return f"{who}: `{key}` of parameter group {number} holds {found}"
+                    return f"{who}: `{key}` of parameter group {number} contains {found}"
         return None
 
     def state_bytes(self) -> int:
@@ -623,7 +623,7 @@ class Engine:
             try:
                 own_part = {"optimizer_state_dict": reshard(read_parts(place), self._engine.optimizer, place)}
             except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-                raise InputError(f"does not fit this run: {first_line(error)}", where=str(place)) from error
+                raise InputError(f"does not match this run: {first_line(error)}", where=str(place)) from error
 
         def read(path: str, map_location: object = None) -> Any:
             name = Path(path).name
@@ -651,13 +651,13 @@ class Engine:
             move_state(base)
             self._check_shapes([base.state[one] for group in base.param_groups for one in group["params"]], place)
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise InputError(f"does not fit this run: {first_line(error)}", where=str(place)) from error
+            raise InputError(f"does not match this run: {first_line(error)}", where=str(place)) from error
         except RuntimeError as error:
             if type(error) is not RuntimeError or any(word in str(error) for word in ("gloo", "CUDA")):
                 raise  # a fault of memory, network or device
             text = " ".join(str(error).split())  # the parameter is not in the first line
             file = place / _MODEL_FILE if "loading state_dict" in text else place
-            raise InputError(f"does not fit this run: {text[:500]}", where=str(file)) from error
+            raise InputError(f"does not match this run: {text[:500]}", where=str(file)) from error
         if path is None:
             raise InputError(f"{_MODEL_FILE} is missing", where=str(place))
 
@@ -671,10 +671,11 @@ class Engine:
                 self._frozen[name] = precise if torch.equal(rounded, loaded) else loaded.float()
 
     def _check_shapes(self, states: Sequence[Mapping[str, Any]], where: Path) -> None:
-        """Refuse elementwise state that is not of its parameter's shape: fused optimizers would read beyond its end.
+        """Reject elementwise state of another shape than its parameter: fused optimizers would read past its end.
 
         Args:
-            states: state of each parameter in the order of groups; above ZeRO stage 0, of each group's flat parameter.
+            states: state of each parameter in the order of groups; above ZeRO stage 0, state of each group's flat
+                parameter.
             where: the checkpoint, for messages.
 
         Raises:
@@ -686,12 +687,12 @@ class Engine:
             for key, value in state.items() if self._optimizer.elementwise else ():
                 if _is_elementwise(value) and value.shape != parameter.shape:
                     found = f"(found {tuple(value.shape)}, expected {tuple(parameter.shape)})"
-                    what = f"does not fit this run: the shape of `{key}` of `{name}` differs {found}"
+                    what = f"does not match this run: the shape of `{key}` of `{name}` differs {found}"
                     raise InputError(what, where=str(where))
 
 
 def _not_plain(value: Any) -> str | None:
-    """Describe the first object in a value that `read_tensors` refuses, by its type; None if there is none.
+    """Describe the first object in a value that `read_tensors` rejects, by its type; None if there is none.
 
     Types are compared exactly: a value of a subclass, such as a named tuple or a Counter, is pickled with a reference
     to its class.
@@ -758,7 +759,7 @@ def _whole_state(parameter: nn.Parameter, flat: Tensor) -> Tensor:
 
 
 def _selected(state: dict[str, Any], shapes: Mapping[str, torch.Size], source: ParameterSource) -> dict[str, Any]:
-    """Transform the optimizer's state of a changed parameter; empty if a tensor cannot follow the change."""
+    """Transform the optimizer's state of a changed parameter; empty if a tensor cannot be transformed."""
     if source.select is None:
         return dict(state)
     selected = {}
@@ -794,7 +795,7 @@ def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, A
     """Compose DeepSpeed's configuration for these settings.
 
     Raises:
-        RecipeError: `training.deepspeed` has a key that kdcore sets itself or that DeepSpeed does not know.
+        RecipeError: `training.deepspeed` has a key that kdcore sets itself or that DeepSpeed does not support.
     """
     if "activation_checkpointing" in settings.deepspeed:
         raise RecipeError(
@@ -872,7 +873,7 @@ def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, Any], folder: Path) -> None:
-    """Refuse weights of a checkpoint that belong to another module.
+    """Reject weights of a checkpoint that belong to another module.
 
     Args:
         module: the module that the weights are for.
@@ -885,10 +886,10 @@ def check_weights(module: nn.Module, weights: Mapping[str, Any], folder: Path) -
     expected, where = module.state_dict(), str(folder / ENGINE_FOLDER / _MODEL_FILE)
     other = sorted(expected.keys() ^ weights.keys())
     if other:
-        what = "lacks" if other[0] in expected else "holds an unknown"
-        raise InputError(f"does not fit this run: {what} `{other[0]}`", where=where)
+        what = "lacks" if other[0] in expected else "contains an unknown"
+        raise InputError(f"does not match this run: {what} `{other[0]}`", where=where)
     for name, tensor in expected.items():
         shapes = [tuple(one.shape) if isinstance(one, Tensor) else None for one in (weights[name], tensor)]
         if shapes[0] != shapes[1]:
             found = f"(found {shapes[0]}, expected {shapes[1]})"
-            raise InputError(f"does not fit this run: the shape of `{name}` differs {found}", where=where)
+            raise InputError(f"does not match this run: the shape of `{name}` differs {found}", where=where)

@@ -46,8 +46,8 @@ class CachedGradients:
 
     Attributes:
         request: the student's signals that the coupled losses read.
-        random_state: random state before the first forward pass, so that dropout is the same in the second.
-        signals: gradients of the objective with respect to signals, by how each signal is read.
+        random_state: random state before the first forward pass, so that dropout is the same in the second pass.
+        signals: gradients of the objective with respect to signals, by the way in which each signal is read.
         parameters: the micro-batch's part of the gradients of the losses' parameters, by name in the module.
         length: L of the whole batch.
     """
@@ -110,7 +110,7 @@ def cache_gradients(
         factors: weight / global count of each term.
         labels: labels of the coupled losses that are active.
         processes: the processes.
-        scale: factor on the objective while gradients are in half precision; they are returned without it.
+        scale: factor of the objective while gradients are in half precision; the returned gradients are unscaled.
 
     Returns:
         The sum of each term over the whole batch, equal on all processes, and the gradients for each micro-batch.

@@ -50,7 +50,7 @@ class ModelRequests:
 
     Attributes:
         student: request to the student.
-        teachers: request to each teacher by its label, including composites; none is empty.
+        teachers: request to each teacher by its label, including composites; no request is empty.
     """
 
     student: SignalRequest
@@ -105,7 +105,7 @@ class DistillationModule(nn.Module):
         return any(name in requests.student.heads for requests in self._requests.values())
 
     def counts(self, batch: Batch) -> dict[Term, int]:
-        """Count what each term of every loss averages over in this micro-batch, on the host, before a forward pass."""
+        """Count the items that each loss term averages over in this micro-batch, on the host, before a forward pass."""
         counts: dict[Term, int] = {}
         for label, loss in self.labelled_losses():
             with plugin_faults(loss, f"losses.{label}"):
@@ -115,7 +115,7 @@ class DistillationModule(nn.Module):
         return counts
 
     def sums(self, batch: Batch, teachers: Mapping[str, Signals], labels: Collection[str]) -> dict[Term, Tensor]:
-        """Run the student as deep as these losses read it, and sum their terms over this micro-batch."""
+        """Run the student up to the deepest block that these losses read; sum their terms over this micro-batch."""
         with plugin_faults(self.student, "student"):
             signals = self.student(batch, self.requests(labels).student)
         return self.sums_of(signals, teachers, batch, labels)
@@ -134,7 +134,7 @@ class DistillationModule(nn.Module):
         return sums
 
     def _check_terms(self, label: str, values: Mapping[str, Tensor]) -> None:
-        """Refuse sums that do not match the counts of the loss.
+        """Reject sums that do not match the counts of the loss.
 
         Raises:
             PluginError: they do not match; the message names the terms, or the shape of one.
@@ -161,7 +161,7 @@ class DistillationModule(nn.Module):
         }
 
     def constant_baselines(self, sums: Mapping[str, Mapping[str, Tensor]]) -> dict[Term, float]:
-        """Return the value of each term that the best constant prediction reaches, given sums over all samples."""
+        """Return the value of each term for the best constant prediction, given sums over all samples."""
         return {
             Term(label, name): value
             for label, loss in self.labelled_losses()
@@ -176,7 +176,7 @@ class DistillationModule(nn.Module):
         labels: Collection[str],
         cached: CachedGradients | None = None,
     ) -> dict[Term, Tensor]:
-        """Compute what `sums` computes; called by the engine.
+        """Return the result of `sums`; called by the engine.
 
         With cached gradients of coupled losses, which are not among `labels`, the student uses the random numbers of
         its first forward pass on this micro-batch, and the term `CACHED` backpropagates the gradients.
@@ -254,7 +254,7 @@ def find_losses_by_parameter(
     Buffers, which a loss may change in its forward pass, and random states are restored.
 
     Returns:
-        Parameter name -> labels of the losses that reach it; empty if none does.
+        Parameter name -> labels of the losses that reach it; empty if no loss reaches it.
     """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     found: dict[str, set[str]] = {name: set() for name, _ in module.named_parameters()}

@@ -37,7 +37,7 @@ def foreign_names(path: Path) -> list[str]:
     """List the foreign names in a file, such as `posix.system`, sorted; empty for a good file.
 
     Raises:
-        ValueError: the file is not one that `torch.save` writes.
+        ValueError: the file does not have the format of `torch.save`.
         OSError: the file cannot be read.
     """
     names: set[str] = set()

@@ -1,7 +1,7 @@
 """Reshard DeepSpeed's optimizer state of ZeRO stages 1 and 2 to another number of processes.
 
 At these stages all parameters of a group form one flat tensor, of which each process has one part: the float32 weights,
-and the optimizer's state. Each part's file lists which range of it belongs to which parameter.
+and the optimizer's state. The file of each part lists which range belongs to which parameter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LAYOUT = ("group_paddings", "param_alignment_paddings", "partition_count", _PLA
 
 
 def part_rank(name: str) -> int | None:
-    """Return the rank in the name of a part's file; None for another file. bf16's names have a prefix."""
+    """Return the rank in the name of a part's file; None for other files. In bf16, these names have a prefix."""
     found = _PART.fullmatch(name)
     return int(found[1]) if found else None
 
@@ -39,7 +39,7 @@ def read_part(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     content = read_tensors(path, mmap=mmap)
     part = content.get("optimizer_state_dict") if isinstance(content, dict) else None
     if not isinstance(part, dict) or any(key not in part for key in (_WEIGHTS, _PLACES, _BASE, "partition_count")):
-        raise InputError("does not hold optimizer state of ZeRO stage 1 or 2", where=str(path))
+        raise InputError("does not contain optimizer state of ZeRO stage 1 or 2", where=str(path))
     return {**content, "optimizer_state_dict": part}
 
 

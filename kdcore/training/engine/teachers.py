@@ -69,7 +69,7 @@ class CompositeTeacher:
         )
 
     def check(self, request: SignalRequest) -> None:
-        """Refuse signals that cannot be combined.
+        """Reject signals that cannot be combined.
 
         Raises:
             RecipeError: a signal cannot be combined; the message names it.
@@ -137,7 +137,7 @@ class _CompositeSignals(Signals):
 
 
 class FrozenTeachers:
-    """Run the teachers in eval mode and without gradients, each only for a non-empty request."""
+    """Run the teachers in eval mode and without gradients; teachers with empty requests are not run."""
 
     def __init__(self, encoders: Mapping[str, Encoder], composites: Mapping[str, CompositeTeacher]) -> None:
         """Freeze the encoders.
@@ -160,7 +160,7 @@ class FrozenTeachers:
         return self
 
     def deepest_block(self, requests: Mapping[str, SignalRequest]) -> tuple[str | None, Block, int]:
-        """Return label, last block read and hidden size of the first model; None and 0 if there is none."""
+        """Return label, last block read and hidden size of the first model read; the label is None if there is none."""
         for label, request in requests_of_models(requests, self._composites).items():
             info = self._encoders[label].info
             return label, request.deepest_block(info.num_layers), info.hidden_size
@@ -252,7 +252,7 @@ def _labels(info: ModelInfo, name: str) -> tuple[str, ...]:
 
 
 def _outputs_of(info: ModelInfo, name: str, infos: Sequence[ModelInfo]) -> tuple[int, tuple[str, ...]]:
-    """Return the number and the names of a head's outputs; if it has no names, the names of a model that has them."""
+    """Return the number and names of a head's outputs; missing names are taken from a model that has them."""
     head = info.head(name)
     assert head is not None
     known = next((labels for one in infos if (labels := _labels(one, name))), ())

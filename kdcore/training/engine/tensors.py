@@ -75,10 +75,10 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
 
     Args:
         path: the file.
-        mmap: map the tensors into memory; each is read from disk when it is used.
+        mmap: map the tensors into memory, so that each is read from disk when it is used.
 
     Raises:
-        InputError: the file cannot be read, or contains something else.
+        InputError: the file cannot be read, or contains other objects.
     """
     try:
         foreign = foreign_names(path)

@@ -120,7 +120,7 @@ def dead_units(states: Tensor) -> float:
 def relative_spread(states: Tensor) -> float:
     """Return the median over dimensions of states (N, d) of their variance divided by their mean square.
 
-    It is 0 for states that are all equal, at most 1 for states around 0. As a median it is not affected by a few
+    It is 0 if all states are equal; its maximum is 1, for states centred at 0. As a median, it is not affected by a few
     dominant dimensions, and it does not depend on the scale of dimensions.
     """
     centred, spread = _centred(states)
@@ -129,7 +129,7 @@ def relative_spread(states: Tensor) -> float:
 
 
 def _centred(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return centred states in float64, and the standard deviation of each dimension, 0 for rounding errors."""
+    """Return centred states in float64, and each dimension's standard deviation, with rounding errors set to 0."""
     means = states.double().mean(0)
     centred = states.double() - means
     spread = centred.square().mean(0).sqrt()
@@ -137,7 +137,7 @@ def _centred(states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rank_ratio(checks: Mapping[str, float]) -> float | None:
-    """Return how much of the teacher's effective rank above 1 the student has; None without a usable teacher.
+    """Return the student's fraction of the teacher's effective rank above 1; None without a usable teacher.
 
     The teacher's rank is limited to the student's width, which a narrow student cannot exceed.
     """

@@ -27,7 +27,7 @@ class RunContext:
         processes: this process's rank, device and host group.
         monitor: progress bar, log file and trackers.
         checkpoints: writes checkpoints.
-        shutdown: whether a signal asked the run to stop.
+        shutdown: whether a signal has requested a stop.
         watchdog: ends the process if it makes no progress.
         check_lock: raises on process 0 if another run has taken over the run folder.
         startup: seconds of each part of the start-up.

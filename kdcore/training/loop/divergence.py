@@ -83,7 +83,7 @@ class DivergenceMonitor:
             self._remember(tuple(map(str, sums)), torch.stack(list(sums.values())), step * self._places + number)
 
     def whole_batch(self, step: int, sums: Mapping[Term, Tensor]) -> None:
-        """Record which terms of losses over the whole batch are not finite; 0-based number."""
+        """Record which terms of losses over the whole batch are not finite at the 0-based `step`."""
         self.micro_batch(step, self._places - 2, sums)
 
     def updated(self, step: int) -> bool:
@@ -118,7 +118,7 @@ class DivergenceMonitor:
         return not engine.skipped
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
-        """Check values that were read after `step` steps; the same on every process.
+        """Check values that were read after `step` steps; they are the same on every process.
 
         Raises:
             TrainingError: a value is not finite; the message names the first step and samples, if known.
@@ -144,9 +144,9 @@ class DivergenceMonitor:
         self._rows = []
 
     def logged(self, step: int, averages: Mapping[Term, float], weights: Mapping[str, float]) -> None:
-        """Warn about an objective far above its values in the last rows of metrics, all computed with current weights.
+        """Warn if the objective is far above its last logged values, all computed with the current weights of losses.
 
-        A loss that starts, ends or changes its weight by schedule is therefore not taken for a spike.
+        A loss that starts, ends or changes its weight by schedule is therefore not mistaken for a spike.
 
         Args:
             step: number of completed steps.

@@ -19,7 +19,7 @@ class RunResult:
         folder: the run folder.
         finished: whether the run used up its budget; otherwise it was interrupted and can be resumed.
         export: the exported student; None if there is none.
-        held_out: the last held-out losses, `loss` being their weighted sum; empty if this session did not validate.
+        held_out: the last held-out losses, with their weighted sum as `loss`; empty if this session did not validate.
         interrupted: whether SIGINT (Ctrl-C) has stopped the run.
     """
 
@@ -107,7 +107,7 @@ class ValidationEvent:
 
 
 def explained_shares(values: Mapping[str, float], constants: Mapping[str, float]) -> dict[str, float]:
-    """Return `1 - loss / constant` by name: 1 for a loss of 0, at most 0 for one no better than the constant."""
+    """Return `1 - loss / constant` by name: 1 for a loss of 0, at most 0 for a loss no better than the constant."""
     return {name: 1 - values[name] / value for name, value in constants.items() if name in values and value > 0}
 
 

@@ -197,7 +197,7 @@ class Monitor:
 
 
 class _LogFile(logging.FileHandler):
-    """Write train.log; keep the first error of the disk instead of printing a traceback for every line."""
+    """Write train.log; keep the first disk error instead of printing a traceback for every line."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8")

@@ -132,7 +132,7 @@ class Plan:
         return found
 
     def load_teachers(self) -> dict[str, Encoder]:
-        """Load each teacher as deep as the losses read it, by label; teachers that no loss reads are left out."""
+        """Load each teacher up to the last block that losses read, by label; leave out teachers that no loss reads."""
         loaded = {}
         for label, teacher in self.read_teachers().items():
             with error_location(self.recipe, teacher.key):
@@ -157,7 +157,7 @@ class Plan:
         return student
 
     def check_stage(self, stage: int) -> None:
-        """Refuse a checkpoint's stage that the run does not have.
+        """Reject a checkpoint's stage that the run does not have.
 
         Raises:
             InputError: the run does not have that stage.
@@ -171,10 +171,10 @@ class Plan:
         """Construct the student of a stage from the previous stage's student, on the CPU.
 
         Returns:
-            The student, and the sources of all its parameters that have one.
+            The student, and the source of each parameter that has one.
 
         Raises:
-            InputError: the transform refuses the student.
+            InputError: the transform rejects the student.
             PluginError: the transform violates its interface.
         """
         entry = self.stages[stage]
@@ -221,7 +221,7 @@ def with_sources(
 def transform_fault(
     student: Encoder, info: ModelInfo, sources: Mapping[str, ParameterSource], shapes: Mapping[str, torch.Size]
 ) -> str:
-    """Describe how a changed student violates the interface of transforms; empty if it does not.
+    """Describe how a changed student violates the interface of transforms; empty if there is no violation.
 
     Args:
         student: the changed student.

@@ -91,7 +91,7 @@ def predict(
         student: the student; it is left in eval mode.
         task: provides the batches.
         head: the task's own head.
-        split: split of the samples.
+        split: the split.
         batch_size: sequences per batch.
         processes: the processes.
         tick: called before each batch.

@@ -21,7 +21,7 @@ class SampleOrder:
         seed: seed of the permutations.
         share: index of the stream's range among `shares` equal ranges of the samples.
         shares: number of ranges.
-        lengths: length of each sample, for steps of similar length; None to leave them mixed.
+        lengths: length of each sample, to group samples of similar length into steps; None to mix lengths.
         step_size: number of consecutive samples in a step.
     """
 
@@ -108,7 +108,7 @@ class StepSamples:
         micro_batch_size: samples per micro-batch.
         world_size: number of processes.
         order: `global` or `per_process`.
-        lengths: length of each sample, for steps of similar length; None to leave them mixed.
+        lengths: length of each sample, to group samples of similar length into steps; None to mix lengths.
     """
 
     def __init__(

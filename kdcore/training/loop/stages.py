@@ -48,7 +48,7 @@ def examine_stages(
         The parameters of every stage, and the module of the last one.
 
     Raises:
-        InputError: a transform refuses the student, or a loss cannot be computed.
+        InputError: a transform rejects the student, or a loss cannot be computed.
     """
     found: list[StageParameters] = []
     module = DistillationModule(plan.build_student(), plan.losses)
@@ -78,7 +78,7 @@ def examine_stages(
 def _sources(
     student: Mapping[str, ParameterSource], before: DistillationModule, after: DistillationModule
 ) -> dict[str, ParameterSource]:
-    """Map sources to names in the module; a loss keeps its own parameters where name and shape are the same."""
+    """Map sources to names in the module; a loss keeps its own parameters if name and shape are the same."""
     sources = {
         f"student.{name}": ParameterSource(f"student.{source.name}", source.select) for name, source in student.items()
     }

@@ -186,7 +186,7 @@ class Trainer:
         return bool(following) and progress.fraction >= following[0].begins
 
     def _change_stage(self, progress: Progress) -> StageEvent:
-        """Transform the student, after all actions due in the previous step.
+        """Transform the student, after all actions that were due in the previous step.
 
         A checkpoint of this step therefore records the previous stage, and a run that resumes from it repeats the
         change.
@@ -242,7 +242,7 @@ class Trainer:
         window.steps += 1
 
     def _scheduled(self) -> dict[str, float]:
-        """Return the values of the last step that follow a schedule, by the name in metrics."""
+        """Return the values of the last step that follow a schedule, by their names in metrics."""
         losses = self.engine.module.labelled_losses()
         scheduled = [label for label, loss in losses if isinstance(loss.config.weight, list)]
         weights = {f"weight/{label}": self.weights.get(label, 0.0) for label in scheduled}
@@ -302,7 +302,7 @@ class Trainer:
     def _exchange(self, batches: StepBatches) -> Callable[[], dict[Any, float]]:
         """Start to read the teachers' signals and to all-reduce counts and stop requests, in a background thread.
 
-        With several processes, a stop request takes effect one step later than with one.
+        With several processes, a stop request takes effect one step later than with one process.
         """
         for batch in batches.micro_batches:
             self.teachers.prefetch(batch)
@@ -348,8 +348,8 @@ class Trainer:
 
         Returns:
             The averages, and the objective: the sum over terms of weight times average, where a loss that was active in
-            only some of the steps counts in proportion. It is None if nothing was counted: no token may have been
-            masked, and in fp16 all steps may have been skipped.
+            only some of the steps counts in proportion. It is None if nothing was counted, because no token was masked
+            or, in fp16, because all steps were skipped.
         """
         own = torch.stack([*window.sums.values(), *window.weighted.values()]).tolist() if window.sums else []
         totals = iter(self.processes.sum(own))
@@ -362,7 +362,7 @@ class Trainer:
         return averages, loss
 
     def _validate(self, progress: Progress, *, counts: bool = True) -> Iterator[Event]:
-        """Validate; `counts` is False for the additional validation of a session that exits within the budget."""
+        """Validate; `counts` is False for the additional validation of a session that exits before the budget ends."""
         self.validated_step = self.step
         if not self.validates:
             return
@@ -403,7 +403,7 @@ class Trainer:
         checks: Mapping[str, float],
         metric: str | None,
     ) -> dict[str, str]:
-        """Describe signs of collapse after warm-up; a loss is judged only after being active for as long."""
+        """Describe signs of collapse after warm-up; a loss is judged only if it has been active for that long."""
         rises = isinstance(self.scheduler, WarmupScheduler) and self.scheduler.rise(progress) < 1
         if rises or progress.fraction < WARM_UP:
             return {}
@@ -437,7 +437,7 @@ class Trainer:
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
-        """Exclude the context's time from the logged speed; count no batches in it, as the module may change."""
+        """Exclude the context from the logged speed. Count no batches meanwhile, because the module may change."""
         began = time.monotonic()
         self.batches.settle()
         try:

@@ -1,7 +1,7 @@
 """Decide when validation, checkpoints and exports are due, by the agreed progress, identically on all processes.
 
-An action is due in a step if progress, in steps or time, passes one of its marks. So an action that was due before a
-checkpoint is never repeated after it, and none is left out, regardless of restarts.
+An action is due in a step if progress, in steps or time, passes one of its marks. Therefore, regardless of restarts, no
+action is skipped, and an action that was due before a checkpoint is never repeated after it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Patience:
 
     Attributes:
         best: best value of the metric so far, by its name; empty before the first validation.
-        waited: number of validations since that value.
+        waited: number of validations since that value was reached.
     """
 
     def __init__(self, settings: RecipeSettings) -> None:

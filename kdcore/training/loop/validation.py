@@ -99,7 +99,7 @@ def validate(
         constants: values for losses that were not validated before are added to it.
 
     Returns:
-        The values, those of the best constant predictions where losses define them, and the checks of
+        The values, the values of the best constant predictions for losses that define them, and the checks of
         `kdcore.training.loop.collapse`.
     """
     was_training = module.training

@@ -65,7 +65,7 @@ def batch_report(run: Path, step: int, processes: int | None = None, *, allow_im
         step: number of the step as in metrics and messages, from 1.
         processes: number of processes of the run, which determines their samples; default: the checkpoint's number, or
             1 without a checkpoint.
-        allow_imports: run the files under `imports:` of the run's recipe.
+        allow_imports: whether to run the files under `imports:` of the run's recipe.
 
     Raises:
         InputError: the run or the step does not exist.

@@ -96,7 +96,7 @@ def make_plan(recipe: Recipe, stored: StoredData | None = None) -> Plan:
 
 
 def recipe_teachers(recipe: Recipe) -> tuple[Task, dict[str, RecipeTeacher]]:
-    """Return the task of a recipe, its data prepared if necessary, and the teachers that its losses read by label.
+    """Return a recipe's task, preparing its data if necessary, and the teachers that its losses read, by label.
 
     Raises:
         InputError: components are incompatible, as in training.
@@ -229,7 +229,7 @@ def _make_stages(recipe: Recipe, components: Components, teachers: _LossTeachers
 
 
 def check_validation(recipe: Recipe, task: Task) -> None:
-    """Refuse validation without held-out data, and early stopping without validation.
+    """Reject validation without held-out data, and early stopping without validation.
 
     Raises:
         RecipeError: one of them is missing; the message names both keys.
@@ -251,7 +251,7 @@ def check_validation(recipe: Recipe, task: Task) -> None:
 
 
 def check_patience(plan: Plan) -> None:
-    """Refuse early stopping on a metric that no validation computes, or whose meaning changes during the run.
+    """Reject early stopping on a metric that no validation computes, or whose meaning changes during the run.
 
     Raises:
         RecipeError: the metric cannot be used; the message names the keys, or lists the metrics.
@@ -268,7 +268,7 @@ def check_patience(plan: Plan) -> None:
     if settings.stages:
         raise RecipeError(
             "`early_stopping.patience` cannot be combined with `stages`: it would end the run before the later stages, "
-            "and the values of different students do not compare",
+            "and values of different students cannot be compared",
             key="early_stopping.patience",
             hint="remove `early_stopping.patience` or `stages`",
         )
@@ -300,7 +300,7 @@ def check_patience(plan: Plan) -> None:
 
 
 def check_positions(recipe: Recipe, components: Components, losses: Mapping[str, Loss]) -> None:
-    """Refuse losses on masked positions if the task has none.
+    """Reject losses on masked positions if the task has none.
 
     Raises:
         RecipeError: the task has none; the message names the loss and the task.
@@ -317,7 +317,7 @@ def check_positions(recipe: Recipe, components: Components, losses: Mapping[str,
 
 
 def check_gradient_caching(recipe: Recipe, stages: Iterable[Stage]) -> None:
-    """Refuse gradient caching without a loss that couples the sequences of a batch, or for unsupported signals.
+    """Reject gradient caching without a loss that couples the sequences of a batch, or for unsupported signals.
 
     Raises:
         RecipeError: gradient caching cannot be used; the message names the key.
@@ -343,7 +343,7 @@ def check_gradient_caching(recipe: Recipe, stages: Iterable[Stage]) -> None:
 
 
 def check_student_heads(recipe: Recipe, components: Components, stage: Stage) -> None:
-    """Refuse losses that read a head, or attention signals, that the student does not have.
+    """Reject losses that read a head, or attention signals, that the student does not have.
 
     Raises:
         RecipeError: a signal is missing; the message names the loss and the heads of the student.
@@ -378,7 +378,7 @@ def _missing_head(name: str, whose: str, info: ModelInfo) -> RecipeError:
 def check_columns(
     recipe: Recipe, components: Components, losses: Mapping[str, Loss], provided: Collection[str] | None
 ) -> None:
-    """Refuse losses that request columns that the task's batches do not have.
+    """Reject losses that request columns that the task's batches do not have.
 
     Args:
         recipe: the recipe.
@@ -402,7 +402,7 @@ def check_columns(
 
 
 def check_alignment(recipe: Recipe, components: Components, stage: Stage) -> None:
-    """Refuse losses that compare tokens one by one where teacher and student have different tokenizers.
+    """Reject losses that compare tokens one by one where teacher and student have different tokenizers.
 
     Raises:
         RecipeError: the tokenizers differ; the message names the loss.
@@ -425,12 +425,12 @@ def is_ever_active(config: LossConfig) -> bool:
 
 
 def is_active_between(config: LossConfig, start: float, end: float) -> bool:
-    """Return whether the loss has a weight somewhere between two fractions of the budget."""
+    """Return whether the loss has a positive weight anywhere between two fractions of the budget."""
     return any(config.weight_at(fraction) > 0 for fraction in _middles([config], start, end))
 
 
 def check_schedule(configs: Collection[LossConfig]) -> None:
-    """Refuse schedules that leave a part of the budget without any loss.
+    """Reject schedules that leave a part of the budget without any loss.
 
     Raises:
         RecipeError: no loss is active in a part; the message names the part.
@@ -445,7 +445,7 @@ def check_schedule(configs: Collection[LossConfig]) -> None:
 
 
 def _middles(configs: Iterable[LossConfig], start: float, end: float) -> dict[float, tuple[float, float]]:
-    """Split a part of the budget where schedules of weights may change: middle -> (start, end) of each piece."""
+    """Split a part of the budget where weights may change; map the middle of each piece to its (start, end)."""
     edges = {start, end}
     for config in configs:
         edges.update(config.active)

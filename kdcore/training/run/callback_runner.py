@@ -31,7 +31,7 @@ class CallbackRunner:
             folder: the run folder.
 
         Raises:
-            KdcoreError: a callback refuses its configuration, or fails.
+            KdcoreError: a callback rejects its configuration, or fails.
         """
         self._failure: KdcoreError | None = None
         self._callbacks: list[tuple[str, Callback]] = []

@@ -89,7 +89,7 @@ def _umask() -> int:
 
 
 def export_run(run: Path, folder: Path, step: int | None, *, allow_imports: bool = False) -> Path:
-    """Export a run's student from a checkpoint: the newest, or the one of `step`.
+    """Export a run's student from the newest checkpoint, or from the checkpoint of `step`.
 
     The files under `imports:` of the run's recipe run only with `allow_imports`.
 
@@ -234,7 +234,7 @@ def _pools_for_classes(student: Encoder) -> bool:
 
 
 def _without_folders(value: Any) -> Any:
-    """Replace absolute paths by their installed package, or shorten them: the rest is specific to this machine."""
+    """Replace absolute paths by their installed package, or drop the parts that are specific to this machine."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -245,5 +245,5 @@ def _without_folders(value: Any) -> Any:
 
 
 def _short(path: str) -> str:
-    """Return a hub name as it is, and a folder by its last two parts."""
+    """Return a hub name unchanged, and only the last two parts of a folder."""
     return "/".join(Path(path).parts[-2:])

@@ -84,7 +84,7 @@ class StepProfile:
 
     @property
     def utilization(self) -> float:
-        """Model FLOPs utilization (MFU): the used fraction of the data sheet's peak, if known, or else of the limit."""
+        """Model FLOPs utilization (MFU): used fraction of the data sheet's peak if known, otherwise of the limit."""
         return self.flops / self.step_seconds / (self.peak or self.limit)
 
     def hints(self) -> list[str]:
@@ -214,7 +214,7 @@ class _Profiler:
             inner.register_forward_hook(leave)
 
     def measure(self, steps: int) -> StepProfile:
-        """Run one step to count operations, one to warm up, `steps` with timed parts, and the same number without."""
+        """Run one step to count operations and one to warm up, then `steps` with timed parts and as many without."""
         settings = self.plan.recipe.settings
         samples = StepSamples(
             self.task.num_samples("train"),

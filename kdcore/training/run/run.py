@@ -155,7 +155,7 @@ _running = threading.Lock()
 
 @contextmanager
 def _only_run(folder: Path) -> Iterator[None]:
-    """Refuse a second run in this process at the same time: runs share random states and the process group.
+    """Reject a second run in this process at the same time: runs share random states and the process group.
 
     Raises:
         InputError: another thread trains, or an iterator of `steps` is neither exhausted nor closed.
@@ -385,7 +385,7 @@ def _report_trained(models: _Models, plan: Plan, monitor: Monitor) -> None:
     depth = models.module.requests(plan.stages[models.stage].losses).student.depth(layers)
     monitor.info(f"training {trained:,} of the student's {total:,} parameters")
     for name in student.unexported_heads:
-        monitor.info(f"exports leave out the head `{name}`: a folder of transformers has one head")
+        monitor.info(f"exports leave out the head `{name}`, because a transformers folder can have only one head")
     if depth < layers:
         beyond = f"beyond block {depth - 1}" if depth else "beyond its embeddings"
         blocks = f"block {depth} is" if depth == layers - 1 else f"blocks {depth} to {layers - 1} are"

@@ -190,7 +190,7 @@ def store(folder: Path, recipe: Recipe, data: StoredData, hashes: Hashes) -> Non
 
 
 def stored_data(folder: Path) -> StoredData | None:
-    """Read which data a run started with; None if there is no run or it recorded no data.
+    """Read the record of the data that a run started with; None if there is no run or no record.
 
     Raises:
         DataError: the file is damaged or was written by a newer kdcore.
@@ -219,7 +219,7 @@ class Environment(BaseModel):
     Attributes:
         python: version of Python.
         packages: versions of packages by name.
-        git: commit and cleanliness of the working folder's repository; None outside of one.
+        git: commit of the working folder's repository and whether it is clean; None outside of a repository.
         data_fingerprint: fingerprint of the data; None if the run recorded none.
         teacher_sha256: SHA-256 of the teacher's files by name; None or empty without a teacher.
         teachers_sha256: the same by label, if the recipe has `teachers`.
@@ -284,7 +284,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _same_content(before: Sequence[str], now: Sequence[str]) -> bool:
-    """Return whether files in different places are equal; False if one of them cannot be read."""
+    """Return whether two lists of files have the same content; False if a file cannot be read."""
     try:
         return [Path(file).read_bytes() for file in before] == [Path(file).read_bytes() for file in now]
     except OSError:

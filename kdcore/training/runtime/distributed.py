@@ -114,7 +114,7 @@ def device_index(local_rank: int, processes: int | None, devices: int, *, restri
 
 
 def check_distinct_devices(devices: Sequence[tuple[str, str]]) -> None:
-    """Refuse processes that share a device, on which collectives would fail.
+    """Reject processes that share a device, on which collectives would fail.
 
     Args:
         devices: machine and identifier of each process's device, by rank.
@@ -176,7 +176,7 @@ def start_processes() -> DistributedContext:
 
 
 def _check_environment() -> None:
-    """Refuse incomplete launcher variables, with which torch would fail obscurely or hang.
+    """Reject incomplete launcher variables, with which torch would fail obscurely or hang.
 
     A single process needs no address; accelerate sets its rank without one in the environment.
     """
@@ -242,14 +242,14 @@ def _join(rank: int, world_size: int) -> DistributedContext:
 
 
 def _leave() -> None:
-    """Close all process groups at the end of the process; NCCL warns about those that are left open."""
+    """Close all process groups at the end of the process; NCCL warns about groups that are left open."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
 def without_leaving() -> Iterator[None]:
-    """After an exception, let the process end without closing its groups: NCCL needs all processes for that."""
+    """After an exception, let the process end without closing its groups, because NCCL needs all processes for that."""
     try:
         yield
     except GeneratorExit:
@@ -268,7 +268,7 @@ def fork_random_states(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _rendezvous_on_one_machine(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:
-    """Yield a store that other machines cannot reach, rank and world size; torch's listens on all interfaces.
+    """Yield a local store, the rank and the world size. torch's own store would listen on all interfaces.
 
     Args:
         url: `SCHEME://?rank=R&world_size=N`.

@@ -25,7 +25,7 @@ _STUCK = "hung in uninterruptible I/O and has been killed"
 def run_processes(arguments: Sequence[str], count: int) -> int:
     """Run `kdcore ARGUMENTS` in `count` processes and return the exit code of the run.
 
-    Unlike torchrun this keeps the exit codes 2 (input), 3 (training) and 130 (interrupted). Process 0 writes to this
+    Unlike torchrun, this keeps the exit codes 2 (input), 3 (training) and 130 (interrupted). Process 0 writes to this
     terminal; the stderr of another process is shown only if that process caused the failure.
 
     Raises:
@@ -66,10 +66,10 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
 
 @contextmanager
 def held_port() -> Iterator[int]:
-    """Reserve a free port on this machine within the context; it can only be bound by number.
+    """Reserve a free port on this machine within the context, so that it is not assigned to another program.
 
-    The socket that holds it does not listen and has SO_REUSEADDR, so that the store of process 0, which sets it too,
-    can still listen there.
+    The socket that holds it does not listen and has SO_REUSEADDR, so that the store of process 0, which also sets this
+    option, can still listen on the port.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""Allow one run per folder: a lock that ends with its process, and a token that shows a takeover to an orphan."""
+"""Allow one run per folder. A lock ends with its process; a token lets an orphaned process detect a takeover."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class RunLock:
 
 @contextmanager
 def run_lock(folder: Path, processes: DistributedContext) -> Iterator[Callable[[], None]]:
-    """Hold a run folder's lock on process 0; yield the check that it must call before each rename there.
+    """Hold a run folder's lock on process 0. Yield the function that it must call before each rename there.
 
     Raises:
         InputError: on every process, if another run holds it, or the folder cannot be written.

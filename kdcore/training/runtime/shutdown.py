@@ -53,8 +53,8 @@ class GracefulShutdown:
 
     `interrupted` is also set on SIGINT.
 
-    Outside the main thread, where Python handles no signals, `requested` is set only by code. The context may be left
-    in a different thread from the one that entered it, from inside `paused`.
+    Outside the main thread, where Python handles no signals, `requested` is set only by code. Inside `paused`, the
+    context may be left in a different thread from the one that entered it.
 
     Python cannot raise KeyboardInterrupt while the main thread hangs in a collective whose peer has exited. In that
     case another thread, which still receives signals, ends the process a few seconds later with exit code 130.
@@ -82,7 +82,7 @@ class GracefulShutdown:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Restore other code's handlers within the context; the thread that leaves then handles signals, if it can."""
+        """Restore other code's handlers within the context; the thread that leaves it takes over signals, if it can."""
         self._uninstall()
         try:
             yield

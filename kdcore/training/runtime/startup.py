@@ -9,7 +9,7 @@ class StartupTimer:
     """Seconds of each part of a start."""
 
     def __init__(self, first: str, began: float) -> None:
-        """Attribute the time since `began`, by the monotonic clock, to `first`, such as imports."""
+        """Attribute the time since `began` on the monotonic clock to the part `first`, such as imports."""
         self._last = time.monotonic()
         self._parts = {first: self._last - began}
 

@@ -1,4 +1,4 @@
-"""End a process that hangs: because of a suspended peer, a device or a file system.
+"""End a process that hangs, for example on a suspended peer, a device or a file system.
 
 If one process of a run hangs, all others hang in their next collective: no timeout of torch or DeepSpeed covers every
 group. So each process watches itself.
@@ -49,8 +49,8 @@ class Watchdog:
         Args:
             stall_minutes: the recipe's `training.stall_minutes`.
             log_file: file to append stacks to; if it does not exist, they only go to stderr.
-            show: called with the current phase about once a second, by another thread. It may hang or raise: this
-                ends neither the process nor the watch.
+            show: called with the current phase about once a second, by another thread. If it hangs or raises an error,
+                process and watchdog continue.
         """
         self._stall_seconds = None if stall_minutes is None else stall_minutes * 60
         self._slice = _SLICE_SECONDS if self._stall_seconds is None else min(_SLICE_SECONDS, self._stall_seconds / 20)
@@ -150,7 +150,7 @@ class Watchdog:
 def report_progress(doing: str) -> None:
     """Report progress of long work by a component before the first step of a run, such as computing signals.
 
-    Without it, a run that takes half an hour to load a model is ended. Outside of runs it has no effect.
+    Without these reports, a run that takes half an hour to load a model is ended. Outside of runs, this has no effect.
 
     Args:
         doing: description of the work, shown as the current phase.
