@@ -77,7 +77,7 @@ def _show(asked: str) -> int:
     package, _, name = asked.rpartition(":")
     entries = [one for one in _entries() if one.name == name and package in ("", one.distribution)]
     if not entries:
-        raise PluginError(f"unknown component `{asked}`", hint=near_names(name))
+        raise PluginError(f"unknown component `{asked}`", hint=near_names(name) or "`imports:` files are not read")
     for index, entry in enumerate(entries):
         registry = ALL[entry.group]
         cls: type[Any] = registry.get(f"{entry.distribution}:{entry.name}")

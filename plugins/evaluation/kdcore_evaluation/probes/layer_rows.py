@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class LayerRows(SummaryRows):
         from kdcore_evaluation.probes.layer_comparison import measure_layers
         from kdcore_evaluation.run.layer_report import write_layers
 
+        print("comparing all blocks with the teacher's", file=sys.stderr)
         report = measure_layers(run)
         path = write_layers(run.folder, report)
         return {"layers": f"{path}  ({report.tokens:,} tokens of held-out text)", **dict(format_layers(report))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from kdcore import FinishedRun, SummaryRows
@@ -28,6 +29,7 @@ class SimilarityRows(SummaryRows):
         held_out = run.task.sequences("held_out", samples)
         if run.teacher is None or held_out is None or count < 2:
             return {}
+        print(f"comparing the embeddings of {count} held-out texts with the teacher's", file=sys.stderr)
         theirs = run.task.teacher_sequences("held_out", samples)
         enough = count >= _FEWEST_SEQUENCES
 

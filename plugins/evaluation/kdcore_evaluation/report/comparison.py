@@ -436,7 +436,7 @@ def _run_remarks(runs: Sequence[ComparedRun]) -> list[str]:
             )
     silent = [run.name for run in runs if not run.metrics]
     if silent:
-        remarks.append(f"No metrics.jsonl, so no losses are drawn: {', '.join(silent)}.")
+        remarks.append(f"metrics.jsonl is missing or empty, so no losses are drawn: {', '.join(silent)}.")
     untimed = [run.name for run in runs if run.metrics and not any("seconds" in row for row in run.metrics)]
     if untimed:
         remarks.append(f"No seconds in metrics.jsonl, so they are not drawn against time: {', '.join(untimed)}.")
