@@ -123,7 +123,7 @@ def test_it_trains_by_its_names(environment, recipe, tmp_path):
 
 def test_without_it_the_error_says_that_nothing_has_the_name(environment, recipe):
     error = environment.refused()
-    assert SAID["no package has the name"] in error
+    assert SAID["no package provides the name"] in error
     assert "recipe.yaml:15: losses.cosine_hidden" in error
 
 
@@ -132,7 +132,7 @@ def test_two_packages_with_its_names_are_an_error_until_one_is_chosen(environmen
     environment.install(tmp_path / "copy", "kdcore-copy")
     assert "in 2 packages, use kdcore-copy:constant" in environment.kdcore("plugins", "list").stdout
     error = environment.refused()
-    assert SAID["two packages have it, and neither kdcore nor a package of this repository has"] in error
+    assert SAID["two other packages provide the same name"] in error
     assert "package kdcore-copy 0.3.0 and package kdcore-example 0.3.0" in error
     assert "allowed: kdcore-copy:cosine_hidden, kdcore-example:cosine_hidden" in error
     chosen = "losses.cosine_hidden.name=kdcore-copy:cosine_hidden", "scheduler.name=kdcore-example:constant"
@@ -168,7 +168,7 @@ def test_broken_and_outdated_ones_are_told_apart_and_harm_nobody(environment, re
 def test_a_class_of_another_kind_is_told(environment, recipe, tmp_path):
     environment.install(tmp_path / "project", **{"class CosineHidden(Loss)": "class CosineHidden(torch.nn.Module)"})
     error = environment.refused()
-    assert SAID["the class is not what its kind asks for"] in error
+    assert SAID["the class does not meet the requirements of its kind"] in error
     assert "CosineHidden does not derive from kdcore.Loss" in error
 
 
