@@ -51,8 +51,8 @@ class BudgetBert(TransformersModel):
 
     A BERT with norms before the attention and feed-forward layers (`norm_position: pre`) or after them (`post`), with
     `norm: layer_norm` or `rms_norm`, and with or without a norm of the embeddings (`embedding_norm`). All other keys of
-    `config` are those of BERT. With `pre` the last block's hidden state is taken after the final norm. The form
-    `post`, `layer_norm`, `embedding_norm: true` is BERT itself: it is read from BERT's folders and exported as BERT.
+    `config` are those of BERT. With `pre`, the last block's hidden state is taken after the final norm. The form
+    `post`, `layer_norm`, `embedding_norm: true` is BERT itself: it is loaded from BERT folders and exported as BERT.
     """
 
     architectures = {  # noqa: RUF012

@@ -1,8 +1,9 @@
-"""academic-budget-bert's encoder: BERT with its norms before or after attention and feed-forward part.
+"""academic-budget-bert's encoder: BERT with norms before or after the attention and feed-forward layers.
 
-"How to Train BERT with an Academic Budget" (EMNLP 2021). Part of kdcore-budget-bert, licensed under Apache 2.0. A saved
-model carries this file along, so that `AutoModel.from_pretrained(folder, trust_remote_code=True)` needs nothing but
-transformers 5. Weights have BERT's names: with norms after, LayerNorm and a norm of the embeddings it is BERT.
+"How to Train BERT with an Academic Budget" (EMNLP 2021). Part of kdcore-budget-bert, licensed under Apache 2.0. Saved
+models include a copy of this file, so that `AutoModel.from_pretrained(folder, trust_remote_code=True)` requires only
+transformers 5. Weights have BERT's names. With norms after the layers, LayerNorm and a norm of the embeddings, the
+model is BERT.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,8 @@ class BudgetBertConfig(BertConfig):  # type: ignore[misc]  # transformers has no
     """BERT's configuration with three more keys.
 
     Attributes:
-        norm_position: `pre`: the inputs of attention and feed-forward part are normalised, and so is the last block's
-            output; `post`: the sums of input and output are normalised.
+        norm_position: `pre`: the inputs of the attention and feed-forward layers and the last block's output are
+            normalised; `post`: the sums of the layers' inputs and outputs are normalised.
         norm: `layer_norm`, or `rms_norm`, which neither subtracts a mean nor adds a bias.
         embedding_norm: whether the embeddings are normalised.
     """
@@ -66,7 +67,7 @@ class BudgetBertEmbeddings(nn.Module):
         length, longest = states.shape[1], self.position_embeddings.num_embeddings
         if length > longest and position_ids is None:
             raise ValueError(
-                f"a sequence of {length} tokens is given, but there are embeddings for {longest} positions"
+                f"a sequence exceeds the position embeddings (found {length} tokens, expected at most {longest})"
             )
         types, positions = self.token_type_embeddings, self.position_embeddings
         states = states + (types.weight[0] if token_type_ids is None else types(token_type_ids))
@@ -85,7 +86,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Compute attention step by step, for `attn_implementation="eager"`, which shows the probabilities (B, A, L, L)."""
+    """Compute attention step by step, for `attn_implementation="eager"`; also return the probabilities (B, A, L, L)."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -94,7 +95,7 @@ def eager_attention(
 
 
 class BudgetBertSelfAttention(nn.Module):
-    """Multi-head attention up to the weighted values, computed by any attention kernel of transformers."""
+    """Multi-head attention without the output projection, computed by any attention kernel of transformers."""
 
     is_causal = False  # read by the kernels
 
@@ -130,7 +131,7 @@ class BudgetBertSelfAttention(nn.Module):
 
 
 class BudgetBertOutput(nn.Module):
-    """The layers around attention or feed-forward part: norm before or after it, projection and residual."""
+    """The layers around attention or feed-forward: projection, residual, and a norm before or after them."""
 
     def __init__(self, config: BudgetBertConfig, input_size: int) -> None:
         super().__init__()
@@ -362,7 +363,7 @@ class BudgetBertForMaskedLM(BudgetBertPreTrainedModel):
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> MaskedLMOutput:
-        """Predict; arguments and outputs are those of transformers' BERT, with -100 in `labels` for no label."""
+        """Predict; arguments and outputs are those of transformers' BERT. In `labels`, -100 means no label."""
         outputs = self.bert(input_ids, return_dict=True, **kwargs)
         logits = self.cls(outputs.last_hidden_state)
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())

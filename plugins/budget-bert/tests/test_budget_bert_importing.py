@@ -338,7 +338,7 @@ def test_with_a_shard_on_each_process_an_epoch_is_as_many_shards() -> None:
 
 
 def test_an_assumed_number_of_shards_is_stated() -> None:
-    assert "--shards states another number" in import_command(SHORT, "stdin").replace("\n#     ", " ")
+    assert "use --shards for another number" in import_command(SHORT, "stdin").replace("\n#     ", " ")
 
 
 # Commands as people paste them.
@@ -423,8 +423,8 @@ MISTAKES = {
     "no value": ("--lr --seed 1", ["--lr: the flag needs a value: a number"]),
     "a value for a negation": ("--no_async_worker 1", ["--no_async_worker: this flag takes no value"]),
     "an unknown choice": ("--curve linar", ["--curve: `linar` is not", "allowed: linear, exp", "mean `linear`"]),
-    "no flag's value": ("--finetune_time_markers 0.1, 0.2", ["`0.2`: this belongs to no flag", "quotes"]),
-    "a pipe": ("--seed 1 | tee log", ["`|`: this belongs to no flag", "tee log"]),
+    "no flag's value": ("--finetune_time_markers 0.1, 0.2", ["`0.2`: this does not belong to any flag", "quotes"]),
+    "a pipe": ("--seed 1 | tee log", ["`|`: this does not belong to any flag", "tee log"]),
     "augmentation": ("--aug", ["--aug: kdcore does not replace tokens"]),
     "next sentences": ("--add_nsp", ["--add_nsp: kdcore has no next-sentence prediction"]),
     "a model for them": ("--model_type bert-mlm-nsp", ["no next-sentence prediction", "bert-mlm, bert-mlm-roberta"]),

@@ -1,7 +1,7 @@
 """Convert a command of the source system to a recipe with comments.
 
 The source is the code of "How to Distill your BERT" (ACL 2023), built on academic-budget-bert. Its flags are listed in
-`flags`; this module puts the sections of the recipe together and writes its first comment lines.
+`flags`; this module assembles the sections of the recipe and writes its first comment lines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def import_command(text: str, source: str, shards: int | None = None) -> str:
     """Convert a command of the source to a recipe: YAML with comments.
 
     Args:
-        text: the command, as it was given to a shell or as it is printed.
+        text: the command, as entered in a shell or as printed.
         source: name of the command's origin in messages.
         shards: number of training shards in the command's data folder; None counts them in that folder, or uses the
             source's usual number if the folder does not exist.

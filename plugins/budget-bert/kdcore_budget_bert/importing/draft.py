@@ -88,7 +88,7 @@ class Draft:
         self.approximated.append(f"{self.as_given(*names)}: {text}" if names else text)
 
     def leave_out(self, why: str, *names: str) -> None:
-        """Note why these flags have no key, as far as the command sets them."""
+        """Note why these flags have no key; flags that the command does not set are skipped."""
         self._dealt_with.update(names)
         given = [name for name in names if self.given(name)]
         if given:

@@ -44,7 +44,7 @@ class Flag:
         name: name without dashes.
         type: `switch` is a boolean, true if given without a value.
         default: the source's default; None if it has none.
-        keys: keys of a recipe that the flag sets; empty without a counterpart.
+        keys: keys of a recipe that the flag sets; empty if it has no counterpart.
         remark: differences of kdcore, in one or two sentences.
         choices: values that the source allows, if it restricts them.
         bare: whether kdcore accepts the flag without a value although the source requires one.

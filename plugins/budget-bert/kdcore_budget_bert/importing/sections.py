@@ -142,10 +142,12 @@ def put_task(draft: Draft) -> None:
     draft.put("task.name", "masked_lm", "model_type")
     path = draft.value("dataset_path")
     if draft.value("tokenizer_name") is None:
-        draft.problems.append(Problem("the flag is missing: the source needs it, too", None, "--tokenizer_name"))
+        draft.problems.append(Problem("the flag is missing (the source requires it, too)", None, "--tokenizer_name"))
     draft.flag("tokenizer_name", "task.data.tokenizer")
     draft.put(
-        "task.data.sequence_length", 128, note="generate_samples.py --max_seq_length 128; the command does not state it"
+        "task.data.sequence_length",
+        128,
+        note="generate_samples.py --max_seq_length 128; the command does not specify it",
     )
     draft.put("task.data.held_out", 0.0, note="the test shards are held out already")
     draft.put(
@@ -154,7 +156,7 @@ def put_task(draft: Draft) -> None:
         "dataset_path",
         note="reading them needs pip install 'kdcore-preparation[hdf5]'",
     )
-    draft.put("task.masking", "static", "dataset_path", note="the masks that the shards hold")
+    draft.put("task.masking", "static", "dataset_path", note="the masks in the shards")
     order = "global" if draft.value("data_loader_type") == "dist" else "per_process"
     draft.put("task.order", order, "data_loader_type")
     draft.leave_out("batches are always made in parallel with training", "num_workers", "async_worker")
@@ -182,7 +184,7 @@ def put_losses(draft: Draft) -> None:
     if method in _DEPARTURES and (method != "minilm_v2" or several):
         draft.approximate(_DEPARTURES[method], "method")
     elif several and "hidden_mse" in _LOSSES[method]:
-        draft.approximate("the source's code counts the last pair of hidden states only; here all do", "method")
+        draft.approximate("the source's code uses only the last pair of hidden states; kdcore uses all pairs", "method")
     draft.leave_out(
         "has no effect: there the last blocks are compared", *(["layer_selection"] if layers == "last" else [])
     )

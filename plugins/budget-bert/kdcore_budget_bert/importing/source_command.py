@@ -52,11 +52,11 @@ class SourceCommand:
     """The source's command.
 
     Attributes:
-        environment: names of the variables that are set in front.
+        environment: names of the environment variables that are set before the command.
         start: the words before the script's own flags: launcher and script.
         processes: number of processes that the launcher starts; None if its flags do not determine it.
-        stated: the flags that are given, by name.
-        repeated: flags that are given more than once; the last one counts, as in the source.
+        stated: the command's flags, by name.
+        repeated: flags that occur more than once; the last occurrence counts, as in the source.
     """
 
     environment: Sequence[str]
@@ -179,10 +179,10 @@ def _flags(words: Sequence[Word], source: str) -> Iterator[Stated | Problem]:
         index += 1
         if not word.is_flag:
             yield Problem(
-                "this belongs to no flag",
+                "this does not belong to any flag",
                 where,
                 f"`{word.text}`",
-                hint="A value with blanks in it needs quotes; leave out what follows the command, such as `| tee log`.",
+                hint="Put values with blanks in quotes, and remove anything after the command, such as `| tee log`.",
             )
             continue
         name, equals, behind = word.text.partition("=")
@@ -198,7 +198,7 @@ def _stated(given: str, text: str | None, where: str) -> Stated | Problem:
     negated = FLAGS.get(name.removeprefix("no_")) if name.startswith("no_") else None
     if name not in FLAGS and negated is not None and negated.default is True:
         if text is not None:
-            return Problem("this flag takes no value", where, given, hint=f"`{text}` belongs to no flag.")
+            return Problem("this flag takes no value", where, given, hint=f"`{text}` does not belong to any flag.")
         return Stated(negated, "false", False, where)
     flag = FLAGS.get(name) if given.startswith("--") else None
     if flag is None:
@@ -241,7 +241,7 @@ def _value(flag: Flag, text: str | None) -> FlagValue:
 
 
 def _processes(launcher: Sequence[str]) -> int | None:
-    """Count processes over all machines from the launcher's flags; None if they do not determine it."""
+    """Return the number of processes on all machines from the launcher's flags; None if they do not determine it."""
     counts: dict[str, str] = {}
     for index, word in enumerate(launcher):
         name, equals, value = word.lstrip("-").replace("-", "_").partition("=")

@@ -16,7 +16,7 @@ class RecipeImportCommand(Command):
 
         pbpaste | kdcore recipe import > recipe.yaml
 
-    docs/source-command.md lists what becomes of each of its flags.
+    docs/source-command.md describes how each flag is converted.
     """
 
     help = "write a recipe for a command of How to Distill your BERT or academic-budget-bert"
@@ -30,7 +30,7 @@ class RecipeImportCommand(Command):
             "--shards",
             type=int,
             metavar="N",
-            help="shards of training data that the command has; by default they are counted in its folder",
+            help="number of the command's training shards; by default, the shards in its data folder are counted",
         )
 
     def run(self, arguments: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def _read_command(file: str | None) -> tuple[str, str]:
     """Read the command's text; return it with the name of its source for messages."""
     if file is None or file == "-":
         if sys.stdin.isatty():
-            print("reading the command from the keyboard; Ctrl-D ends it", file=sys.stderr)
+            print("reading the command from the keyboard; press Ctrl-D at its end", file=sys.stderr)
         data, source = sys.stdin.buffer.read(), "stdin"
     else:
         source = file

@@ -13,7 +13,7 @@ _USUAL_SHARDS = 2560
 
 @dataclass(frozen=True)
 class Shards:
-    """The source's unit of time: an epoch of the source is one shard of the training data, or one on each process.
+    """The source's unit of time: an epoch of the source is one shard of the training data, or one shard per process.
 
     Attributes:
         total: number of shards.
@@ -45,7 +45,7 @@ def count_shards(draft: Draft, stated: int | None) -> Shards:
     elif found:
         total, known_from = found, f"as in {draft.value('dataset_path')}"
     else:
-        total, known_from = _USUAL_SHARDS, "as the source's instructions make; --shards states another number"
+        total, known_from = _USUAL_SHARDS, "as in the source's instructions; use --shards for another number"
     draft.approximate(
         "an epoch of the source is one shard of the data, here a pass over all of it: intervals are parts of its "
         f"{total} shards ({known_from})"
