@@ -42,7 +42,7 @@ def command_parser(line: str) -> argparse.ArgumentParser:
 
 
 def _declare(parser: argparse.ArgumentParser, name: str, added: list[str]) -> None:
-    """Declare the arguments of a command, with subcommands that packages add, and attach completers."""
+    """Declare the arguments of a command, including subcommands that packages add, and attach completers."""
     try:
         command: kdcore.Command = kdcore.get_command(name)()
         command.add_arguments(parser)

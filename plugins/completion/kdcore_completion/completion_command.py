@@ -10,13 +10,13 @@ import kdcore
 
 
 class CompletionCommand(kdcore.Command):
-    """Print the code that makes a shell complete `kdcore` and `kdcore-train`.
+    """Print shell code that enables completion for `kdcore` and `kdcore-train`.
 
     bash: eval "$(kdcore completion bash)" in ~/.bashrc
     zsh:  eval "$(kdcore completion zsh)" in ~/.zshrc, after compinit
     fish: kdcore completion fish > ~/.config/fish/completions/kdcore.fish
 
-    Commands, options, shipped recipes, recipe keys, their values and names of components are completed.
+    The code completes commands, options, shipped recipes, recipe keys and their values, and names of components.
     """
 
     help = "print the code for completion in bash, zsh or fish"
