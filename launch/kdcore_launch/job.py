@@ -66,7 +66,7 @@ class Job:
 
     @property
     def progress(self) -> int:
-        """Return the step of the newest checkpoint, or the number of files in the folder of the output."""
+        """Return the step of the newest checkpoint, or the number of files in the output folder."""
         if self.output is None:
             return run_status(self.folder).saved_step
         return sum(not path.name.startswith(".") for path in self.output.glob("*"))
@@ -173,7 +173,7 @@ class _SlurmStart:
             self._wait(srun)
 
     def _wait(self, srun: subprocess.Popen[bytes]) -> None:
-        """Wait for srun; kill it if the processes have ended and SLURM does not detect it."""
+        """Wait for srun; kill it if SLURM does not detect that the processes have ended."""
         ended_since: float | None = None
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -209,7 +209,7 @@ class _SlurmStart:
         return _EXIT_MACHINE  # srun's exit code is not reliable: it is 0 if SLURM has lost the node
 
     def _show_cause(self, code: int) -> None:
-        """Print the log of the process that ended the run, unless it is process 0, whose output is in this log."""
+        """Print the log of the process that ended the run, unless it is process 0, whose output is printed already."""
         if code in (0, EXIT_INTERRUPTED):
             return
         codes = self._codes()

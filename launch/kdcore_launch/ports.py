@@ -13,7 +13,7 @@ _ATTEMPTS = 50
 
 
 def free_port(job: str, restart: int) -> int:
-    """Return a free port of this machine, different for each job and each of its starts.
+    """Return a free port of this machine that differs between jobs and between the starts of a job.
 
     Args:
         job: SLURM job id.

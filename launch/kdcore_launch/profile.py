@@ -58,7 +58,7 @@ def _sbatch_arguments(values: list[str]) -> list[str]:
     for value in values:
         name = value.removeprefix("--").split("=", 1)[0]
         if name in _OWN_ARGUMENTS:
-            raise ValueError(f"`--{name}` is not allowed here, it is set by {_OWN_ARGUMENTS[name]}")
+            raise ValueError(f"`--{name}` is not allowed here, because it is set by {_OWN_ARGUMENTS[name]}")
     return values
 
 
@@ -68,14 +68,14 @@ Arguments = Annotated[list[str], AfterValidator(_arguments)]
 
 
 class Restarts(ComponentConfig):
-    """When a job is requeued and its run resumed from the newest checkpoint.
+    """When to requeue a job and resume its run from the newest checkpoint.
 
     A job that was preempted, timed out, crashed or lost a node is requeued. A job that was cancelled or has invalid
     input (exit code 2) is not.
     """
 
     without_progress: int = Field(
-        3, ge=0, description="Consecutive restarts without a newer checkpoint, after which the job is not requeued."
+        3, ge=0, description="Maximum number of consecutive restarts without a newer checkpoint."
     )
     after_training_failed: bool = Field(False, description="Also requeue after exit code 3 (training itself failed).")
 
@@ -115,7 +115,7 @@ class Profile(ComponentConfig):
     setup: list[str] = Field(default_factory=list, description="Shell lines to run first on the job's first node.")
     container: Container | None = None
     python: Annotated[PathString, AfterValidator(_line)] | None = Field(
-        None, description="Python interpreter on the nodes; default: the one that submits the job."
+        None, description="Python interpreter on the nodes; default: the one that runs `kdcore launch`."
     )
     snapshot: bool = Field(True, description="Copy code and recipe when the job is submitted.")
     stop_before_end: int = Field(

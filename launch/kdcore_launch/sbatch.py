@@ -40,7 +40,7 @@ class Submission:
         folder: folder of submitit's files and SLURM's logs.
         name: name of the job.
         jobs: the jobs.
-        code: folder of the copied code; None to use the installed code at their start.
+        code: folder of the copied code; None to use the code that is installed when the jobs start.
         parallel: maximum number of concurrent jobs.
         working_folder: base of relative paths.
     """
@@ -68,7 +68,7 @@ class Submission:
         for text in texts:
             if not text.isprintable():
                 raise InputError(
-                    f"a batch script cannot name {text[:80]!r}: it contains a line break or another control character",
+                    f"{text[:80]!r} cannot be used in a batch script: it contains a line break or control character",
                     hint="choose another folder or name",
                 )
 
@@ -141,7 +141,7 @@ def submit(submission: Submission) -> list[str]:
     """Submit the jobs to SLURM, several jobs as an array; return their ids.
 
     Raises:
-        InputError: sbatch rejects the jobs; with its error output.
+        InputError: sbatch rejects the jobs; the error includes its output.
     """
     executor = _executor(submission, submitit.SlurmExecutor)
     words = io.StringIO()

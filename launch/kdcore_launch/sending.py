@@ -69,7 +69,7 @@ def run_submission(
         load_recipe(cell.recipe, cell.overrides, allow_imports=allow_imports).components()
     sweep = len(cells) > 1 or bool(axes)
     if name is not None and not sweep:
-        raise InputError("valid for a sweep only; the name of a run is run.name of its recipe", where="--name")
+        raise InputError("valid for a sweep only; the name of a run is `run.name` in its recipe", where="--name")
     run_name = load_recipe(cells[0].recipe, cells[0].overrides).settings.run.name
     folder = _sweep_folder(cells, run_name, name) if sweep else history.launch_folder(cells[0].folder)
     if not dry:
@@ -245,7 +245,7 @@ def resume_submission(target: str, profile: Profile | None) -> Submission | None
     folder = stored_in(Path(target).absolute())
     if folder is None:
         if not _JOB_ID.fullmatch(target):
-            hint = "give the folder of a sweep or run submitted with `kdcore launch`, or its job id"
+            hint = "pass the folder of a sweep or run submitted with `kdcore launch`, or its job id"
             raise InputError("the folder has no submission", where=target, hint=hint)
         folder = _folder_of_job(target)
     submission = read_submission(folder)
@@ -345,7 +345,7 @@ def _make(folder: Path) -> None:
 
 
 def _discard(submission: Submission) -> None:
-    """Remove the files of a submission that failed, unless a run was submitted before."""
+    """Remove the files of a failed submission, unless one of its runs was submitted earlier."""
     if any(history.latest_job(job.folder) for job in submission.jobs):
         return
     for folder in {submission.folder, *(history.launch_folder(job.folder) for job in submission.jobs)}:
@@ -359,12 +359,12 @@ def _discard(submission: Submission) -> None:
 def _folder_of_job(job: str) -> Path:
     info = slurm_queries.job_info(job)
     if info is None:
-        hint = "SLURM removes jobs some minutes after their end; give the folder of the sweep or run instead"
+        hint = "SLURM removes jobs some minutes after their end; pass the folder of the sweep or run instead"
         raise InputError(f"job {job} does not exist in SLURM", where="--resume", hint=hint)
     folder = stored_in(Path(info.comment.removeprefix(COMMENT)))
     if not info.comment.startswith(COMMENT) or info.user != getpass.getuser() or folder is None:
         other = info.user != getpass.getuser()
         reason = f"it belongs to {info.user}" if other else "it was submitted by another program"
-        hint = "give the folder of a sweep or run submitted with `kdcore launch`"
+        hint = "pass the folder of a sweep or run submitted with `kdcore launch`"
         raise InputError(f"job {job} is not one of your `kdcore launch` jobs: {reason}", where="--resume", hint=hint)
     return folder

@@ -102,7 +102,7 @@ def run(command: Sequence[str]) -> str:
 
 
 def job_info(job: str) -> JobInfo | None:
-    """Query a job (until some minutes after its end); return None if SLURM does not know it.
+    """Query a job (until some minutes after its end); return None if SLURM has no record of it.
 
     Args:
         job: `12`, or `12_3` for a job of an array.

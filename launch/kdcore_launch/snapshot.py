@@ -1,4 +1,4 @@
-"""Copy code and recipe at submission, so that a job runs them unchanged when it starts later or again."""
+"""Copy code and recipe at submission, so that a job uses them unchanged even if it starts later or is restarted."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def wait_for(jobs: Sequence[tuple[str, Path]], *, local: bool) -> int:
         local: whether they run on this machine, without SLURM.
 
     Raises:
-        InputError: a job could not start because of its submission.
+        InputError: a job could not start because its nodes cannot access the run folder.
         InfrastructureError: a job ended without recording an exit code.
     """
     waiting = dict(jobs)

@@ -4,7 +4,7 @@
 
 pip resolves and downloads. It resolves for this interpreter, whose environment markers may differ from the target's, so
 the result is checked against the target's markers and completed. Installed packages are represented by empty wheels of
-their version: pip cannot replace them, and their own requirements are left to the machine that has them.
+their version: pip cannot replace them, and their requirements are assumed to be installed on the target.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def read_freeze(file: Path) -> dict[str, Version]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        hint = "give the output of `python -m pip freeze` on the machine (make wheelhouse INSTALLED=FILE)"
+        hint = "pass the output of `python -m pip freeze` on the machine (make wheelhouse INSTALLED=FILE)"
         raise InputError(f"cannot be read ({error})", where=str(file), hint=hint) from error
     found: dict[str, Version] = {}
     for number, line in enumerate(lines, 1):
@@ -158,7 +158,7 @@ def last_error(text: str) -> str:
 
 
 def find_misfits(installed: Mapping[str, Version], file: Path, target: Target, folder: Path) -> dict[str, str]:
-    """Compare installed versions with what the built wheels require.
+    """Compare installed versions with the requirements of the built wheels.
 
     Args:
         installed: canonical name to version.
@@ -167,7 +167,7 @@ def find_misfits(installed: Mapping[str, Version], file: Path, target: Target, f
         folder: the wheels of kdcore and of its packages.
 
     Returns:
-        The packages that cannot be installed, and why, including packages that require one of them.
+        The packages that cannot be installed, including packages that require one of them, and the reasons.
 
     Raises:
         InputError: kdcore itself cannot be installed.
@@ -181,7 +181,7 @@ def find_misfits(installed: Mapping[str, Version], file: Path, target: Target, f
             if version and not one.specifier.contains(version, prereleases=True):
                 found[name] = f"found {one.name} {version}, {name} expected {one}"
                 if name == "kdcore":
-                    what = f"an installed package does not fit ({found[name]})"
+                    what = f"an installed package is incompatible ({found[name]})"
                     hint = f"install another {one.name} there, or delete its line, so that the wheelhouse contains one"
                     problems.append(Problem(what, str(file), hint=hint))
     if problems:
@@ -195,7 +195,7 @@ def find_misfits(installed: Mapping[str, Version], file: Path, target: Target, f
 
 
 def write_stubs(installed: Mapping[str, Version], target: Target, folder: Path) -> None:
-    """Write an empty wheel of each installed package, which pip prefers to the index's wheel of that version."""
+    """Write an empty wheel for each installed package, which pip prefers to the index's wheel of that version."""
     folder.mkdir()
     for name, version in installed.items():
         stem = f"{name.replace('-', '_')}-{version}"
@@ -214,7 +214,7 @@ def pinned(installed: Mapping[str, Version]) -> list[str]:
 
 
 def download(roots: list[str], installed: Mapping[str, Version], target: Target, work: Path, file: Path) -> Path:
-    """Resolve and download `roots` with what they require, in the tested versions where these are compatible.
+    """Resolve and download `roots` with their requirements, in the tested versions if these are compatible.
 
     Args:
         roots: requirements.
@@ -248,7 +248,7 @@ def download(roots: list[str], installed: Mapping[str, Version], target: Target,
     if conflict:
         lines = [" ".join(line.split()) for line in conflict[1].splitlines()]
         raise InputError(
-            f"the installed packages do not fit what kdcore needs: {'; '.join(lines)}",
+            f"the installed packages are incompatible with the requirements of kdcore: {'; '.join(lines)}",
             where=str(file),
             hint="delete the line of a package that the wheelhouse may replace",
         )
@@ -290,11 +290,11 @@ def follow(
 
 @dataclass(frozen=True)
 class Wheelhouse:
-    """What is copied to the target.
+    """The wheels to copy to the target.
 
     Attributes:
         wheels: wheels that are installed.
-        left_out: wheels of this repository that are copied but not installed, and why.
+        left_out: wheels of this repository that are copied but not installed, and the reasons.
     """
 
     wheels: list[Path]
@@ -308,7 +308,8 @@ def collect(installed: Mapping[str, Version], file: Path, target: Target, limit:
         installed: packages of the target.
         file: where `installed` was read from.
         target: the machine.
-        limit: MB of all wheels. kdcore itself is always collected, then its packages by the size of their requirements.
+        limit: maximum total size of the wheels in MB. kdcore itself is always collected, then its packages in the order
+            of the size of their requirements.
         work: an empty folder.
 
     Raises:
@@ -341,12 +342,12 @@ def collect(installed: Mapping[str, Version], file: Path, target: Target, limit:
             chosen |= names
         elif name not in chosen:
             more = megabytes(names - chosen)
-            left_out[built[name]] = f"adds {more:.1f} MB with what it requires, limit {limit:g} MB"
+            left_out[built[name]] = f"adds {more:.1f} MB with its requirements, limit {limit:g} MB"
     return Wheelhouse([wheels[name] for name in sorted(chosen)], left_out)
 
 
 def publish(found: Wheelhouse, output: Path) -> None:
-    """Copy the wheels to a folder, with `requirements.txt`; what an earlier call wrote there is removed.
+    """Copy the wheels to a folder, with `requirements.txt`; files of an earlier call are removed.
 
     Raises:
         InputError: the folder contains other files.

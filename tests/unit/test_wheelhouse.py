@@ -96,9 +96,9 @@ def test_an_installed_version_out_of_range_is_refused(house: dict[str, Any], tar
     with pytest.raises(InputError) as caught:
         house["find_misfits"](installed, Path("installed.txt"), target, tmp_path)
     assert [str(problem).splitlines()[0] for problem in caught.value.problems] == [
-        "installed.txt: an installed package does not fit (found transformers 4.57.6, kdcore expected "
+        "installed.txt: an installed package is incompatible (found transformers 4.57.6, kdcore expected "
         "transformers<6,>=5.17)",
-        "installed.txt: an installed package does not fit (found numpy 1.26.4, kdcore expected numpy>=2)",
+        "installed.txt: an installed package is incompatible (found numpy 1.26.4, kdcore expected numpy>=2)",
     ]
 
 
