@@ -77,7 +77,7 @@ class Preparation(ABC):
 
         Args:
             cache: the folder; it may not exist yet.
-            progress: called often, with one line about the progress, such as documents and time left.
+            progress: function that is called often with one line about the progress, such as documents and time left.
 
         Raises:
             DataError: the raw data or a folder in the cache cannot be used.

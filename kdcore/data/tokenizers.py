@@ -40,12 +40,12 @@ class SpecialIds:
     """Ids of special tokens by role, and all ids that never represent text.
 
     Attributes:
-        pad: pads short sequences.
-        cls: starts each sequence.
-        sep: ends each sequence.
-        mask: replaces a token to be predicted.
-        unk: replaces text outside the vocabulary; None for vocabularies that cover all text.
-        all: every special token, sorted.
+        pad: id that pads short sequences.
+        cls: id at the start of each sequence.
+        sep: id at the end of each sequence.
+        mask: id that replaces a token to be predicted.
+        unk: id that replaces text outside the vocabulary; None for vocabularies that cover all text.
+        all: ids of all special tokens, sorted.
     """
 
     pad: int
