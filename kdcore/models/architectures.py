@@ -71,14 +71,14 @@ class Architecture:
     Attributes:
         model_type: the name in `config.json`.
         blocks: dotted path of the list of blocks inside the base model. Its forward pass must iterate over the list.
-        lm_head: applies the masked-LM head of a `...ForMaskedLM` network to rows (n, d), giving (n, V).
+        lm_head: function that applies the masked-LM head of a `...ForMaskedLM` network: rows (n, d) -> (n, V).
         lm_head_classes: transformers classes whose checkpoints contain trained weights of that head.
         embeddings: modules of the base model that compute the embeddings; the last one present returns their output.
         intermediate_size: configuration key of the feed-forward width.
         position_offset: number of unused rows at the start of the position table, given the configuration. If there are
             any, the last one belongs to the padding token, and its number is that token's id.
         first_block_differs: whether the first block lacks weights that the others have.
-        adapt: replaces the attention of a new or loaded base model, if it cannot be selected by name.
+        adapt: function that replaces the attention of a new or loaded base model, if it cannot be selected by name.
         relatives: other model types with the same weights under the same names, each with the configuration keys and
             values with which this architecture computes the same results. Their folders are read as this type.
         use: configuration keys, besides the number of heads and tied weights, that change how weights are used without
@@ -88,9 +88,9 @@ class Architecture:
             module's output is used as that block's hidden states. The module may be None.
         attention: name of the attention function that the network uses.
         described: False for transformers encoders of unknown structure, of which only the outputs are read.
-        save: writes configuration and weights of a network into a folder.
-        class_head: applies the head of a `...ForSequenceClassification` network to one state per sequence (B, d),
-            giving (B, C); it also receives the base model's pooler, which is stored separately. None if the
+        save: function that writes configuration and weights of a network into a folder.
+        class_head: function that applies the head of a `...ForSequenceClassification` network to one state per sequence
+            (B, d) and returns (B, C); it also receives the base model's pooler, which is stored separately. None if the
             architecture is not used with a head of this kind.
         class_head_pools: whether the pooler is a part of that head.
         packs: whether the base model supports packing the real tokens of all sequences in a single row: it accepts

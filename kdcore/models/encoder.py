@@ -102,8 +102,8 @@ class TransformersEncoder(Encoder):
 
         Args:
             network: the network.
-            architecture: describes its parts.
-            info: describes the whole model; the network may contain only its first blocks.
+            architecture: description of its parts.
+            info: description of the whole model; the network may contain only its first blocks.
             heads: further heads by name: separate modules, or networks of transformers without a base model.
         """
         super().__init__()

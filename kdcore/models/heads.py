@@ -96,7 +96,7 @@ def factored_logits(network: Any, lm_head: Callable[[Any, Tensor], Tensor], stat
 
     Args:
         network: a network with a masked-LM head.
-        lm_head: applies the head to states (rows, d).
+        lm_head: function that applies the head to states (rows, d).
         states: (rows, d).
 
     Raises:

@@ -466,7 +466,7 @@ def _split(
         heads: heads of the model.
         request: the request.
         first: the task's heads.
-        info: describes the model.
+        info: description of the model.
     """
     names, order = _names(request), [head.name for head in first]
     wanted = [head for head in heads if head.name in names]
