@@ -61,7 +61,7 @@ class TrainingState:
         best_score: the best score so far, None if there is none; the student with this score has been exported.
         stage: the run's stage, counted from 0.
         initial: held-out values before training; empty if the run did not validate then.
-        watched: best value so far of the metric that early stopping watches, by its name.
+        watched: best value so far of the metric for early stopping, by its name.
         waited: number of validations since that value was reached.
     """
 
@@ -116,7 +116,7 @@ def all_checkpoints(run_folder: Path) -> list[Path]:
 
 
 def pointed_to(run_folder: Path) -> str | None:
-    """Return the name in the pointer to the newest checkpoint; None if the pointer is missing or invalid."""
+    """Read the name of the newest checkpoint from the pointer; None if the pointer is missing or invalid."""
     try:
         name = _read_text(run_folder / "checkpoints" / _LATEST).strip()
     except (OSError, UnicodeDecodeError):
@@ -165,7 +165,7 @@ def read_format(folder: Path) -> int:
     """Read the format number of a checkpoint.
 
     Raises:
-        InputError: the manifest is missing or damaged, or of a newer format.
+        InputError: the manifest is missing or damaged, or has a newer format.
     """
     return _trusted(folder).format
 
@@ -174,7 +174,7 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
     """List every file of a checkpoint except the manifest, by its path within the folder.
 
     Raises:
-        InputError: the manifest is missing or damaged, or of a newer format.
+        InputError: the manifest is missing or damaged, or has a newer format.
     """
     return _trusted(folder).files
 
@@ -217,13 +217,13 @@ def problems_of(folder: Path) -> list[str]:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """List the files of a checkpoint that refer to classes or functions that kdcore never stores, with these names.
+    """Describe each file of a checkpoint that refers to a class or function that kdcore never stores.
 
-    Reads only the names in each file and executes nothing. Neither training nor exporting would execute such code, but
-    the file was not written by a run: it was added later, with a matching manifest.
+    Only the names in each file are read, and nothing is executed. Neither training nor exporting would execute such
+    code, but a file that refers to it was not written by a run: it was added later, with a matching manifest.
 
     Raises:
-        InputError: the manifest is missing or damaged, or of a newer format.
+        InputError: the manifest is missing or damaged, or has a newer format.
     """
     texts = []
     for name, entry in _trusted(folder).files.items():
@@ -290,8 +290,8 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
     logged and the next older checkpoint is tried.
 
     Raises:
-        InputError: all checkpoints of a run are lost or damaged, or the selected one has a newer format or foreign
-            content.
+        InputError: all checkpoints of a run are lost or damaged, or the selected checkpoint has a newer format or
+            foreign content.
     """
     found = all_checkpoints(run_folder)
     name = pointed_to(run_folder)
@@ -328,7 +328,7 @@ def describe_file(path: Path, *, sync: bool = False) -> FileEntry:
     """Return size and hash of a file; with `sync`, first flush it to disk.
 
     Raises:
-        OSError: it cannot be read or flushed to disk.
+        OSError: the file cannot be read or flushed to disk.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -359,7 +359,7 @@ def commit(
         state: the loop's state.
         files: files that the processes have written and flushed, by path within the folder.
         keep: number of checkpoints to keep, besides milestones.
-        check: raises if this run may no longer write here; called right before the rename.
+        check: function that raises an error if this run may no longer write here; called right before the rename.
 
     Raises:
         OSError: the disk fails.
@@ -431,7 +431,7 @@ def _trusted(folder: Path) -> _CheckpointManifest:
     """Read the manifest.
 
     Raises:
-        InputError: the manifest is missing or damaged, or of a newer format.
+        InputError: the manifest is missing or damaged, or has a newer format.
     """
     try:
         return _manifest(folder)
@@ -516,7 +516,7 @@ def _read_text(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read, is not a regular file, or is larger than any file that a run writes.
-        UnicodeDecodeError: it is not text.
+        UnicodeDecodeError: the file is not text.
     """
     return read_small_file(path).decode()
 

@@ -54,7 +54,8 @@ class Checkpoints:
             run_folder: the run's folder.
             keep: number of checkpoints to keep, besides milestones.
             processes: the processes that write together.
-            check: raises on process 0 if this run may no longer write in the folder (`RunLock.check`).
+            check: function that raises an error on process 0 if this run may no longer write in the folder
+                (`RunLock.check`).
         """
         self._run_folder = run_folder
         self._keep = keep
@@ -87,7 +88,7 @@ class Checkpoints:
         """Wait until the last checkpoint is committed.
 
         Raises:
-            InfrastructureError: it could not be written, or another run has taken over the folder.
+            InfrastructureError: the checkpoint could not be written, or another run has taken over the folder.
         """
         if self._thread is not None:
             self._thread.join()
@@ -109,7 +110,7 @@ class Checkpoints:
             state: state of the training loop.
             own_state: state of this process: nested maps of tensors and JSON values, with strings as keys. Tensors and
                 floats are sums over this process's samples; everything else is equal on all processes.
-            engine: contains the rest of the state.
+            engine: the engine, which contains the rest of the state.
 
         Raises:
             PluginError: the state of a loss or of the optimizer cannot be stored.

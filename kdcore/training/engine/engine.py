@@ -180,7 +180,7 @@ class CarriedState:
             shape are on the CPU.
         shapes: shape of each trained parameter.
         loss_scaler: DeepSpeed's loss scaler; None except in fp16.
-        counters: DeepSpeed's own counters of steps.
+        counters: DeepSpeed's step counters.
     """
 
     weights: dict[str, Tensor]
@@ -843,7 +843,7 @@ def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
     """Return the student's part of `float32_weights_of`, by names within the student.
 
     Raises:
-        InputError: the folder is not complete.
+        InputError: the folder is incomplete.
     """
     prefix = "student."
     weights = float32_weights_of(folder, stage)
@@ -854,7 +854,7 @@ def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
     """Read all weights in float32, including the losses' weights, from a folder of `Engine.save`, without an engine.
 
     Raises:
-        InputError: the folder is not complete.
+        InputError: the folder is incomplete.
     """
     path = folder / ENGINE_FOLDER / _MODEL_FILE
     state = read_tensors(path)

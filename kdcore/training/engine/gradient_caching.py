@@ -104,7 +104,7 @@ def cache_gradients(
 
     Args:
         module: student and losses.
-        run_teachers: runs the teachers.
+        run_teachers: function that runs the teachers.
         micro_batches: this process's micro-batches in host memory.
         whole: all sequences of the step in host memory, micro-batches in the order of `StepSamples.whole`.
         factors: weight / global count of each term.

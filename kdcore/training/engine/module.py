@@ -137,7 +137,7 @@ class DistillationModule(nn.Module):
         """Reject sums that do not match the counts of the loss.
 
         Raises:
-            PluginError: they do not match; the message names the terms, or the shape of one.
+            PluginError: they do not match; the message names the terms, or the shape of one sum.
         """
         expected = self._terms.get(label, set(values))
         if set(values) != expected:

@@ -134,7 +134,7 @@ def _members(optimizer: Any) -> Sequence[Iterable[Tensor]]:
 
 
 def _joined(parts: Sequence[Mapping[str, Any]], group: int, flats: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Join the ranges of each parameter of a group, which follow each other in the order of processes."""
+    """Join the ranges of each parameter of a group; they are stored in the order of processes."""
     pieces: dict[str, list[Tensor]] = {}
     for part, flat in zip(parts, flats, strict=True):
         for name, place in part[_PLACES][group].items():

@@ -186,7 +186,7 @@ class FrozenTeachers:
             requests: requests by label of the teacher, composites included.
 
         Returns:
-            The signals by label; teachers with empty requests have none and are not run.
+            The signals by label; teachers with empty requests are not run and have no signals.
         """
         view = batch.teacher_view
         signals: dict[str, Signals] = {}

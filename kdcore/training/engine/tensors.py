@@ -1,4 +1,4 @@
-"""Read and write files of torch tensors: disk errors are reported as such, and reading never executes code."""
+"""Read and write files of torch tensors: disk errors are reported, and reading never executes code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdcore.training.engine.pickled_names import DEEPSPEED, foreign_names
 class _File:
     """Record the first write error instead of raising it.
 
-    torch's writer in C++ would replace an exception by one about its position in the archive.
+    torch's C++ writer would replace the exception with one about its position in the archive.
     """
 
     def __init__(self, path: Path) -> None:

@@ -54,8 +54,8 @@ class TrainingBatches:
         """Prepare to draw batches.
 
         Args:
-            task: draws the samples.
-            seed: determines their order.
+            task: the task, which draws the samples.
+            seed: seed of the order of samples.
             batch_size: sequences of a step, over all processes.
             micro_batch_size: sequences of a micro-batch.
             processes: the processes.

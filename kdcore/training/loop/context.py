@@ -26,10 +26,10 @@ class RunContext:
         folder: the run folder.
         processes: this process's rank, device and host group.
         monitor: progress bar, log file and trackers.
-        checkpoints: writes checkpoints.
+        checkpoints: writer of checkpoints.
         shutdown: whether a signal has requested a stop.
-        watchdog: ends the process if it makes no progress.
-        check_lock: raises on process 0 if another run has taken over the run folder.
+        watchdog: watchdog that ends the process if it makes no progress.
+        check_lock: function that raises an error on process 0 if another run has taken over the run folder.
         startup: seconds of each part of the start-up.
         start: progress before the first step, with the run's limits.
     """

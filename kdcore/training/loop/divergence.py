@@ -89,7 +89,7 @@ class DivergenceMonitor:
     def updated(self, step: int) -> bool:
         """Check the engine after a step; return whether the step was applied.
 
-        In fp16 a step whose gradients overflow is skipped and the loss scale lowered, until no gradient overflows.
+        In fp16, a step whose gradients overflow is skipped and the loss scale is lowered, until no gradient overflows.
 
         Raises:
             TrainingError: gradients are not finite without a loss scale, or the loss scale is at its minimum.
@@ -134,7 +134,7 @@ class DivergenceMonitor:
         """Check the weights after `step` steps, before they are saved or exported; every process must call this.
 
         Raises:
-            TrainingError: they are not finite, although losses of the previous weights may still be finite.
+            TrainingError: the weights are not finite, although losses of the previous weights may still be finite.
         """
         self.check(step, {"the weights": self._processes.sum([self.engine.largest_weight()])[0]})
 

@@ -70,8 +70,8 @@ class ValidationEvent:
         progress: progress at the validation.
         values: held-out loss of each term, their weighted sum as `loss`, and the task's scores.
         metric: name of the task's main score; None if `values` contains no scores.
-        constants: values that the best constant predictions reach, by the names in `values`; `loss` only if all terms
-            have one.
+        constants: values that the best constant predictions reach, by the names in `values`; `loss` is included only if
+            all terms have such a value.
         initial: values of the student before training, for losses that were active then.
         checks: effective rank and other measures of collapse.
         findings: signs of collapse or stagnation, by the names of the values or checks that show them.
@@ -158,7 +158,7 @@ class StageEvent:
         progress: progress at the change. A checkpoint of the same step was written before it.
         stage: 0-based number of the stage that begins.
         transform: name of the transform.
-        info: describes the changed student.
+        info: description of the changed student.
     """
 
     progress: Progress
@@ -173,7 +173,7 @@ class FinishedEvent:
 
     Attributes:
         progress: progress at the end.
-        result: what `kdcore.train` returns.
+        result: the result that `kdcore.train` returns.
     """
 
     progress: Progress
@@ -186,7 +186,7 @@ class StoppedEvent:
 
     Attributes:
         progress: progress at the stop.
-        result: what `kdcore.train` returns.
+        result: the result that `kdcore.train` returns.
     """
 
     progress: Progress

@@ -32,7 +32,7 @@ logger = logging.getLogger("kdcore")
 
 
 class _Screen(logging.Handler):
-    """Print log lines without breaking the progress bar, and the current phase: on the bar, or once a minute."""
+    """Print log lines without breaking the progress bar; show the current phase on the bar, or once a minute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ _early.setLevel(logging.WARNING)
 
 @contextmanager
 def console() -> Iterator[None]:
-    """Print kdcore's log to stderr within the context; on processes other than 0 only errors."""
+    """Print kdcore's log to stderr within the context; processes other than 0 print only errors."""
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     logger.propagate = False

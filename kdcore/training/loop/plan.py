@@ -33,10 +33,10 @@ class Stage:
     """A part of a run in which the student's structure stays the same.
 
     Attributes:
-        info: describes the student.
+        info: description of the student.
         losses: the active losses by their labels, constructed for this student.
         begins: fraction of the budget after which the stage begins.
-        transform: creates its student from the previous stage's student; None for the first stage.
+        transform: transform that creates the student from the previous stage's student; None for the first stage.
         key: the stage's entry in the recipe, such as `stages.0`; None for the first stage.
         name: name of the transform; empty for the first stage.
     """

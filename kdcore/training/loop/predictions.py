@@ -89,12 +89,12 @@ def predict(
 
     Args:
         student: the student; it is left in eval mode.
-        task: provides the batches.
+        task: the task that provides the batches.
         head: the task's own head.
         split: the split.
         batch_size: sequences per batch.
         processes: the processes.
-        tick: called before each batch.
+        tick: function that is called before each batch.
     """
     student.eval()
     outputs = Outputs(head)
@@ -124,12 +124,12 @@ def write_predictions(
         folder: folder to write.
         student: the student.
         source: the student's export, recorded in `scores.json`.
-        task: writes the files.
+        task: the task that writes the files.
         head: the task's own head.
         batch_size: sequences per batch.
         processes: the processes; every process must call this.
-        tick: called before each batch.
-        check: raises if this run may no longer write there.
+        tick: function that is called before each batch.
+        check: function that raises an error if this run may no longer write there.
 
     Returns:
         The scores.

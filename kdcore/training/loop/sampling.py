@@ -1,4 +1,4 @@
-"""Define the order of samples, a pure function of the seed that is independent of restarts."""
+"""Define the order of samples as a pure function of the seed, so that it is independent of restarts."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def bucketed(
         lengths: length of each sample, by its number.
         step_size: samples per step.
         start: position in `order` of the first whole step.
-        random: shuffles the steps.
+        random: generator that shuffles the steps.
     """
     order = order.copy()
     end = start + max(0, (len(order) - start) // step_size) * step_size

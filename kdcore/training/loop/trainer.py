@@ -87,7 +87,7 @@ class Trainer:
             teachers: the teachers.
             stages: parameters of every stage of the run.
             stage: number of this session's first stage.
-            export: writes the student to a folder.
+            export: function that writes the student to a folder.
         """
         self.context = context
         self.settings = settings = context.settings

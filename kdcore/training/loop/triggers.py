@@ -92,7 +92,7 @@ class Patience:
         return self._settings.is_over(self.best, self.waited)
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Record a validation; one in which the metric's loss was not active does not count."""
+        """Record a validation; it does not count if the metric's loss was not active."""
         metric = self._settings.metric
         if self._settings.patience is None or metric not in values:
             return

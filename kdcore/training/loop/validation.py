@@ -57,7 +57,7 @@ class ConstantBaselines:
         self._sums = {}
 
     def named(self, weights: Mapping[str, float], terms: Iterable[Term]) -> dict[str, float]:
-        """Return the values of active losses by the names of their terms; `loss` if all terms have one."""
+        """Return the values of active losses by the names of their terms, and `loss` if all terms have a value."""
         terms = list(terms)
         found = {str(term): self.values[term] for term in terms if term in self.values}
         if len(found) == len(terms):
@@ -91,11 +91,11 @@ def validate(
     Args:
         module: student and losses.
         teachers: the teachers.
-        task: provides batches and scores.
+        task: the task, which provides batches and scores.
         batch_size: sequences per batch.
         processes: the processes; every process must call this.
         weights: weights of the active losses by label.
-        watchdog: notified of each batch.
+        watchdog: the watchdog, which is notified of each batch.
         constants: values for losses that were not validated before are added to it.
 
     Returns:

@@ -63,8 +63,8 @@ def batch_report(run: Path, step: int, processes: int | None = None, *, allow_im
     Args:
         run: the run's folder.
         step: number of the step as in metrics and messages, from 1.
-        processes: number of processes of the run, which determines their samples; default: the checkpoint's number, or
-            1 without a checkpoint.
+        processes: number of processes of the run, which determines the samples of a step; default: the number in the
+            checkpoint, or 1 without a checkpoint.
         allow_imports: whether to run the files under `imports:` of the run's recipe.
 
     Raises:
@@ -137,7 +137,7 @@ class _Examiner:
             self._tokenizer: Any = load_tokenizer(folder)
 
     def values(self, samples: np.ndarray, epochs: np.ndarray, *, coupled: bool | None) -> list[TermValue]:
-        """Compute each term of the losses that couple the sequences of a batch, of other losses, or (None) of all."""
+        """Compute each term of losses that couple a batch's sequences (True), other losses (False) or all (None)."""
         labels = [label for label in self._labels if coupled in (None, label not in self._separable)]
         return self._values(self._draw(samples, epochs), labels)
 

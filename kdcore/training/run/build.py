@@ -192,7 +192,7 @@ class _LossTeachers:
 
 
 def _make_stages(recipe: Recipe, components: Components, teachers: _LossTeachers, student: ModelInfo) -> list[Stage]:
-    """Describe the student of every stage, and construct the losses that are active in it for that student."""
+    """Describe the student of every stage, and construct the stage's active losses for that student."""
     configs: dict[str, Any] = {label: component.config for label, component in components.losses.items()}
     transforms = [_make(recipe, component) for component in components.transforms]
     begins = [0.0, *(transform.config.at for transform in transforms), 1.0]
@@ -335,7 +335,7 @@ def check_gradient_caching(recipe: Recipe, stages: Iterable[Stage]) -> None:
     if not coupled:
         key = "training.gradient_caching"
         raise RecipeError(
-            "no loss couples the sequences of a batch, so that gradient caching has no effect",
+            "no loss couples the sequences of a batch, so gradient caching has no effect",
             where=str(recipe.origin(key)),
             key=key,
             hint="remove it: other losses do not depend on how a batch is split",

@@ -51,11 +51,11 @@ def export_student(
         folder: folder of the export; an existing one is replaced.
         student: the network whose configuration is written.
         weights: float32 tensors for every name of its state.
-        plan: its task provides the parts of the export other than the network.
+        plan: the run's plan, whose task writes the parts of the export other than the network.
         tokenizer: the run's copy of the tokenizer; if there is none, the task writes it.
         step: number of completed steps.
         validation: held-out values at that step and their baselines, for the model card.
-        check: raises if this run may no longer write there; called right before the rename.
+        check: function that raises an error if this run may no longer write there; called right before the rename.
 
     Raises:
         InfrastructureError: the disk fails.
@@ -202,7 +202,7 @@ print(model(**inputs).{result})
 
 
 def _auto_class(student: Encoder, plan: Plan) -> str:
-    """Return the class of transformers that loads the export with the predictions that losses have trained."""
+    """Return the transformers class that loads the export with the predictions that losses have trained."""
     requests = plan.requests.student
     for head in plan.task.heads(plan.task.config):
         if head.name in requests.heads and head.name not in student.unexported_heads:

@@ -186,7 +186,7 @@ def _check_early(recipe: Recipe) -> None:
 def _earlier_session(
     plan: Plan, start: Progress, folder: Path, processes: DistributedContext
 ) -> Path | FinishedEvent | None:
-    """Find the checkpoint to resume from; None for a new run, an event for a finished one."""
+    """Find the checkpoint to resume from; return None for a new run, and an event for a finished run."""
     recipe = plan.recipe
     if not run_folder.exists(folder):
         return None

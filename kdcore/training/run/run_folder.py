@@ -248,7 +248,7 @@ def read_environment(folder: Path) -> Environment:
     """Read the versions and fingerprints that a run recorded in environment.json; empty without the file.
 
     Raises:
-        DataError: it is damaged; the message names each bad key.
+        DataError: the file is damaged; the message names each bad key.
     """
     path = folder / _ENVIRONMENT
     return read_json_object(path, Environment, hint=_RESTORE) if path.exists() else Environment()

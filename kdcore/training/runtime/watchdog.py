@@ -49,8 +49,8 @@ class Watchdog:
         Args:
             stall_minutes: the recipe's `training.stall_minutes`.
             log_file: file to append stacks to; if it does not exist, they only go to stderr.
-            show: called with the current phase about once a second, by another thread. If it hangs or raises an error,
-                process and watchdog continue.
+            show: function that another thread calls with the current phase about once a second. If it hangs or raises
+                an error, process and watchdog continue.
         """
         self._stall_seconds = None if stall_minutes is None else stall_minutes * 60
         self._slice = _SLICE_SECONDS if self._stall_seconds is None else min(_SLICE_SECONDS, self._stall_seconds / 20)
