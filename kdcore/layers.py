@@ -56,7 +56,7 @@ def resolve_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) 
     else:
         pairs = [(_block(t, teacher_layers, "teacher"), _block(s, student_layers, "student")) for t, s in layers]
     if not pairs:
-        raise InputError("the list of pairs is empty", key="layers", hint="give at least one [teacher, student] pair")
+        raise InputError("the list of pairs is empty", key="layers", hint="list at least one [teacher, student] pair")
     return Pairs(tuple(t for t, _ in pairs), tuple(s for _, s in pairs))
 
 

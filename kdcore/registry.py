@@ -430,7 +430,7 @@ def _load(entry: Entry) -> Any:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error and the line that raised it, in one line."""
+    """Return an error and the line that raised it, as one line of text."""
     text = f"{type(error).__name__}: {error}".replace("\n", " ").strip().removesuffix(":")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.exists(frame.filename)]
     frames = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]

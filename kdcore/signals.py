@@ -686,7 +686,7 @@ class Signals:
             InputError: the model does not provide its predictions in this form.
         """
         if positions not in self._factored:
-            raise InputError("the model cannot give factored predictions", hint="use a loss that reads logits")
+            raise InputError("the model cannot provide factored predictions", hint="use a loss that reads logits")
         return self._factored[positions]
 
     def outputs(self, name: str) -> Tensor:

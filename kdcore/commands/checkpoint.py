@@ -36,7 +36,7 @@ class CheckpointCommand(Command):
         found = files.all_checkpoints(arguments.run)
         if not found:
             raise InputError(
-                "the folder contains no checkpoints", where=str(arguments.run), hint="give a run folder runs/NAME/ID"
+                "the folder contains no checkpoints", where=str(arguments.run), hint="pass a run folder runs/NAME/ID"
             )
         if arguments.step is not None:
             if arguments.action == "list":

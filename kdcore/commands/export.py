@@ -81,7 +81,7 @@ def export_to(
 
 def _check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError("the folder exists and is not empty", where=str(folder), hint="Give a new folder.")
+        raise InputError("the folder exists and is not empty", where=str(folder), hint="Choose a new folder.")
 
 
 def _apply(option: ExportOption, entry: Entry, folder: Path, arguments: argparse.Namespace) -> None:

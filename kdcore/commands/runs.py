@@ -40,7 +40,7 @@ class RunsCommand(Command):
         folder: Path = arguments.folder
         found = list(run_folders(folder))
         if not found:
-            hint = "give the folder set as `run.folder` in the recipes"
+            hint = "pass the folder set as `run.folder` in the recipes"
             raise InputError("the folder contains no runs", where=str(folder), hint=hint)
         queue = _queued_jobs()
         rows: list[tuple[str, ...]] = [

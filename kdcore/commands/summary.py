@@ -75,7 +75,7 @@ def summarise(
 
     exports = folder / "exports"
     if not (exports / "final").is_dir():
-        raise InputError("the folder holds no finished run", where=str(folder), hint="give a folder runs/NAME/ID")
+        raise InputError("the folder contains no finished run", where=str(folder), hint="pass a folder runs/NAME/ID")
     recipe = load_recipe(folder / "recipe.yaml", allow_imports=allow_imports)
     live = {  # a cache may have been removed since
         "teacher.cache" if recipe.settings.teachers is None else f"teachers.{label}.cache": None
@@ -133,7 +133,7 @@ def _rows_without_caches(
         "blocks": str(student.config.num_hidden_layers),
         "parameters": f"{_parameters(student):,}",
         "student": str(export),
-        "not shown": "what requires the teacher or the task: only the cache "
+        "not shown": "rows that require the teacher or the task: only the cache "
         f"{caches} describes the teacher, and it does not exist. Restore it, or compute it with `kdcore teacher cache`",
     }
 

@@ -16,7 +16,7 @@ from kdcore.deprecated import warn_deprecated
 from kdcore.recipe.schema import ComponentConfig
 
 ParameterRole = Literal["embedding", "matrix", "vector", "head", "loss"]
-"""What a parameter is for: a table of embeddings of the student, a weight with two or more dimensions (`matrix`) or one
+"""Role of a parameter: an embedding table of the student, a weight with two or more dimensions (`matrix`) or one
 (`vector`) of its blocks, any parameter of its heads, or any learned parameter of a loss."""
 
 

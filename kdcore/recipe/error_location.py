@@ -1,4 +1,4 @@
-"""Locate in a recipe the problems that a component raises."""
+"""Add locations in the recipe to the problems that a component raises."""
 
 from __future__ import annotations
 

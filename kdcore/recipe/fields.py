@@ -143,7 +143,7 @@ def _is_path(places: list[Option], value: Any) -> bool:
 
 
 def path_keys(model: type[BaseModel]) -> set[str]:
-    """List the fields of a config that hold a local path."""
+    """List the fields of a config that contain a local path."""
     found = {name: options(field.annotation, tuple(field.metadata)) for name, field in model.model_fields.items()}
     return {
         name for name, places in found.items() if any(place.path is not None and not place.path.hub for place in places)

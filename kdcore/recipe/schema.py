@@ -275,7 +275,7 @@ class TrainingSettings(ComponentConfig):
 
 
 class ValidationPhase(ComponentConfig):
-    """Another validation interval in the first or last part of the budget."""
+    """Separate validation interval for the first or last part of the budget."""
 
     share: Share = Field(description="Length of this part, as a fraction of the budget.")
     every: Every = Field(description="Interval between validations in this part.")
@@ -333,7 +333,7 @@ class EarlyStopping(ComponentConfig):
     patience: int | None = Field(
         None, gt=0, description="Number of validations without improvement of `metric` after which training ends."
     )
-    metric: str = Field("loss", description="Held-out loss or score that `patience` watches.")
+    metric: str = Field("loss", description="Held-out loss or score that `patience` monitors.")
     mode: Literal["min", "max"] | None = Field(
         None, description="Whether lower or higher is better; default: `min` for losses, `max` for scores."
     )

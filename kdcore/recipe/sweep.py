@@ -166,7 +166,7 @@ def _split(text: str) -> list[str]:
 
 def _file_axes(text: str) -> dict[str, list[str]]:
     if not Path(text).is_file():
-        hint = "write an axis such as --sweep seed=1,2,3, or give a file with the key `axes`"
+        hint = "write an axis such as --sweep seed=1,2,3, or pass a file with the key `axes`"
         raise InputError("neither an axis nor an existing file", where=f"--sweep {text}", hint=hint)
     return load_config(text, SweepFile).override_axes
 

@@ -151,7 +151,7 @@ def _as_plain(value: Any, key: str) -> Plain:
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    what = f"a recipe cannot hold a {type(value).__name__} (found {repr(value)[:60]})"
+    what = f"a recipe cannot contain a {type(value).__name__} (found {repr(value)[:60]})"
     raise RecipeError(what, key=key or None, allowed=["text", "a number", "true or false", "None", "a list", "a map"])
 
 

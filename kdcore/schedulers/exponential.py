@@ -21,7 +21,7 @@ class Exponential(WarmupScheduler):
     class Config(WarmupConfig):
         """Exponential's keys."""
 
-        decay_rate: float = Field(0.99, gt=0, le=1, description="Factor on the rate per `decay_step` steps.")
+        decay_rate: float = Field(0.99, gt=0, le=1, description="Decay factor per `decay_step` steps.")
         decay_step: int = Field(1000, gt=0, description="Steps after which the rate has decayed by `decay_rate`.")
 
     config: Config

@@ -1,4 +1,4 @@
-"""Share the code of the built-in schedules: their time axis and the warm-up."""
+"""Implement what the built-in schedules share: their time axis and the warm-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the results of a run folder, also while the run is training."""
+"""Read the results in a run folder, even while the run is training."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def open_run(folder: str | Path, *, allow_imports: bool = False) -> Run:
     if not (path / "recipe.yaml").is_file():
         starting = (path / ".lock").exists()
         raise InputError(
-            "the run in this folder is starting: it has no recipe yet" if starting else "the folder holds no run",
+            "the run in this folder is starting: it has no recipe yet" if starting else "the folder contains no run",
             where=str(path),
-            hint="wait until its models are loaded" if starting else "give a run folder, such as runs/NAME/ID",
+            hint="wait until its models are loaded" if starting else "pass a run folder, such as runs/NAME/ID",
         )
     return Run(path, allow_imports)
 
@@ -146,7 +146,7 @@ class Run:
         return load_tokenizer(str(own))
 
     def summary(self) -> str:
-        """Return what `kdcore summary` prints.
+        """Return the output of `kdcore summary`.
 
         Raises:
             InputError: the run is not finished.

@@ -1,4 +1,4 @@
-"""The interface of a task."""
+"""Define the interface of a task."""
 
 from __future__ import annotations
 

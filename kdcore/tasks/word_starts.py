@@ -76,7 +76,7 @@ class WordStarts:
                 where=str(file),
                 key="task.masking.whole_word",
                 allowed="WordPiece, SentencePiece and byte-level tokenizers",
-                hint="leave `whole_word` out",
+                hint="remove `whole_word`",
             )
         to_bytes = _byte_level if "Ġ" in begins else _plain
         self._marked = np.ones(data.vocab_size, dtype=bool)

@@ -1,1 +1,1 @@
-"""Helpers that are independent of distillation, one implementation of each."""
+"""Helpers that are independent of distillation, each implemented only once."""

@@ -572,7 +572,7 @@ class TestBadInput:
         assert asked == ["transformers"]
 
     def test_a_folder_without_a_run_and_one_whose_run_is_starting(self, tmp_path: Path) -> None:
-        with pytest.raises(kdcore.InputError, match="holds no run"):
+        with pytest.raises(kdcore.InputError, match="contains no run"):
             kdcore.open_run(tmp_path)
         (tmp_path / ".lock").write_text("")
         with pytest.raises(kdcore.InputError, match="is starting: it has no recipe yet"):
@@ -633,8 +633,8 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("overrides", "words"),
         [
-            ({"seed": {1, 2}}, r"`?seed`?.*cannot hold a set"),
-            ({"training": {"budget": {"steps": object()}}}, r"training\.budget\.steps.*cannot hold a object"),
+            ({"seed": {1, 2}}, r"`?seed`?.*cannot contain a set"),
+            ({"training": {"budget": {"steps": object()}}}, r"training\.budget\.steps.*cannot contain a object"),
             ({5: 1}, r"a key must be text \(found 5\)"),
             (["seed=1", 5], r"must be a list of strings, or a map \(found 5\)"),
             ("seed=1", r"must be a list of strings, or a map \(found 'seed=1'\)"),

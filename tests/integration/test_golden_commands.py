@@ -112,4 +112,4 @@ def test_a_stored_run_that_is_not_finished_is_named_by_the_summary(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["summary", str(run)]) == 2
-    assert f"error: {run}: the folder holds no finished run" in capsys.readouterr().err
+    assert f"error: {run}: the folder contains no finished run" in capsys.readouterr().err
