@@ -67,7 +67,7 @@ def test_the_checks_on_the_page_are_those_of_check_loss() -> None:
     from kdcore_testing import check_loss
 
     promised = re.findall(r"^ *(\d)\. (.*)$", str(check_loss.__doc__), re.MULTILINE)
-    described = re.findall(r"^(\d)\. ((?:.|\n(?!\d\.|\n))*)", PAGE.partition("checks the requirements")[2], re.MULTILINE)
+    described = re.findall(r"^(\d)\. ((?:.|\n(?!\d\.|\n))*)", PAGE.partition("every loss must meet")[2], re.MULTILINE)
     assert [number for number, _ in promised] == [number for number, _ in described]
     for (_, sentence), (_, text) in zip(promised, described, strict=True):
         first = sentence.split()[:5]
