@@ -317,7 +317,7 @@ class BudgetBertModel(BudgetBertPreTrainedModel):
         The last of `hidden_states` is taken after the final norm, like `last_hidden_state`.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+            raise ValueError("pass either input_ids or inputs_embeds")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:

@@ -53,7 +53,7 @@ def count_shards(draft: Draft, stated: int | None) -> Shards:
     if draft.value("data_loader_type") == "dist":
         return Shards(total, 1)
     processes = draft.command.processes
-    counted = "one is assumed: the command does not state it" if processes is None else f"{processes} of them"
+    counted = "one is assumed: the command does not specify it" if processes is None else f"{processes} of them"
     draft.approximate(f"an epoch of the source is one shard on each process ({counted})", "data_loader_type")
     return Shards(total, processes or 1)
 

@@ -110,7 +110,7 @@ class BooksCorpus(FileCorpus):
             source.raise_damage()
 
     def _pieces(self, raw: bytes, source: _Source, encoding: str) -> Iterator[str]:
-        """Yield the text of a file, cut at white space where it exceeds one document."""
+        """Yield the text of a file, cut at white space if it is too long for one document."""
         decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
         stage = self._decode
         name = codecs.lookup(encoding).name

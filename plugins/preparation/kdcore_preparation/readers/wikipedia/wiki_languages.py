@@ -102,7 +102,7 @@ class Wiki:
     """The wiki of a dump.
 
     Attributes:
-        language: language code; empty if the dump does not state it.
+        language: language code; empty if the dump does not specify it.
         hidden: names of the namespaces whose links are not text (media, files, categories).
         template_namespaces: names of the namespace of templates, in lower case.
     """
