@@ -74,7 +74,7 @@ class CompareCommand(Command):
 
         by = tuple(part.strip() for part in arguments.by.split(",") if part.strip())
         if not by:
-            raise InputError("no key is given", where="--by", hint="give keys, such as --by method")
+            raise InputError("no key is given", where="--by", hint="name keys, such as --by method")
         if arguments.margin is not None and not 0 < arguments.margin < math.inf:
             raise InputError(f"must be a positive number (found {arguments.margin:g})", where="--margin")
         results, folders = find_results(arguments.places, arguments.results)
@@ -161,7 +161,7 @@ def find_results(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple
             found = [path for path in run_folders(place) if (path / "recipe.yaml").is_file()]
         if not found:
             what = "the folder contains no runs" if place.is_dir() else "no such folder"
-            raise InputError(what, where=str(place), hint="give run folders (runs/NAME/ID) or a folder of runs")
+            raise InputError(what, where=str(place), hint="name run folders (runs/NAME/ID) or a folder of runs")
         runs += found
     return results, list(dict.fromkeys(map(_absolute, runs)))
 

@@ -32,7 +32,7 @@ class _CentredStates:
     Attributes:
         states: (N, d) in their own precision.
         kept: (d,) bool, false for dominant dimensions.
-        squares: (2, N) squared norms of the centred states, on all dimensions and on those kept.
+        squares: (2, N) squared norms of the centred states, on all dimensions and on the kept dimensions.
         own: (2,) `_hsic` of the states with themselves.
     """
 
@@ -67,7 +67,7 @@ def debiased_cka(first: Sequence[Tensor], second: Sequence[Tensor]) -> Similarit
 
     Args:
         first: (N, d) states of T blocks, whose widths may differ.
-        second: states of S blocks on the same N tokens, at least 4.
+        second: states of S blocks on the same N tokens; N must be at least 4.
     """
     values = np.full((2, len(first), len(second)), np.nan)
     others = [_CentredStates.of(states) for states in second]

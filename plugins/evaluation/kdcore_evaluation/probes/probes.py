@@ -255,7 +255,7 @@ def _fit(features: np.ndarray, labels: np.ndarray | None, *, classes: bool) -> A
 
 
 def _outputs(fitted: Any, features: np.ndarray, classes: int) -> np.ndarray:
-    """Return (n, C) log probabilities, -inf for classes absent from the fitted texts; (n, 1) for numbers."""
+    """Return (n, C) log probabilities, -inf for classes absent from the texts for fitting; (n, 1) for numbers."""
     if not classes:
         return np.asarray(fitted.predict(features), dtype=np.float64)[:, None]
     outputs = np.full((len(features), classes), -np.inf)

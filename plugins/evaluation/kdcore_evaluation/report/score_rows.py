@@ -8,7 +8,7 @@ from kdcore import FinishedRun, SummaryRows
 
 
 class ScoreRows(SummaryRows):
-    """Scores on labelled texts with intervals, next to those of the teacher and of a constant prediction."""
+    """Scores on labelled texts with intervals, next to the scores of the teacher and of a constant prediction."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare --predict-with-teacher."""

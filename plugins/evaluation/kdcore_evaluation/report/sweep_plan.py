@@ -134,7 +134,7 @@ def _detectable(task: TaskPlan, seeds: int, comparisons: int) -> str:
 def _family(
     cells: Sequence[SweepCell], groups: int, suite: Suite, sizes: Mapping[str, Sequence[int]]
 ) -> tuple[int, str]:
-    """Count the differences for which `kdcore compare` adjusts p-values, if all models have all scores of the suite.
+    """Count the differences whose p-values `kdcore compare` adjusts, if all models have all scores of the suite.
 
     Returns:
         The number, and a description of its composition.

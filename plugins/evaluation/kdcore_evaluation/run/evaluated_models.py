@@ -235,7 +235,7 @@ def _of_folder(place: str, role: ModelRole = "model", component: str = "transfor
     if not folder.is_dir():
         folder = _fetch(place)
     elif not (folder / "config.json").is_file():
-        hint = "give a run folder (runs/NAME/ID), a folder of runs, a Hugging Face model folder or a hub name"
+        hint = "name a run folder (runs/NAME/ID), a folder of runs, a Hugging Face model folder or a hub model"
         what = (
             "this folder is empty"
             if not any(folder.iterdir())
@@ -253,7 +253,7 @@ def _fetch(name: str) -> Path:
 
     hint = "check the spelling; without network, give a folder, or download the model first: hf download NAME"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise DataError("no such folder", where=name, hint="give a run folder, a model folder or a hub name")
+        raise DataError("no such folder", where=name, hint="name a run folder, a model folder or a hub model")
     try:
         return Path(
             snapshot_download(

@@ -55,7 +55,7 @@ class Evaluation:
 
     @property
     def exit_code(self) -> int:
-        """Exit code: 0 without failures, else the first of 130 (interrupted), 2, 3 and 1 that occurred."""
+        """Exit code: 0 without failures; otherwise the first that occurred of 130 (interrupted), 2, 3 and 1."""
         codes = set(self.failed.values())
         return next((code for code in _WORST_FIRST if code in codes), EXIT_MACHINE if codes else 0)
 
@@ -147,7 +147,7 @@ class Evaluator:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             what = f"the folder cannot be made: {error.strerror}"
-            raise InputError(what, where=str(self.folder), hint="give another --output") from error
+            raise InputError(what, where=str(self.folder), hint="choose another --output") from error
         taken = "another `kdcore evaluate` is running in this folder"
         return locked(self.folder / ".lock", wait=False, taken=taken)
 

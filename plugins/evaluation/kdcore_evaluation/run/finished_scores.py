@@ -1,4 +1,4 @@
-"""Scores of finished runs on their own labelled texts, from the predictions that they wrote."""
+"""Scores of finished runs on their own labelled texts, computed from their stored predictions."""
 
 from __future__ import annotations
 

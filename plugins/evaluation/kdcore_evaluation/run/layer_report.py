@@ -28,7 +28,7 @@ class PairedHeads(_FrozenModel):
     student: int = Field(description="Block of the student.")
     divergence: dict[str, list[float | None]] = Field(
         description="`student`, `initial` -> Jensen-Shannon divergence in bits between the attention of each head and "
-        "that of the teacher's head with the same number, averaged over queries: 0 equal, 1 disjoint."
+        "the attention of the teacher's head with the same number, averaged over queries: 0 equal, 1 disjoint."
     )
 
 

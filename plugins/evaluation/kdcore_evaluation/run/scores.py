@@ -250,7 +250,7 @@ def measurements(
 ) -> list[Measurement]:
     """Select the values of one model for the learning rate and batch size with the best validation score.
 
-    Scores are those of the test split if it is labelled, else of the validation split.
+    Scores are taken from the test split if it is labelled, otherwise from the validation split.
 
     Args:
         rows: the rows of one model.
@@ -453,7 +453,7 @@ def _usable(value: float) -> float:
 
 
 def _is_usable(value: float) -> bool:
-    """Return whether sums and squares of the value are finite; damaged results may hold any number."""
+    """Return whether sums and squares of the value are finite; damaged results may contain any number."""
     return abs(value) <= _LARGEST
 
 

@@ -117,13 +117,13 @@ class Suite(ComponentConfig):
     glue: GlueTasks | None = None
     learning_rates: list[LearningRate] = Field([5e-5], min_length=1)
     batch_sizes: list[Annotated[int, Field(gt=0)]] = Field([32], min_length=1)
-    seeds: list[Seed] = Field([1, 2, 3], description="Repetitions of each fine-tuning; none without any.")
+    seeds: list[Seed] = Field([1, 2, 3], description="Seeds of each fine-tuning; an empty list disables fine-tuning.")
     budget: Budget = Budget(epochs=3)
-    recipe: dict[str, Any] = Field(default_factory=dict, description="Further keys of every trial's recipe.")
+    recipe: dict[str, Any] = Field(default_factory=dict, description="Additional keys of every trial's recipe.")
     references: list[Reference] = Field(
         default_factory=list,
-        description="Models to measure besides the given ones: `initial`: the runs' students before training; "
-        "`teacher` of the runs; `random`: their students' architectures with random weights.",
+        description="Additional models to measure: `initial` for the runs' students before training, `teacher` for "
+        "the runs' teachers, `random` for their students' architectures with random weights.",
     )
     probes: Probes = Probes()
 

@@ -50,7 +50,7 @@ def train_without_teacher(runs: Sequence[ComparedRun]) -> list[Path]:
 
 
 def recipe_without_teacher(run: ComparedRun) -> dict[str, Any]:
-    """Return the recipe of a run's student without its teacher.
+    """Return a recipe that trains a run's student without its teacher.
 
     Raises:
         InputError: no loss can be trained without a teacher, the student before training was not exported, or the

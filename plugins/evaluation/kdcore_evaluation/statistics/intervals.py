@@ -29,7 +29,7 @@ class ErrorDistribution(Protocol):
     """Distribution of (estimate - true value) / standard error."""
 
     def cdf(self, value: float) -> float:
-        """Return the probability of at most `value`."""
+        """Return the probability of a value of at most `value`."""
 
     def ppf(self, probability: float) -> float:
         """Return the value that is not exceeded with the given probability."""
@@ -188,7 +188,7 @@ class StudentT:
     freedom: float
 
     def cdf(self, value: float) -> float:
-        """Return the probability of at most `value`."""
+        """Return the probability of a value of at most `value`."""
         return float(special.stdtr(self.freedom, value))
 
     def ppf(self, probability: float) -> float:
@@ -207,11 +207,11 @@ class Resampled:
     values: SampleValues
 
     def cdf(self, value: float) -> float:
-        """Return the probability of at most `value`, neither 0 nor 1."""
+        """Return the probability of a value of at most `value`; it is never exactly 0 or 1."""
         return (float(np.searchsorted(self.values, value, side="right")) + 0.5) / (len(self.values) + 1)
 
     def ppf(self, probability: float) -> float:
-        """Return a quantile, counted outwards."""
+        """Return a quantile, rounded outwards to one of the values."""
         count = len(self.values) + 1
         rank = np.floor(probability * count) if probability < 0.5 else np.ceil(probability * count)
         return float(self.values[int(np.clip(rank, 1, count - 1)) - 1])
