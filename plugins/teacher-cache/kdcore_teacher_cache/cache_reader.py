@@ -87,7 +87,7 @@ class CacheReader:
         }
 
     def columns(self, batch: Batch, names: Collection[str]) -> list[SignalColumn]:
-        """Return the columns with these names in a batch's split, omitting those that the cache lacks."""
+        """Return the columns with these names in a batch's split, omitting columns that the cache lacks."""
         found, wanted = self._rows_of(batch), set(names)
         return [] if found is None else [column for column in found[1].columns if column.name in wanted]
 

@@ -55,7 +55,7 @@ _MOST_AHEAD = 2**29
 class CachedTeacher(Model):
     """Read the stored signals of a teacher, whose weights are neither loaded nor needed.
 
-    The recipe may also contain the teacher's own keys; its files are then compared with those that were cached.
+    The recipe may also contain the teacher's own keys; its files are then compared with those of the cached teacher.
     """
 
     class Config(ComponentConfig):
@@ -236,7 +236,7 @@ class CachedEncoder(Encoder):
         self._lock = Lock()
 
     def to(self, *arguments: Any, **options: Any) -> Self:
-        """Warn if signals were computed in lower precision than training's, to which a live teacher would be cast."""
+        """Warn if signals were computed in lower precision than training, to which a live teacher would be cast."""
         target = arguments[0] if arguments else None
         if isinstance(target, torch.dtype):
             for reader in self._readers:

@@ -353,7 +353,7 @@ def check_folder(folder: Path) -> None:
     if any((folder / name).is_file() for name in (MANIFEST, CONTENTS)):
         return
     if any(not path.name.startswith(".") for path in folder.glob("*")):
-        raise DataError("is not empty and holds no cache", where=str(folder), hint="choose another folder")
+        raise DataError("is not empty and contains no cache", where=str(folder), hint="choose another folder")
 
 
 def discard_other(recorder: SignalRecorder, folder: Path) -> None:

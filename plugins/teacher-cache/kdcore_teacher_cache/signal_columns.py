@@ -70,7 +70,7 @@ class AttentionEntry(StoredEntry):
 
 
 def names_of(request: SignalRequest) -> list[str]:
-    """Return the names of the columns that hold the requested signals, sorted."""
+    """Return the names of the columns that contain the requested signals, sorted."""
     names = [f"hidden.{block}" for block in request.hidden_blocks]
     names += [f"{part}.{block}" for part, block in request.attention_parts]
     names += [f"logits.{positions}" for positions in request.prediction_positions]

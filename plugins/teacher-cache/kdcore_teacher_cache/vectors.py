@@ -24,7 +24,7 @@ class Vectors:
     Attributes:
         path: the file.
         ids: names of the texts, all different.
-        texts: the texts; those that appear several times have equal vectors.
+        texts: the texts; a text that appears several times always has the same vector.
         values: (n, D) float32.
     """
 
@@ -73,7 +73,7 @@ def read_vectors(path: str | Path) -> Vectors:
     else:
         raise DataError("is not a file of vectors", where=str(path), allowed="names that end with .parquet or .jsonl")
     if not ids:
-        raise DataError("holds no vectors", where=str(path))
+        raise DataError("contains no vectors", where=str(path))
     width = len(vectors[0])
     for number, vector in enumerate(vectors, start=1):
         if len(vector) != width or not width:
@@ -82,7 +82,7 @@ def read_vectors(path: str | Path) -> Vectors:
         with np.errstate(over="ignore"):
             values = np.asarray(vectors, np.float32)
     except (OverflowError, TypeError, ValueError) as error:
-        raise DataError(f"holds vectors that are not numbers ({first_line(error)})", where=str(path)) from error
+        raise DataError(f"contains vectors that are not numbers ({first_line(error)})", where=str(path)) from error
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         raise DataError(f"the vector of record {int(finite.argmin()) + 1} is not finite", where=str(path))
@@ -125,7 +125,7 @@ def _parquet(path: Path) -> tuple[list[str], list[str], list[Any]]:
         raise DataError("the column `vector` does not contain lists of numbers", where=str(path)) from error
     listed = texts.to_pylist()
     if not all(isinstance(text, str) for text in listed):
-        raise DataError("the column `text` does not hold texts", where=str(path))
+        raise DataError("the column `text` does not contain texts", where=str(path))
     return [str(one) for one in ids.to_pylist()], listed, np.split(flat, np.cumsum(lengths)[:-1])
 
 

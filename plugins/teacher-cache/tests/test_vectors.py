@@ -66,7 +66,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     for name, content, message in (
         ("missing.jsonl", None, "no such file"),
         ("v.csv", "id,text,vector", "is not a file of vectors"),
-        ("empty.jsonl", "", "holds no vectors"),
+        ("empty.jsonl", "", "contains no vectors"),
         ("torn.jsonl", '{"id": "a", "text": "o', "cannot be read"),
         (
             "text.jsonl",
@@ -101,7 +101,7 @@ def test_columns_of_other_types_are_refused_and_lists_of_one_width_are_read(tmp_
         ({"vector": ["a", "b"]}, "does not contain lists of numbers"),
         ({"vector": [[1.0], [2.0]]}, "does not contain lists of numbers"),
         ({"vector": 1.0}, "does not contain lists of numbers"),
-        ({"text": 5}, "the column `text` does not hold texts"),
+        ({"text": 5}, "the column `text` does not contain texts"),
     ):
         with pytest.raises(kdcore.DataError, match=message):
             read_vectors(written(path, [{**base, **values}]))

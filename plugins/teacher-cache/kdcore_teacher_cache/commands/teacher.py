@@ -57,7 +57,7 @@ class TeacherCommand(Command):
         cache.add_argument("recipe", metavar="RECIPE", help="recipe file, or kdcore:NAME for one that kdcore ships")
         cache.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the cache")
         add_overrides(cache)
-        cache.add_argument("--teacher", metavar="LABEL", help="which of several teachers")
+        cache.add_argument("--teacher", metavar="LABEL", help="teacher to run, if the recipe has several")
         kinds = ["fp32", "bf16", "fp16", "int8"]
         cache.add_argument("--values", choices=kinds, default="fp32", help="how values are stored (fp32)")
         forms = ["full", "top_k", "random_sampling"]
