@@ -45,7 +45,7 @@ def contrastive(
         student_negatives: (B, K, d) the student's embeddings of other samples.
         teacher_negatives: (B, K, d) the teacher's embeddings of other samples.
         temperature: tau.
-        log_mean: function from scores (2, B, 1 + K) to log(Z / n) of each direction (2,); default: that of this batch.
+        log_mean: function from scores (2, B, 1 + K) to log(Z / n) of each direction (2,); default: this batch's value.
 
     Raises:
         ValueError: the shapes do not match.

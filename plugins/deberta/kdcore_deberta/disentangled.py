@@ -50,7 +50,7 @@ class FusedDisentangledAttention(nn.Module):
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Compute attention; the signature is that of transformers.
+        """Compute attention; the signature is the same as in transformers.
 
         Args:
             hidden_states: (B, L, d).

@@ -56,7 +56,7 @@ def compute_loss(
         attention_mask: (B, L), 1 on real tokens; None if there is no padding.
         labels: (B, L) tokens to be predicted, -100 elsewhere; or (B,) classes or numbers, the batch's column `labels`.
         sample_ids: (B,), the batch's column `sample_ids`.
-        columns: further columns of the batch by name: arrays (B, ...), or (B, L) for columns of level `token`.
+        columns: additional columns of the batch by name: arrays (B, ...), or (B, L) for columns of level `token`.
         parameters: values of the loss's parameters and buffers, by name.
 
     Returns:

@@ -29,7 +29,7 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
        have `num_heads` heads of `head_size`, and predictions have `vocab_size` columns. The model accepts the token id
        `vocab_size - 1`, but not `vocab_size`; it accepts `max_length` tokens (at most 2048 are tried). The student's
        export runs `num_layers` blocks. A teacher loaded for a lower block returns the same states as the whole teacher.
-    2. Hidden states, and, if `info` has them, query, key, value, the attention maps that follow from them, predictions
+    2. Hidden states, and, if `info` has them, query, key, value, the attention maps computed from them, predictions
        and the outputs of each of `info.heads` do not depend on padding, on other sequences or on earlier forward
        passes, are equal for the whole and the split batch, and depend on the tokens. Masks hide padding. Predictions at
        masked positions equal those at all positions. An encoder with `packs` returns the same signals if `packs` is

@@ -109,7 +109,7 @@ def make_batch(
         real: (B, L) bool, true on real tokens.
         masked: (B, L) bool, true where a token is to be predicted.
         labels: (B, L) int, the tokens to be predicted.
-        columns: further columns, one row per sequence.
+        columns: additional columns, one row per sequence.
     """
     flat_masked = np.flatnonzero(masked)
     return Batch(
@@ -205,7 +205,7 @@ def make_case(
         infos: descriptions of student and teacher.
         lengths: number of real tokens of each sequence.
         generator: random number generator.
-        columns: further columns of the batch.
+        columns: additional columns of the batch.
     """
     size, longest = len(lengths), max(lengths)
     real = np.arange(longest) < np.asarray(lengths)[:, None]
