@@ -89,7 +89,7 @@ def test_a_step_before_the_first_checkpoint_is_looked_at_with_the_first_weights(
 
 def test_what_is_not_there_is_said(broken, capsys):
     for arguments, words in (
-        (["nowhere", "1"], "the folder holds no run"),
+        (["nowhere", "1"], "the folder contains no run"),
         ([str(RUN), "0"], "STEP: must be at least 1 (found 0)"),
     ):
         assert main(["debug", "batch", *arguments]) == 2

@@ -72,7 +72,7 @@ def batch_report(run: Path, step: int, processes: int | None = None, *, allow_im
     """
     path = run / "recipe.yaml"
     if not path.is_file():
-        raise InputError("the folder holds no run", where=str(run), hint="give a folder runs/NAME/ID")
+        raise InputError("the folder contains no run", where=str(run), hint="give a folder runs/NAME/ID")
     if step < 1:
         raise InputError(f"must be at least 1 (found {step})", where="STEP")
     plan = make_plan(load_recipe(path, allow_imports=allow_imports), stored_data(run))
