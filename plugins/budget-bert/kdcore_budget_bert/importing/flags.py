@@ -30,8 +30,8 @@ METHODS = (
     "att_val_two_stage",
 )
 
-NO_NSP = "kdcore has no next-sentence prediction: it does not help encoders (RoBERTa, 2019, section 4.2)"
-NO_AUGMENTATION = "kdcore does not replace tokens by random ones: a teacher has no useful signal for such text"
+NO_NSP = "kdcore has no next-sentence prediction, which does not help encoders (RoBERTa, 2019, section 4.2)"
+NO_AUGMENTATION = "kdcore does not replace tokens with random ones: teachers provide no useful signal on such text"
 FASTEST = "no key: kdcore always uses the fastest implementation"
 NOT_READ = "no key: the source's pre-training does not read it"
 
@@ -120,7 +120,7 @@ _TABLE = (
     Flag("cache_dir", "text", None, (), NOT_READ),
     Flag("pretrain_run_args", "text", None, (), NOT_READ),
     # distillation
-    Flag("distillation", "switch", False, ("teacher",), "without it: `masked_lm` and no teacher"),
+    Flag("distillation", "switch", False, ("teacher",), "if omitted: `masked_lm` and no teacher"),
     Flag("teacher_path", "text", None, ("teacher.path",), "a Hugging Face folder or hub name"),
     Flag(
         "method",
@@ -189,7 +189,7 @@ _TABLE = (
         "integer",
         NO_LIMIT,
         ("training.budget.steps",),
-        "checked at each step; in the source once per shard",
+        "checked at each step; in the source, once per shard",
     ),
     Flag("max_steps_per_epoch", "integer", NO_LIMIT, (), "no key: kdcore uses all data"),
     Flag("num_epochs", "integer", 1000000, ("training.budget.epochs",), "an epoch of the source is one shard"),
@@ -209,7 +209,7 @@ _TABLE = (
         "integer",
         1,
         (),
-        "no key: follows from batch size, micro-batch size and number of processes, also in the source",
+        "no key: follows from batch size, micro-batch size and number of processes, as in the source",
     ),
     Flag("gradient_clipping", "number", 1.0, ("training.gradient_clipping",), ""),
     Flag(
@@ -217,7 +217,7 @@ _TABLE = (
         "switch",
         False,
         ("training.precision",),
-        "without it: `fp32`. The loss scale has the same initial value and updates.",
+        "if omitted: `fp32`. The loss scale has the same initial value and updates.",
     ),
     Flag(
         "fp16_backend",
@@ -266,7 +266,7 @@ _TABLE = (
     ),
     Flag("add_nsp", "switch", False, (), f"refused: {NO_NSP}"),
     # validation and early stopping
-    Flag("do_validation", "switch", False, ("validation.every",), "without it `never`"),
+    Flag("do_validation", "switch", False, ("validation.every",), "if omitted: `never`"),
     Flag("validation_epochs", "integer", 10, ("validation.every",), "an epoch of the source is one shard"),
     Flag("validation_epochs_begin", "integer", 1, ("validation.begin.every",), "an epoch of the source is one shard"),
     Flag("validation_epochs_end", "integer", 1, ("validation.end.every",), "an epoch of the source is one shard"),
@@ -275,14 +275,14 @@ _TABLE = (
         "number",
         0.1,
         ("validation.begin.share",),
-        "a fraction of the budget; in the source of the hours",
+        "a fraction of the budget; in the source, a fraction of the hours",
     ),
     Flag(
         "validation_end_proportion",
         "number",
         0.1,
         ("validation.end.share",),
-        "a fraction of the budget; in the source of the hours",
+        "a fraction of the budget; in the source, a fraction of the hours",
     ),
     Flag("validation_micro_batch", "integer", 16, ("validation.batch_size",), ""),
     Flag(
@@ -312,7 +312,7 @@ _TABLE = (
         "text",
         None,
         ("checkpoints.export_at",),
-        "fractions of the budget, at the step that reaches them; in the source of the hours, after the shard",
+        "fractions of the budget, at the step that reaches them; in the source, fractions of the hours, after a shard",
     ),
     Flag("finetune_checkpoint_at_end", "switch", True, ("checkpoints.export_at_end",), ""),
     # naming and logging
