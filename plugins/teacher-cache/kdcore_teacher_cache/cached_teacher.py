@@ -40,7 +40,7 @@ from kdcore import (
 from kdcore_teacher_cache.cache_manifest import DESCRIPTION, MANIFEST, CacheContents, teacher_section
 from kdcore_teacher_cache.cache_reader import CacheReader
 from kdcore_teacher_cache.factored_weights import read_factored_weights
-from kdcore_teacher_cache.signal_columns import block_of, names_of, pattern_of
+from kdcore_teacher_cache.signal_columns import block_of, names_of, pattern_of, refuse_biased_scores
 from kdcore_teacher_cache.stored_values import decode
 
 logger = logging.getLogger("kdcore")
@@ -193,6 +193,8 @@ class CachedTeacher(Model):
         """Open the cache for reading; signals missing from an automatic cache are computed first."""
         if self._automatic and not self.readers:
             self.readers = self._automatic_readers()
+        for reader in self.readers:
+            refuse_biased_scores(reader.contents.attention, names_of(request))
         folders = ", ".join(str(reader.folder) for reader in self.readers)
         precisions = {reader.contents.teacher.precision for reader in self.readers}
         logger.info(f"the teacher's signals are read from {folders}; they were computed in {', '.join(precisions)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -63,10 +63,12 @@ class AttentionEntry(StoredEntry):
     Attributes:
         scale: factor on `query @ key^T`.
         window: greatest distance between a query and its keys; None without a limit.
+        biased: whether the scores have a bias, which is not stored.
     """
 
     scale: float
     window: int | None = None
+    biased: bool = False
 
 
 def names_of(request: SignalRequest) -> list[str]:
@@ -129,25 +131,50 @@ def attention_of(signals: Signals, names: Iterable[str]) -> dict[str, AttentionE
     """Return the entries to store for the attention of each block, by block number.
 
     Raises:
-        InputError: the mask of a block depends on more than lengths and a window.
+        InputError: the mask of a block depends on more than lengths and a window, or queries and keys are requested
+            whose scores have a bias.
     """
     found = {}
+    names = list(names)
     for name in names:
         kind, _, place = name.partition(".")
         if kind in ("query", "key", "value") and place not in found:
             heads = signals.packed_heads(_part(kind), int(place))
-            if heads.pattern is None or heads.pattern.bias is not None:
-                what = "has a mask that depends on more than lengths and a window"
-                if heads.pattern is not None:
-                    what = "adds a bias to its scores, such as relative positions"
+            if heads.pattern is None:
                 raise InputError(
-                    f"`{name}` cannot be stored: the attention of block {place} of this teacher {what}, and a cache "
-                    "contains only queries, keys and values",
+                    f"`{name}` cannot be stored: the attention of block {place} of this teacher has a mask that "
+                    "depends on more than lengths and a window, and a cache contains only queries, keys and values",
                     hint="remove the cache (a live teacher has all signals), or replace the losses that read "
                     "attention with losses on hidden states or predictions",
                 )
-            found[place] = AttentionEntry(scale=heads.scale, window=heads.pattern.window)
+            biased = heads.pattern.bias is not None
+            found[place] = AttentionEntry(scale=heads.scale, window=heads.pattern.window, biased=biased)
+    refuse_biased_scores(found, names)
     return found
+
+
+def refuse_biased_scores(attention: Mapping[str, AttentionEntry], names: Collection[str]) -> None:
+    """Refuse queries together with keys of blocks whose scores have a bias, which a cache does not contain.
+
+    Relations of queries, of keys or of values do not depend on the bias, but scores do, and a loss that reads queries
+    and keys may compute scores.
+
+    Args:
+        attention: the entries of the blocks, by block number.
+        names: names of the requested columns.
+
+    Raises:
+        InputError: both are requested.
+    """
+    for place, entry in attention.items():
+        if entry.biased and f"query.{place}" in names and f"key.{place}" in names:
+            raise InputError(
+                f"`query.{place}` and `key.{place}` cannot both be read from a cache: the attention of block {place} "
+                "of this teacher adds a bias to its scores, such as relative positions, and a cache contains only "
+                "queries, keys and values",
+                hint="remove the cache (a live teacher has all signals), or use relations without one of the two: "
+                "`minilm_v2` with `relations: {key: 0}`, or `value_relation_kl`",
+            )
 
 
 def counts_of(batch: Batch, level: RowLevel) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from kdcore_teacher_cache.cached_teacher import CachedTeacher
 from kdcore_teacher_cache.caching import SignalRecorder, cache_signals
 from kdcore_teacher_cache.signal_columns import attention_of, names_of, request_of
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, MPNetConfig, MPNetForMaskedLM
 
 import kdcore
 from kdcore.commands.main import main
@@ -157,27 +158,86 @@ def test_one_of_several_teachers_is_cached(
         kdcore.recipe_teachers(kdcore.load_recipe(path, ["teachers.two.cache=cache"]))
 
 
-@pytest.mark.parametrize(
-    ("pattern", "reason"),
-    [
-        (
-            kdcore.AttentionPattern(bias=torch.zeros(1, 2, 3, 3)),
-            "adds a bias to its scores, such as relative positions",
-        ),
-        (None, "has a mask that depends on more than lengths and a window"),
-    ],
-)
-def test_attention_that_a_cache_cannot_hold_is_refused_with_the_reason(
-    pattern: kdcore.AttentionPattern | None, reason: str
-) -> None:
-    class Biased:
-        """Signals whose blocks have one kind of mask."""
+class Masked:
+    """Signals whose blocks have one kind of mask."""
 
-        def packed_heads(self, part: str, block: int) -> kdcore.PackedHeads:
-            return kdcore.PackedHeads(torch.zeros(3, 2, 4), torch.tensor([0, 3]), 3, 0.5, pattern)
+    def __init__(self, pattern: kdcore.AttentionPattern | None) -> None:
+        self._pattern = pattern
 
+    def packed_heads(self, part: str, block: int) -> kdcore.PackedHeads:
+        return kdcore.PackedHeads(torch.zeros(3, 2, 4), torch.tensor([0, 3]), 3, 0.5, self._pattern)
+
+
+def test_attention_with_an_unknown_mask_is_refused_with_the_reason() -> None:
+    signals: Any = Masked(None)
     with pytest.raises(kdcore.InputError) as caught:
-        attention_of(Biased(), ["hidden.1", "key.2"])  # type: ignore[arg-type]
+        attention_of(signals, ["hidden.1", "key.2"])
+    reason = "has a mask that depends on more than lengths and a window"
     assert f"`key.2` cannot be stored: the attention of block 2 of this teacher {reason}" in str(caught.value)
     assert "live teacher" in str(caught.value)
-    assert attention_of(Biased(), ["hidden.1"]) == {}  # type: ignore[arg-type]
+    assert attention_of(signals, ["hidden.1"]) == {}
+
+
+def test_queries_with_keys_are_refused_where_scores_have_a_bias() -> None:
+    signals: Any = Masked(kdcore.AttentionPattern(bias=torch.zeros(1, 2, 3, 3)))
+    with pytest.raises(kdcore.InputError) as caught:
+        attention_of(signals, ["key.1", "key.2", "query.2", "value.2"])
+    assert (
+        "`query.2` and `key.2` cannot both be read from a cache: the attention of block 2 of this teacher adds a bias"
+        in str(caught.value)
+    )
+    for hint in ("live teacher", "`minilm_v2` with `relations: {key: 0}`"):
+        assert hint in str(caught.value)
+    found = attention_of(signals, ["key.1", "query.2", "value.2"])
+    assert {place: entry.biased for place, entry in found.items()} == {"1": True, "2": True}
+
+
+def test_relations_of_a_teacher_with_position_biases_are_read_as_the_live_teacher_gives_them(
+    tmp_path: Path, tokenizer_folder: Path, corpus_file: Path
+) -> None:
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path / "teacher")
+    path = tmp_path / "teacher/tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    swapped = {0: 1, 1: 0}  # MPNet computes positions from the padding id 1
+    content["model"]["vocab"] = {word: swapped.get(i, i) for word, i in content["model"]["vocab"].items()}
+    for token in content["added_tokens"]:
+        token["id"] = swapped.get(token["id"], token["id"])
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "teacher")
+    assert tokenizer.pad_token_id == 1
+    config = MPNetConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(1)
+    MPNetForMaskedLM(config).save_pretrained(tmp_path / "teacher")
+    losses = "{value_relation_kl: {layers: last}, minilm_v2: {layers: last, relations: {key: 0}}}"
+    recipe = masked_recipe(
+        tmp_path / "r.yaml", tmp_path / "teacher", corpus_file, "teacher: {path: teacher, dtype: fp32}", losses
+    )
+    task, teachers = kdcore.recipe_teachers(kdcore.load_recipe(recipe))
+    request = kdcore.Signals.attention(["query", "value"], [1])
+    assert teachers["teacher"].requests["train"] == request
+    live, cached = both(task, teachers["teacher"], request, tmp_path / "cache")
+    (chunk,) = live.heads("value", 1)
+    assert chunk.pattern is not None
+    assert chunk.pattern.bias is not None
+
+    def relations(signals: kdcore.Signals, part: Any) -> kdcore.ScoreMaps:
+        return kdcore.ScoreMaps.relations(signals, part, 1)
+
+    expected = relations(live, "query").kl_from(relations(live, "value"))
+    assert expected > 0.01
+    torch.testing.assert_close(relations(live, "query").kl_from(relations(cached, "value")), expected)
+    torch.testing.assert_close(relations(cached, "query").kl_from(relations(live, "value")), expected)
+    stored = CachedTeacher(CachedTeacher.Config(cache=str(tmp_path / "cache")), "teacher", None)
+    with pytest.raises(kdcore.InputError, match=r"`query\.1` and `key\.1` cannot both be read from a cache"):
+        stored.load_teacher(kdcore.Signals.attention(["query", "key"], [1]))
+    (tmp_path / "both.yaml").write_text(recipe.read_text().replace(", relations: {key: 0}", ""), encoding="utf-8")
+    assert main(["teacher", "cache", str(tmp_path / "both.yaml"), "refused"]) == 2
