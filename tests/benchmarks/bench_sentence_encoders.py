@@ -2,8 +2,8 @@
 
 The student is that of `study_sentence_encoders.py`: 3 blocks of the packaged MiniLM-L6 and a linear map to 768
 components, in fp32 on one thread. Both learn given vectors of made-up texts of very different lengths by the cosine,
-with AdamW, as their users start them; the trainer of sentence-transformers pads the texts of a batch in random order,
-kdcore computes batches of similar length without padding. Runs alternate. Timed is the loop after its first steps,
+with AdamW, as their users start them, and draw texts in random order; the trainer of sentence-transformers pads the
+texts of a batch, kdcore computes them without padding. Runs alternate. Timed is the loop after its first steps,
 without start and export: all of its CPU time, and the wall-clock time.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_sentence_encoders.py [--steps 40] [--rounds 3]
