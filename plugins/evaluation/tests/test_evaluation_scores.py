@@ -293,6 +293,28 @@ def test_the_command_groups_by_keys_of_recipes(
     assert {("8", "final"), ("8", "budget-0.25")} <= groups
 
 
+def test_runs_that_were_not_evaluated_are_compared_by_their_losses(
+    compared_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)  # no evaluations here
+    code, out, err = compare(capsys, str(compared_project / "runs"))
+    assert code == 0
+    assert "None of these runs was evaluated" in err
+    header, _, *lines = [re.split(r" {2,}", line) for line in out.splitlines()]
+    assert header == ["method", "held-out loss", "before training", "now", "constant prediction", "explained"]
+    shown = {tuple(cells[:2]): cells[2:] for cells in lines}
+    for method in ("attention_mse", "hidden_mse", "minilm_v2"):
+        histories = []
+        for seed in (43, 44, 45):
+            metrics = (compared_project / "runs" / "tiny" / f"{method}-{seed}" / "metrics.jsonl").read_text()
+            rows = [json.loads(line) for line in metrics.splitlines()]
+            histories.append([row["held_out/loss"] for row in rows if "held_out/loss" in row])
+        for place, cell in zip((0, -1), shown[method, "loss"], strict=False):
+            values = [history[place] for history in histories]
+            assert float(cell.split()[0]) == pytest.approx(statistics.fmean(values), rel=1e-3)
+            assert cell.endswith("(3 seeds)")
+
+
 def test_students_before_training_are_the_first_baselines(
     compared_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

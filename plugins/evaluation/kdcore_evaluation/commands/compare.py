@@ -69,7 +69,7 @@ class CompareCommand(Command):
         """Compare runs, print the table and write the page."""
         from kdcore_evaluation.report import table_formats as formats
         from kdcore_evaluation.report.comparison import compare_runs
-        from kdcore_evaluation.report.learning import signs_of_collapse
+        from kdcore_evaluation.report.learning import loss_changes, signs_of_collapse
         from kdcore_evaluation.report.page import page
 
         by = tuple(part.strip() for part in arguments.by.split(",") if part.strip())
@@ -99,6 +99,8 @@ class CompareCommand(Command):
                 "json": formats.json_text,
             }
             print(write.get(arguments.format, formats.latex)(comparison.table))
+        elif arguments.format == "terminal" and (changes := loss_changes(comparison.runs_of_groups, comparison.unit)):
+            print(formats.losses(changes, tuple(key for key in comparison.by if key != "export")))
         return 0
 
 

@@ -457,7 +457,7 @@ def _result_remarks(
     elif runs and not everything and not finished:
         remarks.append(
             "None of these runs was evaluated: run `kdcore evaluate RUN --on SUITE` for scores, for example with "
-            "kdcore:suites/demo.yaml; the page of `--html PAGE` shows their losses."
+            "kdcore:suites/demo.yaml."
         )
     for task in dict.fromkeys(row.task for row in everything if row.task is not None):
         rows = [row for row in everything if row.task == task and row.kind == "finetune"]

@@ -6,9 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdcore_evaluation.run.scores import CHANCE_TITLES, Column, Difference, Labels, Score, ScoreTable
+
+if TYPE_CHECKING:
+    from kdcore_evaluation.report.learning import LossChange
 
 NOTE = "[95% interval of the mean] (what was repeated)"
 DIFFERENCES_NOTE = (
@@ -39,6 +42,27 @@ def terminal(table: ScoreTable) -> str:
     if rows:
         lines += ["", *aligned(rows), DIFFERENCES_NOTE]
     return "\n".join(lines)
+
+
+def losses(changes: Sequence[LossChange], keys: Labels) -> str:
+    """Format held-out losses before and after training beside those of the best constant predictions.
+
+    Args:
+        changes: losses of all groups; empty if no run has validated.
+        keys: keys that define the groups.
+    """
+    rows = [[*keys, "held-out loss", "before training", "now", "constant prediction", "explained"]]
+    for one in changes:
+        values = [_loss(score, "{:.4g}") for score in (one.before, one.after, one.constant)]
+        rows.append([*one.group, one.loss, *values, _loss(one.explained, "{:.1%}")])
+    return "\n".join(aligned(rows)) if changes else ""
+
+
+def _loss(score: Score | None, form: str) -> str:
+    if score is None:
+        return "-"
+    interval = f" [{', '.join(map(form.format, score.interval))}]" if score.interval else ""
+    return form.format(score.mean) + interval + (f" ({score.repetitions})" if score.repetitions else "")
 
 
 def markdown(table: ScoreTable) -> str:
