@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 from kdcore_preparation import DataRecipe, clean_text, plain_backend, prepare, split_sentences, train_tokenizer
 from kdcore_preparation.pipeline import text_encoding
 from kdcore_preparation.pipeline.text_encoding import TextEncoder, separators_of
@@ -51,24 +53,38 @@ def documents(language: str) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+def sentencepiece_model(texts: list[str]) -> bytes:
+    """A model with the defaults of the library SentencePiece, except for pieces for single bytes."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=470, byte_fallback=True, pad_id=3,
+        control_symbols=["<mask>"], minloglevel=2,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "SentencePiece"])
 def tokenizer_of_all(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tokenizers") / request.param
     texts = [text for language in SENTENCES for text in documents(language)]
+    if request.param == "SentencePiece":
+        file = folder.with_suffix(".model")
+        file.write_bytes(sentencepiece_model(texts))
+        return file
     vocabulary = {"unigram": 215, "bpe": 500, "wordpiece": 500, "byte_level_bpe": 600}[request.param]
     train_tokenizer(texts, folder, kind=request.param, vocabulary=vocabulary)
     return folder
 
 
-@pytest.mark.parametrize("language", SENTENCES)
+@pytest.mark.parametrize("sentences", [True, False])
 def test_packed_text_has_the_tokens_of_the_plain_tokenizer(
-    tokenizer_of_all: Path, tmp_path: Path, language: str
+    tokenizer_of_all: Path, tmp_path: Path, sentences: bool
 ) -> None:
-    texts = documents(language)
-    (tmp_path / "text.txt").write_text("\n".join(text.replace("\n", "\t") for text in texts), encoding="utf-8")
+    texts = {language: [text.replace("\n", "\t") for text in documents(language)] for language in SENTENCES}
+    (tmp_path / "text.txt").write_text("\n".join(text for own in texts.values() for text in own), encoding="utf-8")
     recipe = DataRecipe(
         corpora=[{"name": "text", "path": str(tmp_path / "text.txt"), "documents": "lines"}],
-        tokenizer=str(tokenizer_of_all), sequence_length=64, packing="full", held_out=0,
+        tokenizer=str(tokenizer_of_all), sequence_length=64, packing="full", sentences=sentences, held_out=0,
     )  # fmt: skip
     data = prepare(recipe, tmp_path / "prepared", workers=1)
     tokenizer = load_tokenizer(str(tokenizer_of_all))
@@ -76,10 +92,16 @@ def test_packed_text_has_the_tokens_of_the_plain_tokenizer(
     train = data.split("train")
     rows, lengths = train.rows(np.arange(len(train)))
     stored = [int(one) for row, length in zip(rows, lengths, strict=True) for one in row[1 : length - 1] if one != sep]
-    plain: list[int] = []
-    for text in texts:
-        plain += tokenizer(text.replace("\n", "\t"), add_special_tokens=False)["input_ids"]
-    assert stored == plain
+    assert (lengths[:-1] >= 63).all() != sentences, "sequences are full unless they end with a sentence"
+    for language, own in texts.items():
+        plain = [token for text in own for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        assert stored[: len(plain)] == plain, language
+        if tokenizer_of_all.suffix == ".model":
+            reference = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_of_all))
+            pieces = [reference.id_to_piece(token) for text in own for token in reference.encode(text)]
+            assert tokenizer.convert_ids_to_tokens(plain) == pieces, language
+        del stored[: len(plain)]
+    assert not stored
 
 
 @pytest.mark.parametrize("language", SENTENCES)
