@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kdcore_preparation import json_record
 from kdcore_preparation.readers import file_corpus, json_lines
 from kdcore_preparation.readers.json_lines import JsonLinesCorpus
+from kdcore_preparation.readers.json_records import json_record
 
 from kdcore.errors import DataError
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pandas
 import pytest
+from kdcore_preparation import read_records
 from kdcore_supervised.data.labelled import LabelledData, read_labelled
-from kdcore_supervised.data.labelled_tables import read_table
+from kdcore_supervised.data.labelled_tables import QUOTES_HINT
 
 from kdcore import DataError
 
@@ -42,7 +43,7 @@ GOOD = {
 
 def table(path: Path, content: str | bytes, needed: list[str] | None = None, **keys: Any) -> Any:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_table(path, needed or ["text"], ["label"], Counter(), **keys)
+    return read_records(path, needed or ["text"], Counter(), label="label", quotes_hint=QUOTES_HINT, **keys)
 
 
 @pytest.mark.parametrize("content", GOOD.values(), ids=GOOD)
@@ -58,7 +59,7 @@ def test_good_files_are_read_as_by_the_standard_library_and_pandas(tmp_path: Pat
 
 
 def test_records_are_numbered_by_the_line_that_they_start_at(tmp_path: Path) -> None:
-    assert table(tmp_path / "x.csv", 'label,text\n\n1,"a\nb"\n0,c\n').lines == [3, 5]
+    assert table(tmp_path / "x.csv", 'label,text\n\n1,"a\nb"\n0,c\n').numbers == [3, 5]
 
 
 def rows(count: int) -> list[str]:
@@ -131,7 +132,7 @@ def test_records_of_several_lines_are_counted_for_each_file(tmp_path: Path) -> N
     report: Counter[str] = Counter()
     for name, content in (("a", 'one,1\n"two\nlines",0\n"x\n\ny",1\n'), ("b", '"t\nu",1\n'), ("c", '"v",1\n\nw,0\n')):
         (tmp_path / f"{name}.csv").write_text("text,label\n" + content)
-        read_table(tmp_path / f"{name}.csv", ["text"], ["label"], report)
+        read_records(tmp_path / f"{name}.csv", ["text"], report, label="label")
     assert report == {
         f"records with values of several lines in {tmp_path}/a.csv (the first: line 3)": 2,
         f"records with values of several lines in {tmp_path}/b.csv (the first: line 2)": 1,
@@ -150,7 +151,7 @@ def test_texts_of_many_lines_with_commas_are_no_merged_rows(tmp_path: Path, head
         writer = csv.DictWriter(file, header.split(","))
         writer.writeheader()
         writer.writerows([*expected, {"label": "1", "text": "short"}])
-    found = read_table(path, ["text"], ["label"], Counter())
+    found = read_records(path, ["text"], Counter(), label="label")
     assert found.columns["text"] == [row["text"] for row in expected] + ["short"]
 
 
@@ -181,18 +182,18 @@ def test_the_column_count_may_not_change_in_tsv_nor_without_quoting(tmp_path: Pa
     with pytest.raises(DataError, match=r"line 3 has 3 fields, the header 2(?s:.)*allowed: 2 fields in every row"):
         table(tmp_path / "x.tsv", "label\ttext\n1\ta\n0\ta\tb\n")
     with pytest.raises(DataError, match="line 3 has 3 fields, the header 2"):
-        table(tmp_path / "x.csv", 'label,text\n1,"a\n0,"a,b"\n', quoting="none")
+        table(tmp_path / "x.csv", 'label,text\n1,"a\n0,"a,b"\n', quoted=False)
 
 
 def test_tsv_keeps_quotes_and_rows_of_empty_fields(tmp_path: Path) -> None:
     found = table(tmp_path / "x.tsv", 'label\ttext\n1\t"one\n0\ttwo"\n\n\t\n1\t"x"\r\n')
     assert found.columns == {"text": ['"one', 'two"', "", '"x"'], "label": ["1", "0", "", "1"]}
-    assert found.lines == [2, 3, 5, 6]
+    assert found.numbers == [2, 3, 5, 6]
 
 
 def test_quoting_none_reads_quotes_as_text(tmp_path: Path) -> None:
     content = 'label,text\n1,"one\n0,he said ""no""\n1,two"\n'
-    assert table(tmp_path / "x.csv", content, quoting="none").columns["text"] == ['"one', 'he said ""no""', 'two"']
+    assert table(tmp_path / "x.csv", content, quoted=False).columns["text"] == ['"one', 'he said ""no""', 'two"']
     keys: dict[str, Any] = {"train": str(tmp_path / "x.csv"), "text": "text", "label": "label", "labels": ["0", "1"]}
     data = LabelledData(quoting="none", **keys)
     assert read_labelled(data, Counter())[0].texts == (['"one', 'he said ""no""', 'two"'],)

@@ -279,7 +279,7 @@ def test_mistakes_of_spans(spans: Any, words: str, tmp_path: Path) -> None:
 def test_endings_and_columns_in_messages_are_those_of_tagged_texts(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read(train=write(tmp_path, "x.xls", "a"), **COLUMNS)
-    endings = ".conll, .iob, .iob2, .bio, .bioes, .tsv, .txt, .csv, .jsonl, .ndjson, .parquet"
+    endings = ".conll, .iob, .iob2, .bio, .bioes, .tsv, .txt, .csv, .jsonl, .ndjson, .json, .parquet"
     assert f"names that end with {endings}, compressed" in str(caught.value)
     with pytest.raises(DataError) as caught:
         read(train=write(tmp_path, "x.jsonl", '{"tokens": ["a"]}'), **COLUMNS)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from kdcore_preparation import clean_text
+from kdcore_preparation import RecordMistakes, clean_text
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from kdcore import ComponentConfig, DataError, PathString
-from kdcore_embeddings.data.records import RecordMistakes, read_files
+from kdcore_embeddings.data.records import read_files
 from kdcore_embeddings.data.texts import TextData, read_texts
 
 _LABELS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
@@ -99,14 +99,14 @@ class EmbeddingTexts(ComponentConfig):
         for records in read_files(self.path, (*texts, column), report):
             mistakes = RecordMistakes(records.where)
             sides = [records.columns[name] for name in texts]
-            for number, one, other, stated in zip(records.numbers, *sides, records.columns[column], strict=True):
+            for record, (one, other, stated) in enumerate(zip(*sides, records.columns[column], strict=True)):
                 if not all(text is None or isinstance(text, str) for text in (one, other)):
-                    mistakes.add(f"{records.unit} {number} has no text under `{texts[0]}` or `{texts[1]}`")
+                    mistakes.add(records.place(record), f"has no text under `{texts[0]}` or `{texts[1]}`")
                     continue
                 value = _number(stated) if self.score is not None else _LABELS.get(_spelled(stated))
                 if value is None:
                     expected = "a finite number" if self.score is not None else "0 or 1"
-                    mistakes.add(f"{records.unit} {number} has {stated!r} under `{column}` (expected {expected})")
+                    mistakes.add(records.place(record), f"has {stated!r} under `{column}` (expected {expected})")
                     continue
                 pair = [clean_text(text or "", report) for text in (one, other)]
                 report["pairs with an empty text left out"] += not all(pair)
@@ -114,7 +114,7 @@ class EmbeddingTexts(ComponentConfig):
                     first.append(pair[0])
                     second.append(pair[1])
                     values.append(value)
-            mistakes.raise_if_any("name columns of texts and values")
+            mistakes.raise_if_any(hint="name columns of texts and values")
         if len(set(values)) < 2:
             same = f", all with the value {values[0]:g}" if values else ""
             what = f"nothing can be scored (found {len(values):,} pairs{same})"

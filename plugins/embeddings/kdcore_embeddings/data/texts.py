@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from kdcore_preparation import DatasetSource, clean_text
+from kdcore_preparation import DatasetSource, RecordMistakes, RecordTable, clean_text
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from kdcore import ComponentConfig, DataError, PathString
-from kdcore_embeddings.data.records import RecordMistakes, TextRecords, read_dataset, read_files
+from kdcore_embeddings.data.records import read_dataset, read_files
 
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
 _DATASET_KEY = "task.data.huggingface"
@@ -204,14 +204,14 @@ def content_place(content: str) -> float:
     return int.from_bytes(digest[:8]) / 2**64
 
 
-def _sources(data: TextData, report: Counter[str]) -> Iterator[TextRecords]:
+def _sources(data: TextData, report: Counter[str]) -> Iterator[RecordTable]:
     if data.train is not None:
         yield from _keyed(read_files(data.train, data.columns, report), "task.data.train")
     elif data.huggingface is not None:
         yield read_dataset(data.huggingface, data.huggingface.train, data.columns, _DATASET_KEY)
 
 
-def _keyed(sources: Iterable[TextRecords], key: str) -> Iterator[TextRecords]:
+def _keyed(sources: Iterable[RecordTable], key: str) -> Iterator[RecordTable]:
     """Add the recipe key of the files to errors about them."""
     try:
         yield from sources
@@ -219,14 +219,14 @@ def _keyed(sources: Iterable[TextRecords], key: str) -> Iterator[TextRecords]:
         raise DataError(replace(problem, key=problem.key or key) for problem in error.problems) from error
 
 
-def _groups(sources: Iterable[TextRecords], data: TextData, report: Counter[str]) -> Iterator[TextGroup]:
+def _groups(sources: Iterable[RecordTable], data: TextData, report: Counter[str]) -> Iterator[TextGroup]:
     for records in sources:
         mistakes = RecordMistakes(records.where)
         reader = _GroupReader(data, report, mistakes)
-        for record, number in enumerate(records.numbers):
+        for record in range(len(records)):
             values = {column: records.columns[column][record] for column in data.columns}
-            yield from reader.read(values, f"{records.unit} {number}")
-        mistakes.raise_if_any("name columns of texts under `task.data`")
+            yield from reader.read(values, records.place(record))
+        mistakes.raise_if_any(hint="name columns of texts under `task.data`")
 
 
 class _GroupReader:
@@ -277,7 +277,7 @@ class _GroupReader:
             report["groups left out whose positive document is the query"] += 1
             return None
         if data.scores is not None and len(scores) != 1 + len(negatives):
-            self._mistakes.add(f"{place} has {len(scores)} scores for {1 + len(negatives)} documents")
+            self._mistakes.add(place, f"has {len(scores)} scores for {1 + len(negatives)} documents")
             return None
         kept = [number for number, text in enumerate(negatives) if text and text not in (first, positive)]
         report["negatives left out that are empty, the query or the positive document"] += len(negatives) - len(kept)
@@ -296,7 +296,7 @@ class _GroupReader:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not isinstance(value, str) and not number:
             found = value if isinstance(value, bool | float) else type(value).__name__
-            self._mistakes.add(f"{place} has no text under `{column}` (found {found})")
+            self._mistakes.add(place, f"has no text under `{column}` (found {found})")
             return None
         return "" if value is None else clean_text(str(value), self._report)
 
@@ -307,7 +307,7 @@ class _GroupReader:
             column, found = self._data.negatives, values[self._data.negatives]
             found = [] if found is None else found
             if not isinstance(found, list):
-                self._mistakes.add(f"{place} has no list under `{column}` (found {type(found).__name__})")
+                self._mistakes.add(place, f"has no list under `{column}` (found {type(found).__name__})")
                 return None
             texts = [self._text(value, column, place) for value in found]
         else:
@@ -323,7 +323,7 @@ class _GroupReader:
             isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_SCORE
             for value in found
         ):
-            self._mistakes.add(f"{place} has no list of finite numbers under `{self._data.scores}`")
+            self._mistakes.add(place, f"has no list of finite numbers under `{self._data.scores}`")
             return None
         return [float(value) for value in found]
 

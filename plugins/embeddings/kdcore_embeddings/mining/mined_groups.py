@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kdcore_preparation import clean_text
+from kdcore_preparation import RecordMistakes, clean_text
 
 from kdcore import DataError, InputError, atomic_write
-from kdcore_embeddings.data.records import RecordMistakes, read_files
+from kdcore_embeddings.data.records import read_files
 from kdcore_embeddings.data.texts import TextData, read_texts
 from kdcore_embeddings.mining.cross_encoder import cross_encoder_logits
 from kdcore_embeddings.mining.hard_negatives import hard_negatives
@@ -136,13 +136,13 @@ def _read_documents(path: str, report: Counter[str]) -> list[str]:
     found: list[str] = []
     for records in read_files(path, (_COLUMN,), report):
         mistakes = RecordMistakes(records.where)
-        for number, value in zip(records.numbers, records.columns[_COLUMN], strict=True):
+        for record, value in enumerate(records.columns[_COLUMN]):
             if value is not None and not isinstance(value, str):
-                mistakes.add(f"{records.unit} {number} has no text under `{_COLUMN}` (found {type(value).__name__})")
+                mistakes.add(records.place(record), f"has no text under `{_COLUMN}` (found {type(value).__name__})")
                 continue
             text = clean_text(value or "", report)
             report["empty documents left out"] += not text
             if text:
                 found.append(text)
-        mistakes.raise_if_any(f"documents are texts in the column `{_COLUMN}`")
+        mistakes.raise_if_any(hint=f"documents are texts in the column `{_COLUMN}`")
     return found

@@ -14,7 +14,7 @@ _MOST_CHARACTERS_A_FIELD = 2**30
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 _IMPLAUSIBLE_LINES = 10
 _QUOTES = "values in double quotes, with every double quote inside them doubled"
-_QUOTES_HINT = "close the quote or double it, or convert the file to jsonl"
+QUOTES_HINT = "close the quote or double it, or convert the file to jsonl"
 
 
 class TableRow(NamedTuple):
@@ -39,7 +39,7 @@ def split_records(lines: Iterator[str], delimiter: str) -> Iterator[TableRow]:
             yield TableRow(number, line.split(delimiter))
 
 
-def quoted_records(lines: Iterator[str], delimiter: str, where: str, hint: str = _QUOTES_HINT) -> Iterator[TableRow]:
+def quoted_records(lines: Iterator[str], delimiter: str, where: str, hint: str = QUOTES_HINT) -> Iterator[TableRow]:
     """Yield records whose fields may be in double quotes (RFC 4180), also over several lines; skip blank lines.
 
     Args:
@@ -73,7 +73,7 @@ def quoted_records(lines: Iterator[str], delimiter: str, where: str, hint: str =
         csv.field_size_limit(before)
 
 
-def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where: str, hint: str = _QUOTES_HINT) -> None:
+def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where: str, hint: str = QUOTES_HINT) -> None:
     """Require that the header is a single row in which no needed column occurs twice.
 
     Args:
@@ -128,7 +128,7 @@ class MergedRows:
         label: int | None,
         delimiter: str,
         labels: Collection[str] | None,
-        hint: str = _QUOTES_HINT,
+        hint: str = QUOTES_HINT,
     ) -> None:
         self._where = where
         self._hint = hint

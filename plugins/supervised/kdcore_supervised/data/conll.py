@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kdcore_preparation import decoded_lines, open_input
+from kdcore_preparation import RecordMistakes, decoded_lines, open_input
 from pydantic import Field
 
 from kdcore import ComponentConfig
-from kdcore_supervised.data.labelled_tables import Mistakes
 
 CONLL_FORMATS = (".conll", ".iob", ".iob2", ".bio", ".bioes", ".tsv", ".txt")
 _BLANKS = " \t\r\n"
@@ -61,7 +60,7 @@ def read_conll(
     """
     split = _splitter(form.separator)
     sentences = [ConllSentence()]
-    mistakes = Mistakes(str(path))
+    mistakes = RecordMistakes(str(path))
     first: tuple[int, int] | None = None
     with open_input(path) as stream:
         for number, line in enumerate(decoded_lines(stream, report, str(path)), start=1):

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcore_preparation import TableRow, decoded_lines, open_input, split_records
+from kdcore_preparation import RecordTable, TableRow, decoded_lines, open_input, require_columns, split_records
 from pydantic import Field
 
 from kdcore import ComponentConfig, DataError, PathString
-from kdcore_supervised.data.labelled_tables import LabelledTable, require_columns
 
 GlueName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
 
@@ -140,7 +139,7 @@ def glue_folder(folder: str, name: GlueName) -> Path:
     )
 
 
-def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> LabelledTable:
+def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> RecordTable:
     """Read the texts of a task's file, with labels and row numbers if the file has them.
 
     Lines of train and validation files without a text or a label are skipped. Lines of test files are kept even if they
@@ -174,7 +173,7 @@ def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> La
             numbers.append(record[number] if number is not None and is_test else str(len(lines)))
             lines.append(line)
     columns["id"] = numbers
-    return LabelledTable(str(path), "line", lines, columns)
+    return RecordTable(str(path), "line", lines, columns)
 
 
 def submission_rows(task: GlueTask, ids: Sequence[str], predictions: Sequence[Any]) -> str:

@@ -9,22 +9,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
-from kdcore_preparation import clean_text, table_files
+from kdcore_preparation import RecordMistakes, RecordTable, clean_text, read_records, table_files
 from pydantic import BeforeValidator, Field, model_validator
 
 from kdcore import ComponentConfig, DataError, PathOrHubName, PathString
 from kdcore_supervised.data.glue import GLUE, GlueData, GlueTask, glue_folder, read_glue
 from kdcore_supervised.data.labelled_datasets import HuggingFaceData, load_splits
 from kdcore_supervised.data.labelled_tables import (
+    QUOTES_HINT,
     ClassNumbers,
-    LabelledTable,
-    Mistakes,
     Quoting,
     column_of_texts,
     count_empty,
     label_as_text,
     merged,
-    read_table,
 )
 from kdcore_supervised.data.splitting import SplitFractions
 from kdcore_supervised.metrics import (
@@ -260,7 +258,7 @@ def overlap(parts: Sequence[LabelledTexts], other: str) -> tuple[int, str | None
     return len(same), " / ".join(same[0]) if same else None, sum(one in ids for part in others for one in part.ids)
 
 
-def _read_files(data: LabelledData, split: str, report: Counter[str]) -> LabelledTable | None:
+def _read_files(data: LabelledData, split: str, report: Counter[str]) -> RecordTable | None:
     path = getattr(data, split)
     if path is None:
         return None
@@ -271,7 +269,16 @@ def _read_files(data: LabelledData, split: str, report: Counter[str]) -> Labelle
         files = table_files(path)
         report.update(files.left_out)
         tables = [
-            read_table(file, needed, [label], report, labels=labels, quoting=data.quoting) for file in files.values()
+            read_records(
+                file,
+                needed,
+                report,
+                label=label,
+                labels=labels,
+                quoted=data.quoting is None,
+                quotes_hint=QUOTES_HINT,
+            )
+            for file in files.values()
         ]
         return merged(tables, path)
     except DataError as error:
@@ -297,7 +304,7 @@ def _read_huggingface(data: LabelledData, source: HuggingFaceData, report: Count
     return [_labelled(data, table, name, report) for name, table in tables.items()]
 
 
-def _labelled(data: LabelledData, table: LabelledTable, name: str, report: Counter[str]) -> LabelledTexts:
+def _labelled(data: LabelledData, table: RecordTable, name: str, report: Counter[str]) -> LabelledTexts:
     """Convert the records of a table to clean texts with labels."""
     column = data.glue_task.label if data.glue_task else str(data.label)
     texts = tuple([clean_text(text, report) for text in column_of_texts(table, name)] for name in data.columns)
@@ -316,26 +323,26 @@ def _labelled(data: LabelledData, table: LabelledTable, name: str, report: Count
     return LabelledTexts(name, ids, texts, labels)
 
 
-def _classes(data: LabelledData, table: LabelledTable, values: Sequence[str]) -> np.ndarray:
+def _classes(data: LabelledData, table: RecordTable, values: Sequence[str]) -> np.ndarray:
     written = (data.glue_task.values if data.glue_task else ()) or data.classes
-    number, mistakes = ClassNumbers(written), Mistakes(table.where)
+    number, mistakes = ClassNumbers(written), RecordMistakes(table.where)
     classes = [number.get(value) for value in values]
     for record, (value, index) in enumerate(zip(values, classes, strict=True)):
         if index is None:
             shown = f"is labelled {value!r}" if value else "has no label"
-            mistakes.add(f"{table.unit} {table.lines[record]}", shown)
+            mistakes.add(table.place(record), shown)
     mistakes.raise_if_any(
         key=_LABELS_KEY, allowed=list(written), hint="add the label to `task.data.labels`, or repair the file"
     )
     return np.array(classes, dtype=np.int64)
 
 
-def _label_sets(data: LabelledData, table: LabelledTable, report: Counter[str]) -> np.ndarray:
+def _label_sets(data: LabelledData, table: RecordTable, report: Counter[str]) -> np.ndarray:
     number = ClassNumbers(data.classes)
     found = np.zeros((len(table), len(data.classes)), dtype=np.float32)
-    unknown, mistakes = Mistakes(table.where), Mistakes(table.where)
+    unknown, mistakes = RecordMistakes(table.where), RecordMistakes(table.where)
     for record, value in enumerate(table.columns[str(data.label)]):
-        place = f"{table.unit} {table.lines[record]}"
+        place = table.place(record)
         if not isinstance(value, list):
             mistakes.add(place, f"has no list of labels (found {value!r})")
             continue
@@ -356,15 +363,15 @@ def _label_sets(data: LabelledData, table: LabelledTable, report: Counter[str]) 
     return found
 
 
-def _numbers(table: LabelledTable, values: Sequence[str]) -> np.ndarray:
-    numbers, mistakes = [], Mistakes(table.where)
+def _numbers(table: RecordTable, values: Sequence[str]) -> np.ndarray:
+    numbers, mistakes = [], RecordMistakes(table.where)
     for record, value in enumerate(values):
         try:
             numbers.append(float(value))
         except ValueError:
             numbers.append(math.nan)
         if not math.isfinite(numbers[-1]):
-            mistakes.add(f"{table.unit} {table.lines[record]}", f"has a label that is not a number (found {value!r})")
+            mistakes.add(table.place(record), f"has a label that is not a number (found {value!r})")
     mistakes.raise_if_any(
         key="task.data.label", hint="`regression: true` needs labels that are numbers; for classes list `labels`"
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kdcore_preparation import DatasetSource, load_source
+from kdcore_preparation import DatasetSource, RecordTable, load_source, require_columns
 from pydantic import Field
 
 from kdcore import DataError
-from kdcore_supervised.data.labelled_tables import LabelledTable, require_columns
 
 _KEY = "task.data.huggingface"
 
@@ -24,7 +23,7 @@ class HuggingFaceData(DatasetSource):
 
 def load_splits(
     source: HuggingFaceData, needed: Sequence[str], label: str, classes: Sequence[str], *, only_train: bool
-) -> dict[str, LabelledTable]:
+) -> dict[str, RecordTable]:
     """Read columns of a dataset's splits. The test split may be missing; all other named splits must exist.
 
     Args:
@@ -57,7 +56,7 @@ def load_splits(
             if names and not all(one.isdigit() for one in classes):
                 values = [_with_names(value, names) for value in values]
             columns[label] = values
-        tables[name] = LabelledTable(where, "row", list(range(len(split))), columns)
+        tables[name] = RecordTable(where, "row", range(len(split)), columns)
     return tables
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from unicodedata import normalize
 
 import numpy as np
-from kdcore_preparation import clean_text, file_format, table_files
+from kdcore_preparation import RecordMistakes, RecordTable, clean_text, file_format, read_records, table_files
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
@@ -21,13 +21,11 @@ from kdcore_supervised.data.conll import CONLL_FORMATS, ConllFormat, read_conll
 from kdcore_supervised.data.labelled import SPLITS, Label
 from kdcore_supervised.data.labelled_datasets import HuggingFaceData, load_splits
 from kdcore_supervised.data.labelled_tables import (
-    LabelledTable,
-    Mistakes,
+    QUOTES_HINT,
     Quoting,
     column_of_texts,
     count_empty,
     label_as_text,
-    read_table,
 )
 from kdcore_supervised.data.splitting import SplitFractions
 from kdcore_supervised.data.words import word_bounds
@@ -312,8 +310,15 @@ def _read_file(data: TaggedData, path: Path, name: str, report: Counter[str]) ->
         )
     required = [str(label)] if name not in ("test", "unlabelled") else []
     needed = [*_text_columns(data), *required, *([data.id] if data.id else [])]
-    wanted = [label] if label is not None and name == "test" else []
-    table = read_table(path, needed, wanted, report, quoting=data.quoting, other_formats=CONLL_FORMATS)
+    table = read_records(
+        path,
+        needed,
+        report,
+        label=label if name == "test" else None,
+        quoted=data.quoting is None,
+        quotes_hint=QUOTES_HINT,
+        other_formats=CONLL_FORMATS,
+    )
     return _of_table(data, table, name, report)
 
 
@@ -321,7 +326,7 @@ def _text_columns(data: TaggedData) -> list[str]:
     return [column for column in (data.text, data.tokens) if column is not None]
 
 
-def _of_table(data: TaggedData, table: LabelledTable, name: str, report: Counter[str]) -> list[TaggedText]:
+def _of_table(data: TaggedData, table: RecordTable, name: str, report: Counter[str]) -> list[TaggedText]:
     ids = [str(value) for value in table.columns[data.id]] if data.id else [str(one) for one in range(len(table))]
     label = data.label_column
     values = table.columns.get(label) if label is not None and name != "unlabelled" else None
@@ -333,14 +338,14 @@ def _of_table(data: TaggedData, table: LabelledTable, name: str, report: Counter
 
 
 def _of_lists(
-    data: TaggedData, table: LabelledTable, ids: Sequence[str], values: Sequence[Any] | None, report: Counter[str]
+    data: TaggedData, table: RecordTable, ids: Sequence[str], values: Sequence[Any] | None, report: Counter[str]
 ) -> list[TaggedText]:
     """Convert records with a list of words and a list of tags."""
     tagged = _Tags(data, table.where, table.unit, report)
-    mistakes = Mistakes(table.where)
+    mistakes = RecordMistakes(table.where)
     texts = []
     for record, words in enumerate(table.columns[str(data.tokens)]):
-        place, tags = f"{table.unit} {table.lines[record]}", None if values is None else values[record]
+        place, tags = table.place(record), None if values is None else values[record]
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             mistakes.add(place, f"has no list of words under `{data.tokens}`")
         elif any(not word.strip() for word in words):
@@ -351,7 +356,7 @@ def _of_lists(
         elif tags is not None and len(tags) != len(words):
             mistakes.add(place, f"has {len(words)} words, but {len(tags)} tags")
         else:
-            spans = None if tags is None else tagged.spans(tags, [table.lines[record]] * len(tags))
+            spans = None if tags is None else tagged.spans(tags, [table.numbers[record]] * len(tags))
             texts.append(_of_words(ids[record], words, spans))
     mistakes.raise_if_any(hint="every record needs a list of words and a tag for each of them")
     tagged.finish()
@@ -359,10 +364,10 @@ def _of_lists(
 
 
 def _of_spans(
-    data: TaggedData, table: LabelledTable, ids: Sequence[str], values: Sequence[Any] | None, report: Counter[str]
+    data: TaggedData, table: RecordTable, ids: Sequence[str], values: Sequence[Any] | None, report: Counter[str]
 ) -> list[TaggedText]:
     """Convert records with running text and character spans."""
-    mistakes, unknown = Mistakes(table.where), Mistakes(table.where)
+    mistakes, unknown = RecordMistakes(table.where), RecordMistakes(table.where)
     types = set(data.types)
     found = []
     texts, unused = column_of_texts(table, str(data.text)), Counter[str]()
@@ -371,7 +376,7 @@ def _of_spans(
         bounds = word_bounds(text)
         spans: tuple[TaggedSpan, ...] | None = None
         if values is not None:
-            place = f"{table.unit} {table.lines[record]}"
+            place = table.place(record)
             characters = _checked(values[record], text, partial(mistakes.add, place))
             for span in characters:
                 if span.type not in types:
@@ -444,7 +449,7 @@ class _Tags:
         self._where = where
         self._unit = unit
         self._report = report
-        self._mistakes = Mistakes(where)
+        self._mistakes = RecordMistakes(where)
         self._repaired = 0
         self._first = 0
 
