@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LaunchCommand(Command):
-    """Submit a recipe to SLURM and train it to the end, with automatic requeues after interruptions.
+    """Submit a recipe to SLURM, and requeue the job after each interruption until training is finished.
 
     kdcore launch RECIPE --profile FILE [key=value ...]         train a recipe as a job
     kdcore launch A.yaml B.yaml --profile FILE --sweep seed=1,2,3   train every combination as a job array
@@ -38,7 +38,7 @@ class LaunchCommand(Command):
             metavar="RECIPE | key=value",
             nargs="*",
             default=[],
-            help="recipes (several form an axis of a sweep) and overrides",
+            help="recipes (several recipes form an axis of a sweep) and overrides",
         )
         parser.add_argument(
             "--profile", metavar="FILE", help="resources of the job: a file, or the name of a shipped profile"
@@ -55,7 +55,7 @@ class LaunchCommand(Command):
             "--parallel", metavar="N", type=int, default=256, help="maximum number of concurrent jobs (default: 256)"
         )
         parser.add_argument(
-            "--resume", metavar="SWEEP", help="resubmit unfinished runs; folder of a sweep or run, or a job id"
+            "--resume", metavar="SWEEP", help="resubmit the unfinished runs of a sweep or run (its folder or a job id)"
         )
         parser.add_argument("--prepare", metavar="DATA.yaml", help="prepare data instead of training")
         parser.add_argument("--cache", metavar="RECIPE", help="cache the signals of the teacher instead of training")

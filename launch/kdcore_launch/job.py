@@ -50,7 +50,7 @@ _TAIL_BYTES = 20_000
 
 @dataclass(frozen=True)
 class Job:
-    """A run, or one task of a data preparation or of a teacher cache, as a job.
+    """A job: a run, or one task of a data preparation or a teacher cache.
 
     Attributes:
         folder: the run folder; for a task, the folder of its records.
@@ -197,7 +197,7 @@ class _SlurmStart:
         return dict(sorted(codes.items()))
 
     def _outcome(self) -> int:
-        """Return the exit code of the run; recorded codes take precedence over those of processes killed by SLURM."""
+        """Return the exit code of the run; recorded codes take precedence over the codes of killed processes."""
         codes = self._codes()
         for certain in (_EXIT_INPUT, _EXIT_TRAINING):
             if certain in codes.values():
@@ -209,7 +209,7 @@ class _SlurmStart:
         return _EXIT_MACHINE  # srun's exit code is not reliable: it is 0 if SLURM has lost the node
 
     def _show_cause(self, code: int) -> None:
-        """Print the log of the process that ended the run, unless it is process 0, whose output is printed already."""
+        """Print the log of the process that ended the run; the output of process 0 has already been printed."""
         if code in (0, EXIT_INTERRUPTED):
             return
         codes = self._codes()

@@ -13,11 +13,11 @@ _ATTEMPTS = 50
 
 
 def free_port(job: str, restart: int) -> int:
-    """Return a free port of this machine that differs between jobs and between the starts of a job.
+    """Return a free port on this machine, chosen differently for each job and for each start of a job.
 
     Args:
         job: SLURM job id.
-        restart: number of requeues; a process of an earlier start may still use its port.
+        restart: number of requeues; a process from an earlier start may still be using its port.
 
     Raises:
         InfrastructureError: all tested ports are in use.

@@ -51,7 +51,7 @@ def _run(supervisor: Supervisor) -> int:
 
 
 def _wait_for_peers(records: Path, world_size: int) -> None:
-    """Wait briefly for other processes to fail for the same reason, before this process ends and SLURM kills them."""
+    """Wait briefly, so that other processes can fail for the same reason before SLURM kills them."""
     deadline = time.monotonic() + _PEERS_SECONDS
     while time.monotonic() < deadline:
         if all((records / str(rank)).exists() for rank in range(world_size)):

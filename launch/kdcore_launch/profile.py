@@ -104,7 +104,7 @@ class Profile(ComponentConfig):
     )
     cpus_per_process: int = Field(1, gt=0)
     memory: str | None = Field(
-        None, pattern=r"^\d+[KMGT]?$", description="Memory per node, such as 64G; 0 is all memory.", examples=["64G"]
+        None, pattern=r"^\d+[KMGT]?$", description="Memory per node, such as 64G; 0 means all memory.", examples=["64G"]
     )
     time: Minutes | None = Field(None, description="Time limit: HH:MM:SS, D-HH:MM or minutes.")
     constraint: ScriptText | None = Field(None, description="Required node features.")
@@ -112,12 +112,12 @@ class Profile(ComponentConfig):
         default_factory=list, description="Further arguments of sbatch."
     )
     srun: Arguments = Field(default_factory=list, description="Further arguments of srun.")
-    setup: list[str] = Field(default_factory=list, description="Shell lines to run first on the job's first node.")
+    setup: list[str] = Field(default_factory=list, description="Shell commands to run first on the job's first node.")
     container: Container | None = None
     python: Annotated[PathString, AfterValidator(_line)] | None = Field(
         None, description="Python interpreter on the nodes; default: the one that runs `kdcore launch`."
     )
-    snapshot: bool = Field(True, description="Copy code and recipe when the job is submitted.")
+    snapshot: bool = Field(True, description="Copy the code and the recipe when the job is submitted.")
     stop_before_end: int = Field(
         300, gt=0, description="Seconds before the time limit at which the run saves a checkpoint and is requeued."
     )
@@ -150,7 +150,7 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     """Read a profile.
 
     Args:
-        name: a file, or the name of one that kdcore-launch ships, with or without `.yaml`.
+        name: a file, or the name of a profile shipped with kdcore-launch, with or without `.yaml`.
         overrides: strings of the form `key=value`, without the `profile.` of the command line.
 
     Raises:

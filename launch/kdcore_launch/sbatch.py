@@ -34,10 +34,10 @@ _OF_ANOTHER_RUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MAST
 
 @dataclass(frozen=True)
 class Submission:
-    """A run, or the runs of a sweep, as submitted.
+    """A submitted run, or the submitted runs of a sweep.
 
     Attributes:
-        folder: folder of submitit's files and SLURM's logs.
+        folder: folder for submitit's files and SLURM's logs.
         name: name of the job.
         jobs: the jobs.
         code: folder of the copied code; None to use the code that is installed when the jobs start.
@@ -138,7 +138,7 @@ def sbatch_script(submission: Submission) -> str:
 
 
 def submit(submission: Submission) -> list[str]:
-    """Submit the jobs to SLURM, several jobs as an array; return their ids.
+    """Submit the jobs to SLURM, as an array if there are several, and return their ids.
 
     Raises:
         InputError: sbatch rejects the jobs; the error includes its output.
@@ -239,7 +239,7 @@ def _code_line(submission: Submission) -> list[str]:
 
 
 def _refusal(words: str) -> InputError | InfrastructureError:
-    """Convert an error of sbatch, adding the valid values if SLURM can list them."""
+    """Convert an error from sbatch, and add the valid values if SLURM can list them."""
     known = {"partition": r"invalid partition", "account": r"invalid account", "qos": r"invalid qos"}
     for key, pattern in known.items():
         if re.search(pattern, words, re.IGNORECASE):
@@ -255,7 +255,7 @@ def _refusal(words: str) -> InputError | InfrastructureError:
 
 @contextlib.contextmanager
 def _as_outside_of_jobs() -> Iterator[None]:
-    """Remove the environment variables of a job in which this command may be running."""
+    """Remove the environment variables of the surrounding job, in case this command runs inside a job."""
     removed = {name: value for name, value in os.environ.items() if name in _OF_ANOTHER_RUN}
     if "SLURM_JOB_ID" in os.environ:
         other = {name: value for name, value in os.environ.items() if name.startswith(_OF_ANOTHER_JOB)}

@@ -56,7 +56,7 @@ def run_submission(
     dry: bool,
     allow_imports: bool | None = None,
 ) -> Submission:
-    """Build the submission of a run or a sweep; unless `dry`, write its files to the run folders.
+    """Build the submission of a run or a sweep, and write its files to the run folders unless `dry` is set.
 
     Raises:
         InputError: a recipe, an axis or a folder is invalid.
@@ -100,7 +100,7 @@ def prepare_submission(
     *,
     dry: bool,
 ) -> Submission:
-    """Build the submission of a data preparation, one process per task; its records are stored next to the data.
+    """Build the submission of a data preparation, with one process per task and its records next to the data.
 
     Raises:
         InputError: the data recipe or the folder is invalid.
@@ -129,17 +129,17 @@ def cache_submission(
     dry: bool,
     allow_imports: bool | None = None,
 ) -> Submission:
-    """Build the submission of `kdcore teacher cache`, one process on at most one GPU per task.
+    """Build the submission of `kdcore teacher cache`, with one process on at most one GPU per task.
 
     Its records are stored next to the cache.
 
     Args:
-        recipe: the recipe whose teacher runs.
+        recipe: the recipe that contains the teacher.
         folders: the folder of the cache.
-        overrides: `key=value` of the recipe.
+        overrides: overrides of the recipe, in the form `key=value`.
         options: further options of `kdcore teacher cache`.
         tasks: number of parts.
-        profile: resources of one part; if there are several nodes or GPUs, only one of each is used.
+        profile: resources for each part; if the profile has several nodes or GPUs, only one of each is used.
         parallel: maximum number of concurrent jobs.
         dry: whether to skip writing files.
         allow_imports: whether to run files that the recipe of a run folder imports.
@@ -187,7 +187,7 @@ def _parts_submission(
     """Build an array whose elements run a command with `--task I/N`.
 
     Args:
-        name: name of the work.
+        name: first part of the job's name.
         target: folder that all elements write to.
         command: function that returns the arguments of `kdcore`; if given a folder, it copies the recipe there.
         tasks: number of elements.
@@ -215,10 +215,10 @@ def _parts_submission(
 
 
 def _parsed(command: str, words: Sequence[str], where: str) -> argparse.Namespace:
-    """Parse the arguments of a command as the command would, to report mistakes before jobs are submitted.
+    """Parse the arguments of a command with its own parser, to report mistakes before jobs are submitted.
 
     Raises:
-        InputError: the command refuses the words, or its package is not installed.
+        InputError: the command rejects the arguments, or its package is not installed.
     """
     parser = argparse.ArgumentParser(f"kdcore {command}")
     find_component("kdcore.commands", command).cls().add_arguments(parser)
@@ -240,7 +240,7 @@ def resume_submission(target: str, profile: Profile | None) -> Submission | None
         profile: profile that replaces the stored one.
 
     Raises:
-        InputError: the folder has no submission, or the job was not submitted by kdcore-launch.
+        InputError: the folder contains no submission, or the job was not submitted by kdcore-launch.
     """
     folder = stored_in(Path(target).absolute())
     if folder is None:

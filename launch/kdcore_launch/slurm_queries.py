@@ -19,7 +19,7 @@ class JobInfo:
     """A job as reported by `scontrol show job`.
 
     Attributes:
-        state: such as `PENDING`, `RUNNING`, `COMPLETING`, `FAILED`.
+        state: its state, such as `PENDING`, `RUNNING`, `COMPLETING`, `FAILED`.
         restarts: number of requeues.
         exit_code: exit code of its batch script.
         signal: signal that ended its batch script; SLURM also sets it if it could not open the job's files.
@@ -102,7 +102,9 @@ def run(command: Sequence[str]) -> str:
 
 
 def job_info(job: str) -> JobInfo | None:
-    """Query a job (until some minutes after its end); return None if SLURM has no record of it.
+    """Query a job; return None if SLURM has no record of it.
+
+    SLURM keeps the record of a job for some minutes after the job ends.
 
     Args:
         job: `12`, or `12_3` for a job of an array.
@@ -138,7 +140,7 @@ def job_info(job: str) -> JobInfo | None:
 def slurm_queue() -> dict[str, str] | None:
     """Return the state of each of the user's jobs in SLURM's queue, by job id (`12`, or `12_3` in an array).
 
-    Return None without SLURM, or if it does not respond.
+    Return None if SLURM is not installed or does not respond.
     """
     if shutil.which("squeue") is None:
         return None
@@ -153,7 +155,7 @@ class SlurmQueue(JobQueue):
     """SLURM's queue, for `kdcore runs list`."""
 
     def states(self) -> dict[str, str] | None:
-        """Return the state of each of the user's jobs by job id; None without SLURM, or if it does not respond."""
+        """Return the state of each of the user's jobs by job id; None if SLURM is not installed or does not respond."""
         return slurm_queue()
 
 

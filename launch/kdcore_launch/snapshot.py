@@ -1,4 +1,4 @@
-"""Copy code and recipe at submission, so that a job uses them unchanged even if it starts later or is restarted."""
+"""Copy the code and recipe at submission, so that a job uses them unchanged even if it starts later or is restarted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def copy_code(folder: Path) -> None:
 
 
 def copy_recipe(recipe: str, overrides: Sequence[str], folder: Path, *, allow_imports: bool | None = None) -> Path:
-    """Write a recipe, merged with its base recipes and overrides, to one file, and copy its imported Python files.
+    """Merge a recipe with its base recipes and overrides, write it to one file, and copy the Python files it imports.
 
     Raises:
         InputError: the recipe or one of its components is invalid.
@@ -61,7 +61,7 @@ def copy_recipe(recipe: str, overrides: Sequence[str], folder: Path, *, allow_im
 
 
 def copy_data_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Path:
-    """Write a data recipe, merged with its base recipes and overrides, to one file.
+    """Merge a data recipe with its base recipes and overrides, and write it to one file.
 
     Raises:
         InputError: the data recipe or one of its corpora is invalid, or the package that reads it is not installed.

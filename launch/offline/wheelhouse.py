@@ -2,9 +2,10 @@
 
     python launch/offline/wheelhouse.py --python-version 3.12 --platform manylinux_2_28_x86_64 --installed freeze.txt
 
-pip resolves and downloads. It resolves for this interpreter, whose environment markers may differ from the target's, so
-the result is checked against the target's markers and completed. Installed packages are represented by empty wheels of
-their version: pip cannot replace them, and their requirements are assumed to be installed on the target.
+pip resolves the requirements and downloads the wheels. It uses the environment markers of this interpreter, which may
+differ from the target's, so the result is checked against the target's markers and missing wheels are added. Installed
+packages are represented by empty wheels of the same version, so that pip cannot replace them. Their requirements are
+assumed to be installed on the target.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ class Target:
     """The machine that the wheels are for.
 
     Args:
-        python_version: such as `3.12`.
-        platform: such as `manylinux_2_28_x86_64`: glibc 2.28 or newer.
+        python_version: Python version, such as `3.12`.
+        platform: platform tag, such as `manylinux_2_28_x86_64`, which requires glibc 2.28 or newer.
 
     Raises:
-        InputError: one of them does not have this form.
+        InputError: an argument does not have this form.
     """
 
     def __init__(self, python_version: str, platform: str) -> None:
@@ -93,7 +94,7 @@ class Target:
 
 
 def read_freeze(file: Path) -> dict[str, Version]:
-    """Read the output of `pip freeze`: canonical name to version. Editable packages are not counted as installed.
+    """Read the versions of packages by canonical name from the output of `pip freeze`; skip editable packages.
 
     Raises:
         InputError: a line has no version.
@@ -118,7 +119,7 @@ def read_freeze(file: Path) -> dict[str, Version]:
             raise InputError(
                 f"no version of an installed package (found {text}, expected NAME==VERSION)",
                 where=f"{file}:{number}",
-                hint="`python -m pip list --format=freeze` writes versions only",
+                hint="`python -m pip list --format=freeze` lists only names and versions",
             ) from error
         found[canonicalize_name(requirement.name)] = version
     return found
@@ -161,9 +162,9 @@ def find_misfits(installed: Mapping[str, Version], file: Path, target: Target, f
     """Compare installed versions with the requirements of the built wheels.
 
     Args:
-        installed: canonical name to version.
-        file: where `installed` was read from.
-        target: the machine.
+        installed: versions of installed packages by canonical name.
+        file: the file that `installed` was read from.
+        target: the target machine.
         folder: the wheels of kdcore and of its packages.
 
     Returns:
@@ -195,7 +196,7 @@ def find_misfits(installed: Mapping[str, Version], file: Path, target: Target, f
 
 
 def write_stubs(installed: Mapping[str, Version], target: Target, folder: Path) -> None:
-    """Write an empty wheel for each installed package, which pip prefers to the index's wheel of that version."""
+    """Write an empty wheel for each installed package; pip prefers it to the index's wheel of the same version."""
     folder.mkdir()
     for name, version in installed.items():
         stem = f"{name.replace('-', '_')}-{version}"
@@ -219,9 +220,9 @@ def download(roots: list[str], installed: Mapping[str, Version], target: Target,
     Args:
         roots: requirements.
         installed: packages that keep their version.
-        target: the machine.
-        work: a folder with `built` and `stubs`.
-        file: where `installed` was read from.
+        target: the target machine.
+        work: a folder that contains the folders `built` and `stubs`.
+        file: the file that `installed` was read from.
 
     Returns:
         The folder of the wheels.
@@ -258,16 +259,16 @@ def download(roots: list[str], installed: Mapping[str, Version], target: Target,
 def follow(
     roots: Iterable[str], wheels: Mapping[str, Path], installed: Mapping[str, Version], target: Target
 ) -> tuple[set[str], set[str]]:
-    """Follow all requirements of `roots` with the markers of the target.
+    """Follow all requirements of `roots` recursively, using the markers of the target.
 
     Args:
         roots: requirements.
-        wheels: canonical name to wheel.
-        installed: canonical name to version.
-        target: the machine.
+        wheels: wheels by canonical name.
+        installed: versions of installed packages by canonical name.
+        target: the target machine.
 
     Returns:
-        The names of the wheels that are needed, and the requirements that neither they nor installed packages meet.
+        The names of the required wheels, and the requirements that neither wheels nor installed packages meet.
     """
     queue, seen = [Requirement(root) for root in roots], set()
     needed: set[str] = set()
@@ -293,8 +294,8 @@ class Wheelhouse:
     """The wheels to copy to the target.
 
     Attributes:
-        wheels: wheels that are installed.
-        left_out: wheels of this repository that are copied but not installed, and the reasons.
+        wheels: wheels to install.
+        left_out: wheels of this repository that are copied but not installed, with the reasons.
     """
 
     wheels: list[Path]
@@ -306,10 +307,10 @@ def collect(installed: Mapping[str, Version], file: Path, target: Target, limit:
 
     Args:
         installed: packages of the target.
-        file: where `installed` was read from.
-        target: the machine.
-        limit: maximum total size of the wheels in MB. kdcore itself is always collected, then its packages in the order
-            of the size of their requirements.
+        file: the file that `installed` was read from.
+        target: the target machine.
+        limit: maximum total size of the wheels in MB. kdcore itself is always collected. Its packages follow, ordered
+            by the size of their requirements.
         work: an empty folder.
 
     Raises:
@@ -347,7 +348,7 @@ def collect(installed: Mapping[str, Version], file: Path, target: Target, limit:
 
 
 def publish(found: Wheelhouse, output: Path) -> None:
-    """Copy the wheels to a folder, with `requirements.txt`; files of an earlier call are removed.
+    """Copy the wheels to a folder, with `requirements.txt`; files from an earlier call are removed.
 
     Raises:
         InputError: the folder contains other files.
