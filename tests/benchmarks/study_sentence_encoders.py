@@ -50,13 +50,12 @@ import numpy as np
 import torch
 from bs4 import BeautifulSoup
 from datasets import Dataset
+from kdcore_embeddings import fit_linear_map
 from kdcore_embeddings.task import Embeddings
 from kdcore_evaluation.statistics.intervals import estimate_difference
 from kdcore_preparation import clean_text
 from numpy.typing import NDArray
 from pyarrow import Table, parquet
-from safetensors import safe_open
-from safetensors.torch import save_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -79,7 +78,6 @@ RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 FURTHER_RATE = 3e-3  # for arms whose best rate is the largest
 GRID_SEED = 100
 TEMPERATURE = 0.05  # of similarities
-PENALTY = 0.01  # of the ridge regression, relative to the mean variance of the states
 MARGIN = 0.5  # points of nDCG@10
 SCORES = ("ndcg_at_10", "mrr_at_10", "recall_at_10")
 EMBEDDING = kdcore.Signals.head("embedding")
@@ -134,13 +132,20 @@ def located_minilm() -> Path:
     return Path(str(config.locate())).parent
 
 
-def ridge(states: NDArray[np.float64], targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return weight and bias of the linear map from states (n, d) to targets (n, C), with a small penalty."""
-    middle, goal = states.mean(0), targets.mean(0)
-    products = (states - middle).T @ (states - middle)
-    products += np.eye(len(products)) * PENALTY * np.trace(products) / len(products)
-    weight = np.linalg.solve(products, (states - middle).T @ (targets - goal)).T
-    return weight, goal - weight @ middle
+class StoredVectors:
+    """An encoder of texts whose vectors are known.
+
+    Args:
+        texts: the texts.
+        vectors: (n, C) vector of each.
+    """
+
+    def __init__(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        self._vectors = dict(zip(texts, vectors, strict=True))
+
+    def encode(self, texts: list[str], /) -> NDArray[np.float32]:
+        """Return the vectors of some of the texts."""
+        return np.stack([self._vectors[text] for text in texts])
 
 
 class Study:
@@ -234,23 +239,7 @@ class Study:
         shutil.rmtree(self.folder / "runs" / "start", ignore_errors=True)
         path = self.recipe("start", 1, 1e-3, EMBEDDINGS_ALONE, live=False)
         initial = kdcore.train(path, ["training.budget.steps=1"]).folder / "exports" / "initial"
-        model = SentenceTransformer(str(initial), device="cpu")
-        dense, linear = model[2], model[2].linear
-        states = SentenceTransformer(modules=[model[0], model[1]], device="cpu").encode(
-            self.texts, show_progress_bar=False
-        )
-        found = ridge(states.astype(np.float64), self.vectors().astype(np.float64))
-        weights = {
-            name: torch.from_numpy(value).float().contiguous()
-            for name, value in zip(("weight", "bias"), found, strict=True)
-        }
-        linear.load_state_dict(weights)
-        dense.save(str(initial / "2_Dense"))
-        head = initial / "head_embedding.safetensors"
-        with safe_open(head, "pt") as file:
-            description = file.metadata()
-        save_file({f"dense.linear.{name}": value for name, value in weights.items()}, head, description)
-        shutil.copytree(initial, self.start)
+        fit_linear_map(initial, StoredVectors(self.texts, self.vectors()), self.texts, self.start)
 
     def vectors(self) -> NDArray[np.float32]:
         """Return the teacher's vectors (n, 768) of the texts to train on."""

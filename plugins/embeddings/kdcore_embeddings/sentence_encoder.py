@@ -25,6 +25,7 @@ class SentenceEncoder:
     Args:
         source: folder of a sentence encoder or plain encoder, or hub name of a sentence encoder.
         device: device on which embeddings are computed.
+        layers: whether modules after the pooling are applied.
 
     Attributes:
         source: folder or hub name.
@@ -37,7 +38,7 @@ class SentenceEncoder:
         InputError: the folder cannot be read, or its pooling excludes prompts.
     """
 
-    def __init__(self, source: str, device: torch.device | None = None) -> None:
+    def __init__(self, source: str, device: torch.device | None = None, *, layers: bool = True) -> None:
         self.source = source
         self._device = device or torch.device("cpu")
         config = {"path": source, "dtype": "fp32"}
@@ -56,6 +57,9 @@ class SentenceEncoder:
             self.document_prompt = folder.prompt("document", "passage", "corpus")
             self.similarity = folder.similarity
             self._encoder = model.load_teacher(Signals.head(EMBEDDING))
+            if not layers:
+                width = len(folder.modes) * model.info.hidden_size
+                self._encoder.heads[EMBEDDING] = SentenceModules(folder.modes, width, ())
             limits = [model.info.max_length, *([] if folder.max_length is None else [folder.max_length])]
             self._tokenizer = TextTokenizer(
                 str(folder.encoder), min(limits), lower_case=folder.lower_case, own_side=True

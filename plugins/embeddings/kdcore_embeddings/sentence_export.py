@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from kdcore import load_head
 from kdcore_embeddings.head import EmbeddingHead, StudentEmbedding
@@ -53,9 +54,7 @@ def write_sentence_folder(
         }
         entries.append(("2_Dense", "Dense"))
         _write(folder / "2_Dense" / "config.json", dense | {"activation_function": "torch.nn.modules.linear.Identity"})
-        weights = {f"linear.{name}": tensor.contiguous() for name, tensor in linear.state_dict().items()}
-        save_file(weights, folder / "2_Dense" / "model.safetensors")
-        torch.save(weights, folder / "2_Dense" / "pytorch_model.bin")  # versions before safetensors read this one
+        write_dense(folder / "2_Dense", linear.state_dict())
     if head.normalize:
         name = f"{len(entries)}_Normalize"
         entries.append((name, "Normalize"))
@@ -67,6 +66,13 @@ def write_sentence_folder(
     _write(folder / "modules.json", modules)
     settings = {"prompts": dict(prompts), "default_prompt_name": default_prompt, "similarity_fn_name": similarity}
     _write(folder / "config_sentence_transformers.json", settings)
+
+
+def write_dense(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write the weights of a Dense module, given by their names in `torch.nn.Linear`, to its folder."""
+    stored = {f"linear.{name}": tensor.contiguous() for name, tensor in weights.items()}
+    save_file(stored, folder / "model.safetensors")
+    torch.save(stored, folder / "pytorch_model.bin")  # versions before safetensors read this one
 
 
 def _write(path: Path, content: Any) -> None:

@@ -256,6 +256,11 @@ class Embeddings(Task):
         return found if self._by_length else hashlib.sha256(f"{found} {_ORDER}".encode()).hexdigest()
 
     @property
+    def batch_identity(self) -> dict[str, str]:
+        """The data without the order of texts, so that stored signals of a teacher serve every order."""
+        return {"data": self._data_fingerprint}
+
+    @property
     def separate_views(self) -> bool:
         """Whether the teacher receives different tokens than the student."""
         return self._theirs is not None

@@ -79,6 +79,7 @@ def test_texts_are_in_random_order_unless_a_run_began_with_batches_of_similar_le
     assert own is not None
     assert own.tolist() == lengths(earlier.parts["train"].texts)
     assert earlier.fingerprint == stored != task.fingerprint, "a run is resumed in its own order only"
+    assert task.batch_identity == earlier.batch_identity == {"data": stored}, "a teacher's stored signals serve both"
     again = Embeddings.resumed(task.config, 1, tmp_path, StoredData(task.fingerprint))
     assert (again.lengths("train"), again.fingerprint) == (None, task.fingerprint)
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kdcore_embeddings import store_vectors
+from kdcore_embeddings import SentenceEncoder, fit_linear_map, store_vectors
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 import kdcore
 from kdcore import Signals, load_recipe, read_metrics
@@ -175,6 +175,63 @@ def test_a_student_that_starts_from_an_export_keeps_its_linear_map(
     changed = linear_map("task.pooling=cls")
     assert not torch.equal(changed["weight"], stored["linear.weight"])
     assert "the student's head `embedding` is initialised randomly" in caplog.text
+
+
+def test_a_linear_map_is_fitted_to_the_teachers_vectors(
+    run: Path,
+    folder: Path,
+    sentence_folder: Path,
+    some_texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    initial, start, teacher = run / "exports/initial", tmp_path / "start", SentenceEncoder(str(sentence_folder))
+    explained = fit_linear_map(initial, teacher, [*some_texts, some_texts[0]], start)
+    network, tokenizer = AutoModel.from_pretrained(initial).eval(), AutoTokenizer.from_pretrained(initial)
+    encoded = tokenizer([f"the {text}" for text in some_texts], padding=True, return_tensors="pt")
+    mask = encoded["attention_mask"][..., None]
+    with torch.no_grad():
+        states = network(**encoded).last_hidden_state
+    pooled = ((states * mask).sum(1) / mask.sum(1)).double().numpy()
+    penalty = 0.01 * pooled.var(0).sum() * len(pooled) / pooled.shape[1]
+    vectors = teacher.encode(some_texts)
+    expected = linear_model.Ridge(alpha=penalty).fit(pooled, vectors)
+    found = load_file(start / "2_Dense/model.safetensors")
+    np.testing.assert_allclose(found["linear.weight"].numpy(), expected.coef_, atol=1e-3)
+    np.testing.assert_allclose(found["linear.bias"].numpy(), expected.intercept_, atol=1e-3)
+    predicted = expected.predict(pooled)
+    left, whole = np.square(vectors - predicted).sum(), np.square(vectors - vectors.mean(0)).sum()
+    assert explained == pytest.approx(1 - left / whole, abs=1e-4)
+    assert explained > 0.5
+    direction = predicted / np.linalg.norm(predicted, axis=1, keepdims=True)
+    np.testing.assert_allclose(SentenceEncoder(str(start)).encode(some_texts, "the "), direction, atol=1e-3)
+    monkeypatch.chdir(folder)
+    recipe = write_recipe(folder, sentence_folder, "fitted.yaml")
+    student: Any = make_plan(load_recipe(recipe, [f"student.initialize.from={start}"])).build_student()
+    assert torch.equal(student.heads["embedding"].dense.linear.weight, found["linear.weight"])
+
+
+def test_linear_maps_that_cannot_be_fitted_are_refused(
+    run: Path, sentence_folder: Path, make_sentence_folder: Callable[..., Path], some_texts: list[str], tmp_path: Path
+) -> None:
+    initial, wide = run / "exports/initial", make_sentence_folder(layers=())
+    for source, teacher, texts, message in [
+        (
+            initial,
+            sentence_folder,
+            some_texts[:32],
+            r"too few different texts to fit a linear map \(found 32, expected",
+        ),
+        (initial, wide, some_texts, r"the width of the teacher's vectors differs .* \(found 32, expected 24\)"),
+        (sentence_folder, sentence_folder, some_texts, "is not an exported student with a linear map"),
+        (wide, sentence_folder, some_texts, "is not an exported student with a linear map"),
+    ]:
+        with pytest.raises(kdcore.InputError, match=message):
+            fit_linear_map(source, SentenceEncoder(str(teacher)), texts, tmp_path / "start")
+        assert not (tmp_path / "start").exists()
+    with pytest.raises(kdcore.InputError, match="the folder exists already"):
+        fit_linear_map(initial, SentenceEncoder(str(sentence_folder)), some_texts, tmp_path)
 
 
 def test_a_student_of_the_teachers_width_has_no_linear_map_and_is_exported(

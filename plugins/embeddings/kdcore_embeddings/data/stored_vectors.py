@@ -58,17 +58,26 @@ def store_vectors(encoder: Encodes, data: Mapping[str, Any], path: str | Path) -
         if count:
             logger.info(f"texts: {count:,} {what}")
     texts = list(dict.fromkeys(text for part in parts for text in part.sources or part.texts))
+    vectors = encoded(encoder, texts)
+    columns = {"id": [str(number) for number in range(len(texts))], "text": texts, "vector": list(vectors)}
+    with atomic_write(path) as file:
+        parquet.write_table(pyarrow.table(columns), file)
+    return len(texts)
+
+
+def encoded(encoder: Encodes, texts: list[str]) -> NDArray[np.float32]:
+    """Return an encoder's vectors (n, C) of texts.
+
+    Raises:
+        DataError: the encoder returns other shapes or non-finite values.
+    """
     found = [
         _checked(encoder.encode(texts[n : n + _CHUNK]), texts[n : n + _CHUNK]) for n in range(0, len(texts), _CHUNK)
     ]
     widths = sorted({vectors.shape[1] for vectors in found})
     if len(widths) > 1:
         raise DataError(f"`encode` returned vectors of different widths (found {', '.join(map(str, widths))})")
-    vectors = np.concatenate(found)
-    columns = {"id": [str(number) for number in range(len(texts))], "text": texts, "vector": list(vectors)}
-    with atomic_write(path) as file:
-        parquet.write_table(pyarrow.table(columns), file)
-    return len(texts)
+    return np.concatenate(found)
 
 
 def _checked(returned: Any, texts: list[str]) -> NDArray[np.float32]:
