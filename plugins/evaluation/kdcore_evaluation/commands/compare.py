@@ -23,7 +23,7 @@ class CompareCommand(Command):
     """Compare runs: their scores with intervals, and differences between them, in tables and on a page with plots.
 
     Name run folders, folders of runs, or output folders of `kdcore evaluate` to compare their runs. Scores are read
-    from evaluations below `evaluations`, or below the folders of --results.
+    from all folders below `evaluations`, or below the folders named by --results.
 
     --by and --over take keys of recipes, such as student.initialize.blocks, or these words:
 
@@ -46,7 +46,7 @@ class CompareCommand(Command):
             "--margin",
             metavar="POINTS",
             type=float,
-            help="also test whether scores are worse than the teacher's by less than this; 1 point is 0.01",
+            help="also test whether scores fall below the teacher's by less than this margin; 1 point is 0.01",
         )
         parser.add_argument(
             "--train-without-teacher",
@@ -116,7 +116,7 @@ def _trained_without_teacher(runs: Sequence[ComparedRun]) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
-    """Read the runs; a run with a damaged recipe is left out with a warning, if there are other runs.
+    """Read the runs. If there are other runs, a run with a damaged recipe is skipped with a warning.
 
     Raises:
         InputError: no run can be read.

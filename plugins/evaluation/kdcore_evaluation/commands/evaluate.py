@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class EvaluateCommand(Command):
-    """Measure exported students with a suite: fine-tuning on tasks with labels, and probes.
+    """Measure exported students with a suite of fine-tuning tasks and probes.
 
     Name run folders, folders of runs, Hugging Face model folders or hub models. The same command continues a stopped
     evaluation: finished trials are not repeated. `key=value` changes the suite, such as `seeds=[1]`.
@@ -23,7 +23,7 @@ class EvaluateCommand(Command):
     The results are rows in results.parquet and results.jsonl of the output folder, from which `kdcore compare` makes
     tables and a page.
 
-    Exit codes: 0 finished, 1 machine failure, 2 wrong input, 3 a fine-tuning failed, 130 interrupted.
+    Exit codes: 0 finished, 1 machine failure, 2 wrong input, 3 a fine-tuning run failed, 130 interrupted.
     """
 
     help = "measure exported students with a suite of tasks and probes"
@@ -44,10 +44,10 @@ class EvaluateCommand(Command):
             help="which exports of a run: final, best, budget-0.5, or all; default: best, else final",
         )
         parser.add_argument(
-            "--processes", metavar="N", type=int, default=1, help="number of parallel fine-tunings; default: 1"
+            "--processes", metavar="N", type=int, default=1, help="number of parallel fine-tuning runs; default: 1"
         )
         parser.add_argument(
-            "--profile", metavar="FILE", help="run the fine-tunings as jobs of `kdcore launch`, and wait"
+            "--profile", metavar="FILE", help="submit the fine-tuning runs with `kdcore launch`, and wait"
         )
 
         add_allow_imports(parser)
@@ -97,7 +97,7 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _launch(profile: str) -> Launch:
-    """Return a function that trains recipes as jobs of one array and waits until they have finished."""
+    """Return a function that trains recipes as one job array and waits until all jobs have finished."""
     from kdcore_evaluation.run.pool import run_and_wait
 
     get_command("launch")  # if it is missing, the error names the package

@@ -35,11 +35,12 @@ class SweepCommand(Command):
     """Train every combination of a sweep file, measure the students with its suite, and compare them on a page.
 
     The same command continues a stopped sweep. `key=value` changes every recipe, `suite.key=value` the suite. With
-    --profile the runs and the fine-tunings are jobs of `kdcore launch`. --smoke runs the small sweep that the file
-    defines under `smoke`, which takes minutes.
+    --profile, the runs and the fine-tuning runs are submitted as jobs by `kdcore launch`. --smoke runs the small sweep
+    that the file defines under `smoke`, which takes minutes.
 
-    --plan trains nothing. It prints the number of runs and hours, and the differences between groups that seeds and
-    test texts can detect, from standard deviations of earlier results below `evaluations`.
+    --plan trains nothing. It prints the number of runs and hours, and the smallest differences between groups that can
+    be detected with the given seeds and test texts. These are based on the standard deviations of earlier results below
+    `evaluations`.
 
     Exit codes: 0 finished, 1 machine failure, 2 wrong input, 3 training failed, 130 interrupted.
     """
@@ -51,14 +52,14 @@ class SweepCommand(Command):
         parser.add_argument("sweep", metavar="FILE", help="sweep file, or kdcore:NAME for one that kdcore ships")
         add_overrides(parser)
         parser.add_argument("--processes", metavar="N", type=int, default=1, help="number of parallel runs; default: 1")
-        parser.add_argument("--profile", metavar="PROFILE", help="run them as jobs of `kdcore launch`, and wait")
+        parser.add_argument("--profile", metavar="PROFILE", help="submit them with `kdcore launch`, and wait")
         parser.add_argument("--smoke", action="store_true", help="run the small sweep defined by `smoke` in the file")
         parser.add_argument("--plan", action="store_true", help="print runs, hours and detectable differences only")
         parser.add_argument(
             "--deviation",
             metavar="SD",
             type=float,
-            help="standard deviation of a score over seeds for --plan; default: from earlier results, else 0.01",
+            help="standard deviation of a score over seeds for --plan; default: from earlier results, or 0.01",
         )
 
     def run(self, arguments: argparse.Namespace) -> int:

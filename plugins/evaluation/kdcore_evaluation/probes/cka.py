@@ -17,7 +17,7 @@ class Similarities(NamedTuple):
     """CKA of T blocks with S blocks; NaN where states are constant.
 
     Attributes:
-        all: (T, S) on all dimensions.
+        all: (T, S) computed from all dimensions.
         without_dominant: (T, S) without the dominant dimensions of both blocks.
     """
 
@@ -30,9 +30,9 @@ class _CentredStates:
     """States of a block, with precomputed values for the estimates.
 
     Attributes:
-        states: (N, d) in their own precision.
+        states: (N, d) in their original precision.
         kept: (d,) bool, false for dominant dimensions.
-        squares: (2, N) squared norms of the centred states, on all dimensions and on the kept dimensions.
+        squares: (2, N) squared norms of the centred states, over all dimensions and over the kept dimensions.
         own: (2,) `_hsic` of the states with themselves.
     """
 
@@ -59,11 +59,11 @@ def dominant_dimensions(states: Tensor) -> Tensor:
 
 
 def debiased_cka(first: Sequence[Tensor], second: Sequence[Tensor]) -> Similarities:
-    """Compute the debiased linear CKA of all pairs of blocks, in float64 and without a matrix (N, N).
+    """Compute the debiased linear CKA of all pairs of blocks, in float64 and without an (N, N) matrix.
 
     CKA is `HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))`, with the unbiased estimator of HSIC by Song et al. (JMLR 2012) as
-    in arXiv 2405.01012: independent states give about 0 for any number of tokens. CKA is invariant to shifts, rotations
-    and uniform scaling of a block's states.
+    in arXiv 2405.01012: independent states have a CKA of about 0 for any number of tokens. CKA is invariant to shifts,
+    rotations and uniform scaling of a block's states.
 
     Args:
         first: (N, d) states of T blocks, whose widths may differ.
@@ -86,7 +86,7 @@ def _centred(states: Tensor) -> Tensor:
 
 
 def _norms(first: Tensor, second: Tensor, kept: Tensor, also_kept: Tensor) -> Tensor:
-    """Return the squared norm of `X'Y` on all dimensions, and on the dimensions kept in both: (2,)."""
+    """Return the squared norm of `X'Y` over all dimensions, and over the dimensions kept in both: (2,)."""
     product = first.T @ second
     return torch.stack([product.square().sum(), product[kept][:, also_kept].square().sum()])
 

@@ -61,7 +61,7 @@ def _search_values(encoder: SentenceEncoder, texts: TextQueries) -> ScoreValues:
 def correlation_values(cosines: NDArray[np.float64], scores: NDArray[np.float64]) -> ScoreValues:
     """Return Spearman's rank correlation of cosines (n,) and scores (n,), 0 if all cosines are equal.
 
-    Its values are jackknife values, so that their standard error equals the correlation's.
+    The values are jackknife values, so their standard error is the standard error of the correlation.
     """
     from scipy.stats import rankdata
 

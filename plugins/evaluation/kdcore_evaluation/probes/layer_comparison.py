@@ -102,7 +102,7 @@ class _EncoderMeasurements:
 
 @torch.inference_mode()
 def measure_layers(run: FinishedRun) -> LayerReport:
-    """Compare all blocks of the student, and of the student before training, with those of the teacher.
+    """Compare all blocks of the student, before and after training, with the teacher's blocks.
 
     Batches and masks are the same as in validation. With two tokenizers, units are compared instead of tokens.
 
@@ -318,13 +318,13 @@ def _errors(
 
 
 def _relative(states: Tensor, targets: Tensor, constant: Tensor) -> np.ndarray:
-    """Return squared distances (n,) of states from targets, relative to the mean squared distance of a constant."""
+    """Return squared distances (n,) of states from targets, divided by the mean squared distance of a constant."""
     distances = (states.double() - targets.double()).square().sum(1)
     return (distances / (targets.double() - constant).square().sum(1).mean()).cpu().numpy()
 
 
 def _mapped(states: Tensor, targets: Tensor, fitted: Tensor) -> Tensor:
-    """Fit the best affine map from states to targets on the tokens `fitted` (n,), and map the other states."""
+    """Fit the best affine map from states to targets where `fitted` (n,) is true, and map the other states."""
     x, y = states[fitted].double(), targets[fitted].double()
     center = x.mean(0)
     product = (x - center).T @ (x - center)
@@ -364,7 +364,7 @@ def _grouped(
 
 
 def error_groups(values: Mapping[str, np.ndarray], by: np.ndarray, edges: Sequence[int]) -> list[ErrorGroup]:
-    """Average values (n,) in groups of `by` (n,) that are separated by ascending edges; omit empty groups."""
+    """Average values (n,) in groups that ascending edges define on `by` (n,); omit empty groups."""
     numbers = np.searchsorted(edges, by, side="right") - 1
     found = []
     for number in np.unique(numbers):

@@ -42,10 +42,10 @@ _FEWEST_TEXTS = 4  # for values of single texts: three pairs are left when one t
 
 
 def cost(source: str, probe: CostProbe) -> Outcome:
-    """Measure parameters (without heads), bytes of weight files, and speed and peak memory of inference.
+    """Measure the number of parameters (without heads), bytes of weight files, and inference speed and peak memory.
 
     Speed and latencies, in seconds, are medians over passes. Memory is the peak during the speed measurement minus the
-    memory in use before the model was loaded, that is, weights and activations.
+    memory in use before the model was loaded, so it covers weights and activations.
     """
     device = fastest_device()
     memory = PeakMemory(device)
@@ -255,7 +255,7 @@ def _fit(features: np.ndarray, labels: np.ndarray | None, *, classes: bool) -> A
 
 
 def _outputs(fitted: Any, features: np.ndarray, classes: int) -> np.ndarray:
-    """Return (n, C) log probabilities, -inf for classes absent from the texts for fitting; (n, 1) for numbers."""
+    """Return (n, C) log probabilities, -inf for classes absent from the training texts; (n, 1) for numbers."""
     if not classes:
         return np.asarray(fitted.predict(features), dtype=np.float64)[:, None]
     outputs = np.full((len(features), classes), -np.inf)
@@ -291,7 +291,7 @@ def _load(source: str) -> PreTrainedModel:
 
 
 def _positions(model: PreTrainedModel) -> int:
-    """Return the longest sequence in tokens; RoBERTa-like models number positions from the padding id on."""
+    """Return the maximum sequence length; positions of RoBERTa-like models start after the padding id."""
     positions = int(getattr(model.config, "max_position_embeddings", 512))
     offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
     return positions - offset - 1 if isinstance(offset, int) and offset else positions

@@ -24,10 +24,10 @@ class Agreement:
         rank_correlation: Spearman's correlation of the n(n-1)/2 cosine similarities between sequences.
         neighbours: mean fraction of a sequence's nearest neighbours that both encoders have in common; None if not
             requested.
-        speedup: median ratio of the times of first and second encoder, measured in alternation on each batch.
+        speedup: median ratio of the first encoder's time to the second encoder's, measured alternately on each batch.
         by_text: values (n,) of the sequences whose means are `cosine`, `rank_correlation` and `same_neighbours`, under
-            these names; None for a quantity that is not measured. The rank correlation is not a mean over sequences;
-            its values are jackknife values, whose standard error equals the correlation's.
+            these names; None for a quantity that is not measured. The rank correlation is not a mean over sequences.
+            Its values are therefore jackknife values, which have the standard error of the correlation.
     """
 
     sequences: int
@@ -50,7 +50,7 @@ def compare(
     device: torch.device | None = None,
     with_values: bool = False,
 ) -> Agreement:
-    """Compare two `AutoModel` encoders, which are on the CPU before and afterwards.
+    """Compare two `AutoModel` encoders, which are on the CPU before and after the call.
 
     Args:
         teacher: the first encoder, in eval mode.
@@ -127,10 +127,10 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def rank_correlation_values(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return values (n,) of n texts, at least 4; their mean is the rank correlation over all pairs of texts.
+    """Return a value for each of n >= 4 texts (n,); their mean is the rank correlation over all pairs of texts.
 
     These are jackknife values: the correlation plus n - 1 times the decrease when a text is left out, relative to the
-    mean decrease. Their standard error equals the correlation's.
+    mean decrease. Their standard error is the standard error of the correlation.
 
     Args:
         first: similarities (n, n).

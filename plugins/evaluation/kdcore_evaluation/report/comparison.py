@@ -90,7 +90,7 @@ class Comparison:
         primary: the plotted column; None without scores.
         remarks: limits of the comparison, shown to the reader.
         rows: the result rows that the scores were computed from.
-        roles: role of each reference: `teacher`, `initial`, `without teacher`, `random`, `constant` or `model`.
+        roles: role of each reference, one of `teacher`, `initial`, `without teacher`, `random`, `constant` and `model`.
         unit: unit of the repetitions, such as `seeds`.
     """
 
@@ -146,7 +146,7 @@ def compare_runs(
         results: evaluations; rows of runs that are not compared are ignored.
         by: keys that define the groups: recipe keys, or `method`, `run`, `seed`, `export`.
         over: key whose values are repetitions.
-        margin: points by which a group may be below its teacher and still count as equivalent; None for no such test.
+        margin: points by which a group may be below its teacher and still count as equivalent; None for no test.
 
     Raises:
         InputError: a key does not exist, or a margin is set and no teacher has a score.
@@ -255,7 +255,7 @@ def _teacher_runs(runs: Sequence[ComparedRun]) -> set[Path]:
 
 
 def _without_teacher(runs: Sequence[ComparedRun]) -> set[Path]:
-    """Return the folders of runs that train the student of another run, on its data, without its teacher."""
+    """Return the folders of runs that train another run's student on the same data, but without a teacher."""
     taught = {_student_of(run) for run in runs if _has_teacher(run)}
     return {run.folder for run in runs if not _has_teacher(run) and _student_of(run) in taught}
 
@@ -265,7 +265,7 @@ def _has_teacher(run: ComparedRun) -> bool:
 
 
 def _student_of(run: ComparedRun) -> tuple[str, str]:
-    """Return the configuration of the exported student and its training data; unique if there is no export."""
+    """Return the configuration of the exported student and its training data; a unique value without an export."""
     for export in ("best", "final"):
         try:
             config = json.loads((run.folder / "exports" / export / "config.json").read_text(encoding="utf-8"))
@@ -318,7 +318,7 @@ def _add_relative_costs(
     roles: Mapping[Labels, str],
     rows: Iterable[ResultRow],
 ) -> None:
-    """Add parameters and speed relative to a single teacher; speed only if it was measured on one machine."""
+    """Add parameters and speed relative to a single teacher; omit speeds that come from different machines."""
     teachers = [references[name] for name, role in roles.items() if role == "teacher" and name in references]
     theirs = {column: {one.value for own in teachers for one in own if one.column == column} for column in _COSTS}
     machines = {row.device for row in rows if row.metric == SPEED.metric}

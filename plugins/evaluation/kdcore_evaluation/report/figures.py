@@ -192,7 +192,7 @@ def _starts_untrained(curve: Curve) -> bool:
 def _lines(
     label: str, values: Sequence[float], kind: str, show: Callable[[float], str] = lambda value: f"{value:.4g}"
 ) -> list[Baseline]:
-    """Draw one line if values differ by less than 2%, such as over seeds; otherwise the lowest and the highest."""
+    """Draw one line if values (such as those of several seeds) differ by less than 2%, otherwise two lines."""
     if not values:
         return []
     mean = statistics.fmean(values)
@@ -332,7 +332,7 @@ def _scatter(
 
 
 def _references(comparison: Comparison, column: Column) -> list[Baseline]:
-    """Draw the references that have a score of a column, and predictions that ignore the text."""
+    """Draw the references that have a score in a column, and the score of predictions that ignore the text."""
     table = comparison.table
     shown = {labels: scores[column].mean for labels, scores in table.references.items() if column in scores}
     lines, initial = [], [value for labels, value in shown.items() if comparison.roles[labels] == "initial"]

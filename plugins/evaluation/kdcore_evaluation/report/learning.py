@@ -92,7 +92,7 @@ def _without_text(run: ComparedRun, metric: str) -> tuple[str, float] | None:
 
 
 def loss_changes(groups: Mapping[Labels, Sequence[ComparedRun]], over: str) -> list[LossChange]:
-    """Compare held-out losses before and after training with constant predictions.
+    """Compare held-out losses before and after training with the losses of constant predictions.
 
     Args:
         groups: runs of each group.

@@ -110,7 +110,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class HeatCell:
-    """A cell of a heat map: its value, None if it is not defined; its level from 0 to 10; whether it is outlined."""
+    """A cell of a heat map: its value (None if undefined), its level from 0 to 10, and whether it is outlined."""
 
     number: Number | None
     level: int
@@ -128,7 +128,7 @@ class HeatMap:
         rows: titles of the rows.
         columns: titles of the columns.
         cells: the values, row by row.
-        far: whether high values are bad, and therefore have another colour.
+        far: whether high values are bad and are therefore shown in another colour.
         download: address of its values as CSV.
     """
 
@@ -187,7 +187,7 @@ def figure(
         legend: the legend of the series.
         note: how to read the plot.
         description: the content of the plot in words; the default lists all points.
-        separate: whether markers that would cover each other are shifted sideways.
+        separate: whether markers that would overlap are shifted sideways.
     """
     drawing = draw(series, x, y, baselines, separate=separate)
     if not description:

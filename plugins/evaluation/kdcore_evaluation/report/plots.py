@@ -27,7 +27,7 @@ class Mark:
         x: its position on the horizontal axis.
         y: its position on the vertical axis.
         interval: bounds on the vertical axis; None if there are none.
-        text: its exact values in words.
+        text: its exact values as text.
     """
 
     x: float
@@ -38,7 +38,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one colour, dash pattern and shape.
+    """Points with the same colour, dash pattern and shape.
 
     Attributes:
         label: description of the points.
@@ -66,7 +66,7 @@ class Baseline:
     Attributes:
         label: description of the line.
         y: its position on the vertical axis.
-        text: its exact value in words.
+        text: its exact value as text.
         kind: role of the reference, such as `teacher` or `constant`; selects the dash pattern.
     """
 
@@ -95,7 +95,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class DrawnSeries:
-    """One series in pixels of the drawing.
+    """One series in pixel coordinates.
 
     Attributes:
         label: description of the points.
@@ -122,14 +122,14 @@ class DrawnSeries:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plot in pixels.
+    """A plot in pixel coordinates.
 
     Attributes:
         rows: positions and texts of the ticks of the vertical axis.
         columns: positions and texts of the ticks of the horizontal axis.
         baselines: position and description of each horizontal line.
         series: the series to draw, later ones on top.
-        shifted: whether points were shifted sideways because they would cover each other.
+        shifted: whether points were shifted sideways because they would overlap.
     """
 
     rows: list[tuple[float, str]]
@@ -155,7 +155,7 @@ def draw(
         x: the horizontal axis.
         y: the vertical axis.
         baselines: horizontal lines.
-        separate: whether markers that would cover each other are shifted sideways.
+        separate: whether markers that would overlap are shifted sideways.
     """
     kept = [drawn_marks(one, len(series)) for one in series]
     horizontal = _Scale(x, [mark.x for marks in kept for mark in marks], _LEFT, WIDTH - _RIGHT)
@@ -198,7 +198,7 @@ def dash_of(style: int) -> str:
 
 
 def drawn_marks(series: Series, count: int) -> Sequence[Mark]:
-    """Thin the points of one of `count` series evenly to keep pages of many runs small; the last point is kept."""
+    """Thin out the points of one of `count` series to keep pages with many runs small, but keep the last point."""
     most = max(_FEWEST_POINTS, min(_MOST_POINTS, _MOST_OF_PLOT // count))
     step = math.ceil(len(series.marks) / most)
     return series.marks if step < 2 else [*series.marks[:-1:step], series.marks[-1]]

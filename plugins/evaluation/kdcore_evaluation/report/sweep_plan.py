@@ -54,7 +54,7 @@ class TaskPlan:
     by_text: bool = True
 
     def detectable(self, seeds: int, comparisons: int) -> float:
-        """Return the difference of two groups with `seeds` paired seeds each that is detected with a power of 0.8.
+        """Return the difference between two groups that `seeds` paired seeds detect with a power of 0.8.
 
         The seeds of both groups are assumed to be independent; the level is divided by the number of comparisons, as in
         the first step of Holm's method. For a single seed, only the choice of texts is taken into account.
@@ -83,7 +83,8 @@ def plan_text(
         over: key of the repetitions.
         suite: the suite; its labelled texts are counted.
         earlier: comparison of earlier results; None if there are none.
-        deviation: standard deviation over seeds; None for the value of earlier results, or the default without them.
+        deviation: standard deviation over seeds; None to take it from earlier results, or to use the default if there
+            are none.
 
     Raises:
         DataError: the texts of a task cannot be read.
@@ -134,7 +135,7 @@ def _detectable(task: TaskPlan, seeds: int, comparisons: int) -> str:
 def _family(
     cells: Sequence[SweepCell], groups: int, suite: Suite, sizes: Mapping[str, Sequence[int]]
 ) -> tuple[int, str]:
-    """Count the differences whose p-values `kdcore compare` adjusts, if all models have all scores of the suite.
+    """Count the differences whose p-values `kdcore compare` adjusts, assuming that no model lacks a score.
 
     Returns:
         The number, and a description of its composition.
@@ -219,7 +220,7 @@ def _training_hours(left: Sequence[SweepCell]) -> str:
 
 
 def _hours_of(cell: SweepCell) -> float | None:
-    """Return the hours of a run: from its budget, otherwise the mean of similar finished runs in the folder."""
+    """Return the hours of a run: its budget in hours, or the mean of similar finished runs in the folder."""
     recipe = load_recipe(cell.recipe, cell.overrides)
     if recipe.settings.training.budget.hours is not None:
         return float(recipe.settings.training.budget.hours)

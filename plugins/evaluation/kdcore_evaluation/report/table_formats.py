@@ -166,9 +166,9 @@ def shown(column: Column, score: Score) -> str:
 
 
 def shown_differences(table: ScoreTable) -> list[Difference]:
-    """Select the differences to show: all for few groups, otherwise those to the group with each column's highest mean.
+    """Select the differences to show: all for few groups, otherwise those from the best group of each column.
 
-    The p-values are adjusted for all pairs, so this selection does not bias them.
+    The best group has the highest mean. The p-values are adjusted for all pairs, so this selection does not bias them.
     """
     if len(table.groups) <= _FEW_GROUPS:
         return table.differences
@@ -191,7 +191,7 @@ def difference_rows(table: ScoreTable) -> list[list[str]]:
 
 
 def shown_within(difference: Difference) -> str:
-    """Format whether the first group is shown to be worse by less than the margin; the one-sided level is 0.025."""
+    """Format whether a one-sided test at level 0.025 shows that the first group is worse by less than the margin."""
     if difference.p_within is None:
         return "-"
     verdict = "shown" if difference.p_within < SIGNIFICANCE / 2 else "not shown"

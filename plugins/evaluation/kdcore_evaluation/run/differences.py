@@ -34,13 +34,13 @@ def differences(
         against: references to compare each group with.
         teachers: references for the test of whether a group is worse by less than the margin.
         over: unit of the repetitions of a group, such as `seeds`.
-        margin: points (hundredths) by which a score may be worse; None for no such test.
+        margin: points (hundredths) by which a score may be worse; None for no test.
         trained: references that, like the groups, depend on a seed, such as students without a teacher. Any other
             reference with a single model is a fixed model.
 
     Returns:
-        The differences with an interval. Holm's method adjusts their p-values for all of them and for all differences
-        that could have been tested if their scores varied.
+        The differences with an interval. Holm's method adjusts their p-values for the number of differences, which
+        includes those that could have been tested if their scores varied.
     """
     found: list[tuple[Difference | None, float, float | None]] = []
     known = set(teachers)
@@ -81,7 +81,7 @@ def _common_columns(
 def _compare(
     own: Sequence[Measurement], theirs: Sequence[Measurement], over: str, *, fixed: bool
 ) -> tuple[Estimate | None, str] | None:
-    """Estimate the difference of two groups on one column, and describe what varies.
+    """Estimate the difference between two groups in one column, and describe what varies.
 
     Args:
         own: measurements of a group.

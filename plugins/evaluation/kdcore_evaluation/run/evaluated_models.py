@@ -52,7 +52,8 @@ class EvaluatedModel:
         imports: files that register `component` if it is not installed.
         run: folder of the run that exported it.
         export: name of the export, such as `final` or `budget-0.5`.
-        teacher: folder or hub name of the run's teacher; with several, of the one whose configuration the student uses.
+        teacher: folder or hub name of the run's teacher; if there are several, the teacher whose configuration the
+            student uses.
         teacher_component: name of the kdcore model that reads the teacher.
         sha256: hash of weights, configuration and tokenizer; without the weights if they are random.
     """
@@ -131,7 +132,7 @@ def find_models(
 
     Args:
         places: run folders, folders of runs, model folders and hub names.
-        exports: names of the exports to take from each run, or `all` for all except `initial`. None takes `best`; if
+        exports: names of the exports to take from each run, or `all` for all except `initial`. None selects `best`; if
             it is missing, `final`; if both are missing, the export with the largest fraction of the budget.
         references: reference models to add.
         remark: called with each warning.

@@ -55,7 +55,7 @@ class Evaluation:
 
     @property
     def exit_code(self) -> int:
-        """Exit code: 0 without failures; otherwise the first that occurred of 130 (interrupted), 2, 3 and 1."""
+        """Exit code: 0 without failures; otherwise the first of 130 (interrupted), 2, 3 and 1 that occurred."""
         codes = set(self.failed.values())
         return next((code for code in _WORST_FIRST if code in codes), EXIT_MACHINE if codes else 0)
 
@@ -92,7 +92,7 @@ class Evaluator:
 
         Args:
             models: the models.
-            slots: number of parallel fine-tunings.
+            slots: number of parallel fine-tuning runs.
             launch: function that trains recipes elsewhere, waits and returns an exit code; None trains them on this
                 machine.
             finished: function that returns whether a launched run has finished.

@@ -105,7 +105,7 @@ class FinishedPredictions:
 
 
 def read_predictions(run: ComparedRun) -> FinishedPredictions | None:
-    """Read the predictions of a run; None if its task has no labelled texts, or it has not predicted them yet."""
+    """Read the predictions of a run; None if its task has no labelled texts, or if they have not been predicted yet."""
     section = run.recipe.get("task", {})
     kind = _DATA.get(short_name("kdcore.tasks", str(section.get("name", ""))))
     if kind is None or not isinstance(section.get("data"), dict):

@@ -46,31 +46,31 @@ class Errors(_FrozenModel):
 
     measure: Literal["masked_lm", "state", "state_mapped"] = Field(
         description="`masked_lm`: cross-entropy in nats per masked token. `state`: squared distance between the states "
-        "of the last pair of blocks, relative to the variance of the teacher's. `state_mapped`: the same after the "
-        "best affine map of the student's states, fitted on every second sequence and measured on the others."
+        "of the last pair of blocks, relative to the variance of the teacher's states. `state_mapped`: the same "
+        "after the best affine map of the student's states, fitted on every second sequence and measured on the others."
     )
     by: Literal["frequency", "position"] = Field(
-        description="`frequency`: occurrences in a million tokens of training text; `position`: in a sequence, from 0."
+        description="`frequency`: occurrences per million tokens of training text; `position`: index in a sequence."
     )
     overall: dict[str, float]
     groups: list[ErrorGroup]
 
 
 class LayerReport(_FrozenModel):
-    """What each layer has learnt, measured on held-out text. Undefined values are None.
+    """What each layer has learned, measured on held-out text. Undefined values are None.
 
-    Maps have the key `student`, and `initial` for the student before training if the run exported it.
+    Mappings have the key `student`, and `initial` for the student before training if the run exported it.
     """
 
     format: Literal[1] = 1
     export: str = Field(description="The measured export, such as `final`.")
     teacher: str = Field(description="Folder or hub name of the teacher.")
     sequences: int
-    tokens: int = Field(description="Number of tokens N on which CKA was computed.")
+    tokens: int = Field(description="Number of tokens N from which CKA was computed.")
     teacher_blocks: list[int | Literal["embeddings"]] = Field(description="Rows of the matrices below.")
     student_blocks: list[int | Literal["embeddings"]] = Field(description="Columns of the matrices below.")
     pairs: list[tuple[int | Literal["embeddings"], int | Literal["embeddings"]]] = Field(
-        description="Pairs of blocks [teacher, student] that losses compare; without any, pairs by relative depth."
+        description="Pairs of blocks [teacher, student] that losses compare; if there are none, by relative depth."
     )
     cka: dict[str, SimilarityMatrix] = Field(
         description="`student`, `initial` -> debiased linear CKA with the teacher."

@@ -128,7 +128,7 @@ class Score:
         unit: unit of the repetitions.
         interval: bounds that contain the true mean with a probability of 95%; None if nothing varies.
         runs: number of trained runs, with their unit; empty for models that are not runs.
-        texts: number of test texts whose choice the interval accounts for; 0 for scores alone.
+        texts: number of test texts whose choice the interval accounts for; 0 if only scores are known.
         values: value of each repetition.
     """
 
@@ -217,11 +217,11 @@ class ScoreTable:
 
 
 def score_table(rows: Sequence[ResultRow], folder: Path | None = None) -> ScoreTable:
-    """Build a table with one group per model; deviations are over fine-tunings with several seeds.
+    """Build a table with one group per model; deviations are over fine-tuning runs with several seeds.
 
     Args:
         rows: the rows of one evaluation.
-        folder: folder of the evaluation, so that intervals account for the choice of texts; None for scores alone.
+        folder: folder of the evaluation, so that intervals account for the choice of texts; None to use only scores.
     """
     folders = None if folder is None else dict.fromkeys(rows, folder)
     groups: dict[Labels, list[Measurement]] = {}
@@ -255,7 +255,7 @@ def measurements(
     Args:
         rows: the rows of one model.
         repetition: the repetition to which the model belongs, such as a seed.
-        folders: folder of the evaluation of each row, to find its predictions; None for scores alone.
+        folders: folder of the evaluation of each row, to find its predictions; None to use only scores.
     """
     found = []
     for kind, task in dict.fromkeys((row.kind, row.task) for row in rows):
@@ -340,7 +340,7 @@ def make_table(
     over: str,
     chance: Mapping[Column, float],
 ) -> ScoreTable:
-    """Compute means and intervals of groups; `over` is the kind of repetitions, empty for models that are not runs."""
+    """Compute means and intervals of groups; `over` names the repetitions, and is empty without runs."""
     everything = [*groups.values(), *references.values()]
     columns = list(dict.fromkeys(one.column for own in everything for one in own))
     columns.sort(key=lambda column: _KINDS.index(column.kind) if column.kind in _KINDS else len(_KINDS))
@@ -361,7 +361,7 @@ def _scores(values: Sequence[Measurement], over: str) -> dict[Column, Score]:
 def summary(values: Sequence[Measurement], over: str) -> Score:
     """Compute mean, deviation and interval over repetitions, or over fine-tuning seeds for a single repetition.
 
-    A repetition counts once, regardless of the number of its fine-tunings.
+    A repetition counts once, regardless of the number of its fine-tuning runs.
     """
     found = sample_of(values)
     unit = "fine-tunings" if found.tuned else over or "runs"
@@ -388,8 +388,8 @@ class GroupSample:
         seeds: identity of each row: a repetition, or the seed of a fine-tuning.
         values: (n, m) values of m texts whose mean is a score, or (n, 1) scores; NaN for unusable values.
         runs: number of repetitions.
-        tuned: whether the rows are fine-tunings of a single repetition.
-        texts: identifies the texts; empty for scores alone.
+        tuned: whether the rows are fine-tuning runs of a single repetition.
+        texts: identifies the texts; empty if only scores are known.
     """
 
     seeds: tuple[Hashable, ...]
@@ -403,7 +403,7 @@ class GroupSample:
         return replace(self, values=self.values.mean(1, keepdims=True), texts="")
 
     def averaged(self) -> GroupSample:
-        """Return the mean (1, m) over the fine-tunings of a single repetition."""
+        """Return the mean (1, m) over the fine-tuning runs of a single repetition."""
         return replace(self, seeds=self.seeds[:1], values=self.values.mean(0, keepdims=True), tuned=False)
 
 

@@ -1,4 +1,4 @@
-"""Suites: files that define tasks, the grid of fine-tunings, and probes."""
+"""Suites: files that define tasks, the fine-tuning grid, and probes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SuiteTask(ComponentConfig):
 
     data: LabelledData | TaggedData
     metric: Literal[Metric, SpanMetric] | None = Field(
-        None, description="The score; default: the metric of GLUE's task, else the usual metric for such labels."
+        None, description="The score; default: the metric of the GLUE task, or the usual metric for the kind of labels."
     )
 
     @model_validator(mode="after")
@@ -51,7 +51,7 @@ class GlueTasks(ComponentConfig):
 
 
 class CostProbe(ComponentConfig):
-    """Parameters, bytes on disk, and measured speed and memory of inference on tokens drawn at random."""
+    """Number of parameters, bytes on disk, and speed and memory of inference, measured on randomly drawn tokens."""
 
     batch_size: int = Field(8, gt=0, description="Sequences per forward pass.")
     sequence_length: int = Field(128, gt=2, description="Tokens per sequence.")
@@ -68,7 +68,7 @@ class MaskedLMProbe(ComponentConfig):
 
 
 class AgreementProbe(ComponentConfig):
-    """Agreement with the teacher on held-out text: of embeddings, of similarities, of nearest neighbours."""
+    """Agreement of embeddings, similarities and nearest neighbours with the teacher's on held-out text."""
 
     data: DataSource = Field(description="A prepared folder, or a data recipe or its file, with held-out text.")
     sequences: int = Field(512, gt=1, description="Maximum number of sequences.")
@@ -83,7 +83,7 @@ class RetrievalProbe(ComponentConfig):
 
 
 class EmbeddingsProbe(ComponentConfig):
-    """Scores of embeddings of a sentence encoder, as its folder computes them: STS, pair classification, retrieval."""
+    """Scores of a sentence encoder's embeddings, computed with all modules: STS, pair classification, retrieval."""
 
     tasks: dict[FolderName, EmbeddingTexts] = Field(min_length=1, description="Label -> texts.")
 
@@ -106,7 +106,7 @@ class Probes(ComponentConfig):
 
 
 class Suite(ComponentConfig):
-    """Tasks, the grid of fine-tuning, and probes.
+    """Tasks, the fine-tuning grid, and probes.
 
     Every model is fine-tuned on every task once for each combination of learning rate, batch size and seed. `recipe`
     contains additional keys for the fine-tuning recipes, such as `optimizer` or `training.precision`.

@@ -51,7 +51,7 @@ class Trial:
         kind: `finetune`, `predictions` for a run that was trained on the task, or the name of a probe.
         model: the model.
         task: label of the task; None for probes without a task.
-        settings: settings of a probe, or the recipe of a fine-tuning without `run`.
+        settings: settings of a probe, or the recipe of a fine-tuning run without its section `run`.
         learning_rate, batch_size, seed: position in the grid; None for probes.
         data: fingerprint of labelled texts or of prepared data; None if no data is read.
     """
@@ -106,7 +106,7 @@ def read_embedding_texts(label: str, texts: EmbeddingTexts, report: Counter[str]
 
 
 def _in_suite(problem: Problem, own: str) -> Problem:
-    """Replace the key `task.data` of a recipe's problem with `own`, the corresponding key in the suite."""
+    """Replace the key `task.data` in a problem of a recipe with `own`, the corresponding key in the suite."""
     key, hint = (text and text.replace("task.data", own) for text in (problem.key, problem.hint))
     return replace(problem, key=key, hint=hint)
 
@@ -222,7 +222,9 @@ def _finetuning(
 def finetuning_recipe(
     suite: Suite, model: EvaluatedModel, task: SuiteTask, lr: float, batch_size: int, seed: int
 ) -> dict[str, Any]:
-    """Create the recipe of a fine-tuning, without `run`: the student starts from the model and learns the labels."""
+    """Create the recipe of a fine-tuning run, without `run`; the student starts from the model and learns the
+    labels.
+    """
     student: dict[str, Any] = {"name": model.component}
     if model.role == "random":
         student["config"] = model.config()

@@ -16,7 +16,7 @@ SUFFIX = "-without-teacher"
 
 
 def train_without_teacher(runs: Sequence[ComparedRun]) -> list[Path]:
-    """Train a counterpart of each run that has a teacher and predictions, next to the run; return the folders.
+    """Train a counterpart next to each run that has a teacher and predictions; return the folders.
 
     The counterpart `ID-without-teacher` has the same recipe and starts from the same weights, without the losses that
     need a teacher. Finished counterparts are not trained again, interrupted ones are resumed.
@@ -62,7 +62,7 @@ def recipe_without_teacher(run: ComparedRun) -> dict[str, Any]:
         raise InputError("files under `imports:` of a run folder's recipe are not run", where=where, hint=hint)
     if not (initial / "config.json").is_file():
         raise InputError(
-            "the student before training, from which training without a teacher starts, was not exported",
+            "the student before training was not exported, but training without a teacher starts from it",
             where=where,
             hint="train with `checkpoints.export_at_start: true`",
         )

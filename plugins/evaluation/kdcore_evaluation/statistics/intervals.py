@@ -1,6 +1,6 @@
 """Confidence intervals and tests of means and differences over seeds and test items.
 
-A sample is an array (n, m): n seeds, and m values of test items whose mean is a score. For scores alone, m is 1.
+A sample is an array (n, m): n seeds, and m values of test items whose mean is a score; m is 1 if only scores are known.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def estimate_difference(
         second: the second sample.
         paired: whether row i of both samples has the same seed (n = k); otherwise the variances of the seeds are added,
             as in Welch's test.
-        fixed: whether a single row is a fixed model, without variance over seeds, instead of one of several seeds.
+        fixed: whether a single row comes from a fixed model, which has no variance over seeds.
 
     Returns:
         The estimate; None without variation beyond rounding errors.
@@ -150,7 +150,7 @@ def _estimate(sides: Sequence[tuple[float, SampleValues]], rounding: float, *, f
 
 
 def _interaction(sample: SampleValues) -> float:
-    """Return the residual mean square of a sample (n, m) after seed and item effects; 0 for scores alone."""
+    """Return the residual mean square of a sample (n, m) after seed and item effects; 0 if only scores are known."""
     freedom: int = (sample.shape[0] - 1) * (sample.shape[1] - 1)
     if not freedom:
         return 0.0
