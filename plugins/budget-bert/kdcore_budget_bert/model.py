@@ -29,7 +29,7 @@ PLAIN_CLASSES = {
 
 
 def save(network: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Save a plain BERT if the network is equivalent to one, otherwise a folder with the modelling file."""
+    """Save a plain BERT if the network is equivalent to one; otherwise, include the modelling file in the folder."""
     config = network.config
     if all(getattr(config, key) == value for key, value in PLAIN.items()):
         own = {*PLAIN, "model_type", "architectures", "auto_map"}
@@ -51,7 +51,7 @@ class BudgetBert(TransformersModel):
 
     A BERT with norms before the attention and feed-forward layers (`norm_position: pre`) or after them (`post`), with
     `norm: layer_norm` or `rms_norm`, and with or without a norm of the embeddings (`embedding_norm`). All other keys of
-    `config` are those of BERT. With `pre`, the last block's hidden state is taken after the final norm. The form
+    `config` are the same as for BERT. With `pre`, the last block's hidden state is taken after the final norm. The form
     `post`, `layer_norm`, `embedding_norm: true` is BERT itself: it is loaded from BERT folders and exported as BERT.
     """
 

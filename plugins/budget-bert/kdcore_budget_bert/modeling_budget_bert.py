@@ -131,7 +131,7 @@ class BudgetBertSelfAttention(nn.Module):
 
 
 class BudgetBertOutput(nn.Module):
-    """The layers around attention or feed-forward: projection, residual, and a norm before or after them."""
+    """The layers around attention or the feed-forward layer: projection, residual, and a norm before or after them."""
 
     def __init__(self, config: BudgetBertConfig, input_size: int) -> None:
         super().__init__()
@@ -312,9 +312,9 @@ class BudgetBertModel(BudgetBertPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """Encode; arguments and outputs are those of transformers' BERT.
+        """Encode token ids; arguments and outputs match those of transformers' BERT.
 
-        The last of `hidden_states` is taken after the final norm, like `last_hidden_state`.
+        The last element of `hidden_states` is taken after the final norm, like `last_hidden_state`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
@@ -363,7 +363,7 @@ class BudgetBertForMaskedLM(BudgetBertPreTrainedModel):
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> MaskedLMOutput:
-        """Predict; arguments and outputs are those of transformers' BERT. In `labels`, -100 means no label."""
+        """Predict tokens; arguments and outputs match those of transformers' BERT. In `labels`, -100 means no label."""
         outputs = self.bert(input_ids, return_dict=True, **kwargs)
         logits = self.cls(outputs.last_hidden_state)
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())

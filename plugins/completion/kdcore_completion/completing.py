@@ -17,7 +17,7 @@ _KINDS = ("models", "tasks", "losses", "optimizers", "schedulers", "corpora", "t
 
 
 def main() -> None:
-    """Print the completions of the line in the environment variables of argcomplete, and exit."""
+    """Print the completions of the command line in argcomplete's environment variables, and exit."""
     argcomplete.autocomplete(command_parser(os.environ.get("COMP_LINE", "")), always_complete_options=False)
 
 
@@ -57,7 +57,7 @@ def _declare(parser: argparse.ArgumentParser, name: str, added: list[str]) -> No
 
 
 def complete_overrides(prefix: str, **_: Any) -> list[str]:
-    """Return keys as `key=`, or, after the equals sign, the values of a key that has a fixed set of them."""
+    """Return keys as `key=`; after the equals sign, return the values of a key with a fixed set of values."""
     key, equals, _value = prefix.partition("=")
     words = recipe_words()
     if equals:

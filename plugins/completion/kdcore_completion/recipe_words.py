@@ -1,7 +1,7 @@
 """Words for completion in recipes: keys, their values, and shipped recipes.
 
-They are read from the schema of `kdcore recipe schema`, which imports all components and takes seconds. They are
-therefore cached in a file whose name depends on the installed versions.
+The words are read from the schema of `kdcore recipe schema`. Building the schema takes seconds, because it imports all
+components, so the words are cached in a file whose name depends on the installed versions.
 """
 
 from __future__ import annotations

@@ -29,13 +29,13 @@ from kdcore_budget_bert.importing.training import (
 
 
 def import_command(text: str, source: str, shards: int | None = None) -> str:
-    """Convert a command of the source to a recipe: YAML with comments.
+    """Convert a command of the source to a recipe in YAML with comments.
 
     Args:
         text: the command, as entered in a shell or as printed.
-        source: name of the command's origin in messages.
-        shards: number of training shards in the command's data folder; None counts them in that folder, or uses the
-            source's usual number if the folder does not exist.
+        source: name of the command's origin, for messages.
+        shards: number of training shards in the command's data folder. If None, the shards in that folder are counted;
+            if the folder does not exist, the source's usual number is used.
 
     Raises:
         InputError: flags are unknown, wrong or cannot be converted; all of them are listed.

@@ -32,7 +32,7 @@ class Draft:
         approximated: differences between the recipe and the command, with reasons.
         without: flags of the command that have no counterpart in a recipe.
         problems: reasons why the command cannot be converted.
-        data: keys and values so far, as plain data.
+        data: the keys and values that have been set, as plain data.
     """
 
     command: SourceCommand
@@ -104,7 +104,7 @@ class Draft:
         return self.command.stated[name].where if self.given(name) else None
 
     def flags_of(self, key: str) -> tuple[str, ...]:
-        """Return the flags that set the value at a key, or at the nearest key around it."""
+        """Return the flags that set the value at a key, or at the nearest enclosing key."""
         while key and key not in self._flags_of:
             key = key.rpartition(".")[0]
         return self._flags_of.get(key, ())

@@ -1,7 +1,7 @@
-"""The flags of the source system's `run_pretraining.py`, as data: type, default and recipe keys of each.
+"""The flags of the source system's `run_pretraining.py`, as data: type, default and recipe keys of each flag.
 
-The source is the code of "How to Distill your BERT" (ACL 2023), built on academic-budget-bert. Defaults are those of
-its argument classes. docs/source-command.md prints this table, and a test compares the two.
+The source is the code of "How to Distill your BERT" (ACL 2023), built on academic-budget-bert. Defaults are taken from
+its argument classes. docs/source-command.md contains this table, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Flag:
 
     Attributes:
         name: name without dashes.
-        type: `switch` is a boolean, true if given without a value.
+        type: type of the value; `switch` is a boolean that is true if the flag has no value.
         default: the source's default; None if it has none.
         keys: keys of a recipe that the flag sets; empty if it has no counterpart.
         remark: differences of kdcore, in one or two sentences.

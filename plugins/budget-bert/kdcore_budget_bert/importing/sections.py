@@ -142,7 +142,7 @@ def put_task(draft: Draft) -> None:
     draft.put("task.name", "masked_lm", "model_type")
     path = draft.value("dataset_path")
     if draft.value("tokenizer_name") is None:
-        draft.problems.append(Problem("the flag is missing (the source requires it, too)", None, "--tokenizer_name"))
+        draft.problems.append(Problem("the flag is missing (the source also requires it)", None, "--tokenizer_name"))
     draft.flag("tokenizer_name", "task.data.tokenizer")
     draft.put(
         "task.data.sequence_length",

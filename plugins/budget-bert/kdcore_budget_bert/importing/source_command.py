@@ -30,7 +30,7 @@ class Word:
 
     @property
     def is_flag(self) -> bool:
-        """Whether the word is a flag and not a value; `-1` is a value."""
+        """Return whether a word is a flag and not a value; `-1` is a value."""
         return self.text.startswith("-") and len(self.text) > 1 and not _NUMBER.fullmatch(self.text)
 
 
@@ -49,7 +49,7 @@ class Stated:
 
 @dataclass(frozen=True)
 class SourceCommand:
-    """The source's command.
+    """A command of the source.
 
     Attributes:
         environment: names of the environment variables that are set before the command.
@@ -69,11 +69,11 @@ class SourceCommand:
 def parse_command(text: str, source: str) -> SourceCommand:
     """Parse a command.
 
-    Line ends count as blanks, with or without a preceding backslash; `#` starts a comment.
+    Line ends are treated as blanks, with or without a preceding backslash; `#` starts a comment.
 
     Args:
         text: the command.
-        source: name of the command's origin in messages.
+        source: name of the command's origin, for messages.
 
     Raises:
         InputError: the command is invalid; all problems are listed.
@@ -117,7 +117,7 @@ _EXAMPLE = "such as: python -m torch.distributed.launch run_pretraining.py --mod
 
 
 def _words(text: str, source: str) -> Iterator[Word]:
-    """Split text into words by the rules of a shell, with quotes and escapes, but without expansion."""
+    """Split text into words like a shell, with quotes and escapes but without expansion."""
     position, line = 0, 1
     while position < len(text):
         character = text[position]
@@ -137,7 +137,7 @@ def _words(text: str, source: str) -> Iterator[Word]:
 
 
 def _word(text: str, position: int, line: int, source: str) -> tuple[str, int, int]:
-    """Return the word at a position, its end, and the line of its end."""
+    """Return the word at a position, the position of its end, and the line in which it ends."""
     parts: list[str] = []
     began = line
     while position < len(text) and not text[position].isspace():

@@ -50,7 +50,7 @@ class RecipeImportCommand(Command):
             print(recipe, end="")
         else:
             _write_new(Path(arguments.output), recipe)
-            print(f"{arguments.output}: written; its first lines list where it differs from the command")
+            print(f"{arguments.output}: written; its first lines list the differences from the command")
         return 0
 
 
@@ -58,7 +58,7 @@ def _read_command(file: str | None) -> tuple[str, str]:
     """Read the command's text; return it with the name of its source for messages."""
     if file is None or file == "-":
         if sys.stdin.isatty():
-            print("reading the command from the keyboard; press Ctrl-D at its end", file=sys.stderr)
+            print("reading the command from the keyboard; press Ctrl-D when finished", file=sys.stderr)
         data, source = sys.stdin.buffer.read(), "stdin"
     else:
         source = file

@@ -24,7 +24,7 @@ class Shards:
     at_once: int
 
     def share(self, epochs: int) -> float:
-        """Return epochs of the source as a fraction of a pass over all of the data."""
+        """Convert epochs of the source to a fraction of one pass over all the data."""
         return float(f"{epochs * self.at_once / self.total:.9g}")
 
     def every(self, epochs: int) -> dict[str, float]:
