@@ -68,7 +68,7 @@ class Part:
 
     Attributes:
         name: identifies the piece within its corpus, independently of where the data is stored.
-        bytes: size of the covered range on disk; 0 if unknown. Used to distribute work over processes and to show
+        bytes: size of the covered range on disk; 0 if unknown. Used to distribute work among processes and to show
             progress.
         file: name of the file in `Corpus.files`, for readers that read file by file.
         start: where the range starts in the file, for readers that can start in the middle of a file.
@@ -86,7 +86,7 @@ class CorpusConfig(ComponentConfig):
     """Base of a reader's `Config`: the keys that every entry under `corpora` may have."""
 
     weight: float = Field(
-        1.0, gt=0, description="How often each of its sequences appears in an epoch; 0.5 alternates between two halves."
+        1.0, gt=0, description="How often each sequence appears in an epoch; 0.5 uses the two halves alternately."
     )
 
 
@@ -124,12 +124,12 @@ class Corpus(ABC):
         revision: increase it when the reader yields different documents for the same files and explicit settings, for
             example after a default has changed, so that data prepared by the older reader is not reused.
         Config: keys of the reader; strings annotated as `PathString` arrive as absolute paths.
-        config: the checked keys.
-        report: counts of what the reader repaired or left out, by description ("redirects skipped"). Stored with the
-            prepared data and shown to the user: every change and every omission must be counted. Reset before each part
-            and summed afterwards.
+        config: the validated keys.
+        report: counts of what the reader repaired or left out, by description ("redirects skipped"). They are stored
+            with the prepared data and shown to the user, so every change and every omission must be counted. They are
+            reset before each part and summed afterwards.
         characters: None, or a `kdcore_preparation.CharacterAccount` that counts the characters that each stage of the
-            reader received, dropped, rewrote and passed on, with reasons. Reset and summed like `report`.
+            reader received, dropped, rewrote and passed on, with reasons. It is reset and summed like `report`.
         bytes_read: number of the part's `bytes` that have been read so far, for the progress bar. Updating it is
             optional; it is reset to 0 before each part.
     """
@@ -172,7 +172,7 @@ class Corpus(ABC):
     def parts(self) -> Sequence[Part]:
         """List the pieces that can be read independently, in reading order; by default everything is one piece.
 
-        They are determined by the files and the reader's settings alone, never by the number of processes, and listing
+        The pieces may depend only on the files and the reader's settings, never on the number of processes. Listing
         them must not require much reading. Pieces of about `PART_BYTES` work best: smaller pieces are joined, and
         larger ones keep other processes waiting. A part that begins in the middle of a file must begin at a multiple of
         a fixed size, so that documents keep their names when the file grows.
@@ -183,7 +183,7 @@ class Corpus(ABC):
         return [Part("all", sum(path.stat().st_size for path in self.files().values()))]
 
     def read(self, part: Part) -> Iterator[Document | TokenizedSequences]:
-        """Yield the documents of one of `parts`, regardless of which other parts have been read before.
+        """Yield the documents of one of the `parts`, independently of which parts have been read before.
 
         Raises:
             DataError: the part is damaged; the documents before the damage have been yielded.

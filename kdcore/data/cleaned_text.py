@@ -1,4 +1,4 @@
-"""Make a tokenizer.json clean raw text as in training, and read spelled-out special tokens as plain text."""
+"""Make a tokenizer.json clean raw text as in training, and treat spelled-out special tokens as plain text."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
 
 
 def with_cleaning(content: dict[str, Any], *, strip: bool) -> dict[str, Any]:
-    """Return the content of a tokenizer.json that cleans its texts as training does.
+    """Return the content of a tokenizer.json that cleans text in the same way as training.
 
     A unigram model would encode a special token that is spelled out in a text as one piece. A pre-tokenizer splits such
     text, so that it is encoded as plain text if `split_special_tokens` is set.
 
     Args:
-        content: the content, with or without cleaning.
-        strip: remove white space at the ends. Text is normalised between added tokens, so this must not be set if added
-            tokens are recognised inside texts.
+        content: the content of a tokenizer.json, with or without cleaning.
+        strip: whether to remove white space at the ends. The text between two added tokens is normalised separately, so
+            this must not be set if added tokens are recognised inside texts.
     """
     content = without_cleaning(content)
     own = [] if content["normalizer"] is None else [content["normalizer"]]
@@ -58,10 +58,11 @@ def without_cleaning(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _special_pieces_divided(content: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a pre-tokenizer that splits special tokens that are pieces of a unigram model; None if there are none.
+    """Return a pre-tokenizer that splits the special tokens among a unigram model's pieces; None if there are none.
 
-    If no other piece contains two adjacent characters, every segmentation separates them, unless both are unknown:
-    consecutive unknown characters form a single token.
+    Each of these tokens is split between two adjacent characters, if possible a pair that no other piece contains.
+    Every segmentation then separates them, unless both are unknown, because consecutive unknown characters form a
+    single token.
     """
     if content["model"].get("type") != "Unigram":
         return None

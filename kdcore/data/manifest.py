@@ -46,7 +46,7 @@ class ShardEntry(_Stored):
     """One file of rows.
 
     `corpus` is the number of the corpus that the rows belong to; `predictions` is the number of masked positions stored
-    with each row, 0 if rows are not masked.
+    with each row, or 0 if rows are not masked.
     """
 
     file: FileName
@@ -179,13 +179,13 @@ class Manifest(_Stored):
     """The description of a prepared folder.
 
     `reports` counts, for each corpus, what was repaired or left out; `characters` lists the stages of each corpus in
-    order; `problems` describes likely problems with the data, None in older manifests; `weights` is the number of times
-    an epoch contains each corpus's sequences. `stated` lists the keys of `recipe` that were set explicitly, `readers`
-    describes the readers, and `preparation` is the revision of the preparation; format versions 1 and 2 have none of
-    these. `teacher` describes the teacher's tokens; it is None if the rows contain the tokens of only one tokenizer.
-    Versions of kdcore without support for `teacher` can train students without a teacher on this data, and reject a
-    teacher with another vocabulary. `tokenizer_files` maps the paths of the tokenizers' files in the folder to their
-    SHA-256; it is empty in older manifests.
+    order; `problems` describes likely problems with the data and is None in older manifests; `weights` is the number of
+    times each corpus's sequences appear in an epoch. `stated` lists the keys of `recipe` that were set explicitly,
+    `readers` describes the readers, and `preparation` is the revision of the preparation; format versions 1 and 2 have
+    none of these. `teacher` describes the teacher's tokens; it is None if the rows contain the tokens of only one
+    tokenizer. Versions of kdcore without support for `teacher` can train students without a teacher on this data, and
+    reject a teacher with a different vocabulary. `tokenizer_files` maps the paths of the tokenizers' files in the
+    folder to their SHA-256; it is empty in older manifests.
     """
 
     format_version: int

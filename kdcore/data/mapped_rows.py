@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class MappedRows:
-    """Gather rows of many arrays of one type and width, numbered consecutively.
+    """Gather rows of many arrays of the same type and width, with consecutive row numbers across all arrays.
 
     NumPy needs a few microseconds per indexed array, and a random batch touches hundreds of files. Therefore all arrays
     are viewed as one array from the first mapped address to the last. Rows are copied from it by address, as blocks of
@@ -42,7 +42,7 @@ class MappedRows:
         self._shifts = (addresses - base) // item - starts[:-1] * self._width
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
-        """Copy the rows (n, width) with these numbers (n,). The caller ensures that n > 0 and that all are in range."""
+        """Copy rows (n, width) by their numbers (n,). The caller ensures that n > 0 and that the numbers are valid."""
         places = numbers * self._width
         places += self._shifts[self._borders.searchsorted(numbers, side="right")]
         rows: NDArray[Any] = self._windows[places].view(self._dtype).reshape(-1, self._width)

@@ -31,7 +31,7 @@ class Preparation(ABC):
 
     Attributes:
         Config: keys of the data recipe; strings annotated as `PathString` arrive as absolute paths.
-        config: the checked keys.
+        config: the validated keys.
     """
 
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
@@ -49,7 +49,7 @@ class Preparation(ABC):
         Args:
             data: a file, a folder, texts, or a table with a column of texts.
             cache: folder of prepared data, where texts can be stored.
-            column: name of the text's column or key.
+            column: name of the column or key that contains the text.
             max_texts: number of texts to read from an iterable without a length, which may be endless.
 
         Raises:
@@ -59,11 +59,11 @@ class Preparation(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Describe the data in a few words for the log, such as its sources and the length of its sequences."""
+        """Describe the data in a few words for the log, for example its sources and sequence length."""
 
     @abstractmethod
     def find(self, cache: Path) -> PreparedData | None:
-        """Open the data if the cache folder already contains it; None if it has to be prepared.
+        """Open the data if the cache folder already contains it; return None if it has to be prepared.
 
         Raises:
             DataError: the raw data or a folder in the cache cannot be used.
@@ -71,13 +71,14 @@ class Preparation(ABC):
 
     @abstractmethod
     def prepare(self, cache: Path, *, progress: Callable[[str], None]) -> PreparedData:
-        """Prepare the data in the cache folder, so that `find` can open it from then on.
+        """Prepare the data in the cache folder, so that `find` can open it afterwards.
 
-        Several processes may ask for the same data at once; one of them prepares it and the others wait.
+        Several processes may request the same data at once; one of them prepares it and the others wait.
 
         Args:
             cache: the folder; it may not exist yet.
-            progress: function that is called often with one line about the progress, such as documents and time left.
+            progress: function that is called frequently with a one-line progress message, such as the number of
+                documents and the time left.
 
         Raises:
             DataError: the raw data or a folder in the cache cannot be used.
@@ -87,8 +88,8 @@ class Preparation(ABC):
     def tokenizer(self) -> str | None:
         """Return the folder or name of the recipe's tokenizer, whose settings an export keeps.
 
-        By default, the result is None. An export then keeps the settings of the copy in the prepared folder, which
-        another recipe may have written.
+        The default implementation returns None. An export then keeps the settings of the copy in the prepared folder,
+        which another recipe may have written.
         """
         return None
 
@@ -97,8 +98,8 @@ class Preparation(ABC):
     ) -> tuple[PreparedData, str]:
         """Open the data that a run started with, even if the recipe's data is now prepared elsewhere.
 
-        Override this method if data with one fingerprint can have several forms, or if the run's folder stays valid
-        when raw data is missing. By default, the recipe's data is found or prepared.
+        Override this method if data with the same fingerprint can have several forms, or if the run's folder stays
+        valid when raw data is missing. The default implementation finds or prepares the recipe's data.
 
         Args:
             cache: folder of prepared data.

@@ -25,7 +25,7 @@ def convert_sentencepiece(path: Path) -> Any:
 
     Pieces keep their ids. `[CLS]`, `[SEP]`, `[PAD]` and `[MASK]` are the model's own pieces if it has them (possibly
     spelled `<cls>`, `<s>` and so on); missing ones are appended after its last piece. Models that number their pieces
-    differently from their SentencePiece file (XLM-R) must be loaded from their folder instead.
+    differently from their SentencePiece file (such as XLM-R) must be loaded from their folder instead.
 
     Raises:
         DataError: the file is not a SentencePiece unigram or BPE model.

@@ -23,7 +23,7 @@ class ShardWriter:
     """Write rows, starting a new file when the last one is large enough. Files are written atomically.
 
     Args:
-        folder: folder of the files.
+        folder: folder to write the files to.
         name: name of the first file, without its suffix; further ones are numbered.
         sequence_length: number of columns in a row.
         dtype: type of ids.
@@ -74,7 +74,7 @@ class ShardWriter:
     def append(
         self, rows: Ids, lengths: Ids, masks: Masks | None = None, *, teacher: TeacherView | None = None
     ) -> None:
-        """Add rows (n, sequence_length) and their lengths (n,); `teacher` is required with a `teacher_dtype`."""
+        """Add rows (n, sequence_length) and their lengths (n,); `teacher` is required if `teacher_dtype` was set."""
         predictions = 0 if masks is None else masks.positions.shape[1]
         if predictions != self._predictions:
             self.close()

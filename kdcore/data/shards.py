@@ -61,7 +61,7 @@ class Masks(NamedTuple):
 class TeacherView(NamedTuple):
     """The teacher's tokens of some rows, and the units that align them with the student's.
 
-    Units are numbered from 0 in each row; both sides have the same units.
+    Units are numbered from 0 in each row; both models have the same units.
 
     Attributes:
         tokens: (rows, teacher's sequence_length) ids.
@@ -99,7 +99,8 @@ class Sequences:
         pad_id: id used for padding.
         lengths: (sequences,) int32, special tokens included.
         has_masks: whether every sequence has masks that were drawn by another program.
-        teacher_lengths: (sequences,) int32, lengths in the teacher's tokens; None if both models have the same tokens.
+        teacher_lengths: (sequences,) int32, number of teacher tokens in each sequence; None if both models have the
+            same tokens.
         vocab_size: upper bound (exclusive) of all ids.
         dtype: type of the stored ids; None if there are no rows.
 
@@ -173,7 +174,7 @@ class Sequences:
         return rows.astype(np.int32, copy=False), self.lengths[numbers]
 
     def teacher_view(self, indices: NDArray[np.integer[Any]]) -> TeacherView:
-        """Return the teacher's tokens of these sequences (at least one) and the units of both sides.
+        """Return the teacher's tokens of one or more sequences, and the units of both models.
 
         Raises:
             IndexError: a number is out of range.
@@ -335,7 +336,7 @@ class PreparedData:
         return sequences
 
     def verify(self) -> None:
-        """Read all files; compare them with the checksums, and the manifest with the tokenizer and the rows.
+        """Compare all files with their checksums, and the manifest with the tokenizer and the rows.
 
         Raises:
             DataError: a file is damaged; the message names all damaged files.

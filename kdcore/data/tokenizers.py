@@ -57,9 +57,9 @@ class SpecialIds:
 
 
 def load_tokenizer(name: str) -> Any:
-    """Load a fast tokenizer from a folder, a SentencePiece `.model` file or the name of a model on a hub.
+    """Load a fast tokenizer from a folder, a SentencePiece `.model` file or a model on a hub.
 
-    Truncation and padding settings of its files are turned off, because they would lose tokens.
+    Truncation and padding settings in its files are disabled, because truncation would lose tokens.
 
     Returns:
         A `transformers` fast tokenizer; it can be saved with `save_pretrained` and loaded with `AutoTokenizer`.
@@ -117,7 +117,7 @@ def special_ids(tokenizer: Any, where: str | None = None) -> SpecialIds:
     """Return the ids of the special tokens.
 
     Raises:
-        DataError: the tokenizer lacks a token for padding, start, end or mask.
+        DataError: the tokenizer lacks a padding, start, end or mask token.
     """
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
     missing = [role for role in _ROLES if ids[role] is None]
@@ -126,7 +126,7 @@ def special_ids(tokenizer: Any, where: str | None = None) -> SpecialIds:
             f"the tokenizer has no {', '.join(f'{role}_token' for role in missing)}",
             where=where,
             allowed=_NEEDED_FOR,
-            hint="use the tokenizer of a BERT-like encoder, or add the tokens and save it again",
+            hint="use the tokenizer of a BERT-like encoder, or add the missing tokens and save the tokenizer",
         )
     return SpecialIds(**ids, unk=tokenizer.unk_token_id, all=tuple(sorted(set(tokenizer.all_special_ids))))
 
@@ -141,16 +141,16 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 
 def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) -> None:
-    """Adapt a saved tokenizer to a model and to the text of its training, for all versions of transformers since 4.57.
+    """Adapt a saved tokenizer to a model and its training text, for all versions of transformers since 4.57.
 
-    Training text is cleaned, so the tokenizer gets cleaning normalizers, and the class that reads normalizers from
-    tokenizer.json. If `split_special_tokens` is set, it also strips texts. transformers 5 writes a class and a key for
-    additional special tokens that earlier versions do not read.
+    Training text is cleaned, so normalizers that clean text are added, and the tokenizer class is set to one that reads
+    normalizers from tokenizer.json. If `split_special_tokens` is set, the tokenizer also strips texts. transformers 5
+    writes a class and a key for additional special tokens that earlier versions do not read.
 
     Args:
         folder: the model's folder with the tokenizer's files.
-        max_length: the longest sequence of the model in tokens.
-        token_types: whether the model reads token types.
+        max_length: the model's maximum sequence length in tokens.
+        token_types: whether the model uses token types.
     """
     path = folder / "tokenizer_config.json"
     if not path.is_file():
@@ -175,11 +175,12 @@ def _read_as_training(path: Path, *, strip: bool) -> None:
 
 
 def reading_difference(one: Any, other: Any) -> tuple[str, list[str], list[str]] | None:
-    """Find text that two tokenizers of the same vocabulary read differently.
+    """Find text that two tokenizers with the same vocabulary tokenise differently.
 
     Normalizers and pre-tokenizers are compared by their results on sample texts, because equivalent settings can be
-    written in several ways. The samples have upper case, accents, composed characters, punctuation and Chinese, and are
-    in normal form C like all text. Then the tokens of vocabulary words are compared, which depend on merges or scores.
+    written in several ways. The samples contain capital letters, accents, composed characters, punctuation and Chinese
+    characters, and are in normal form C like all text. Then the tokens of vocabulary words are compared, because they
+    depend on merges or scores.
 
     Returns:
         The text, and its pieces or tokens from each tokenizer; None if there is no difference or a tokenizer is slow.
@@ -212,7 +213,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Compute the SHA-256 of everything that determines how cleaned text is tokenised.
 
     It does not depend on how the files are formatted, on truncation and padding settings, or on the cleaning that an
-    export adds, so a teacher's tokenizer and the one saved with prepared data have the same fingerprint if they
+    export adds. A teacher's tokenizer and the one saved with prepared data therefore have the same fingerprint if they
     tokenise text in the same way.
     """
     content = without_cleaning(json.loads(tokenizer.backend_tokenizer.to_str()))
