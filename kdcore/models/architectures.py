@@ -70,34 +70,36 @@ class Architecture:
 
     Attributes:
         model_type: the name in `config.json`.
-        blocks: dotted path of the list of blocks inside the base model. Its forward pass must iterate over the list.
+        blocks: dotted path of the list of blocks inside the base model. The base model's forward pass must iterate over
+            it.
         lm_head: function that applies the masked-LM head of a `...ForMaskedLM` network: rows (n, d) -> (n, V).
         lm_head_classes: transformers classes whose checkpoints contain trained weights of that head.
         embeddings: modules of the base model that compute the embeddings; the last one present returns their output.
         intermediate_size: configuration key of the feed-forward width.
-        position_offset: number of unused rows at the start of the position table, given the configuration. If there are
-            any, the last one belongs to the padding token, and its number is that token's id.
+        position_offset: function that returns the number of unused rows at the start of the position table for a
+            configuration. The last unused row, if any, belongs to the padding token, whose id is the row's number.
         first_block_differs: whether the first block lacks weights that the others have.
         adapt: function that replaces the attention of a new or loaded base model, if it cannot be selected by name.
-        relatives: other model types with the same weights under the same names, each with the configuration keys and
-            values with which this architecture computes the same results. Their folders are read as this type.
+        relatives: other model types with the same weights under the same names. Each is mapped to the configuration
+            keys and values that make this architecture compute the same results. Folders of these types are read as
+            this type.
         use: configuration keys, besides the number of heads and tied weights, that change how weights are used without
             changing their shapes; blocks are copied only if these keys are equal in source and student.
         equal: configuration keys of a student that default to the value of another key.
         after_first_block: path of a module of the base model that is applied to the output of the first block. The
             module's output is used as that block's hidden states. The module may be None.
         attention: name of the attention function that the network uses.
-        described: False for transformers encoders of unknown structure, of which only the outputs are read.
-        save: function that writes configuration and weights of a network into a folder.
+        described: False for transformers encoders of unknown structure; only their outputs are read.
+        save: function that writes the configuration and weights of a network to a folder.
         class_head: function that applies the head of a `...ForSequenceClassification` network to one state per sequence
             (B, d) and returns (B, C); it also receives the base model's pooler, which is stored separately. None if the
             architecture is not used with a head of this kind.
-        class_head_pools: whether the pooler is a part of that head.
+        class_head_pools: whether the pooler is a part of the classification head.
         packs: whether the base model supports packing the real tokens of all sequences in a single row: it accepts
             `position_ids`, computes everything but attention per token, and uses the masks of transformers'
             `masking_utils`. If False, it receives padded batches.
-        class_mean: whether that head uses the mean over a sequence's tokens, given the configuration; otherwise it uses
-            the first token.
+        class_mean: function that returns whether, for a configuration, the classification head uses the mean over a
+            sequence's tokens instead of the first token.
     """
 
     model_type: str

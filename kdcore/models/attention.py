@@ -39,10 +39,10 @@ def tapped_attention(
         key: like `query`.
         value: like `query`.
         attention_mask: a boolean mask from kdcore's mask function, or an additive mask; None if nothing is masked.
-        scaling: factor of the products; `d_k ** -0.5` if None.
+        scaling: scale factor of the dot products; `d_k ** -0.5` if None.
         position_bias: added to the scaled scores, broadcastable to (B, A, L, L).
         sliding_window: a query only attends to keys at a smaller distance; the mask already includes this limit.
-        kwargs: further arguments of transformers, such as `dropout`.
+        kwargs: further arguments from transformers, such as `dropout`.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     pattern = None
@@ -65,10 +65,11 @@ def tapped_attention(
 def attention_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """Build the mask for the fused kernel without reading its values.
 
-    transformers checks whether the whole mask is true, which synchronizes with the device at every step. Here, a batch
-    without padding has no mask, so the host can decide this.
+    transformers checks whether the whole mask is true, which synchronises with the device at every step. Here, a batch
+    without padding has no mask, so this check is not needed.
 
-    For sequences packed in a single row, the result is the mask of one full-length sequence: None, or a window.
+    For sequences packed in a single row, the result is the mask of one full-length sequence, which is either None or a
+    window mask.
     """
     capture = current_capture()
     if capture is not None and capture.packing is not None:

@@ -26,8 +26,8 @@ class Encoder(ABC, nn.Module):
 
     Attributes:
         info: description of the whole model, even if only a part of it is loaded.
-        packs: whether padded batches are computed on their real tokens only. Set by encoders that support it; the
-            signals must not depend on it.
+        packs: whether the network processes only the real tokens of a padded batch. Encoders that support this set it
+            to true. The signals must not depend on it.
         keeps_precision: whether a teacher stays in the precision in which it was loaded, instead of being cast to the
             training precision.
     """
@@ -75,10 +75,10 @@ class Encoder(ABC, nn.Module):
         )
 
     def keep_blocks(self, blocks: Sequence[int]) -> None:
-        """Drop all blocks but these; used by transforms that make a student shallower.
+        """Drop all blocks except the given ones; used by transforms that make a student shallower.
 
         Args:
-            blocks: 0-based blocks to keep, at least one, in rising order.
+            blocks: 0-based blocks to keep, at least one, in increasing order.
 
         Raises:
             InputError: this model requires a block that is not kept.
@@ -152,7 +152,9 @@ class Model(ABC):
         """
 
     def save_description(self, folder: Path) -> None:
-        """Write a teacher's configuration and tokenizer. Used as `path`, the folder describes it without weights.
+        """Write a teacher's configuration and tokenizer to a folder.
+
+        If used as `path`, the folder describes the teacher without its weights.
 
         Raises:
             InputError: this model cannot be described without its weights.
@@ -174,7 +176,8 @@ class Model(ABC):
     def load_teacher(self, request: SignalRequest) -> Encoder:
         """Load the blocks and heads that `request` needs, in float32.
 
-        The encoder may also look up its signals: the batches passed to its `forward` include split, samples and epochs.
+        The encoder may look up its signals instead of computing them, because the batches passed to its `forward`
+        include split, samples and epochs.
         """
 
     @abstractmethod
@@ -194,7 +197,7 @@ class Model(ABC):
         return None
 
     def tokenizer(self) -> Any | None:
-        """Return the fast tokenizer saved with the initial weights; None if they are random or it is unknown.
+        """Return the fast tokenizer saved with the initial weights; None if there is none or the weights are random.
 
         A task checks that it tokenises text like the data's tokenizer: the vocabulary alone does not show whether text
         is lowercased.

@@ -1,4 +1,4 @@
-"""Read, describe and check configurations of Hugging Face encoders, and derive the students' configurations."""
+"""Read, describe and check configurations of Hugging Face encoders, and derive configurations for students."""
 
 from __future__ import annotations
 
@@ -164,8 +164,8 @@ def _hint_on_type(classes: object, architectures: Architectures) -> str:
 def student_config(base: Base | None, changes: Mapping[str, Any], architectures: Architectures) -> PreTrainedConfig:
     """Build the student's configuration from `changes`; missing keys are taken from `base`.
 
-    From a base of another architecture only sizes and ids of special tokens are taken; the rest are defaults. A
-    relative (`Architecture.relatives`) is treated as the student's own architecture.
+    If the base has a different architecture, only its sizes and special token ids are used, and all other keys have
+    their defaults. A relative (`Architecture.relatives`) is treated as the student's own architecture.
 
     Raises:
         InputError: unknown keys, wrong types, inconsistent sizes, an unsupported architecture.
@@ -210,7 +210,7 @@ def student_config(base: Base | None, changes: Mapping[str, Any], architectures:
 
 
 def with_num_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    """Return the configuration of the model's first blocks; at least one, because some models reject zero."""
+    """Return a configuration with only the first blocks, at least one, because some models reject zero blocks."""
     stated = config.to_dict()
     stated[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = max(num_layers, 1)
     if stated.get("layer_types"):
@@ -291,7 +291,7 @@ def _check_keys(changes: Mapping[str, Any], known: set[str], cls: type[PreTraine
 
 
 def _layer_types(stated: Mapping[str, Any], merged: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
-    """Repeat the pattern of global and local blocks for a student with another number of blocks."""
+    """Repeat the pattern of global and local blocks for a student with a different number of blocks."""
     count = merged["num_hidden_layers"]
     if _RHYTHM in changes or not isinstance(count, int):
         return None  # left to the configuration class, which applies its rule or raises an error
@@ -301,7 +301,7 @@ def _layer_types(stated: Mapping[str, Any], merged: Mapping[str, Any], changes: 
 
 
 def _take_positions(config: PreTrainedConfig, architecture: Architecture, longest: int) -> None:
-    """Set the maximum length of a student to the length of a teacher of another architecture."""
+    """Set a student's maximum length to `longest`, the maximum length of a teacher with a different architecture."""
     offset = architecture.position_offset(config)
     if offset > longest:
         raise InputError(

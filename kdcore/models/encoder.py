@@ -40,7 +40,7 @@ from kdcore.signals import MASKED_LM, Batch, FactoredLogits, ModelInfo, Position
 class ShortenedBlocks(nn.ModuleList):
     """A list of blocks whose iteration stops after `depth`; parameters and their names are unchanged.
 
-    With `recompute`, a training step keeps only the inputs of blocks and recomputes the rest for its gradients.
+    With `recompute`, a training step keeps only the inputs of blocks and recomputes the rest in the backward pass.
     """
 
     depth: int | None = None
@@ -77,7 +77,7 @@ def _calls_kernel(module: nn.Module) -> bool:
 
 
 def _parts_beside_attention(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the largest modules that do not call the attention kernel and have more than one operation."""
+    """Yield the largest modules that do not call the attention kernel and consist of more than one operation."""
     for child in module.children():
         if _calls_kernel(child):
             continue
@@ -104,7 +104,7 @@ class TransformersEncoder(Encoder):
             network: the network.
             architecture: description of its parts.
             info: description of the whole model; the network may contain only its first blocks.
-            heads: further heads by name: separate modules, or networks of transformers without a base model.
+            heads: further heads by name, each a separate module or a network of transformers without its base model.
         """
         super().__init__()
         self.info = info
@@ -172,7 +172,7 @@ class TransformersEncoder(Encoder):
         return self._answer(batch, request, capture, last)
 
     def _packs(self, batch: Batch) -> bool:
-        """Return whether to pack a batch. One without padding is packed only for kernels that need no window mask."""
+        """Return whether to pack a batch. Unpadded batches are packed only for kernels that need no window mask."""
         if not self.packs or batch.attention_mask is not None:
             return self.packs
         config = self._base.config

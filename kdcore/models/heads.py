@@ -22,7 +22,7 @@ from kdcore.signals import FactoredLogits, Head, ModelInfo
 
 
 def auto_class_of(head: Head | None) -> Any:
-    """Return the Auto class of transformers that builds and loads encoders with a head, or without one if it is None.
+    """Return the Auto class of transformers for encoders with `head`, or for encoders without a head if it is None.
 
     Raises:
         InputError: transformers has no such class.
@@ -92,7 +92,7 @@ def head_only(network: PreTrainedModel, base: PreTrainedModel) -> PreTrainedMode
 
 
 def factored_logits(network: Any, lm_head: Callable[[Any, Tensor], Tensor], states: Tensor) -> FactoredLogits:
-    """Apply a masked-LM head up to its final matrix product, so that nothing of size (rows, V) is created.
+    """Apply a masked-LM head up to its final matrix product, so that no tensor of size (rows, V) is created.
 
     Args:
         network: a network with a masked-LM head.
@@ -150,7 +150,7 @@ def load_head(folder: Path | str, head: Head) -> nn.Module:
 
     Raises:
         DataError: the folder does not contain the head's weights, they do not match the module, or the head was saved
-            with another level or pooling.
+            with a different level or pooling.
         InputError: the head has no module.
     """
     path = head_file(Path(folder), head.name)

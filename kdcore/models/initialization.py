@@ -23,8 +23,8 @@ def choose_blocks(
     """Select one source block for each student block.
 
     Raises:
-        InputError: the number of blocks differs from the student's, a block does not exist, or its kind (global or
-            local attention) differs from the student's block.
+        InputError: the number of blocks differs from the student's, a block does not exist, or the kinds (global or
+            local attention) of a student block and its source block differ.
     """
     source_kinds, student_kinds = block_kinds(source, architecture), block_kinds(student, architecture)
     all_alike = len({*source_kinds, *student_kinds}) == 1
@@ -65,7 +65,7 @@ def _numbers(blocks: str | list[int], available: int, wanted: int) -> list[int]:
 
 
 def fitting_blocks(source_kinds: Sequence[str], student_kinds: Sequence[str]) -> list[int] | None:
-    """Find increasing source blocks of the student's kinds, spread as evenly as possible; None if there are none."""
+    """Find increasing, evenly spread source blocks that match the kinds of the student's blocks; None if impossible."""
     spread = (len(source_kinds) - 1) / max(len(student_kinds) - 1, 1)
     best: dict[int, tuple[float, list[int]]] = {-1: (0.0, [])}  # by the last block taken
     for place, kind in enumerate(student_kinds):
@@ -84,13 +84,13 @@ def fitting_blocks(source_kinds: Sequence[str], student_kinds: Sequence[str]) ->
 def plan_copy(
     source: PreTrainedModel, student: PreTrainedModel, chosen: Sequence[int], architecture: Architecture
 ) -> dict[str, str]:
-    """Map the student's weights to the source's weights to copy, by their names in the base model.
+    """Map each of the student's weights to the source weight that is copied, by their names in the base model.
 
     All weights are mapped except the weights of a head or pooler that the source lacks. The networks may be on the meta
     device.
 
     Raises:
-        InputError: a weight has another size in the source, or exists in only one of source and student.
+        InputError: a weight has a different size in the source, or exists in only one of source and student.
     """
     _check_equal_use(source.config, student.config, architecture)
     blocks = f"{architecture.blocks}."
@@ -126,7 +126,7 @@ def _check_equal_use(source: PreTrainedConfig, student: PreTrainedConfig, archit
         if theirs != ours:
             raise InputError(
                 f"{key} is {json.dumps(theirs)} in the source and {json.dumps(ours)} in the student, so copied weights "
-                "would compute something else",
+                "would produce different results",
                 key=f"student.config.{key}",
                 hint="use the source's value, or remove `initialize`",
             )

@@ -64,7 +64,7 @@ class FusedMPNetAttention(nn.Module):
 
 
 def use_fused_attention(base: nn.Module) -> None:
-    """Replace the attention of every block by the fused attention; names of parameters do not change."""
+    """Replace the attention of every block with the fused attention; parameter names do not change."""
     encoder: Any = base.get_submodule("encoder")
     encoder.compute_position_bias = MethodType(position_bias, encoder)
     blocks = base.get_submodule("encoder.layer")

@@ -1,7 +1,7 @@
 """Pack the real tokens of a padded batch into a single row, one sequence after another.
 
 Everything in an encoder except attention is computed per token, so sequence boundaries do not matter as long as each
-token has its position. Attention is computed per sequence.
+token keeps its position. Attention is computed per sequence.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class AttentionCall:
     Attributes:
         dtype: precision of query, key and value.
         head_size: d_k.
-        scale: factor on the products.
+        scale: scale factor of the dot products.
         dropout: whether dropout is applied to attention probabilities.
         mask: `none`, `window` (a limit on the distance between query and key) or `other`, such as a bias.
     """
@@ -286,7 +286,7 @@ class Packing:
             value: like `query`.
             mask: the block's mask for one sequence of length L, broadcastable to (1, A, L, L), or None.
             dropout: fraction of the attention probabilities to drop.
-            scale: factor on the products.
+            scale: scale factor of the dot products.
             pattern: structure of `mask`, if known.
         """
         tokens, window = [query, key, value], None if pattern is None or pattern.bias is not None else pattern.window

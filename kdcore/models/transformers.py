@@ -48,7 +48,7 @@ class Initialize(ComponentConfig):
     """Source of a student's initial weights."""
 
     source: Literal["teacher"] | PathOrHubName = Field(
-        alias="from", description="`teacher`, or the folder or hub name of a model of the student's architecture."
+        alias="from", description="`teacher`, or the folder or hub name of a model with the student's architecture."
     )
     blocks: Literal["uniform", "first", "last"] | list[int] = Field(
         "uniform", description="Source block of each student block."
@@ -59,9 +59,9 @@ class TransformersModel(Model):
     """BERT-like encoders of Hugging Face transformers.
 
     A teacher has a `path`. A student has a `config`, whose missing keys are taken from the teacher (or from the folder
-    it is initialised from), and optionally `initialize`; without it the weights are random. A student of another
-    `model_type` than the teacher takes the teacher's sizes and special ids; all other keys have that architecture's
-    defaults.
+    it is initialised from), and optionally `initialize`; without it the weights are random. A student whose
+    `model_type` differs from the teacher's takes the teacher's sizes and special ids; all other keys have the defaults
+    of the student's architecture.
 
     A package can add encoders with a subclass that sets `architectures`.
     """
@@ -149,7 +149,7 @@ class TransformersModel(Model):
             self._tokenizer.save_pretrained(folder)
 
     def set_heads(self, heads: Sequence[Head]) -> None:
-        """Add the heads that transformers has for the student's architecture, or that have their own module."""
+        """Add heads that transformers provides for the student's architecture, and heads with their own module."""
         self._task_heads = self._offered(heads)
         for head in self._task_heads[:1]:
             if has_class(self.hf_config, head):
@@ -273,7 +273,9 @@ class TransformersModel(Model):
     def _load_source(
         self, config: PreTrainedConfig, head: Head | None
     ) -> tuple[PreTrainedModel, set[str], Head | None]:
-        """Load the source of a student with a head; without one, with the source's masked-LM head if it has one.
+        """Load the source of a student with the student's head.
+
+        For a student without a head, load the source's masked-LM head if there is one.
 
         A head of the source with different outputs (a different number or different names) is not used.
 
@@ -295,7 +297,7 @@ class TransformersModel(Model):
         mismatched = {name: sizes for name, sizes in loaded.mismatched.items() if name not in names}
         refuse_incomplete(replace(loaded, missing=loaded.missing - new, mismatched=mismatched), self.source)
         if theirs is not None and _differ(theirs, head):
-            logger.info(f"the student's head `{head.name}` is initialised randomly: {self.source} has other classes")
+            logger.info(f"the student's head `{head.name}` is initialised randomly: {self.source} has different labels")
             new |= names
         self.architecture.adapt(loaded.network.base_model)
         return loaded.network, {name.removeprefix(prefix) for name in new}, head
@@ -335,7 +337,7 @@ class TransformersModel(Model):
             raise InputError(
                 f"a `{config.model_type}` student cannot be initialised from the blocks of a `{source.model_type}`",
                 key="student.initialize",
-                hint=f"remove `initialize` for random weights, or give the folder of a `{config.model_type}`",
+                hint=f"remove `initialize` for random weights, or use the folder of a `{config.model_type}`",
             )
         return config
 
@@ -344,7 +346,7 @@ class TransformersModel(Model):
             raise InputError(
                 "the recipe has no teacher of the model `transformers` to copy from",
                 key="student.initialize.from",
-                hint="give a folder, or remove `initialize` for random weights",
+                hint="specify a folder, or remove `initialize` for random weights",
             )
         return self._read_config(self.source)
 
@@ -483,7 +485,7 @@ def _differ(one: Head, other: Head) -> bool:
 
 
 def foreign_code(config: PreTrainedConfig) -> str:
-    """Return the network's class in a model's custom code; empty if it is the installed class."""
+    """Return the reference to the network's class in a model's custom code; empty if the installed class is used."""
     named = getattr(config, "auto_map", None) or {}
     heads = (None, Head.masked_lm(1), Head.sequence_classes(), Head.token_classes())
     for auto in map(auto_class_of, heads):
@@ -521,7 +523,7 @@ def _load(
 
 
 def _create(config: PreTrainedConfig, architecture: Architecture, *, head: Head | None) -> PreTrainedModel:
-    """Create a network with random weights and, next to a head, a pooler, which `AutoModel` expects in the export."""
+    """Create a network with random weights; with a head, add the pooler that `AutoModel` expects in the export."""
     network: PreTrainedModel = auto_class_of(head).from_config(config, attn_implementation=architecture.attention)
     if head is not None and getattr(network.base_model, "pooler", None) is None:
         bare = AutoModel.from_config(with_num_layers(config, 1), attn_implementation=architecture.attention)

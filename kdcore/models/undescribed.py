@@ -134,7 +134,7 @@ def _examine(config: PreTrainedConfig, architecture: Architecture) -> Architectu
 
 
 def _shortened(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the configuration with few blocks and token ids, if its class supports that."""
+    """Return the configuration with only a few blocks and token ids, if its class supports this."""
     changed = copy.deepcopy(config)
     try:
         changed = with_num_layers(changed, min(2, config.num_hidden_layers))
@@ -186,7 +186,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _block_list(config: PreTrainedConfig) -> str:
-    """Return the path of the only list with one entry per block, not inside another such list; empty if none."""
+    """Return the path of the outermost list with one entry per block; empty unless there is exactly one."""
     with torch.device("meta"):
         base = AutoModel.from_config(copy.deepcopy(config))
     found: list[str] = []

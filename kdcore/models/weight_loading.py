@@ -92,10 +92,10 @@ def load_weights(
         config: the configuration, possibly with fewer blocks.
         attention: name of the attention function.
         trust: whether to run custom code.
-        dtype: precision of the weights; no other copy of all weights is made.
+        dtype: precision of the weights; they are loaded in this precision without a second copy of all weights.
 
     Raises:
-        DataError: the weights are missing, are not finite, or the custom code fails.
+        DataError: the weights are missing or not finite, or the custom code fails.
     """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # do not report blocks and heads that are not loaded on purpose
@@ -249,7 +249,7 @@ def adapt_to_weights(path: str, config: PreTrainedConfig, architecture: Architec
         if config.tie_word_embeddings and separate and not lacking:
             logger.info(
                 f"{path}: the output matrix differs from the input embeddings, so they stay separate "
-                "(config.json states tie_word_embeddings: true)"
+                "(config.json has tie_word_embeddings: true)"
             )
             config.tie_word_embeddings = False
     config.architectures = named
@@ -268,7 +268,7 @@ def _named_heads(named: list[str], classes: tuple[str, ...], lacking: set[str], 
         return named if stated else [*named, classes[0]]
     if stated:
         logger.info(
-            f"{path}: config.json states {stated[0]}, but the weights have no such head "
+            f"{path}: config.json lists {stated[0]}, but the weights have no such head "
             f"(`{min(lacking)}` is missing); it is not used"
         )
     return [name for name in named if name not in stated]
@@ -313,6 +313,6 @@ def _warn_of_unused_blocks(
     if found > stated:
         unused = f"block {stated} is" if found == stated + 1 else f"blocks {stated} to {found - 1} are"
         logger.warning(
-            f"{path}: the weights have {found} blocks, but config.json states num_hidden_layers: {stated}; "
+            f"{path}: the weights have {found} blocks, but config.json has num_hidden_layers: {stated}; "
             f"{unused} not used"
         )

@@ -172,7 +172,7 @@ def test_a_head_for_other_classes_is_not_taken_over(
         encoder.network.classifier.weight, theirs.classifier.weight
     )
     assert torch.equal(encoder.pooler.dense.weight, theirs.bert.pooler.dense.weight)
-    assert "has other classes" in caplog.text
+    assert "has different labels" in caplog.text
 
 
 def test_without_the_request_there_is_no_head_and_no_pooler_runs(

@@ -275,7 +275,7 @@ def test_a_head_that_only_config_json_states_is_not_used(model_type, saved_model
     caplog.set_level(logging.INFO, "kdcore")
     whole, model = teacher(folder), student(folder)
     assert whole.info.head("masked_lm") is None
-    assert re.search(rf"config.json states {name}, but the weights have no such head \(`.*` is missing\)", caplog.text)
+    assert re.search(rf"config.json lists {name}, but the weights have no such head \(`.*` is missing\)", caplog.text)
     model.build_student(HIDDEN)
     with pytest.raises(InputError, match="the teacher has no masked-LM head"):
         whole.load_teacher(PREDICTIONS)
@@ -320,7 +320,7 @@ def test_blocks_that_config_json_leaves_out_are_reported(saved_model, tmp_path, 
     assert not caplog.records
     change(folder, num_hidden_layers=2)
     teacher(folder)
-    wanted = "the weights have 4 blocks, but config.json states num_hidden_layers: 2; blocks 2 to 3 are not used"
+    wanted = "the weights have 4 blocks, but config.json has num_hidden_layers: 2; blocks 2 to 3 are not used"
     assert f"{folder}: {wanted}" in caplog.text
     caplog.clear()
     change(folder, num_hidden_layers=3)

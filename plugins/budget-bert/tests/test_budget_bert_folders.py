@@ -326,7 +326,7 @@ def test_a_student_that_cannot_be_is_refused_in_words(
         ({"norm": "rms_norm"}, ["student.config.norm", '"layer_norm" in the source']),
         (
             {"embedding_norm": False},
-            ["student.config.embedding_norm", "true in the source", "would compute something else"],
+            ["student.config.embedding_norm", "true in the source", "would produce different results"],
         ),
         ({"tie_word_embeddings": False}, ["student.config.tie_word_embeddings"]),
         ({"hidden_size": 16}, ["in the source", "in the student"]),
