@@ -1,7 +1,7 @@
-"""Distil BERT-like encoders: train a small student from a large teacher, raw text and a recipe.
+"""Distil large BERT-like encoders into small ones, from raw text and a recipe.
 
-Other packages use only the names in this module; `__init__.pyi` lists them with the modules that define them. Each name
-is imported on first use, so `import kdcore` is fast and imports neither torch nor transformers.
+Other packages may use only the names in this module. `__init__.pyi` lists these names and the modules that define them.
+Each name is imported on first use, so `import kdcore` is fast and imports neither torch nor transformers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run `kdcore` as `python -m kdcore` if its script is not installed, for example in a container."""
+"""Run kdcore as `python -m kdcore` where the script `kdcore` is not installed, for example in a container."""
 
 import sys
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def moved_name(old: str, module: str, package: str) -> Any:
-    """Resolve a deprecated name, and attribute a warning to the module that uses it.
+    """Resolve a deprecated name, and issue a warning that points to the module using it.
 
     Called by a module's `__getattr__`.
 
@@ -33,7 +33,7 @@ def moved_name(old: str, module: str, package: str) -> Any:
 
 
 def renamed(old: str, new: str, value: Any) -> Any:
-    """Return the value of a renamed public name, and attribute a warning to the module that uses the old name.
+    """Return the value of a renamed public name, and issue a warning that points to the module using the old name.
 
     Called by a module's `__getattr__`.
 

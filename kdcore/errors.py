@@ -24,7 +24,7 @@ class Problem:
 
     Attributes:
         what: the problem, as one sentence without a final full stop.
-        where: location of the problem: a file, `file:line`, an override or a folder.
+        where: location of the problem (a file, `file:line`, an override or a folder).
         key: dotted key path at that location, such as `losses.hidden_mse.layers`.
         allowed: the valid values or names.
         hint: how to fix it.
@@ -49,7 +49,7 @@ class Problem:
 
 
 def _shortened(text: str) -> str:
-    """Leave out the middle of a long text, so that a value from a file never floods the screen."""
+    """Omit the middle of a long text, so that a value from a file does not flood the screen."""
     left_out = len(text) - _LONGEST_PART
     half = _LONGEST_PART // 2
     return text if left_out <= 0 else f"{text[:half]}... ({left_out:,} characters left out) ...{text[-half:]}"

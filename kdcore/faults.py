@@ -24,7 +24,7 @@ _IMPORTED = "kdcore_import_"
 
 @contextmanager
 def plugin_faults(component: object = None, key: str | None = None) -> Iterator[None]:
-    """Convert an exception raised by a component's code into an error that names component, package and line.
+    """Convert an exception raised by a component's code into an error that names the component, package and line.
 
     Without a component, or with a component of kdcore itself, an exception is converted only if its traceback contains
     a plugin's code and it is not an OSError. Errors of kdcore, closed pipes, full disks, overlong paths, exhausted
@@ -106,7 +106,7 @@ def _described(cls: type, module: str, *, given: bool) -> str:
 
 
 def _loaded(entry: Entry) -> object:
-    """Return the object that an entry point names if its module has been imported; None otherwise."""
+    """Return the object that an entry point refers to if its module has been imported; None otherwise."""
     module, _, attribute = entry.value.partition(":")
     found: object = sys.modules.get(module)
     for part in filter(None, attribute.split(".")):
@@ -120,7 +120,7 @@ def _place(file: str, line: int) -> str:
 
 
 def _definition(cls: type) -> str:
-    """Return where a class is defined, for exceptions that were raised in the code that calls it."""
+    """Return the location of a class's definition, for exceptions raised by the code that calls it."""
     try:
         return _place(inspect.getfile(cls), inspect.getsourcelines(cls)[1])
     except (OSError, TypeError):

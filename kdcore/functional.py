@@ -1,6 +1,6 @@
-"""Objectives as functions of tensors, for training loops without recipes: `kdcore.functional.NAME`.
+"""Provide objectives as functions of tensors, for training loops without recipes.
 
-NAME is the name of an installed loss; the attribute is its `function`. `dir(kdcore.functional)` imports all losses and
+`kdcore.functional.NAME` is the `function` of the installed loss NAME. `dir(kdcore.functional)` imports all losses and
 lists these names.
 """
 

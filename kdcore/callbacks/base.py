@@ -12,15 +12,16 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """React to the events of a run on process 0, and stop it early. Subclasses override what they need.
+    """React to the events of a run on process 0, and optionally stop the run early. Subclasses override what they need.
 
     Constructed as `Callback(config, run_folder)` for each session of a run. For a new run, this happens before the
-    folder contains any files, and raising InputError refuses the run. Random numbers are drawn from a stream that is
-    separate from the run's. A tracker drops metrics that a resumed run repeats, but a callback receives the events
-    again when a run repeats the steps since its last checkpoint. If a method raises an exception, the run writes a
-    checkpoint and ends with an error that names the callback. That callback is not called again; the others are. If the
-    error occurs at the final export, the run is already finished, and its next start calls no callbacks. In that case,
-    export again with `kdcore export` and make up for the missed callback manually.
+    folder contains any files, so a callback can refuse the run by raising InputError. Callbacks draw random numbers
+    from a separate stream, which leaves the random states of the run unchanged. When a resumed run repeats the steps
+    since its last checkpoint, trackers drop the metrics that they recorded for these steps, but callbacks receive the
+    events a second time. If a method raises an exception, the run writes a checkpoint and ends with an error that names
+    the callback. That callback is not called again; the others are. If the error occurs at the final export, the run is
+    already finished, and its next start calls no callbacks. In that case, run `kdcore export` and do the work of the
+    callback manually.
     """
 
     class Config(ComponentConfig):
@@ -46,7 +47,7 @@ class Callback:
         """React to an export of the student."""
 
     def should_stop(self) -> bool:
-        """Return whether to write a checkpoint and stop the run, as after a signal; called after every event.
+        """Return whether the run should write a checkpoint and stop, as after a signal. Called after every event.
 
         A stopped run does not export a final student; the next start resumes it.
         """

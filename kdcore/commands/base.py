@@ -20,7 +20,7 @@ class Command(ABC):
     """The command `kdcore NAME`, where NAME is the name of its entry point in the group `kdcore.commands`.
 
     An entry point named `GROUP SUBCOMMAND` adds a subcommand to the command GROUP: `"recipe import"` is
-    `kdcore recipe import`, and its `run` gets only the arguments after `import`.
+    `kdcore recipe import`, and its `run` receives only the arguments after `import`.
 
     The module of a command is imported for every `kdcore NAME`, including `kdcore NAME --help`. Import slow modules,
     such as torch, inside `run`.
@@ -64,7 +64,8 @@ class ExportOption(ABC):
 
         Args:
             folder: a complete export under a temporary name: config, weights in float32, tokenizer, model card. After
-                the last option it is renamed to its final name. If any option raises an exception, it is removed.
+                the last option has been applied, the folder is renamed to its final name. If any option raises an
+                exception, the folder is removed.
             arguments: the parsed arguments of `kdcore export`; `arguments.run` is the run folder.
 
         Raises:
@@ -91,7 +92,7 @@ class _HasOptions(Protocol):
 
 
 class _Probe(argparse.ArgumentParser):
-    """A copy of a parser for trying out new arguments. Raises ValueError where a parser would exit."""
+    """A copy of a parser for trying out new arguments. Raises ValueError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)

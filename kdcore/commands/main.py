@@ -118,7 +118,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _overview() -> str:
-    """Compose the text of `kdcore --help`. Only commands of our own packages are imported, which is fast."""
+    """Compose the text of `kdcore --help`. To keep it fast, only commands of our own packages are imported."""
     entries = [entry for entry in commands.entries() if " " not in entry.name]
     lines = ["usage: kdcore COMMAND ...", "", "Distil BERT-like encoders.", "", "commands:"]
     for entry in entries:

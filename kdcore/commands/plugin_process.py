@@ -1,7 +1,7 @@
 """Import the components of one package in a separate process, for `kdcore plugins check`.
 
-The arguments are `group=package:name`. The process prints and flushes one line of JSON for each, so that a component
-that ends the process can be identified by its missing line.
+The arguments are `group=package:name`. The process prints and flushes one line of JSON per argument. If importing a
+component terminates the process, its missing line identifies it.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _check() -> int:
 
 
 def _faults(entries: Sequence[Entry]) -> list[str | None]:
-    """Return the fault of each component of a package, even if importing one of them ends the process."""
+    """Return the fault of each component of a package, even if importing one of them terminates the process."""
     found: list[str | None] = []
     while len(found) < len(entries):
         rest = [f"{entry.group}={entry.distribution}:{entry.name}" for entry in entries[len(found) :]]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ProfileCommand(Command):
-    """Run a few training steps of a recipe and report the time of each phase, with hints for improvement.
+    """Run a few training steps of a recipe and report the time spent in each phase, with hints for improvement.
 
     No run folder is created; only prepared data is written. If the recipe has stages, only the first one is measured.
     """

@@ -1,4 +1,4 @@
-"""Subcommands that packages add to existing commands: entry points of `kdcore.commands` named `GROUP SUBCOMMAND`."""
+"""Find subcommands that packages add to commands, as entry points of `kdcore.commands` named `GROUP SUBCOMMAND`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kdcore.registry import Entry, commands
 def split_arguments(name: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Split `kdcore NAME ARGUMENTS` into the command's full name and the arguments of that command.
 
-    Subcommands of the group itself take precedence over subcommands of packages; `package:GROUP SUBCOMMAND` selects a
-    package's.
+    Subcommands of the group itself take precedence over subcommands of packages; `package:GROUP SUBCOMMAND` selects the
+    subcommand of a particular package.
 
     Args:
         name: the first word after `kdcore`.
@@ -25,7 +25,7 @@ def split_arguments(name: str, arguments: Sequence[str]) -> tuple[str, list[str]
         The name to look up in the registry, such as `recipe` or `recipe import`, and the remaining arguments.
 
     Raises:
-        PluginError: the command is unknown or broken, or it has subcommands and none of them has that name.
+        PluginError: the command is unknown or broken, or it is a group without a subcommand of that name.
     """
     if not arguments or arguments[0].startswith("-"):
         return name, list(arguments)
@@ -44,7 +44,7 @@ def split_arguments(name: str, arguments: Sequence[str]) -> tuple[str, list[str]
 
 
 def added_subcommands(group: str, word: str | None = None) -> list[Entry]:
-    """List the subcommands that installed packages add to a group, or only those named `word`. Imports nothing."""
+    """List the subcommands that packages add to a group, or only those named `word`, without importing them."""
     return [
         entry
         for entry in commands.entries()

@@ -63,8 +63,8 @@ def summarise(
     Args:
         folder: the run folder.
         allow_imports: whether to run the Python files under `imports:` of the run's recipe.
-        arguments: arguments of the command, with the options of packages; None for their defaults.
-        without: components `package:name` whose rows are left out.
+        arguments: arguments of the command, including the options that packages add; None for the defaults.
+        without: components, as `package:name`, whose rows are left out.
 
     Raises:
         InputError: the folder contains no finished run, or its task cannot summarise it.
@@ -139,7 +139,7 @@ def _rows_without_caches(
 
 
 def _values(rows: Iterable[Mapping[str, float]], kind: str) -> dict[str, list[float]]:
-    """Return the metrics of one kind by name, in the order of steps, without the weighted total."""
+    """Return the metrics of one kind by name, ordered by step, without the weighted total."""
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():

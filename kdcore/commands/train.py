@@ -19,7 +19,7 @@ class TrainCommand(Command):
     """Train the student of a recipe and export it.
 
     The run folder is runs/NAME/ID, as set by the recipe's `run`. The same command resumes a run; `run.id=2` starts
-    another one.
+    another run.
 
     Exit codes: 0 finished, 1 machine failure, 2 wrong input, 3 training failed, 130 interrupted.
     """
@@ -77,15 +77,16 @@ def steps(
 ) -> Generator[Event]:
     """Train like `train`, and yield the events of the run; the last one is a FinishedEvent or a StoppedEvent.
 
-    The run advances only while the loop requests events. Leaving the loop ends the run without a further checkpoint;
-    the next start continues from its last one.
+    The run advances only while the loop requests events. Leaving the loop ends the run without writing another
+    checkpoint; the next start resumes from the last one.
 
     Args:
         recipe: as for `train`.
         overrides: as for `train`.
 
     Raises:
-        InputError: immediately if the recipe is invalid; at the first event if its data or its models cannot be used.
+        InputError: raised immediately if the recipe is invalid, and at the first event if its data or its models cannot
+            be used.
         TrainingError: training failed.
     """
     loaded = load_recipe(recipe, overrides, allow_imports=True)
