@@ -21,11 +21,11 @@ ProjectionMode = Literal["auto", "none"]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Resolved pairs; both tuples have one entry per pair.
+    """Resolved pairs of blocks. Both tuples have one entry per pair.
 
     Attributes:
-        teacher: teacher blocks, not negative.
-        student: student blocks, not negative.
+        teacher: numbers of the teacher's blocks, not negative.
+        student: numbers of the student's blocks, not negative.
     """
 
     teacher: tuple[Block, ...]
@@ -61,7 +61,7 @@ def resolve_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) 
 
 
 def resolve_block_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
-    """Resolve (teacher, student) pairs of blocks without the embeddings, for signals such as attention.
+    """Resolve (teacher, student) pairs of blocks for signals that the embeddings do not have, such as attention.
 
     Raises:
         InputError: as in `resolve_pairs`, or a pair contains the embeddings.
@@ -78,7 +78,7 @@ def resolve_block_pairs(layers: LayerPairs, teacher_layers: int, student_layers:
 
 
 def uniform_blocks(teacher_layers: int, student_layers: int) -> list[int]:
-    """Spread teacher blocks evenly over student blocks: 12 to 6 gives 1, 3, 5, 7, 9, 11.
+    """Spread teacher blocks evenly over student blocks: 1, 3, 5, 7, 9, 11 for depths 12 and 6.
 
     Raises:
         InputError: the teacher's depth is not a multiple of the student's.
@@ -89,13 +89,13 @@ def uniform_blocks(teacher_layers: int, student_layers: int) -> list[int]:
         raise InputError(
             f"`uniform` requires a multiple of the student's {student_layers} blocks, but the teacher has "
             f"{teacher_layers}",
-            hint=f"list the blocks explicitly, for example {nearest}; as pairs [{pairs}]",
+            hint=f"list the blocks explicitly, for example {nearest} or, as pairs, [{pairs}]",
         )
     return [(i + 1) * teacher_layers // student_layers - 1 for i in range(student_layers)]
 
 
 def _nearest_blocks(teacher_layers: int, student_layers: int) -> list[int]:
-    """Spread teacher blocks as evenly as possible over student blocks: 12 to 5 gives 1, 4, 6, 9, 11."""
+    """Spread teacher blocks as evenly as possible over student blocks: 1, 4, 6, 9, 11 for depths 12 and 5."""
     return [max(0, round((i + 1) * teacher_layers / student_layers) - 1) for i in range(student_layers)]
 
 

@@ -43,12 +43,12 @@ class Total:
 
 
 def require_shapes(fit: bool, expected: str, **tensors: Tensor | None) -> None:
-    """Refuse tensors with mismatched shapes, which broadcasting could combine in unintended ways.
+    """Reject tensors with mismatched shapes, which broadcasting could combine in unintended ways.
 
     Args:
         fit: whether the shapes match.
         expected: the expected shapes, for the message.
-        tensors: all tensors involved, by name; None is ignored.
+        tensors: all tensors involved, by name; values of None are ignored.
 
     Raises:
         ValueError: they do not match; the message lists the shapes.
@@ -59,7 +59,7 @@ def require_shapes(fit: bool, expected: str, **tensors: Tensor | None) -> None:
 
 
 def require_problem_type(problem_type: str | None) -> None:
-    """Refuse a problem type that transformers does not support.
+    """Reject a problem type that transformers does not support.
 
     Raises:
         ValueError: it is unknown; the message lists the allowed values.
@@ -99,7 +99,7 @@ def real_rows(states: Tensor, lengths: Lengths | None) -> Tensor:
 def paired_rows(student: Tensor, teacher: Tensor, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
     """Return the rows (N, d) of real tokens of both models; the teacher's rows are constants without a gradient.
 
-    Takes the arguments of `real_rows`.
+    The arguments are the same as for `real_rows`.
 
     Raises:
         ValueError: the shapes of student and teacher differ, or the lengths do not match them.

@@ -17,7 +17,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def check_points(key: str, value: float | Sequence[tuple[float, float]]) -> None:
-    """Raise a ValueError unless the value of a key is a number or points with increasing fractions."""
+    """Raise a ValueError unless the value of a key is a number or a list of points with increasing fractions."""
     if isinstance(value, Sequence) and (len(value) < 2 or any(b <= a for (a, _), (b, _) in pairwise(value))):
         raise ValueError(f"a list for `{key}` requires at least two points with strictly increasing fractions")
 
@@ -26,7 +26,8 @@ def value_at(value: float | Sequence[tuple[float, float]], fraction: float) -> f
     """Return a scheduled value at a fraction of the budget.
 
     Args:
-        value: a constant; or points (fraction, value), interpolated linearly and constant outside.
+        value: a constant; or points (fraction, value), which are interpolated linearly. Before the first and after the
+            last point, the value is constant.
         fraction: fraction of the budget.
     """
     if not isinstance(value, Sequence):
@@ -37,13 +38,13 @@ def value_at(value: float | Sequence[tuple[float, float]], fraction: float) -> f
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of training at the start of a step, equal on every process.
+    """Progress of training at the start of a step, identical on every process.
 
     Attributes:
         step: number of completed steps.
         seconds: training time measured by process 0, including earlier sessions of the run.
-        max_steps: limit of steps, or None.
-        max_seconds: limit of time in seconds, or None.
+        max_steps: maximum number of steps, or None.
+        max_seconds: maximum training time in seconds, or None.
         exit_seconds: training time in seconds at which training ends before its budget is used up, or None.
         exit_steps: number of steps at which training ends before its budget is used up, or None.
     """

@@ -1,17 +1,18 @@
 """Compute losses between score maps, such as attention scores, with only a few heads' maps in memory at once.
 
-A map has l x l numbers for every head of every sequence and is by far the largest tensor of an attention loss: 200 MB
-in float32 at 256 sequences of 128 tokens and 12 heads, and the plain formula keeps several of them until the backward
-pass. Here the sum runs over slices of (sequence, head). The gradient has a closed form in the slice's maps and is
-computed in the forward pass; only a gradient of the size of query and key is kept. A slice is as long as its longest
-sequence, so padding costs little.
+Maps have l x l numbers for every head of every sequence and are by far the largest tensors of an attention loss: 200 MB
+in float32 for 256 sequences of 128 tokens and 12 heads. The plain formula keeps several of them until the backward
+pass. Here the sum is computed over slices of sequences and heads. The gradient has a closed form in terms of the
+slice's maps and is computed in the forward pass; only gradients of the size of query and key are kept. A slice is as
+long as its longest sequence, so padding costs little.
 
-Keys that enter the loss for a real query:
+The following keys contribute to the loss of a real query:
 
-- a model's softmax is over the keys that its block attends to (padding, window; an additive mask shifts the scores);
-- the teacher's softmax is restricted to keys that both models attend to, because the student cannot learn others. With
-  equal masks this is the plain definition; a student with a narrower window is compared with the teacher's distribution
-  within that window, which avoids an infinite divergence;
+- a model's softmax is over the keys that its block attends to given padding and window (an additive mask shifts the
+scores);
+- the teacher's softmax is restricted to keys that both models attend to, because the student cannot learn from other
+  keys. With equal masks this is the plain definition; a student with a narrower window is compared with the teacher's
+  distribution within that window, which avoids an infinite divergence;
 - squared differences are over keys that both models attend to; a query without common keys contributes 0.
 """
 
@@ -45,7 +46,7 @@ class ScoreMaps:
 
     @classmethod
     def attention(cls, signals: Signals, block: int) -> ScoreMaps:
-        """Create the attention scores before the softmax of `block`: query, key, and the block's scale and bias."""
+        """Create the attention scores of `block` before the softmax: scaled products of query and key, plus bias."""
         pairs = zip(signals.heads("query", block), signals.heads("key", block), strict=True)
         return cls(
             [
@@ -66,7 +67,7 @@ class ScoreMaps:
     def from_tensors(
         cls, left: Tensor, right: Tensor | None = None, lengths: Lengths | None = None, *, num_heads: int | None = None
     ) -> ScoreMaps:
-        """Create the maps `left @ right^T / sqrt(d_k)` of tensors.
+        """Create the maps `left @ right^T / sqrt(d_k)` from tensors.
 
         Args:
             left: (B, A, L, d_k), such as queries.
@@ -115,7 +116,7 @@ class ScoreMaps:
 
         Args:
             signals: signals of the student or the teacher.
-            part: the projection: query, key or value.
+            part: the projection (query, key or value).
             block: counted from 0.
             num_heads: merge the heads and split them again into this number, which must divide the width; None keeps
                 them.
@@ -162,11 +163,11 @@ class _Slice(NamedTuple):
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Score maps before their computation: `left @ right^T * scale`.
+    """The inputs of score maps, which are computed as `left @ right^T * scale`.
 
     Attributes:
         left: (b, A, l, d).
-        right: like `left`; None for relations, where it is `left` itself.
+        right: like `left`; None for relations, which use `left` for both factors.
         mask: four axes, broadcastable to (b, A, l, l): bool, true where a key is attended to, or additive.
         rows: (b, l) bool, true on real tokens; None if there is no padding.
         scale: factor applied to the products.
@@ -217,7 +218,10 @@ class _Chunk:
         return self.left if self.right is None else self.right
 
     def scores(self) -> tuple[Tensor, Tensor | None]:
-        """Compute the maps (b, A, l, l) and their mask: bool, broadcastable, true where attended; None if all are."""
+        """Compute the maps (b, A, l, l) and a bool mask broadcastable to them, true where keys are attended to.
+
+        The mask is None if all keys are attended to.
+        """
         scores = (self.left * self.scale) @ self.other().transpose(-1, -2)
         seen = None if self.rows is None else self.rows[:, None, None, :]
         if self.mask is not None and self.mask.is_floating_point():
@@ -314,7 +318,7 @@ class _SumOverSlices(torch.autograd.Function):
 
 
 def _add_gradients(gradients: Sequence[Tensor | None], of_maps: Tensor, own: _Chunk, where: _Slice) -> None:
-    """Add the gradients for left (G right), right (G^T left) and an additive mask (G), given G for a slice's maps."""
+    """Add the gradients of left (G right), right (G^T left) and an additive mask (G), where G is `of_maps`."""
     for_left, for_right, for_mask = gradients
     if own.rows is not None:
         of_maps.masked_fill_(~own.rows[:, None, :, None], 0)

@@ -37,7 +37,7 @@ class LossConfig(ComponentConfig):
 
     teacher: str | None = Field(
         None,
-        description="Label of the teacher that the loss reads; required if the recipe has several under `teachers`.",
+        description="Label of the teacher that the loss uses; required if the recipe has several under `teachers`.",
     )
 
     @model_validator(mode="after")
@@ -56,11 +56,11 @@ class LossConfig(ComponentConfig):
 
 
 class Loss(ABC, nn.Module):
-    """Base class of losses: request signals, count items before the forward passes, sum terms after them.
+    """Base class of losses, which request signals, count items before the forward passes, and sum terms after them.
 
-    The value of a term is its sum divided by its count, both over all micro-batches and processes of a step. The
-    trainer divides, not the loss, so that gradients do not depend on how a batch is split. Learned parameters are
-    ordinary submodules: they are optimised, checkpointed and excluded from the exported student.
+    The value of a term is its sum divided by its count, both taken over all micro-batches and processes of a step. The
+    division is done by the trainer, not by the loss, so gradients do not depend on how a batch is split. Learned
+    parameters are ordinary submodules: they are optimised, checkpointed and excluded from the exported student.
 
     Subclasses are constructed as `Loss(config, teacher, student)`. They must cast signals and their own parameters to
     at least float32 (`kdcore.layers.at_least_float32`), because the engine may keep both in half precision.
@@ -94,8 +94,8 @@ class Loss(ABC, nn.Module):
         """Whether tokens of teacher and student are compared one by one, in which case both need the same tokenizer.
 
         By default, this is True if hidden states, attention or vocabulary predictions of the teacher are requested.
-        Outputs of its heads on tokens are always compared one by one. Override it in a loss that compares only
-        sequences (`first`, classes) or units (`units`, `unit_heads`, `batch.num_units`).
+        Token-level outputs of the teacher's heads are always compared one by one. Override this property in a loss that
+        compares only sequences (`first`, classes) or units (`units`, `unit_heads`, `batch.num_units`).
         """
         teacher = self.requests().teacher
         return bool(teacher.hidden_blocks or teacher.attention_parts or teacher.predicts_tokens)
@@ -120,13 +120,13 @@ class Loss(ABC, nn.Module):
         Sums of several micro-batches are added, so none of them may be a mean. Use float64.
 
         Args:
-            teacher: the signals that `requests` names; None without a teacher.
+            teacher: the teacher's signals listed in `requests`; None without a teacher.
             batch: the micro-batch.
         """
         return {}
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the value of each term for the best constant prediction, on the samples in the sums.
+        """Return the value of each term for the best constant prediction on the samples that the sums cover.
 
         A constant prediction is the same at every position of every sequence, such as the mean of the teacher's states.
         A trained student whose loss is not below this value has not learned from the text. Terms may be omitted.
@@ -199,8 +199,8 @@ def require_head(config: LossConfig, model: ModelInfo, name: str, whose: str) ->
 def require_equal_outputs(config: LossConfig, teacher: ModelInfo, student: ModelInfo, name: str) -> Head:
     """Return the student's head, which must have the same outputs as the teacher's.
 
-    If none of the teacher's labels match, its outputs are assumed to be the student's in the same order, and a warning
-    is logged.
+    If none of the teacher's labels match the student's, the outputs of both models are assumed to be the same classes
+    in the same order, and a warning is logged.
 
     Raises:
         InputError: a model does not have the head, or the numbers or the order of the outputs differ.

@@ -33,7 +33,7 @@ def masked_lm(logits: Tensor, labels: Tensor) -> Total:
 class MaskedLMLoss(Loss):
     """Cross-entropy of the true token at masked positions (Devlin et al. 2019, section 3.1).
 
-    Term `masked_lm`: sum of `-log softmax(z_s)[label]`, counted in masked positions.
+    Term `masked_lm`: sum of `-log softmax(z_s)[label]`, divided by the number of masked positions.
     """
 
     function = staticmethod(masked_lm)
@@ -56,7 +56,7 @@ class MaskedLMLoss(Loss):
         return {"masked_lm": masked_lm(student.logits("masked"), batch.masked_labels).sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Count the tokens to be predicted (V,), and the others (V,) except the first and last of each sequence."""
+        """Count the tokens to be predicted (V,), and all others (V,) except the first and last of each sequence."""
         starts = torch.arange(batch.num_sequences) * batch.input_ids.shape[1]
         ends = starts + torch.from_numpy(batch.lengths) - 1
         others = torch.zeros(batch.input_ids.numel(), dtype=torch.bool, device=batch.input_ids.device)

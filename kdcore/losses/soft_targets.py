@@ -57,23 +57,23 @@ def soft_targets(
 class SoftTargetsLoss(Loss):
     """Kullback-Leibler divergence of predictions, softened by a temperature (Hinton et al. 2015).
 
-    Term `soft_targets`: sum over scored positions of `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, counted in scored
-    positions. The factor T^2 preserves the scale of the gradient when T changes. For regression heads the term is
-    `(z_s - z_t)^2`, independent of T; for multi-label heads, it is the divergence of each label's `sigmoid`, averaged
-    over the labels.
+    Term `soft_targets`: sum over scored positions of `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, divided by the
+    number of scored positions. The factor T^2 preserves the scale of the gradient when T changes. For regression heads
+    the term is `(z_s - z_t)^2`, independent of T; for multi-label heads, it is the divergence of each label's
+    `sigmoid`, averaged over the labels.
     """
 
     class Config(LossConfig):
         """Keys of a `soft_targets` entry."""
 
-        temperature: float = Field(1.0, gt=0, description="Temperature T; divides the logits of both models.")
+        temperature: float = Field(1.0, gt=0, description="Temperature T, which divides the logits of both models.")
         positions: Literal["masked", "all", "classes"] = Field(
             "masked",
             description="Predictions to compare: over the vocabulary, at `masked` tokens or at `all` real tokens; or "
             "over the `classes` of whole sequences, from the head `sequence_classes`.",
         )
         head: str | None = Field(
-            None, description="Head whose outputs are compared instead at every position, such as `token_classes`."
+            None, description="Head, such as `token_classes`, whose outputs at every position are compared instead."
         )
         column: str | None = Field(
             None,
@@ -138,7 +138,7 @@ class SoftTargetsLoss(Loss):
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
         """Sum the teacher's probabilities, or its regression outputs, over each half of the sequences (2, C).
 
-        Also sum the rows in each half (2,), and the entropies (for regression, squares) over both halves.
+        Also count the rows in each half (2,), and sum the entropies (for regression, the squares) over both halves.
         """
         assert teacher is not None
         theirs, halves = self._read(teacher), self._halves(batch)
@@ -160,7 +160,7 @@ class SoftTargetsLoss(Loss):
         return sums
 
     def constant_baseline(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the divergence, or squared error, of the teacher's predictions from a mean over other sequences.
+        """Return the divergence (or squared error) of the teacher's predictions from their mean over other sequences.
 
         The mean over only a few positions would fit the same positions better than any model can. Therefore each half
         of the sequences is compared with the mean over the other half.
@@ -220,7 +220,7 @@ def _binary_divergence(student: Tensor, teacher: Tensor, temperature: float) -> 
 
 
 class _SlicedDivergence(torch.autograd.Function):
-    """`sum T^2 KL(softmax(z_t / T) || softmax(z_s / T))` over all rows, computed in slices of rows.
+    """Compute `sum T^2 KL(softmax(z_t / T) || softmax(z_s / T))` over all rows, one slice of rows at a time.
 
     Logits are by far the largest tensors of a step. Autograd would keep several float32 copies of them. The gradient,
     `T (softmax(z_s / T) - softmax(z_t / T))`, can be computed from the logits alone.
