@@ -13,11 +13,11 @@ from kdcore.optimizers.base import Optimizer, OptimizerConfig, ParameterGroup
 class Adafactor(Optimizer):
     """Adafactor (Shazeer and Stern 2018), which stores only row and column averages of a matrix's squared gradients.
 
-    Uses the implementation of transformers (from fairseq). The learning rate is the recipe's, as for every optimizer.
-    The paper's relative step sizes are switched off, because they are a schedule themselves. `torch.optim.Adafactor` is
-    not used, because it cannot switch off relative step sizes and scaling by the weights. There is no momentum, as in
-    the paper's main variant; averages of step t decay by 1 - t ** -0.8. Weight decay, which is not part of the paper,
-    is decoupled.
+    Uses the implementation of transformers (from fairseq). The learning rate comes from the recipe, as for every
+    optimizer. The paper's relative step sizes are disabled, because they would act as a second schedule.
+    `torch.optim.Adafactor` is not used, because it cannot disable relative step sizes and scaling by the weights. There
+    is no momentum, as in the paper's main variant; at step t, the averages decay by a factor of 1 - t ** -0.8. Weight
+    decay, which is not part of the paper, is decoupled.
     """
 
     class Config(OptimizerConfig):

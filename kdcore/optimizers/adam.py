@@ -12,8 +12,8 @@ class Adam(Optimizer):
     """Adam (Kingma and Ba 2015) with weight decay as an L2 penalty.
 
     The decay is added to the gradient and therefore averaged and normalised with it, as in `torch.optim.Adam` and in
-    DeepSpeed's FusedAdam without `adam_w_mode`. Uses torch's fused kernel, or a foreach implementation without bias
-    correction.
+    DeepSpeed's FusedAdam without `adam_w_mode`. Uses torch's fused kernel, or a foreach implementation if bias
+    correction is disabled.
     """
 
     class Config(MomentConfig):

@@ -11,7 +11,7 @@ from kdcore.optimizers.moments import MomentConfig, UncorrectedAdam
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
-    Uses torch's fused kernel, or a foreach implementation without bias correction. BERT was trained without bias
+    Uses torch's fused kernel, or a foreach implementation if bias correction is disabled. BERT was trained without bias
     correction (Devlin et al. 2019).
     """
 

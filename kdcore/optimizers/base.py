@@ -40,7 +40,7 @@ class ParameterGroup(dict[str, Any]):
     """A parameter group for torch's optimizers, with `params` and `weight_decay`, that also names its parameters.
 
     Attributes:
-        parameters: the tensors under `params`, in their order, with names and roles.
+        parameters: the tensors under `params` in the same order, with names and roles.
     """
 
     def __init__(self, parameters: Sequence[NamedParameter], weight_decay: float) -> None:
@@ -73,16 +73,16 @@ class Optimizer(ABC):
         """Build the optimizer.
 
         Args:
-            groups: list of `ParameterGroup`, which every optimizer of torch accepts. However the optimizer treats
-                roles, it must keep the order and the content of the groups, because they are part of the checkpoint
-                format.
+            groups: list of `ParameterGroup`, which every optimizer of torch accepts. Regardless of how the optimizer
+                treats roles, it must preserve the order and the content of the groups, because they are part of the
+                checkpoint format.
         """
 
     def reset_state(self, state: dict[str, Any]) -> None:
         """Reset the optimizer state of one parameter to its initial values, in place.
 
         The engine calls this while no active loss depends on the parameter. Tensors and numbers are set to 0; an
-        optimizer with other initial values (a running product of 1) must override this method.
+        optimizer with other initial values, such as a running product that starts at 1, must override this method.
         """
         for name, value in state.items():
             state[name] = value.zero_() if isinstance(value, Tensor) else type(value)(0)

@@ -1,4 +1,4 @@
-"""Implement what adam, adamw and lamb share: two moments of the gradient for each element."""
+"""Implement the two elementwise moments of the gradient that adam, adamw and lamb share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MomentConfig(OptimizerConfig):
 
 
 class MomentOptimizer(TorchOptimizer):
-    """Maintain the averages of gradient and squared gradient, for all tensors of a group at once.
+    """Maintain the averages of the gradient and the squared gradient, for all tensors of a group at once.
 
     State of a parameter: `step`, `exp_avg`, `exp_avg_sq`, as in torch.
     """
@@ -79,7 +79,7 @@ class MomentOptimizer(TorchOptimizer):
 def average(
     group: dict[str, Any], gradients: list[Tensor], averages: list[Tensor], squares: list[Tensor]
 ) -> list[Tensor]:
-    """Update both averages in place; return the roots of the averaged squares as new tensors."""
+    """Update both averages in place, and return the roots of the averaged squares as new tensors."""
     beta1, beta2 = group["betas"]
     torch._foreach_lerp_(averages, gradients, 1 - beta1)
     torch._foreach_mul_(squares, beta2)

@@ -13,9 +13,9 @@ class Exponential(WarmupScheduler):
 
     This is the curve `exp` of academic-budget-bert (Izsak et al. 2021). The factor after warm-up is decay_rate **
     (steps since warm-up / decay_step); steps are counted even with `over: time`. If the warm-up is a fraction w of
-    time, its last step is estimated from the mean pace: if n steps took the used fraction s, n * (1 - w / s) of them
-    came after the warm-up. This is exact for a constant pace, and the rate never increases. The factor does not reach 0
-    and does not depend on the length of the budget.
+    time, its last step is estimated from the mean pace: if n steps have taken the fraction s of the time, n * (1 - w /
+    s) of them came after the warm-up. This is exact for a constant pace, and the rate never increases. The factor does
+    not reach 0 and does not depend on the length of the budget.
     """
 
     class Config(WarmupConfig):

@@ -9,8 +9,8 @@ from kdcore.schedulers.warmup import WarmupConfig, WarmupScheduler
 class Linear(WarmupScheduler):
     """Linear warm-up, then linear decay to 0 at the end (Devlin et al. 2019).
 
-    Over N steps, W of them warm-up, the factor of step n (from 0) is (n + 1) / (W + 1) while n < W, so that the first
-    step does not have rate 0, and (N - n) / (N - W) afterwards.
+    For N steps, of which W are warm-up, the factor of step n (counted from 0) is (n + 1) / (W + 1) while n < W, so that
+    the first step does not have rate 0, and (N - n) / (N - W) afterwards.
     """
 
     class Config(WarmupConfig):

@@ -36,9 +36,9 @@ class WarmupConfig(ComponentConfig):
 class WarmupScheduler(Scheduler):
     """Warm-up, then a decay defined by the subclass.
 
-    The factor is `rise` * `fall`. Over N steps, W of them warm-up, the rise of step n (from 0) is (n + 1) / (W + 1)
-    while n < W, so that the first step does not have rate 0, and 1 afterwards. With `over: time`, it is the used
-    fraction of the warm-up; the first step then has rate 0, because its duration is not known in advance.
+    The factor is `rise` * `fall`. For N steps, of which W are warm-up, the rise of step n (counted from 0) is (n + 1) /
+    (W + 1) while n < W, so that the first step does not have rate 0, and 1 afterwards. With `over: time`, the rise is
+    the used fraction of the warm-up; the first step then has rate 0, because its duration is not known in advance.
 
     The fall depends on the used fraction s of `over` and on the fraction w of the warm-up, and is 1 until s reaches w.
     `warmup_steps` is converted to a fraction of the step limit. Without a step limit, or with `over: time`, this
