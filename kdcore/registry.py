@@ -81,10 +81,10 @@ class Entry:
 
     @property
     def misfit(self) -> Unmet | None:
-        """Return why the package does not work with the installed kdcore; None if it does.
+        """Return the reason why the package does not work with the installed kdcore; None if it works.
 
-        Checks the plugin API and the lower bound on kdcore's version. Upper bounds are ignored, because their authors
-        could not know which later version would break the package.
+        Checks the plugin API and the lower bound on kdcore's version. Upper bounds are ignored, because package authors
+        cannot know which later version will break the package.
         """
         if not set(self.apis) & set(PLUGIN_APIS):
             declared, supported = (" and ".join(map(str, versions)) for versions in (self.apis, PLUGIN_APIS))
@@ -174,7 +174,7 @@ class Registry:
     def pinned(self, name: str, *, sources: Collection[str] | None = None) -> str:
         """Return the name by which a component is found regardless of which other packages are installed.
 
-        That is `package:name` unless the component is built in or registered at run time. Arguments and errors are the
+        This is `package:name` unless the component is built in or registered at run time. Arguments and errors are the
         same as for `find`.
         """
         found = self.find(name, sources=sources)
@@ -288,7 +288,7 @@ class Registry:
         return decorate
 
     def _fault(self, cls: object) -> str:
-        """Describe why an object is not a valid component of this kind; empty if it is valid."""
+        """Return the reason why an object is not a valid component of this kind; empty if it is valid."""
         module, _, attribute = self.interface.partition(":")
         interface = getattr(importlib.import_module(module), attribute)
         if not isinstance(cls, type):
@@ -317,7 +317,7 @@ class Registry:
     def unknown(
         self, name: str, *, names: Collection[str] | None = None, where: str | None = None, key: str | None = None
     ) -> PluginError:
-        """Create the error for an unknown name, with similar names and the package that would provide it.
+        """Create the error for an unknown name, suggesting similar names and the package that would provide it.
 
         Args:
             name: the component's name, or `package:name`.
@@ -354,7 +354,7 @@ class Registry:
 def component_names(group: str) -> list[str]:
     """Return the names of all components of a group, such as `kdcore.trackers`, that are installed or registered.
 
-    Imports none of them.
+    None of them is imported.
     """
     return ALL[group].names()
 
@@ -500,7 +500,7 @@ def _installed(_state: tuple[tuple[str, int], ...]) -> dict[str, list[Entry]]:
 
 
 def _declared(distribution: metadata.Distribution) -> list[Entry]:
-    """Return the components that a package declares; raises any exception if its metadata is damaged."""
+    """Return the components that a package declares. Damaged metadata can cause any exception."""
     points = [point for point in distribution.entry_points if point.group in ALL]
     if not points:
         return []
@@ -533,12 +533,12 @@ def _lower_bound(requirement: Requirement) -> str:
 def _unmet_requirement(distribution: metadata.Distribution, above: tuple[str, ...]) -> Unmet | None:
     """Find the first unmet requirement for a `kdcore-...` package, direct or indirect.
 
-    Such packages import each other inside commands, where a missing one would cause a traceback.
+    These packages import each other inside commands, where a missing package would cause a traceback.
 
     Args:
         distribution: the package whose requirements are checked.
-        above: canonical names of the packages that led here, from the one first checked to `distribution`. The first
-            package's requirement for kdcore itself is skipped, because it has a separate message.
+        above: canonical names of the chain of dependent packages, from the one first checked to `distribution`. The
+            first package's requirement for kdcore itself is skipped, because it has a separate message.
     """
     for requirement in _requirements(distribution):
         name = canonicalize_name(requirement.name)
@@ -597,7 +597,7 @@ def _requirements(distribution: metadata.Distribution) -> Iterator[Requirement]:
 
 
 def unknown_groups() -> list[tuple[str, str, str | None]]:
-    """List entry point groups of installed packages that are misspelt: group, package, similar group of kdcore."""
+    """List misspelt entry point groups of installed packages as (group, package, similar group of kdcore)."""
     known = [*ALL, API_GROUP]
     found = []
     for distribution in metadata.distributions():

@@ -38,7 +38,7 @@ def check(model: type[SettingsT], data: dict[str, Plain], prefix: KeyPath, locat
         model: the pydantic model.
         data: its keys and values.
         prefix: key path of the data in the recipe.
-        locate: returns the origin of a key path, or of its nearest ancestor if the key is not given.
+        locate: function that returns the origin of a key path, or of its nearest ancestor if the key is not given.
     """
     try:
         # Validated as JSON, because strict validation of Python objects rejects the list [1, 2] as a tuple.
@@ -52,7 +52,7 @@ def check(model: type[SettingsT], data: dict[str, Plain], prefix: KeyPath, locat
 class _Fault:
     """One of pydantic's errors.
 
-    `steps` are keys and indices or, as one-element tuples, tags of a union's branches.
+    `steps` contains keys, indices and, as one-element tuples, the tags of a union's branches.
     """
 
     steps: tuple[str | int | tuple[str], ...]
@@ -178,7 +178,8 @@ class Checked:
     Attributes:
         cls: the class.
         config: the checked instance of its nested `Config`.
-        section: the given keys and values, with absolute paths; without the name of a default component.
+        section: the keys and values given in the recipe, with absolute paths. The name of a default component is left
+            out.
     """
 
     cls: type[Any]
@@ -191,7 +192,8 @@ class SectionWalker:
 
     Attributes:
         problems: the problems found so far.
-        pinned: key path -> `package:name` of each component found so far whose name another package could shadow.
+        pinned: map from key path to `package:name`, for the components found so far whose name another package could
+            shadow.
     """
 
     def __init__(self, locate: Locate, sources: Sequence[str] | None = None) -> None:
@@ -296,7 +298,7 @@ def build_component(group: str, section: Mapping[str, Any], *, where: str | Path
     Args:
         group: the registry's entry point group, such as `kdcore.corpora`.
         section: the component's `name` and its own keys.
-        where: file of the section, for messages.
+        where: file that contains the section, for messages.
         key: dotted key path of the section in that file, for messages.
 
     Raises:
@@ -313,7 +315,7 @@ def build_component(group: str, section: Mapping[str, Any], *, where: str | Path
 
 
 def checked_or_raise(model: type[SettingsT], data: dict[str, Plain], locate: Locate) -> SettingsT:
-    """Build the model of a whole file: make paths absolute, check nested components and all keys.
+    """Build the model of a whole file, after making paths absolute and checking nested components and all keys.
 
     Raises:
         RecipeError: the file is invalid; the error lists all problems.

@@ -14,7 +14,7 @@ from kdcore.recipe.schema import TEACHER
 
 @contextmanager
 def error_location(recipe: Recipe, key: str) -> Iterator[None]:
-    """Add file, line and full key to errors that a component raises about its keys, and to all its other exceptions.
+    """Add the file, line and full key to all exceptions of a component, including errors about its keys.
 
     Args:
         recipe: the recipe.

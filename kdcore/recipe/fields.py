@@ -16,7 +16,7 @@ from kdcore.registry import ALL
 
 @dataclass(frozen=True)
 class Option:
-    """One possible type of a value (a union has several), with the markers of its `Annotated`."""
+    """One possible type of a value (a union has several), with its `Annotated` markers."""
 
     type: Any
     markers: tuple[Any, ...] = ()
@@ -99,7 +99,7 @@ def at(model: type[BaseModel], key_path: Iterable[str | int]) -> list[Option]:
 def key_table(
     model: type[BaseModel], prefix: str = "", without: Collection[str] = ()
 ) -> list[tuple[str, str, str, str]]:
-    """Return key, type, default and description of every key of a config, including nested models."""
+    """Return the name, type, default and description of every key of a config, including nested models."""
     rows = []
     for key, field in keys_of(model).items():
         if key in without:

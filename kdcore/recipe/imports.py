@@ -16,7 +16,7 @@ _MARKS = ("checkpoints", "exports", "environment.json", "data.json", "metrics.js
 
 
 def is_of_a_run(recipe: Path) -> bool:
-    """Return whether a recipe's file is the one that a run has stored in its folder."""
+    """Return whether a recipe file is the copy that a run stored in its folder."""
     places = {recipe, recipe.resolve()}
     return any(
         place.name == "recipe.yaml" and any((place.parent / mark).exists() for mark in _MARKS) for place in places

@@ -28,7 +28,7 @@ _TEACHERS, _STUDENTS = "teacher", "student"
 
 
 def recipe_json_schema() -> tuple[Schema, list[str]]:
-    """Build the schema; the second value lists the errors of components that were skipped."""
+    """Build the schema, and return it with the errors of the components that were skipped."""
     definitions: Schema = {}
     skipped: list[str] = []
     for group, registry in ALL.items():
@@ -114,7 +114,7 @@ def _with_key(section: Schema, key: Schema) -> Schema:
 
 
 def _any_of(group: str, default: str | None) -> Schema:
-    """Return a mark for any component of a group, or null, which removes an inherited value.
+    """Return a placeholder for any component of a group, or null, which removes an inherited value.
 
     The section of the component `default` may omit `name`.
     """
@@ -122,7 +122,7 @@ def _any_of(group: str, default: str | None) -> Schema:
 
 
 def _resolve(schema: Any, definitions: Schema) -> Any:
-    """Replace component marks by references and drop `required`, which partial files cannot satisfy."""
+    """Replace placeholders by references and drop `required`, which partial files cannot satisfy."""
     if isinstance(schema, list):
         return [_resolve(item, definitions) for item in schema]
     if not isinstance(schema, dict):

@@ -127,10 +127,10 @@ class Recipe:
             `components` is called.
         settings: the checked core keys with their defaults.
         overrides: strings of the form `key=value`, as they were given.
-        files: the file and the files that it extends.
+        files: the recipe file and the files that it extends.
         allow_imports: see `load_recipe`.
-        source: what the recipe was read from: the file, or a map.
-        loaded: time at which it was read, by the monotonic clock.
+        source: the file or map from which the recipe was read.
+        loaded: monotonic time at which the recipe was read.
     """
 
     def __init__(
@@ -406,7 +406,9 @@ def override_texts(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
 
 
 def load_config(path: str | Path, model: type[SettingsT], overrides: Sequence[str] = ()) -> SettingsT:
-    """Read a file with one config, such as a data recipe, with `extends`, overrides and the error format of recipes.
+    """Read a file that contains one config, such as a data recipe.
+
+    As for recipes, `extends` and overrides are applied, and errors have the same format.
 
     Args:
         path: the YAML file.
@@ -421,11 +423,11 @@ def load_config(path: str | Path, model: type[SettingsT], overrides: Sequence[st
 
 
 def load_component(path: str | Path, marker: ComponentSection, overrides: Sequence[str] = ()) -> Any:
-    """Read a file with the section of one component, and construct the component.
+    """Read a file that contains the section of one component, and construct the component.
 
     Args:
         path: the YAML file.
-        marker: the component's registry, and its default.
+        marker: marker that specifies the component's registry and default.
         overrides: strings of the form `key=value`.
 
     Raises:
@@ -588,7 +590,7 @@ def _with_name(value: Plain, place: KeyPath, name: str) -> Plain:
 
 
 def _put(data: dict[str, Plain], place: KeyPath, section: dict[str, Plain]) -> None:
-    """Replace a section in a recipe's data and copy its ancestors; do not add defaults."""
+    """Replace a section in a recipe's data, copying its ancestors; a section that is not in the data is not added."""
     if place[0] not in data:
         return
     if len(place) == 1:

@@ -1,4 +1,4 @@
-"""Merge a recipe from its `extends:`, the file itself and overrides.
+"""Merge a recipe file with the recipes that it extends and with overrides.
 
 Maps are merged; `null` removes a key; a map with a different `name` replaces the whole map, because its settings belong
 to a different component; lists and all other values are replaced.
@@ -18,7 +18,7 @@ KeyPath = tuple[str | int, ...]
 
 
 class Merged:
-    """A merged recipe: the tree of values, the keys whose `null` did not remove anything, and all files read."""
+    """A merged recipe: the tree of values, the keys whose `null` removed nothing, and all files that were read."""
 
     def __init__(self, root: Node, pointless: dict[KeyPath, Origin], files: Sequence[Path] = ()) -> None:
         self.root = root
@@ -35,7 +35,7 @@ def load_merged(source: Path | Mapping[str, Any], overrides: Sequence[str], defa
         default_names: default `name` of a section, by dotted key.
 
     Raises:
-        RecipeError: a file cannot be read, `extends` is invalid or circular, an override is malformed.
+        RecipeError: a file cannot be read, `extends` is invalid or circular, or an override is malformed.
     """
     merger = _Merger(default_names)
     root = merger.file(source, ()) if isinstance(source, Path) else merger.given(source)
@@ -186,7 +186,7 @@ class _Merger:
 
 
 def _united(first: Node | None, second: Node) -> Node:
-    """Merge two overrides: maps are merged, other values replaced by the second one; null is kept."""
+    """Merge two overrides. Maps are merged, and the second override replaces all other values; null is kept."""
     if first is None or not isinstance(first.value, dict) or not isinstance(second.value, dict):
         return second
     merged = {key: _united(first.value.get(key), value) for key, value in second.value.items()}

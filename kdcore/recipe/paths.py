@@ -21,7 +21,8 @@ def resolve_path(text: str, folder: Path, *, hub: bool = False) -> str:
     Args:
         text: a path, which may start with `~`, or `package:DISTRIBUTION/PATH` for a file of an installed package.
         folder: base of relative paths.
-        hub: return the text unchanged if it neither exists as a path nor looks like one (the name of a hub model).
+        hub: return the text unchanged if it neither exists as a path nor looks like one, because it is then the name of
+            a hub model.
 
     Raises:
         RecipeError: the path is empty, the package is not installed, or it does not contain the file.
@@ -42,7 +43,7 @@ def resolve_path(text: str, folder: Path, *, hub: bool = False) -> str:
 
 
 def refuse_impossible(text: str) -> None:
-    """Refuse a path that no file system allows.
+    """Reject a path that no file system allows.
 
     Raises:
         RecipeError: a part of it is too long, or it contains NUL.
@@ -57,7 +58,7 @@ def refuse_impossible(text: str) -> None:
 
 
 def resolve_recipe(text: str, folder: Path) -> Path:
-    """Resolve the recipe file given to `extends:` or a command; `kdcore:base/x.yaml` is one that kdcore ships.
+    """Resolve the recipe file given to `extends:` or a command; `kdcore:base/x.yaml` is shipped with kdcore.
 
     Raises:
         RecipeError: kdcore does not ship the recipe, or the package does not contain it.

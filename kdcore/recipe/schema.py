@@ -56,8 +56,8 @@ class ComponentSection:
 
     Args:
         group: the registry's entry point group.
-        default: the component of a section without `name`; its name is left out of stored recipes. None requires a
-            `name`.
+        default: the component of a section without `name`; its name is left out of stored recipes. If None, `name` is
+            required.
         file: whether a string that names an existing file refers to the section in that file. The string is kept, and
             the file is checked together with the recipe.
     """
@@ -98,7 +98,7 @@ class TeacherKeys(ComponentConfig):
 
     cache: Literal["auto"] | PathString | None = Field(
         None,
-        description="Folder of the teacher's signals, written by `kdcore teacher cache`; or `auto`, with which the "
+        description="Folder of the teacher's signals, written by `kdcore teacher cache`; or `auto`, so that the "
         "first run that needs the signals computes them.",
     )
 

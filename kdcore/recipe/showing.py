@@ -18,7 +18,7 @@ def annotated(root: Node, defaults: Mapping[str, Plain]) -> str:
 
     Args:
         root: the values given in the recipe.
-        defaults: the core's keys with their values; keys missing in the recipe are marked as defaults.
+        defaults: the core's keys with their values; keys missing from the recipe are marked as defaults.
     """
     assert isinstance(root.value, dict)
     lines = list(_map(_with_defaults(root, defaults), ()))

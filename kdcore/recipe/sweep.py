@@ -57,7 +57,7 @@ class SweepFile(ComponentConfig):
 
     @property
     def override_axes(self) -> dict[str, list[str]]:
-        """The axes for `make_sweep`, with values in the form of overrides.
+        """The axes for `make_sweep`, with values written as in overrides.
 
         Raises:
             InputError: an axis has no key, no values or duplicate values, or is one of `run.id`, `run.name` and
@@ -85,7 +85,7 @@ class SweepCell:
 
 
 def read_axes(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Read the axes of `--sweep`, each given as `key=value,value` or as a file. Values have the form of overrides.
+    """Read the axes of `--sweep`, each given as `key=value,value` or as a file. Values are written as in overrides.
 
     Raises:
         InputError: an axis is malformed, empty or duplicate.

@@ -91,7 +91,7 @@ _NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff
 
 
 def read_yaml(file: Path) -> Node:
-    """Read a file with one map.
+    """Read a file that contains one map.
 
     Raises:
         RecipeError: the file cannot be read, is empty, is not YAML, or does not contain a map.
@@ -245,7 +245,7 @@ def _parse(text: str, origin: Origin) -> Node | None:
 
 
 def _refuse_deep_brackets(text: str, origin: Origin) -> None:
-    """Refuse deep nesting before scanning, because the scanner's time grows with the square of the depth."""
+    """Reject deep nesting before scanning, because the scanner's time grows with the square of the depth."""
     depth = 0
     for bracket in _BRACKET.finditer(text):
         depth = depth + 1 if bracket[0] in "[{" else max(0, depth - 1)
