@@ -1,7 +1,8 @@
 """Define the data exchanged between losses, models and tasks: requests, batches and signals.
 
-A loss declares before training which signals it reads (`Requests`). The core requests the union from teacher and
-student and nothing else. `Signals` expose real tokens only, so that losses do not depend on the layout of a batch.
+A loss declares before training which signals it reads (`Requests`). The core requests the union of these signals from
+teacher and student, and nothing else. `Signals` expose real tokens only, so that losses do not depend on the layout of
+a batch.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class Head:
         labels: names of the outputs in their order; empty if unknown or for regression.
         problem_type: as in configurations of transformers, such as `regression` or `multi_label_classification`.
         auto_class: name of the class of transformers that loads an export with this head.
-        pooling: the state of a sequence that a module of a `sequence` head receives: the first token's, or the mean
-            over real tokens. With `own`, the module does the pooling: it receives the states of all real tokens (N, d),
-            one sequence after another, and the `lengths` of the batch.
+        pooling: which state of a sequence the module of a `sequence` head receives: the state of the first token, or
+            the mean over real tokens. With `own`, the module itself does the pooling, and receives the states of all
+            real tokens (N, d), one sequence after another, and the `lengths` of the batch.
     """
 
     name: str
@@ -71,11 +72,12 @@ class Head:
     def sequence_classes(
         labels: Sequence[str] = (), problem_type: str | None = None, num_outputs: int | None = None
     ) -> Head:
-        """Return the head `sequence_classes` for these classes; for regression without classes.
+        """Return the head `sequence_classes` for these classes, or for regression if there are no classes.
 
         Args:
             labels: names of the classes.
-            problem_type: default: `single_label_classification`, or `regression` for a single output without a name.
+            problem_type: problem type. The default is `single_label_classification`, or `regression` for a single
+                output without a name.
             num_outputs: number of classes without names.
         """
         outputs = num_outputs or len(labels) or 1
@@ -95,7 +97,7 @@ class Head:
         Return None, the default, if transformers has the module under `auto_class`.
 
         Args:
-            info: the model whose states it receives.
+            info: the model whose states the module receives.
         """
         return None
 
@@ -114,7 +116,7 @@ _UNSET: Any = object()
 
 @dataclass(frozen=True, init=False)
 class ModelInfo:
-    """The description of a model that is available to losses and tasks before it is loaded.
+    """The description of a model that is available to losses and tasks before the model is loaded.
 
     Attributes:
         architecture: the family, such as `bert`.
@@ -124,8 +126,8 @@ class ModelInfo:
         head_size: width d_k of one head.
         vocab_size: number of rows of the embedding table.
         max_length: maximum length of a sequence in tokens.
-        heads: the heads that losses can read, sorted by name: for a teacher, those it was saved with; for a student,
-            those it can be trained with.
+        heads: the heads that losses can read, sorted by name: for a teacher, the heads with which it was saved; for a
+            student, the heads with which it can be trained.
         position_pad_id: token that is not counted as a position, as in RoBERTa; None if positions do not depend on ids.
         attention: whether losses can read query, key and value.
     """
@@ -291,7 +293,7 @@ class Units:
     """The units of a batch for models with different tokenizers: the shortest spans between common token boundaries.
 
     Attributes:
-        tokens: (K,) int64, positions among the N real tokens of the tokens in units, unit by unit.
+        tokens: (K,) int64, the tokens of all units, unit by unit, as positions among the N real tokens.
         starts: (U,) int64, start of each unit in `tokens`; no unit is empty.
         lengths: (B,) int64 NumPy array, number of units in each sequence; stays on the host.
     """
@@ -314,7 +316,7 @@ class Units:
 class Batch:
     """One micro-batch of B sequences, padded on the right to L tokens, with all counts available on the host.
 
-    A teacher with another tokenizer than the student receives a batch of its own tokens, `teacher_view`, whose units
+    A teacher whose tokenizer differs from the student's receives a batch of its own tokens, `teacher_view`, whose units
     are the same spans of text, in the same order, as those of the student's batch.
 
     Attributes:
@@ -327,9 +329,10 @@ class Batch:
         columns: further columns by name: one row per sequence (B, ...), or a value for every position (B, L), which
             is ignored in the padding.
         token_types: (B, L) int64, 1 on tokens of the second text of a pair; None if there are no pairs.
-        units: units of the tokens; None if both models have the same tokens; each token is then a unit.
+        units: units of the tokens; None if both models have the same tokens, in which case each token is a unit.
         teacher: the batch of the teacher's tokens; None if it is this batch.
-        split: split of the samples; None for a batch not drawn by a task. This and the next two stay on the host.
+        split: split of the samples; None for a batch not drawn by a task. This and the next two attributes stay on the
+            host.
         samples: (B,) int64 NumPy array, indices of the samples in the split.
         epochs: (B,) int64 NumPy array, number of times that each sample has been seen before.
     """
@@ -423,7 +426,7 @@ class AttentionPattern:
     def mask(self, batch: Batch) -> Tensor | None:
         """Return the mask, broadcastable to (B, A, L, L): bool, or additive with a bias; None if nothing is masked.
 
-        Padding queries within a window attend to everything, so that no row is empty.
+        With a window, padding queries attend to everything, so that no row is empty.
         """
         rows = batch.attention_mask
         seen = None if rows is None else rows[:, None, None, :]
@@ -444,8 +447,9 @@ class AttentionTap:
         query: (B, A, L, d_k), after rotary embedding if the model has one; packed: (N, A, d_k).
         key: like `query`.
         value: like `query`.
-        mask: the block's mask (padding, window, bias) as passed to the kernel: bool (true is attended) or additive,
-            broadcastable to (B, A, L, L); None if all positions attend to each other, or if `pattern` describes it.
+        mask: the block's mask (padding, window, bias) as passed to the kernel: bool (true where a key is attended to)
+            or additive, broadcastable to (B, A, L, L); None if all positions attend to each other, or if `pattern`
+            describes it.
         scale: factor applied to `query @ key^T` before the softmax.
         pattern: the structure of the mask; None if only the mask is known.
         packed: whether the states contain only the N real tokens, one sequence after another, without padding. Requires
@@ -470,9 +474,10 @@ class HeadChunk:
         mask: the block's mask, broadcastable to (b, A, l, l): bool or additive; None if nothing is masked.
         rows: (b, l) bool, true on real tokens; None if there is no padding.
         scale: the block's scale factor for `query @ key^T`.
-        lengths: (b,) NumPy array, real tokens of each sequence, to process sequences one by one; None if unknown.
+        lengths: (b,) NumPy array, number of real tokens of each sequence, for processing sequences one by one; None if
+            unknown.
         only_padding: whether `mask` is guaranteed to mask padding only.
-        pattern: the structure of the mask besides the lengths; None if only the mask is known.
+        pattern: the structure of the mask apart from the lengths; None if only the mask is known.
     """
 
     states: Tensor
@@ -493,7 +498,7 @@ class PackedHeads:
         offsets: (B + 1,) int32, the start of each sequence and N at the end.
         longest: number of tokens in the longest sequence; known on the host.
         scale: the block's scale factor for `query @ key^T`.
-        pattern: which keys of its sequence a query attends to; None if only the dense mask of `heads` is known.
+        pattern: the structure of the mask apart from the lengths; None if only the dense mask of `heads` is known.
     """
 
     states: Tensor
@@ -510,7 +515,7 @@ class FactoredLogits:
     Attributes:
         states: (M, d) at masked positions, or (N, d).
         weight: (V, d), one row per token of the vocabulary.
-        bias: (V,); None without one.
+        bias: (V,); None without a bias.
     """
 
     states: Tensor
@@ -523,7 +528,7 @@ class FactoredLogits:
 
 
 class Signals:
-    """The signals of a model for one micro-batch. Static methods create requests, the other methods read signals.
+    """The signals of a model for one micro-batch. Static methods create requests, and the other methods read signals.
 
     | request | read |
     | --- | --- |

@@ -33,7 +33,7 @@ class TeacherKind:
 
     @property
     def classifies(self) -> Literal["sequence", "token"] | None:
-        """Whether the teacher's configuration names a classifier of sequences or of tokens; None if neither."""
+        """Whether the teacher's configuration names a classifier of sequences or tokens; None without a classifier."""
         names = " ".join(self.config.get("architectures") or ())
         return next((one for one in ("sequence", "token") if f"For{one.title()}Classification" in names), None)
 
@@ -56,7 +56,7 @@ class GivenData:
     Attributes:
         path: the file or folder of texts; for texts passed by a program, the JSON Lines file in which they are stored.
         column: column or key of the texts.
-        section: the section `task.data` or some of its keys, if given: a map, a data recipe or a prepared folder.
+        section: the section `task.data` or some of its keys, if given, as a map, a data recipe or a prepared folder.
     """
 
     path: Path | None
@@ -64,7 +64,7 @@ class GivenData:
     section: str | Mapping[str, Any] | None = None
 
     def is_table(self) -> bool:
-        """Whether the data has columns such as labels: a CSV, TSV or tagged file, or keys for files or a dataset."""
+        """Whether the data has columns such as labels, as in CSV, TSV and tagged files, labelled files and datasets."""
         if isinstance(self.section, Mapping):
             return bool({"train", "glue", "huggingface"} & self.section.keys())
         return self.path is not None and bool(_TABLES & {one.lower() for one in self.path.suffixes})

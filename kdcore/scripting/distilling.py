@@ -1,4 +1,4 @@
-"""Implement `kdcore distil`: distil a teacher on text, with task and losses chosen by the kind of the teacher."""
+"""Implement `kdcore distil`: distil a teacher on text, with a task and losses that suit the teacher."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class DistilCommand(Command):
     """Distil a teacher into a student with fewer blocks, on your text.
 
     DATA is a file or folder of text, JSON Lines or Parquet, labelled texts in CSV, TSV or CoNLL files, a folder of
-    prepared data, or a data recipe. Task and losses depend on teacher and data: packages define defaults for the kinds
-    that they support. The complete recipe is printed, and stored in the run folder:
+    prepared data, or a data recipe. The task and the losses depend on the teacher and the data. Packages define
+    defaults for the kinds of teachers that they support. The complete recipe is printed, and stored in the run folder:
     `kdcore-train RUN/recipe.yaml run.id=NEW` repeats the run.
 
     Exit codes are those of `kdcore train`; the same command resumes the run.
@@ -87,14 +87,14 @@ def distil(
     """Distil a teacher into a student with fewer blocks, and open the run.
 
     The run's folder is `runs/distil-NAME/1` by default, where NAME is the last two parts of the teacher's path. The
-    same call resumes an interrupted run, and opens a finished one; `run={"id": "2"}` starts another one. If a
+    same call resumes an interrupted run, and opens a finished one; `run={"id": "2"}` starts another run. If a
     callback's `should_stop` or a signal other than Ctrl-C stops the run, the returned run is not `finished`.
 
     Args:
         teacher: folder or hub name of an encoder.
         data: texts (any iterable of str), a `datasets.Dataset`, a file or folder of text, JSON Lines or Parquet, a
             folder of prepared data, or a data recipe (a map or its file).
-        layers: number of blocks of the student, which are initialized from evenly spread blocks of the teacher.
+        layers: number of blocks of the student, which are initialized from evenly spaced blocks of the teacher.
         losses: names of losses, or the recipe's section `losses`; default: chosen by the kind of teacher.
         hours: hours of training; default: the budget in `settings`, or 10 passes over the text, at most 1 hour.
         column: column of the text in a Dataset, and key of the text in JSON Lines and Parquet.

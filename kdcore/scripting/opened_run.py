@@ -25,7 +25,7 @@ _FINISHED = ("best", "final")
 
 
 def open_run(folder: str | Path, *, allow_imports: bool = False) -> Run:
-    """Open a run folder, `runs/NAME/ID`; the run may be training.
+    """Open a run folder, `runs/NAME/ID`; the run may still be training.
 
     Args:
         folder: the run folder.
@@ -80,9 +80,10 @@ class Run:
         return run_status(self.folder)
 
     def metrics(self) -> pa.Table:
-        """Return the recorded metrics: the column `step` (int64) and a float64 column for each name, null where absent.
+        """Return the recorded metrics: the column `step` (int64) and a float64 column for each name.
 
-        If the run has no metrics yet, the table has no rows. `metrics().to_pandas()` needs pandas.
+        Values that were not recorded in a step are null. If the run has no metrics yet, the table has no rows.
+        `metrics().to_pandas()` needs pandas.
         """
         rows = read_metrics(self.folder)
         names = dict.fromkeys(name for row in rows for name in row if name != "step")
@@ -97,10 +98,10 @@ class Run:
         return {path.name: path for path in sorted((self.folder / "exports").glob("*")) if path.is_dir()}
 
     def student(self, export: str | None = None, auto_class: str = "AutoModel") -> Any:
-        """Load an exported student with transformers: float32, on the CPU, in eval mode.
+        """Load an exported student with transformers, in float32, on the CPU and in eval mode.
 
         Args:
-            export: name of the export; default, if the run is finished: `best` if one was selected by its score,
+            export: name of the export. The default for a finished run is `best` if a student was selected by its score,
                 otherwise `final`.
             auto_class: class of transformers that loads it, such as `AutoModelForSequenceClassification`.
 
@@ -121,7 +122,7 @@ class Run:
         return load_encoder(str(found[name]), auto_class)
 
     def teacher(self, auto_class: str = "AutoModel") -> Any:
-        """Load the teacher in the same way; if there are several, the one whose configuration the student copies.
+        """Load the teacher in the same way; of several teachers, load the one whose configuration the student copies.
 
         Raises:
             InputError: the recipe has no teacher with weights.
@@ -174,7 +175,7 @@ class Run:
         return export_to(_path(folder, "folder"), self.folder, step, allow_imports=self._allow_imports)
 
     def compare(self, others: Run | str | Path | Sequence[Run | str | Path] = (), **options: Any) -> Any:
-        """Compare with other runs, like `kdcore compare`; this calls `kdcore_evaluation.compare`.
+        """Compare this run with others, like `kdcore compare`; this calls `kdcore_evaluation.compare`.
 
         Args:
             others: further runs, or their folders.
