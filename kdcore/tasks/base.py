@@ -78,10 +78,10 @@ class Task(ABC):
 
     @classmethod
     def heads(cls, config: ComponentConfig) -> tuple[Head, ...]:
-        """Return the heads that the task trains, passed to models before data is read; empty if none.
+        """Return the heads that the task trains; empty if there are none.
 
-        The first one is the task's own: exports contain it under its Auto class, and `scores` are computed from its
-        outputs.
+        They are passed to the models before data is read. The first head is the task's own: exports contain it under
+        its Auto class, and `scores` are computed from its outputs.
         """
         head = cls.class_head(config)
         return () if head is None else (head,)
@@ -120,14 +120,14 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, student: Model, teacher: Model | None) -> None:
-        """Raise an `InputError` if the data is incompatible with the models; `teacher` is None if no loss reads it."""
+        """Raise an `InputError` if the data is incompatible with the models; `teacher` is None if no loss uses it."""
 
     @abstractmethod
     def num_samples(self, split: Split) -> int:
         """Return the number of samples of a split."""
 
     def lengths(self, split: Split) -> np.ndarray | None:
-        """Return the length of each sample in tokens (n,), for batching by length; None to leave samples mixed."""
+        """Return the length of each sample in tokens (n,), for batching by length; None to mix all lengths."""
         return None
 
     @abstractmethod
@@ -143,12 +143,12 @@ class Task(ABC):
     def batch_at(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float) -> Batch:
         """Build a training batch at a fraction of the budget. Override it if batches change during training.
 
-        By default, and at fraction 1, this is the batch that `batch` returns, which validation reads.
+        By default, and always at fraction 1, this is the batch that `batch` returns, which is also used for validation.
         """
         return self.batch(split, samples, epochs)
 
     def scheduled(self, fraction: float) -> dict[str, float]:
-        """Return the values of changing settings at a fraction of the budget, by their names in metrics."""
+        """Return the values of scheduled settings at a fraction of the budget, by their names in metrics."""
         return {}
 
     def draw(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float = 1.0) -> Batch:
@@ -157,7 +157,7 @@ class Task(ABC):
 
     @property
     def batch_identity(self) -> Mapping[str, str]:
-        """Everything the models' inputs depend on except split, sample and epoch, by name, such as `data` and `masks`.
+        """Named values, such as `data` and `masks`, that determine the models' inputs for each split, sample and epoch.
 
         Two tasks with the same identity draw the same batches. Signals stored for one can be read by the other.
         """
@@ -165,7 +165,7 @@ class Task(ABC):
 
     @property
     def distinct_epochs(self) -> int | None:
-        """Number of epochs after which the models' inputs repeat: 1 if all epochs are equal; None if they never do."""
+        """Number of epochs until the models' inputs repeat: 1 if all epochs are equal, None if they never repeat."""
         return None
 
     def texts(self, split: Split, samples: np.ndarray) -> Sequence[str] | None:
@@ -212,7 +212,7 @@ class Task(ABC):
         return None
 
     def card_usage(self) -> tuple[Mapping[str, str], str] | None:
-        """Return how to use an export, for its model card; None if it is used with transformers.
+        """Return instructions for using an export, for its model card; None if it is used with transformers.
 
         Returns:
             Metadata for the Hugging Face hub (`library_name` and optional keys such as `pipeline_tag`), and a Python
@@ -228,12 +228,12 @@ class Task(ABC):
             samples: (B,) int64 indices below `num_samples(split)`.
 
         Returns:
-            Token ids (B, L), padded on the right, and lengths (B,); None if there are no samples to compare on.
+            Token ids (B, L), padded on the right, and lengths (B,); None if there are no samples for a comparison.
         """
         return None
 
     def teacher_sequences(self, split: Split, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return `sequences` as tokens of the teacher; None if the tokens are equal or there are no samples."""
+        """Return `sequences` as tokens of the teacher; None if its tokens are the same or there are no samples."""
         return None
 
     def summary_rows(self, run: FinishedRun) -> dict[str, str]:

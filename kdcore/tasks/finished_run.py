@@ -27,9 +27,9 @@ class FinishedRun:
         export: folder of the student: `exports/best` if the run selected its best student by a score, otherwise
             `exports/final`.
         teacher_source: folder or hub name of the teacher's weights; None without a teacher. With several teachers, it
-            refers to the one that provided the student's missing configuration.
+            refers to the teacher from which the student takes missing configuration.
         task: the run's task.
-        held_out: values of each held-out loss and score in the order of steps, by name, without the weighted total.
+        held_out: values of each held-out loss and score by name, ordered by step, without the weighted total.
         constants: value of each held-out loss for the best constant prediction, if the loss defines one.
         teacher_sources: source of each teacher by label; the teacher under `teacher:` has the label `teacher`.
         student_model: description of the student; its `load_export` loads `export`, or another export, as an encoder.
@@ -52,7 +52,7 @@ class FinishedRun:
 
     @cached_property
     def student(self) -> Any:
-        """The exported student as `AutoModel` loads it: float32, on the CPU, in eval mode."""
+        """The exported student as `AutoModel` loads it, in float32, on the CPU and in eval mode."""
         return load_encoder(str(self.export))
 
     @cached_property
@@ -79,7 +79,7 @@ class SummaryRows(ABC):
 
     @abstractmethod
     def rows(self, run: FinishedRun) -> dict[str, str]:
-        """Return title -> text of each row; empty if the package has no rows for the run.
+        """Return the text of each row by its title; empty if the package has no rows for the run.
 
         Args:
             run: the run; `run.arguments` contains the declared options.
@@ -90,7 +90,7 @@ class SummaryRows(ABC):
 
 
 def load_encoder(source: str, auto_class: str = "AutoModel") -> Any:
-    """Load a folder or hub model with a class of transformers: float32, on the CPU, in eval mode.
+    """Load a folder or hub model with a class of transformers, in float32, on the CPU and in eval mode.
 
     Raises:
         InputError: transformers has no such class.

@@ -29,19 +29,20 @@ def check_fit(
     pad_id: int | None = None,
     tokenizer: Callable[[], Any] | None = None,
 ) -> None:
-    """Compare lengths and vocabulary of tokenised data with both models.
+    """Check that the lengths and the vocabulary of tokenised data are compatible with both models.
 
     Args:
         student: the student; None to check the teacher's own view of the data.
-        teacher: the teacher; None if no loss reads it, or if it has its own view.
-        vocabulary: returns the token-to-id map of the data's tokenizer.
+        teacher: the teacher; None if no loss uses it, or if it has its own view.
+        vocabulary: function that returns the token-to-id map of the data's tokenizer.
         vocab_size: vocabulary size of the data's tokenizer.
         longest: length of the longest sequence in tokens.
         where: folder of the data, for messages.
         shorter: hint on how to get shorter sequences.
-        own_tokenizer: hint on how to use the tokenizer of a model, which replaces `{whose}`.
-        pad_id: id with which the data's tokenizer pads; None if it does not pad.
-        tokenizer: returns the data's tokenizer, to compare how it treats text.
+        own_tokenizer: hint on how to use a model's tokenizer. Its placeholder `{whose}` is replaced by `teacher` or
+            `student`.
+        pad_id: padding id of the data's tokenizer; None if it does not pad.
+        tokenizer: function that returns the data's tokenizer, to compare how it treats text.
 
     Raises:
         DataError: sequences are too long, the vocabulary of a model differs from the data's, its tokenizer treats text

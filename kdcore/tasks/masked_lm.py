@@ -45,7 +45,7 @@ _CHECKED_FOR_LONG_WORDS = 1000
 
 
 class MaskedLM(Task):
-    """Mask running text anew in every epoch. Masks depend on seed, epoch and sample only.
+    """Mask running text, with new masks in every epoch. Masks depend only on the seed, the epoch and the sample.
 
     If the data contains the tokens of a teacher with another tokenizer, the same text is hidden in the teacher's batch:
     see `kdcore.tasks.views`.
@@ -55,7 +55,7 @@ class MaskedLM(Task):
         """Keys of the task `masked_lm`."""
 
         data: DataSource = Field(
-            description="A prepared folder, or a data recipe or its file, prepared on first use and then cached."
+            description="A prepared folder; or a data recipe or its file, prepared on first use and then cached."
         )
         masking: Literal["static"] | Masking = Field(
             Masking(),
@@ -108,10 +108,10 @@ class MaskedLM(Task):
         return self._fingerprint
 
     def check(self, student: Model, teacher: Model | None) -> None:
-        """Compare the data's length and vocabulary with both models.
+        """Check that the data's length and vocabulary are compatible with both models.
 
         Raises:
-            DataError: they do not match, or the manifest of the data differs from its tokenizer.
+            DataError: they are not compatible, or the manifest of the data does not match its tokenizer.
         """
         if self.data.manifest.format_version < FIRST_WITH_HASH:  # the others are compared by their hash
             problems = self.data.tokenizer_problems()
@@ -187,7 +187,7 @@ class MaskedLM(Task):
 
     @property
     def distinct_epochs(self) -> int | None:
-        """The number of stored or drawn masks of a sequence; None if masks or rows never repeat, as with a schedule."""
+        """The number of stored or drawn masks per sequence; None if masks or rows never repeat, as with a schedule."""
         if not self._samples["train"].repeats:
             return None
         masking = self.config.masking

@@ -34,7 +34,7 @@ class Masking(ComponentConfig):
         "token is a word.",
     )
     max_predictions: int | None = Field(
-        None, gt=0, description="Maximum number of predicted tokens of a sequence, chosen at random."
+        None, gt=0, description="Maximum number of predicted tokens per sequence, chosen at random."
     )
     duplicates: int | None = Field(
         None,

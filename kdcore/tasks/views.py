@@ -22,7 +22,7 @@ def teacher_batch(
         view: the teacher's tokens of the batch's sequences.
         real: (B, L) whether a position of the student's batch is not padding.
         hidden: (B, L) whether the student's input differs from the text.
-        mask_id: the teacher's mask token.
+        mask_id: id of the teacher's mask token.
     """
     longest = int(view.lengths.max())
     tokens = view.tokens[:, :longest].astype(np.int64)

@@ -53,8 +53,9 @@ class WordStarts:
 
     The tokenizer's prefixes mark space-separated words. In scripts without spaces, each token of Chinese characters,
     Hiragana or full-width punctuation is a word, and consecutive tokens of Katakana form one word. Words of Thai, Lao,
-    Khmer and Burmese are found by the segmenter; without one, each token starts a word, unless this would separate a
-    letter from the vowels of its syllable. A word also starts wherever text in one of these scripts begins or ends.
+    Khmer and Burmese are found by the segmenter; without a segmenter, each token starts a word, unless this would
+    separate a letter from the vowels of its syllable. A word also starts wherever text in one of these scripts begins
+    or ends.
 
     Args:
         data: the prepared data.
@@ -127,7 +128,7 @@ class WordStarts:
 
 
 def icu_segmenter() -> Segmenter:
-    """Return the segmenter of ICU, which has dictionaries for Thai, Lao, Khmer and Burmese.
+    """Return ICU's segmenter, which has dictionaries for Thai, Lao, Khmer and Burmese.
 
     Raises:
         InputError: the package `icu4py` is not installed.
