@@ -38,7 +38,7 @@ def read_metrics(run_folder: Path, *, last_bytes: int | None = None) -> list[dic
 
     Args:
         run_folder: the run folder.
-        last_bytes: read only the rows in these last bytes of the file.
+        last_bytes: read only the rows in this many bytes at the end of the file; None to read all rows.
     """
     return _as_maps(read_json_rows(run_folder / METRICS, _MetricRow, last_bytes=last_bytes))
 

@@ -17,7 +17,7 @@ from kdcore.utils.atomic import names_path
 
 
 class TensorBoardTracker(Tracker):
-    """Write scalars, the recipe and its values as hyperparameters to `tensorboard/` in the run folder.
+    """Write scalars, the recipe, and its values as hyperparameters, to `tensorboard/` in the run folder.
 
     `SummaryWriter` is not used, because it writes in a thread that prints tracebacks when the disk is full.
     """

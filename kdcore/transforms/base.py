@@ -23,13 +23,13 @@ class TransformConfig(ComponentConfig):
 
 @dataclass(frozen=True)
 class ParameterSource:
-    """The old parameter from which a parameter of the changed student takes over its optimizer state.
+    """The old parameter from which a parameter of the changed student inherits its optimizer state.
 
     Attributes:
         name: name of the parameter in the student before the change.
-        select: maps a tensor of the old parameter's shape to the new parameter's shape, for example by slicing; None if
-            the shape does not change. It is applied to every optimizer state that has the parameter's shape (Adam's two
-            moments).
+        select: function that maps a tensor of the old parameter's shape to the new parameter's shape, for example by
+            slicing; None if the shape does not change. It is applied to every optimizer state that has the parameter's
+            shape (Adam's two moments).
     """
 
     name: str
@@ -40,8 +40,8 @@ class Transform(ABC):
     """Change the student at the beginning of a stage. Subclasses are constructed as `Transform(config)`.
 
     A resumed run rebuilds the structure of a stage from the recipe and then loads weights into it. The structure
-    (modules, parameter names and shapes) that `apply` produces must therefore depend on the configuration, on the
-    previous structure and on the generator only; only the values of weights may depend on the previous weights.
+    (modules, parameter names and shapes) that `apply` produces may therefore depend only on the configuration, the
+    previous structure and the generator. Only the values of weights may depend on the previous weights.
     """
 
     class Config(TransformConfig):
@@ -71,6 +71,6 @@ class Transform(ABC):
 
         Returns:
             The changed student, whose `info` is the result of `describe`, and the sources of its parameters by their
-            new names. A parameter that is still the same `Parameter` object needs no entry. All others start from their
-            current values without optimizer state.
+            new names. A parameter that is still the same `Parameter` object needs no entry. All other parameters
+            without an entry keep their current values and start without optimizer state.
         """

@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def names_path(path: Path) -> Iterator[None]:
-    """Add the path to errors that occur while a file is open, such as a full disk, which do not contain it."""
+    """Add the path to errors that do not contain it, such as those from writing to an open file."""
     try:
         yield
     except OSError as error:
@@ -102,7 +102,7 @@ def commit_directory(
         replace: replace an existing folder. A process killed between the two renames leaves the old folder under the
             name `.replaced-NAME`; see `restore_replaced`.
         finished: a file that marks a complete folder. If another process has committed a folder with this file first,
-            which can happen on a file system without locks, its folder is kept and no error is raised.
+            which can happen on a file system without locks, that process's folder is kept and no error is raised.
         check: called immediately before the first rename; raises if this process may no longer commit.
 
     Raises:

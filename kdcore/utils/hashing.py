@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def sha256_of_file(path: Path) -> str:
-    """Compute the hex SHA-256 of a file's content, reading it in pieces.
+    """Compute the hex SHA-256 of a file's content, reading it in chunks.
 
     Raises:
         OSError: the file cannot be read.

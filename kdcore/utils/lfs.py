@@ -1,4 +1,4 @@
-"""Recognise Git-LFS pointers: small text files in place of large files that were not downloaded."""
+"""Recognise Git-LFS pointers, which are small text files in place of large files that were not downloaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_BYTES = 1024
 
 
 def refuse_pointers(folder: Path, patterns: Iterable[str]) -> None:
-    """Refuse a folder in which a file that matches one of the patterns is a pointer.
+    """Reject a folder in which a file that matches one of the patterns is a pointer.
 
     Raises:
         DataError: a file is a pointer; the message names the first one.

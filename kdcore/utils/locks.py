@@ -32,7 +32,7 @@ def lock_of(folder: Path) -> Path:
 def locked(path: Path, *, shared: bool = False, wait: bool = True, taken: str = "") -> Iterator[int]:
     """Hold the lock on a file within the context.
 
-    An exclusive lock removes the file at the end. On a file system without locks, this has no effect.
+    With an exclusive lock, the file is removed at the end. On a file system without locks, the context has no effect.
 
     Args:
         path: the lock file.

@@ -29,11 +29,11 @@ class _WeightIndex(BaseModel):
 
 
 def check_model_files(folder: Path) -> None:
-    """Check config.json and the indexes of weights in a folder; nothing is checked for a hub name.
+    """Check config.json and the indexes of weights in a folder. For a hub name, nothing is checked.
 
     Raises:
-        DataError: a file is not JSON, is nested too deeply, has a value of another type, or an index names a file
-            outside of the folder.
+        DataError: a file is not JSON, is nested too deeply or has a value of another type, or an index names a file
+            outside the folder.
     """
     config = folder / "config.json"
     if config.is_file():

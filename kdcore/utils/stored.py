@@ -95,7 +95,7 @@ def load_json_rows(path: Path, schema: Any, *, last_bytes: int | None = None) ->
     Args:
         path: the file; if it does not exist, there are no rows.
         schema: the type of a row, as pydantic checks it.
-        last_bytes: read only the rows in these last bytes of the file.
+        last_bytes: read only the rows in this many bytes at the end of the file; None to read all rows.
 
     Raises:
         OSError: the file exists and cannot be read.
@@ -133,7 +133,7 @@ def _warn(path: Path, start: int, bad: list[tuple[int, ValidationError]]) -> Non
 
 
 def open_regular(path: Path) -> Any:
-    """Open a file for reading bytes; refuse pipes and devices, from which reading might never end.
+    """Open a file for reading bytes; reject pipes and devices, because reading them might never end.
 
     Raises:
         OSError: the file cannot be opened, or is not a regular one.

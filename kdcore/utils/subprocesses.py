@@ -1,4 +1,4 @@
-"""Start child processes, forward stop signals to them, and stop those that do not end.
+"""Start child processes, forward stop signals to them, and stop those that do not exit.
 
 This module is quick to import, because a launcher must handle signals before anything else is imported.
 """
@@ -146,11 +146,11 @@ class Supervisor:
 
 
 def kill_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends, even after SIGKILL. Has an effect on Linux only."""
+    """Let the kernel kill this process when its parent ends, even after SIGKILL. This has an effect only on Linux."""
     if _libc is not None:
         _libc.prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
 
 
 def shell_code(code: int) -> int:
-    """Convert an exit code of `subprocess` to a shell's: 128 plus the number of a signal instead of minus it."""
+    """Convert an exit code of `subprocess` to a shell's: a signal's number is added to 128 instead of negated."""
     return code if code >= 0 else 128 - code
