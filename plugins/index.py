@@ -16,7 +16,7 @@ API_GROUP = "kdcore.plugin_api"
 
 
 def index() -> str:
-    """Return the index as JSON: the package of each group and name, and our name for each paper's name of a group."""
+    """Return the index as JSON: the package of each name by group, and our names for the names that papers use."""
     found: dict[str, dict[str, str]] = {}
     for file in sorted([*ROOT.glob("plugins/*/pyproject.toml"), ROOT / "launch" / "pyproject.toml"]):
         if file.exists():

@@ -34,7 +34,7 @@ def attention_kl(student: Attention, teacher: Attention, lengths: Lengths | None
     """Sum `KL(softmax(S_t) || softmax(S_s))`, `S = q k^T / sqrt(d_k)`, over heads and real queries, and count them.
 
     Args:
-        student: (query, key) of one block, (B, A, L, d_k) each.
+        student: (query, key) of one block, each (B, A, L, d_k).
         teacher: like `student`, with the same A.
         lengths: (B,) number of real tokens of each sequence; None if all are real.
 
@@ -117,7 +117,8 @@ class AttentionKL(HeadwiseLoss):
     """Divergence between attention distributions (MobileBERT, section 3.3; MiniLM, section 3.1).
 
     Term `attention_kl`: sum over pairs of blocks, heads and real queries of `KL(softmax(S_t) || softmax(S_s))` with
-    `S = q k^T / sqrt(d_k)` (the block's own scale, mask and bias), counted in A * N.
+    `S = q k^T / sqrt(d_k)`, with the scale, mask and bias of the block. The sum is divided by A * N, the number of
+    heads times the number of real tokens.
     """
 
     term = "attention_kl"
@@ -132,8 +133,9 @@ class AttentionKL(HeadwiseLoss):
 class AttentionMSE(HeadwiseLoss):
     """Squared difference between attention scores before the softmax (TinyBERT, section 3.1).
 
-    Term `attention_mse`: sum over pairs of blocks, heads and pairs of real tokens of `(S_s - S_t)^2`, counted in
-    A * sum_b len_b^2. Pairs of tokens outside of a block's window have no score and contribute 0.
+    Term `attention_mse`: sum over pairs of blocks, heads and pairs of real tokens of `(S_s - S_t)^2`. The sum is
+    divided by A * sum_b len_b^2, the number of heads times the number of pairs. Pairs of tokens outside of a block's
+    window have no score and contribute 0.
     """
 
     term = "attention_mse"
@@ -153,9 +155,10 @@ class ValueRelationKL(HeadwiseLoss):
     """Divergence between relations of values (MiniLM, section 3.2).
 
     Term `value_relation_kl`: sum over pairs of blocks, heads and real tokens of `KL(softmax(R_t) || softmax(R_s))` with
-    `R = v v^T / sqrt(d_k)`, each side with its own d_k, so that widths may differ; counted in A * N. With
-    `unit: aligned`, values are averaged over units first, and relations are between units, counted in A * U.
-    Losses on attention have no such key, because attention distributes probability over tokens.
+    `R = v v^T / sqrt(d_k)`. Each model has its own d_k, so widths may differ. The sum is divided by A * N, the number
+    of heads times the number of real tokens. With `unit: aligned`, values are first averaged over units, relations are
+    between units, and the sum is divided by A times the number of units. Losses on attention do not have this key,
+    because attention distributes probability over tokens.
     """
 
     class Config(HeadwiseLoss.Config):

@@ -37,7 +37,7 @@ def contrastive(
     temperature: float = 0.07,
     log_mean: Callable[[Tensor], Tensor] = log_mean_of_batch,
 ) -> Total:
-    """Sum the mean of the losses towards the teacher and towards the student, counted in B; see `Contrastive`.
+    """Sum the mean of the losses towards the teacher and towards the student, and count B; see `Contrastive`.
 
     Args:
         student: (B, d) embeddings of norm 1.
@@ -82,8 +82,9 @@ class Contrastive(Loss):
     `-(log D(f_s f_t) + sum_k log(1 - D(f_s m_k)))` over K negatives m_k, the teacher's embeddings of other samples in a
     memory of all n; for the loss towards the student, the roles of the two models are swapped.
 
-    Term `contrastive`: sum over sequences of the mean of both losses, counted in B. Z of each direction is n times the
-    mean of `exp(x / tau)` over the first training batch and constant afterwards.
+    Term `contrastive`: sum over sequences of the mean of both losses, divided by the number of sequences, B. Each
+    direction has its own Z, which is n times the mean of `exp(x / tau)` over the first training batch and is constant
+    afterwards.
     """
 
     class Config(LossConfig):
@@ -149,7 +150,7 @@ class Contrastive(Loss):
         return {"contrastive": batch.num_sequences}
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Return the sum of losses; in training, then update the memory with the samples of all processes."""
+        """Return the sum of losses; in training, also update the memory with the samples of all processes."""
         assert teacher is not None
         ids = batch.columns["sample_ids"]
         labels = batch.columns["labels"] if self.config.other_classes else None

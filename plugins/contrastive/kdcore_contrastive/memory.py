@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 
 class Memory(nn.Module):
-    """A memory bank with one row per sample and model, equal on all processes because all write the same.
+    """A memory bank with one row per sample and model, equal on all processes because all of them write the same rows.
 
     All state is in buffers and therefore in checkpoints. Rows of samples that have not been seen yet are random.
     """

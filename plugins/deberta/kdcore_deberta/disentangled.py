@@ -103,7 +103,7 @@ def run_blocks(encoder: Any, hidden_states: Tensor, attention_mask: Tensor, **kw
         encoder: transformers' `DebertaV2Encoder`.
         hidden_states: (B, L, d) output of the embeddings.
         attention_mask: (B, L) bool; without padding, the floating-point tensor of ones that the base model creates.
-        kwargs: settings of outputs, which kdcore does not read.
+        kwargs: settings of the outputs of transformers' encoder, which are ignored.
     """
     padded = attention_mask.dtype == torch.bool
     mask = attention_mask[:, None, None, :] if padded else None

@@ -38,12 +38,12 @@ def hidden_mse_concat(
     *,
     project: Literal["student", "teacher"] = "student",
 ) -> Total:
-    """Sum `|W concat_l(h_s^l) - concat_l(h_t^l)|^2` over real tokens, counted in components.
+    """Sum `|W concat_l(h_s^l) - concat_l(h_t^l)|^2` over real tokens, and count the compared components.
 
     Args:
         student: the states of each block: (B, L, d_s) with `lengths`, or rows (..., d_s) that are all compared.
         teacher: like `student`, of width d_t.
-        weight: W, which maps the concatenated states of one model to the width of the other model's.
+        weight: W, which maps the concatenated states of one model to the width of the other model's states.
         lengths: (B,) number of real tokens of each sequence.
         project: the model whose states are mapped.
 
@@ -67,10 +67,10 @@ def hidden_mse_concat(
 class HiddenMSEConcat(Loss):
     """Mean squared error after one learned map over all paired blocks (How to Distill your BERT, "combine").
 
-    Term `hidden_mse_concat`: `|W concat_l(h_s^l) - concat_l(h_t^l)|^2` over real tokens, counted in N times the width
-    of the teacher's concatenated states. With `project: teacher` it is `|concat_l(h_s^l) - W concat_l(h_t^l)|^2`,
-    counted in N times the width of the student's, as in the authors' code; this allows a collapse, in which W and the
-    student's states shrink to 0.
+    Term `hidden_mse_concat`: sum of `|W concat_l(h_s^l) - concat_l(h_t^l)|^2` over real tokens, divided by the number
+    of real tokens, N, times the width of the teacher's concatenated states. With `project: teacher`, as in the authors'
+    code, it is the sum of `|concat_l(h_s^l) - W concat_l(h_t^l)|^2`, divided by N times the width of the student's
+    concatenated states. This allows a collapse, in which W and the student's states shrink to 0.
     """
 
     class Config(LossConfig):

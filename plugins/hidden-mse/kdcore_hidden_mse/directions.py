@@ -12,7 +12,7 @@ from kdcore_hidden_mse.pairwise import FirstTokenLoss, PairwiseHiddenLoss, Token
 
 
 def hidden_cosine(student: Tensor, teacher: Tensor, lengths: Lengths | None = None) -> Total:
-    """Sum `1 - cos(h_s, h_t)` over real tokens, counted in tokens.
+    """Sum `1 - cos(h_s, h_t)` over real tokens, and count the tokens.
 
     Args:
         student: (B, L, d) states of one block with `lengths`, or rows (..., d) that are all compared.
@@ -27,7 +27,7 @@ def hidden_cosine(student: Tensor, teacher: Tensor, lengths: Lengths | None = No
 
 
 def hidden_pkd(student: Tensor, teacher: Tensor) -> Total:
-    """Sum `|h_s/|h_s| - h_t/|h_t||^2` over the first tokens' states (B, d) of both models, counted in B."""
+    """Sum `|h_s/|h_s| - h_t/|h_t||^2` over the first tokens' states (B, d) of both models; the count is B."""
     own, theirs = (at_least_float32(rows) for rows in paired_rows(student, teacher))
     return Total(_squared_distance(own, theirs), len(own))
 
@@ -52,8 +52,8 @@ class DirectionLoss(PairwiseHiddenLoss):
 class HiddenCosine(DirectionLoss, TokenLoss):
     """Cosine distance between student and teacher hidden states (DistilBERT, section 3).
 
-    Term `hidden_cosine`: sum over pairs (t, s) of blocks of `1 - cos(P h_s, h_t)` over real tokens, counted in N;
-    with `unit: aligned`, over units, counted in U.
+    Term `hidden_cosine`: sum over pairs (t, s) of blocks of `1 - cos(P h_s, h_t)` over real tokens, divided by the
+    number of real tokens. With `unit: aligned`, units replace tokens.
     """
 
     term = "hidden_cosine"
@@ -68,7 +68,8 @@ class HiddenCosine(DirectionLoss, TokenLoss):
 class HiddenPKD(DirectionLoss, FirstTokenLoss):
     """Distance between normalised hidden states of the first token (Patient KD, section 3.2).
 
-    Term `hidden_pkd`: sum over pairs (t, s) of blocks of `|P h_s/|P h_s| - h_t/|h_t||^2` at position 0, counted in B.
+    Term `hidden_pkd`: sum over pairs (t, s) of blocks of `|P h_s/|P h_s| - h_t/|h_t||^2` at position 0, divided by the
+    number of sequences, B.
     """
 
     class Config(FirstTokenLoss.Config):

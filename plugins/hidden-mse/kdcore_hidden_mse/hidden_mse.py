@@ -9,7 +9,7 @@ from kdcore_hidden_mse.pairwise import FirstTokenLoss, PairwiseHiddenLoss, Token
 
 
 def hidden_mse(student: Tensor, teacher: Tensor, lengths: Lengths | None = None) -> Total:
-    """Sum `|h_s - h_t|^2` over real tokens, counted in components of their states.
+    """Sum `|h_s - h_t|^2` over real tokens, and count the components of their states.
 
     Args:
         student: (B, L, d) states of one block with `lengths`, or rows (..., d) that are all compared.
@@ -24,7 +24,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, lengths: Lengths | None = None)
 
 
 def hidden_mse_cls(student: Tensor, teacher: Tensor) -> Total:
-    """Sum `|h_s - h_t|^2` over the first tokens' states (B, d) of both models, counted in B * d."""
+    """Sum `|h_s - h_t|^2` over the first tokens' states (B, d) of both models; the count is B * d."""
     return hidden_mse(student, teacher)
 
 
@@ -41,9 +41,9 @@ class _SquaredDistance(PairwiseHiddenLoss):
 class HiddenMSE(_SquaredDistance, TokenLoss):
     """Mean squared error between student and teacher hidden states (How to Distill your BERT, section 3; TinyBERT).
 
-    Term `hidden_mse`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` over real tokens, counted in N * d_t, where
-    P is a learned linear map if the widths differ, otherwise the identity. With `unit: aligned`, over units, counted in
-    U * d_t.
+    Term `hidden_mse`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` over real tokens, divided by the number of
+    real tokens times d_t. P is a learned linear map if the widths differ, otherwise the identity. With `unit: aligned`,
+    units replace tokens.
     """
 
     term = "hidden_mse"
@@ -53,7 +53,8 @@ class HiddenMSE(_SquaredDistance, TokenLoss):
 class HiddenMSECLS(_SquaredDistance, FirstTokenLoss):
     """Mean squared error on the first token of each sequence only (How to Distill your BERT, section 3).
 
-    Term `hidden_mse_cls`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` at position 0, counted in B * d_t.
+    Term `hidden_mse_cls`: sum over pairs (t, s) of blocks of `|P h_s - h_t|^2` at position 0, divided by the number of
+    sequences, B, times d_t.
     """
 
     term = "hidden_mse_cls"

@@ -44,7 +44,7 @@ class PairwiseHiddenLoss(Loss):
 
         layers: LayerPairs = Field("last", description="Pairs of teacher and student blocks.")
         projection: ProjectionMode = Field(
-            "auto", description="How to compare states of different widths: a learned map, or an error."
+            "auto", description="If the widths differ, `auto` maps the student's states, and `none` is an error."
         )
 
     config: Config
@@ -117,7 +117,7 @@ class PairwiseHiddenLoss(Loss):
 
     @abstractmethod
     def count(self, rows: int) -> int:
-        """Return the number of items that `function` sums over for a number of rows."""
+        """Return the count that `function` returns for a number of rows."""
 
 
 class FirstTokenLoss(PairwiseHiddenLoss):

@@ -72,9 +72,9 @@ class MiniLMv2(Loss):
 
     The heads of a block are merged and split again into R relation heads of width d_r, so that teacher and student may
     differ in width and in heads. Terms `query`, `key` and `value`: weight times the sum over pairs of blocks, relation
-    heads and real tokens of `KL(softmax(x_t x_t^T / sqrt(d_r)) || softmax(x_s x_s^T / sqrt(d_r)))`, each side with its
-    own d_r; counted in R * N each. With `unit: aligned`, queries, keys and values are averaged over units first, and
-    relations are between units, counted in R * U.
+    heads and real tokens of `KL(softmax(x_t x_t^T / sqrt(d_r)) || softmax(x_s x_s^T / sqrt(d_r)))`, each model with its
+    own d_r. Each sum is divided by R times the number of real tokens. With `unit: aligned`, queries, keys and values
+    are first averaged over units, and relations are between units, which then replace tokens in the divisor.
     """
 
     class Config(LossConfig):
@@ -82,7 +82,7 @@ class MiniLMv2(Loss):
 
         layers: LayerPairs = Field("last", description="Pairs of teacher and student blocks.")
         relation_heads: PositiveInt | None = Field(
-            None, description="Number of relation heads; must divide both widths. Default: the teacher's heads."
+            None, description="Number of relation heads; must divide both widths. Default: as in the teacher."
         )
         relations: RelationWeights = Field(
             default_factory=RelationWeights, description="Weights of the relations between queries, keys and values."

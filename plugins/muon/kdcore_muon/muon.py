@@ -30,10 +30,10 @@ class Muon(Optimizer):
         """Muon's keys."""
 
         momentum: Decay = Field(0.95, description="Decay rate of the average of a matrix's gradient.")
-        nesterov: bool = Field(True, description="Use the average as it will be after the next gradient.")
+        nesterov: bool = Field(True, description="Use Nesterov momentum.")
         iterations: int = Field(5, ge=1, description="Newton-Schulz steps that move singular values to about 1.")
         betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="Decay rates of AdamW's averages.")
-        eps: float = Field(1e-8, gt=0, description="Added to the root of AdamW's averaged squared gradient.")
+        eps: float = Field(1e-8, gt=0, description="Added to the square root of AdamW's second moment.")
 
     elementwise: ClassVar[bool] = False
 

@@ -42,10 +42,10 @@ QueryKey = BlockAttention | tuple[Tensor, Tensor]
 
 
 def attention_pearson(student: QueryKey, teacher: QueryKey, lengths: Lengths | None = None) -> dict[str, Total]:
-    """Sum `1 - r` over Pearson correlations r of attention probabilities, counted in correlations.
+    """Sum `1 - r` over Pearson correlations r of attention probabilities, and count the correlations.
 
     Args:
-        student: (query, key) of one block, (B, A, L, d_k) each.
+        student: (query, key) of one block, each (B, A, L, d_k).
         teacher: like `student`, with the same A.
         lengths: (B,) number of real tokens of each sequence; None if all are real.
 
@@ -91,8 +91,9 @@ def _counts(lengths: np.ndarray, heads: int) -> dict[str, int]:
 class AttentionPearson(Loss):
     """Pearson correlation between student and teacher attention probabilities (DIST, along every axis).
 
-    Probabilities p are (B, A, L, L), one for every sequence, head, query and key. Four terms, each the sum of `1 - r`
-    over the correlations r between p_s and p_t, counted in correlations; summed over pairs of blocks:
+    Probabilities p are (B, A, L, L), one for every sequence, head, query and key. Each of four terms sums `1 - r` over
+    pairs of blocks and over correlations r between p_s and p_t, and divides by the number of correlations. The terms
+    differ in the axis of the correlations:
 
     - `keys`: along keys, one for every sequence, head and query;
     - `queries`: along queries, one for every sequence, head and key;
@@ -153,7 +154,7 @@ def _within_sequences(own: BlockAttention, theirs: BlockAttention, sequences: sl
 def _across_sequences(
     own: BlockAttention, theirs: BlockAttention, heads: slice, queries: slice, num_keys: int
 ) -> Tensor:
-    """Return the sum along sequences over some heads and queries and the first keys."""
+    """Return the sum of `1 - r` along sequences, for some heads, some queries and the first keys."""
     part = _EVERYTHING, heads, queries
     own_logs, their_logs = (side.log_probabilities(*part)[..., :num_keys] for side in (own, theirs))
     real = own.real(_EVERYTHING, queries)[..., :num_keys]

@@ -30,7 +30,7 @@ def correlation_distance(own: Tensor, theirs: Tensor, real: Tensor, dim: int) ->
 
 
 def _direction(logs: Tensor, real: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Return the centred values divided by their norm, 0 without variance; and a mask of slots without variance."""
+    """Return the centred values divided by their norm, or 0 without variance, and a mask of missing variance."""
     real = real.expand_as(logs)
     # Correlations are invariant to scale. Dividing by the largest value avoids underflow of the squares of small
     # probabilities, such as those of a key that no query attends to.

@@ -32,7 +32,7 @@ class BlockAttention:
 
     @classmethod
     def of(cls, signals: Signals, block: int) -> BlockAttention:
-        """Create the attention of `block`; join chunks of sequences, because correlations also run across them."""
+        """Create the attention of `block`, and join chunks of sequences, because correlations extend across them."""
         chunks = [
             cls(query.states, key.states, _four_axes(query.mask), query.rows, query.scale)
             for query, key in zip(signals.heads("query", block), signals.heads("key", block), strict=True)

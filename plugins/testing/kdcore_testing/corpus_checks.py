@@ -20,7 +20,7 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
     3. Reading again, with the same reader or a new one, yields the same documents in the same order.
     4. Its parts have unique names and belong to its files. Read separately, each by a new reader and the last part
        first, they yield the same documents and counts as when all parts are read together.
-    5. Its report counts events under descriptions in words.
+    5. The keys of its report are descriptions in words, and the values are counts.
     6. If it keeps an account of its characters, every stage is balanced whenever a document has been yielded: it has
        received what the previous stage passed on, and has dropped, rewritten or passed on all of it. In the end, the
        last stage has passed on the texts of all documents.

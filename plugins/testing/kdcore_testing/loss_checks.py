@@ -124,12 +124,13 @@ def check_loss(
     5. Additional padding with any content changes neither value nor gradient.
     6. Counts of a whole batch are the sums of the counts of its parts. Splitting a batch changes neither the value nor
        any gradient, including the gradients of the loss's own parameters (unless `couples_batch` is True).
-    7. In fp16 and bf16 it is finite and equal to its value in float32 on the same numbers, for 256 sequences, 12 heads
-       and 128 tokens, with its own parameters moved away from their initial values; and for two short sequences.
+    7. In fp16 and bf16 it is finite and agrees with float32 on the same numbers. This is checked for 256 sequences with
+       12 heads and 128 tokens, after moving its own parameters away from their initial values, and for two short
+       sequences.
     8. Saving and loading its state does not change its value. Its own parameters have at least one dimension.
     9. Its sign is right: it is lowest between equal models, and has a lower bound.
-    10. With `couples_batch`, sequences do influence each other. Without it, its own parameters do not act on the
-        teacher's signals alone, because this could make the task trivial.
+    10. With `couples_batch`, sequences influence each other. Without it, its own parameters do not act on the teacher's
+        signals alone, because this could make the task trivial.
     11. Unless `compares_tokens` is True, a teacher with different tokens of the same text, aligned by units, is
         supported.
 
@@ -141,8 +142,8 @@ def check_loss(
         columns: function that returns the batch's additional columns for B sequences, or for B and L if it takes two
             arguments; arrays (B, L) are columns of level `token`. Default: `sample_ids` and `labels`.
         large: whether to run check 7 at the large size, which takes some seconds and 1 to 3 GB of memory.
-        maps_teacher: whether to skip the second part of 10, because the published definition has a learned map of the
-            teacher.
+        maps_teacher: whether to skip the second part of check 10, because the published loss applies a learned map to
+            the teacher's signals.
 
     Raises:
         AssertionError: a requirement is violated; the message names it.
@@ -241,7 +242,7 @@ class _LossCheck:
             assert not unread, f"the loss requests {unread} of the {side}, but does not read it"
 
     def _equal_models(self) -> tuple[Loss, Case]:
-        """Return a new loss between two models like the teacher, and equal signals of both."""
+        """Return a new loss between two models like the teacher, and equal signals for both."""
         loss = _build(self.name, self.config, self.teacher, self.teacher)
         requests = loss.requests()
         reads = set(reads_of(requests.student)) | set(reads_of(requests.teacher))
@@ -440,7 +441,7 @@ class _LossCheck:
             _assert_equal(single, half, f"{dtype} instead of float32 on the same numbers changes", rtol=1e-4)
 
     def own_precision(self) -> None:
-        """Compare results for few numbers, because rounding errors do not cancel in their sums."""
+        """Compare results on few numbers, because rounding errors do not average out in small sums."""
         loss, case = _perturbed(copy.deepcopy(self.loss)), self._case([2, 1])
         for dtype in (torch.float16, torch.bfloat16):
             cast, rounded = copy.deepcopy(loss).to(dtype), case.map(lambda tensor, dtype=dtype: tensor.to(dtype))  # type: ignore[misc]
@@ -505,7 +506,7 @@ def _two_units(real: np.ndarray) -> Units:
 def _evaluate(
     loss: Loss, case: Case, counts: Mapping[str, int] | None = None
 ) -> tuple[dict[str, Tensor], dict[Read, Tensor]]:
-    """Return each term divided by its count (or a given count), and the gradient of their sum for student signals."""
+    """Return each term divided by its count (or a given count), and the gradients of their sum by student signal."""
     needs_gradient = torch.is_grad_enabled()
     student = {read: tensor.detach().requires_grad_(needs_gradient) for read, tensor in case.student.items()}
     batch = case.batch

@@ -28,12 +28,13 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
     1. `info` is correct: `num_layers` different blocks run, states have `hidden_size` columns, query, key and value
        have `num_heads` heads of `head_size`, and predictions have `vocab_size` columns. The model accepts the token id
        `vocab_size - 1`, but not `vocab_size`; it accepts `max_length` tokens (at most 2048 are tried). The student's
-       export runs `num_layers` blocks. A teacher loaded for a lower block returns the same states as the whole teacher.
-    2. Hidden states, and, if `info` has them, query, key, value, the attention maps computed from them, predictions
-       and the outputs of each of `info.heads` do not depend on padding, on other sequences or on earlier forward
-       passes, are equal for the whole and the split batch, and depend on the tokens. Masks hide padding. Predictions at
-       masked positions equal those at all positions. An encoder with `packs` returns the same signals if `packs` is
-       set to False and padding is computed.
+       export runs `num_layers` blocks. A teacher that is loaded only up to a lower block returns the same states as the
+       complete teacher.
+    2. Signals depend on the tokens, but not on padding, on other sequences or on earlier forward passes, and are equal
+       for a whole batch and for its parts. These signals are the hidden states and, if `info` has them, query, key,
+       value, the attention maps computed from them, predictions and the outputs of each of `info.heads`. Masks hide
+       padding. Predictions at masked positions equal those at all positions. An encoder with `packs` returns the same
+       signals if `packs` is set to False, so that padding is computed.
     3. Weights are in float32. Each kind of signal has a gradient, gradients reach the student's weights, and the
        student shares no weights with the teacher.
     4. `AutoModel` loads an export with doubled weights without missing weights, and its outputs equal those of the

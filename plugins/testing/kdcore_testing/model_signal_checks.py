@@ -134,7 +134,7 @@ def check_head(whose: str, model: Model, encoder: Encoder, head: Head) -> None:
 def _check_kind(
     whose: str, model: Model, encoder: Encoder, read: Callable[[str, Model, Encoder, Batch], BySequence]
 ) -> None:
-    """Check that signals depend only on the tokens of their sequence; signals of a student have a gradient."""
+    """Check that signals depend only on the tokens of their sequence, and that a student's signals have a gradient."""
 
     def signals(*given: Any, **keys: Any) -> BySequence:
         return read(whose, model, encoder, model_batch(model, *given, **keys))

@@ -15,9 +15,9 @@ from kdcore import NamedParameter, Optimizer, ParameterGroup, Progress, RecipeEr
 def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | None = None) -> None:
     """Check the requirements on every schedule.
 
-    The factor is finite and not negative at every step, for those budgets of 100 steps, of time and of both that
-    `check` accepts. It is a function of progress only: repeated calls, calls in another order and a new object return
-    the same factor.
+    The factor is finite and not negative at every step. This is checked with a budget of 100 steps, a budget of time
+    and both together, unless `check` rejects them. The factor is a function of progress only: repeated calls, calls in
+    another order and a new object return the same factor.
 
     Args:
         name: registered name, or class.

@@ -15,18 +15,17 @@ from kdcore import Batch, Head, HeadLevel, Split, StoredData, Task, TaskOutputs,
 def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path) -> None:
     """Check the requirements on every task with the given data.
 
-    1. It has training samples, and a fingerprint that is equal for a new task and a resumed
-       task on the same data.
+    1. It has training samples. Its fingerprint is the same for a new task and for a resumed task on the same data.
     2. A batch is consistent: lengths, mask and `token_index` describe the same tokens; masked positions are real tokens
        with one label each; it has the columns that the task declares, with one row per sequence, or at level `token`
        with one value per position.
     3. A batch depends only on seed, samples and epochs: repeated calls, a new task and another order yield the same
        sequences.
     4. `AutoTokenizer` loads the tokenizer that it saves.
-    5. If it has a `metric`, it has a head and the column `sample_ids`, outputs of its own head have that score,
-       predictions are written for each split, and `lengths` equal the lengths in its batches. If the column `labels`
-       contains labels of whole sequences, correct outputs have the highest score.
-    6. If it has `sequences`, they are as long as in its batches and equal in repeated calls.
+    5. If it has a `metric`, it also has a head and the column `sample_ids`. Outputs of its head are scored with that
+       metric, predictions are written for each split, and `lengths` equal the lengths in its batches. If the column
+       `labels` contains labels of whole sequences, correct outputs have the highest score.
+    6. If it has `sequences`, they have the same lengths as in its batches, and repeated calls return the same ones.
 
     Args:
         name: registered name, or class.

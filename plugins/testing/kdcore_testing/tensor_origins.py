@@ -27,7 +27,7 @@ class TensorOrigins(TorchDispatchMode):
         self._add(tensor, frozenset({origin}))
 
     def meetings(self, one: str, other: str) -> set[str]:
-        """Return the operations that combine a tensor from origin `one` only with a tensor from origin `other` only."""
+        """Return the operations on a tensor whose only origin is `one` and a tensor whose only origin is `other`."""
         return self._meetings.get((one, other), set())
 
     def __torch_dispatch__(
