@@ -91,7 +91,7 @@ def _missing(readers: list[CacheReader], split: Split, request: SignalRequest) -
 
 @contextmanager
 def _waiting_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of an automatic cache; report if this process waits for another one."""
+    """Hold the lock of an automatic cache, and report if this process has to wait for another one."""
     lock, doing = lock_of(folder), f"waiting for another process that computes signals into {folder}"
     with ExitStack() as stack:
         for attempt in count():

@@ -49,7 +49,7 @@ class CachedRows(StoredEntry):
         return -(-self.samples // self.samples_per_shard)
 
     def shard(self, number: int) -> tuple[int, int, int]:
-        """Return the copy, the first sample and the sample after the last one of a file."""
+        """Return the copy of a file, the index of its first sample, and the index one past its last sample."""
         copy, place = divmod(number, self.shards_per_copy)
         start = place * self.samples_per_shard
         return copy, start, min(self.samples, start + self.samples_per_shard)
@@ -72,7 +72,7 @@ class CachedModel(StoredEntry):
 
 
 class CacheContents(StoredEntry):
-    """Planned content of a cache; two caches with equal contents have equal bytes.
+    """Planned content of a cache; two caches with equal contents are identical byte for byte.
 
     Attributes:
         teacher: the teacher.

@@ -104,7 +104,7 @@ class CachedTeacher(Model):
 
     @property
     def source(self) -> str | None:
-        """Return the folder or hub name of the weights: from the recipe, or else as it was at the time of caching."""
+        """Return the folder or hub name of the weights, from the recipe or, if it has none, from the manifest."""
         return self.readers[0].manifest.source if self._stated is None else self._stated.source
 
     def vocabulary(self) -> Mapping[str, int] | None:
@@ -134,7 +134,7 @@ class CachedTeacher(Model):
         return {**self._contents.teacher.files, "cache": sha256_of_file(self.readers[0].folder / MANIFEST)}
 
     def check_task(self, task: Task, requests: Mapping[Split, SignalRequest]) -> None:
-        """Refuse a teacher, data, tokenizer or masks other than those of the cache, and signals that the cache lacks.
+        """Reject a teacher, data, tokenizer or masks that differ from the cache, and signals that the cache lacks.
 
         Raises:
             DataError: the cache does not match; all differences are listed.
@@ -238,7 +238,7 @@ class CachedEncoder(Encoder):
         self._lock = Lock()
 
     def to(self, *arguments: Any, **options: Any) -> Self:
-        """Warn if signals were computed in lower precision than training, to which a live teacher would be cast."""
+        """Warn if signals have lower precision than training, because a live teacher would be cast to the latter."""
         target = arguments[0] if arguments else None
         if isinstance(target, torch.dtype):
             for reader in self._readers:

@@ -122,7 +122,7 @@ class SignalRecorder:
             kept: number of tokens stored for each prediction, unless all are stored.
 
         Raises:
-            InputError: the task draws other inputs in every epoch, or a signal cannot be stored.
+            InputError: the task draws new inputs in every epoch, or a signal cannot be stored.
         """
         self._task = task
         self._key = teacher.key
@@ -342,7 +342,7 @@ def cache_signals(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be used for a cache; called before the teacher computes anything.
+    """Reject a folder that cannot be used for a cache; called before the teacher computes anything.
 
     Raises:
         DataError: the path is a file or below a file, or the folder contains other files.

@@ -132,7 +132,7 @@ def attention_of(signals: Signals, names: Iterable[str]) -> dict[str, AttentionE
 
     Raises:
         InputError: the mask of a block depends on more than lengths and a window, or queries and keys are requested
-            whose scores have a bias.
+            although their scores have a bias.
     """
     found = {}
     names = list(names)
@@ -178,7 +178,7 @@ def refuse_biased_scores(attention: Mapping[str, AttentionEntry], names: Collect
 
 
 def counts_of(batch: Batch, level: RowLevel) -> np.ndarray:
-    """Return the rows of each sequence of a batch at a level: (B,) int64."""
+    """Return the number of rows of each sequence of a batch at a level: (B,) int64."""
     if level == "token":
         return batch.lengths.astype(np.int64)
     if level == "sequence":

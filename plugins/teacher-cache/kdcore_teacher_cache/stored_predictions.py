@@ -62,7 +62,7 @@ class SampleNumbers:
     """Random numbers for each sample that do not depend on its batch."""
 
     def __init__(self, split: int, copy: int, samples: NDArray[np.int64]) -> None:
-        """Start the random sequence of each sample.
+        """Start the sequence of random numbers of each sample.
 
         Args:
             split: number of the split.
@@ -92,7 +92,7 @@ def from_drawn(ids: Tensor, vocab_size: int) -> Tensor:
 
 
 def calibration_error(logits: Tensor, read: Tensor) -> float:
-    """Return how much probability mass per position is read in a different range from the teacher's.
+    """Return how much probability mass per position a cache moves between ranges of the teacher's probability.
 
     Tokens are grouped by the teacher's probability, in ranges of half a decade. Differences between the stored and the
     teacher's probability are averaged over all positions and added within each range, so that noise cancels out but

@@ -35,7 +35,10 @@ _UNLIMITED = 2**31
 
 
 class VectorTeacher(Model):
-    """Vectors of texts as a teacher with the head `embedding` and no other signals; the task must provide texts."""
+    """A teacher that provides stored vectors of texts as the head `embedding`, but no other signals.
+
+    The task must provide texts.
+    """
 
     class Config(ComponentConfig):
         """Keys of a `vectors` teacher."""
@@ -129,7 +132,7 @@ class VectorEncoder(Encoder):
 
 
 class VectorSignals(Signals):
-    """Vectors as the head `embedding`; as states, each token has the vector of its text."""
+    """Signals with the vectors as the head `embedding`, and, as states of tokens, the vectors of their texts."""
 
     def __init__(self, batch: Batch, vectors: Tensor) -> None:
         super().__init__(batch, {}, {}, {}, heads={EMBEDDING: vectors})

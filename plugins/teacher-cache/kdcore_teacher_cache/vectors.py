@@ -50,7 +50,7 @@ class Vectors:
             raise DataError(
                 f"has no vector for {missing.size:,} of {len(texts):,} texts, such as {_short(shown)}",
                 where=str(self.path),
-                hint="compute vectors of exactly these texts; they may have changed since",
+                hint="the texts may have changed; compute vectors of exactly these texts",
             )
         return found
 

@@ -39,7 +39,7 @@ class TeacherCommand(Command):
     teacher's weights. An interrupted `cache` continues if it is started again, even after SIGKILL; the result does not
     depend on interruptions or on the number of processes.
 
-    On several machines with access to the same FOLDER, start on each
+    On several machines with access to the same FOLDER, start one task on each:
 
         kdcore teacher cache RECIPE FOLDER --task I/N        I = 1 ... N
 
@@ -127,7 +127,7 @@ def _print_estimate(recorder: SignalRecorder, kept: int, processes: int) -> None
     for line in recorder.estimate.rows:
         print(line)
     for form, error in recorder.calibration_errors(kept).items():
-        print(f"calibration error of {form} with {kept} tokens: {error:.2e} of the probability")
+        print(f"calibration error of {form} with {kept} tokens: {error:.2e} of the probability mass")
     size, seconds = recorder.estimate.bytes, recorder.estimate.seconds
     shared = f", {in_time(seconds / processes)} in {processes}" if processes > 1 else ""
     print(f"about {in_bytes(size)}, {in_time(seconds)} in one process{shared}", flush=True)
@@ -238,10 +238,10 @@ def _cached(recipe: Recipe) -> list[str]:
 def _label(labels: list[str], stated: str | None, recipe: Recipe) -> str:
     """Return the label of the teacher to run."""
     if not labels:
-        raise InputError("no loss of the recipe reads a teacher", where=str(recipe.path), key="losses")
+        raise InputError("no loss in the recipe uses a teacher", where=str(recipe.path), key="losses")
     if stated is None and len(labels) > 1:
         what = "the recipe has several teachers"
         raise InputError(what, where="--teacher", allowed=labels, hint="select one, with a separate folder for each")
     if stated is not None and stated not in labels:
-        raise InputError(f"`{stated}` is not a teacher that losses read", where="--teacher", allowed=labels)
+        raise InputError(f"`{stated}` is not a teacher that losses use", where="--teacher", allowed=labels)
     return stated or labels[0]
