@@ -53,12 +53,12 @@ class TrainingState:
 
     Attributes:
         step: steps done.
-        seconds: training time when the checkpoint was written, by process 0's clock.
+        seconds: training time when the checkpoint was written, according to process 0's clock.
         done_seconds: training time that all processes last agreed on; all actions due by then have been performed.
         world_size: number of processes that wrote the checkpoint.
         zero_stage: ZeRO stage at which the checkpoint was written.
         milestone: whether the checkpoint is kept permanently.
-        best_score: the best score so far, None if there is none; the student with this score has been exported.
+        best_score: the best score so far, or None; the student with this score has been exported.
         stage: the run's stage, counted from 0.
         initial: held-out values before training; empty if the run did not validate then.
         watched: best value so far of the metric for early stopping, by its name.
@@ -352,7 +352,7 @@ def commit(
 ) -> None:
     """Rename a complete checkpoint from its staging folder, then remove old ones.
 
-    A good checkpoint exists even if this is interrupted at any point: the new one, or an earlier one.
+    If this is interrupted at any point, a good checkpoint still exists, either the new one or an earlier one.
 
     Args:
         folder: the checkpoint's folder.

@@ -244,8 +244,8 @@ def load_checkpoint(
 ) -> tuple[TrainingState, dict[str, Any]]:
     """Restore engine and random states; return the states of the loop and of this process.
 
-    If another number of processes wrote the checkpoint, stored sums are assigned to process 0, and the random state of
-    each process is derived from process 0's state and the process's rank.
+    If a different number of processes wrote the checkpoint, stored sums are assigned to process 0, and the random state
+    of each process is derived from process 0's state and the process's rank.
     """
     state = files.read_state(folder)
     file_format = files.read_format(folder)
@@ -277,11 +277,11 @@ def readable(folder: Path) -> Iterator[None]:
 
 
 def merge_own_states(values: Sequence[Any], *, to_sum: bool) -> Any:
-    """Merge the states of several processes for another number of processes.
+    """Merge the states of several processes for a different number of processes.
 
     Args:
-        values: the same part of each process's state.
-        to_sum: whether this process takes over the sums; the other processes start from zero.
+        values: the corresponding part of each process's state.
+        to_sum: whether this process receives the sums; the other processes start from zero.
     """
     first = values[0]
     if isinstance(first, Mapping):

@@ -179,7 +179,7 @@ class CarriedState:
         optimizer: the optimizer's state of each trained parameter by the parameter's name. Tensors of the parameter's
             shape are on the CPU.
         shapes: shape of each trained parameter.
-        loss_scaler: DeepSpeed's loss scaler; None except in fp16.
+        loss_scaler: DeepSpeed's loss scaler in fp16; otherwise None.
         counters: DeepSpeed's step counters.
     """
 
@@ -303,7 +303,7 @@ class Engine:
         self._engine.backward(objective, scale_wrt_gas=False)
 
     def finish_micro_batch(self, lr: float, active: Collection[str]) -> None:
-        """Finish a micro-batch; after the step's last one, update with learning rate `lr`.
+        """Finish a micro-batch; after the last one of a step, update the weights with learning rate `lr`.
 
         Parameters that no `active` loss reaches remain exactly unchanged. If gradients overflow and the step is
         skipped, `skipped` is set; if the loss scale cannot be lowered, `scale_is_exhausted` is set.
@@ -419,7 +419,7 @@ class Engine:
         return LossScale(now, now if self.skipped else 0.0)  # a static scale cannot react to an overflow
 
     def largest_weight(self) -> float:
-        """Return the largest absolute weight on this process, NaN if any weight is NaN; waits for the device."""
+        """Return the largest absolute weight on this process, or NaN if any weight is NaN; waits for the device."""
         extremes = [torch.stack(torch.aminmax(parameter.detach())).float() for parameter in self.module.parameters()]
         return float(torch.cat(extremes).abs().max())
 
@@ -475,7 +475,7 @@ class Engine:
     def take_over(
         self, before: CarriedState, sources: Mapping[str, ParameterSource], weights: Mapping[str, Tensor]
     ) -> None:
-        """Take over the optimizer's state of the previous engine, before the first step.
+        """Load the optimizer state of the previous engine; called before the first step.
 
         Args:
             before: state of the previous stage's engine.
@@ -606,8 +606,8 @@ class Engine:
     def load(self, folder: Path, world_size: int) -> None:
         """Restore what `save` wrote; every process must call this.
 
-        DeepSpeed reads its files through `read_tensors`. If another number of processes wrote them,
-        the optimizer's state is resharded.
+        DeepSpeed reads its files through `read_tensors`. If a different number of processes wrote them, the optimizer's
+        state is resharded.
 
         Args:
             folder: the checkpoint.
@@ -671,7 +671,7 @@ class Engine:
                 self._frozen[name] = precise if torch.equal(rounded, loaded) else loaded.float()
 
     def _check_shapes(self, states: Sequence[Mapping[str, Any]], where: Path) -> None:
-        """Reject elementwise state of another shape than its parameter: fused optimizers would read past its end.
+        """Reject elementwise state that differs from its parameter in shape: fused optimizers would read past its end.
 
         Args:
             states: state of each parameter in the order of groups; above ZeRO stage 0, state of each group's flat
@@ -730,7 +730,7 @@ def _is_elementwise(value: Any) -> bool:
 
 
 def move_state(optimizer: torch.optim.Optimizer) -> None:
-    """Move an optimizer's state to the devices of its parameters; step counts only if a kernel reads them there."""
+    """Move an optimizer's state to its parameters' devices; step counts are moved only if a kernel reads them there."""
     for group in optimizer.param_groups:
         takes_steps = group.get("fused") or group.get("capturable")
         for parameter in group["params"]:
@@ -881,7 +881,7 @@ def check_weights(module: nn.Module, weights: Mapping[str, Any], folder: Path) -
         folder: the checkpoint.
 
     Raises:
-        InputError: a weight is missing, is unknown or has another shape; the message names the first one.
+        InputError: a weight is missing, is unknown or has the wrong shape; the message names the first one.
     """
     expected, where = module.state_dict(), str(folder / ENGINE_FOLDER / _MODEL_FILE)
     other = sorted(expected.keys() ^ weights.keys())

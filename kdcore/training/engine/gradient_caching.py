@@ -47,7 +47,7 @@ class CachedGradients:
     Attributes:
         request: the student's signals that the coupled losses read.
         random_state: random state before the first forward pass, so that dropout is the same in the second pass.
-        signals: gradients of the objective with respect to signals, by the way in which each signal is read.
+        signals: gradients of the objective with respect to signals; each key describes how the signal is read.
         parameters: the micro-batch's part of the gradients of the losses' parameters, by name in the module.
         length: L of the whole batch.
     """
@@ -106,11 +106,12 @@ def cache_gradients(
         module: student and losses.
         run_teachers: function that runs the teachers.
         micro_batches: this process's micro-batches in host memory.
-        whole: all sequences of the step in host memory, micro-batches in the order of `StepSamples.whole`.
+        whole: all sequences of the step in host memory, with micro-batches in the order of `StepSamples.whole`.
         factors: weight / global count of each term.
         labels: labels of the coupled losses that are active.
         processes: the processes.
-        scale: factor of the objective while gradients are in half precision; the returned gradients are unscaled.
+        scale: factor by which the objective is multiplied while gradients are in half precision; the returned gradients
+            are unscaled.
 
     Returns:
         The sum of each term over the whole batch, equal on all processes, and the gradients for each micro-batch.
@@ -264,7 +265,7 @@ class _WholeSignals(Signals):
 
 
 def _read(signals: Signals, read: SignalRead, length: int) -> Tensor:
-    """Read a signal of one micro-batch; heads are padded to L of the whole batch: (B, A, L, d_k)."""
+    """Read a signal of one micro-batch; `heads` are padded to the length of the whole batch: (B, A, L, d_k)."""
     name, *arguments = read
     if name == "heads":
         chunks = [chunk.states for chunk in signals.heads(*arguments)]
@@ -281,7 +282,7 @@ def _without_bias(pattern: AttentionPattern | None) -> AttentionPattern | None:
 
 
 def _additive_mask(signals: Signals, part: AttentionPart, block: int, length: int) -> Tensor:
-    """Return a micro-batch's mask of a block as numbers added to scores: (B, 1 or A, L, L)."""
+    """Return a block's mask for a micro-batch as numbers to add to the scores: (B, 1 or A, L, L)."""
     masks = []
     for chunk in signals.heads(part, block):
         size, _, own, _ = chunk.states.shape

@@ -92,7 +92,7 @@ class DistillationModule(nn.Module):
             yield label, loss
 
     def weights_at(self, fraction: float) -> dict[str, float]:
-        """Return the weight of each loss that is active at a fraction of the budget, by label."""
+        """Return the weight of each loss that is active at this fraction of the budget, by label."""
         weights = {label: loss.config.weight_at(fraction) for label, loss in self.labelled_losses()}
         return {label: weight for label, weight in weights.items() if weight > 0}
 
@@ -153,7 +153,7 @@ class DistillationModule(nn.Module):
     def constant_sums(
         self, batch: Batch, teachers: Mapping[str, Signals], labels: Collection[str]
     ) -> dict[str, dict[str, Tensor]]:
-        """Return the sums of each of these losses from which the best constant prediction is computed, by label."""
+        """Return the sums that each of these losses needs to compute its best constant prediction, by label."""
         return {
             label: loss.constant_sums(teachers.get(teacher_of(loss)), batch)
             for label, loss in self.labelled_losses()

@@ -1,7 +1,7 @@
-"""Reshard DeepSpeed's optimizer state of ZeRO stages 1 and 2 to another number of processes.
+"""Reshard DeepSpeed's optimizer state of ZeRO stages 1 and 2 to a different number of processes.
 
-At these stages all parameters of a group form one flat tensor, of which each process has one part: the float32 weights,
-and the optimizer's state. The file of each part lists which range belongs to which parameter.
+At these stages, all parameters of a group form one flat tensor. Each process stores the float32 weights and the
+optimizer's state of one part of it. The file of each part lists which range belongs to which parameter.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def reshard(parts: Sequence[Mapping[str, Any]], optimizer: Any, where: Path) -> 
         where: the checkpoint, for messages.
 
     Raises:
-        InputError: the groups contain other parameters, or a state is not elementwise.
+        InputError: the groups contain different parameters, or a state is not elementwise.
     """
     layout = optimizer.state_dict()
     base = parts[0][_BASE]
@@ -123,7 +123,7 @@ def _state(
     raise InputError(
         f"`{key}` in the optimizer's state cannot be resharded to another number of processes",
         where=str(where),
-        hint=f"start with --processes {len(parts)}, as when it was written, or train with `training.zero_stage: 0`",
+        hint=f"start with --processes {len(parts)}, the original number, or train with `training.zero_stage: 0`",
     )
 
 

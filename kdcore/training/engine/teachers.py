@@ -25,9 +25,10 @@ Combination = Literal["average", "concat"]
 class CompositeTeacher:
     """The average or the concatenation of several teachers, described before they are loaded.
 
-    - `average`: hidden states are averaged element by element. Predictions over the vocabulary and of classes are
-      averaged as probabilities at temperature 1 (for several labels, each label's probability); losses read the logits
-      of the averages. The outputs of regression heads are averaged. The outputs of other heads cannot be averaged.
+    - `average`: hidden states are averaged element by element. Predictions over the vocabulary or over classes are
+      averaged as probabilities at temperature 1 (with several labels per text, the probability of each label is
+      averaged); losses read the logits of the averages. The outputs of regression heads are averaged. The outputs of
+      other heads cannot be averaged.
     - `concat`: hidden states of the same block are concatenated along their width, in the order of the members.
 
     Attributes:
@@ -95,7 +96,7 @@ class CompositeTeacher:
             self._require_equal("vocabulary sizes", lambda info: info.vocab_size)
 
     def combine(self, batch: Batch, members: Sequence[Signals]) -> Signals:
-        """Return the signals of the composite, given the signals of its members in their order."""
+        """Return the signals of the composite, given the signals of its members in order."""
         return _CompositeSignals(batch, self.combination, members, self.info)
 
     def _require_equal(self, what: str, value: Callable[[ModelInfo], object]) -> None:
@@ -160,7 +161,10 @@ class FrozenTeachers:
         return self
 
     def deepest_block(self, requests: Mapping[str, SignalRequest]) -> tuple[str | None, Block, int]:
-        """Return label, last block read and hidden size of the first model read; the label is None if there is none."""
+        """Return label, deepest requested block and hidden size of the first requested teacher.
+
+        The label is None if no teacher is requested.
+        """
         for label, request in requests_of_models(requests, self._composites).items():
             info = self._encoders[label].info
             return label, request.deepest_block(info.num_layers), info.hidden_size

@@ -1,4 +1,4 @@
-"""Read and write files of torch tensors: disk errors are reported, and reading never executes code."""
+"""Read and write files of torch tensors. Disk errors are reported, and reading never executes code."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def is_expanded(tensor: torch.Tensor) -> bool:
 
 
 def read_tensors(path: Path, *, mmap: bool = False) -> Any:
-    """Read a file written by `write_tensors` to the CPU. Only tensors, plain values and known classes are constructed.
+    """Load a file written by `write_tensors` on the CPU. Only tensors, plain values and known classes are constructed.
 
     Args:
         path: the file.
