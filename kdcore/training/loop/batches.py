@@ -26,7 +26,7 @@ class StepBatches:
     Attributes:
         micro_batches: the micro-batches of this process.
         whole: all sequences of all processes, ordered as in `StepSamples.whole`; None if no loss needs them.
-        fraction: fraction of the budget at which the task drew them.
+        fraction: fraction of the budget at which the task drew the samples.
         totals: function that blocks until the processes have exchanged information about this step, and returns it.
     """
 
@@ -56,8 +56,8 @@ class TrainingBatches:
         Args:
             task: the task, which draws the samples.
             seed: seed of the order of samples.
-            batch_size: sequences of a step, over all processes.
-            micro_batch_size: sequences of a micro-batch.
+            batch_size: sequences per step, over all processes.
+            micro_batch_size: sequences per micro-batch.
             processes: the processes.
             whole: whether to draw the whole batch of each step in addition to the micro-batches.
             exchange: function that starts to exchange information about a step's batches between processes, in the

@@ -33,7 +33,7 @@ _CONSTANT = 1e-5  # relative to the mean; float32 rounds the mean of a constant 
 
 
 class PooledStates:
-    """Mean-pooled states of the same held-out texts after the deepest block of each model that losses read.
+    """Mean-pooled states of held-out texts in student and teacher, after the deepest block that losses read in each.
 
     The texts are spread evenly over the split. There are at most 4d texts, where d is the larger hidden size.
     """
@@ -92,7 +92,7 @@ class PooledStates:
 
 
 def _means(states: Tensor, lengths: np.ndarray) -> Tensor:
-    """Average states of the real tokens (N, d) over each sequence: (B, d), at least float32."""
+    """Average states of the real tokens (N, d) over each sequence; return (B, d) in at least float32."""
     starts = torch.from_numpy(np.cumsum(lengths) - lengths).to(states.device, non_blocking=True)
     tokens = torch.arange(len(states), device=states.device)
     return embedding_bag(tokens, at_least_float32(states), starts, mode="mean")
@@ -137,9 +137,9 @@ def _centred(states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rank_ratio(checks: Mapping[str, float]) -> float | None:
-    """Return the student's fraction of the teacher's effective rank above 1; None without a usable teacher.
+    """Return (student's effective rank - 1) / (teacher's effective rank - 1); None without a usable teacher.
 
-    The teacher's rank is limited to the student's width, which a narrow student cannot exceed.
+    The teacher's rank is limited to the student's width, because the student's rank cannot exceed its width.
     """
     reachable = min(checks.get("teacher_rank", 0.0), checks["student_width"])
     return (checks["student_rank"] - 1) / (reachable - 1) if reachable >= _LEAST_TEACHER_RANK else None

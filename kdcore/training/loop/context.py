@@ -30,7 +30,7 @@ class RunContext:
         shutdown: whether a signal has requested a stop.
         watchdog: watchdog that ends the process if it makes no progress.
         check_lock: function that raises an error on process 0 if another run has taken over the run folder.
-        startup: seconds of each part of the start-up.
+        startup: duration of each part of the start-up in seconds.
         start: progress before the first step, with the run's limits.
     """
 

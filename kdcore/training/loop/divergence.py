@@ -146,7 +146,7 @@ class DivergenceMonitor:
     def logged(self, step: int, averages: Mapping[Term, float], weights: Mapping[str, float]) -> None:
         """Warn if the objective is far above its last logged values, all computed with the current weights of losses.
 
-        A loss that starts, ends or changes its weight by schedule is therefore not mistaken for a spike.
+        A scheduled change of a loss's weight, or a loss that starts or ends, is therefore not mistaken for a spike.
 
         Args:
             step: number of completed steps.

@@ -32,7 +32,7 @@ logger = logging.getLogger("kdcore")
 
 
 class _Screen(logging.Handler):
-    """Print log lines without breaking the progress bar; show the current phase on the bar, or once a minute."""
+    """Print log lines without breaking the progress bar; show the current phase there, or print it once a minute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ def _not_written(error: OSError, what: str) -> InfrastructureError:
 
 
 def time_left(progress: Progress) -> str:
-    """Time until the budget is used up at the speed so far, such as `2:05:10`; `?` if unknown."""
+    """Return the estimated time until the budget is used up, such as `2:05:10`; `?` if unknown."""
     if progress.fraction <= 0 or progress.seconds <= 0:
         return "?"
     seconds = int(progress.seconds / progress.fraction - progress.seconds)

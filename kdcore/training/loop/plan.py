@@ -112,7 +112,7 @@ class Plan:
     def teacher_requests(self, split: Split) -> dict[str, SignalRequest]:
         """Return the request to each teacher for batches of a split, by label; empty requests are left out.
 
-        Validation also pools the deepest states that the losses of a stage read.
+        For validation, the hidden states after the deepest block that a stage's losses read are also requested.
         """
         found = requests_of_models(self.requests.teachers, self.composites)
         for stage in self.stages if split != "train" else ():
@@ -202,7 +202,7 @@ class Plan:
 def with_sources(
     student: Encoder, before: Mapping[str, Tensor], stated: Mapping[str, ParameterSource]
 ) -> dict[str, ParameterSource]:
-    """Merge the sources returned by a transform with the sources of parameters that are unchanged objects.
+    """Merge the sources returned by a transform with the sources of the parameter objects that it kept.
 
     Args:
         student: the changed student.

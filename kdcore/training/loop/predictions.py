@@ -51,7 +51,7 @@ class Outputs:
         """Gather float32 outputs in the order of the samples, on every process; every process must call this.
 
         Returns:
-            (n, C), or n arrays (length, C) of a head for tokens.
+            (n, C), or n arrays (length, C) for a head on tokens.
         """
         everyone = all_gather(processes, (self._samples, self._lengths, self._values))
         samples, lengths, values = (

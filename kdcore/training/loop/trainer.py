@@ -136,8 +136,8 @@ class Trainer:
     def train(self, checkpoint: Path | None) -> Generator[Event, None, Progress]:
         """Train until the budget is used up or a signal requests a stop, and then write a checkpoint.
 
-        A consumer that closes the generator ends training after the event it has received; no checkpoint is written
-        then, so the run resumes from its last one.
+        If the consumer closes the generator, training ends after the last event that the consumer received. In this
+        case, no checkpoint is written, and the run resumes from its last one.
 
         Returns:
             Progress at the end.
@@ -186,7 +186,7 @@ class Trainer:
         return bool(following) and progress.fraction >= following[0].begins
 
     def _change_stage(self, progress: Progress) -> StageEvent:
-        """Transform the student, after all actions that were due in the previous step.
+        """Transform the student after all actions due in the previous step have been performed.
 
         A checkpoint of this step therefore records the previous stage, and a run that resumes from it repeats the
         change.
@@ -204,8 +204,8 @@ class Trainer:
     def _train_step(self, batches: StepBatches, counts: Mapping[Term, float], progress: Progress) -> None:
         """Take one optimizer step.
 
-        It follows the gradient of the sum over all terms of `weight * sum / global count`, where sums and counts run
-        over all micro-batches and processes. With gradient caching, the gradients of coupled losses with respect to the
+        It follows the gradient of the sum over all terms of `weight * sum / global count`, where sums and counts cover
+        all micro-batches and processes. With gradient caching, the gradients of coupled losses with respect to the
         student's signals are computed first, over the whole batch; each micro-batch then backpropagates its part.
         """
         engine, world_size, window = self.engine, self.processes.world_size, self.window
@@ -287,7 +287,7 @@ class Trainer:
             yield self._save(milestone=milestone)
 
     def _finish(self, progress: Progress) -> Iterator[Event]:
-        """Perform the actions due at the end, including actions that became due by time since the last step."""
+        """Perform the actions due at the end, including time-based actions that became due after the last step."""
         before, self.done = self.done, progress
         counted = self.patience.waited
         if self.validated_step != self.step:
@@ -437,7 +437,7 @@ class Trainer:
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
-        """Exclude the context from the logged speed. Count no batches meanwhile, because the module may change."""
+        """Exclude the context from the logged speed. No batches are counted in it, because the module may change."""
         began = time.monotonic()
         self.batches.settle()
         try:

@@ -96,7 +96,7 @@ def validate(
         processes: the processes; every process must call this.
         weights: weights of the active losses by label.
         watchdog: the watchdog, which is notified of each batch.
-        constants: values for losses that were not validated before are added to it.
+        constants: values of the best constant predictions; values of losses that were not validated before are added.
 
     Returns:
         The values, the values of the best constant predictions for losses that define them, and the checks of
