@@ -418,7 +418,7 @@ MODEL_ROWS = [
     Row(
         "the run folder of another recipe",
         [
-            "the run in this folder was started with other settings",
+            "the run in this folder was started with different settings",
             "recipe.yaml:10: optimizer.lr",
             "0.001",
             "0.0005",

@@ -62,7 +62,7 @@ def batch_report(run: Path, step: int, processes: int | None = None, *, allow_im
 
     Args:
         run: the run's folder.
-        step: number of the step as in metrics and messages, from 1.
+        step: number of the step as in metrics and messages, starting from 1.
         processes: number of processes of the run, which determines the samples of a step; default: the number in the
             checkpoint, or 1 without a checkpoint.
         allow_imports: whether to run the files under `imports:` of the run's recipe.
@@ -72,7 +72,7 @@ def batch_report(run: Path, step: int, processes: int | None = None, *, allow_im
     """
     path = run / "recipe.yaml"
     if not path.is_file():
-        raise InputError("the folder contains no run", where=str(run), hint="give a folder runs/NAME/ID")
+        raise InputError("the folder contains no run", where=str(run), hint="pass a folder runs/NAME/ID")
     if step < 1:
         raise InputError(f"must be at least 1 (found {step})", where="STEP")
     plan = make_plan(load_recipe(path, allow_imports=allow_imports), stored_data(run))
@@ -137,7 +137,10 @@ class _Examiner:
             self._tokenizer: Any = load_tokenizer(folder)
 
     def values(self, samples: np.ndarray, epochs: np.ndarray, *, coupled: bool | None) -> list[TermValue]:
-        """Compute each term of losses that couple a batch's sequences (True), other losses (False) or all (None)."""
+        """Compute each term of the losses that `coupled` selects.
+
+        True selects losses that couple a batch's sequences, False the other losses, and None all losses.
+        """
         labels = [label for label in self._labels if coupled in (None, label not in self._separable)]
         return self._values(self._draw(samples, epochs), labels)
 

@@ -158,7 +158,8 @@ class _LossTeachers:
         """Construct a loss for its teacher: the teacher that it names, or the only one.
 
         Raises:
-            InputError: the loss is incompatible with the models, or reads a teacher without naming one of several.
+            InputError: the loss is incompatible with the models, or does not name the teacher that it reads although
+                there are several.
             ValueError: a parameter has no dimensions; `error_location` names the loss and its package.
         """
         config = component.config
@@ -402,7 +403,7 @@ def check_columns(
 
 
 def check_alignment(recipe: Recipe, components: Components, stage: Stage) -> None:
-    """Reject losses that compare tokens one by one where teacher and student have different tokenizers.
+    """Reject losses that compare tokens one by one if teacher and student have different tokenizers.
 
     Raises:
         RecipeError: the tokenizers differ; the message names the loss.

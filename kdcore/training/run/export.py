@@ -50,7 +50,7 @@ def export_student(
     Args:
         folder: folder of the export; an existing one is replaced.
         student: the network whose configuration is written.
-        weights: float32 tensors for every name of its state.
+        weights: a float32 tensor for every name in the student's state.
         plan: the run's plan, whose task writes the parts of the export other than the network.
         tokenizer: the run's copy of the tokenizer; if there is none, the task writes it.
         step: number of completed steps.
@@ -98,7 +98,7 @@ def export_run(run: Path, folder: Path, step: int | None, *, allow_imports: bool
     """
     folder = folder.absolute()
     if not (run / "recipe.yaml").is_file():
-        raise InputError("no run was started in this folder", where=str(run), hint="give a folder runs/NAME/ID")
+        raise InputError("no run was started in this folder", where=str(run), hint="pass a folder runs/NAME/ID")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("the folder exists and is not empty", where=str(folder), hint="give a new folder")
     checkpoint = latest_checkpoint(run) if step is None else checkpoint_folder(run, step)
@@ -234,7 +234,7 @@ def _pools_for_classes(student: Encoder) -> bool:
 
 
 def _without_folders(value: Any) -> Any:
-    """Replace absolute paths by their installed package, or drop the parts that are specific to this machine."""
+    """Replace absolute paths with their installed package, or drop the parts that are specific to this machine."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -245,5 +245,5 @@ def _without_folders(value: Any) -> Any:
 
 
 def _short(path: str) -> str:
-    """Return a hub name unchanged, and only the last two parts of a folder."""
+    """Return a hub name unchanged, or only the last two parts of a folder's path."""
     return "/".join(Path(path).parts[-2:])

@@ -53,7 +53,7 @@ class StepProfile:
         tokens: real tokens per step on this process.
         padding: fraction of all positions that are padding.
         computes_padding: whether the student also runs on padding.
-        flops: multiplications and additions of a step's matrix products.
+        flops: number of multiplications and additions in a step's matrix products.
         limit: operations per second in plain matrix products in training precision, measured separately.
         peak: operations per second according to the device's data sheet; None if unknown.
         device: name of the device.
@@ -84,7 +84,7 @@ class StepProfile:
 
     @property
     def utilization(self) -> float:
-        """Model FLOPs utilization (MFU): used fraction of the data sheet's peak if known, otherwise of the limit."""
+        """Model FLOPs utilization (MFU): fraction of the data sheet's peak, or of the limit if the peak is unknown."""
         return self.flops / self.step_seconds / (self.peak or self.limit)
 
     def hints(self) -> list[str]:
@@ -214,7 +214,7 @@ class _Profiler:
             inner.register_forward_hook(leave)
 
     def measure(self, steps: int) -> StepProfile:
-        """Run one step to count operations and one to warm up, then `steps` with timed parts and as many without."""
+        """Run one step to count operations and one to warm up, then `steps` with timed parts and `steps` without."""
         settings = self.plan.recipe.settings
         samples = StepSamples(
             self.task.num_samples("train"),

@@ -60,7 +60,8 @@ def train_recipe(recipe: Recipe, *, exit_steps: int | None = None) -> RunResult:
 
     Args:
         recipe: the recipe.
-        exit_steps: stop after this number of steps, as if the budget were used up; schedules follow the budget.
+        exit_steps: stop after this number of steps, as if the budget were used up; schedules still follow the full
+            budget.
 
     Raises:
         InputError: the recipe, its data or its models cannot be used.
@@ -173,7 +174,7 @@ def _only_run(folder: Path) -> Iterator[None]:
 
 
 def _check_early(recipe: Recipe) -> None:
-    """Check device, precision, engine and optimizer before the plan, whose data preparation may take a long time."""
+    """Check device, precision, engine and optimizer before preparing the data, which may take a long time."""
     with error_location(recipe, "training"):
         check_precision(recipe.settings.training)
         deepspeed_config(recipe.settings.training, number_of_processes())
@@ -186,7 +187,7 @@ def _check_early(recipe: Recipe) -> None:
 def _earlier_session(
     plan: Plan, start: Progress, folder: Path, processes: DistributedContext
 ) -> Path | FinishedEvent | None:
-    """Find the checkpoint to resume from; return None for a new run, and an event for a finished run."""
+    """Find the checkpoint to resume from. Return None for a new run, and the last event for a finished run."""
     recipe = plan.recipe
     if not run_folder.exists(folder):
         return None
@@ -350,7 +351,7 @@ def _final_export(folder: Path, recipe: Recipe) -> Path | None:
 
 
 def _predicts(plan: Plan) -> bool:
-    """Return whether a finished run writes predictions: its task scores its own head, and losses read that head."""
+    """Return whether a finished run writes predictions, that is, whether its task scores a head that losses read."""
     head = scored_head(plan.task)
     return head is not None and head.name in plan.requests.student.heads
 

@@ -76,7 +76,7 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
     if problems:
         hint = "start another run with `run.id=NEW`, or undo the changes listed here"
         raise RecipeError(
-            [Problem("the run in this folder was started with other settings", str(folder), hint=hint), *problems]
+            [Problem("the run in this folder was started with different settings", str(folder), hint=hint), *problems]
         )
 
 
@@ -110,7 +110,7 @@ def check_split(folder: Path, plan: Plan, before: int, now: int) -> None:
         problems.append(Problem(f"{what}: {change}", str(recipe.origin(key)), key))
     if problems:
         hint = "start another run with `run.id=NEW`; with `training.gradient_caching: true` its split may change"
-        first = Problem("the run in this folder was started with other micro-batches", str(folder), hint=hint)
+        first = Problem("the run in this folder split its batches differently", str(folder), hint=hint)
         raise RecipeError([first, *problems])
 
 

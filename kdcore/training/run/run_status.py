@@ -87,7 +87,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
     """
     note = folder / "submission.json"
     if os.path.isfile(note):  # also false for a folder that may not be searched
-        hint = "give the folder set as `run.folder` in the recipes, which contains the runs of the sweep"
+        hint = "pass the folder set as `run.folder` in the recipes, which contains the runs of the sweep"
         yield from (Path(job.folder) for job in read_json_object(note, _SweepNote, hint=hint).jobs)
     else:
         yield from _walk(folder, _DEPTH)
@@ -135,8 +135,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """Return the job events of a run recorded by kdcore-launch, oldest first; empty if it was not submitted.
 
     The lines of `launch/history.jsonl` are maps with `event` (`submitted`, `start`, `stopping` or `end`), `job` and
-    `time`; an `end` also has `code` and `requeued`. After `stopping`, when SLURM stops the job, the `end` may be
-    missing.
+    `time`; an `end` also has `code` and `requeued`. If SLURM stops the job, the `end` after `stopping` may be missing.
     """
     rows = read_json_rows(folder / "launch" / "history.jsonl", _JobEvent, last_bytes=_TAIL_BYTES)
     return [row.model_dump(exclude_unset=True) for row in rows]
