@@ -1,4 +1,4 @@
-"""Exchange Python objects and errors by collectives, so that processes fail and continue together."""
+"""Exchange Python objects and errors through collectives, so that processes fail and continue together."""
 
 from __future__ import annotations
 

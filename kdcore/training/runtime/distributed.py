@@ -56,7 +56,7 @@ class DistributedContext:
         return result
 
     def begin_sum(self, values: Sequence[float], group: Any) -> Callable[[], list[float]]:
-        """Start to sum each value over all processes, in float64, in the background.
+        """Start summing each value over all processes, in float64, in the background.
 
         Args:
             values: values of this process.
@@ -163,7 +163,7 @@ def number_of_processes() -> int:
 
 
 def start_processes() -> DistributedContext:
-    """Join the process group that the environment describes (torchrun's variables), or create one of a single process.
+    """Join the process group described by the environment (torchrun's variables), or create one with a single process.
 
     Raises:
         InfrastructureError: variables are missing, the port is in use, or process 0 cannot be reached.
@@ -176,7 +176,7 @@ def start_processes() -> DistributedContext:
 
 
 def _check_environment() -> None:
-    """Reject incomplete launcher variables, with which torch would fail obscurely or hang.
+    """Reject incomplete launcher variables, which would make torch hang or fail with an obscure error.
 
     A single process needs no address; accelerate sets its rank without one in the environment.
     """

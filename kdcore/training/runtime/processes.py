@@ -1,4 +1,4 @@
-"""Run several processes on one machine that end together, with one exit code and one error message."""
+"""Run several processes on one machine. They end together, with one exit code and one error message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Allow one run per folder. A lock ends with its process; a token lets an orphaned process detect a takeover."""
+"""Allow one run per folder.
+
+A lock is released when its process exits. A token lets an orphaned process detect that another one has taken over.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class _Holder:
         token: unique to this session.
         host: host name.
         pid: process id.
-        since: time when it took the lock.
+        since: time when the lock was taken.
         job: SLURM job; empty outside of SLURM.
         restarts: number of times that SLURM has requeued the job.
     """
@@ -59,14 +62,14 @@ class _Holder:
         )
 
     def replaces(self, other: _Holder | None) -> bool:
-        """Return whether this is a requeued start of the same SLURM job, which takes over from the earlier start."""
+        """Return whether this process takes over from the other one, an earlier run of the same requeued SLURM job."""
         return other is not None and self.job != "" and self.job == other.job and self.restarts > other.restarts
 
 
 class RunLock:
     """A lock that is held within the context; the operating system releases it when the process ends.
 
-    A requeued SLURM job takes over the folder from its own earlier start, which may still run on an unreachable node.
+    A requeued SLURM job takes over the folder from its earlier run, which may still be running on an unreachable node.
     The earlier process detects this with `check`, which must be called before each rename in the folder.
     """
 
@@ -136,7 +139,7 @@ class RunLock:
                 holder = _read(self._path)
                 if not self._own.replaces(holder):
                     raise _refusal(self.folder, holder)
-                logger.warning(f"{self.folder}: taken over from an earlier start of this SLURM job")
+                logger.warning(f"{self.folder}: taken over from an earlier run of this SLURM job")
                 return self._replace()
             if is_open_at(file.fileno(), self._path):
                 self._write(file)

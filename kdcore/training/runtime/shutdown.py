@@ -1,4 +1,4 @@
-"""Graceful shutdown: during training a signal sets a flag, and the run stops after the step with a checkpoint."""
+"""Shut down gracefully: during training, a signal sets a flag, and the run stops after the step with a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GRACE_SECONDS = 5.0
 
 
 class _Ending:
-    """Handle signals outside of training: the first one raises KeyboardInterrupt, which runs all cleanup."""
+    """Handle signals outside of training: the first one raises KeyboardInterrupt, so that all cleanup runs."""
 
     def __init__(self) -> None:
         self.came = False
@@ -33,8 +33,8 @@ class _Ending:
 def ending_on_request() -> Iterator[None]:
     """Raise KeyboardInterrupt on SIGTERM and SIGUSR2 within the context, as on SIGINT.
 
-    Entered before heavy imports, it covers the time before training (data, models) and after it. Without effect outside
-    the main thread, where Python handles no signals.
+    The context is entered before heavy imports and covers the time before training (data, models) and after it. It has
+    no effect outside the main thread, because Python handles signals only there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -53,8 +53,8 @@ class GracefulShutdown:
 
     `interrupted` is also set on SIGINT.
 
-    Outside the main thread, where Python handles no signals, `requested` is set only by code. Inside `paused`, the
-    context may be left in a different thread from the one that entered it.
+    Python handles signals only in the main thread; in other threads, `requested` is set only by code. Inside `paused`,
+    the context may be left in a different thread from the one that entered it.
 
     Python cannot raise KeyboardInterrupt while the main thread hangs in a collective whose peer has exited. In that
     case another thread, which still receives signals, ends the process a few seconds later with exit code 130.
@@ -82,7 +82,7 @@ class GracefulShutdown:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Restore other code's handlers within the context; the thread that leaves it takes over signals, if it can."""
+        """Restore other code's handlers within the context; the leaving thread then handles signals, if it can."""
         self._uninstall()
         try:
             yield

@@ -16,7 +16,7 @@ from kdcore.errors import KdcoreError
 def suppress_output() -> Iterator[None]:
     """Capture stdout and stderr of this process and its children; print them if an exception is raised.
 
-    Works on file descriptors, because compilers and linkers started in the context write there directly.
+    This works on file descriptors, because compilers and linkers started in the context write to them directly.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""End a process that hangs, for example on a suspended peer, a device or a file system.
+"""End a process that hangs, for example because of a suspended peer, a device or a file system.
 
-If one process of a run hangs, all others hang in their next collective: no timeout of torch or DeepSpeed covers every
-group. So each process watches itself.
+If one process of a run hangs, all others hang in their next collective, because no timeout of torch or DeepSpeed covers
+every group. Therefore, each process watches itself.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _entered: list[Watchdog] = []
 
 
 class Watchdog:
-    """End this process with exit code 1, by a thread, if it makes no progress within the context.
+    """End this process with exit code 1 from a thread if it makes no progress within the context.
 
     Before that, the stacks of all threads are written to stderr and to the run's log. The limit is half an hour until
-    the first step or validation batch is done; then the recipe's `training.stall_minutes`, or by default 20 times the
-    duration of the slowest step, validation batch or checkpoint so far, and at least 10 minutes.
+    the first step or validation batch is done. Afterwards, it is the recipe's `training.stall_minutes`; the default is
+    20 times the duration of the slowest step, validation batch or checkpoint so far, and at least 10 minutes.
 
     Time counts only while this process runs: the thread sums short slices that it has observed, so that the time of a
     suspended process or a sleeping laptop does not count.
@@ -44,7 +44,7 @@ class Watchdog:
     def __init__(
         self, stall_minutes: float | None, log_file: Path, show: Callable[[str], None] = lambda phase: None
     ) -> None:
-        """Set up the watchdog; it watches within the context.
+        """Set up the watchdog; it is active within the context.
 
         Args:
             stall_minutes: the recipe's `training.stall_minutes`.
@@ -82,12 +82,12 @@ class Watchdog:
         os.close(self._stderr)
 
     def starting(self, doing: str) -> None:
-        """Report that `doing` begins, a phase before the first step that may take a long time."""
+        """Report the start of `doing`, a phase before the first step that may take a long time."""
         self._doing = doing
         self._ticks += 1
 
     def tick(self, doing: str) -> None:
-        """Report progress: `doing` begins, such as a step, a batch of a validation, a checkpoint or an export."""
+        """Report progress: the start of `doing`, such as a step, a validation batch, a checkpoint or an export."""
         self._paced = self._training
         self._training = True
         self._doing = doing
@@ -148,7 +148,7 @@ class Watchdog:
 
 
 def report_progress(doing: str) -> None:
-    """Report progress of long work by a component before the first step of a run, such as computing signals.
+    """Report progress of a component's long-running work before the first step of a run, such as computing signals.
 
     Without these reports, a run that takes half an hour to load a model is ended. Outside of runs, this has no effect.
 
@@ -172,7 +172,7 @@ def end_process(message: str, stderr: int, log_file: Path) -> None:
 
 
 def stacks() -> str:
-    """Format the stack of each thread, innermost call last. Reads no source file: the disk may hang."""
+    """Format the stack of each thread, innermost call last. No source file is read, because the disk may hang."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     own = threading.get_ident()
     parts = []
