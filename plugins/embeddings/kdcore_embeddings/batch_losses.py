@@ -42,7 +42,7 @@ def similarity(
 ) -> Total:
     """Sum the distances between the student's and the teacher's cosines of all pairs of texts; see `SimilarityLoss`.
 
-    The sum is counted in texts, B, or for `mse` in pairs, B * (B - 1).
+    The count is the number of texts, B, or, for `mse`, the number of pairs, B * (B - 1).
 
     Args:
         student: embeddings (B, C) of any norm.
@@ -80,7 +80,7 @@ def info_nce(
     temperature: float = 0.05,
     dimensions: Sequence[int] | None = None,
 ) -> Total:
-    """Sum the cross-entropy of each query's document among all documents, counted in queries; see `InfoNCELoss`.
+    """Sum the cross-entropy of each query's document among all documents, and count queries; see `InfoNCELoss`.
 
     Args:
         student: embeddings (n, k, C), of any norm: n groups of a query, its positive document and k - 2 negatives.
@@ -146,8 +146,8 @@ class SimilarityLoss(_CoupledEmbeddings):
     """Match the similarities of all pairs of texts in a batch to the teacher's; the widths of embeddings may differ.
 
     Term `similarity`, where `c_ij` is the cosine of texts i and j: with `distance: kl`, sum over texts i of
-    `T^2 KL(softmax_j(c^t_ij / T) || softmax_j(c^s_ij / T))` over the other texts j, counted in B; with `mse`, sum over
-    pairs of different rows of `(c^s_ij - c^t_ij)^2`, counted in B * (B - 1).
+    `T^2 KL(softmax_j(c^t_ij / T) || softmax_j(c^s_ij / T))` over the other texts j, divided by the number of texts, B.
+    With `mse`, sum of `(c^s_ij - c^t_ij)^2` over pairs of different rows, divided by the number of pairs, B * (B - 1).
     """
 
     class Config(MatryoshkaConfig):
@@ -191,8 +191,9 @@ class InfoNCELoss(_CoupledEmbeddings):
     """Identify each query's document among all documents of the batch (van den Oord et al. 2018); needs no teacher.
 
     Term `info_nce`: sum over queries i of `-log(exp(c(q_i, d_i) / T) / sum_j exp(c(q_i, d_j) / T))`, with cosines c,
-    over the positive and negative documents j of all groups, counted in queries. Documents with the same text as q_i,
-    as d_i, or as a document that belongs to q_i in another group are left out of the sum over j.
+    over the positive and negative documents j of all groups. The sum is divided by the number of queries. Documents
+    with the same text as q_i, as d_i, or as a document that belongs to q_i in another group are left out of the sum
+    over j.
     """
 
     class Config(MatryoshkaConfig):

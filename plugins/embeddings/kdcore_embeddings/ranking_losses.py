@@ -37,7 +37,7 @@ _LARGEST_MARGIN = 2.0  # for dot products of unit vectors
 
 
 def margin_mse(student: Tensor, teacher: Tensor) -> Total:
-    """Sum `((s_1 - s_j) - (t_1 - t_j))^2` over queries and their negatives j, counted in negatives.
+    """Sum `((s_1 - s_j) - (t_1 - t_j))^2` over queries and their negatives j, and count the negatives.
 
     Args:
         student: scores s (n, m) of the m documents of each of n queries, the positive document first.
@@ -52,7 +52,7 @@ def margin_mse(student: Tensor, teacher: Tensor) -> Total:
 
 
 def listwise_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Total:
-    """Sum `T^2 KL(softmax(t / T) || softmax(s / T))` over queries, counted in queries.
+    """Sum `T^2 KL(softmax(t / T) || softmax(s / T))` over queries, and count the queries.
 
     Args:
         student: scores s (n, m) of the m documents of each of n queries.
@@ -154,7 +154,7 @@ class MarginMSELoss(_GroupScores):
     """Match the margins between the scores of positive and negative documents (Hofstätter et al. 2020).
 
     Term `margin_mse`: sum over queries and their negatives j of `((s_1 - s_j) - (t_1 - t_j))^2`, with the student's
-    scores s and the target scores t, counted in negatives.
+    scores s and the target scores t. The sum is divided by the number of negatives.
     """
 
     class Config(RankingConfig):
@@ -194,7 +194,7 @@ class ListwiseKLLoss(_GroupScores):
     """Match the distribution of the scores over a query's documents.
 
     Term `listwise_kl`: sum over queries of `T^2 KL(softmax(t / T) || softmax(s / T))` over the query's documents, with
-    the student's scores s and the target scores t, counted in queries.
+    the student's scores s and the target scores t. The sum is divided by the number of queries.
     """
 
     class Config(RankingConfig):

@@ -36,7 +36,7 @@ def embedding(
     distance: Literal["mse", "cosine"] = "mse",
     dimensions: Sequence[int] | None = None,
 ) -> Total:
-    """Sum `|e_s - e_t|^2` over embeddings, counted in components C; or `1 - cos(e_s, e_t)`, counted in texts.
+    """Sum `|e_s - e_t|^2` over texts and count components, or sum `1 - cos(e_s, e_t)` and count texts.
 
     Args:
         student: e_s (B, C).
@@ -67,9 +67,10 @@ def _distance(own: Tensor, theirs: Tensor, distance: str) -> Tensor:
 class EmbeddingLoss(Loss):
     """Distance between the embeddings of student and teacher.
 
-    Term `embedding`: with `distance: mse`, sum over texts of `|e_s - e_t|^2`, counted in B * C; with `cosine`, sum over
-    texts of `1 - cos(e_s, e_t)`, counted in B. With `dimensions`, the mean of this sum and the sums for embeddings
-    truncated to these widths and scaled to length 1.
+    Term `embedding`: with `distance: mse`, sum over texts of `|e_s - e_t|^2`, divided by the number of texts times the
+    number of components; with `cosine`, sum over texts of `1 - cos(e_s, e_t)`, divided by the number of texts. With
+    `dimensions`, the term is the mean of this value and the values for embeddings truncated to these widths and scaled
+    to length 1.
     """
 
     class Config(LossConfig):

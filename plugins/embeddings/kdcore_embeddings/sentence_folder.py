@@ -128,7 +128,7 @@ class SentenceFolder:
         return next((self.prompts[name] for name in names if name in self.prompts), self.default_prompt)
 
     def module_files(self) -> dict[str, Path]:
-        """Return the files other than the encoder's that embeddings depend on, by their names in the folder."""
+        """Return the files outside the encoder that affect the embeddings, by their names in the folder."""
         folders = [self.pooling, *(layer.folder for layer in self.layers)]
         names = ("config.json", "model.safetensors", "pytorch_model.bin")
         files = [self.path / "modules.json", *(folder / name for folder in folders for name in names)]

@@ -70,31 +70,31 @@ class Embeddings(Task):
 
         data: TextData
         tokenizer: PathOrHubName | None = Field(
-            None, description="The student's tokenizer; default: that of its initial weights, else the teacher's."
+            None, description="Default: the tokenizer of the student's initial weights, or the teacher's tokenizer."
         )
         max_length: int | None = Field(
             None,
             ge=4,
             description="Maximum number of tokens in a sequence of the student, including special tokens; longer "
-            "sequences are truncated. Default: the teacher's limit, else 256.",
+            "sequences are truncated. Default: the teacher's limit, or 256.",
         )
         prompts: Prompts | None = Field(
             None, description="Prompts that precede the student's texts; default: the teacher's prompts."
         )
         dimension: int | None = Field(
-            None, ge=1, description="Width of the embeddings; default: the teacher's, else the student's hidden size."
+            None, ge=1, description="Width of the embeddings; default: as in the teacher, or the student's hidden size."
         )
         pooling: Literal["mean", "cls"] | None = Field(
             None,
-            description="State that represents a text: the mean state, or the first token's. Default: the teacher's.",
+            description="Pooling of a text's states: their mean, or the first token's state. Default: the teacher's.",
         )
         normalize: bool | None = Field(
             None, description="Whether embeddings are scaled to length 1; default: the teacher's setting."
         )
         similarity: Literal["cosine", "dot", "euclidean", "manhattan"] | None = Field(
-            None, description="Similarity function recorded in the export; default: the teacher's, else cosine."
+            None, description="Similarity function recorded in the export; default: the teacher's, or cosine."
         )
-        teacher_tokenizer: PathOrHubName | None = Field(None, description="Default: that of the teacher's folder.")
+        teacher_tokenizer: PathOrHubName | None = Field(None, description="Default: the teacher's tokenizer.")
         teacher_max_length: int | None = Field(None, ge=4, description="Default: the limit of the teacher's folder.")
         teacher_prompts: Prompts | None = Field(None, description="Default: the prompts of the teacher's folder.")
         teacher_lower_case: bool | None = Field(
@@ -201,7 +201,7 @@ class Embeddings(Task):
 
     @classmethod
     def resumed(cls, config: ComponentConfig, seed: int, cache: Path, stored: StoredData) -> Self:
-        """Open the texts of a run; one that began with batches of similar length keeps them."""
+        """Open the texts of a run. A run that began with batches of similar length keeps this order."""
         assert isinstance(config, cls.Config)
         task = cls(config, seed, cache)
         task._by_length = stored.fingerprint == task._data_fingerprint
@@ -251,7 +251,9 @@ class Embeddings(Task):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokens of both models and their tokenizers, and of the order; independent of file locations."""
+        """Hash of the tokens and tokenizers of both models, and of the order of texts; independent of file
+        locations.
+        """
         found = self._data_fingerprint
         return found if self._by_length else hashlib.sha256(f"{found} {_ORDER}".encode()).hexdigest()
 
@@ -317,8 +319,9 @@ class Embeddings(Task):
     def lengths(self, split: Split) -> np.ndarray | None:
         """Return None for training, whose batches are drawn in random order; otherwise lengths (n,) in tokens.
 
-        Texts of similar length often have similar content, so that batches of them have correlated gradients, and
-        packed computation does not need them. The length of a group is that of its longest text for the student.
+        Texts of similar length often have similar content, so batches of such texts have correlated gradients, and
+        packed computation does not need them. The length of a group is the length of its longest text in the student's
+        tokens.
         """
         if split == "train" and not self._by_length:
             return None

@@ -16,8 +16,8 @@ from kdcore_embeddings.sentence_folder import SentenceFolder, read_sentence_fold
 class SentenceTransformerModel(TransformersModel):
     """A teacher from a sentence-transformers folder of versions 2 to 6. Its embeddings are the head `embedding`.
 
-    The folder may have the modules Transformer, Pooling (in all modes), Dense, LayerNorm and Normalize; others are
-    refused. As a student, it is equivalent to the model `transformers`.
+    The folder may have the modules Transformer, Pooling (in all modes), Dense, LayerNorm and Normalize; other modules
+    are rejected. A student of this model is the same as a student of the model `transformers`.
     """
 
     folder: SentenceFolder | None = None

@@ -25,7 +25,7 @@ from kdcore_supervised.tags import IGNORED
 
 
 def classification(logits: Tensor, labels: Tensor, *, problem_type: str = "single_label_classification") -> Total:
-    """Sum the cross-entropy of true classes, counted in rows with a label.
+    """Sum the cross-entropy of true classes, and count the rows with a label.
 
     Args:
         logits: (..., C); (..., 1) or (B,) for `regression`.
@@ -61,11 +61,11 @@ class ClassificationLoss(Loss):
     It reads the student's head `sequence_classes`, or `token_classes` if the student has no such head. Term
     `classification`:
 
-    - sequences: sum of `-log softmax(z_s)[label]`, or of `(z_s - label)^2` if the head outputs a number, counted in
-      sequences;
-    - sequences with several labels: sum of the mean over labels of the binary cross-entropy of `sigmoid(z_s)`, counted
-      in sequences;
-    - tokens: sum of `-log softmax(z_s)[label]` over the tokens with a label, counted in these tokens.
+    - sequences: sum of `-log softmax(z_s)[label]`, or of `(z_s - label)^2` if the head outputs a number, divided by the
+      number of sequences;
+    - sequences with several labels: sum of the mean over labels of the binary cross-entropy of `sigmoid(z_s)`, divided
+      by the number of sequences;
+    - tokens: sum of `-log softmax(z_s)[label]` over the tokens with a label, divided by the number of these tokens.
     """
 
     function = staticmethod(classification)

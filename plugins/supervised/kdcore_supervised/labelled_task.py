@@ -106,7 +106,7 @@ class LabelledTask(Task):
 
     @classmethod
     def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
-        """Set the tokenizer to that of the student's initial weights; without these, to the teacher's."""
+        """Use the tokenizer of the student's initial weights, or the teacher's tokenizer if there are none."""
         data = cast(Any, config).data
         source = student.source or (teacher.source if teacher else None)
         if data.tokenizer is not None or source is None:

@@ -68,7 +68,7 @@ class SequenceClassification(LabelledTask):
         data: LabelledData
         metric: Metric | None = Field(
             None,
-            description="Score that selects the best student; default: the metric of GLUE's task, else accuracy, "
+            description="Score that selects the best student; default: the GLUE task's metric, otherwise accuracy, "
             "pearson for numbers, or f1_micro for lists of classes.",
         )
 
@@ -108,7 +108,7 @@ class SequenceClassification(LabelledTask):
 
     @property
     def metric(self) -> str | None:
-        """The recipe's metric, or else GLUE's own, or else accuracy, pearson or f1_micro."""
+        """The metric set in the recipe, or the metric of the GLUE task, or accuracy, pearson or f1_micro."""
         return self.config.metric or self.config.data.main_metric
 
     def tokens(self, split: Split) -> TokenizedTexts:

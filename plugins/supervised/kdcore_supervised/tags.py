@@ -25,7 +25,7 @@ class TaggedSpan(NamedTuple):
 
 
 def output_tags(types: Iterable[str], scheme: TagScheme) -> tuple[str, ...]:
-    """Return the tags that a model predicts: `O`, then those of each type. Models for `iob1` data predict `bio`."""
+    """Return the tags that a model predicts: `O`, then the tags of each type. Models for `iob1` data predict `bio`."""
     return OUTSIDE, *(f"{prefix}-{type_}" for type_ in types for prefix in _PREFIXES[scheme])
 
 

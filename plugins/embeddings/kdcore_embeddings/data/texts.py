@@ -48,14 +48,14 @@ class TextData(ComponentConfig):
     positive: str | None = Field(None, description="Column of the document that belongs to the query.")
     negatives: str | list[str] | None = Field(
         None,
-        description="Column of lists of documents that do not belong to the query; or columns of one such document.",
+        description="Column of lists of documents that do not belong to the query, or columns of single documents.",
     )
     num_negatives: int | None = Field(
-        None, ge=1, description="Use the first N negatives of each group; default: the number of columns, or 1."
+        None, ge=1, description="Use the first N negatives of each group; default: one per column, or one per list."
     )
     scores: str | None = Field(
         None,
-        description="Column of lists of scores to learn: first the positive document's, then those of the negatives.",
+        description="Column of lists of scores to learn: the positive document's score, then the negatives' scores.",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Choose the documents most similar to a query, according to a teacher, that do not belong to the query."""
+"""Choose the documents that are most similar to a query according to a teacher, but do not belong to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MinedNegatives:
 
     Attributes:
         documents: (k,) indices of the negative documents, the most similar first.
-        scores: (1 + k,) float32 similarities to the query: of its positive document, then of the negatives.
+        scores: (1 + k,) float32 similarities of the query to its positive document and then to the negatives.
     """
 
     documents: NDArray[np.int64]

@@ -26,7 +26,7 @@ class ConllFormat(ComponentConfig):
     separator: str | None = Field(
         None, min_length=1, description="Text between columns; default: any number of spaces and tabs."
     )
-    document: str = Field("-DOCSTART-", description="Word that marks lines between documents; these are left out.")
+    document: str = Field("-DOCSTART-", description="Word that marks lines between documents, which are skipped.")
 
 
 @dataclass

@@ -177,7 +177,7 @@ def read_glue(path: Path, name: GlueName, part: str, report: Counter[str]) -> Re
 
 
 def submission_rows(task: GlueTask, ids: Sequence[str], predictions: Sequence[Any]) -> str:
-    """Format a submission: one number and prediction per line, scores clipped to the task's range of 0 to 5."""
+    """Format a submission with one row number and prediction per line; clip scores to the task's range, 0 to 5."""
     lines = ["index\tprediction"]
     for number, prediction in zip(ids, predictions, strict=True):
         if isinstance(prediction, str):

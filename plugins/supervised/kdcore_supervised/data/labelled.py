@@ -73,10 +73,10 @@ class LabelledData(ComponentConfig):
     )
     regression: bool = Field(False, description="Whether labels are numbers instead of classes.")
     multi_label: bool = Field(
-        False, description="Whether a text has any number of labels, as a list; needs jsonl, parquet or `huggingface`."
+        False, description="Whether a text has a list of any number of labels; needs jsonl, parquet or `huggingface`."
     )
     tokenizer: PathOrHubName | None = Field(
-        None, description="Default: the tokenizer of the folder that the student starts from, else the teacher's."
+        None, description="Default: the tokenizer of the folder that the student starts from, or the teacher's."
     )
     max_length: int = Field(
         128, ge=4, description="Maximum number of tokens, including special tokens; longer sequences are truncated."
@@ -159,7 +159,7 @@ class LabelledData(ComponentConfig):
 
     @property
     def main_metric(self) -> str:
-        """GLUE's own metric, or else the default for the kind of labels."""
+        """The metric of the GLUE task, or the default for the kind of labels."""
         return self.glue_task.metric if self.glue_task else self.metrics[0]
 
     @property
@@ -245,7 +245,7 @@ def read_labelled(data: LabelledData, report: Counter[str]) -> list[LabelledText
 
 
 def overlap(parts: Sequence[LabelledTexts], other: str) -> tuple[int, str | None, int]:
-    """Count the texts and ids of parts named `other...` that are also in the part `train`.
+    """Count the texts and ids of parts whose names begin with `other` that are also in the part `train`.
 
     Returns:
         The number of shared texts, the first of them, and the number of shared ids. The latter is meaningful only if a

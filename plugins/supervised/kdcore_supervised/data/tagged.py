@@ -93,7 +93,7 @@ class TaggedData(ComponentConfig):
         False, description="Whether training labels every subword of a word; default: only the first subword."
     )
     tokenizer: PathOrHubName | None = Field(
-        None, description="Default: the tokenizer of the folder that the student starts from, else the teacher's."
+        None, description="Default: the tokenizer of the folder that the student starts from, or the teacher's."
     )
     max_length: int = Field(
         128, ge=4, description="Maximum number of tokens, including special tokens; longer texts are cut into windows."

@@ -26,7 +26,7 @@ class WordAlignment:
 
     Attributes:
         words: (kept,) index of each of these words.
-        until: (kept,) for each of these words, one past the last word that begins inside one of its tokens;
+        until: (kept,) for each of these words, the index one past the last word that begins inside one of its tokens;
             `words + 1` if there is none. Words that begin inside a token have no first token and belong to the same
             span.
         size: number of words in the text.
@@ -37,7 +37,7 @@ class WordAlignment:
     size: int
 
     def tags(self, spans: Sequence[TaggedSpan], scheme: TagScheme) -> list[str]:
-        """Return the tag of each word with a token, so that `spans` reads the spans back as far as possible."""
+        """Return the tag of each word with a token, so that `spans` can recover the spans as far as possible."""
         kept = []
         for span in spans:
             start, end = np.searchsorted(self.words, [span.start, span.end])
@@ -46,7 +46,7 @@ class WordAlignment:
         return tags_of(kept, len(self.words), scheme)
 
     def spans(self, tags: Sequence[str]) -> list[TaggedSpan]:
-        """Return the spans, in words of the text, that are encoded by the tags of the words with a token."""
+        """Decode the tags of the words with a token; the returned spans count all words of the text."""
         return [
             TaggedSpan(int(self.words[span.start]), int(self.until[span.end - 1]), span.type) for span in spans_of(tags)
         ]
@@ -59,8 +59,8 @@ class WordWindows:
     Attributes:
         tokens: the sequences with their special tokens.
         first: (tokens,) bool, true on the first token of each word.
-        word: (tokens,) int64, for tokens of words, the index of the word among those of its text that have a token; -1
-            for other tokens.
+        word: (tokens,) int64, for each token of a word, the index of the word among all words of its text that have a
+            token; -1 for other tokens.
         texts: (n,) index of the text of each sequence, ascending.
         alignments: words with a token, for each text.
         windowed: number of texts that were cut into windows.
@@ -208,7 +208,7 @@ def _words_of(offsets: NDArray[np.int64], text: TaggedText) -> NDArray[np.int64]
 def _until(
     kept: NDArray[np.int64], of_token: NDArray[np.int64], offsets: NDArray[np.int64], text: TaggedText
 ) -> NDArray[np.int64]:
-    """Return one past the last word that begins inside a token of each kept word."""
+    """Return, for each kept word, the index one past the last word that begins inside one of its tokens."""
     until = kept + 1
     if len(kept) == len(text.bounds):
         return until
@@ -223,7 +223,7 @@ def _until(
 
 
 def _windows(begins: NDArray[np.bool_], limit: int) -> tuple[list[slice], int]:
-    """Cut tokens into windows of at most `limit` that begin with a word; return them and the number of cut words."""
+    """Cut tokens into windows of at most `limit` tokens that begin with a word; also return the number of cut words."""
     total = len(begins)
     if not total:
         return [], 0
