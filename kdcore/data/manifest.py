@@ -63,7 +63,7 @@ class Alignment(_Stored):
     Attributes:
         teacher_tokens: number of the teacher's tokens, without special tokens.
         units: number of spans between token boundaries common to both models, including one for each special token.
-        characters: number of characters of the text other than white space.
+        characters: number of characters in the text, not counting white space.
         unaligned: number of these characters that belong to no unit, because the tokens of one model do not cover them.
         split_sequences: number of sequences that were split because their teacher tokens were too long for one row.
     """
@@ -265,7 +265,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"was written by a newer kdcore ({content.get('kdcore_version')}, format version {version})",
             where=str(folder),
             allowed=f"format versions {OLDEST_FORMAT_VERSION} to {FORMAT_VERSION}",
-            hint="upgrade kdcore, or prepare the data again with this one",
+            hint="upgrade kdcore, or prepare the data again with this version",
         )
     stored = content.pop(_HASH, None)
     if version >= FIRST_WITH_HASH or stored is not None:

@@ -46,10 +46,10 @@ class Encoder(ABC, nn.Module):
         """Compute the requested signals; run only the blocks and heads that they need."""
 
     def prefetch(self, batch: Batch) -> None:
-        """Start reading the data for a teacher's signals of a training batch, in a background thread.
+        """Start reading the data of a teacher's signals for a training batch, in a background thread.
 
         Args:
-            batch: the teacher's view in host memory; `forward` receives it in the next step.
+            batch: the teacher's view of the batch in host memory; `forward` receives it in the next step.
         """
 
     def compile_parts(self) -> None:
@@ -61,7 +61,7 @@ class Encoder(ABC, nn.Module):
         raise InputError("this model does not support compilation", key="compile", hint="remove training.compile")
 
     def checkpoint_gradients(self) -> None:
-        """Keep only the inputs of blocks for the backward pass in training, which recomputes the rest.
+        """Keep only the inputs of blocks in training, and recompute the rest in the backward pass.
 
         Signals and gradients must not change. `keep_blocks` preserves this setting.
 
@@ -100,7 +100,7 @@ class Encoder(ABC, nn.Module):
 
 
 class Model(ABC):
-    """A model of a recipe. The constructor reads descriptions only; other methods load weights.
+    """A model in a recipe. The constructor reads descriptions only; other methods load weights.
 
     Subclasses are constructed as `Model(config, role, teacher)`; a student receives the recipe's teacher (or None) and
     can take missing settings from it.

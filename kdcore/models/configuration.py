@@ -48,7 +48,7 @@ class Base:
     """The model from which a student takes its sizes.
 
     Attributes:
-        config: its configuration; the student's model may not support its model type.
+        config: its configuration, whose model type may not be supported by the student's model.
         architecture: its architecture.
     """
 

@@ -146,7 +146,7 @@ def load_head(folder: Path | str, head: Head) -> nn.Module:
 
     Args:
         folder: the exported folder.
-        head: the head, as the task's `heads` returns it.
+        head: the head as returned by the task's `heads`.
 
     Raises:
         DataError: the folder does not contain the head's weights, they do not match the module, or the head was saved

@@ -94,8 +94,8 @@ class AttentionPath:
 def choose_attention_path(call: AttentionCall, kernels: AttentionKernels) -> AttentionPath:
     """Choose the fastest way to compute attention on packed sequences that these calls and kernels allow.
 
-    Heads are padded to a multiple of 8 rather than sequences to equal lengths: kernels pad heads to 32, 64 or 128
-    internally, so the only extra cost is a copy of query, key and value.
+    If necessary, heads are padded to a multiple of 8, instead of padding sequences to equal lengths. Kernels pad heads
+    to 32, 64 or 128 internally, so the only extra cost is a copy of query, key and value.
     """
     size = -(-call.head_size // _HEAD_SIZE_STEP) * _HEAD_SIZE_STEP
     if kernels.device == "cpu":
@@ -254,7 +254,7 @@ class Packing:
         return self._whole_masks[id(mask)][1]
 
     def prepare_whole_mask(self, mask: Tensor) -> None:
-        """Extend a mask with gradients before the blocks run, so that each block can be recomputed separately."""
+        """Extend a mask that requires gradients before the blocks run, so that each block can be recomputed alone."""
         if AttentionKernels.of(mask.device).device != "cpu":
             self.whole_mask(mask)
 

@@ -209,7 +209,7 @@ def refuse_incomplete(loaded: Loaded, path: str) -> None:
 
 
 def _wrapper(loaded: Loaded, missing: str) -> tuple[str, str]:
-    """Return the prefix that a wrapper has put before the names in the files, and the wrapper; empty if none."""
+    """Return the prefix that a wrapper has added to the names in the files, and the wrapper; empty if there is none."""
     base = f"{loaded.network.base_model_prefix}."
     wanted = missing.removeprefix(base)
     for name in sorted(loaded.unexpected):
