@@ -350,7 +350,7 @@ def make_staging(folder: Path) -> Path:
 def commit(
     folder: Path, state: TrainingState, files: Mapping[str, FileEntry], keep: int, check: Callable[[], None]
 ) -> None:
-    """Rename a complete checkpoint from its staging folder, then remove old ones.
+    """Commit a complete checkpoint by renaming its staging folder, then remove old checkpoints.
 
     If this is interrupted at any point, a good checkpoint still exists, either the new one or an earlier one.
 

@@ -207,7 +207,7 @@ class Engine:
         Args:
             module: student and losses.
             losses_by_parameter: labels of the losses that reach each parameter.
-            optimizer: creates torch's optimizer.
+            optimizer: function that creates torch's optimizer.
             settings: the recipe's training settings.
             processes: the processes.
             past: in later stages of a run, the groups that parameters were in during earlier stages.
@@ -748,7 +748,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _whole_state(parameter: nn.Parameter, flat: Tensor) -> Tensor:
-    """Gather a parameter's state from all parts of its flat group to the CPU; every process must call this."""
+    """Gather a parameter's state from all parts of its flat group on the CPU; every process must call this."""
     whole = torch.zeros(parameter.numel(), dtype=flat.dtype, device=parameter.device)
     mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
     if mapping is not None:
@@ -759,7 +759,7 @@ def _whole_state(parameter: nn.Parameter, flat: Tensor) -> Tensor:
 
 
 def _selected(state: dict[str, Any], shapes: Mapping[str, torch.Size], source: ParameterSource) -> dict[str, Any]:
-    """Transform the optimizer's state of a changed parameter; empty if a tensor cannot be transformed."""
+    """Return the transformed optimizer state of a changed parameter; empty if a tensor cannot be transformed."""
     if source.select is None:
         return dict(state)
     selected = {}
@@ -873,7 +873,7 @@ def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, Any], folder: Path) -> None:
-    """Reject weights of a checkpoint that belong to another module.
+    """Reject weights of a checkpoint that belong to a different module.
 
     Args:
         module: the module that the weights are for.

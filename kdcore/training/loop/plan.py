@@ -157,7 +157,7 @@ class Plan:
         return student
 
     def check_stage(self, stage: int) -> None:
-        """Reject a checkpoint's stage that the run does not have.
+        """Reject a checkpoint of a stage that the run does not have.
 
         Raises:
             InputError: the run does not have that stage.

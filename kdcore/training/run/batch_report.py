@@ -1,4 +1,4 @@
-"""Report the samples of a training step with their losses, to find those that make a run diverge."""
+"""Report the samples of a training step with their losses, to find samples that make a run diverge."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class CallbackRunner:
         self.see_checkpoints = any(type(one).on_checkpoint is not Callback.on_checkpoint for _, one in self._callbacks)
 
     def handle(self, event: Event) -> bool:
-        """Call every callback that has not failed; return whether any of them requests a stop, or fails.
+        """Call every callback that has not failed; return whether any of them requests a stop or fails.
 
         Raises:
             KdcoreError: at the last event, if a callback has failed; the run has then been stopped with a checkpoint.

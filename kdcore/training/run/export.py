@@ -202,7 +202,7 @@ print(model(**inputs).{result})
 
 
 def _auto_class(student: Encoder, plan: Plan) -> str:
-    """Return the transformers class that loads the export with the predictions that losses have trained."""
+    """Return the transformers class that loads the export with the head that losses have trained, if any."""
     requests = plan.requests.student
     for head in plan.task.heads(plan.task.config):
         if head.name in requests.heads and head.name not in student.unexported_heads:

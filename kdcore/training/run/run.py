@@ -156,10 +156,10 @@ _running = threading.Lock()
 
 @contextmanager
 def _only_run(folder: Path) -> Iterator[None]:
-    """Reject a second run in this process at the same time: runs share random states and the process group.
+    """Reject a second simultaneous run in this process, because runs share random states and the process group.
 
     Raises:
-        InputError: another thread trains, or an iterator of `steps` is neither exhausted nor closed.
+        InputError: another thread is training, or an iterator of `steps` is neither exhausted nor closed.
     """
     if not _running.acquire(blocking=False):
         raise InputError(

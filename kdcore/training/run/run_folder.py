@@ -81,7 +81,7 @@ def check_resumable(folder: Path, recipe: Recipe, data_fingerprint: str) -> None
 
 
 def check_split(folder: Path, plan: Plan, before: int, now: int) -> None:
-    """Refuse to split batches differently from before if a loss couples the sequences of a micro-batch.
+    """Refuse to change how batches are split if a loss couples the sequences of a micro-batch.
 
     Args:
         folder: the run folder, with the recipe of the previous session.
@@ -147,7 +147,7 @@ def check_teachers(folder: Path, recipe: Recipe, models: Mapping[str, Model]) ->
 def _check_teacher(
     folder: Path, recipe: Recipe, key: str, now: Mapping[str, str], before: Mapping[str, str]
 ) -> Mapping[str, str]:
-    """Compare the hashes of one teacher's files, whose section is at `key`, with the stored ones."""
+    """Compare the hashes of the files of the teacher at `key` with the stored hashes."""
     if before and now:
         path = f"{key}.path"
         problems = [

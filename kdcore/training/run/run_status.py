@@ -127,7 +127,7 @@ def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatu
 
 
 def run_state(folder: Path) -> State:
-    """Read only the state of a run from its folder, as `run_status` without a scheduler does."""
+    """Read only the state of a run from its folder, like `run_status` without a scheduler."""
     return _state(folder, read_history(folder), _log(folder), None)[0]
 
 

@@ -114,7 +114,7 @@ def device_index(local_rank: int, processes: int | None, devices: int, *, restri
 
 
 def check_distinct_devices(devices: Sequence[tuple[str, str]]) -> None:
-    """Reject processes that share a device, on which collectives would fail.
+    """Reject processes that share a device, because collectives between them would fail.
 
     Args:
         devices: machine and identifier of each process's device, by rank.
@@ -132,7 +132,7 @@ def check_distinct_devices(devices: Sequence[tuple[str, str]]) -> None:
 
 
 def own_device() -> torch.device:
-    """Return the device of this process, before anything is computed there.
+    """Return the device of this process; called before anything is computed there.
 
     Raises:
         InputError: there are more processes than devices on this machine.
@@ -151,7 +151,7 @@ def own_device() -> torch.device:
 
 
 def number_of_processes() -> int:
-    """Return the world size that the environment defines, before the group is joined.
+    """Return the world size that the environment defines; called before the group is joined.
 
     Raises:
         InfrastructureError: the environment is incomplete.

@@ -83,7 +83,7 @@ class _End:
     """The outcome of a group of processes in which one failed.
 
     Attributes:
-        cause: rank of the process whose exit code is the cause.
+        cause: rank of the process whose failure caused the others, judging by the exit codes.
         silent: ranks that had to be killed, with their states.
     """
 
@@ -109,7 +109,7 @@ def _wait(supervisor: Supervisor) -> _End | None:
 
 
 def _end_the_others(supervisor: Supervisor) -> dict[int, str]:
-    """Give the other processes time to fail for the same reason, then end them: without their peer they can only hang.
+    """Give the other processes time to fail for the same reason, then end them, as they would hang without their peer.
 
     They receive SIGTERM first, so that a compiler can release its lock, and then SIGKILL together with their children.
 
