@@ -251,9 +251,7 @@ class Embeddings(Task):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokens and tokenizers of both models, and of the order of texts; independent of file
-        locations.
-        """
+        """Hash of both models' tokens and tokenizers, and of the order of texts; independent of file locations."""
         found = self._data_fingerprint
         return found if self._by_length else hashlib.sha256(f"{found} {_ORDER}".encode()).hexdigest()
 

@@ -295,7 +295,7 @@ def cache_signals(
     Args:
         recorder: the teacher and its data.
         folder: folder of the cache; may contain a part of it.
-        task: I and N: write every N-th file, beginning with the I-th.
+        task: (I, N), to write every N-th file, beginning with the I-th.
         progress: called with the number of finished files and the number of all files of this task.
 
     Returns:

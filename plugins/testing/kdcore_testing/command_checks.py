@@ -37,8 +37,8 @@ def check_command(
 
     1. `help` is one line, and the class has a docstring, which `--help` shows. The help of all arguments can be
        printed.
-    2. Neither the import of the command's module nor `add_arguments` imports torch or another slow module. This runs in
-       a new process, which imports the module by its name.
+    2. Neither importing the command's module nor calling `add_arguments` imports torch or another slow module. This
+       runs in a new process, which imports the module by its name.
     3. Valid arguments parse.
     4. A user's mistake is refused when arguments are parsed, or `run` raises an `InputError` with a message; its exit
        code is 2.

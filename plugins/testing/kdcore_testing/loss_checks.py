@@ -118,7 +118,7 @@ def check_loss(
     """Check the requirements on every loss.
 
     1. `counts` and `forward` return the same terms; sums are scalars of at least float32.
-    2. It reads all signals that it requests and no others, and no column of the batch that it does not request.
+    2. It reads exactly the signals that it requests, and no column of the batch that it does not request.
     3. The loss between equal models is 0 (unless `zero_when_equal` is False).
     4. Gradients reach every requested signal of the student, and equal finite differences in float64.
     5. Additional padding with any content changes neither value nor gradient.
@@ -128,7 +128,7 @@ def check_loss(
        12 heads and 128 tokens, after moving its own parameters away from their initial values, and for two short
        sequences.
     8. Saving and loading its state does not change its value. Its own parameters have at least one dimension.
-    9. Its sign is right: it is lowest between equal models, and has a lower bound.
+    9. Its sign is correct: it is lowest between equal models, and has a lower bound.
     10. With `couples_batch`, sequences influence each other. Without it, its own parameters do not act on the teacher's
         signals alone, because this could make the task trivial.
     11. Unless `compares_tokens` is True, a teacher with different tokens of the same text, aligned by units, is

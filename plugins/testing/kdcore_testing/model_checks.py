@@ -37,8 +37,8 @@ def check_model(name: str | type[Model], *, teacher: Mapping[str, Any], student:
        signals if `packs` is set to False, so that padding is computed.
     3. Weights are in float32. Each kind of signal has a gradient, gradients reach the student's weights, and the
        student shares no weights with the teacher.
-    4. `AutoModel` loads an export with doubled weights without missing weights, and its outputs equal those of the
-       student with doubled weights.
+    4. If the student's weights are doubled and exported, `AutoModel` finds all weights in the export, and its outputs
+       equal those of the changed student.
     5. If it supports classes of sequences or tokens (`set_heads`), a student with three classes has three outputs per
        sequence or token, which satisfy 2. and 3.; the head's Auto class and, if implemented, `load_export` load its
        export with the names of the classes and the same outputs.

@@ -34,7 +34,7 @@ def check_tracker(
 ) -> None:
     """Check the requirements on every tracker.
 
-    1. `log` accepts any step and any metrics, among them NaN and infinite values, and does not change the metrics.
+    1. `log` accepts any step and any metrics, including NaN and infinite values, and does not change the metrics.
     2. `close` works after rows have been logged, and also if no row was logged.
     3. A new tracker in the same run folder continues after `rewind`, even if the run was interrupted before its first
        row.

@@ -34,7 +34,7 @@ def store_vectors(encoder: Encodes, data: Mapping[str, Any], path: str | Path) -
 
     Args:
         encoder: encoder that computes the vectors.
-        data: keys of the recipe's `task.data`, without groups; paths are relative to the working folder.
+        data: keys of the recipe's `task.data`, which must not define groups; paths are relative to the working folder.
         path: the file; its name must end with `.parquet`.
 
     Raises:

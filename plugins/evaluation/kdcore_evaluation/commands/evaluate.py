@@ -41,7 +41,7 @@ class EvaluateCommand(Command):
         parser.add_argument(
             "--exports",
             metavar="NAME,...",
-            help="which exports of a run: final, best, budget-0.5, or all; default: best, else final",
+            help="exports of a run to measure: final, best, budget-0.5, or all; default: best, or final",
         )
         parser.add_argument(
             "--processes", metavar="N", type=int, default=1, help="number of parallel fine-tuning runs; default: 1"

@@ -46,7 +46,7 @@ def name_of(labels: Labels) -> str:
 
 
 def score_figures(comparison: Comparison, styles: Styles) -> list[Figure]:
-    """Draw scores of every group with their repetitions, and the references as lines, the main score first."""
+    """Draw the scores and repetitions of every group, with references as lines, starting with the main score."""
     columns = [column for column in comparison.table.columns if column.kind in _SCORES and column != comparison.primary]
     first = [comparison.primary] if comparison.primary is not None else []
     figures = (_score_figure(comparison, column, styles) for column in [*first, *columns][:_MOST_SCORES])

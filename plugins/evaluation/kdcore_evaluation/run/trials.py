@@ -222,9 +222,7 @@ def _finetuning(
 def finetuning_recipe(
     suite: Suite, model: EvaluatedModel, task: SuiteTask, lr: float, batch_size: int, seed: int
 ) -> dict[str, Any]:
-    """Create the recipe of a fine-tuning run, without `run`; the student starts from the model and learns the
-    labels.
-    """
+    """Create the recipe of a fine-tuning run, without `run`; the student starts from the model and learns labels."""
     student: dict[str, Any] = {"name": model.component}
     if model.role == "random":
         student["config"] = model.config()

@@ -21,7 +21,7 @@ _BLANKS = " \t\r\n"
 class ConllFormat(ComponentConfig):
     """Columns of CoNLL files."""
 
-    token: int = Field(0, description="Column of the word, counted from 0; negative numbers count from the last.")
+    token: int = Field(0, description="Column of the word, counted from 0; negative numbers count from the end.")
     tag: int = Field(-1, description="Column of the tag.")
     separator: str | None = Field(
         None, min_length=1, description="Text between columns; default: any number of spaces and tabs."

@@ -74,7 +74,7 @@ class TaggedData(ComponentConfig):
     )
     tokens: str | None = Field(None, description="Column of the list of words in records with `tags`.")
     tags: str | None = Field(None, description="Column of the list of their tags.")
-    id: str | None = Field(None, description="Column of record names (not for CoNLL files); default: numbers.")
+    id: str | None = Field(None, description="Column of record names (not for CoNLL files); default: record numbers.")
     labels: list[Label] = Field(
         min_length=1,
         description="Types of spans as spelled in the files; the model's outputs are their tags in this order. Or all "
