@@ -20,7 +20,7 @@ def __getattr__(name: str) -> _Callable[..., _Any]:
     except _PluginError as error:
         raise AttributeError(str(error)) from error
     if function is None:
-        raise AttributeError(f"the loss `{name}` has no function of tensors")
+        raise AttributeError(f"the loss `{name}` is not available as a function of tensors")
     return function
 
 

@@ -29,7 +29,7 @@ class LossConfig(ComponentConfig):
     weight: Weight | list[tuple[Fraction, Weight]] = Field(
         1.0,
         description="Weight of the sum of the loss's terms; or points [[fraction of the budget, weight], ...], "
-        "interpolated linearly and constant before the first and after the last.",
+        "interpolated linearly and constant before the first and after the last point.",
     )
     active: tuple[Fraction, Fraction] = Field(
         (0.0, 1.0), description="Interval [from, to) in which the loss is computed, in fractions of the budget."

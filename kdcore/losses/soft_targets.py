@@ -77,8 +77,8 @@ class SoftTargetsLoss(Loss):
         )
         column: str | None = Field(
             None,
-            description="With a `head` for tokens: column of the task that selects the tokens to compare, such as "
-            "`word_starts`; default: all real tokens.",
+            description="Column of the task, such as `word_starts`, that selects the tokens to compare; requires a "
+            "`head` for tokens. Default: all real tokens.",
         )
 
     config: Config

@@ -57,8 +57,8 @@ class Lamb(Optimizer):
 
     `max_coeff` and `min_coeff` clamp the ratio of the two norms as in DeepSpeed's FusedLamb, which requires a GPU and
     is not used here. Without bias correction, both compute the same update. With bias correction, FusedLamb scales only
-    the learning rate, while the paper and this class correct the direction before its norm and weight decay are
-    applied.
+    the learning rate, while the paper and this class correct the direction before adding weight decay and computing the
+    norm.
     """
 
     class Config(MomentConfig):

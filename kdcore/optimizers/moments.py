@@ -24,7 +24,7 @@ class MomentConfig(OptimizerConfig):
     )
     eps: float = Field(1e-8, gt=0, description="Added to the root of the averaged squared gradient.")
     bias_correction: bool = Field(
-        True, description="Correct the averages for their initial value of 0; BERT was trained without this."
+        True, description="Correct the averages for their initial value of 0; BERT was trained without this correction."
     )
 
 

@@ -36,7 +36,7 @@ class WarmupStableDecay(WarmupScheduler):
         return min(1.0, (1.0 - self.used(progress)) / self.config.decay)
 
     def check(self, start: Progress) -> None:
-        """Check the budget as every schedule does, and reject a warm-up that overlaps the decay."""
+        """Check the budget as for every schedule, and reject a warm-up that overlaps the decay."""
         super().check(start)
         share = self.warmup_share(start)
         if share + self.config.decay > 1 + 1e-9:

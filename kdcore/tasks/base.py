@@ -93,7 +93,7 @@ class Task(ABC):
 
     @classmethod
     def completed(cls, config: ComponentConfig, student: Model, teacher: Model | None) -> ComponentConfig:
-        """Fill in settings that depend on the models, such as which model's tokenizer is used."""
+        """Fill in settings that depend on the models, such as the model whose tokenizer is used."""
         return config
 
     @classmethod

@@ -220,7 +220,7 @@ class MaskedLM(Task):
             _fraction.reset(token)
 
     def batch(self, split: Split, samples: np.ndarray, epochs: np.ndarray) -> Batch:
-        """Read sequences, trim them to the longest one, and mask them.
+        """Read sequences, remove padding beyond the longest one, and mask them.
 
         Unless called by `batch_at`, this uses the last value of the masking probability.
         """

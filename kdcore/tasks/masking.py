@@ -21,7 +21,7 @@ class Masking(ComponentConfig):
     probability: Fraction | list[tuple[Fraction, Fraction]] = Field(
         0.15,
         description="Probability that a token is predicted; or points [[fraction of the budget, probability], ...], "
-        "interpolated linearly and constant before the first and after the last. Validation uses the last one.",
+        "interpolated linearly and constant before the first and after the last point. Validation uses the last one.",
     )
     mask: float = Field(0.8, ge=0, le=1, description="Fraction of predicted tokens that become the mask token.")
     random: float = Field(
@@ -65,7 +65,7 @@ class Masked(NamedTuple):
 
 
 class MaskDrawer:
-    """Draw masks as functions of seed, sample and epoch, independent of the rest of the batch.
+    """Draw masks as functions of seed, sample and epoch, independently of the rest of the batch.
 
     Args:
         masking: settings of the masks.
