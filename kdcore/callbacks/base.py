@@ -20,8 +20,8 @@ class Callback:
     since its last checkpoint, trackers drop the metrics that they recorded for these steps, but callbacks receive the
     events a second time. If a method raises an exception, the run writes a checkpoint and ends with an error that names
     the callback. That callback is not called again; the others are. If the error occurs at the final export, the run is
-    already finished, and its next start calls no callbacks. In that case, run `kdcore export` and do the work of the
-    callback manually.
+    already finished, and starting it again does not call any callbacks. In that case, run `kdcore export` and do the
+    work of the callback manually.
     """
 
     class Config(ComponentConfig):
@@ -32,7 +32,7 @@ class Callback:
         self.run_folder = run_folder
 
     def on_step(self, event: StepEvent) -> None:
-        """React to an optimizer step; `event.metrics` is None in steps that log nothing."""
+        """React to an optimizer step; `event.metrics` is None in steps without logging."""
 
     def on_validation(self, event: ValidationEvent) -> None:
         """React to a validation, with its losses and scores."""

@@ -124,7 +124,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, *, optional: bool = Fa
         "recipe",
         metavar="RECIPE",
         nargs="?" if optional else None,
-        help="recipe file, or kdcore:NAME for one that kdcore ships",
+        help="recipe file, or kdcore:NAME for a recipe shipped with kdcore",
     )
     add_overrides(parser)
 
@@ -136,7 +136,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         metavar="key=value",
         nargs="*",
         default=[],  # without a default, argparse reports them as required
-        help="values to use instead of the file's, such as training.batch_size=64; key=null removes a key",
+        help="values that override those of the file, such as training.batch_size=64; key=null removes a key",
     )
 
 

@@ -18,7 +18,7 @@ class CheckpointCommand(Command):
 
     list RUN            list all checkpoints
     verify RUN [STEP]   verify the checksums of all checkpoints, or of one; exit code 1 if one is damaged, 2 if it
-                        contains files that kdcore does not write
+                        contains files that were not written by kdcore
     show RUN [STEP]     show the state and the files of the newest checkpoint, or of one
     """
 

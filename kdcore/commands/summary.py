@@ -234,7 +234,7 @@ def _place_rows(run: FinishedRun) -> dict[str, str]:
 
 
 def _suggestion(run: FinishedRun, plan: Plan) -> dict[str, str]:
-    """Suggest an even pairing of blocks for the first loss that pairs them differently."""
+    """Suggest an even pairing of blocks for the first loss whose pairing is not even."""
     for label, loss in plan.losses.items():
         if getattr(loss.config, "layers", "uniform") != "uniform":
             change = f"run.id=NEW losses.{label}.layers=uniform"

@@ -53,10 +53,10 @@ class TrainCommand(Command):
 def train(
     recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), *, smoke: bool = False
 ) -> RunResult:
-    """Train the student of a recipe in this process, as `kdcore-train RECIPE OVERRIDES` does.
+    """Train the student of a recipe in this process, like `kdcore-train RECIPE OVERRIDES`.
 
     Args:
-        recipe: path of a recipe file, or `kdcore:quickstart.yaml` for a recipe that kdcore ships; or the content of a
+        recipe: path of a recipe file, or `kdcore:quickstart.yaml` for a recipe shipped with kdcore; or the content of a
             recipe as a map, with paths relative to the working directory.
         overrides: values by dotted key, such as `{"training.batch_size": 64}`, where None removes a key; or strings
             such as `training.batch_size=64`.

@@ -50,7 +50,7 @@ def recipe_json_schema() -> tuple[Schema, list[str]]:
     schema = _closed(RecipeSettings, "recipe", definitions)
     properties = schema["properties"]
     properties["extends"] = {
-        "description": "Base recipes, relative to this file; kdcore:NAME is a recipe that kdcore ships.",
+        "description": "Base recipes, relative to this file; kdcore:NAME is a recipe shipped with kdcore.",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
     for key, group in SECTIONS.items():

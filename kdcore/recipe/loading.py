@@ -340,7 +340,7 @@ def load_recipe(
     Only YAML and package metadata are read.
 
     Args:
-        path: a file, or `kdcore:quickstart.yaml` for a recipe that kdcore ships; or the content of a recipe as a map,
+        path: a file, or `kdcore:quickstart.yaml` for a recipe shipped with kdcore; or the content of a recipe as a map,
             with paths relative to the working directory.
         overrides: strings of the form `key=value`, as on the command line; or values by dotted key, where maps are
             merged and None removes a key.

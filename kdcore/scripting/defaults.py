@@ -71,7 +71,7 @@ class GivenData:
 
 
 class Defaults(ABC):
-    """Task and losses for one kind of teacher (registry `kdcore.defaults`).
+    """The task and the losses for one kind of teacher (registry `kdcore.defaults`).
 
     Among the installed defaults that suit a teacher, `kdcore.distil` selects those with the highest `priority`; ties
     are resolved by name. Constructed without arguments.

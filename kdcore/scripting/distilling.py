@@ -104,7 +104,7 @@ def distil(
     Raises:
         InputError: the teacher is not an encoder, there is no text, or a setting is wrong.
         TrainingError: training failed.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
+        KeyboardInterrupt: Ctrl-C was pressed. A checkpoint has been written.
     """
     from kdcore.scripting.opened_run import open_run
 
