@@ -25,8 +25,8 @@ def corpora_for(data: Path | Iterable[Any], cache: Path, column: str, max_texts:
 
     Args:
         data: a path, texts, or a table with a column of texts.
-        cache: folder of prepared data, in which texts are stored.
-        column: column of a table, or key of JSON Lines and Parquet.
+        cache: folder of prepared data, in which the texts are stored.
+        column: column of a table or Parquet file, or key of JSON Lines.
         max_texts: number of texts to read from an iterable without a length.
 
     Raises:
@@ -42,7 +42,7 @@ def corpora_for(data: Path | Iterable[Any], cache: Path, column: str, max_texts:
 
 
 def _reader_of(data: Path) -> tuple[str, str]:
-    """Choose a reader, and its key for the column, by the suffixes of a file or of all files in a folder."""
+    """Choose a reader and its key for the column by the suffix of a file, or of all files in a folder."""
     if (data / "config.json").is_file() and any(any(data.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
         raise InputError("this is a model, not text", where=str(data), hint="pass the folder with the text")
     found: dict[tuple[str, str], str] = {}

@@ -15,7 +15,7 @@ from kdcore_preparation.pipeline.reopening import reopen
 
 
 class RawText(Preparation):
-    """Read corpora, clean and tokenise their text, and cut it into sequences, as `kdcore prepare` does."""
+    """Read corpora, clean and tokenise their text, and cut it into sequences, like `kdcore prepare`."""
 
     Config = DataRecipe
     config: DataRecipe
@@ -49,7 +49,7 @@ class RawText(Preparation):
         return find(self.config, cache)
 
     def prepare(self, cache: Path, *, progress: Callable[[str], None]) -> PreparedData:
-        """Prepare the data into the cache folder with one process for each core.
+        """Prepare the data into the cache folder with one process per core.
 
         Raises:
             DataError: as for `find`.

@@ -66,7 +66,7 @@ def train_tokenizer(
     """Train a tokenizer with the special tokens of an encoder.
 
     The same texts result in the same tokenizer, regardless of the number of cores. The texts are read once, in order.
-    To bound memory, the tokenizer is trained on an even sample of their lines.
+    To bound memory, the tokenizer is trained on a random sample of their lines.
 
     Args:
         texts: texts whose paragraphs are separated by newlines.
@@ -74,7 +74,8 @@ def train_tokenizer(
         kind: SentencePiece's `unigram` or `bpe`, BERT's `wordpiece`, or the byte-level BPE of GPT-2 and RoBERTa, which
             can represent all text and so has no unknown tokens.
         vocabulary: number of tokens, special tokens included.
-        lowercase: `wordpiece` strips accents too, as BERT's uncased vocabularies do.
+        lowercase: whether to convert text to lower case; `wordpiece` then also strips accents, like BERT's uncased
+            vocabularies.
         sample_megabytes: maximum size of the sample in millions of characters.
 
     Raises:
@@ -119,7 +120,7 @@ def _in_the_way(folder: Path) -> DataError:
 
 
 class _Sample:
-    """Collect all lines of a text, or an even sample of at most `limit` characters."""
+    """Collect all lines of a text, or a random sample of at most `limit` characters."""
 
     def __init__(self, limit: int) -> None:
         self.characters = 0
@@ -130,7 +131,7 @@ class _Sample:
         self._lines: list[tuple[float, str]] = []
 
     def add(self, text: str) -> None:
-        """Keep lines at random; when there are too many, drop half of those kept."""
+        """Keep lines at random; drop half of the kept lines whenever there are too many."""
         for line in _lines(text):
             self.characters += len(line)
             number = self._random.random()

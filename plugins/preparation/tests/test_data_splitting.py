@@ -57,7 +57,7 @@ def test_documents_of_a_single_content_cannot_be_split() -> None:
 
 
 def test_groups_of_sequences_are_not_moved() -> None:
-    with pytest.raises(DataError, match=r"select sequences for the split `held_out`(.|\n)*raise held_out"):
+    with pytest.raises(DataError, match=r"selects sequences for the split `held_out`(.|\n)*raise held_out"):
         point_to_move({"train": 7, "held_out": 0}, [None], 0.1)
 
 

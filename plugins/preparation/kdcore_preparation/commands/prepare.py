@@ -29,7 +29,7 @@ class PrepareCommand(Command):
     If text is damaged, everything readable is prepared, the damage is listed, and the exit code is 2 (0 with
     --keep-going).
 
-    To use several machines that share FOLDER, such as the tasks of a SLURM array, run on each
+    To prepare with several processes that share FOLDER, such as the tasks of a SLURM array, run in each
 
         kdcore prepare DATA.yaml FOLDER --task I/N        I = 1 ... N
 
@@ -99,7 +99,7 @@ def summary(manifest: Manifest) -> Iterator[str]:
 
 
 class _Display:
-    """Show a progress bar on a terminal, or regular lines elsewhere, and the speed at the end."""
+    """Show a progress bar on a terminal or print regular lines elsewhere, and print the speed at the end."""
 
     def __init__(self) -> None:
         from kdcore_preparation.pipeline.preparation_progress import Speed

@@ -43,7 +43,7 @@ class TokenizerCommand(Command):
             type=int,
             default=200,
             metavar="MEGABYTES",
-            help="maximum size of the even sample to train on (200); training needs up to ten times as much memory",
+            help="maximum size of the random sample to train on (200); training needs up to ten times as much memory",
         )
 
     def run(self, arguments: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ class TeacherTokenizer:
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
-        sequence_length: columns of the teacher's rows.
+        sequence_length: length of the teacher's rows.
         all_cores: use threads where possible.
     """
 
@@ -44,7 +44,7 @@ class Spans(NamedTuple):
 
     Attributes:
         of_characters: (characters,) index of the span that contains each character.
-        shared: (spans,) whether tokens of both tokenizers overlap the span; if so, it is a unit.
+        shared: (spans,) whether tokens of both tokenizers overlap the span; these spans are the units of alignment.
     """
 
     of_characters: Places
@@ -78,8 +78,8 @@ class _Stream:
     Attributes:
         ids: (tokens,) the student's ids.
         documents: (tokens,) index of each token's document.
-        starts: (tokens,) start of a row's text if this is its first token: the end of the previous token.
-        ends: (tokens,) end of a row's text if this is its last token.
+        starts: (tokens,) where a row's text starts if the row begins with this token: at the end of the previous token.
+        ends: (tokens,) where a row's text ends if the row ends with this token.
         offsets: (tokens, 2) start and end of the token itself.
         text: code points of the whole text.
     """
@@ -130,7 +130,7 @@ class _Stream:
 
 
 class AlignedPacker:
-    """Pack documents as `Packer` does, and add the teacher's tokens for the text of each row, aligned by units.
+    """Pack documents like `Packer`, and add the teacher's tokens for the text of each row, aligned by units.
 
     The text of a row begins where the last token of the previous row ends, so that no white space is lost; if a row
     ends between two tokens within a character, that character belongs to the teacher's text of both rows. A row whose
@@ -306,7 +306,7 @@ class _SegmentLayout:
         return np.bincount(self._of_row, weights=counts, minlength=self._rows).astype(np.int64)
 
     def places(self, counts: Places, segment: Places) -> tuple[Places, Places]:
-        """Return the position in its row of each item, and of the [SEP] after each segment.
+        """Return the position of each item, and of the [SEP] after each segment, within its row.
 
         Args:
             counts: (segments,) number of items.

@@ -49,10 +49,10 @@ _OWN_PACKAGES = ("kdcore", "kdcore-preparation")
 
 
 class DataRecipe(ComponentConfig):
-    """Corpora, tokenizer, and how to cut text into sequences: the mapping under `task.data`, or a separate file."""
+    """A data recipe under `task.data` or in a separate file: corpora, tokenizer, and how to cut text into sequences."""
 
     corpora: list[Annotated[dict[str, Any], ComponentSection("kdcore.corpora")]] = Field(
-        min_length=1, description="Readers of raw text: mappings with the `name` of a corpus and the corpus's keys."
+        min_length=1, description="Readers of raw text: mappings with the `name` of a corpus and its keys."
     )
     tokenizer: PathOrHubName = Field(
         description="Folder with tokenizer files, a SentencePiece .model file, or the name of a model on a hub."
@@ -75,19 +75,19 @@ class DataRecipe(ComponentConfig):
         0.02, ge=0, le=0.5, description="Fraction of the documents held out for validation; 0 for none."
     )
     seed: int = Field(
-        0, ge=0, lt=2**63, description="Determines which documents are held out and which sequences are short."
+        0, ge=0, lt=2**63, description="Seed for choosing the held-out documents and the short sequences."
     )
 
     teacher_tokenizer: PathOrHubName | None = Field(
         None,
-        description="Tokenizer of a teacher that does not use the student's. Sequences then also contain the "
+        description="Tokenizer of the teacher if it is not the student's. Sequences then also contain the "
         "teacher's tokens of the same text, aligned by characters.",
     )
     teacher_sequence_length: int | None = Field(
         None,
         ge=8,
         lt=2**15,
-        description="Teacher's tokens per sequence; sequences with more are split in half. Default: twice "
+        description="Teacher's tokens per sequence; longer sequences are split in half. Default: twice "
         "`sequence_length`, at most the limit of the teacher's tokenizer.",
     )
     max_unaligned: float = Field(
@@ -139,7 +139,7 @@ class Identity:
 
 
 def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: str = "") -> list[Corpus]:
-    """Construct the readers of a recipe's `corpora`, each checked with its own `Config`.
+    """Construct the readers of a recipe's `corpora`, and check the keys of each with the reader's `Config`.
 
     Args:
         data: the recipe; paths in it are absolute.
@@ -147,7 +147,7 @@ def build_corpora(data: DataRecipe, *, where: str | Path = "data recipe", key: s
         key: dotted path of the data recipe in that file.
 
     Raises:
-        PluginError: the corpus does not exist.
+        PluginError: a corpus does not exist.
         DataError: keys of an entry are wrong; all problems are listed.
     """
     problems: list[Problem] = []
@@ -171,7 +171,7 @@ def weight_of(corpus: Corpus) -> float:
 
 
 class Tokenizers(NamedTuple):
-    """The tokenizers of a data recipe; the teacher's is None if both models have the same one."""
+    """The tokenizers of a data recipe; the teacher's tokenizer is None if both models use the same one."""
 
     student: Any
     teacher: Any | None
@@ -197,7 +197,7 @@ def load_tokenizers(data: DataRecipe) -> Tokenizers:
 
 
 def identify(data: DataRecipe, corpora: Sequence[Corpus], tokenizers: Tokenizers, hashes: FileHashes) -> Identity:
-    """Compute the fingerprints of a recipe. Reads each input file once, unless `hashes` contains its hash."""
+    """Compute the fingerprints of a recipe; read each input file once, unless `hashes` contains its hash."""
     files = [(number, name, path) for number, corpus in enumerate(corpora) for name, path in corpus.files().items()]
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         digests = list(pool.map(hashes.sha256, [path for _, _, path in files]))
@@ -282,7 +282,7 @@ def _stated_layout(data: DataRecipe) -> dict[str, Any]:
 
 
 def _source_of(cls: type) -> str:
-    """Hash the file that defines a class (SHA-256); empty for code without a file, such as a notebook's."""
+    """Hash the file that defines a class (SHA-256); empty for code without a file, such as code in a notebook."""
     try:
         file = inspect.getsourcefile(cls)
         return "" if file is None else sha256_of_file(Path(file))

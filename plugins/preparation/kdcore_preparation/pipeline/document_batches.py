@@ -27,7 +27,8 @@ class EncodedDocuments:
         points: (documents,) numbers in [0, 1); documents with a number below `held_out` are held out.
         keys: (documents,) 64-bit hash of each text; empty if duplicates are kept.
         contents: (documents,) 64-bit hash of each text's content, see `content_keys`.
-        characters: (documents, 3) number of characters of each text: all, without white space, inside [UNK].
+        characters: (documents, 3) counts of each text: all characters, characters other than white space, and
+            characters inside [UNK].
         text: code points of the documents' text. `text`, `text_spans` and `offsets` are None if the teacher has the
             same tokenizer.
         text_spans: (documents, 2) start and end of each document in `text`.

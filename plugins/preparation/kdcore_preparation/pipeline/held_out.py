@@ -26,7 +26,7 @@ def points_of(corpus: int, documents: Iterable[str], seed: int) -> NDArray[np.fl
 
 
 def points_of_contents(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
-    """Map documents to evenly spread numbers in [0, 1) as `points_of` does, using their texts instead of names.
+    """Map documents to evenly spread numbers in [0, 1) like `points_of`, using the texts instead of names.
 
     Documents with the same content have the same point, regardless of their location.
 
@@ -49,8 +49,7 @@ def point_to_move(
 
     Args:
         documents: number of documents of each split.
-        nearest: for each unit, the point of its documents that is nearest to `held_out`; None for units without
-            candidates.
+        nearest: for each unit, the point nearest to `held_out` among its documents; None for units without candidates.
         held_out: fraction of the documents to be held out.
 
     Returns:
@@ -70,7 +69,7 @@ def point_to_move(
     if not candidates:
         empty = next(split for split, count in documents.items() if not count)
         raise DataError(
-            f"neither file names nor `held_out` select sequences for the split `{empty}`",
+            f"neither file names nor `held_out` selects sequences for the split `{empty}`",
             key="held_out",
             hint="raise held_out or set it to 0, or name shards train_shard_0.hdf5 and test_shard_0.hdf5",
         )

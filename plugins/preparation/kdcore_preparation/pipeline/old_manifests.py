@@ -1,4 +1,4 @@
-"""Readers and defaults as of manifest version 2; manifests up to this version store no revisions, but all defaults."""
+"""Readers and defaults as of manifest version 2; manifests up to this version store all defaults but no revisions."""
 
 from __future__ import annotations
 

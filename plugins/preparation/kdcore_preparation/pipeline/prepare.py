@@ -87,7 +87,7 @@ def find(data: DataRecipe, cache: str | Path) -> PreparedData | None:
         cache: the folder.
 
     Raises:
-        DataError: raw text, tokenizer or a folder in the cache cannot be used, or text is damaged.
+        DataError: the raw text, the tokenizer or a folder in the cache cannot be used, or text is damaged.
     """
     preparation, folder = _in_cache(data, Path(cache), None, None)
     if not (folder / PreparedData.MANIFEST).is_file():
@@ -98,7 +98,7 @@ def find(data: DataRecipe, cache: str | Path) -> PreparedData | None:
 def find_or_prepare(
     data: DataRecipe, cache: str | Path, *, progress: ReportProgress | None = None, workers: int | None = None
 ) -> PreparedData:
-    """Open the prepared data of a recipe in the cache folder, after preparing it there if needed.
+    """Open the prepared data of a recipe in the cache folder; prepare it there first if needed.
 
     If several processes call this at the same time, one prepares the data and the others wait.
 
@@ -109,7 +109,7 @@ def find_or_prepare(
         workers: number of processes; default: one per core.
 
     Raises:
-        DataError: raw text, tokenizer or a folder in the cache cannot be used, or text is damaged.
+        DataError: the raw text, the tokenizer or a folder in the cache cannot be used, or text is damaged.
         InfrastructureError: the disk is full, or the cache cannot be written.
     """
     preparation, folder = _in_cache(data, Path(cache), workers, progress)
@@ -140,14 +140,14 @@ def prepare(
         data: the recipe; paths in it are absolute.
         folder: folder to write; it appears when it is complete.
         progress: called regularly with the progress.
-        corpora: readers to use instead of those that the recipe names.
+        corpora: readers to use instead of the readers in the recipe.
         workers: number of processes; default: one per core.
         keep_going: whether to accept damaged text.
         wait: whether to wait for another process that is preparing the same folder, instead of raising an error.
 
     Raises:
-        DataError: raw text or tokenizer cannot be used, the folder holds other content, or another process is preparing
-            it. If text is damaged, the error is raised after everything readable has been prepared.
+        DataError: the raw text or the tokenizer cannot be used, the folder holds other content, or another process is
+            preparing it. If text is damaged, the error is raised after everything readable has been prepared.
         InfrastructureError: the disk is full, or a worker process was killed.
     """
     corpora = build_corpora(data) if corpora is None else corpora
@@ -175,7 +175,7 @@ def prepare_share(
         share: number of this part, from 1 to `shares`.
         shares: number of parts.
         progress: called regularly with the progress of this part.
-        corpora: readers to use instead of those that the recipe names.
+        corpora: readers to use instead of the readers in the recipe.
         workers: number of processes; default: one per core.
 
     Returns:
@@ -317,7 +317,7 @@ class _PreparationRun:
         )
 
     def _finished_records(self, work: Work) -> list[WrittenUnit]:
-        """Finish all units, and return their records, with at least one document in each split."""
+        """Finish all units, ensure that each split has at least one document, and return the records of the units."""
         records = work.finish()
         try:
             point = point_to_move(_documents(records), [record.nearest for record in records], self.data.held_out)
@@ -463,7 +463,7 @@ def _special_tokens(tokenizer: Any) -> SpecialTokens:
 
 
 def staging_of(folder: Path) -> Path:
-    """Return the folder of an unfinished preparation, which is kept after an interruption to resume from."""
+    """Return the folder of an unfinished preparation; it is kept after an interruption, so that work can be resumed."""
     return folder.with_name(f".{folder.name}.preparing")
 
 

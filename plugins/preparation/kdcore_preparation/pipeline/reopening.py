@@ -47,16 +47,17 @@ def reopen(
     Args:
         data: the data recipe; paths in it are absolute.
         cache: folder of prepared data.
-        folder: the folder that the run has recorded; None for a run that recorded only a fingerprint.
-        fingerprint: the fingerprint that the run has recorded.
+        folder: the folder that the run recorded; None if the run recorded only a fingerprint.
+        fingerprint: the fingerprint that the run recorded.
         progress: called regularly while data is prepared.
 
     Returns:
-        The data and its fingerprint, which is the run's if the recipe describes the run's data, in any format.
+        The data and its fingerprint. If the recipe describes the run's data, in any format, this is the fingerprint
+        that the run recorded.
 
     Raises:
-        DataError: the folder is damaged; or it is missing, also from the cache, and the recipe describes different
-            data; or as for `find_or_prepare`.
+        DataError: the folder is damaged; or the data is missing, also from the cache, and the recipe describes
+            different data; or as for `find_or_prepare`.
     """
     hashes = FileHashes(cache)
     places = [*([] if folder is None else [folder]), folder_in(cache, fingerprint)]

@@ -16,10 +16,10 @@ _CERTAIN_END = re.compile(r"""[。！？][。！？!?"'”’」』）)】》〉
 def split_sentences(text: str) -> list[str]:
     """Split a text into sentences whose concatenation is the text.
 
-    A sentence keeps the white space after it. Paragraphs, separated by newlines, are never joined, so a heading or list
-    item is a separate sentence. An ambiguous full stop does not end a sentence (only English abbreviations are known).
-    A paragraph of more than 4,000 characters is first split after marks such as `。`, even within quotations. Splitting
-    takes about 1% of the time needed for tokenising.
+    A sentence includes the white space after it. Paragraphs, separated by newlines, are never joined, so a heading or
+    list item is a separate sentence. An ambiguous full stop does not end a sentence (only English abbreviations are
+    known). A paragraph of more than 4,000 characters is first split after marks such as `。`, even within quotations.
+    Splitting takes about 1% of the time needed for tokenising.
 
     Returns:
         Sentences, none of them empty; an empty list for an empty text.

@@ -223,7 +223,7 @@ def _joined_offsets(
 
 
 def _ends_of(sentences: list[str]) -> Iterator[int]:
-    """Yield the sentence ends: before the white space between two sentences, which belongs to the second."""
+    """Yield the position after each sentence; white space between two sentences belongs to the second."""
     place = 0
     for number, sentence in enumerate(sentences, start=1):
         place += len(sentence)
@@ -234,8 +234,8 @@ def _ends_of(sentences: list[str]) -> Iterator[int]:
 def tokenizer_threads(wanted: bool) -> Iterator[None]:
     """Enable the threads of the tokenizers library in this process if requested, but not in processes forked later.
 
-    The threads do not survive a fork, so encoding would hang. The library avoids this and warns at each fork unless the
-    environment variable is set. A value set by the user is kept.
+    The threads do not survive a fork, so encoding in a forked process would hang. The library avoids this and warns at
+    each fork, unless the environment variable is set. A value set by the user is kept.
     """
     if os.environ.get(_PARALLELISM, _OFF_AFTER_USE) != _OFF_AFTER_USE:
         yield

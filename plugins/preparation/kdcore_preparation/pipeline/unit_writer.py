@@ -48,15 +48,15 @@ class UnitWriter:
         ids: special tokens.
         vocab_size: upper bound of ids.
         dropped: whether each document is left out; None keeps all documents.
-        moved: documents with this point are moved to the other split.
+        moved: point of the documents to move to the other split; None moves no documents.
         teacher: the teacher's tokenizer, if it differs from the student's.
 
     Attributes:
         counts: the counts of each split as in `kdcore.SplitEntry`, and the fields of its `kdcore.Alignment` if the
             teacher has another tokenizer.
-        selection: the characters that were dropped as duplicates, and those that were written.
+        selection: counts of the characters that were dropped as duplicates and of the characters that were written.
         contents: for each split, `content_keys` of its documents.
-        nearest: the point of a document that is nearest to `held_out`.
+        nearest: the point nearest to `held_out` among the documents.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """One unit of a preparation: a few megabytes of raw text, read, cleaned, tokenised, packed and written by one process.
 
-Units are the corpora's parts, with small ones joined, so they depend only on the input files. The files written for a
-unit depend only on the unit, so neither interruptions nor the number of processes change prepared data.
+A unit is a part of a corpus, or several small parts joined together, so units depend only on the input files. The files
+written for a unit depend only on the unit, so neither interruptions nor the number of processes affects the prepared
+data.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _WHITE_SPACE[[point for point in range(0x10000) if chr(point).isspace()]] = True
 
 @dataclass(frozen=True)
 class Unit:
-    """Some parts of one corpus.
+    """One or more parts of one corpus.
 
     Attributes:
         number: index of the unit.
@@ -71,8 +72,8 @@ class UnitReader:
 
     Attributes:
         report: counts of repaired or left-out content, by kind.
-        characters: character counts of the reader's stages, if it keeps them, and of the two stages that follow:
-            `documents`, where texts are cleaned again, and `selection`, whose output is counted by the writer.
+        characters: character counts of the reader's stages, if the reader counts characters, and of the two stages that
+            follow: `documents`, where texts are cleaned again, and `selection`, whose output is counted by the writer.
         damages: parts that could not be read completely.
         bytes_done: number of bytes of the unit that have been read.
     """

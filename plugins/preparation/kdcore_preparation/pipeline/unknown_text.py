@@ -37,8 +37,8 @@ class UnknownText:
     """Count the characters inside [UNK] of texts whose number of unknown tokens is known.
 
     Encoding with offsets takes 20% longer than without, and few texts contain unknown tokens. The words of those texts
-    are looked up in a cache. If the counts of tokens or unknown tokens of the words do not add up to those of the text,
-    because tokenization depends on more than single words, the text is encoded again with offsets.
+    are looked up in a cache. If tokenization depends on more than single words, the token counts of the words may not
+    add up to the token counts of the text. The text is then encoded again with offsets.
 
     Args:
         backend: the Rust tokenizer.
@@ -73,8 +73,8 @@ class UnknownText:
 
         Args:
             texts: the texts as encoded.
-            tokens: (texts,) number of tokens of each.
-            unknown: (texts,) number of unknown tokens of each.
+            tokens: (texts,) number of tokens of each text.
+            unknown: (texts,) number of unknown tokens of each text.
             encodings: encodings of the texts; None if they have no offsets.
         """
         found = np.zeros(len(texts), np.int64)
@@ -106,9 +106,9 @@ class UnknownText:
         return len(self._backend.pre_tokenizer.pre_tokenize_str(normalized))
 
     def _sums_of_words(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], int]:
-        """Return the sums of the counts of the words of each text (texts, 3), and the characters of long words.
+        """Add up the counts of the words of each text (texts, 3); also return the number of characters in long words.
 
-        Long words are encoded each time.
+        Long words are not cached.
         """
         sizes = list(map(len, texts))
         points = code_points("".join(texts))
@@ -127,7 +127,7 @@ class UnknownText:
         return found, self._forget(new)
 
     def _look_up(self, points: NDArray[np.uint32]) -> None:
-        """Look up characters that are words; characters that are not a single token become inner characters."""
+        """Classify characters that are words; those that are not a single token count as inner characters."""
         new = np.flatnonzero(np.bincount(points))
         counts = map(self._in, self._encode(list(map(chr, new.tolist()))))
         kinds = {_Counts(1, 0, 0): _KNOWN, _Counts(1, 1, 1): _UNKNOWN}
@@ -168,7 +168,7 @@ def _words_of_a_character() -> list[int]:
 
 
 def _sums(counts: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
-    """Return the sums of successive groups of rows of counts; `sizes` are the numbers of rows."""
+    """Return the sums of successive groups of rows of counts; `sizes` is the number of rows in each group."""
     ends = np.cumsum(sizes)
     before = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, axis=0)])
     sums: NDArray[np.int64] = before[ends] - before[ends - sizes]

@@ -33,8 +33,8 @@ UNITS = "units"
 class Work:
     """Process the units of a preparation in a folder that may contain finished units.
 
-    To remove duplicates, all units are tokenised before any is written, because the repeated documents are known only
-    then. Otherwise each unit is tokenised and written in one pass.
+    To remove duplicates, all units are tokenised before any is written, because the repeated documents are not known
+    until then. Otherwise, each unit is tokenised and written in one pass.
 
     Args:
         data: the recipe.

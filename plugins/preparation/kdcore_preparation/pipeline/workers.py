@@ -30,11 +30,11 @@ def run_in_processes(
     SIGKILL, and all of them end when one fails.
 
     Args:
-        work: processes one item; `worker` is the number of the process, from 0.
+        work: function that processes one item; `worker` is the number of the process, from 0.
         items: items in processing order.
         processes: number of processes.
-        in_child: called first in each process.
-        tick: called in this process a few times a second.
+        in_child: function called first in each process.
+        tick: function called in this process a few times per second.
 
     Raises:
         InfrastructureError: a process was killed.
