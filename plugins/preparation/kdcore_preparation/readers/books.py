@@ -76,7 +76,7 @@ class BooksCorpus(FileCorpus):
                     codecs.lookup(value)
                 except LookupError as error:
                     raise ValueError(
-                        f"unknown encoding `{value}` (expected a name in Python, such as utf-8 or cp1252)"
+                        f"unknown encoding `{value}` (expected Python's name of an encoding, such as utf-8 or cp1252)"
                     ) from error
             return value
 
@@ -179,7 +179,7 @@ def _decodes(raw: bytes, encoding: str) -> bool:
 
 
 def _detected(raw: bytes, path: Path) -> tuple[str, str]:
-    """Detect an encoding by the letters of the decoded text.
+    """Detect an encoding from the letters of the decoded text.
 
     Returns:
         The encoding, and a phrase that lists other encodings that match equally well.
@@ -218,7 +218,7 @@ def _letters(text: str) -> float:
 
 
 class _Source:
-    """Read a file in document-sized pieces. The text ends at the first damage; its error is raised at the end."""
+    """Read a file in document-sized pieces, up to the first damage; `raise_damage` raises the error for it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

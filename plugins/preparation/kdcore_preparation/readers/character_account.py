@@ -77,9 +77,9 @@ class CharacterStage:
 
 
 class CharacterAccount(dict[str, CharacterStage]):
-    """The stages of a reader by name, in order: each receives what the previous one passes on.
+    """The stages of a reader by name, in order: each receives the text that the previous one passes on.
 
-    A reader that counts its characters has this account as `characters`, next to `report`, and creates all stages in
+    A reader that counts characters stores this account in `characters`, next to `report`, and creates all stages in
     `__init__`:
 
         class Reviews(FileCorpus):
@@ -98,12 +98,12 @@ class CharacterAccount(dict[str, CharacterStage]):
                 self._markup.passed += len(text)
                 return clean_text(text, self.report, self._clean)
 
-    Whenever a document has been yielded, every stage must be balanced, and each stage must have received what the
-    previous stage passed on; `imbalances` lists the violations. The last stage passes on the documents' texts. A text
-    that is cut into several documents is counted before the first of them is yielded. The characters of a skipped page
-    or record are counted at the stage that skips it (`refuse` or `drop`). The account is cleared in place before each
-    part is read, so a reader may keep references to its stages. Count with `len` of whole strings before and after a
-    substitution that has matched, never in a loop over characters.
+    Whenever a document has been yielded, every stage must be balanced, and each stage must have received all characters
+    that the previous stage passed on; `imbalances` lists the violations. The last stage passes on the documents' texts.
+    A text that is cut into several documents is counted before the first of them is yielded. The characters of a
+    skipped page or record are counted at the stage that skips it (`refuse` or `drop`). The account is cleared in place
+    before each part is read, so a reader may keep references to its stages. Count with `len` of whole strings before
+    and after a substitution that has matched, never in a loop over characters.
 
     The account is optional: for a reader without one (`characters` is None), characters are not checked.
     """
@@ -113,7 +113,7 @@ class CharacterAccount(dict[str, CharacterStage]):
         return self.setdefault(name, CharacterStage())
 
     def add(self, other: Mapping[str, CharacterStage]) -> None:
-        """Add the counts of another account with the same stages, such as that of another part."""
+        """Add the counts of another account with the same stages, such as the account of another part."""
         for name, stage in other.items():
             self.stage(name).add(stage)
 

@@ -69,7 +69,7 @@ def decode_utf8(raw: bytes, report: Counter[str], characters: CharacterStage | N
 
 
 def cut_text(text: str, limit: int) -> Iterator[str]:
-    """Cut a text into pieces of at most `limit` characters, before white space where there is any.
+    """Cut a text into pieces of at most `limit` characters, before white space where possible.
 
     White space stays with the following word, as in byte-level and SentencePiece tokenizers, so that cutting does not
     change the tokens.

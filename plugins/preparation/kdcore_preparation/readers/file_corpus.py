@@ -43,7 +43,7 @@ class PartedCorpus(Corpus):
     def finished(self, name: str, text: str) -> Iterator[Document]:
         """Clean a text and yield its documents: none if it is empty, several if it is very long.
 
-        Changes are counted in the report, characters at the stages `clean` and `cut`.
+        Changes are counted in the report, and characters at the stages `clean` and `cut`.
         """
         text = clean_text(text, self.report, self.characters.stage("clean"))
         if not text:
@@ -88,9 +88,9 @@ class FileCorpus(PartedCorpus):
         return input_files(self.config.path)
 
     def path_of(self, part: Part) -> Path:
-        """Return the file of a part; the first part also counts the entries that are not input files.
+        """Return the file of a part; for the first part, also count the entries that are not input files.
 
-        Files are listed only once, because a folder may contain many, each of which is a part.
+        Files are listed only once, because a folder may contain many files, each of which is a part.
         """
         if part.file not in self._paths:
             self._paths = self.files()
@@ -103,7 +103,7 @@ class FileCorpus(PartedCorpus):
         return [Part(name, path.stat().st_size, name) for name, path in self.files().items()]
 
     def skips_binary(self, part: Part, path: Path, head: bytes) -> bool:
-        """Return whether to skip a binary file, and count it once.
+        """Return whether to skip a file because it is binary, and count each skipped file once.
 
         Raises:
             DataError: the file was named explicitly, not found in a folder.
@@ -148,9 +148,9 @@ class Line(NamedTuple):
 
     Attributes:
         number: number of the line, counted from 1 at the start of the part.
-        start: where the line starts in the (unpacked) file.
-        raw: its bytes.
-        complete: whether this is the end of the line.
+        start: position of the line's start in the (unpacked) file.
+        raw: bytes of the line or piece.
+        complete: whether the line ends with these bytes.
     """
 
     number: int
@@ -216,7 +216,7 @@ class BadRecords:
 
     Args:
         path: the file.
-        allowed: valid records, for the error.
+        allowed: description of valid records, for the error.
         hint: hint of the error.
     """
 
@@ -252,9 +252,10 @@ class BadRecords:
 
 
 def looks_binary(head: bytes) -> bool:
-    """Return whether a file is binary, by its control characters: about 10% of compressed or executable data.
+    """Return whether a file is binary because it contains many control characters.
 
-    Small compressed files are recognised by their first two bytes.
+    About 10% of the bytes of compressed or executable data are control characters. Small compressed files are
+    recognised by their first two bytes.
     """
     if head.startswith(UTF16_MARKS):
         return False  # readers of UTF-8 report UTF-16 themselves
@@ -282,7 +283,7 @@ def _first_line(stream: IO[bytes], start: int, end: int | None) -> int:
 
 
 def _cut(line: bytes) -> int:
-    """Find where to cut an overlong line: after its last white space or, without any, between two UTF-8 characters."""
+    """Find where to cut an overlong line: after its last white space, or else between two UTF-8 characters."""
     at = max(line.rfind(bytes([character])) for character in WHITE_SPACE)
     if at > 0:
         return at + 1

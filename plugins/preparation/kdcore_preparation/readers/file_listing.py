@@ -30,7 +30,7 @@ class InputFiles(dict[str, Path]):
 
 
 def find_files(path: str) -> InputFiles:
-    """Find the files of a path, folder or glob, as `input_files` describes.
+    """Find the files of a path, folder or glob; see `input_files`.
 
     Raises:
         DataError: the path does not exist, cannot be read or contains no files.
@@ -83,10 +83,10 @@ class _Search:
 
         Args:
             folder: the folder.
-            pattern: names with wildcards, `**` for any number of folders; the last name matches files.
+            pattern: names with wildcards; `**` matches any number of folders, and the last name matches files.
             count_hidden: whether hidden entries count as left out; otherwise they do not match.
 
-        A folder that has several names because of links is searched only under the first.
+        A folder that has several names because of links is searched only under the first name.
         """
         searched: dict[tuple[_DeviceAndInode, tuple[str, ...]], Path] = {}
         pending: list[tuple[Path, tuple[str, ...], tuple[_DeviceAndInode, ...]]] = []

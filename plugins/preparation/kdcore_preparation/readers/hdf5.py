@@ -74,7 +74,7 @@ class Hdf5Corpus(FileCorpus):
                 f"has no dataset {', '.join(f'`{name}`' for name in missing)}",
                 where=str(path),
                 allowed=_DATASETS,
-                hint="only shards with pre-drawn masks can be read, such as those of create_pretraining_data.py",
+                hint="only shards with pre-drawn masks can be read, such as shards from create_pretraining_data.py",
             )
         counts = {len(file[name]) for name in _DATASETS}
         if len(counts) > 1:

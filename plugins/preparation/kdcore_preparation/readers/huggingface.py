@@ -45,7 +45,7 @@ class HuggingFaceCorpus(PartedCorpus):
 
         split: str = Field("train", description="Name of the split.")
         revision: str | None = Field(
-            None, description="Commit or tag on the hub; without one, changes of the dataset go unnoticed."
+            None, description="Commit or tag on the hub; without one, changes to the dataset go unnoticed."
         )
         column: str = Field("text", min_length=1, description="Name of the column of texts.")
 
@@ -58,7 +58,7 @@ class HuggingFaceCorpus(PartedCorpus):
         self._loaded: Any = None
 
     def files(self) -> Mapping[str, Path]:
-        """List the folder's files; empty for a dataset on the hub, which is identified by its name and revision."""
+        """List the folder's files; none for a dataset on the hub, which is identified by its name and revision."""
         return {} if self.config.path is None else dict(input_files(self.config.path))
 
     def parts(self) -> Sequence[Part]:

@@ -53,7 +53,7 @@ def input_files(path: str) -> InputFiles:
 
 
 def table_files(path: str) -> InputFiles:
-    """Find files as `input_files` does, without the auxiliary files that Spark and Hadoop write next to their data.
+    """Find files like `input_files`, but without the auxiliary files that Spark and Hadoop write next to their data.
 
     These are files and folders whose names begin with an underscore (`_SUCCESS`, `_metadata`) and checksums (`.crc`). A
     single file named by `path` is always included.
@@ -126,10 +126,10 @@ def open_input(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_counted(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Open a file as `open_input` does.
+    """Open a file like `open_input`, and also yield the raw file.
 
     Yields:
-        The unpacked bytes (seekable for a plain file), and the raw file, whose `tell` is the number of bytes read.
+        The unpacked bytes (seekable for a plain file), and the raw file, whose `tell` returns the number of bytes read.
     """
     kind = compression(path)
     with path.open("rb") as raw:

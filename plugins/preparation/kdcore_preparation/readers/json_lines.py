@@ -34,9 +34,9 @@ _UNUSABLE = "records that cannot be used"
 class JsonLinesCorpus(FileCorpus):
     """Read a text field of JSON objects, one per line, from plain, gzip, bzip2 or zstd files.
 
-    Broken bytes become U+FFFD, control characters are removed, and objects whose text is empty or null, as well as
-    binary files in a folder, are skipped; each is counted. Other lines, including those that repeat the key, are left
-    out and raise an error at the end.
+    Broken bytes become U+FFFD, and control characters are removed. Objects whose text is empty or null are skipped, as
+    are binary files in a folder. All of these are counted. Other lines, such as lines that repeat the key, are left
+    out, and an error is raised at the end.
     """
 
     class Config(FileCorpus.Config):
@@ -122,7 +122,7 @@ def _length_of_literal(line: str, field: str) -> int:
         field: the key.
 
     Raises:
-        ValueError: the object has the key more than once; the message is that of `json_record`.
+        ValueError: the object has the key more than once; the message is the same as in `json_record`.
     """
     length = -1
     place = line.index("{")

@@ -18,7 +18,7 @@ _FLAG = re.compile(r"[A-Z+-]|[a-z]{2,3}(?:-[a-z]+)?")
 
 
 def resolve_variants(text: str, variants: Sequence[str]) -> tuple[str, int]:
-    """Replace each `-{...}-` by its text in one variant.
+    """Replace each `-{...}-` with its text in one variant.
 
     The text for the first available variant of `variants` is used, or its first text if none is available. Rules
     without visible text (flags `H`, `T`, `N`, `-`) are removed. An unclosed `-{` is kept.
@@ -109,6 +109,6 @@ def _closing(name: str) -> re.Pattern[str]:
 
 @cache
 def _separator(variants: tuple[str, ...]) -> re.Pattern[str]:
-    """Match separators: semicolons separate alternatives only before a variant; others belong to text or entities."""
+    """Match the semicolons that separate alternatives: only those before a variant, not those of text or entities."""
     codes = "|".join(sorted(map(re.escape, variants), reverse=True))
     return re.compile(rf";(?=\s*(?:(?:{codes})\s*:|[^;]*?=>\s*(?:{codes})\s*:|\Z))", re.IGNORECASE)

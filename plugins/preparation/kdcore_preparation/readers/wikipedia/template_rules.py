@@ -38,7 +38,7 @@ class TemplateArguments:
         self._rendered: dict[str, str] = {}
 
     def get(self, *names: str) -> str:
-        """Return the first of these arguments that is not empty; negative numbers count from the end."""
+        """Return the first of these arguments that is not empty; negative numbers are counted from the end."""
         for name in names:
             if name.startswith("-") and name[1:].isdecimal():
                 name = str(self.count + 1 - int(name[1:]))
@@ -50,7 +50,7 @@ class TemplateArguments:
         return ""
 
     def plain(self, *names: str) -> str:
-        """Return an argument as `get` does, as one line without the marks of omitted content."""
+        """Return an argument like `get`, but as one line without the marks of omitted content."""
         return " ".join(self.get(*names).replace(GAP, "").split())
 
     @property
@@ -137,7 +137,7 @@ def _parts_of(spec: str, place: int) -> tuple[list[Any], int]:
 
 
 def _filled(parts: Sequence[Any], arguments: TemplateArguments, *, optional: bool = False) -> tuple[str, bool]:
-    """Return the text and whether it has an argument; an optional part with a missing argument is empty."""
+    """Return the text, and whether it contains an argument; an optional part with a missing argument is empty."""
     text, found = "", False
     for part in parts:
         if isinstance(part, str):
@@ -456,7 +456,7 @@ def centuries(arguments: TemplateArguments) -> str:
 
 
 def name_itself(arguments: TemplateArguments) -> str:
-    """Return the text of a template that stands for its own name, with Roman numerals in capitals."""
+    """Return the name of a template as its text, with Roman numerals in capitals."""
     name = arguments.name.replace("av. j.-c.", "av. J.-C.")
     return re.sub(r"^[ivxlcdm]+(?=(?:er?|re|ème)\b)", lambda number: number[0].upper(), name)
 

@@ -42,7 +42,7 @@ _Entry = int | str | Rule
 
 
 def _table(*groups: tuple[str, _Entry]) -> dict[str, Rule]:
-    """Build a table from groups of names, separated by semicolons, with one rule each."""
+    """Build a table from groups of names separated by semicolons; each group has one rule."""
     table: dict[str, Rule] = {}
     for names, entry in groups:
         rule = rule_of(entry) if isinstance(entry, (int, str)) else entry

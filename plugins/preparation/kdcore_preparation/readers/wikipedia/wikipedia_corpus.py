@@ -61,7 +61,7 @@ class WikipediaCorpus(FileCorpus):
         """Keys of the corpus."""
 
         path: PathString = Field(
-            description="MediaWiki XML, plain, .bz2 (best multistream), .gz or .zst; a folder or glob for many files."
+            description="MediaWiki XML, plain, .bz2 (preferably multistream), .gz or .zst; also a folder or glob."
         )
         templates: Annotated[
             dict[
@@ -71,7 +71,7 @@ class WikipediaCorpus(FileCorpus):
             AfterValidator(_checked_names),
         ] = Field(
             {},
-            description="Text to keep of each template, by its name: the number or name of an argument, a text with "
+            description="Text to keep of each template, by name: the number or name of an argument, a text with "
             "arguments in braces such as `{1} {unit}`, or `drop`. These rules replace and extend the built-in ones.",
         )
         variant: Annotated[str | None, AfterValidator(_checked_variant)] = Field(

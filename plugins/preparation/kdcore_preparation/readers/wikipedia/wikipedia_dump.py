@@ -155,7 +155,7 @@ class DumpPart:
             )
 
     def _chunks(self) -> Iterator[tuple[bytes, bool]]:
-        """Yield chunks of unpacked bytes from the part's start on, and whether each belongs to the part."""
+        """Yield chunks of unpacked bytes, beginning at the part's start, and whether each chunk belongs to the part."""
         if compression(self._path) == "bzip2":
             with self._path.open("rb") as raw:
                 yield from self._bzip2(raw)

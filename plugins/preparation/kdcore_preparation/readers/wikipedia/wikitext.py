@@ -105,7 +105,7 @@ class WikitextCleaner:
 
     Args:
         wiki: the wiki of the article; its language determines templates, files, number formats and variants.
-        templates: rules for templates by name, in the form of a recipe; they replace the built-in rules.
+        templates: rules for templates by name, as written in a recipe; they replace the built-in rules.
         variant: code of the language variant to take from `-{...}-`; None is the main form of the wiki.
     """
 
@@ -412,7 +412,7 @@ def _address_end(address: str) -> int:
 
 
 def _one_gap(run: re.Match[str]) -> str:
-    """Replace adjacent gaps and spaces by one gap with at most one space on each side."""
+    """Replace adjacent gaps and spaces with a single gap that has at most one space on each side."""
     before = " " if run[1] else ""
     after = " " if any(character.isspace() for character in run[0][len(run[1]) :]) else ""
     return f"{before}{GAP}{after}"
@@ -448,7 +448,7 @@ def _drop_heading(kept: list[tuple[str, int]], stage: CharacterStage) -> None:
 
 
 def _lines(rendered: str, report: Counter[str], stage: CharacterStage) -> list[tuple[str, int]]:
-    """Join lines to paragraphs: (text, heading level or 0). List items and headings are separate paragraphs."""
+    """Join lines into paragraphs: (text, heading level or 0). List items and headings are separate paragraphs."""
     paragraphs: list[tuple[str, int]] = []
     open_lines: list[str] = []
     ends = rendered.count("\n")  # characters that separate lines, and the spaces next to them

@@ -1,8 +1,8 @@
 """Parse an article, leaving out the parts that would be dropped later.
 
-The library tokenises wikitext in C and builds a tree of Python objects from the tokens, which takes ten times as long.
-Most tokens of a Wikipedia article are inside templates, references and tables, so these are left out before the tree is
-built.
+The library tokenises wikitext in C and builds a tree of Python objects from the tokens, which takes ten times as long
+as tokenising. Most tokens of a Wikipedia article are inside templates, references and tables, so these are left out
+before the tree is built.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Selection(Protocol):
         """Return whether to keep a template; `name` is empty if it is not plain text."""
 
     def replaces_tag(self, name: str) -> str | None:
-        """Return the replacement of a tag and its content, by the tag's name; None to keep it."""
+        """Return the replacement for a tag and its content, by the tag's name; None to keep it."""
 
     def drop(self, reason: str, characters: int) -> None:
         """Count the characters of a comment, a tag, or attributes of a tag."""
@@ -59,7 +59,7 @@ def parse_without(text: str, selection: Selection) -> Any:
     """Parse wikitext, leaving out comments, attributes of tags, and the unwanted templates and tags.
 
     Returns:
-        The library's tree of the rest, with the text `GAP` in place of omitted content.
+        The library's tree of the remaining markup, with the text `GAP` in place of omitted content.
 
     Raises:
         ParserError: the library failed.
@@ -84,7 +84,7 @@ def tokens_of(text: str) -> list[Any]:
 
 
 def source_length(tokens: list[Any]) -> int:
-    """Return the number of source characters of complete tokens, such as those of an article."""
+    """Return the number of source characters of complete tokens, such as all tokens of an article."""
     kinds, place, length = _kinds(), 0, 0
     while place < len(tokens):
         place, characters = _skip(tokens, place, kinds)
